@@ -1,0 +1,68 @@
+"""The gateway's settings: read once from ``SLUICE_*`` variables, then frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from streams.contract.topics import DEFAULT_FILE
+
+
+class Settings(BaseSettings):
+    """One value, read at start. Every field is ``SLUICE_<NAME>`` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="SLUICE_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        Path(".sluice"), description="Folder of the embedded broker's data and workers' tables."
+    )
+    kafka: str | None = Field(
+        None,
+        description="Bootstrap servers of a Kafka of your own (host:port, comma separated); "
+        "unset: the embedded broker on broker_port.",
+    )
+    broker_port: int = Field(9092, ge=1, le=65535, description="Port of the embedded broker.")
+    topics: Path = Field(DEFAULT_FILE, description="The topics file.")
+    host: str = Field("127.0.0.1", description="Address the gateway listens on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port the gateway listens on; 0: any free one.")
+    node_id: str | None = Field(None, description="Name of this gateway; unset: host name and process id.")
+    deadline_ms: int = Field(
+        250,
+        ge=5,
+        le=60_000,
+        description="Milliseconds a check waits for its answer before it is let through.",
+    )
+    breaker_misses: int = Field(
+        3, ge=1, description="Deadlines missed in a row by one partition until it is let through at once."
+    )
+    publish_timeout_ms: int = Field(
+        2_000,
+        ge=100,
+        description="Milliseconds until a check that could not be published is dropped, uncounted.",
+    )
+    max_in_flight: int = Field(
+        100_000, ge=1, description="Checks waiting for an answer, in all; more are let through at once."
+    )
+    apply_timeout_ms: int = Field(
+        5_000,
+        ge=100,
+        description="Milliseconds a limit change waits to be applied before it is answered 202.",
+    )
+    admin_token: SecretStr | None = Field(
+        None, description="Bearer token that changes of limits must carry; required beyond loopback."
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("admin_token")
+    @classmethod
+    def _token_is_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 8:
+            raise ValueError("shorter than 8 characters: choose a longer one, or unset it")
+        return value
+
+    @property
+    def bootstrap(self) -> str:
+        """Where Kafka is."""
+        return self.kafka or f"127.0.0.1:{self.broker_port}"

@@ -1,0 +1,88 @@
+"""Every error Sluice raises on purpose.
+
+::
+
+    SluiceError
+    ├── InvalidInput          a caller's mistake: names the field and the remedy
+    │   ├── InvalidId         client, plan, resource
+    │   ├── InvalidCost
+    │   └── InvalidLimit      a limit or a policy
+    ├── RecordError           a record on a topic cannot be used; it goes to dead-letters
+    │   ├── UndecodableRecord
+    │   └── MisroutedRecord   the wrong partition for its client
+    ├── TopicError            the broker's topics are not those of topics.yaml
+    ├── StateError            stored state cannot be used as it is
+    │   ├── TopicRecreated    a marker belongs to another incarnation of the topic
+    │   └── OffsetGone        a marker points before the log's beginning or past its end
+    └── Unavailable           an answer did not come: nothing is known to have been applied
+"""
+
+from __future__ import annotations
+
+
+class SluiceError(Exception):
+    """Base of all; its text says what happened and what to do."""
+
+
+class InvalidInput(SluiceError):
+    """A caller's mistake.
+
+    Args:
+        field: The offending field, as the caller wrote it (``client_id``, ``limits[1]``).
+        problem: What is wrong with it.
+        remedy: What would be accepted.
+    """
+
+    def __init__(self, field: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{field}: {problem}; {remedy}")
+        self.field = field
+        self.problem = problem
+        self.remedy = remedy
+
+
+class InvalidId(InvalidInput):
+    """A client, plan or resource id that cannot be used."""
+
+
+class InvalidCost(InvalidInput):
+    """A cost that is not a whole number from 0 to 1,000,000."""
+
+
+class InvalidLimit(InvalidInput):
+    """A limit or a policy that cannot be enforced."""
+
+
+class RecordError(SluiceError):
+    """A record that cannot be used; ``reason`` goes into its dead letter's header."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UndecodableRecord(RecordError):
+    """Not one of the formats of :mod:`streams.contract.records`."""
+
+
+class MisroutedRecord(RecordError):
+    """In a partition that its client does not hash to."""
+
+
+class TopicError(SluiceError):
+    """A topic is missing, or differs from topics.yaml in a way that would corrupt counting."""
+
+
+class StateError(SluiceError):
+    """Stored state and the log do not belong together; the text says how to go on."""
+
+
+class TopicRecreated(StateError):
+    """The marker was written for a topic of the same name that has been deleted since."""
+
+
+class OffsetGone(StateError):
+    """The log no longer holds (or does not yet hold) the offset the marker points at."""
+
+
+class Unavailable(SluiceError):
+    """No answer in time."""

@@ -1,0 +1,381 @@
+"""What travels on the topics, to bytes and back.
+
+``checks``
+    *batches* and *updates* in binary, as gateways and owners write them: a fixed header
+    (:data:`HEADER`), then msgpack. The header can be read even where the body cannot, so that a
+    broken batch is answered with an error. *Single checks* in JSON, as any producer writes them::
+
+        {"client_id": "alice", "cost": 1, "reply_to": {"partition": 3, "id": "req-17"}}
+
+``limit-updates``
+    key ``["client", "alice", "login"]`` (kind, id, resource), value ``{"limits": [...]}``; no value
+    deletes. A header ``reply-to`` of ``<partition>:<id>`` asks for a word when it is applied.
+``replies``
+    binary :class:`Reply` for batches; JSON ``{"id": ..., ...}`` for single checks and updates.
+``nodes``
+    JSON :class:`NodeBeat`, keyed by node id.
+
+The first byte of everything binary is the format's version, so that a reader can refuse what it
+does not know; JSON begins with ``{``, which is no version.
+"""
+
+from __future__ import annotations
+
+from struct import Struct, error as StructError
+from typing import Any, Final
+
+import msgspec
+
+from streams.contract.errors import InvalidInput, UndecodableRecord
+from streams.contract.policy import MAX_COST, Policy, check_cost, check_id, parse_policy
+
+VERSION: Final = 1
+
+HEADER: Final = Struct(">BBiQQ")
+"""Version, kind, reply partition (-1: no reply wanted), incarnation of the sender, batch number."""
+
+KIND_BATCH: Final = ord("B")
+KIND_UPDATE: Final = ord("U")
+KIND_ERROR: Final = ord("E")
+
+NO_REPLY: Final = -1
+
+MAX_BATCH: Final = 10_000
+"""Checks in one batch: the longest list that one HTTP call may bring."""
+
+POSITION_BITS: Final = 16
+"""A position is ``offset << 16 | index in the batch``; MAX_BATCH must stay below 2**16."""
+
+KINDS: Final = ("client", "plan", "default", "reset")
+"""What a limit update can be about; ``reset`` empties a client's counters."""
+
+
+class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """May *client* spend *cost* now? Empty plan or resource: none."""
+
+    client: str
+    cost: int = 1
+    plan: str = ""
+    resource: str = ""
+
+
+class Decision(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The answer to one check.
+
+    ``limit`` and ``remaining`` are those of the limit that is nearest to being used up, ``None`` when
+    unlimited. ``reset_after_ms``: when that limit is whole again if nothing more is spent.
+    ``retry_after_ms``: 0 if allowed; ``None`` if waiting cannot help (cost above the limit).
+    ``policy_version``: the offset in ``limit-updates`` of the policy that decided, -1 for the built-in
+    default.
+    """
+
+    allowed: bool
+    limit: int | None
+    remaining: int | None
+    reset_after_ms: int
+    retry_after_ms: int | None
+    policy_version: int
+
+
+class Batch(msgspec.Struct, frozen=True, gc=False):
+    """Checks of one partition, sent as one record; ``partition`` is where the reply goes."""
+
+    partition: int
+    incarnation: int
+    number: int
+    checks: list[Check]
+
+
+class ReplyTo(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where a JSON reply goes, and the id it carries."""
+
+    partition: int
+    id: str
+
+
+class SingleCheck(msgspec.Struct, frozen=True, gc=False):
+    """A check published on its own."""
+
+    check: Check
+    reply_to: ReplyTo | None
+
+
+class Update(msgspec.Struct, frozen=True, array_like=True):
+    """A limit update as it comes by in ``checks``; ``version`` is its offset in ``limit-updates``.
+
+    ``policy`` is ``None`` for a deletion and for a reset.
+    """
+
+    version: int
+    kind: str
+    id: str
+    resource: str
+    policy: Policy | None
+    reply_to: ReplyTo | None = None
+
+    @property
+    def key(self) -> UpdateKey:
+        """The key it was written under."""
+        return UpdateKey(self.kind, self.id, self.resource)
+
+
+class UpdateKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Key of a ``limit-updates`` record; ``id`` is empty for the default."""
+
+    kind: str
+    id: str = ""
+    resource: str = ""
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """Answers to one batch, in its order.
+
+    ``answers``: a decision; ``None`` where the log had already decided it before a restart; a text
+    where this one check could not be judged. ``error`` is set instead when nothing could be.
+    ``applied``: all updates up to this offset of ``limit-updates`` had been applied.
+    """
+
+    incarnation: int
+    number: int
+    offset: int
+    applied: int
+    answers: list[Decision | str | None]
+    error: str | None = None
+
+
+class NodeBeat(msgspec.Struct, frozen=True):
+    """A worker or gateway saying that it is there, and how it is."""
+
+    id: str
+    role: str
+    version: str
+    host: str
+    at_ms: int
+    partitions: dict[int, PartitionBeat] = {}
+    stopping: bool = False
+
+
+class PartitionBeat(msgspec.Struct, frozen=True):
+    """What a worker says of one partition: its state, and records not yet judged."""
+
+    state: str
+    lag: int = 0
+
+
+_REPLY: Final = Struct(">BBQQqq")
+_check_list = msgspec.msgpack.Decoder(list[Check])
+_answers = msgspec.msgpack.Decoder(list[Decision | str | None])
+_update = msgspec.msgpack.Decoder(Update)
+_update_key = msgspec.json.Decoder(UpdateKey)
+_beat = msgspec.json.Decoder(NodeBeat)
+_pack = msgspec.msgpack.Encoder().encode
+_json = msgspec.json.Encoder().encode
+
+
+class _JsonReplyTo(msgspec.Struct, forbid_unknown_fields=True):
+    partition: int
+    id: str
+
+
+class _JsonCheck(msgspec.Struct, forbid_unknown_fields=True):
+    client_id: str
+    cost: int = 1
+    plan: str | None = None
+    resource: str | None = None
+    reply_to: _JsonReplyTo | None = None
+
+
+class _JsonLimits(msgspec.Struct, forbid_unknown_fields=True):
+    limits: Any
+
+
+_json_check = msgspec.json.Decoder(_JsonCheck)
+_json_limits = msgspec.json.Decoder(_JsonLimits)
+
+
+# --- checks ---------------------------------------------------------------------------------
+
+
+def encode_batch(batch: Batch) -> bytes:
+    """Header, then the checks."""
+    head = HEADER.pack(VERSION, KIND_BATCH, batch.partition, batch.incarnation, batch.number)
+    return head + _pack(batch.checks)
+
+
+def encode_update(update: Update) -> bytes:
+    """A relayed limit update; its reply address travels in the body."""
+    return HEADER.pack(VERSION, KIND_UPDATE, NO_REPLY, 0, update.version) + _pack(update)
+
+
+def encode_single(single: SingleCheck) -> bytes:
+    """The JSON form that any producer may write."""
+    check, to = single.check, single.reply_to
+    return _json(
+        {
+            "client_id": check.client,
+            "cost": check.cost,
+            "plan": check.plan or None,
+            "resource": check.resource or None,
+            "reply_to": {"partition": to.partition, "id": to.id} if to else None,
+        }
+    )
+
+
+def decode_checks_record(value: bytes | None) -> Batch | Update | SingleCheck:
+    """Read a record of ``checks``.
+
+    Raises:
+        UndecodableRecord: with the reason; :func:`reply_address` may still know who asked.
+    """
+    if not value:
+        raise UndecodableRecord("the record has no value")
+    try:
+        if value[0] == 0x7B:  # {
+            return _single(value)
+        if value[0] != VERSION:
+            raise UndecodableRecord(f"format version {value[0]} is not known here; upgrade the worker")
+        _, kind, partition, incarnation, number = HEADER.unpack_from(value)
+        body = memoryview(value)[HEADER.size :]
+        if kind == KIND_UPDATE:
+            return _update.decode(body)
+        if kind != KIND_BATCH:
+            raise UndecodableRecord(f"record kind {kind} is not known here; upgrade the worker")
+        checks = _check_list.decode(body)
+    except (msgspec.MsgspecError, StructError, RecursionError, UnicodeDecodeError) as exc:
+        raise UndecodableRecord(f"not a check: {exc}") from exc
+    except InvalidInput as exc:
+        raise UndecodableRecord(f"not a valid check: {exc}") from exc
+    if len(checks) > MAX_BATCH:
+        raise UndecodableRecord(f"{len(checks)} checks in a batch; at most {MAX_BATCH:,} are judged")
+    for check in checks:
+        if not 0 <= check.cost <= MAX_COST:
+            raise UndecodableRecord(f"cost {check.cost} is out of bounds; use 0 to {MAX_COST:,}")
+    return Batch(partition, incarnation, number, checks)
+
+
+def _single(value: bytes) -> SingleCheck:
+    raw = _json_check.decode(value)
+    check = Check(
+        check_id(raw.client_id, "client_id"),
+        check_cost(raw.cost),
+        check_id(raw.plan, "plan") if raw.plan is not None else "",
+        check_id(raw.resource, "resource") if raw.resource is not None else "",
+    )
+    to = raw.reply_to
+    return SingleCheck(check, ReplyTo(to.partition, to.id) if to else None)
+
+
+def reply_address(value: bytes | None) -> tuple[int, int, int] | None:
+    """Partition, incarnation and number to answer a batch whose body cannot be read, if it has them."""
+    if value is None or len(value) < HEADER.size or value[1] != KIND_BATCH:
+        return None
+    _, _, partition, incarnation, number = HEADER.unpack_from(value)
+    return (partition, incarnation, number) if partition >= 0 else None
+
+
+# --- replies --------------------------------------------------------------------------------
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """Header, then the answers, or the error."""
+    kind = KIND_BATCH if reply.error is None else KIND_ERROR
+    head = _REPLY.pack(VERSION, kind, reply.incarnation, reply.number, reply.offset, reply.applied)
+    return head + (_pack(reply.answers) if reply.error is None else reply.error.encode())
+
+
+def decode_reply(value: bytes) -> Reply:
+    """Read a binary reply.
+
+    Raises:
+        UndecodableRecord: not one.
+    """
+    try:
+        version, kind, incarnation, number, offset, applied = _REPLY.unpack_from(value)
+        if version != VERSION or kind not in (KIND_BATCH, KIND_ERROR):
+            raise UndecodableRecord(f"reply format {version}/{kind} is not known here")
+        body = memoryview(value)[_REPLY.size :]
+        if kind == KIND_ERROR:
+            return Reply(incarnation, number, offset, applied, [], bytes(body).decode(errors="replace"))
+        return Reply(incarnation, number, offset, applied, _answers.decode(body))
+    except (msgspec.MsgspecError, StructError) as exc:
+        raise UndecodableRecord(f"not a reply: {exc}") from exc
+
+
+def encode_json_reply(to: ReplyTo, **facts: Any) -> bytes:
+    """A reply to a single check or an update: its id and the facts."""
+    return _json({"id": to.id, **facts})
+
+
+# --- limit-updates --------------------------------------------------------------------------
+
+
+def encode_update_key(key: UpdateKey) -> bytes:
+    """``["client", "alice", ""]``."""
+    return _json(key)
+
+
+def encode_update_value(policy: Policy | None) -> bytes | None:
+    """``{"limits": ["100/minute"]}``; ``None`` deletes."""
+    return None if policy is None else _json({"limits": policy.spec()})
+
+
+def decode_update(
+    offset: int, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]] | None
+) -> Update:
+    """Read a record of ``limit-updates``.
+
+    Raises:
+        UndecodableRecord: with the reason.
+    """
+    try:
+        what = _update_key.decode(key or b"")
+        if what.kind not in KINDS:
+            raise UndecodableRecord(f"unknown kind {what.kind!r}; use one of {', '.join(KINDS)}")
+        if what.kind != "default":
+            check_id(what.id, "id")
+        elif what.id:
+            raise UndecodableRecord("the default has no id")
+        if what.resource:
+            check_id(what.resource, "resource")
+        policy = None
+        if value is not None and what.kind != "reset":
+            policy = parse_policy(_json_limits.decode(value).limits)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        raise UndecodableRecord(f"not a limit update: {exc}") from exc
+    except InvalidInput as exc:
+        raise UndecodableRecord(f"not a valid limit update: {exc}") from exc
+    return Update(offset, what.kind, what.id, what.resource, policy, _reply_to(headers))
+
+
+def _reply_to(headers: list[tuple[str, bytes]] | None) -> ReplyTo | None:
+    for name, raw in headers or ():
+        if name == "reply-to" and raw:
+            partition, _, id_ = raw.decode(errors="replace").partition(":")
+            if partition.isascii() and partition.isdigit() and id_:
+                return ReplyTo(int(partition), id_)
+    return None
+
+
+def reply_to_header(to: ReplyTo) -> tuple[str, bytes]:
+    """The header that asks for a word when an update is applied."""
+    return "reply-to", f"{to.partition}:{to.id}".encode()
+
+
+# --- nodes ----------------------------------------------------------------------------------
+
+
+def encode_beat(beat: NodeBeat) -> bytes:
+    """JSON."""
+    return _json(beat)
+
+
+def decode_beat(value: bytes | None) -> NodeBeat:
+    """Read a beat.
+
+    Raises:
+        UndecodableRecord: not one.
+    """
+    try:
+        return _beat.decode(value or b"")
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise UndecodableRecord(f"not a beat: {exc}") from exc

@@ -1,0 +1,197 @@
+"""topics.yaml to topics on the broker, and a client id to its partition."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import yaml
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, TopicDescription
+from confluent_kafka import TopicCollection
+from murmurhash2 import murmurhash2
+
+from streams.contract.errors import TopicError
+
+CHECKS: Final = "checks"
+UPDATES: Final = "limit-updates"
+REPLIES: Final = "replies"
+DEAD_LETTERS: Final = "dead-letters"
+NODES: Final = "nodes"
+COUNTERS_CHANGELOG: Final = "sluice-counters-changelog"
+POLICIES_CHANGELOG: Final = "sluice-policies-changelog"
+
+COPARTITIONED: Final = (CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG)
+"""Whoever owns partition p of one of these owns it of all."""
+
+DEFAULT_FILE: Final = Path(__file__).resolve().parents[2] / "topics.yaml"
+
+_SEED: Final = 0x9747B28C
+_TIMEOUT_S: Final = 15.0
+_DURATION_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SIZE: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2}
+
+
+class TopicSpec(msgspec.Struct, frozen=True):
+    """One topic of topics.yaml; durations in ms, sizes in bytes, -1 for no end."""
+
+    name: str
+    partitions: int
+    replication: int
+    min_insync: int
+    timestamp: str
+    cleanup: str
+    retention_ms: int
+    max_message: int
+    delete_retention_ms: int | None = None
+    min_compaction_lag_ms: int | None = None
+
+    def config(self) -> dict[str, str]:
+        """The broker's settings for this topic (Kafka's names)."""
+        config = {
+            "cleanup.policy": self.cleanup,
+            "message.timestamp.type": self.timestamp,
+            "retention.ms": str(self.retention_ms),
+            "max.message.bytes": str(self.max_message),
+            "min.insync.replicas": str(self.min_insync),
+        }
+        if self.delete_retention_ms is not None:
+            config["delete.retention.ms"] = str(self.delete_retention_ms)
+        if self.min_compaction_lag_ms is not None:
+            config["min.compaction.lag.ms"] = str(self.min_compaction_lag_ms)
+        return config
+
+
+def partition_of(client: str, partitions: int) -> int:
+    """The partition of *client*: murmur2 of its UTF-8, as the Java client's default partitioner.
+
+    >>> partition_of("alice", 4), partition_of("zoë", 64)
+    (1, 12)
+    """
+    return int(murmurhash2(client.encode(), _SEED) & 0x7FFFFFFF) % partitions
+
+
+def load_topics(path: Path = DEFAULT_FILE) -> dict[str, TopicSpec]:
+    """Read topics.yaml.
+
+    Raises:
+        TopicError: missing, not of the form, or partition counts that must agree and do not.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+        defaults = raw.get("defaults", {})
+        specs = {name: _spec(name, {**defaults, **body}) for name, body in raw["topics"].items()}
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise TopicError(f"{path} cannot be read as topics: {exc!r}") from exc
+    needed = {*COPARTITIONED, REPLIES, DEAD_LETTERS, NODES}
+    if missing := sorted(needed - specs.keys()):
+        raise TopicError(f"{path} lacks {', '.join(missing)}: add them as in the file shipped")
+    if len({specs[name].partitions for name in COPARTITIONED}) > 1:
+        raise TopicError(f"{path}: {', '.join(COPARTITIONED)} must have the same number of partitions")
+    return specs
+
+
+def _spec(name: str, body: Mapping[str, Any]) -> TopicSpec:
+    return TopicSpec(
+        name=name,
+        partitions=int(body["partitions"]),
+        replication=int(body["replication"]),
+        min_insync=int(body["min_insync"]),
+        timestamp=str(body["timestamp"]),
+        cleanup=str(body["cleanup"]),
+        retention_ms=_amount(body["retention"], _DURATION_MS),
+        max_message=_amount(body["max_message"], _SIZE),
+        delete_retention_ms=_optional(body.get("delete_retention")),
+        min_compaction_lag_ms=_optional(body.get("min_compaction_lag")),
+    )
+
+
+def _optional(value: Any) -> int | None:
+    return None if value is None else _amount(value, _DURATION_MS)
+
+
+def _amount(value: Any, units: Mapping[str, int]) -> int:
+    if value == -1:
+        return -1
+    match = re.fullmatch(r"(\d+)([A-Za-z]+)", str(value))
+    if match is None or match[2] not in units:
+        raise ValueError(f"{value!r}: use a number and one of {', '.join(units)}")
+    return int(match[1]) * units[match[2]]
+
+
+def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
+    """Create what is missing, then verify all; returns the names created.
+
+    Raises:
+        TopicError: the broker refused, or an existing topic differs (see :func:`verify_topics`).
+    """
+    wanted = {spec.name: spec for spec in specs}
+    present = admin.list_topics(timeout=_TIMEOUT_S).topics
+    new = [
+        NewTopic(s.name, s.partitions, s.replication, config=s.config())
+        for s in wanted.values()
+        if s.name not in present
+    ]
+    created = []
+    futures: dict[str, Future[None]] = admin.create_topics(new, operation_timeout=_TIMEOUT_S) if new else {}
+    for name, future in futures.items():
+        try:
+            future.result(timeout=_TIMEOUT_S)
+            created.append(name)
+        except KafkaException as exc:
+            if exc.args[0].name() != "TOPIC_ALREADY_EXISTS":
+                raise TopicError(f"the broker did not create {name}: {exc.args[0].str()}") from exc
+    verify_topics(admin, wanted.values())
+    return created
+
+
+def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
+    """Compare the broker's topics with *specs*.
+
+    Raises:
+        TopicError: one is missing, or differs in partition count or timestamp type: with another count
+            clients would be hashed elsewhere, with another clock decisions could not be recomputed.
+    """
+    wanted = {spec.name: spec for spec in specs}
+    described = describe(admin, wanted)
+    resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in wanted]
+    configs = {
+        resource.name: future.result(timeout=_TIMEOUT_S)
+        for resource, future in admin.describe_configs(resources).items()
+    }
+    for name, spec in wanted.items():
+        partitions = len(described[name].partitions)
+        if partitions != spec.partitions:
+            raise TopicError(
+                f"topic {name} has {partitions} partitions and topics.yaml says {spec.partitions}: "
+                f"set partitions: {partitions} in topics.yaml, or (losing what it holds) delete the "
+                f"topics and run `sluice topics create`; partitions cannot be changed in place"
+            )
+        stamp = configs[name]["message.timestamp.type"].value
+        if stamp != spec.timestamp:
+            raise TopicError(
+                f"topic {name} has message.timestamp.type={stamp} and needs {spec.timestamp}: stop the "
+                f"workers, run `kafka-configs.sh --alter --entity-type topics --entity-name {name} "
+                f"--add-config message.timestamp.type={spec.timestamp}`, and start them again"
+            )
+
+
+def describe(admin: AdminClient, names: Iterable[str]) -> dict[str, TopicDescription]:
+    """The broker's description (partitions, topic id) of each topic.
+
+    Raises:
+        TopicError: one does not exist.
+    """
+    found = {}
+    for name, future in admin.describe_topics(TopicCollection(list(names))).items():
+        try:
+            found[name] = future.result(timeout=_TIMEOUT_S)
+        except KafkaException as exc:
+            raise TopicError(
+                f"topic {name} is not there: run `sluice topics create` ({exc.args[0].str()})"
+            ) from exc
+    return found

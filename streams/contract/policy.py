@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
@@ -150,7 +151,7 @@ def parse_policy(value: Any, field: str = "limits") -> Policy:
     alone = items is not value
     limits = [_one(item, field if alone else f"{field}[{i}]") for i, item in enumerate(items)]
     limits.sort(key=lambda limit: -limit.window_ms)
-    for a, b in zip(limits, limits[1:], strict=False):
+    for a, b in pairwise(limits):
         if a.window_ms == b.window_ms:
             raise InvalidLimit(field, f"{a} and {b} share a window", "keep the smaller of the two")
     return Policy(tuple(limits))

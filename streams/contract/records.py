@@ -21,7 +21,8 @@ does not know; JSON begins with ``{``, which is no version.
 
 from __future__ import annotations
 
-from struct import Struct, error as StructError
+from struct import Struct
+from struct import error as struct_error
 from typing import Any, Final
 
 import msgspec
@@ -241,7 +242,7 @@ def decode_checks_record(value: bytes | None) -> Batch | Update | SingleCheck:
         if kind != KIND_BATCH:
             raise UndecodableRecord(f"record kind {kind} is not known here; upgrade the worker")
         checks = _check_list.decode(body)
-    except (msgspec.MsgspecError, StructError, RecursionError, UnicodeDecodeError) as exc:
+    except (msgspec.MsgspecError, struct_error, RecursionError, UnicodeDecodeError) as exc:
         raise UndecodableRecord(f"not a check: {exc}") from exc
     except InvalidInput as exc:
         raise UndecodableRecord(f"not a valid check: {exc}") from exc
@@ -297,7 +298,7 @@ def decode_reply(value: bytes) -> Reply:
         if kind == KIND_ERROR:
             return Reply(incarnation, number, offset, applied, [], bytes(body).decode(errors="replace"))
         return Reply(incarnation, number, offset, applied, _answers.decode(body))
-    except (msgspec.MsgspecError, StructError) as exc:
+    except (msgspec.MsgspecError, struct_error) as exc:
         raise UndecodableRecord(f"not a reply: {exc}") from exc
 
 

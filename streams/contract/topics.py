@@ -10,9 +10,8 @@ from typing import Any, Final
 
 import msgspec
 import yaml
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, TopicDescription
-from confluent_kafka import TopicCollection
 from murmurhash2 import murmurhash2
 
 from streams.contract.errors import TopicError

@@ -1,0 +1,196 @@
+"""The algorithm: strict sliding-window counters. Pure: no clock, no I/O, integers only.
+
+A window of ``window_ms`` is cut into ticks of ``ceil(window_ms / 60)``; a :class:`Window` is the sparse
+list of ticks in which something was charged. A tick is forgotten only when its *end* is at least the
+window ago, so every tick that overlaps the window counts whole, and in no interval of the window's
+length is more than the limit ever admitted. The price is at most one tick, 1/60 of the window, during
+which a charge still counts although it has left the window.
+
+A client's state is a ``dict`` from window length to :class:`Window`; :func:`decide` charges it in place.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from streams.contract.policy import Limit
+
+TICKS: Final = 60
+"""Ticks in a window: 61 pairs at most for a busy client, 1/60 of the window at most lost."""
+
+
+class Verdict(NamedTuple):
+    """What :func:`decide` found; the fields are those of :class:`streams.contract.records.Decision`."""
+
+    allowed: bool
+    limit: int
+    remaining: int
+    reset_after_ms: int
+    retry_after_ms: int | None
+
+
+class Window:
+    """Charges of one window length: ascending tick numbers, their counts, and the counts' sum.
+
+    ``retired_ms`` is 0 while a policy asks for this window; else since when none does.
+    """
+
+    __slots__ = ("counts", "retired_ms", "tick_ms", "ticks", "total", "window_ms")
+
+    def __init__(
+        self,
+        window_ms: int,
+        ticks: list[int] | None = None,
+        counts: list[int] | None = None,
+        retired_ms: int = 0,
+    ) -> None:
+        self.window_ms = window_ms
+        self.tick_ms = -(-window_ms // TICKS)
+        self.ticks: list[int] = ticks or []
+        self.counts: list[int] = counts or []
+        self.total = sum(self.counts)
+        self.retired_ms = retired_ms
+
+    def forget(self, now_ms: int) -> None:
+        """Drop every tick whose end is at least the window ago."""
+        oldest = (now_ms - self.window_ms) // self.tick_ms
+        ticks = self.ticks
+        if ticks and ticks[0] < oldest:
+            gone = bisect_left(ticks, oldest)
+            self.total -= sum(self.counts[:gone])
+            del ticks[:gone], self.counts[:gone]
+
+    def charge(self, now_ms: int, cost: int) -> None:
+        """Add *cost* at *now_ms*; earlier than the newest tick is read as that tick."""
+        tick = now_ms // self.tick_ms
+        ticks = self.ticks
+        if ticks and tick <= ticks[-1]:
+            self.counts[-1] += cost
+        else:
+            ticks.append(tick)
+            self.counts.append(cost)
+        self.total += cost
+
+    def free_after_ms(self, now_ms: int, excess: int) -> int:
+        """Milliseconds until ticks holding at least *excess* (1 to ``total``) have been forgotten."""
+        for tick, count in zip(self.ticks, self.counts, strict=True):
+            excess -= count
+            if excess <= 0:
+                return (tick + 1) * self.tick_ms + self.window_ms - now_ms
+        raise ValueError("excess is more than the window holds")
+
+    def empty_after_ms(self, now_ms: int) -> int:
+        """Milliseconds until nothing is left, if nothing more is charged."""
+        return (self.ticks[-1] + 1) * self.tick_ms + self.window_ms - now_ms if self.ticks else 0
+
+    def rebinned(self, window_ms: int, now_ms: int) -> Window:
+        """The same charges under another window length, each as late as it may have been.
+
+        A tick's charges are read as made at the tick's last millisecond: what the new window would not
+        allow is then never allowed, and may be refused for up to one old tick longer.
+        """
+        other = Window(window_ms)
+        for tick, count in zip(self.ticks, self.counts, strict=True):
+            other.charge((tick + 1) * self.tick_ms - 1, count)
+        other.forget(now_ms)
+        return other
+
+
+Windows = dict[int, Window]
+"""A client's state: a :class:`Window` for each length, by ``window_ms``."""
+
+
+def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
+    """Give *windows* a window for each of *limits*; returns whether anything changed.
+
+    A new length takes over the charges of the shortest window that covers it, else of the longest there
+    is. Of the lengths no longer asked for, the longest is kept (and charged on) for one window's length
+    more if it knows more than the others: a policy that is changed back then finds what was spent.
+
+    Args:
+        windows: State, changed in place.
+        limits: Of the policy in force, longest window first, not empty.
+        now_ms: Partition time.
+    """
+    lengths = [limit.window_ms for limit in limits]
+    if len(windows) == len(lengths) and all(length in windows for length in lengths):
+        changed = False
+        for window in windows.values():
+            if window.retired_ms:
+                window.retired_ms = 0
+                changed = True
+        return changed
+    before = {length: window.retired_ms for length, window in windows.items()}
+    for window in windows.values():
+        window.forget(now_ms)
+    known = sorted(windows)
+    for length in lengths:
+        if length not in windows:
+            source = next((other for other in known if other >= length), known[-1] if known else None)
+            windows[length] = (
+                windows[source].rebinned(length, now_ms) if source is not None else Window(length)
+            )
+        windows[length].retired_ms = 0
+    retired = [length for length in known if length not in lengths]
+    for length in retired:
+        window = windows[length]
+        window.retired_ms = window.retired_ms or now_ms
+        if length != retired[-1] or length < lengths[0] or now_ms - window.retired_ms > length:
+            del windows[length]
+    return before != {length: window.retired_ms for length, window in windows.items()}
+
+
+def decide(windows: Windows, limits: Sequence[Limit], *, now_ms: int, cost: int = 1) -> Verdict:
+    """Charge *cost* to *windows* if all *limits* allow it at *now_ms*; a refusal charges nothing.
+
+    Args:
+        windows: State, changed in place; :func:`reshape` has given it a window for each limit.
+        limits: Of the policy in force, not empty.
+        now_ms: Partition time in ms. Earlier than the newest tick is read as that tick.
+        cost: Requests to charge, 0 to 1,000,000; 0 only looks.
+
+    Returns:
+        The verdict; its ``limit``, ``remaining`` and ``reset_after_ms`` are those of the limit nearest to
+        being used up. ``retry_after_ms`` is 0 if allowed, ``None`` if *cost* is above a limit (waiting
+        cannot help), else when the same check would pass if nothing else is charged meanwhile.
+
+    >>> windows, limits = {}, (Limit(2, 60_000),)
+    >>> reshape(windows, limits, 500_000)
+    True
+    >>> decide(windows, limits, now_ms=500_000)
+    Verdict(allowed=True, limit=2, remaining=1, reset_after_ms=61000, retry_after_ms=0)
+    >>> decide(windows, limits, now_ms=510_300).remaining
+    0
+    >>> decide(windows, limits, now_ms=530_000)
+    Verdict(allowed=False, limit=2, remaining=0, reset_after_ms=41000, retry_after_ms=31000)
+    >>> decide(windows, limits, now_ms=561_000).allowed
+    True
+    """
+    allowed, never, wait_ms = True, False, 0
+    left, nearest, of = 0, None, 0
+    for limit in limits:
+        window = windows[limit.window_ms]
+        window.forget(now_ms)
+        free = limit.max - window.total
+        if nearest is None or free < left:
+            left, nearest, of = free, window, limit.max
+        if cost > free:
+            allowed = False
+            if cost > limit.max:
+                never = True
+            else:
+                wait_ms = max(wait_ms, window.free_after_ms(now_ms, cost - free))
+    assert nearest is not None
+    if allowed and cost:
+        for window in windows.values():
+            window.charge(now_ms, cost)
+        left -= cost
+    return Verdict(
+        allowed,
+        of,
+        left if left > 0 else 0,
+        nearest.empty_after_ms(now_ms),
+        None if never else wait_ms,
+    )

@@ -1,0 +1,99 @@
+"""One record of ``checks`` against the ledger of its partition. Pure: no Kafka, no clock, no I/O of its own.
+
+Nothing but the log enters a decision: the record, its position, partition time, and what earlier records
+left in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from streams.contract.errors import InvalidId
+from streams.contract.policy import check_id
+from streams.contract.records import POSITION_BITS, Check, Decision
+from streams.contract.topics import partition_of
+from streams.ledger import Key, Ledger, state_key
+from streams.window import decide, reshape
+
+Answer = Decision | str | None
+"""A decision; a text if this check cannot be judged; ``None`` if the ledger already held it."""
+
+
+def judge(
+    ledger: Ledger, offset: int, now_ms: int, checks: Sequence[Check], fault: Callable[[Check], str | None]
+) -> list[Answer]:
+    """Decide *checks*, one after the other, as the record at *offset* brought them.
+
+    Args:
+        ledger: Of the record's partition, changed in place.
+        offset: Of the record in ``checks``.
+        now_ms: Partition time at the record (:meth:`Ledger.advance`).
+        checks: In the record's order.
+        fault: Says why a check by a client not in memory cannot be judged here (:func:`fault_finder`).
+
+    Returns:
+        The answers in the order of *checks*.
+    """
+    states = ledger.states
+    faults: dict[Key, str] = {}
+    missing: dict[Key, None] = {}
+    for check in checks:
+        key: Key = check.client if not check.resource else state_key(check)
+        if key not in states and key not in missing and key not in faults:
+            reason = fault(check)
+            if reason is None:
+                missing[key] = None
+            else:
+                faults[key] = reason
+    if missing:
+        ledger.load(missing)
+
+    dirty, epoch = ledger.dirty, ledger.epoch
+    position = offset << POSITION_BITS
+    answers: list[Answer] = []
+    for check in checks:
+        key = check.client if not check.resource else state_key(check)
+        state = states.get(key)
+        if state is None:
+            answers.append(faults[key])
+        elif state.position >= position:
+            answers.append(None)
+        else:
+            if state.epoch != epoch or state.plan != check.plan:
+                ledger.resolve(state, check, position)
+            limits = state.policy.limits
+            if not limits:
+                answers.append(Decision(True, None, None, 0, 0, state.version))
+            else:
+                windows = state.windows
+                changed = reshape(windows, limits, now_ms)
+                verdict = decide(windows, limits, now_ms=now_ms, cost=check.cost)
+                if changed or (verdict.allowed and check.cost):
+                    state.position = position
+                    dirty[key] = state
+                answers.append(Decision(*verdict, state.version))
+        position += 1
+    return answers
+
+
+def fault_finder(partition: int, partitions: int) -> Callable[[Check], str | None]:
+    """What makes a check unfit for *partition* of *partitions*: its ids, or a client of another."""
+
+    def fault(check: Check) -> str | None:
+        try:
+            check_id(check.client, "client_id")
+            if check.plan:
+                check_id(check.plan, "plan")
+            if check.resource:
+                check_id(check.resource, "resource")
+        except InvalidId as exc:
+            return str(exc)
+        right = partition_of(check.client, partitions)
+        if right != partition:
+            return (
+                f"client {check.client!r} belongs to partition {right} and came to {partition}: hash client "
+                f"ids as the Java client does (librdkafka: partitioner=murmur2_random) over {partitions}"
+            )
+        return None
+
+    return fault

@@ -1,0 +1,324 @@
+"""The counters and policies of one partition in memory, over what is stored of them.
+
+A partition's decisions are a fold over its log, and this is the accumulator: clients' states, policies,
+the partition's clock, and how far the log has been read. It knows no Kafka: it reads through a
+:class:`Reader` and hands out what must be written (:meth:`Ledger.take_dirty`).
+
+Positions make replays harmless. A position is ``offset << 16 | index in the batch``; each state and each
+policy stores the last one applied to it, and what it already holds is not applied again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from streams.contract.policy import Policy
+from streams.contract.records import POSITION_BITS, Check, Update, UpdateKey
+from streams.window import Window, Windows
+
+FORMAT: Final = b"\x01"
+"""First byte of every stored value; then the position, eight bytes, so that two values of a key can be
+told older from newer without decoding them."""
+
+MARKER_KEY: Final = b"\x00marker"
+
+BUILT_IN: Final = -1
+"""Version of the built-in default policy."""
+
+
+class Entries(NamedTuple):
+    """Entries to be written, by table: ``counters`` may expire, ``policies`` (and the marker) never do."""
+
+    counters: list[tuple[bytes, bytes]]
+    policies: list[tuple[bytes, bytes]]
+
+
+class Reader(Protocol):
+    """What is stored of one partition."""
+
+    def counters(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Values of *keys* in their order."""
+
+    def counters_of(self, client: bytes) -> Iterable[tuple[bytes, bytes]]:
+        """All entries whose key is *client*, or begins with it and a zero byte."""
+
+    def policy(self, key: bytes) -> bytes | None:
+        """Value of *key* in the table of policies."""
+
+
+class Marker(msgspec.Struct, frozen=True, array_like=True):
+    """How far a partition's log has been read and what its clock showed there.
+
+    ``next_offset``: the first record of ``checks`` not yet applied. ``clock_ms``: partition time;
+    ``stamp_ms``: the last record's own timestamp. ``applied``: the highest version of ``limit-updates``
+    that has come by. ``topic_id``: of the ``checks`` topic. ``default``: what applies where nothing is
+    configured, as it was when the partition was first opened.
+    """
+
+    next_offset: int
+    clock_ms: int
+    stamp_ms: int
+    applied: int
+    topic_id: str
+    default: Policy
+
+
+class InForce(msgspec.Struct, frozen=True, array_like=True):
+    """From *position* on, *policy* (``None``: deleted) of *version* is in force."""
+
+    position: int
+    version: int
+    policy: Policy | None
+
+
+class State:
+    """One client's (or client and resource's) counters, and what was last resolved for it."""
+
+    __slots__ = ("epoch", "plan", "policy", "position", "version", "windows")
+
+    def __init__(self, position: int = -1, windows: Windows | None = None) -> None:
+        self.position = position
+        self.windows: Windows = windows if windows is not None else {}
+        self.epoch = -1
+        self.plan = ""
+        self.policy: Policy = _NOTHING
+        self.version = BUILT_IN
+
+
+_NOTHING = Policy()
+_pack = msgspec.msgpack.Encoder().encode
+_lists = msgspec.msgpack.Decoder(list[list[int]])
+_history = msgspec.msgpack.Decoder(list[InForce])
+_marker = msgspec.msgpack.Decoder(Marker)
+
+
+def position_of(value: bytes) -> int:
+    """The position stored in an encoded value."""
+    return int.from_bytes(value[1:9])
+
+
+def encode_state(state: State) -> bytes:
+    """Version, position, then for each window ``[window, retired, tick, count, tick step, count, …]``."""
+    lists = []
+    for window in state.windows.values():
+        flat = [window.window_ms, window.retired_ms]
+        last = 0
+        for tick, count in zip(window.ticks, window.counts, strict=True):
+            flat += (tick - last, count)
+            last = tick
+        lists.append(flat)
+    return FORMAT + state.position.to_bytes(8) + _pack(lists)
+
+
+def decode_state(value: bytes) -> State:
+    """Read what :func:`encode_state` wrote."""
+    windows: Windows = {}
+    for flat in _lists.decode(memoryview(value)[9:]):
+        ticks, tick = [], 0
+        for step in flat[2::2]:
+            tick += step
+            ticks.append(tick)
+        windows[flat[0]] = Window(flat[0], ticks, flat[3::2], flat[1])
+    return State(position_of(value), windows)
+
+
+def encode_marker(marker: Marker) -> bytes:
+    """Version, position, marker."""
+    return FORMAT + (marker.next_offset << POSITION_BITS).to_bytes(8) + _pack(marker)
+
+
+def decode_marker(value: bytes) -> Marker:
+    """Read what :func:`encode_marker` wrote."""
+    return _marker.decode(memoryview(value)[9:])
+
+
+Key = str | tuple[str, str]
+"""What counters belong to: a client, or a client and a resource. A tuple, so that no client's name,
+however odd, can be taken for another's client and resource."""
+
+
+def state_key(check: Check) -> Key:
+    """The key of a check's counters."""
+    return (check.client, check.resource) if check.resource else check.client
+
+
+def _stored_key(key: Key) -> bytes:
+    # Ids hold no control characters, so a zero byte parts them.
+    return key.encode() if isinstance(key, str) else "\0".join(key).encode()
+
+
+def _key_of(stored: bytes) -> Key:
+    client, _, resource = stored.decode().partition("\0")
+    return (client, resource) if resource else client
+
+
+class Ledger:
+    """The accumulator of one partition's fold.
+
+    Args:
+        reader: What is stored.
+        marker: Where to go on from.
+    """
+
+    def __init__(self, reader: Reader, marker: Marker) -> None:
+        self._reader = reader
+        self.flushed = marker
+        self.next_offset = marker.next_offset
+        self.clock_ms = marker.clock_ms
+        self.stamp_ms = marker.stamp_ms
+        self.applied = marker.applied
+        self.epoch = 0
+        self.states: dict[Key, State] = {}
+        self.dirty: dict[Key, State] = {}
+        self._policies: dict[UpdateKey, list[InForce]] = {}
+        self._dirty_policies: set[UpdateKey] = set()
+
+    @property
+    def marker(self) -> Marker:
+        """Where the fold stands now."""
+        last = self.flushed
+        return Marker(
+            self.next_offset, self.clock_ms, self.stamp_ms, self.applied, last.topic_id, last.default
+        )
+
+    def advance(self, offset: int, stamp_ms: int) -> int:
+        """Step past the record at *offset*; returns partition time as that record sees it.
+
+        Partition time only moves forward, by what lies between one record's timestamp and the next: a
+        broker whose clock was set back costs nothing, one set forward expires windows once.
+        """
+        if self.stamp_ms < 0:
+            self.clock_ms = stamp_ms
+        elif stamp_ms > self.stamp_ms:
+            self.clock_ms += stamp_ms - self.stamp_ms
+        self.stamp_ms = stamp_ms
+        self.next_offset = offset + 1
+        return self.clock_ms
+
+    def load(self, keys: Iterable[Key]) -> None:
+        """Bring the states of *keys*, none of them in memory, in from what is stored."""
+        wanted = list(keys)
+        values = self._reader.counters([_stored_key(key) for key in wanted])
+        for key, value in zip(wanted, values, strict=True):
+            self.states[key] = decode_state(value) if value is not None else State()
+
+    def resolve(self, state: State, check: Check, position: int) -> None:
+        """Find the policy that *check* is held to at *position*, and note it in *state*.
+
+        With a resource: the client's own for it, the plan's, the default's; then, as without one: the
+        client's, the plan's, the default, the built-in default.
+        """
+        state.epoch, state.plan = self.epoch, check.plan
+        for resource in (check.resource, "") if check.resource else ("",):
+            for key in (
+                UpdateKey("client", check.client, resource),
+                UpdateKey("plan", check.plan, resource),
+                UpdateKey("default", "", resource),
+            ):
+                if key.kind == "plan" and not key.id:
+                    continue
+                for entry in reversed(self._history_of(key)):
+                    if entry.position <= position:
+                        if entry.policy is None:
+                            break
+                        state.policy, state.version = entry.policy, entry.version
+                        return
+        state.policy, state.version = self.flushed.default, BUILT_IN
+
+    def apply(self, update: Update, position: int) -> bool:
+        """Put *update* in force from *position* on; returns whether it was new.
+
+        The owner may relay an update twice: one whose version has come by already changes nothing.
+        """
+        if update.version <= self.applied:
+            return False
+        self.applied = update.version
+        self.epoch += 1
+        if update.kind == "reset":
+            self._reset(update, position)
+            return True
+        key = update.key
+        history = self._history_of(key)
+        if not history or history[-1].version < update.version:
+            # What came before the marker is never asked for again, but for the last of it.
+            horizon = self.flushed.next_offset << POSITION_BITS
+            while len(history) > 1 and history[1].position <= horizon:
+                del history[0]
+            history.append(InForce(position, update.version, update.policy))
+            self._policies[key] = history
+            self._dirty_policies.add(key)
+        return True
+
+    def _reset(self, update: Update, position: int) -> None:
+        """Empty the client's counters: those of one resource if the update names one, else all."""
+        client, resource = update.id, update.resource
+
+        def meant(key: Key) -> bool:
+            if isinstance(key, str):
+                return key == client and not resource
+            return key[0] == client and resource in ("", key[1])
+
+        stored = [_key_of(name) for name, _ in self._reader.counters_of(client.encode())]
+        self.load(key for key in stored if meant(key) and key not in self.states)
+        for key, state in self.states.items():
+            if meant(key) and state.windows and state.position < position:
+                state.windows.clear()
+                state.position = position
+                self.dirty[key] = state
+
+    def _history_of(self, key: UpdateKey) -> list[InForce]:
+        history = self._policies.get(key)
+        if history is None:
+            value = self._reader.policy(_policy_key(key))
+            if value is None:
+                return []
+            history = self._policies[key] = _history.decode(memoryview(value)[9:])
+        return history
+
+    def take_dirty(self) -> tuple[Marker, Entries]:
+        """What changed since the last call, encoded, and the marker that goes with it."""
+        counters = [(_stored_key(key), encode_state(state)) for key, state in self.dirty.items()]
+        self.dirty.clear()
+        policies = []
+        for key in self._dirty_policies:
+            history = self._policies[key]
+            value = FORMAT + history[-1].position.to_bytes(8) + _pack(history)
+            policies.append((_policy_key(key), value))
+        self._dirty_policies.clear()
+        return self.marker, Entries(counters, policies)
+
+    def rewrite(self, counters: Iterable[bytes], policies: Iterable[bytes]) -> None:
+        """Have these stored keys written again with the next flush: somebody else wrote over them."""
+        keys = {_key_of(name) for name in counters}
+        self.load(key for key in keys if key not in self.states)
+        self.dirty.update({key: self.states[key] for key in keys})
+        for name in policies:
+            key = UpdateKey(*name.decode().split("\0"))
+            if self._history_of(key):
+                self._dirty_policies.add(key)
+
+    def forget_clean(self, keep: int, writing: Iterable[bytes] = ()) -> None:
+        """Drop the states longest in memory until about *keep* are left.
+
+        Args:
+            keep: How many states may stay.
+            writing: Stored keys on their way to the store, which a read would not find there yet.
+        """
+        excess = len(self.states) - keep
+        if excess <= 0:
+            return
+        busy = {_key_of(name) for name in writing}
+        for key in list(islice(self.states, excess)):
+            if key not in self.dirty and key not in busy:
+                del self.states[key]
+        for update_key in [key for key in self._policies if key.kind == "client"]:
+            if update_key not in self._dirty_policies:
+                del self._policies[update_key]
+
+
+def _policy_key(key: UpdateKey) -> bytes:
+    return "\0".join((key.kind, key.id, key.resource)).encode()

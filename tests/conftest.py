@@ -1,0 +1,27 @@
+"""Fixtures of all suites. What a test needs is started or fetched; nothing is skipped for lack of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.broker import Broker
+from tests.broker import ForeignBroker, fresh_broker, shared_broker
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Broker | ForeignBroker]:
+    """A broker (``.bootstrap``) for tests that bring topics of their own names; none are there yet.
+
+    ``SLUICE_TEST_KAFKA`` names one to use instead. Do not stop or pause it: others use it too.
+    """
+    with shared_broker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def fresh_kafka() -> Iterator[Broker]:
+    """A broker of the module's own with the topics of topics.yaml, empty; may be stopped or paused."""
+    with fresh_broker() as broker:
+        yield broker

@@ -1,11 +1,37 @@
-"""Limits written and read: updates to the owners, and pages of the compacted topic."""
+"""Limits written and read.
+
+*Writing*: an update goes to the partition of ``limit-updates`` whose owner must apply it (to all of them
+for a plan or the default), with a reply address, and is done when all owners have said so.
+
+*Reading* scans the compacted topic, because no copy of all limits is kept here. ``get`` reads one
+partition from its beginning, and the newest value wins: some 100,000 records a second, so
+milliseconds for thousands of limits and seconds for a million. It is an admin's call, not a check's.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import re
+from collections.abc import Callable, Generator
+from contextlib import closing
+from itertools import count
+from typing import Final, Protocol
+
 import msgspec
 
-from streams.contract.policy import Policy
-from streams.contract.records import UpdateKey
+from streams.contract.errors import InvalidInput, Unavailable
+from streams.contract.policy import Policy, check_id
+from streams.contract.records import KINDS, Update, UpdateKey, encode_update_key, encode_update_value
+from streams.contract.topics import partition_of
+
+MAX_PAGE: Final = 1_000
+"""Entries of one page."""
+
+MAX_SCAN: Final = 50_000
+"""Records read for one page, about half a second: with a filter, or many old versions, it may stay short."""
+
+READERS: Final = 2
+"""Scans at the same time; each has a consumer and a thread."""
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -19,6 +45,9 @@ class Applied(msgspec.Struct, frozen=True):
     version: int
 
 
+NOT_CONFIRMED: Final = Applied(False, -1)
+
+
 class StoredLimit(msgspec.Struct, frozen=True):
     """A policy as stored; ``policy`` is ``None`` for a deletion that is still in the log."""
 
@@ -28,7 +57,189 @@ class StoredLimit(msgspec.Struct, frozen=True):
 
 
 class LimitsPage(msgspec.Struct, frozen=True):
-    """Some stored policies, and the cursor of the page after; ``None`` at the end."""
+    """Some stored policies, and the cursor of the page after; ``None`` at the end.
+
+    A page may be short, even empty, and yet have a next. Until the topic is compacted, a key that was
+    changed can come again on a later page, with its newer value, or deleted: the last one seen is right.
+    """
 
     items: list[StoredLimit]
     next: str | None
+
+
+class Word(msgspec.Struct, frozen=True):
+    """An owner's word on an update: whether it is applied, as which version, in which partition."""
+
+    id: str
+    applied: bool = False
+    version: int = -1
+    partition: int = -1
+
+
+class Updates(Protocol):
+    """The topic ``limit-updates``: the transport."""
+
+    def send_update(
+        self, partition: int, key: bytes, value: bytes | None, id_: str, failed: Callable[[str], None]
+    ) -> None:
+        """Publish an update whose word comes under *id_*; raises Unavailable, or calls *failed* later."""
+
+    def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
+        """The partition from *start* to its present end; blocks; raises Unavailable."""
+
+
+class _Unconfirmed:
+    """An update that not all owners have confirmed."""
+
+    def __init__(self, partitions: set[int], future: asyncio.Future[Applied]) -> None:
+        self.partitions = partitions
+        self.future = future
+        self.version = -1
+
+    def confirm(self, word: Word) -> None:
+        self.partitions.discard(word.partition)
+        self.version = max(self.version, word.version)
+        if self.future.done():
+            return
+        if not word.applied:
+            self.future.set_result(NOT_CONFIRMED)
+        elif not self.partitions:
+            self.future.set_result(Applied(True, self.version))
+
+    def fail(self, why: str) -> None:
+        if not self.future.done():
+            self.future.set_exception(Unavailable(f"the change could not be published ({why}): try again"))
+
+
+class Admin:
+    """Changes and lists of limits, for one gateway.
+
+    Args:
+        updates: The topic.
+        partitions: Its partitions.
+        prefix: What the ids of this gateway's updates begin with.
+        timeout_s: Seconds that a change waits to be confirmed.
+    """
+
+    def __init__(self, updates: Updates, *, partitions: int, prefix: str, timeout_s: float) -> None:
+        self._updates = updates
+        self._partitions = partitions
+        self._prefix = prefix
+        self._timeout_s = timeout_s
+        self._numbers = count(1)
+        self._unconfirmed: dict[str, _Unconfirmed] = {}
+        self._readers = asyncio.Semaphore(READERS)
+
+    async def write(self, key: UpdateKey, policy: Policy | None) -> Applied:
+        """Publish an update; returns when all owners have confirmed it, or not confirmed after the timeout.
+
+        Raises:
+            InvalidInput: a key that cannot be used.
+            Unavailable: it could not be published; of a plan or default, not to all partitions.
+        """
+        _check_key(key)
+        partitions = self._owners(key)
+        id_ = f"{self._prefix}{next(self._numbers)}"
+        update = _Unconfirmed(set(partitions), asyncio.get_running_loop().create_future())
+        self._unconfirmed[id_] = update
+        raw_key, value = encode_update_key(key), encode_update_value(policy)
+        try:
+            for partition in partitions:
+                self._updates.send_update(partition, raw_key, value, id_, update.fail)
+            async with asyncio.timeout(self._timeout_s):
+                return await update.future
+        except TimeoutError:
+            return NOT_CONFIRMED
+        finally:
+            del self._unconfirmed[id_]
+            update.future.cancel()  # it may fail yet, with nobody left to hear of it
+
+    def told(self, words: list[Word]) -> None:
+        """Owners' words; those that came too late are dropped."""
+        for word in words:
+            if (update := self._unconfirmed.get(word.id)) is not None:
+                update.confirm(word)
+
+    async def get(self, key: UpdateKey) -> Policy | None:
+        """The policy stored under *key*; ``None`` if there is none.
+
+        Raises:
+            InvalidInput: a key that cannot be used.
+            Unavailable: the broker did not answer.
+        """
+        _check_key(key)
+        async with self._readers:
+            return await asyncio.to_thread(self._find, key, self._owners(key)[0])
+
+    async def page(self, after: str | None, limit: int, kind: str | None) -> LimitsPage:
+        """Up to *limit* stored policies from the cursor *after* on, of one *kind* or all.
+
+        Raises:
+            InvalidInput: *after*, *limit* or *kind* cannot be used.
+            Unavailable: the broker did not answer.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidInput("limit", "out of bounds", f"use 1 to {MAX_PAGE:,}")
+        if kind not in (None, "client", "plan", "default"):
+            raise InvalidInput("kind", f"{kind!r} is not one", "use client, plan or default")
+        partition, offset = self._read_cursor(after)
+        async with self._readers:
+            return await asyncio.to_thread(self._scan, partition, offset, limit, kind)
+
+    def _owners(self, key: UpdateKey) -> list[int]:
+        if key.kind in ("client", "reset"):
+            return [partition_of(key.id, self._partitions)]
+        return list(range(self._partitions))
+
+    def _find(self, key: UpdateKey, partition: int) -> Policy | None:
+        found = None
+        for update in self._updates.read_updates(partition, None):
+            if update.key == key:
+                found = update.policy
+        return found
+
+    def _scan(self, partition: int, offset: int | None, limit: int, kind: str | None) -> LimitsPage:
+        items: dict[UpdateKey, StoredLimit] = {}
+        budget = MAX_SCAN
+        # Plans and the default stand in every partition alike: partition 0 is enough.
+        end = 1 if kind in ("plan", "default") else self._partitions
+        while partition < end:
+            with closing(self._updates.read_updates(partition, offset)) as updates:
+                for update in updates:
+                    if len(items) == limit or budget == 0:
+                        return LimitsPage(list(items.values()), f"{partition}.{update.version}")
+                    budget -= 1
+                    if not _listed(update, partition, kind):
+                        continue
+                    items.pop(update.key, None)  # the newest comes last
+                    # A page that began where the partition does has seen all there was to delete; a later
+                    # one must tell, for the key may have been on the page before.
+                    if update.policy is not None or offset is not None:
+                        items[update.key] = StoredLimit(update.key, update.policy, update.version)
+            partition, offset = partition + 1, None
+        return LimitsPage(list(items.values()), None)
+
+    def _read_cursor(self, after: str | None) -> tuple[int, int | None]:
+        if after is None:
+            return 0, None
+        match = re.fullmatch(r"(\d{1,6})\.(\d{1,18})", after, re.ASCII)
+        if match is None or int(match[1]) >= self._partitions:
+            raise InvalidInput("after", "not a cursor", "give `next` of the page before, or leave it out")
+        return int(match[1]), int(match[2])
+
+
+def _listed(update: Update, partition: int, kind: str | None) -> bool:
+    if update.kind == "client":
+        return kind in (None, "client")
+    return update.kind != "reset" and partition == 0 and kind in (None, update.kind)
+
+
+def _check_key(key: UpdateKey) -> None:
+    if key.kind not in KINDS:
+        raise InvalidInput("kind", f"{key.kind!r} is not one", f"use one of {', '.join(KINDS)}")
+    if key.kind != "default":
+        check_id(key.id, "plan" if key.kind == "plan" else "client_id")
+    elif key.id:
+        raise InvalidInput("id", "the default has none", "leave it out")
+    if key.resource:
+        check_id(key.resource, "resource")

@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from gateway.admin import Applied, LimitsPage
+from gateway.admin import Admin, Applied, LimitsPage, StoredLimit, Word
 from gateway.answer import Answer
+from gateway.batcher import Batcher
 from gateway.metrics import Metrics
-from gateway.nodes import Readiness, Status
+from gateway.mode import Mode
+from gateway.nodes import (
+    BEAT_S,
+    CONNECTING,
+    STATES,
+    TOPICS_WRONG,
+    UNREACHABLE,
+    Beat,
+    BrokerView,
+    Node,
+    Nodes,
+    Readiness,
+    Status,
+    by_role,
+    store_state,
+)
 from gateway.settings import Settings
-from streams.contract.policy import Policy
-from streams.contract.records import Check, UpdateKey
+from gateway.transport import Transport
+from streams import __version__
+from streams.contract.errors import InvalidInput, TopicError, Unavailable
+from streams.contract.policy import Policy, check_cost, check_id
+from streams.contract.records import Check, NodeBeat, Reply, UpdateKey, encode_beat
+from streams.contract.topics import CHECKS, REPLIES, load_topics
 
-__all__ = ["Answer", "Applied", "Check", "Limiter", "LimitsPage", "Readiness", "Status"]
+__all__ = [
+    "Answer",
+    "Applied",
+    "Check",
+    "Limiter",
+    "LimitsPage",
+    "Node",
+    "Readiness",
+    "Status",
+    "StoredLimit",
+]
+
+log = logging.getLogger(__name__)
+
+START_S: Final = 5.0
+"""A start waits at most this long for the broker's first word, then goes on without."""
+
+TICK_S: Final = 1.0
+"""Between two rounds of probing open partitions and looking whether degraded mode is over."""
 
 
 class Limiter:
@@ -25,13 +70,23 @@ class Limiter:
         async with Limiter(Settings()) as limiter:
             answer = await limiter.check("alice")
 
-    Everything here belongs to the event loop it was entered in.
+    Everything here belongs to the event loop it was entered in. ``metrics`` can be read before and after.
     """
 
-    metrics: Metrics
-
     def __init__(self, settings: Settings) -> None:
-        raise NotImplementedError
+        self.metrics = Metrics()
+        self._settings = settings
+        specs = load_topics(settings.topics)
+        self._partitions = specs[CHECKS].partitions
+        self._incarnation = secrets.randbits(64)
+        self._reply_partition = self._incarnation % specs[REPLIES].partitions
+        self._node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
+        self._mode = Mode(self.metrics, time.monotonic, _wall_ms)
+        self._nodes = Nodes()
+        self._view: BrokerView | None = None
+        self._positioned = False
+        self.metrics.nodes = lambda: by_role(self._nodes.alive(time.monotonic()))
+        self.metrics.store = lambda: dict.fromkeys(STATES, False) | {self._store()[0]: True}
 
     async def __aenter__(self) -> Self:
         """Start. A broker that is not there is no error: checks are let through until it is.
@@ -39,13 +94,54 @@ class Limiter:
         Raises:
             TopicError: the broker's topics contradict topics.yaml.
         """
-        raise NotImplementedError
+        loop = asyncio.get_running_loop()
+        settings = self._settings
+        self._settled = asyncio.Event()
+        self._transport = Transport(
+            settings.bootstrap,
+            incarnation=self._incarnation,
+            reply_partition=self._reply_partition,
+            publish_timeout_ms=settings.publish_timeout_ms,
+            loop=loop,
+            listener=self,
+        )
+        self._batcher = Batcher(
+            loop,
+            self._transport,
+            self.metrics,
+            self._mode,
+            partitions=self._partitions,
+            deadline_s=settings.deadline_ms / 1000,
+            misses=settings.breaker_misses,
+            max_in_flight=settings.max_in_flight,
+        )
+        self._admin = Admin(
+            self._transport,
+            partitions=self._partitions,
+            prefix=self._transport.prefix,
+            timeout_s=settings.apply_timeout_ms / 1000,
+        )
+        self._transport.start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_S):
+                await self._settled.wait()
+        if (wrong := self._wrong_topics()) is not None:
+            await asyncio.to_thread(self._transport.stop)
+            raise TopicError(wrong)
+        self._chores = loop.create_task(self._do_chores())
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop: every check still waiting gets its answer first."""
-        raise NotImplementedError
+        self._batcher.close()
+        if waiting := self._batcher.waiting():
+            await asyncio.wait(waiting, timeout=self._settings.deadline_ms / 1000)
+        self._batcher.let_go()
+        self._chores.cancel()
+        self._beat(stopping=True)
+        await asyncio.to_thread(self._transport.stop)
 
     async def check(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> Answer:
         """Spend *cost* of *client*'s limit if it allows that; a cost of 0 only looks.
@@ -53,7 +149,12 @@ class Limiter:
         Raises:
             InvalidInput: an id or a cost that cannot be used; nothing was published.
         """
-        raise NotImplementedError
+        check = Check(client, cost, plan, resource)
+        _validate(check)
+        outcome = self._batcher.ask(check)
+        if not isinstance(outcome, Answer):
+            return _unwrap(await outcome)
+        return outcome
 
     async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
         """Check a list of any length; answers come in its order.
@@ -61,7 +162,10 @@ class Limiter:
         Raises:
             InvalidInput: names the first offender, ``checks[3].client_id``; nothing was published.
         """
-        raise NotImplementedError
+        for index, check in enumerate(checks):
+            _validate(check, f"checks[{index}].")
+        outcomes = [self._batcher.ask(check) for check in checks]
+        return [o if isinstance(o, Answer) else _unwrap(await o) for o in outcomes]
 
     async def publish(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> None:
         """Have *cost* counted, without waiting for an answer.
@@ -69,7 +173,9 @@ class Limiter:
         Raises:
             InvalidInput: as :meth:`check`.
         """
-        raise NotImplementedError
+        check = Check(client, cost, plan, resource)
+        _validate(check)
+        self._batcher.publish(check)
 
     async def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
         """Hold a client, plan or the default (``key.kind``) to *policy*; ``None`` deletes what it had.
@@ -81,7 +187,7 @@ class Limiter:
             InvalidInput: an id that cannot be used.
             Unavailable: it could not be published.
         """
-        raise NotImplementedError
+        return await self._admin.write(key, policy)
 
     async def get_limits(self, key: UpdateKey) -> Policy | None:
         """The policy stored under exactly this key; ``None`` if there is none.
@@ -89,7 +195,7 @@ class Limiter:
         Raises:
             Unavailable: the broker did not answer.
         """
-        raise NotImplementedError
+        return await self._admin.get(key)
 
     async def list_limits(
         self, after: str | None = None, limit: int = 100, kind: str | None = None
@@ -105,16 +211,124 @@ class Limiter:
             InvalidInput: *after*, *limit* or *kind* is none of these.
             Unavailable: the broker did not answer.
         """
-        raise NotImplementedError
+        return await self._admin.page(after, limit, kind)
 
     async def reset(self, client: str, resource: str = "") -> Applied:
         """Forget what *client* has spent; as :meth:`set_limits`."""
-        raise NotImplementedError
+        return await self._admin.write(UpdateKey("reset", client, resource), None)
 
     def status(self) -> Status:
         """Mode, nodes and the store's state, as known now; costs no I/O."""
-        raise NotImplementedError
+        mode = self._mode
+        store, store_why = self._store()
+        return Status(
+            mode="degraded" if mode.degraded else "normal",
+            since_ms=mode.since_ms,
+            why=mode.why,
+            degraded_partitions=sorted(mode.partitions),
+            let_through=mode.let_through,
+            uncounted=mode.uncounted,
+            store=store,
+            store_why=store_why,
+            partitions=self._partitions,
+            nodes=self._nodes.alive(time.monotonic()),
+        )
 
     async def ready(self) -> Readiness:
         """Whether checks are answered from the store, and if not, why."""
-        raise NotImplementedError
+        state, why = self._store()
+        if state in (CONNECTING, UNREACHABLE, TOPICS_WRONG):
+            return Readiness(False, why)
+        if not self._positioned:
+            return Readiness(False, f"no position in topic {REPLIES} yet")
+        if unproven := self._batcher.unproven:
+            listed = ", ".join(map(str, unproven))
+            return Readiness(False, f"partition {listed} has not answered yet: is a worker running?")
+        if len(self._mode.partitions) == self._partitions:
+            return Readiness(False, self._mode.why)
+        return Readiness(True)
+
+    # --- what the transport tells -----------------------------------------------------------
+
+    def positioned(self) -> None:
+        """From now on no reply can be missed."""
+        self._positioned = True
+        if self._view is not None:
+            self._settled.set()
+
+    def replied(self, replies: list[Reply]) -> None:
+        """Replies to this gateway's batches."""
+        self._batcher.replied(replies)
+
+    def told(self, words: list[Word]) -> None:
+        """Words on this gateway's updates."""
+        self._admin.told(words)
+
+    def heard(self, beats: list[Beat]) -> None:
+        """Beats of any node."""
+        self._nodes.heard(beats, time.monotonic())
+
+    def undelivered(self, failures: list[tuple[int, int]]) -> None:
+        """Batches that could not be published: number, checks."""
+        for number, checks in failures:
+            self._batcher.undelivered(number, checks)
+
+    def broker_down(self, why: str) -> None:
+        """No broker can be reached."""
+        self._batcher.broker_down(why)
+        self._settled.set()
+
+    def broker_seen(self, view: BrokerView) -> None:
+        """A look at the broker's metadata."""
+        before, self._view = self._wrong_topics(), view
+        wrong = self._wrong_topics()
+        if wrong is not None and wrong != before:
+            log.error("checks are let through until this is mended: %s", wrong)
+        if self._positioned or view.error is not None:
+            self._settled.set()
+
+    # --- chores -----------------------------------------------------------------------------
+
+    def _store(self) -> tuple[str, str | None]:
+        return store_state(self._view, self._partitions, self._nodes.alive(time.monotonic()))
+
+    def _wrong_topics(self) -> str | None:
+        """What is wrong with the topics that are there; one that is missing may come yet."""
+        state, why = self._store()
+        return why if state == TOPICS_WRONG and self._view is not None and self._view.partitions else None
+
+    async def _do_chores(self) -> None:
+        beat_at = 0.0
+        while True:
+            self._batcher.probe()
+            self._mode.tick()
+            if (now := time.monotonic()) >= beat_at:
+                beat_at = now + BEAT_S
+                self._beat()
+            await asyncio.sleep(TICK_S)
+
+    def _beat(self, *, stopping: bool = False) -> None:
+        beat = NodeBeat(
+            self._node_id, "gateway", __version__, socket.gethostname(), _wall_ms(), stopping=stopping
+        )
+        with suppress(Unavailable):
+            self._transport.send_beat(beat.id.encode(), encode_beat(beat))
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _validate(check: Check, within: str = "") -> None:
+    check_id(check.client, f"{within}client_id")
+    if check.plan:
+        check_id(check.plan, f"{within}plan")
+    if check.resource:
+        check_id(check.resource, f"{within}resource")
+    check_cost(check.cost, f"{within}cost")
+
+
+def _unwrap(outcome: Answer | InvalidInput) -> Answer:
+    if isinstance(outcome, InvalidInput):
+        raise outcome
+    return outcome

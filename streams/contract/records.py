@@ -302,6 +302,11 @@ def decode_reply(value: bytes) -> Reply:
         raise UndecodableRecord(f"not a reply: {exc}") from exc
 
 
+def reply_incarnation(value: bytes) -> int | None:
+    """Whose reply it is, without reading its answers; ``None`` if it is too short to be one."""
+    return int(_REPLY.unpack_from(value)[2]) if len(value) >= _REPLY.size else None
+
+
 def encode_json_reply(to: ReplyTo, **facts: Any) -> bytes:
     """A reply to a single check or an update: its id and the facts."""
     return _json({"id": to.id, **facts})

@@ -1,0 +1,374 @@
+"""The gateway's way to Kafka: one producer, one consumer, two threads.
+
+The *reply thread* waits for replies and beats, decodes them, serves the producer's reports, and hands
+what it has to the event loop with one wake-up for all that was there. The *broker thread* asks for
+metadata, so that a broker that is gone is noticed without any check being asked.
+
+Nothing here blocks the event loop, and nothing but this file knows librdkafka.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+import msgspec
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+
+from gateway.admin import Word
+from gateway.nodes import Beat, BrokerView
+from streams.contract.errors import Unavailable, UndecodableRecord
+from streams.contract.records import (
+    Reply,
+    ReplyTo,
+    Update,
+    decode_beat,
+    decode_reply,
+    decode_update,
+    reply_incarnation,
+    reply_to_header,
+)
+from streams.contract.topics import CHECKS, NODES, REPLIES, UPDATES
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 0.1
+"""Longest sleep of the reply thread when nothing comes: failed deliveries are noticed this late."""
+
+DRAIN: Final = 1_000
+"""Records taken at once when there are several."""
+
+ASK_S: Final = 5.0
+"""Between two looks at the broker's metadata when all is well; a second when not."""
+
+ASK_TIMEOUT_S: Final = 2.0
+POSITION_TIMEOUT_S: Final = 0.5
+
+READ_TIMEOUT_S: Final = 10.0
+"""A read of a topic that yields nothing for this long is given up."""
+
+BEATS_BACK: Final = 1_000
+"""Records of ``nodes`` read at the start: 10 s of beats of 200 nodes."""
+
+
+class Listener(Protocol):
+    """Who is told; always in the event loop."""
+
+    def positioned(self) -> None:
+        """From now on no reply can be missed."""
+
+    def replied(self, replies: list[Reply]) -> None:
+        """Replies to this gateway's batches."""
+
+    def told(self, words: list[Word]) -> None:
+        """Words on this gateway's updates."""
+
+    def heard(self, beats: list[Beat]) -> None:
+        """Beats of any node."""
+
+    def undelivered(self, failures: list[tuple[int, int]]) -> None:
+        """Batches that could not be published: number, checks."""
+
+    def broker_down(self, why: str) -> None:
+        """No broker can be reached."""
+
+    def broker_seen(self, view: BrokerView) -> None:
+        """A look at the broker's metadata."""
+
+
+class _Quiet:
+    """librdkafka repeats itself while a broker is away; the gateway says it once, in its own words."""
+
+    def log(self, level: int, text: str, *args: Any) -> None:
+        log.debug(text, *args)
+
+
+_decode_word = msgspec.json.Decoder(Word).decode
+
+
+class Transport:
+    """Kafka, for one gateway.
+
+    Args:
+        bootstrap: Where Kafka is.
+        incarnation: This gateway's random 64 bits.
+        reply_partition: The partition of ``replies`` that it reads.
+        publish_timeout_ms: Milliseconds until a record that could not be published is dropped.
+        loop: The event loop to tell.
+        listener: Whom to tell.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        incarnation: int,
+        reply_partition: int,
+        publish_timeout_ms: int,
+        loop: AbstractEventLoop,
+        listener: Listener,
+    ) -> None:
+        self.incarnation = incarnation
+        self.reply_partition = reply_partition
+        self._bootstrap = bootstrap
+        self._publish_timeout_ms = publish_timeout_ms
+        self._loop = loop
+        self._listener = listener
+        self.prefix = f"{incarnation:016x}."
+        self._failures: list[tuple[int, int]] = []
+        self._down: str | None = None
+        self._fatal: str | None = None
+        self._stopping = threading.Event()
+        self._producer = self._new_producer()
+        self._consumer = self._new_consumer()
+        self._threads = [
+            threading.Thread(target=self._receive, name="sluice-replies", daemon=True),
+            threading.Thread(target=self._watch_broker, name="sluice-broker", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Begin to receive; returns at once, whether or not a broker is there."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Publish what can be within the publish timeout, then end; blocks."""
+        self._producer.flush(self._publish_timeout_ms / 1000)
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+        self._producer.purge()
+        self._producer.poll(0)
+        self._consumer.close()
+        if self._failures:
+            self._tell(self._listener.undelivered, self._failures)
+
+    # --- out --------------------------------------------------------------------------------
+
+    def send_checks(self, partition: int, value: bytes, number: int, checks: int) -> None:
+        """Publish a batch; a later failure is told as ``(number, checks)``.
+
+        Raises:
+            Unavailable: it will not be published.
+        """
+
+        def report(error: KafkaError | None, _: Message) -> None:
+            if error is not None:
+                self._failures.append((number, checks))
+
+        self._produce(CHECKS, value, partition=partition, on_delivery=report)
+
+    def send_update(
+        self, partition: int, key: bytes, value: bytes | None, id_: str, failed: Callable[[str], None]
+    ) -> None:
+        """Publish a limit update whose word is to come under *id_*; *failed* is told, in the loop, why not.
+
+        Raises:
+            Unavailable: it will not be published.
+        """
+
+        def report(error: KafkaError | None, _: Message) -> None:
+            if error is not None:
+                self._tell(failed, error.str())
+
+        header = reply_to_header(ReplyTo(self.reply_partition, id_))
+        self._produce(UPDATES, value, key=key, partition=partition, headers=[header], on_delivery=report)
+
+    def send_beat(self, key: bytes, value: bytes) -> None:
+        """Publish a beat; one that is lost does not matter.
+
+        Raises:
+            Unavailable: it will not be published.
+        """
+        self._produce(NODES, value, key=key, partition=0)
+
+    def _produce(self, topic: str, value: bytes | None, **options: Any) -> None:
+        try:
+            self._producer.produce(topic, value, **options)
+        except BufferError as exc:
+            raise Unavailable("the producer's queue is full: the broker takes records too slowly") from exc
+        except KafkaException as exc:
+            raise Unavailable(f"the producer refused a record: {exc.args[0].str()}") from exc
+
+    # --- in ---------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        positioned = False
+        while not self._stopping.is_set():
+            if not positioned and (positioned := self._take_position()):
+                self._tell(self._listener.positioned)
+            if positioned and (messages := _drain(self._consumer, POLL_S)):
+                self._sort(messages)
+            self._producer.poll(0)
+            if self._failures:
+                failures, self._failures = self._failures, []
+                self._tell(self._listener.undelivered, failures)
+            if self._down is not None:
+                down, self._down = self._down, None
+                self._tell(self._listener.broker_down, down)
+            if self._fatal is not None:
+                self._renew_producer(self._fatal)
+
+    def _take_position(self) -> bool:
+        replies = TopicPartition(REPLIES, self.reply_partition)
+        nodes = TopicPartition(NODES, 0)
+        try:
+            _, replies.offset = self._consumer.get_watermark_offsets(replies, POSITION_TIMEOUT_S)
+            low, high = self._consumer.get_watermark_offsets(nodes, POSITION_TIMEOUT_S)
+        except KafkaException as exc:
+            log.debug("no position in %s yet: %s", REPLIES, exc)
+            self._stopping.wait(POLL_S)
+            return False
+        nodes.offset = max(low, high - BEATS_BACK)
+        self._consumer.assign([replies, nodes])
+        return True
+
+    def _sort(self, messages: list[Message]) -> None:
+        """Decode what is for us, and hand it over."""
+        replies: list[Reply] = []
+        words: list[Word] = []
+        beats: list[Beat] = []
+        for message in messages:
+            value = message.value()
+            if message.error() is not None or not value:
+                continue
+            try:
+                if message.topic() == NODES:
+                    beats.append(Beat(decode_beat(value), message.timestamp()[1]))
+                elif value[0] == 0x7B:  # {
+                    word = _decode_word(value)
+                    if word.id.startswith(self.prefix):
+                        words.append(word)
+                elif reply_incarnation(value) == self.incarnation:
+                    replies.append(decode_reply(value))
+            except (UndecodableRecord, msgspec.MsgspecError) as exc:
+                log.debug("%s[%s] %s: %s", message.topic(), message.partition(), message.offset(), exc)
+        self._tell(self._hand_over, replies, words, beats)
+
+    def _hand_over(self, replies: list[Reply], words: list[Word], beats: list[Beat]) -> None:
+        if replies:
+            self._listener.replied(replies)
+        if words:
+            self._listener.told(words)
+        if beats:
+            self._listener.heard(beats)
+
+    def _tell(self, what: Callable[..., None], *args: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(what, *args)
+
+    # --- the broker -------------------------------------------------------------------------
+
+    def _watch_broker(self) -> None:
+        admin = AdminClient(self._common(), logger=_Quiet())
+        while not self._stopping.is_set():
+            try:
+                topic = admin.list_topics(CHECKS, ASK_TIMEOUT_S).topics[CHECKS]
+                lacking = tuple(p for p, it in topic.partitions.items() if len(it.isrs) < len(it.replicas))
+                view = BrokerView(len(topic.partitions), lacking)
+            except KafkaException as exc:
+                view = BrokerView(error=f"{self._bootstrap} does not answer: {exc.args[0].str()}")
+            self._tell(self._listener.broker_seen, view)
+            self._stopping.wait(ASK_S if view.partitions else 1.0)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = error.str()
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._down = f"the broker at {self._bootstrap} cannot be reached"
+
+    def _renew_producer(self, why: str) -> None:
+        """Replace a producer that can never send again; what it still held is reported as undelivered."""
+        log.error("the producer failed for good and is replaced: %s", why)
+        self._fatal = None
+        old, self._producer = self._producer, self._new_producer()
+        old.purge()
+        old.poll(0)
+
+    # --- clients ----------------------------------------------------------------------------
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "bootstrap.servers": self._bootstrap,
+            "client.id": "sluice-gateway",
+            "allow.auto.create.topics": False,
+            "socket.nagle.disable": True,
+            "socket.connection.setup.timeout.ms": 5_000,
+            "reconnect.backoff.max.ms": 1_000,
+        }
+
+    def _new_producer(self) -> Producer:
+        config = {
+            **self._common(),
+            "enable.idempotence": True,  # a retry never counts twice
+            "acks": "all",
+            "linger.ms": 0,  # the batcher has batched already
+            "message.timeout.ms": self._publish_timeout_ms,
+            "queue.buffering.max.kbytes": 64 * 1024,
+            "delivery.report.only.error": True,
+            "error_cb": self._on_error,
+        }
+        return Producer(config, logger=_Quiet())
+
+    def _new_consumer(self, **more: Any) -> Consumer:
+        config = {
+            **self._common(),
+            "group.id": "sluice-gateway",  # demanded by the client; nothing joins or commits
+            "enable.auto.commit": False,
+            "auto.offset.reset": "latest",
+            "fetch.error.backoff.ms": 50,
+            **more,
+        }
+        return Consumer(config, logger=_Quiet())
+
+    def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
+        """One partition of ``limit-updates``, from offset *start* (or its beginning) to its present end.
+
+        Records that cannot be decoded are passed over. Blocks: for a thread of its own.
+
+        Raises:
+            Unavailable: the broker did not answer.
+        """
+        consumer = self._new_consumer(**{"enable.partition.eof": True, "auto.offset.reset": "earliest"})
+        try:
+            consumer.assign(
+                [TopicPartition(UPDATES, partition, OFFSET_BEGINNING if start is None else start)]
+            )
+            while messages := _drain(consumer, READ_TIMEOUT_S):
+                for message in messages:
+                    error = message.error()
+                    if error is None:
+                        with suppress(UndecodableRecord):
+                            yield _update_of(message)
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        return
+                    else:
+                        raise Unavailable(f"{UPDATES} cannot be read: {error.str()}")
+            raise Unavailable(f"{self._bootstrap} gave nothing of {UPDATES} for {READ_TIMEOUT_S:g} s")
+        finally:
+            consumer.close()
+
+
+def _drain(consumer: Consumer, timeout_s: float) -> list[Message]:
+    """All that is there, waiting for the first only (``consume`` alone would wait for the last)."""
+    message = consumer.poll(timeout_s)
+    return [] if message is None else [message, *consumer.consume(DRAIN, 0)]
+
+
+def _update_of(message: Message) -> Update:
+    offset = message.offset()
+    assert offset is not None  # it was consumed
+    return decode_update(offset, message.key(), message.value(), None)

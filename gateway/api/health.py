@@ -1,0 +1,54 @@
+"""``/healthz`` and ``/readyz``, for whoever starts, stops and balances gateways."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from gateway.api import openapi
+from gateway.api.inputs import Store
+from gateway.api.problems import NOT_READY, ProblemError
+from gateway.api.responses import respond
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`alive`, or `ready` too."""
+
+    status: Literal["alive", "ready"]
+
+
+_REMEDY = "see /v1/status; checks are let through meanwhile"
+
+router = APIRouter(tags=["operation"], default_response_class=Response)
+
+
+@router.get(
+    "/healthz",
+    summary="Is the process alive?",
+    responses={
+        **openapi.answers(200, "It is", openapi.ref(Health), {"alive": Health("alive")}),
+        **openapi.fails(),
+    },
+)
+async def healthz() -> Response:
+    """200 whatever the store's state: a restart of the gateway mends no broker."""
+    return respond(Health("alive"))
+
+
+@router.get(
+    "/readyz",
+    summary="Are checks answered from the store?",
+    responses={
+        **openapi.answers(200, "They are", openapi.ref(Health), {"ready": Health("ready")}),
+        **openapi.fails((NOT_READY, "partition 2 has not answered yet", None, _REMEDY)),
+    },
+)
+async def readyz(limiter: Store) -> Response:
+    """503 with the reason while they are let through instead."""
+    readiness = await limiter.ready()
+    if not readiness.ready:
+        raise ProblemError(NOT_READY, readiness.reason or "not ready", None, _REMEDY)
+    return respond(Health("ready"))

@@ -1,0 +1,161 @@
+"""The OpenAPI document: schemas from the structs that are really read and sent, examples for each route."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from inspect import cleandoc
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from gateway.api.problems import (
+    BUG,
+    CONTENT_TYPE,
+    FORBIDDEN,
+    INVALID,
+    MALFORMED,
+    NO_LIMITS,
+    TOO_LARGE,
+    UNAUTHORIZED,
+    UNAVAILABLE,
+    Kind,
+    Problem,
+    problem,
+)
+
+Entry = dict[int | str, dict[str, Any]]
+"""What FastAPI takes as ``responses``."""
+
+Case = tuple[Kind, str, str | None, str | None]
+"""A failure as an example: kind, detail, field, remedy."""
+
+NO_BROKER: Final[Case] = (
+    UNAVAILABLE,
+    "the change could not be published (no broker): try again",
+    None,
+    "try again when /readyz answers 200",
+)
+NOTHING_STORED: Final[Case] = (NO_LIMITS, "it has no limits of its own", "client_id", "set some with PUT")
+BAD_LIMIT: Final[Case] = (
+    INVALID,
+    "limits[0]: a window of 0 ms",
+    "limits[0]",
+    "a window is 1 second to 31 days",
+)
+BAD_RESOURCE: Final[Case] = (INVALID, "resource: contains a control character", "resource", "remove it")
+BAD_PAGE: Final[Case] = (INVALID, "limit: out of bounds", "limit", "use 1 to 1,000")
+BODY_FAILS: Final[tuple[Case, ...]] = (
+    (MALFORMED, "Input data was truncated", "body", "send one JSON value and nothing else"),
+    (TOO_LARGE, "the body is over 1 MiB", "body", "send at most 1 MiB at once"),
+    (CONTENT_TYPE, "text/plain is not JSON", "Content-Type", "send Content-Type: application/json"),
+)
+CHANGE_FAILS: Final[tuple[Case, ...]] = (
+    (
+        UNAUTHORIZED,
+        "changes need the admin token",
+        "Authorization",
+        "send Authorization: Bearer <SLUICE_ADMIN_TOKEN>",
+    ),
+    (
+        FORBIDDEN,
+        "the gateway listens on 0.0.0.0, beyond loopback, and has no admin token",
+        "Authorization",
+        "set SLUICE_ADMIN_TOKEN and send Authorization: Bearer <token>",
+    ),
+    NO_BROKER,
+)
+
+TEMPLATE: Final = "#/components/schemas/{name}"
+
+TAGS: Final = [
+    {"name": "checks", "description": "May this client spend this now?"},
+    {"name": "limits", "description": "What clients, plans and everybody else are held to."},
+    {"name": "clients", "description": "A client's counters."},
+    {"name": "operation", "description": "How the gateway and its store are."},
+]
+
+BEARER: Final = {"type": "http", "scheme": "bearer", "description": "The value of SLUICE_ADMIN_TOKEN."}
+
+
+class Api(FastAPI):
+    """FastAPI whose document takes its schemas from msgspec."""
+
+    models: Sequence[type] = ()
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made once."""
+        if self.openapi_schema is None:
+            document = get_openapi(
+                title=self.title,
+                version=self.version,
+                description=self.description,
+                routes=self.routes,
+                tags=self.openapi_tags,
+            )
+            _, schemas = msgspec.json.schema_components((*self.models, Problem), ref_template=TEMPLATE)
+            for schema in schemas.values():
+                schema["description"] = cleandoc(schema["description"])
+            document["components"] = {"schemas": schemas, "securitySchemes": {"adminToken": BEARER}}
+            self.openapi_schema = document
+        return self.openapi_schema
+
+
+def ref(model: type) -> dict[str, Any]:
+    """A reference to *model*'s schema."""
+    return {"$ref": TEMPLATE.format(name=model.__name__)}
+
+
+def array(model: type, longest: int) -> dict[str, Any]:
+    """The schema of a list of *model*."""
+    return {"type": "array", "items": ref(model), "maxItems": longest}
+
+
+def examples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Named examples; structs are shown as their JSON."""
+    return {name: {"value": msgspec.to_builtins(value)} for name, value in values.items()}
+
+
+def body(schema: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``openapi_extra`` of a route that reads a JSON body."""
+    content = {"application/json": {"schema": schema, "examples": examples(values)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def change(extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``openapi_extra`` of a route that needs the admin token, where one is set."""
+    return {**(extra or {}), "security": [{"adminToken": []}, {}]}
+
+
+def answers(
+    status: int,
+    description: str,
+    schema: dict[str, Any],
+    values: Mapping[str, Any],
+    headers: Mapping[str, str] | None = None,
+) -> Entry:
+    """A success, in ``responses``."""
+    entry: dict[str, Any] = {
+        "description": description,
+        "content": {"application/json": {"schema": schema, "examples": examples(values)}},
+    }
+    if headers:
+        entry["headers"] = {
+            name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()
+        }
+    return {status: entry}
+
+
+def fails(*cases: Case) -> Entry:
+    """Failures, in ``responses``, an example each; a bug is always one of them."""
+    entries: Entry = {}
+    bug: Case = (BUG, "the gateway failed in a way it should not; its log has the traceback", None, None)
+    for kind, detail, field, remedy in (*cases, bug):
+        example = problem(kind, detail, field, remedy)
+        content = {"schema": ref(Problem), "examples": examples({kind.name: example})}
+        entries[kind.status] = {
+            "description": kind.title,
+            "content": {"application/problem+json": content},
+        }
+    return entries

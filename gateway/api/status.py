@@ -1,0 +1,62 @@
+"""``GET /v1/status`` and ``/metrics``: how the gateway and its store are, for people and for Prometheus."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from gateway.api import openapi
+from gateway.api.inputs import Store
+from gateway.api.responses import respond
+from gateway.metrics import CONTENT_TYPE
+from gateway.nodes import Node, Status
+from streams.contract.records import PartitionBeat
+
+_SINCE: Final = 1_760_000_000_000
+_WORKER: Final = Node("worker-1", "worker", "0.1.0", "node-a", 430, {0: PartitionBeat("running", 0)})
+_GATEWAY: Final = Node("gateway-1", "gateway", "0.1.0", "node-a", 120, {})
+_NORMAL: Final = Status("normal", _SINCE, None, [], 0, 0, "ok", None, 4, [_GATEWAY, _WORKER])
+_NOBODY: Final = "no worker owns partition 0, 1, 2, 3: start one with `sluice worker`"
+_DEGRADED: Final = Status(
+    "degraded", _SINCE, _NOBODY, [0, 1, 2, 3], 512, 0, "no_worker", _NOBODY, 4, [_GATEWAY]
+)
+
+router = APIRouter(tags=["operation"], default_response_class=Response)
+
+
+@router.get(
+    "/v1/status",
+    summary="Mode, nodes, and the store's state",
+    responses={
+        **openapi.answers(
+            200, "As known now", openapi.ref(Status), {"normal": _NORMAL, "degraded": _DEGRADED}
+        ),
+        **openapi.fails(),
+    },
+)
+async def status(limiter: Store) -> Response:
+    """What this gateway knows, without asking anybody: a gateway that has lost the store answers too."""
+    return respond(limiter.status())
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    responses={
+        200: {
+            "description": "Prometheus text",
+            "content": {
+                "text/plain": {
+                    "schema": {"type": "string"},
+                    "example": "# TYPE sluice_checks_total counter\n",
+                }
+            },
+        },
+        **openapi.fails(),
+    },
+)
+async def metrics(limiter: Store) -> Response:
+    """Counts, gauges and histograms of this gateway; README.md lists them."""
+    return Response(limiter.metrics.render(), headers={"content-type": CONTENT_TYPE})

@@ -1,0 +1,68 @@
+"""The HTTP application: routes over one :class:`~gateway.limiter.Limiter`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from gateway.answer import Answer
+from gateway.api import check, clients, health, limits, openapi, problems, status, stored
+from gateway.limiter import Limiter
+from gateway.nodes import Status
+from gateway.settings import Settings
+from streams import __version__
+
+log: Final = logging.getLogger(__name__)
+
+_DESCRIPTION: Final = """\
+A distributed rate limiter whose store is the log.
+
+Bodies are JSON, `Content-Type: application/json`, at most 1 MiB (a list of checks 4 MiB). Whatever goes wrong
+is answered with `application/problem+json` (RFC 9457): `field` names the part of the request, `remedy` what
+would do, and nothing was published.
+
+Changes need `Authorization: Bearer` where an admin token is set. Without one they are accepted on loopback
+only, from programs on the same machine: a foreign `Host` or `Origin` is refused.
+"""
+
+_MODELS: Final = (check.CheckRequest, Answer, *stored.MODELS, clients.ResetCounters, health.Health, Status)
+
+
+def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
+    """The application; its lifespan starts and stops the limiter.
+
+    Args:
+        settings: Read once, here.
+        limiter: One not yet entered; made from *settings* if not given.
+    """
+    limiter = limiter or Limiter(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with limiter:
+            log.info("gateway on http://%s:%d, Kafka at %s", settings.host, settings.port, settings.bootstrap)
+            yield
+
+    app = openapi.Api(
+        title="Sluice",
+        version=__version__,
+        description=_DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        default_response_class=Response,
+        generate_unique_id_function=lambda route: route.name,
+        redirect_slashes=False,  # an id may end in a slash
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.models = _MODELS
+    app.state.settings = settings
+    app.state.limiter = limiter
+    for resource in (check, limits, clients, status, health):
+        app.include_router(resource.router)
+    problems.install(app)
+    return app

@@ -1,0 +1,48 @@
+"""The header fields that tell a caller how it stands: ``RateLimit-Policy``, ``RateLimit``, ``Retry-After``.
+
+Syntax of draft-ietf-httpapi-ratelimit-headers-11 (structured fields, RFC 9651). The draft's optional
+window is left out: an answer knows the limit nearest to being used up, not how long its window is.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.answer import Answer
+
+Headers = list[tuple[bytes, bytes]]
+"""As ASGI wants them: names in lower case."""
+
+MAX_INTEGER: Final = 999_999_999_999_999
+"""The largest integer a structured field can hold; a limit may be larger, and is then shown as this."""
+
+
+def rate_limit_headers(answer: Answer) -> Headers:
+    """The fields of one answer; none where nothing is counted or nothing is known (unlimited, degraded).
+
+    ``t`` is when the limit is whole again, except on a denial that waiting can help: the draft wants it
+    to say the same as ``Retry-After`` there. Seconds are rounded up, so that who waits them has waited
+    long enough.
+
+    >>> for name, value in rate_limit_headers(Answer(False, 100, 0, 60_000, 2_001, 7)):
+    ...     print(name.decode(), value.decode())
+    ratelimit-policy "default";q=100
+    ratelimit "default";r=0;t=3
+    retry-after 3
+    """
+    if answer.limit is None or answer.remaining is None:
+        return []
+    denied_ms = None if answer.allowed else answer.retry_after_ms
+    reset = _seconds(answer.reset_after_ms if denied_ms is None else denied_ms)
+    quota, left = min(answer.limit, MAX_INTEGER), min(answer.remaining, MAX_INTEGER)
+    headers = [
+        (b"ratelimit-policy", b'"default";q=%d' % quota),
+        (b"ratelimit", b'"default";r=%d;t=%d' % (left, reset)),
+    ]
+    if denied_ms is not None:
+        headers.append((b"retry-after", b"%d" % reset))
+    return headers
+
+
+def _seconds(ms: int) -> int:
+    return -(-ms // 1_000)

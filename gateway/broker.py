@@ -250,10 +250,27 @@ class Broker:
         return path
 
     def _format(self, java: list[str], properties: Path) -> None:
-        command = [*java, "kafka.tools.StorageTool", "format", "-t", self._cluster_id, "-c", str(properties)]
+        # One argument: an id may begin with a dash.
+        cluster_id = f"--cluster-id={self._cluster_id}"
+        command = [*java, "kafka.tools.StorageTool", "format", cluster_id, "-c", str(properties)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_S, check=False)
         if done.returncode:
             raise BrokerFailed(f"the broker's data folder could not be made:\n{done.stdout}{done.stderr}")
+
+
+def reachable(bootstrap: str, timeout_s: float = 10.0) -> None:
+    """Wait until a Kafka answers at *bootstrap*, whoever runs it.
+
+    Raises:
+        BrokerFailed: none did in time.
+    """
+    try:
+        AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}).list_topics(timeout=timeout_s)
+    except KafkaException as exc:
+        raise BrokerFailed(
+            f"no Kafka answers at {bootstrap} ({exc.args[0].str()}): start it (`sluice broker`), or set "
+            f"SLUICE_KAFKA=host:port to where it is"
+        ) from exc
 
 
 def new_cluster_id() -> str:

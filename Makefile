@@ -1,0 +1,52 @@
+# Two commands: `make run` starts all of Sluice here, `make test` proves it. `make help` names the others.
+
+# The first Python >= 3.11 on the PATH; PYTHON=/path/to/python chooses another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$python" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && { echo "$$python"; break; }; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+
+.DEFAULT_GOAL := help
+.PHONY: run test check lock clean help
+
+run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
+	@$(BIN)/sluice up $(ARGS)
+
+test: .venv/dev ## run all tests: unit, integration (a real broker), e2e (real processes)
+	@$(BIN)/pytest tests/unit streams gateway tests/integration tests/e2e $(ARGS)
+
+check: .venv/dev ## lint, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
+lock: .venv/dev ## choose newer versions of what pyproject.toml names, and pin them with hashes
+	@$(LOCK) --upgrade --extra build --output-file requirements.lock
+	@$(LOCK) --upgrade --extra dev --constraints requirements.lock --output-file requirements-dev.lock
+
+clean: ## remove .venv and caches; the data in .sluice stays
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+
+help: ## this list
+	@sed -n "s/^\([a-z]*\):.*## /make \1\t/p" $(MAKEFILE_LIST) | expand -t 14
+
+# The editable install comes last and alone: a checkout has no hash.
+.venv/runtime: requirements.lock pyproject.toml | .venv/pyvenv.cfg
+	@echo "Installing what Sluice needs (once) ..."
+	@$(PIP) --require-hashes --requirement requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev: requirements-dev.lock .venv/runtime
+	@echo "Installing what the tests need (once) ..."
+	@$(PIP) --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+.venv/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "Sluice needs Python 3.11 or newer: install it, or run make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { \
+		echo "$(PYTHON) is not Python 3.11 or newer: run make PYTHON=/path/to/one that is" >&2; exit 1; }
+	@"$(PYTHON)" -m venv .venv || { rm -rf .venv; \
+		echo "$(PYTHON) cannot make a virtual environment: install its venv module (python3-venv on Debian)" >&2; exit 1; }

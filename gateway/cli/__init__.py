@@ -1,0 +1,27 @@
+"""The command ``sluice``: runs the parts, and asks a running gateway.
+
+Exit status: 0 done (a check: allowed), 1 denied or refused, 2 a usage or settings error, 3 no gateway there.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from gateway.cli import checks, limits, processes
+
+app = typer.Typer(
+    name="sluice",
+    help="A distributed rate limiter whose store is the log.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+processes.register(app)
+checks.register(app)
+app.add_typer(limits.app)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="sluice")

@@ -1,0 +1,99 @@
+"""``sluice check``, ``reset`` and ``status``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from gateway.cli.api import DEFAULT_URL, Url, call, segment
+from gateway.cli.output import REFUSED, AsJson, examples, out, print_json
+
+Client = Annotated[str, typer.Argument(help="Who spends: an API key, a user id.", show_default=False)]
+ResourceOption = Annotated[
+    str | None, typer.Option("--resource", help="What is limited apart from the rest.", metavar="R")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to *app*."""
+    app.command(
+        epilog=examples("sluice check alice", "sluice check alice --cost 0", "sluice check bob --plan free")
+    )(check)
+    app.command(epilog=examples("sluice reset alice", "sluice reset alice --resource login"))(reset)
+    app.command(epilog=examples("sluice status", "sluice status --json | jq .mode"))(status)
+
+
+def check(
+    client: Client,
+    cost: Annotated[int, typer.Option(help="Requests to spend; 0 only looks.")] = 1,
+    plan: Annotated[
+        str | None, typer.Option(help="Whose limits hold if the client has none of its own.", metavar="P")
+    ] = None,
+    resource: ResourceOption = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Spend one request, or more, of a client's limit; exit status 1 if it is denied."""
+    body = {"client_id": client, "cost": cost, "plan": plan, "resource": resource}
+    answer = call(url, "POST", "/v1/check", body={k: v for k, v in body.items() if v is not None})
+    if as_json:
+        print_json(answer)
+    else:
+        out.print(_sentence(answer))
+    if not answer["allowed"]:
+        raise typer.Exit(REFUSED)
+
+
+def _sentence(answer: dict[str, Any]) -> str:
+    if answer.get("degraded"):
+        return "[yellow]allowed[/] without the store (degraded): nothing is known of the limit"
+    if answer["allowed"]:
+        if answer.get("limit") is None:
+            return "[green]allowed[/]: unlimited"
+        return f"[green]allowed[/]: {answer['remaining']} of {answer['limit']} left"
+    if answer.get("retry_after_ms") is None:
+        return f"[red]denied[/]: the limit is {answer['limit']}, and waiting cannot help"
+    return f"[red]denied[/]: limit {answer['limit']}, try again in {answer['retry_after_ms'] / 1000:.1f} s"
+
+
+def reset(
+    client: Client, resource: ResourceOption = None, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Forget what a client has spent; its limits stay."""
+    answer = call(url, "POST", f"/v1/clients/{segment(client)}/reset", resource=resource)
+    if as_json:
+        print_json(answer)
+    else:
+        out.print(f"{client}: " + applied("counters reset", answer), markup=False)
+
+
+def applied(what: str, answer: dict[str, Any]) -> str:
+    """*what*, and whether the worker has confirmed it."""
+    return what if answer.get("applied", True) else f"{what}: stored, but no worker has confirmed it yet"
+
+
+def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Show whether checks are answered from the store, and who is there."""
+    answer = call(url, "GET", "/v1/status")
+    if as_json:
+        print_json(answer)
+        return
+    color = "green" if answer["mode"] == "normal" else "yellow"
+    since = datetime.fromtimestamp(answer["since_ms"] / 1000, UTC).astimezone().isoformat(" ", "seconds")
+    out.print(f"mode   [{color}]{answer['mode']}[/] since {since}" + _because(answer["why"]))
+    out.print(f"store  {answer['store']}" + _because(answer["store_why"]))
+    table = Table("node", "role", "version", "partitions", "lag")
+    for node in answer["nodes"]:
+        held = node["partitions"]
+        lag = sum(partition["lag"] for partition in held.values())
+        table.add_row(
+            node["id"], node["role"], node["version"], ", ".join(held) or "-", str(lag) if held else "-"
+        )
+    out.print(table)
+
+
+def _because(why: str | None) -> str:
+    return f": {why}" if why else ""

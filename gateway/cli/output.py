@@ -1,0 +1,55 @@
+"""What the commands print: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from streams.contract.errors import SluiceError
+
+REFUSED: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+
+out: Final = Console(highlight=False, soft_wrap=True)
+err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON value, and nothing else, on standard output.")
+]
+
+
+def examples(*lines: str) -> str:
+    """An epilog that shows *lines*; rich keeps only line breaks that are doubled."""
+    return "\n\n".join(("Examples:", *(f"$ {line}" for line in lines)))
+
+
+def print_json(value: Any) -> None:
+    """One line, at once, so that a program reading a pipe sees it."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Say what went wrong and end with *status*."""
+    err.print(f"sluice: {message}", style="red", markup=False)
+    raise typer.Exit(status)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn the errors that an operator can cause or mend into one message each."""
+    try:
+        yield
+    except SluiceError as exc:
+        fail(str(exc), REFUSED)
+    except ValidationError as exc:
+        problems = "; ".join(
+            f"SLUICE_{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in exc.errors()
+        )
+        fail(problems, USAGE)

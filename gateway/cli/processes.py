@@ -1,0 +1,181 @@
+"""``sluice up``, ``broker``, ``topics``, ``worker`` and ``gateway``: all parts together, or one by one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from confluent_kafka.admin import AdminClient
+
+from gateway.broker import Broker, reachable
+from gateway.cli.output import REFUSED, USAGE, AsJson, err, examples, fail, out, print_json, reporting
+from gateway.ports import is_free
+from gateway.settings import Settings
+from gateway.up import Up
+from streams.contract.topics import create_topics, load_topics, verify_topics
+
+topics = typer.Typer(
+    name="topics",
+    help="Make or compare the topics of topics.yaml.",
+    no_args_is_help=True,
+    epilog=examples("sluice topics create", "SLUICE_KAFKA=kafka:9092 sluice topics verify"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to *app*."""
+    app.command(
+        epilog=examples(
+            "sluice up", "sluice up --workers 2 --gateways 2", "SLUICE_KAFKA=kafka:9092 sluice up"
+        )
+    )(up)
+    app.command(epilog=examples("sluice broker", "SLUICE_BROKER_PORT=19092 sluice broker"))(broker)
+    app.add_typer(topics)
+    app.command(epilog=examples("SLUICE_INSTANCE_ID=worker-2 SLUICE_METRICS_PORT=9102 sluice worker"))(worker)
+    app.command(epilog=examples("SLUICE_PORT=8081 sluice gateway"))(gateway)
+
+
+def up(
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Workers to start.")] = 1,
+    gateways: Annotated[
+        int, typer.Option(min=1, max=64, help="Gateways to start, on SLUICE_PORT and the ports after it.")
+    ] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Start everything here: broker, topics, workers, gateways. Ctrl-C stops it; counts and limits stay."""
+    with reporting():
+        settings = Settings()
+
+        def ready(urls: list[str]) -> None:
+            if as_json:
+                print_json({"ready": True, "url": urls[0], "gateways": urls, "kafka": settings.bootstrap})
+            else:
+                _invite(urls)
+
+        say = partial(err.print, markup=False)
+        Up(settings, workers=workers, gateways=gateways, say=say, ready=ready).run()
+
+
+def _invite(urls: list[str]) -> None:
+    """Say that all is ready, and what to try."""
+    send = "-H 'Content-Type: application/json' -d"
+    print(f"sluice is ready: {urls[0]}")
+    print(f"""  curl -X PUT {urls[0]}/v1/limits/alice {send} '{{"limits": ["5/minute"]}}'""")
+    print(f"""  curl {urls[0]}/v1/check {send} '{{"client_id": "alice"}}'""", flush=True)
+    if len(urls) > 1:
+        print(f"more gateways: {' '.join(urls[1:])}", flush=True)
+
+
+def broker(as_json: AsJson = False) -> None:
+    """Run the embedded Kafka broker alone, until Ctrl-C."""
+    with reporting():
+        settings = Settings()
+        node = Broker(settings.home, port=settings.broker_port)
+        with _stopped_by_signals():
+            try:
+                node.start()
+                if as_json:
+                    print_json({"bootstrap": node.bootstrap, "pid": node.pid})
+                else:
+                    out.print(f"Kafka is ready: {node.bootstrap}")
+                node.wait()
+                fail(f"the broker stopped by itself; the end of {node.log}:\n{node.tail()}", REFUSED)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                node.stop()
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal interrupt like Ctrl-C."""
+
+    def interrupt(_: int, __: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    yield
+
+
+@topics.command(epilog=examples("sluice topics create"))
+def create(as_json: AsJson = False) -> None:
+    """Create what is missing, and compare the rest with topics.yaml."""
+    with reporting():
+        settings = Settings()
+        created = create_topics(_admin(settings), load_topics(settings.topics).values())
+    if as_json:
+        print_json({"created": created})
+    else:
+        out.print(f"created: {', '.join(created)}" if created else "all topics are there")
+
+
+@topics.command(epilog=examples("sluice topics verify"))
+def verify(as_json: AsJson = False) -> None:
+    """Compare the broker's topics with topics.yaml; exit status 1 if they differ in what matters."""
+    with reporting():
+        settings = Settings()
+        specs = load_topics(settings.topics)
+        verify_topics(_admin(settings), specs.values())
+    if as_json:
+        print_json({"verified": list(specs)})
+    else:
+        out.print(f"{len(specs)} topics are as {settings.topics} says")
+
+
+def _admin(settings: Settings) -> AdminClient:
+    reachable(settings.bootstrap)
+    return AdminClient({"bootstrap.servers": settings.bootstrap, "log_level": 0})
+
+
+def worker(as_json: AsJson = False) -> None:
+    """Run one worker, until Ctrl-C; each needs a SLUICE_INSTANCE_ID of its own."""
+    if as_json:
+        print_json({"worker": os.environ.get("SLUICE_INSTANCE_ID", "worker-1"), "pid": os.getpid()})
+    # Another program in this process: the gateway's side imports nothing of the worker.
+    os.execv(sys.executable, [sys.executable, "-m", "streams", "worker"])
+
+
+def gateway(as_json: AsJson = False) -> None:
+    """Run one gateway, until Ctrl-C."""
+    import uvicorn  # the other commands start faster without the web framework
+
+    from gateway.app import create_app
+
+    with reporting():
+        settings = Settings()
+        app = create_app(settings)
+    if settings.port and not is_free(settings.port, settings.host):
+        fail(
+            f"port {settings.port} of {settings.host} is taken: set SLUICE_PORT to a free one, or stop what "
+            f"listens there",
+            USAGE,
+        )
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if as_json:
+        print_json({"url": f"http://{settings.host}:{settings.port}", "pid": os.getpid()})
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn stops gracefully and then raises the signal again: that was all, and no failure.
+        signal.signal(number, lambda _, __: None)
+    uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        )
+    ).run()

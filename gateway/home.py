@@ -1,0 +1,90 @@
+"""The home folder belongs to one `sluice up` at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from streams.contract.errors import SluiceError
+
+_STOP_S: Final = 10.0
+_SAME_S: Final = 2.0
+"""Start times are computed from the boot time, which the clock's adjustments move a little."""
+
+
+class HomeTaken(SluiceError):
+    """Another `sluice up` runs on this home."""
+
+
+class Home:
+    """Holds *folder* until :meth:`release`, or until this process ends, however it ends.
+
+    Args:
+        folder: Made if it is not there.
+        url: Where the gateway will be: what a second start is told.
+
+    Raises:
+        HomeTaken: another one holds it.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder.resolve()
+        self.logs = self.folder / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self._url = url
+        self._file = (self.folder / "up.json").open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = self._load()
+            self._file.close()
+            raise HomeTaken(
+                f"sluice is already running on {self.folder} (process {holder.get('pid', '?')}, "
+                f"{holder.get('url', '?')}): use or stop that one, or set SLUICE_HOME to another folder"
+            ) from None
+
+    def stop_leftovers(self) -> int:
+        """Stop what a `sluice up` that was killed left running here; returns how many processes.
+
+        A process counts only with its start time: its number may belong to somebody else by now.
+        """
+        left = []
+        for pid, created in self._load().get("children", []):
+            try:
+                process = psutil.Process(pid)
+                if abs(process.create_time() - created) < _SAME_S:
+                    process.terminate()
+                    left.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        for process in psutil.wait_procs(left, timeout=_STOP_S)[1]:
+            process.kill()
+        return len(left)
+
+    def record(self, pids: Iterable[int | None]) -> None:
+        """Note which processes belong to this one."""
+        children = []
+        for pid in pids:
+            if pid is not None and psutil.pid_exists(pid):
+                children.append((pid, psutil.Process(pid).create_time()))
+        self._file.seek(0)
+        self._file.truncate()
+        json.dump({"pid": psutil.Process().pid, "url": self._url, "children": children}, self._file)
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let another one have it; all processes must have been stopped."""
+        self._file.truncate(0)
+        self._file.close()
+
+    def _load(self) -> dict[str, Any]:
+        self._file.seek(0)
+        try:
+            return dict(json.loads(self._file.read() or "{}"))
+        except ValueError:  # cut off by a crash
+            return {}

@@ -1,0 +1,234 @@
+"""`sluice up`: all parts as processes of this machine, from the broker to a check that is answered.
+
+Started in the order broker, topics, workers, gateways, and stopped in the reverse one, so that what is
+being answered finds the rest still there. What ends by itself is started again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import httpx
+from confluent_kafka.admin import AdminClient
+
+from gateway.broker import Broker, reachable
+from gateway.child import USAGE_EXITS, Child
+from gateway.home import Home
+from gateway.jars import KAFKA_VERSION, jars_folder
+from gateway.ports import free_port, is_free
+from gateway.settings import Settings
+from streams.contract.errors import SluiceError
+from streams.contract.topics import CHECKS, create_topics, load_topics, partition_of
+
+_READY_S: Final = 90.0
+"""A start takes 10 s; recovering large tables after a crash takes longer."""
+
+_GATEWAY_STOP_S: Final = 10.0
+_WORKER_STOP_S: Final = 20.0
+_POLL_S: Final = 0.1
+_METRICS_PORT: Final = 9101
+
+
+class UpFailed(SluiceError):
+    """Not everything runs; the text says what does not, and why."""
+
+
+class Up:
+    """Everything that `sluice up` runs.
+
+    Args:
+        settings: The gateway's.
+        workers: How many.
+        gateways: How many; the first on ``settings.port``, the others on the ports after it.
+        say: Told what goes on, a line at a time.
+        ready: Called once, with the URL of each gateway, when a check of every partition is answered.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        workers: int,
+        gateways: int,
+        say: Callable[[str], None],
+        ready: Callable[[list[str]], None],
+    ) -> None:
+        self._settings = settings
+        self._say = say
+        self._ready = ready
+        self._ports = [settings.port + i if settings.port else free_port() for i in range(gateways)]
+        # What listens on all addresses is reached by this one too.
+        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+        self._urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for port in self._ports]
+        self._home = settings.home.resolve()
+        self._broker = None if settings.kafka else Broker(settings.home, port=settings.broker_port)
+        self._workers = [self._worker(number) for number in range(1, workers + 1)]
+        self._gateways = [self._gateway(number, port) for number, port in enumerate(self._ports, 1)]
+        self._due: dict[Child, float] = {}
+        self._answering = False
+        self._stopping = False
+
+    def run(self) -> None:
+        """Start everything, keep it running until SIGINT, SIGTERM or SIGHUP, and stop it.
+
+        Raises:
+            HomeTaken: another `sluice up` runs on this home.
+            BrokerFailed: the broker cannot run, or the one named by ``SLUICE_KAFKA`` does not answer.
+            TopicError: its topics are not those of topics.yaml.
+            UpFailed: a port is taken, or a process cannot run.
+        """
+        home = Home(self._home, self._urls[0])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._interrupt)
+        try:
+            if stopped := home.stop_leftovers():
+                self._say(f"stopped {stopped} processes that an earlier, killed `sluice up` had left")
+            self._start(home)
+            while True:
+                self._tend(home)
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            self._say("stopping ... (again to stop at once)")
+        finally:
+            self._stop()
+            home.release()
+
+    def _start(self, home: Home) -> None:
+        specs = load_topics(self._settings.topics)
+        for port in self._ports:
+            if not is_free(port, self._settings.host):
+                raise UpFailed(
+                    f"port {port} is taken: set SLUICE_PORT to a free one, or stop what listens there"
+                )
+        if self._broker is not None:
+            fetching = "" if jars_folder(self._home).exists() else " (fetching it once, 45 MB)"
+            self._say(f"starting Apache Kafka {KAFKA_VERSION}{fetching} ...")
+            self._broker.start()
+            self._record(home)
+        bootstrap = self._broker.bootstrap if self._broker else self._settings.bootstrap
+        reachable(bootstrap)
+        create_topics(AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}), specs.values())
+        self._say("starting worker and gateway ...")
+        for child in (*self._workers, *self._gateways):
+            child.start()
+        self._record(home)
+        self._await_answers(home, specs[CHECKS].partitions)
+        self._answering = True
+        self._ready(self._urls)
+
+    def _worker(self, number: int) -> Child:
+        name = f"worker-{number}"
+        first = int(os.environ.get("SLUICE_METRICS_PORT", _METRICS_PORT))
+        port = first + number - 1
+        env = {
+            "SLUICE_INSTANCE_ID": name,
+            # The same port at each start, for whoever scrapes it, unless something else has it.
+            "SLUICE_METRICS_PORT": str(port if first and is_free(port) else 0),
+        }
+        return self._child(name, ["-m", "streams", "worker"], env)
+
+    def _gateway(self, number: int, port: int) -> Child:
+        return self._child(f"gateway-{number}", ["-m", "gateway", "gateway"], {"SLUICE_PORT": str(port)})
+
+    def _child(self, name: str, arguments: list[str], env: dict[str, str]) -> Child:
+        env |= {"SLUICE_KAFKA": self._settings.bootstrap, "SLUICE_HOME": str(self._home)}
+        return Child(name, [sys.executable, *arguments], env=env, log=Path(self._home, "logs", f"{name}.log"))
+
+    def _await_answers(self, home: Home, partitions: int) -> None:
+        """Wait until every gateway gets an answer from the owner of every partition."""
+        checks = [{"client_id": client, "cost": 0} for client in _clients_of_all(partitions)]
+        deadline = time.monotonic() + _READY_S
+        waiting = list(self._urls)
+        with httpx.Client(trust_env=False, timeout=5.0) as client:
+            while waiting:
+                self._tend(home)
+                if time.monotonic() > deadline:
+                    raise UpFailed(f"{waiting[0]} did not answer a check in {_READY_S:.0f} s; {self._logs()}")
+                try:
+                    answers = client.post(f"{waiting[0]}/v1/checks", json=checks)
+                except httpx.TransportError:
+                    answers = None
+                if (
+                    answers is not None
+                    and answers.is_success
+                    and not any(a["degraded"] for a in answers.json())
+                ):
+                    waiting.pop(0)
+                else:
+                    time.sleep(_POLL_S)
+
+    def _tend(self, home: Home) -> None:
+        """Show what the processes warn of, and start again what has ended."""
+        if self._broker is not None and not self._broker.running:
+            self._say(
+                f"the broker stopped by itself; starting it again. The end of its log:\n{self._broker.tail()}"
+            )
+            self._broker.start()
+            self._record(home)
+        for child in (*self._workers, *self._gateways):
+            for line in child.warnings():
+                # Until all are there, they warn of each other's absence.
+                if self._answering or " WARNING " not in line:
+                    self._say(f"{child.name} | {line}")
+            if child.status is not None:
+                self._start_again(child, home)
+
+    def _start_again(self, child: Child, home: Home) -> None:
+        if child not in self._due:
+            if child.status in USAGE_EXITS:
+                raise UpFailed(f"{child.name} cannot run; the end of {child.log}:\n{child.tail()}")
+            delay = child.delay()
+            self._due[child] = time.monotonic() + delay
+            self._say(f"{child.name} ended (status {child.status}); starting it again in {delay:.1f} s")
+        elif time.monotonic() >= self._due[child]:
+            del self._due[child]
+            child.start()
+            self._record(home)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for children, timeout_s in ((self._gateways, _GATEWAY_STOP_S), (self._workers, _WORKER_STOP_S)):
+            for child in children:
+                child.terminate()
+            for child in children:
+                child.join(timeout_s)
+        if self._broker is not None:
+            self._broker.stop()
+
+    def _interrupt(self, _: int, __: FrameType | None) -> None:
+        if not self._stopping:
+            self._stopping = True
+            raise KeyboardInterrupt
+        for pid in self._pids():
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+
+    def _pids(self) -> list[int | None]:
+        broker = self._broker.pid if self._broker else None
+        return [broker, *(child.pid for child in (*self._workers, *self._gateways))]
+
+    def _record(self, home: Home) -> None:
+        home.record(self._pids())
+
+    def _logs(self) -> str:
+        children = (*self._workers, *self._gateways)
+        return "".join(f"\nthe end of {child.log}:\n{child.tail()}" for child in children)
+
+
+def _clients_of_all(partitions: int) -> list[str]:
+    """A client id for each partition."""
+    found: dict[int, str] = {}
+    for number in count():
+        if len(found) == partitions:
+            return list(found.values())
+        client = f"sluice-up-{number}"
+        found.setdefault(partition_of(client, partitions), client)
+    raise AssertionError("count() does not end")

@@ -30,6 +30,7 @@ Changes need `Authorization: Bearer` where an admin token is set. Without one th
 only, from programs on the same machine: a foreign `Host` or `Origin` is refused.
 """
 
+_RESOURCES: Final = (check.router, limits.router, clients.router, status.router, health.router)
 _MODELS: Final = (check.CheckRequest, Answer, *stored.MODELS, clients.ResetCounters, health.Health, Status)
 
 
@@ -59,10 +60,10 @@ def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.models = _MODELS
+    app.models, app.resources = _MODELS, _RESOURCES
     app.state.settings = settings
     app.state.limiter = limiter
-    for resource in (check, limits, clients, status, health):
-        app.include_router(resource.router)
+    for resource in _RESOURCES:
+        app.include_router(resource)
     problems.install(app)
     return app

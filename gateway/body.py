@@ -113,7 +113,7 @@ def _invalid(message: str) -> InvalidInput:
     assert match is not None
     what, path = match["what"], match["path"] or ""
     if named := _NAMED.fullmatch(what):
-        name = named["name"][:_SHOWN]
+        name = named["name"][:_SHOWN] or '""'
         field = f"{path}.{name}" if path else name
         if named["what"] == "missing required":
             return InvalidInput(field, "missing", "add it")

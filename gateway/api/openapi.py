@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import cleandoc
 from typing import Any, Final
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from gateway.api.problems import (
     BUG,
@@ -83,6 +84,7 @@ class Api(FastAPI):
     """FastAPI whose document takes its schemas from msgspec."""
 
     models: Sequence[type] = ()
+    resources: Sequence[APIRouter] = ()
 
     def openapi(self) -> dict[str, Any]:
         """The document, made once."""
@@ -95,11 +97,23 @@ class Api(FastAPI):
                 tags=self.openapi_tags,
             )
             _, schemas = msgspec.json.schema_components((*self.models, Problem), ref_template=TEMPLATE)
+            for route in self._described():
+                self._restore(route, document["paths"][route.path_format])
             for schema in schemas.values():
                 schema["description"] = cleandoc(schema["description"])
             document["components"] = {"schemas": schemas, "securitySchemes": {"adminToken": BEARER}}
             self.openapi_schema = document
         return self.openapi_schema
+
+    def _described(self) -> Iterator[APIRoute]:
+        for resource in self.resources:
+            yield from (route for route in resource.routes if isinstance(route, APIRoute))
+
+    def _restore(self, route: APIRoute, operations: dict[str, Any]) -> None:
+        """FastAPI leaves out whatever is null, in examples of answers too."""
+        for method in route.methods or ():
+            for status, entry in route.responses.items():
+                operations[method.lower()]["responses"][str(status)].update(entry)
 
 
 def ref(model: type) -> dict[str, Any]:
@@ -114,7 +128,7 @@ def array(model: type, longest: int) -> dict[str, Any]:
 
 def examples(values: Mapping[str, Any]) -> dict[str, Any]:
     """Named examples; structs are shown as their JSON."""
-    return {name: {"value": msgspec.to_builtins(value)} for name, value in values.items()}
+    return {name: {"value": msgspec.to_builtins(value, str_keys=True)} for name, value in values.items()}
 
 
 def body(schema: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

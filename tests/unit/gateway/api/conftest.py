@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from gateway.app import create_app
+from gateway.settings import Settings
+from tests.unit.gateway.api.fake import FakeLimiter
+
+
+@asynccontextmanager
+async def connect(
+    limiter: FakeLimiter, *, host: str = "127.0.0.1", token: str | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application with that limiter, as it would listen on *host*."""
+    settings = Settings(host=host, admin_token=SecretStr(token) if token else None)
+    transport = httpx.ASGITransport(app=create_app(settings, limiter))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
+        yield client
+
+
+@pytest.fixture
+def limiter() -> FakeLimiter:
+    return FakeLimiter()
+
+
+@pytest.fixture
+async def http(limiter: FakeLimiter) -> AsyncIterator[httpx.AsyncClient]:
+    async with connect(limiter) as client:
+        yield client

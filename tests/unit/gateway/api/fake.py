@@ -1,0 +1,86 @@
+"""A limiter without a store behind it, at the edge where the HTTP layer ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from gateway.admin import Applied, LimitsPage, StoredLimit
+from gateway.answer import Answer
+from gateway.limiter import Limiter
+from gateway.metrics import Metrics
+from gateway.nodes import Readiness, Status
+from streams.contract.policy import Policy
+from streams.contract.records import Check, UpdateKey
+
+ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
+
+
+class FakeLimiter(Limiter):
+    """Answers every check with ``answer``, keeps policies in a dict; raises ``error`` instead if set."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.running = False
+        self.checks: list[Check] = []
+        self.stored: dict[UpdateKey, Policy] = {}
+        self.changes: list[UpdateKey] = []
+        self.answer = ALLOWED
+        self.applied = Applied(True, 41)
+        self.readiness = Readiness(True)
+        self.error: Exception | None = None
+        self.pages: list[tuple[str | None, int, str | None]] = []
+
+    async def __aenter__(self) -> Self:
+        self.running = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.running = False
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    async def check(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> Answer:
+        self._fail()
+        self.checks.append(Check(client, cost, plan, resource))
+        return self.answer
+
+    async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
+        self._fail()
+        self.checks.extend(checks)
+        return [Answer(True, 100, 99 - i, 60_000, 0, -1) for i in range(len(checks))]
+
+    async def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
+        self._fail()
+        self.changes.append(key)
+        if policy is None:
+            self.stored.pop(key, None)
+        else:
+            self.stored[key] = policy
+        return self.applied
+
+    async def get_limits(self, key: UpdateKey) -> Policy | None:
+        self._fail()
+        return self.stored.get(key)
+
+    async def list_limits(
+        self, after: str | None = None, limit: int = 100, kind: str | None = None
+    ) -> LimitsPage:
+        self._fail()
+        self.pages.append((after, limit, kind))
+        gone = StoredLimit(UpdateKey("client", "gone"), None, 3)
+        return LimitsPage([gone, *(StoredLimit(k, p, 7) for k, p in self.stored.items())], "cursor")
+
+    async def reset(self, client: str, resource: str = "") -> Applied:
+        return await self.set_limits(UpdateKey("reset", client, resource), None)
+
+    def status(self) -> Status:
+        return Status("normal", 1_760_000_000_000, None, [], 0, 0, "ok", None, 4, [])
+
+    async def ready(self) -> Readiness:
+        return self.readiness

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import logging
+
+import httpx
+import pytest
+
+from tests.unit.gateway.api.fake import FakeLimiter
+
+
+async def test_no_such_route(http: httpx.AsyncClient) -> None:
+    response = await http.get("/v2/check")
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["field"] == "path"
+    assert response.json()["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "allowed"),
+    [
+        ("GET", "/v1/check", "POST"),
+        ("POST", "/v1/limits/alice", "GET, PUT, DELETE"),
+        ("PATCH", "/v1/default", "GET, PUT, DELETE"),
+        ("POST", "/v1/limits", "GET"),
+    ],
+)
+async def test_a_method_the_route_does_not_know(
+    method: str, url: str, allowed: str, http: httpx.AsyncClient
+) -> None:
+    response = await http.request(method, url)
+    assert response.status_code == 405
+    assert response.headers["allow"] == allowed
+    assert response.json()["remedy"] == f"use {allowed}"
+
+
+async def test_a_bug_is_one_log_entry_and_a_500_without_internals(
+    http: httpx.AsyncClient, limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter.error = ZeroDivisionError("secret")
+    response = await http.post("/v1/check", json={"client_id": "alice"})
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "secret" not in response.text
+    [record] = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from gateway.security import is_loopback
+from tests.unit.gateway.api.conftest import connect
+from tests.unit.gateway.api.fake import FakeLimiter
+
+TOKEN = "correct horse"
+CHANGES = [
+    ("PUT", "/v1/limits/alice"),
+    ("DELETE", "/v1/limits/alice"),
+    ("PUT", "/v1/plans/free"),
+    ("DELETE", "/v1/plans/free"),
+    ("PUT", "/v1/default"),
+    ("DELETE", "/v1/default"),
+    ("POST", "/v1/clients/alice/reset"),
+]
+
+
+async def ask(
+    client: httpx.AsyncClient, method: str, url: str, headers: dict[str, str] | httpx.Headers
+) -> httpx.Response:
+    return await client.request(
+        method, url, json={"limits": "1/day"} if method == "PUT" else None, headers=headers
+    )
+
+
+@pytest.mark.parametrize(("method", "url"), CHANGES)
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        (None, 401),
+        ("Bearer wrong token", 401),
+        (f"Basic {TOKEN}", 401),
+        ("Bearer", 401),
+        ("Bearer \xff", 401),
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer {TOKEN}", 200),
+    ],
+)
+async def test_with_a_token(host: str, authorization: str | None, status: int, method: str, url: str) -> None:
+    limiter = FakeLimiter()
+    given = {} if authorization is None else {"authorization": authorization}
+    headers = httpx.Headers({"host": "sluice.example.com", **given}, encoding="latin-1")
+    async with connect(limiter, host=host, token=TOKEN) as client:
+        response = await ask(client, method, url, headers)
+    assert response.status_code == status
+    assert bool(limiter.changes) == (status == 200)
+    if status == 401:
+        assert response.headers["www-authenticate"].startswith('Bearer realm="sluice"')
+        assert response.json()["field"] == "Authorization"
+        assert TOKEN not in response.text
+
+
+@pytest.mark.parametrize(("method", "url"), CHANGES)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "gateway-1", ""])
+async def test_beyond_loopback_without_a_token_nothing_changes(host: str, method: str, url: str) -> None:
+    limiter = FakeLimiter()
+    async with connect(limiter, host=host) as client:
+        response = await ask(client, method, url, {"authorization": "Bearer anything"})
+    assert response.status_code == 403
+    assert "beyond loopback" in response.json()["detail"]
+    assert "SLUICE_ADMIN_TOKEN" in response.json()["remedy"]
+    assert not limiter.changes
+
+
+@pytest.mark.parametrize(("method", "url"), CHANGES)
+@pytest.mark.parametrize(
+    ("headers", "field"),
+    [
+        ({}, None),
+        ({"host": "localhost:8080"}, None),
+        ({"host": "[::1]:8080"}, None),
+        ({"host": "[::1]:8080", "origin": "http://[::1]:8080"}, None),
+        ({"host": "127.0.0.1:8080", "origin": "http://127.0.0.1:8080"}, None),
+        ({"host": "evil.example:8080"}, "Host"),
+        ({"host": "127.0.0.1.evil.example"}, "Host"),
+        ({"host": ""}, "Host"),
+        ({"host": "evil.example", "origin": "http://evil.example"}, "Host"),
+        ({"origin": "http://evil.example"}, "Origin"),
+        ({"origin": "http://127.0.0.1:3000"}, "Origin"),
+        ({"origin": "null"}, "Origin"),
+        ({"x-forwarded-for": "203.0.113.9"}, "X-Forwarded-For"),
+        ({"forwarded": "for=203.0.113.9"}, "Forwarded"),
+    ],
+)
+async def test_on_loopback_without_a_token(
+    headers: dict[str, str], field: str | None, method: str, url: str
+) -> None:
+    limiter = FakeLimiter()
+    async with connect(limiter) as client:
+        response = await ask(client, method, url, headers)
+    assert response.status_code == (200 if field is None else 403)
+    assert bool(limiter.changes) == (field is None)
+    if field is not None:
+        assert response.json()["field"] == field
+
+
+@pytest.mark.parametrize("url", ["/v1/status", "/healthz", "/readyz", "/metrics", "/v1/limits"])
+async def test_reading_and_checking_are_open(url: str) -> None:
+    async with connect(FakeLimiter(), host="0.0.0.0", token=TOKEN) as client:
+        assert (await client.get(url)).status_code == 200
+        assert (await client.post("/v1/check", json={"client_id": "alice"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "LOCALHOST", "::ffff:127.0.0.1"]
+)
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "0.0.0.0", "::", "128.0.0.1", "localhost.example", "127.1", "2130706433"]
+)
+def test_not_loopback(host: str) -> None:
+    assert not is_loopback(host)

@@ -172,6 +172,8 @@ def _one(item: Any, field: str) -> Limit:
             raise InvalidLimit(f"{field}.{name}", "missing", "give max and window_seconds")
         if isinstance(item[name], bool) or not isinstance(item[name], int):
             raise InvalidLimit(f"{field}.{name}", "not a whole number", "use a whole number")
+        if abs(item[name]) > MAX_LIMIT:  # and may have more digits than Python will print
+            raise InvalidLimit(f"{field}.{name}", "out of bounds", "use a smaller number")
     return _bounded(item["max"], item["window_seconds"] * 1_000, field)
 
 

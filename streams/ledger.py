@@ -178,6 +178,11 @@ class Ledger:
         self._dirty_policies: set[UpdateKey] = set()
 
     @property
+    def changed(self) -> bool:
+        """Whether anything, be it only how far the log is read, is not yet flushed."""
+        return self.next_offset != self.flushed.next_offset or bool(self.dirty) or bool(self._dirty_policies)
+
+    @property
     def marker(self) -> Marker:
         """Where the fold stands now."""
         last = self.flushed
@@ -301,22 +306,16 @@ class Ledger:
             if self._history_of(key):
                 self._dirty_policies.add(key)
 
-    def forget_clean(self, keep: int, writing: Iterable[bytes] = ()) -> None:
-        """Drop the states longest in memory until about *keep* are left.
+    def forget_clean(self, keep: int) -> None:
+        """Drop the states longest in memory until about *keep* are left; only between flushes.
 
-        Args:
-            keep: How many states may stay.
-            writing: Stored keys on their way to the store, which a read would not find there yet.
+        (What a flush is writing is not dirty any more and not yet stored.)
         """
-        excess = len(self.states) - keep
-        if excess <= 0:
-            return
-        busy = {_key_of(name) for name in writing}
-        for key in list(islice(self.states, excess)):
-            if key not in self.dirty and key not in busy:
+        for key in list(islice(self.states, max(0, len(self.states) - keep))):
+            if key not in self.dirty:
                 del self.states[key]
-        for update_key in [key for key in self._policies if key.kind == "client"]:
-            if update_key not in self._dirty_policies:
+        if len(self._policies) > keep:
+            for update_key in [key for key in self._policies if key not in self._dirty_policies]:
                 del self._policies[update_key]
 
 

@@ -1,0 +1,89 @@
+"""librdkafka as this worker uses it: its consumers and producers, made here with their reasons."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+
+_log = logging.getLogger("sluice.kafka")
+
+
+def consumer(bootstrap: str, group: str, *, on_missing: str = "error") -> Consumer:
+    """A consumer that is told what to read (it joins no group).
+
+    Args:
+        bootstrap: Servers.
+        group: Under which offsets are committed, for lag monitors; nothing reads them back but a partition
+            that has no marker.
+        on_missing: What to do where an offset is gone: ``error``, or ``earliest``.
+    """
+    return Consumer(
+        {
+            **_common(bootstrap),
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": on_missing,
+            # One record to come waits for no other.
+            "fetch.min.bytes": 1,
+            # A broker answers a connection's requests in turn, so a fetch that waits makes an assignment
+            # wait; 100 ms of it are ten empty fetches a second when idle.
+            "fetch.wait.max.ms": 100,
+            # An empty partition is asked again at once.
+            "fetch.error.backoff.ms": 100,
+            "fetch.queue.backoff.ms": 10,
+            # What is read ahead and not yet judged, per consumer.
+            "queued.max.messages.kbytes": 32 * 1024,
+        }
+    )
+
+
+def admin(bootstrap: str) -> AdminClient:
+    """For offsets and topic descriptions."""
+    return AdminClient({"bootstrap.servers": bootstrap, "log_level": 3})
+
+
+def changelog_producer(bootstrap: str, send_timeout_ms: int) -> Producer:
+    """For changelogs and relayed updates: in order, once, on all replicas; nothing sent late."""
+    return Producer(
+        {
+            **_common(bootstrap),
+            "acks": "all",
+            "enable.idempotence": True,
+            "linger.ms": 2,
+            "message.timeout.ms": send_timeout_ms,
+            "queue.buffering.max.messages": 1_000_000,
+            "compression.type": "lz4",
+            "message.max.bytes": 1024 * 1024,
+        }
+    )
+
+
+def reply_producer(bootstrap: str, send_timeout_ms: int) -> Producer:
+    """For replies, dead letters and beats: at once, and not again; a late answer is of no use."""
+    return Producer(
+        {
+            **_common(bootstrap),
+            "acks": 1,
+            "linger.ms": 0,
+            "message.timeout.ms": send_timeout_ms,
+            "message.max.bytes": 2 * 1024 * 1024,
+        }
+    )
+
+
+def _common(bootstrap: str) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": bootstrap,
+        "client.id": "sluice-worker",
+        "socket.nagle.disable": True,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1_000,
+        # A partition's new leader is found again quickly.
+        "topic.metadata.refresh.interval.ms": 30_000,
+        "logger": _log,
+    }

@@ -1,0 +1,279 @@
+"""Changelogs into stores: partitions that are to be judged here, and those that stand by.
+
+One thread with a consumer of its own reads all of them in large batches: Faust's recovery takes 100 µs a
+record, this a tenth, and a standby must keep up with what a busy owner writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import OffsetSpec
+
+from streams import kafka
+from streams.contract.errors import SluiceError, StateError, TopicError, Unavailable
+from streams.contract.topics import CHECKS, describe
+from streams.metrics import Metrics
+from streams.store import TABLES, PartitionStore, Record
+
+_log = logging.getLogger("sluice.restore")
+
+_BATCH: Final = 10_000
+_POLL_S: Final = 0.05
+_LOOK_S: Final = 1.0
+"""How often the ends of owned changelogs are looked at for foreign writes."""
+_RPC_S: Final = 5.0
+
+
+class Restored(NamedTuple):
+    """A partition whose store holds all that its changelogs held when it was asked for."""
+
+    generation: int
+    store: PartitionStore
+    topic_id: str
+
+
+class _Followed:
+    """A partition being read; ``ends`` are the offsets to reach, while it is to become active."""
+
+    def __init__(self, store: PartitionStore) -> None:
+        self.store = store
+        self.generation: int | None = None
+        self.ends: dict[str, int] = {}
+
+
+class Restorer(threading.Thread):
+    """The thread that reads changelogs.
+
+    Args:
+        bootstrap: Servers.
+        topics: The changelog topic of each table.
+        metrics: Counts records.
+        on_restored: Called in this thread for each partition that has caught up; it then owns the store.
+        on_ends: Called in this thread with the next offset of each watched ``(table, partition)``.
+        on_fatal: Called in this thread with what ended it.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topics: dict[str, str],
+        metrics: Metrics,
+        on_restored: Callable[[Restored], None],
+        on_ends: Callable[[dict[tuple[str, int], int]], None],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(name="restorer", daemon=True)
+        self._topics = topics
+        self._tables = {topic: table for table, topic in topics.items()}
+        self._metrics = metrics
+        self._on_restored = on_restored
+        self._on_ends = on_ends
+        self._on_fatal = on_fatal
+        self._servers = bootstrap
+        self._consumer: Consumer = kafka.consumer(bootstrap, "sluice-restore", on_missing="earliest")
+        self._admin = kafka.admin(bootstrap)
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._followed: dict[int, _Followed] = {}
+        self._watched: set[int] = set()
+        self._looked = 0.0
+        self._stopping = False
+
+    # --- from other threads ---
+
+    def activate(self, generation: int, store: PartitionStore | None, partition: int) -> None:
+        """Catch up *partition* and hand it to ``on_restored``; *store* unless it is followed already."""
+        self._commands.put(lambda: self._activate(generation, store, partition))
+
+    def follow(self, store: PartitionStore) -> None:
+        """Keep *store* up to date, as a standby."""
+        self._commands.put(lambda: self._follow(store))
+
+    def release(self, partition: int) -> Future[PartitionStore | None]:
+        """Stop reading *partition*; its store, or ``None`` if it is not here."""
+        future: Future[PartitionStore | None] = Future()
+        self._commands.put(lambda: future.set_result(self._release(partition)))
+        return future
+
+    def watch(self, partitions: set[int]) -> None:
+        """Look at the changelog ends of these, which the owner writes to."""
+        self._commands.put(lambda: setattr(self, "_watched", set(partitions)))
+
+    def stop(self) -> None:
+        """End the thread and close what it holds."""
+
+        def end() -> None:
+            self._stopping = True
+
+        self._commands.put(end)
+        self.join()
+
+    # --- the thread ---
+
+    def run(self) -> None:
+        """Read until told to stop."""
+        try:
+            while not self._stopping:
+                self._run_commands()
+                self._read()
+                self._look()
+        except (SluiceError, KafkaException, OSError) as exc:
+            self._on_fatal(exc)
+        except Exception as exc:  # noqa: BLE001 - a bug here must end the worker, not only this thread
+            self._on_fatal(exc)
+        finally:
+            for followed in self._followed.values():
+                followed.store.close()
+            self._consumer.close()
+
+    def _run_commands(self) -> None:
+        while True:
+            try:
+                self._commands.get_nowait()()
+            except queue.Empty:
+                return
+
+    def _follow(self, store: PartitionStore) -> None:
+        self._followed[store.partition] = _Followed(store)
+        self._consumer.incremental_assign(
+            [TopicPartition(self._topics[table], store.partition, store.next[table]) for table in TABLES]
+        )
+
+    def _activate(self, generation: int, store: PartitionStore | None, partition: int) -> None:
+        if store is not None:
+            self._follow(store)
+        followed = self._followed.get(partition)
+        if followed is not None:
+            followed.generation, followed.ends = generation, {}
+            self._hand_over(followed)
+
+    def _release(self, partition: int) -> PartitionStore | None:
+        followed = self._followed.pop(partition, None)
+        if followed is None:
+            return None
+        self._consumer.incremental_unassign(
+            [TopicPartition(self._topics[table], partition) for table in TABLES]
+        )
+        return followed.store
+
+    def _hand_over(self, followed: _Followed) -> None:
+        """Give the store away if it is asked for and has reached its ends."""
+        store, generation = followed.store, followed.generation
+        if generation is None:
+            return
+        try:
+            if not followed.ends:
+                # Asked for after the assignment: what the owner before flushed as it let go lies below.
+                followed.ends = self._ends_of(store)
+            if any(store.next[table] < end for table, end in followed.ends.items()):
+                return
+            topic_id = str(describe(self._admin, [CHECKS])[CHECKS].topic_id)
+        except (Unavailable, TopicError) as exc:
+            _log.warning("partition %s cannot be restored yet: %s", store.partition, exc)
+            return
+        self._release(store.partition)
+        self._on_restored(Restored(generation, store, topic_id))
+
+    def _ends_of(self, store: PartitionStore) -> dict[str, int]:
+        found = self._ends({store.partition})
+        ends = {table: found[table, store.partition] for table in TABLES}
+        for table, end in ends.items():
+            if store.next[table] > end:
+                raise StateError(
+                    f"the local {table} of partition {store.partition} have read their changelog to offset "
+                    f"{store.next[table]} and it ends at {end}: the topic {self._topics[table]} was "
+                    f"deleted or cut. If that was meant, remove this worker's tables and start it again"
+                )
+        return ends
+
+    def _read(self) -> None:
+        first: Any = self._consumer.poll(_POLL_S)
+        messages: list[Any] = [] if first is None else [first, *self._consumer.consume(_BATCH, 0)]
+        taken: dict[tuple[str, int], list[Record]] = defaultdict(list)
+        reached: dict[tuple[str, int], int] = {}
+        for message in messages:
+            place = (self._tables[message.topic()], message.partition()) if message.topic() else None
+            error = message.error()
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF and place:
+                    reached[place] = message.offset()
+                elif error.fatal():
+                    raise KafkaException(error)
+                continue
+            assert place is not None
+            taken[place].append(Record(message.offset(), message.key(), message.value()))
+        for (table, partition), records in taken.items():
+            if partition in self._followed:
+                self._followed[partition].store.merge(table, records)
+                self._metrics.restored.inc(len(records))
+        for (table, partition), end in reached.items():
+            # The last records may have been compacted or have expired: the end is where it says it is.
+            if partition in self._followed:
+                store = self._followed[partition].store
+                store.next[table] = max(store.next[table], end)
+        for followed in list(self._followed.values()):
+            self._hand_over(followed)
+
+    def _look(self) -> None:
+        now = monotonic()
+        if not self._watched or now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        with suppress(Unavailable):  # the owner's own writes will tell, or its lease runs out
+            self._on_ends(self._ends(self._watched))
+
+    def _ends(self, partitions: set[int]) -> dict[tuple[str, int], int]:
+        asked: dict[TopicPartition, Any] = {
+            TopicPartition(topic, partition): OffsetSpec.latest()  # type: ignore[no-untyped-call]
+            for topic in self._topics.values()
+            for partition in partitions
+        }
+        try:
+            found = self._admin.list_offsets(asked, request_timeout=_RPC_S)
+            return {
+                (self._tables[tp.topic], tp.partition): future.result(timeout=_RPC_S * 2).offset
+                for tp, future in found.items()
+            }
+        except (KafkaException, TimeoutError) as exc:
+            raise Unavailable(f"the ends of the changelogs cannot be read: {exc}") from exc
+
+
+def read_range(
+    bootstrap: str, topic: str, partition: int, start: int, end: int, timeout_s: float = _RPC_S
+) -> list[Record]:
+    """The records of a changelog from *start* up to *end*; fewer where it has been compacted.
+
+    Raises:
+        Unavailable: not read in *timeout_s* seconds.
+    """
+    consumer = kafka.consumer(bootstrap, "sluice-restore", on_missing="earliest")
+    found: list[Record] = []
+    give_up = monotonic() + timeout_s
+    try:
+        consumer.assign([TopicPartition(topic, partition, start)])
+        while monotonic() < give_up:
+            message: Any = consumer.poll(0.1)
+            if message is None:
+                continue
+            error = message.error()
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    return found
+                continue
+            if message.offset() >= end:
+                return found
+            found.append(Record(message.offset(), message.key(), message.value()))
+            if message.offset() == end - 1:
+                return found
+    finally:
+        consumer.close()
+    raise Unavailable(f"{topic}[{partition}] {start}..{end} could not be read in {timeout_s} s")

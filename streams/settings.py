@@ -1,0 +1,85 @@
+"""The worker's settings: read once from ``SLUICE_*`` variables, then frozen."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from streams.contract.policy import Policy, parse_policy
+from streams.contract.topics import DEFAULT_FILE
+
+
+class Settings(BaseSettings):
+    """One value, read at start. Every field is ``SLUICE_<NAME>`` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="SLUICE_", frozen=True, extra="ignore")
+
+    home: Path = Field(Path(".sluice"), description="Folder; tables are kept under it, by instance id.")
+    kafka: str | None = Field(
+        None,
+        description="Bootstrap servers (host:port, …); unset: the embedded broker on broker_port.",
+    )
+    broker_port: int = Field(9092, ge=1, le=65535, description="Port of the embedded broker.")
+    topics: Path = Field(DEFAULT_FILE, description="The topics file.")
+    instance_id: str = Field(
+        "worker-1",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Name of this worker, its own and lasting: its tables are found again by it.",
+    )
+    default_limits: str = Field(
+        "100/minute",
+        description="Limits where nothing is configured, comma separated; read at the first start only.",
+    )
+    flush_interval_ms: int = Field(
+        250, ge=10, le=60_000, description="Milliseconds between flushes: what a crash has to replay."
+    )
+    session_timeout_ms: int = Field(
+        6_000,
+        ge=1_000,
+        le=300_000,
+        description="Milliseconds without a heartbeat until a worker's partitions move.",
+    )
+    cached_clients: int = Field(
+        200_000, ge=1_000, description="Clients' states kept in memory, over all partitions."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of the worker's /metrics.")
+    metrics_port: int = Field(9101, ge=0, le=65535, description="Port of the worker's /metrics; 0: any free.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("default_limits")
+    @classmethod
+    def _limits_can_be_read(cls, value: str) -> str:
+        _policy(value)
+        return value
+
+    @property
+    def bootstrap(self) -> str:
+        """Where Kafka is."""
+        return self.kafka or f"127.0.0.1:{self.broker_port}"
+
+    @property
+    def default_policy(self) -> Policy:
+        """What applies where nothing is configured."""
+        return _policy(self.default_limits)
+
+    @property
+    def send_timeout_ms(self) -> int:
+        """Milliseconds after which a record not yet sent is given up: a third of the session timeout.
+
+        What a worker sends must not arrive after its partitions have moved, so this, too, is taken off
+        the time for which a heartbeat is worth something (:class:`streams.lease.Lease`).
+        """
+        return self.session_timeout_ms // 3
+
+    @property
+    def node_id(self) -> str:
+        """What others know this worker by."""
+        return f"{self.instance_id}@{socket.gethostname()}"
+
+
+def _policy(text: str) -> Policy:
+    parts = [part.strip() for part in text.split(",")]
+    return parse_policy(parts[0] if parts == ["unlimited"] else parts, "default_limits")

@@ -1,0 +1,201 @@
+"""A worker process: owner, restorer and Faust app put together, run until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Final
+
+import uvloop
+from prometheus_client import start_http_server
+
+from streams import __version__, kafka
+from streams.app import App
+from streams.contract.errors import SluiceError, StateError, TopicError
+from streams.contract.records import NodeBeat, encode_beat
+from streams.contract.topics import NODES, load_topics, verify_topics
+from streams.lease import Lease
+from streams.metrics import Metrics
+from streams.owner import Owner
+from streams.ownership import Ownership
+from streams.restore import Restored, Restorer
+from streams.settings import Settings
+from streams.store import PartitionStore
+from streams.table import Tables
+
+_log = logging.getLogger("sluice.worker")
+
+EXIT_FATAL: Final = 1
+EXIT_CONFIG: Final = 78
+"""Starting again would not help: an operator has to do what the message says (sysexits' EX_CONFIG)."""
+
+_BEAT_S: Final = 2.0
+
+
+class Worker:
+    """One worker.
+
+    Args:
+        settings: Read once.
+
+    Raises:
+        TopicError: the topics are not those of topics.yaml.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        specs = load_topics(settings.topics)
+        verify_topics(kafka.admin(settings.bootstrap), specs.values())
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        lease = Lease(settings.session_timeout_ms, settings.send_timeout_ms)
+        self.app = App(settings, lease, self._revoked, self._assigned, self._stop_judging)
+        tables = Tables(self.app, specs["checks"].partitions)
+        self._restorer = Restorer(
+            settings.bootstrap,
+            tables.changelogs,
+            self.metrics,
+            on_restored=self._restored,
+            on_ends=lambda ends: self._owner.changelog_ends(ends),
+            on_fatal=self._fatal,
+        )
+        self._owner = Owner(
+            settings,
+            specs["checks"].partitions,
+            tables.changelogs,
+            lease,
+            self.metrics,
+            on_lapse=self._lapsed,
+            on_fatal=self._fatal,
+        )
+        self.ownership = Ownership(self._owner, self._restorer, lease, tables.open, lambda: self.app.member)
+        self._beats = kafka.reply_producer(settings.bootstrap, settings.send_timeout_ms)
+
+    async def run(self) -> int:
+        """Work until SIGTERM, SIGINT or a fatal error; returns the exit code."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(signum, self._end, None)
+        start_http_server(self.settings.metrics_port, self.settings.metrics_host, self.metrics.registry)
+        self._owner.start()
+        self._restorer.start()
+        starting = asyncio.create_task(self._run_app())
+        beating = asyncio.create_task(self._beat())
+        cause = await self._ended
+        beating.cancel()
+        self._send_beat(stopping=True)
+        await self.app.stop()
+        starting.cancel()
+        await asyncio.gather(starting, beating, *self._tasks, return_exceptions=True)
+        self._beats.flush(1.0)
+        if cause is None:
+            _log.info("stopped")
+            return 0
+        if isinstance(cause, SluiceError):
+            _log.critical("%s", cause)
+        else:
+            _log.critical("the worker cannot go on: %r", cause, exc_info=cause)
+        return EXIT_CONFIG if isinstance(cause, StateError | TopicError) else EXIT_FATAL
+
+    async def _run_app(self) -> None:
+        try:
+            await self.app.start()
+            await self.app.wait_until_stopped()
+        except Exception as exc:  # noqa: BLE001 - whatever stops Faust stops the worker
+            self._end(exc)
+        else:
+            self._end(self.app.crash_reason)
+
+    def _end(self, cause: BaseException | None) -> None:
+        if not self._ended.done():
+            self._ended.set_result(cause)
+
+    # --- called on the loop by Faust ---
+
+    async def _revoked(self) -> None:
+        await self.ownership.revoked()
+
+    async def _assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
+        await self.ownership.assigned(generation, actives, standbys)
+
+    async def _stop_judging(self) -> None:
+        await self.ownership.stop()
+
+    # --- called by the threads ---
+
+    def _restored(self, restored: Restored) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._keep(self.ownership.restored(restored)))
+
+    def _lapsed(self, stores: list[PartitionStore]) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._keep(self.ownership.lapsed(stores)))
+
+    def _fatal(self, cause: BaseException) -> None:
+        self._loop.call_soon_threadsafe(self._end, cause)
+
+    def _keep(self, coroutine: object) -> None:
+        task: asyncio.Task[None] = self._loop.create_task(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._end(exc)
+
+    # --- beats ---
+
+    async def _beat(self) -> None:
+        while True:
+            self._send_beat()
+            await asyncio.sleep(_BEAT_S)
+
+    def _send_beat(self, stopping: bool = False) -> None:
+        partitions = self.ownership.beats()
+        beat = NodeBeat(
+            id=self.settings.node_id,
+            role="worker",
+            version=__version__,
+            host=socket.gethostname(),
+            at_ms=int(time.time() * 1_000),
+            partitions={} if stopping else partitions,
+            stopping=stopping,
+        )
+        for state in ("running", "restoring", "standby"):
+            count = sum(1 for beat in partitions.values() if beat.state == state)
+            self.metrics.partitions.labels(state).set(count)
+        self._beats.produce(NODES, encode_beat(beat), self.settings.node_id.encode())
+        self._beats.poll(0)
+
+
+def main() -> int:
+    """Run a worker as a process; returns its exit code."""
+    settings = Settings()
+    logging.basicConfig(
+        level=settings.log_level,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    # "streams": Faust logs its services' comings and goings under the modules that subclass them.
+    for noisy in ("faust", "mode", "aiokafka", "asyncio", "streams"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # The owner thread shares the interpreter with two that mostly wait: do not let it wait 5 ms for them.
+    sys.setswitchinterval(0.0005)
+
+    async def work() -> int:
+        try:
+            worker = Worker(settings)
+        except SluiceError as exc:
+            _log.critical("%s", exc)
+            return EXIT_CONFIG
+        return await worker.run()
+
+    code = uvloop.run(work())
+    logging.shutdown()
+    # Faust's consumer thread may outlive its loop; nothing is left to be done.
+    os._exit(code)

@@ -128,7 +128,7 @@ class Ownership:
                 self._lapsed[store.partition] = store
             self._restorer.watch(self._owned)
         while not self._lease.holds():
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - it runs out silently, by the clock
+            await asyncio.sleep(0.05)
         async with self._lock:
             if generation != self._generation or self._owner.generation != generation:
                 return  # the rebalance that follows deals with them

@@ -84,14 +84,15 @@ class Manager(TableManager):
     """Faust's table manager with :class:`HandOver` for its recovery."""
 
     assigned: Assigned
+    _hand_over: HandOver | None = None
 
     @property
     def recovery(self) -> HandOver:
         """Made when first asked for, as Faust's is."""
-        if self._recovery is None:
-            self._recovery = HandOver(self.app, self, beacon=self.beacon, loop=self.loop)
-            self._recovery.assigned = self.assigned
-        return self._recovery
+        if self._hand_over is None:
+            self._recovery = self._hand_over = HandOver(self.app, self, beacon=self.beacon, loop=self.loop)
+            self._hand_over.assigned = self.assigned
+        return self._hand_over
 
     async def on_start(self) -> None:
         """As Faust's, without its second of waiting: there are no agents that could still add tables."""

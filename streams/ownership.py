@@ -127,7 +127,7 @@ class Ownership:
                 self._owned.discard(store.partition)
                 self._lapsed[store.partition] = store
             self._restorer.watch(self._owned)
-        while not self._lease.holds():
+        while not self._lease.holds():  # noqa: ASYNC110 - a lease is a time, not an event
             await asyncio.sleep(0.05)
         async with self._lock:
             if generation != self._generation or self._owner.generation != generation:

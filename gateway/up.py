@@ -14,7 +14,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from confluent_kafka.admin import AdminClient
@@ -23,6 +23,7 @@ from gateway.broker import Broker, reachable
 from gateway.child import USAGE_EXITS, Child
 from gateway.home import Home
 from gateway.jars import KAFKA_VERSION, jars_folder
+from gateway.nodes import OK, UNDER_REPLICATED
 from gateway.ports import free_port, is_free
 from gateway.settings import Settings
 from streams.contract.errors import SluiceError
@@ -152,15 +153,7 @@ class Up:
                 self._tend(home)
                 if time.monotonic() > deadline:
                     raise UpFailed(f"{waiting[0]} did not answer a check in {_READY_S:.0f} s; {self._logs()}")
-                try:
-                    answers = client.post(f"{waiting[0]}/v1/checks", json=checks)
-                except httpx.TransportError:
-                    answers = None
-                if (
-                    answers is not None
-                    and answers.is_success
-                    and not any(a["degraded"] for a in answers.json())
-                ):
+                if _answers(client, waiting[0], checks):
                     waiting.pop(0)
                 else:
                     time.sleep(_POLL_S)
@@ -223,12 +216,26 @@ class Up:
         return "".join(f"\nthe end of {child.log}:\n{child.tail()}" for child in children)
 
 
+def _answers(client: httpx.Client, url: str, checks: list[dict[str, Any]]) -> bool:
+    """Whether the gateway at *url* has all *checks* answered by workers.
+
+    It is asked only once it knows of workers: missed deadlines would put it into degraded mode first.
+    """
+    try:
+        status = client.get(f"{url}/v1/status").raise_for_status().json()
+        if status["store"] not in (OK, UNDER_REPLICATED):
+            return False
+        answers = client.post(f"{url}/v1/checks", json=checks).raise_for_status().json()
+    except httpx.HTTPError:
+        return False
+    return not any(answer["degraded"] for answer in answers)
+
+
 def _clients_of_all(partitions: int) -> list[str]:
     """A client id for each partition."""
     found: dict[int, str] = {}
-    for number in count():
-        if len(found) == partitions:
-            return list(found.values())
-        client = f"sluice-up-{number}"
+    numbers = count()
+    while len(found) < partitions:
+        client = f"sluice-up-{next(numbers)}"
         found.setdefault(partition_of(client, partitions), client)
-    raise AssertionError("count() does not end")
+    return list(found.values())

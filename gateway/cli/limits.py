@@ -22,7 +22,7 @@ app = typer.Typer(
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[CLIENT] LIMIT...",
+        metavar="[CLIENT] LIMIT",
         help="A client, then its limits: 100/minute, 40/2s, 1000/1h, 0/minute (blocks) or unlimited. "
         "With --plan or --default: limits only.",
         show_default=False,

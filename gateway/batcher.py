@@ -330,18 +330,17 @@ class Batcher:
     def probe(self) -> None:
         """Publish an empty batch where only an answer can tell that a partition is well.
 
-        That is: never answered yet, or open without traffic of its own. About once a second.
+        That is: never answered yet, or open without traffic of its own. Once a tick.
         """
         for queue in self._queues:
-            if queue.tried:
-                queue.tried = False
-            elif queue.breaker.reason is not None:
+            if not queue.tried and queue.breaker.reason is not None:
                 self._send_aside(self._pending.new(queue.index))
-            elif not queue.breaker.proven and queue.flying is None and queue.filling is None:
+            elif not queue.tried and not queue.breaker.proven and queue.flying is None:
                 queue.flying = batch = self._pending.new(queue.index)
                 batch.timer = self._loop.call_later(self._deadline_s, self._on_timer, batch)
                 if not self._send(batch):
                     queue.flying = None
+            queue.tried = False
 
     @property
     def unproven(self) -> list[int]:

@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 START_S: Final = 5.0
 """A start waits at most this long for the broker's first word, then goes on without."""
 
-TICK_S: Final = 1.0
+TICK_S: Final = 0.5
 """Between two rounds of probing open partitions and looking whether degraded mode is over."""
 
 
@@ -275,6 +275,7 @@ class Limiter:
 
     def broker_down(self, why: str) -> None:
         """No broker can be reached."""
+        self._view = BrokerView(error=why)
         self._batcher.broker_down(why)
         self._settled.set()
 

@@ -64,9 +64,7 @@ class Mode:
         self._settle_s = min(self._settle_s * 2, MAX_SETTLE_S) if flapping else SETTLE_S
         self._began, self.since_ms, self.why = now, self._wall_ms(), why
         self._let_through, self._uncounted = self._metrics.let_through, self._metrics.uncounted
-        log.warning(
-            "degraded: checks are let through without an answer, from partition %d on: %s", partition, why
-        )
+        log.warning("degraded: checks are let through without an answer: %s", why)
 
     def closed(self, partition: int) -> None:
         """The breaker of *partition* closed."""

@@ -18,7 +18,6 @@ from typing import Any, Final, Protocol
 
 import msgspec
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     Consumer,
     KafkaError,
     KafkaException,
@@ -342,11 +341,14 @@ class Transport:
         Raises:
             Unavailable: the broker did not answer.
         """
-        consumer = self._new_consumer(**{"enable.partition.eof": True, "auto.offset.reset": "earliest"})
+        consumer = self._new_consumer(**{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
         try:
-            consumer.assign(
-                [TopicPartition(UPDATES, partition, OFFSET_BEGINNING if start is None else start)]
-            )
+            low, high = consumer.get_watermark_offsets(TopicPartition(UPDATES, partition), READ_TIMEOUT_S)
+            # A plain offset: librdkafka looks up a logical one (beginning) only after half a second.
+            start = low if start is None else max(low, start)
+            if start >= high:
+                return
+            consumer.assign([TopicPartition(UPDATES, partition, start)])
             while messages := _drain(consumer, READ_TIMEOUT_S):
                 for message in messages:
                     error = message.error()
@@ -358,6 +360,8 @@ class Transport:
                     else:
                         raise Unavailable(f"{UPDATES} cannot be read: {error.str()}")
             raise Unavailable(f"{self._bootstrap} gave nothing of {UPDATES} for {READ_TIMEOUT_S:g} s")
+        except KafkaException as exc:
+            raise Unavailable(f"{UPDATES} cannot be read: {exc.args[0].str()}") from exc
         finally:
             consumer.close()
 

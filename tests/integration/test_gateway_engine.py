@@ -1,0 +1,291 @@
+"""The gateway's engine against a real broker; a stand-in for the worker answers, or does not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+
+from gateway.broker import Broker
+from gateway.limiter import Answer, Limiter
+from gateway.settings import Settings
+from streams.contract.errors import InvalidId, InvalidInput, Unavailable
+from streams.contract.policy import parse_policy
+from streams.contract.records import (
+    Batch,
+    Check,
+    Decision,
+    NodeBeat,
+    PartitionBeat,
+    Reply,
+    UpdateKey,
+    decode_checks_record,
+    decode_update,
+    encode_beat,
+    encode_json_reply,
+    encode_reply,
+)
+from streams.contract.topics import CHECKS, NODES, REPLIES, UPDATES
+from tests.broker import fresh_broker
+
+PARTITIONS = 4
+
+
+class Responder:
+    """Stands in for the worker: counts what each client spent of 100, and answers while told to."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.answers = True
+        self.spent: Counter[str] = Counter()
+        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0})
+        self._consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "stand-in"})
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Responder:
+        # From the beginning: what earlier tests asked is answered again, to gateways long gone.
+        topics = [(topic, p) for topic in (CHECKS, UPDATES) for p in range(PARTITIONS)]
+        self._consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for topic, p in topics])
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._consumer.close()
+        self._producer.flush(1)
+
+    def beat(self, *, stopping: bool = False) -> None:
+        partitions = {p: PartitionBeat("running") for p in range(PARTITIONS)}
+        beat = NodeBeat("stand-in", "worker", "0", "here", 0, partitions, stopping)
+        self._producer.produce(NODES, encode_beat(beat), partition=0)
+        self._producer.flush()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            message = self._consumer.poll(0.05)
+            if message is not None and message.error() is None:
+                (self._on_check if message.topic() == CHECKS else self._on_update)(message)
+            self._producer.poll(0)
+
+    def _on_check(self, message: Any) -> None:
+        batch = decode_checks_record(message.value())
+        assert isinstance(batch, Batch)
+        decisions: list[Decision | str | None] = []
+        for check in batch.checks:
+            left = 100 - self.spent[check.client] - check.cost
+            if left >= 0:
+                self.spent[check.client] += check.cost
+            decisions.append(Decision(left >= 0, 100, max(left, 0), 5, 0 if left >= 0 else 7, -1))
+        if self.answers and batch.partition >= 0:
+            reply = Reply(batch.incarnation, batch.number, message.offset(), -1, decisions)
+            self._producer.produce(REPLIES, encode_reply(reply), partition=batch.partition)
+
+    def _on_update(self, message: Any) -> None:
+        update = decode_update(message.offset(), message.key(), message.value(), message.headers())
+        if self.answers and update.reply_to is not None:
+            word = encode_json_reply(
+                update.reply_to, applied=True, version=message.offset(), partition=message.partition()
+            )
+            self._producer.produce(REPLIES, word, partition=update.reply_to.partition)
+
+
+@pytest.fixture
+def responder(fresh_kafka: Broker) -> Iterator[Responder]:
+    with Responder(fresh_kafka.bootstrap) as it:
+        yield it
+
+
+@asynccontextmanager
+async def limiter_at(bootstrap: str, **settings: Any) -> AsyncIterator[Limiter]:
+    async with Limiter(Settings(kafka=bootstrap, **{"deadline_ms": 500, **settings})) as limiter:
+        yield limiter
+
+
+@asynccontextmanager
+async def ready_limiter(bootstrap: str, **settings: Any) -> AsyncIterator[Limiter]:
+    async with limiter_at(bootstrap, **settings) as limiter:
+        await until(lambda: not limiter._batcher.unproven)
+        yield limiter
+
+
+async def until(holds: Callable[[], object], seconds: float = 15) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110 - counters and logs have no events
+            await asyncio.sleep(0.01)
+
+
+def samples(limiter: Limiter) -> dict[str, float]:
+    return {
+        sample.name + "".join(sample.labels.values()): sample.value
+        for family in limiter.metrics.registry.collect()
+        for sample in family.samples
+        if family.type != "histogram"
+    }
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+async def test_answers_come_back_in_order(fresh_kafka: Broker, responder: Responder) -> None:
+    async with ready_limiter(fresh_kafka.bootstrap) as limiter:
+        assert await limiter.check("alice") == Answer(True, 100, 99, 5, 0, -1)
+        checks = [Check(f"client-{i}", i % 120) for i in range(12_000)]
+        answers = await limiter.check_many(checks)
+        assert [a.allowed for a in answers] == [c.cost <= 100 for c in checks]
+        assert not any(a.degraded for a in answers)
+        await limiter.publish("bob", 3)
+        await until(lambda: responder.spent["bob"] == 3)
+        assert (await limiter.ready()).ready
+        counted = samples(limiter)
+        assert counted["sluice_checks_received_total"] == 12_002
+        assert counted["sluice_checks_in_flight"] == 0
+
+
+async def test_two_gateways_share_a_reply_partition(fresh_kafka: Broker, responder: Responder) -> None:
+    async with ready_limiter(fresh_kafka.bootstrap) as one, ready_limiter(fresh_kafka.bootstrap) as two:
+        two._transport.reply_partition = one._reply_partition
+        async with limiter_at(fresh_kafka.bootstrap) as three:
+            three._reply_partition = one._reply_partition
+            answers = await asyncio.gather(*(g.check("shared") for g in (one, three) for _ in range(64)))
+    assert sum(a.allowed for a in answers) == 100
+
+
+async def test_bad_input_is_refused_before_it_is_published(fresh_kafka: Broker) -> None:
+    async with limiter_at(fresh_kafka.bootstrap) as limiter:
+        with pytest.raises(InvalidId, match="client_id"):
+            await limiter.check("")
+        with pytest.raises(InvalidInput, match=r"checks\[1\]\.cost"):
+            await limiter.check_many([Check("a"), Check("a", -1)])
+        assert limiter.metrics.received == 0
+
+
+async def test_nobody_answers(
+    fresh_kafka: Broker, responder: Responder, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ready_limiter(fresh_kafka.bootstrap, deadline_ms=100) as limiter:
+        responder.answers = False
+        began = perf_counter()
+        answer = await limiter.check("carol")
+        assert answer == Answer(True, None, None, 0, 0, -1, True, "deadline")
+        assert 0.09 < perf_counter() - began < 0.5
+
+        await limiter.check("carol")
+        await limiter.check("carol")
+        began = perf_counter()
+        answers = [await limiter.check("carol") for _ in range(20)]
+        assert perf_counter() - began < 0.09
+        assert {a.reason for a in answers} == {"breaker_open"}
+        status = limiter.status()
+        assert status.mode == "degraded"
+        assert len(status.degraded_partitions) == 1
+        assert status.let_through >= 20
+
+        await until(lambda: responder.spent["carol"] == 23)  # all of them were published
+        responder.answers = True
+        await until(lambda: limiter.status().mode == "normal")
+        assert (await limiter.check("carol")).remaining == 76
+        began_line, ended_line = warnings(caplog)
+        assert "missed 3 deadlines in a row" in began_line
+        assert "normal again" in ended_line
+        assert "20 checks were let through, 0 could not" in ended_line
+
+
+async def test_limits_are_applied_read_and_listed(fresh_kafka: Broker, responder: Responder) -> None:
+    policy = parse_policy(["10/second", "100/minute"])
+    async with ready_limiter(fresh_kafka.bootstrap) as limiter:
+        applied = await limiter.set_limits(UpdateKey("client", "dora"), policy)
+        assert applied.applied
+        assert (await limiter.set_limits(UpdateKey("plan", "gold"), policy)).applied
+        assert (await limiter.set_limits(UpdateKey("default"), policy)).applied
+        assert (await limiter.set_limits(UpdateKey("client", "eve"), policy)).applied
+        assert (await limiter.set_limits(UpdateKey("client", "eve"), None)).applied
+        assert (await limiter.reset("dora", "login")).applied
+
+        assert await limiter.get_limits(UpdateKey("client", "dora")) == policy
+        assert await limiter.get_limits(UpdateKey("plan", "gold")) == policy
+        assert await limiter.get_limits(UpdateKey("client", "eve")) is None
+        assert await limiter.get_limits(UpdateKey("client", "nobody")) is None
+
+        found, after = [], None
+        while True:
+            page = await limiter.list_limits(after, 1)
+            found += page.items
+            if (after := page.next) is None:
+                break
+        latest = {item.key: item.policy for item in found}
+        assert {key.id for key, value in latest.items() if value} == {"dora", "gold", ""}
+        assert {i.key.kind for i in (await limiter.list_limits(kind="plan")).items} == {"plan"}
+
+        responder.answers = False
+        limiter._admin._timeout_s = 0.2
+        assert not (await limiter.set_limits(UpdateKey("client", "dora"), None)).applied
+
+
+async def test_who_is_there(fresh_kafka: Broker, responder: Responder) -> None:
+    async with ready_limiter(fresh_kafka.bootstrap, node_id="g1") as limiter:
+        await until(lambda: limiter.status().store == "no_worker")
+        responder.beat()
+        await until(lambda: limiter.status().store == "ok")
+        await until(lambda: [n.id for n in limiter.status().nodes] == ["g1", "stand-in"])
+        async with limiter_at(fresh_kafka.bootstrap, node_id="g2") as late:
+            await until(lambda: [n.id for n in late.status().nodes] == ["g1", "g2", "stand-in"])
+        await until(lambda: [n.id for n in limiter.status().nodes] == ["g1", "stand-in"])
+        responder.beat(stopping=True)
+        await until(lambda: limiter.status().store == "no_worker")
+
+
+async def test_without_a_broker(unused_tcp_port: int, caplog: pytest.LogCaptureFixture) -> None:
+    async with limiter_at(f"127.0.0.1:{unused_tcp_port}", publish_timeout_ms=300) as limiter:
+        began = perf_counter()
+        answer = await limiter.check("frank")
+        assert answer.reason == "broker"
+        assert perf_counter() - began < 0.05
+        ready = await limiter.ready()
+        assert not ready.ready
+        assert "127.0.0.1" in (ready.reason or "")
+        with pytest.raises(Unavailable):
+            await limiter.set_limits(UpdateKey("client", "frank"), None)
+        await until(lambda: limiter.metrics.uncounted == 1)
+    assert len(warnings(caplog)) == 1
+
+
+async def test_a_broker_pauses_and_dies_and_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    with fresh_broker() as broker, Responder(broker.bootstrap) as responder:
+        async with ready_limiter(broker.bootstrap, deadline_ms=100) as limiter:
+            clients = [f"client-{i}" for i in range(40)]
+
+            broker.pause()
+            for _ in range(3):
+                await asyncio.gather(*map(limiter.check, clients))
+            began = perf_counter()
+            answers = await asyncio.gather(*map(limiter.check, clients))
+            assert perf_counter() - began < 0.05
+            assert {a.reason for a in answers} == {"breaker_open"}
+            await until(lambda: limiter.metrics.uncounted >= 80)
+            await until(lambda: limiter.status().store == "unreachable")
+            broker.resume()
+            await until(lambda: limiter.status().mode == "normal")
+            assert not (await limiter.check("gina")).degraded
+            assert len(warnings(caplog)) == 2
+            lost = limiter.metrics.uncounted
+            assert f"{lost} could not be published" in warnings(caplog)[1]
+
+            broker.stop()
+            await until(lambda: limiter.status().mode == "degraded")
+            assert (await limiter.check("gina")).reason == "broker"
+            await until(lambda: limiter.metrics.uncounted == lost + 1)
+            broker.start()
+            await until(lambda: limiter.status().mode == "normal", 30)
+            before = responder.spent["gina"]
+            assert (await limiter.check("gina")).remaining == 100 - before - 1
+            assert len(warnings(caplog)) == 4

@@ -53,21 +53,19 @@ class Home:
 
         A process counts only with its start time: its number may belong to somebody else by now.
         """
-        left = []
+        stopped = 0
         for pid, created in self._load().get("children", []):
             try:
                 process = psutil.Process(pid)
                 if abs(process.create_time() - created) < _SAME_S:
-                    process.terminate()
-                    left.append(process)
+                    stopped += 1
+                    _stop(process)
             except psutil.NoSuchProcess:
                 continue
-        for process in psutil.wait_procs(left, timeout=_STOP_S)[1]:
-            process.kill()
-        return len(left)
+        return stopped
 
     def record(self, pids: Iterable[int | None]) -> None:
-        """Note which processes belong to this one."""
+        """Note which processes belong to this one, in the order in which they must be stopped."""
         children = []
         for pid in pids:
             if pid is not None and psutil.pid_exists(pid):
@@ -88,3 +86,11 @@ class Home:
             return dict(json.loads(self._file.read() or "{}"))
         except ValueError:  # cut off by a crash
             return {}
+
+
+def _stop(process: psutil.Process) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except psutil.TimeoutExpired:
+        process.kill()

@@ -206,7 +206,7 @@ class Up:
 
     def _pids(self) -> list[int | None]:
         broker = self._broker.pid if self._broker else None
-        return [broker, *(child.pid for child in (*self._workers, *self._gateways))]
+        return [*(child.pid for child in (*self._gateways, *self._workers)), broker]
 
     def _record(self, home: Home) -> None:
         home.record(self._pids())

@@ -88,11 +88,17 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     table = Table("node", "role", "version", "partitions", "lag")
     for node in answer["nodes"]:
         held = node["partitions"]
-        lag = sum(partition["lag"] for partition in held.values())
-        table.add_row(
-            node["id"], node["role"], node["version"], ", ".join(held) or "-", str(lag) if held else "-"
-        )
+        lag = str(sum(partition["lag"] for partition in held.values())) if held else "-"
+        table.add_row(node["id"], node["role"], node["version"], _by_state(held), lag)
     out.print(table)
+
+
+def _by_state(held: dict[str, dict[str, Any]]) -> str:
+    """``running 0, 1; standby 2``."""
+    states: dict[str, list[str]] = {}
+    for number, partition in held.items():
+        states.setdefault(partition["state"], []).append(number)
+    return "; ".join(f"{state} {', '.join(numbers)}" for state, numbers in states.items()) or "-"
 
 
 def _because(why: str | None) -> str:

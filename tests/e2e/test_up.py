@@ -1,0 +1,158 @@
+"""`sluice up`: ready, stopped, started again, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.broker import home_with_jars
+from tests.up import Running, environment, sluice, sluice_up
+
+
+def check(running: Running, client: str, cost: int = 1) -> dict[str, Any]:
+    body = {"client_id": client, "cost": cost}
+    answer = httpx.post(f"{running.url}/v1/check", json=body, timeout=10).raise_for_status().json()
+    assert isinstance(answer, dict)
+    return answer
+
+
+def test_counts_and_limits_outlive_a_stop_and_the_next_start_is_quick(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    with sluice_up(tmp_path, env=env) as running:
+        assert running.said[-1] == f"sluice is ready: {running.url}"
+        limits = {"limits": ["5/hour"]}
+        httpx.put(f"{running.url}/v1/limits/alice", json=limits, timeout=10).raise_for_status()
+        answers = [check(running, "alice") for _ in range(3)]
+        assert [answer["remaining"] for answer in answers] == [4, 3, 2]
+        assert not any(answer["degraded"] for answer in answers)
+        children = running.children()
+
+        assert running.stop() == 0
+    assert [pid for pid in children if psutil.pid_exists(pid)] == []
+
+    started = time.monotonic()
+    with sluice_up(tmp_path, env=env) as running:
+        assert time.monotonic() - started < 15
+        answers = [check(running, "alice") for _ in range(3)]
+        assert [(answer["allowed"], answer["remaining"]) for answer in answers] == [
+            (True, 1),
+            (True, 0),
+            (False, 0),
+        ]
+        assert running.stop(signal.SIGTERM) == 0
+
+
+def test_what_the_ready_lines_offer_works(tmp_path: Path) -> None:
+    with sluice_up(tmp_path) as running:
+        assert running.process.stdout is not None
+        put, post = running.process.stdout.readline(), running.process.stdout.readline()
+        assert put.strip().startswith(
+            f"curl -X PUT {running.url}/v1/limits/alice -H 'Content-Type: application/json'"
+        )
+        assert post.strip().startswith(f"curl {running.url}/v1/check -H 'Content-Type: application/json'")
+        assert put.strip().endswith("""-d '{"limits": ["5/minute"]}'""")
+        assert post.strip().endswith("""-d '{"client_id": "alice"}'""")
+
+        second = sluice("up", env=environment(tmp_path))
+        assert second.returncode == 1
+        assert second.stderr.count("\n") == 1
+        assert (
+            f"already running on {tmp_path} (process {running.process.pid}, {running.url})" in second.stderr
+        )
+        assert not check(running, "alice")["degraded"]
+
+
+def test_two_workers_and_two_gateways_count_as_one(tmp_path: Path) -> None:
+    with sluice_up(tmp_path, "--workers", "2", "--gateways", "2") as running:
+        port = int(running.env["SLUICE_PORT"])
+        urls = [running.url, f"http://127.0.0.1:{port + 1}"]
+        answers = [
+            httpx.post(f"{urls[i % 2]}/v1/check", json={"client_id": "bob"}, timeout=10).json()
+            for i in range(6)
+        ]
+        assert [answer["remaining"] for answer in answers] == [99, 98, 97, 96, 95, 94]
+        status = httpx.get(f"{running.url}/v1/status", timeout=10).json()
+        workers = [node for node in status["nodes"] if node["role"] == "worker"]
+        judged = [
+            [number for number, held in node["partitions"].items() if held["state"] == "running"]
+            for node in workers
+        ]
+        assert sorted(chain(*judged)) == ["0", "1", "2", "3"]
+        assert [len(numbers) for numbers in judged] == [2, 2]
+
+
+def test_what_dies_is_started_again(tmp_path: Path) -> None:
+    with sluice_up(tmp_path) as running:
+        assert check(running, "carol")["remaining"] == 99
+        gateway, worker, broker = running.children()
+
+        os.kill(gateway, signal.SIGKILL)
+        running.wait_for("gateway-1 ended (status -9)")
+        os.kill(worker, signal.SIGKILL)
+        running.wait_for("worker-1 ended (status -9)")
+        os.kill(broker, signal.SIGKILL)
+        running.wait_for("the broker stopped by itself")
+
+        assert await_counted(running, "carol")["remaining"] == 98
+        assert set(running.children()).isdisjoint({broker, worker, gateway})
+
+
+def await_counted(running: Running, client: str) -> dict[str, Any]:
+    """A check that spends nothing until checks are answered again, then one that spends."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if not check(running, client, cost=0)["degraded"]:
+                return check(running, client)
+        except httpx.HTTPError:
+            continue
+    raise AssertionError("no check was answered again in 60 s")
+
+
+def test_a_killed_one_leaves_nothing_in_the_way_of_the_next(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    with sluice_up(tmp_path, env=env) as running:
+        check(running, "dave")
+        left = running.children()
+        running.kill()
+    assert all(psutil.pid_exists(pid) for pid in left)
+
+    with sluice_up(tmp_path, env=env) as running:
+        assert any("stopped 3 processes" in line for line in running.said)
+        assert check(running, "dave")["remaining"] == 98
+
+
+@pytest.mark.parametrize("variable", ["SLUICE_PORT", "SLUICE_BROKER_PORT"])
+def test_a_taken_port_is_one_line_with_the_remedy(tmp_path: Path, variable: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = sluice("up", env=environment(home_with_jars(tmp_path), **{variable: str(port)}))
+
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    problem = ended.stderr.splitlines()[-1]
+    assert f"port {port} is taken: set {variable}" in problem
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_kafka_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    ended = sluice("up", env=environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1"))
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "no Kafka answers at 127.0.0.1:1" in ended.stderr
+
+
+def test_settings_that_cannot_be_are_one_line(tmp_path: Path) -> None:
+    ended = sluice("up", env=environment(tmp_path, SLUICE_DEADLINE_MS="soon"))
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "SLUICE_DEADLINE_MS='soon'" in ended.stderr

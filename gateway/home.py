@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ import psutil
 from streams.contract.errors import SluiceError
 
 _STOP_S: Final = 10.0
+_POLL_S: Final = 0.05
 _SAME_S: Final = 2.0
 """Start times are computed from the boot time, which the clock's adjustments move a little."""
 
@@ -90,7 +92,9 @@ class Home:
 
 def _stop(process: psutil.Process) -> None:
     process.terminate()
-    try:
-        process.wait(_STOP_S)
-    except psutil.TimeoutExpired:
-        process.kill()
+    deadline = time.monotonic() + _STOP_S
+    # Nobody may be there to collect the exit status of an orphan: one that has ended counts as gone.
+    while process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            process.kill()
+        time.sleep(_POLL_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -31,6 +32,7 @@ DEFAULT_FILE: Final = Path(__file__).resolve().parents[2] / "topics.yaml"
 
 _SEED: Final = 0x9747B28C
 _TIMEOUT_S: Final = 15.0
+_POLL_S: Final = 0.05
 _DURATION_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIZE: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2}
 
@@ -144,8 +146,22 @@ def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
         except KafkaException as exc:
             if exc.args[0].name() != "TOPIC_ALREADY_EXISTS":
                 raise TopicError(f"the broker did not create {name}: {exc.args[0].str()}") from exc
+    _await_visible(admin, created)
     verify_topics(admin, wanted.values())
     return created
+
+
+def _await_visible(admin: AdminClient, names: Iterable[str]) -> None:
+    """Wait until the brokers know of topics that the controller has just made."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            describe(admin, names)
+            return
+        except TopicError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
 
 
 def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:

@@ -1,0 +1,118 @@
+"""The commands that ask a running gateway, against a real one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from tests.up import Running, sluice, sluice_up
+
+Run = Callable[..., "CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with sluice_up(tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def run(running: Running) -> Run:
+    def run(*arguments: str) -> CompletedProcess[str]:
+        return sluice(*arguments, env={**running.env, "SLUICE_URL": running.url})
+
+    return run
+
+
+def told(done: CompletedProcess[str]) -> Any:
+    """The JSON a command printed; nothing else may be there."""
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_a_check_is_allowed_until_the_limit_is_spent(run: Run) -> None:
+    assert run("limits", "set", "alice", "2/hour").stdout == "client alice: 2/hour\n"
+
+    assert run("check", "alice", "--cost", "0").stdout == "allowed: 2 of 2 left\n"
+    assert run("check", "alice").stdout == "allowed: 1 of 2 left\n"
+    allowed = run("check", "alice", "--json")
+    assert (allowed.returncode, told(allowed)["remaining"]) == (0, 0)
+
+    denied = run("check", "alice")
+    assert denied.returncode == 1
+    assert denied.stdout.startswith("denied: limit 2, try again in ")
+    denied = run("check", "alice", "--json")
+    assert (denied.returncode, told(denied)["allowed"]) == (1, False)
+
+    assert run("check", "alice", "--cost", "3").stdout == "denied: the limit is 2, and waiting cannot help\n"
+    assert run("reset", "alice").stdout == "alice: counters reset\n"
+    assert run("check", "alice").stdout == "allowed: 1 of 2 left\n"
+
+
+def test_limits_of_plans_resources_and_the_default(run: Run) -> None:
+    assert run("limits", "set", "--plan", "free", "3/hour", "2/minute").stdout == (
+        "plan free: 3/hour, 2/minute\n"
+    )
+    assert run("limits", "set", "--default", "7/hour", "--resource", "login").returncode == 0
+    assert told(run("check", "bob", "--plan", "free", "--json"))["limit"] in (2, 3)
+    assert told(run("check", "bob", "--resource", "login", "--json"))["limit"] == 7
+    assert run("limits", "set", "zoë/ü", "unlimited").stdout == "client zoë/ü: unlimited\n"
+    assert run("check", "zoë/ü").stdout == "allowed: unlimited\n"
+
+    assert told(run("limits", "get", "--plan", "free", "--json"))["limits"] == ["3/hour", "2/minute"]
+    listed = told(run("limits", "list", "--json"))
+    assert {(item["kind"], item["id"], item["resource"]) for item in listed} >= {
+        ("plan", "free", None),
+        ("default", None, "login"),
+        ("client", "zoë/ü", None),
+    }
+    assert "3/hour, 2/minute" in run("limits", "list").stdout
+
+    assert run("limits", "delete", "zoë/ü").stdout == "client zoë/ü: deleted\n"
+    missing = run("limits", "get", "zoë/ü")
+    assert missing.returncode == 1
+    assert "has no limits of its own; set some with PUT" in missing.stderr
+
+
+def test_a_refusal_names_the_field(run: Run) -> None:
+    refused = run("limits", "set", "alice", "10/0s")
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert "limits[0]: a window of 0 ms; a window is 1 second to 31 days" in refused.stderr
+
+
+def test_status(run: Run) -> None:
+    status = told(run("status", "--json"))
+    assert (status["mode"], status["store"]) == ("normal", "ok")
+    assert {node["role"] for node in status["nodes"]} == {"worker", "gateway"}
+
+    text = run("status").stdout
+    assert "mode   normal since" in text
+    assert "running 0, 1, 2, 3" in text
+
+
+def test_a_second_gateway_on_the_same_port_is_refused(running: Running, run: Run) -> None:
+    taken = run("gateway")
+    assert taken.returncode == 2
+    assert f"port {running.env['SLUICE_PORT']} of 127.0.0.1 is taken" in taken.stderr
+    assert taken.stderr.count("\n") == 1
+
+
+def test_a_second_broker_on_the_same_home_is_refused(run: Run) -> None:
+    taken = run("broker")
+    assert taken.returncode == 1
+    assert "a broker is already running" in taken.stderr
+    assert taken.stderr.count("\n") == 1
+
+
+def test_each_process_has_a_log_of_its_own(running: Running) -> None:
+    assert sorted(path.name for path in Path(running.home, "logs").iterdir()) == [
+        "gateway-1.log",
+        "kafka.log",
+        "worker-1.log",
+    ]

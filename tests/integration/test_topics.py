@@ -1,0 +1,87 @@
+"""Topics made and compared on a real broker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource
+
+from gateway.broker import Broker
+from streams.contract.errors import TopicError
+from streams.contract.topics import TopicSpec, create_topics, describe, load_topics, verify_topics
+from tests.broker import fresh_broker
+from tests.up import environment, sluice
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    with fresh_broker(topics=False) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def admin(broker: Broker) -> AdminClient:
+    return AdminClient({"bootstrap.servers": broker.bootstrap})
+
+
+@pytest.fixture
+def spec(request: pytest.FixtureRequest) -> TopicSpec:
+    """``checks`` under a name of the test's own."""
+    return msgspec.structs.replace(load_topics()["checks"], name=request.node.name[:200])
+
+
+def test_what_is_missing_is_reported_with_the_remedy(admin: AdminClient, spec: TopicSpec) -> None:
+    with pytest.raises(TopicError, match=rf"topic {spec.name} is not there: run `sluice topics create`"):
+        verify_topics(admin, [spec])
+
+
+def test_all_topics_get_their_settings_and_a_second_time_changes_nothing(admin: AdminClient) -> None:
+    specs = load_topics()
+
+    assert sorted(create_topics(admin, specs.values())) == sorted(specs)
+
+    assert create_topics(admin, specs.values()) == []
+    for name, found in describe(admin, specs).items():
+        assert len(found.partitions) == specs[name].partitions
+        resource = ConfigResource(ConfigResource.Type.TOPIC, name)
+        config = admin.describe_configs([resource])[resource].result(timeout=10)
+        assert {key: config[key].value for key in specs[name].config()} == specs[name].config()
+
+
+def test_another_number_of_partitions_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
+    create_topics(admin, [spec])
+    with pytest.raises(TopicError, match=r"has 4 partitions and topics\.yaml says 8: set partitions: 4"):
+        create_topics(admin, [msgspec.structs.replace(spec, partitions=8)])
+
+
+def test_another_timestamp_type_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
+    create_topics(admin, [msgspec.structs.replace(spec, timestamp="CreateTime")])
+    with pytest.raises(TopicError, match=r"message\.timestamp\.type=CreateTime and needs LogAppendTime"):
+        verify_topics(admin, [spec])
+
+
+def test_more_copies_than_brokers_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
+    with pytest.raises(TopicError, match=rf"did not create {spec.name}"):
+        create_topics(admin, [msgspec.structs.replace(spec, replication=3)])
+
+
+def test_the_commands(broker: Broker, tmp_path: Path) -> None:
+    file = tmp_path / "topics.yaml"
+    other = load_topics()
+    env = environment(tmp_path, SLUICE_KAFKA=broker.bootstrap)
+    assert sluice("topics", "create", env=env).returncode == 0
+
+    again = sluice("topics", "create", "--json", env=env)
+    assert (again.returncode, json.loads(again.stdout)) == (0, {"created": []})
+    verified = sluice("topics", "verify", "--json", env=env)
+    assert (verified.returncode, json.loads(verified.stdout)) == (0, {"verified": list(other)})
+
+    file.write_text(Path("topics.yaml").read_text().replace("partitions: 4", "partitions: 8"))
+    refused = sluice("topics", "verify", env={**env, "SLUICE_TOPICS": str(file)})
+    assert refused.returncode == 1
+    assert "has 4 partitions and topics.yaml says 8" in refused.stderr
+    assert refused.stderr.count("\n") == 1

@@ -1,0 +1,147 @@
+"""The command line where no gateway is: usage, help, and what is said when none answers."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from gateway.cli import app
+from gateway.ports import free_port
+
+COMMANDS = [
+    ["up"],
+    ["broker"],
+    ["topics", "create"],
+    ["topics", "verify"],
+    ["worker"],
+    ["gateway"],
+    ["check"],
+    ["reset"],
+    ["status"],
+    ["limits", "set"],
+    ["limits", "get"],
+    ["limits", "delete"],
+    ["limits", "list"],
+]
+
+
+def run(*arguments: str, **env: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200", **env})
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example_and_json(command: list[str]) -> None:
+    done = run(*command, "--help")
+    assert done.exit_code == 0
+    assert "$ " in done.stdout
+    assert "sluice " + " ".join(command) in done.stdout
+    assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check"],
+        ["check", "alice", "--cost", "much"],
+        ["limits", "get"],
+        ["limits", "get", "alice", "--plan", "free"],
+        ["limits", "delete", "alice", "--default"],
+        ["limits", "set"],
+        ["limits", "set", "alice"],
+        ["limits", "set", "--default"],
+        ["up", "--workers", "0"],
+        ["nothing"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_end_with_2(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "alice"], ["status"], ["reset", "alice"], ["limits", "list"], ["limits", "set", "a", "1/day"]],
+    ids=" ".join,
+)
+def test_no_gateway_is_one_line_that_says_what_to_do(arguments: list[str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    done = run(*arguments, SLUICE_URL=url)
+    assert done.exit_code == 3
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert f"no gateway answers at {url}" in done.stderr
+    assert "sluice up" in done.stderr
+    assert "--url" in done.stderr
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://127.0.0.1", "http://127.0.0.1:99999"])
+def test_a_url_that_is_none(url: str) -> None:
+    done = run("status", "--url", url)
+    assert done.exit_code == 3
+    assert f"no gateway answers at {url}" in done.stderr
+
+
+def test_a_gateway_that_hangs_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=lambda: server.accept()[0].close()).start()
+        done = run("status", "--url", f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert done.exit_code == 3
+    assert "no gateway answers" in done.stderr
+
+
+class Canned(BaseHTTPRequestHandler):
+    """Answers everything with one response."""
+
+    response: tuple[int, bytes] = (200, b"")
+
+    def do_GET(self) -> None:
+        status, body = self.response
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def canned() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Canned) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_something_else_that_listens_there(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Canned, "response", (200, b"<html>"))
+    done = run("status", "--url", canned)
+    assert done.exit_code == 3
+    assert "is it a Sluice gateway?" in done.stderr
+
+
+def test_a_refusal_is_told_with_its_remedy(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = {"title": "A title", "detail": "alice[bold]: wrong", "field": "client_id", "remedy": "mend it"}
+    monkeypatch.setattr(Canned, "response", (422, json.dumps(problem).encode()))
+    done = run("limits", "get", "alice", "--json", "--url", canned)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert done.stderr == "sluice: A title: alice[bold]: wrong; mend it\n"
+
+
+def test_settings_that_cannot_be_name_the_variable() -> None:
+    done = run("topics", "create", SLUICE_BROKER_PORT="0")
+    assert done.exit_code == 2
+    assert "SLUICE_BROKER_PORT='0'" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,101 @@
+"""topics.yaml, read; and the partition of a client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from streams.contract.errors import TopicError
+from streams.contract.topics import COPARTITIONED, DEFAULT_FILE, REPLIES, load_topics, partition_of
+
+DAY_MS = 86_400_000
+
+
+def write(tmp_path: Path, **changes: dict[str, object] | None) -> Path:
+    """The shipped file with topics changed, or (``None``) left out."""
+    raw = yaml.safe_load(DEFAULT_FILE.read_text())
+    for name, change in changes.items():
+        topic = name.replace("_", "-")
+        if change is None:
+            del raw["topics"][topic]
+        else:
+            raw["topics"][topic] |= change
+    path = tmp_path / "topics.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_the_shipped_file() -> None:
+    specs = load_topics()
+    assert {specs[name].partitions for name in COPARTITIONED} == {4}
+    assert specs["checks"].timestamp == "LogAppendTime"
+    assert specs["sluice-counters-changelog"].retention_ms == 62 * DAY_MS
+    assert specs["sluice-policies-changelog"].retention_ms == -1
+    assert specs["checks"].config() == {
+        "cleanup.policy": "delete",
+        "message.timestamp.type": "LogAppendTime",
+        "retention.ms": str(7 * DAY_MS),
+        "max.message.bytes": "1048576",
+        "min.insync.replicas": "1",
+    }
+
+
+def test_changelogs_are_not_compacted_at_once() -> None:
+    specs = load_topics()
+    for name in ("sluice-counters-changelog", "sluice-policies-changelog"):
+        assert specs[name].config()["min.compaction.lag.ms"] == "600000"
+
+
+def test_a_topic_left_out_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TopicError, match=r"lacks replies: add"):
+        load_topics(write(tmp_path, replies=None))
+
+
+def test_partitions_that_must_agree(tmp_path: Path) -> None:
+    with pytest.raises(TopicError, match="same number of partitions"):
+        load_topics(write(tmp_path, limit_updates={"partitions": 8}))
+
+
+def test_other_topics_may_have_partitions_of_their_own(tmp_path: Path) -> None:
+    assert load_topics(write(tmp_path, replies={"partitions": 16}))[REPLIES].partitions == 16
+
+
+@pytest.mark.parametrize(
+    "change", [{"retention": "7 weeks"}, {"max_message": "1MB"}, {"partitions": "many"}, {"retention": None}]
+)
+def test_a_value_that_cannot_be_read_is_shown(tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(TopicError, match="cannot be read as topics"):
+        load_topics(write(tmp_path, checks=change))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "topics: 3", "topics: {checks: }", "{", "topics: {checks: {partitions: 4}}"]
+)
+def test_a_file_that_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "topics.yaml"
+    path.write_text(text)
+    with pytest.raises(TopicError, match="cannot be read as topics"):
+        load_topics(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TopicError, match="nowhere"):
+        load_topics(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("client", "hashed"),
+    # Kafka's own test values (clients, UtilsTest.testMurmur2).
+    [
+        ("21", -973932308),
+        ("foobar", -790332482),
+        ("a-little-bit-long-string", -985981536),
+        ("a-little-bit-longer-string", -1486304829),
+        ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58897971),
+    ],
+)
+def test_a_client_goes_where_the_java_client_sends_it(client: str, hashed: int) -> None:
+    for partitions in (1, 4, 64):
+        assert partition_of(client, partitions) == (hashed & 0x7FFFFFFF) % partitions

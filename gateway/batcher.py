@@ -148,6 +148,9 @@ class Batcher:
         """Have *check* counted only."""
         self._metrics.received += 1
         self._metrics.published += 1
+        if self._closed:
+            self._metrics.uncounted += 1
+            return
         queue = self._queues[partition_of(check.client, self._partitions)]
         size = size_of(check)
         batch = queue.silent
@@ -341,6 +344,11 @@ class Batcher:
                 if not self._send(batch):
                     queue.flying = None
             queue.tried = False
+
+    @property
+    def calm(self) -> bool:
+        """Whether every partition's last batch was answered in time."""
+        return not any(queue.breaker.missed or queue.breaker.reason for queue in self._queues)
 
     @property
     def unproven(self) -> list[int]:

@@ -12,21 +12,21 @@ from gateway.answer import BREAKER_OPEN
 class Breaker:
     """Closed while ``reason`` is ``None``; open, it is the reason that degraded answers give.
 
-    ``proven`` tells whether the partition has ever answered.
+    ``missed`` counts the deadlines missed since the last answer; ``proven`` tells whether there ever was one.
     """
 
-    __slots__ = ("_limit", "_missed", "proven", "reason")
+    __slots__ = ("_limit", "missed", "proven", "reason")
 
     def __init__(self, misses: int) -> None:
         self._limit = misses
-        self._missed = 0
+        self.missed = 0
         self.proven = False
         self.reason: str | None = None
 
     def miss(self) -> bool:
         """A deadline passed without a reply; returns whether that opened the breaker."""
-        self._missed += 1
-        return self._missed >= self._limit and self.trip(BREAKER_OPEN)
+        self.missed += 1
+        return self.missed >= self._limit and self.trip(BREAKER_OPEN)
 
     def trip(self, reason: str) -> bool:
         """Open at once, for *reason*; returns whether it was closed."""
@@ -37,7 +37,7 @@ class Breaker:
 
     def hit(self) -> bool:
         """A timely reply came; returns whether that closed the breaker."""
-        self._missed = 0
+        self.missed = 0
         self.proven = True
         if self.reason is None:
             return False

@@ -302,7 +302,7 @@ class Limiter:
         beat_at = 0.0
         while True:
             self._batcher.probe()
-            self._mode.tick()
+            self._mode.tick(calm=self._batcher.calm)
             if (now := time.monotonic()) >= beat_at:
                 beat_at = now + BEAT_S
                 self._beat()

@@ -63,7 +63,6 @@ class Mode:
         flapping = now - self._ended < MAX_SETTLE_S
         self._settle_s = min(self._settle_s * 2, MAX_SETTLE_S) if flapping else SETTLE_S
         self._began, self.since_ms, self.why = now, self._wall_ms(), why
-        self._let_through, self._uncounted = self._metrics.let_through, self._metrics.uncounted
         log.warning("degraded: checks are let through without an answer: %s", why)
 
     def closed(self, partition: int) -> None:
@@ -72,10 +71,19 @@ class Mode:
         self._metrics.degraded_partitions = len(self.partitions)
         self._well_since = self._clock()
 
-    def tick(self) -> None:
-        """End degraded mode if all has been well for long enough; to be called about once a second."""
+    def tick(self, *, calm: bool) -> None:
+        """End degraded mode if all has been well for long enough; to be called about twice a second.
+
+        Args:
+            calm: No partition is missing deadlines. The checks let through in an episode are counted from
+                the last calm tick before it, since those that opened the breaker belong to it.
+        """
         now = self._clock()
-        if not self.degraded or self.partitions or now - self._well_since < self._settle_s:
+        if not self.degraded:
+            if calm:
+                self._let_through, self._uncounted = self._metrics.let_through, self._metrics.uncounted
+            return
+        if self.partitions or now - self._well_since < self._settle_s:
             return
         log.warning(
             "normal again after %.1f s degraded: %s checks were let through, %s could not be published "

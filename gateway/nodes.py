@@ -23,6 +23,9 @@ GONE_S: Final = 10.0
 RUNNING: Final = "running"
 """The state in which a worker judges a partition."""
 
+STANDBY: Final = "standby"
+"""The state in which a worker only keeps a copy; any other: it is about to judge."""
+
 CONNECTING: Final = "connecting"
 UNREACHABLE: Final = "unreachable"
 TOPICS_WRONG: Final = "topics_wrong"
@@ -154,7 +157,8 @@ def store_state(view: BrokerView | None, partitions: int, nodes: list[Node]) -> 
     states: dict[int, set[str]] = {partition: set() for partition in range(partitions)}
     for node in nodes:
         for partition, beat in node.partitions.items():
-            states.setdefault(partition, set()).add(beat.state)
+            if beat.state != STANDBY:
+                states.setdefault(partition, set()).add(beat.state)
     if missing := [p for p, there in states.items() if not there]:
         return NO_WORKER, f"no worker has partition {_list(missing)}: start one with `sluice worker`"
     if waiting := [p for p, there in states.items() if RUNNING not in there]:

@@ -51,10 +51,16 @@ DRAIN: Final = 1_000
 """Records taken at once when there are several."""
 
 ASK_S: Final = 5.0
-"""Between two looks at the broker's metadata when all is well; a second when not."""
+"""Between two looks at the broker's metadata when all is well."""
+
+ASK_AGAIN_S: Final = 1.0
+"""The same while it does not answer, or has no topics yet."""
 
 ASK_TIMEOUT_S: Final = 2.0
 POSITION_TIMEOUT_S: Final = 0.5
+
+WARM_S: Final = 0.1
+"""A connected producer has its id after 10 ms or so."""
 
 READ_TIMEOUT_S: Final = 10.0
 """A read of a topic that yields nothing for this long is given up."""
@@ -131,6 +137,7 @@ class Transport:
         self._down: str | None = None
         self._fatal: str | None = None
         self._stopping = threading.Event()
+        self._ask = threading.Event()
         self._producer = self._new_producer()
         self._consumer = self._new_consumer()
         self._threads = [
@@ -147,6 +154,7 @@ class Transport:
         """Publish what can be within the publish timeout, then end; blocks."""
         self._producer.flush(self._publish_timeout_ms / 1000)
         self._stopping.set()
+        self._ask.set()
         for thread in self._threads:
             thread.join()
         self._producer.purge()
@@ -209,17 +217,15 @@ class Transport:
         while not self._stopping.is_set():
             if not positioned and (positioned := self._take_position()):
                 self._tell(self._listener.positioned)
-            if positioned and (messages := _drain(self._consumer, POLL_S)):
+            try:
+                messages = _drain(self._consumer, POLL_S) if positioned else []
+            except KafkaException as exc:
+                log.warning("%s could not be read, and is tried again: %s", REPLIES, exc)
+                messages = []
+                self._stopping.wait(1.0)
+            if messages:
                 self._sort(messages)
-            self._producer.poll(0)
-            if self._failures:
-                failures, self._failures = self._failures, []
-                self._tell(self._listener.undelivered, failures)
-            if self._down is not None:
-                down, self._down = self._down, None
-                self._tell(self._listener.broker_down, down)
-            if self._fatal is not None:
-                self._renew_producer(self._fatal)
+            self._serve_producer()
 
     def _take_position(self) -> bool:
         replies = TopicPartition(REPLIES, self.reply_partition)
@@ -227,6 +233,7 @@ class Transport:
         try:
             _, replies.offset = self._consumer.get_watermark_offsets(replies, POSITION_TIMEOUT_S)
             low, high = self._consumer.get_watermark_offsets(nodes, POSITION_TIMEOUT_S)
+            self._warm(self._producer)
         except KafkaException as exc:
             log.debug("no position in %s yet: %s", REPLIES, exc)
             self._stopping.wait(POLL_S)
@@ -234,6 +241,27 @@ class Transport:
         nodes.offset = max(low, high - BEATS_BACK)
         self._consumer.assign([replies, nodes])
         return True
+
+    def _serve_producer(self) -> None:
+        """Let the producer report, and tell what it said."""
+        self._producer.poll(0)
+        if self._failures:
+            failures, self._failures = self._failures, []
+            self._tell(self._listener.undelivered, failures)
+        if self._down is not None:
+            down, self._down = self._down, None
+            self._tell(self._listener.broker_down, down)
+            self._ask.set()
+        if self._fatal is not None:
+            self._renew_producer(self._fatal)
+
+    def _warm(self, producer: Producer) -> None:
+        """Have *producer* connected, with an id and the metadata of ``checks``, before it is needed.
+
+        An idempotent producer whose first record comes before its id takes half a second over it.
+        """
+        producer.list_topics(CHECKS, POSITION_TIMEOUT_S)
+        self._stopping.wait(WARM_S)
 
     def _sort(self, messages: list[Message]) -> None:
         """Decode what is for us, and hand it over."""
@@ -255,7 +283,8 @@ class Transport:
                     replies.append(decode_reply(value))
             except (UndecodableRecord, msgspec.MsgspecError) as exc:
                 log.debug("%s[%s] %s: %s", message.topic(), message.partition(), message.offset(), exc)
-        self._tell(self._hand_over, replies, words, beats)
+        if replies or words or beats:
+            self._tell(self._hand_over, replies, words, beats)
 
     def _hand_over(self, replies: list[Reply], words: list[Word], beats: list[Beat]) -> None:
         if replies:
@@ -281,7 +310,8 @@ class Transport:
             except KafkaException as exc:
                 view = BrokerView(error=f"{self._bootstrap} does not answer: {exc.args[0].str()}")
             self._tell(self._listener.broker_seen, view)
-            self._stopping.wait(ASK_S if view.partitions else 1.0)
+            self._ask.wait(ASK_S if view.partitions else ASK_AGAIN_S)
+            self._ask.clear()
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
@@ -293,7 +323,10 @@ class Transport:
         """Replace a producer that can never send again; what it still held is reported as undelivered."""
         log.error("the producer failed for good and is replaced: %s", why)
         self._fatal = None
-        old, self._producer = self._producer, self._new_producer()
+        new = self._new_producer()
+        with suppress(KafkaException):
+            self._warm(new)
+        old, self._producer = self._producer, new
         old.purge()
         old.poll(0)
 

@@ -176,6 +176,7 @@ def test_a_hit_forgives_earlier_misses() -> None:
         ask(bench, 2)
         bench.loop.turn()
         bench.batcher.replied([answer_to(bench.outbox.last)])
+        assert bench.batcher.calm
     assert not bench.mode.degraded
 
 

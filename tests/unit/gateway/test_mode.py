@@ -14,18 +14,21 @@ class Bench:
 
     def settle(self, seconds: float = SETTLE_S) -> None:
         self.now += seconds
-        self.mode.tick()
+        self.mode.tick(calm=True)
 
 
 def test_one_line_when_it_begins_and_one_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     bench.metrics.degraded["deadline"] = 5  # before: not of this episode
+    bench.settle()
+    bench.metrics.degraded["deadline"] += 6  # what opened it
+    bench.mode.tick(calm=False)
     bench.mode.opened(3, "partition 3 is silent")
     bench.now += 10
     bench.mode.opened(1, "partition 1 is silent")
-    assert (bench.mode.why, bench.mode.since_ms) == ("partition 3 is silent", 100_000)
+    assert (bench.mode.why, bench.mode.since_ms) == ("partition 3 is silent", 101_000)
     assert bench.metrics.degraded_partitions == 2
-    bench.metrics.degraded["breaker_open"] += 1_234
+    bench.metrics.degraded["breaker_open"] += 1_228
     bench.metrics.uncounted += 56
     assert (bench.mode.let_through, bench.mode.uncounted) == (1_234, 56)
     bench.mode.closed(3)

@@ -61,7 +61,8 @@ def worker(**states: str) -> Node:
         (BrokerView(0), [], "topics_wrong", "sluice topics create"),
         (BrokerView(3), [], "topics_wrong", "3 partitions"),
         (BrokerView(2), [worker(p0="running")], "no_worker", "partition 1"),
-        (BrokerView(2), [worker(p0="running", p1="recovering")], "recovering", "partition 1"),
+        (BrokerView(2), [worker(p0="running", p1="standby")], "no_worker", "partition 1"),
+        (BrokerView(2), [worker(p0="running", p1="restoring")], "recovering", "partition 1"),
         (BrokerView(2, (1,)), [worker(p0="running", p1="running")], "under_replicated", "partition 1"),
     ],
 )
@@ -74,5 +75,5 @@ def test_the_worst_of_the_store_is_told(
 
 
 def test_a_store_that_is_well() -> None:
-    moved = [worker(p0="running", p1="recovering"), worker(p1="running")]
+    moved = [worker(p0="running", p1="standby"), worker(p1="running")]
     assert store_state(BrokerView(2), 2, moved) == ("ok", None)

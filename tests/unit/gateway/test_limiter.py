@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+import gateway.limiter
+from gateway.limiter import Answer, Limiter
+from gateway.nodes import Beat, BrokerView
+from gateway.settings import Settings
+from streams.contract.errors import InvalidCost, InvalidId, InvalidInput, TopicError
+from streams.contract.records import (
+    Batch,
+    Check,
+    NodeBeat,
+    PartitionBeat,
+    Reply,
+    decode_beat,
+    decode_checks_record,
+)
+from tests.unit.gateway.clockwork import answer_to
+
+PARTITIONS = 4
+
+
+class Kafka:
+    """In place of the transport: a broker and workers that answer at once, unless told otherwise."""
+
+    prefix = "g."
+    incarnation = 7
+    reply_partition = 0
+    view = BrokerView(PARTITIONS)
+
+    def __init__(self, bootstrap: str, *, listener: Limiter, **_: Any) -> None:
+        self.listener = listener
+        self.loop = asyncio.get_running_loop()
+        self.answer: Callable[[Batch], Reply | None] = answer_to
+        self.checks: list[Check] = []
+        self.beats: list[NodeBeat] = []
+        self.stopped = False
+
+    def start(self) -> None:
+        self.loop.call_soon(self.listener.positioned)
+        self.loop.call_soon(self.listener.broker_seen, self.view)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def send_checks(self, partition: int, value: bytes, number: int, checks: int) -> None:
+        batch = decode_checks_record(value)
+        assert isinstance(batch, Batch)
+        self.checks += batch.checks
+        if batch.partition >= 0 and (reply := self.answer(batch)) is not None:
+            self.loop.call_soon(self.listener.replied, [reply])
+
+    def send_beat(self, key: bytes, value: bytes) -> None:
+        self.beats.append(decode_beat(value))
+
+
+@pytest.fixture
+def kafka(monkeypatch: pytest.MonkeyPatch) -> type[Kafka]:
+    class Mine(Kafka):
+        pass
+
+    monkeypatch.setattr(gateway.limiter, "Transport", Mine)
+    return Mine
+
+
+@asynccontextmanager
+async def running(**settings: Any) -> AsyncIterator[tuple[Limiter, Kafka]]:
+    async with Limiter(Settings(**settings)) as limiter:
+        yield limiter, limiter._transport  # type: ignore[misc]
+
+
+async def until_ready(limiter: Limiter) -> None:
+    for _ in range(3):  # the chores' first round, its probes' answers
+        await asyncio.sleep(0)
+    assert (await limiter.ready()).ready
+
+
+async def test_a_check_has_its_answer(kafka: type[Kafka]) -> None:
+    async with running() as (limiter, log):
+        assert await limiter.check("alice", 2, plan="gold", resource="login") == Answer(True, 100, 2, 1, 0, 3)
+        assert not (await limiter.check("alice", 3)).allowed
+        assert log.checks == [Check("alice", 2, "gold", "login"), Check("alice", 3)]
+
+
+async def test_many_checks_have_their_answers_in_order(kafka: type[Kafka]) -> None:
+    async with running() as (limiter, _):
+        answers = await limiter.check_many([Check(f"client-{i % 97}", i) for i in range(25_000)])
+        assert [answer.remaining for answer in answers] == list(range(25_000))
+        assert await limiter.check_many([]) == []
+
+
+async def test_publishing_does_not_wait(kafka: type[Kafka]) -> None:
+    async with running() as (limiter, log):
+        await limiter.publish("alice", 5)
+        await asyncio.sleep(0)
+        assert log.checks == [Check("alice", 5)]
+
+
+@pytest.mark.parametrize(
+    ("check", "error", "field"),
+    [
+        (Check(""), InvalidId, "client_id"),
+        (Check("a\x00"), InvalidId, "client_id"),
+        (Check("a", 1, "\n"), InvalidId, "plan"),
+        (Check("a", 1, "", "x" * 257), InvalidId, "resource"),
+        (Check("a", -1), InvalidCost, "cost"),
+        (Check("a", 1_000_001), InvalidCost, "cost"),
+    ],
+)
+async def test_bad_input_is_named_and_not_published(
+    kafka: type[Kafka], check: Check, error: type[InvalidInput], field: str
+) -> None:
+    async with running() as (limiter, log):
+        for call in (limiter.check, limiter.publish):
+            with pytest.raises(error) as caught:
+                await call(check.client, check.cost, plan=check.plan, resource=check.resource)
+            assert caught.value.field == field
+        with pytest.raises(error) as caught:
+            await limiter.check_many([Check("good"), check])
+        assert caught.value.field == f"checks[1].{field}"
+        assert not log.checks
+
+
+async def test_a_check_that_the_worker_cannot_judge_raises_its_reason(kafka: type[Kafka]) -> None:
+    async with running() as (limiter, log):
+        log.answer = lambda batch: Reply(7, batch.number, 0, 0, ["wrong partition"] * len(batch.checks))
+        with pytest.raises(InvalidInput, match="wrong partition"):
+            await limiter.check("alice")
+        with pytest.raises(InvalidInput, match="wrong partition"):
+            await limiter.check_many([Check("alice")] * 3)
+
+
+async def test_it_is_ready_when_every_partition_has_answered(kafka: type[Kafka]) -> None:
+    limiter = Limiter(Settings())
+    assert not (await limiter.ready()).ready
+    async with limiter:
+        ready = await limiter.ready()
+        assert (ready.ready, ready.reason) == (
+            False,
+            "partition 0, 1, 2, 3 has not answered yet: is a worker running?",
+        )
+        await until_ready(limiter)
+        assert limiter.metrics.received == 0
+
+        limiter.broker_down("the broker is gone")
+        assert (await limiter.ready()).reason == "the broker is gone"
+        status = limiter.status()
+        assert (status.mode, status.store, status.degraded_partitions) == (
+            "degraded",
+            "unreachable",
+            [0, 1, 2, 3],
+        )
+        assert (await limiter.check("alice")).reason == "broker"
+
+
+async def test_half_a_store_is_ready_and_none_is_not(kafka: type[Kafka]) -> None:
+    async with running() as (limiter, _):
+        await until_ready(limiter)
+        for partition in range(PARTITIONS):
+            assert (await limiter.ready()).ready
+            limiter._mode.opened(partition, "silent")
+        assert await limiter.ready() == gateway.limiter.Readiness(False, "silent")
+
+
+async def test_status_tells_who_is_there(kafka: type[Kafka]) -> None:
+    async with running(node_id="g1") as (limiter, log):
+        await asyncio.sleep(0)
+        (beat,) = log.beats
+        assert (beat.id, beat.role, beat.stopping) == ("g1", "gateway", False)
+        partitions = {p: PartitionBeat("running") for p in range(PARTITIONS)}
+        worker = NodeBeat("w1", "worker", "1", "host", 0, partitions)
+        limiter.heard([Beat(beat, 1), Beat(worker, 1)])
+        status = limiter.status()
+        assert [node.id for node in status.nodes] == ["g1", "w1"]
+        assert (status.mode, status.why, status.store, status.partitions) == ("normal", None, "ok", 4)
+        page = limiter.metrics.render().decode()
+        assert 'sluice_nodes{role="worker"} 1.0' in page
+        assert 'sluice_store_state{state="ok"} 1.0' in page
+    assert log.beats[-1].stopping
+    assert log.stopped
+
+
+async def test_topics_of_another_shape_are_refused(kafka: type[Kafka]) -> None:
+    kafka.view = BrokerView(8)
+    limiter = Limiter(Settings())
+    with pytest.raises(TopicError, match="8 partitions"):
+        await limiter.__aenter__()
+    assert limiter._transport.stopped  # type: ignore[attr-defined]
+
+
+async def test_stopping_waits_for_answers(kafka: type[Kafka]) -> None:
+    held: list[Batch] = []
+    async with running(deadline_ms=60_000) as (limiter, log):
+        await until_ready(limiter)
+        log.answer = held.append
+        answered = asyncio.create_task(limiter.check("alice", 4))
+        await asyncio.sleep(0)
+        log.loop.call_later(0.01, lambda: limiter.replied([answer_to(batch) for batch in held]))
+    assert (await answered).remaining == 4
+    assert (await limiter.check("bob")).reason == "stopping"
+
+
+async def test_stopping_does_not_wait_for_ever(kafka: type[Kafka]) -> None:
+    async with running(deadline_ms=20) as (limiter, log):
+        log.answer = lambda _: None
+        waiting = [asyncio.create_task(limiter.check(client)) for client in "abcdef"]
+        await asyncio.sleep(0)
+    assert {(await answer).degraded for answer in waiting} == {True}

@@ -102,10 +102,10 @@ def position_of(value: bytes) -> int:
 
 
 def encode_state(state: State) -> bytes:
-    """Version, position, then for each window ``[window, retired, tick, count, tick step, count, …]``."""
+    """Version, position, then for each window ``[window, kept until, tick, count, tick step, count, …]``."""
     lists = []
     for window in state.windows.values():
-        flat = [window.window_ms, window.retired_ms]
+        flat = [window.window_ms, window.kept_until_ms]
         last = 0
         for tick, count in zip(window.ticks, window.counts, strict=True):
             flat += (tick - last, count)
@@ -176,11 +176,17 @@ class Ledger:
         self.dirty: dict[Key, State] = {}
         self._policies: dict[UpdateKey, list[InForce]] = {}
         self._dirty_policies: set[UpdateKey] = set()
+        self._overwritten = False
 
     @property
     def changed(self) -> bool:
         """Whether anything, be it only how far the log is read, is not yet flushed."""
-        return self.next_offset != self.flushed.next_offset or bool(self.dirty) or bool(self._dirty_policies)
+        return (
+            self.next_offset != self.flushed.next_offset
+            or self._overwritten
+            or bool(self.dirty)
+            or bool(self._dirty_policies)
+        )
 
     @property
     def marker(self) -> Marker:
@@ -294,17 +300,23 @@ class Ledger:
             value = FORMAT + history[-1].position.to_bytes(8) + _pack(history)
             policies.append((_policy_key(key), value))
         self._dirty_policies.clear()
+        self._overwritten = False
         return self.marker, Entries(counters, policies)
 
     def rewrite(self, counters: Iterable[bytes], policies: Iterable[bytes]) -> None:
-        """Have these stored keys written again with the next flush: somebody else wrote over them."""
+        """Have these stored keys, and the marker, written again: somebody else wrote over them."""
+        self._overwritten = True
         keys = {_key_of(name) for name in counters}
         self.load(key for key in keys if key not in self.states)
-        self.dirty.update({key: self.states[key] for key in keys})
+        for key in keys:
+            state = self.dirty[key] = self.states[key]
+            if state.position < 0:
+                # Nothing is known here of what the other has written: so it is as of all that was read.
+                state.position = (self.next_offset << POSITION_BITS) - 1
         for name in policies:
-            key = UpdateKey(*name.decode().split("\0"))
-            if self._history_of(key):
-                self._dirty_policies.add(key)
+            update_key = UpdateKey(*name.decode().split("\0"))
+            if self._history_of(update_key):
+                self._dirty_policies.add(update_key)
 
     def forget_clean(self, keep: int) -> None:
         """Drop the states longest in memory until about *keep* are left; only between flushes.

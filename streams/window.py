@@ -12,7 +12,8 @@ A client's state is a ``dict`` from window length to :class:`Window`; :func:`dec
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from streams.contract.policy import Limit
@@ -32,40 +33,46 @@ class Verdict(NamedTuple):
 
 
 class Window:
-    """Charges of one window length: ascending tick numbers, their counts, and the counts' sum.
+    """Charges of one window length: ascending tick numbers and their counts.
 
-    ``retired_ms`` is 0 while a policy asks for this window; else since when none does.
+    The first ``gone`` of them have left the window and are dropped by the next charge, not before: a
+    refusal or a peek leaves the charges as they were, so that checks that came before it, and are replayed
+    after it, find what they found. ``total`` is the sum of the others. ``kept_until_ms`` is 0 while a
+    policy asks for this window; else when it is of no more use.
     """
 
-    __slots__ = ("counts", "retired_ms", "tick_ms", "ticks", "total", "window_ms")
+    __slots__ = ("counts", "gone", "kept_until_ms", "tick_ms", "ticks", "total", "window_ms")
 
     def __init__(
         self,
         window_ms: int,
         ticks: list[int] | None = None,
         counts: list[int] | None = None,
-        retired_ms: int = 0,
+        kept_until_ms: int = 0,
     ) -> None:
         self.window_ms = window_ms
         self.tick_ms = -(-window_ms // TICKS)
         self.ticks: list[int] = ticks or []
         self.counts: list[int] = counts or []
+        self.gone = 0
         self.total = sum(self.counts)
-        self.retired_ms = retired_ms
+        self.kept_until_ms = kept_until_ms
 
     def forget(self, now_ms: int) -> None:
-        """Drop every tick whose end is at least the window ago."""
+        """Count no more any tick whose end is at least the window ago."""
         oldest = (now_ms - self.window_ms) // self.tick_ms
-        ticks = self.ticks
-        if ticks and ticks[0] < oldest:
-            gone = bisect_left(ticks, oldest)
-            self.total -= sum(self.counts[:gone])
-            del ticks[:gone], self.counts[:gone]
+        ticks, gone = self.ticks, self.gone
+        if gone < len(ticks) and ticks[gone] < oldest:
+            self.gone = bisect_left(ticks, oldest, gone)
+            self.total -= sum(self.counts[gone : self.gone])
 
     def charge(self, now_ms: int, cost: int) -> None:
         """Add *cost* at *now_ms*; earlier than the newest tick is read as that tick."""
         tick = now_ms // self.tick_ms
         ticks = self.ticks
+        if self.gone:
+            del ticks[: self.gone], self.counts[: self.gone]
+            self.gone = 0
         if ticks and tick <= ticks[-1]:
             self.counts[-1] += cost
         else:
@@ -73,9 +80,13 @@ class Window:
             self.counts.append(cost)
         self.total += cost
 
+    def charges(self) -> Iterator[tuple[int, int]]:
+        """Ticks and counts that have not left the window, oldest first."""
+        return islice(zip(self.ticks, self.counts, strict=True), self.gone, None)
+
     def free_after_ms(self, now_ms: int, excess: int) -> int:
         """Milliseconds until ticks holding at least *excess* (1 to ``total``) have been forgotten."""
-        for tick, count in zip(self.ticks, self.counts, strict=True):
+        for tick, count in self.charges():
             excess -= count
             if excess <= 0:
                 return (tick + 1) * self.tick_ms + self.window_ms - now_ms
@@ -83,7 +94,9 @@ class Window:
 
     def empty_after_ms(self, now_ms: int) -> int:
         """Milliseconds until nothing is left, if nothing more is charged."""
-        return (self.ticks[-1] + 1) * self.tick_ms + self.window_ms - now_ms if self.ticks else 0
+        if self.gone == len(self.ticks):
+            return 0
+        return (self.ticks[-1] + 1) * self.tick_ms + self.window_ms - now_ms
 
     def rebinned(self, window_ms: int, now_ms: int) -> Window:
         """The same charges under another window length, each as late as it may have been.
@@ -92,7 +105,7 @@ class Window:
         allow is then never allowed, and may be refused for up to one old tick longer.
         """
         other = Window(window_ms)
-        for tick, count in zip(self.ticks, self.counts, strict=True):
+        for tick, count in self.charges():
             other.charge((tick + 1) * self.tick_ms - 1, count)
         other.forget(now_ms)
         return other
@@ -106,8 +119,9 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
     """Give *windows* a window for each of *limits*; returns whether anything changed.
 
     A new length takes over the charges of the shortest window that covers it, else of the longest there
-    is. Of the lengths no longer asked for, the longest is kept (and charged on) for one window's length
-    more if it knows more than the others: a policy that is changed back then finds what was spent.
+    is. Of the lengths no longer asked for, the longest is kept (and charged on) if it is longer than those
+    asked for, until each of the lengths it stands for has passed since that was last asked for: a policy
+    that is changed back then finds what was spent. (A longer window knows all that a shorter one does.)
 
     Args:
         windows: State, changed in place.
@@ -118,11 +132,11 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
     if len(windows) == len(lengths) and all(length in windows for length in lengths):
         changed = False
         for window in windows.values():
-            if window.retired_ms:
-                window.retired_ms = 0
+            if window.kept_until_ms:
+                window.kept_until_ms = 0
                 changed = True
         return changed
-    before = {length: window.retired_ms for length, window in windows.items()}
+    before = {length: window.kept_until_ms for length, window in windows.items()}
     for window in windows.values():
         window.forget(now_ms)
     known = sorted(windows)
@@ -132,14 +146,15 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
             windows[length] = (
                 windows[source].rebinned(length, now_ms) if source is not None else Window(length)
             )
-        windows[length].retired_ms = 0
+        windows[length].kept_until_ms = 0
     retired = [length for length in known if length not in lengths]
-    for length in retired:
-        window = windows[length]
-        window.retired_ms = window.retired_ms or now_ms
-        if length != retired[-1] or length < lengths[0] or now_ms - window.retired_ms > length:
+    if retired:
+        until_ms = max(windows[length].kept_until_ms or now_ms + length for length in retired)
+        if retired[-1] > lengths[0] and now_ms <= until_ms:
+            windows[retired.pop()].kept_until_ms = until_ms
+        for length in retired:
             del windows[length]
-    return before != {length: window.retired_ms for length, window in windows.items()}
+    return before != {length: window.kept_until_ms for length, window in windows.items()}
 
 
 def decide(windows: Windows, limits: Sequence[Limit], *, now_ms: int, cost: int = 1) -> Verdict:

@@ -4,8 +4,9 @@
 for a plan or the default), with a reply address, and is done when all owners have said so.
 
 *Reading* scans the compacted topic, because no copy of all limits is kept here. ``get`` reads one
-partition from its beginning, and the newest value wins: some 100,000 records a second, so
-milliseconds for thousands of limits and seconds for a million. It is an admin's call, not a check's.
+partition from its beginning, and the newest value wins: 70,000 records a second on two busy cores, 8 µs of
+CPU each, so milliseconds for hundreds of limits and a quarter of a minute for a million. It is an
+admin's call, not a check's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_PAGE: Final = 1_000
 """Entries of one page."""
 
 MAX_SCAN: Final = 50_000
-"""Records read for one page, about half a second: with a filter, or many old versions, it may stay short."""
+"""Records read for one page, in under a second: with a filter, or many old versions, it may stay short."""
 
 READERS: Final = 2
 """Scans at the same time; each has a consumer and a thread."""

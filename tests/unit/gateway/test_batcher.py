@@ -167,6 +167,51 @@ def test_opening_lets_go_whoever_waits() -> None:
     assert costs(bench.outbox.last) == [3]
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_what_was_sent_while_open_never_frees_the_slot_of_another(answered: bool) -> None:
+    bench = Bench(misses=1)
+    bench.batcher.broker_down("no broker")
+    for cost in (1, 2):
+        bench.batcher.ask(Check("alice", cost))
+        bench.loop.advance(GATHER_S)
+    closing, other = (batch for _, batch in bench.outbox.sent)
+    bench.batcher.replied([answer_to(closing)])
+    bench.loop.advance(bench.deadline_s - 2 * GATHER_S)
+    ask(bench, 3)
+    bench.loop.turn()
+    ask(bench, 4)
+    if answered:
+        bench.batcher.replied([answer_to(other)])
+    else:
+        bench.loop.advance(2 * GATHER_S)
+    assert costs(bench.outbox.last) == [3]
+    assert not bench.mode.partitions  # nor is it a miss
+
+
+def test_a_batch_in_flight_when_the_breaker_opens_does_not_hold_up_what_comes_after() -> None:
+    bench = Bench()
+    ask(bench, 1)
+    bench.loop.turn()
+    bench.batcher.broker_down("no broker")
+    bench.batcher.probe()
+    bench.batcher.probe()
+    bench.batcher.replied([answer_to(bench.outbox.last)])
+    ask(bench, 2)
+    bench.loop.turn()
+    assert costs(bench.outbox.last) == [2]
+
+
+def test_what_is_gathered_while_open_is_not_sent_at_the_end_of_the_turn() -> None:
+    bench = Bench()
+    ask(bench, 1)
+    bench.batcher.broker_down("no broker")
+    bench.batcher.ask(Check("alice", 2))
+    bench.loop.turn()
+    assert costs(bench.outbox.last) == [1]
+    bench.loop.advance(GATHER_S)
+    assert costs(bench.outbox.last) == [2]
+
+
 def test_a_hit_forgives_earlier_misses() -> None:
     bench = Bench()
     for _ in range(2):

@@ -20,6 +20,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import IO, Final
@@ -40,7 +41,11 @@ _READY_S: Final = 60.0
 _STOP_S: Final = 20.0
 """Kafka closes its log in a second or less. After this it is killed: the next start then takes longer."""
 
+_LOCK_S: Final = 2.0
+"""A JVM that has been told to stop lets go of its lock a moment after it seems to be gone."""
+
 _FORMAT_S: Final = 60.0
+_POLL_S: Final = 0.05
 _TAIL_LINES: Final = 12
 
 
@@ -162,7 +167,7 @@ class Broker:
                     return
             except KafkaException:
                 continue
-            time.sleep(0.05)
+            time.sleep(_POLL_S)
         raise BrokerFailed(
             f"the broker was not ready in {_READY_S:.0f} s; the end of {self.log}:\n{self.tail()}"
         )
@@ -209,15 +214,18 @@ class Broker:
         return self._process.pid
 
     def _acquire(self, lock: IO[str]) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = json.loads(lock.read() or "{}")
-            raise BrokerFailed(
-                f"a broker is already running on {self.home} (process {holder.get('pid', '?')}, "
-                f"port {holder.get('port', '?')}): use or stop that one, or set SLUICE_HOME to another folder"
-            ) from None
+        deadline = time.monotonic() + _LOCK_S
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(_POLL_S)
+        lock.seek(0)
+        holder = json.loads(lock.read() or "{}")
+        raise BrokerFailed(
+            f"a broker is already running on {self.home} (process {holder.get('pid', '?')}, "
+            f"port {holder.get('port', '?')}): use or stop that one, or set SLUICE_HOME to another folder"
+        )
 
     def _java(self, jars: Path) -> list[str]:
         return [

@@ -127,12 +127,16 @@ class Up:
 
     def _worker(self, number: int) -> Child:
         name = f"worker-{number}"
-        first = int(os.environ.get("SLUICE_METRICS_PORT", _METRICS_PORT))
-        port = first + number - 1
+        first = os.environ.get("SLUICE_METRICS_PORT", _METRICS_PORT)
+        if not str(first).isdecimal():
+            raise UpFailed(
+                f"SLUICE_METRICS_PORT={first!r} is not a port: use a number, or 0 for any free one"
+            )
+        port = int(first) + number - 1
         env = {
             "SLUICE_INSTANCE_ID": name,
             # The same port at each start, for whoever scrapes it, unless something else has it.
-            "SLUICE_METRICS_PORT": str(port if first and is_free(port) else 0),
+            "SLUICE_METRICS_PORT": str(port if int(first) and is_free(port) else 0),
         }
         return self._child(name, ["-m", "streams", "worker"], env)
 

@@ -13,10 +13,11 @@ from typing import Final
 
 import uvloop
 from prometheus_client import start_http_server
+from pydantic import ValidationError
 
 from streams import __version__, kafka
 from streams.app import App
-from streams.contract.errors import SluiceError, StateError, TopicError
+from streams.contract.errors import InvalidInput, SluiceError, StateError, TopicError
 from streams.contract.records import NodeBeat, encode_beat
 from streams.contract.topics import NODES, load_topics, verify_topics
 from streams.lease import Lease
@@ -175,7 +176,11 @@ class Worker:
 
 def main() -> int:
     """Run a worker as a process; returns its exit code."""
-    settings = Settings()
+    try:
+        settings = Settings()
+    except (ValidationError, InvalidInput) as exc:
+        print(f"the worker's SLUICE_* settings cannot be used: {exc}", file=sys.stderr)
+        return EXIT_CONFIG
     logging.basicConfig(
         level=settings.log_level,
         stream=sys.stderr,

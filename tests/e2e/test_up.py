@@ -156,3 +156,12 @@ def test_settings_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert "SLUICE_DEADLINE_MS='soon'" in ended.stderr
+
+
+def test_a_worker_that_cannot_run_stops_all_with_its_own_words(tmp_path: Path) -> None:
+    ended = sluice("up", env=environment(home_with_jars(tmp_path), SLUICE_SESSION_TIMEOUT_MS="5"))
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "worker-1 cannot run" in ended.stderr
+    assert "session_timeout_ms" in ended.stderr
+    assert "Traceback" not in ended.stderr

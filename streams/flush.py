@@ -67,7 +67,7 @@ class Flusher:
         self._marker = ledger.flushed
         self._began = 0.0
         self._expected = dict(store.next)
-        self._callbacks = {table: partial(self._delivered, table) for table in TABLES}
+        self._callbacks: dict[str, Delivered] = {table: partial(self._delivered, table) for table in TABLES}
         self.foreign: list[tuple[str, int, int]] = []
 
     @property
@@ -116,15 +116,7 @@ class Flusher:
 
     def _produce(self, table: str, key: bytes, value: bytes) -> None:
         self._waiting += 1
-        self._send(
-            table, key, value, self._delivered_counters if table == COUNTERS else self._delivered_policies
-        )
-
-    def _delivered_counters(self, error: Any, message: Any) -> None:
-        self._delivered(COUNTERS, error, message)
-
-    def _delivered_policies(self, error: Any, message: Any) -> None:
-        self._delivered(POLICIES, error, message)
+        self._send(table, key, value, self._callbacks[table])
 
     def _delivered(self, table: str, error: Any, message: Any) -> None:
         self._waiting -= 1
@@ -162,9 +154,11 @@ class Flusher:
         keys = []
         for record in records:
             if record.key and record.value and len(record.value) >= 9:
-                if position_of(record.value) > reached:
+                is_marker = record.key == MARKER_KEY
+                # A marker's position is the first not applied, any other the last that is.
+                if position_of(record.value) >= reached + is_marker:
                     raise Overtaken(f"partition {self._store.partition}: another worker has judged further")
-                if record.key != MARKER_KEY:
+                if not is_marker:
                     keys.append(record.key)
         self._metrics.gaps_mended.inc(len(records))
         self._ledger.rewrite(*((keys, ()) if table == COUNTERS else ((), keys)))

@@ -49,9 +49,8 @@ def judge(
         ledger.load(missing)
 
     dirty, epoch = ledger.dirty, ledger.epoch
-    position = offset << POSITION_BITS
     answers: list[Answer] = []
-    for check in checks:
+    for position, check in enumerate(checks, offset << POSITION_BITS):
         key = check.client if not check.resource else state_key(check)
         state = states.get(key)
         if state is None:
@@ -60,6 +59,10 @@ def judge(
             answers.append(None)
         else:
             if state.epoch != epoch or state.plan != check.plan:
+                reason = _plan_fault(check.plan)
+                if reason is not None:
+                    answers.append(reason)
+                    continue
                 ledger.resolve(state, check, position)
             limits = state.policy.limits
             if not limits:
@@ -72,18 +75,25 @@ def judge(
                     state.position = position
                     dirty[key] = state
                 answers.append(Decision(*verdict, state.version))
-        position += 1
     return answers
 
 
+def _plan_fault(plan: str) -> str | None:
+    # Not a matter of the client, so not of whether its state is in memory.
+    try:
+        if plan:
+            check_id(plan, "plan")
+    except InvalidId as exc:
+        return str(exc)
+    return None
+
+
 def fault_finder(partition: int, partitions: int) -> Callable[[Check], str | None]:
-    """What makes a check unfit for *partition* of *partitions*: its ids, or a client of another."""
+    """What makes a check's client or resource unfit for *partition* of *partitions*."""
 
     def fault(check: Check) -> str | None:
         try:
             check_id(check.client, "client_id")
-            if check.plan:
-                check_id(check.plan, "plan")
             if check.resource:
                 check_id(check.resource, "resource")
         except InvalidId as exc:

@@ -57,9 +57,8 @@ class PartitionStore:
     def counters_of(self, client: bytes) -> Iterable[tuple[bytes, bytes]]:
         """The client's own entry and those of its resources."""
         for key, value in self._dbs[COUNTERS].items(from_key=client):
+            # A zero byte sorts before all that an id may hold: they stand together.
             if key != client and not key.startswith(client + b"\0"):
-                if key.startswith(client):
-                    continue
                 return
             yield key, value
 

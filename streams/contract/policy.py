@@ -157,6 +157,17 @@ def parse_policy(value: Any, field: str = "limits") -> Policy:
     return Policy(tuple(limits))
 
 
+def check_policy(policy: Policy, field: str = "policy") -> Policy:
+    """Return *policy* if :func:`parse_policy` could have made it.
+
+    Raises:
+        InvalidLimit: it could not.
+    """
+    if policy.limits and parse_policy([str(limit) for limit in policy.limits], field) != policy:
+        raise InvalidLimit(field, "limits out of order", "put the longest window first")
+    return policy
+
+
 def _one(item: Any, field: str) -> Limit:
     if isinstance(item, str):
         if item == "unlimited":

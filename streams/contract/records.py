@@ -28,7 +28,7 @@ from typing import Any, Final
 import msgspec
 
 from streams.contract.errors import InvalidInput, UndecodableRecord
-from streams.contract.policy import MAX_COST, Policy, check_cost, check_id, parse_policy
+from streams.contract.policy import MAX_COST, Policy, check_cost, check_id, check_policy, parse_policy
 
 VERSION: Final = 1
 
@@ -238,7 +238,7 @@ def decode_checks_record(value: bytes | None) -> Batch | Update | SingleCheck:
         _, kind, partition, incarnation, number = HEADER.unpack_from(value)
         body = memoryview(value)[HEADER.size :]
         if kind == KIND_UPDATE:
-            return _update.decode(body)
+            return _relayed(_update.decode(body))
         if kind != KIND_BATCH:
             raise UndecodableRecord(f"record kind {kind} is not known here; upgrade the worker")
         checks = _check_list.decode(body)
@@ -252,6 +252,27 @@ def decode_checks_record(value: bytes | None) -> Batch | Update | SingleCheck:
         if not 0 <= check.cost <= MAX_COST:
             raise UndecodableRecord(f"cost {check.cost} is out of bounds; use 0 to {MAX_COST:,}")
     return Batch(partition, incarnation, number, checks)
+
+
+def _relayed(update: Update) -> Update:
+    """Return *update* if an owner can have relayed it: what cannot be enforced must not come into force."""
+    if not 0 <= update.version < 2**63:
+        raise UndecodableRecord(f"version {update.version} is no offset")
+    _check_key(update.key)
+    if update.policy is not None:
+        check_policy(update.policy)
+    return update
+
+
+def _check_key(key: UpdateKey) -> None:
+    if key.kind not in KINDS:
+        raise UndecodableRecord(f"unknown kind {key.kind!r}; use one of {', '.join(KINDS)}")
+    if key.kind != "default":
+        check_id(key.id, "id")
+    elif key.id:
+        raise UndecodableRecord("the default has no id")
+    if key.resource:
+        check_id(key.resource, "resource")
 
 
 def _single(value: bytes) -> SingleCheck:
@@ -298,7 +319,7 @@ def decode_reply(value: bytes) -> Reply:
         if kind == KIND_ERROR:
             return Reply(incarnation, number, offset, applied, [], bytes(body).decode(errors="replace"))
         return Reply(incarnation, number, offset, applied, _answers.decode(body))
-    except (msgspec.MsgspecError, struct_error) as exc:
+    except (msgspec.MsgspecError, struct_error, RecursionError, UnicodeDecodeError) as exc:
         raise UndecodableRecord(f"not a reply: {exc}") from exc
 
 
@@ -335,14 +356,7 @@ def decode_update(
     """
     try:
         what = _update_key.decode(key or b"")
-        if what.kind not in KINDS:
-            raise UndecodableRecord(f"unknown kind {what.kind!r}; use one of {', '.join(KINDS)}")
-        if what.kind != "default":
-            check_id(what.id, "id")
-        elif what.id:
-            raise UndecodableRecord("the default has no id")
-        if what.resource:
-            check_id(what.resource, "resource")
+        _check_key(what)
         policy = None
         if value is not None and what.kind != "reset":
             policy = parse_policy(_json_limits.decode(value).limits)
@@ -357,7 +371,7 @@ def _reply_to(headers: list[tuple[str, bytes]] | None) -> ReplyTo | None:
     for name, raw in headers or ():
         if name == "reply-to" and raw:
             partition, _, id_ = raw.decode(errors="replace").partition(":")
-            if partition.isascii() and partition.isdigit() and id_:
+            if partition.isascii() and partition.isdigit() and len(partition) <= 10 and id_:
                 return ReplyTo(int(partition), id_)
     return None
 
@@ -383,5 +397,5 @@ def decode_beat(value: bytes | None) -> NodeBeat:
     """
     try:
         return _beat.decode(value or b"")
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         raise UndecodableRecord(f"not a beat: {exc}") from exc

@@ -1,0 +1,78 @@
+"""The log as oracle: the records of one partition of ``checks``, folded again from its beginning.
+
+What a worker decided is a pure fold over the log, so folding the log once more, with nothing stored, gives
+the same decisions. It takes each record as :mod:`streams.owner` does: one that cannot be decoded is not
+judged, but partition time advances with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from typing import NamedTuple
+
+from streams.contract.errors import UndecodableRecord
+from streams.contract.policy import Policy
+from streams.contract.records import POSITION_BITS, Batch, Update, decode_checks_record
+from streams.judge import Answer, fault_finder, judge
+from streams.ledger import Ledger, Marker
+
+
+class Record(NamedTuple):
+    """A record of ``checks`` as it was read; the timestamp is the broker's, ms since the Unix epoch."""
+
+    offset: int
+    timestamp_ms: int
+    value: bytes | None
+
+
+class NothingStored:
+    """A :class:`streams.ledger.Reader` of a partition that was never flushed."""
+
+    def counters(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """None of them."""
+        return [None] * len(keys)
+
+    def counters_of(self, client: bytes) -> Iterable[tuple[bytes, bytes]]:
+        """No entries."""
+        return ()
+
+    def policy(self, key: bytes) -> bytes | None:
+        """Not there."""
+        return None
+
+
+def replay(
+    records: Iterable[Record], partition: int, partitions: int, default: Policy
+) -> Generator[tuple[int, list[Answer]], None, Ledger]:
+    """Decide all of a partition's checks again.
+
+    Args:
+        records: Of ``checks[partition]``, in offset order, from the topic's beginning.
+        partition: Its number.
+        partitions: How many there are.
+        default: What applies where nothing is configured, as it was when the partition was first opened.
+
+    Yields:
+        For each record its offset and the answers to its checks in their order; no answers for an update
+        and for what cannot be decoded.
+
+    Returns:
+        The ledger after the last record.
+    """
+    ledger = Ledger(NothingStored(), Marker(0, 0, -1, -1, "", default))
+    fault = fault_finder(partition, partitions)
+    for offset, timestamp_ms, value in records:
+        now_ms = ledger.advance(offset, timestamp_ms)
+        answers: list[Answer] = []
+        try:
+            taken = decode_checks_record(value)
+        except UndecodableRecord:
+            pass
+        else:
+            if isinstance(taken, Update):
+                ledger.apply(taken, offset << POSITION_BITS)
+            else:
+                checks = taken.checks if isinstance(taken, Batch) else [taken.check]
+                answers = judge(ledger, offset, now_ms, checks, fault)
+        yield offset, answers
+    return ledger

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from streams.contract.policy import MAX_COST, UNLIMITED, parse_policy
+from streams.contract.records import POSITION_BITS, Check, Decision, Update
+from streams.judge import Answer, fault_finder, judge
+from streams.ledger import Ledger
+from streams.replay import NothingStored
+from tests.unit.streams.memory import MemoryStore
+from tests.unit.streams.partition_log import CLIENTS, PARTITION, PARTITIONS, START, STRANGER
+from tests.unit.streams.test_ledger import FIRST, flush
+
+A, AB, ZOE = CLIENTS
+FAULT = fault_finder(PARTITION, PARTITIONS)
+
+
+def take(ledger: Ledger, offset: int, *checks: Check, after_ms: int = 0) -> list[Answer]:
+    now = ledger.advance(offset, START + after_ms)
+    return judge(ledger, offset, now, checks, FAULT)
+
+
+def fresh() -> Ledger:
+    return Ledger(NothingStored(), FIRST)
+
+
+def decisions(answers: list[Answer]) -> list[Decision]:
+    found = [answer for answer in answers if isinstance(answer, Decision)]
+    assert len(found) == len(answers)
+    return found
+
+
+def test_in_the_order_of_the_batch_each_client_by_itself() -> None:
+    ledger = fresh()
+    answers = decisions(take(ledger, 0, Check(A, 60), Check(AB, 100), Check(A, 60), Check(A, 40)))
+    assert [answer.allowed for answer in answers] == [True, True, False, True]
+    assert [answer.remaining for answer in answers] == [40, 0, 40, 0]
+    assert ledger.dirty.keys() == {A, AB}
+
+
+def test_resources_have_counters_of_their_own() -> None:
+    answers = decisions(take(fresh(), 0, Check(A, 100), Check(A, 100, "", "login"), Check(A, 1, "", "login")))
+    assert [answer.allowed for answer in answers] == [True, True, False]
+
+
+def test_unlimited_counts_nothing() -> None:
+    ledger = fresh()
+    ledger.apply(Update(4, "client", A, "", UNLIMITED), 0)
+    assert (
+        decisions(take(ledger, 1, Check(A, MAX_COST), Check(A, MAX_COST)))
+        == [Decision(True, None, None, 0, 0, 4)] * 2
+    )
+    assert not ledger.dirty
+
+
+def test_what_the_ledger_holds_is_not_judged_again() -> None:
+    ledger = fresh()
+    first = decisions(take(ledger, 5, Check(A, 60), Check(A, 60), Check(A, 30)))
+    assert ledger.states[A].position == (5 << POSITION_BITS) + 2
+    assert take(ledger, 5, Check(A, 60), Check(A, 60), Check(A, 30), Check(AB, 7)) == [
+        None,
+        None,
+        None,
+        Decision(True, 100, 93, first[0].reset_after_ms, 0, -1),
+    ]
+
+
+def test_a_refusal_that_comes_by_again_is_refused_again() -> None:
+    ledger = fresh()
+    take(ledger, 0, Check(A, 100))
+    first = take(ledger, 1, Check(A), after_ms=5)
+    assert take(ledger, 1, Check(A), after_ms=5) == first
+    assert not decisions(first)[0].allowed
+
+
+def test_a_refusal_is_answered_the_same_when_replayed_over_a_later_state() -> None:
+    """Two charges half a minute apart; what is refused between must be, though the first has left since."""
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST)
+    limit = Update(0, "client", A, "", parse_policy("2/minute"))
+    ledger.apply(limit, 0)
+    take(ledger, 1, Check(A))
+    take(ledger, 2, Check(A), after_ms=30_000)
+    refused = take(ledger, 3, Check(A), after_ms=31_000)
+    take(ledger, 4, Check(A, 2), after_ms=62_000)
+    _, entries = ledger.take_dirty()
+    store.write("counters", entries.counters)  # and then it died: no marker
+    again = Ledger(store, FIRST)
+    again.apply(limit, 0)
+    assert take(again, 1, Check(A)) == [None]
+    assert take(again, 2, Check(A), after_ms=30_000) == [None]
+    assert take(again, 3, Check(A), after_ms=31_000) == refused
+
+
+def test_the_plan_named_by_the_check_decides() -> None:
+    ledger = fresh()
+    ledger.apply(Update(0, "plan", "gold", "", parse_policy("1000/minute")), 0)
+    answers = decisions(
+        take(ledger, 1, Check(A, 1, "gold"), Check(A), Check(A, 1, "tin"), Check(A, 1, "gold"))
+    )
+    assert [answer.limit for answer in answers] == [1000, 100, 100, 1000]
+    assert [answer.remaining for answer in answers] == [999, 98, 97, 996]
+
+
+@pytest.mark.parametrize(
+    ("check", "reason"),
+    [
+        (Check(""), "client_id: empty"),
+        (Check("a\x00b"), "client_id: contains a control character"),
+        (Check("é" * 129), "client_id: longer than 256 bytes"),
+        (Check(A, 1, "a\x00b"), "plan: contains a control character"),
+        (Check(A, 1, "", "x\n"), "resource: contains a control character"),
+        (Check(STRANGER), "murmur2_random"),
+    ],
+)
+def test_an_unfit_check_is_told_why_and_the_rest_is_judged(check: Check, reason: str) -> None:
+    ledger = fresh()
+    first, unfit, last = take(ledger, 0, Check(A), check, Check(A))
+    assert isinstance(unfit, str)
+    assert reason in unfit
+    assert [d.remaining for d in decisions([first, last])] == [99, 98]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_an_unfit_plan_is_refused_whether_or_not_its_client_is_in_memory(in_memory: bool) -> None:
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST)
+    take(ledger, 0, Check(A))
+    flush(ledger, store)
+    if not in_memory:
+        ledger.forget_clean(0)
+    bad, good = take(ledger, 1, Check(A, 1, "a\nb"), Check(A))
+    assert isinstance(bad, str)
+    assert decisions([good])[0].remaining == 98
+
+
+def test_one_read_brings_in_all_clients_of_a_batch() -> None:
+    class Counting(NothingStored):
+        def __init__(self) -> None:
+            self.reads: list[list[bytes]] = []
+
+        def counters(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+            self.reads.append(list(keys))
+            return super().counters(keys)
+
+    reader = Counting()
+    ledger = Ledger(reader, FIRST)
+    take(ledger, 0, Check(A), Check(ZOE, 1, "", "login"), Check(A), Check(STRANGER), Check(ZOE))
+    take(ledger, 1, Check(A), Check(ZOE))
+    assert reader.reads == [[b"a", "zoë\0login".encode(), "zoë".encode()]]

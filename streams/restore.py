@@ -32,6 +32,7 @@ _POLL_S: Final = 0.05
 _LOOK_S: Final = 1.0
 """How often the ends of owned changelogs are looked at for foreign writes."""
 _RPC_S: Final = 5.0
+_RETRY_S: Final = 0.5
 
 
 class Restored(NamedTuple):
@@ -49,6 +50,7 @@ class _Followed:
         self.store = store
         self.generation: int | None = None
         self.ends: dict[str, int] = {}
+        self.not_before = 0.0
 
 
 class Restorer(threading.Thread):
@@ -168,7 +170,7 @@ class Restorer(threading.Thread):
     def _hand_over(self, followed: _Followed) -> None:
         """Give the store away if it is asked for and has reached its ends."""
         store, generation = followed.store, followed.generation
-        if generation is None:
+        if generation is None or monotonic() < followed.not_before:
             return
         try:
             if not followed.ends:
@@ -179,6 +181,7 @@ class Restorer(threading.Thread):
             topic_id = str(describe(self._admin, [CHECKS])[CHECKS].topic_id)
         except (Unavailable, TopicError) as exc:
             _log.warning("partition %s cannot be restored yet: %s", store.partition, exc)
+            followed.not_before = monotonic() + _RETRY_S
             return
         self._release(store.partition)
         self._on_restored(Restored(generation, store, topic_id))
@@ -244,6 +247,8 @@ class Restorer(threading.Thread):
                 for tp, future in found.items()
             }
         except (KafkaException, TimeoutError) as exc:
+            # A client that asked a leader before its broker restarted goes on asking with the old epoch.
+            self._admin = kafka.admin(self._servers)
             raise Unavailable(f"the ends of the changelogs cannot be read: {exc}") from exc
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from typing import Final
 
 import uvloop
@@ -36,6 +37,8 @@ EXIT_CONFIG: Final = 78
 """Starting again would not help: an operator has to do what the message says (sysexits' EX_CONFIG)."""
 
 _BEAT_S: Final = 2.0
+_STOP_S: Final = 20.0
+"""Seconds a stop may take, flush included; what is not flushed by then is replayed."""
 
 
 class Worker:
@@ -91,7 +94,8 @@ class Worker:
         cause = await self._ended
         beating.cancel()
         self._send_beat(stopping=True)
-        await self.app.stop()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.app.stop(), _STOP_S)
         starting.cancel()
         await asyncio.gather(starting, beating, *self._tasks, return_exceptions=True)
         self._beats.flush(1.0)

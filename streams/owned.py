@@ -1,0 +1,230 @@
+"""One partition that is ours: its records judged and answered, its updates relayed, its state flushed."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from time import time
+from typing import Any, Final
+
+from streams.contract.errors import RecordError, Unavailable, UndecodableRecord
+from streams.contract.records import (
+    POSITION_BITS,
+    Batch,
+    Decision,
+    Reply,
+    SingleCheck,
+    Update,
+    decode_checks_record,
+    encode_json_reply,
+    encode_reply,
+    reply_address,
+)
+from streams.flush import Flusher
+from streams.judge import Answer, fault_finder, judge
+from streams.ledger import Ledger, Marker
+from streams.metrics import Metrics
+from streams.outbox import Outbox
+from streams.relay import Relay
+from streams.restore import read_range
+from streams.settings import Settings
+from streams.store import PartitionStore
+
+_log = logging.getLogger("sluice.owned")
+
+_JUMP_MS: Final = 2_000
+"""What a timestamp may go back, or jump ahead of this host's clock, before it is worth a warning."""
+
+
+class Owned:
+    """A partition.
+
+    Args:
+        settings: The worker's.
+        partitions: How many there are.
+        store: Its tables.
+        marker: Where to go on from.
+        outbox: What is sent goes there.
+        metrics: What is counted.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        partitions: int,
+        store: PartitionStore,
+        marker: Marker,
+        outbox: Outbox,
+        metrics: Metrics,
+    ) -> None:
+        self.partition = store.partition
+        self.store = store
+        self.ledger = Ledger(store, marker)
+        self._settings = settings
+        self._partitions = partitions
+        self._outbox = outbox
+        self._metrics = metrics
+        self._fault = fault_finder(store.partition, partitions)
+        self._flusher = Flusher(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
+        self._flush_at = 0.0
+        self.relay = self._new_relay()
+
+    def _new_relay(self) -> Relay:
+        send = partial(self._outbox.update, self.partition)
+        return Relay(self.partition, self._partitions, self.ledger, send)
+
+    def begin(self, now: float) -> None:
+        """(Re)start at *now*, monotonic seconds: updates will be read again from the last that came by."""
+        self.relay = self._new_relay()
+        self._flush_at = now + self._settings.flush_interval_ms / 1_000
+
+    # --- records ---
+
+    def take_update(self, message: Any) -> None:
+        """A record of ``limit-updates``: to be relayed."""
+        try:
+            self.relay.take(message)
+        except RecordError as exc:
+            self._outbox.dead_letter(message, exc.reason)
+
+    def take(self, message: Any) -> None:
+        """A record of ``checks``: judge it and answer; one that is known already is passed over."""
+        ledger, offset, value = self.ledger, message.offset(), message.value()
+        if offset < ledger.next_offset:
+            return
+        stamp_ms = message.timestamp()[1]
+        self._watch_clock(stamp_ms)
+        now_ms = ledger.advance(offset, stamp_ms)
+        self._metrics.records.inc()
+        try:
+            record = decode_checks_record(value)
+        except UndecodableRecord as exc:
+            self._refuse(message, exc.reason)
+            return
+        if isinstance(record, Update):
+            self._apply(record, offset)
+        else:
+            self._decide(record, message, now_ms)
+
+    def _refuse(self, message: Any, reason: str) -> None:
+        self._outbox.dead_letter(message, reason)
+        address = reply_address(message.value())
+        if address is not None:
+            partition, incarnation, number = address
+            reply = Reply(incarnation, number, message.offset(), self.ledger.applied, [], reason)
+            self._outbox.reply(partition, encode_reply(reply))
+
+    def _decide(self, record: Batch | SingleCheck, message: Any, now_ms: int) -> None:
+        offset = message.offset()
+        checks = record.checks if isinstance(record, Batch) else [record.check]
+        answers = judge(self.ledger, offset, now_ms, checks, self._fault)
+        self._count(answers, message)
+        if isinstance(record, Batch):
+            if record.partition >= 0:
+                reply = Reply(record.incarnation, record.number, offset, self.ledger.applied, answers)
+                self._outbox.reply(record.partition, encode_reply(reply))
+        elif record.reply_to is not None and answers[0] is not None:
+            value = encode_json_reply(record.reply_to, **_facts(answers[0]))
+            self._outbox.reply(record.reply_to.partition, value)
+
+    def _count(self, answers: list[Answer], message: Any) -> None:
+        counts = dict.fromkeys(("allowed", "rejected", "unfit", "replayed"), 0)
+        unfit = None
+        for answer in answers:
+            if isinstance(answer, Decision):
+                counts["allowed" if answer.allowed else "rejected"] += 1
+            elif answer is None:
+                counts["replayed"] += 1
+            else:
+                counts["unfit"] += 1
+                unfit = unfit or answer
+        for result, count in counts.items():
+            if count:
+                self._metrics.checks.labels(result).inc(count)
+        if unfit is not None:
+            self._outbox.dead_letter(message, unfit)
+
+    def _apply(self, update: Update, offset: int) -> None:
+        fresh = self.ledger.apply(update, offset << POSITION_BITS)
+        self._metrics.updates.labels("applied" if fresh else "repeated").inc()
+        to = update.reply_to
+        if to is not None:
+            facts = {"applied": True, "version": update.version, "partition": self.partition}
+            self._outbox.reply(to.partition, encode_json_reply(to, **facts))
+
+    def _watch_clock(self, stamp_ms: int) -> None:
+        """Warn of a leader whose clock is off; no decision depends on it."""
+        step_ms = stamp_ms - self.ledger.stamp_ms
+        ahead_ms = stamp_ms - int(time() * 1_000)
+        if step_ms < -_JUMP_MS:
+            direction, by_ms = "back", -step_ms
+        elif step_ms > _JUMP_MS and ahead_ms > _JUMP_MS:
+            # Only the step itself: every record of a leader that is ahead is ahead.
+            direction, by_ms = "ahead", ahead_ms
+        else:
+            return
+        self._metrics.clock_jumps.labels(direction).inc()
+        _log.warning(
+            "partition %s: its leader's clock jumped %s by about %s ms; keep the brokers on NTP",
+            self.partition,
+            direction,
+            by_ms,
+        )
+
+    # --- flushing ---
+
+    def tend(self, now: float) -> Marker | None:
+        """Move relay and flush on; returns the marker of a flush that ended.
+
+        Raises:
+            Overtaken: another worker is ahead: the partition is not ours.
+        """
+        self.relay.advance()
+        if not self._flusher.idle:
+            return self._flusher.advance()
+        if now >= self._flush_at:
+            self._flush_at = now + self._settings.flush_interval_ms / 1_000
+            self._mend()
+            if self.ledger.changed:
+                self._flusher.begin()
+        return None
+
+    def flush_now(self) -> bool:
+        """Move a flush on without waiting for its time; returns whether anything is left to be written."""
+        if self._flusher.idle and self.ledger.changed:
+            self._flusher.begin()
+        self._flusher.advance()
+        return not self._flusher.idle or self.ledger.changed
+
+    def look_at_end(self, table: str, end: int) -> None:
+        """The broker says that *end* is the next offset of the changelog of *table*."""
+        if self._flusher.idle:
+            self._flusher.look_at_end(table, end)
+
+    def _mend(self) -> None:
+        """Write over what somebody else wrote to our changelogs."""
+        gaps, self._flusher.foreign = self._flusher.foreign, []
+        while gaps:
+            table, start, end = gaps[0]
+            topic = self._outbox.changelogs[table]
+            try:
+                records = read_range(self._settings.bootstrap, topic, self.partition, start, end)
+            except Unavailable as exc:
+                _log.warning("%s; will be tried again", exc)
+                self._flusher.foreign = gaps
+                return
+            del gaps[0]
+            _log.warning(
+                "%s[%s] holds %s records from offset %s that were not written here: writing over them",
+                topic,
+                self.partition,
+                len(records),
+                start,
+            )
+            self._flusher.mend(table, records)
+
+
+def _facts(answer: Decision | str) -> dict[str, Any]:
+    if isinstance(answer, str):
+        return {"error": answer}
+    return {name: getattr(answer, name) for name in Decision.__struct_fields__}

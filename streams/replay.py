@@ -1,7 +1,7 @@
 """The log as oracle: the records of one partition of ``checks``, folded again from its beginning.
 
 What a worker decided is a pure fold over the log, so folding the log once more, with nothing stored, gives
-the same decisions. It takes each record as :mod:`streams.owner` does: one that cannot be decoded is not
+the same decisions. It takes each record as :mod:`streams.owned` does: one that cannot be decoded is not
 judged, but partition time advances with it.
 """
 

@@ -56,7 +56,7 @@ def test_default_limits(monkeypatch: pytest.MonkeyPatch, text: str, policy: obje
     assert Settings().default_policy == policy
 
 
-@pytest.mark.parametrize("text", ["", "lots", "10/second,", "1/second,2/1s", "unlimited,1/day"])
+@pytest.mark.parametrize("text", [" ", "lots", "10/second,", "1/second,2/1s", "unlimited,1/day"])
 def test_limits_that_cannot_be_read_name_the_setting(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("SLUICE_DEFAULT_LIMITS", text)
     with pytest.raises(InvalidLimit, match="default_limits") as caught:
@@ -67,7 +67,7 @@ def test_limits_that_cannot_be_read_name_the_setting(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("INSTANCE_ID", ""),
+        ("INSTANCE_ID", " "),
         ("INSTANCE_ID", "../up"),
         ("INSTANCE_ID", "x" * 65),
         ("BROKER_PORT", "0"),

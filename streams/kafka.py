@@ -43,8 +43,8 @@ def consumer(bootstrap: str, group: str, *, on_missing: str = "error") -> Consum
 
 
 def admin(bootstrap: str) -> AdminClient:
-    """For offsets and topic descriptions."""
-    return AdminClient({"bootstrap.servers": bootstrap, "log_level": 3})
+    """For offsets and topic descriptions; what fails is raised, so librdkafka need not log it too."""
+    return AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
 
 
 def changelog_producer(bootstrap: str, send_timeout_ms: int) -> Producer:

@@ -32,6 +32,7 @@ class Ownership:
         lease: After it ran out, dropped partitions start again only when it holds.
         open_store: Opens a partition's tables.
         member: The current member id in the group.
+        changed: Called when :meth:`beats` has something new to say.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Ownership:
         lease: Lease,
         open_store: Callable[[int], PartitionStore],
         member: Callable[[], str],
+        changed: Callable[[], None],
     ) -> None:
         self._owner = owner
         self._restorer = restorer
         self._lease = lease
         self._open = open_store
         self._member = member
+        self._changed = changed
         self._generation = -1
         self._last_member = ""
         self._actives: set[int] = set()
@@ -93,6 +96,7 @@ class Ownership:
             for store in loose.values():
                 store.close()
             self._restorer.watch(self._owned)
+        self._changed()
         _log.info(
             "generation %s: active %s (kept %s), standby %s",
             generation,
@@ -115,6 +119,7 @@ class Ownership:
             if await asyncio.wrap_future(self._owner.start_partition(restored)):
                 self._owned.add(partition)
                 self._restorer.watch(self._owned)
+                self._changed()
             else:
                 # A rebalance has begun: the next assignment finds it here.
                 self._lapsed[partition] = restored.store

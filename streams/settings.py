@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,7 +16,9 @@ from streams.contract.topics import DEFAULT_FILE
 class Settings(BaseSettings):
     """One value, read at start. Every field is ``SLUICE_<NAME>`` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="SLUICE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="SLUICE_", env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     home: Path = Field(Path(".sluice"), description="Folder; tables are kept under it, by instance id.")
     kafka: str | None = Field(
@@ -47,7 +50,9 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field("127.0.0.1", description="Address of the worker's /metrics.")
     metrics_port: int = Field(9101, ge=0, le=65535, description="Port of the worker's /metrics; 0: any free.")
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR."
+    )
 
     @field_validator("default_limits")
     @classmethod

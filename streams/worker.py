@@ -79,7 +79,9 @@ class Worker:
             on_lapse=self._lapsed,
             on_fatal=self._fatal,
         )
-        self.ownership = Ownership(self._owner, self._restorer, lease, tables.open, lambda: self.app.member)
+        self.ownership = Ownership(
+            self._owner, self._restorer, lease, tables.open, lambda: self.app.member, self._send_beat
+        )
         self._beats = kafka.reply_producer(settings.bootstrap, settings.send_timeout_ms)
 
     async def run(self) -> int:
@@ -106,7 +108,7 @@ class Worker:
             _log.critical("%s", cause)
         else:
             _log.critical("the worker cannot go on: %r", cause, exc_info=cause)
-        return EXIT_CONFIG if isinstance(cause, StateError | TopicError) else EXIT_FATAL
+        return _exit_code(cause)
 
     async def _run_app(self) -> None:
         try:
@@ -178,6 +180,10 @@ class Worker:
         self._beats.poll(0)
 
 
+def _exit_code(cause: BaseException) -> int:
+    return EXIT_CONFIG if isinstance(cause, StateError | TopicError) else EXIT_FATAL
+
+
 def main() -> int:
     """Run a worker as a process; returns its exit code."""
     try:
@@ -201,7 +207,7 @@ def main() -> int:
             worker = Worker(settings)
         except SluiceError as exc:
             _log.critical("%s", exc)
-            return EXIT_CONFIG
+            return _exit_code(exc)
         return await worker.run()
 
     code = uvloop.run(work())

@@ -59,7 +59,7 @@ class ChangedLimits(StoredLimits, frozen=True):
 
 
 class ListedLimits(StoredLimits, frozen=True):
-    """One entry of a page."""
+    """One entry of a page; `limits` is null where they were deleted since an earlier page showed them."""
 
     policy_version: int
 
@@ -106,12 +106,12 @@ async def get(limiter: Limiter, key: UpdateKey) -> Response:
 
 
 async def page(limiter: Limiter, after: str | None, limit: int, kind: str | None) -> Response:
-    """A page of what is stored; deletions that are still in the log are left out, so it may be short."""
+    """A page of what is stored; on the first, deletions that are still in the log are left out."""
     found = await limiter.list_limits(after, limit, kind)
     items = [
         ListedLimits(**_stored(item.key, item.policy), policy_version=item.version)
         for item in found.items
-        if item.policy is not None
+        if item.policy is not None or after is not None
     ]
     return respond(Page(items, found.next))
 

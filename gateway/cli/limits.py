@@ -92,13 +92,14 @@ def delete(
 @app.command("list", epilog=examples("sluice limits list", "sluice limits list --json | jq length"))
 def list_(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List all limits that are stored."""
-    # A key that was changed can come on two pages: the later one is right.
-    found = {(item["kind"], item["id"], item["resource"]): item for item in _pages(url)}
+    # A key that was changed, or deleted, can come on two pages: the later one is right.
+    pages = {(item["kind"], item["id"], item["resource"]): item for item in _pages(url)}
+    found = [item for item in pages.values() if item["limits"] is not None]
     if as_json:
-        print_json(list(found.values()))
+        print_json(found)
         return
     table = Table("kind", "id", "resource", "limits")
-    for item in found.values():
+    for item in found:
         table.add_row(item["kind"], item["id"] or "-", item["resource"] or "-", _written(item["limits"]))
     out.print(table)
 

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, TopicDescription
 from murmurhash2 import murmurhash2
 
-from streams.contract.errors import TopicError
+from streams.contract.errors import TopicError, Unavailable
 
 CHECKS: Final = "checks"
 UPDATES: Final = "limit-updates"
@@ -170,6 +170,7 @@ def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
     Raises:
         TopicError: one is missing, or differs in partition count or timestamp type: with another count
             clients would be hashed elsewhere, with another clock decisions could not be recomputed.
+        Unavailable: no broker answered.
     """
     wanted = {spec.name: spec for spec in specs}
     described = describe(admin, wanted)
@@ -200,13 +201,17 @@ def describe(admin: AdminClient, names: Iterable[str]) -> dict[str, TopicDescrip
 
     Raises:
         TopicError: one does not exist.
+        Unavailable: no broker answered.
     """
     found = {}
     for name, future in admin.describe_topics(TopicCollection(list(names))).items():
         try:
             found[name] = future.result(timeout=_TIMEOUT_S)
+        except TimeoutError as exc:
+            raise Unavailable("no broker answered: see that Kafka runs at SLUICE_KAFKA") from exc
         except KafkaException as exc:
-            raise TopicError(
-                f"topic {name} is not there: run `sluice topics create` ({exc.args[0].str()})"
-            ) from exc
+            error = exc.args[0]
+            if error.name() == "UNKNOWN_TOPIC_OR_PART":
+                raise TopicError(f"topic {name} is not there: run `sluice topics create`") from exc
+            raise Unavailable(f"no broker answered ({error.str()}): see that Kafka runs") from exc
     return found

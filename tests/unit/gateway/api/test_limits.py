@@ -216,14 +216,20 @@ async def test_any_id_is_that_client_or_a_problem(
 
 async def test_pages(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
     limiter.stored = {UpdateKey("plan", "free", "login"): parse_policy("5/minute")}
-    response = await http.get("/v1/limits", params={"after": "cursor 0", "limit": 10, "kind": "plan"})
-    assert limiter.pages == [("cursor 0", 10, "plan")]
-    assert response.json() == {
-        "items": [
-            {"kind": "plan", "id": "free", "resource": "login", "limits": ["5/minute"], "policy_version": 7}
-        ],
-        "next": "cursor",
+    gone = {"kind": "client", "id": "gone", "resource": None, "limits": None, "policy_version": 3}
+    free = {
+        "kind": "plan",
+        "id": "free",
+        "resource": "login",
+        "limits": ["5/minute"],
+        "policy_version": 7,
     }
+    first = await http.get("/v1/limits", params={"limit": 10, "kind": "plan"})
+    assert first.json() == {"items": [free], "next": "cursor"}
+    # Later pages tell of deletions: an earlier one may have shown what is gone.
+    second = await http.get("/v1/limits", params={"after": "cursor 0", "limit": 10, "kind": "plan"})
+    assert second.json() == {"items": [gone, free], "next": "cursor"}
+    assert limiter.pages == [(None, 10, "plan"), ("cursor 0", 10, "plan")]
 
 
 @pytest.mark.parametrize("query", ["limit=many", "limit=1.5", "page=2"])

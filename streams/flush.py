@@ -69,6 +69,8 @@ class Flusher:
         self._expected = dict(store.next)
         self._callbacks: dict[str, Delivered] = {table: partial(self._delivered, table) for table in TABLES}
         self.foreign: list[tuple[str, int, int]] = []
+        if any(store.outrun.values()):
+            ledger.rewrite(store.outrun[COUNTERS], store.outrun[POLICIES])
 
     @property
     def idle(self) -> bool:
@@ -106,6 +108,9 @@ class Flusher:
     def _persist(self) -> None:
         store, entries, marker = self._store, self._entries, self._marker
         store.next.update(self._expected)
+        for table, start, _ in self.foreign:
+            # Whoever opens these tables next must read what is not yet mended.
+            store.next[table] = min(store.next[table], start)
         if entries.counters:
             store.write(COUNTERS, entries.counters)
         store.write(POLICIES, [*entries.policies, (MARKER_KEY, encode_marker(marker))])
@@ -152,13 +157,12 @@ class Flusher:
         """
         reached = self._ledger.next_offset << POSITION_BITS
         keys = []
-        for record in records:
-            if record.key and record.value and len(record.value) >= 9:
-                is_marker = record.key == MARKER_KEY
-                # A marker's position is the first not applied, any other the last that is.
-                if position_of(record.value) >= reached + is_marker:
-                    raise Overtaken(f"partition {self._store.partition}: another worker has judged further")
-                if not is_marker:
-                    keys.append(record.key)
+        for key, value in filter(None, (record.entry for record in records)):
+            is_marker = key == MARKER_KEY
+            # A marker's position is the first not applied, any other the last that is.
+            if position_of(value) >= reached + is_marker:
+                raise Overtaken(f"partition {self._store.partition}: another worker has judged further")
+            if not is_marker:
+                keys.append(key)
         self._metrics.gaps_mended.inc(len(records))
         self._ledger.rewrite(*((keys, ()) if table == COUNTERS else ((), keys)))

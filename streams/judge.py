@@ -1,5 +1,7 @@
 """One record of ``checks`` against the ledger of its partition. Pure: no Kafka, no clock, no I/O of its own.
 
+:func:`fold` is the step of the fold, for the owner and for the oracle alike.
+
 Nothing but the log enters a decision: the record, its position, partition time, and what earlier records
 left in the ledger.
 """
@@ -7,16 +9,61 @@ left in the ledger.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from streams.contract.errors import InvalidId
+from streams.contract.errors import InvalidId, UndecodableRecord
 from streams.contract.policy import check_id
-from streams.contract.records import POSITION_BITS, Check, Decision
+from streams.contract.records import (
+    POSITION_BITS,
+    Batch,
+    Check,
+    Decision,
+    SingleCheck,
+    Update,
+    decode_checks_record,
+)
 from streams.contract.topics import partition_of
 from streams.ledger import Key, Ledger, state_key
 from streams.window import decide, reshape
 
 Answer = Decision | str | None
 """A decision; a text if this check cannot be judged; ``None`` if the ledger already held it."""
+
+
+class Folded(NamedTuple):
+    """What became of a record.
+
+    ``record`` is ``None`` if it cannot be decoded, and ``refused`` then says why. ``answers`` are those to
+    its checks, in their order. ``fresh``: it is an update that had not come by before.
+    """
+
+    record: Batch | SingleCheck | Update | None
+    answers: list[Answer]
+    fresh: bool = False
+    refused: str = ""
+
+
+def fold(
+    ledger: Ledger, offset: int, stamp_ms: int, value: bytes | None, fault: Callable[[Check], str | None]
+) -> Folded:
+    """Take the record at *offset* into *ledger*: partition time moves, checks are judged, updates applied.
+
+    Args:
+        ledger: Of the record's partition, changed in place.
+        offset: Of the record; not below ``ledger.next_offset``.
+        stamp_ms: Its timestamp, the broker's.
+        value: As it was read.
+        fault: See :func:`judge`.
+    """
+    now_ms = ledger.advance(offset, stamp_ms)
+    try:
+        record = decode_checks_record(value)
+    except UndecodableRecord as exc:
+        return Folded(None, [], refused=exc.reason)
+    if isinstance(record, Update):
+        return Folded(record, [], fresh=ledger.apply(record, offset << POSITION_BITS))
+    checks = record.checks if isinstance(record, Batch) else [record.check]
+    return Folded(record, judge(ledger, offset, now_ms, checks, fault))
 
 
 def judge(

@@ -152,7 +152,8 @@ def _stored_key(key: Key) -> bytes:
 
 
 def _key_of(stored: bytes) -> Key:
-    client, _, resource = stored.decode().partition("\0")
+    # A key that strayed in need not be UTF-8; no check ever asks for what it is then read as.
+    client, _, resource = stored.decode(errors="replace").partition("\0")
     return (client, resource) if resource else client
 
 
@@ -314,9 +315,9 @@ class Ledger:
                 # Nothing is known here of what the other has written: so it is as of all that was read.
                 state.position = (self.next_offset << POSITION_BITS) - 1
         for name in policies:
-            update_key = UpdateKey(*name.decode().split("\0"))
-            if self._history_of(update_key):
-                self._dirty_policies.add(update_key)
+            parts = name.decode(errors="replace").split("\0")
+            if len(parts) == 3 and self._history_of(UpdateKey(*parts)):
+                self._dirty_policies.add(UpdateKey(*parts))
 
     def forget_clean(self, keep: int) -> None:
         """Drop the states longest in memory until about *keep* are left; only between flushes.

@@ -7,21 +7,19 @@ from functools import partial
 from time import time
 from typing import Any, Final
 
-from streams.contract.errors import RecordError, Unavailable, UndecodableRecord
+from streams.contract.errors import RecordError, Unavailable
 from streams.contract.records import (
-    POSITION_BITS,
     Batch,
     Decision,
     Reply,
     SingleCheck,
     Update,
-    decode_checks_record,
     encode_json_reply,
     encode_reply,
     reply_address,
 )
 from streams.flush import Flusher
-from streams.judge import Answer, fault_finder, judge
+from streams.judge import Answer, fault_finder, fold
 from streams.ledger import Ledger, Marker
 from streams.metrics import Metrics
 from streams.outbox import Outbox
@@ -89,22 +87,19 @@ class Owned:
 
     def take(self, message: Any) -> None:
         """A record of ``checks``: judge it and answer; one that is known already is passed over."""
-        ledger, offset, value = self.ledger, message.offset(), message.value()
-        if offset < ledger.next_offset:
+        offset, stamp_ms = message.offset(), message.timestamp()[1]
+        if offset < self.ledger.next_offset:
             return
-        stamp_ms = message.timestamp()[1]
         self._watch_clock(stamp_ms)
-        now_ms = ledger.advance(offset, stamp_ms)
+        folded = fold(self.ledger, offset, stamp_ms, message.value(), self._fault)
         self._metrics.records.inc()
-        try:
-            record = decode_checks_record(value)
-        except UndecodableRecord as exc:
-            self._refuse(message, exc.reason)
-            return
-        if isinstance(record, Update):
-            self._apply(record, offset)
+        if folded.record is None:
+            self._refuse(message, folded.refused)
+        elif isinstance(folded.record, Update):
+            self._applied(folded.record, folded.fresh)
         else:
-            self._decide(record, message, now_ms)
+            self._answer(folded.record, folded.answers, offset)
+            self._count(folded.answers, message)
 
     def _refuse(self, message: Any, reason: str) -> None:
         self._outbox.dead_letter(message, reason)
@@ -114,11 +109,7 @@ class Owned:
             reply = Reply(incarnation, number, message.offset(), self.ledger.applied, [], reason)
             self._outbox.reply(partition, encode_reply(reply))
 
-    def _decide(self, record: Batch | SingleCheck, message: Any, now_ms: int) -> None:
-        offset = message.offset()
-        checks = record.checks if isinstance(record, Batch) else [record.check]
-        answers = judge(self.ledger, offset, now_ms, checks, self._fault)
-        self._count(answers, message)
+    def _answer(self, record: Batch | SingleCheck, answers: list[Answer], offset: int) -> None:
         if isinstance(record, Batch):
             if record.partition >= 0:
                 reply = Reply(record.incarnation, record.number, offset, self.ledger.applied, answers)
@@ -144,8 +135,7 @@ class Owned:
         if unfit is not None:
             self._outbox.dead_letter(message, unfit)
 
-    def _apply(self, update: Update, offset: int) -> None:
-        fresh = self.ledger.apply(update, offset << POSITION_BITS)
+    def _applied(self, update: Update, fresh: bool) -> None:
         self._metrics.updates.labels("applied" if fresh else "repeated").inc()
         to = update.reply_to
         if to is not None:

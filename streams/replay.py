@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple
 
-from streams.contract.errors import UndecodableRecord
 from streams.contract.policy import Policy
-from streams.contract.records import POSITION_BITS, Batch, Update, decode_checks_record
-from streams.judge import Answer, fault_finder, judge
+from streams.judge import Answer, fault_finder, fold
 from streams.ledger import Ledger, Marker
 
 
@@ -62,17 +60,5 @@ def replay(
     ledger = Ledger(NothingStored(), Marker(0, 0, -1, -1, "", default))
     fault = fault_finder(partition, partitions)
     for offset, timestamp_ms, value in records:
-        now_ms = ledger.advance(offset, timestamp_ms)
-        answers: list[Answer] = []
-        try:
-            taken = decode_checks_record(value)
-        except UndecodableRecord:
-            pass
-        else:
-            if isinstance(taken, Update):
-                ledger.apply(taken, offset << POSITION_BITS)
-            else:
-                checks = taken.checks if isinstance(taken, Batch) else [taken.check]
-                answers = judge(ledger, offset, now_ms, checks, fault)
-        yield offset, answers
+        yield offset, fold(ledger, offset, timestamp_ms, value, fault).answers
     return ledger

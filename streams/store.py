@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from rocksdict import Rdict, WriteBatch
 
-from streams.ledger import MARKER_KEY, Marker, decode_marker, position_of
+from streams.ledger import FORMAT, MARKER_KEY, Marker, decode_marker, position_of
 
 COUNTERS: Final = "counters"
 POLICIES: Final = "policies"
@@ -21,6 +22,8 @@ TABLES: Final = (COUNTERS, POLICIES)
 _OFFSET_KEY: Final = b"\x00changelog"
 """Next changelog offset to read. Ids hold no control characters, so no client's key begins like this."""
 
+_OUTRUN_KEY: Final = b"\x00outrun"
+
 
 class Record(NamedTuple):
     """A changelog record."""
@@ -28,6 +31,13 @@ class Record(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes | None
+
+    @property
+    def entry(self) -> tuple[bytes, bytes] | None:
+        """Key and value if it can be one of ours; anything else that strays in is passed over."""
+        if self.key and self.value and len(self.value) >= 9 and self.value.startswith(FORMAT):
+            return self.key, self.value
+        return None
 
 
 class PartitionStore:
@@ -45,10 +55,17 @@ class PartitionStore:
         self.partition = partition
         self._dbs: dict[str, Any] = {table: open_table(table, paths[table]) for table in TABLES}
         self.next = {table: self._stored_offset(table) for table in TABLES}
+        self.outrun = {table: self._stored_outrun(table) for table in TABLES}
+        """Keys whose last changelog record is older than what is stored, by table: a worker that had lost
+        the partition wrote late. Compaction would keep that record, so the owner writes them again."""
 
     def _stored_offset(self, table: str) -> int:
         raw = self._dbs[table].get(_OFFSET_KEY)
         return int.from_bytes(raw) if raw is not None else 0
+
+    def _stored_outrun(self, table: str) -> set[bytes]:
+        raw = self._dbs[table].get(_OUTRUN_KEY)
+        return msgspec.msgpack.decode(raw, type=set[bytes]) if raw is not None else set()
 
     def counters(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Values of *keys* in their order."""
@@ -73,39 +90,47 @@ class PartitionStore:
 
     def items(self, table: str) -> Iterable[tuple[bytes, bytes]]:
         """All entries of *table*."""
-        return ((k, v) for k, v in self._dbs[table].items() if k != _OFFSET_KEY)
+        return ((k, v) for k, v in self._dbs[table].items() if k not in (_OFFSET_KEY, _OUTRUN_KEY))
 
-    def write(self, table: str, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        """Put *entries* and how far the changelog is read, all or nothing."""
-        batch = WriteBatch(raw_mode=True)
-        for key, value in entries:
-            batch.put(key, value)
-        batch.put(_OFFSET_KEY, self.next[table].to_bytes(8))
-        self._dbs[table].write(batch)
+    def write(self, table: str, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        """Put *entries*, which stand at the changelog's end, and how far it is read, all or nothing."""
+        outrun = self.outrun[table]
+        self._write(table, entries, outrun - {key for key, _ in entries} if outrun else outrun)
 
     def merge(self, table: str, records: Sequence[Record]) -> None:
         """Take over changelog *records*, in offset order: of each key what has the highest position.
 
         An entry never replaces one with a higher position: a worker that has lost the partition may have
-        written late. Records that no worker of this format writes (no key or value) are passed over.
+        written late.
         """
-        newest: dict[bytes, bytes] = {}
-        for record in records:
-            key, value = record.key, record.value
-            if key and value and len(value) >= 9:
-                known = newest.get(key)
-                if known is None or position_of(value) >= position_of(known):
-                    newest[key] = value
-        stored = self._dbs[table].get(list(newest)) if newest else []
+        entries = [entry for record in records if (entry := record.entry) is not None]
+        keys = list(dict.fromkeys(key for key, _ in entries))
+        highest: dict[bytes, bytes] = {
+            key: value
+            for key, value in zip(keys, self._dbs[table].get(keys) if keys else (), strict=True)
+            if value is not None
+        }
+        new: dict[bytes, bytes] = {}
+        outrun = set(self.outrun[table])
+        for key, value in entries:
+            known = highest.get(key)
+            if known is None or position_of(value) >= position_of(known):
+                highest[key] = new[key] = value
+                outrun.discard(key)
+            else:
+                outrun.add(key)
         self.next[table] = max(self.next[table], records[-1].offset + 1)
-        self.write(
-            table,
-            (
-                (key, value)
-                for (key, value), old in zip(newest.items(), stored, strict=True)
-                if old is None or position_of(value) >= position_of(old)
-            ),
-        )
+        self._write(table, new.items(), outrun)
+
+    def _write(self, table: str, entries: Iterable[tuple[bytes, bytes]], outrun: set[bytes]) -> None:
+        batch = WriteBatch(raw_mode=True)
+        for key, value in entries:
+            batch.put(key, value)
+        batch.put(_OFFSET_KEY, self.next[table].to_bytes(8))
+        if outrun != self.outrun[table]:
+            batch.put(_OUTRUN_KEY, msgspec.msgpack.encode(outrun))
+            self.outrun[table] = outrun
+        self._dbs[table].write(batch)
 
     def close(self) -> None:
         """Release the files; the store is of no use after."""

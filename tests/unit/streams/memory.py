@@ -31,8 +31,9 @@ class MemoryStore(PartitionStore):
 
         super().__init__(partition, opened, dict.fromkeys(TABLES, Path()))
 
-    def write(self, table: str, entries: Iterable[tuple[bytes, bytes]]) -> None:
+    def _write(self, table: str, entries: Iterable[tuple[bytes, bytes]], outrun: set[bytes]) -> None:
         self._dbs[table].update(entries)
+        self.outrun[table] = outrun
 
 
 class Sent(NamedTuple):

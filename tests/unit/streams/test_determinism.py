@@ -10,10 +10,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.contract.errors import UndecodableRecord
-from streams.contract.records import POSITION_BITS, Batch, Update, decode_checks_record
 from streams.flush import Flusher, Overtaken
-from streams.judge import Answer, fault_finder, judge
+from streams.judge import Answer, fault_finder, fold
 from streams.ledger import MARKER_KEY, InForce, Ledger, Marker, _history
 from streams.metrics import Metrics
 from streams.replay import Record, replay
@@ -55,16 +53,7 @@ class Worker:
 
     def take(self, record: Record) -> None:
         offset, stamp, value = record
-        now = self.ledger.advance(offset, stamp)
-        try:
-            taken = decode_checks_record(value)
-        except UndecodableRecord:
-            return
-        if isinstance(taken, Update):
-            self.ledger.apply(taken, offset << POSITION_BITS)
-            return
-        checks = taken.checks if isinstance(taken, Batch) else [taken.check]
-        for index, answer in enumerate(judge(self.ledger, offset, now, checks, self.fault)):
+        for index, answer in enumerate(fold(self.ledger, offset, stamp, value, self.fault).answers):
             if answer is None:
                 assert (offset, index) in self.answers, "held, but never answered"
             else:
@@ -204,4 +193,6 @@ def test_crashes_and_half_done_flushes_do_not_show(log: list[Record], actions: l
 @given(logs(), fates(CRASH, CRASH, REFUSE, LATE, LATE))
 @settings(max_examples=250)
 def test_what_the_dead_write_late_does_not_show(log: list[Record], actions: list[Action]) -> None:
-    run(Worker(log), actions)
+    worker = Worker(log)
+    run(worker, actions)
+    check_final(restored(worker.changelogs.compacted()), log)

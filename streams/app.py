@@ -7,7 +7,6 @@ of it owns p of ``checks`` and of both tables. Nothing is ever fetched through i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from typing import Any, Final
 
 import faust
@@ -16,7 +15,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as AIOKafkaConsumer
 
 from streams.contract.topics import UPDATES
-from streams.lease import Lease
+from streams.lease import Lease, now
 from streams.settings import Settings
 from streams.table import Assigned, Manager, Table
 
@@ -43,7 +42,7 @@ def _keeping(lease: Lease, send: Callable[[Any], Awaitable[Any]]) -> Callable[[A
     """
 
     async def send_and_note(request: Any) -> Any:
-        sent_at = monotonic()
+        sent_at = now()
         response = await send(request)
         kind = type(response).__name__
         if kind.startswith(("HeartbeatResponse", "SyncGroupResponse")):

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from time import monotonic
+
+
+def now() -> float:
+    """Seconds of a clock that is never set and, where there is one, goes on while the machine is suspended."""
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Lease:
@@ -19,11 +27,11 @@ class Lease:
     Args:
         session_timeout_ms: The group's.
         send_timeout_ms: After which the producers give an unsent record up.
-        clock: Seconds, monotonic.
+        clock: Seconds; never set back.
     """
 
     def __init__(
-        self, session_timeout_ms: int, send_timeout_ms: int, clock: Callable[[], float] = monotonic
+        self, session_timeout_ms: int, send_timeout_ms: int, clock: Callable[[], float] = now
     ) -> None:
         self._worth = (session_timeout_ms * 0.9 - send_timeout_ms) / 1_000
         self._clock = clock

@@ -45,7 +45,7 @@ _NAMES: Final = (
 )
 
 _SPEC: Final = re.compile(
-    r"\s*(-?\d{1,20}(?:\.\d{1,20})?)\s*/\s*(-?\d{1,20}(?:\.\d{1,20})?)?\s*([A-Za-z]+)\s*"
+    r"\s*(-?\d{1,20}(?:\.\d{1,20})?)\s*/\s*(-?\d{1,20}(?:\.\d{1,20})?)?\s*([A-Za-z]+)\s*", re.ASCII
 )
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _FORMS: Final = 'write it as "100/minute", "40/2s", "5/10m", "1000/1h", "1/day" or "unlimited"'

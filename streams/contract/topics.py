@@ -28,6 +28,9 @@ POLICIES_CHANGELOG: Final = "sluice-policies-changelog"
 COPARTITIONED: Final = (CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG)
 """Whoever owns partition p of one of these owns it of all."""
 
+MAX_LANES: Final = 8
+"""Each judges every check: few pay for more than two."""
+
 DEFAULT_FILE: Final = Path(__file__).resolve().parents[2] / "topics.yaml"
 
 _SEED: Final = 0x9747B28C
@@ -118,10 +121,49 @@ def _optional(value: Any) -> int | None:
 def _amount(value: Any, units: Mapping[str, int]) -> int:
     if value == -1:
         return -1
-    match = re.fullmatch(r"(\d+)([A-Za-z]+)", str(value))
+    match = re.fullmatch(r"([0-9]+)([A-Za-z]+)", str(value))
     if match is None or match[2] not in units:
         raise ValueError(f"{value!r}: use a number and one of {', '.join(units)}")
     return int(match[1]) * units[match[2]]
+
+
+def lanes(count: int) -> list[str]:
+    """The lanes of a system that has *count* of them: the default one has no name.
+
+    >>> lanes(3)
+    ['', 'b', 'c']
+    """
+    return ["", *"bcdefgh"][:count]
+
+
+def app_id(lane: str) -> str:
+    """What a lane's group and changelogs are named by.
+
+    >>> app_id(""), app_id("b")
+    ('sluice', 'sluice-b')
+    """
+    return f"sluice-{lane}" if lane else "sluice"
+
+
+def changelogs_of(lane: str) -> dict[str, str]:
+    """A lane's changelogs, by that of the default lane whose settings each has.
+
+    >>> changelogs_of("b")[COUNTERS_CHANGELOG]
+    'sluice-b-counters-changelog'
+    """
+    return {
+        name: name.replace(app_id(""), app_id(lane), 1) for name in (COUNTERS_CHANGELOG, POLICIES_CHANGELOG)
+    }
+
+
+def with_lanes(specs: Mapping[str, TopicSpec], names: Iterable[str]) -> dict[str, TopicSpec]:
+    """*specs*, and the changelogs of the lanes *names*."""
+    of_lanes = {
+        own: msgspec.structs.replace(specs[default], name=own)
+        for lane in names
+        for default, own in changelogs_of(lane).items()
+    }
+    return {**specs, **of_lanes}
 
 
 def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
@@ -212,6 +254,12 @@ def describe(admin: AdminClient, names: Iterable[str]) -> dict[str, TopicDescrip
         except KafkaException as exc:
             error = exc.args[0]
             if error.name() == "UNKNOWN_TOPIC_OR_PART":
-                raise TopicError(f"topic {name} is not there: run `sluice topics create`") from exc
+                raise TopicError(f"topic {name} is not there: run `{_creates(name)}`") from exc
             raise Unavailable(f"no broker answered ({error.str()}): see that Kafka runs") from exc
     return found
+
+
+def _creates(topic: str) -> str:
+    """The command that makes *topic*."""
+    match = re.fullmatch(r"sluice-([a-z0-9]+)-(counters|policies)-changelog", topic)
+    return "sluice topics create" + (f" --lane {match[1]}" if match else "")

@@ -289,7 +289,7 @@ def _single(value: bytes) -> SingleCheck:
 
 def reply_address(value: bytes | None) -> tuple[int, int, int] | None:
     """Partition, incarnation and number to answer a batch whose body cannot be read, if it has them."""
-    if value is None or len(value) < HEADER.size or value[1] != KIND_BATCH:
+    if value is None or len(value) < HEADER.size or value[:2] != bytes((VERSION, KIND_BATCH)):
         return None
     _, _, partition, incarnation, number = HEADER.unpack_from(value)
     return (partition, incarnation, number) if partition >= 0 else None

@@ -428,6 +428,8 @@ def test_a_broken_batch_knows_who_asked() -> None:
     assert reply_address(None) is None
     assert reply_address(encode_update(Update(1, "client", "a", "", None))) is None
     assert reply_address(b'{"client_id": "someone with a long name"}') is None
+    assert reply_address(b"{B, from here on, is no batch") is None
+    assert reply_address(b"\x02" + HEAD[1:]) is None
     assert reply_incarnation(b"short") is None
 
 

@@ -136,6 +136,11 @@ def decode_marker(value: bytes) -> Marker:
     return _marker.decode(memoryview(value)[9:])
 
 
+def decode_history(value: bytes) -> list[InForce]:
+    """Read a stored policy: what came into force, oldest first, as far back as may still be asked for."""
+    return _history.decode(memoryview(value)[9:])
+
+
 Key = str | tuple[str, str]
 """What counters belong to: a client, or a client and a resource. A tuple, so that no client's name,
 however odd, can be taken for another's client and resource."""
@@ -288,7 +293,7 @@ class Ledger:
             value = self._reader.policy(_policy_key(key))
             if value is None:
                 return []
-            history = self._policies[key] = _history.decode(memoryview(value)[9:])
+            history = self._policies[key] = decode_history(value)
         return history
 
     def take_dirty(self) -> tuple[Marker, Entries]:

@@ -81,7 +81,11 @@ class PartitionStore:
 
     def policy(self, key: bytes) -> bytes | None:
         """Value of *key* among the policies."""
-        return self._dbs[POLICIES].get(key)  # type: ignore[no-any-return]
+        return self.get(POLICIES, key)
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """Value of *key* in *table*."""
+        return self._dbs[table].get(key)  # type: ignore[no-any-return]
 
     def marker(self) -> Marker | None:
         """Where the last completed flush ended; ``None`` before the first."""

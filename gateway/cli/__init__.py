@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import checks, limits, processes
+from gateway.cli import checks, limits, processes, verify
 
 app = typer.Typer(
     name="sluice",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 processes.register(app)
 checks.register(app)
+verify.register(app)
 app.add_typer(limits.app)
 
 

@@ -24,6 +24,7 @@ COMMANDS = [
     ["check"],
     ["reset"],
     ["status"],
+    ["verify"],
     ["limits", "set"],
     ["limits", "get"],
     ["limits", "delete"],

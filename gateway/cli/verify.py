@@ -1,0 +1,28 @@
+"""``sluice verify``: the proof, on a running system, that what was decided follows from the log."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from gateway.cli.output import AsJson, examples
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to *app*."""
+    app.command(epilog=examples("sluice verify", "sluice verify --seconds 60", "sluice verify --json"))(
+        verify
+    )
+
+
+def verify(
+    seconds: Annotated[float, typer.Option(min=0, help="How long to let the log go on meanwhile.")] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute what workers decide meanwhile, and compare; exit status 1 if anything differs. Only reads."""
+    # Another program in this process: the gateway's side imports nothing of the worker.
+    command = [sys.executable, "-m", "streams", "verify", "--seconds", str(seconds)]
+    os.execv(sys.executable, [*command, "--json"] if as_json else command)

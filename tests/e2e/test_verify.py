@@ -1,0 +1,172 @@
+"""`sluice verify` on a running system, and on one that was tampered with."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+
+from streams.contract.records import (
+    POSITION_BITS,
+    Batch,
+    Check,
+    Decision,
+    Reply,
+    encode_batch,
+    encode_reply,
+)
+from streams.contract.topics import (
+    CHECKS,
+    COUNTERS_CHANGELOG,
+    POLICIES_CHANGELOG,
+    REPLIES,
+    load_topics,
+    partition_of,
+)
+from streams.ledger import State, encode_state
+from streams.reading import Reading
+from streams.store import COUNTERS, POLICIES
+from streams.verify import Verification
+from streams.window import Window
+from tests.broker import fresh_broker
+from tests.system import System, eventually, running_system
+from tests.up import environment, sluice
+
+PARTITIONS = 4
+CLIENTS = [f"client-{number}" for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One for all tests; the last stops its worker."""
+    with fresh_broker() as broker, running_system(broker, tmp_path_factory.mktemp("system")) as running:
+        yield running
+
+
+@contextmanager
+def meanwhile(step: Callable[[int], None]) -> Iterator[None]:
+    """Take *step* after *step* in a thread of its own; what goes wrong there is raised at the end."""
+    stopping, failures = threading.Event(), list[BaseException]()
+
+    def run() -> None:
+        number = 0
+        try:
+            while not stopping.is_set():
+                step(number)
+                number += 1
+        except BaseException as exc:  # noqa: BLE001 - raised in the test's thread
+            failures.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+        for failure in failures:
+            raise failure
+
+
+def verify(system: System, tmp_path: Path, *options: str) -> tuple[int, Any]:
+    env = environment(tmp_path, SLUICE_KAFKA=system.broker.bootstrap)
+    done = sluice("verify", "--json", *options, env=env)
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_what_a_sound_system_decides_follows_from_the_log(system: System, tmp_path: Path) -> None:
+    gateway = system.gateways[0]
+
+    def step(number: int) -> None:
+        gateway.check(CLIENTS[number % 40], **({"plan": "gold"} if number % 3 else {}))
+        if number % 50 == 7:
+            gateway.set_limits(CLIENTS[number % 40], f"{number}/minute", "1000/hour")
+        if number % 50 == 13:
+            assert gateway.http.post(f"/v1/clients/{CLIENTS[number % 40]}/reset").status_code == 200
+
+    for number in range(80):
+        step(number)
+    with meanwhile(step):
+        status, found = verify(system, tmp_path, "--seconds", "3")
+
+    assert (status, found["differ"]) == (0, 0), found
+    assert found["decisions"] > 50
+    assert 50 < found["replies"] <= found["decisions"]
+    assert found["states"] >= 40
+    assert found["policies"] > 0
+    assert [partition["partition"] for partition in found["partitions"]] == [0, 1, 2, 3]
+
+
+def test_where_nothing_is_decided_it_says_so(system: System, tmp_path: Path) -> None:
+    env = environment(tmp_path, SLUICE_KAFKA=system.broker.bootstrap)
+
+    def at_rest() -> bool:
+        done = sluice("verify", "--seconds", "0", env=env)
+        assert done.returncode == 0, done.stderr
+        return "nothing was decided meanwhile" in done.stdout
+
+    # What the test before has published may just now be flushed.
+    eventually("the log is at rest", at_rest, on_failure=system.logs)
+
+
+def test_a_reply_that_the_log_does_not_bear_out_is_found(system: System, tmp_path: Path) -> None:
+    producer = Producer({"bootstrap.servers": system.broker.bootstrap})
+    lie = Decision(False, 1, 0, 1, 1, 77)
+
+    def step(number: int) -> None:
+        offsets: list[Any] = []
+        checks = [Check("honest", 0)]
+        producer.produce(
+            CHECKS,
+            encode_batch(Batch(0, 4711, number, checks)),
+            partition=partition_of("honest", PARTITIONS),
+            on_delivery=lambda _, message: offsets.append(message.offset()),
+        )
+        producer.flush(10)
+        if number % 2:
+            forged = Reply(4711, number, offsets[0], -1, [lie])
+            producer.produce(REPLIES, encode_reply(forged), partition=0)
+            producer.flush(10)
+
+    step(0)
+    with meanwhile(step):
+        status, found = verify(system, tmp_path, "--seconds", "2")
+
+    assert status == 1
+    wrong = found["partitions"][partition_of("honest", PARTITIONS)]
+    assert found["differ"] == wrong["differ"] > 0
+    assert "recomputed Decision(allowed=True" in wrong["differences"][0]
+    # The worker's own replies to the same batches are right, and were compared too.
+    assert wrong["replies"] > wrong["differ"]
+
+
+def test_a_state_that_the_log_does_not_bear_out_is_found(system: System, tmp_path: Path) -> None:
+    gateway = system.gateways[0]
+    reading = Reading(system.broker.bootstrap, lambda *_: None)
+    changelogs = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
+    verification = Verification(reading, load_topics(), changelogs, tmp_path)
+    partition = partition_of("victim", PARTITIONS)
+    gateway.check("victim")
+    verification.begin()
+    gateway.check("victim")
+    assert system.workers[0].stop() == 0  # it has flushed, and nobody is there to write over this
+    offset = system.records(partition)[-1].offset
+    state = State(offset << POSITION_BITS, {60_000: Window(60_000, [2**40], [3])})
+    producer = Producer({"bootstrap.servers": system.broker.bootstrap})
+    producer.produce(COUNTERS_CHANGELOG, encode_state(state), b"victim", partition=partition)
+    producer.flush(10)
+
+    findings = verification.finish()
+    verification.close()
+    reading.close()
+
+    wrong = findings[partition]
+    assert sum(finding.differ for finding in findings) == wrong.differ == 1
+    assert "counters of victim: recomputed" in wrong.differences[0]

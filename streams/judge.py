@@ -61,6 +61,10 @@ def fold(
     except UndecodableRecord as exc:
         return Folded(None, [], refused=exc.reason)
     if isinstance(record, Update):
+        if record.kind in ("client", "reset"):
+            reason = fault(Check(record.id, resource=record.resource))
+            if reason is not None:
+                return Folded(None, [], refused=reason)
         return Folded(record, [], fresh=ledger.apply(record, offset << POSITION_BITS))
     checks = record.checks if isinstance(record, Batch) else [record.check]
     return Folded(record, judge(ledger, offset, now_ms, checks, fault))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import Consumer, Producer
@@ -48,7 +49,7 @@ def admin(bootstrap: str) -> AdminClient:
 
 
 def changelog_producer(bootstrap: str, send_timeout_ms: int) -> Producer:
-    """For changelogs and relayed updates: in order, once, on all replicas; nothing sent late."""
+    """For changelogs, relayed updates, dead letters: in order, once, on all replicas; nothing late."""
     return Producer(
         {
             **_common(bootstrap),
@@ -58,20 +59,30 @@ def changelog_producer(bootstrap: str, send_timeout_ms: int) -> Producer:
             "message.timeout.ms": send_timeout_ms,
             "queue.buffering.max.messages": 1_000_000,
             "compression.type": "lz4",
-            "message.max.bytes": 1024 * 1024,
+            # A dead letter is a record of up to 1 MiB with headers.
+            "message.max.bytes": 2 * 1024 * 1024,
         }
     )
 
 
-def reply_producer(bootstrap: str, send_timeout_ms: int) -> Producer:
-    """For replies, dead letters and beats: at once, and not again; a late answer is of no use."""
+def reply_producer(
+    bootstrap: str, send_timeout_ms: int, failed: Callable[[Any, Any], None] | None = None
+) -> Producer:
+    """For replies and beats: at once, and not again; a late answer is of no use.
+
+    Args:
+        bootstrap: Servers.
+        send_timeout_ms: After which a record is given up.
+        failed: Called with error and message of one that was.
+    """
     return Producer(
         {
             **_common(bootstrap),
             "acks": 1,
             "linger.ms": 0,
             "message.timeout.ms": send_timeout_ms,
-            "message.max.bytes": 2 * 1024 * 1024,
+            "delivery.report.only.error": True,
+            **({"on_delivery": failed} if failed else {}),
         }
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def now() -> float:
-    """Seconds of a clock that is never set and, where there is one, goes on while the machine is suspended."""
+    """Seconds of a clock that is never set back and, where it can, goes on while the machine is suspended."""
     return time.clock_gettime(_CLOCK)
 
 

@@ -6,6 +6,7 @@ name                                           labels     meaning
 ``sluice_worker_records_total``                           records of ``checks`` read
 ``sluice_worker_checks_total``                 result     checks decided: allowed, rejected, unfit, replayed
 ``sluice_worker_updates_total``                result     limit updates that came by: applied, repeated
+``sluice_worker_reply_failures_total``                    replies that could not be sent
 ``sluice_worker_dead_letters_total``           topic      records set aside, by the topic they came from
 ``sluice_worker_record_lag``                   partition  records of ``checks`` not yet judged
 ``sluice_worker_flush_entries``                           entries written in one flush of one partition
@@ -35,6 +36,7 @@ class Metrics:
         self.records = Counter("sluice_worker_records", "Records of checks read.", registry=r)
         self.checks = Counter("sluice_worker_checks", "Checks decided.", ["result"], registry=r)
         self.updates = Counter("sluice_worker_updates", "Limit updates that came by.", ["result"], registry=r)
+        self.reply_failures = Counter("sluice_worker_reply_failures", "Replies not sent.", registry=r)
         self.dead_letters = Counter("sluice_worker_dead_letters", "Records set aside.", ["topic"], registry=r)
         self.lag = Gauge("sluice_worker_record_lag", "Records not yet judged.", ["partition"], registry=r)
         self.flush_entries = Histogram(

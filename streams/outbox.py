@@ -1,9 +1,10 @@
-"""What the owner thread sends: replies and dead letters at once, changelogs and relayed updates for sure."""
+"""What the owner thread sends: replies at once; changelogs, relayed updates and dead letters for sure."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
 from confluent_kafka import KafkaException
@@ -37,7 +38,8 @@ class Outbox:
         self.changelogs = changelogs
         self._metrics = metrics
         self._sure = kafka.changelog_producer(bootstrap, send_timeout_ms)
-        self._quick = kafka.reply_producer(bootstrap, send_timeout_ms)
+        self._quick = kafka.reply_producer(bootstrap, send_timeout_ms, self._failed)
+        self._seldom = _Seldom()
 
     def poll(self, timeout_s: float = 0) -> None:
         """Call back for what has been delivered; waits up to *timeout_s* for a changelog write."""
@@ -48,44 +50,79 @@ class Outbox:
         """Give replies that are under way a second."""
         self._quick.flush(1.0)
 
+    def _failed(self, error: Any, message: Any) -> None:
+        """A reply was given up: its gateway lets the checks through, and they are counted all the same."""
+        self._metrics.reply_failures.inc()
+        if self._seldom.due("reply"):
+            _log.warning("a reply to %s[%s] was not sent: %s", message.topic(), message.partition(), error)
+
     def reply(self, partition: int, value: bytes) -> None:
         """Answer to *partition* of ``replies``, which the asker named: it may not exist."""
         try:
             self._quick.produce(REPLIES, value, partition=partition)
         except (BufferError, KafkaException, OverflowError) as exc:
-            _log.warning("a reply to partition %s was not sent (%s); the checks were counted", partition, exc)
+            self._metrics.reply_failures.inc()
+            if self._seldom.due("reply"):
+                _log.warning("a reply to partition %s was not sent: %s", partition, exc)
 
     def dead_letter(self, message: Any, reason: str) -> None:
         """Set *message* aside, with where it came from and the reason in its headers."""
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         self._metrics.dead_letters.labels(topic).inc()
-        _log.warning("%s[%s]@%s goes to %s: %.500s", topic, partition, offset, DEAD_LETTERS, reason)
+        if self._seldom.due("letter"):
+            _log.warning("%s[%s]@%s goes to %s: %.500s", topic, partition, offset, DEAD_LETTERS, reason)
         headers = {
             "reason": reason[:_MAX_REASON].encode(errors="replace"),
             "topic": topic.encode(),
             "partition": str(partition).encode(),
             "offset": str(offset).encode(),
         }
-        try:
-            self._quick.produce(DEAD_LETTERS, message.value(), message.key(), headers=headers)
-        except (BufferError, KafkaException) as exc:
-            _log.error("a dead letter was not sent: %s; the record is still at its place", exc)
+
+        def delivered(error: Any, _message: Any) -> None:
+            if error is not None:
+                _log.error("the dead letter of %s[%s]@%s was lost: %s", topic, partition, offset, error)
+
+        self._surely(DEAD_LETTERS, None, message.key(), message.value(), delivered, headers)
 
     def changelog(self, partition: int, table: str, key: bytes, value: bytes, delivered: Delivered) -> None:
         """Write to *partition* of a table's changelog."""
-        self._surely(self.changelogs[table], partition, key, value, delivered)
+        self._surely(self.changelogs[table], partition, key, value, delivered, {})
 
     def update(self, partition: int, value: bytes, delivered: Delivered) -> None:
         """Relay a limit update into *partition* of ``checks``."""
-        self._surely(CHECKS, partition, None, value, delivered)
+        self._surely(CHECKS, partition, None, value, delivered, {})
 
     def _surely(
-        self, topic: str, partition: int, key: bytes | None, value: bytes, delivered: Delivered
+        self,
+        topic: str,
+        partition: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        delivered: Delivered,
+        headers: dict[str, bytes],
     ) -> None:
+        # -1: wherever librdkafka's partitioner puts it.
+        where = -1 if partition is None else partition
         while True:
             try:
-                self._sure.produce(topic, value, key, partition=partition, on_delivery=delivered)
+                self._sure.produce(
+                    topic, value, key, partition=where, on_delivery=delivered, headers=dict(headers)
+                )
                 return
             except BufferError:
                 # The queue is full; what is in it is sent or given up within the send timeout.
                 self._sure.poll(0.01)
+
+
+class _Seldom:
+    """Lets one line of a kind into the log a second: a flood of bad records must not be one of lines."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}
+
+    def due(self, kind: str) -> bool:
+        now = monotonic()
+        if now < self._next.get(kind, 0.0):
+            return False
+        self._next[kind] = now + 1.0
+        return True

@@ -174,8 +174,10 @@ class Owned:
             return self._flusher.advance()
         if now >= self._flush_at:
             self._flush_at = now + self._settings.flush_interval_ms / 1_000
-            self._mend()
-            if self.ledger.changed:
+            if self._flusher.foreign:
+                # It may have taken long: the lease is to be looked at before anything is written.
+                self._mend()
+            elif self.ledger.changed:
                 self._flusher.begin()
         return None
 

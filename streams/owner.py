@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams import kafka
-from streams.contract.errors import OffsetGone, TopicRecreated
+from streams.contract.errors import OffsetGone, TopicRecreated, Unavailable
 from streams.contract.records import PartitionBeat
 from streams.contract.topics import CHECKS, UPDATES
 from streams.flush import Overtaken
@@ -35,8 +35,10 @@ from streams.store import PartitionStore
 
 _log = logging.getLogger("sluice.owner")
 
-GROUP: Final = "sluice-owner"
-"""Under which markers are committed, for lag monitors. It has no members: Faust's group assigns."""
+START_AFRESH: Final = (
+    "stop all workers, delete their tables and the topics of the changelogs, run `sluice topics create` and "
+    "start them again: counters are recomputed from the log, limits taken from limit-updates"
+)
 
 _POLL_S: Final = 0.02
 """Longest wait for a record: how late a command or an acknowledgment may be noticed."""
@@ -80,9 +82,10 @@ class Owner(threading.Thread):
         self._metrics = metrics
         self._on_lapse = on_lapse
         self._on_fatal = on_fatal
-        self._consumer: Consumer = kafka.consumer(settings.bootstrap, GROUP)
+        # Markers are committed under it, for lag monitors. It has no members: Faust's group assigns.
+        self._consumer: Consumer = kafka.consumer(settings.bootstrap, f"{settings.app_id}-owner")
         self._outbox = Outbox(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._running: dict[int, Owned] = {}
         self._parked: dict[int, Owned] = {}
         self._updates_paused: set[int] = set()
@@ -90,20 +93,15 @@ class Owner(threading.Thread):
         self._lag: dict[int, int] = {}
         self._lag_at = 0.0
         self._stopping = False
+        self._ended = False
 
     # --- from other threads -----------------------------------------------------------------
 
     def _call(self, command: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(command())
-            except BaseException as exc:
-                future.set_exception(exc)
-                raise
-
-        self._commands.put(run)
+        self._commands.put((command, future))
+        if self._ended:
+            self._refuse_commands()
         return future
 
     def start_partition(self, restored: Restored) -> Future[bool]:
@@ -114,8 +112,8 @@ class Owner(threading.Thread):
         """Flush and stop all partitions, keeping them in memory; a flush is given *timeout_s*."""
         return self._call(lambda: self._park(timeout_s))
 
-    def resume(self, generation: int, partitions: set[int]) -> Future[bool]:
-        """Go on with parked partitions as if nothing had been; ``False`` if the generation is over."""
+    def resume(self, generation: int, partitions: set[int]) -> Future[set[int]]:
+        """Go on with those that are parked, as if nothing had been; none if the generation is over."""
         return self._call(lambda: self._resume(generation, partitions))
 
     def release(self, partition: int) -> Future[PartitionStore | None]:
@@ -124,82 +122,104 @@ class Owner(threading.Thread):
 
     def changelog_ends(self, ends: dict[tuple[str, int], int]) -> None:
         """The next offsets of owned changelogs, as the broker has them."""
-        self._commands.put(lambda: self._ends.update(ends))
+        self._call(lambda: self._ends.update(ends))
 
     def beats(self) -> dict[int, PartitionBeat]:
         """The running partitions and their lag, for the node's beat."""
         return {p: PartitionBeat("running", self._lag.get(p, 0)) for p in tuple(self._running)}
 
     def stop(self, timeout_s: float) -> list[PartitionStore]:
-        """Flush, end the thread, and return the stores it held."""
+        """Flush for up to *timeout_s*, end the thread, and return the stores it held."""
 
-        def end() -> list[PartitionStore]:
+        def end() -> None:
             self._park(timeout_s)
             self._stopping = True
-            return [owned.store for owned in self._parked.values()]
 
-        stores = self._call(end).result(timeout_s * 3) if self.is_alive() else []
+        with suppress(Unavailable):  # it has ended already
+            self._call(end).result(timeout_s * 2)
         self.join(timeout_s)
-        return stores
+        return [owned.store for owned in (*self._running.values(), *self._parked.values())]
 
     # --- the thread -------------------------------------------------------------------------
 
     def run(self) -> None:
         """Turn until told to stop."""
+        cause = None
         try:
             while not self._stopping:
                 self._turn()
         except Exception as exc:  # noqa: BLE001 - whatever ended it must end the worker, not only this thread
-            self._on_fatal(exc)
-        finally:
-            self._outbox.close()
-            self._consumer.close()
+            cause = exc
+        self._outbox.close()
+        self._consumer.close()
+        self._ended = True
+        self._refuse_commands()
+        if cause is not None:
+            self._on_fatal(cause)
 
     def _turn(self) -> None:
         self._run_commands()
         first = self._consumer.poll(_POLL_S)
         messages: list[Any] = [] if first is None else [first, *self._consumer.consume(_READ, 0)]
-        if self._running and not self._lease.holds():
-            self._lapse()
         for message in messages:
+            if not self._sure():
+                break
             self._take(message)
         self._outbox.poll()
         now = monotonic()
         for owned in tuple(self._running.values()):
-            self._tend(owned, now)
+            if self._sure():
+                self._tend(owned, now)
         if now - self._lag_at >= _LAG_S:
             self._lag_at = now
             self._measure_lag()
 
+    def _sure(self) -> bool:
+        """Whether the partitions are surely still ours; if not, they are dropped."""
+        if self._lease.holds():
+            return True
+        if self._running:
+            self._lapse()
+        return False
+
     def _run_commands(self) -> None:
         with suppress(queue.Empty):
             while True:
-                self._commands.get_nowait()()
+                command, future = self._commands.get_nowait()
+                try:
+                    future.set_result(command())
+                except BaseException as exc:
+                    future.set_exception(exc)
+                    raise
+
+    def _refuse_commands(self) -> None:
+        """Nobody will run them any more."""
+        with suppress(queue.Empty):
+            while True:
+                _, future = self._commands.get_nowait()
+                future.set_exception(Unavailable("the owner thread has ended"))
 
     # --- partitions come and go -------------------------------------------------------------
 
     def _start(self, restored: Restored) -> bool:
         if restored.generation != self.generation:
             return False
-        store = restored.store
-        marker = store.marker() or self._first_marker(store.partition, restored.topic_id)
-        if marker.topic_id != restored.topic_id:
+        store, topic_id = restored.store, restored.topic_id
+        # Without a marker the counters are recomputed from all that the log still holds.
+        first = Marker(restored.log_start, 0, -1, -1, topic_id, self._settings.default_policy)
+        marker = store.marker() or first
+        if marker.topic_id != topic_id:
             raise TopicRecreated(
                 f"the counters of partition {store.partition} belong to a topic {CHECKS} that is gone (id "
-                f"{marker.topic_id}, now {restored.topic_id}). If it was deleted on purpose, delete all of "
-                f"Sluice's topics and this worker's tables, and run `sluice topics create`"
+                f"{marker.topic_id}, now {topic_id}). If it was deleted on purpose: {START_AFRESH}"
             )
-        self._begin(Owned(self._settings, self._partitions, store, marker, self._outbox, self._metrics))
+        owned = Owned(self._settings, self._partitions, store, marker, self._outbox, self._metrics)
+        if marker is first:
+            # The default of the first start holds from now on, be there records or not.
+            owned.ledger.rewrite((), ())
+        self._begin(owned)
         _log.info("partition %s: judging from offset %s", store.partition, marker.next_offset)
         return True
-
-    def _first_marker(self, partition: int, topic_id: str) -> Marker:
-        """Before the first flush: the committed offset, else the log's beginning."""
-        place = TopicPartition(CHECKS, partition)
-        offset = self._consumer.committed([place], timeout=10)[0].offset
-        if offset < 0:
-            offset, _ = self._consumer.get_watermark_offsets(place, timeout=10)
-        return Marker(offset, 0, -1, -1, topic_id, self._settings.default_policy)
 
     def _begin(self, owned: Owned) -> None:
         partition, ledger = owned.partition, owned.ledger
@@ -231,12 +251,11 @@ class Owner(threading.Thread):
             parking = [owned for owned in parking if owned.flush_now()]
             self._outbox.poll(0.01)
 
-    def _resume(self, generation: int, partitions: set[int]) -> bool:
-        if generation != self.generation:
-            return False
-        for partition in partitions:
+    def _resume(self, generation: int, partitions: set[int]) -> set[int]:
+        resumed = partitions & self._parked.keys() if generation == self.generation else set()
+        for partition in resumed:
             self._begin(self._parked.pop(partition))
-        return True
+        return resumed
 
     def _release(self, partition: int) -> PartitionStore | None:
         owned = self._parked.pop(partition, None)
@@ -279,8 +298,7 @@ class Owner(threading.Thread):
             raise OffsetGone(
                 f"{message.topic()}[{message.partition()}] does not hold the offset to go on from "
                 f"({error.str()}): the worker was away for longer than the topic keeps records, or the topic "
-                f"was cut. Counters would be wrong; to go on from the log's end with them as they are, "
-                f"delete this worker's tables and the topic sluice-policies-changelog, or raise retention"
+                f"was cut. To go on with what the log still holds: {START_AFRESH}"
             )
         if error.fatal():
             raise KafkaException(error)
@@ -320,4 +338,3 @@ class Owner(threading.Thread):
             self._lag[partition] = max(0, end - owned.ledger.next_offset) if end >= 0 else 0
             self._metrics.lag.labels(str(partition)).set(self._lag[partition])
         self._metrics.cached.set(sum(len(owned.ledger.states) for owned in self._running.values()))
-        self._metrics.partitions.labels("running").set(len(self._running))

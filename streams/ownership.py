@@ -1,7 +1,8 @@
 """From what Faust assigns to who holds which partition's store: the restorer or the owner.
 
-All of it runs on the event loop; restorer and owner call back into it through the loop. A store is held
-by exactly one of them at any time, or by nobody and closed.
+All of it runs on the event loop; restorer and owner call back into it through the loop. A store is held by
+exactly one of them, or lies here between two moves, or is closed. One that has been given up by its holder
+and whose callback has not run yet still counts as held: it is placed when the callback comes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Final
 
 from streams.contract.records import PartitionBeat
@@ -23,14 +25,20 @@ _FLUSH_S: Final = 5.0
 """Seconds a flush may take when partitions are let go; what it does not write is replayed."""
 
 
+class Holder(Enum):
+    """Which thread has a partition's store."""
+
+    OWNER = auto()
+    RESTORER = auto()
+
+
 class Ownership:
     """Moves partitions between restorer and owner.
 
     Args:
         owner: Judges active partitions.
-        restorer: Restores them, and follows the standbys.
+        restorer: Opens and restores them, and follows the standbys.
         lease: After it ran out, dropped partitions start again only when it holds.
-        open_store: Opens a partition's tables.
         member: The current member id in the group.
         changed: Called when :meth:`beats` has something new to say.
     """
@@ -40,23 +48,24 @@ class Ownership:
         owner: Owner,
         restorer: Restorer,
         lease: Lease,
-        open_store: Callable[[int], PartitionStore],
         member: Callable[[], str],
         changed: Callable[[], None],
     ) -> None:
         self._owner = owner
         self._restorer = restorer
         self._lease = lease
-        self._open = open_store
         self._member = member
         self._changed = changed
         self._generation = -1
         self._last_member = ""
         self._actives: set[int] = set()
-        self._owned: set[int] = set()
-        self._followed: set[int] = set()
-        self._lapsed: dict[int, PartitionStore] = {}
+        self._standbys: set[int] = set()
+        self._held: dict[int, Holder] = {}
+        self._here: dict[int, PartitionStore] = {}
         self._lock = asyncio.Lock()
+
+    def _held_by(self, holder: Holder) -> set[int]:
+        return {partition for partition, by in self._held.items() if by is holder}
 
     async def revoked(self) -> None:
         """A rebalance begins: flush and park all."""
@@ -70,32 +79,18 @@ class Ownership:
             # Nobody can have owned them between two generations of one member, one after the other.
             unbroken = generation == self._generation + 1 and member == self._last_member
             self._generation, self._last_member = generation, member
+            self._actives, self._standbys = actives, standbys
             self._owner.generation = generation
-            self._actives = actives
-            kept = self._owned & actives if unbroken else set()
-            if kept:
-                await asyncio.wrap_future(self._owner.resume(generation, kept))
-            loose = dict(self._lapsed)
-            self._lapsed.clear()
-            for partition in self._owned - kept:
-                store = await asyncio.wrap_future(self._owner.release(partition))
-                if store is not None:
-                    loose[partition] = store
-            self._owned = kept
-            for partition in self._followed - actives - standbys:
-                store = await asyncio.wrap_future(self._restorer.release(partition))
-                if store is not None:
-                    loose[partition] = store
-            self._followed &= actives | standbys
-            for partition in sorted(actives - kept):
-                self._activate(partition, loose.pop(partition) if partition in loose else None)
-            for partition in sorted(standbys - self._followed):
-                store = loose.pop(partition) if partition in loose else self._open(partition)
-                self._restorer.follow(store)
-                self._followed.add(partition)
-            for store in loose.values():
-                store.close()
-            self._restorer.watch(self._owned)
+            owned = self._held_by(Holder.OWNER)
+            stay = owned & actives if unbroken else set()
+            kept = await asyncio.wrap_future(self._owner.resume(generation, stay))
+            for partition in owned - kept:
+                self._returned(partition, await asyncio.wrap_future(self._owner.release(partition)))
+            for partition in self._held_by(Holder.RESTORER) - actives - standbys:
+                self._returned(partition, await asyncio.wrap_future(self._restorer.release(partition)))
+            for partition in sorted(actives | standbys | self._here.keys()):
+                await self._place(partition)
+            self._restorer.watch(kept)
         self._changed()
         _log.info(
             "generation %s: active %s (kept %s), standby %s",
@@ -105,54 +100,73 @@ class Ownership:
             sorted(standbys),
         )
 
-    def _activate(self, partition: int, store: PartitionStore | None) -> None:
-        if store is None and partition not in self._followed:
-            store = self._open(partition)
-        self._restorer.activate(self._generation, store, partition)
-        self._followed.add(partition)
+    def _returned(self, partition: int, store: PartitionStore | None) -> None:
+        """Its holder has let go of it; without a store, that is on its way here already."""
+        if store is not None:
+            del self._held[partition]
+            self._here[partition] = store
+
+    async def _place(self, partition: int) -> None:
+        """Bring what lies here, or is open nowhere, to where the assignment wants it."""
+        holder, store = self._held.get(partition), self._here.pop(partition, None)
+        if partition not in self._actives and partition not in self._standbys:
+            if store is not None:
+                await asyncio.to_thread(store.close)
+            return
+        if holder is Holder.OWNER:
+            return
+        if store is not None:
+            self._restorer.follow(store)
+        elif holder is None:
+            self._restorer.open(partition)
+        self._held[partition] = Holder.RESTORER
+        self._restorer.activate(self._generation if partition in self._actives else None, partition)
+
+    @property
+    def _settled(self) -> bool:
+        """Whether the assignment is in force: no rebalance has begun since."""
+        return self._owner.generation == self._generation
 
     async def restored(self, restored: Restored) -> None:
-        """The restorer has caught up with a partition; it is nobody's until the owner takes it."""
+        """The restorer has caught up with a partition: the owner takes it, if that is still wanted."""
         async with self._lock:
             partition = restored.store.partition
-            self._followed.discard(partition)
+            del self._held[partition]
             if await asyncio.wrap_future(self._owner.start_partition(restored)):
-                self._owned.add(partition)
-                self._restorer.watch(self._owned)
+                self._held[partition] = Holder.OWNER
+                self._restorer.watch(self._held_by(Holder.OWNER))
                 self._changed()
             else:
-                # A rebalance has begun: the next assignment finds it here.
-                self._lapsed[partition] = restored.store
+                self._here[partition] = restored.store
+                if self._settled:
+                    await self._place(partition)
 
     async def lapsed(self, stores: list[PartitionStore]) -> None:
         """The owner has dropped partitions: restore them as soon as the lease holds again."""
-        generation = self._generation
         async with self._lock:
             for store in stores:
-                self._owned.discard(store.partition)
-                self._lapsed[store.partition] = store
-            self._restorer.watch(self._owned)
+                del self._held[store.partition]
+                self._here[store.partition] = store
+            self._restorer.watch(self._held_by(Holder.OWNER))
         while not self._lease.holds():  # noqa: ASYNC110 - a lease is a time, not an event
             await asyncio.sleep(0.05)
         async with self._lock:
-            if generation != self._generation or self._owner.generation != generation:
-                return  # the rebalance that follows deals with them
             for store in stores:
-                if self._lapsed.pop(store.partition, None) is not None:
-                    self._activate(store.partition, store)
+                # Otherwise the assignment that follows a rebalance places it, or has done so.
+                if self._settled and store.partition in self._here:
+                    await self._place(store.partition)
 
     async def stop(self) -> None:
         """Flush, and close everything."""
         self._owner.generation = None
-        for store in await asyncio.to_thread(self._owner.stop, _FLUSH_S):
-            store.close()
+        stores = await asyncio.to_thread(self._owner.stop, _FLUSH_S)
         await asyncio.to_thread(self._restorer.stop)
-        for store in self._lapsed.values():
-            store.close()
+        for store in (*stores, *self._here.values()):
+            await asyncio.to_thread(store.close)
 
     def beats(self) -> dict[int, PartitionBeat]:
         """Every partition here and its state: running, restoring or standby."""
         beats = self._owner.beats()
-        for partition in self._followed - beats.keys():
+        for partition in self._held_by(Holder.RESTORER) - beats.keys():
             beats[partition] = PartitionBeat("restoring" if partition in self._actives else "standby")
         return beats

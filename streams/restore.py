@@ -36,11 +36,15 @@ _RETRY_S: Final = 0.5
 
 
 class Restored(NamedTuple):
-    """A partition whose store holds all that its changelogs held when it was asked for."""
+    """A partition whose store holds all that its changelogs held when it was asked for.
+
+    ``topic_id`` is that of ``checks``, and ``log_start`` the first offset that its partition still holds.
+    """
 
     generation: int
     store: PartitionStore
     topic_id: str
+    log_start: int
 
 
 class _Followed:
@@ -59,6 +63,7 @@ class Restorer(threading.Thread):
     Args:
         bootstrap: Servers.
         topics: The changelog topic of each table.
+        open_store: Opens a partition's tables.
         metrics: Counts records.
         on_restored: Called in this thread for each partition that has caught up; it then owns the store.
         on_ends: Called in this thread with the next offset of each watched ``(table, partition)``.
@@ -69,6 +74,7 @@ class Restorer(threading.Thread):
         self,
         bootstrap: str,
         topics: dict[str, str],
+        open_store: Callable[[int], PartitionStore],
         metrics: Metrics,
         on_restored: Callable[[Restored], None],
         on_ends: Callable[[dict[tuple[str, int], int]], None],
@@ -77,6 +83,7 @@ class Restorer(threading.Thread):
         super().__init__(name="restorer", daemon=True)
         self._topics = topics
         self._tables = {topic: table for table, topic in topics.items()}
+        self._open = open_store
         self._metrics = metrics
         self._on_restored = on_restored
         self._on_ends = on_ends
@@ -92,13 +99,20 @@ class Restorer(threading.Thread):
 
     # --- from other threads ---
 
-    def activate(self, generation: int, store: PartitionStore | None, partition: int) -> None:
-        """Catch up *partition* and hand it to ``on_restored``; *store* unless it is followed already."""
-        self._commands.put(lambda: self._activate(generation, store, partition))
+    def open(self, partition: int) -> None:
+        """Open *partition*, which nobody holds, and keep it up to date."""
+        self._commands.put(lambda: self._follow(self._open(partition)))
 
     def follow(self, store: PartitionStore) -> None:
-        """Keep *store* up to date, as a standby."""
+        """Keep *store* up to date."""
         self._commands.put(lambda: self._follow(store))
+
+    def activate(self, generation: int | None, partition: int) -> None:
+        """Hand *partition* to ``on_restored`` once it has caught up; ``None``: let it stand by.
+
+        Without effect if it is not here: then it has just been handed over, for an older generation.
+        """
+        self._commands.put(lambda: self._activate(generation, partition))
 
     def release(self, partition: int) -> Future[PartitionStore | None]:
         """Stop reading *partition*; its store, or ``None`` if it is not here."""
@@ -150,9 +164,7 @@ class Restorer(threading.Thread):
             [TopicPartition(self._topics[table], store.partition, store.next[table]) for table in TABLES]
         )
 
-    def _activate(self, generation: int, store: PartitionStore | None, partition: int) -> None:
-        if store is not None:
-            self._follow(store)
+    def _activate(self, generation: int | None, partition: int) -> None:
         followed = self._followed.get(partition)
         if followed is not None:
             followed.generation, followed.ends = generation, {}
@@ -179,12 +191,14 @@ class Restorer(threading.Thread):
             if any(store.next[table] < end for table, end in followed.ends.items()):
                 return
             topic_id = str(describe(self._admin, [CHECKS])[CHECKS].topic_id)
+            place = TopicPartition(CHECKS, store.partition)
+            log_start = self._offsets([place], OffsetSpec.earliest())[place]  # type: ignore[no-untyped-call]
         except (Unavailable, TopicError) as exc:
             _log.warning("partition %s cannot be restored yet: %s", store.partition, exc)
             followed.not_before = monotonic() + _RETRY_S
             return
         self._release(store.partition)
-        self._on_restored(Restored(generation, store, topic_id))
+        self._on_restored(Restored(generation, store, topic_id, log_start))
 
     def _ends_of(self, store: PartitionStore) -> dict[str, int]:
         found = self._ends({store.partition})
@@ -235,25 +249,23 @@ class Restorer(threading.Thread):
             self._on_ends(self._ends(self._watched))
 
     def _ends(self, partitions: set[int]) -> dict[tuple[str, int], int]:
-        asked: dict[TopicPartition, Any] = {
-            TopicPartition(topic, partition): OffsetSpec.latest()  # type: ignore[no-untyped-call]
-            for topic in self._topics.values()
-            for partition in partitions
-        }
+        places = [TopicPartition(topic, p) for topic in self._topics.values() for p in partitions]
+        found = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return {(self._tables[place.topic], place.partition): end for place, end in found.items()}
+
+    def _offsets(self, places: list[TopicPartition], which: OffsetSpec) -> dict[TopicPartition, int]:
         try:
+            asked: dict[TopicPartition, Any] = dict.fromkeys(places, which)
             found = self._admin.list_offsets(asked, request_timeout=_RPC_S)
-            return {
-                (self._tables[tp.topic], tp.partition): future.result(timeout=_RPC_S * 2).offset
-                for tp, future in found.items()
-            }
+            return {place: future.result(timeout=_RPC_S * 2).offset for place, future in found.items()}
         except (KafkaException, TimeoutError) as exc:
             # A client that asked a leader before its broker restarted goes on asking with the old epoch.
             self._admin = kafka.admin(self._servers)
-            raise Unavailable(f"the ends of the changelogs cannot be read: {exc}") from exc
+            raise Unavailable(f"offsets cannot be read: {exc}") from exc
 
 
 def read_range(
-    bootstrap: str, topic: str, partition: int, start: int, end: int, timeout_s: float = _RPC_S
+    bootstrap: str, topic: str, partition: int, start: int, end: int, timeout_s: float = 1.0
 ) -> list[Record]:
     """The records of a changelog from *start* up to *end*; fewer where it has been compacted.
 

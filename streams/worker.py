@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from streams import __version__, kafka
 from streams.app import App
-from streams.contract.errors import InvalidInput, SluiceError, StateError, TopicError
+from streams.contract.errors import InvalidInput, SettingsError, SluiceError, StateError, TopicError
 from streams.contract.records import NodeBeat, encode_beat
 from streams.contract.topics import NODES, load_topics, verify_topics
 from streams.lease import Lease
@@ -65,6 +65,7 @@ class Worker:
         self._restorer = Restorer(
             settings.bootstrap,
             tables.changelogs,
+            tables.open,
             self.metrics,
             on_restored=self._restored,
             on_ends=lambda ends: self._owner.changelog_ends(ends),
@@ -80,7 +81,7 @@ class Worker:
             on_fatal=self._fatal,
         )
         self.ownership = Ownership(
-            self._owner, self._restorer, lease, tables.open, lambda: self.app.member, self._send_beat
+            self._owner, self._restorer, lease, lambda: self.app.member, self._send_beat
         )
         self._beats = kafka.reply_producer(settings.bootstrap, settings.send_timeout_ms)
 
@@ -88,18 +89,19 @@ class Worker:
         """Work until SIGTERM, SIGINT or a fatal error; returns the exit code."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self._end, None)
-        start_http_server(self.settings.metrics_port, self.settings.metrics_host, self.metrics.registry)
+        self._serve_metrics()
         self._owner.start()
         self._restorer.start()
         starting = asyncio.create_task(self._run_app())
         beating = asyncio.create_task(self._beat())
         cause = await self._ended
-        beating.cancel()
         self._send_beat(stopping=True)
         with suppress(TimeoutError):
             await asyncio.wait_for(self.app.stop(), _STOP_S)
-        starting.cancel()
-        await asyncio.gather(starting, beating, *self._tasks, return_exceptions=True)
+        waiting = (starting, beating, *self._tasks)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         self._beats.flush(1.0)
         if cause is None:
             _log.info("stopped")
@@ -109,6 +111,16 @@ class Worker:
         else:
             _log.critical("the worker cannot go on: %r", cause, exc_info=cause)
         return _exit_code(cause)
+
+    def _serve_metrics(self) -> None:
+        host, port = self.settings.metrics_host, self.settings.metrics_port
+        try:
+            start_http_server(port, host, self.metrics.registry)
+        except OSError as exc:
+            raise SettingsError(
+                f"/metrics cannot listen on {host}:{port} ({exc.strerror}): set SLUICE_METRICS_PORT to a "
+                f"free port (0: any), or SLUICE_METRICS_HOST to an address of this machine"
+            ) from exc
 
     async def _run_app(self) -> None:
         try:
@@ -176,12 +188,13 @@ class Worker:
         for state in ("running", "restoring", "standby"):
             count = sum(1 for beat in partitions.values() if beat.state == state)
             self.metrics.partitions.labels(state).set(count)
-        self._beats.produce(NODES, encode_beat(beat), self.settings.node_id.encode())
+        with suppress(BufferError):  # the broker has been away for long: the next beat will do
+            self._beats.produce(NODES, encode_beat(beat), self.settings.node_id.encode())
         self._beats.poll(0)
 
 
 def _exit_code(cause: BaseException) -> int:
-    return EXIT_CONFIG if isinstance(cause, StateError | TopicError) else EXIT_FATAL
+    return EXIT_CONFIG if isinstance(cause, SettingsError | StateError | TopicError) else EXIT_FATAL
 
 
 def main() -> int:
@@ -204,11 +217,10 @@ def main() -> int:
 
     async def work() -> int:
         try:
-            worker = Worker(settings)
+            return await Worker(settings).run()
         except SluiceError as exc:
             _log.critical("%s", exc)
             return _exit_code(exc)
-        return await worker.run()
 
     code = uvloop.run(work())
     logging.shutdown()

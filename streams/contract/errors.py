@@ -7,6 +7,7 @@
     │   ├── InvalidId         client, plan, resource
     │   ├── InvalidCost
     │   └── InvalidLimit      a limit or a policy
+    ├── SettingsError         a setting cannot be followed on this machine
     ├── RecordError           a record on a topic cannot be used; it goes to dead-letters
     │   ├── UndecodableRecord
     │   └── MisroutedRecord   the wrong partition for its client
@@ -50,6 +51,10 @@ class InvalidCost(InvalidInput):
 
 class InvalidLimit(InvalidInput):
     """A limit or a policy that cannot be enforced."""
+
+
+class SettingsError(SluiceError):
+    """A setting is well-formed and cannot be followed here: a port is taken, a folder not writable."""
 
 
 class RecordError(SluiceError):

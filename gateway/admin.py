@@ -1,7 +1,8 @@
 """Limits written and read.
 
-*Writing*: an update goes to the partition of ``limit-updates`` whose owner must apply it (to all of them
-for a plan or the default), with a reply address, and is done when all owners have said so.
+*Writing*: an update goes to the partition of ``limit-updates`` whose owner must apply it, with a reply
+address, and is done when the owner has said so. That of a plan or the default goes to all of them: to its
+home first, and to the others with its offset there, so that all agree which of two changes is the later.
 
 *Reading* scans the compacted topic, because no copy of all limits is kept here. ``get`` reads one
 partition from its beginning, and the newest value wins: 70,000 records a second on two busy cores, 8 µs of
@@ -23,7 +24,7 @@ import msgspec
 from streams.contract.errors import InvalidInput, Unavailable
 from streams.contract.policy import Policy, check_id
 from streams.contract.records import KINDS, Update, UpdateKey, encode_update_key, encode_update_value
-from streams.contract.topics import partition_of
+from streams.contract.topics import home_of, partition_of
 
 MAX_PAGE: Final = 1_000
 """Entries of one page."""
@@ -81,9 +82,15 @@ class Updates(Protocol):
     """The topic ``limit-updates``: the transport."""
 
     def send_update(
-        self, partition: int, key: bytes, value: bytes | None, id_: str, failed: Callable[[str], None]
+        self,
+        partition: int,
+        key: bytes,
+        value: bytes | None,
+        id_: str,
+        done: Callable[[str | None, int], None],
+        order: int | None = None,
     ) -> None:
-        """Publish an update whose word comes under *id_*; raises Unavailable, or calls *failed* later."""
+        """Publish an update whose word comes under *id_*; raises Unavailable, or says why, or where."""
 
     def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
         """The partition from *start* to its present end; blocks; raises Unavailable."""
@@ -96,6 +103,7 @@ class _Unconfirmed:
         self.partitions = partitions
         self.future = future
         self.version = -1
+        self.first: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def confirm(self, word: Word) -> None:
         self.partitions.discard(word.partition)
@@ -107,9 +115,15 @@ class _Unconfirmed:
         elif not self.partitions:
             self.future.set_result(Applied(True, self.version))
 
-    def fail(self, why: str) -> None:
-        if not self.future.done():
-            self.future.set_exception(Unavailable(f"the change could not be published ({why}): try again"))
+    def published(self, why_not: str | None, offset: int) -> None:
+        if why_not is None:
+            if not self.first.done():
+                self.first.set_result(offset)
+            return
+        failure = Unavailable(f"the change could not be published ({why_not}): try again")
+        for future in (self.first, self.future):
+            if not future.done():
+                future.set_exception(failure)
 
 
 class Admin:
@@ -145,15 +159,20 @@ class Admin:
         self._unconfirmed[id_] = update
         raw_key, value = encode_update_key(key), encode_update_value(policy)
         try:
-            for partition in partitions:
-                self._updates.send_update(partition, raw_key, value, id_, update.fail)
             async with asyncio.timeout(self._timeout_s):
+                home, *others = partitions
+                self._updates.send_update(home, raw_key, value, id_, update.published)
+                if others:
+                    order = await update.first
+                    for partition in others:
+                        self._updates.send_update(partition, raw_key, value, id_, update.published, order)
                 return await update.future
         except TimeoutError:
             return NOT_CONFIRMED
         finally:
             del self._unconfirmed[id_]
-            update.future.cancel()  # it may fail yet, with nobody left to hear of it
+            for future in (update.first, update.future):
+                future.cancel()  # it may fail yet, with nobody left to hear of it
 
     def told(self, words: list[Word]) -> None:
         """Owners' words; those that came too late are dropped."""
@@ -188,9 +207,11 @@ class Admin:
             return await asyncio.to_thread(self._scan, partition, offset, limit, kind)
 
     def _owners(self, key: UpdateKey) -> list[int]:
+        """The partitions of *key*; of a plan and the default all, their home first: it orders changes."""
         if key.kind in ("client", "reset"):
             return [partition_of(key.id, self._partitions)]
-        return list(range(self._partitions))
+        home = home_of(key.kind, key.id, self._partitions)
+        return [home, *(other for other in range(self._partitions) if other != home)]
 
     def _find(self, key: UpdateKey, partition: int) -> Policy | None:
         found = None
@@ -202,15 +223,13 @@ class Admin:
     def _scan(self, partition: int, offset: int | None, limit: int, kind: str | None) -> LimitsPage:
         items: dict[UpdateKey, StoredLimit] = {}
         budget = MAX_SCAN
-        # Plans and the default stand in every partition alike: partition 0 is enough.
-        end = 1 if kind in ("plan", "default") else self._partitions
-        while partition < end:
+        while partition < self._partitions:
             with closing(self._updates.read_updates(partition, offset)) as updates:
                 for update in updates:
                     if len(items) == limit or budget == 0:
                         return LimitsPage(list(items.values()), f"{partition}.{update.version}")
                     budget -= 1
-                    if not _listed(update, partition, kind):
+                    if not _listed(update, partition, self._partitions, kind):
                         continue
                     items.pop(update.key, None)  # the newest comes last
                     # A page that began where the partition does has seen all there was to delete; a later
@@ -229,10 +248,11 @@ class Admin:
         return int(match[1]), int(match[2])
 
 
-def _listed(update: Update, partition: int, kind: str | None) -> bool:
-    if update.kind == "client":
-        return kind in (None, "client")
-    return update.kind != "reset" and partition == 0 and kind in (None, update.kind)
+def _listed(update: Update, partition: int, partitions: int, kind: str | None) -> bool:
+    """Whether a page shows *update*: a plan or the default, which every partition holds, only its home's."""
+    if update.kind == "reset" or kind not in (None, update.kind):
+        return False
+    return update.kind == "client" or partition == home_of(update.kind, update.id, partitions)
 
 
 def _check_key(key: UpdateKey) -> None:

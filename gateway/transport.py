@@ -37,6 +37,7 @@ from streams.contract.records import (
     decode_beat,
     decode_reply,
     decode_update,
+    order_header,
     reply_incarnation,
     reply_to_header,
 )
@@ -179,20 +180,35 @@ class Transport:
         self._produce(CHECKS, value, partition=partition, on_delivery=report)
 
     def send_update(
-        self, partition: int, key: bytes, value: bytes | None, id_: str, failed: Callable[[str], None]
+        self,
+        partition: int,
+        key: bytes,
+        value: bytes | None,
+        id_: str,
+        done: Callable[[str | None, int], None],
+        order: int | None = None,
     ) -> None:
-        """Publish a limit update whose word is to come under *id_*; *failed* is told, in the loop, why not.
+        """Publish a limit update whose word is to come under *id_*.
+
+        Args:
+            partition: Of ``limit-updates``.
+            key: As encoded.
+            value: As encoded; ``None`` deletes.
+            id_: Its owner's word comes under it.
+            done: Told, in the loop, why it could not be published, or ``None`` and its offset.
+            order: Of a plan's or default's update outside its home partition: its offset there.
 
         Raises:
             Unavailable: it will not be published.
         """
 
-        def report(error: KafkaError | None, _: Message) -> None:
-            if error is not None:
-                self._tell(failed, error.str())
+        def report(error: KafkaError | None, message: Message) -> None:
+            self._tell(done, error.str() if error is not None else None, message.offset() or 0)
 
-        header = reply_to_header(ReplyTo(self.reply_partition, id_))
-        self._produce(UPDATES, value, key=key, partition=partition, headers=[header], on_delivery=report)
+        headers = [reply_to_header(ReplyTo(self.reply_partition, id_))]
+        if order is not None:
+            headers.append(order_header(order))
+        self._produce(UPDATES, value, key=key, partition=partition, headers=headers, on_delivery=report)
 
     def send_beat(self, key: bytes, value: bytes) -> None:
         """Publish a beat; one that is lost does not matter.

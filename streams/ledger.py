@@ -68,11 +68,12 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
 
 
 class InForce(msgspec.Struct, frozen=True, array_like=True):
-    """From *position* on, *policy* (``None``: deleted) of *version* is in force."""
+    """From *position* on, *policy* (``None``: deleted) of *version* is in force; *order* as in ``Update``."""
 
     position: int
     version: int
     policy: Policy | None
+    order: int = -1
 
 
 class State:
@@ -90,6 +91,7 @@ class State:
 
 
 _NOTHING = Policy()
+_NEVER = InForce(-1, -1, None)
 _pack = msgspec.msgpack.Encoder().encode
 _lists = msgspec.msgpack.Decoder(list[list[int]])
 _history = msgspec.msgpack.Decoder(list[InForce])
@@ -260,12 +262,16 @@ class Ledger:
             return True
         key = update.key
         history = self._history_of(key)
-        if not history or history[-1].version < update.version:
+        last = history[-1] if history else _NEVER
+        # Two gateways may change a plan at once, and their updates come by in either order: the later one of
+        # its home partition stays, in all partitions.
+        outdated = 0 <= update.order < last.order
+        if last.version < update.version and not outdated:
             # What came before the marker is never asked for again, but for the last of it.
             horizon = self.flushed.next_offset << POSITION_BITS
             while len(history) > 1 and history[1].position <= horizon:
                 del history[0]
-            history.append(InForce(position, update.version, update.policy))
+            history.append(InForce(position, update.version, update.policy, update.order))
             self._policies[key] = history
             self._dirty_policies.add(key)
         return True

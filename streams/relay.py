@@ -11,9 +11,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from streams.contract.errors import MisroutedRecord
 from streams.contract.records import Update, decode_update, encode_update
-from streams.contract.topics import partition_of
+from streams.contract.topics import home_of, partition_of
 from streams.ledger import Ledger
 
 BACKLOG: Final = 1_000
@@ -63,6 +65,8 @@ class Relay:
                     f"client {update.id!r} belongs to partition {right} and its update came to "
                     f"{self._partition}: choose the partition by murmur2 of the client id alone"
                 )
+        elif home_of(update.kind, update.id, self._partitions) == self._partition:
+            update = msgspec.structs.replace(update, order=update.version)
         self._waiting.append(update)
 
     def advance(self) -> None:

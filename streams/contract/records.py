@@ -9,7 +9,8 @@
 
 ``limit-updates``
     key ``["client", "alice", "login"]`` (kind, id, resource), value ``{"limits": [...]}``; no value
-    deletes. A header ``reply-to`` of ``<partition>:<id>`` asks for a word when it is applied.
+    deletes. A header ``reply-to`` of ``<partition>:<id>`` asks for a word when it is applied. Plans and
+    the default go to every partition: to their home first, to the others with a header ``order``.
 ``replies``
     binary :class:`Reply` for batches; JSON ``{"id": ..., ...}`` for single checks and updates.
 ``nodes``
@@ -104,7 +105,9 @@ class SingleCheck(msgspec.Struct, frozen=True, gc=False):
 class Update(msgspec.Struct, frozen=True, array_like=True):
     """A limit update as it comes by in ``checks``; ``version`` is its offset in ``limit-updates``.
 
-    ``policy`` is ``None`` for a deletion and for a reset.
+    ``policy`` is ``None`` for a deletion and for a reset. ``order``: of a plan's or the default's update, its
+    offset in the home partition (:func:`streams.contract.topics.home_of`), by which all partitions agree on
+    which of two is the later; -1 if whoever wrote it did not say.
     """
 
     version: int
@@ -113,6 +116,7 @@ class Update(msgspec.Struct, frozen=True, array_like=True):
     resource: str
     policy: Policy | None
     reply_to: ReplyTo | None = None
+    order: int = -1
 
     @property
     def key(self) -> UpdateKey:
@@ -145,7 +149,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 
 
 class NodeBeat(msgspec.Struct, frozen=True):
-    """A worker or gateway saying that it is there, and how it is."""
+    """A worker or gateway saying that it is there, and how it is; a worker also in which lane."""
 
     id: str
     role: str
@@ -154,6 +158,7 @@ class NodeBeat(msgspec.Struct, frozen=True):
     at_ms: int
     partitions: dict[int, PartitionBeat] = {}
     stopping: bool = False
+    lane: str = ""
 
 
 class PartitionBeat(msgspec.Struct, frozen=True):
@@ -364,7 +369,14 @@ def decode_update(
         raise UndecodableRecord(f"not a limit update: {exc}") from exc
     except InvalidInput as exc:
         raise UndecodableRecord(f"not a valid limit update: {exc}") from exc
-    return Update(offset, what.kind, what.id, what.resource, policy, _reply_to(headers))
+    return Update(offset, what.kind, what.id, what.resource, policy, _reply_to(headers), _order(headers))
+
+
+def _order(headers: list[tuple[str, bytes]] | None) -> int:
+    for name, raw in headers or ():
+        if name == "order" and raw and raw.isdigit() and len(raw) <= 18:
+            return int(raw)
+    return -1
 
 
 def _reply_to(headers: list[tuple[str, bytes]] | None) -> ReplyTo | None:
@@ -379,6 +391,11 @@ def _reply_to(headers: list[tuple[str, bytes]] | None) -> ReplyTo | None:
 def reply_to_header(to: ReplyTo) -> tuple[str, bytes]:
     """The header that asks for a word when an update is applied."""
     return "reply-to", f"{to.partition}:{to.id}".encode()
+
+
+def order_header(order: int) -> tuple[str, bytes]:
+    """The header that says where in its home partition a plan's or the default's update stands."""
+    return "order", str(order).encode()
 
 
 # --- nodes ----------------------------------------------------------------------------------

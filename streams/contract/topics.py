@@ -79,6 +79,15 @@ def partition_of(client: str, partitions: int) -> int:
     return int(murmurhash2(client.encode(), _SEED) & 0x7FFFFFFF) % partitions
 
 
+def home_of(kind: str, id_: str, partitions: int) -> int:
+    """The partition of ``limit-updates`` in which the updates of a plan or the default are put in order.
+
+    >>> home_of("default", "", 4), home_of("plan", "gold", 4)
+    (1, 2)
+    """
+    return partition_of(f"{kind}/{id_}", partitions)
+
+
 def load_topics(path: Path = DEFAULT_FILE) -> dict[str, TopicSpec]:
     """Read topics.yaml.
 

@@ -11,7 +11,7 @@ from gateway.admin import Admin, LimitsPage, Word
 from streams.contract.errors import InvalidId, InvalidInput, Unavailable
 from streams.contract.policy import Policy, parse_policy
 from streams.contract.records import Update, UpdateKey, decode_update
-from streams.contract.topics import partition_of
+from streams.contract.topics import home_of, partition_of
 
 PARTITIONS = 3
 SLOW = parse_policy("1/minute")
@@ -24,17 +24,25 @@ class Log:
     def __init__(self) -> None:
         self.partitions: list[list[Update]] = [[] for _ in range(PARTITIONS)]
         self.asked: list[tuple[int, str]] = []
-        self.failed: Callable[[str], None] = print
+        self.orders: list[int | None] = []
+        self.done: Callable[[str | None, int], None] = print
         self.refuses = False
 
     def send_update(
-        self, partition: int, key: bytes, value: bytes | None, id_: str, failed: Callable[[str], None]
+        self,
+        partition: int,
+        key: bytes,
+        value: bytes | None,
+        id_: str,
+        done: Callable[[str | None, int], None],
+        order: int | None = None,
     ) -> None:
         if self.refuses:
             raise Unavailable("queue full")
         self.partitions[partition].append(decode_update(len(self.partitions[partition]), key, value, None))
         self.asked.append((partition, id_))
-        self.failed = failed
+        self.orders.append(order)
+        self.done = done
 
     def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
         yield from [u for u in self.partitions[partition] if u.version >= (start or 0)]
@@ -68,18 +76,35 @@ async def test_a_clients_change_is_done_when_its_owner_says_so() -> None:
 
 
 @pytest.mark.parametrize("key", [UpdateKey("plan", "gold"), UpdateKey("default")])
-async def test_a_plans_change_is_done_when_all_owners_say_so(key: UpdateKey) -> None:
+async def test_a_plans_change_is_ordered_by_its_home_and_done_when_all_owners_say_so(key: UpdateKey) -> None:
     log = Log()
     admin = admin_over(log)
     change = asyncio.create_task(admin.write(key, SLOW))
     await asyncio.sleep(0)
-    assert [partition for partition, _ in log.asked] == [0, 1, 2]
+    home = home_of(key.kind, key.id, PARTITIONS)
+    assert [partition for partition, _ in log.asked] == [home]
+    log.done(None, 17)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert {partition for partition, _ in log.asked} == {0, 1, 2}
+    assert log.orders == [None, 17, 17]
     id_ = log.asked[0][1]
-    admin.told([Word(id_, True, 5, 0), Word(id_, True, 9, 2), Word(id_, True, 5, 0)])
+    one, other = {0, 1, 2} - {home}
+    admin.told([Word(id_, True, 5, home), Word(id_, True, 9, one), Word(id_, True, 5, home)])
     await asyncio.sleep(0)
     assert not change.done()
-    admin.told([Word(id_, True, 4, 1)])
+    admin.told([Word(id_, True, 4, other)])
     assert (await change).version == 9
+
+
+async def test_a_plans_change_that_its_home_does_not_take_goes_nowhere() -> None:
+    log = Log()
+    change = asyncio.create_task(admin_over(log).write(UpdateKey("plan", "gold"), SLOW))
+    await asyncio.sleep(0)
+    log.done("timed out", 0)
+    with pytest.raises(Unavailable, match="timed out"):
+        await change
+    assert len(log.asked) == 1
 
 
 async def test_a_change_that_is_not_confirmed() -> None:
@@ -96,10 +121,10 @@ async def test_a_change_that_is_not_published() -> None:
     log = Log()
     change = asyncio.create_task(admin_over(log).write(client("alice"), SLOW))
     await asyncio.sleep(0)
-    log.failed("timed out")
+    log.done("timed out", 0)
     with pytest.raises(Unavailable, match="timed out"):
         await change
-    log.failed("nobody hears this")
+    log.done("nobody hears this", 0)
     log.refuses = True
     with pytest.raises(Unavailable):
         await admin_over(log).write(client("alice"), SLOW)

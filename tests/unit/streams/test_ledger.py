@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,6 +101,18 @@ def test_time_never_goes_back_and_survives_a_restart_anywhere(stamps: list[int],
             ledger = fresh(decode_marker(encode_marker(ledger.marker)))
         assert ledger.advance(offset, stamp) == times[offset]
     assert ledger.marker == whole.marker
+
+
+def test_all_partitions_agree_on_which_change_of_a_plan_is_the_later_one() -> None:
+    slow, fast = parse_policy("1/minute"), parse_policy("9/minute")
+    first = Update(0, "plan", "gold", "", slow, order=10)
+    second = Update(1, "plan", "gold", "", fast, order=11)
+    for one, other in ((first, second), (second, first)):
+        ledger = fresh()
+        for version, update in enumerate((one, other)):
+            assert ledger.apply(msgspec.structs.replace(update, version=version), at(version))
+        policy, _ = resolved(ledger, Check("a", plan="gold"), 5)
+        assert policy == fast
 
 
 # --- policies ---------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -34,6 +36,12 @@ _RESOURCES: Final = (check.router, limits.router, clients.router, status.router,
 _MODELS: Final = (check.CheckRequest, Answer, *stored.MODELS, clients.ResetCounters, health.Health, Status)
 
 
+async def _end_process_on_failure(limiter: Limiter) -> None:
+    """A gateway that can only let everything through is stopped as Ctrl-C would, to be started anew."""
+    await limiter.until_failure()
+    signal.raise_signal(signal.SIGTERM)
+
+
 def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
     """The application; its lifespan starts and stops the limiter.
 
@@ -47,7 +55,9 @@ def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with limiter:
             log.info("gateway on http://%s:%d, Kafka at %s", settings.host, settings.port, settings.bootstrap)
+            watching = asyncio.create_task(_end_process_on_failure(limiter))
             yield
+            watching.cancel()
 
     app = openapi.Api(
         title="Sluice",

@@ -85,6 +85,8 @@ class Limiter:
         self._nodes = Nodes()
         self._view: BrokerView | None = None
         self._positioned = False
+        self._failed = asyncio.Event()
+        self._failure: str | None = None
         self.metrics.nodes = lambda: by_role(self._nodes.alive(time.monotonic()))
         self.metrics.store = lambda: dict.fromkeys(STATES, False) | {self._store()[0]: True}
 
@@ -234,8 +236,19 @@ class Limiter:
             nodes=self._nodes.alive(time.monotonic()),
         )
 
+    @property
+    def failure(self) -> str | None:
+        """Why this limiter will never ask the store again and lets everything through; ``None``: it asks."""
+        return self._failure
+
+    async def until_failure(self) -> None:
+        """Return when there is a :attr:`failure`, which is a bug: what runs the limiter should begin anew."""
+        await self._failed.wait()
+
     async def ready(self) -> Readiness:
         """Whether checks are answered from the store, and if not, why."""
+        if self._failure is not None:
+            return Readiness(False, self._failure)
         state, why = self._store()
         if state in (CONNECTING, UNREACHABLE, TOPICS_WRONG):
             return Readiness(False, why)
@@ -278,6 +291,15 @@ class Limiter:
         self._view = BrokerView(error=why)
         self._batcher.broker_down(why)
         self._settled.set()
+
+    def undecodable(self, records: int) -> None:
+        """Records of ``replies`` and ``nodes`` that were passed over."""
+        self.metrics.undecodable += records
+
+    def failed(self, why: str) -> None:
+        """The transport has ended: nothing more will be told."""
+        self._failure = why
+        self._failed.set()
 
     def broker_seen(self, view: BrokerView) -> None:
         """A look at the broker's metadata."""

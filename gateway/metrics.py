@@ -17,6 +17,7 @@ name                                      type       label    what
 ``sluice_checks_in_flight``               gauge               checks waiting for an answer
 ``sluice_replies_late_total``             counter             replies after their batch's deadline
 ``sluice_publish_failures_total``         counter             records that could not be published
+``sluice_undecodable_records_total``      counter             of ``replies`` and ``nodes``; passed over
 ``sluice_degraded_partitions``            gauge               partitions whose checks are let through at once
 ``sluice_nodes``                          gauge      role     nodes heard of in the last 10 s
 ``sluice_store_state``                    gauge      state    1 for the state the store is in, else 0
@@ -79,7 +80,7 @@ class Metrics(Collector):
         self.received = self.allowed = self.rejected = self.published = 0
         self.degraded = dict.fromkeys(REASONS, 0)
         self.uncounted = self.late = self.publish_failures = 0
-        self.in_flight = self.degraded_partitions = 0
+        self.undecodable = self.in_flight = self.degraded_partitions = 0
         self.latency = Histogram(LATENCY_S)
         self.batches = Histogram(BATCH_CHECKS)
         self.nodes: Callable[[], dict[str, int]] = dict
@@ -109,6 +110,7 @@ class Metrics(Collector):
             ("sluice_checks_uncounted", "Checks not published, in no count; at most", self.uncounted),
             ("sluice_replies_late", "Replies after their batch's deadline", self.late),
             ("sluice_publish_failures", "Records that could not be published", self.publish_failures),
+            ("sluice_undecodable_records", "Records of replies and nodes passed over", self.undecodable),
         ):
             yield CounterMetricFamily(name, text, value=count)
         for name, text, value in (

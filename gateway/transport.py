@@ -94,6 +94,12 @@ class Listener(Protocol):
     def broker_seen(self, view: BrokerView) -> None:
         """A look at the broker's metadata."""
 
+    def undecodable(self, records: int) -> None:
+        """Records of ``replies`` and ``nodes`` that were passed over."""
+
+    def failed(self, why: str) -> None:
+        """A thread has ended that never should: nothing more will be told."""
+
 
 class _Quiet:
     """librdkafka repeats itself while a broker is away; the gateway says it once, in its own words."""
@@ -142,8 +148,8 @@ class Transport:
         self._producer = self._new_producer()
         self._consumer = self._new_consumer()
         self._threads = [
-            threading.Thread(target=self._receive, name="sluice-replies", daemon=True),
-            threading.Thread(target=self._watch_broker, name="sluice-broker", daemon=True),
+            threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
+            for name, work in (("sluice-replies", self._receive), ("sluice-broker", self._watch_broker))
         ]
 
     def start(self) -> None:
@@ -228,6 +234,15 @@ class Transport:
 
     # --- in ---------------------------------------------------------------------------------
 
+    def _run(self, work: Callable[[], None]) -> None:
+        """Do *work*; if it ends by an exception, say so: without it no check would ever be answered."""
+        try:
+            work()
+        except Exception as exc:
+            name = threading.current_thread().name
+            log.critical("thread %s cannot go on", name, exc_info=exc)
+            self._tell(self._listener.failed, f"thread {name} ended: {exc!r}")
+
     def _receive(self) -> None:
         positioned = False
         while not self._stopping.is_set():
@@ -284,6 +299,7 @@ class Transport:
         replies: list[Reply] = []
         words: list[Word] = []
         beats: list[Beat] = []
+        undecodable = 0
         for message in messages:
             value = message.value()
             if message.error() is not None or not value:
@@ -297,8 +313,12 @@ class Transport:
                         words.append(word)
                 elif reply_incarnation(value) == self.incarnation:
                     replies.append(decode_reply(value))
-            except (UndecodableRecord, msgspec.MsgspecError) as exc:
+            # ValueError: msgspec's own errors, and bytes that are not UTF-8.
+            except (UndecodableRecord, ValueError, RecursionError) as exc:
+                undecodable += 1
                 log.debug("%s[%s] %s: %s", message.topic(), message.partition(), message.offset(), exc)
+        if undecodable:
+            self._tell(self._listener.undecodable, undecodable)
         if replies or words or beats:
             self._tell(self._hand_over, replies, words, beats)
 

@@ -34,7 +34,10 @@ router = APIRouter(tags=["operation"], default_response_class=Response)
     },
 )
 async def healthz() -> Response:
-    """200 whatever the store's state: a restart of the gateway mends no broker."""
+    """200 whatever the store's state: a restart of the gateway mends no broker.
+
+    What a restart does mend, a failure inside the gateway, ends the process (exit status 1).
+    """
     return respond(Health("alive"))
 
 

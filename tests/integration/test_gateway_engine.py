@@ -173,6 +173,36 @@ async def test_a_producer_that_failed_for_good_is_replaced(
         assert "out of order sequence" in caplog.text
 
 
+def publish(bootstrap: str, topic: str, partition: int, *values: bytes) -> None:
+    """Publish, as anybody may."""
+    producer = Producer({"bootstrap.servers": bootstrap})
+    for value in values:
+        producer.produce(topic, value, partition=partition)
+    assert producer.flush(10) == 0
+
+
+async def test_what_nobody_can_read_on_its_topics_disables_nothing(
+    fresh_kafka: Broker, responder: Responder, caplog: pytest.LogCaptureFixture
+) -> None:
+    nested = b"[" * 10_000
+    poison = [b'{"id": "\xff"}', b'{"id": "a", "x": ' + nested, b"{", b"\x01", b"\xff" * 50, nested]
+    async with ready_limiter(fresh_kafka.bootstrap) as limiter:
+        publish(fresh_kafka.bootstrap, REPLIES, limiter._reply_partition, *poison)
+        # Too short for a reply, or somebody else's: passed over without a look.
+        looked_at = 3
+        publish(fresh_kafka.bootstrap, NODES, 0, *poison)
+        await until(lambda: limiter.metrics.undecodable == looked_at + len(poison))
+        assert not (await limiter.check("ivan")).degraded
+        responder.beat()
+        await until(lambda: limiter.status().store == "ok")
+        responder.beat(stopping=True)
+        assert limiter.failure is None
+        assert samples(limiter)["sluice_undecodable_records_total"] == looked_at + len(poison)
+    async with ready_limiter(fresh_kafka.bootstrap) as late:  # which reads the old beats too
+        assert not (await late.check("ivan")).degraded
+    assert warnings(caplog) == []
+
+
 async def test_bad_input_is_refused_before_it_is_published(fresh_kafka: Broker) -> None:
     async with limiter_at(fresh_kafka.bootstrap) as limiter:
         with pytest.raises(InvalidId, match="client_id"):

@@ -60,6 +60,9 @@ ASK_AGAIN_S: Final = 1.0
 ASK_TIMEOUT_S: Final = 2.0
 POSITION_TIMEOUT_S: Final = 0.5
 
+PURGE_S: Final = 0.5
+"""A purge waits for nobody; its reports come from other threads all the same."""
+
 WARM_S: Final = 0.1
 """A connected producer has its id after 10 ms or so."""
 
@@ -143,6 +146,7 @@ class Transport:
         self._failures: list[tuple[int, int]] = []
         self._down: str | None = None
         self._fatal: str | None = None
+        self._producing = threading.Lock()
         self._stopping = threading.Event()
         self._ask = threading.Event()
         self._producer = self._new_producer()
@@ -164,8 +168,7 @@ class Transport:
         self._ask.set()
         for thread in self._threads:
             thread.join()
-        self._producer.purge()
-        self._producer.poll(0)
+        _abandon(self._producer)
         self._consumer.close()
         if self._failures:
             self._tell(self._listener.undelivered, self._failures)
@@ -226,7 +229,8 @@ class Transport:
 
     def _produce(self, topic: str, value: bytes | None, **options: Any) -> None:
         try:
-            self._producer.produce(topic, value, **options)
+            with self._producing:
+                self._producer.produce(topic, value, **options)
         except BufferError as exc:
             raise Unavailable("the producer's queue is full: the broker takes records too slowly") from exc
         except KafkaException as exc:
@@ -362,9 +366,9 @@ class Transport:
         new = self._new_producer()
         with suppress(KafkaException):
             self._warm(new)
-        old, self._producer = self._producer, new
-        old.purge()
-        old.poll(0)
+        with self._producing:  # whoever is about to use the old one comes before its purge, or after the swap
+            old, self._producer = self._producer, new
+        _abandon(old)
 
     # --- clients ----------------------------------------------------------------------------
 
@@ -433,6 +437,12 @@ class Transport:
             raise Unavailable(f"{UPDATES} cannot be read: {exc.args[0].str()}") from exc
         finally:
             consumer.close()
+
+
+def _abandon(producer: Producer) -> None:
+    """Have all that *producer* still holds reported as undelivered."""
+    producer.purge()
+    producer.flush(PURGE_S)
 
 
 def _drain(consumer: Consumer, timeout_s: float) -> list[Message]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from typing import Any
 
 import pytest
 
+import gateway.transport
 from gateway.limiter import Limiter
 from gateway.settings import Settings
 from gateway.transport import Transport
@@ -29,3 +32,57 @@ async def test_a_thread_that_dies_is_told(
         assert (await limiter.check("alice")).degraded
     [record] = [r for r in caplog.records if r.levelno == logging.CRITICAL]
     assert record.exc_info
+
+
+class Stub:
+    """A producer whose ``produce`` is in no hurry."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.did: list[str] = []
+        self.entered = threading.Event()
+        self.may_go_on = threading.Event()
+
+    def produce(self, *_: Any, **__: Any) -> None:
+        self.entered.set()
+        self.may_go_on.wait(10)
+        self.did.append("produce")
+
+    def purge(self) -> None:
+        self.did.append("purge")
+
+    def flush(self, _: float) -> None:
+        self.did.append("flush")
+
+    def poll(self, _: float) -> None:
+        """Nothing to report."""
+
+    def list_topics(self, *_: Any) -> None:
+        """Connected."""
+
+
+async def test_a_batch_that_meets_the_replacement_of_the_producer_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway.transport, "Producer", Stub)
+    transport = Transport(
+        NOWHERE,
+        incarnation=1,
+        reply_partition=0,
+        publish_timeout_ms=100,
+        loop=asyncio.get_running_loop(),
+        listener=Limiter(Settings()),
+    )
+    old: Any = transport._producer
+    sending = threading.Thread(target=transport.send_checks, args=(0, b"batch", 1, 1))
+    sending.start()
+    assert old.entered.wait(10)
+    renewing = threading.Thread(target=transport._renew_producer, args=("fenced",))
+    renewing.start()
+    # Without an order between the two, the old producer would be purged by now, and then given a batch.
+    renewing.join(0.3)
+    old.may_go_on.set()
+    sending.join()
+    renewing.join()
+    assert old.did == ["produce", "purge", "flush"]
+    assert transport._producer is not old
+    transport._consumer.close()

@@ -7,6 +7,8 @@ Deadlines: each batch has one timer, which runs from the moment its oldest check
 sending; a check that waits behind a slow batch is let through at its own deadline all the same. Whoever
 gives up first frees the partition's slot only for itself: a late reply finds its number gone.
 
+Lanes: with several, each batch gets several replies. The first settles it; see :mod:`gateway.answered`.
+
 Breaker open: a check is answered at once, and still published, gathered for a few milliseconds; these
 batches hold no slot and expire a deadline after their *sending*; a reply by then closes the breaker.
 """
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from gateway.answer import BROKER, DEADLINE, LET_THROUGH, OVERLOAD, STOPPING, UNPUBLISHED, Answer
+from gateway.answered import Answered
 from gateway.breaker import Breaker
 from gateway.metrics import Metrics
 from gateway.mode import Mode
@@ -113,6 +116,7 @@ class Batcher:
         self._partitions = partitions
         self._queues = [_Queue(index, misses) for index in range(partitions)]
         self._pending = Pending()
+        self._answered = Answered(metrics, partitions, clock)
         self._now = 0.0  # when this turn's first check was asked; 0 between turns
         self._due: list[_Queue] = []
         self._closed = False
@@ -247,13 +251,14 @@ class Batcher:
     # --- what comes back --------------------------------------------------------------------
 
     def replied(self, replies: list[Reply]) -> None:
-        """Replies to this gateway's batches, late ones among them."""
+        """Replies to this gateway's batches, late ones and those of further lanes among them."""
         now = self._clock()
         for reply in replies:
             batch = self._pending.take(reply.number)
             if batch is None:
-                self._metrics.late += 1
+                self._replied_again(reply)
                 continue
+            self._answered.keep(batch.partition, reply)
             batch.disarm()
             queue = self._queues[batch.partition]
             if queue.breaker.hit():
@@ -263,11 +268,20 @@ class Batcher:
                 queue.flying = None
                 self._send_next(queue)
 
+    def _replied_again(self, reply: Reply) -> None:
+        """A reply to a batch that has been answered, by another lane, or given up."""
+        partition = self._pending.forgive(reply.number)
+        if partition is None:
+            self._answered.compare(reply)
+        else:
+            self._metrics.late += 1
+            self._answered.keep(partition, reply)
+
     def undelivered(self, number: int, checks: int) -> None:
         """The batch of that number could not be published, *checks* checks in it."""
         self._metrics.publish_failures += 1
         self._metrics.uncounted += checks
-        batch = self._pending.take(number)
+        batch = self._pending.give_up(number)
         if batch is not None:
             batch.disarm()
             self._give_up(batch, UNPUBLISHED)
@@ -282,7 +296,7 @@ class Batcher:
             return
         batch.timer = None
         if batch.sent:
-            self._pending.take(batch.number)
+            self._pending.give_up(batch.number)
             self._give_up(batch, DEADLINE)
         else:
             # The one before it is due in this very moment, or the loop has only now come to it.

@@ -15,7 +15,8 @@ name                                      type       label    what
 ``sluice_check_duration_seconds``         histogram           asked to answered, degraded answers too
 ``sluice_batch_checks``                   histogram           checks in a published batch
 ``sluice_checks_in_flight``               gauge               checks waiting for an answer
-``sluice_replies_late_total``             counter             replies after their batch's deadline
+``sluice_replies_late_total``             counter             first replies after their batch's deadline
+``sluice_lane_divergence_total``          counter             batches that two lanes answered differently
 ``sluice_publish_failures_total``         counter             records that could not be published
 ``sluice_undecodable_records_total``      counter             of ``replies`` and ``nodes``; passed over
 ``sluice_degraded_partitions``            gauge               partitions whose checks are let through at once
@@ -79,7 +80,7 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.received = self.allowed = self.rejected = self.published = 0
         self.degraded = dict.fromkeys(REASONS, 0)
-        self.uncounted = self.late = self.publish_failures = 0
+        self.uncounted = self.late = self.publish_failures = self.divergence = 0
         self.undecodable = self.in_flight = self.degraded_partitions = 0
         self.latency = Histogram(LATENCY_S)
         self.batches = Histogram(BATCH_CHECKS)
@@ -109,6 +110,7 @@ class Metrics(Collector):
             ("sluice_checks_published", "Checks published without an answer wanted", self.published),
             ("sluice_checks_uncounted", "Checks not published, in no count; at most", self.uncounted),
             ("sluice_replies_late", "Replies after their batch's deadline", self.late),
+            ("sluice_lane_divergence", "Batches that two lanes answered differently", self.divergence),
             ("sluice_publish_failures", "Records that could not be published", self.publish_failures),
             ("sluice_undecodable_records", "Records of replies and nodes passed over", self.undecodable),
         ):

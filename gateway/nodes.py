@@ -39,7 +39,10 @@ STATES: Final = (CONNECTING, UNREACHABLE, TOPICS_WRONG, NO_WORKER, RECOVERING, U
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A worker or gateway that was heard of in the last 10 s; ``age_ms``: when last, by our own clock."""
+    """A worker or gateway that was heard of in the last 10 s.
+
+    ``age_ms``: when last, by our own clock. ``lane``: of a worker, ``a`` the default one.
+    """
 
     id: str
     role: str
@@ -47,6 +50,7 @@ class Node(msgspec.Struct, frozen=True):
     host: str
     age_ms: int
     partitions: dict[int, PartitionBeat]
+    lane: str = ""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -62,7 +66,7 @@ class Status(msgspec.Struct, frozen=True):
         store: One of :data:`STATES`.
         store_why: What is the matter with the store and what to do; ``None`` when ok.
         partitions: Partitions of ``checks``.
-        nodes: Workers and gateways, by role and id.
+        nodes: Workers and gateways, by role, lane and id.
     """
 
     mode: str
@@ -116,7 +120,7 @@ class Nodes:
                 self._last[beat.node.id] = (beat, now)
 
     def alive(self, now: float) -> list[Node]:
-        """Who is there at *now*, by role and id; the others are forgotten."""
+        """Who is there at *now*, by role, lane and id; the others are forgotten."""
         oldest_ms = self._newest_ms - GONE_S * 1000
         self._last = {
             id_: (beat, arrived)
@@ -124,10 +128,10 @@ class Nodes:
             if now - arrived < GONE_S and beat.at_ms > oldest_ms
         }
         nodes = [
-            Node(n.id, n.role, n.version, n.host, int((now - arrived) * 1000), n.partitions)
+            Node(n.id, n.role, n.version, n.host, int((now - arrived) * 1000), n.partitions, n.lane)
             for n, arrived in ((beat.node, arrived) for beat, arrived in self._last.values())
         ]
-        return sorted(nodes, key=lambda node: (node.role, node.id))
+        return sorted(nodes, key=lambda node: (node.role, node.lane, node.id))
 
 
 def by_role(nodes: list[Node]) -> dict[str, int]:

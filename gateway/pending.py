@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import Future, TimerHandle
+from collections import OrderedDict
 from itertools import count
 from typing import Final, TypeAlias
 
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 MAX_BYTES: Final = 900 * 1024
 """Bytes of msgpack in one batch, by :func:`size_of`; a record of ``checks`` may have 1 MiB, and
 librdkafka sends at most 1,000,000 bytes."""
+
+MAX_GIVEN_UP: Final = 65_536
+"""Batches given up of which a late reply is still recognized as such: 10 MB of numbers at most."""
 
 Outcome: TypeAlias = Answer | InvalidInput
 """What a waiting future resolves to. An error is a value here, not an exception of the future: nobody may be
@@ -123,10 +127,11 @@ class PendingBatch:
 class Pending:
     """Batches that were sent and await a reply, by number; numbers are never used again."""
 
-    __slots__ = ("_batches", "_numbers")
+    __slots__ = ("_batches", "_given_up", "_numbers")
 
     def __init__(self) -> None:
         self._batches: dict[int, PendingBatch] = {}
+        self._given_up: OrderedDict[int, int] = OrderedDict()
         self._numbers = count(1)
 
     def new(self, partition: int) -> PendingBatch:
@@ -140,6 +145,19 @@ class Pending:
     def take(self, number: int) -> PendingBatch | None:
         """The batch of that number, which is awaited no longer; ``None`` if it was not (any more)."""
         return self._batches.pop(number, None)
+
+    def give_up(self, number: int) -> PendingBatch | None:
+        """As :meth:`take`, of a batch that was not answered in time: a reply to it is late."""
+        batch = self.take(number)
+        if batch is not None:
+            self._given_up[number] = batch.partition
+            if len(self._given_up) > MAX_GIVEN_UP:
+                self._given_up.popitem(last=False)
+        return batch
+
+    def forgive(self, number: int) -> int | None:
+        """The partition of a batch that was given up, to which a reply has come after all."""
+        return self._given_up.pop(number, None)
 
     def drain(self) -> list[PendingBatch]:
         """All of them; none is awaited any more."""

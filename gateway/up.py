@@ -27,7 +27,15 @@ from gateway.nodes import OK, UNDER_REPLICATED
 from gateway.ports import free_port, is_free
 from gateway.settings import Settings
 from streams.contract.errors import SluiceError
-from streams.contract.topics import CHECKS, create_topics, load_topics, partition_of
+from streams.contract.topics import (
+    CHECKS,
+    create_topics,
+    lane_names,
+    load_topics,
+    partition_of,
+    with_lanes,
+    worker_name,
+)
 
 _READY_S: Final = 90.0
 """A start takes 10 s; recovering large tables after a crash takes longer."""
@@ -47,8 +55,9 @@ class Up:
 
     Args:
         settings: The gateway's.
-        workers: How many.
+        workers: How many, in each lane.
         gateways: How many; the first on ``settings.port``, the others on the ports after it.
+        lanes: How many; see DESIGN.md.
         say: Told what goes on, a line at a time.
         ready: Called once, with the URL of each gateway, when a check of every partition is answered.
     """
@@ -59,6 +68,7 @@ class Up:
         *,
         workers: int,
         gateways: int,
+        lanes: int,
         say: Callable[[str], None],
         ready: Callable[[list[str]], None],
     ) -> None:
@@ -71,7 +81,12 @@ class Up:
         self._urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for port in self._ports]
         self._home = settings.home.resolve()
         self._broker = None if settings.kafka else Broker(settings.home, port=settings.broker_port)
-        self._workers = [self._worker(number) for number in range(1, workers + 1)]
+        self._lanes = lane_names(lanes)
+        self._workers = [
+            self._worker(lane, number, index * workers + number)
+            for index, lane in enumerate(self._lanes)
+            for number in range(1, workers + 1)
+        ]
         self._gateways = [self._gateway(number, port) for number, port in enumerate(self._ports, 1)]
         self._due: dict[Child, float] = {}
         self._answering = False
@@ -103,7 +118,7 @@ class Up:
             home.release()
 
     def _start(self, home: Home) -> None:
-        specs = load_topics(self._settings.topics)
+        specs = with_lanes(load_topics(self._settings.topics), self._lanes)
         for port in self._ports:
             if not is_free(port, self._settings.host):
                 raise UpFailed(
@@ -125,16 +140,17 @@ class Up:
         self._answering = True
         self._ready(self._urls)
 
-    def _worker(self, number: int) -> Child:
-        name = f"worker-{number}"
+    def _worker(self, lane: str, number: int, of_all: int) -> Child:
+        name = worker_name(lane, number)
         first = os.environ.get("SLUICE_METRICS_PORT", _METRICS_PORT)
         if not str(first).isdecimal():
             raise UpFailed(
                 f"SLUICE_METRICS_PORT={first!r} is not a port: use a number, or 0 for any free one"
             )
-        port = int(first) + number - 1
+        port = int(first) + of_all - 1
         env = {
             "SLUICE_INSTANCE_ID": name,
+            "SLUICE_LANE": lane,
             # The same port at each start, for whoever scrapes it, unless something else has it.
             "SLUICE_METRICS_PORT": str(port if int(first) and is_free(port) else 0),
         }

@@ -19,9 +19,6 @@ from streams.lease import Lease, now
 from streams.settings import Settings
 from streams.table import Assigned, Manager, Table
 
-APP_ID: Final = "sluice"
-"""Names the group and, with the tables' names, the changelogs."""
-
 _UNPOLLED_S: Final = 10 * 365 * 86_400.0
 """aiokafka leaves the group if nothing is fetched for this long, and here nothing ever is."""
 
@@ -94,12 +91,12 @@ class App(faust.App):
     ) -> None:
         session_s = settings.session_timeout_ms / 1_000
         super().__init__(
-            APP_ID,
+            settings.app_id,
             broker=[f"kafka://{server.strip()}" for server in settings.bootstrap.split(",")],
             broker_client_id=f"sluice-{settings.instance_id}",
             # The group tells members apart by it, in what Faust keeps of their assignments.
             canonical_url=f"http://{settings.instance_id}",
-            datadir=str(settings.home / settings.instance_id),
+            datadir=str(settings.tables),
             store="rocksdb://",
             Table=Table,
             TableManager=Manager,

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from streams.contract.policy import Policy, parse_policy
-from streams.contract.topics import DEFAULT_FILE
+from streams.contract.topics import DEFAULT_FILE, app_id, lane_of, worker_name
 
 
 class Settings(BaseSettings):
@@ -27,8 +27,9 @@ class Settings(BaseSettings):
     )
     broker_port: int = Field(9092, ge=1, le=65535, description="Port of the embedded broker.")
     topics: Path = Field(DEFAULT_FILE, description="The topics file.")
+    lane: str = Field("", description="The lane that this worker judges in; unset, or a: the default one.")
     instance_id: str = Field(
-        "worker-1",
+        default_factory=lambda data: worker_name(data.get("lane", ""), 1),
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
         description="Name of this worker, its own and lasting: its tables are found again by it.",
     )
@@ -54,6 +55,11 @@ class Settings(BaseSettings):
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
     )
 
+    @field_validator("lane")
+    @classmethod
+    def _lane_can_name_topics(cls, value: str) -> str:
+        return lane_of(value)
+
     @field_validator("default_limits")
     @classmethod
     def _limits_can_be_read(cls, value: str) -> str:
@@ -64,6 +70,17 @@ class Settings(BaseSettings):
     def bootstrap(self) -> str:
         """Where Kafka is."""
         return self.kafka or f"127.0.0.1:{self.broker_port}"
+
+    @property
+    def app_id(self) -> str:
+        """Names the lane's group and, with the tables' names, its changelogs."""
+        return app_id(self.lane)
+
+    @property
+    def tables(self) -> Path:
+        """Folder of this worker's tables."""
+        folder = self.home / f"lane-{self.lane}" if self.lane else self.home
+        return folder / self.instance_id
 
     @property
     def default_policy(self) -> Policy:

@@ -20,7 +20,7 @@ from streams import __version__, kafka
 from streams.app import App
 from streams.contract.errors import InvalidInput, SettingsError, SluiceError, StateError, TopicError
 from streams.contract.records import NodeBeat, encode_beat
-from streams.contract.topics import NODES, load_topics, verify_topics
+from streams.contract.topics import NODES, load_topics, verify_topics, with_lanes
 from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.owner import Owner
@@ -55,7 +55,7 @@ class Worker:
         self.settings = settings
         self.metrics = Metrics()
         specs = load_topics(settings.topics)
-        verify_topics(kafka.admin(settings.bootstrap), specs.values())
+        verify_topics(kafka.admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -184,6 +184,7 @@ class Worker:
             at_ms=int(time.time() * 1_000),
             partitions={} if stopping else partitions,
             stopping=stopping,
+            lane=self.settings.lane or "a",
         )
         for state in ("running", "restoring", "standby"):
             count = sum(1 for beat in partitions.values() if beat.state == state)

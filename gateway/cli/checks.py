@@ -85,11 +85,11 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     since = datetime.fromtimestamp(answer["since_ms"] / 1000, UTC).astimezone().isoformat(" ", "seconds")
     out.print(f"mode   [{color}]{answer['mode']}[/] since {since}" + _because(answer["why"]))
     out.print(f"store  {answer['store']}" + _because(answer["store_why"]))
-    table = Table("node", "role", "version", "partitions", "lag")
+    table = Table("node", "role", "lane", "version", "partitions", "lag")
     for node in answer["nodes"]:
         held = node["partitions"]
         lag = str(sum(partition["lag"] for partition in held.values())) if held else "-"
-        table.add_row(node["id"], node["role"], node["version"], _by_state(held), lag)
+        table.add_row(node["id"], node["role"], node["lane"] or "-", node["version"], _by_state(held), lag)
     out.print(table)
 
 

@@ -20,7 +20,17 @@ from gateway.cli.output import REFUSED, USAGE, AsJson, err, examples, fail, out,
 from gateway.ports import is_free
 from gateway.settings import Settings
 from gateway.up import Up
-from streams.contract.topics import create_topics, load_topics, verify_topics
+from streams.contract.topics import (
+    MAX_LANES,
+    TopicSpec,
+    create_topics,
+    lane_names,
+    lane_of,
+    load_topics,
+    verify_topics,
+    with_lanes,
+    worker_name,
+)
 
 topics = typer.Typer(
     name="topics",
@@ -29,25 +39,37 @@ topics = typer.Typer(
     epilog=examples("sluice topics create", "SLUICE_KAFKA=kafka:9092 sluice topics verify"),
 )
 
+Lanes = Annotated[
+    int, typer.Option(min=1, max=MAX_LANES, help="Sets of workers that all judge every check: a, b, ...")
+]
+NamedLanes = Annotated[
+    list[str] | None, typer.Option("--lane", help="A further lane by its name; may be given again.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     app.command(
         epilog=examples(
-            "sluice up", "sluice up --workers 2 --gateways 2", "SLUICE_KAFKA=kafka:9092 sluice up"
+            "sluice up", "sluice up --workers 2 --gateways 2 --lanes 2", "SLUICE_KAFKA=kafka:9092 sluice up"
         )
     )(up)
     app.command(epilog=examples("sluice broker", "SLUICE_BROKER_PORT=19092 sluice broker"))(broker)
     app.add_typer(topics)
-    app.command(epilog=examples("SLUICE_INSTANCE_ID=worker-2 SLUICE_METRICS_PORT=9102 sluice worker"))(worker)
+    app.command(
+        epilog=examples(
+            "SLUICE_INSTANCE_ID=worker-2 SLUICE_METRICS_PORT=9102 sluice worker", "sluice worker --lane b"
+        )
+    )(worker)
     app.command(epilog=examples("SLUICE_PORT=8081 sluice gateway"))(gateway)
 
 
 def up(
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Workers to start.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Workers to start, in each lane.")] = 1,
     gateways: Annotated[
         int, typer.Option(min=1, max=64, help="Gateways to start, on SLUICE_PORT and the ports after it.")
     ] = 1,
+    lanes: Lanes = 1,
     as_json: AsJson = False,
 ) -> None:
     """Start everything here: broker, topics, workers, gateways. Ctrl-C stops it; counts and limits stay."""
@@ -61,7 +83,7 @@ def up(
                 _invite(urls)
 
         say = partial(err.print, markup=False)
-        Up(settings, workers=workers, gateways=gateways, say=say, ready=ready).run()
+        Up(settings, workers=workers, gateways=gateways, lanes=lanes, say=say, ready=ready).run()
 
 
 def _invite(urls: list[str]) -> None:
@@ -106,24 +128,24 @@ def _stopped_by_signals() -> Iterator[None]:
     yield
 
 
-@topics.command(epilog=examples("sluice topics create"))
-def create(as_json: AsJson = False) -> None:
+@topics.command(epilog=examples("sluice topics create", "sluice topics create --lanes 2"))
+def create(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -> None:
     """Create what is missing, and compare the rest with topics.yaml."""
     with reporting():
         settings = Settings()
-        created = create_topics(_admin(settings), load_topics(settings.topics).values())
+        created = create_topics(_admin(settings), _specs(settings, lanes, lane).values())
     if as_json:
         print_json({"created": created})
     else:
         out.print(f"created: {', '.join(created)}" if created else "all topics are there")
 
 
-@topics.command(epilog=examples("sluice topics verify"))
-def verify(as_json: AsJson = False) -> None:
+@topics.command(epilog=examples("sluice topics verify", "sluice topics verify --lanes 2"))
+def verify(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -> None:
     """Compare the broker's topics with topics.yaml; exit status 1 if they differ in what matters."""
     with reporting():
         settings = Settings()
-        specs = load_topics(settings.topics)
+        specs = _specs(settings, lanes, lane)
         verify_topics(_admin(settings), specs.values())
     if as_json:
         print_json({"verified": list(specs)})
@@ -131,15 +153,28 @@ def verify(as_json: AsJson = False) -> None:
         out.print(f"{len(specs)} topics are as {settings.topics} says")
 
 
+def _specs(settings: Settings, count: int, named: list[str] | None) -> dict[str, TopicSpec]:
+    return with_lanes(load_topics(settings.topics), [*lane_names(count), *map(lane_of, named or ())])
+
+
 def _admin(settings: Settings) -> AdminClient:
     reachable(settings.bootstrap)
     return AdminClient({"bootstrap.servers": settings.bootstrap, "log_level": 0})
 
 
-def worker(as_json: AsJson = False) -> None:
+def worker(
+    lane: Annotated[
+        str | None, typer.Option(help="The lane to judge in, as SLUICE_LANE; a is the default one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Run one worker, until Ctrl-C; each needs a SLUICE_INSTANCE_ID of its own."""
+    with reporting():
+        lane = lane_of(os.environ.get("SLUICE_LANE", "") if lane is None else lane)
+    os.environ["SLUICE_LANE"] = lane
     if as_json:
-        print_json({"worker": os.environ.get("SLUICE_INSTANCE_ID", "worker-1"), "pid": os.getpid()})
+        name = os.environ.get("SLUICE_INSTANCE_ID") or worker_name(lane, 1)
+        print_json({"worker": name, "pid": os.getpid()})
     # Another program in this process: the gateway's side imports nothing of the worker.
     os.execv(sys.executable, [sys.executable, "-m", "streams", "worker"])
 

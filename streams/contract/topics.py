@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, TopicDescription
 from murmurhash2 import murmurhash2
 
-from streams.contract.errors import TopicError, Unavailable
+from streams.contract.errors import InvalidInput, TopicError, Unavailable
 
 CHECKS: Final = "checks"
 UPDATES: Final = "limit-updates"
@@ -30,6 +30,9 @@ COPARTITIONED: Final = (CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG)
 
 MAX_LANES: Final = 8
 """Each judges every check: few pay for more than two."""
+
+_TAKEN: Final = ("owner", "restore", "gateway")
+"""``sluice-<lane>`` would be the group id of clients that join none; markers are committed under one."""
 
 DEFAULT_FILE: Final = Path(__file__).resolve().parents[2] / "topics.yaml"
 
@@ -136,13 +139,31 @@ def _amount(value: Any, units: Mapping[str, int]) -> int:
     return int(match[1]) * units[match[2]]
 
 
-def lanes(count: int) -> list[str]:
+def lane_names(count: int) -> list[str]:
     """The lanes of a system that has *count* of them: the default one has no name.
 
-    >>> lanes(3)
+    >>> lane_names(3)
     ['', 'b', 'c']
     """
     return ["", *"bcdefgh"][:count]
+
+
+def lane_of(name: str) -> str:
+    """The lane that *name* stands for: the default one may be called a.
+
+    Raises:
+        InvalidInput: it cannot name a group and topics.
+
+    >>> lane_of("a"), lane_of("b")
+    ('', 'b')
+    """
+    if name in ("", "a"):
+        return ""
+    if not re.fullmatch(r"[a-z0-9]{1,8}", name):
+        raise InvalidInput("lane", f"{name!r} cannot name topics", "use 1 to 8 of a-z and 0-9")
+    if name in _TAKEN:
+        raise InvalidInput("lane", f"{app_id(name)} names something else", "choose another")
+    return name
 
 
 def app_id(lane: str) -> str:
@@ -152,6 +173,15 @@ def app_id(lane: str) -> str:
     ('sluice', 'sluice-b')
     """
     return f"sluice-{lane}" if lane else "sluice"
+
+
+def worker_name(lane: str, number: int) -> str:
+    """A worker's instance id, unless it is given another: those of all lanes may share a machine.
+
+    >>> worker_name("", 1), worker_name("b", 2)
+    ('worker-1', 'worker-b-2')
+    """
+    return f"worker-{lane}-{number}" if lane else f"worker-{number}"
 
 
 def changelogs_of(lane: str) -> dict[str, str]:

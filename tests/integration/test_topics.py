@@ -52,6 +52,22 @@ def test_all_topics_get_their_settings_and_a_second_time_changes_nothing(admin: 
         assert {key: config[key].value for key in specs[name].config()} == specs[name].config()
 
 
+def test_the_changelogs_of_a_lane(broker: Broker, tmp_path: Path) -> None:
+    env = environment(tmp_path, SLUICE_KAFKA=broker.bootstrap)
+    assert sluice("topics", "create", env=env).returncode == 0
+    missing = sluice("topics", "verify", "--lanes", "2", env=env)
+    assert missing.returncode == 1
+    assert "run `sluice topics create --lane b`" in missing.stderr
+
+    created = sluice("topics", "create", "--lanes", "2", "--lane", "blue", "--json", env=env)
+    assert sorted(json.loads(created.stdout)["created"]) == [
+        f"sluice-{lane}-{table}-changelog" for lane in ("b", "blue") for table in ("counters", "policies")
+    ]
+    assert sluice("topics", "verify", "--lanes", "2", "--lane", "blue", env=env).returncode == 0
+    refused = sluice("topics", "create", "--lane", "B", env=env)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+
+
 def test_another_number_of_partitions_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
     create_topics(admin, [spec])
     with pytest.raises(TopicError, match=r"has 4 partitions and topics\.yaml says 8: set partitions: 4"):

@@ -24,6 +24,13 @@ def test_a_node_is_there_while_it_beats() -> None:
     assert names(nodes, 56.0 + GONE_S) == []
 
 
+def test_a_workers_lane_is_shown() -> None:
+    nodes = Nodes()
+    beats = [NodeBeat(f"w{lane}", "worker", "1", "host", 0, lane=lane) for lane in "ba"]
+    nodes.heard([Beat(node, 1_000) for node in beats], 50.0)
+    assert [(node.id, node.lane) for node in nodes.alive(50.0)] == [("wa", "a"), ("wb", "b")]
+
+
 def test_one_that_stops_is_gone_at_once() -> None:
     nodes = Nodes()
     nodes.heard([beat("w", 1_000), beat("w", 1_500, stopping=True)], 50.0)
@@ -72,6 +79,11 @@ def test_the_worst_of_the_store_is_told(
     found, why = store_state(view, 2, nodes)
     assert found == state
     assert says in (why or "")
+
+
+def test_a_store_is_well_while_one_lane_runs() -> None:
+    lanes = [worker(p0="running", p1="running"), worker(p0="restoring", p1="running"), worker(p1="restoring")]
+    assert store_state(BrokerView(2), 2, lanes) == ("ok", None)
 
 
 def test_a_store_that_is_well() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from streams.contract.errors import InvalidLimit
+from streams.contract.errors import InvalidInput, InvalidLimit
 from streams.contract.policy import UNLIMITED, parse_policy
 from streams.settings import Settings
 
@@ -34,6 +34,30 @@ def test_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.bootstrap == "a:1,b:2"
     assert settings.home == Path("elsewhere")
     assert settings.node_id.startswith("w.2@")
+
+
+@pytest.mark.parametrize("name", ["", "a"])
+def test_the_default_lane_has_todays_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("SLUICE_LANE", name)
+    settings = Settings()
+    assert (settings.lane, settings.app_id, settings.instance_id) == ("", "sluice", "worker-1")
+    assert settings.tables == Path(".sluice/worker-1")
+
+
+def test_a_further_lane_has_a_group_tables_and_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_LANE", "b")
+    settings = Settings()
+    assert (settings.app_id, settings.instance_id) == ("sluice-b", "worker-b-1")
+    assert settings.tables == Path(".sluice/lane-b/worker-b-1")
+    monkeypatch.setenv("SLUICE_INSTANCE_ID", "worker-1")
+    assert Settings().tables == Path(".sluice/lane-b/worker-1")
+
+
+@pytest.mark.parametrize("name", ["B", "ninechars", "../up", " ", "owner", "b\n"])
+def test_a_lane_that_cannot_name_topics(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("SLUICE_LANE", name)
+    with pytest.raises(InvalidInput, match="lane"):
+        Settings()
 
 
 def test_frozen() -> None:

@@ -8,7 +8,19 @@ import pytest
 import yaml
 
 from streams.contract.errors import TopicError
-from streams.contract.topics import COPARTITIONED, DEFAULT_FILE, REPLIES, load_topics, partition_of
+from streams.contract.topics import (
+    COPARTITIONED,
+    COUNTERS_CHANGELOG,
+    DEFAULT_FILE,
+    MAX_LANES,
+    POLICIES_CHANGELOG,
+    REPLIES,
+    changelogs_of,
+    lane_names,
+    load_topics,
+    partition_of,
+    with_lanes,
+)
 
 DAY_MS = 86_400_000
 
@@ -99,3 +111,24 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_client_goes_where_the_java_client_sends_it(client: str, hashed: int) -> None:
     for partitions in (1, 4, 64):
         assert partition_of(client, partitions) == (hashed & 0x7FFFFFFF) % partitions
+
+
+def test_a_lane_adds_two_changelogs_with_the_settings_of_the_default_ones() -> None:
+    specs = load_topics()
+    assert with_lanes(specs, lane_names(1)) == specs
+    both = with_lanes(specs, lane_names(2))
+    added = sorted(both.keys() - specs.keys())
+    assert added == ["sluice-b-counters-changelog", "sluice-b-policies-changelog"]
+    for default, own in zip((COUNTERS_CHANGELOG, POLICIES_CHANGELOG), added, strict=True):
+        assert both[own].name == own
+        assert (both[own].partitions, both[own].config()) == (
+            specs[default].partitions,
+            specs[default].config(),
+        )
+
+
+def test_no_two_lanes_share_a_name_or_a_topic() -> None:
+    names = lane_names(MAX_LANES)
+    assert len(set(names)) == len(names) == MAX_LANES
+    topics = [topic for lane in (*names, "counters", "policies") for topic in changelogs_of(lane).values()]
+    assert len(set(topics)) == len(topics)

@@ -1,0 +1,173 @@
+"""Whatever comes in whatever order: at rest, each partition is where the assignment wants it, open once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.lease import Lease
+from streams.owner import Owner
+from streams.ownership import Ownership
+from streams.restore import Restored, Restorer
+from streams.store import PartitionStore
+
+PARTITIONS = range(4)
+T = TypeVar("T")
+
+
+def done(value: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(value)
+    return future
+
+
+class Store:
+    """Tables that, like RocksDB, cannot be open twice."""
+
+    def __init__(self, partition: int, opened: set[int]) -> None:
+        assert partition not in opened, "open twice"
+        opened.add(partition)
+        self.partition = partition
+        self._opened = opened
+
+    def close(self) -> None:
+        self._opened.remove(self.partition)
+
+
+class World:
+    """Owner and restorer as their threads appear from the loop: at once, but for their callbacks."""
+
+    def __init__(self) -> None:
+        self.opened: set[int] = set()
+        self.generation: int | None = None
+        self.running: dict[int, Store] = {}
+        self.parked: dict[int, Store] = {}
+        self.followed: dict[int, Store] = {}
+        self.wanted: dict[int, int | None] = {}
+        self.callbacks: list[Coroutine[Any, Any, None]] = []
+        lease = Lease(6_000, 2_000, clock=lambda: 0.0)
+        lease.extend(0.0)
+        self.member = "m1"
+        self.unbroken = False
+        self.ownership = Ownership(
+            cast(Owner, self), cast(Restorer, self), lease, lambda: self.member, lambda: None
+        )
+
+    # --- as the owner ---
+
+    def park_all(self, _timeout_s: float) -> Future[None]:
+        self.parked.update(self.running)
+        self.running.clear()
+        return done(None)
+
+    def resume(self, generation: int, partitions: set[int]) -> Future[set[int]]:
+        assert self.unbroken or not partitions, "somebody else may have owned them meanwhile"
+        resumed = partitions & self.parked.keys() if generation == self.generation else set()
+        for partition in resumed:
+            self.running[partition] = self.parked.pop(partition)
+        return done(resumed)
+
+    def start_partition(self, restored: Restored) -> Future[bool]:
+        if restored.generation != self.generation:
+            return done(False)
+        store = cast(Store, restored.store)
+        assert store.partition not in self.running
+        self.running[store.partition] = store
+        return done(True)
+
+    def lapse(self) -> None:
+        stores = [cast(PartitionStore, store) for store in self.running.values()]
+        self.running.clear()
+        if stores:
+            self.callbacks.append(self.ownership.lapsed(stores))
+
+    # --- as the restorer, and release() as both ---
+
+    def open(self, partition: int) -> None:
+        self.follow(Store(partition, self.opened))
+
+    def follow(self, store: Store) -> None:
+        assert store.partition not in self.followed
+        self.followed[store.partition] = store
+        self.wanted[store.partition] = None
+
+    def activate(self, generation: int | None, partition: int) -> None:
+        if partition in self.followed:
+            self.wanted[partition] = generation
+
+    def release(self, partition: int) -> Future[Any]:
+        return done(self.parked.pop(partition, None) or self.followed.pop(partition, None))
+
+    def watch(self, partitions: set[int]) -> None:
+        assert partitions <= set(PARTITIONS)
+
+    def catch_up(self, partition: int) -> None:
+        generation = self.wanted.get(partition)
+        if partition in self.followed and generation is not None:
+            store = cast(PartitionStore, self.followed.pop(partition))
+            self.callbacks.append(self.ownership.restored(Restored(generation, store, "topic", 0)))
+
+
+sets = st.sets(st.sampled_from(PARTITIONS))
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("revoke")),
+        st.tuples(st.just("assign"), sets, sets, st.sampled_from([1, 1, 2])),
+        st.tuples(st.just("rejoin")),
+        st.tuples(st.just("catch_up"), st.sampled_from(PARTITIONS)),
+        st.tuples(st.just("lapse")),
+        st.tuples(st.just("call_back"), st.integers(0, 5)),
+        st.tuples(st.just("turn")),
+    ),
+    max_size=30,
+)
+
+
+async def play(script: list[tuple[Any, ...]]) -> None:
+    world = World()
+    tasks: list[asyncio.Task[None]] = []
+    revoked, generation, member = True, 0, ""
+    actives: set[int] = set()
+    standbys: set[int] = set()
+    for name, *args in [*script, ("revoke",), ("assign", {0, 1}, {2}, 1)]:
+        if name == "revoke" and not revoked:
+            await world.ownership.revoked()
+            revoked = True
+        elif name == "assign" and revoked:
+            generation += args[2]
+            world.unbroken = args[2] == 1 and world.member == member
+            member = world.member
+            actives, standbys = args[0], args[1] - args[0]
+            # As with Faust: nothing else of the group happens until it returns; callbacks do.
+            await world.ownership.assigned(generation, actives, standbys)
+            revoked = False
+        elif name == "rejoin":
+            world.member += "'"
+        elif name == "catch_up":
+            world.catch_up(*args)
+        elif name == "lapse":
+            world.lapse()
+        elif name == "call_back" and world.callbacks:
+            tasks.append(asyncio.create_task(world.callbacks.pop(args[0] % len(world.callbacks))))
+        elif name == "turn":
+            await asyncio.sleep(0)
+    for _ in range(10):
+        tasks += [asyncio.create_task(callback) for callback in world.callbacks]
+        world.callbacks.clear()
+        await asyncio.gather(*tasks)
+        for partition in PARTITIONS:
+            world.catch_up(partition)
+    assert set(world.running) == actives
+    assert set(world.followed) == standbys
+    assert not world.parked
+    assert world.opened == actives | standbys
+
+
+@given(actions)
+def test_at_rest_every_partition_is_where_it_belongs(script: list[tuple[Any, ...]]) -> None:
+    asyncio.run(play(script))

@@ -123,9 +123,20 @@ actions = st.lists(
         st.tuples(st.just("lapse")),
         st.tuples(st.just("call_back"), st.integers(0, 5)),
         st.tuples(st.just("turn")),
+        st.tuples(st.just("settle")),
     ),
     max_size=30,
 )
+
+
+async def settle(world: World, tasks: list[asyncio.Task[None]]) -> None:
+    """Let everything that is under way come to its end."""
+    for _ in range(10):
+        tasks += [asyncio.create_task(callback) for callback in world.callbacks]
+        world.callbacks.clear()
+        await asyncio.gather(*tasks)
+        for partition in PARTITIONS:
+            world.catch_up(partition)
 
 
 async def play(script: list[tuple[Any, ...]]) -> None:
@@ -156,12 +167,9 @@ async def play(script: list[tuple[Any, ...]]) -> None:
             tasks.append(asyncio.create_task(world.callbacks.pop(args[0] % len(world.callbacks))))
         elif name == "turn":
             await asyncio.sleep(0)
-    for _ in range(10):
-        tasks += [asyncio.create_task(callback) for callback in world.callbacks]
-        world.callbacks.clear()
-        await asyncio.gather(*tasks)
-        for partition in PARTITIONS:
-            world.catch_up(partition)
+        elif name == "settle":
+            await settle(world, tasks)
+    await settle(world, tasks)
     assert set(world.running) == actives
     assert set(world.followed) == standbys
     assert not world.parked

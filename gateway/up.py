@@ -24,7 +24,7 @@ from gateway.child import USAGE_EXITS, Child
 from gateway.home import Home
 from gateway.jars import KAFKA_VERSION, jars_folder
 from gateway.nodes import OK, UNDER_REPLICATED
-from gateway.ports import free_port, is_free
+from gateway.ports import MAX_PORT, ensure_free, free_port, is_free
 from gateway.settings import Settings
 from streams.contract.errors import SluiceError
 from streams.contract.topics import (
@@ -99,7 +99,8 @@ class Up:
             HomeTaken: another `sluice up` runs on this home.
             BrokerFailed: the broker cannot run, or the one named by ``SLUICE_KAFKA`` does not answer.
             TopicError: its topics are not those of topics.yaml.
-            UpFailed: a port is taken, or a process cannot run.
+            CannotListen: a gateway's port or address cannot be used.
+        UpFailed: a process cannot run.
         """
         home = Home(self._home, self._urls[0])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -120,10 +121,7 @@ class Up:
     def _start(self, home: Home) -> None:
         specs = with_lanes(load_topics(self._settings.topics), self._lanes)
         for port in self._ports:
-            if not is_free(port, self._settings.host):
-                raise UpFailed(
-                    f"port {port} is taken: set SLUICE_PORT to a free one, or stop what listens there"
-                )
+            ensure_free(port, self._settings.host)
         if self._broker is not None:
             fetching = "" if jars_folder(self._home).exists() else " (fetching it once, 45 MB)"
             self._say(f"starting Apache Kafka {KAFKA_VERSION}{fetching} ...")
@@ -143,10 +141,8 @@ class Up:
     def _worker(self, lane: str, number: int, of_all: int) -> Child:
         name = worker_name(lane, number)
         first = os.environ.get("SLUICE_METRICS_PORT", _METRICS_PORT)
-        if not str(first).isdecimal():
-            raise UpFailed(
-                f"SLUICE_METRICS_PORT={first!r} is not a port: use a number, or 0 for any free one"
-            )
+        if not str(first).isdecimal() or int(first) > MAX_PORT:
+            raise UpFailed(f"SLUICE_METRICS_PORT={first} is not a port: use 0 (any free one) to {MAX_PORT}")
         port = int(first) + of_all - 1
         env = {
             "SLUICE_INSTANCE_ID": name,

@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from gateway.broker import Broker, reachable
 from gateway.cli.output import REFUSED, USAGE, AsJson, err, examples, fail, out, print_json, reporting
-from gateway.ports import is_free
+from gateway.ports import CannotListen, ensure_free
 from gateway.settings import Settings
 from gateway.up import Up
 from streams.contract.topics import (
@@ -188,12 +188,10 @@ def gateway(as_json: AsJson = False) -> None:
     with reporting():
         settings = Settings()
         app = create_app(settings)
-    if settings.port and not is_free(settings.port, settings.host):
-        fail(
-            f"port {settings.port} of {settings.host} is taken: set SLUICE_PORT to a free one, or stop what "
-            f"listens there",
-            USAGE,
-        )
+    try:
+        ensure_free(settings.port, settings.host)
+    except CannotListen as exc:
+        fail(str(exc), USAGE)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

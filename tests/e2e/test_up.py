@@ -144,6 +144,22 @@ def test_a_taken_port_is_one_line_with_the_remedy(tmp_path: Path, variable: str)
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"SLUICE_PORT": "65535"}, "port 65536 is past the last one"),
+        ({"SLUICE_HOST": "192.0.2.1"}, "SLUICE_HOST=192.0.2.1 is no address of this machine"),
+        ({"SLUICE_HOST": "nowhere.invalid"}, "SLUICE_HOST=nowhere.invalid cannot be resolved"),
+        ({"SLUICE_METRICS_PORT": "99999"}, "SLUICE_METRICS_PORT=99999 is not a port"),
+    ],
+)
+def test_where_nobody_can_listen_is_one_line(tmp_path: Path, settings: dict[str, str], told: str) -> None:
+    ended = sluice("up", "--gateways", "2", env=environment(tmp_path, **settings))
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert told in ended.stderr
+
+
 def test_a_kafka_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     ended = sluice("up", env=environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1"))
     assert ended.returncode == 1

@@ -157,7 +157,14 @@ class Flusher:
         """
         reached = self._ledger.next_offset << POSITION_BITS
         keys = []
-        for key, value in filter(None, (record.entry for record in records)):
+        for record in records:
+            entry = record.entry(table)
+            if entry is None:
+                # Compaction would keep this instead of what was known of the key.
+                if record.key and self._store.get(table, record.key) is not None:
+                    keys.append(record.key)
+                continue
+            key, value = entry
             is_marker = key == MARKER_KEY
             # A marker's position is the first not applied, any other the last that is.
             if position_of(value) >= reached + is_marker:

@@ -128,6 +128,16 @@ def decode_state(value: bytes) -> State:
     return State(position_of(value), windows)
 
 
+def is_state(value: bytes) -> bool:
+    """Whether :func:`decode_state` can read *value*; much cheaper than doing so.
+
+    Raises:
+        MsgspecError: not even msgpack of the right kind.
+    """
+    lists = _lists.decode(memoryview(value)[9:])
+    return all(len(flat) >= 2 and not len(flat) % 2 and flat[0] > 0 for flat in lists)
+
+
 def encode_marker(marker: Marker) -> bytes:
     """Version, position, marker."""
     return FORMAT + (marker.next_offset << POSITION_BITS).to_bytes(8) + _pack(marker)

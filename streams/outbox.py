@@ -20,6 +20,8 @@ Delivered = Callable[[Any, Any], None]
 
 _MAX_REASON: Final = 2_000
 """Characters of a dead letter's reason: it may quote the record."""
+_MAX_PART: Final = 256 * 1024
+"""Bytes of a dead letter's key and value: what was unpacked may be larger than any record may be."""
 
 
 class Outbox:
@@ -66,7 +68,10 @@ class Outbox:
                 _log.warning("a reply to partition %s was not sent: %s", partition, exc)
 
     def dead_letter(self, message: Any, reason: str) -> None:
-        """Set *message* aside, with where it came from and the reason in its headers."""
+        """Set *message* aside, with where it came from and the reason in its headers.
+
+        Of a large one the beginning, and how large it was: the whole of it is still at its place.
+        """
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         self._metrics.dead_letters.labels(topic).inc()
         if self._seldom.due("letter"):
@@ -77,12 +82,16 @@ class Outbox:
             "partition": str(partition).encode(),
             "offset": str(offset).encode(),
         }
+        key, value = message.key(), message.value()
+        for name, part in (("key", key), ("value", value)):
+            if part is not None and len(part) > _MAX_PART:
+                headers[f"{name}-bytes"] = str(len(part)).encode()
 
         def delivered(error: Any, _message: Any) -> None:
             if error is not None:
                 _log.error("the dead letter of %s[%s]@%s was lost: %s", topic, partition, offset, error)
 
-        self._surely(DEAD_LETTERS, None, message.key(), message.value(), delivered, headers)
+        self._surely(DEAD_LETTERS, None, _cut(key), _cut(value), delivered, headers)
 
     def changelog(self, partition: int, table: str, key: bytes, value: bytes, delivered: Delivered) -> None:
         """Write to *partition* of a table's changelog."""
@@ -112,6 +121,10 @@ class Outbox:
             except BufferError:
                 # The queue is full; what is in it is sent or given up within the send timeout.
                 self._sure.poll(0.01)
+
+
+def _cut(part: bytes | None) -> bytes | None:
+    return part if part is None or len(part) <= _MAX_PART else part[:_MAX_PART]
 
 
 class _Seldom:

@@ -13,7 +13,15 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from rocksdict import Rdict, WriteBatch
 
-from streams.ledger import FORMAT, MARKER_KEY, Marker, decode_marker, position_of
+from streams.ledger import (
+    FORMAT,
+    MARKER_KEY,
+    Marker,
+    decode_history,
+    decode_marker,
+    is_state,
+    position_of,
+)
 
 COUNTERS: Final = "counters"
 POLICIES: Final = "policies"
@@ -32,11 +40,23 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
 
-    @property
-    def entry(self) -> tuple[bytes, bytes] | None:
-        """Key and value if it can be one of ours; anything else that strays in is passed over."""
+    def entry(self, table: str) -> tuple[bytes, bytes] | None:
+        """Key and value if it is an entry of *table*; anything else that strays in is passed over.
+
+        What cannot be decoded would stop every worker that loads it, one after the other.
+        """
         if self.key and self.value and len(self.value) >= 9 and self.value.startswith(FORMAT):
-            return self.key, self.value
+            try:
+                if table == COUNTERS:
+                    sound = is_state(self.value)
+                elif self.key == MARKER_KEY:
+                    sound = bool(decode_marker(self.value))
+                else:
+                    sound = bool(decode_history(self.value))
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                return None
+            if sound:
+                return self.key, self.value
         return None
 
 
@@ -105,9 +125,9 @@ class PartitionStore:
         """Take over changelog *records*, in offset order: of each key what has the highest position.
 
         An entry never replaces one with a higher position: a worker that has lost the partition may have
-        written late.
+        written late. What is no entry takes nothing from the one before it.
         """
-        entries = [entry for record in records if (entry := record.entry) is not None]
+        entries = [record.entry(table) or (record.key, None) for record in records if record.key]
         keys = list(dict.fromkeys(key for key, _ in entries))
         highest: dict[bytes, bytes] = {
             key: value
@@ -118,7 +138,11 @@ class PartitionStore:
         outrun = set(self.outrun[table])
         for key, value in entries:
             known = highest.get(key)
-            if known is None or position_of(value) >= position_of(known):
+            if value is None:
+                # Noise, or a deletion that none of us writes: compaction would keep only that.
+                if known is not None:
+                    outrun.add(key)
+            elif known is None or position_of(value) >= position_of(known):
                 highest[key] = new[key] = value
                 outrun.discard(key)
             else:

@@ -135,7 +135,8 @@ class Verification:
         batch: list[Record] = []
         for message in self._reading.read(self._changelogs[table], store.partition, store.next[table], end):
             record = Record(message.offset(), message.key(), message.value())
-            if below is None or (record.entry is not None and position_of(record.entry[1]) < below):
+            entry = record.entry(table)
+            if below is None or (entry is not None and position_of(entry[1]) < below):
                 batch.append(record)
             if len(batch) == _BATCH:
                 store.merge(table, batch)
@@ -171,7 +172,7 @@ class Verification:
         last = None
         start = self._laters[number].next[POLICIES]
         for message in self._reading.read(self._changelogs[POLICIES], number, start, end):
-            entry = Record(message.offset(), message.key(), message.value()).entry
+            entry = Record(message.offset(), message.key(), message.value()).entry(POLICIES)
             if entry is not None and entry[0] == MARKER_KEY:
                 found = decode_marker(entry[1])
                 if last is None or found.next_offset >= last.next_offset:

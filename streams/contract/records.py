@@ -45,6 +45,9 @@ NO_REPLY: Final = -1
 MAX_BATCH: Final = 10_000
 """Checks in one batch: the longest list that one HTTP call may bring."""
 
+MAX_RECORD: Final = 4 * 1024 * 1024
+"""Bytes of a record's value, unpacked; a topic's ``max.message.bytes`` bounds only what is compressed."""
+
 POSITION_BITS: Final = 16
 """A position is ``offset << 16 | index in the batch``; MAX_BATCH must stay below 2**16."""
 
@@ -235,6 +238,7 @@ def decode_checks_record(value: bytes | None) -> Batch | Update | SingleCheck:
     """
     if not value:
         raise UndecodableRecord("the record has no value")
+    _check_size(value)
     try:
         if value[0] == 0x7B:  # {
             return _single(value)
@@ -246,17 +250,30 @@ def decode_checks_record(value: bytes | None) -> Batch | Update | SingleCheck:
             return _relayed(_update.decode(body))
         if kind != KIND_BATCH:
             raise UndecodableRecord(f"record kind {kind} is not known here; upgrade the worker")
+        claimed = _array_length(body)
+        if claimed > MAX_BATCH:
+            raise UndecodableRecord(f"{claimed} checks in a batch; at most {MAX_BATCH:,} are judged")
         checks = _check_list.decode(body)
     except (msgspec.MsgspecError, struct_error, RecursionError, UnicodeDecodeError) as exc:
         raise UndecodableRecord(f"not a check: {exc}") from exc
     except InvalidInput as exc:
         raise UndecodableRecord(f"not a valid check: {exc}") from exc
-    if len(checks) > MAX_BATCH:
-        raise UndecodableRecord(f"{len(checks)} checks in a batch; at most {MAX_BATCH:,} are judged")
     for check in checks:
         if not 0 <= check.cost <= MAX_COST:
             raise UndecodableRecord(f"cost {check.cost} is out of bounds; use 0 to {MAX_COST:,}")
     return Batch(partition, incarnation, number, checks)
+
+
+def _check_size(value: bytes) -> None:
+    if len(value) > MAX_RECORD:
+        raise UndecodableRecord(f"{len(value):,} bytes; a record has at most {MAX_RECORD:,}")
+
+
+def _array_length(body: memoryview) -> int:
+    """How long the msgpack array in *body* claims to be, known before anything is made for it."""
+    if body and body[0] in (0xDC, 0xDD):
+        return int.from_bytes(body[1 : 3 if body[0] == 0xDC else 5])
+    return 0  # a short one, or none at all: decoding tells
 
 
 def _relayed(update: Update) -> Update:
@@ -360,6 +377,8 @@ def decode_update(
         UndecodableRecord: with the reason.
     """
     try:
+        for part in (key, value):
+            _check_size(part or b"")
         what = _update_key.decode(key or b"")
         _check_key(what)
         policy = None

@@ -277,19 +277,50 @@ def test_the_very_next_position_of_another_is_ahead_and_an_equal_marker_is_not()
     bench = Bench()
     bench.check(Check(A, 2))
     reached = bench.ledger.next_offset << POSITION_BITS
-    bench.flusher.mend(POLICIES, [Record(0, MARKER_KEY, b"\x01" + reached.to_bytes(8))])
-    bench.flusher.mend(COUNTERS, [Record(0, b"a", b"\x01" + (reached - 1).to_bytes(8))])
+    bench.flusher.mend(POLICIES, [Record(0, MARKER_KEY, encode_marker(bench.ledger.marker))])
+    bench.flusher.mend(COUNTERS, [Record(0, b"a", b"\x01" + (reached - 1).to_bytes(8) + b"\x90")])
     with pytest.raises(Overtaken):
-        bench.flusher.mend(COUNTERS, [Record(0, b"a", b"\x01" + reached.to_bytes(8))])
+        bench.flusher.mend(COUNTERS, [Record(0, b"a", b"\x01" + reached.to_bytes(8) + b"\x90")])
+
+
+NOISE: list[Any] = [b"\x01" + bytes(8), None, b"", b"short", b"\x01" * 90, b"\x02" + bytes(8) + b"\x90"]
 
 
 def test_mending_passes_over_what_no_worker_writes() -> None:
     bench = Bench()
     bench.check(Check(A, 2))
     bench.flush()
-    records: list[Any] = [(None, b"\x01" + bytes(8)), (b"a", None), (b"", b""), (b"a", b"short")]
-    bench.flusher.mend(COUNTERS, [Record(n, *entry) for n, entry in enumerate(records)])
+    records = [Record(n, key, value) for n, value in enumerate(NOISE) for key in (None, b"", b"stranger")]
+    bench.flusher.mend(COUNTERS, records)
     assert not bench.ledger.dirty
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_what_noise_would_replace_at_compaction_is_written_again(noise: bytes | None) -> None:
+    bench = Bench()
+    bench.check(Check(A, 2))
+    bench.update(0, A, "5/minute")
+    bench.flush()
+    spoiled: Any = noise
+    bench.foreign(COUNTERS, (b"a", spoiled))
+    bench.foreign(POLICIES, (b"client\0a\0", spoiled), (MARKER_KEY, spoiled))
+    bench.look()
+    bench.mend()
+    bench.flush()
+    assert contents(restored(bench.changelogs.compacted())) == contents(bench.store)
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_what_noise_replaced_while_no_worker_ran_is_written_again(noise: bytes | None) -> None:
+    before = Bench()
+    before.check(Check(A, 2))
+    before.flush()
+    spoiled: Any = noise
+    before.foreign(COUNTERS, (b"a", spoiled))
+    bench = Bench(restored(before.changelogs), before.changelogs)
+    bench.flush()
+    assert contents(restored(bench.changelogs.compacted())) == contents(bench.store)
+    assert bench.stored(A) == 2
 
 
 def test_a_key_never_held_here_is_written_over_with_nothing() -> None:

@@ -172,3 +172,18 @@ def test_reading_pauses_when_the_backlog_is_full() -> None:
     bench.relay.advance()
     bench.acknowledge(None, None)
     assert not bench.relay.full
+
+
+@pytest.mark.parametrize(
+    "error", [SystemError("a result with an exception set"), UnicodeDecodeError("utf-8", b"", 0, 1, "")]
+)
+def test_a_header_name_that_is_not_utf_8(error: Exception) -> None:
+    class Odd(Message):
+        def headers(self) -> Any:
+            raise error
+
+    bench = Bench()
+    with pytest.raises(UndecodableRecord, match="a header has a name that is not UTF-8"):
+        bench.relay.take(Odd(0, encode_update_key(UpdateKey("client", CLIENTS[0])), None))
+    bench.relay.advance()
+    assert bench.sent == []

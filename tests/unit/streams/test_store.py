@@ -12,7 +12,7 @@ from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 from tests.unit.streams.memory import MemoryStore
 
 
-def value(position: int, text: bytes = b"") -> bytes:
+def value(position: int, text: bytes = b"\x90") -> bytes:
     return b"\x01" + position.to_bytes(8) + text
 
 
@@ -68,8 +68,8 @@ def test_merge_takes_the_highest_position_of_each_key(store: PartitionStore) -> 
     assert list(store.counters([b"a", b"b"])) == [value(5), value(1)]
     store.merge(COUNTERS, [Record(3, b"a", value(3)), Record(4, b"b", value(2))])
     assert list(store.counters([b"a", b"b"])) == [value(5), value(2)]
-    store.merge(COUNTERS, [Record(5, b"a", value(5, b"again"))])
-    assert list(store.counters([b"a"])) == [value(5, b"again")], "of equals the later"
+    store.merge(COUNTERS, [Record(5, b"a", value(5, b"\x91\x92\x01\x00"))])
+    assert list(store.counters([b"a"])) == [value(5, b"\x91\x92\x01\x00")], "of equals the later"
     assert store.next == {COUNTERS: 6, POLICIES: 0}
 
 

@@ -18,6 +18,7 @@ from streams.contract.records import (
     KIND_UPDATE,
     KINDS,
     MAX_BATCH,
+    MAX_RECORD,
     NO_REPLY,
     POSITION_BITS,
     VERSION,
@@ -338,6 +339,21 @@ def test_too_many_checks() -> None:
     assert decode_checks_record(encode_batch(whole)) == whole
     assert "10001" in refused(encode_batch(Batch(0, 1, 1, [Check("a")] * (MAX_BATCH + 1))))
     assert "100000" in refused(encode_batch(Batch(0, 1, 1, [Check("a")] * 100_000)))
+
+
+def test_a_record_too_large_is_refused_by_its_size_alone() -> None:
+    assert "bytes; a record has at most" in refused(HEAD + b"\xdd" + bytes(MAX_RECORD))
+    assert "bytes; a record has at most" in refused(b"{" + b" " * MAX_RECORD)
+    for key, value in ((b" " * (MAX_RECORD + 1), b"{}"), (b'["default"]', b" " * (MAX_RECORD + 1))):
+        with pytest.raises(UndecodableRecord, match="bytes; a record has at most"):
+            decode_update(0, key, value, None)
+
+
+def test_a_length_claimed_is_refused_before_anything_is_made_for_it() -> None:
+    claimed = HEAD + b"\xdd" + (1_000_000).to_bytes(4) + b"\x91\xa1a" * 1_000_000
+    began = perf_counter()
+    assert "1000000 checks" in refused(claimed)
+    assert perf_counter() - began < 0.05, "decoding takes longer"
 
 
 @pytest.mark.parametrize("cost", [-1, MAX_COST + 1, 2**63, -(2**63), 1.5, None, "1", True])

@@ -1,0 +1,71 @@
+"""What the outbox hands to librdkafka, which is never reached here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from streams.contract.topics import DEAD_LETTERS
+from streams.metrics import Metrics
+from streams.outbox import Outbox
+
+
+class Message:
+    """A record as librdkafka hands it over."""
+
+    def __init__(self, key: bytes | None, value: bytes | None) -> None:
+        self._key, self._value = key, value
+
+    def topic(self) -> str:
+        return "checks"
+
+    def partition(self) -> int:
+        return 3
+
+    def offset(self) -> int:
+        return 17
+
+    def key(self) -> bytes | None:
+        return self._key
+
+    def value(self) -> bytes | None:
+        return self._value
+
+
+class Producer:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.produced: list[tuple[Any, ...]] = []
+
+    def produce(self, topic: str, value: Any, key: Any, *, headers: dict[str, bytes], **_: Any) -> None:
+        self.produced.append((topic, key, value, headers))
+
+
+@pytest.fixture
+def producer(monkeypatch: pytest.MonkeyPatch) -> Producer:
+    made = Producer()
+    monkeypatch.setattr("streams.kafka.changelog_producer", lambda *_: made)
+    return made
+
+
+def test_a_dead_letter_says_where_it_came_from(producer: Producer) -> None:
+    Outbox("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k", b"v"), "no check")
+    facts = {"reason": b"no check", "topic": b"checks", "partition": b"3", "offset": b"17"}
+    assert producer.produced == [(DEAD_LETTERS, b"k", b"v", facts)]
+
+
+def test_of_a_large_record_the_beginning_and_the_size(producer: Producer) -> None:
+    Outbox("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k" * 2**20, b"v" * 2**24), "é" * 10_000)
+    [(_, key, value, headers)] = producer.produced
+    assert (headers["key-bytes"], headers["value-bytes"]) == (b"1048576", b"16777216")
+    assert set(key) == {ord("k")}
+    assert set(value) == {ord("v")}
+    assert len(key) + len(value) + sum(map(len, headers.values())) < 2**20
+    assert len(headers["reason"]) == 4_000
+
+
+def test_nothing_of_a_record_without_anything(producer: Producer) -> None:
+    Outbox("nowhere:1", 100, {}, Metrics()).dead_letter(Message(None, None), "empty")
+    assert producer.produced[0][1:3] == (None, None)

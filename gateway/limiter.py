@@ -85,6 +85,7 @@ class Limiter:
         self._nodes = Nodes()
         self._view: BrokerView | None = None
         self._positioned = False
+        self._started = False
         self._failed = asyncio.Event()
         self._failure: str | None = None
         self.metrics.nodes = lambda: by_role(self._nodes.alive(time.monotonic()))
@@ -124,12 +125,16 @@ class Limiter:
             timeout_s=settings.apply_timeout_ms / 1000,
         )
         self._transport.start()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(START_S):
-                await self._settled.wait()
-        if (wrong := self._wrong_topics()) is not None:
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(START_S):
+                    await self._settled.wait()
+            if (wrong := self._wrong_topics()) is not None:
+                raise TopicError(wrong)
+        except BaseException:
             await asyncio.to_thread(self._transport.stop)
-            raise TopicError(wrong)
+            raise
+        self._started = True
         self._chores = loop.create_task(self._do_chores())
         return self
 
@@ -305,7 +310,7 @@ class Limiter:
         """A look at the broker's metadata."""
         before, self._view = self._wrong_topics(), view
         wrong = self._wrong_topics()
-        if wrong is not None and wrong != before:
+        if self._started and wrong is not None and wrong != before:
             log.error("checks are let through until this is mended: %s", wrong)
         if self._positioned or view.error is not None:
             self._settled.set()

@@ -1,6 +1,7 @@
 """The command ``sluice``: runs the parts, and asks a running gateway.
 
-Exit status: 0 done (a check: allowed), 1 denied or refused, 2 a usage or settings error, 3 no gateway there.
+Exit status: 0 done (a check: allowed), 1 denied or refused, 2 a usage or settings error, 3 no gateway there,
+78 a gateway or worker whose topics or settings must be mended first.
 """
 
 from __future__ import annotations

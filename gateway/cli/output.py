@@ -16,6 +16,8 @@ from streams.contract.errors import SluiceError
 REFUSED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
+CONFIG: Final = 78
+"""Started again it would end the same way (sysexits' EX_CONFIG)."""
 
 out: Final = Console(highlight=False, soft_wrap=True)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True)

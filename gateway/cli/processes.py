@@ -16,10 +16,11 @@ import typer
 from confluent_kafka.admin import AdminClient
 
 from gateway.broker import Broker, reachable
-from gateway.cli.output import REFUSED, USAGE, AsJson, err, examples, fail, out, print_json, reporting
+from gateway.cli.output import CONFIG, REFUSED, USAGE, AsJson, err, examples, fail, out, print_json, reporting
 from gateway.ports import CannotListen, ensure_free
 from gateway.settings import Settings
 from gateway.up import Up
+from streams.contract.errors import TopicError
 from streams.contract.topics import (
     MAX_LANES,
     TopicSpec,
@@ -180,14 +181,11 @@ def worker(
 
 
 def gateway(as_json: AsJson = False) -> None:
-    """Run one gateway, until Ctrl-C."""
-    import uvicorn  # the other commands start faster without the web framework
-
-    from gateway.app import create_app
+    """Run one gateway, until Ctrl-C; exit status 78 if the topics are not those of topics.yaml."""
+    from gateway.server import serve  # the other commands start faster without the web framework
 
     with reporting():
         settings = Settings()
-        app = create_app(settings)
     try:
         ensure_free(settings.port, settings.host)
     except CannotListen as exc:
@@ -197,18 +195,9 @@ def gateway(as_json: AsJson = False) -> None:
     )
     if as_json:
         print_json({"url": f"http://{settings.host}:{settings.port}", "pid": os.getpid()})
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn stops gracefully and then raises the signal again: that was all, and no failure.
-        signal.signal(number, lambda _, __: None)
-    uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            loop="uvloop",
-            http="httptools",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=5,
-        )
-    ).run()
+    try:
+        failure = serve(settings)
+    except TopicError as exc:
+        fail(str(exc), CONFIG)
+    if failure is not None:
+        fail(failure, REFUSED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -44,6 +45,9 @@ class FakeLimiter(Limiter):
     def _fail(self) -> None:
         if self.error is not None:
             raise self.error
+
+    async def until_failure(self) -> None:
+        await asyncio.Event().wait()
 
     async def check(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> Answer:
         self._fail()

@@ -1,0 +1,62 @@
+"""A gateway as a process: the application under uvicorn, its signals, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Final
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+
+from gateway.app import create_app
+from gateway.limiter import Limiter
+from gateway.settings import Settings
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+_GRACE_S: Final = 5
+"""Requests that are under way when it is stopped have this long to end."""
+
+
+def serve(settings: Settings) -> str | None:
+    """Serve until SIGINT or SIGTERM.
+
+    Returns:
+        ``None`` after a signal; what went wrong if it stopped by itself (:attr:`Limiter.failure`).
+
+    Raises:
+        TopicError: topics.yaml cannot be read, or the broker's topics contradict it.
+    """
+    limiter = Limiter(settings)
+    app = create_app(settings, limiter)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        # It would log a start that fails with a traceback, whatever the reason.
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    try:
+        uvloop.run(_serve(app, uvicorn.Server(config)))
+    except asyncio.CancelledError:
+        return None  # a signal while it started
+    return limiter.failure
+
+
+async def _serve(app: FastAPI, server: uvicorn.Server) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, task.cancel)
+    async with app.router.lifespan_context(app):
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            # uvicorn stops gracefully and then raises the signal again: that was all, and no failure.
+            signal.signal(number, lambda _, __: None)
+        await server.serve()

@@ -1,0 +1,69 @@
+"""How a gateway's process ends: when told to, and when it must."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gateway.broker import Broker
+from streams.contract.topics import COPARTITIONED, DEFAULT_FILE
+from tests.up import environment, sluice
+
+BROKEN = """
+from gateway.transport import Transport
+def fail(self): raise RuntimeError("a bug")
+Transport._take_position = fail
+from gateway.cli import main
+main()
+"""
+
+
+def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_path: Path) -> None:
+    raw = yaml.safe_load(DEFAULT_FILE.read_text())
+    for name in COPARTITIONED:
+        raw["topics"][name]["partitions"] = 8
+    topics = tmp_path / "topics.yaml"
+    topics.write_text(yaml.safe_dump(raw))
+    env = environment(tmp_path, SLUICE_KAFKA=fresh_kafka.bootstrap, SLUICE_TOPICS=str(topics))
+    ended = sluice("gateway", env=env)
+    assert ended.returncode == 78
+    assert ended.stdout == ""
+    assert ended.stderr.count("\n") == 1
+    assert "topic checks has 4 partitions and topics.yaml says 8" in ended.stderr
+
+
+def test_a_topics_file_that_cannot_be_read_is_one_line_and_78(tmp_path: Path) -> None:
+    ended = sluice("gateway", env=environment(tmp_path, SLUICE_TOPICS=str(tmp_path / "nowhere.yaml")))
+    assert ended.returncode == 78
+    assert ended.stderr.count("\n") == 1
+    assert "nowhere.yaml cannot be read as topics" in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_starts_ends_it(tmp_path: Path, number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # a broker that never says a word
+        env = environment(tmp_path, SLUICE_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "gateway"], env=env, stderr=subprocess.PIPE, text=True
+        )
+        connection, _ = mute.accept()
+        with connection:
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert said == ""
+
+
+def test_a_gateway_that_cannot_go_on_ends_to_be_started_again(tmp_path: Path) -> None:
+    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1")
+    command = [sys.executable, "-c", BROKEN, "gateway"]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert " CRITICAL gateway.transport: thread sluice-replies cannot go on" in ended.stderr
+    assert "RuntimeError: a bug" in ended.stderr

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from gateway.cli.api import DEFAULT_URL, Url, call, segment
 from gateway.cli.output import REFUSED, AsJson, examples, out, print_json
@@ -47,16 +48,19 @@ def check(
         raise typer.Exit(REFUSED)
 
 
-def _sentence(answer: dict[str, Any]) -> str:
+def _sentence(answer: dict[str, Any]) -> Text:
     if answer.get("degraded"):
-        return "[yellow]allowed[/] without the store (degraded): nothing is known of the limit"
+        told = " without the store (degraded): nothing is known of the limit"
+        return Text.assemble(("allowed", "yellow"), told)
     if answer["allowed"]:
-        if answer.get("limit") is None:
-            return "[green]allowed[/]: unlimited"
-        return f"[green]allowed[/]: {answer['remaining']} of {answer['limit']} left"
+        limited = answer.get("limit") is not None
+        left = f"{answer['remaining']} of {answer['limit']} left" if limited else "unlimited"
+        return Text.assemble(("allowed", "green"), f": {left}")
     if answer.get("retry_after_ms") is None:
-        return f"[red]denied[/]: the limit is {answer['limit']}, and waiting cannot help"
-    return f"[red]denied[/]: limit {answer['limit']}, try again in {answer['retry_after_ms'] / 1000:.1f} s"
+        why = f"the limit is {answer['limit']}, and waiting cannot help"
+    else:
+        why = f"limit {answer['limit']}, try again in {answer['retry_after_ms'] / 1000:.1f} s"
+    return Text.assemble(("denied", "red"), f": {why}")
 
 
 def reset(
@@ -67,7 +71,7 @@ def reset(
     if as_json:
         print_json(answer)
     else:
-        out.print(f"{client}: " + applied("counters reset", answer), markup=False)
+        out.print(f"{client}: " + applied("counters reset", answer))
 
 
 def applied(what: str, answer: dict[str, Any]) -> str:
@@ -83,7 +87,7 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         return
     color = "green" if answer["mode"] == "normal" else "yellow"
     since = datetime.fromtimestamp(answer["since_ms"] / 1000, UTC).astimezone().isoformat(" ", "seconds")
-    out.print(f"mode   [{color}]{answer['mode']}[/] since {since}" + _because(answer["why"]))
+    out.print(Text.assemble("mode   ", (answer["mode"], color), f" since {since}", _because(answer["why"])))
     out.print(f"store  {answer['store']}" + _because(answer["store_why"]))
     table = Table("node", "role", "lane", "version", "partitions", "lag")
     for node in answer["nodes"]:

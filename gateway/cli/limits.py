@@ -128,7 +128,7 @@ def _show(answer: dict[str, Any], what: str, as_json: bool) -> None:
         print_json(answer)
         return
     name = " ".join(filter(None, (answer["kind"], answer["id"], answer["resource"])))
-    out.print(f"{name}: {what}", markup=False)
+    out.print(f"{name}: {what}")
 
 
 def _written(limits: list[str] | str) -> str:

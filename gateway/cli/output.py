@@ -19,8 +19,9 @@ UNREACHABLE: Final = 3
 CONFIG: Final = 78
 """Started again it would end the same way (sysexits' EX_CONFIG)."""
 
-out: Final = Console(highlight=False, soft_wrap=True)
-err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+# Ids are anybody's, and shown as they are: what should be styled is rich.text.Text.
+out: Final = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+err: Final = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON value, and nothing else, on standard output.")
@@ -39,7 +40,7 @@ def print_json(value: Any) -> None:
 
 def fail(message: str, status: int) -> NoReturn:
     """Say what went wrong and end with *status*."""
-    err.print(f"sluice: {message}", style="red", markup=False)
+    err.print(f"sluice: {message}", style="red")
     raise typer.Exit(status)
 
 

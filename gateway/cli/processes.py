@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -83,8 +82,7 @@ def up(
             else:
                 _invite(urls)
 
-        say = partial(err.print, markup=False)
-        Up(settings, workers=workers, gateways=gateways, lanes=lanes, say=say, ready=ready).run()
+        Up(settings, workers=workers, gateways=gateways, lanes=lanes, say=err.print, ready=ready).run()
 
 
 def _invite(urls: list[str]) -> None:

@@ -141,6 +141,25 @@ def test_a_refusal_is_told_with_its_remedy(canned: str, monkeypatch: pytest.Monk
     assert done.stderr == "sluice: A title: alice[bold]: wrong; mend it\n"
 
 
+@pytest.mark.parametrize("id_", ["user[admin]x", "x[/red]", "[red]", "a\\\\[b]", ":smile:", "zoë"])
+def test_ids_are_shown_as_they_are(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str) -> None:
+    stored = {"kind": "client", "id": id_, "resource": id_, "limits": [id_], "policy_version": 1}
+    monkeypatch.setattr(Canned, "response", (200, json.dumps(stored).encode()))
+    assert run("limits", "get", id_, "--url", canned).stdout == f"client {id_} {id_}: {id_}\n"
+
+    page = {"items": [stored], "next": None}
+    monkeypatch.setattr(Canned, "response", (200, json.dumps(page).encode()))
+    assert run("limits", "list", "--url", canned).stdout.count(id_) == 3
+
+    partitions = {"0": {"state": id_, "lag": 0}}
+    node = {"id": id_, "role": id_, "lane": id_, "version": id_, "partitions": partitions}
+    status = {"mode": "normal", "why": id_, "since_ms": 0, "store": id_, "store_why": id_, "nodes": [node]}
+    monkeypatch.setattr(Canned, "response", (200, json.dumps(status).encode()))
+    done = run("status", "--url", canned)
+    assert done.exit_code == 0
+    assert done.stdout.count(id_) == 8
+
+
 def test_settings_that_cannot_be_name_the_variable() -> None:
     done = run("topics", "create", SLUICE_BROKER_PORT="0")
     assert done.exit_code == 2

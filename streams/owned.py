@@ -44,6 +44,7 @@ class Owned:
         marker: Where to go on from.
         outbox: What is sent goes there.
         metrics: What is counted.
+        answer_from: The first offset that is answered; in a new lane, another has answered those before.
     """
 
     def __init__(
@@ -54,8 +55,11 @@ class Owned:
         marker: Marker,
         outbox: Outbox,
         metrics: Metrics,
+        *,
+        answer_from: int = 0,
     ) -> None:
         self.partition = store.partition
+        self._answer_from = answer_from
         self.store = store
         self.ledger = Ledger(store, marker)
         self._settings = settings
@@ -93,6 +97,8 @@ class Owned:
         self._watch_clock(stamp_ms)
         folded = fold(self.ledger, offset, stamp_ms, message.value(), self._fault)
         self._metrics.records.inc()
+        if offset < self._answer_from:
+            return
         if folded.record is None:
             self._refuse(message, folded.refused)
         elif isinstance(folded.record, Update):
@@ -169,7 +175,9 @@ class Owned:
         Raises:
             Overtaken: another worker is ahead: the partition is not ours.
         """
-        self.relay.advance()
+        if self.ledger.next_offset >= self._answer_from:
+            # A new lane waits until those come by that another has relayed.
+            self.relay.advance()
         if not self._flusher.idle:
             return self._flusher.advance()
         if now >= self._flush_at:

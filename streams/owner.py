@@ -213,7 +213,15 @@ class Owner(threading.Thread):
                 f"the counters of partition {store.partition} belong to a topic {CHECKS} that is gone (id "
                 f"{marker.topic_id}, now {topic_id}). If it was deleted on purpose: {START_AFRESH}"
             )
-        owned = Owned(self._settings, self._partitions, store, marker, self._outbox, self._metrics)
+        owned = Owned(
+            self._settings,
+            self._partitions,
+            store,
+            marker,
+            self._outbox,
+            self._metrics,
+            answer_from=restored.answer_from,
+        )
         if marker is first:
             # The default of the first start holds from now on, be there records or not.
             owned.ledger.rewrite((), ())

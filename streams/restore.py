@@ -22,6 +22,7 @@ from confluent_kafka.admin import OffsetSpec
 from streams import kafka
 from streams.contract.errors import SluiceError, StateError, TopicError, Unavailable
 from streams.contract.topics import CHECKS, describe
+from streams.lane import Copier
 from streams.metrics import Metrics
 from streams.store import TABLES, PartitionStore, Record
 
@@ -39,21 +40,27 @@ class Restored(NamedTuple):
     """A partition whose store holds all that its changelogs held when it was asked for.
 
     ``topic_id`` is that of ``checks``, and ``log_start`` the first offset that its partition still holds.
+    Checks below ``answer_from`` are not to be answered: a new lane has to catch up first.
     """
 
     generation: int
     store: PartitionStore
     topic_id: str
     log_start: int
+    answer_from: int = 0
 
 
 class _Followed:
-    """A partition being read; ``ends`` are the offsets to reach, while it is to become active."""
+    """A partition being read; ``ends`` are the offsets to reach, while it is to become active.
+
+    ``copied``: the lane is new, and what the default lane had is in its changelogs.
+    """
 
     def __init__(self, store: PartitionStore) -> None:
         self.store = store
         self.generation: int | None = None
         self.ends: dict[str, int] = {}
+        self.copied = False
         self.not_before = 0.0
 
 
@@ -68,6 +75,7 @@ class Restorer(threading.Thread):
         on_restored: Called in this thread for each partition that has caught up; it then owns the store.
         on_ends: Called in this thread with the next offset of each watched ``(table, partition)``.
         on_fatal: Called in this thread with what ended it.
+        copier: Of a further lane: has the state of the default one for partitions that have none.
     """
 
     def __init__(
@@ -79,8 +87,10 @@ class Restorer(threading.Thread):
         on_restored: Callable[[Restored], None],
         on_ends: Callable[[dict[tuple[str, int], int]], None],
         on_fatal: Callable[[BaseException], None],
+        copier: Copier | None = None,
     ) -> None:
         super().__init__(name="restorer", daemon=True)
+        self._copier = copier
         self._topics = topics
         self._tables = {topic: table for table, topic in topics.items()}
         self._open = open_store
@@ -149,6 +159,8 @@ class Restorer(threading.Thread):
         finally:
             for followed in self._followed.values():
                 followed.store.close()
+            if self._copier is not None:
+                self._copier.close()
             self._consumer.close()
 
     def _run_commands(self) -> None:
@@ -177,6 +189,8 @@ class Restorer(threading.Thread):
         self._consumer.incremental_unassign(
             [TopicPartition(self._topics[table], partition) for table in TABLES]
         )
+        if self._copier is not None:
+            self._copier.drop(partition)
         return followed.store
 
     def _hand_over(self, followed: _Followed) -> None:
@@ -190,15 +204,22 @@ class Restorer(threading.Thread):
                 followed.ends = self._ends_of(store)
             if any(store.next[table] < end for table, end in followed.ends.items()):
                 return
+            if self._copier is not None and not followed.copied and store.marker() is None:
+                if self._copier.advance(store.partition):
+                    followed.copied, followed.ends = True, {}  # what was copied is to be read
+                return
             topic_id = str(describe(self._admin, [CHECKS])[CHECKS].topic_id)
             place = TopicPartition(CHECKS, store.partition)
             log_start = self._offsets([place], OffsetSpec.earliest())[place]  # type: ignore[no-untyped-call]
+            answer_from = 0
+            if followed.copied:
+                answer_from = self._offsets([place], OffsetSpec.latest())[place]  # type: ignore[no-untyped-call]
         except (Unavailable, TopicError) as exc:
             _log.warning("partition %s cannot be restored yet: %s", store.partition, exc)
             followed.not_before = monotonic() + _RETRY_S
             return
         self._release(store.partition)
-        self._on_restored(Restored(generation, store, topic_id, log_start))
+        self._on_restored(Restored(generation, store, topic_id, log_start, answer_from))
 
     def _ends_of(self, store: PartitionStore) -> dict[str, int]:
         found = self._ends({store.partition})

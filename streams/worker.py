@@ -20,14 +20,22 @@ from streams import __version__, kafka
 from streams.app import App
 from streams.contract.errors import InvalidInput, SettingsError, SluiceError, StateError, TopicError
 from streams.contract.records import NodeBeat, encode_beat
-from streams.contract.topics import NODES, load_topics, verify_topics, with_lanes
+from streams.contract.topics import (
+    COUNTERS_CHANGELOG,
+    NODES,
+    POLICIES_CHANGELOG,
+    load_topics,
+    verify_topics,
+    with_lanes,
+)
+from streams.lane import Copier
 from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.owner import Owner
 from streams.ownership import Ownership
 from streams.restore import Restored, Restorer
 from streams.settings import Settings
-from streams.store import PartitionStore
+from streams.store import COUNTERS, POLICIES, PartitionStore
 from streams.table import Tables
 
 _log = logging.getLogger("sluice.worker")
@@ -70,6 +78,15 @@ class Worker:
             on_restored=self._restored,
             on_ends=lambda ends: self._owner.changelog_ends(ends),
             on_fatal=self._fatal,
+            copier=Copier(
+                settings.bootstrap,
+                settings.send_timeout_ms,
+                {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG},
+                tables.changelogs,
+                self.metrics,
+            )
+            if settings.lane
+            else None,
         )
         self._owner = Owner(
             settings,

@@ -1,0 +1,211 @@
+"""The default lane's state into a new lane's changelogs, over a real broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from gateway.broker import Broker
+from streams import lane
+from streams.contract.policy import parse_policy
+from streams.contract.records import POSITION_BITS
+from streams.contract.topics import changelogs_of, create_topics, load_topics, with_lanes
+from streams.lane import Copier
+from streams.ledger import (
+    FORMAT,
+    MARKER_KEY,
+    InForce,
+    Marker,
+    State,
+    decode_marker,
+    encode_marker,
+    encode_state,
+    position_of,
+)
+from streams.metrics import Metrics
+from streams.store import COUNTERS, POLICIES, TABLES, Record
+from streams.window import Window
+from tests.unit.streams.memory import MemoryStore, contents
+
+PARTITION = 1
+SOURCE = dict(zip(TABLES, changelogs_of("").values(), strict=True))
+Produce = Callable[..., None]
+
+
+def targets(name: str) -> dict[str, str]:
+    return dict(zip(TABLES, changelogs_of(name).values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def kafka_of_lanes(fresh_kafka: Broker) -> Broker:
+    admin = AdminClient({"bootstrap.servers": fresh_kafka.bootstrap})
+    create_topics(admin, with_lanes(load_topics(), ["b", "c", "d"]).values())
+    return fresh_kafka
+
+
+@contextmanager
+def copier_of(broker: Broker, name: str) -> Iterator[Copier]:
+    copier = Copier(broker.bootstrap, 2_000, SOURCE, targets(name), Metrics())
+    try:
+        yield copier
+    finally:
+        copier.close()
+
+
+def finish(copier: Copier, partition: int = PARTITION) -> None:
+    for _ in range(2_000):
+        if copier.advance(partition):
+            return
+    raise AssertionError("the copy does not end")
+
+
+def read(broker: Broker, topic: str, partition: int = PARTITION) -> list[Record]:
+    consumer = Consumer(
+        {"bootstrap.servers": broker.bootstrap, "group.id": "test", "enable.partition.eof": True}
+    )
+    found: list[Record] = []
+    try:
+        consumer.assign([TopicPartition(topic, partition, 0)])
+        while True:
+            message: Any = consumer.poll(30)
+            assert message is not None, f"{topic} cannot be read"
+            if message.error() is not None:
+                assert message.error().code() == KafkaError._PARTITION_EOF
+                return found
+            found.append(Record(message.offset(), message.key(), message.value()))
+    finally:
+        consumer.close()
+
+
+def merged(broker: Broker, topics: dict[str, str]) -> dict[str, dict[bytes, bytes]]:
+    store = MemoryStore(PARTITION)
+    for table, topic in topics.items():
+        if records := read(broker, topic):
+            store.merge(table, records)
+    return contents(store)
+
+
+def state(offset: int) -> bytes:
+    return encode_state(State(offset << POSITION_BITS, {60_000: Window(60_000, [offset], [1], 0)}))
+
+
+def policy(offset: int) -> bytes:
+    position = offset << POSITION_BITS
+    history = [InForce(position, offset, parse_policy("5/minute"))]
+    return FORMAT + position.to_bytes(8) + msgspec.msgpack.encode(history)
+
+
+def marker(offset: int) -> bytes:
+    return encode_marker(Marker(offset, 7, 7, 3, "topic", parse_policy("100/minute")))
+
+
+class Source:
+    """Writes to the default lane's changelogs as its owner does: states, acknowledged, then the marker."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._producer = Producer({"bootstrap.servers": broker.bootstrap, "acks": "all"})
+        self._random = Random(5)
+        self.offset = 0
+
+    def write(self, table: str, key: bytes | None, content: bytes | None) -> None:
+        self._producer.produce(SOURCE[table], content, key, partition=PARTITION)
+
+    def flush(self, states: int) -> None:
+        for _ in range(states):
+            self.offset += 1
+            self.write(COUNTERS, b"client-%d" % self._random.randrange(400), state(self.offset))
+        self.write(POLICIES, b"client\0client-%d\0" % self._random.randrange(50), policy(self.offset))
+        assert self._producer.flush(30) == 0
+        self.write(POLICIES, MARKER_KEY, marker(self.offset + 1))
+        assert self._producer.flush(30) == 0
+
+
+def test_what_the_default_lane_has_is_copied_and_the_marker_comes_last(
+    kafka_of_lanes: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "CHUNK", 100)
+    source = Source(kafka_of_lanes)
+    for states in (1, 500, 700, 3):
+        source.flush(states)
+    # What a worker wrote that had lost the partition, and what strays in, do not count.
+    source.write(COUNTERS, b"client-1", state(0))
+    source.write(COUNTERS, b"stray", b"\x07")
+    source.write(COUNTERS, None, state(1))
+    source.flush(1)
+
+    with copier_of(kafka_of_lanes, "b") as copier:
+        assert not copier.advance(PARTITION)
+        assert not copier.advance(PARTITION + 1)  # one at a time
+        finish(copier)
+        finish(copier, PARTITION + 1)  # there is nothing to be copied
+
+    assert merged(kafka_of_lanes, targets("b")) == merged(kafka_of_lanes, SOURCE)
+    policies = read(kafka_of_lanes, targets("b")[POLICIES])
+    assert [record.key for record in policies].index(MARKER_KEY) == len(policies) - 1
+    assert not read(kafka_of_lanes, targets("b")[POLICIES], PARTITION + 1)
+
+
+def test_a_copy_that_broke_off_is_begun_again_and_ends_the_same(
+    kafka_of_lanes: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "CHUNK", 50)
+    source = Source(kafka_of_lanes)
+    source.offset = 10_000
+    source.flush(600)
+    with copier_of(kafka_of_lanes, "c") as copier:
+        while not read(kafka_of_lanes, targets("c")[COUNTERS]):
+            assert not copier.advance(PARTITION)
+        copier.drop(PARTITION)
+        assert MARKER_KEY not in {record.key for record in read(kafka_of_lanes, targets("c")[POLICIES])}
+        source.flush(300)
+        finish(copier)
+    assert merged(kafka_of_lanes, targets("c")) == merged(kafka_of_lanes, SOURCE)
+
+
+def test_what_is_written_meanwhile_never_leaves_a_marker_without_its_states(
+    kafka_of_lanes: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "CHUNK", 50)
+    source = Source(kafka_of_lanes)
+    source.offset = 20_000
+    source.flush(600)
+    with copier_of(kafka_of_lanes, "d") as copier:
+        while not copier.advance(PARTITION):
+            source.flush(20)
+
+    copied, at_the_end = merged(kafka_of_lanes, targets("d")), merged(kafka_of_lanes, SOURCE)
+    found = decode_marker(copied[POLICIES][MARKER_KEY])
+    assert 20_600 < found.next_offset <= source.offset + 1
+    reached = found.next_offset << POSITION_BITS
+    for table in TABLES:
+        for key, content in at_the_end[table].items():
+            if position_of(content) < reached:
+                assert copied[table][key] == content
+    assert all(
+        position_of(content) <= reached for key, content in copied[POLICIES].items()
+    )  # none that came after it
+
+
+def test_reading_that_took_long_is_repeated(kafka_of_lanes: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else compaction could have taken records for the sake of some beyond the ends."""
+    asked = 0
+    ask = lane._Copy._ask_for_ends
+
+    def counting(self: Any) -> None:
+        nonlocal asked
+        asked += 1
+        monkeypatch.setattr(lane, "QUICK_S", -1.0 if asked < 3 else 60.0)
+        ask(self)
+
+    monkeypatch.setattr(lane._Copy, "_ask_for_ends", counting)
+    with copier_of(kafka_of_lanes, "b") as copier:
+        finish(copier)
+    assert asked == 3
+    assert merged(kafka_of_lanes, targets("b")) == merged(kafka_of_lanes, SOURCE)

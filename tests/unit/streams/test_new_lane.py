@@ -1,0 +1,112 @@
+"""A partition of a new lane: judged in silence up to where it is to answer from."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from streams.contract.policy import parse_policy
+from streams.contract.records import Batch, Check, Reply, Update, decode_reply, encode_batch, encode_update
+from streams.ledger import Marker
+from streams.metrics import Metrics
+from streams.outbox import Outbox
+from streams.owned import Owned
+from streams.settings import Settings
+from tests.unit.streams.memory import MemoryStore
+from tests.unit.streams.partition_log import CLIENTS, PARTITION, PARTITIONS, START
+
+FIRST = Marker(0, 0, -1, -1, "topic", parse_policy("3/minute"))
+
+
+class Message:
+    def __init__(self, offset: int, value: bytes, key: bytes | None = None) -> None:
+        self._offset, self._value, self._key = offset, value, key
+
+    def offset(self) -> int:
+        return self._offset
+
+    def value(self) -> bytes:
+        return self._value
+
+    def key(self) -> bytes | None:
+        return self._key
+
+    def timestamp(self) -> tuple[int, int]:
+        return 2, START
+
+    def headers(self) -> None:
+        return None
+
+
+class Sent:
+    """An outbox that keeps what it is given."""
+
+    changelogs: dict[str, str]
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+        self.letters: list[Any] = []
+        self.updates: list[bytes] = []
+
+    def reply(self, _partition: int, value: bytes) -> None:
+        self.replies.append(decode_reply(value))
+
+    def dead_letter(self, message: Any, _reason: str) -> None:
+        self.letters.append(message)
+
+    def changelog(self, *_: Any) -> None:
+        """Never acknowledged."""
+
+    def update(self, _partition: int, value: bytes, _delivered: Any) -> None:
+        self.updates.append(value)
+
+
+def opened(answer_from: int) -> tuple[Owned, Sent]:
+    sent = Sent()
+    store = MemoryStore(PARTITION)
+    owned = Owned(
+        Settings(), PARTITIONS, store, FIRST, cast("Outbox", sent), Metrics(), answer_from=answer_from
+    )
+    owned.begin(0.0)
+    return owned, sent
+
+
+def batch(offset: int) -> Message:
+    return Message(offset, encode_batch(Batch(0, 7, offset, [Check(CLIENTS[0])])))
+
+
+def test_it_judges_and_says_nothing_until_it_has_caught_up() -> None:
+    owned, sent = opened(answer_from=3)
+    for offset in range(3):
+        owned.take(Message(offset, b"\x01 poison") if offset == 1 else batch(offset))
+    assert not sent.replies
+    assert not sent.letters
+    for offset in (3, 4):
+        owned.take(batch(offset))
+    assert [(reply.number, [answer.allowed for answer in reply.answers]) for reply in sent.replies] == [  # type: ignore[union-attr]
+        (3, [True]),
+        (4, [False]),
+    ]
+    owned.take(Message(5, b"\x01 poison"))
+    assert len(sent.letters) == 1
+
+
+def test_it_relays_no_update_before_it_has_seen_what_was_relayed() -> None:
+    owned, sent = opened(answer_from=2)
+    policy = parse_policy("9/minute")
+    for version in (0, 1):
+        key = b'["client", "%s", ""]' % CLIENTS[0].encode()
+        owned.take_update(Message(version, b'{"limits": ["9/minute"]}', key))
+    owned.tend(0.0)
+    assert not sent.updates
+    owned.take(Message(0, encode_update(Update(0, "client", CLIENTS[0], "", policy))))
+    owned.tend(0.0)
+    assert not sent.updates
+    owned.take(batch(1))
+    owned.tend(0.0)
+    assert sent.updates == [encode_update(Update(1, "client", CLIENTS[0], "", policy))]
+
+
+def test_any_other_answers_at_once() -> None:
+    owned, sent = opened(answer_from=0)
+    owned.take(batch(0))
+    assert len(sent.replies) == 1

@@ -15,7 +15,8 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as AIOKafkaConsumer
 
 from streams.contract.topics import UPDATES
-from streams.lease import Lease, now
+from streams.lease import Lease
+from streams.membership import Membership
 from streams.settings import Settings
 from streams.table import Assigned, Manager, Table
 
@@ -24,36 +25,11 @@ _UNPOLLED_S: Final = 10 * 365 * 86_400.0
 
 
 class _ConsumerThread(AIOKafkaConsumerThread):
-    """Faust's consumer thread, whose answered heartbeats extend the lease."""
+    """Faust's consumer thread, whose requests to the group pass through :class:`Membership`."""
 
     async def on_start(self) -> None:
         await super().on_start()
-        coordinator = self._consumer._coordinator
-        coordinator._send_req = _keeping(self.app.lease, coordinator._send_req)
-
-
-def _keeping(lease: Lease, send: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-    """Wrap a coordinator's requests so that they tell *lease* what the group has confirmed.
-
-    A heartbeat answered "rebalance in progress" confirms nothing, though aiokafka takes it for a success.
-    """
-
-    async def send_and_note(request: Any) -> Any:
-        sent_at = now()
-        response = await send(request)
-        kind = type(response).__name__
-        if kind.startswith(("HeartbeatResponse", "SyncGroupResponse")):
-            if response.error_code == 0:
-                lease.extend(sent_at)
-            elif response.error_code in (_ILLEGAL_GENERATION, _UNKNOWN_MEMBER_ID):
-                lease.end()
-        return response
-
-    return send_and_note
-
-
-_ILLEGAL_GENERATION: Final = 22
-_UNKNOWN_MEMBER_ID: Final = 25
+        Membership(self._consumer._coordinator, self.app.lease, self.app.fenced)
 
 
 class _Consumer(AIOKafkaConsumer):
@@ -77,6 +53,7 @@ class App(faust.App):
         on_revoked: Awaited before the group is joined again.
         on_assigned: Awaited with generation, active and standby partitions after it was.
         on_stopping: Awaited before anything of Faust's is stopped.
+        on_fenced: Called, in another thread, when another worker has taken this one's instance id.
     """
 
     BootStrategy = _Boot
@@ -88,6 +65,7 @@ class App(faust.App):
         on_revoked: Callable[[], Awaitable[None]],
         on_assigned: Assigned,
         on_stopping: Callable[[], Awaitable[None]],
+        on_fenced: Callable[[], None],
     ) -> None:
         session_s = settings.session_timeout_ms / 1_000
         super().__init__(
@@ -96,6 +74,7 @@ class App(faust.App):
             broker_client_id=f"sluice-{settings.instance_id}",
             # The group tells members apart by it, in what Faust keeps of their assignments.
             canonical_url=f"http://{settings.instance_id}",
+            consumer_group_instance_id=settings.instance_id,
             datadir=str(settings.tables),
             store="rocksdb://",
             Table=Table,
@@ -114,6 +93,7 @@ class App(faust.App):
             consumer_max_fetch_size=1024,
         )
         self.lease = lease
+        self.fenced = on_fenced
         self._revoked = on_revoked
         self._stopping = on_stopping
         self.tables.assigned = on_assigned

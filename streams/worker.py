@@ -18,7 +18,14 @@ from pydantic import ValidationError
 
 from streams import __version__, kafka
 from streams.app import App
-from streams.contract.errors import InvalidInput, SettingsError, SluiceError, StateError, TopicError
+from streams.contract.errors import (
+    InstanceTaken,
+    InvalidInput,
+    SettingsError,
+    SluiceError,
+    StateError,
+    TopicError,
+)
 from streams.contract.records import NodeBeat, encode_beat
 from streams.contract.topics import (
     COUNTERS_CHANGELOG,
@@ -28,6 +35,7 @@ from streams.contract.topics import (
     verify_topics,
     with_lanes,
 )
+from streams.folder import claim
 from streams.lane import Copier
 from streams.lease import Lease
 from streams.metrics import Metrics
@@ -57,18 +65,20 @@ class Worker:
 
     Raises:
         TopicError: the topics are not those of topics.yaml.
+        SettingsError: another worker uses the same tables.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self._claim = claim(settings.tables)
         specs = load_topics(settings.topics)
         verify_topics(kafka.admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         lease = Lease(settings.session_timeout_ms, settings.send_timeout_ms)
-        self.app = App(settings, lease, self._revoked, self._assigned, self._stop_judging)
+        self.app = App(settings, lease, self._revoked, self._assigned, self._stop_judging, self._fenced)
         tables = Tables(self.app, specs["checks"].partitions)
         self._restorer = Restorer(
             settings.bootstrap,
@@ -170,6 +180,14 @@ class Worker:
 
     def _lapsed(self, stores: list[PartitionStore]) -> None:
         self._loop.call_soon_threadsafe(lambda: self._keep(self.ownership.lapsed(stores)))
+
+    def _fenced(self) -> None:
+        self._fatal(
+            InstanceTaken(
+                f"another worker has joined the group as {self.settings.instance_id}, so this one ends. If "
+                f"it was replaced, all is well; if not, give each worker an SLUICE_INSTANCE_ID of its own"
+            )
+        )
 
     def _fatal(self, cause: BaseException) -> None:
         self._loop.call_soon_threadsafe(self._end, cause)

@@ -8,6 +8,7 @@
     │   ├── InvalidCost
     │   └── InvalidLimit      a limit or a policy
     ├── SettingsError         a setting cannot be followed on this machine
+    ├── InstanceTaken         another worker runs under this one's instance id
     ├── RecordError           a record on a topic cannot be used; it goes to dead-letters
     │   ├── UndecodableRecord
     │   └── MisroutedRecord   the wrong partition for its client
@@ -55,6 +56,10 @@ class InvalidLimit(InvalidInput):
 
 class SettingsError(SluiceError):
     """A setting is well-formed and cannot be followed here: a port is taken, a folder not writable."""
+
+
+class InstanceTaken(SluiceError):
+    """The group knows another worker under this one's instance id."""
 
 
 class RecordError(SluiceError):

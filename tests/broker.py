@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, TypeVar
 
 from confluent_kafka.admin import AdminClient
 
@@ -15,6 +15,8 @@ from gateway.broker import Broker, new_cluster_id
 from gateway.jars import fetch_jars, jars_folder
 from gateway.ports import free_port
 from streams.contract.topics import create_topics, load_topics
+
+AnyBroker = TypeVar("AnyBroker", bound=Broker)
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
@@ -51,13 +53,18 @@ def fresh_broker(*, topics: bool = True) -> Iterator[Broker]:
 
 
 @contextmanager
-def fresh_cluster(nodes: int = 3, *, heap: str = "256m") -> Iterator[list[Broker]]:
+def fresh_cluster(
+    nodes: int = 3,
+    *,
+    heap: str = "256m",
+    kind: type[AnyBroker] = Broker,  # type: ignore[assignment]
+) -> Iterator[list[AnyBroker]]:
     """Several brokers that replicate to each other; any of them may be stopped, killed or paused."""
     voters = [(node, free_port()) for node in range(1, nodes + 1)]
     cluster_id = new_cluster_id()
     with TemporaryDirectory(prefix="sluice-test-") as folder:
         brokers = [
-            Broker(
+            kind(
                 home_with_jars(Path(folder, str(node))),
                 port=free_port(),
                 controller_port=controller_port,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -106,34 +106,40 @@ class Gateway(Process):
 class System:
     """Broker, workers and gateways; processes are started by the test and stopped with it."""
 
-    def __init__(self, broker: Broker, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, broker: Broker, folder: Path, stack: ExitStack, **settings: Any) -> None:
         self.broker = broker
         self.workers: list[Process] = []
         self.gateways: list[Gateway] = []
-        self._folder = folder
+        self.folder = folder
+        self._settings = {"kafka": broker.bootstrap, "home": folder, **settings}
         self._stack = stack
 
-    def add_worker(self, **settings: Any) -> Process:
-        """Start one more worker."""
+    @property
+    def bootstrap(self) -> str:
+        """Where its Kafka is."""
+        return str(self._settings["kafka"])
+
+    def add_worker(self, *, env: Mapping[str, str] | None = None, **settings: Any) -> Process:
+        """Start one more worker; *env* is added to its environment as it is."""
         name = f"worker-{len(self.workers) + 1}"
         worker = Process(
             name,
             [sys.executable, "-m", "streams", "worker"],
-            env=self._env(instance_id=name, metrics_port=0, **settings),
-            log=self._folder / f"{name}.log",
+            env={**self._env(**{"instance_id": name, "metrics_port": 0, **settings}), **(env or {})},
+            log=self.folder / f"{name}.log",
         )
         self.workers.append(worker)
         self._run(worker)
         return worker
 
-    def add_gateway(self, **settings: Any) -> Gateway:
-        """Start one more gateway."""
+    def add_gateway(self, *, env: Mapping[str, str] | None = None, **settings: Any) -> Gateway:
+        """Start one more gateway; *env* is added to its environment as it is."""
         name, port = f"gateway-{len(self.gateways) + 1}", free_port()
         gateway = Gateway(
             name,
             [sys.executable, "-m", "gateway", "gateway"],
-            env=self._env(port=port, node_id=name, **settings),
-            log=self._folder / f"{name}.log",
+            env={**self._env(port=port, node_id=name, **settings), **(env or {})},
+            log=self.folder / f"{name}.log",
             port=port,
         )
         self.gateways.append(gateway)
@@ -142,8 +148,7 @@ class System:
         return gateway
 
     def _env(self, **settings: Any) -> dict[str, str]:
-        settings = {"kafka": self.broker.bootstrap, "home": self._folder, **settings}
-        return {f"SLUICE_{key.upper()}": str(value) for key, value in settings.items()}
+        return {f"SLUICE_{key.upper()}": str(value) for key, value in {**self._settings, **settings}.items()}
 
     def _run(self, process: Process) -> None:
         process.start()
@@ -168,7 +173,7 @@ class System:
     def records(self, partition: int) -> list[Record]:
         """All that ``checks[partition]`` holds, from its beginning."""
         place = TopicPartition(CHECKS, partition, 0)
-        consumer = Consumer({"bootstrap.servers": self.broker.bootstrap, "group.id": "oracle"})
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "oracle"})
         try:
             _, end = consumer.get_watermark_offsets(place, timeout=30)
             consumer.assign([place])

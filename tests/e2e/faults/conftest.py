@@ -1,0 +1,35 @@
+"""One cluster and three workers for all faults; and the table that they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.e2e.faults.cluster import running_cluster
+from tests.e2e.faults.report import ROWS, table
+from tests.e2e.faults.rig import Rig
+from tests.system import System, eventually
+
+
+@pytest.fixture(scope="session")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("faults")
+    with running_cluster(folder) as cluster, ExitStack() as stack:
+        system = System(cluster.nodes[0], folder, stack, kafka=cluster.bootstrap, topics=cluster.topics)
+        rig = Rig(cluster, system)
+        for _ in range(3):
+            system.add_worker()
+        gateway = system.add_gateway()
+        system.wait_ready()
+        eventually("every partition has its worker", lambda: rig.settled(gateway), on_failure=system.logs)
+        gateway.stop()
+        system.gateways.remove(gateway)
+        yield rig
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if ROWS:
+        terminalreporter.section("seconds of failing open, by fault")
+        terminalreporter.write_line(table())

@@ -1,0 +1,174 @@
+"""A fault under load: all is well before it and after it, and the log agrees with everything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.e2e.faults.cluster import Cluster, faketime
+from tests.e2e.faults.load import PARTITIONS, Load, late_s, running_load
+from tests.e2e.faults.oracle import Oracle, check_state, flushed, read_tables
+from tests.e2e.faults.report import ROWS, Row
+from tests.system import Gateway, Process, System, eventually
+
+WELL_S: Final = 1.5
+"""All partitions answered by the store for this long: all is well."""
+
+BEGAN: Final = "degraded: checks are let through"
+ENDED: Final = "normal again"
+
+
+def told(gateway: Gateway) -> tuple[int, int]:
+    """How often it has said that degraded mode began, and that it ended."""
+    return len(gateway.lines("WARNING", BEGAN)), len(gateway.lines("WARNING", ENDED))
+
+
+def normal(gateways: list[Gateway]) -> bool:
+    """Whether none is degraded."""
+    return all(gateway.report()["mode"] == "normal" for gateway in gateways)
+
+
+class Fault:
+    """What is known of a fault while it runs."""
+
+    def __init__(self, gateways: list[Gateway], load: Load) -> None:
+        self.gateways = gateways
+        self.load = load
+        self.at = time.monotonic()
+        self.moved: set[int] = set()
+
+    def strikes(self) -> None:
+        """Now."""
+        self.at = time.monotonic()
+
+    def seconds(self, partitions: set[int]) -> float | None:
+        """For which the worst of *partitions* was let through; ``None`` of none."""
+        late = late_s(self.load.asked, self.at)
+        return max((late[partition] for partition in partitions), default=None)
+
+    @property
+    def moved_s(self) -> float | None:
+        """Of the partitions that changed their owner."""
+        return self.seconds(self.moved)
+
+    @property
+    def kept_s(self) -> float | None:
+        """Of those that did not."""
+        return self.seconds(set(range(PARTITIONS)) - self.moved)
+
+
+class Rig:
+    """Cluster, workers and oracle, used by one fault after another; each has gateways of its own."""
+
+    def __init__(self, cluster: Cluster, system: System) -> None:
+        self.cluster = cluster
+        self.system = system
+        self.oracle = Oracle(cluster.bootstrap)
+
+    def owners(self, gateway: Gateway) -> dict[int, str]:
+        """Who judges each partition."""
+        return {
+            int(partition): node["id"].split("@")[0]
+            for node in gateway.report()["nodes"]
+            for partition, beat in node["partitions"].items()
+            if beat["state"] == "running"
+        }
+
+    def owned_by(self, gateway: Gateway, worker: Process) -> set[int]:
+        """The partitions that *worker* judges."""
+        return {p for p, name in self.owners(gateway).items() if name == worker.name}
+
+    def most_loaded(self, gateway: Gateway) -> Process:
+        """The worker with the most partitions."""
+        return max(self.system.workers, key=lambda worker: len(self.owned_by(gateway, worker)))
+
+    def settled(self, gateway: Gateway) -> bool:
+        """Whether every partition is judged by a worker that runs."""
+        owners = self.owners(gateway)
+        running = {worker.name for worker in self.system.workers if worker.status is None}
+        return len(owners) == PARTITIONS and set(owners.values()) <= running
+
+    def all_at_work(self, gateway: Gateway) -> bool:
+        """Whether every worker judges something."""
+        return len(set(self.owners(gateway).values())) == len(self.system.workers)
+
+    @contextmanager
+    def joining(self, worker: Process) -> Iterator[None]:
+        """The block ends when the group has told *worker* once more what is its."""
+        before = len(worker.lines("generation"))
+        yield
+        eventually(
+            f"{worker.name} has joined",
+            lambda: len(worker.lines("generation")) > before,
+            on_failure=self.system.logs,
+        )
+
+    def others_take_over(self, fault: Fault) -> None:
+        """Return when the workers that run judge all partitions."""
+        eventually("others take over", lambda: self.settled(fault.gateways[0]), on_failure=self.system.logs)
+
+    @contextmanager
+    def fault(self, name: str, *, episodes: int = 1, clocks_s: Sequence[int] = (0, 0)) -> Iterator[Fault]:
+        """Load; the block hurts something, and has to leave all processes running that should.
+
+        Args:
+            name: For the table.
+            episodes: How often degraded mode may begin at one gateway.
+            clocks_s: For each gateway, how far its wall clock is ahead.
+        """
+        started = [
+            self.system.add_gateway(env=faketime(ahead_s) if ahead_s else None) for ahead_s in clocks_s
+        ]
+        self.system.wait_ready()
+        eventually(
+            "every partition has its worker", lambda: self.settled(started[0]), on_failure=self.system.logs
+        )
+        with running_load([gateway.url for gateway in started], seed=len(ROWS)) as load:
+            fault = Fault(started, load)
+            eventually("all is well", lambda: load.well_for(WELL_S), on_failure=self.system.logs)
+            eventually("normal mode", lambda: normal(started))
+            before = self.owners(started[0])
+            said = {gateway.name: told(gateway) for gateway in started}
+            fault.strikes()
+            yield fault
+            eventually("all is well again", lambda: load.well_for(WELL_S), on_failure=self.system.logs)
+            alive = [gateway for gateway in started if gateway.status is None]
+            eventually("normal mode", lambda: normal(alive))
+            after = self.owners(alive[0])
+            fault.moved |= {p for p in range(PARTITIONS) if before.get(p) != after.get(p)}
+        for gateway in alive:
+            began, ended = (now - then for now, then in zip(told(gateway), said[gateway.name], strict=True))
+            assert began == ended <= episodes, gateway.lines("WARNING")
+        compared = self.compare(load)
+        let_through = sum(one.answer is not None and not one.good for one in load.asked)
+        ROWS.append(Row(name, fault.moved_s, fault.kept_s, let_through, compared))
+        for gateway in started:
+            if gateway.status is None:
+                gateway.stop()
+            self.system.gateways.remove(gateway)
+
+    def compare(self, load: Load) -> int:
+        """Replies, HTTP answers and changelogs against the log; returns how many decisions were compared."""
+        truths = self.oracle.read()
+        eventually("all flushed", lambda: flushed(truths, self.oracle.stored()), on_failure=self.system.logs)
+        for partition, (truth, stored) in enumerate(zip(truths, self.oracle.stored(), strict=True)):
+            check_state(partition, truth, stored, "changelog")
+        return self.oracle.check_replies(truths) + self.oracle.check_http(truths, load.asked)
+
+    def check_tables(self, gateway: Gateway) -> None:
+        """Stop all workers; what those that judged or stood by have on disk is what the log says."""
+        nodes = {node["id"].split("@")[0]: node["partitions"] for node in gateway.report()["nodes"]}
+        workers = [worker for worker in self.system.workers if worker.status is None]
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join(30)
+            assert worker.status == 0, worker.tail(30)
+        truths = self.oracle.read()
+        for worker in workers:
+            for partition in map(int, nodes[worker.name]):
+                tables = read_tables(Path(self.system.folder, worker.name), partition)
+                check_state(partition, truths[partition], tables, worker.name)

@@ -1,0 +1,31 @@
+"""Brokers killed and stopped."""
+
+from __future__ import annotations
+
+import time
+
+from tests.e2e.faults.rig import Rig
+from tests.system import eventually
+
+
+def test_one_killed_and_started_again(rig: Rig) -> None:
+    with rig.fault("broker: kill -9 one of three, started again after 5 s", episodes=2) as fault:
+        node = rig.cluster.leader_of(0)
+        node.kill()
+        eventually("the others lead", lambda: fault.load.well_for(1.0), on_failure=rig.system.logs)
+        node.start()
+        rig.cluster.wait_in_sync()
+
+
+def test_two_stopped(rig: Rig) -> None:
+    with rig.fault("brokers: two of three stopped for 8 s", episodes=2) as fault:
+        stopped = rig.cluster.nodes[1:]
+        for node in stopped:
+            node.kill()
+        time.sleep(8)
+        assert not fault.load.well_for(1.0)
+        for node in stopped:
+            node.launch()
+        for node in stopped:
+            node.wait_ready()
+        rig.cluster.wait_in_sync()

@@ -1,0 +1,41 @@
+"""Clocks an hour off: only a partition leader's enters a decision, and only once."""
+
+from __future__ import annotations
+
+from tests.e2e.faults.cluster import faketime
+from tests.e2e.faults.rig import Rig
+from tests.system import eventually
+
+HOUR_S = 3_600
+
+
+def test_gateway_ahead(rig: Rig) -> None:
+    with rig.fault("clock: a gateway an hour ahead", clocks_s=[HOUR_S, 0]):
+        pass
+
+
+def test_worker_ahead_then_behind(rig: Rig) -> None:
+    for name, offset_s in (("ahead", HOUR_S + 60), ("behind", -HOUR_S)):
+        with rig.fault(f"clock: a worker restarted, an hour {name}", episodes=2) as fault:
+            before = rig.system.workers.pop()
+            assert before.stop() == 0
+            rig.system.add_worker(env=faketime(offset_s))
+            rig.others_take_over(fault)
+    rig.system.workers.pop().stop()
+    rig.system.add_worker()
+
+
+def test_leader_ahead_and_then_not(rig: Rig) -> None:
+    node = rig.cluster.leader_of(0)
+    for name, offset_s in (("an hour ahead", HOUR_S), ("right again", 0)):
+        with rig.fault(f"clock: a partition leader restarted, {name}", episodes=3) as fault:
+            node.kill()
+            node.ahead_s = offset_s
+            node.start()
+            rig.cluster.wait_in_sync()
+            rig.cluster.elect_preferred()
+            assert rig.cluster.leader_of(0) is node
+            eventually("all is well", lambda: fault.load.well_for(1.0), on_failure=rig.system.logs)
+    jumps = [line for worker in rig.system.workers for line in worker.lines("WARNING", "clock jumped")]
+    assert any("jumped ahead" in line for line in jumps)
+    assert any("jumped back" in line for line in jumps)

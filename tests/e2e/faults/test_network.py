@@ -1,0 +1,30 @@
+"""A worker cut off from all brokers, which both live on.
+
+Cut by proxies: brokers have a second listener that is advertised at a proxy's port, and the worker knows
+only that. It needs no root and no namespaces, and hurts nothing but the test's own connections.
+"""
+
+from __future__ import annotations
+
+import time
+
+from tests.e2e.faults.rig import Rig
+
+
+def test_cut_off_from_the_brokers(rig: Rig) -> None:
+    system = rig.system
+    system.workers.pop().stop()
+    worker = system.add_worker(kafka=rig.cluster.over_wires)
+    with rig.fault("network: a worker cut off from all brokers for 12 s", episodes=2) as fault:
+        fault.moved = rig.owned_by(fault.gateways[0], worker)
+        for node in rig.cluster.nodes:
+            node.wire.cut()
+        time.sleep(12)
+        with rig.joining(worker):
+            for node in rig.cluster.nodes:
+                node.wire.heal()
+    assert worker.lines("WARNING", "the group lease ran out")
+    assert worker.status is None
+    system.workers.remove(worker)
+    worker.stop()
+    system.add_worker()

@@ -1,0 +1,90 @@
+"""Workers killed, stopped, frozen, added, wiped."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+
+from tests.e2e.faults.rig import Rig
+from tests.system import eventually
+
+SESSION_S = 6.0
+
+
+def test_killed_and_not_started_again(rig: Rig) -> None:
+    with rig.fault("worker: kill -9, not started again") as fault:
+        victim = rig.most_loaded(fault.gateways[0])
+        victim.kill()
+        rig.others_take_over(fault)
+    with rig.joining(victim):
+        victim.start()
+
+
+def test_stopped(rig: Rig) -> None:
+    with rig.fault("worker: SIGTERM") as fault:
+        victim = rig.most_loaded(fault.gateways[0])
+        assert victim.stop() == 0
+        rig.others_take_over(fault)
+    with rig.joining(victim):
+        victim.start()
+
+
+def test_killed_and_started_again(rig: Rig) -> None:
+    with rig.fault("worker: kill -9, started again at once") as fault:
+        victim = rig.most_loaded(fault.gateways[0])
+        fault.moved = rig.owned_by(fault.gateways[0], victim)
+        victim.kill()
+        with rig.joining(victim):
+            victim.start()
+
+
+def test_frozen_past_its_session_and_woken(rig: Rig) -> None:
+    with rig.fault("worker: SIGSTOP for 12 s, SIGCONT (zombie)", episodes=2) as fault:
+        victim = rig.most_loaded(fault.gateways[0])
+        victim.signal(signal.SIGSTOP)
+        time.sleep(2 * SESSION_S)
+        with rig.joining(victim):
+            victim.signal(signal.SIGCONT)
+        assert victim.lines("WARNING", "the group lease ran out")
+
+
+def test_added(rig: Rig) -> None:
+    with rig.fault("worker: one joins") as fault:
+        rig.system.add_worker()
+        eventually("it has its share", lambda: rig.all_at_work(fault.gateways[0]), on_failure=rig.system.logs)
+
+
+def test_removed(rig: Rig) -> None:
+    with rig.fault("worker: the one that joined leaves") as fault:
+        assert rig.system.workers.pop().stop() == 0
+        rig.others_take_over(fault)
+
+
+def test_disk_wiped(rig: Rig) -> None:
+    with rig.fault("worker: kill -9, disk wiped, started again") as fault:
+        victim = rig.most_loaded(fault.gateways[0])
+        fault.moved = rig.owned_by(fault.gateways[0], victim)
+        victim.kill()
+        shutil.rmtree(rig.system.folder / victim.name)
+        with rig.joining(victim):
+            victim.start()
+
+
+def test_all_down(rig: Rig) -> None:
+    with rig.fault("all workers: kill -9, down for 20 s") as fault:
+        for worker in rig.system.workers:
+            worker.kill()
+        time.sleep(20)
+        for worker in rig.system.workers:
+            worker.start()
+        rig.others_take_over(fault)
+
+
+def test_rolling_restart(rig: Rig) -> None:
+    with rig.fault("all workers: SIGTERM and start, one after the other", episodes=3) as fault:
+        for worker in rig.system.workers:
+            assert worker.stop() == 0
+            with rig.joining(worker):
+                worker.start()
+            rig.others_take_over(fault)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -210,9 +211,11 @@ def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
 
     Raises:
         TopicError: the broker refused, or an existing topic differs (see :func:`verify_topics`).
+        Unavailable: no broker answered.
     """
     wanted = {spec.name: spec for spec in specs}
-    present = admin.list_topics(timeout=_TIMEOUT_S).topics
+    with _asking("which topics there are"):
+        present = admin.list_topics(timeout=_TIMEOUT_S).topics
     new = [
         NewTopic(s.name, s.partitions, s.replication, config=s.config())
         for s in wanted.values()
@@ -221,12 +224,16 @@ def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
     created = []
     futures: dict[str, Future[None]] = admin.create_topics(new, operation_timeout=_TIMEOUT_S) if new else {}
     for name, future in futures.items():
-        try:
-            future.result(timeout=_TIMEOUT_S)
-            created.append(name)
-        except KafkaException as exc:
-            if exc.args[0].name() != "TOPIC_ALREADY_EXISTS":
-                raise TopicError(f"the broker did not create {name}: {exc.args[0].str()}") from exc
+        with _asking(f"to create {name}"):
+            try:
+                future.result(timeout=_TIMEOUT_S)
+                created.append(name)
+            except KafkaException as exc:
+                error = exc.args[0]
+                if error.code() < 0:  # librdkafka's own: the broker has not said a word
+                    raise
+                if error.name() != "TOPIC_ALREADY_EXISTS":
+                    raise TopicError(f"the broker did not create {name}: {error.str()}") from exc
     _await_visible(admin, created)
     verify_topics(admin, wanted.values())
     return created
@@ -256,10 +263,11 @@ def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
     wanted = {spec.name: spec for spec in specs}
     described = describe(admin, wanted)
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in wanted]
-    configs = {
-        resource.name: future.result(timeout=_TIMEOUT_S)
-        for resource, future in admin.describe_configs(resources).items()
-    }
+    with _asking("how the topics are set up"):
+        configs = {
+            resource.name: future.result(timeout=_TIMEOUT_S)
+            for resource, future in admin.describe_configs(resources).items()
+        }
     for name, spec in wanted.items():
         partitions = len(described[name].partitions)
         if partitions != spec.partitions:
@@ -286,16 +294,29 @@ def describe(admin: AdminClient, names: Iterable[str]) -> dict[str, TopicDescrip
     """
     found = {}
     for name, future in admin.describe_topics(TopicCollection(list(names))).items():
-        try:
-            found[name] = future.result(timeout=_TIMEOUT_S)
-        except TimeoutError as exc:
-            raise Unavailable("no broker answered: see that Kafka runs at SLUICE_KAFKA") from exc
-        except KafkaException as exc:
-            error = exc.args[0]
-            if error.name() == "UNKNOWN_TOPIC_OR_PART":
+        with _asking(f"for topic {name}"):
+            try:
+                found[name] = future.result(timeout=_TIMEOUT_S)
+            except KafkaException as exc:
+                if exc.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
+                    raise
                 raise TopicError(f"topic {name} is not there: run `{_creates(name)}`") from exc
-            raise Unavailable(f"no broker answered ({error.str()}): see that Kafka runs") from exc
     return found
+
+
+@contextmanager
+def _asking(what: str) -> Iterator[None]:
+    """Map the client's errors to ours: the broker was asked *what*, and did not tell."""
+    try:
+        yield
+    except TimeoutError as exc:
+        raise Unavailable(
+            f"no broker answered in {_TIMEOUT_S:g} s, asked {what}: see that Kafka runs at SLUICE_KAFKA"
+        ) from exc
+    except KafkaException as exc:
+        raise Unavailable(
+            f"no answer from Kafka ({exc.args[0].str()}), asked {what}: see that it runs at SLUICE_KAFKA"
+        ) from exc
 
 
 def _creates(topic: str) -> str:

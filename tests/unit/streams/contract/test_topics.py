@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
-from streams.contract.errors import TopicError
+from streams.contract import topics
+from streams.contract.errors import TopicError, Unavailable
 from streams.contract.topics import (
     COPARTITIONED,
     COUNTERS_CHANGELOG,
@@ -16,9 +23,11 @@ from streams.contract.topics import (
     POLICIES_CHANGELOG,
     REPLIES,
     changelogs_of,
+    create_topics,
     lane_names,
     load_topics,
     partition_of,
+    verify_topics,
     with_lanes,
 )
 
@@ -132,3 +141,62 @@ def test_no_two_lanes_share_a_name_or_a_topic() -> None:
     assert len(set(names)) == len(names) == MAX_LANES
     topics = [topic for lane in (*names, "counters", "policies") for topic in changelogs_of(lane).values()]
     assert len(set(topics)) == len(topics)
+
+
+# --- a broker that does not answer ------------------------------------------------------------
+
+
+class Silent:
+    """In place of an AdminClient: a question ends by the exception given, or (``None``) is never answered."""
+
+    def __init__(self, **answers: BaseException | None) -> None:
+        self._answers = answers
+
+    def __getattr__(self, question: str) -> Callable[..., Any]:
+        def ask(asked: Any = (), **_: Any) -> dict[Any, Future[Any]]:
+            future: Future[Any] = Future()
+            if question not in self._answers:
+                future.set_result(SimpleNamespace(partitions=range(4)))
+            elif (error := self._answers[question]) is not None:
+                future.set_exception(error)
+            names = getattr(asked, "topic_names", asked)
+            return {getattr(name, "topic", name): future for name in names}
+
+        return ask
+
+    def list_topics(self, **_: Any) -> Any:
+        if (error := self._answers.get("list_topics")) is not None:
+            raise error
+        return SimpleNamespace(topics={})
+
+
+GONE = KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked"),
+    [
+        ({"list_topics": GONE}, "which topics there are"),
+        ({"create_topics": GONE}, "to create checks"),
+        ({"create_topics": None}, "to create checks"),
+        ({"describe_topics": GONE}, "for topic checks"),
+        ({"describe_topics": None}, "for topic checks"),
+        ({"describe_configs": GONE}, "how the topics are set up"),
+        ({"describe_configs": None}, "how the topics are set up"),
+    ],
+)
+def test_no_answer_is_told_as_one(
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, BaseException | None], asked: str
+) -> None:
+    monkeypatch.setattr(topics, "_TIMEOUT_S", 0.01)
+    admin: Any = Silent(**answers)
+    with pytest.raises(Unavailable, match=f"asked {asked}: see that .* SLUICE_KAFKA"):
+        create_topics(admin, [load_topics()["checks"]])
+
+
+def test_no_broker_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topics, "_TIMEOUT_S", 0.5)
+    admin = AdminClient({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
+    for ask in (create_topics, verify_topics):
+        with pytest.raises(Unavailable, match="see that"):
+            ask(admin, [load_topics()["checks"]])

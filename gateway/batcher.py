@@ -311,13 +311,18 @@ class Batcher:
             return  # sent while the breaker was open: its miss says nothing new
         queue.flying = None
         if queue.breaker.miss():
-            self._on_opened(
-                queue,
-                f"partition {queue.index} missed {self._misses} deadlines in a row (of "
-                f"{self._deadline_s * 1000:g} ms); is its worker running? GET /v1/status shows who is there",
-            )
+            self._on_opened(queue, self._told(queue.index, reason))
         elif queue.breaker.reason is None:
             self._send_next(queue)
+
+    def _told(self, partition: int, reason: str) -> str:
+        """Why a breaker opened, for the operator; *reason* ended the last batch."""
+        if reason == UNPUBLISHED:
+            last = "could not be published: are the brokers well?"
+        else:
+            last = f"had no answer within {self._deadline_s * 1000:g} ms: is its worker running?"
+        failed = f"partition {partition}: {self._misses} batches in a row failed"
+        return f"{failed}, the last {last} GET /v1/status shows who is there"
 
     # --- breakers ---------------------------------------------------------------------------
 

@@ -251,6 +251,22 @@ def test_what_cannot_be_published_is_let_through_and_counted() -> None:
     assert bench.metrics.uncounted == 4
 
 
+def test_a_breaker_tells_what_opened_it() -> None:
+    silent, deaf = Bench(), Bench()
+    for _ in range(3):
+        ask(silent, 1)
+        silent.loop.advance(0.3)
+        ask(deaf, 1)
+        deaf.loop.turn()
+        deaf.batcher.undelivered(deaf.outbox.last.number, 1)
+    assert (silent.mode.why or "").startswith(
+        "partition 0: 3 batches in a row failed, the last had no answer within 250 ms: is its worker running?"
+    )
+    assert (deaf.mode.why or "").startswith(
+        "partition 0: 3 batches in a row failed, the last could not be published: are the brokers well?"
+    )
+
+
 def test_publish_wants_no_reply() -> None:
     bench = Bench()
     for cost in (1, 2):

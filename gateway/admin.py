@@ -17,14 +17,17 @@ import re
 from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import count
-from typing import Final, Protocol
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
-from streams.contract.errors import InvalidInput, Unavailable
+from streams.contract.errors import InvalidInput, SluiceError, Unavailable
 from streams.contract.policy import Policy, check_id
 from streams.contract.records import KINDS, Update, UpdateKey, encode_update_key, encode_update_value
 from streams.contract.topics import home_of, partition_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_PAGE: Final = 1_000
 """Entries of one page."""
@@ -34,6 +37,13 @@ MAX_SCAN: Final = 50_000
 
 READERS: Final = 2
 """Scans at the same time; each has a consumer and a thread."""
+
+MAX_WAITING: Final = 16
+"""Reads that wait for a scan to end; a scan of a large partition takes seconds."""
+
+
+class Busy(SluiceError):
+    """Too many reads of limits wait already; a later one may find room."""
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -144,6 +154,7 @@ class Admin:
         self._numbers = count(1)
         self._unconfirmed: dict[str, _Unconfirmed] = {}
         self._readers = asyncio.Semaphore(READERS)
+        self._reading = 0
 
     async def write(self, key: UpdateKey, policy: Policy | None) -> Applied:
         """Publish an update; returns when all owners have confirmed it, or not confirmed after the timeout.
@@ -184,17 +195,18 @@ class Admin:
         """The policy stored under *key*; ``None`` if there is none.
 
         Raises:
+            Busy: too many other reads are waiting.
             InvalidInput: a key that cannot be used.
             Unavailable: the broker did not answer.
         """
         _check_key(key)
-        async with self._readers:
-            return await asyncio.to_thread(self._find, key, self._owners(key)[0])
+        return await self._read(self._find, key, self._owners(key)[0])
 
     async def page(self, after: str | None, limit: int, kind: str | None) -> LimitsPage:
         """Up to *limit* stored policies from the cursor *after* on, of one *kind* or all.
 
         Raises:
+            Busy: too many other reads are waiting.
             InvalidInput: *after*, *limit* or *kind* cannot be used.
             Unavailable: the broker did not answer.
         """
@@ -203,8 +215,17 @@ class Admin:
         if kind not in (None, "client", "plan", "default"):
             raise InvalidInput("kind", f"{kind!r} is not one", "use client, plan or default")
         partition, offset = self._read_cursor(after)
-        async with self._readers:
-            return await asyncio.to_thread(self._scan, partition, offset, limit, kind)
+        return await self._read(self._scan, partition, offset, limit, kind)
+
+    async def _read(self, scan: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._reading == READERS + MAX_WAITING:
+            raise Busy(f"{READERS} reads of limits are under way and {MAX_WAITING} wait: try again later")
+        self._reading += 1
+        try:
+            async with self._readers:
+                return await asyncio.to_thread(scan, *args, **kwargs)
+        finally:
+            self._reading -= 1
 
     def _owners(self, key: UpdateKey) -> list[int]:
         """The partitions of *key*; of a plan and the default all, their home first: it orders changes."""

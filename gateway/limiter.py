@@ -200,6 +200,7 @@ class Limiter:
         """The policy stored under exactly this key; ``None`` if there is none.
 
         Raises:
+            Busy: too many other reads of limits are waiting.
             Unavailable: the broker did not answer.
         """
         return await self._admin.get(key)
@@ -215,6 +216,7 @@ class Limiter:
             kind: ``client``, ``plan`` or ``default`` only.
 
         Raises:
+            Busy: too many other reads of limits are waiting.
             InvalidInput: *after*, *limit* or *kind* is none of these.
             Unavailable: the broker did not answer.
         """

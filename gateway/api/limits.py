@@ -48,7 +48,7 @@ def _found(kind: _Kind, id_: str | None) -> openapi.Entry:
     found = StoredLimits(kind, id_, None, _LIMITS)
     return {
         **openapi.answers(200, "What it is held to", openapi.ref(StoredLimits), {"stored": found}),
-        **openapi.fails(openapi.NOTHING_STORED, openapi.BAD_RESOURCE, openapi.NO_BROKER),
+        **openapi.fails(openapi.NOTHING_STORED, openapi.BAD_RESOURCE, *openapi.READ_FAILS),
     }
 
 
@@ -74,7 +74,7 @@ router = APIRouter(tags=["limits"], dependencies=[Depends(require_utf8)], defaul
     summary="List stored limits",
     responses={
         **openapi.answers(200, "A page", openapi.ref(Page), {"last": _PAGE}),
-        **openapi.fails(openapi.BAD_PAGE, openapi.NO_BROKER),
+        **openapi.fails(openapi.BAD_PAGE, *openapi.READ_FAILS),
     },
 )
 async def list_limits(query: Annotated[PageQuery, Query()], limiter: Store) -> Response:

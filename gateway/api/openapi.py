@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from gateway.api.problems import (
     BUG,
+    BUSY,
     CONTENT_TYPE,
     FORBIDDEN,
     INVALID,
@@ -37,6 +38,20 @@ NO_BROKER: Final[Case] = (
     "the change could not be published (no broker): try again",
     None,
     "try again when /readyz answers 200",
+)
+READ_FAILS: Final[tuple[Case, ...]] = (
+    (
+        UNAVAILABLE,
+        "limit-updates cannot be read: no broker answers",
+        None,
+        "try again when /readyz answers 200",
+    ),
+    (
+        BUSY,
+        "2 reads of limits are under way and 16 wait: try again later",
+        None,
+        "try again after Retry-After seconds",
+    ),
 )
 NOTHING_STORED: Final[Case] = (NO_LIMITS, "it has no limits of its own", "client_id", "set some with PUT")
 BAD_LIMIT: Final[Case] = (
@@ -166,10 +181,14 @@ def fails(*cases: Case) -> Entry:
     entries: Entry = {}
     bug: Case = (BUG, "the gateway failed in a way it should not; its log has the traceback", None, None)
     for kind, detail, field, remedy in (*cases, bug):
-        example = problem(kind, detail, field, remedy)
-        content = {"schema": ref(Problem), "examples": examples({kind.name: example})}
-        entries[kind.status] = {
-            "description": kind.title,
-            "content": {"application/problem+json": content},
-        }
+        shown = examples({kind.name: problem(kind, detail, field, remedy)})
+        if (entry := entries.get(kind.status)) is None:
+            content = {"schema": ref(Problem), "examples": shown}
+            entries[kind.status] = {
+                "description": kind.title,
+                "content": {"application/problem+json": content},
+            }
+        else:
+            entry["description"] += f"; {kind.title[0].lower()}{kind.title[1:]}"
+            entry["content"]["application/problem+json"]["examples"] |= shown
     return entries

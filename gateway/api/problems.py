@@ -14,12 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.admin import Busy
 from gateway.api.responses import PROBLEM, Rendered, RenderedResponse, render
 from gateway.headers import Headers
 from streams.contract.errors import InvalidInput, Unavailable
 
 log: Final = logging.getLogger(__name__)
 
+_LATER: Final = "try again after Retry-After seconds; many limits are read faster page by page, GET /v1/limits"
 _METHODS: Final = ("GET", "PUT", "POST", "DELETE")
 
 
@@ -42,6 +44,7 @@ CONTENT_TYPE: Final = Kind(415, "content-type", "The body's type is not JSON")
 INVALID: Final = Kind(422, "invalid-value", "A value cannot be used")
 BUG: Final = Kind(500, "internal-error", "The gateway has a bug")
 UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
+BUSY: Final = Kind(503, "busy", "Too many reads of limits at once")
 NOT_READY: Final = Kind(503, "not-ready", "Checks are not answered from the store")
 
 
@@ -87,6 +90,8 @@ def render_error(exc: Exception) -> Rendered | None:
             return _render(exc.problem, exc.headers)
         case InvalidInput():
             return _render(problem(INVALID, f"{exc.field}: {exc.problem}", exc.field, exc.remedy))
+        case Busy():
+            return _render(problem(BUSY, str(exc), None, _LATER), [(b"retry-after", b"1")])
         case Unavailable():
             return _render(problem(UNAVAILABLE, str(exc), None, "try again when /readyz answers 200"))
         case _:
@@ -99,7 +104,7 @@ def _render(what: Problem, headers: Headers | None = None) -> Rendered:
 
 def install(app: FastAPI) -> None:
     """Have *app* answer every exception with a problem."""
-    for kind in (ProblemError, InvalidInput, Unavailable):
+    for kind in (ProblemError, InvalidInput, Busy, Unavailable):
         app.add_exception_handler(kind, _expected)
     app.add_exception_handler(RequestValidationError, _parameters)
     app.add_exception_handler(HTTPException, _routing)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Generator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admin import Admin, LimitsPage, Word
+from gateway.admin import MAX_WAITING, READERS, Admin, Busy, LimitsPage, Word
 from streams.contract.errors import InvalidId, InvalidInput, Unavailable
 from streams.contract.policy import Policy, parse_policy
 from streams.contract.records import Update, UpdateKey, decode_update
@@ -163,6 +164,27 @@ async def test_the_newest_value_of_a_key_is_got() -> None:
     assert await admin.get(UpdateKey("client", "alice", "login")) == SLOW
     assert await admin.get(client("bob")) is None
     assert await admin.get(UpdateKey("default")) is None
+
+
+async def test_reads_wait_for_each_other_up_to_a_point() -> None:
+    may_end = threading.Event()
+
+    class Slow(Log):
+        def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
+            may_end.wait(10)
+            yield from super().read_updates(partition, start)
+
+    log = Slow()
+    log.store(client("alice"), FAST)
+    admin = admin_over(log)
+    reads = [asyncio.create_task(admin.get(client("alice"))) for _ in range(READERS + MAX_WAITING)]
+    await asyncio.sleep(0)
+    for refused in (admin.get(client("alice")), admin.page(None, 1, None)):
+        with pytest.raises(Busy):
+            await refused
+    may_end.set()
+    assert await asyncio.gather(*reads) == [FAST] * len(reads)
+    assert await admin.get(client("alice")) == FAST
 
 
 async def pages(admin: Admin, limit: int, kind: str | None = None) -> list[LimitsPage]:

@@ -5,6 +5,7 @@ import logging
 import httpx
 import pytest
 
+from gateway.admin import Busy
 from tests.unit.gateway.api.fake import FakeLimiter
 
 
@@ -32,6 +33,18 @@ async def test_a_method_the_route_does_not_know(
     assert response.status_code == 405
     assert response.headers["allow"] == allowed
     assert response.json()["remedy"] == f"use {allowed}"
+
+
+@pytest.mark.parametrize("url", ["/v1/limits/alice", "/v1/plans/free", "/v1/default", "/v1/limits"])
+async def test_too_many_reads_are_told_when_to_come_again(
+    url: str, http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    limiter.error = Busy("16 wait")
+    response = await http.get(url)
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["type"] == "urn:sluice:problem:busy"
+    assert "Retry-After" in response.json()["remedy"]
 
 
 async def test_a_bug_is_one_log_entry_and_a_500_without_internals(

@@ -21,7 +21,9 @@ from streams.contract.errors import InvalidInput, Unavailable
 
 log: Final = logging.getLogger(__name__)
 
-_LATER: Final = "try again after Retry-After seconds; many limits are read faster page by page, GET /v1/limits"
+_LATER: Final = (
+    "try again after Retry-After seconds; many limits are read faster page by page, GET /v1/limits"
+)
 _METHODS: Final = ("GET", "PUT", "POST", "DELETE")
 
 

@@ -253,7 +253,10 @@ class Limiter:
         await self._failed.wait()
 
     async def ready(self) -> Readiness:
-        """Whether checks are answered from the store, and if not, why."""
+        """Whether checks of one partition at least are answered from the store; if not, why.
+
+        From a start until every partition has answered once it is not.
+        """
         if self._failure is not None:
             return Readiness(False, self._failure)
         state, why = self._store()

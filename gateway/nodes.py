@@ -82,7 +82,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Whether checks are answered from the store; ``reason`` says why not."""
+    """Whether checks of one partition at least are answered from the store; ``reason`` says why not."""
 
     ready: bool
     reason: str | None = None

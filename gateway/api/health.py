@@ -45,12 +45,17 @@ async def healthz() -> Response:
     "/readyz",
     summary="Are checks answered from the store?",
     responses={
-        **openapi.answers(200, "They are", openapi.ref(Health), {"ready": Health("ready")}),
+        **openapi.answers(200, "They are, of one partition at least", openapi.ref(Health), {"ready": Health("ready")}),
         **openapi.fails((NOT_READY, "partition 2 has not answered yet", None, _REMEDY)),
     },
 )
 async def readyz(limiter: Store) -> Response:
-    """503 with the reason while they are let through instead."""
+    """Whether to send checks to this gateway rather than to another.
+
+    503 with the reason while the checks of *every* partition are let through, and after a start until every
+    partition has answered once. With some partitions let through and some answered it is 200:
+    `/v1/status` lists them in `degraded_partitions`, and a check tells of itself by `degraded`.
+    """
     readiness = await limiter.ready()
     if not readiness.ready:
         raise ProblemError(NOT_READY, readiness.reason or "not ready", None, _REMEDY)

@@ -29,7 +29,8 @@ is answered with `application/problem+json` (RFC 9457): `field` names the part o
 would do, and nothing was published.
 
 Changes need `Authorization: Bearer` where an admin token is set. Without one they are accepted on loopback
-only, from programs on the same machine: a foreign `Host` or `Origin` is refused.
+only, from programs on the same machine: a foreign `Host` or `Origin` is refused, and what a proxy says it
+forwards. Not every proxy says so: behind a proxy, set `SLUICE_ADMIN_TOKEN`.
 """
 
 _RESOURCES: Final = (check.router, limits.router, clients.router, status.router, health.router)

@@ -4,12 +4,15 @@
 listens on          a change is accepted
 ==================  ==============================================================================
 anything, a token   with ``Authorization: Bearer <token>``; nothing else is looked at, since neither
-                    another site's page nor a proxy's caller can add a token it does not know
+                    another site's page nor a proxy's caller can add a token they do not know
 loopback, no token  from programs on this machine: ``Host`` names loopback (a rebound DNS name does
                     not), ``Origin``, which browsers send, is this very address, and no proxy says
                     that it forwards for somebody else
 beyond, no token    never: 403 says why
 ==================  ==============================================================================
+
+A proxy on this machine that says nothing of itself cannot be told from a program here: behind any proxy,
+set a token.
 """
 
 from __future__ import annotations
@@ -25,7 +28,15 @@ from gateway.api.problems import FORBIDDEN, UNAUTHORIZED, ProblemError
 from gateway.settings import Settings
 
 _SET_TOKEN: Final = "set SLUICE_ADMIN_TOKEN and send Authorization: Bearer <token>"
-_FORWARDED: Final = ("forwarded", "x-forwarded-for")
+_FORWARDED: Final = (
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+)
+"""Fields by which a proxy says that it forwards for somebody else."""
 
 
 async def guard_change(request: Request) -> None:

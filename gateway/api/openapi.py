@@ -92,7 +92,7 @@ TAGS: Final = [
     {"name": "operation", "description": "How the gateway and its store are."},
 ]
 
-BEARER: Final = {"type": "http", "scheme": "bearer", "description": "The value of SLUICE_ADMIN_TOKEN."}
+BEARER: Final = {"type": "http", "scheme": "bearer", "description": "SLUICE_ADMIN_TOKEN; set it behind a proxy."}
 
 
 class Api(FastAPI):

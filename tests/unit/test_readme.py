@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from gateway.app import create_app
 from gateway.settings import Settings as GatewaySettings
 from streams.settings import Settings as WorkerSettings
 from tests.broker import CHECKOUT
@@ -33,6 +34,12 @@ def test_no_default_differs_between_gateway_and_worker() -> None:
     gateway, worker = GatewaySettings.model_fields, WorkerSettings.model_fields
     for name in gateway.keys() & worker.keys():
         assert gateway[name].default == worker[name].default, name
+
+
+def test_whoever_uses_a_proxy_is_told_of_the_token() -> None:
+    *_, meaning = rows()["SLUICE_ADMIN_TOKEN"]
+    assert "set it behind a proxy" in meaning
+    assert "behind a proxy, set `SLUICE_ADMIN_TOKEN`" in create_app(GatewaySettings()).description
 
 
 def test_the_readme_names_both_commands() -> None:

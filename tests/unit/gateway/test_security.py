@@ -85,6 +85,10 @@ async def test_beyond_loopback_without_a_token_nothing_changes(host: str, method
         ({"origin": "null"}, "Origin"),
         ({"x-forwarded-for": "203.0.113.9"}, "X-Forwarded-For"),
         ({"forwarded": "for=203.0.113.9"}, "Forwarded"),
+        ({"via": "1.1 proxy"}, "Via"),
+        ({"x-forwarded-host": "sluice.example.com"}, "X-Forwarded-Host"),
+        ({"x-forwarded-proto": "https"}, "X-Forwarded-Proto"),
+        ({"x-real-ip": "203.0.113.9"}, "X-Real-Ip"),
     ],
 )
 async def test_on_loopback_without_a_token(

@@ -42,7 +42,7 @@ PlanId = Annotated[
 
 
 class ResourceQuery(BaseModel):
-    """``?resource=`` and nothing else: a misspelt one would change the limits of everything."""
+    """``?resource=`` and nothing else: a misspelled one would change the limits of everything."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -92,7 +92,11 @@ TAGS: Final = [
     {"name": "operation", "description": "How the gateway and its store are."},
 ]
 
-BEARER: Final = {"type": "http", "scheme": "bearer", "description": "SLUICE_ADMIN_TOKEN; set it behind a proxy."}
+BEARER: Final = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "SLUICE_ADMIN_TOKEN; set it behind a proxy.",
+}
 
 
 class Api(FastAPI):

@@ -4,8 +4,8 @@ The *reply thread* waits for replies and beats, decodes them, serves the produce
 what it has to the event loop with one wake-up for all that was there. The *broker thread* asks for
 metadata, so that a broker that is gone is noticed without any check being asked.
 
-Nothing here blocks the event loop, and no other part of a gateway talks to Kafka (`sluice up` and the commands
-about brokers and topics do, before there is one).
+Nothing here blocks the event loop. No other part of a running gateway talks to Kafka; `sluice up` and the
+commands about brokers and topics do, with an AdminClient of their own.
 """
 
 from __future__ import annotations

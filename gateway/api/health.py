@@ -45,7 +45,9 @@ async def healthz() -> Response:
     "/readyz",
     summary="Are checks answered from the store?",
     responses={
-        **openapi.answers(200, "They are, of one partition at least", openapi.ref(Health), {"ready": Health("ready")}),
+        **openapi.answers(
+            200, "They are, of one partition at least", openapi.ref(Health), {"ready": Health("ready")}
+        ),
         **openapi.fails((NOT_READY, "partition 2 has not answered yet", None, _REMEDY)),
     },
 )

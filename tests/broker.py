@@ -1,8 +1,7 @@
-"""Kafka for tests: the embedded broker, or one that the environment names."""
+"""Kafka for tests: the embedded broker, alone or as a cluster."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,20 +84,3 @@ def fresh_cluster(
         finally:
             for broker in brokers:
                 broker.kill()
-
-
-class ForeignBroker:
-    """The broker named by ``SLUICE_TEST_KAFKA``: used, never stopped."""
-
-    def __init__(self, bootstrap: str) -> None:
-        self.bootstrap = bootstrap
-
-
-@contextmanager
-def shared_broker() -> Iterator[Broker | ForeignBroker]:
-    """What the ``kafka`` fixture gives: ``SLUICE_TEST_KAFKA`` if set, else a broker of our own."""
-    if address := os.environ.get("SLUICE_TEST_KAFKA"):
-        yield ForeignBroker(address)
-    else:
-        with fresh_broker(topics=False) as broker:
-            yield broker

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from gateway.broker import Broker
-from tests.broker import ForeignBroker, fresh_broker, shared_broker
+from tests.broker import fresh_broker
 
 
 @pytest.hookimpl(wrapper=True)
@@ -18,16 +18,6 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if report.skipped and "CI" in os.environ:
         report.outcome = "failed"
     return report
-
-
-@pytest.fixture(scope="session")
-def kafka() -> Iterator[Broker | ForeignBroker]:
-    """A broker (``.bootstrap``) for tests that bring topics of their own names; none are there yet.
-
-    ``SLUICE_TEST_KAFKA`` names one to use instead. Do not stop or pause it: others use it too.
-    """
-    with shared_broker() as broker:
-        yield broker
 
 
 @pytest.fixture(scope="module")

@@ -58,5 +58,5 @@ async def status(limiter: Store) -> Response:
     },
 )
 async def metrics(limiter: Store) -> Response:
-    """Counts, gauges and histograms of this gateway, each with its `# HELP`; gateway/metrics.py lists them."""
+    """Counts, gauges and histograms of this gateway, with their `# HELP`; gateway/metrics.py lists them."""
     return Response(limiter.metrics.render(), headers={"content-type": CONTENT_TYPE})

@@ -1,0 +1,167 @@
+"""Checks from any Kafka producer, and what a worker shows of itself: a real broker, worker and gateway."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+
+import streams.metrics
+from gateway.broker import Broker
+from streams.contract.topics import CHECKS, DEAD_LETTERS, REPLIES, load_topics, partition_of
+from tests.system import System, running_system
+
+PARTITIONS = 4
+REPLY_PARTITION = 3
+BY_KEY = -1
+FAUST_WEB_PORT = 6066
+"""Where a Faust worker serves its own pages unless it is told not to."""
+
+
+@pytest.fixture(scope="module")
+def system(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("system")
+    # A deadline that a busy machine does not miss: what is let through is none of these tests.
+    with running_system(fresh_kafka, folder, deadline_ms=10_000) as running:
+        yield running
+
+
+class Anybody:
+    """A producer as others have it: librdkafka, keys hashed as the Java client does."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
+
+    def publish(self, client: str, value: bytes, partition: int = BY_KEY) -> tuple[int, int]:
+        """Publish to ``checks`` under the key *client*; returns partition and offset."""
+        reports: list[Message] = []
+
+        def report(error: object, message: Message) -> None:
+            assert error is None
+            reports.append(message)
+
+        self._producer.produce(CHECKS, value, key=client, partition=partition, on_delivery=report)
+        assert self._producer.flush(30) == 0
+        [message] = reports
+        landed, offset = message.partition(), message.offset()
+        assert landed is not None
+        assert offset is not None
+        return landed, offset
+
+    def check(self, client: str, **fields: Any) -> tuple[int, int]:
+        """Publish a check in JSON."""
+        return self.publish(client, json.dumps({"client_id": client, **fields}).encode())
+
+
+@pytest.fixture(scope="module")
+def anybody(fresh_kafka: Broker) -> Anybody:
+    return Anybody(fresh_kafka.bootstrap)
+
+
+def read(bootstrap: str, *places: TopicPartition) -> Iterator[Message]:
+    """Records from these places on, as they come."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "a-test"})
+    try:
+        consumer.assign(list(places))
+        while True:
+            message = consumer.poll(60)
+            assert message is not None, "nothing more came"
+            assert message.error() is None, message.error()
+            yield message
+    finally:
+        consumer.close()
+
+
+def answer(bootstrap: str, id_: str) -> dict[str, Any]:
+    """The reply that carries *id_*; gateways' own share the topic."""
+    for message in read(bootstrap, TopicPartition(REPLIES, REPLY_PARTITION, OFFSET_BEGINNING)):
+        value = message.value() or b""
+        if value.startswith(b"{"):
+            reply: dict[str, Any] = json.loads(value)
+            if reply["id"] == id_:
+                return reply
+    raise AssertionError
+
+
+def test_a_check_is_answered_on_the_reply_partition_it_names(system: System, anybody: Anybody) -> None:
+    client = "zoë"
+    to = {"partition": REPLY_PARTITION, "id": "request-17"}
+    partition, _ = anybody.check(client, cost=2, reply_to=to)
+    assert partition == partition_of(client, PARTITIONS)
+    reply = answer(system.bootstrap, "request-17")
+    assert 0 < reply.pop("reset_after_ms") <= 62_000
+    assert reply == {
+        "id": "request-17",
+        "allowed": True,
+        "limit": 100,
+        "remaining": 98,
+        "retry_after_ms": 0,
+        "policy_version": -1,
+    }
+    anybody.check(client, cost=99, reply_to={**to, "id": "request-18"})
+    assert not answer(system.bootstrap, "request-18")["allowed"]
+    assert system.gateways[0].check(client, cost=0)["remaining"] == 98
+
+
+def test_a_check_that_wants_no_reply_is_counted(system: System, anybody: Anybody) -> None:
+    anybody.check("silent", cost=7)
+    anybody.check("silent")
+    # It is in the log before the gateway asks, and so it is judged before.
+    assert system.gateways[0].check("silent", cost=0)["remaining"] == 92
+
+
+def test_what_cannot_be_judged_is_set_aside_and_the_rest_goes_on(system: System, anybody: Anybody) -> None:
+    client = "steady"
+    home = partition_of(client, PARTITIONS)
+    elsewhere = next(name for name in map(str, range(99)) if partition_of(name, PARTITIONS) != home)
+    stray = json.dumps({"client_id": elsewhere}).encode()
+    bad = {
+        stray: "partition",
+        b"\xff garbage": "version 255",
+        b'{"client_id": ': "not a check",
+        b'{"client_id": "steady", "cots": 1}': "cots",
+        b'{"client_id": "steady", "cost": -1}': "cost",
+        b'{"client_id": "\xff"}': "not a check",
+        b"": "no value",
+    }
+    expected = {}
+    anybody.check(client)
+    for value, reason in bad.items():
+        expected[anybody.publish(client, value, partition=home)] = (value, reason)
+        anybody.check(client)
+
+    letters = (
+        TopicPartition(DEAD_LETTERS, partition, OFFSET_BEGINNING)
+        for partition in range(load_topics()[DEAD_LETTERS].partitions)
+    )
+    for letter in read(system.bootstrap, *letters):
+        headers: dict[str, bytes] = dict(letter.headers() or ())  # type: ignore[arg-type]
+        assert headers["topic"].decode() == CHECKS
+        value, reason = expected.pop((int(headers["partition"]), int(headers["offset"])))
+        assert (letter.key(), letter.value()) == (client.encode(), value)
+        assert reason in headers["reason"].decode()
+        if not expected:
+            break
+    assert system.gateways[0].check(client, cost=0)["remaining"] == 100 - 1 - len(bad)
+    assert system.gateways[0].check(elsewhere, cost=0)["remaining"] == 100
+
+
+def test_a_worker_listens_for_its_metrics_on_loopback_and_for_nothing_else(system: System) -> None:
+    assert system.workers[0].pid is not None
+    connections = psutil.Process(system.workers[0].pid).net_connections(kind="all")
+    listening = [c.laddr for c in connections if c.status == psutil.CONN_LISTEN]
+    [(host, port)] = listening
+    assert host == "127.0.0.1"
+    assert port != FAUST_WEB_PORT
+
+    page = httpx.get(f"http://{host}:{port}/metrics", trust_env=False).raise_for_status().text
+    shown = {name for name in re.findall(r"# TYPE (\S+) ", page) if not name.endswith("_created")}
+    documented = set(re.findall(r"^``(\w+)``", streams.metrics.__doc__ or "", re.MULTILINE))
+    assert len(documented) > 10
+    assert shown == documented

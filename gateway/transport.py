@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from itertools import count
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -148,6 +150,8 @@ class Transport:
         self._down: str | None = None
         self._fatal: str | None = None
         self._producing = threading.Lock()
+        self._tokens = count()
+        self._unreported: dict[int, float] = {}  # when each record was given to the producer, oldest first
         self._stopping = threading.Event()
         self._ask = threading.Event()
         self._producer = self._new_producer()
@@ -228,13 +232,29 @@ class Transport:
         """
         self._produce(NODES, value, key=key, partition=0)
 
-    def _produce(self, topic: str, value: bytes | None, **options: Any) -> None:
+    def _produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        on_delivery: Callable[[KafkaError | None, Message], None] | None = None,
+        **options: Any,
+    ) -> None:
+        token = next(self._tokens)
+
+        def report(error: KafkaError | None, message: Message) -> None:
+            self._unreported.pop(token, None)
+            if on_delivery is not None:
+                on_delivery(error, message)
+
         try:
             with self._producing:
-                self._producer.produce(topic, value, **options)
+                self._unreported[token] = time.monotonic()
+                self._producer.produce(topic, value, on_delivery=report, **options)
         except BufferError as exc:
+            self._unreported.pop(token, None)
             raise Unavailable("the producer's queue is full: the broker takes records too slowly") from exc
         except KafkaException as exc:
+            self._unreported.pop(token, None)
             raise Unavailable(f"the producer refused a record: {exc.args[0].str()}") from exc
 
     # --- in ---------------------------------------------------------------------------------
@@ -289,7 +309,22 @@ class Transport:
             self._tell(self._listener.broker_down, down)
             self._ask.set()
         if self._fatal is not None:
-            self._renew_producer(self._fatal)
+            log.error("the producer failed for good and is replaced: %s", self._fatal)
+            self._fatal = None
+            self._renew_producer()
+        elif self._overdue():
+            self._renew_producer()
+
+    def _overdue(self) -> bool:
+        """Whether a record was not delivered within the publish timeout.
+
+        The producer must not be left to give it up alone (``message.timeout.ms``): librdkafka would then send
+        again, under a new epoch that no broker can compare with the old one, whatever else was under way, and
+        a batch that had been stored all the same would be in the log, and counted, twice.
+        """
+        with self._producing:
+            oldest = next(iter(self._unreported.values()), None)
+        return oldest is not None and time.monotonic() - oldest > self._publish_timeout_ms / 1_000
 
     def _warm(self, producer: Producer) -> None:
         """Have *producer* connected, with an id and the metadata of ``checks``, before it is needed.
@@ -360,15 +395,14 @@ class Transport:
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._down = f"the broker at {self._bootstrap} cannot be reached"
 
-    def _renew_producer(self, why: str) -> None:
-        """Replace a producer that can never send again; what it still held is reported as undelivered."""
-        log.error("the producer failed for good and is replaced: %s", why)
-        self._fatal = None
+    def _renew_producer(self) -> None:
+        """Replace the producer; what the old one held is reported as undelivered, and not sent again."""
         new = self._new_producer()
         with suppress(KafkaException):
             self._warm(new)
         with self._producing:  # whoever is about to use the old one comes before its purge, or after the swap
             old, self._producer = self._producer, new
+            self._unreported.clear()
         _abandon(old)
 
     # --- clients ----------------------------------------------------------------------------
@@ -389,9 +423,9 @@ class Transport:
             "enable.idempotence": True,  # a retry never counts twice
             "acks": "all",
             "linger.ms": 0,  # the batcher has batched already
-            "message.timeout.ms": self._publish_timeout_ms,
+            # Not the publish timeout, which :meth:`_overdue` sees to, but never before it.
+            "message.timeout.ms": 10 * self._publish_timeout_ms,
             "queue.buffering.max.kbytes": 64 * 1024,
-            "delivery.report.only.error": True,
             "error_cb": self._on_error,
         }
         return Producer(config, logger=_Quiet())

@@ -76,7 +76,7 @@ async def test_a_batch_that_meets_the_replacement_of_the_producer_is_reported(
     sending = threading.Thread(target=transport.send_checks, args=(0, b"batch", 1, 1))
     sending.start()
     assert old.entered.wait(10)
-    renewing = threading.Thread(target=transport._renew_producer, args=("fenced",))
+    renewing = threading.Thread(target=transport._renew_producer)
     renewing.start()
     # Without an order between the two, the old producer would be purged by now, and then given a batch.
     renewing.join(0.3)
@@ -85,4 +85,34 @@ async def test_a_batch_that_meets_the_replacement_of_the_producer_is_reported(
     renewing.join()
     assert old.did == ["produce", "purge", "flush"]
     assert transport._producer is not old
+    transport._consumer.close()
+
+
+async def test_a_record_that_is_not_delivered_in_time_replaces_the_producer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Left to give it up alone, librdkafka would send others again under an epoch no broker can compare."""
+    monkeypatch.setattr(gateway.transport, "Producer", Stub)
+    now = 100.0
+    monkeypatch.setattr(gateway.transport.time, "monotonic", lambda: now)
+    transport = Transport(
+        NOWHERE,
+        incarnation=1,
+        reply_partition=0,
+        publish_timeout_ms=100,
+        loop=asyncio.get_running_loop(),
+        listener=Limiter(Settings()),
+    )
+    old: Any = transport._producer
+    old.may_go_on.set()
+    transport.send_checks(0, b"batch", 1, 1)
+    transport._serve_producer()
+    assert transport._producer is old
+    now += 0.2
+    transport._serve_producer()
+    assert old.did == ["produce", "purge", "flush"]
+    new = transport._producer
+    assert new is not old
+    transport._serve_producer()
+    assert transport._producer is new
     transport._consumer.close()

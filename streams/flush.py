@@ -135,8 +135,15 @@ class Flusher:
             self._failed = True
             return
         offset = message.offset()
+        if offset < self._expected[table]:
+            raise StateError(
+                f"the changelog of {table}, partition {self._store.partition}, has lost records: it had "
+                f"{self._expected[table]}, and a new one came to offset {offset}. The topic was deleted or "
+                f"cut, and a lost disk would now lose counters. If that was meant, delete all of Sluice's "
+                f"topics and all workers' tables, and run `sluice topics create`"
+            )
         self.look_at_end(table, offset)
-        self._expected[table] = max(self._expected[table], offset + 1)
+        self._expected[table] = offset + 1
 
     def look_at_end(self, table: str, end: int) -> None:
         """Note a gap if the changelog's next offset, *end*, is beyond what was written from here."""

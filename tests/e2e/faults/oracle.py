@@ -121,7 +121,9 @@ class Oracle:
             for record in truth.records:
                 content = decode_checks_record(record.value)
                 if isinstance(content, Batch):
-                    asked[content.incarnation, content.number] = (partition, record.offset)
+                    sent = (content.incarnation, content.number)
+                    assert sent not in asked, f"batch {sent} is in the log twice, at {asked[sent]}"
+                    asked[sent] = (partition, record.offset)
         compared = 0
         for message in (m for messages in self._replies.messages.values() for m in messages):
             if message.value().startswith(b"{"):

@@ -119,36 +119,49 @@ class Rig:
             episodes: How often degraded mode may begin at one gateway.
             clocks_s: For each gateway, how far its wall clock is ahead.
         """
+        with self._gateways(clocks_s) as started:
+            with running_load([gateway.url for gateway in started], seed=len(ROWS)) as load:
+                fault = Fault(started, load)
+                eventually("all is well", lambda: load.well_for(WELL_S), on_failure=self.system.logs)
+                eventually("normal mode", lambda: normal(started))
+                before = self.owners(started[0])
+                said = {gateway.name: told(gateway) for gateway in started}
+                fault.strikes()
+                yield fault
+                eventually("all is well again", lambda: load.well_for(WELL_S), on_failure=self.system.logs)
+                alive = [gateway for gateway in started if gateway.status is None]
+                eventually("normal mode again", lambda: normal(alive))
+                after = self.owners(alive[0])
+                fault.moved |= {p for p in range(PARTITIONS) if before.get(p) != after.get(p)}
+            compared = self.compare(load)
+            let_through = sum(one.answer is not None and not one.good for one in load.asked)
+            ROWS.append(Row(name, fault.moved_s, fault.kept_s, let_through, compared))
+            print("\n", ROWS[-1])
+            for gateway in alive:
+                began, ended = (
+                    now - then for now, then in zip(told(gateway), said[gateway.name], strict=True)
+                )
+                assert began == ended <= episodes, gateway.lines("WARNING")
+
+    @contextmanager
+    def _gateways(self, clocks_s: Sequence[int]) -> Iterator[list[Gateway]]:
+        """Gateways of the caller's own; every partition has its worker."""
         started = [
             self.system.add_gateway(env=faketime(ahead_s) if ahead_s else None) for ahead_s in clocks_s
         ]
-        self.system.wait_ready()
-        eventually(
-            "every partition has its worker", lambda: self.settled(started[0]), on_failure=self.system.logs
-        )
-        with running_load([gateway.url for gateway in started], seed=len(ROWS)) as load:
-            fault = Fault(started, load)
-            eventually("all is well", lambda: load.well_for(WELL_S), on_failure=self.system.logs)
-            eventually("normal mode", lambda: normal(started))
-            before = self.owners(started[0])
-            said = {gateway.name: told(gateway) for gateway in started}
-            fault.strikes()
-            yield fault
-            eventually("all is well again", lambda: load.well_for(WELL_S), on_failure=self.system.logs)
-            alive = [gateway for gateway in started if gateway.status is None]
-            eventually("normal mode", lambda: normal(alive))
-            after = self.owners(alive[0])
-            fault.moved |= {p for p in range(PARTITIONS) if before.get(p) != after.get(p)}
-        for gateway in alive:
-            began, ended = (now - then for now, then in zip(told(gateway), said[gateway.name], strict=True))
-            assert began == ended <= episodes, gateway.lines("WARNING")
-        compared = self.compare(load)
-        let_through = sum(one.answer is not None and not one.good for one in load.asked)
-        ROWS.append(Row(name, fault.moved_s, fault.kept_s, let_through, compared))
-        for gateway in started:
-            if gateway.status is None:
-                gateway.stop()
-            self.system.gateways.remove(gateway)
+        try:
+            self.system.wait_ready()
+            eventually(
+                "every partition has its worker",
+                lambda: self.settled(started[0]),
+                on_failure=self.system.logs,
+            )
+            yield started
+        finally:
+            for gateway in started:
+                if gateway.status is None:
+                    gateway.stop()
+                self.system.gateways.remove(gateway)
 
     def compare(self, load: Load) -> int:
         """Replies, HTTP answers and changelogs against the log; returns how many decisions were compared."""

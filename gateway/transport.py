@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from itertools import count
+from time import monotonic
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -248,7 +248,7 @@ class Transport:
 
         try:
             with self._producing:
-                self._unreported[token] = time.monotonic()
+                self._unreported[token] = monotonic()
                 self._producer.produce(topic, value, on_delivery=report, **options)
         except BufferError as exc:
             self._unreported.pop(token, None)
@@ -324,7 +324,7 @@ class Transport:
         """
         with self._producing:
             oldest = next(iter(self._unreported.values()), None)
-        return oldest is not None and time.monotonic() - oldest > self._publish_timeout_ms / 1_000
+        return oldest is not None and monotonic() - oldest > self._publish_timeout_ms / 1_000
 
     def _warm(self, producer: Producer) -> None:
         """Have *producer* connected, with an id and the metadata of ``checks``, before it is needed.

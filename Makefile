@@ -7,13 +7,16 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: run test check lock clean help
+.PHONY: run test soak check lock clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/sluice up $(ARGS)
 
 test: .venv/dev ## run all tests: unit, integration (a real broker), e2e (real processes)
 	@$(BIN)/pytest tests/unit streams gateway tests/integration tests/e2e $(ARGS)
+
+soak: .venv/dev ## random faults for 30 minutes, proven by the log (SOAK_MINUTES=, SOAK_SEED=)
+	@$(BIN)/pytest tests/e2e/faults/soak.py -s $(ARGS)
 
 check: .venv/dev ## lint, format and types
 	@$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from gateway.broker import Broker
 from gateway.child import Child
 from gateway.ports import free_port
 from streams.contract.policy import Policy, parse_policy
+from streams.contract.records import Batch, Check, Decision, SingleCheck, decode_checks_record
 from streams.contract.topics import CHECKS
 from streams.replay import Record, replay
 
@@ -113,6 +115,7 @@ class System:
         self.folder = folder
         self._settings = {"kafka": broker.bootstrap, "home": folder, **settings}
         self._stack = stack
+        self._numbers = count(1)
 
     @property
     def bootstrap(self) -> str:
@@ -121,7 +124,7 @@ class System:
 
     def add_worker(self, *, env: Mapping[str, str] | None = None, **settings: Any) -> Process:
         """Start one more worker; *env* is added to its environment as it is."""
-        name = f"worker-{len(self.workers) + 1}"
+        name = f"worker-{next(self._numbers)}"
         worker = Process(
             name,
             [sys.executable, "-m", "streams", "worker"],
@@ -189,11 +192,11 @@ class System:
         finally:
             consumer.close()
 
-    def admitted(self, client: str, partition: int, default: Policy | None = None) -> int:
-        """What the log says *client* was admitted in all, by the oracle."""
-        from streams.contract.records import Batch, SingleCheck, decode_checks_record
-
-        total = 0
+    def decisions(
+        self, client: str, partition: int, default: Policy | None = None
+    ) -> list[tuple[Check, Decision]]:
+        """What the oracle decides of *client*'s checks, in the log's order."""
+        found = []
         records = self.records(partition)
         decided = dict(replay(records, partition, 4, default or parse_policy("100/minute")))
         for record in records:
@@ -201,9 +204,13 @@ class System:
             if isinstance(content, Batch | SingleCheck):
                 checks = content.checks if isinstance(content, Batch) else [content.check]
                 for check, answer in zip(checks, decided[record.offset], strict=True):
-                    if check.client == client and answer is not None and not isinstance(answer, str):
-                        total += check.cost if answer.allowed else 0
-        return total
+                    if check.client == client and isinstance(answer, Decision):
+                        found.append((check, answer))
+        return found
+
+    def admitted(self, client: str, partition: int, default: Policy | None = None) -> int:
+        """What the log says *client* was admitted in all, by the oracle."""
+        return sum(c.cost for c, decision in self.decisions(client, partition, default) if decision.allowed)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.e2e.faults.cluster import Cluster, faketime
 from tests.e2e.faults.load import PARTITIONS, Load, late_s, running_load
@@ -94,6 +94,20 @@ class Rig:
     def all_at_work(self, gateway: Gateway) -> bool:
         """Whether every worker judges something."""
         return len(set(self.owners(gateway).values())) == len(self.system.workers)
+
+    def replace(self, old: Process, **how: Any) -> Process:
+        """Start another worker under *old*'s instance id and in its place; *old* itself is not touched."""
+        new = self.system.add_worker(instance_id=old.name, **how)
+        new.name = old.name
+        self.system.workers.remove(old)
+        return new
+
+    def restart(self, old: Process, **how: Any) -> Process:
+        """Stop *old*, and start it again with other settings or another environment."""
+        assert old.stop() == 0
+        new = self.replace(old, **how)
+        eventually(f"{new.name} has joined", lambda: bool(new.lines("generation")))
+        return new
 
     @contextmanager
     def joining(self, worker: Process) -> Iterator[None]:

@@ -15,14 +15,12 @@ def test_gateway_ahead(rig: Rig) -> None:
 
 
 def test_worker_ahead_then_behind(rig: Rig) -> None:
+    worker = rig.system.workers[0]
     for name, offset_s in (("ahead", HOUR_S + 60), ("behind", -HOUR_S)):
         with rig.fault(f"clock: a worker restarted, an hour {name}", episodes=2) as fault:
-            before = rig.system.workers.pop()
-            assert before.stop() == 0
-            rig.system.add_worker(env=faketime(offset_s))
+            worker = rig.restart(worker, env=faketime(offset_s))
             rig.others_take_over(fault)
-    rig.system.workers.pop().stop()
-    rig.system.add_worker()
+    rig.restart(worker)
 
 
 def test_leader_ahead_and_then_not(rig: Rig) -> None:
@@ -36,6 +34,7 @@ def test_leader_ahead_and_then_not(rig: Rig) -> None:
             rig.cluster.elect_preferred()
             assert rig.cluster.leader_of(0) is node
             eventually("all is well", lambda: fault.load.well_for(1.0), on_failure=rig.system.logs)
+
     jumps = [line for worker in rig.system.workers for line in worker.lines("WARNING", "clock jumped")]
     assert any("jumped ahead" in line for line in jumps)
     assert any("jumped back" in line for line in jumps)

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 from tests.e2e.faults.rig import Rig
-from tests.system import Process, eventually
+from tests.system import eventually
 
 
-def replace(rig: Rig, victim: Process, home: Path) -> Process:
-    """Start a worker of the same name elsewhere; it takes *victim*'s place among the rig's workers."""
-    rig.system.workers.remove(victim)
-    twin = rig.system.add_worker(instance_id=victim.name, home=home)
-    twin.name = victim.name
-    return twin
-
-
-def test_a_woken_zombie_whose_id_was_taken_ends(rig: Rig, tmp_path: Path) -> None:
+def test_a_woken_zombie_whose_id_was_taken_ends(rig: Rig) -> None:
     with rig.fault("worker: SIGSTOP, id taken over, SIGCONT") as fault:
         victim = rig.most_loaded(fault.gateways[0])
         fault.moved = rig.owned_by(fault.gateways[0], victim)
         victim.signal(signal.SIGSTOP)
-        twin = replace(rig, victim, tmp_path)
+        twin = rig.replace(victim, home=rig.system.folder / "elsewhere")
         eventually("the twin judges", lambda: bool(twin.lines("judging from")), on_failure=rig.system.logs)
         victim.signal(signal.SIGCONT)
         victim.join(30)

@@ -21,6 +21,19 @@ def test_killed_and_not_started_again(rig: Rig) -> None:
         victim.start()
 
 
+def test_killed_with_a_short_session(rig: Rig) -> None:
+    for worker in list(rig.system.workers):
+        rig.restart(worker, session_timeout_ms=3_000)
+    with rig.fault("worker: kill -9, not started again, session timeout 3 s") as fault:
+        victim = rig.most_loaded(fault.gateways[0])
+        victim.kill()
+        rig.others_take_over(fault)
+    with rig.joining(victim):
+        victim.start()
+    for worker in list(rig.system.workers):
+        rig.restart(worker)
+
+
 def test_stopped(rig: Rig) -> None:
     with rig.fault("worker: SIGTERM") as fault:
         victim = rig.most_loaded(fault.gateways[0])

@@ -45,6 +45,7 @@ from streams.contract.records import (
     reply_to_header,
 )
 from streams.contract.topics import CHECKS, NODES, REPLIES, UPDATES
+from streams.contract.unpacking import BOUNDS, Steps
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ class Transport:
         self._ask = threading.Event()
         self._producer = self._new_producer()
         self._consumer = self._new_consumer()
+        self._steps = Steps(self._consumer)
         self._threads = [
             threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
             for name, work in (("sluice-replies", self._receive), ("sluice-broker", self._watch_broker))
@@ -341,8 +343,11 @@ class Transport:
         beats: list[Beat] = []
         undecodable = 0
         for message in messages:
+            if message.error() is not None:
+                self._steps.note(message)
+                continue
             value = message.value()
-            if message.error() is not None or not value:
+            if not value:
                 continue
             try:
                 if message.topic() == NODES:
@@ -357,6 +362,7 @@ class Transport:
             except (UndecodableRecord, ValueError, RecursionError) as exc:
                 undecodable += 1
                 log.debug("%s[%s] %s: %s", message.topic(), message.partition(), message.offset(), exc)
+        self._steps.take()
         if undecodable:
             self._tell(self._listener.undecodable, undecodable)
         if replies or words or beats:
@@ -437,6 +443,7 @@ class Transport:
             "enable.auto.commit": False,
             "auto.offset.reset": "latest",
             "fetch.error.backoff.ms": 50,
+            **BOUNDS,
             **more,
         }
         return Consumer(config, logger=_Quiet())
@@ -457,6 +464,7 @@ class Transport:
             if start >= high:
                 return
             consumer.assign([TopicPartition(UPDATES, partition, start)])
+            steps = Steps(consumer)
             while messages := _drain(consumer, READ_TIMEOUT_S):
                 for message in messages:
                     error = message.error()
@@ -465,8 +473,9 @@ class Transport:
                             yield _update_of(message)
                     elif error.code() == KafkaError._PARTITION_EOF:
                         return
-                    else:
+                    elif not steps.note(message):
                         raise Unavailable(f"{UPDATES} cannot be read: {error.str()}")
+                steps.take()
             raise Unavailable(f"{self._bootstrap} gave nothing of {UPDATES} for {READ_TIMEOUT_S:g} s")
         except KafkaException as exc:
             raise Unavailable(f"{UPDATES} cannot be read: {exc.args[0].str()}") from exc

@@ -9,6 +9,8 @@ from typing import Any
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 
+from streams.contract.unpacking import BOUNDS
+
 _log = logging.getLogger("sluice.kafka")
 
 
@@ -37,6 +39,7 @@ def consumer(bootstrap: str, group: str, *, on_missing: str = "error") -> Consum
             # An empty partition is asked again at once.
             "fetch.error.backoff.ms": 100,
             "fetch.queue.backoff.ms": 10,
+            **BOUNDS,
             # What is read ahead and not yet judged, per consumer.
             "queued.max.messages.kbytes": 32 * 1024,
         }

@@ -23,6 +23,7 @@ from streams import kafka
 from streams.contract.errors import OffsetGone, TopicRecreated, Unavailable
 from streams.contract.records import PartitionBeat
 from streams.contract.topics import CHECKS, UPDATES
+from streams.contract.unpacking import Steps
 from streams.flush import Overtaken
 from streams.lease import Lease
 from streams.ledger import Marker
@@ -84,6 +85,7 @@ class Owner(threading.Thread):
         self._on_fatal = on_fatal
         # Markers are committed under it, for lag monitors. It has no members: Faust's group assigns.
         self._consumer: Consumer = kafka.consumer(settings.bootstrap, f"{settings.app_id}-owner")
+        self._steps = Steps(self._consumer)
         self._outbox = Outbox(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._running: dict[int, Owned] = {}
@@ -165,6 +167,7 @@ class Owner(threading.Thread):
             if not self._sure():
                 break
             self._take(message)
+        self._steps.take()
         self._outbox.poll()
         now = monotonic()
         for owned in tuple(self._running.values()):
@@ -248,6 +251,8 @@ class Owner(threading.Thread):
         self._consumer.incremental_unassign(
             [TopicPartition(CHECKS, owned.partition), TopicPartition(UPDATES, owned.partition)]
         )
+        for topic in (CHECKS, UPDATES):
+            self._steps.forget(topic, owned.partition)
 
     def _park(self, timeout_s: float) -> None:
         parking = list(self._running.values())
@@ -301,6 +306,10 @@ class Owner(threading.Thread):
     def _consumer_error(self, error: Any, message: Any) -> None:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
+            return
+        if self._steps.note(message):
+            if message.partition() in self._running:
+                self._outbox.dead_letter(message, f"it cannot be unpacked: {error.str()}")
             return
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise OffsetGone(

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streams import kafka
 from streams.contract.errors import OffsetGone, Unavailable
+from streams.contract.unpacking import Steps
 
 _BATCH: Final = 10_000
 _SILENCE_S: Final = 15.0
@@ -58,6 +59,7 @@ class Reading:
             return
         consumer = self._consumers[reset]
         consumer.assign([TopicPartition(topic, partition, start)])
+        steps = Steps(consumer)
         reached, until = start, monotonic() + _SILENCE_S
         while reached < end:
             messages: list[Any] = consumer.consume(_BATCH, 0.5)
@@ -70,6 +72,8 @@ class Reading:
                 elif error.code() == KafkaError._PARTITION_EOF:
                     # The last records may have been compacted: the end is where the broker says it is.
                     reached = end
+                elif steps.note(message):
+                    reached = message.offset() + 1
                 elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                     raise OffsetGone(
                         f"{topic}[{partition}] no longer holds offset {start}: what was decided from there "
@@ -77,6 +81,7 @@ class Reading:
                     )
                 until = monotonic() + _SILENCE_S
                 self._progress(topic, min(reached, end) - start, end - start)
+            steps.take()
             if monotonic() > until:
                 raise Unavailable(f"{topic}[{partition}] could not be read to {end}: see that Kafka runs")
 

@@ -22,6 +22,7 @@ from confluent_kafka.admin import OffsetSpec
 from streams import kafka
 from streams.contract.errors import SluiceError, StateError, TopicError, Unavailable
 from streams.contract.topics import CHECKS, describe
+from streams.contract.unpacking import Steps
 from streams.lane import Copier
 from streams.metrics import Metrics
 from streams.store import TABLES, PartitionStore, Record
@@ -100,6 +101,7 @@ class Restorer(threading.Thread):
         self._on_fatal = on_fatal
         self._servers = bootstrap
         self._consumer: Consumer = kafka.consumer(bootstrap, "sluice-restore", on_missing="earliest")
+        self._steps = Steps(self._consumer)
         self._admin = kafka.admin(bootstrap)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._followed: dict[int, _Followed] = {}
@@ -191,6 +193,8 @@ class Restorer(threading.Thread):
         )
         if self._copier is not None:
             self._copier.drop(partition)
+        for topic in self._tables:
+            self._steps.forget(topic, partition)
         return followed.store
 
     def _hand_over(self, followed: _Followed) -> None:
@@ -244,11 +248,14 @@ class Restorer(threading.Thread):
             if error is not None:
                 if error.code() == KafkaError._PARTITION_EOF and place:
                     reached[place] = message.offset()
+                elif self._steps.note(message):
+                    _log.warning("%s[%s]: %s", message.topic(), message.partition(), error.str())
                 elif error.fatal():
                     raise KafkaException(error)
                 continue
             assert place is not None
             taken[place].append(Record(message.offset(), message.key(), message.value()))
+        self._steps.take()
         for (table, partition), records in taken.items():
             if partition in self._followed:
                 self._followed[partition].store.merge(table, records)
@@ -295,6 +302,7 @@ def read_range(
     """
     consumer = kafka.consumer(bootstrap, "sluice-restore", on_missing="earliest")
     found: list[Record] = []
+    steps = Steps(consumer)
     give_up = monotonic() + timeout_s
     try:
         consumer.assign([TopicPartition(topic, partition, start)])
@@ -306,6 +314,8 @@ def read_range(
             if error is not None:
                 if error.code() == KafkaError._PARTITION_EOF:
                     return found
+                if steps.note(message):
+                    steps.take()
                 continue
             if message.offset() >= end:
                 return found

@@ -76,7 +76,7 @@ def produce(bootstrap: str, topic: str, partition: int, records: bytes) -> int:
     """
     host, _, port = bootstrap.rpartition(":")
     name = topic.encode()
-    body = struct.pack(">hhih", 0, 3, 1, -1)  # key, version, correlation, no client id
+    body = struct.pack(">hhih", 0, 7, 1, -1)  # key, version, correlation, no client id
     body += struct.pack(">hhi", -1, 1, _TIMEOUT_S * 1_000)  # no transaction, acks=1, timeout
     body += (
         struct.pack(">ih", 1, len(name)) + name + struct.pack(">iii", 1, partition, len(records)) + records

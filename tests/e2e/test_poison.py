@@ -1,0 +1,322 @@
+"""Records that nobody should write: they harm neither the worker nor the checks beside them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cramjam
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from streams.contract.records import (
+    HEADER,
+    KIND_BATCH,
+    Batch,
+    Check,
+    decode_reply,
+    encode_batch,
+)
+from streams.contract.topics import (
+    CHECKS,
+    COUNTERS_CHANGELOG,
+    DEAD_LETTERS,
+    NODES,
+    POLICIES_CHANGELOG,
+    REPLIES,
+    UPDATES,
+    partition_of,
+)
+from streams.ledger import MARKER_KEY
+from tests import raw
+from tests.broker import fresh_broker
+from tests.system import System, eventually, running_system
+
+PARTITIONS = 4
+NAMES = [f"beside-{number}" for number in range(100)]
+BESIDE = [next(name for name in NAMES if partition_of(name, PARTITIONS) == p) for p in range(PARTITIONS)]
+"""A client of each partition."""
+STALL_S = 1.0
+"""Longest that a check beside poison may take."""
+UNKNOWN_SERVER_ERROR, INVALID_RECORD = -1, 87
+HEAD = HEADER.pack(1, KIND_BATCH, -1, 4711, 1)
+MIB = 2**20
+GZIP, ZSTD = 1, 4
+NOISE = os.urandom(MIB - 1_000)
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One for all: what poisoned it before must not matter."""
+    folder = tmp_path_factory.mktemp("system")
+    # A check waits for its answer, however late: that is what is measured.
+    with fresh_broker() as broker, running_system(broker, folder, deadline_ms=30_000) as running:
+        for client in BESIDE:
+            running.gateways[0].set_limits(client, "1000000/hour")
+        yield running
+
+
+@contextmanager
+def undisturbed(system: System) -> Iterator[None]:
+    """Checks go on in every partition meanwhile, each answered soon, by the same worker."""
+    gateway, worker = system.gateways[0], system.workers[0]
+    pid, stopping = worker.pid, threading.Event()
+    waits: list[float] = []
+    answers: list[dict[str, Any]] = []
+
+    def ask(client: str) -> None:
+        while not stopping.is_set():
+            began = time.perf_counter()
+            answers.append(gateway.check(client))
+            waits.append(time.perf_counter() - began)
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in BESIDE]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join()
+    print(f"{len(waits)} checks beside, the slowest {max(waits):.3f} s")
+    assert not any(answer["degraded"] for answer in answers)
+    assert max(waits) < STALL_S
+    assert (worker.status, worker.pid) == (None, pid), worker.tail()
+
+
+def produce(system: System, topic: str, partition: int, records: bytes) -> int:
+    return raw.produce(system.broker.bootstrap, topic, partition, records)
+
+
+def read(system: System, topic: str, partition: int) -> list[Any]:
+    """All messages of a partition."""
+    consumer = Consumer({"bootstrap.servers": system.broker.bootstrap, "group.id": "letters"})
+    place = TopicPartition(topic, partition, 0)
+    try:
+        _, end = consumer.get_watermark_offsets(place, timeout=30)
+        consumer.assign([place])
+        found: list[Any] = []
+        while end and (not found or found[-1].offset() < end - 1):
+            found.append(consumer.poll(30))
+        return found
+    finally:
+        consumer.close()
+
+
+def letters(system: System) -> list[tuple[str, str]]:
+    """Topic and reason of each dead letter."""
+    headers = [dict(message.headers()) for message in read(system, DEAD_LETTERS, 0)]
+    return [(found["topic"].decode(), found["reason"].decode()) for found in headers]
+
+
+def dead(system: System, topic: str, poison: Callable[[], None]) -> str:
+    """Administer *poison*, beside checks; returns why it is in dead-letters."""
+    before = len(letters(system))
+    with undisturbed(system):
+        poison()
+        eventually("a dead letter", lambda: len(letters(system)) > before, on_failure=system.logs)
+    [(found, reason)] = letters(system)[before:]
+    assert found == topic
+    return reason
+
+
+def bomb(codec: int, mib: int, records: int = 1) -> bytes:
+    """*records* of *mib* MiB of zeros each, in a few KiB."""
+    inside = b"".join(raw.record(b"a", bytes(mib * MIB), delta=delta) for delta in range(records))
+    packed = gzip.compress(inside) if codec == GZIP else bytes(cramjam.zstd.compress(inside))
+    assert len(packed) < MIB
+    return raw.batch(packed, records, codec)
+
+
+POISONED_CHECKS = {
+    "null": (raw.record(None, None), "the record has no value"),
+    "empty": (raw.record(b"", b""), "the record has no value"),
+    "noise": (raw.record(NOISE[:100], b"\xff" + NOISE), "format version 255"),
+    "noise in a batch": (raw.record(None, HEAD + b"\xc1" + NOISE[: MIB - 2_000]), "not a check"),
+    "from the future": (raw.record(None, b"\x02B" + bytes(40)), "format version 2 is not known here"),
+    "a kind of the future": (raw.record(None, b"\x01Z" + bytes(40)), "record kind 90 is not known"),
+    "nested": (raw.record(None, HEAD + b"\x91" * 1_000_000), "not a check"),
+    "nested JSON": (raw.record(None, b'{"client_id":' + b"[" * 1_000_000), "not a check"),
+    "claims 4 billion checks": (raw.record(None, HEAD + b"\xdd\xff\xff\xff\xff"), "at most 10,000"),
+    "claims 4 billion bytes": (raw.record(None, HEAD + b"\x91\x91\xdb\xff\xff\xff\xff"), "not a check"),
+    "lone surrogate": (raw.record(None, b'{"client_id": "\\ud800"}'), "not a check"),
+    "lone surrogate in msgpack": (raw.record(None, HEAD + b"\x91\x91\xa3\xed\xa0\x80"), "not a check"),
+}
+
+
+@pytest.mark.parametrize("name", POISONED_CHECKS)
+def test_a_poisoned_check_goes_to_dead_letters(system: System, name: str) -> None:
+    record, reason = POISONED_CHECKS[name]
+    poison = raw.batch(record)
+    assert reason in dead(system, CHECKS, lambda: took(system, CHECKS, 0, poison))
+
+
+def took(system: System, topic: str, partition: int, records: bytes) -> None:
+    """Produce what the broker takes."""
+    assert produce(system, topic, partition, records) == 0
+
+
+@pytest.mark.parametrize(("codec", "mib"), [(GZIP, 12), (ZSTD, 12)], ids=["gzip", "zstd"])
+def test_a_decompression_bomb_that_is_unpacked(system: System, codec: int, mib: int) -> None:
+    poison = bomb(codec, mib)
+    assert "a record has at most" in dead(system, CHECKS, lambda: took(system, CHECKS, 0, poison))
+
+
+@pytest.mark.parametrize("topic", [CHECKS, UPDATES])
+def test_a_decompression_bomb_that_is_not(system: System, topic: str) -> None:
+    poison = bomb(ZSTD, 200)
+    assert "it cannot be unpacked" in dead(system, topic, lambda: took(system, topic, 0, poison))
+
+
+def test_a_batch_that_is_not_unpacked_is_stepped_over_whole(system: System) -> None:
+    poison = bomb(ZSTD, 10, records=3)
+    before = len(letters(system))
+    with undisturbed(system):
+        took(system, CHECKS, 0, poison)
+        eventually("dead letters", lambda: len(letters(system)) >= before + 3, on_failure=system.logs)
+    system.gateways[0].check(BESIDE[0])
+    assert len(letters(system)) == before + 3
+
+
+def test_a_batch_of_100_000_checks_is_answered_with_an_error(system: System) -> None:
+    poison = raw.batch(raw.record(None, encode_batch(Batch(0, 4711, 1, [Check("z")] * 100_000))))
+    assert "100000 checks" in dead(system, CHECKS, lambda: took(system, CHECKS, 1, poison))
+    told = [
+        decode_reply(value) for value in (m.value() for m in read(system, REPLIES, 0)) if value[:1] == b"\x01"
+    ]
+    [answer] = [reply for reply in told if reply.incarnation == 4711]
+    assert "at most 10,000 are judged" in (answer.error or "")
+
+
+POISONED_UPDATES = {
+    "empty key": raw.record(b"", b'{"limits": ["5/minute"]}'),
+    "no limits": raw.record(b'["client","alice",""]', b"{}"),
+    "noise": raw.record(NOISE[:1_000], NOISE[: MIB - 3_000]),
+    "nested": raw.record(b'["client","alice",""]', b'{"limits":' + b"[" * 1_000_000),
+    "nested key": raw.record(b"[" * 1_000_000, b"{}"),
+    "header": raw.record(b'["client","alice",""]', b'{"limits": ["5/minute"]}', [(b"\xff\xfe", b"x")]),
+    "surrogate": raw.record(b'["client","\\ud800",""]', b'{"limits": ["5/minute"]}'),
+    "elsewhere": raw.record(b'["client","beside-0",""]', b'{"limits": ["5/minute"]}'),
+}
+
+
+@pytest.mark.parametrize("name", POISONED_UPDATES)
+def test_a_poisoned_update_goes_to_dead_letters(system: System, name: str) -> None:
+    partition = (partition_of("beside-0", PARTITIONS) + 1) % PARTITIONS
+    poison = raw.batch(POISONED_UPDATES[name])
+    assert dead(system, UPDATES, lambda: took(system, UPDATES, partition, poison))
+    # What comes after it in the same partition takes effect.
+    system.gateways[0].set_limits(BESIDE[partition], "1000000/hour")
+
+
+def test_a_header_name_that_is_not_utf_8_does_not_matter_to_a_check(system: System) -> None:
+    client = "odd-header"
+    partition = partition_of(client, PARTITIONS)
+    record = raw.record(None, b'{"client_id": "odd-header", "cost": 3}', [(b"\xff\xfe", b"x")])
+    with undisturbed(system):
+        took(system, CHECKS, partition, raw.batch(record))
+        eventually(
+            "it is counted",
+            lambda: bool(system.gateways[0].check(client, cost=0)["remaining"] == 97),
+            on_failure=system.logs,
+        )
+
+
+@pytest.mark.parametrize("topic", [CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, NODES, REPLIES])
+def test_the_broker_takes_no_codec_that_it_does_not_know(system: System, topic: str) -> None:
+    record = raw.record(b"a", b'{"client_id": "a"}')
+    for codec in (5, 6, 7):
+        assert produce(system, topic, 0, raw.batch(record, codec=codec)) == UNKNOWN_SERVER_ERROR
+    for garbage in (raw.batch(b"garbage" * 9, codec=1), raw.batch(b"\xff" * 50)):
+        assert produce(system, topic, 0, garbage) == UNKNOWN_SERVER_ERROR
+
+
+@pytest.mark.parametrize("topic", [UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG])
+def test_the_broker_takes_nothing_without_a_key_where_it_compacts(system: System, topic: str) -> None:
+    assert produce(system, topic, 0, raw.batch(raw.record(None, b"{}"))) == INVALID_RECORD
+
+
+@pytest.mark.parametrize("topic", [NODES, REPLIES])
+def test_noise_beside_beats_and_replies(system: System, topic: str) -> None:
+    values = [
+        None,
+        b"",
+        NOISE[:60_000],
+        b"{",
+        b"{}",
+        b'{"id": 7}',
+        b"\x01B",
+        b"\x01B" + bytes(40),
+        b"\x02" * 90,
+    ]
+    with undisturbed(system):
+        for partition in range(1 if topic == NODES else PARTITIONS):
+            for value in values:
+                took(system, topic, partition, raw.batch(raw.record(None, value, [(b"\xff", b"x")])))
+                took(system, topic, partition, raw.batch(raw.record(NOISE[:90], value)))
+        time.sleep(0.5)
+    assert system.gateways[0].report()["mode"] == "normal"
+
+
+def test_noise_in_the_changelogs(system: System) -> None:
+    gateway, worker = system.gateways[0], system.workers[0]
+    client = "steady"
+    partition = partition_of(client, PARTITIONS)
+    gateway.set_limits(client, "50/hour")
+    gateway.check(client, cost=7)
+    garbage = [
+        None,
+        b"",
+        NOISE,
+        b"\x01" + bytes(8),
+        b"\x01" * 40,
+        b"\x01" + b"\xff" * 8 + b"\xdd\xff\xff\xff\xff",
+    ]
+    before = len(worker.lines("WARNING", "that were not written here"))
+    with undisturbed(system):
+        for value in garbage:
+            for key in (client.encode(), b"\xff\xfe", MARKER_KEY, b"client\0steady\0"):
+                record = raw.record(key, value, [(b"\xff", b"x")])
+                for topic in (COUNTERS_CHANGELOG, POLICIES_CHANGELOG):
+                    took(system, topic, partition, raw.batch(record))
+        for topic in (COUNTERS_CHANGELOG, POLICIES_CHANGELOG):
+            took(system, topic, partition, bomb(ZSTD, 200))
+        eventually(
+            "it was found",
+            lambda: len(worker.lines("WARNING", "that were not written here")) > before,
+            on_failure=system.logs,
+        )
+    assert gateway.check(client, cost=0)["remaining"] == 43
+
+    worker.kill()
+    shutil.rmtree(worker.log.parent / "worker-1")
+    worker.start()
+    eventually(
+        "restored from what it wrote over the noise",
+        lambda: gateway.check(client, cost=0).get("remaining") == 43,
+        on_failure=system.logs,
+    )
+
+
+def test_a_worker_that_joins_finds_all_that_and_works(system: System) -> None:
+    second = system.add_worker()
+    gateway = system.gateways[0]
+
+    def shared() -> bool:
+        nodes = [node for node in gateway.report()["nodes"] if node["role"] == "worker"]
+        states = [{p["state"] for p in node["partitions"].values()} for node in nodes]
+        return len(nodes) == 2 and all("running" in found and "restoring" not in found for found in states)
+
+    eventually("both workers judge", shared, on_failure=system.logs)
+    with undisturbed(system):
+        time.sleep(1)
+    assert second.status is None
+    for process in (*system.workers, *system.gateways):
+        assert not process.lines("Traceback"), process.name

@@ -27,6 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from streams import kafka
 from streams.contract.errors import Unavailable
+from streams.contract.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, changelogs_of
 from streams.ledger import MARKER_KEY, position_of
 from streams.metrics import Metrics
 from streams.store import COUNTERS, POLICIES, TABLES, Record
@@ -44,6 +45,12 @@ _RPC_S: Final = 5.0
 
 Entry = tuple[str, bytes, bytes]
 """Table, key and value."""
+
+
+def changelogs(lane: str) -> dict[str, str]:
+    """The changelog topic of each table of *lane*."""
+    topics = changelogs_of(lane)
+    return {COUNTERS: topics[COUNTERS_CHANGELOG], POLICIES: topics[POLICIES_CHANGELOG]}
 
 
 class Copier:

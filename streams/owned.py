@@ -44,7 +44,7 @@ class Owned:
         marker: Where to go on from.
         outbox: What is sent goes there.
         metrics: What is counted.
-        answer_from: The first offset that is answered; in a new lane, another has answered those before.
+        answer_from: The first offset that is answered; those before it are another lane's.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Owned:
             Overtaken: another worker is ahead: the partition is not ours.
         """
         if self.ledger.next_offset >= self._answer_from:
-            # A new lane waits until those come by that another has relayed.
+            # A further lane waits until those have come by that another has relayed.
             self.relay.advance()
         if not self._flusher.idle:
             return self._flusher.advance()

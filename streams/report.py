@@ -19,16 +19,15 @@ from rich.table import Table
 
 from streams import kafka
 from streams.contract.errors import SluiceError
-from streams.contract.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, load_topics, verify_topics
+from streams.contract.topics import load_topics, verify_topics, with_lanes
+from streams.lane import changelogs
 from streams.reading import Reading
 from streams.settings import Settings
-from streams.store import COUNTERS, POLICIES
 from streams.verify import Finding, Verification
 
 DIFFERS: Final = 1
 USAGE: Final = 2
 
-_CHANGELOGS: Final = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
 _WAITING: Final = "letting the log go on"
 
 _out = Console(highlight=False, soft_wrap=True)
@@ -41,7 +40,7 @@ def verify(
     """Verify the system that *settings* name.
 
     Args:
-        settings: A worker's.
+        settings: A worker's, of the lane that is meant.
         seconds: How long to let the log go on between the markers.
         progress: Called with what is being done, how far it is, and how far it goes.
 
@@ -49,11 +48,11 @@ def verify(
         SluiceError: it could not be verified; the text says why.
     """
     specs = load_topics(settings.topics)
-    verify_topics(kafka.admin(settings.bootstrap), specs.values())
+    verify_topics(kafka.admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
     reading = Reading(settings.bootstrap, progress)
     try:
         with TemporaryDirectory(prefix="sluice-verify-") as folder:
-            verification = Verification(reading, specs, _CHANGELOGS, Path(folder))
+            verification = Verification(reading, specs, changelogs(settings.lane), Path(folder))
             try:
                 began = monotonic()
                 verification.begin()

@@ -41,7 +41,8 @@ class Restored(NamedTuple):
     """A partition whose store holds all that its changelogs held when it was asked for.
 
     ``topic_id`` is that of ``checks``, and ``log_start`` the first offset that its partition still holds.
-    Checks below ``answer_from`` are not to be answered: a new lane has to catch up first.
+    Checks below ``answer_from`` are not to be answered: a further lane, which may be new and have much to
+    catch up with, leaves what came before it to the default one.
     """
 
     generation: int
@@ -216,7 +217,7 @@ class Restorer(threading.Thread):
             place = TopicPartition(CHECKS, store.partition)
             log_start = self._offsets([place], OffsetSpec.earliest())[place]  # type: ignore[no-untyped-call]
             answer_from = 0
-            if followed.copied:
+            if self._copier is not None:
                 answer_from = self._offsets([place], OffsetSpec.latest())[place]  # type: ignore[no-untyped-call]
         except (Unavailable, TopicError) as exc:
             _log.warning("partition %s cannot be restored yet: %s", store.partition, exc)

@@ -27,23 +27,16 @@ from streams.contract.errors import (
     TopicError,
 )
 from streams.contract.records import NodeBeat, encode_beat
-from streams.contract.topics import (
-    COUNTERS_CHANGELOG,
-    NODES,
-    POLICIES_CHANGELOG,
-    load_topics,
-    verify_topics,
-    with_lanes,
-)
+from streams.contract.topics import NODES, load_topics, verify_topics, with_lanes
 from streams.folder import claim
-from streams.lane import Copier
+from streams.lane import Copier, changelogs
 from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.owner import Owner
 from streams.ownership import Ownership
 from streams.restore import Restored, Restorer
 from streams.settings import Settings
-from streams.store import COUNTERS, POLICIES, PartitionStore
+from streams.store import PartitionStore
 from streams.table import Tables
 
 _log = logging.getLogger("sluice.worker")
@@ -91,7 +84,7 @@ class Worker:
             copier=Copier(
                 settings.bootstrap,
                 settings.send_timeout_ms,
-                {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG},
+                changelogs(""),
                 tables.changelogs,
                 self.metrics,
             )

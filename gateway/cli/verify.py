@@ -20,9 +20,12 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     seconds: Annotated[float, typer.Option(min=0, help="How long to let the log go on meanwhile.")] = 5.0,
+    lane: Annotated[str | None, typer.Option(help="The lane to verify; the default one is a.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute what workers decide meanwhile, and compare; exit status 1 if anything differs. Only reads."""
+    if lane is not None:
+        os.environ["SLUICE_LANE"] = lane
     # Another program in this process: the gateway's side imports nothing of the worker.
     command = [sys.executable, "-m", "streams", "verify", "--seconds", str(seconds)]
     os.execv(sys.executable, [*command, "--json"] if as_json else command)

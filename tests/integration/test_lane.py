@@ -16,8 +16,8 @@ from gateway.broker import Broker
 from streams import lane
 from streams.contract.policy import parse_policy
 from streams.contract.records import POSITION_BITS
-from streams.contract.topics import changelogs_of, create_topics, load_topics, with_lanes
-from streams.lane import Copier
+from streams.contract.topics import create_topics, load_topics, with_lanes
+from streams.lane import Copier, changelogs
 from streams.ledger import (
     FORMAT,
     MARKER_KEY,
@@ -35,12 +35,8 @@ from streams.window import Window
 from tests.unit.streams.memory import MemoryStore, contents
 
 PARTITION = 1
-SOURCE = dict(zip(TABLES, changelogs_of("").values(), strict=True))
+SOURCE = changelogs("")
 Produce = Callable[..., None]
-
-
-def targets(name: str) -> dict[str, str]:
-    return dict(zip(TABLES, changelogs_of(name).values(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,7 @@ def kafka_of_lanes(fresh_kafka: Broker) -> Broker:
 
 @contextmanager
 def copier_of(broker: Broker, name: str) -> Iterator[Copier]:
-    copier = Copier(broker.bootstrap, 2_000, SOURCE, targets(name), Metrics())
+    copier = Copier(broker.bootstrap, 2_000, SOURCE, changelogs(name), Metrics())
     try:
         yield copier
     finally:
@@ -146,10 +142,10 @@ def test_what_the_default_lane_has_is_copied_and_the_marker_comes_last(
         finish(copier)
         finish(copier, PARTITION + 1)  # there is nothing to be copied
 
-    assert merged(kafka_of_lanes, targets("b")) == merged(kafka_of_lanes, SOURCE)
-    policies = read(kafka_of_lanes, targets("b")[POLICIES])
+    assert merged(kafka_of_lanes, changelogs("b")) == merged(kafka_of_lanes, SOURCE)
+    policies = read(kafka_of_lanes, changelogs("b")[POLICIES])
     assert [record.key for record in policies].index(MARKER_KEY) == len(policies) - 1
-    assert not read(kafka_of_lanes, targets("b")[POLICIES], PARTITION + 1)
+    assert not read(kafka_of_lanes, changelogs("b")[POLICIES], PARTITION + 1)
 
 
 def test_a_copy_that_broke_off_is_begun_again_and_ends_the_same(
@@ -160,13 +156,13 @@ def test_a_copy_that_broke_off_is_begun_again_and_ends_the_same(
     source.offset = 10_000
     source.flush(600)
     with copier_of(kafka_of_lanes, "c") as copier:
-        while not read(kafka_of_lanes, targets("c")[COUNTERS]):
+        while not read(kafka_of_lanes, changelogs("c")[COUNTERS]):
             assert not copier.advance(PARTITION)
         copier.drop(PARTITION)
-        assert MARKER_KEY not in {record.key for record in read(kafka_of_lanes, targets("c")[POLICIES])}
+        assert MARKER_KEY not in {record.key for record in read(kafka_of_lanes, changelogs("c")[POLICIES])}
         source.flush(300)
         finish(copier)
-    assert merged(kafka_of_lanes, targets("c")) == merged(kafka_of_lanes, SOURCE)
+    assert merged(kafka_of_lanes, changelogs("c")) == merged(kafka_of_lanes, SOURCE)
 
 
 def test_what_is_written_meanwhile_never_leaves_a_marker_without_its_states(
@@ -180,7 +176,7 @@ def test_what_is_written_meanwhile_never_leaves_a_marker_without_its_states(
         while not copier.advance(PARTITION):
             source.flush(20)
 
-    copied, at_the_end = merged(kafka_of_lanes, targets("d")), merged(kafka_of_lanes, SOURCE)
+    copied, at_the_end = merged(kafka_of_lanes, changelogs("d")), merged(kafka_of_lanes, SOURCE)
     found = decode_marker(copied[POLICIES][MARKER_KEY])
     assert 20_600 < found.next_offset <= source.offset + 1
     reached = found.next_offset << POSITION_BITS
@@ -208,4 +204,4 @@ def test_reading_that_took_long_is_repeated(kafka_of_lanes: Broker, monkeypatch:
     with copier_of(kafka_of_lanes, "b") as copier:
         finish(copier)
     assert asked == 3
-    assert merged(kafka_of_lanes, targets("b")) == merged(kafka_of_lanes, SOURCE)
+    assert merged(kafka_of_lanes, changelogs("b")) == merged(kafka_of_lanes, SOURCE)

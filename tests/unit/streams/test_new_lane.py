@@ -1,4 +1,4 @@
-"""A partition of a new lane: judged in silence up to where it is to answer from."""
+"""A partition of a further lane: judged in silence up to where it is to answer from."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
 from functools import partial
+from threading import Thread
 from time import time
 from typing import Any, Final
 
@@ -26,7 +28,7 @@ from streams.outbox import Outbox
 from streams.relay import Relay
 from streams.restore import read_range
 from streams.settings import Settings
-from streams.store import PartitionStore
+from streams.store import PartitionStore, Record
 
 _log = logging.getLogger("sluice.owned")
 
@@ -69,6 +71,7 @@ class Owned:
         self._fault = fault_finder(store.partition, partitions)
         self._flusher = Flusher(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
         self._flush_at = 0.0
+        self._gap: tuple[tuple[str, int, int], Future[list[Record]]] | None = None
         self.relay = self._new_relay()
 
     def _new_relay(self) -> Relay:
@@ -202,26 +205,51 @@ class Owned:
             self._flusher.look_at_end(table, end)
 
     def _mend(self) -> None:
-        """Write over what somebody else wrote to our changelogs."""
-        gaps, self._flusher.foreign = self._flusher.foreign, []
-        while gaps:
-            table, start, end = gaps[0]
-            topic = self._outbox.changelogs[table]
+        """Write over what somebody else wrote to our changelogs, once it has been read.
+
+        It is read in a thread of its own: a broker may take seconds, and checks go on meanwhile.
+        """
+        gaps = self._flusher.foreign
+        if self._gap is None:
+            if gaps:
+                table = gaps[0][0]
+                same = [gap for gap in gaps if gap[0] == table]
+                whole = table, min(start for _, start, _ in same), max(end for _, _, end in same)
+                self._gap = whole, self._read_aside(*whole)
+            return
+        (table, start, end), reading = self._gap
+        if not reading.done():
+            return
+        self._gap = None
+        try:
+            records = reading.result()
+        except Unavailable as exc:
+            _log.warning("%s; will be tried again", exc)
+            return
+        self._flusher.foreign = [gap for gap in gaps if gap[0] != table or gap[2] > end]
+        _log.warning(
+            "%s[%s] holds records from offset %s to %s that were not written here: writing over them",
+            self._outbox.changelogs[table],
+            self.partition,
+            start,
+            end,
+        )
+        self._flusher.mend(table, records)
+
+    def _read_aside(self, table: str, start: int, end: int) -> Future[list[Record]]:
+        future: Future[list[Record]] = Future()
+        topic = self._outbox.changelogs[table]
+
+        def read() -> None:
             try:
-                records = read_range(self._settings.bootstrap, topic, self.partition, start, end)
-            except Unavailable as exc:
-                _log.warning("%s; will be tried again", exc)
-                self._flusher.foreign = gaps
-                return
-            del gaps[0]
-            _log.warning(
-                "%s[%s] holds %s records from offset %s that were not written here: writing over them",
-                topic,
-                self.partition,
-                len(records),
-                start,
-            )
-            self._flusher.mend(table, records)
+                found = read_range(self._settings.bootstrap, topic, self.partition, start, end)
+            except Exception as exc:  # noqa: BLE001 - raised where the future is asked
+                future.set_exception(exc)
+            else:
+                future.set_result(found)
+
+        Thread(target=read, name=f"gap-{self.partition}", daemon=True).start()
+        return future
 
 
 def _facts(answer: Decision | str) -> dict[str, Any]:

@@ -279,7 +279,7 @@ def test_noise_in_the_changelogs(system: System) -> None:
         b"\x01" * 40,
         b"\x01" + b"\xff" * 8 + b"\xdd\xff\xff\xff\xff",
     ]
-    before = len(worker.lines("WARNING", "that were not written here"))
+    before = len(worker.lines("WARNING", "not written here"))
     with undisturbed(system):
         for value in garbage:
             for key in (client.encode(), b"\xff\xfe", MARKER_KEY, b"client\0steady\0"):
@@ -290,7 +290,7 @@ def test_noise_in_the_changelogs(system: System) -> None:
             took(system, topic, partition, bomb(ZSTD, 200))
         eventually(
             "it was found",
-            lambda: len(worker.lines("WARNING", "that were not written here")) > before,
+            lambda: len(worker.lines("WARNING", "not written here")) > before,
             on_failure=system.logs,
         )
     assert gateway.check(client, cost=0)["remaining"] == 43

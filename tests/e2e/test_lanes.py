@@ -40,7 +40,7 @@ from streams.store import COUNTERS, POLICIES, Record
 from tests.broker import fresh_broker
 from tests.system import Process, System, eventually, running_system
 from tests.unit.streams.memory import MemoryStore, contents
-from tests.up import environment, sluice
+from tests.up import environment, sluice, sluice_up
 
 PARTITIONS = 4
 CLIENTS = [f"client-{number}" for number in range(200)]
@@ -256,3 +256,19 @@ def test_lanes_that_differ_are_told(broker: Broker, tmp_path: Path) -> None:
         assert f"batch {batch.number} of partition {partition_of('alice', PARTITIONS)}" in line
         assert str(denial) in line
         assert gateway.metric("sluice_replies_late_total") == 0
+
+
+def test_up_with_two_lanes(tmp_path: Path) -> None:
+    with sluice_up(tmp_path, "--lanes", "2") as up, httpx.Client(base_url=up.url, trust_env=False) as http:
+
+        def workers() -> dict[str, str]:
+            nodes = http.get("/v1/status").json()["nodes"]
+            return {node["lane"]: node["id"].partition("@")[0] for node in nodes if node["role"] == "worker"}
+
+        eventually("both lanes are there", lambda: workers() == {"a": "worker-1", "b": "worker-b-1"})
+        assert len(up.children()) == 4
+        assert not http.post("/v1/check", json={"client_id": "alice"}).json()["degraded"]
+        shown = sluice("status", "--url", up.url, env={**up.env, "COLUMNS": "200"})
+        (line,) = (line for line in shown.stdout.splitlines() if "worker-b-1" in line)
+        assert "b" in [cell.strip() for cell in line.split("│")]
+        assert up.stop() == 0

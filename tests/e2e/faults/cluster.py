@@ -22,16 +22,21 @@ from tests.system import eventually
 NODES: Final = 3
 
 
-def faketime(offset_s: int) -> dict[str, str]:
-    """Environment of a process whose wall clock is *offset_s* off; its monotonic clock is right.
+def shifted(ahead_s: int) -> dict[str, str]:
+    """Environment of a Python process whose wall clock is *ahead_s* seconds ahead."""
+    return {"PYTHONPATH": str(Path(__file__).with_name("shifted")), "CLOCK_AHEAD_S": str(ahead_s)}
+
+
+def _faketime(ahead_s: int) -> dict[str, str]:
+    """Environment of a JVM whose wall clock is *ahead_s* seconds ahead, and whose monotonic clock is right.
 
     libfaketime is the Debian package ``faketime``; without it this fails.
     """
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     assert found, "libfaketime is not there: apt-get install faketime"
     return {
         "LD_PRELOAD": str(found[0]),
-        "FAKETIME": f"{offset_s:+d}s",
+        "FAKETIME": f"{ahead_s:+d}s",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",
     }
@@ -109,7 +114,7 @@ class Node(Broker):
         """What its wall clock shows more than ours, from its next start on."""
 
     def _java(self, jars: Path) -> list[str]:
-        clock = faketime(self.ahead_s) if self.ahead_s else {}
+        clock = _faketime(self.ahead_s) if self.ahead_s else {}
         java, *options = super()._java(jars)
         # Compiled once and lightly: what three of them spend on compiling better is never earned back here.
         quick = ["-XX:TieredStopAtLevel=1"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.e2e.faults.cluster import Cluster, faketime
+from tests.e2e.faults.cluster import Cluster, shifted
 from tests.e2e.faults.load import PARTITIONS, Load, late_s, running_load
 from tests.e2e.faults.oracle import Oracle, check_state, flushed, read_tables
 from tests.e2e.faults.report import ROWS, Row
@@ -109,6 +109,15 @@ class Rig:
         eventually(f"{new.name} has joined", lambda: bool(new.lines("generation")))
         return new
 
+    def restart_at_work(self, old: Process, **how: Any) -> Process:
+        """As :meth:`restart`, and then the others too: what they leave comes to the one that has nothing."""
+        new = self.restart(old, **how)
+        for worker in [worker for worker in self.system.workers if worker is not new]:
+            with self.joining(worker):
+                assert worker.stop() == 0
+                worker.start()
+        return new
+
     @contextmanager
     def joining(self, worker: Process) -> Iterator[None]:
         """The block ends when the group has told *worker* once more what is its."""
@@ -123,6 +132,11 @@ class Rig:
     def others_take_over(self, fault: Fault) -> None:
         """Return when the workers that run judge all partitions."""
         eventually("others take over", lambda: self.settled(fault.gateways[0]), on_failure=self.system.logs)
+
+    def runs_on(self, fault: Fault, checks: int = 2_000) -> None:
+        """Return when that many more checks have been answered."""
+        enough = len(fault.load.asked) + checks
+        eventually(f"{checks} more checks", lambda: len(fault.load.asked) > enough)
 
     @contextmanager
     def fault(self, name: str, *, episodes: int = 1, clocks_s: Sequence[int] = (0, 0)) -> Iterator[Fault]:
@@ -161,7 +175,7 @@ class Rig:
     def _gateways(self, clocks_s: Sequence[int]) -> Iterator[list[Gateway]]:
         """Gateways of the caller's own; every partition has its worker."""
         started = [
-            self.system.add_gateway(env=faketime(ahead_s) if ahead_s else None) for ahead_s in clocks_s
+            self.system.add_gateway(env=shifted(ahead_s) if ahead_s else None) for ahead_s in clocks_s
         ]
         try:
             self.system.wait_ready()

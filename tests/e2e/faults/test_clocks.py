@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.e2e.faults.cluster import faketime
+from tests.e2e.faults.cluster import shifted
 from tests.e2e.faults.rig import Rig
 from tests.system import eventually
 
@@ -10,16 +10,17 @@ HOUR_S = 3_600
 
 
 def test_gateway_ahead(rig: Rig) -> None:
-    with rig.fault("clock: a gateway an hour ahead", clocks_s=[HOUR_S, 0]):
-        pass
+    with rig.fault("clock: a gateway an hour ahead", clocks_s=[HOUR_S, 0]) as fault:
+        rig.runs_on(fault)
 
 
 def test_worker_ahead_then_behind(rig: Rig) -> None:
     worker = rig.system.workers[0]
     for name, offset_s in (("ahead", HOUR_S + 60), ("behind", -HOUR_S)):
-        with rig.fault(f"clock: a worker restarted, an hour {name}", episodes=2) as fault:
-            worker = rig.restart(worker, env=faketime(offset_s))
-            rig.others_take_over(fault)
+        worker = rig.restart_at_work(worker, env=shifted(offset_s))
+        with rig.fault(f"clock: a worker an hour {name}") as fault:
+            assert rig.owned_by(fault.gateways[0], worker)
+            rig.runs_on(fault)
     rig.restart(worker)
 
 

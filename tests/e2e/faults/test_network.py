@@ -12,9 +12,10 @@ from tests.e2e.faults.rig import Rig
 
 
 def test_cut_off_from_the_brokers(rig: Rig) -> None:
-    worker = rig.restart(rig.system.workers[-1], kafka=rig.cluster.over_wires)
+    worker = rig.restart_at_work(rig.system.workers[-1], kafka=rig.cluster.over_wires)
     with rig.fault("network: a worker cut off from all brokers for 12 s", episodes=2) as fault:
         fault.moved = rig.owned_by(fault.gateways[0], worker)
+        assert fault.moved
         for node in rig.cluster.nodes:
             node.wire.cut()
         time.sleep(12)
@@ -22,6 +23,5 @@ def test_cut_off_from_the_brokers(rig: Rig) -> None:
             for node in rig.cluster.nodes:
                 node.wire.heal()
     assert worker.status is None
-    if fault.moved:
-        assert worker.lines("WARNING", "the group lease ran out")
+    assert worker.lines("WARNING", "the group lease ran out")
     rig.restart(worker)

@@ -1,0 +1,438 @@
+"""What keeps two workers from deciding one partition, each guard by a test that fails without it.
+
+The owner and restorer threads run here against a real broker, without a group: the test says who owns what,
+and whether the lease holds.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+)
+from rocksdict import Options, Rdict
+
+from gateway.broker import Broker
+from streams.contract.policy import parse_policy
+from streams.contract.records import (
+    POSITION_BITS,
+    Batch,
+    Check,
+    Decision,
+    Reply,
+    Update,
+    UpdateKey,
+    decode_checks_record,
+    decode_reply,
+    encode_batch,
+    encode_update,
+    encode_update_key,
+    encode_update_value,
+)
+from streams.contract.topics import (
+    CHECKS,
+    COUNTERS_CHANGELOG,
+    POLICIES_CHANGELOG,
+    REPLIES,
+    UPDATES,
+    describe,
+    partition_of,
+)
+from streams.ledger import MARKER_KEY, State, decode_state, encode_state, position_of
+from streams.metrics import Metrics
+from streams.owner import Owner
+from streams.restore import Restored, Restorer
+from streams.settings import Settings
+from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore
+from streams.window import Window
+from tests.system import eventually
+
+PARTITIONS = 4
+CHANGELOGS = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
+CLIENTS = {partition_of(name, PARTITIONS): name for name in (f"client-{number}" for number in range(40))}
+"""A client of each partition."""
+WAIT_S = 30
+
+
+class Lease:
+    """Holds while the test says so."""
+
+    held = True
+
+    def holds(self) -> bool:
+        return self.held
+
+
+def open_store(partition: int, folder: Path) -> PartitionStore:
+    folder.mkdir(exist_ok=True)
+    paths = {table: folder / f"{partition}-{table}" for table in TABLES}
+    return PartitionStore(partition, lambda _, path: Rdict(str(path), Options(raw_mode=True)), paths)
+
+
+class Bench:
+    """An owner of one partition, and those who talk to it."""
+
+    def __init__(self, broker: Broker, folder: Path, partition: int, **settings: Any) -> None:
+        self.partition, self.client = partition, CLIENTS[partition]
+        self.lease, self.lapsed = Lease(), queue.SimpleQueue[list[PartitionStore]]()
+        self.failures: list[BaseException] = []
+        self.metrics = Metrics()
+        self._bootstrap = broker.bootstrap
+        self.owner = Owner(
+            Settings(kafka=broker.bootstrap, home=folder, **settings),
+            PARTITIONS,
+            CHANGELOGS,
+            cast(Any, self.lease),
+            self.metrics,
+            on_lapse=self.lapsed.put,
+            on_fatal=self.failures.append,
+        )
+        self.owner.generation = 1
+        self.owner.start()
+        self.store = open_store(partition, folder)
+        self._producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0})
+        self._replies = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "test"})
+        eventually("topics just made have leaders", self._has_leaders)
+        _, end = self._replies.get_watermark_offsets(TopicPartition(REPLIES, partition), timeout=WAIT_S)
+        self._replies.assign([TopicPartition(REPLIES, partition, end or 0)])
+        self._number = 0
+
+    def _has_leaders(self) -> bool:
+        try:
+            for topic in (CHECKS, UPDATES, REPLIES, *CHANGELOGS.values()):
+                self._replies.get_watermark_offsets(TopicPartition(topic, self.partition), timeout=WAIT_S)
+        except KafkaException:
+            return False
+        return True
+
+    def start(self, generation: int = 1) -> bool:
+        """Give the store to the owner."""
+        admin = AdminClient({"bootstrap.servers": self._bootstrap})
+        topic_id = str(describe(admin, [CHECKS])[CHECKS].topic_id)
+        restored = Restored(generation, self.store, topic_id, 0)
+        return self.owner.start_partition(restored).result(WAIT_S)
+
+    def produce(self, topic: str, value: bytes | None, key: bytes | None = None) -> int:
+        """Returns the offset."""
+        done: list[int] = []
+
+        def delivered(error: Any, message: Any) -> None:
+            assert error is None, error
+            done.append(message.offset())
+
+        self._producer.produce(topic, value, key, partition=self.partition, on_delivery=delivered)
+        assert self._producer.flush(WAIT_S) == 0
+        return done[0]
+
+    def publish(self, cost: int) -> int:
+        """A check that nobody waits for; returns the number of its batch."""
+        self._number += 1
+        batch = Batch(self.partition, 4711, self._number, [Check(self.client, cost)])
+        self.produce(CHECKS, encode_batch(batch))
+        return self._number
+
+    def reply(self, number: int) -> Reply:
+        """The reply to a batch; those before it are passed over."""
+        until = time.monotonic() + WAIT_S
+        while time.monotonic() < until:
+            message: Any = self._replies.poll(0.1)
+            if message is not None and message.error() is None:
+                reply = decode_reply(message.value())
+                if reply.number == number:
+                    return reply
+        raise AssertionError(f"no reply to batch {number}; {self.failures}")
+
+    def check(self, cost: int) -> Decision:
+        """Ask and be answered."""
+        [answer] = self.reply(self.publish(cost)).answers
+        assert isinstance(answer, Decision), answer
+        return answer
+
+    def end(self, table: str) -> int:
+        """The next offset of a changelog."""
+        place = TopicPartition(CHANGELOGS[table], self.partition)
+        _, end = self._replies.get_watermark_offsets(place, timeout=WAIT_S)
+        return end or 0
+
+    def changelog(self, topic: str) -> list[tuple[bytes, bytes]]:
+        """All that the partition of a topic still holds."""
+        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "test"})
+        place = TopicPartition(topic, self.partition)
+        low, end = consumer.get_watermark_offsets(place, timeout=WAIT_S)
+        found: list[tuple[bytes, bytes]] = []
+        consumer.assign([TopicPartition(topic, self.partition, low or 0)])
+        reached = low or 0
+        while reached < (end or 0):
+            message: Any = consumer.poll(WAIT_S)
+            found.append((message.key(), message.value()))
+            reached = message.offset() + 1
+        consumer.close()
+        return found
+
+    def flushed(self) -> bool:
+        """Whether all that was judged is in the changelog and in the store's marker."""
+        marks = [value for key, value in self.changelog(POLICIES_CHANGELOG) if key == MARKER_KEY]
+        checks = TopicPartition(CHECKS, self.partition)
+        _, end = self._replies.get_watermark_offsets(checks, timeout=WAIT_S)
+        return bool(marks) and position_of(marks[-1]) == (end or 0) << POSITION_BITS
+
+    def close(self) -> None:
+        self.owner.stop(5)
+        self._replies.close()
+        self.store.close()
+        assert not self.failures
+
+
+def spent(value: bytes) -> int:
+    return sum(window.total for window in decode_state(value).windows.values())
+
+
+@pytest.fixture
+def bench(fresh_kafka: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Of the partition that the test names; settings, too, are its own."""
+    partition, settings = request.param
+    made = Bench(fresh_kafka, tmp_path, partition, **settings)
+    yield made
+    made.close()
+
+
+SLOW = {"flush_interval_ms": 60_000}
+FAST = {"flush_interval_ms": 50}
+
+
+# --- generation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
+def test_a_command_of_an_old_generation_is_refused(bench: Bench) -> None:
+    assert not bench.start(generation=0)
+    assert not bench.start(generation=2)
+    assert bench.owner.beats() == {}
+    assert bench.start(generation=1)
+    assert bench.check(1).remaining == 99
+
+    bench.owner.generation = None
+    bench.owner.park_all(5).result(WAIT_S)
+    assert bench.owner.resume(1, {0}).result(WAIT_S) == set(), "a rebalance is under way"
+    bench.owner.generation = 3
+    assert bench.owner.resume(2, {0}).result(WAIT_S) == set()
+    assert bench.owner.resume(3, {0}).result(WAIT_S) == {0}
+    assert bench.check(1).remaining == 98
+
+
+# --- lease ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
+def test_without_a_lease_nothing_is_judged_answered_or_written(bench: Bench) -> None:
+    assert bench.start()
+    assert bench.check(3).remaining == 97
+    bench.lease.held = False
+    [store] = bench.lapsed.get(timeout=WAIT_S)
+    assert store is bench.store
+    assert bench.owner.beats() == {}
+    unanswered = bench.publish(4)
+    bench.owner.park_all(0.5).result(WAIT_S)
+    assert (bench.end(COUNTERS), bench.end(POLICIES)) == (0, 0)
+
+    # It was dropped, not lost: the log has it, and what comes by is answered now.
+    bench.lease.held = True
+    assert bench.start()
+    [answer] = bench.reply(unanswered).answers
+    assert isinstance(answer, Decision)
+    assert answer.remaining == 93
+
+
+@pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
+def test_partitions_let_go_without_a_lease_are_not_flushed(bench: Bench) -> None:
+    ends = bench.end(COUNTERS), bench.end(POLICIES)
+    assert bench.start()
+    bench.check(1)
+
+    # In one turn of the owner: its lease ends, and a rebalance asks for the partitions.
+    def lose_and_park() -> None:
+        bench.lease.held = False
+        bench.owner._park(0.5)
+
+    bench.owner._call(lose_and_park).result(WAIT_S)
+    assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
+    bench.lease.held = True
+
+
+# --- foreign writes -------------------------------------------------------------------------
+
+
+def compact_at_once(broker: Broker, *topics: str) -> None:
+    """Have the broker's cleaner take up *topics* as soon as it looks."""
+    settings = {
+        "cleanup.policy": "compact",
+        "min.cleanable.dirty.ratio": "0.0001",
+        "min.compaction.lag.ms": "0",
+        "segment.ms": "100",
+        "delete.retention.ms": "0",
+    }
+    resources = [
+        ConfigResource(
+            ConfigResource.Type.TOPIC,
+            topic,
+            incremental_configs=[
+                ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+                for name, value in settings.items()
+            ],
+        )
+        for topic in topics
+    ]
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    for future in admin.incremental_alter_configs(resources).values():
+        future.result(WAIT_S)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
+def test_what_another_wrote_is_written_over_and_compaction_keeps_the_right_one(
+    bench: Bench, fresh_kafka: Broker, tmp_path: Path
+) -> None:
+    compact_at_once(fresh_kafka, COUNTERS_CHANGELOG, POLICIES_CHANGELOG)
+    assert bench.start()
+    key = bench.client.encode()
+    bench.check(5)
+    eventually("flushed", bench.flushed)
+    old = bench.changelog(COUNTERS_CHANGELOG)[-1]
+    assert old[0] == key
+    marker = next(v for k, v in reversed(bench.changelog(POLICIES_CHANGELOG)) if k == MARKER_KEY)
+    assert bench.check(6).remaining == 89
+    eventually("flushed", bench.flushed)
+
+    # A zombie wakes: its state, its marker and, for good measure, a deletion of ours.
+    bench.produce(COUNTERS_CHANGELOG, old[1], key)
+    bench.produce(POLICIES_CHANGELOG, marker, MARKER_KEY)
+    bench.owner.changelog_ends({(table, 2): bench.end(table) for table in TABLES})
+    eventually("it was mended", lambda: bench.metrics.gaps_mended._value.get() >= 2)
+    eventually("flushed", lambda: spent(last(bench, COUNTERS_CHANGELOG, key)) == 11 and bench.flushed())
+
+    def compacted() -> bool:
+        # Only segments that are full are compacted; each record begins another.
+        for table in TABLES:
+            bench.produce(CHANGELOGS[table], b"\x01" + bytes(8) + b"\x90", b"filler")
+        time.sleep(0.2)
+        keys = [k for k, _ in bench.changelog(COUNTERS_CHANGELOG)]
+        marks = [k for k, _ in bench.changelog(POLICIES_CHANGELOG)]
+        return keys.count(key) == 1 and marks.count(MARKER_KEY) <= 2
+
+    eventually("the broker has compacted", compacted)
+    bench.owner.stop(5)
+    with restorer(fresh_kafka, open_store(2, tmp_path / "fresh")) as hand_over:
+        fresh = hand_over()
+    [value] = fresh.counters([key])
+    assert value is not None
+    assert spent(value) == 11
+    assert fresh.marker() == bench.store.marker()
+    fresh.close()
+
+
+def last(bench: Bench, topic: str, key: bytes) -> bytes:
+    return [value for k, value in bench.changelog(topic) if k == key][-1]
+
+
+@contextmanager
+def restorer(broker: Broker, store: PartitionStore) -> Iterator[Callable[[], PartitionStore]]:
+    """Follows the changelogs with *store*; call what is yielded to have it handed over, caught up."""
+    restored = queue.SimpleQueue[Restored]()
+    failures: list[BaseException] = []
+    thread = Restorer(
+        broker.bootstrap,
+        CHANGELOGS,
+        lambda _: store,
+        Metrics(),
+        on_restored=restored.put,
+        on_ends=lambda _: None,
+        on_fatal=failures.append,
+    )
+    thread.start()
+    thread.follow(store)
+
+    def hand_over() -> PartitionStore:
+        thread.activate(1, store.partition)
+        return restored.get(timeout=WAIT_S).store
+
+    try:
+        yield hand_over
+    finally:
+        thread.stop()
+        assert not failures
+
+
+# --- restoring ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
+@pytest.mark.parametrize("standby", [False, True], ids=["restored", "standby"])
+def test_what_is_read_back_never_replaces_what_is_further_on(
+    bench: Bench, fresh_kafka: Broker, tmp_path: Path, standby: bool
+) -> None:
+    def write(*counts: tuple[int, int]) -> None:
+        for position, count in counts:
+            bench.produce(COUNTERS_CHANGELOG, state(position, count), b"zoe")
+
+    def state(position: int, count: int) -> bytes:
+        return encode_state(State(position, {60_000: Window(60_000, [7], [count])}))
+
+    write((9, 1), (40, 4))
+    store = open_store(0, tmp_path / "fresh")
+    with restorer(fresh_kafka, store) as hand_over:
+        if standby:
+            eventually("it has caught up", lambda: store.next[COUNTERS] == bench.end(COUNTERS))
+        write((12, 2), (40, 5), (39, 3))
+        assert hand_over() is store
+    [value] = store.counters([b"zoe"])
+    assert value == state(40, 5)
+    assert store.outrun[COUNTERS] == {b"zoe"}, "its last record is to be written over"
+    store.close()
+
+
+# --- relay ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bench", [(3, FAST)], indirect=True)
+def test_an_update_relayed_twice_takes_effect_once(bench: Bench) -> None:
+    assert bench.start()
+    bench.check(7)
+    limit = encode_update_value(parse_policy("50/hour"))
+    bench.produce(UPDATES, limit, encode_update_key(UpdateKey("client", bench.client)))
+    version = bench.produce(UPDATES, None, encode_update_key(UpdateKey("reset", bench.client)))
+
+    def came_by() -> list[Update]:
+        decoded = [decode_checks_record(value) for _, value in bench.changelog(CHECKS)]
+        return [record for record in decoded if isinstance(record, Update)]
+
+    eventually("both came by", lambda: len(came_by()) >= 2)
+    assert bench.check(10).remaining == 40
+    # Its owner died before it knew that the reset had come by; the next relays it again.
+    bench.produce(CHECKS, encode_update(Update(version, "reset", bench.client, "", None)))
+    bench.produce(CHECKS, encode_update(Update(version - 1, "client", bench.client, "", None)))
+    again = bench.check(0)
+    assert (again.limit, again.remaining, again.policy_version) == (50, 40, version - 1)
+
+    # What was relayed before is not relayed by the next owner, who goes on after the last that came by.
+    count = len(came_by())
+    eventually("flushed", bench.flushed)
+    bench.owner.generation = None
+    bench.owner.park_all(5).result(WAIT_S)
+    bench.owner.generation = 2
+    assert bench.owner.resume(2, {3}).result(WAIT_S) == {3}
+    third = bench.produce(
+        UPDATES, encode_update_value(parse_policy("60/hour")), b'["client","%s",""]' % bench.client.encode()
+    )
+    eventually("the new one came by", lambda: came_by()[-1].version == third)
+    assert len(came_by()) == count + 1

@@ -234,22 +234,20 @@ def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
                     raise
                 if error.name() != "TOPIC_ALREADY_EXISTS":
                     raise TopicError(f"the broker did not create {name}: {error.str()}") from exc
-    _await_visible(admin, created)
-    verify_topics(admin, wanted.values())
-    return created
-
-
-def _await_visible(admin: AdminClient, names: Iterable[str]) -> None:
-    """Wait until the brokers know of topics that the controller has just made."""
     deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
-            describe(admin, names)
-            return
-        except TopicError:
+            verify_topics(admin, wanted.values())
+            return created
+        except _NotThere:
+            # One broker may know of it, and the next one asked not yet.
             if time.monotonic() > deadline:
                 raise
             time.sleep(_POLL_S)
+
+
+class _NotThere(TopicError):
+    """A topic that no broker, or not the one asked, knows of."""
 
 
 def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
@@ -300,7 +298,7 @@ def describe(admin: AdminClient, names: Iterable[str]) -> dict[str, TopicDescrip
             except KafkaException as exc:
                 if exc.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
                     raise
-                raise TopicError(f"topic {name} is not there: run `{_creates(name)}`") from exc
+                raise _NotThere(f"topic {name} is not there: run `{_creates(name)}`") from exc
     return found
 
 

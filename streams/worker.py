@@ -239,8 +239,10 @@ def main() -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     # "streams": Faust logs its services' comings and goings under the modules that subclass them.
-    for noisy in ("faust", "mode", "aiokafka", "asyncio", "streams"):
+    for noisy in ("faust", "mode", "asyncio", "streams"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # Ten errors a second while a broker is away; what it means is said once, when the lease runs out.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     # The owner thread shares the interpreter with two that mostly wait: do not let it wait 5 ms for them.
     sys.setswitchinterval(0.0005)
 

@@ -285,12 +285,16 @@ class Restorer(threading.Thread):
     def _offsets(self, places: list[TopicPartition], which: OffsetSpec) -> dict[TopicPartition, int]:
         try:
             asked: dict[TopicPartition, Any] = dict.fromkeys(places, which)
-            found = self._admin.list_offsets(asked, request_timeout=_RPC_S)
-            return {place: future.result(timeout=_RPC_S * 2).offset for place, future in found.items()}
+            answers = self._admin.list_offsets(asked, request_timeout=_RPC_S)
+            found = {place: future.result(timeout=_RPC_S * 2).offset for place, future in answers.items()}
         except (KafkaException, TimeoutError) as exc:
             # A client that asked a leader before its broker restarted goes on asking with the old epoch.
             self._admin = kafka.admin(self._servers)
             raise Unavailable(f"offsets cannot be read: {exc}") from exc
+        if min(found.values(), default=0) < 0:
+            # A partition without a leader is answered so, not by an error.
+            raise Unavailable("offsets cannot be read: a partition has no leader")
+        return found
 
 
 def read_range(

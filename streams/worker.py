@@ -25,6 +25,7 @@ from streams.contract.errors import (
     SluiceError,
     StateError,
     TopicError,
+    Unavailable,
 )
 from streams.contract.records import NodeBeat, encode_beat
 from streams.contract.topics import NODES, load_topics, verify_topics, with_lanes
@@ -247,11 +248,16 @@ def main() -> int:
     sys.setswitchinterval(0.0005)
 
     async def work() -> int:
-        try:
-            return await Worker(settings).run()
-        except SluiceError as exc:
-            _log.critical("%s", exc)
-            return _exit_code(exc)
+        while True:
+            try:
+                return await Worker(settings).run()
+            except Unavailable as exc:
+                # The broker may be starting as well; there is nothing to lose by waiting for it.
+                _log.warning("%s; trying again", exc)
+                await asyncio.sleep(1)
+            except SluiceError as exc:
+                _log.critical("%s", exc)
+                return _exit_code(exc)
 
     code = uvloop.run(work())
     logging.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -159,6 +160,9 @@ class Rig:
                 eventually("all is well again", lambda: load.well_for(WELL_S), on_failure=self.system.logs)
                 alive = [gateway for gateway in started if gateway.status is None]
                 eventually("normal mode again", lambda: normal(alive))
+                for worker in self.system.workers:
+                    # Running, stopped, or killed: none has ended of its own.
+                    assert worker.status in (None, 0, -signal.SIGKILL), worker.tail()
                 after = self.owners(alive[0])
                 fault.moved |= {p for p in range(PARTITIONS) if before.get(p) != after.get(p)}
             compared = self.compare(load)
@@ -174,9 +178,7 @@ class Rig:
     @contextmanager
     def _gateways(self, clocks_s: Sequence[int]) -> Iterator[list[Gateway]]:
         """Gateways of the caller's own; every partition has its worker."""
-        started = [
-            self.system.add_gateway(env=shifted(ahead_s) if ahead_s else None) for ahead_s in clocks_s
-        ]
+        started = [self.system.add_gateway(env=shifted(ahead_s) if ahead_s else None) for ahead_s in clocks_s]
         try:
             self.system.wait_ready()
             eventually(
@@ -199,17 +201,24 @@ class Rig:
             check_state(partition, truth, stored, "changelog")
         return self.oracle.check_replies(truths) + self.oracle.check_http(truths, load.asked)
 
-    def check_tables(self, gateway: Gateway) -> None:
-        """Stop all workers; what those that judged or stood by have on disk is what the log says."""
-        nodes = {node["id"].split("@")[0]: node["partitions"] for node in gateway.report()["nodes"]}
-        workers = [worker for worker in self.system.workers if worker.status is None]
-        for worker in workers:
+    def places(self, gateway: Gateway) -> dict[str, list[int]]:
+        """The partitions that each worker judges, or stands by for."""
+        return {
+            node["id"].split("@")[0]: [int(partition) for partition in node["partitions"]]
+            for node in gateway.report()["nodes"]
+            if node["role"] == "worker"
+        }
+
+    def check_tables(self, places: dict[str, list[int]]) -> int:
+        """Stop all workers; what they have on disk of *places* is what the log says. Returns how many."""
+        for worker in self.system.workers:
             worker.terminate()
-        for worker in workers:
+        for worker in self.system.workers:
             worker.join(30)
             assert worker.status == 0, worker.tail(30)
         truths = self.oracle.read()
-        for worker in workers:
-            for partition in map(int, nodes[worker.name]):
-                tables = read_tables(Path(self.system.folder, worker.name), partition)
-                check_state(partition, truths[partition], tables, worker.name)
+        for name, partitions in places.items():
+            for partition in partitions:
+                tables = read_tables(Path(self.system.folder, name), partition)
+                check_state(partition, truths[partition], tables, name)
+        return sum(map(len, places.values()))

@@ -101,3 +101,13 @@ def test_rolling_restart(rig: Rig) -> None:
             with rig.joining(worker):
                 worker.start()
             rig.others_take_over(fault)
+
+
+def test_tables_on_disk_are_what_the_log_says(rig: Rig) -> None:
+    with rig.fault("none") as fault:
+        rig.runs_on(fault)
+        places = rig.places(fault.gateways[0])
+    # Each partition's owner and its standby.
+    assert rig.check_tables(places) == 8
+    for worker in rig.system.workers:
+        worker.start()

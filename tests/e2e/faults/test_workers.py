@@ -55,6 +55,7 @@ def test_killed_and_started_again(rig: Rig) -> None:
 def test_frozen_past_its_session_and_woken(rig: Rig) -> None:
     with rig.fault("worker: SIGSTOP for 12 s, SIGCONT (zombie)", episodes=2) as fault:
         victim = rig.most_loaded(fault.gateways[0])
+        fault.moved = rig.owned_by(fault.gateways[0], victim)
         victim.signal(signal.SIGSTOP)
         time.sleep(2 * SESSION_S)
         with rig.joining(victim):

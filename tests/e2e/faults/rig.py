@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from streams.ledger import MARKER_KEY, decode_marker
+from streams.store import POLICIES
 from tests.e2e.faults.cluster import Cluster, shifted
 from tests.e2e.faults.load import PARTITIONS, Load, late_s, running_load
-from tests.e2e.faults.oracle import Oracle, check_state, flushed, read_tables
+from tests.e2e.faults.oracle import Oracle, Truth, check_state, flushed, read_tables
 from tests.e2e.faults.report import ROWS, Row
 from tests.system import Gateway, Process, System, eventually
 
@@ -196,10 +198,22 @@ class Rig:
     def compare(self, load: Load) -> int:
         """Replies, HTTP answers and changelogs against the log; returns how many decisions were compared."""
         truths = self.oracle.read()
-        eventually("all flushed", lambda: flushed(truths, self.oracle.stored()), on_failure=self.system.logs)
+
+        def all_flushed() -> bool:
+            # What was published late, or relayed, may have come since.
+            truths[:] = self.oracle.read()
+            return flushed(truths, self.oracle.stored())
+
+        eventually("all flushed", all_flushed, on_failure=lambda: self.behind(truths) + self.system.logs())
         for partition, (truth, stored) in enumerate(zip(truths, self.oracle.stored(), strict=True)):
             check_state(partition, truth, stored, "changelog")
         return self.oracle.check_replies(truths) + self.oracle.check_http(truths, load.asked)
+
+    def behind(self, truths: Sequence[Truth]) -> str:
+        """Each partition's end, and its marker."""
+        ends = [truth.marker.next_offset for truth in truths]
+        markers = [decode_marker(tables[POLICIES][MARKER_KEY]).next_offset for tables in self.oracle.stored()]
+        return f"logs end at {ends}, markers are at {markers}\n"
 
     def places(self, gateway: Gateway) -> dict[str, list[int]]:
         """The partitions that each worker judges, or stands by for."""

@@ -1,0 +1,97 @@
+"""A worker killed between every two steps of its flush: all that it decided is what the log says."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from streams.contract.topics import partition_of
+from tests.broker import fresh_broker
+from tests.dying_worker import DIED, POINTS
+from tests.e2e.faults.oracle import Oracle, check_state, flushed, read_tables
+from tests.system import Gateway, Process, System, eventually, running_system
+
+STEADY = [f"steady-{number}" for number in range(8)]
+"""Clients, some in each partition, that never come to their limit: there is always something to flush."""
+assert {partition_of(client, 4) for client in STEADY} == {0, 1, 2, 3}
+_PAUSE_S = 0.02
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One log for all kills."""
+    folder = tmp_path_factory.mktemp("system")
+    with fresh_broker() as broker, running_system(broker, folder, workers=0, gateways=0) as made:
+        made.add_worker(session_timeout_ms=1_500)
+        made.add_gateway()
+        made.wait_ready()
+        for client in STEADY:
+            made.gateways[0].set_limits(client, "1000000/hour")
+        yield made
+
+
+@contextmanager
+def load(system: System, name: str) -> Iterator[None]:
+    """Checks from four callers at once, by *STEADY* and by clients that soon are at their limit."""
+    gateway, stopping = system.gateways[0], threading.Event()
+
+    def call(caller: int) -> None:
+        number = caller
+        while not stopping.wait(_PAUSE_S):
+            number += 7
+            client = f"{name}-{number % 24}"
+            for asking in (client, STEADY[number % 8]):
+                gateway.http.post("/v1/check", json={"client_id": asking, "cost": number % 4})
+            if number % 90 == 0:
+                # While nobody is there it is stored, and takes effect later.
+                gateway.http.put(f"/v1/limits/{client}", json={"limits": [f"{number % 40}/minute"]})
+
+    threads = [threading.Thread(target=call, args=(caller,)) for caller in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join()
+
+
+def run_as(worker: Process, *module: str) -> None:
+    worker._command = [sys.executable, "-m", *module]
+    worker.start()
+
+
+def answered(gateway: Gateway) -> bool:
+    """Whether checks are answered from the store, in every partition."""
+    return not any(gateway.check(client, cost=0)["degraded"] for client in STEADY)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_between_two_steps_of_a_flush(system: System, point: str) -> None:
+    [worker], [gateway] = system.workers, system.gateways
+    if worker.status is None:
+        assert worker.stop() == 0
+    run_as(worker, "tests.dying_worker", point)
+    with load(system, point):
+        eventually("it died", lambda: worker.status is not None, on_failure=system.logs)
+        assert worker.status == DIED, worker.tail()
+        run_as(worker, "streams", "worker")
+        eventually("another has taken over", lambda: answered(gateway), on_failure=system.logs)
+
+    oracle = Oracle(system.broker.bootstrap)
+    # What the gateway let through may still be on its way into the log.
+    eventually("all is flushed", lambda: flushed(oracle.read(), oracle.stored()), on_failure=system.logs)
+    truths = oracle.read()
+    assert worker.stop() == 0
+    assert oracle.check_replies(truths) > 0
+    stored = oracle.stored()
+    for partition, truth in enumerate(truths):
+        check_state(partition, truth, stored[partition], "changelog")
+        tables = read_tables(Path(worker.log.parent, worker.name), partition)
+        check_state(partition, truth, tables, "tables")

@@ -66,8 +66,7 @@ def fold(
             if reason is not None:
                 return Folded(None, [], refused=reason)
         return Folded(record, [], fresh=ledger.apply(record, offset << POSITION_BITS))
-    checks = record.checks if isinstance(record, Batch) else [record.check]
-    return Folded(record, judge(ledger, offset, now_ms, checks, fault))
+    return Folded(record, judge(ledger, offset, now_ms, record.checks, fault))
 
 
 def judge(

@@ -202,7 +202,7 @@ class System:
         for record in records:
             content = decode_checks_record(record.value)
             if isinstance(content, Batch | SingleCheck):
-                checks = content.checks if isinstance(content, Batch) else [content.check]
+                checks = content.checks
                 for check, answer in zip(checks, decided[record.offset], strict=True):
                     if check.client == client and isinstance(answer, Decision):
                         found.append((check, answer))

@@ -104,6 +104,11 @@ class SingleCheck(msgspec.Struct, frozen=True, gc=False):
     check: Check
     reply_to: ReplyTo | None
 
+    @property
+    def checks(self) -> list[Check]:
+        """As a batch has them: this one."""
+        return [self.check]
+
 
 class Update(msgspec.Struct, frozen=True, array_like=True):
     """A limit update as it comes by in ``checks``; ``version`` is its offset in ``limit-updates``.

@@ -152,7 +152,7 @@ class Oracle:
             for record in truth.records:
                 content = decode_checks_record(record.value)
                 if isinstance(content, Batch | SingleCheck):
-                    checks = content.checks if isinstance(content, Batch) else [content.check]
+                    checks = content.checks
                     for check, answer in zip(checks, truth.decided[record.offset], strict=True):
                         assert isinstance(answer, Decision), answer
                         right[check.client][msgspec.structs.astuple(answer)] += 1

@@ -45,7 +45,7 @@ from streams.contract.records import (
     reply_to_header,
 )
 from streams.contract.topics import CHECKS, NODES, REPLIES, UPDATES
-from streams.contract.unpacking import BOUNDS, Steps
+from streams.contract.unpacking import BOUNDS, Steps, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -342,9 +342,8 @@ class Transport:
         words: list[Word] = []
         beats: list[Beat] = []
         undecodable = 0
-        for message in messages:
+        for message in self._steps.sift(messages):
             if message.error() is not None:
-                self._steps.note(message)
                 continue
             value = message.value()
             if not value:
@@ -362,7 +361,6 @@ class Transport:
             except (UndecodableRecord, ValueError, RecursionError) as exc:
                 undecodable += 1
                 log.debug("%s[%s] %s: %s", message.topic(), message.partition(), message.offset(), exc)
-        self._steps.take()
         if undecodable:
             self._tell(self._listener.undecodable, undecodable)
         if replies or words or beats:
@@ -466,16 +464,15 @@ class Transport:
             consumer.assign([TopicPartition(UPDATES, partition, start)])
             steps = Steps(consumer)
             while messages := _drain(consumer, READ_TIMEOUT_S):
-                for message in messages:
+                for message in steps.sift(messages):
                     error = message.error()
                     if error is None:
                         with suppress(UndecodableRecord):
                             yield _update_of(message)
                     elif error.code() == KafkaError._PARTITION_EOF:
                         return
-                    elif not steps.note(message):
+                    elif not unreadable(message):
                         raise Unavailable(f"{UPDATES} cannot be read: {error.str()}")
-                steps.take()
             raise Unavailable(f"{self._bootstrap} gave nothing of {UPDATES} for {READ_TIMEOUT_S:g} s")
         except KafkaException as exc:
             raise Unavailable(f"{UPDATES} cannot be read: {exc.args[0].str()}") from exc

@@ -36,14 +36,20 @@ def consumer(bootstrap: str, group: str, *, on_missing: str = "error") -> Consum
             # A broker answers a connection's requests in turn, so a fetch that waits makes an assignment
             # wait; 100 ms of it are ten empty fetches a second when idle.
             "fetch.wait.max.ms": 100,
-            # An empty partition is asked again at once.
-            "fetch.error.backoff.ms": 100,
+            # After an error that stays, as of a batch that cannot be unpacked, which is searched for its end.
+            "fetch.error.backoff.ms": 20,
             "fetch.queue.backoff.ms": 10,
             **BOUNDS,
             # What is read ahead and not yet judged, per consumer.
             "queued.max.messages.kbytes": 32 * 1024,
         }
     )
+
+
+def drain(consumer: Consumer, most: int, wait_s: float) -> list[Any]:
+    """All that is there, up to *most*, waiting for the first only (``consume`` alone waits for the last)."""
+    first = consumer.poll(wait_s)
+    return [] if first is None else [first, *consumer.consume(most, 0)]
 
 
 def admin(bootstrap: str) -> AdminClient:

@@ -20,28 +20,25 @@ The marker is written last, when all else is acknowledged.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from streams import kafka
 from streams.contract.errors import Unavailable
 from streams.contract.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, changelogs_of
 from streams.ledger import MARKER_KEY, position_of
 from streams.metrics import Metrics
+from streams.reader import Reader
 from streams.store import COUNTERS, POLICIES, TABLES, Record
 
 _log = logging.getLogger("sluice.lane")
 
-CHUNK: Final = 10_000
-"""Records read, written and acknowledged at a time: what a copy holds in memory."""
-
-QUICK_S: Final = 60.0
+_QUICK_S: Final = 60.0
 """What counts as quick; topics.yaml has a ``min_compaction_lag`` of ten times that."""
-
 _POLL_S: Final = 0.02
-_RPC_S: Final = 5.0
 
 Entry = tuple[str, bytes, bytes]
 """Table, key and value."""
@@ -62,6 +59,8 @@ class Copier:
         source: The default lane's changelog of each table.
         target: This lane's.
         metrics: Counts what is copied.
+        chunk: Records read, written and acknowledged at a time: what a copy holds in memory.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -71,12 +70,17 @@ class Copier:
         source: dict[str, str],
         target: dict[str, str],
         metrics: Metrics,
+        *,
+        chunk: int = 10_000,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._bootstrap = bootstrap
         self._send_timeout_ms = send_timeout_ms
         self._source = source
         self._target = target
         self._metrics = metrics
+        self._chunk = chunk
+        self._clock = clock
         self._copy: _Copy | None = None
 
     def advance(self, partition: int) -> bool:
@@ -86,16 +90,16 @@ class Copier:
             Unavailable: the broker does not answer; the copy begins again with the next call.
         """
         if self._copy is None:
-            consumer = kafka.consumer(self._bootstrap, "sluice-restore", on_missing="earliest")
+            reader = Reader(self._bootstrap, most=self._chunk)
             producer = kafka.changelog_producer(self._bootstrap, self._send_timeout_ms)
-            self._copy = _Copy(partition, consumer, producer, self._source, self._target)
+            self._copy = _Copy(partition, reader, producer, self._source, self._target, self._clock)
             _log.info("partition %s: copying the state of the default lane", partition)
         copy = self._copy
         if copy.partition != partition:
             return False
         try:
             done = copy.advance()
-        except KafkaException as exc:
+        except (KafkaException, Unavailable) as exc:
             self.drop(partition)
             raise Unavailable(f"the default lane's state cannot be copied: {exc}") from exc
         if done:
@@ -122,17 +126,19 @@ class _Copy:
     def __init__(
         self,
         partition: int,
-        consumer: Consumer,
+        reader: Reader,
         producer: Producer,
         source: dict[str, str],
         target: dict[str, str],
+        clock: Callable[[], float],
     ) -> None:
         self.partition = partition
         self.copied = 0
-        self._consumer = consumer
+        self._reader = reader
         self._producer = producer
         self._source = source
         self._target = target
+        self._clock = clock
         self._tables = {topic: table for table, topic in source.items()}
         self._next = dict.fromkeys(TABLES, 0)
         self._ends: dict[str, int] = {}
@@ -151,7 +157,7 @@ class _Copy:
             self._send(self._chunk)
         elif self._sealed:
             return True
-        elif not self._ends or (self._at_ends and monotonic() - self._asked > QUICK_S):
+        elif not self._ends or (self._at_ends and self._clock() - self._asked > _QUICK_S):
             self._ask_for_ends()
         elif not self._at_ends:
             self._send(self._read())
@@ -165,36 +171,25 @@ class _Copy:
 
     def close(self) -> None:
         self._producer.purge()
-        self._consumer.close()
+        self._reader.close()
 
     @property
     def _at_ends(self) -> bool:
         return all(self._next[table] >= end for table, end in self._ends.items())
 
     def _ask_for_ends(self) -> None:
-        self._asked = monotonic()
+        self._asked = self._clock()
         for table in (POLICIES, COUNTERS):
-            place = TopicPartition(self._source[table], self.partition)
-            _, self._ends[table] = self._consumer.get_watermark_offsets(place, timeout=_RPC_S)
-        self._consumer.assign(
+            _, self._ends[table] = self._reader.range_of(self._source[table], self.partition)
+        self._reader.assign(
             [TopicPartition(self._source[table], self.partition, self._next[table]) for table in TABLES]
         )
 
     def _read(self) -> list[Entry]:
         """Of each key the highest of the next records; markers are kept back."""
-        first: Any = self._consumer.poll(_POLL_S)
-        messages: list[Any] = [] if first is None else [first, *self._consumer.consume(CHUNK, 0)]
+        messages, ends = self._reader.take(_POLL_S)
         highest: dict[tuple[str, bytes], bytes] = {}
         for message in messages:
-            error = message.error()
-            if error is not None:
-                if error.code() == KafkaError._PARTITION_EOF:
-                    # The last records may have been compacted: the end is where it says it is.
-                    table = self._tables[message.topic()]
-                    self._next[table] = max(self._next[table], message.offset())
-                elif error.fatal():
-                    raise KafkaException(error)
-                continue
             table, offset = self._tables[message.topic()], message.offset()
             if offset >= self._ends[table]:
                 continue
@@ -207,6 +202,9 @@ class _Copy:
                 self._marker = _higher(self._marker, value)
             else:
                 highest[table, key] = _higher(highest.get((table, key)), value)
+        for (topic, _), end in ends.items():
+            table = self._tables[topic]
+            self._next[table] = max(self._next[table], end)
         return [(table, key, value) for (table, key), value in highest.items()]
 
     def _send(self, chunk: list[Entry]) -> None:

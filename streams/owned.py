@@ -25,8 +25,8 @@ from streams.judge import Answer, fault_finder, fold
 from streams.ledger import Ledger, Marker
 from streams.metrics import Metrics
 from streams.outbox import Outbox
+from streams.reader import Reader
 from streams.relay import Relay
-from streams.restore import read_range
 from streams.settings import Settings
 from streams.store import PartitionStore, Record
 
@@ -241,12 +241,14 @@ class Owned:
         topic = self._outbox.changelogs[table]
 
         def read() -> None:
+            reader = Reader(self._settings.bootstrap)
             try:
-                found = read_range(self._settings.bootstrap, topic, self.partition, start, end)
+                found = reader.read(topic, self.partition, start, end)
+                future.set_result([Record(it.offset(), it.key(), it.value()) for it in found])
             except Exception as exc:  # noqa: BLE001 - raised where the future is asked
                 future.set_exception(exc)
-            else:
-                future.set_result(found)
+            finally:
+                reader.close()
 
         Thread(target=read, name=f"gap-{self.partition}", daemon=True).start()
         return future

@@ -23,7 +23,7 @@ from streams import kafka
 from streams.contract.errors import OffsetGone, TopicRecreated, Unavailable
 from streams.contract.records import PartitionBeat
 from streams.contract.topics import CHECKS, UPDATES
-from streams.contract.unpacking import Steps
+from streams.contract.unpacking import Steps, unreadable
 from streams.flush import Overtaken
 from streams.lease import Lease
 from streams.ledger import Marker
@@ -161,13 +161,10 @@ class Owner(threading.Thread):
 
     def _turn(self) -> None:
         self._run_commands()
-        first = self._consumer.poll(_POLL_S)
-        messages: list[Any] = [] if first is None else [first, *self._consumer.consume(_READ, 0)]
-        for message in messages:
+        for message in self._steps.sift(kafka.drain(self._consumer, _READ, _POLL_S)):
             if not self._sure():
                 break
             self._take(message)
-        self._steps.take()
         self._outbox.poll()
         now = monotonic()
         for owned in tuple(self._running.values()):
@@ -307,9 +304,10 @@ class Owner(threading.Thread):
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
             return
-        if self._steps.note(message):
+        if unreadable(message):
             if message.partition() in self._running:
-                self._outbox.dead_letter(message, f"it cannot be unpacked: {error.str()}")
+                reason = f"the batch that begins here cannot be unpacked: {error.str()}"
+                self._outbox.dead_letter(message, reason)
             return
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise OffsetGone(

@@ -16,20 +16,19 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from streams import kafka
 from streams.contract.errors import SluiceError, StateError, TopicError, Unavailable
 from streams.contract.topics import CHECKS, describe
-from streams.contract.unpacking import Steps
 from streams.lane import Copier
 from streams.metrics import Metrics
+from streams.reader import Reader
 from streams.store import TABLES, PartitionStore, Record
 
 _log = logging.getLogger("sluice.restore")
 
-_BATCH: Final = 10_000
 _POLL_S: Final = 0.05
 _LOOK_S: Final = 1.0
 """How often the ends of owned changelogs are looked at for foreign writes."""
@@ -101,8 +100,7 @@ class Restorer(threading.Thread):
         self._on_ends = on_ends
         self._on_fatal = on_fatal
         self._servers = bootstrap
-        self._consumer: Consumer = kafka.consumer(bootstrap, "sluice-restore", on_missing="earliest")
-        self._steps = Steps(self._consumer)
+        self._reader = Reader(bootstrap)
         self._admin = kafka.admin(bootstrap)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._followed: dict[int, _Followed] = {}
@@ -164,7 +162,7 @@ class Restorer(threading.Thread):
                 followed.store.close()
             if self._copier is not None:
                 self._copier.close()
-            self._consumer.close()
+            self._reader.close()
 
     def _run_commands(self) -> None:
         while True:
@@ -175,7 +173,7 @@ class Restorer(threading.Thread):
 
     def _follow(self, store: PartitionStore) -> None:
         self._followed[store.partition] = _Followed(store)
-        self._consumer.incremental_assign(
+        self._reader.add(
             [TopicPartition(self._topics[table], store.partition, store.next[table]) for table in TABLES]
         )
 
@@ -189,13 +187,9 @@ class Restorer(threading.Thread):
         followed = self._followed.pop(partition, None)
         if followed is None:
             return None
-        self._consumer.incremental_unassign(
-            [TopicPartition(self._topics[table], partition) for table in TABLES]
-        )
+        self._reader.remove([TopicPartition(self._topics[table], partition) for table in TABLES])
         if self._copier is not None:
             self._copier.drop(partition)
-        for topic in self._tables:
-            self._steps.forget(topic, partition)
         return followed.store
 
     def _hand_over(self, followed: _Followed) -> None:
@@ -239,33 +233,19 @@ class Restorer(threading.Thread):
         return ends
 
     def _read(self) -> None:
-        first: Any = self._consumer.poll(_POLL_S)
-        messages: list[Any] = [] if first is None else [first, *self._consumer.consume(_BATCH, 0)]
+        messages, ends = self._reader.take(_POLL_S)
         taken: dict[tuple[str, int], list[Record]] = defaultdict(list)
-        reached: dict[tuple[str, int], int] = {}
         for message in messages:
-            place = (self._tables[message.topic()], message.partition()) if message.topic() else None
-            error = message.error()
-            if error is not None:
-                if error.code() == KafkaError._PARTITION_EOF and place:
-                    reached[place] = message.offset()
-                elif self._steps.note(message):
-                    _log.warning("%s[%s]: %s", message.topic(), message.partition(), error.str())
-                elif error.fatal():
-                    raise KafkaException(error)
-                continue
-            assert place is not None
-            taken[place].append(Record(message.offset(), message.key(), message.value()))
-        self._steps.take()
+            record = Record(message.offset(), message.key(), message.value())
+            taken[self._tables[message.topic()], message.partition()].append(record)
         for (table, partition), records in taken.items():
             if partition in self._followed:
                 self._followed[partition].store.merge(table, records)
                 self._metrics.restored.inc(len(records))
-        for (table, partition), end in reached.items():
-            # The last records may have been compacted or have expired: the end is where it says it is.
+        for (topic, partition), end in ends.items():
             if partition in self._followed:
-                store = self._followed[partition].store
-                store.next[table] = max(store.next[table], end)
+                followed, table = self._followed[partition], self._tables[topic]
+                followed.store.next[table] = max(followed.store.next[table], end)
         for followed in list(self._followed.values()):
             self._hand_over(followed)
 
@@ -295,38 +275,3 @@ class Restorer(threading.Thread):
             # A partition without a leader is answered so, not by an error.
             raise Unavailable("offsets cannot be read: a partition has no leader")
         return found
-
-
-def read_range(
-    bootstrap: str, topic: str, partition: int, start: int, end: int, timeout_s: float = 1.0
-) -> list[Record]:
-    """The records of a changelog from *start* up to *end*; fewer where it has been compacted.
-
-    Raises:
-        Unavailable: not read in *timeout_s* seconds.
-    """
-    consumer = kafka.consumer(bootstrap, "sluice-restore", on_missing="earliest")
-    found: list[Record] = []
-    steps = Steps(consumer)
-    give_up = monotonic() + timeout_s
-    try:
-        consumer.assign([TopicPartition(topic, partition, start)])
-        while monotonic() < give_up:
-            message: Any = consumer.poll(0.1)
-            if message is None:
-                continue
-            error = message.error()
-            if error is not None:
-                if error.code() == KafkaError._PARTITION_EOF:
-                    return found
-                if steps.note(message):
-                    steps.take()
-                continue
-            if message.offset() >= end:
-                return found
-            found.append(Record(message.offset(), message.key(), message.value()))
-            if message.offset() == end - 1:
-                return found
-    finally:
-        consumer.close()
-    raise Unavailable(f"{topic}[{partition}] {start}..{end} could not be read in {timeout_s} s")

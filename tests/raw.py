@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import struct
 import time
 from collections.abc import Sequence
 from typing import Final
+
+import cramjam
+
+GZIP: Final = 1
+ZSTD: Final = 4
 
 _POLYNOMIAL: Final = 0x82F63B78
 _TIMEOUT_S: Final = 30
@@ -66,6 +72,14 @@ def batch(records: bytes, count: int = 1, codec: int = 0) -> bytes:
     now = int(time.time() * 1_000)
     tail = struct.pack(">hiqqqhii", codec, count - 1, now, now, -1, -1, -1, count) + records
     return struct.pack(">qiibI", 0, len(tail) + 9, -1, 2, crc32c(tail)) + tail
+
+
+def bomb(codec: int, mib: int, records: int = 1) -> bytes:
+    """A batch of *records* of *mib* MiB of zeros each, in a few KiB."""
+    inside = b"".join(record(b"a", bytes(mib * 2**20), delta=delta) for delta in range(records))
+    packed = gzip.compress(inside) if codec == GZIP else bytes(cramjam.zstd.compress(inside))
+    assert len(packed) < 2**20
+    return batch(packed, records, codec)
 
 
 def produce(bootstrap: str, topic: str, partition: int, records: bytes) -> int:

@@ -13,7 +13,6 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from gateway.broker import Broker
-from streams import lane
 from streams.contract.policy import parse_policy
 from streams.contract.records import POSITION_BITS
 from streams.contract.topics import create_topics, load_topics, with_lanes
@@ -32,6 +31,8 @@ from streams.ledger import (
 from streams.metrics import Metrics
 from streams.store import COUNTERS, POLICIES, TABLES, Record
 from streams.window import Window
+from tests import raw
+from tests.raw import ZSTD, bomb
 from tests.unit.streams.memory import MemoryStore, contents
 
 PARTITION = 1
@@ -42,13 +43,13 @@ Produce = Callable[..., None]
 @pytest.fixture(scope="module")
 def kafka_of_lanes(fresh_kafka: Broker) -> Broker:
     admin = AdminClient({"bootstrap.servers": fresh_kafka.bootstrap})
-    create_topics(admin, with_lanes(load_topics(), ["b", "c", "d"]).values())
+    create_topics(admin, with_lanes(load_topics(), ["b", "c", "d", "e"]).values())
     return fresh_kafka
 
 
 @contextmanager
-def copier_of(broker: Broker, name: str) -> Iterator[Copier]:
-    copier = Copier(broker.bootstrap, 2_000, SOURCE, changelogs(name), Metrics())
+def copier_of(broker: Broker, name: str, **options: Any) -> Iterator[Copier]:
+    copier = Copier(broker.bootstrap, 2_000, SOURCE, changelogs(name), Metrics(), **options)
     try:
         yield copier
     finally:
@@ -123,10 +124,7 @@ class Source:
         assert self._producer.flush(30) == 0
 
 
-def test_what_the_default_lane_has_is_copied_and_the_marker_comes_last(
-    kafka_of_lanes: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lane, "CHUNK", 100)
+def test_what_the_default_lane_has_is_copied_and_the_marker_comes_last(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     for states in (1, 500, 700, 3):
         source.flush(states)
@@ -136,7 +134,7 @@ def test_what_the_default_lane_has_is_copied_and_the_marker_comes_last(
     source.write(COUNTERS, None, state(1))
     source.flush(1)
 
-    with copier_of(kafka_of_lanes, "b") as copier:
+    with copier_of(kafka_of_lanes, "b", chunk=100) as copier:
         assert not copier.advance(PARTITION)
         assert not copier.advance(PARTITION + 1)  # one at a time
         finish(copier)
@@ -148,14 +146,11 @@ def test_what_the_default_lane_has_is_copied_and_the_marker_comes_last(
     assert not read(kafka_of_lanes, changelogs("b")[POLICIES], PARTITION + 1)
 
 
-def test_a_copy_that_broke_off_is_begun_again_and_ends_the_same(
-    kafka_of_lanes: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lane, "CHUNK", 50)
+def test_a_copy_that_broke_off_is_begun_again_and_ends_the_same(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     source.offset = 10_000
     source.flush(600)
-    with copier_of(kafka_of_lanes, "c") as copier:
+    with copier_of(kafka_of_lanes, "c", chunk=50) as copier:
         while not read(kafka_of_lanes, changelogs("c")[COUNTERS]):
             assert not copier.advance(PARTITION)
         copier.drop(PARTITION)
@@ -165,14 +160,11 @@ def test_a_copy_that_broke_off_is_begun_again_and_ends_the_same(
     assert merged(kafka_of_lanes, changelogs("c")) == merged(kafka_of_lanes, SOURCE)
 
 
-def test_what_is_written_meanwhile_never_leaves_a_marker_without_its_states(
-    kafka_of_lanes: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lane, "CHUNK", 50)
+def test_what_is_written_meanwhile_never_leaves_a_marker_without_its_states(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     source.offset = 20_000
     source.flush(600)
-    with copier_of(kafka_of_lanes, "d") as copier:
+    with copier_of(kafka_of_lanes, "d", chunk=50) as copier:
         while not copier.advance(PARTITION):
             source.flush(20)
 
@@ -189,19 +181,38 @@ def test_what_is_written_meanwhile_never_leaves_a_marker_without_its_states(
     )  # none that came after it
 
 
-def test_reading_that_took_long_is_repeated(kafka_of_lanes: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_that_took_long_is_repeated(kafka_of_lanes: Broker) -> None:
     """Else compaction could have taken records for the sake of some beyond the ends."""
-    asked = 0
-    ask = lane._Copy._ask_for_ends
+    source = Source(kafka_of_lanes)
+    source.offset = 30_000
+    source.flush(1)
+    now = 0.0
 
-    def counting(self: Any) -> None:
-        nonlocal asked
-        asked += 1
-        monkeypatch.setattr(lane, "QUICK_S", -1.0 if asked < 3 else 60.0)
-        ask(self)
+    def clock() -> float:
+        nonlocal now
+        if now < 200:  # so long that the default lane has gone on meanwhile
+            now += 61
+            source.flush(1)
+        return now
 
-    monkeypatch.setattr(lane._Copy, "_ask_for_ends", counting)
-    with copier_of(kafka_of_lanes, "b") as copier:
+    with copier_of(kafka_of_lanes, "b", clock=clock) as copier:
         finish(copier)
-    assert asked == 3
+    assert source.offset == 30_005
     assert merged(kafka_of_lanes, changelogs("b")) == merged(kafka_of_lanes, SOURCE)
+
+
+def test_what_cannot_be_unpacked_is_stepped_over(kafka_of_lanes: Broker) -> None:
+    source = Source(kafka_of_lanes)
+    source.offset = 40_000
+    source.flush(3)
+    for records, topic in ((1, SOURCE[POLICIES]), (37, SOURCE[COUNTERS]), (5, SOURCE[COUNTERS])):
+        poison = bomb(ZSTD, 20, records)
+        assert raw.produce(kafka_of_lanes.bootstrap, topic, PARTITION, poison) == 0
+    source.flush(3)
+    with copier_of(kafka_of_lanes, "e") as copier:
+        finish(copier)
+    copied = merged(kafka_of_lanes, changelogs("e"))
+    assert decode_marker(copied[POLICIES][MARKER_KEY]).next_offset == 40_007
+    # Three before the poison, three behind it.
+    states = {position_of(value) >> POSITION_BITS for value in copied[COUNTERS].values()}
+    assert states >= set(range(40_001, 40_007))

@@ -52,11 +52,20 @@ def require_json(content_type: str | None) -> None:
     Raises:
         ProblemError: 415.
     """
-    if content_type is None or content_type.partition(";")[0].strip().lower() != "application/json":
+    if content_type is None or not is_json(content_type):
         shown = "no Content-Type" if content_type is None else content_type[:_SHOWN]
         raise ProblemError(
             CONTENT_TYPE, f"{shown} is not JSON", "Content-Type", "send Content-Type: application/json"
         )
+
+
+def is_json(content_type: str) -> bool:
+    """Whether that is JSON's type, whatever its parameters.
+
+    >>> [is_json(t) for t in ("application/json", "Application/JSON; charset=utf-8", "application/jsonx", "")]
+    [True, True, False, False]
+    """
+    return content_type.partition(";")[0].strip().lower() == "application/json"
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -100,6 +100,12 @@ def render_error(exc: Exception) -> Rendered | None:
             return None
 
 
+def render_bug(scope: Scope) -> Rendered:
+    """The problem that the exception being handled is, which nobody expected; the log has it."""
+    log.exception("a bug in %s %s", scope["method"], scope["path"][:200])
+    return _render(problem(BUG, "the gateway failed in a way it should not; its log has the traceback"))
+
+
 def _render(what: Problem, headers: Headers | None = None) -> Rendered:
     return render(what, what.status, headers or (), media=PROBLEM)
 
@@ -179,6 +185,4 @@ class CatchBugs:
         except Exception:
             if started:  # too late for another answer: the server logs it and hangs up
                 raise
-            log.exception("a bug in %s %s", scope["method"], scope["path"][:200])
-            detail = "the gateway failed in a way it should not; its log has the traceback"
-            await RenderedResponse(_render(problem(BUG, detail)))(scope, receive, send)
+            await RenderedResponse(render_bug(scope))(scope, receive, send)

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import uvicorn
 
+from gateway.api.hot import HotPath
 from gateway.app import create_app
 from gateway.settings import Settings
 from tests.unit.gateway.api.conftest import connect
@@ -36,10 +37,12 @@ def limiter() -> FakeLimiter:
     return FakeLimiter()
 
 
-@pytest.fixture
-async def address(limiter: FakeLimiter) -> AsyncIterator[tuple[str, int]]:
+@pytest.fixture(params=["routes", "hot path"])
+async def address(limiter: FakeLimiter, request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, int]]:
     """A real server on a free port."""
-    config = uvicorn.Config(create_app(Settings(), limiter), port=0, log_config=None, ws="none")
+    app = create_app(Settings(), limiter)
+    served = HotPath(app, limiter) if request.param == "hot path" else app
+    config = uvicorn.Config(served, port=0, log_config=None, ws="none")
     server = Server(config)
     serving = asyncio.create_task(server.serve())
     await server.listening.wait()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,52 +12,9 @@ from gateway.limiter import Answer, Limiter
 from gateway.nodes import Beat, BrokerView
 from gateway.settings import Settings
 from streams.contract.errors import InvalidCost, InvalidId, InvalidInput, TopicError
-from streams.contract.records import (
-    Batch,
-    Check,
-    NodeBeat,
-    PartitionBeat,
-    Reply,
-    decode_beat,
-    decode_checks_record,
-)
+from streams.contract.records import Batch, Check, NodeBeat, PartitionBeat, Reply
 from tests.unit.gateway.clockwork import answer_to
-
-PARTITIONS = 4
-
-
-class Kafka:
-    """In place of the transport: a broker and workers that answer at once, unless told otherwise."""
-
-    prefix = "g."
-    incarnation = 7
-    reply_partition = 0
-    view = BrokerView(PARTITIONS)
-
-    def __init__(self, bootstrap: str, *, listener: Limiter, **_: Any) -> None:
-        self.listener = listener
-        self.loop = asyncio.get_running_loop()
-        self.answer: Callable[[Batch], Reply | None] = answer_to
-        self.checks: list[Check] = []
-        self.beats: list[NodeBeat] = []
-        self.stopped = False
-
-    def start(self) -> None:
-        self.loop.call_soon(self.listener.positioned)
-        self.loop.call_soon(self.listener.broker_seen, self.view)
-
-    def stop(self) -> None:
-        self.stopped = True
-
-    def send_checks(self, partition: int, value: bytes, number: int, checks: int) -> None:
-        batch = decode_checks_record(value)
-        assert isinstance(batch, Batch)
-        self.checks += batch.checks
-        if batch.partition >= 0 and (reply := self.answer(batch)) is not None:
-            self.loop.call_soon(self.listener.replied, [reply])
-
-    def send_beat(self, key: bytes, value: bytes) -> None:
-        self.beats.append(decode_beat(value))
+from tests.unit.gateway.kafka import PARTITIONS, Kafka
 
 
 @pytest.fixture

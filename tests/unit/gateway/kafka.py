@@ -1,0 +1,48 @@
+"""In place of the transport: a broker and workers that answer at once, unless told otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from gateway.limiter import Limiter
+from gateway.nodes import BrokerView
+from streams.contract.records import Batch, Check, NodeBeat, Reply, decode_beat, decode_checks_record
+from tests.unit.gateway.clockwork import answer_to
+
+PARTITIONS = 4
+
+
+class Kafka:
+    """What a limiter's ``Transport`` is replaced by."""
+
+    prefix = "g."
+    incarnation = 7
+    reply_partition = 0
+    view = BrokerView(PARTITIONS)
+
+    def __init__(self, bootstrap: str, *, listener: Limiter, **_: Any) -> None:
+        self.listener = listener
+        self.loop = asyncio.get_running_loop()
+        self.answer: Callable[[Batch], Reply | None] = answer_to
+        self.checks: list[Check] = []
+        self.beats: list[NodeBeat] = []
+        self.stopped = False
+
+    def start(self) -> None:
+        self.loop.call_soon(self.listener.positioned)
+        self.loop.call_soon(self.listener.broker_seen, self.view)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def send_checks(self, partition: int, value: bytes, number: int, checks: int) -> None:
+        batch = decode_checks_record(value)
+        assert isinstance(batch, Batch)
+        self.checks += batch.checks
+        if batch.partition >= 0 and (reply := self.answer(batch)) is not None:
+            self.loop.call_soon(self.listener.replied, [reply])
+
+    def send_beat(self, key: bytes, value: bytes) -> None:
+        self.beats.append(decode_beat(value))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +11,10 @@ import yaml
 from confluent_kafka import ElectionType, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from gateway.broker import Broker
-from gateway.ports import free_port
 from streams.contract.topics import CHECKS, DEFAULT_FILE, create_topics, load_topics
 from tests.broker import fresh_cluster
 from tests.system import eventually
+from tests.wire import Wired
 
 NODES: Final = 3
 
@@ -43,76 +40,11 @@ def _faketime(ahead_s: int) -> dict[str, str]:
     }
 
 
-class Wire:
-    """A TCP proxy on a port of its own that can drop all that it carries, as a partitioned network does.
+class Node(Wired):
+    """A broker with a clock that can be set, and a listener behind a :class:`~tests.wire.Wire`."""
 
-    While it is cut nothing is closed: what is sent waits, connections that are made hear nothing; once
-    healed, what waited is delivered, as TCP would by sending again.
-    """
-
-    def __init__(self, to_port: int) -> None:
-        self.port = free_port()
-        self._to_port = to_port
-        self._loop = asyncio.new_event_loop()
-        self._whole = asyncio.Event()
-        self._whole.set()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._server = self._on_loop(asyncio.start_server(self._carry, "127.0.0.1", self.port))
-
-    def _on_loop(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
-
-    def cut(self) -> None:
-        """Drop everything from now on."""
-        self._loop.call_soon_threadsafe(self._whole.clear)
-
-    def heal(self) -> None:
-        """Carry again."""
-        self._loop.call_soon_threadsafe(self._whole.set)
-
-    def close(self) -> None:
-        """End all connections."""
-
-        async def end() -> None:
-            self._server.close()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-
-        self._on_loop(end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._whole.wait()
-        try:
-            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
-        except OSError:
-            writer.close()
-            return
-        await asyncio.gather(self._pump(reader, to_writer), self._pump(to_reader, writer))
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65_536):
-                await self._whole.wait()
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-
-class Node(Broker):
-    """A broker with a clock that can be set, and a listener behind a :class:`Wire`."""
-
-    def __init__(self, home: Path, **kwargs: Any) -> None:
-        super().__init__(home, **kwargs)
-        self._behind = free_port()
-        self.wire = Wire(self._behind)
-        self.ahead_s = 0
-        """What its wall clock shows more than ours, from its next start on."""
+    ahead_s = 0
+    """What its wall clock shows more than ours, from its next start on."""
 
     def _java(self, jars: Path) -> list[str]:
         clock = _faketime(self.ahead_s) if self.ahead_s else {}
@@ -120,18 +52,6 @@ class Node(Broker):
         # Compiled once and lightly: what three of them spend on compiling better is never earned back here.
         quick = ["-XX:TieredStopAtLevel=1"]
         return ["/usr/bin/env", *(f"{name}={value}" for name, value in clock.items()), java, *quick, *options]
-
-    def _write_properties(self, controller_port: int) -> Path:
-        path = super()._write_properties(controller_port)
-        here = "127.0.0.1"
-        with path.open("a") as file:
-            file.write(
-                f"\nlisteners=BROKER://{here}:{self.port},CONTROLLER://{here}:{controller_port},"
-                f"WIRE://{here}:{self._behind}"
-                f"\nadvertised.listeners=BROKER://{here}:{self.port},WIRE://{here}:{self.wire.port}"
-                f"\nlistener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,WIRE:PLAINTEXT\n"
-            )
-        return path
 
 
 class Cluster:

@@ -1,0 +1,109 @@
+"""A batch is in the log once, whatever a producer does about what was not delivered in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from gateway.limiter import Limiter
+from gateway.settings import Settings
+from gateway.transport import Transport
+from streams.contract.topics import CHECKS
+from tests.broker import fresh_cluster, make_topics
+from tests.wire import Wired
+
+PARTITIONS = 4
+TIMEOUT_MS = 2_000
+ROUNDS = 3
+LATER_S = 1.8
+"""After the first batch of a round the others are sent, so that they are not late when it is."""
+SILENCE_S = 3.1
+"""librdkafka looks every second for what has timed out."""
+
+
+class Listener(Limiter):
+    """Remembers what was not delivered."""
+
+    def __init__(self) -> None:
+        super().__init__(Settings())
+        self.lost: list[int] = []
+        self.is_positioned = asyncio.Event()
+
+    def positioned(self) -> None:
+        self.is_positioned.set()
+
+    def undelivered(self, failures: list[tuple[int, int]]) -> None:
+        self.lost += [number for number, _ in failures]
+
+
+def values(bootstrap: str) -> Iterator[bytes]:
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "test"})
+    for partition in range(PARTITIONS):
+        place = TopicPartition(CHECKS, partition, 0)
+        _, end = consumer.get_watermark_offsets(place, timeout=30)
+        consumer.assign([place])
+        reached = 0
+        while reached < (end or 0):
+            message: Any = consumer.poll(30)
+            yield message.value()
+            reached = message.offset() + 1
+    consumer.close()
+
+
+@pytest.fixture
+def broker() -> Iterator[Wired]:
+    with fresh_cluster(1, kind=Wired) as [broker]:
+        make_topics(broker.bootstrap)
+        yield broker
+        broker.wire.close()
+
+
+@pytest.mark.timeout(120)
+async def test_no_batch_is_in_the_log_twice_when_acknowledgments_are_lost(broker: Wired) -> None:
+    """The broker stores what it is sent, and what it says of that is not heard.
+
+    Left alone with the oldest batch's timing out (``message.timeout.ms``), librdkafka sends those after it
+    again under a new epoch: each of the 18 that were sent so in six rounds was there twice.
+    """
+    loop, listener = asyncio.get_running_loop(), Listener()
+    transport = Transport(
+        f"127.0.0.1:{broker.wire.port}",
+        incarnation=1,
+        reply_partition=0,
+        publish_timeout_ms=TIMEOUT_MS,
+        loop=loop,
+        listener=listener,
+    )
+    transport.start()
+    await asyncio.wait_for(listener.is_positioned.wait(), 30)
+    numbers = count(1)
+
+    def publish(*partitions: int) -> None:
+        for partition in partitions:
+            number = next(numbers)
+            transport.send_checks(partition, b"%d" % number, number, 1)
+
+    for _ in range(ROUNDS):
+        publish(*range(PARTITIONS))
+        assert await asyncio.to_thread(transport._producer.flush, 30) == 0
+        broker.wire.cut_back()
+        # Times, not events, are what this is about: one batch too late, the others not yet.
+        publish(0)
+        await asyncio.sleep(LATER_S)
+        publish(1, 2, 3)
+        await asyncio.sleep(SILENCE_S - LATER_S)
+        broker.wire.heal()
+        await asyncio.to_thread(transport._producer.flush, 30)
+    await asyncio.to_thread(transport.stop)
+    await asyncio.sleep(0)  # what was told last
+    sent = next(numbers) - 1
+
+    found = Counter(int(value) for value in values(broker.bootstrap))
+    assert found == Counter(range(1, sent + 1)), "all were stored, once"
+    assert len(listener.lost) >= ROUNDS, "a round in which nothing was late proves nothing"

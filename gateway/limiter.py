@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, NoReturn, Self, cast
 
 from gateway.admin import Admin, Applied, LimitsPage, StoredLimit, Word
 from gateway.answer import Answer
@@ -33,7 +33,7 @@ from gateway.nodes import (
     by_role,
     store_state,
 )
-from gateway.settings import Settings
+from gateway.settings import Settings, read_settings
 from gateway.transport import Transport
 from streams import __version__
 from streams.contract.errors import InvalidInput, TopicError, Unavailable
@@ -62,18 +62,39 @@ TICK_S: Final = 0.5
 """Between two rounds of probing open partitions and looking whether degraded mode is over."""
 
 
+class _NotEntered:
+    """Stands for an attribute that a limiter has only once it was entered."""
+
+    def __get__(self, limiter: Limiter | None, owner: type[Limiter]) -> NoReturn:
+        raise RuntimeError("the limiter was not started: use it within `async with Limiter(...):`")
+
+
 class Limiter:
     """Asks the store, and lets through when it does not answer in time.
 
     ::
 
-        async with Limiter(Settings()) as limiter:
+        async with Limiter("127.0.0.1:9092") as limiter:
             answer = await limiter.check("alice")
 
-    Everything here belongs to the event loop it was entered in. ``metrics`` can be read before and after.
+    Everything here belongs to the event loop it was entered in; threads have
+    :class:`~gateway.blocking.BlockingLimiter`. ``metrics`` can be read before and after.
+
+    Args:
+        kafka: Bootstrap servers, ``host:port`` and comma separated; or all the settings.
+        fields: Settings by name (:class:`~gateway.settings.Settings`), beside bootstrap servers only. What
+            is not given comes from the environment, read here and never again.
+
+    Raises:
+        SettingsError: there is no such setting, or it cannot have that value.
+        TopicError: the topics file cannot be read.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    _batcher: Batcher = cast(Batcher, _NotEntered())
+    _admin: Admin = cast(Admin, _NotEntered())
+
+    def __init__(self, kafka: str | Settings, **fields: Any) -> None:
+        settings = read_settings(kafka=kafka, **fields) if isinstance(kafka, str) else kafka
         self.metrics = Metrics()
         self._settings = settings
         specs = load_topics(settings.topics)
@@ -183,6 +204,14 @@ class Limiter:
         check = Check(client, cost, plan, resource)
         _validate(check)
         self._batcher.publish(check)
+
+    async def peek(self, client: str, *, plan: str = "", resource: str = "") -> Answer:
+        """How *client* stands; nothing is spent.
+
+        Raises:
+            InvalidInput: as :meth:`check`.
+        """
+        return await self.check(client, 0, plan=plan, resource=resource)
 
     async def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
         """Hold a client, plan or the default (``key.kind``) to *policy*; ``None`` deletes what it had.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from streams.contract.errors import SettingsError
 from streams.contract.topics import DEFAULT_FILE
 
 
@@ -71,3 +72,18 @@ class Settings(BaseSettings):
     def bootstrap(self) -> str:
         """Where Kafka is."""
         return self.kafka or f"127.0.0.1:{self.broker_port}"
+
+
+def read_settings(**fields: Any) -> Settings:
+    """The settings of a program of one's own: *fields*, and what they leave out from the environment.
+
+    Raises:
+        SettingsError: names the first that is unknown or cannot have its value.
+    """
+    for name in sorted(fields.keys() - Settings.model_fields.keys()):
+        raise SettingsError(f"{name}: no such setting; there are {', '.join(Settings.model_fields)}")
+    try:
+        return Settings(**fields)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        raise SettingsError(f"{first['loc'][0]}: {first['msg']}") from None

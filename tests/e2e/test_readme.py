@@ -1,16 +1,18 @@
-"""The README's curl session, run, prints what the README says."""
+"""The README's curl session and its examples in Python, run, print what the README says."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from pathlib import Path
+import sys
+from collections.abc import Iterator
 
 import pytest
 
 from gateway.cli.processes import _invite
 from tests.broker import CHECKOUT, fresh_broker
-from tests.system import running_system
+from tests.system import System, running_system
 
 VARYING = re.compile(r'(?<=_ms":)[1-9]\d*|(?<=t=)\d+|(?<=retry-after: )\d+|(?<=policy_version":)\d+')
 """Times depend on when a command is run, offsets on what was stored before; the rest is the same."""
@@ -23,26 +25,49 @@ def session() -> list[tuple[str, str]]:
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
+def programs() -> list[str]:
+    """Its examples in Python."""
+    return re.findall(r"```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
+
+
 def shell(command: str) -> str:
     """What *command* prints."""
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.replace("\r", "").rstrip("\n")
 
 
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("readme")
+    with fresh_broker() as broker, running_system(broker, folder, deadline_ms=10_000) as system:
+        yield system
+
+
 def test_the_curl_session_prints_what_the_readme_shows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    system: System, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands = session()
     assert len(commands) >= 6
-    with (
-        fresh_broker() as broker,
-        running_system(broker, tmp_path, deadline_ms=10_000) as system,
-    ):
-        url = system.gateways[0].url
-        # `sluice up` prints two lines to try: whoever has tried them gets the same.
-        _invite([url])
-        for line in capsys.readouterr().out.splitlines()[1:]:
-            assert '"policy_version":' in shell(line)
-        for command, shown in commands:
-            printed = shell(command.replace("http://127.0.0.1:8080", url))
-            assert VARYING.sub("N", printed) == VARYING.sub("N", shown.rstrip("\n")), command
+    url = system.gateways[0].url
+    # `sluice up` prints two lines to try: whoever has tried them gets the same.
+    _invite([url])
+    for line in capsys.readouterr().out.splitlines()[1:]:
+        assert '"policy_version":' in shell(line)
+    for command, shown in commands:
+        printed = shell(command.replace("http://127.0.0.1:8080", url))
+        assert VARYING.sub("N", printed) == VARYING.sub("N", shown.rstrip("\n")), command
+
+
+@pytest.mark.parametrize("program", programs())
+def test_the_python_examples_print_what_their_comments_say(system: System, program: str) -> None:
+    shown = re.findall(r"print\(.*\)  # (.*)", program)
+    assert shown
+    run = subprocess.run(
+        [sys.executable, "-c", program.replace("127.0.0.1:9092", system.bootstrap)],
+        env={**os.environ, "SLUICE_DEADLINE_MS": "10000"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == shown

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
+from gateway.blocking import BlockingLimiter
 from gateway.broker import Broker
 from gateway.limiter import Answer, Limiter
 from gateway.settings import Settings
@@ -134,6 +136,17 @@ def samples(limiter: Limiter) -> dict[str, float]:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_threads_share_a_blocking_limiter(fresh_kafka: Broker, responder: Responder) -> None:
+    with (
+        BlockingLimiter(fresh_kafka.bootstrap, deadline_ms=10_000) as limiter,
+        ThreadPoolExecutor(32) as pool,
+    ):
+        answers = list(pool.map(limiter.check, ["dora"] * 150))
+        assert limiter.peek("dora").remaining == 0
+    assert sum(answer.allowed for answer in answers) == responder.spent["dora"] == 100
+    assert not any(answer.degraded for answer in answers)
 
 
 async def test_answers_come_back_in_order(fresh_kafka: Broker, responder: Responder) -> None:

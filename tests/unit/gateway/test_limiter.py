@@ -11,7 +11,7 @@ import gateway.limiter
 from gateway.limiter import Answer, Limiter
 from gateway.nodes import Beat, BrokerView
 from gateway.settings import Settings
-from streams.contract.errors import InvalidCost, InvalidId, InvalidInput, TopicError
+from streams.contract.errors import InvalidCost, InvalidId, InvalidInput, SettingsError, TopicError
 from streams.contract.records import Batch, Check, NodeBeat, PartitionBeat, Reply
 from tests.unit.gateway.clockwork import answer_to
 from tests.unit.gateway.kafka import PARTITIONS, Kafka
@@ -28,7 +28,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> type[Kafka]:
 
 @asynccontextmanager
 async def running(**settings: Any) -> AsyncIterator[tuple[Limiter, Kafka]]:
-    async with Limiter(Settings(**settings)) as limiter:
+    async with Limiter("kafka:9092", **{"deadline_ms": 60_000, **settings}) as limiter:
         yield limiter, limiter._transport  # type: ignore[misc]
 
 
@@ -57,6 +57,43 @@ async def test_publishing_does_not_wait(kafka: type[Kafka]) -> None:
         await limiter.publish("alice", 5)
         await asyncio.sleep(0)
         assert log.checks == [Check("alice", 5)]
+
+
+async def test_a_peek_costs_nothing(kafka: type[Kafka]) -> None:
+    async with running() as (limiter, log):
+        assert (await limiter.peek("alice", plan="gold", resource="login")).remaining == 0
+        assert log.checks == [Check("alice", 0, "gold", "login")]
+
+
+def test_settings_come_by_name_or_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_NODE_ID", "from the environment")
+    named = Limiter("one:9092,two:9092", deadline_ms=40)._settings
+    assert (named.bootstrap, named.deadline_ms, named.node_id) == (
+        "one:9092,two:9092",
+        40,
+        "from the environment",
+    )
+    assert Limiter(named)._settings is named
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"deadline": 40}, "deadline: no such setting; there are home, kafka, .*deadline_ms"),
+        ({"deadline_ms": 1}, "deadline_ms: Input should be greater than or equal to 5"),
+        ({"deadline_ms": "soon"}, "deadline_ms: Input should be a valid integer"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Limiter("kafka:9092", **fields)
+
+
+async def test_a_limiter_that_was_not_started_says_so() -> None:
+    limiter = Limiter("kafka:9092")
+    for call in (limiter.check("alice"), limiter.publish("alice"), limiter.reset("alice")):
+        with pytest.raises(RuntimeError, match="use it within `async with"):
+            await call
 
 
 @pytest.mark.parametrize(

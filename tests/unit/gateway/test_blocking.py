@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+import gateway.limiter
+from gateway.blocking import BlockingLimiter
+from gateway.nodes import BrokerView
+from streams.contract.errors import InvalidId, TopicError
+from streams.contract.records import Batch, Check
+from tests.unit.gateway.clockwork import answer_to
+from tests.unit.gateway.kafka import Kafka
+
+
+@pytest.fixture
+def kafka(monkeypatch: pytest.MonkeyPatch) -> type[Kafka]:
+    class Mine(Kafka):
+        pass
+
+    monkeypatch.setattr(gateway.limiter, "Transport", Mine)
+    return Mine
+
+
+def blocking(deadline_ms: int = 60_000) -> BlockingLimiter:
+    return BlockingLimiter("kafka:9092", deadline_ms=deadline_ms)
+
+
+def log_of(limiter: BlockingLimiter) -> Kafka:
+    return limiter._limiter._transport  # type: ignore[return-value]
+
+
+def test_every_call_waits_for_its_answer(kafka: type[Kafka]) -> None:
+    with blocking() as limiter:
+        assert limiter.check("alice", 2, plan="gold", resource="login").remaining == 2
+        assert [a.remaining for a in limiter.check_many([Check("bob", 4), Check("eve", 6)])] == [4, 6]
+        assert limiter.peek("alice").remaining == 0
+        limiter.publish("carol", 8)
+        with pytest.raises(InvalidId, match="client_id: empty"):
+            limiter.check("")
+        log = log_of(limiter)
+    bob, eve, carol = Check("bob", 4), Check("eve", 6), Check("carol", 8)
+    assert set(log.checks) == {Check("alice", 2, "gold", "login"), bob, eve, Check("alice", 0), carol}
+    assert log.stopped
+
+
+def test_threads_ask_at_the_same_time(kafka: type[Kafka]) -> None:
+    with blocking() as limiter, ThreadPoolExecutor(16) as pool:
+        answers = pool.map(lambda cost: limiter.check(f"client-{cost % 7}", cost), range(500))
+        assert [answer.remaining for answer in answers] == list(range(500))
+
+
+def test_who_waits_at_the_end_gets_an_answer(kafka: type[Kafka]) -> None:
+    asked, held = threading.Event(), list[Batch]()
+
+    def hold(batch: Batch) -> None:
+        held.append(batch)
+        if batch.checks:
+            asked.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with blocking() as limiter:
+            log = log_of(limiter)
+            limiter.check("alice")
+            log.answer = hold
+            answer = pool.submit(limiter.check, "alice", 4)
+            assert asked.wait(30)
+            reply = partial(
+                log.loop.call_later, 0.01, lambda: log.listener.replied(list(map(answer_to, held)))
+            )
+            log.loop.call_soon_threadsafe(reply)
+        assert answer.result(30).remaining == 4
+    assert not limiter._thread.is_alive()
+
+
+def test_outside_its_block_it_says_so(kafka: type[Kafka]) -> None:
+    limiter = blocking()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="use it within `with BlockingLimiter"):
+            limiter.check("alice")
+        if limiter._thread.ident is None:
+            with limiter:
+                pass
+
+
+def test_topics_of_another_shape_are_refused(kafka: type[Kafka]) -> None:
+    kafka.view = BrokerView(8)
+    limiter = blocking()
+    with pytest.raises(TopicError, match="8 partitions"):
+        limiter.__enter__()
+    limiter._thread.join(30)
+    assert not limiter._thread.is_alive()

@@ -72,6 +72,10 @@ def await_lane(system: System, lane: str) -> None:
     eventually(f"lane {lane} runs", lambda: running(system, lane), on_failure=system.logs)
 
 
+WARM = 150
+"""Lists that are answered before the kill: two seconds' worth."""
+
+
 class Asked(NamedTuple):
     """A list of checks, answered: when (monotonic seconds), how long it took, and how many were degraded."""
 
@@ -80,8 +84,10 @@ class Asked(NamedTuple):
     degraded: int
 
 
-async def ask_for(seconds: float, url: str, *, callers: int = 4) -> list[Asked]:
-    """Callers that each send 8 checks 20 times a second."""
+async def ask_for(
+    seconds: float, url: str, *, callers: int = 4, warm: asyncio.Event | None = None
+) -> list[Asked]:
+    """Callers that each send 8 checks 20 times a second; *warm* is set once enough were answered."""
     asked: list[Asked] = []
     end = time.monotonic() + seconds
 
@@ -94,6 +100,8 @@ async def ask_for(seconds: float, url: str, *, callers: int = 4) -> list[Asked]:
             answers = response.raise_for_status().json()
             took = time.monotonic() - at
             asked.append(Asked(at, took, sum(answer["degraded"] for answer in answers)))
+            if warm is not None and len(asked) == WARM:
+                warm.set()
             await asyncio.sleep(max(0.0, 0.05 - took))
 
     async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
@@ -103,8 +111,9 @@ async def ask_for(seconds: float, url: str, *, callers: int = 4) -> list[Asked]:
 
 async def kill_under_load(worker: Process, url: str) -> tuple[list[Asked], list[Asked]]:
     """Load before the kill, and after it."""
-    load = asyncio.create_task(ask_for(10.0, url))
-    await asyncio.sleep(2.0)
+    warm = asyncio.Event()
+    load = asyncio.create_task(ask_for(10.0, url, warm=warm))
+    await asyncio.wait_for(warm.wait(), 9.0)
     killed = time.monotonic()
     await asyncio.to_thread(worker.kill)
     asked = await load

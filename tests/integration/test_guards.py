@@ -270,6 +270,24 @@ def test_partitions_let_go_without_a_lease_are_not_flushed(bench: Bench) -> None
     bench.lease.held = True
 
 
+@pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
+def test_a_flush_that_is_due_when_the_lease_is_over_is_not_begun(bench: Bench) -> None:
+    ends = bench.end(COUNTERS), bench.end(POLICIES)
+    assert bench.start()
+    bench.check(1)
+
+    # In one turn of the owner, in which no record comes: its lease ends, and the time to flush has come.
+    def lose_and_be_due() -> None:
+        bench.lease.held = False
+        bench.owner._running[bench.partition]._flush_at = 0.0
+
+    bench.owner._call(lose_and_be_due).result(WAIT_S)
+    assert bench.lapsed.get(timeout=WAIT_S) == [bench.store]
+    bench.owner.park_all(0.5).result(WAIT_S)
+    assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
+    bench.lease.held = True
+
+
 # --- foreign writes -------------------------------------------------------------------------
 
 

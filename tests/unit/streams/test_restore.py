@@ -1,0 +1,124 @@
+"""Partitions handed over: what a broker may answer to the question where their changelogs end."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import OFFSET_INVALID, TopicPartition
+
+import streams.restore
+from streams.contract.errors import StateError
+from streams.contract.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG
+from streams.metrics import Metrics
+from streams.reader import Taken
+from streams.restore import Restored, Restorer
+from streams.store import COUNTERS, POLICIES
+from tests.unit.streams.memory import MemoryStore
+
+CHANGELOGS = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
+WAIT_S = 30
+Offset = Callable[[TopicPartition], int]
+
+
+class Silent:
+    """A reader of topics to which nobody writes."""
+
+    def __init__(self, *_: Any) -> None:
+        self.places: list[TopicPartition] = []
+
+    def add(self, places: list[TopicPartition]) -> None:
+        self.places += places
+
+    def remove(self, places: list[TopicPartition]) -> None:
+        self.places = [place for place in self.places if place not in places]
+
+    def take(self, _wait_s: float) -> Taken:
+        return Taken([], {})
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Admin:
+    """Answers with what the test says."""
+
+    def __init__(self, offset: Offset) -> None:
+        self._offset = offset
+
+    def list_offsets(self, places: dict[TopicPartition, Any], *, request_timeout: float) -> dict[Any, Any]:
+        assert request_timeout > 0
+        answers: dict[Any, Future[Any]] = {}
+        for place in places:
+            answers[place] = Future()
+            answers[place].set_result(SimpleNamespace(offset=self._offset(place)))
+        return answers
+
+
+@contextmanager
+def restoring(
+    monkeypatch: pytest.MonkeyPatch, store: MemoryStore, offset: Offset
+) -> Iterator[tuple[queue.SimpleQueue[Restored], queue.SimpleQueue[BaseException]]]:
+    """Has *store* asked for; yields what is handed over, and what ended the thread."""
+    monkeypatch.setattr(streams.restore, "Reader", Silent)
+    monkeypatch.setattr("streams.kafka.admin", lambda _: Admin(offset))
+    monkeypatch.setattr(streams.restore, "describe", lambda *_: {CHECKS: SimpleNamespace(topic_id="id")})
+    restored, failures = queue.SimpleQueue[Restored](), queue.SimpleQueue[BaseException]()
+    thread = Restorer(
+        "nowhere",
+        CHANGELOGS,
+        lambda _: store,
+        Metrics(),
+        on_restored=restored.put,
+        on_ends=lambda _: None,
+        on_fatal=failures.put,
+    )
+    thread.start()
+    thread.follow(store)
+    thread.activate(1, store.partition)
+    try:
+        yield restored, failures
+    finally:
+        thread.stop()
+
+
+@pytest.mark.parametrize("topic", [COUNTERS_CHANGELOG, CHECKS])
+def test_a_partition_without_a_leader_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, topic: str
+) -> None:
+    asked = 0
+
+    def offset(place: TopicPartition) -> int:
+        nonlocal asked
+        if place.topic != topic:
+            return 0
+        asked += 1
+        return OFFSET_INVALID if asked == 1 else 0
+
+    store = MemoryStore(2)
+    with restoring(monkeypatch, store, offset) as (restored, failures):
+        found = restored.get(timeout=WAIT_S)
+    assert found == Restored(1, store, "id", 0)
+    assert failures.empty()
+    [warning] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "partition 2 cannot be restored yet" in warning
+    assert "has no leader" in warning
+
+
+def test_a_changelog_that_was_made_again_ends_the_worker_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore(2)
+    store.next[POLICIES] = 8
+    with restoring(monkeypatch, store, lambda _: 7) as (restored, failures):
+        failure = failures.get(timeout=WAIT_S)
+    assert isinstance(failure, StateError)
+    for word in ("to offset 8", "ends at 7", POLICIES_CHANGELOG, "remove this worker's tables"):
+        assert word in str(failure)
+    assert restored.empty()

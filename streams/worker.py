@@ -35,6 +35,7 @@ from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.owner import Owner
 from streams.ownership import Ownership
+from streams.repeats import Repeats
 from streams.restore import Restored, Restorer
 from streams.settings import Settings
 from streams.store import PartitionStore
@@ -242,8 +243,11 @@ def main() -> int:
     # "streams": Faust logs its services' comings and goings under the modules that subclass them.
     for noisy in ("faust", "mode", "asyncio", "streams"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # Ten errors a second while a broker is away; what it means is said once, when the lease runs out.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    # Ten errors a second while a broker is away. What that means is said when the lease runs out, but why the
+    # group refuses this worker (an authorization, a setting of the broker's) nobody else says.
+    logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Repeats("aiokafka"))
     # The owner thread shares the interpreter with two that mostly wait: do not let it wait 5 ms for them.
     sys.setswitchinterval(0.0005)
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from gateway.api.hot import HotPath
 from gateway.app import create_app
+from gateway.gathered import GatheredProtocol
 from gateway.limiter import Limiter
 from gateway.settings import Settings
 
@@ -36,7 +37,7 @@ def serve(settings: Settings) -> str | None:
         HotPath(app, limiter),
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=GatheredProtocol,
         # It would log a start that fails with a traceback, whatever the reason.
         lifespan="off",
         log_config=None,

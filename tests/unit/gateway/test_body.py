@@ -12,6 +12,7 @@ import uvicorn
 
 from gateway.api.hot import HotPath
 from gateway.app import create_app
+from gateway.gathered import GatheredProtocol
 from gateway.settings import Settings
 from tests.unit.gateway.api.conftest import connect
 from tests.unit.gateway.api.fake import FakeLimiter
@@ -41,8 +42,14 @@ def limiter() -> FakeLimiter:
 async def address(limiter: FakeLimiter, request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, int]]:
     """A real server on a free port."""
     app = create_app(Settings(), limiter)
-    served = HotPath(app, limiter) if request.param == "hot path" else app
-    config = uvicorn.Config(served, port=0, log_config=None, ws="none")
+    hot = request.param == "hot path"
+    config = uvicorn.Config(
+        HotPath(app, limiter) if hot else app,
+        http=GatheredProtocol if hot else "httptools",
+        port=0,
+        log_config=None,
+        ws="none",
+    )
     server = Server(config)
     serving = asyncio.create_task(server.serve())
     await server.listening.wait()

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from gateway.backoff import Backoff
+
 USAGE_EXITS: Final = (2, 78)
 """Exit statuses that say "not with these settings": starting again would end the same way."""
-
-_FIRST_DELAY_S: Final = 0.5
-_MAX_DELAY_S: Final = 30.0
-_STEADY_S: Final = 60.0
-"""Having run this long, a process is taken to be sound, and its next end is the first of a row again."""
 
 _MAX_LOG: Final = 10 * 1024**2
 _SHOWN: Final = (" WARNING ", " ERROR ", " CRITICAL ")
@@ -37,8 +33,7 @@ class Child:
         self._command = command
         self._env = env
         self._process: subprocess.Popen[bytes] | None = None
-        self._started = 0.0
-        self._ends = 0
+        self._backoff = Backoff()
         self._read = 0
 
     @property
@@ -65,14 +60,11 @@ class Child:
                 env={**os.environ, **self._env},
                 start_new_session=True,
             )
-        self._started = time.monotonic()
+        self._backoff.started()
 
     def delay(self) -> float:
-        """Seconds to wait before the next start, having ended once more: doubled for each end in a row."""
-        if time.monotonic() - self._started > _STEADY_S:
-            self._ends = 0
-        self._ends += 1
-        return min(_FIRST_DELAY_S * 2.0 ** (self._ends - 1), _MAX_DELAY_S)
+        """Seconds to wait before the next start, having ended once more."""
+        return self._backoff.delay()
 
     def terminate(self) -> None:
         """Ask it to stop."""

@@ -82,6 +82,8 @@ class Limiter:
 
     Args:
         kafka: Bootstrap servers, ``host:port`` and comma separated; or all the settings.
+        reply_slot: Which partition of ``replies`` it reads, modulo their number: slots in a row read
+            different ones. ``None``: any.
         fields: Settings by name (:class:`~gateway.settings.Settings`), beside bootstrap servers only. What
             is not given comes from the environment, read here and never again.
 
@@ -93,14 +95,15 @@ class Limiter:
     _batcher: Batcher = cast(Batcher, _NotEntered())
     _admin: Admin = cast(Admin, _NotEntered())
 
-    def __init__(self, kafka: str | Settings, **fields: Any) -> None:
+    def __init__(self, kafka: str | Settings, *, reply_slot: int | None = None, **fields: Any) -> None:
         settings = read_settings(kafka=kafka, **fields) if isinstance(kafka, str) else kafka
         self.metrics = Metrics()
         self._settings = settings
         specs = load_topics(settings.topics)
         self._partitions = specs[CHECKS].partitions
         self._incarnation = secrets.randbits(64)
-        self._reply_partition = self._incarnation % specs[REPLIES].partitions
+        slot = self._incarnation if reply_slot is None else reply_slot
+        self._reply_partition = slot % specs[REPLIES].partitions
         self._node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
         self._mode = Mode(self.metrics, time.monotonic, _wall_ms)
         self._nodes = Nodes()

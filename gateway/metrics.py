@@ -24,6 +24,9 @@ name                                      type       label    what
 ``sluice_store_state``                    gauge      state    1 for the state the store is in, else 0
 ========================================  =========  =======  ==============================================
 
+Where one port has several processes, a page of any of them shows the counts and histograms of all, and
+each gauge as :data:`GAUGES` says (gateway/shared_metrics.py).
+
 Reasons are those of :mod:`gateway.answer`, states those of :mod:`gateway.nodes`. No label takes a
 client id: there can be billions of them.
 """
@@ -50,6 +53,20 @@ LATENCY_S: Final = (
 """From a lone broker's round trip (0.6 ms) to well past the default deadline."""
 
 BATCH_CHECKS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+
+GAUGES: Final = {
+    "sluice_checks_in_flight": "livesum",
+    # Each process has breakers of its own and hears of nodes for itself: the worst, and the best informed.
+    "sluice_degraded_partitions": "livemax",
+    "sluice_nodes": "livemax",
+    "sluice_store_state": "livemax",
+    "process_virtual_memory_bytes": "livesum",
+    "process_resident_memory_bytes": "livesum",
+    "process_open_fds": "livesum",
+    "process_max_fds": "livemin",
+    "process_start_time_seconds": "livemax",
+}
+"""How prometheus-client makes one value of several running processes', by the gauge's name."""
 
 
 class Histogram:
@@ -91,6 +108,8 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
+        self.shown = self.registry
+        """What is rendered: with several processes, not these counts alone."""
 
     @property
     def let_through(self) -> int:
@@ -99,7 +118,7 @@ class Metrics(Collector):
 
     def render(self) -> bytes:
         """The page of ``/metrics``; its type is :data:`CONTENT_TYPE`."""
-        return generate_latest(self.registry)
+        return generate_latest(self.shown)
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape reads."""

@@ -21,38 +21,66 @@ def ensure_free(port: int, host: str) -> None:
     Raises:
         CannotListen: it could not.
     """
+    for sock in bound(port, host):
+        sock.close()
+
+
+def bound(port: int, host: str, *, shared: bool = False) -> list[socket.socket]:
+    """Sockets on *port*, one for each address that *host* stands for; they do not listen yet.
+
+    Args:
+        port: 0: any free one, another for each address.
+        host: As servers read it: none means all addresses, and a name all that it stands for.
+        shared: Others of the same user may be bound there as well, if they share it too; each new connection
+            goes to one of those that listen, by a hash of its addresses (``SO_REUSEPORT``).
+
+    Raises:
+        CannotListen: nobody could; the text says why, and what to do.
+    """
     if port > MAX_PORT:
         raise CannotListen(f"port {port} is past the last one, {MAX_PORT}: set SLUICE_PORT lower")
     try:
-        # As servers do: no host means all addresses, and a name all that it stands for.
         places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as exc:
         raise CannotListen(
             f"SLUICE_HOST={host} cannot be resolved ({exc}): set it to an address of this machine"
         ) from exc
+    sockets: list[socket.socket] = []
     for family, _, _, _, address in places:
         try:
-            _listen(family, address)
+            sockets.append(_bound(family, address, shared=shared))
         except OSError as exc:
+            for sock in sockets:
+                sock.close()
             raise CannotListen(_told(exc, port, host)) from exc
+    return sockets
 
 
 def is_free(port: int) -> bool:
     """Whether a server could listen on *port* of 127.0.0.1 now."""
     try:
-        _listen(socket.AF_INET, ("127.0.0.1", port))
+        _bound(socket.AF_INET, ("127.0.0.1", port)).close()
     except (OSError, OverflowError):
         return False
     return True
 
 
-def _listen(family: int, address: tuple[str | int, ...] | tuple[int, bytes]) -> None:
-    with socket.socket(family) as sock:
+def _bound(
+    family: int, address: tuple[str | int, ...] | tuple[int, bytes], *, shared: bool = False
+) -> socket.socket:
+    sock = socket.socket(family)
+    try:
         # As servers do: the last one's closing connections are no hindrance.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _told(exc: OSError, port: int, host: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
 from typing import Final
 
 import uvicorn
@@ -14,6 +15,8 @@ from gateway.api.hot import HotPath
 from gateway.app import create_app
 from gateway.gathered import GatheredProtocol
 from gateway.limiter import Limiter
+from gateway.peer import Peer
+from gateway.ports import bound
 from gateway.settings import Settings
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -22,8 +25,12 @@ _GRACE_S: Final = 5
 """Requests that are under way when it is stopped have this long to end."""
 
 
-def serve(settings: Settings) -> str | None:
+def serve(settings: Settings, peer: Peer | None = None) -> str | None:
     """Serve until SIGINT or SIGTERM.
+
+    Args:
+        settings: Read once, here.
+        peer: This process's place, if it shares the port with others.
 
     Returns:
         ``None`` after a signal; what went wrong if it stopped by itself (:attr:`Limiter.failure`).
@@ -31,7 +38,7 @@ def serve(settings: Settings) -> str | None:
     Raises:
         TopicError: topics.yaml cannot be read, or the broker's topics contradict it.
     """
-    limiter = Limiter(settings)
+    limiter = Limiter(settings, reply_slot=peer.reply_slot if peer else None)
     app = create_app(settings, limiter)
     config = uvicorn.Config(
         HotPath(app, limiter),
@@ -49,20 +56,24 @@ def serve(settings: Settings) -> str | None:
         timeout_graceful_shutdown=_GRACE_S,
     )
     try:
-        uvloop.run(_serve(app, uvicorn.Server(config)))
+        uvloop.run(_serve(app, uvicorn.Server(config), limiter, peer))
     except asyncio.CancelledError:
         return None  # a signal while it started
     return limiter.failure
 
 
-async def _serve(app: FastAPI, server: uvicorn.Server) -> None:
+async def _serve(app: FastAPI, server: uvicorn.Server, limiter: Limiter, peer: Peer | None) -> None:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in _SIGNALS:
         loop.add_signal_handler(number, task.cancel)
-    async with app.router.lifespan_context(app):
+    async with AsyncExitStack() as stack:
+        if peer is not None:
+            await stack.enter_async_context(peer.joined(limiter.metrics))
+        await stack.enter_async_context(app.router.lifespan_context(app))
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
             # uvicorn stops gracefully and then raises the signal again: that was all, and no failure.
             signal.signal(number, lambda _, __: None)
-        await server.serve()
+        config = server.config
+        await server.serve(bound(config.port, config.host, shared=True) if peer else None)

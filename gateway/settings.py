@@ -31,6 +31,12 @@ class Settings(BaseSettings):
     topics: Path = Field(DEFAULT_FILE, description="The topics file.")
     host: str = Field("127.0.0.1", description="Address the gateway listens on.")
     port: int = Field(8080, ge=0, le=65535, description="Port the gateway listens on; 0: any free one.")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes on the port, each a gateway of its own; more than one need Linux.",
+    )
     node_id: str | None = Field(None, description="Name of this gateway; unset: host name and process id.")
     deadline_ms: int = Field(
         250,

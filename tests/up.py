@@ -17,6 +17,15 @@ from tests.broker import home_with_jars
 
 STOP_S: Final = 60
 
+BROKEN_GATEWAY: Final = """
+from gateway.transport import Transport
+def fail(self): raise RuntimeError("a bug")
+Transport._take_position = fail
+from gateway.cli import main
+main()
+"""
+"""The `sluice` command as a program, with a gateway that fails as soon as it has started."""
+
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
     """Settings for a world of its own: free ports, and nothing of the caller's SLUICE_* variables."""

@@ -19,7 +19,7 @@ from gateway.cli.output import CONFIG, REFUSED, USAGE, AsJson, err, examples, fa
 from gateway.ports import CannotListen, ensure_free
 from gateway.settings import Settings
 from gateway.up import Up
-from streams.contract.errors import TopicError
+from streams.contract.errors import SettingsError, TopicError
 from streams.contract.topics import (
     MAX_LANES,
     TopicSpec,
@@ -61,7 +61,7 @@ def register(app: typer.Typer) -> None:
             "SLUICE_INSTANCE_ID=worker-2 SLUICE_METRICS_PORT=9102 sluice worker", "sluice worker --lane b"
         )
     )(worker)
-    app.command(epilog=examples("SLUICE_PORT=8081 sluice gateway"))(gateway)
+    app.command(epilog=examples("SLUICE_PORT=8081 sluice gateway", "sluice gateway --processes 4"))(gateway)
 
 
 def up(
@@ -178,24 +178,37 @@ def worker(
     os.execv(sys.executable, [sys.executable, "-m", "streams", "worker"])
 
 
-def gateway(as_json: AsJson = False) -> None:
+def gateway(
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Processes that share the port, as SLUICE_PROCESSES; Linux."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Run one gateway, until Ctrl-C; exit status 78 if the topics are not those of topics.yaml."""
-    from gateway.server import serve  # the other commands start faster without the web framework
+    # The other commands start faster without the web framework.
+    from gateway.prefork import serve_forked
+    from gateway.server import serve
 
     with reporting():
-        settings = Settings()
+        settings = Settings() if processes is None else Settings(processes=processes)
     try:
         ensure_free(settings.port, settings.host)
     except CannotListen as exc:
         fail(str(exc), USAGE)
+    forked = settings.processes > 1
     logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=settings.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s {'[%(process)d] ' if forked else ''}%(name)s: %(message)s",
     )
     if as_json:
         print_json({"url": f"http://{settings.host}:{settings.port}", "pid": os.getpid()})
     try:
-        failure = serve(settings)
+        if forked:
+            serve_forked(settings)
+        elif (failure := serve(settings)) is not None:
+            fail(failure, REFUSED)
     except TopicError as exc:
         fail(str(exc), CONFIG)
-    if failure is not None:
-        fail(failure, REFUSED)
+    except (CannotListen, SettingsError) as exc:
+        fail(str(exc), USAGE)

@@ -13,15 +13,7 @@ import yaml
 
 from gateway.broker import Broker
 from streams.contract.topics import COPARTITIONED, DEFAULT_FILE
-from tests.up import environment, sluice
-
-BROKEN = """
-from gateway.transport import Transport
-def fail(self): raise RuntimeError("a bug")
-Transport._take_position = fail
-from gateway.cli import main
-main()
-"""
+from tests.up import BROKEN_GATEWAY, environment, sluice
 
 
 def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_path: Path) -> None:
@@ -62,7 +54,7 @@ def test_a_signal_while_it_starts_ends_it(tmp_path: Path, number: int) -> None:
 
 def test_a_gateway_that_cannot_go_on_ends_to_be_started_again(tmp_path: Path) -> None:
     env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1")
-    command = [sys.executable, "-c", BROKEN, "gateway"]
+    command = [sys.executable, "-c", BROKEN_GATEWAY, "gateway"]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert " CRITICAL gateway.transport: thread sluice-replies cannot go on" in ended.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
-
 from gateway.child import Child
 
 
@@ -44,24 +42,6 @@ def test_one_that_will_not_stop_is_killed(tmp_path: Path) -> None:
     it.terminate()
     it.join(0.2)
     assert it.status == -9
-
-
-def test_the_delay_doubles_while_it_keeps_ending(tmp_path: Path) -> None:
-    it = child(tmp_path, "")
-    it.start()
-    it.join(30)
-    assert [it.delay() for _ in range(8)] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
-
-
-def test_the_delay_begins_anew_after_a_steady_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1_000.0
-    monkeypatch.setattr("gateway.child.time.monotonic", lambda: now)
-    it = child(tmp_path, "")
-    it.start()
-    it.join(30)
-    assert (it.delay(), it.delay()) == (0.5, 1.0)
-    now += 61
-    assert it.delay() == 0.5
 
 
 def test_a_long_log_makes_room(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import ExitStack
 
 import pytest
 
 import gateway.ports
-from gateway.ports import CannotListen, ensure_free, free_port, is_free
+from gateway.ports import CannotListen, bound, ensure_free, free_port, is_free
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", ""])
@@ -50,12 +51,30 @@ def test_a_name_that_stands_for_nothing(host: str) -> None:
     [(errno.EACCES, "port 80 is reserved to root"), (errno.ENOBUFS, "port 80 of h cannot be listened on")],
 )
 def test_other_refusals(monkeypatch: pytest.MonkeyPatch, number: int, told: str) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(number, "No")
 
-    monkeypatch.setattr(gateway.ports, "_listen", refuse)
+    monkeypatch.setattr(gateway.ports, "_bound", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, 0, 0, "", ("", 0))])
     with pytest.raises(CannotListen, match=told) as refused:
         ensure_free(80, "h")
     assert "SLUICE_PORT" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_port_that_several_share_is_taken_for_all_others() -> None:
+    port = free_port()
+    with ExitStack() as stack:
+        for _ in range(2):
+            (sock,) = bound(port, "127.0.0.1", shared=True)
+            stack.enter_context(sock).listen()
+        with pytest.raises(CannotListen, match=f"port {port} is taken"):
+            ensure_free(port, "127.0.0.1")
+
+
+def test_none_is_left_open_when_one_of_several_addresses_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotListen):
+            bound(port, "localhost")  # an unclosed socket would be a warning, hence an error
+    ensure_free(port, "localhost")

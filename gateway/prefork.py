@@ -1,0 +1,176 @@
+"""`sluice gateway --processes N`: N gateways on one port, forked from one parent that keeps them running.
+
+Each has a listening socket of its own on the shared port, from when it can answer to its end: the kernel
+spreads new connections over those that listen, so none waits for a process that is dead or about to start.
+The parent has no thread, connection or event loop when it forks, which is what makes forking sound, and
+starting again cheap.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import secrets
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from math import inf
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from gateway.backoff import Backoff
+from gateway.peer import Peer
+from gateway.ports import free_port
+from gateway.server import serve
+from gateway.settings import Settings
+from gateway.shared_metrics import forget_gauges
+from streams.contract.errors import SettingsError, SluiceError
+
+log: Final = logging.getLogger(__name__)
+
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WATCHED: Final = (*_ENDING, signal.SIGCHLD)
+
+_STOP_S: Final = 9.0
+"""Until what does not stop is killed: a gateway's own grace is 5 s, and `sluice up` kills after 10 s."""
+
+_MAX_WAIT_S: Final = 3600.0
+
+_fork: Final = multiprocessing.get_context("fork")
+
+
+def serve_forked(settings: Settings) -> None:
+    """Serve with ``settings.processes`` processes until SIGINT, SIGTERM or SIGHUP; a second one kills them.
+
+    What ends by itself is started again, unless an error says that it would end the same way.
+
+    Raises:
+        SettingsError: not on this system.
+        CannotListen: the port or the address cannot be used.
+        TopicError: topics.yaml cannot be read, or the broker's topics contradict it.
+    """
+    if sys.platform != "linux":
+        raise SettingsError(
+            f"SLUICE_PROCESSES={settings.processes}: only Linux shares a port evenly; start several gateways "
+            f"on ports of their own"
+        )
+    settings = settings.model_copy(update={"port": settings.port or free_port()})
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sluice-gateway-")))
+        lifeline = os.pipe()
+        first_slot = secrets.randbits(32)
+        places = [
+            _Place(settings, Peer(number, first_slot + number, folder, lifeline[0]), lifeline[1])
+            for number in range(1, settings.processes + 1)
+        ]
+        stack.callback(_stop, places)
+        _keep_running(places)
+
+
+def _keep_running(places: list[_Place]) -> None:
+    """Until a signal."""
+    while True:
+        for place in places:
+            place.tend()
+        due = min(place.due for place in places) - time.monotonic()
+        got = signal.sigtimedwait(_WATCHED, min(max(due, 0.0), _MAX_WAIT_S))
+        if got is not None and got.si_signo in _ENDING:
+            return
+
+
+def _stop(places: list[_Place]) -> None:
+    until = time.monotonic() + _STOP_S
+    for place in places:
+        place.terminate()
+    while any(place.running for place in places):
+        got = signal.sigtimedwait(_WATCHED, max(until - time.monotonic(), 0.0))
+        if got is None or got.si_signo in _ENDING:
+            for place in places:
+                place.kill()
+
+
+class _Place:
+    """One of the processes, and those started in its place when it ends.
+
+    Args:
+        settings: Of all.
+        peer: Its own.
+        lifeline: The parent's end of the pipe of ``peer.parent``.
+    """
+
+    def __init__(self, settings: Settings, peer: Peer, lifeline: int) -> None:
+        name = settings.node_id and f"{settings.node_id}-{peer.place}"
+        self._settings = settings.model_copy(update={"node_id": name})
+        self._peer = peer
+        self._lifeline = lifeline
+        self._backoff = Backoff()
+        self._process: ForkProcess | None = None
+        self.due = 0.0
+        """When to start it, by the monotonic clock; infinite while it runs."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs now."""
+        return self._process is not None and self._process.is_alive()
+
+    def tend(self) -> None:
+        """Start it if that is due; take note of its end.
+
+        Raises:
+            SluiceError: what it ended of, and would again.
+        """
+        if self._process is not None and not self._process.is_alive():
+            self._ended(self._process)
+        if time.monotonic() >= self.due:
+            self._start()
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _start(self) -> None:
+        self._words, words = _fork.Pipe(duplex=False)
+        self._process = _fork.Process(target=self._serve, args=(words,))
+        self._process.start()
+        words.close()
+        self._backoff.started()
+        self.due = inf
+
+    def _ended(self, process: ForkProcess) -> None:
+        with self._words:
+            try:
+                why: SluiceError | str = self._words.recv()
+            except EOFError:
+                why = f"status {process.exitcode}"
+        self._process = None
+        process.close()
+        forget_gauges(self._peer.folder, self._peer.place)
+        if isinstance(why, SluiceError):
+            raise why
+        delay = self._backoff.delay()
+        self.due = time.monotonic() + delay
+        log.warning("process %d ended (%s); starting it again in %.1f s", self._peer.place, why, delay)
+
+    def _serve(self, words: Connection) -> None:
+        """In the process that was forked."""
+        os.setsid()  # Ctrl-C in the terminal reaches the parent alone
+        os.close(self._lifeline)
+        try:
+            failure = serve(self._settings, self._peer)
+        except SluiceError as exc:
+            words.send(exc)
+        else:
+            if failure is not None:
+                words.send(failure)

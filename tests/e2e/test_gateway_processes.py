@@ -1,0 +1,173 @@
+"""`sluice gateway --processes 2`: one port, one page of metrics, and no single process that matters."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from gateway.broker import Broker
+from streams.contract.records import Batch, decode_checks_record
+from streams.contract.topics import COPARTITIONED, DEFAULT_FILE, partition_of
+from tests.system import Gateway, eventually, running_system
+from tests.up import BROKEN_GATEWAY, environment, sluice
+
+CONNECTIONS = 40
+"""All of them to one of two processes: once in 2 ** 39 runs."""
+
+
+def processes(gateway: Gateway) -> list[psutil.Process]:
+    return [p for p in psutil.Process(gateway.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def metric(gateway: Gateway, name: str) -> float:
+    """As whichever process answers a connection of its own shows it."""
+    lines = httpx.get(f"{gateway.url}/metrics", trust_env=False).raise_for_status().text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+
+def nodes(gateway: Gateway) -> list[str]:
+    status = httpx.get(f"{gateway.url}/v1/status", trust_env=False).raise_for_status().json()
+    return [node["id"] for node in status["nodes"] if node["role"] == "gateway"]
+
+
+def check(client: httpx.Client, url: str) -> None:
+    answer = client.post(f"{url}/v1/check", json={"client_id": "alice", "cost": 0}).raise_for_status().json()
+    assert answer["allowed"]
+
+
+def test_they_share_connections_and_counts_and_one_that_dies_is_replaced(
+    fresh_kafka: Broker, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    env = {"TMPDIR": str(scratch)}
+    with running_system(fresh_kafka, tmp_path, gateways=0) as system, ExitStack() as stack:
+        gateway = system.add_gateway(env=env, processes=2, deadline_ms=5_000)
+        system.wait_ready()
+        eventually("both are there", lambda: nodes(gateway) == ["gateway-1-1", "gateway-1-2"])
+
+        clients = [stack.enter_context(httpx.Client(trust_env=False)) for _ in range(CONNECTIONS)]
+        for _ in range(3):
+            for client in clients:
+                check(client, gateway.url)
+        sent = 3 * CONNECTIONS
+        port = int(gateway.url.rsplit(":", 1)[1])
+        of_each = [
+            len([c for c in p.net_connections("tcp") if c.laddr.port == port and c.status == "ESTABLISHED"])
+            for p in processes(gateway)
+        ]
+        assert min(of_each) > 0
+        assert sum(of_each) >= CONNECTIONS
+        eventually("all are counted", lambda: metric(gateway, "sluice_checks_received_total") == sent)
+        assert metric(gateway, "sluice_check_duration_seconds_count") == sent
+        assert metric(gateway, "sluice_nodes") == 3
+        batches = [decode_checks_record(r.value) for r in system.records(partition_of("alice", 4))]
+        assert len({b.incarnation for b in batches if isinstance(b, Batch)}) == 2
+        assert len({b.partition for b in batches if isinstance(b, Batch)}) == 2
+
+        killed = processes(gateway)[0]
+        killed.kill()
+        eventually("it is dead", lambda: killed not in processes(gateway))
+        shown = [float(sent)]
+        while len(nodes(gateway)) != 2 or len(processes(gateway)) != 2:
+            with httpx.Client(trust_env=False) as client:
+                check(client, gateway.url)
+            sent += 1
+            shown.append(metric(gateway, "sluice_checks_received_total"))
+        assert shown == sorted(shown)
+        assert shown[-1] <= sent
+        eventually("all are counted", lambda: metric(gateway, "sluice_checks_received_total") == sent)
+        assert len(gateway.lines(" WARNING ", "ended (status -9); starting it again in 0.5 s")) == 1
+
+        left = processes(gateway)
+        assert gateway.stop() == 0
+        assert [process for process in left if process.is_running()] == []
+        assert list(scratch.iterdir()) == []
+
+
+def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_path: Path) -> None:
+    raw = yaml.safe_load(DEFAULT_FILE.read_text())
+    for name in COPARTITIONED:
+        raw["topics"][name]["partitions"] = 8
+    topics = tmp_path / "topics.yaml"
+    topics.write_text(yaml.safe_dump(raw))
+    env = environment(tmp_path, SLUICE_KAFKA=fresh_kafka.bootstrap, SLUICE_TOPICS=str(topics))
+    ended = sluice("gateway", "--processes", "2", env=env)
+    assert ended.returncode == 78
+    assert ended.stdout == ""
+    assert ended.stderr.count("\n") == 1
+    assert "topic checks has 4 partitions and topics.yaml says 8" in ended.stderr
+
+
+def test_a_port_where_one_gateway_listens_is_refused_in_one_line(tmp_path: Path) -> None:
+    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1", SLUICE_PROCESSES="2")
+    with started([sys.executable, "-m", "gateway", "gateway"], env) as first:
+        wait_for_line(first, "Started server process")
+        ended = sluice("gateway", env=env)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert f"port {env['SLUICE_PORT']} is taken: set SLUICE_PORT" in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_they_start_ends_them(tmp_path: Path, number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # a broker that never says a word
+        env = environment(tmp_path, SLUICE_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}", SLUICE_PROCESSES="2")
+        with started([sys.executable, "-m", "gateway", "gateway"], env) as process:
+            connection, _ = mute.accept()
+            with connection:
+                process.send_signal(number)
+                said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert said == ""
+
+
+def test_without_their_parent_they_end(tmp_path: Path) -> None:
+    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1", SLUICE_PROCESSES="2", TMPDIR=str(tmp_path))
+    with started([sys.executable, "-m", "gateway", "gateway"], env) as process:
+        for _ in range(2):
+            wait_for_line(process, "Started server process")
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 2
+        process.kill()
+        assert psutil.wait_procs(children, timeout=60)[1] == []
+
+
+def test_one_that_cannot_go_on_says_why_and_is_started_again(tmp_path: Path) -> None:
+    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1", SLUICE_PROCESSES="2")
+    with started([sys.executable, "-c", BROKEN_GATEWAY, "gateway"], env) as process:
+        wait_for_line(process, "process 1 ended (thread sluice-replies ended: ", "starting it again in 0.5 s")
+        wait_for_line(process, "process 1 ended (", "starting it again in 1.0 s")
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@contextmanager
+def started(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
+def wait_for_line(process: subprocess.Popen[Any], *needles: str) -> str:
+    for line in process.stdout or ():
+        if all(needle in line for needle in needles):
+            return str(line)
+    raise AssertionError(f"it ended and never said {needles}")

@@ -85,10 +85,10 @@ def judge(
         The answers in the order of *checks*.
     """
     states = ledger.states
+    keys = [check.client if not check.resource else state_key(check) for check in checks]
     faults: dict[Key, str] = {}
     missing: dict[Key, None] = {}
-    for check in checks:
-        key: Key = check.client if not check.resource else state_key(check)
+    for key, check in zip(keys, checks, strict=True):
         if key not in states and key not in missing and key not in faults:
             reason = fault(check)
             if reason is None:
@@ -100,31 +100,37 @@ def judge(
 
     dirty, epoch = ledger.dirty, ledger.epoch
     answers: list[Answer] = []
-    for position, check in enumerate(checks, offset << POSITION_BITS):
-        key = check.client if not check.resource else state_key(check)
+    position = (offset << POSITION_BITS) - 1
+    for key, check in zip(keys, checks, strict=True):
+        position += 1
         state = states.get(key)
         if state is None:
             answers.append(faults[key])
-        elif state.position >= position:
+            continue
+        if state.position >= position:
             answers.append(None)
-        else:
-            if state.epoch != epoch or state.plan != check.plan:
-                reason = _plan_fault(check.plan)
-                if reason is not None:
-                    answers.append(reason)
-                    continue
-                ledger.resolve(state, check, position)
-            limits = state.policy.limits
-            if not limits:
-                answers.append(Decision(True, None, None, 0, 0, state.version))
-            else:
-                windows = state.windows
-                changed = reshape(windows, limits, now_ms)
-                verdict = decide(windows, limits, now_ms=now_ms, cost=check.cost)
-                if changed or (verdict.allowed and check.cost):
-                    state.position = position
-                    dirty[key] = state
-                answers.append(Decision(*verdict, state.version))
+            continue
+        if state.epoch != epoch or state.plan != check.plan:
+            reason = _plan_fault(check.plan)
+            if reason is not None:
+                answers.append(reason)
+                continue
+            ledger.resolve(state, check, position)
+        limits = state.policy.limits
+        if not limits:
+            answers.append(Decision(True, None, None, 0, 0, state.version))
+            continue
+        windows, cost = state.windows, check.cost
+        changed = False
+        if not state.shaped:
+            changed = reshape(windows, limits, now_ms)
+            # With a window more than limits, one is kept until partition time has passed it by.
+            state.shaped = len(windows) == len(limits)
+        decision = decide(windows, limits, now_ms, cost, state.version)
+        if changed or (decision.allowed and cost):
+            state.position = position
+            dirty[key] = state
+        answers.append(decision)
     return answers
 
 

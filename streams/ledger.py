@@ -18,7 +18,7 @@ import msgspec
 
 from streams.contract.policy import Policy
 from streams.contract.records import POSITION_BITS, Check, Update, UpdateKey
-from streams.window import Window, Windows
+from streams.window import Window, Windows, tick_of
 
 FORMAT: Final = b"\x01"
 """First byte of every stored value; then the position, eight bytes, so that two values of a key can be
@@ -46,8 +46,8 @@ class Reader(Protocol):
     def counters_of(self, client: bytes) -> Iterable[tuple[bytes, bytes]]:
         """All entries whose key is *client*, or begins with it and a zero byte."""
 
-    def policy(self, key: bytes) -> bytes | None:
-        """Value of *key* in the table of policies."""
+    def policies(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Values of *keys* in the table of policies, in their order."""
 
 
 class Marker(msgspec.Struct, frozen=True, array_like=True):
@@ -77,9 +77,14 @@ class InForce(msgspec.Struct, frozen=True, array_like=True):
 
 
 class State:
-    """One client's (or client and resource's) counters, and what was last resolved for it."""
+    """One client's (or client and resource's) counters, and what was last resolved for it.
 
-    __slots__ = ("epoch", "plan", "policy", "position", "version", "windows")
+    ``own``: the client may have limits of its own, as far as they are not for a resource.
+    ``shaped``: the windows are those that the policy asks for and no other, so that
+    :func:`streams.window.reshape` would find nothing to do.
+    """
+
+    __slots__ = ("epoch", "own", "plan", "policy", "position", "shaped", "version", "windows")
 
     def __init__(self, position: int = -1, windows: Windows | None = None) -> None:
         self.position = position
@@ -87,6 +92,8 @@ class State:
         self.epoch = -1
         self.plan = ""
         self.policy: Policy = _NOTHING
+        self.shaped = False
+        self.own = True
         self.version = BUILT_IN
 
 
@@ -108,10 +115,11 @@ def encode_state(state: State) -> bytes:
     lists = []
     for window in state.windows.values():
         flat = [window.window_ms, window.kept_until_ms]
-        last = 0
-        for tick, count in zip(window.ticks, window.counts, strict=True):
-            flat += (tick - last, count)
-            last = tick
+        tick_ms = window.tick_ms
+        last = window.window_ms + tick_ms  # tick 0 leaves then
+        for leaves, count in zip(window.leave_ms, window.counts, strict=True):
+            flat += ((leaves - last) // tick_ms, count)
+            last = leaves
         lists.append(flat)
     return FORMAT + state.position.to_bytes(8) + _pack(lists)
 
@@ -119,12 +127,12 @@ def encode_state(state: State) -> bytes:
 def decode_state(value: bytes) -> State:
     """Read what :func:`encode_state` wrote."""
     windows: Windows = {}
-    for flat in _lists.decode(memoryview(value)[9:]):
-        ticks, tick = [], 0
-        for step in flat[2::2]:
-            tick += step
-            ticks.append(tick)
-        windows[flat[0]] = Window(flat[0], ticks, flat[3::2], flat[1])
+    for flat in _lists.decode(value[9:]):
+        window_ms = flat[0]
+        tick_ms = tick_of(window_ms)
+        leaves = window_ms + tick_ms
+        leave_ms = [leaves := leaves + step * tick_ms for step in flat[2::2]]
+        windows[window_ms] = Window(window_ms, leave_ms, flat[3::2], flat[1])
     return State(position_of(value), windows)
 
 
@@ -134,7 +142,7 @@ def is_state(value: bytes) -> bool:
     Raises:
         MsgspecError: not even msgpack of the right kind.
     """
-    lists = _lists.decode(memoryview(value)[9:])
+    lists = _lists.decode(value[9:])
     return all(len(flat) >= 2 and not len(flat) % 2 and flat[0] > 0 for flat in lists)
 
 
@@ -192,8 +200,10 @@ class Ledger:
         self.epoch = 0
         self.states: dict[Key, State] = {}
         self.dirty: dict[Key, State] = {}
-        self._policies: dict[UpdateKey, list[InForce]] = {}
-        self._dirty_policies: set[UpdateKey] = set()
+        self._policies: dict[bytes, list[InForce]] = {}
+        self._dirty_policies: set[bytes] = set()
+        self._resolved: dict[tuple[str, str], tuple[Policy, int] | None] = {}
+        """By plan and resource, in this epoch."""
         self._overwritten = False
 
     @property
@@ -231,9 +241,13 @@ class Ledger:
     def load(self, keys: Iterable[Key]) -> None:
         """Bring the states of *keys*, none of them in memory, in from what is stored."""
         wanted = list(keys)
-        values = self._reader.counters([_stored_key(key) for key in wanted])
-        for key, value in zip(wanted, values, strict=True):
-            self.states[key] = decode_state(value) if value is not None else State()
+        stored = [_stored_key(key) for key in wanted]
+        values = self._reader.counters(stored)
+        # Two reads for all of them, where each would ask for its own limits when it is resolved.
+        own = [b"client\0" + name + b"\0" for name in stored]
+        for key, name, value, history in zip(wanted, own, values, self._reader.policies(own), strict=True):
+            state = self.states[key] = decode_state(value) if value is not None else State()
+            state.own = history is not None or name in self._policies
 
     def resolve(self, state: State, check: Check, position: int) -> None:
         """Find the policy that *check* is held to at *position*, and note it in *state*.
@@ -241,22 +255,28 @@ class Ledger:
         With a resource: the client's own for it, the plan's, the default's; then, as without one: the
         client's, the plan's, the default, the built-in default.
         """
-        state.epoch, state.plan = self.epoch, check.plan
+        state.epoch, state.plan, state.shaped = self.epoch, check.plan, False
         for resource in (check.resource, "") if check.resource else ("",):
-            for key in (
-                UpdateKey("client", check.client, resource),
-                UpdateKey("plan", check.plan, resource),
-                UpdateKey("default", "", resource),
-            ):
-                if key.kind == "plan" and not key.id:
-                    continue
-                for entry in reversed(self._history_of(key)):
-                    if entry.position <= position:
-                        if entry.policy is None:
-                            break
-                        state.policy, state.version = entry.policy, entry.version
-                        return
+            found = None
+            if state.own or check.resource:
+                found = _in_force(self._history_of(UpdateKey("client", check.client, resource)), position)
+            if found is None:
+                found = self._shared(check.plan, resource, position)
+            if found is not None:
+                state.policy, state.version = found
+                return
         state.policy, state.version = self.flushed.default, BUILT_IN
+
+    def _shared(self, plan: str, resource: str, position: int) -> tuple[Policy, int] | None:
+        """What those without limits of their own are held to: the plan's, else the default's."""
+        key = (plan, resource)
+        if key not in self._resolved:
+            histories = [self._history_of(UpdateKey("default", "", resource))]
+            if plan:
+                histories.insert(0, self._history_of(UpdateKey("plan", plan, resource)))
+            found = (_in_force(history, position) for history in histories)
+            self._resolved[key] = next(filter(None, found), None)
+        return self._resolved[key]
 
     def apply(self, update: Update, position: int) -> bool:
         """Put *update* in force from *position* on; returns whether it was new.
@@ -267,10 +287,13 @@ class Ledger:
             return False
         self.applied = update.version
         self.epoch += 1
+        self._resolved.clear()
         if update.kind == "reset":
             self._reset(update, position)
             return True
         key = update.key
+        if key.kind == "client" and key.id in self.states:
+            self.states[key.id].own = True
         history = self._history_of(key)
         last = history[-1] if history else _NEVER
         # Two gateways may change a plan at once, and their updates come by in either order: the later one of
@@ -282,8 +305,8 @@ class Ledger:
             while len(history) > 1 and history[1].position <= horizon:
                 del history[0]
             history.append(InForce(position, update.version, update.policy, update.order))
-            self._policies[key] = history
-            self._dirty_policies.add(key)
+            self._policies[_policy_key(key)] = history
+            self._dirty_policies.add(_policy_key(key))
         return True
 
     def _reset(self, update: Update, position: int) -> None:
@@ -300,16 +323,20 @@ class Ledger:
         for key, state in self.states.items():
             if meant(key) and state.windows and state.position < position:
                 state.windows.clear()
+                state.shaped = False
                 state.position = position
                 self.dirty[key] = state
 
     def _history_of(self, key: UpdateKey) -> list[InForce]:
-        history = self._policies.get(key)
+        return self._stored_history(_policy_key(key))
+
+    def _stored_history(self, name: bytes) -> list[InForce]:
+        history = self._policies.get(name)
         if history is None:
-            value = self._reader.policy(_policy_key(key))
+            [value] = self._reader.policies([name])
             if value is None:
                 return []
-            history = self._policies[key] = decode_history(value)
+            history = self._policies[name] = decode_history(value)
         return history
 
     def take_dirty(self) -> tuple[Marker, Entries]:
@@ -317,10 +344,9 @@ class Ledger:
         counters = [(_stored_key(key), encode_state(state)) for key, state in self.dirty.items()]
         self.dirty.clear()
         policies = []
-        for key in self._dirty_policies:
-            history = self._policies[key]
-            value = FORMAT + history[-1].position.to_bytes(8) + _pack(history)
-            policies.append((_policy_key(key), value))
+        for name in self._dirty_policies:
+            history = self._policies[name]
+            policies.append((name, FORMAT + history[-1].position.to_bytes(8) + _pack(history)))
         self._dirty_policies.clear()
         self._overwritten = False
         return self.marker, Entries(counters, policies)
@@ -336,9 +362,8 @@ class Ledger:
                 # Nothing is known here of what the other has written: so it is as of all that was read.
                 state.position = (self.next_offset << POSITION_BITS) - 1
         for name in policies:
-            parts = name.decode(errors="replace").split("\0")
-            if len(parts) == 3 and self._history_of(UpdateKey(*parts)):
-                self._dirty_policies.add(UpdateKey(*parts))
+            if name.count(b"\0") == 2 and self._stored_history(name):
+                self._dirty_policies.add(name)
 
     def forget_clean(self, keep: int) -> None:
         """Drop the states longest in memory until about *keep* are left; only between flushes.
@@ -349,8 +374,18 @@ class Ledger:
             if key not in self.dirty:
                 del self.states[key]
         if len(self._policies) > keep:
-            for update_key in [key for key in self._policies if key not in self._dirty_policies]:
-                del self._policies[update_key]
+            for name in [name for name in self._policies if name not in self._dirty_policies]:
+                del self._policies[name]
+        if len(self._resolved) > keep:
+            self._resolved.clear()
+
+
+def _in_force(history: list[InForce], position: int) -> tuple[Policy, int] | None:
+    """Policy and version in force at *position*; ``None`` if there was none, or it was deleted."""
+    for entry in reversed(history):
+        if entry.position <= position:
+            return None if entry.policy is None else (entry.policy, entry.version)
+    return None
 
 
 def _policy_key(key: UpdateKey) -> bytes:

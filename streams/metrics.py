@@ -26,7 +26,12 @@ No label takes a client id.
 
 from __future__ import annotations
 
+from typing import Final
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+RESULTS: Final = ("allowed", "rejected", "unfit", "replayed")
+"""What becomes of a check."""
 
 
 class Metrics:
@@ -71,7 +76,7 @@ class Metrics:
         self.lapses = Counter("sluice_worker_lease_lapses", "Times the group lease ran out.", registry=r)
         self.partitions = Gauge("sluice_worker_partitions", "Partitions by state.", ["state"], registry=r)
         self.cached = Gauge("sluice_worker_cached_clients", "Clients' states in memory.", registry=r)
-        for result in ("allowed", "rejected", "unfit", "replayed"):
+        for result in RESULTS:
             self.checks.labels(result)
         for direction in ("back", "ahead"):
             self.clock_jumps.labels(direction)

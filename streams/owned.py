@@ -23,7 +23,7 @@ from streams.contract.records import (
 from streams.flush import Flusher
 from streams.judge import Answer, fault_finder, fold
 from streams.ledger import Ledger, Marker
-from streams.metrics import Metrics
+from streams.metrics import RESULTS, Metrics
 from streams.outbox import Outbox
 from streams.reader import Reader
 from streams.relay import Relay
@@ -68,6 +68,7 @@ class Owned:
         self._partitions = partitions
         self._outbox = outbox
         self._metrics = metrics
+        self._results = [metrics.checks.labels(result) for result in RESULTS]
         self._fault = fault_finder(store.partition, partitions)
         self._flusher = Flusher(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
         self._flush_at = 0.0
@@ -128,21 +129,23 @@ class Owned:
             self._outbox.reply(record.reply_to.partition, value)
 
     def _count(self, answers: list[Answer], message: Any) -> None:
-        counts = dict.fromkeys(("allowed", "rejected", "unfit", "replayed"), 0)
-        unfit = None
+        allowed = rejected = replayed = 0
+        unfit = []
         for answer in answers:
             if isinstance(answer, Decision):
-                counts["allowed" if answer.allowed else "rejected"] += 1
+                if answer.allowed:
+                    allowed += 1
+                else:
+                    rejected += 1
             elif answer is None:
-                counts["replayed"] += 1
+                replayed += 1
             else:
-                counts["unfit"] += 1
-                unfit = unfit or answer
-        for result, count in counts.items():
+                unfit.append(answer)
+        for counter, count in zip(self._results, (allowed, rejected, len(unfit), replayed), strict=True):
             if count:
-                self._metrics.checks.labels(result).inc(count)
-        if unfit is not None:
-            self._outbox.dead_letter(message, unfit)
+                counter.inc(count)
+        if unfit:
+            self._outbox.dead_letter(message, unfit[0])
 
     def _applied(self, update: Update, fresh: bool) -> None:
         self._metrics.updates.labels("applied" if fresh else "repeated").inc()

@@ -34,9 +34,9 @@ class NothingStored:
         """No entries."""
         return ()
 
-    def policy(self, key: bytes) -> bytes | None:
-        """Not there."""
-        return None
+    def policies(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """None of them."""
+        return [None] * len(keys)
 
 
 def replay(

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     cached_clients: int = Field(
         200_000, ge=1_000, description="Clients' states kept in memory, over all partitions."
     )
+    store_memory_mb: int = Field(
+        192, ge=16, description="MiB that RocksDB may use, over all partitions: read and write buffers."
+    )
     metrics_host: str = Field("127.0.0.1", description="Address of the worker's /metrics.")
     metrics_port: int = Field(9101, ge=0, le=65535, description="Port of the worker's /metrics; 0: any free.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(

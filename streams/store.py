@@ -65,15 +65,13 @@ class PartitionStore:
 
     Args:
         partition: Its number.
-        open_table: Opens the RocksDB of a table at a path.
+        open_table: Opens the RocksDB at a path.
         paths: Where each table is.
     """
 
-    def __init__(
-        self, partition: int, open_table: Callable[[str, Path], Rdict], paths: dict[str, Path]
-    ) -> None:
+    def __init__(self, partition: int, open_table: Callable[[Path], Rdict], paths: dict[str, Path]) -> None:
         self.partition = partition
-        self._dbs: dict[str, Any] = {table: open_table(table, paths[table]) for table in TABLES}
+        self._dbs: dict[str, Any] = {table: open_table(paths[table]) for table in TABLES}
         self.next = {table: self._stored_offset(table) for table in TABLES}
         self.outrun = {table: self._stored_outrun(table) for table in TABLES}
         """Keys whose last changelog record is older than what is stored, by table: a worker that had lost
@@ -99,9 +97,9 @@ class PartitionStore:
                 return
             yield key, value
 
-    def policy(self, key: bytes) -> bytes | None:
-        """Value of *key* among the policies."""
-        return self.get(POLICIES, key)
+    def policies(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Values of *keys* in the table of policies, in their order."""
+        return self._dbs[POLICIES].get(list(keys))  # type: ignore[no-any-return]
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Value of *key* in *table*."""
@@ -109,7 +107,7 @@ class PartitionStore:
 
     def marker(self) -> Marker | None:
         """Where the last completed flush ended; ``None`` before the first."""
-        raw = self.policy(MARKER_KEY)
+        raw = self.get(POLICIES, MARKER_KEY)
         return decode_marker(raw) if raw is not None else None
 
     def items(self, table: str) -> Iterable[tuple[bytes, bytes]]:

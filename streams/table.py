@@ -1,7 +1,7 @@
 """The two tables, as Faust knows them.
 
-Faust names them, assigns their partitions (standbys too, and stickily) and says where and how their
-RocksDB files are opened. It does not open, restore or write them: its recovery reads 100 µs a record and
+Faust names them, assigns their partitions (standbys too, and stickily) and says where their RocksDB files
+are. It does not open, restore or write them: its recovery reads 100 µs a record and
 knows nothing of positions, and it closes files only by garbage collection. That is done by
 :mod:`streams.restore` and :mod:`streams.owner`, for which :class:`Tables` is the way in.
 """
@@ -9,26 +9,15 @@ knows nothing of positions, and it closes files only by garbage collection. That
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import faust
 from faust.stores import rocksdb
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
-from rocksdict import Rdict
 
+from streams.rocks import Rocks
 from streams.store import TABLES, PartitionStore
-
-ROCKSDB: Final = {
-    # Faust's defaults allow gigabytes, and there is a database for each table and partition.
-    "write_buffer_size": 16 << 20,
-    "max_write_buffer_number": 2,
-    "block_cache_size": 8 << 20,
-    "max_open_files": 64,
-    # A client never seen costs 0.2 µs by its bloom filter, and milliseconds without.
-    "bloom_filter_size": 10,
-}
 
 Assigned = Callable[[int, set[int], set[int]], Awaitable[None]]
 """Called after each assignment with generation, active and standby partitions."""
@@ -44,18 +33,12 @@ class Store(rocksdb.Store):
     async def on_rebalance(self, *_args: Any, **_kwargs: Any) -> None:
         """Open and close nothing."""
 
-    def open_partition(self, path: Path) -> Rdict:
-        """Open the database at *path* with this table's options."""
-        return self.rocksdb_options.open(path)
-
 
 class Table(faust.tables.Table):
     """A table over :class:`Store`."""
 
     def _new_store(self) -> Store:
-        return Store(
-            "rocksdb://", self.app, self, table_name=self.name, loop=self.loop, options=dict(ROCKSDB)
-        )
+        return Store("rocksdb://", self.app, self, table_name=self.name, loop=self.loop)
 
 
 class HandOver(Recovery):
@@ -106,9 +89,11 @@ class Tables:
     Args:
         app: Whose id names the changelogs.
         partitions: Of each.
+        rocks: Opens their files.
     """
 
-    def __init__(self, app: Any, partitions: int) -> None:
+    def __init__(self, app: Any, partitions: int, rocks: Rocks) -> None:
+        self._rocks = rocks
         self._tables = {
             table: app.Table(table, partitions=partitions, key_type=bytes, value_type=bytes)
             for table in TABLES
@@ -121,9 +106,5 @@ class Tables:
 
     def open(self, partition: int) -> PartitionStore:
         """Open both tables of *partition*."""
-        stores: dict[str, Store] = {name: table.data for name, table in self._tables.items()}
-        return PartitionStore(
-            partition,
-            lambda table, path: stores[table].open_partition(path),
-            {name: store.partition_path(partition) for name, store in stores.items()},
-        )
+        paths = {name: table.data.partition_path(partition) for name, table in self._tables.items()}
+        return PartitionStore(partition, self._rocks.open, paths)

@@ -297,4 +297,4 @@ def _same_history(mine: bytes | None, theirs: bytes | None) -> bool:
 def _new_store(number: int, folder: Path) -> PartitionStore:
     paths = {table: folder / f"{number}-{table}" for table in TABLES}
     folder.mkdir(exist_ok=True)
-    return PartitionStore(number, lambda _, path: Rdict(str(path), Options(raw_mode=True)), paths)
+    return PartitionStore(number, lambda path: Rdict(str(path), Options(raw_mode=True)), paths)

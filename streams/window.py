@@ -11,92 +11,89 @@ A client's state is a ``dict`` from window length to :class:`Window`; :func:`dec
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
 from streams.contract.policy import Limit
+from streams.contract.records import Decision
 
 TICKS: Final = 60
 """Ticks in a window: 61 pairs at most for a busy client, 1/60 of the window at most lost."""
 
+_NEVER: Final = 1 << 62
+"""Milliseconds since the Unix epoch that no clock shows."""
 
-class Verdict(NamedTuple):
-    """What :func:`decide` found; the fields are those of :class:`streams.contract.records.Decision`."""
 
-    allowed: bool
-    limit: int
-    remaining: int
-    reset_after_ms: int
-    retry_after_ms: int | None
+def tick_of(window_ms: int) -> int:
+    """Milliseconds of a tick."""
+    return -(-window_ms // TICKS)
 
 
 class Window:
-    """Charges of one window length: ascending tick numbers and their counts.
+    """Charges of one window length: for each tick when it leaves the window, ascending, and its count.
 
-    The first ``gone`` of them have left the window and are dropped by the next charge, not before: a
-    refusal or a peek leaves the charges as they were, so that checks that came before it, and are replayed
-    after it, find what they found. ``total`` is the sum of the others. ``kept_until_ms`` is 0 while a
-    policy asks for this window; else when it is of no more use.
+    A tick leaves as long after its *end* as the window is. The first ``gone`` of them have left and are
+    dropped by the next charge, not before: a refusal or a peek leaves the charges as they were, so that
+    checks that came before it, and are replayed after it, find what they found. ``total`` is the sum of the
+    others, the first of which leaves at ``next_ms``. ``kept_until_ms`` is 0 while a policy asks for this
+    window; else when it is of no more use. Times are in ms since the Unix epoch.
     """
 
-    __slots__ = ("counts", "gone", "kept_until_ms", "tick_ms", "ticks", "total", "window_ms")
+    __slots__ = ("counts", "gone", "kept_until_ms", "leave_ms", "next_ms", "tick_ms", "total", "window_ms")
 
     def __init__(
         self,
         window_ms: int,
-        ticks: list[int] | None = None,
+        leave_ms: list[int] | None = None,
         counts: list[int] | None = None,
         kept_until_ms: int = 0,
     ) -> None:
         self.window_ms = window_ms
-        self.tick_ms = -(-window_ms // TICKS)
-        self.ticks: list[int] = ticks or []
+        self.tick_ms = tick_of(window_ms)
+        self.leave_ms: list[int] = leave_ms or []
         self.counts: list[int] = counts or []
         self.gone = 0
+        self.next_ms = self.leave_ms[0] if leave_ms else _NEVER
         self.total = sum(self.counts)
         self.kept_until_ms = kept_until_ms
 
     def forget(self, now_ms: int) -> None:
         """Count no more any tick whose end is at least the window ago."""
-        oldest = (now_ms - self.window_ms) // self.tick_ms
-        ticks, gone = self.ticks, self.gone
-        if gone < len(ticks) and ticks[gone] < oldest:
-            self.gone = bisect_left(ticks, oldest, gone)
+        if now_ms >= self.next_ms:
+            leave_ms, gone = self.leave_ms, self.gone
+            self.gone = bisect_right(leave_ms, now_ms, gone)
             self.total -= sum(self.counts[gone : self.gone])
+            self.next_ms = leave_ms[self.gone] if self.gone < len(leave_ms) else _NEVER
 
     def charge(self, now_ms: int, cost: int) -> None:
         """Add *cost* at *now_ms*; earlier than the newest tick is read as that tick."""
-        tick = now_ms // self.tick_ms
-        ticks = self.ticks
+        leave_ms = self.leave_ms
         if self.gone:
-            del ticks[: self.gone], self.counts[: self.gone]
+            del leave_ms[: self.gone], self.counts[: self.gone]
             self.gone = 0
-        if ticks and tick <= ticks[-1]:
+        if leave_ms and now_ms + self.window_ms < leave_ms[-1]:
             self.counts[-1] += cost
         else:
-            ticks.append(tick)
+            leaves = now_ms - now_ms % self.tick_ms + self.tick_ms + self.window_ms
+            if not leave_ms:
+                self.next_ms = leaves
+            leave_ms.append(leaves)
             self.counts.append(cost)
         self.total += cost
 
     def charges(self) -> Iterator[tuple[int, int]]:
-        """Ticks and counts that have not left the window, oldest first."""
-        return islice(zip(self.ticks, self.counts, strict=True), self.gone, None)
+        """When each of those in the window leaves it, and its count, oldest first."""
+        return islice(zip(self.leave_ms, self.counts, strict=True), self.gone, None)
 
-    def free_after_ms(self, now_ms: int, excess: int) -> int:
-        """Milliseconds until ticks holding at least *excess* (1 to ``total``) have been forgotten."""
-        for tick, count in self.charges():
+    def free_at_ms(self, excess: int) -> int:
+        """When charges of at least *excess* (1 to ``total``) will have been forgotten."""
+        for leaves, count in self.charges():
             excess -= count
             if excess <= 0:
-                return (tick + 1) * self.tick_ms + self.window_ms - now_ms
+                return leaves
         raise ValueError("excess is more than the window holds")
-
-    def empty_after_ms(self, now_ms: int) -> int:
-        """Milliseconds until nothing is left, if nothing more is charged."""
-        if self.gone == len(self.ticks):
-            return 0
-        return (self.ticks[-1] + 1) * self.tick_ms + self.window_ms - now_ms
 
     def rebinned(self, window_ms: int, now_ms: int) -> Window:
         """The same charges under another window length, each as late as it may have been.
@@ -105,8 +102,8 @@ class Window:
         allow is then never allowed, and may be refused for up to one old tick longer.
         """
         other = Window(window_ms)
-        for tick, count in self.charges():
-            other.charge((tick + 1) * self.tick_ms - 1, count)
+        for leaves, count in self.charges():
+            other.charge(leaves - self.window_ms - 1, count)
         other.forget(now_ms)
         return other
 
@@ -128,14 +125,18 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
         limits: Of the policy in force, longest window first, not empty.
         now_ms: Partition time.
     """
+    if len(windows) == len(limits):
+        for limit in limits:
+            if limit.window_ms not in windows:
+                break
+        else:
+            changed = False
+            for window in windows.values():
+                if window.kept_until_ms:
+                    window.kept_until_ms = 0
+                    changed = True
+            return changed
     lengths = [limit.window_ms for limit in limits]
-    if len(windows) == len(lengths) and all(length in windows for length in lengths):
-        changed = False
-        for window in windows.values():
-            if window.kept_until_ms:
-                window.kept_until_ms = 0
-                changed = True
-        return changed
     before = {length: window.kept_until_ms for length, window in windows.items()}
     for window in windows.values():
         window.forget(now_ms)
@@ -157,7 +158,7 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
     return before != {length: window.kept_until_ms for length, window in windows.items()}
 
 
-def decide(windows: Windows, limits: Sequence[Limit], *, now_ms: int, cost: int = 1) -> Verdict:
+def decide(windows: Windows, limits: Sequence[Limit], now_ms: int, cost: int, version: int) -> Decision:
     """Charge *cost* to *windows* if all *limits* allow it at *now_ms*; a refusal charges nothing.
 
     Args:
@@ -165,29 +166,33 @@ def decide(windows: Windows, limits: Sequence[Limit], *, now_ms: int, cost: int 
         limits: Of the policy in force, not empty.
         now_ms: Partition time in ms. Earlier than the newest tick is read as that tick.
         cost: Requests to charge, 0 to 1,000,000; 0 only looks.
+        version: Of the policy, for the decision.
 
     Returns:
-        The verdict; its ``limit``, ``remaining`` and ``reset_after_ms`` are those of the limit nearest to
+        The decision; its ``limit``, ``remaining`` and ``reset_after_ms`` are those of the limit nearest to
         being used up. ``retry_after_ms`` is 0 if allowed, ``None`` if *cost* is above a limit (waiting
         cannot help), else when the same check would pass if nothing else is charged meanwhile.
 
     >>> windows, limits = {}, (Limit(2, 60_000),)
     >>> reshape(windows, limits, 500_000)
     True
-    >>> decide(windows, limits, now_ms=500_000)
-    Verdict(allowed=True, limit=2, remaining=1, reset_after_ms=61000, retry_after_ms=0)
-    >>> decide(windows, limits, now_ms=510_300).remaining
+    >>> first = decide(windows, limits, 500_000, cost=1, version=7)
+    >>> first.allowed, first.limit, first.remaining, first.reset_after_ms, first.retry_after_ms
+    (True, 2, 1, 61000, 0)
+    >>> decide(windows, limits, 510_300, cost=1, version=7).remaining
     0
-    >>> decide(windows, limits, now_ms=530_000)
-    Verdict(allowed=False, limit=2, remaining=0, reset_after_ms=41000, retry_after_ms=31000)
-    >>> decide(windows, limits, now_ms=561_000).allowed
+    >>> refused = decide(windows, limits, 530_000, cost=1, version=7)
+    >>> refused.allowed, refused.reset_after_ms, refused.retry_after_ms
+    (False, 41000, 31000)
+    >>> decide(windows, limits, 561_000, cost=1, version=7).allowed
     True
     """
-    allowed, never, wait_ms = True, False, 0
+    allowed, never, free_at_ms = True, False, now_ms
     left, nearest, of = 0, None, 0
     for limit in limits:
         window = windows[limit.window_ms]
-        window.forget(now_ms)
+        if now_ms >= window.next_ms:
+            window.forget(now_ms)
         free = limit.max - window.total
         if nearest is None or free < left:
             left, nearest, of = free, window, limit.max
@@ -196,16 +201,19 @@ def decide(windows: Windows, limits: Sequence[Limit], *, now_ms: int, cost: int 
             if cost > limit.max:
                 never = True
             else:
-                wait_ms = max(wait_ms, window.free_after_ms(now_ms, cost - free))
+                free_at_ms = max(free_at_ms, window.free_at_ms(cost - free))
     assert nearest is not None
     if allowed and cost:
         for window in windows.values():
             window.charge(now_ms, cost)
         left -= cost
-    return Verdict(
+    # What is not empty is so until its last charge leaves.
+    reset_after_ms = nearest.leave_ms[-1] - now_ms if nearest.total else 0
+    return Decision(
         allowed,
         of,
         left if left > 0 else 0,
-        nearest.empty_after_ms(now_ms),
-        None if never else wait_ms,
+        reset_after_ms,
+        None if never else free_at_ms - now_ms,
+        version,
     )

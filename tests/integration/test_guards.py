@@ -77,7 +77,7 @@ class Lease:
 def open_store(partition: int, folder: Path) -> PartitionStore:
     folder.mkdir(exist_ok=True)
     paths = {table: folder / f"{partition}-{table}" for table in TABLES}
-    return PartitionStore(partition, lambda _, path: Rdict(str(path), Options(raw_mode=True)), paths)
+    return PartitionStore(partition, lambda path: Rdict(str(path), Options(raw_mode=True)), paths)
 
 
 class Bench:

@@ -26,7 +26,7 @@ class MemoryStore(PartitionStore):
     """A store without files."""
 
     def __init__(self, partition: int = 0) -> None:
-        def opened(_table: str, _path: Path) -> Any:
+        def opened(_path: Path) -> Any:
             return MemoryDb()
 
         super().__init__(partition, opened, dict.fromkeys(TABLES, Path()))

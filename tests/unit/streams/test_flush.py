@@ -96,7 +96,7 @@ def test_entries_then_the_marker_then_the_store() -> None:
     assert flusher.idle
     assert flusher.advance() is None
     assert (bench.stored(A), bench.stored(AB)) == (2, 1)
-    assert bench.store.policy(b"client\0a\0") is not None
+    assert bench.store.get(POLICIES, b"client\0a\0") is not None
     assert bench.store.next == {COUNTERS: 2, POLICIES: 2}
     assert not bench.ledger.changed
     assert not flusher.foreign
@@ -164,7 +164,7 @@ def test_an_entry_not_acknowledged_is_written_again(
     assert bench.store.marker() is None
     assert bench.flush().next_offset == 3
     assert (bench.stored(A), bench.stored(AB)) == (7, 1)
-    assert bench.store.policy(b"client\0zo\xc3\xab\0") is not None
+    assert bench.store.get(POLICIES, b"client\0zo\xc3\xab\0") is not None
     assert bench.metrics.registry.get_sample_value("sluice_worker_flush_failures_total") == 1
 
 

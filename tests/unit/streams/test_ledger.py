@@ -21,7 +21,7 @@ from streams.ledger import (
 )
 from streams.replay import NothingStored
 from streams.store import COUNTERS, POLICIES
-from streams.window import Window, decide, reshape
+from streams.window import Window, decide, reshape, tick_of
 from tests.unit.streams.memory import MemoryStore
 
 DEFAULT = parse_policy("100/minute")
@@ -51,7 +51,7 @@ def charge(ledger: Ledger, check: Check, offset: int) -> State:
     state = ledger.states[key]
     ledger.resolve(state, check, at(offset))
     reshape(state.windows, state.policy.limits, NOW)
-    assert decide(state.windows, state.policy.limits, now_ms=NOW, cost=check.cost).allowed
+    assert decide(state.windows, state.policy.limits, NOW, check.cost, state.version).allowed
     state.position = at(offset)
     ledger.dirty[key] = state
     return state
@@ -305,12 +305,12 @@ _ticks = st.lists(st.tuples(st.integers(1, 2**40), st.integers(1, 2**53)), max_s
 def states(draw: st.DrawFn) -> State:
     windows = {}
     for length in draw(st.lists(st.integers(1_000, 31 * 86_400_000), unique=True, max_size=4)):
-        tick, ticks, counts = 0, [], []
+        leaves, leave_ms, counts = length + tick_of(length), [], []
         for step, count in draw(_ticks):
-            tick += step
-            ticks.append(tick)
+            leaves += step * tick_of(length)
+            leave_ms.append(leaves)
             counts.append(count)
-        windows[length] = Window(length, ticks, counts, draw(st.sampled_from((0, NOW))))
+        windows[length] = Window(length, leave_ms, counts, draw(st.sampled_from((0, NOW))))
     return State(draw(st.integers(0, 2**63 - 1)), windows)
 
 
@@ -322,7 +322,7 @@ def test_a_state_comes_back_as_it_was(state: State) -> None:
     assert list(found.windows) == list(state.windows)
     for length, window in state.windows.items():
         back = found.windows[length]
-        assert (back.ticks, back.counts, back.total) == (window.ticks, window.counts, window.total)
+        assert (back.leave_ms, back.counts, back.total) == (window.leave_ms, window.counts, window.total)
         assert back.kept_until_ms == window.kept_until_ms
     assert encode_state(found) == value
 

@@ -72,4 +72,4 @@ def test_nothing_stored() -> None:
     nothing = NothingStored()
     assert nothing.counters([b"a", b"b"]) == [None, None]
     assert list(nothing.counters_of(b"a")) == []
-    assert nothing.policy(b"client\x00a\x00") is None
+    assert nothing.policies([b"client\x00a\x00"]) == [None]

@@ -16,7 +16,7 @@ def value(position: int, text: bytes = b"\x90") -> bytes:
     return b"\x01" + position.to_bytes(8) + text
 
 
-def opened(_table: str, path: Path) -> Rdict:
+def opened(path: Path) -> Rdict:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     return Rdict(str(path), options)
@@ -50,7 +50,7 @@ def test_an_empty_store(store: PartitionStore) -> None:
     assert store.partition == 3
     assert store.next == {COUNTERS: 0, POLICIES: 0}
     assert store.marker() is None
-    assert store.policy(b"client\0a\0") is None
+    assert store.get(POLICIES, b"client\0a\0") is None
     assert list(store.counters([b"a", b"b"])) == [None, None]
     assert list(store.counters([])) == []
     assert list(store.items(COUNTERS)) == []
@@ -60,7 +60,7 @@ def test_write_and_read(store: PartitionStore) -> None:
     store.write(COUNTERS, [(b"a", value(1)), (b"b", value(2)), (b"a", value(3))])
     assert list(store.counters([b"b", b"x", b"a"])) == [value(2), None, value(3)]
     assert dict(store.items(COUNTERS)) == {b"a": value(3), b"b": value(2)}
-    assert store.policy(b"a") is None, "the tables are apart"
+    assert store.get(POLICIES, b"a") is None, "the tables are apart"
 
 
 def test_merge_takes_the_highest_position_of_each_key(store: PartitionStore) -> None:
@@ -121,7 +121,7 @@ def test_all_of_it_is_there_after_a_restart(reopen: Callable[[], PartitionStore]
     store = reopen()
     assert store.next == {COUNTERS: 2**40, POLICIES: 7}
     assert dict(store.items(COUNTERS)) == {b"a": value(1), b"a\0login": value(2)}
-    assert store.policy(b"client\0a\0") == value(3)
+    assert store.get(POLICIES, b"client\0a\0") == value(3)
     assert store.marker() == marker
     assert Ledger(store, marker).next_offset == 17
 

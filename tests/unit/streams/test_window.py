@@ -10,16 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.contract.policy import MAX_COST, MAX_LIMIT, MAX_WINDOW_MS, Limit
-from streams.window import TICKS, Verdict, Window, Windows, decide, reshape
+from streams.contract.records import Decision
+from streams.window import TICKS, Window, Windows, decide, reshape, tick_of
 
 START = 1_764_000_000_123
+VERSION = 7
 LENGTHS = (1_000, 1_001, 7_777, 60_000, 3_600_000)
 Limits = tuple[Limit, ...]
 Log = list[tuple[int, int]]
-
-
-def tick_of(window_ms: int) -> int:
-    return -(-window_ms // TICKS)
 
 
 def spent(log: Log, first_ms: int, last_ms: int) -> int:
@@ -27,13 +25,13 @@ def spent(log: Log, first_ms: int, last_ms: int) -> int:
     return sum(cost for at, cost in log if first_ms <= at <= last_ms)
 
 
-def ask(windows: Windows, limits: Limits, now_ms: int, cost: int) -> Verdict:
+def ask(windows: Windows, limits: Limits, now_ms: int, cost: int) -> Decision:
     reshape(windows, limits, now_ms)
-    return decide(windows, limits, now_ms=now_ms, cost=cost)
+    return decide(windows, limits, now_ms, cost, VERSION)
 
 
 def charges(windows: Windows) -> dict[int, list[tuple[int, int]]]:
-    return {length: list(zip(w.ticks, w.counts, strict=True)) for length, w in windows.items()}
+    return {length: list(zip(w.leave_ms, w.counts, strict=True)) for length, w in windows.items()}
 
 
 def policies(lengths: Sequence[int] = LENGTHS, highest: int = 12) -> st.SearchStrategy[Limits]:
@@ -130,7 +128,7 @@ def test_a_check_is_answered_the_same_after_later_refusals(
     """A replay meets states that have seen checks of later times; those that changed nothing do not show."""
     windows: Windows = {}
     now = START
-    refused: list[tuple[int, int, Verdict]] = []
+    refused: list[tuple[int, int, Decision]] = []
     for step, cost in checks:
         now += step
         verdict = ask(windows, limits, now, cost)
@@ -139,7 +137,7 @@ def test_a_check_is_answered_the_same_after_later_refusals(
         else:
             refused.append((now, cost, verdict))
     stored = {
-        length: Window(length, list(window.ticks), list(window.counts), window.kept_until_ms)
+        length: Window(length, list(window.leave_ms), list(window.counts), window.kept_until_ms)
         for length, window in windows.items()
     }
     for at, cost, verdict in refused:
@@ -175,7 +173,7 @@ def test_a_busy_client_holds_at_most_one_tick_more_than_a_window_has(
     for step in spacing:
         now += step
         ask(windows, limits, now, 1)
-    assert all(len(window.ticks) <= TICKS + 1 for window in windows.values())
+    assert all(len(window.leave_ms) <= TICKS + 1 for window in windows.values())
 
 
 # --- a policy whose windows change ------------------------------------------------------------
@@ -345,8 +343,8 @@ def test_reshape_says_whether_anything_changed() -> None:
 def test_a_limit_of_zero_blocks_and_lets_peeks_look() -> None:
     windows: Windows = {}
     blocked = (Limit(0, MINUTE),)
-    assert ask(windows, blocked, START, 1) == Verdict(False, 0, 0, 0, None)
-    assert ask(windows, blocked, START, 0) == Verdict(True, 0, 0, 0, 0)
+    assert ask(windows, blocked, START, 1) == Decision(False, 0, 0, 0, None, VERSION)
+    assert ask(windows, blocked, START, 0) == Decision(True, 0, 0, 0, 0, VERSION)
 
 
 def test_the_largest_limit_is_counted_exactly() -> None:
@@ -355,7 +353,9 @@ def test_the_largest_limit_is_counted_exactly() -> None:
     assert ask(windows, huge, START, MAX_COST).remaining == MAX_LIMIT - MAX_COST
     windows[MAX_WINDOW_MS].charge(START, MAX_LIMIT - MAX_COST - 1)
     assert ask(windows, huge, START, 1).remaining == 0
-    assert ask(windows, huge, START, 1) == Verdict(False, MAX_LIMIT, 0, *(2 * [reset_of(MAX_WINDOW_MS)]))
+    assert ask(windows, huge, START, 1) == Decision(
+        False, MAX_LIMIT, 0, reset_of(MAX_WINDOW_MS), reset_of(MAX_WINDOW_MS), VERSION
+    )
 
 
 def reset_of(window_ms: int) -> int:
@@ -368,7 +368,7 @@ def test_a_lowered_limit_is_over_used_until_enough_has_left() -> None:
     windows: Windows = {}
     assert ask(windows, (Limit(10, MINUTE),), START, 10).remaining == 0
     verdict = ask(windows, (Limit(3, MINUTE),), START, 1)
-    assert verdict == Verdict(False, 3, 0, reset_of(MINUTE), reset_of(MINUTE))
+    assert verdict == Decision(False, 3, 0, reset_of(MINUTE), reset_of(MINUTE), VERSION)
     assert not ask(windows, (Limit(3, MINUTE),), START, 0).allowed
 
 
@@ -383,11 +383,11 @@ def test_earlier_than_the_newest_tick_is_read_as_that_tick() -> None:
     window = Window(MINUTE)
     window.charge(START, 1)
     window.charge(START - 5_000, 1)
-    assert (len(window.ticks), window.counts) == (1, [2])
+    assert (len(window.leave_ms), window.counts) == (1, [2])
 
 
 def test_no_more_can_leave_than_there_is() -> None:
     window = Window(MINUTE)
     window.charge(START, 1)
     with pytest.raises(ValueError, match="more than the window holds"):
-        window.free_after_ms(START, 2)
+        window.free_at_ms(2)

@@ -1,0 +1,190 @@
+"""What a check costs a worker, without Kafka: batches through the real :class:`Owned` and RocksDB.
+
+``python -m tests.benchmarks.judge 8000 1000000`` prints a line for each number of clients. All that lies
+between the bytes of a record and those of its reply is in the figures: decoding, judging, encoding, metrics,
+flushing, RocksDB and its background threads; librdkafka is not.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import psutil
+
+from streams.contract.policy import parse_policy
+from streams.contract.records import Batch, Check, encode_batch
+from streams.contract.topics import partition_of
+from streams.ledger import Marker, State, encode_state
+from streams.metrics import Metrics
+from streams.owned import Owned
+from streams.rocks import Rocks
+from streams.settings import Settings
+from streams.store import COUNTERS, TABLES, PartitionStore
+from streams.window import Window
+from streams.worker import GC_THRESHOLDS
+
+PARTITIONS = 4
+BATCH = 100
+LIMITS = "1000/minute"
+START = 1_764_000_000_000
+RECORDS_A_FLUSH = 40
+"""Of one partition: 16,000 checks/s in batches of 100, flushed four times a second."""
+
+
+class Result(NamedTuple):
+    """Figures of one run; microseconds of CPU are of all threads."""
+
+    clients: int
+    checks: int
+    judging_us: float
+    flushing_us: float
+    background_us: float
+    peak_mb: float
+    disk_bytes_a_client: float
+
+
+class Instant:
+    """An outbox whose changelog writes are acknowledged when next polled."""
+
+    def __init__(self) -> None:
+        self.changelogs = dict.fromkeys(TABLES, "")
+        self._next = {(table, p): 0 for table in TABLES for p in range(PARTITIONS)}
+        self._waiting: list[Any] = []
+
+    def reply(self, partition: int, value: bytes) -> None:
+        """Gone."""
+
+    def changelog(self, partition: int, table: str, key: bytes, value: bytes, delivered: Any) -> None:
+        place = table, partition
+        self._waiting.append((delivered, self._next[place]))
+        self._next[place] += 1
+
+    def update(self, partition: int, value: bytes, delivered: Any) -> None:
+        """There are none."""
+
+    def poll(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for delivered, offset in waiting:
+            delivered(None, Message(offset, b""))
+
+
+class Message:
+    """As librdkafka hands records over."""
+
+    def __init__(self, offset: int, value: bytes) -> None:
+        self._offset, self._value = offset, value
+
+    def offset(self) -> int:
+        return self._offset
+
+    def value(self) -> bytes:
+        return self._value
+
+    def timestamp(self) -> tuple[int, int]:
+        return 2, START + self._offset * 6
+
+
+def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: int = 200_000) -> Result:
+    """Judge *checks* of *clients*, drawn uniformly, all of them stored already."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    settings = Settings(cached_clients=cached)
+    outbox: Any = Instant()
+    metrics = Metrics()
+    rocks = Rocks(settings.store_memory_mb << 20)
+    stores = [
+        PartitionStore(p, rocks.open, {t: folder / f"{t}-{p}" for t in TABLES}) for p in range(PARTITIONS)
+    ]
+    populate(stores, clients)
+    offset = clients // BATCH + 1
+    marker = Marker(offset, START, -1, -1, "", parse_policy(LIMITS))
+    owned = [Owned(settings, PARTITIONS, store, marker, outbox, metrics) for store in stores]
+    draw = random.Random(seed)
+    process = psutil.Process()
+    judging = flushing = 0.0
+    peak = 0
+    done = 0
+    began = time.process_time()
+    made = 0.0
+    while done < checks:
+        t = time.thread_time()
+        records = list(batches(draw, clients, RECORDS_A_FLUSH * PARTITIONS))
+        made += time.thread_time() - t
+        t = time.thread_time()
+        for partition, value in records:
+            owned[partition].take(Message(offset, value))
+            offset += 1
+        judging += time.thread_time() - t
+        t = time.thread_time()
+        for one in owned:
+            while one.flush_now():
+                outbox.poll()
+            one.ledger.forget_clean(cached // PARTITIONS)
+        flushing += time.thread_time() - t
+        done += len(records) * BATCH
+        peak = max(peak, process.memory_info().rss)
+    total = time.process_time() - began - made
+    for store in stores:
+        store.close()
+    disk = sum(file.stat().st_size for file in folder.rglob("*.sst"))
+    judging, flushing, background = (
+        seconds / done * 1e6 for seconds in (judging, flushing, total - judging - flushing)
+    )
+    return Result(clients, done, judging, flushing, background, peak / 1e6, disk / clients)
+
+
+def batches(draw: random.Random, clients: int, count: int) -> Iterator[tuple[int, bytes]]:
+    """Encoded batches of clients of one partition each."""
+    waiting: list[list[Check]] = [[] for _ in range(PARTITIONS)]
+    while count:
+        client = name(draw.randrange(clients))
+        partition = partition_of(client, PARTITIONS)
+        waiting[partition].append(Check(client))
+        if len(waiting[partition]) == BATCH:
+            count -= 1
+            yield partition, encode_batch(Batch(0, 2**63, count, waiting[partition]))
+            waiting[partition] = []
+
+
+def name(number: int) -> str:
+    return f"user-{number:x}"
+
+
+def populate(stores: list[PartitionStore], clients: int) -> None:
+    """A charge of each client a while ago, in the order in which they came."""
+    order = random.Random(0)
+    chunk = 10_000
+    for start in range(0, clients, chunk):
+        entries: list[list[tuple[bytes, bytes]]] = [[] for _ in stores]
+        for number in range(start, min(start + chunk, clients)):
+            # A bijection that scatters them.
+            client = name(number * 7_368_787 % clients if clients % 7_368_787 else number)
+            window = Window(60_000)
+            window.charge(START - order.randrange(50_000), 1)
+            entries[partition_of(client, PARTITIONS)].append(
+                (
+                    client.encode(),
+                    encode_state(State(number // BATCH << 16 | number % BATCH, {60_000: window})),
+                )
+            )
+        for store, found in zip(stores, entries, strict=True):
+            store.write(COUNTERS, found)
+
+
+def main() -> None:
+    os.environ.pop("SLUICE_CACHED_CLIENTS", None)
+    for text in sys.argv[1:]:
+        clients = int(text)
+        with TemporaryDirectory() as folder:
+            print(measure(clients, min(max(clients, 400_000), 600_000), Path(folder)))
+
+
+if __name__ == "__main__":
+    main()

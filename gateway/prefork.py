@@ -50,7 +50,7 @@ def serve_forked(settings: Settings) -> None:
     What ends by itself is started again, unless an error says that it would end the same way.
 
     Raises:
-        SettingsError: not on this system.
+        SettingsError: not on this system, or it lacks a folder for temporary files.
         CannotListen: the port or the address cannot be used.
         TopicError: topics.yaml cannot be read, or the broker's topics contradict it.
     """
@@ -60,9 +60,14 @@ def serve_forked(settings: Settings) -> None:
             f"on ports of their own"
         )
     settings = settings.model_copy(update={"port": settings.port or free_port()})
-    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sluice-gateway-")))
+        try:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="sluice-gateway-")))
+        except OSError as exc:
+            raise SettingsError(
+                f"no folder for metrics can be made ({exc}): set TMPDIR to a writable one"
+            ) from exc
+        signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)  # they wait for sigtimedwait
         lifeline = os.pipe()
         first_slot = secrets.randbits(32)
         places = [

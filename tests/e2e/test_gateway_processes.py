@@ -27,7 +27,7 @@ CONNECTIONS = 40
 
 
 def processes(gateway: Gateway) -> list[psutil.Process]:
-    return [p for p in psutil.Process(gateway.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+    return psutil.Process(gateway.pid).children()
 
 
 def metric(gateway: Gateway, name: str) -> float:
@@ -67,8 +67,8 @@ def test_they_share_connections_and_counts_and_one_that_dies_is_replaced(
             len([c for c in p.net_connections("tcp") if c.laddr.port == port and c.status == "ESTABLISHED"])
             for p in processes(gateway)
         ]
+        assert len(of_each) == 2
         assert min(of_each) > 0
-        assert sum(of_each) >= CONNECTIONS
         eventually("all are counted", lambda: metric(gateway, "sluice_checks_received_total") == sent)
         assert metric(gateway, "sluice_check_duration_seconds_count") == sent
         assert metric(gateway, "sluice_nodes") == 3
@@ -78,7 +78,7 @@ def test_they_share_connections_and_counts_and_one_that_dies_is_replaced(
 
         killed = processes(gateway)[0]
         killed.kill()
-        eventually("it is dead", lambda: killed not in processes(gateway))
+        killed.wait(30)
         shown = [float(sent)]
         while len(nodes(gateway)) != 2 or len(processes(gateway)) != 2:
             with httpx.Client(trust_env=False) as client:

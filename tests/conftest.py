@@ -9,6 +9,7 @@ import pytest
 
 from gateway.broker import Broker
 from tests.broker import fresh_broker
+from tests.reaper import reaping
 
 
 @pytest.hookimpl(wrapper=True)
@@ -18,6 +19,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if report.skipped and "CI" in os.environ:
         report.outcome = "failed"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _reaper() -> Iterator[None]:
+    with reaping():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,7 @@ def test_every_request_has_the_answer_that_the_routes_give(monkeypatch: pytest.M
         @example(plain("/v1/check", ALICE))
         @example(plain("/v1/check", ALICE)._replace(headers=((b"content-type", b""), JSON, LENGTH)))
         @example(plain("/v1/check", ALICE)._replace(headers=(JSON, (b"content-length", b"1048577"), LENGTH)))
+        @example(plain("/v1/checks", ALICE)._replace(headers=(JSON, (b"content-length", b"4194305"))))
         @settings(max_examples=500, deadline=None)
         def compare(request: Request) -> None:
             expected = runner.run(call(routes, request))

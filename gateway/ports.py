@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
+from random import randrange
 from typing import Final
 
 from streams.contract.errors import SluiceError
 
 MAX_PORT: Final = 65_535
+_LISTENED: Final = (10_000, 32_768)
 
 
 class CannotListen(SluiceError):
@@ -101,7 +103,11 @@ def _told(exc: OSError, port: int, host: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nothing listens on at this moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nothing listens on at this moment.
+
+    It is none of those that systems give to outgoing connections (from 32,768 on): one of these might have it
+    before the server that it is meant for.
+    """
+    while not is_free(port := randrange(*_LISTENED)):
+        pass
+    return port

@@ -249,11 +249,12 @@ def main() -> int:
     # "streams": Faust logs its services' comings and goings under the modules that subclass them.
     for noisy in ("faust", "mode", "asyncio", "streams"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # Ten errors a second while a broker is away. What that means is said when the lease runs out, but why the
-    # group refuses this worker (an authorization, a setting of the broker's) nobody else says.
+    # Both clients say the same many times a second while a broker is away. What that means is said when the
+    # lease runs out; but why the group refuses this worker, say, nobody else tells.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
-        handler.addFilter(Repeats("aiokafka"))
+        for noisy in ("aiokafka", "sluice.kafka"):
+            handler.addFilter(Repeats(noisy))
     # The owner thread shares the interpreter with two that mostly wait: do not let it wait 5 ms for them.
     sys.setswitchinterval(0.0005)
     gc.set_threshold(*GC_THRESHOLDS)

@@ -35,6 +35,9 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
         "SLUICE_PORT": str(free_port()),
         "SLUICE_BROKER_PORT": str(free_port()),
         "SLUICE_METRICS_PORT": "0",
+        # Nothing is let through, or left unconfirmed, only because the machine is busy with other tests.
+        "SLUICE_DEADLINE_MS": "2000",
+        "SLUICE_APPLY_TIMEOUT_MS": "25000",
         **extra,
     }
 

@@ -19,6 +19,7 @@ from gateway.broker import Broker
 from gateway.child import Child
 from gateway.ports import free_port
 
+PATIENT = {"deadline_ms": 5_000, "apply_timeout_ms": 25_000}
 READY_S = 90.0
 """Until a worker owns all partitions and has answered; some 10 s on an idle machine."""
 
@@ -62,8 +63,8 @@ def api(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     port = free_port()
     with (
         running("worker", "streams", "worker", metrics_port=free_port(), **common) as worker,
-        # A deadline that a busy machine does not miss: what is tested here is the store's answer.
-        running("gateway", "gateway", "gateway", port=port, deadline_ms=5_000, **common) as gateway,
+        # Deadlines that a busy machine does not miss: what is tested here is the store's answer.
+        running("gateway", "gateway", "gateway", port=port, **PATIENT, **common) as gateway,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client,
     ):
         wait_ready(client, worker, gateway)

@@ -19,7 +19,7 @@ from gateway.broker import Broker
 from gateway.child import Child
 from gateway.ports import free_port
 
-PATIENT = {"deadline_ms": 5_000, "apply_timeout_ms": 25_000}
+PATIENT: dict[str, Any] = {"deadline_ms": 5_000, "apply_timeout_ms": 25_000}
 READY_S = 90.0
 """Until a worker owns all partitions and has answered; some 10 s on an idle machine."""
 

@@ -52,7 +52,7 @@ class App(faust.App):
         lease: Extended by heartbeats.
         on_revoked: Awaited before the group is joined again.
         on_assigned: Awaited with generation, active and standby partitions after it was.
-        on_stopping: Awaited before anything of Faust's is stopped.
+        on_stopping: Awaited before anything of Faust's is stopped, and the group left.
         on_fenced: Called, in another thread, when another worker has taken this one's instance id.
     """
 
@@ -85,7 +85,8 @@ class App(faust.App):
             stream_wait_empty=False,
             web_enabled=False,
             broker_session_timeout=session_s,
-            broker_heartbeat_interval=session_s / 6,
+            # How late the others hear of a member's death, after the group has; a heartbeat costs little.
+            broker_heartbeat_interval=session_s / 30,
             broker_rebalance_timeout=max(15.0, session_s),
             broker_request_timeout=max(15.0, session_s + 1),
             broker_max_poll_interval=_UNPOLLED_S,
@@ -114,6 +115,6 @@ class App(faust.App):
         await self._revoked()
 
     async def on_stop(self) -> None:
-        """Stop judging and flush while still a member of the group, then let Faust stop and leave it."""
+        """Flush while still a member of the group, then let Faust stop and leave it."""
         await self._stopping()
         await super().on_stop()

@@ -1,4 +1,4 @@
-"""How long this worker may still believe that its partitions are its own."""
+"""How long this worker may still believe that its partitions are its own, and write."""
 
 from __future__ import annotations
 

@@ -65,7 +65,6 @@ class Owned:
         self.store = store
         self.ledger = Ledger(store, marker)
         self._settings = settings
-        self._partitions = partitions
         self._outbox = outbox
         self._metrics = metrics
         self._results = [metrics.checks.labels(result) for result in RESULTS]
@@ -73,15 +72,11 @@ class Owned:
         self._flusher = Flusher(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
         self._flush_at = 0.0
         self._gap: tuple[tuple[str, int, int], Future[list[Record]]] | None = None
-        self.relay = self._new_relay()
-
-    def _new_relay(self) -> Relay:
-        send = partial(self._outbox.update, self.partition)
-        return Relay(self.partition, self._partitions, self.ledger, send)
+        send = partial(outbox.update, self.partition)
+        self.relay = Relay(self.partition, partitions, self.ledger, send)
 
     def begin(self, now: float) -> None:
-        """(Re)start at *now*, monotonic seconds: updates will be read again from the last that came by."""
-        self.relay = self._new_relay()
+        """Flush from *now* on, monotonic seconds, at each interval's end."""
         self._flush_at = now + self._settings.flush_interval_ms / 1_000
 
     # --- records ---
@@ -195,12 +190,12 @@ class Owned:
                 self._flusher.begin()
         return None
 
-    def flush_now(self) -> bool:
-        """Move a flush on without waiting for its time; returns whether anything is left to be written."""
-        if self._flusher.idle and self.ledger.changed:
+    def flush_to(self, offset: int) -> bool:
+        """Move on to where all before *offset* is written, without waiting for its time; whether it is."""
+        if self._flusher.idle and self.ledger.flushed.next_offset < offset:
             self._flusher.begin()
         self._flusher.advance()
-        return not self._flusher.idle or self.ledger.changed
+        return self._flusher.idle and self.ledger.flushed.next_offset >= offset
 
     def look_at_end(self, table: str, end: int) -> None:
         """The broker says that *end* is the next offset of the changelog of *table*."""

@@ -2,8 +2,13 @@
 
 Consume from the marker, judge, answer, relay limit updates, flush; one thread, no lock. Faust says which
 partitions are ours (:mod:`streams.ownership` passes that on as commands); what it says belongs to a
-generation of the group, and a command of any but the current one is refused. Nothing is judged, answered
-or written unless the group lease surely holds.
+generation of the group, and a command of any but the current one is refused.
+
+Writing and answering are two things. Nothing is *written* (changelog, relayed update, table) unless the
+partition is ours in the current generation and the group lease surely holds. *Answers* need neither: a
+decision is a function of the log, so whoever folds it says the same. A partition is therefore judged and
+answered on while a rebalance is under way, while the group cannot be reached, and, once it is another
+worker's, until that one says that it judges.
 """
 
 from __future__ import annotations
@@ -14,15 +19,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams import kafka
-from streams.contract.errors import OffsetGone, TopicRecreated, Unavailable
-from streams.contract.records import PartitionBeat
-from streams.contract.topics import CHECKS, UPDATES
+from streams.contract.errors import OffsetGone, TopicRecreated, Unavailable, UndecodableRecord
+from streams.contract.records import PartitionBeat, decode_beat
+from streams.contract.topics import CHECKS, NODES, UPDATES
 from streams.contract.unpacking import Steps, unreadable
 from streams.flush import Overtaken
 from streams.lease import Lease
@@ -30,6 +36,7 @@ from streams.ledger import Marker
 from streams.metrics import Metrics
 from streams.outbox import Outbox
 from streams.owned import Owned
+from streams.peers import Peers
 from streams.restore import Restored
 from streams.settings import Settings
 from streams.store import PartitionStore
@@ -46,8 +53,24 @@ _POLL_S: Final = 0.02
 _READ: Final = 500
 """Records taken at once, so that a backlog does not keep flushes and commands waiting."""
 _LAG_S: Final = 1.0
+UNWRITTEN_S: Final = 30.0
+"""What is judged and may not be written grows; after this long it is dropped, and read from the log again."""
 
 T = TypeVar("T")
+
+
+class _Holding(NamedTuple):
+    """A rebalance under way: what each held partition is still to write up to, and for how long."""
+
+    done: Future[None]
+    goals: dict[int, int]
+    write_until: float
+    drop_at: float
+
+    def end(self) -> None:
+        """Nothing more is written."""
+        if not self.done.done():
+            self.done.set_result(None)
 
 
 class Owner(threading.Thread):
@@ -59,8 +82,9 @@ class Owner(threading.Thread):
         changelogs: The changelog topic of each table.
         lease: Extended by the group's heartbeats.
         metrics: What it counts.
-        on_lapse: Called in this thread with the stores of partitions dropped because the lease ran out or
-            another worker is ahead; nothing of them is lost, the log has it.
+        on_dropped: Called in this thread with the stores of partitions that are judged here no longer: the
+            next owner has begun, the lease ran out for long, or another worker is ahead. Nothing of them
+            is lost, the log has it.
         on_fatal: Called in this thread with what ended it.
     """
 
@@ -71,7 +95,7 @@ class Owner(threading.Thread):
         changelogs: dict[str, str],
         lease: Lease,
         metrics: Metrics,
-        on_lapse: Callable[[list[PartitionStore]], None],
+        on_dropped: Callable[[list[PartitionStore]], None],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         super().__init__(name="owner", daemon=True)
@@ -81,15 +105,21 @@ class Owner(threading.Thread):
         self._partitions = partitions
         self._lease = lease
         self._metrics = metrics
-        self._on_lapse = on_lapse
+        self._on_dropped = on_dropped
         self._on_fatal = on_fatal
         # Markers are committed under it, for lag monitors. It has no members: Faust's group assigns.
         self._consumer: Consumer = kafka.consumer(settings.bootstrap, f"{settings.app_id}-owner")
         self._steps = Steps(self._consumer)
         self._outbox = Outbox(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._peers = Peers(settings.node_id, settings.lane or "a")
         self._running: dict[int, Owned] = {}
-        self._parked: dict[int, Owned] = {}
+        self._held: dict[int, Owned] = {}
+        """Ours until the rebalance ends that is under way: answered, not written."""
+        self._leaving: dict[int, tuple[Owned, float]] = {}
+        """Another worker's: answered until that one judges, or until a time."""
+        self._holding: _Holding | None = None
+        self._unsure_until: float | None = None
         self._updates_paused: set[int] = set()
         self._ends: dict[tuple[str, int], int] = {}
         self._lag: dict[int, int] = {}
@@ -110,37 +140,46 @@ class Owner(threading.Thread):
         """Judge a restored partition from its marker on; ``False`` if its generation is over."""
         return self._call(lambda: self._start(restored))
 
-    def park_all(self, timeout_s: float) -> Future[None]:
-        """Flush and stop all partitions, keeping them in memory; a flush is given *timeout_s*."""
-        return self._call(lambda: self._park(timeout_s))
+    def hold_all(self, timeout_s: float) -> Future[None]:
+        """Write what was judged so far, and then nothing more; answer on. Done after *timeout_s* at last."""
+        done: Future[None] = Future()
+        self._call(lambda: self._hold(timeout_s, done)).add_done_callback(partial(_pass_on_failure, done))
+        return done
 
     def resume(self, generation: int, partitions: set[int]) -> Future[set[int]]:
-        """Go on with those that are parked, as if nothing had been; none if the generation is over."""
+        """Write again what is held of *partitions*; none if the generation is over."""
         return self._call(lambda: self._resume(generation, partitions))
 
+    def leave(self, partitions: set[int], for_s: float) -> Future[None]:
+        """Answer what is held of *partitions* until another worker judges it, *for_s* at most."""
+        return self._call(lambda: self._leave(partitions, for_s))
+
     def release(self, partition: int) -> Future[PartitionStore | None]:
-        """Let go of a parked partition; what was not flushed is forgotten, the log has it."""
+        """Let go of a partition that is held or left; what was not flushed is forgotten, the log has it."""
         return self._call(lambda: self._release(partition))
+
+    def others(self) -> Future[bool]:
+        """Whether there are other workers in this lane, of which one could take over."""
+        return self._call(lambda: self._peers.any(monotonic()))
 
     def changelog_ends(self, ends: dict[tuple[str, int], int]) -> None:
         """The next offsets of owned changelogs, as the broker has them."""
         self._call(lambda: self._ends.update(ends))
 
     def beats(self) -> dict[int, PartitionBeat]:
-        """The running partitions and their lag, for the node's beat."""
-        return {p: PartitionBeat("running", self._lag.get(p, 0)) for p in tuple(self._running)}
+        """The partitions judged as ours and their lag, for the node's beat."""
+        ours = (*tuple(self._running), *tuple(self._held))
+        return {p: PartitionBeat("running", self._lag.get(p, 0)) for p in ours}
 
     def stop(self, timeout_s: float) -> list[PartitionStore]:
-        """Flush for up to *timeout_s*, end the thread, and return the stores it held."""
+        """End the thread, which is given *timeout_s*, and return the stores it held."""
 
         def end() -> None:
-            self._park(timeout_s)
             self._stopping = True
 
-        with suppress(Unavailable):  # it has ended already
-            self._call(end).result(timeout_s * 2)
+        self._call(end)
         self.join(timeout_s)
-        return [owned.store for owned in (*self._running.values(), *self._parked.values())]
+        return [owned.store for owned in self._judged()]
 
     # --- the thread -------------------------------------------------------------------------
 
@@ -148,6 +187,7 @@ class Owner(threading.Thread):
         """Turn until told to stop."""
         cause = None
         try:
+            self._consumer.incremental_assign([TopicPartition(NODES, 0, OFFSET_END)])
             while not self._stopping:
                 self._turn()
         except Exception as exc:  # noqa: BLE001 - whatever ended it must end the worker, not only this thread
@@ -156,30 +196,55 @@ class Owner(threading.Thread):
         self._consumer.close()
         self._ended = True
         self._refuse_commands()
+        if self._holding is not None:
+            self._holding.end()
         if cause is not None:
             self._on_fatal(cause)
 
     def _turn(self) -> None:
         self._run_commands()
         for message in self._steps.sift(kafka.drain(self._consumer, _READ, _POLL_S)):
-            if not self._sure():
-                break
             self._take(message)
         self._outbox.poll()
         now = monotonic()
         for owned in tuple(self._running.values()):
-            if self._sure():
+            if self._sure(now):
                 self._tend(owned, now)
+        if self._holding is not None:
+            self._write_last(self._holding, now)
+        self._end_leaving({p for p, (_, until) in self._leaving.items() if now >= until})
+        for owned in self._judged():
+            if owned.relay.full != (owned.partition in self._updates_paused):
+                self._pause_updates(owned.partition, owned.relay.full)
         if now - self._lag_at >= _LAG_S:
             self._lag_at = now
             self._measure_lag()
 
-    def _sure(self) -> bool:
-        """Whether the partitions are surely still ours; if not, they are dropped."""
+    def _judged(self) -> list[Owned]:
+        leaving = (owned for owned, _ in self._leaving.values())
+        return [*self._running.values(), *self._held.values(), *leaving]
+
+    def _sure(self, now: float) -> bool:
+        """Whether what runs is surely still ours, and may be written."""
         if self._lease.holds():
+            self._unsure_until = None
             return True
-        if self._running:
-            self._lapse()
+        if self._unsure_until is None:
+            self._unsure_until = now + UNWRITTEN_S
+            self._metrics.lapses.inc()
+            _log.warning(
+                "the group lease ran out (no heartbeat answered in time): partitions %s are answered and "
+                "nothing of them is written until the group answers",
+                sorted(self._running),
+            )
+        elif now >= self._unsure_until:
+            _log.warning(
+                "the group has not answered for %g s more: partitions %s are dropped until it does; what was "
+                "not flushed is read from the log again",
+                UNWRITTEN_S,
+                sorted(self._running),
+            )
+            self._drop(list(self._running.values()))
         return False
 
     def _run_commands(self) -> None:
@@ -240,8 +305,10 @@ class Owner(threading.Thread):
             ]
         )
 
-    def _leave(self, owned: Owned) -> None:
-        del self._running[owned.partition]
+    def _end(self, owned: Owned) -> None:
+        """Judge it no longer."""
+        for judged in (self._running, self._held, self._leaving):
+            judged.pop(owned.partition, None)
         self._updates_paused.discard(owned.partition)
         if self._lag.pop(owned.partition, None) is not None:
             self._metrics.lag.remove(str(owned.partition))
@@ -251,39 +318,60 @@ class Owner(threading.Thread):
         for topic in (CHECKS, UPDATES):
             self._steps.forget(topic, owned.partition)
 
-    def _park(self, timeout_s: float) -> None:
-        parking = list(self._running.values())
-        for owned in parking:
-            self._leave(owned)
-            self._parked[owned.partition] = owned
-        give_up = monotonic() + timeout_s
-        while parking and self._lease.holds() and monotonic() < give_up:
-            parking = [owned for owned in parking if owned.flush_now()]
-            self._outbox.poll(0.01)
+    def _hold(self, timeout_s: float, done: Future[None]) -> None:
+        self._held.update(self._running)
+        self._running.clear()
+        self._unsure_until = None
+        goals = {partition: owned.ledger.next_offset for partition, owned in self._held.items()}
+        if self._holding is not None:
+            self._holding.end()
+        now = monotonic()
+        self._holding = _Holding(done, goals, now + timeout_s, now + UNWRITTEN_S)
+
+    def _write_last(self, holding: _Holding, now: float) -> None:
+        """Move the flushes of what is held on; once done, no more is written."""
+        if not holding.done.done():
+            for partition, goal in tuple(holding.goals.items()):
+                held = self._held.get(partition)
+                if held is None or (self._lease.holds() and held.flush_to(goal)):
+                    del holding.goals[partition]
+            if not holding.goals or now >= holding.write_until or not self._lease.holds():
+                holding.end()
+        elif now >= holding.drop_at and self._held:
+            _log.warning(
+                "a rebalance has not ended for %g s: partitions %s are dropped until it does",
+                UNWRITTEN_S,
+                sorted(self._held),
+            )
+            self._drop(list(self._held.values()))
 
     def _resume(self, generation: int, partitions: set[int]) -> set[int]:
-        resumed = partitions & self._parked.keys() if generation == self.generation else set()
+        resumed = partitions & self._held.keys() if generation == self.generation else set()
         for partition in resumed:
-            self._begin(self._parked.pop(partition))
+            owned = self._running[partition] = self._held.pop(partition)
+            owned.begin(monotonic())
         return resumed
 
-    def _release(self, partition: int) -> PartitionStore | None:
-        owned = self._parked.pop(partition, None)
-        return owned.store if owned else None
+    def _leave(self, partitions: set[int], for_s: float) -> None:
+        for partition in partitions & self._held.keys():
+            self._leaving[partition] = self._held.pop(partition), monotonic() + for_s
 
-    def _lapse(self) -> None:
-        self._metrics.lapses.inc()
-        _log.warning(
-            "the group lease ran out (no heartbeat answered in time): partitions %s are dropped until the "
-            "group answers; what was not flushed is read from the log again",
-            sorted(self._running),
-        )
-        self._drop(list(self._running.values()))
+    def _end_leaving(self, partitions: set[int]) -> None:
+        ended = [self._leaving[partition][0] for partition in partitions & self._leaving.keys()]
+        if ended:
+            self._drop(ended)
+
+    def _release(self, partition: int) -> PartitionStore | None:
+        owned = self._held.get(partition) or self._leaving.get(partition, (None,))[0]
+        if owned is None:
+            return None
+        self._end(owned)
+        return owned.store
 
     def _drop(self, dropped: list[Owned]) -> None:
         for owned in dropped:
-            self._leave(owned)
-        self._on_lapse([owned.store for owned in dropped])
+            self._end(owned)
+        self._on_dropped([owned.store for owned in dropped])
 
     # --- records ----------------------------------------------------------------------------
 
@@ -292,24 +380,37 @@ class Owner(threading.Thread):
         if error is not None:
             self._consumer_error(error, message)
             return
-        owned = self._running.get(message.partition())
-        if owned is None:
+        if message.topic() == NODES:
+            self._take_beat(message)
             return
+        partition = message.partition()
+        owned = self._running.get(partition) or self._held.get(partition)
+        if owned is None:
+            if partition not in self._leaving:
+                return
+            owned, _ = self._leaving[partition]
         if message.topic() == UPDATES:
             owned.take_update(message)
         else:
             owned.take(message)
+
+    def _take_beat(self, message: Any) -> None:
+        with suppress(UndecodableRecord):
+            self._end_leaving(self._peers.heard(decode_beat(message.value()), monotonic()))
 
     def _consumer_error(self, error: Any, message: Any) -> None:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
             return
         if unreadable(message):
-            if message.partition() in self._running:
+            if message.topic() != NODES and message.partition() in self._running:
                 reason = f"the batch that begins here cannot be unpacked: {error.str()}"
                 self._outbox.dead_letter(message, reason)
             return
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            if message.topic() == NODES:  # beats of the past say nothing
+                self._consumer.seek(TopicPartition(NODES, 0, OFFSET_END))
+                return
             raise OffsetGone(
                 f"{message.topic()}[{message.partition()}] does not hold the offset to go on from "
                 f"({error.str()}): the worker was away for longer than the topic keeps records, or the topic "
@@ -330,8 +431,6 @@ class Owner(threading.Thread):
             _log.warning("%s; it is dropped here and restored", exc)
             self._drop([owned])
             return
-        if owned.relay.full != (owned.partition in self._updates_paused):
-            self._pause_updates(owned.partition, owned.relay.full)
         if marker is not None:
             with suppress(KafkaException):  # only lag monitors read it
                 place = TopicPartition(CHECKS, owned.partition, marker.next_offset)
@@ -348,8 +447,14 @@ class Owner(threading.Thread):
             self._updates_paused.discard(partition)
 
     def _measure_lag(self) -> None:
-        for partition, owned in self._running.items():
+        for partition, owned in (*self._running.items(), *self._held.items()):
             _, end = self._consumer.get_watermark_offsets(TopicPartition(CHECKS, partition), cached=True)
             self._lag[partition] = max(0, end - owned.ledger.next_offset) if end >= 0 else 0
             self._metrics.lag.labels(str(partition)).set(self._lag[partition])
-        self._metrics.cached.set(sum(len(owned.ledger.states) for owned in self._running.values()))
+        self._metrics.cached.set(sum(len(owned.ledger.states) for owned in self._judged()))
+
+
+def _pass_on_failure(done: Future[None], called: Future[None]) -> None:
+    error = called.exception()
+    if error is not None:
+        done.set_exception(error)

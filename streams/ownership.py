@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Final
 
+from streams.contract.errors import Unavailable
 from streams.contract.records import PartitionBeat
 from streams.lease import Lease
 from streams.owner import Owner
@@ -23,6 +25,10 @@ _log = logging.getLogger("sluice.ownership")
 
 _FLUSH_S: Final = 5.0
 """Seconds a flush may take when partitions are let go; what it does not write is replayed."""
+_LEAVE_S: Final = 30.0
+"""Seconds for which a partition that has moved is answered here, unless its new owner begins."""
+_STOP_S: Final = 5.0
+"""The same for a worker that stops."""
 
 
 class Holder(Enum):
@@ -63,14 +69,15 @@ class Ownership:
         self._held: dict[int, Holder] = {}
         self._here: dict[int, PartitionStore] = {}
         self._lock = asyncio.Lock()
+        self._moved = asyncio.Condition(self._lock)
 
     def _held_by(self, holder: Holder) -> set[int]:
         return {partition for partition, by in self._held.items() if by is holder}
 
     async def revoked(self) -> None:
-        """A rebalance begins: flush and park all."""
+        """A rebalance begins: flush, and write no more; checks are answered on."""
         self._owner.generation = None
-        await asyncio.wrap_future(self._owner.park_all(_FLUSH_S))
+        await asyncio.wrap_future(self._owner.hold_all(_FLUSH_S))
 
     async def assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
         """A rebalance ended: keep what stayed, let go of what left, restore what came."""
@@ -84,7 +91,9 @@ class Ownership:
             owned = self._held_by(Holder.OWNER)
             stay = owned & actives if unbroken else set()
             kept = await asyncio.wrap_future(self._owner.resume(generation, stay))
-            for partition in owned - kept:
+            await asyncio.wrap_future(self._owner.leave(owned - actives, _LEAVE_S))
+            for partition in owned & actives - kept:
+                # Another may have written meanwhile: what that was is to be read first.
                 self._returned(partition, await asyncio.wrap_future(self._owner.release(partition)))
             for partition in self._held_by(Holder.RESTORER) - actives - standbys:
                 self._returned(partition, await asyncio.wrap_future(self._restorer.release(partition)))
@@ -141,13 +150,14 @@ class Ownership:
                 if self._settled:
                     await self._place(partition)
 
-    async def lapsed(self, stores: list[PartitionStore]) -> None:
-        """The owner has dropped partitions: restore them as soon as the lease holds again."""
+    async def dropped(self, stores: list[PartitionStore]) -> None:
+        """The owner judges partitions no longer: place them, as soon as the lease holds (again)."""
         async with self._lock:
             for store in stores:
                 del self._held[store.partition]
                 self._here[store.partition] = store
             self._restorer.watch(self._held_by(Holder.OWNER))
+            self._moved.notify_all()
         while not self._lease.holds():  # noqa: ASYNC110 - a lease is a time, not an event
             await asyncio.sleep(0.05)
         async with self._lock:
@@ -156,10 +166,19 @@ class Ownership:
                 if self._settled and store.partition in self._here:
                     await self._place(store.partition)
 
-    async def stop(self) -> None:
-        """Flush, and close everything."""
+    async def let_go(self) -> None:
+        """Flush, and write no more; awaited before the group is left."""
         self._owner.generation = None
-        stores = await asyncio.to_thread(self._owner.stop, _FLUSH_S)
+        await asyncio.wrap_future(self._owner.hold_all(_FLUSH_S))
+
+    async def stop(self) -> None:
+        """Answer on until others do, if there are any; then close everything."""
+        with suppress(Unavailable, TimeoutError):  # the owner has ended
+            if await asyncio.wrap_future(self._owner.others()):
+                await asyncio.wrap_future(self._owner.leave(self._held_by(Holder.OWNER), _STOP_S))
+                async with asyncio.timeout(_STOP_S + 1), self._moved:
+                    await self._moved.wait_for(lambda: not self._held_by(Holder.OWNER))
+        stores = await asyncio.to_thread(self._owner.stop, _STOP_S)
         await asyncio.to_thread(self._restorer.stop)
         for store in (*stores, *self._here.values()):
             await asyncio.to_thread(store.close)

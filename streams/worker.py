@@ -36,6 +36,7 @@ from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.owner import Owner
 from streams.ownership import Ownership
+from streams.peers import BEAT_S
 from streams.repeats import Repeats
 from streams.restore import Restored, Restorer
 from streams.rocks import Rocks
@@ -53,7 +54,6 @@ GC_THRESHOLDS: Final = (50_000, 20, 20)
 """Python's collector: clients' states are many and in no cycle. With its defaults it would look through them
 for 5 µs a check when most clients come from disk."""
 
-_BEAT_S: Final = 2.0
 _STOP_S: Final = 20.0
 """Seconds a stop may take, flush included; what is not flushed by then is replayed."""
 
@@ -78,8 +78,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
         lease = Lease(settings.session_timeout_ms, settings.send_timeout_ms)
-        self.app = App(settings, lease, self._revoked, self._assigned, self._stop_judging, self._fenced)
+        self.app = App(settings, lease, self._revoked, self._assigned, self._let_go, self._fenced)
         tables = Tables(self.app, specs["checks"].partitions, Rocks(settings.store_memory_mb << 20))
         self._restorer = Restorer(
             settings.bootstrap,
@@ -105,7 +106,7 @@ class Worker:
             tables.changelogs,
             lease,
             self.metrics,
-            on_lapse=self._lapsed,
+            on_dropped=self._dropped,
             on_fatal=self._fatal,
         )
         self.ownership = Ownership(
@@ -123,9 +124,12 @@ class Worker:
         starting = asyncio.create_task(self._run_app())
         beating = asyncio.create_task(self._beat())
         cause = await self._ended
-        self._send_beat(stopping=True)
+        beating.cancel()
+        self._stopping = True
+        self._send_beat()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.app.stop(), _STOP_S)
+        await self.ownership.stop()
         waiting = (starting, beating, *self._tasks)
         for task in waiting:
             task.cancel()
@@ -171,16 +175,17 @@ class Worker:
     async def _assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
         await self.ownership.assigned(generation, actives, standbys)
 
-    async def _stop_judging(self) -> None:
-        await self.ownership.stop()
+    async def _let_go(self) -> None:
+        with suppress(Unavailable):  # the owner has ended
+            await self.ownership.let_go()
 
     # --- called by the threads ---
 
     def _restored(self, restored: Restored) -> None:
         self._loop.call_soon_threadsafe(lambda: self._keep(self.ownership.restored(restored)))
 
-    def _lapsed(self, stores: list[PartitionStore]) -> None:
-        self._loop.call_soon_threadsafe(lambda: self._keep(self.ownership.lapsed(stores)))
+    def _dropped(self, stores: list[PartitionStore]) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._keep(self.ownership.dropped(stores)))
 
     def _fenced(self) -> None:
         self._fatal(
@@ -208,9 +213,9 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             self._send_beat()
-            await asyncio.sleep(_BEAT_S)
+            await asyncio.sleep(BEAT_S)
 
-    def _send_beat(self, stopping: bool = False) -> None:
+    def _send_beat(self) -> None:
         partitions = self.ownership.beats()
         beat = NodeBeat(
             id=self.settings.node_id,
@@ -218,8 +223,8 @@ class Worker:
             version=__version__,
             host=socket.gethostname(),
             at_ms=int(time.time() * 1_000),
-            partitions={} if stopping else partitions,
-            stopping=stopping,
+            partitions={} if self._stopping else partitions,
+            stopping=self._stopping,
             lane=self.settings.lane or "a",
         )
         for state in ("running", "restoring", "standby"):

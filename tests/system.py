@@ -99,6 +99,11 @@ class Gateway(Process):
         lines = (line for line in text.splitlines() if line.startswith((name + " ", name + "{")))
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
+    def count(self, metric: str) -> int:
+        """A counter without labels, of ``/metrics``."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return next(int(float(line.split()[1])) for line in lines if line.startswith(f"{metric} "))
+
     def report(self) -> dict[str, Any]:
         """``GET /v1/status``."""
         answer: dict[str, Any] = self.http.get("/v1/status").json()

@@ -124,7 +124,7 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
         judging += time.thread_time() - t
         t = time.thread_time()
         for one in owned:
-            while one.flush_now():
+            while not one.flush_to(one.ledger.next_offset):
                 outbox.poll()
             one.ledger.forget_clean(cached // PARTITIONS)
         flushing += time.thread_time() - t

@@ -11,31 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
 )
-from rocksdict import Options, Rdict
 
 from gateway.broker import Broker
 from streams.contract.policy import parse_policy
 from streams.contract.records import (
-    POSITION_BITS,
-    Batch,
-    Check,
-    Decision,
-    Reply,
     Update,
     UpdateKey,
     decode_checks_record,
-    decode_reply,
-    encode_batch,
     encode_update,
     encode_update_key,
     encode_update_value,
@@ -44,171 +34,19 @@ from streams.contract.topics import (
     CHECKS,
     COUNTERS_CHANGELOG,
     POLICIES_CHANGELOG,
-    REPLIES,
     UPDATES,
-    describe,
-    partition_of,
 )
-from streams.ledger import MARKER_KEY, State, decode_state, encode_state, position_of
+from streams.ledger import MARKER_KEY, State, decode_state, encode_state
 from streams.metrics import Metrics
-from streams.owner import Owner
 from streams.restore import Restored, Restorer
-from streams.settings import Settings
 from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore
 from streams.window import Window
+from tests.integration.bench import CHANGELOGS, FAST, SLOW, WAIT_S, Bench, open_store
 from tests.system import eventually
-
-PARTITIONS = 4
-CHANGELOGS = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
-CLIENTS = {partition_of(name, PARTITIONS): name for name in (f"client-{number}" for number in range(40))}
-"""A client of each partition."""
-WAIT_S = 30
-
-
-class Lease:
-    """Holds while the test says so."""
-
-    held = True
-
-    def holds(self) -> bool:
-        return self.held
-
-
-def open_store(partition: int, folder: Path) -> PartitionStore:
-    folder.mkdir(exist_ok=True)
-    paths = {table: folder / f"{partition}-{table}" for table in TABLES}
-    return PartitionStore(partition, lambda path: Rdict(str(path), Options(raw_mode=True)), paths)
-
-
-class Bench:
-    """An owner of one partition, and those who talk to it."""
-
-    def __init__(self, broker: Broker, folder: Path, partition: int, **settings: Any) -> None:
-        self.partition, self.client = partition, CLIENTS[partition]
-        self.lease, self.lapsed = Lease(), queue.SimpleQueue[list[PartitionStore]]()
-        self.failures: list[BaseException] = []
-        self.metrics = Metrics()
-        self._bootstrap = broker.bootstrap
-        self.owner = Owner(
-            Settings(kafka=broker.bootstrap, home=folder, **settings),
-            PARTITIONS,
-            CHANGELOGS,
-            cast(Any, self.lease),
-            self.metrics,
-            on_lapse=self.lapsed.put,
-            on_fatal=self.failures.append,
-        )
-        self.owner.generation = 1
-        self.owner.start()
-        self.store = open_store(partition, folder)
-        self._producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0})
-        self._replies = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "test"})
-        eventually("topics just made have leaders", self._has_leaders)
-        _, end = self._replies.get_watermark_offsets(TopicPartition(REPLIES, partition), timeout=WAIT_S)
-        self._replies.assign([TopicPartition(REPLIES, partition, end or 0)])
-        self._number = 0
-
-    def _has_leaders(self) -> bool:
-        try:
-            for topic in (CHECKS, UPDATES, REPLIES, *CHANGELOGS.values()):
-                self._replies.get_watermark_offsets(TopicPartition(topic, self.partition), timeout=WAIT_S)
-        except KafkaException:
-            return False
-        return True
-
-    def start(self, generation: int = 1) -> bool:
-        """Give the store to the owner."""
-        admin = AdminClient({"bootstrap.servers": self._bootstrap})
-        topic_id = str(describe(admin, [CHECKS])[CHECKS].topic_id)
-        restored = Restored(generation, self.store, topic_id, 0)
-        return self.owner.start_partition(restored).result(WAIT_S)
-
-    def produce(self, topic: str, value: bytes | None, key: bytes | None = None) -> int:
-        """Returns the offset."""
-        done: list[int] = []
-
-        def delivered(error: Any, message: Any) -> None:
-            assert error is None, error
-            done.append(message.offset())
-
-        self._producer.produce(topic, value, key, partition=self.partition, on_delivery=delivered)
-        assert self._producer.flush(WAIT_S) == 0
-        return done[0]
-
-    def publish(self, cost: int) -> int:
-        """A check that nobody waits for; returns the number of its batch."""
-        self._number += 1
-        batch = Batch(self.partition, 4711, self._number, [Check(self.client, cost)])
-        self.produce(CHECKS, encode_batch(batch))
-        return self._number
-
-    def reply(self, number: int) -> Reply:
-        """The reply to a batch; those before it are passed over."""
-        until = time.monotonic() + WAIT_S
-        while time.monotonic() < until:
-            message: Any = self._replies.poll(0.1)
-            if message is not None and message.error() is None:
-                reply = decode_reply(message.value())
-                if reply.number == number:
-                    return reply
-        raise AssertionError(f"no reply to batch {number}; {self.failures}")
-
-    def check(self, cost: int) -> Decision:
-        """Ask and be answered."""
-        [answer] = self.reply(self.publish(cost)).answers
-        assert isinstance(answer, Decision), answer
-        return answer
-
-    def end(self, table: str) -> int:
-        """The next offset of a changelog."""
-        place = TopicPartition(CHANGELOGS[table], self.partition)
-        _, end = self._replies.get_watermark_offsets(place, timeout=WAIT_S)
-        return end or 0
-
-    def changelog(self, topic: str) -> list[tuple[bytes, bytes]]:
-        """All that the partition of a topic still holds."""
-        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "test"})
-        place = TopicPartition(topic, self.partition)
-        low, end = consumer.get_watermark_offsets(place, timeout=WAIT_S)
-        found: list[tuple[bytes, bytes]] = []
-        consumer.assign([TopicPartition(topic, self.partition, low or 0)])
-        reached = low or 0
-        while reached < (end or 0):
-            message: Any = consumer.poll(WAIT_S)
-            found.append((message.key(), message.value()))
-            reached = message.offset() + 1
-        consumer.close()
-        return found
-
-    def flushed(self) -> bool:
-        """Whether all that was judged is in the changelog and in the store's marker."""
-        marks = [value for key, value in self.changelog(POLICIES_CHANGELOG) if key == MARKER_KEY]
-        checks = TopicPartition(CHECKS, self.partition)
-        _, end = self._replies.get_watermark_offsets(checks, timeout=WAIT_S)
-        return bool(marks) and position_of(marks[-1]) == (end or 0) << POSITION_BITS
-
-    def close(self) -> None:
-        self.owner.stop(5)
-        self._replies.close()
-        self.store.close()
-        assert not self.failures
 
 
 def spent(value: bytes) -> int:
     return sum(window.total for window in decode_state(value).windows.values())
-
-
-@pytest.fixture
-def bench(fresh_kafka: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """Of the partition that the test names; settings, too, are its own."""
-    partition, settings = request.param
-    made = Bench(fresh_kafka, tmp_path, partition, **settings)
-    yield made
-    made.close()
-
-
-SLOW = {"flush_interval_ms": 60_000}
-FAST = {"flush_interval_ms": 50}
 
 
 # --- generation -----------------------------------------------------------------------------
@@ -223,7 +61,7 @@ def test_a_command_of_an_old_generation_is_refused(bench: Bench) -> None:
     assert bench.check(1).remaining == 99
 
     bench.owner.generation = None
-    bench.owner.park_all(5).result(WAIT_S)
+    bench.owner.hold_all(5).result(WAIT_S)
     assert bench.owner.resume(1, {0}).result(WAIT_S) == set(), "a rebalance is under way"
     bench.owner.generation = 3
     assert bench.owner.resume(2, {0}).result(WAIT_S) == set()
@@ -235,37 +73,12 @@ def test_a_command_of_an_old_generation_is_refused(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
-def test_without_a_lease_nothing_is_judged_answered_or_written(bench: Bench) -> None:
-    assert bench.start()
-    assert bench.check(3).remaining == 97
-    bench.lease.held = False
-    [store] = bench.lapsed.get(timeout=WAIT_S)
-    assert store is bench.store
-    assert bench.owner.beats() == {}
-    unanswered = bench.publish(4)
-    bench.owner.park_all(0.5).result(WAIT_S)
-    assert (bench.end(COUNTERS), bench.end(POLICIES)) == (0, 0)
-
-    # It was dropped, not lost: the log has it, and what comes by is answered now.
-    bench.lease.held = True
-    assert bench.start()
-    [answer] = bench.reply(unanswered).answers
-    assert isinstance(answer, Decision)
-    assert answer.remaining == 93
-
-
-@pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
 def test_partitions_let_go_without_a_lease_are_not_flushed(bench: Bench) -> None:
     ends = bench.end(COUNTERS), bench.end(POLICIES)
     assert bench.start()
     bench.check(1)
-
-    # In one turn of the owner: its lease ends, and a rebalance asks for the partitions.
-    def lose_and_park() -> None:
-        bench.lease.held = False
-        bench.owner._park(0.5)
-
-    bench.owner._call(lose_and_park).result(WAIT_S)
+    bench.lease.held = False
+    bench.owner.hold_all(0.5).result(WAIT_S)
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
     bench.lease.held = True
 
@@ -282,8 +95,8 @@ def test_a_flush_that_is_due_when_the_lease_is_over_is_not_begun(bench: Bench) -
         bench.owner._running[bench.partition]._flush_at = 0.0
 
     bench.owner._call(lose_and_be_due).result(WAIT_S)
-    assert bench.lapsed.get(timeout=WAIT_S) == [bench.store]
-    bench.owner.park_all(0.5).result(WAIT_S)
+    for _ in range(5):
+        bench.owner.others().result(WAIT_S)  # a turn
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
     bench.lease.held = True
 
@@ -446,7 +259,7 @@ def test_an_update_relayed_twice_takes_effect_once(bench: Bench) -> None:
     count = len(came_by())
     eventually("flushed", bench.flushed)
     bench.owner.generation = None
-    bench.owner.park_all(5).result(WAIT_S)
+    bench.owner.hold_all(5).result(WAIT_S)
     bench.owner.generation = 2
     assert bench.owner.resume(2, {3}).result(WAIT_S) == {3}
     third = bench.produce(

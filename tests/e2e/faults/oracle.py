@@ -41,6 +41,11 @@ class Truth(NamedTuple):
     counters: Table
     policies: Table
 
+    @property
+    def checks(self) -> int:
+        """How many were asked."""
+        return sum(map(len, self.decided.values()))
+
 
 class Topic:
     """All records of a topic, read on from where the last reading ended."""
@@ -229,7 +234,7 @@ def _counts(counters: Table, clock_ms: int) -> dict[bytes, Any]:
 
 
 def read_tables(folder: Path, partition: int) -> dict[str, Table]:
-    """Both tables of *partition* under a stopped worker's *folder*."""
+    """Both tables of *partition* under a worker's *folder*, as they are now."""
     found: dict[str, Table] = {}
     for table in TABLES:
         (path,) = folder.rglob(f"{table}-{partition}.db")

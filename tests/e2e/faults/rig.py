@@ -14,11 +14,13 @@ from streams.store import POLICIES
 from tests.e2e.faults.cluster import Cluster, shifted
 from tests.e2e.faults.load import PARTITIONS, Load, late_s, running_load
 from tests.e2e.faults.oracle import Oracle, Truth, check_state, flushed, read_tables
-from tests.e2e.faults.report import ROWS, Row
+from tests.e2e.faults.report import ROWS, Row, Targets
 from tests.system import Gateway, Process, System, eventually
 
 WELL_S: Final = 1.5
 """All partitions answered by the store for this long: all is well."""
+
+NONE: Final = Targets()
 
 BEGAN: Final = "degraded: checks are let through"
 ENDED: Final = "normal again"
@@ -70,6 +72,7 @@ class Rig:
         self.cluster = cluster
         self.system = system
         self.oracle = Oracle(cluster.bootstrap)
+        self._logged = 0
 
     def owners(self, gateway: Gateway) -> dict[int, str]:
         """Who judges each partition."""
@@ -142,11 +145,19 @@ class Rig:
         eventually(f"{checks} more checks", lambda: len(fault.load.asked) > enough)
 
     @contextmanager
-    def fault(self, name: str, *, episodes: int = 1, clocks_s: Sequence[int] = (0, 0)) -> Iterator[Fault]:
+    def fault(
+        self,
+        name: str,
+        *,
+        targets: Targets = NONE,
+        episodes: int = 1,
+        clocks_s: Sequence[int] = (0, 0),
+    ) -> Iterator[Fault]:
         """Load; the block hurts something, and has to leave all processes running that should.
 
         Args:
             name: For the table.
+            targets: Beside what is measured.
             episodes: How often degraded mode may begin at one gateway.
             clocks_s: For each gateway, how far its wall clock is ahead.
         """
@@ -167,9 +178,10 @@ class Rig:
                     assert worker.status in (None, 0, -signal.SIGKILL), worker.tail()
                 after = self.owners(alive[0])
                 fault.moved |= {p for p in range(PARTITIONS) if before.get(p) != after.get(p)}
-            compared = self.compare(load)
+            compared = self.compare(load, alive)
+            self.check_tables(self.places(alive[0]))
             let_through = sum(one.answer is not None and not one.good for one in load.asked)
-            ROWS.append(Row(name, fault.moved_s, fault.kept_s, let_through, compared))
+            ROWS.append(Row(name, fault.moved_s, fault.kept_s, targets, let_through, compared))
             print("\n", ROWS[-1])
             for gateway in alive:
                 began, ended = (
@@ -195,8 +207,11 @@ class Rig:
                     gateway.stop()
                 self.system.gateways.remove(gateway)
 
-    def compare(self, load: Load) -> int:
-        """Replies, HTTP answers and changelogs against the log; returns how many decisions were compared."""
+    def compare(self, load: Load, alive: Sequence[Gateway]) -> int:
+        """Replies, HTTP answers and changelogs against the log; returns how many decisions were compared.
+
+        And every check that was answered is in the log, but for those that its gateway says are not.
+        """
         truths = self.oracle.read()
 
         def all_flushed() -> bool:
@@ -207,6 +222,11 @@ class Rig:
         eventually("all flushed", all_flushed, on_failure=lambda: self.behind(truths) + self.system.logs())
         for partition, (truth, stored) in enumerate(zip(truths, self.oracle.stored(), strict=True)):
             check_state(partition, truth, stored, "changelog")
+        logged = sum(truth.checks for truth in truths)
+        new, self._logged = logged - self._logged, logged
+        uncounted = sum(gateway.count("sluice_checks_uncounted_total") for gateway in alive)
+        answered = sum(one.answer is not None for one in load.asked)
+        assert answered - uncounted <= new <= len(load.asked), (answered, uncounted, new, len(load.asked))
         return self.oracle.check_replies(truths) + self.oracle.check_http(truths, load.asked)
 
     def behind(self, truths: Sequence[Truth]) -> str:
@@ -223,16 +243,20 @@ class Rig:
             if node["role"] == "worker"
         }
 
-    def check_tables(self, places: dict[str, list[int]]) -> int:
-        """Stop all workers; what they have on disk of *places* is what the log says. Returns how many."""
-        for worker in self.system.workers:
-            worker.terminate()
-        for worker in self.system.workers:
-            worker.join(30)
-            assert worker.status == 0, worker.tail(30)
+    def check_tables(self, places: dict[str, list[int]]) -> None:
+        """What workers have on disk of *places*, to judge or to stand by, is what the log says."""
         truths = self.oracle.read()
         for name, partitions in places.items():
             for partition in partitions:
-                tables = read_tables(Path(self.system.folder, name), partition)
-                check_state(partition, truths[partition], tables, name)
-        return sum(map(len, places.values()))
+                self._check_table(name, partition, truths[partition])
+
+    def _check_table(self, name: str, partition: int, truth: Truth) -> None:
+        folder = Path(self.system.folder, name)
+
+        def caught_up() -> bool:
+            # A standby follows its changelog a moment later.
+            marker = read_tables(folder, partition)[POLICIES].get(MARKER_KEY)
+            return marker is not None and decode_marker(marker).next_offset == truth.marker.next_offset
+
+        eventually(f"{name}'s tables of partition {partition} have all", caught_up)
+        check_state(partition, truth, read_tables(folder, partition), name)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 
+from tests.e2e.faults.report import Targets
 from tests.e2e.faults.rig import Rig
 from tests.system import eventually
 
@@ -13,7 +14,7 @@ SESSION_S = 6.0
 
 
 def test_killed_and_not_started_again(rig: Rig) -> None:
-    with rig.fault("worker: kill -9, not started again") as fault:
+    with rig.fault("worker: kill -9, not started again", targets=Targets(moved_s=6.5, kept_s=0.5)) as fault:
         victim = rig.most_loaded(fault.gateways[0])
         victim.kill()
         rig.others_take_over(fault)
@@ -24,7 +25,9 @@ def test_killed_and_not_started_again(rig: Rig) -> None:
 def test_killed_with_a_short_session(rig: Rig) -> None:
     for worker in list(rig.system.workers):
         rig.restart(worker, session_timeout_ms=3_000)
-    with rig.fault("worker: kill -9, not started again, session timeout 3 s") as fault:
+    with rig.fault(
+        "worker: kill -9, not started again, session timeout 3 s", targets=Targets(moved_s=3.5, kept_s=0.5)
+    ) as fault:
         victim = rig.most_loaded(fault.gateways[0])
         victim.kill()
         rig.others_take_over(fault)
@@ -35,7 +38,7 @@ def test_killed_with_a_short_session(rig: Rig) -> None:
 
 
 def test_stopped(rig: Rig) -> None:
-    with rig.fault("worker: SIGTERM") as fault:
+    with rig.fault("worker: SIGTERM", targets=Targets(moved_s=2, kept_s=0.5)) as fault:
         victim = rig.most_loaded(fault.gateways[0])
         assert victim.stop() == 0
         rig.others_take_over(fault)
@@ -44,7 +47,7 @@ def test_stopped(rig: Rig) -> None:
 
 
 def test_killed_and_started_again(rig: Rig) -> None:
-    with rig.fault("worker: kill -9, started again at once") as fault:
+    with rig.fault("worker: kill -9, started again at once", targets=Targets(moved_s=3, kept_s=0.5)) as fault:
         victim = rig.most_loaded(fault.gateways[0])
         fault.moved = rig.owned_by(fault.gateways[0], victim)
         victim.kill()
@@ -53,7 +56,9 @@ def test_killed_and_started_again(rig: Rig) -> None:
 
 
 def test_frozen_past_its_session_and_woken(rig: Rig) -> None:
-    with rig.fault("worker: SIGSTOP for 12 s, SIGCONT (zombie)", episodes=2) as fault:
+    with rig.fault(
+        "worker: SIGSTOP for 12 s, SIGCONT (zombie)", targets=Targets(kept_s=0.5), episodes=2
+    ) as fault:
         victim = rig.most_loaded(fault.gateways[0])
         fault.moved = rig.owned_by(fault.gateways[0], victim)
         victim.signal(signal.SIGSTOP)
@@ -64,13 +69,13 @@ def test_frozen_past_its_session_and_woken(rig: Rig) -> None:
 
 
 def test_added(rig: Rig) -> None:
-    with rig.fault("worker: one joins") as fault:
+    with rig.fault("worker: one joins", targets=Targets(moved_s=2, kept_s=0.5)) as fault:
         rig.system.add_worker()
         eventually("it has its share", lambda: rig.all_at_work(fault.gateways[0]), on_failure=rig.system.logs)
 
 
 def test_removed(rig: Rig) -> None:
-    with rig.fault("worker: the one that joined leaves") as fault:
+    with rig.fault("worker: the one that joined leaves", targets=Targets(moved_s=2, kept_s=0.5)) as fault:
         assert rig.system.workers.pop().stop() == 0
         rig.others_take_over(fault)
 
@@ -104,11 +109,7 @@ def test_rolling_restart(rig: Rig) -> None:
             rig.others_take_over(fault)
 
 
-def test_tables_on_disk_are_what_the_log_says(rig: Rig) -> None:
+def test_none(rig: Rig) -> None:
+    """The control."""
     with rig.fault("none") as fault:
         rig.runs_on(fault)
-        places = rig.places(fault.gateways[0])
-    # Each partition's owner and its standby.
-    assert rig.check_tables(places) == 8
-    for worker in rig.system.workers:
-        worker.start()

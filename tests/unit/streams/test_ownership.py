@@ -46,7 +46,8 @@ class World:
         self.opened: set[int] = set()
         self.generation: int | None = None
         self.running: dict[int, Store] = {}
-        self.parked: dict[int, Store] = {}
+        self.held: dict[int, Store] = {}
+        self.leaving: dict[int, Store] = {}
         self.followed: dict[int, Store] = {}
         self.wanted: dict[int, int | None] = {}
         self.callbacks: list[Coroutine[Any, Any, None]] = []
@@ -60,31 +61,43 @@ class World:
 
     # --- as the owner ---
 
-    def park_all(self, _timeout_s: float) -> Future[None]:
-        self.parked.update(self.running)
+    def hold_all(self, _timeout_s: float) -> Future[None]:
+        self.held.update(self.running)
         self.running.clear()
+        return done(None)
+
+    def leave(self, partitions: set[int], _for_s: float) -> Future[None]:
+        for partition in partitions & self.held.keys():
+            self.leaving[partition] = self.held.pop(partition)
         return done(None)
 
     def resume(self, generation: int, partitions: set[int]) -> Future[set[int]]:
         assert self.unbroken or not partitions, "somebody else may have owned them meanwhile"
-        resumed = partitions & self.parked.keys() if generation == self.generation else set()
+        resumed = partitions & self.held.keys() if generation == self.generation else set()
         for partition in resumed:
-            self.running[partition] = self.parked.pop(partition)
+            self.running[partition] = self.held.pop(partition)
         return done(resumed)
 
     def start_partition(self, restored: Restored) -> Future[bool]:
         if restored.generation != self.generation:
             return done(False)
         store = cast(Store, restored.store)
-        assert store.partition not in self.running
+        assert store.partition not in {**self.running, **self.held, **self.leaving}
         self.running[store.partition] = store
         return done(True)
 
-    def lapse(self) -> None:
-        stores = [cast(PartitionStore, store) for store in self.running.values()]
-        self.running.clear()
+    def drop(self, judged: dict[int, Store]) -> None:
+        stores = [cast(PartitionStore, store) for store in judged.values()]
+        judged.clear()
         if stores:
-            self.callbacks.append(self.ownership.lapsed(stores))
+            self.callbacks.append(self.ownership.dropped(stores))
+
+    def lapse(self) -> None:
+        self.drop(self.running)
+        self.drop(self.held)
+
+    def new_owners_begin(self) -> None:
+        self.drop(self.leaving)
 
     # --- as the restorer, and release() as both ---
 
@@ -101,7 +114,10 @@ class World:
             self.wanted[partition] = generation
 
     def release(self, partition: int) -> Future[Any]:
-        return done(self.parked.pop(partition, None) or self.followed.pop(partition, None))
+        for held in (self.held, self.leaving, self.followed):
+            if partition in held:
+                return done(held.pop(partition))
+        return done(None)
 
     def watch(self, partitions: set[int]) -> None:
         assert partitions <= set(PARTITIONS)
@@ -121,6 +137,7 @@ actions = st.lists(
         st.tuples(st.just("rejoin")),
         st.tuples(st.just("catch_up"), st.sampled_from(PARTITIONS)),
         st.tuples(st.just("lapse")),
+        st.tuples(st.just("new_owners_begin")),
         st.tuples(st.just("call_back"), st.integers(0, 5)),
         st.tuples(st.just("turn")),
         st.tuples(st.just("settle")),
@@ -134,6 +151,7 @@ async def settle(world: World, tasks: list[asyncio.Task[None]]) -> None:
     for _ in range(10):
         tasks += [asyncio.create_task(callback) for callback in world.callbacks]
         world.callbacks.clear()
+        world.new_owners_begin()
         await asyncio.gather(*tasks)
         for partition in PARTITIONS:
             world.catch_up(partition)
@@ -163,6 +181,8 @@ async def play(script: list[tuple[Any, ...]]) -> None:
             world.catch_up(*args)
         elif name == "lapse":
             world.lapse()
+        elif name == "new_owners_begin":
+            world.new_owners_begin()
         elif name == "call_back" and world.callbacks:
             tasks.append(asyncio.create_task(world.callbacks.pop(args[0] % len(world.callbacks))))
         elif name == "turn":
@@ -172,7 +192,8 @@ async def play(script: list[tuple[Any, ...]]) -> None:
     await settle(world, tasks)
     assert set(world.running) == actives
     assert set(world.followed) == standbys
-    assert not world.parked
+    assert not world.held
+    assert not world.leaving
     assert world.opened == actives | standbys
 
 

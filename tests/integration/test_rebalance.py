@@ -1,0 +1,108 @@
+"""Answers go on where writing must not: without a lease, during a rebalance, after a partition has moved.
+
+The owner thread runs here against a real broker, without a group: the test says who owns what, and whether
+the lease holds.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from streams import owner
+from streams.contract.policy import parse_policy
+from streams.contract.records import (
+    Decision,
+    NodeBeat,
+    PartitionBeat,
+    encode_beat,
+    encode_update_value,
+)
+from streams.contract.topics import (
+    NODES,
+    UPDATES,
+)
+from streams.store import COUNTERS, POLICIES
+from tests.integration.bench import FAST, SLOW, WAIT_S, Bench
+from tests.system import eventually
+
+
+def worker_beat(id_: str, lane: str, partitions: dict[int, PartitionBeat]) -> NodeBeat:
+    return NodeBeat(id_, "worker", "0", "here", 0, partitions, lane=lane)
+
+
+@pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
+def test_without_a_lease_nothing_is_written_and_all_is_answered(bench: Bench) -> None:
+    assert bench.start()
+    assert bench.check(3).remaining == 97
+    eventually("flushed", bench.flushed)
+    ends = bench.end(COUNTERS), bench.end(POLICIES)
+    bench.lease.held = False
+    bench.produce(UPDATES, encode_update_value(parse_policy("7/hour")), b'["client","other",""]')
+    assert bench.check(4).remaining == 93
+    for _ in range(20):  # turns of the owner, each of which would have flushed
+        bench.owner.others().result(WAIT_S)
+    assert bench.check(1).remaining == 92
+    assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
+    assert bench.owner.beats().keys() == {0}
+
+    bench.lease.held = True
+    eventually("flushed", bench.flushed)
+
+
+@pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
+def test_what_may_not_be_written_for_long_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "UNWRITTEN_S", 0.1)
+    assert bench.start()
+    assert bench.check(3).remaining == 97
+    bench.lease.held = False
+    [store] = bench.dropped.get(timeout=WAIT_S)
+    assert store is bench.store
+    assert bench.owner.beats() == {}
+    unanswered = bench.publish(4)
+    assert (bench.end(COUNTERS), bench.end(POLICIES)) == (0, 0)
+
+    # It was dropped, not lost: the log has it, and what comes by is answered now.
+    bench.lease.held = True
+    assert bench.start()
+    [answer] = bench.reply(unanswered).answers
+    assert isinstance(answer, Decision)
+    assert answer.remaining == 93
+
+
+@pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
+def test_while_a_rebalance_is_under_way_all_is_answered_and_nothing_written(bench: Bench) -> None:
+    assert bench.start()
+    assert bench.check(1).remaining == 99
+    bench.owner.generation = None
+    bench.owner.hold_all(5).result(WAIT_S)
+    assert bench.flushed(), "what was judged before is written before the group is joined again"
+    ends = bench.end(COUNTERS), bench.end(POLICIES)
+    assert bench.check(1).remaining == 98
+    for _ in range(20):
+        bench.owner.others().result(WAIT_S)
+    assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
+    bench.owner.generation = 2
+    assert bench.owner.resume(2, {2}).result(WAIT_S) == {2}
+    eventually("flushed", bench.flushed)
+
+
+@pytest.mark.parametrize("bench", [(3, FAST)], indirect=True)
+def test_a_partition_that_has_moved_is_answered_until_its_new_owner_judges(bench: Bench) -> None:
+    assert bench.start()
+    bench.owner.generation = None
+    bench.owner.hold_all(5).result(WAIT_S)
+    bench.owner.leave({3}, WAIT_S).result(WAIT_S)
+    assert bench.owner.beats() == {}
+    assert bench.check(1).remaining == 99
+    beats = {
+        "restoring": worker_beat("new", "a", {3: PartitionBeat("restoring")}),
+        "another lane": worker_beat("far", "b", {3: PartitionBeat("running")}),
+        "another partition": worker_beat("other", "a", {1: PartitionBeat("running")}),
+    }
+    for beat in beats.values():
+        bench.produce(NODES, encode_beat(beat), partition=0)
+    eventually("they were heard", lambda: bench.owner.others().result(WAIT_S))
+    assert bench.check(1).remaining == 98
+    bench.produce(NODES, encode_beat(worker_beat("new", "a", {3: PartitionBeat("running")})), partition=0)
+    [store] = bench.dropped.get(timeout=WAIT_S)
+    assert store is bench.store

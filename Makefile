@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: run test faults soak check lock clean help
+.PHONY: run test faults soak bench bench-full bench-readme bench-lock check lock clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/sluice up $(ARGS)
@@ -21,6 +21,15 @@ faults: .venv/dev ## run the fault suite: three brokers, three workers, two gate
 soak: .venv/dev ## random faults for 30 minutes, proven by the log (SOAK_MINUTES=, SOAK_SEED=)
 	@$(BIN)/pytest tests/e2e/faults/soak.py -s $(ARGS)
 
+bench: .venv/dev ## measure beside other limiters, in three minutes: a table, build/bench/quick.json and .png
+	@$(BIN)/python -m tests.benchmarks.run
+
+bench-full: .venv/dev ## the same with 10,000,000 clients, 1 to 16 partitions, 2 workers: half an hour
+	@$(BIN)/python -m tests.benchmarks.run --full
+
+bench-readme: .venv/dev ## put the last full run into the README (RUN=build/bench/quick.json: another)
+	@$(BIN)/python -m tests.benchmarks.readme $(or $(RUN),build/bench/full.json)
+
 check: .venv/dev ## lint, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -32,11 +41,16 @@ lock: .venv/dev ## choose newer versions of what pyproject.toml names, and pin t
 	@$(LOCK) --upgrade --extra build --output-file requirements.lock
 	@$(LOCK) --upgrade --extra dev --constraints requirements.lock --output-file requirements-dev.lock
 
+PEERS = tests/benchmarks/peers/requirements
+bench-lock: .venv/dev ## the same for the benchmark's peers, which have an environment of their own
+	@$(BIN)/uv pip compile $(PEERS).in --universal --python-version 3.11 --generate-hashes --quiet --no-header \
+		--no-annotate --no-emit-index-url --no-emit-find-links --upgrade --output-file $(PEERS).lock
+
 clean: ## remove .venv and caches; the data in .sluice stays
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
 
 help: ## this list
-	@sed -n "s/^\([a-z]*\):.*## /make \1\t/p" $(MAKEFILE_LIST) | expand -t 14
+	@sed -n "s/^\([a-z-]*\):.*## /make \1\t/p" $(MAKEFILE_LIST) | expand -t 20
 
 # The editable install comes last and alone: a checkout has no hash.
 .venv/runtime: requirements.lock pyproject.toml | .venv/pyvenv.cfg

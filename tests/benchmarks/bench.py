@@ -1,0 +1,65 @@
+"""What all stages of a run share: the system under test, the load, the results so far."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.benchmarks.case import Case, measure
+from tests.benchmarks.load_http import wrk_missing
+from tests.benchmarks.loader import Loader
+from tests.benchmarks.plan import Plan
+from tests.benchmarks.samples import Result, Skipped
+from tests.benchmarks.sluice import Sluice, running_sluice
+
+
+class Bench:
+    """One run.
+
+    Args:
+        plan: How much.
+        folder: For logs and the peers' data.
+        stack: Ends all that is started.
+        say: Told what goes on.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, stack: ExitStack, say: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.stack = stack
+        self.say = say
+        self.results: list[Result] = []
+        self.skipped: list[Skipped] = []
+        self.disk_bytes: dict[str, float] = {}
+        self._no_wrk = wrk_missing()
+        say("starting Kafka, a worker and a gateway")
+        self.sluice = stack.enter_context(running_sluice())
+        self.sdk = stack.enter_context(self.sdk_load(self.sluice))
+
+    def measure(self, cases: Sequence[Case], *, warm: bool = True) -> None:
+        """Measure *cases* beside each other, and keep what they gave."""
+        if cases:
+            results, skipped = measure(cases, self.plan.rounds, self.say, warm=warm)
+            self.results += results
+            self.skipped += skipped
+
+    def skip(self, key: str, what: str, why: str) -> None:
+        """A case that cannot be measured here."""
+        self.skipped.append(Skipped(key, what, why))
+
+    def has_wrk(self, key: str, what: str) -> bool:
+        """Whether load can come through HTTP; if not, the case is skipped with what to install."""
+        if self._no_wrk:
+            self.skip(key, what, self._no_wrk)
+        return not self._no_wrk
+
+    def loader(self, name: str, command: Sequence[str]) -> Loader:
+        """A load process, to be entered."""
+        return Loader(command, self.folder / f"{name}.log")
+
+    def sdk_load(self, sluice: Sluice) -> Loader:
+        """A process that loads *sluice* through the SDK, to be entered."""
+        module = [sys.executable, "-m", "tests.benchmarks.load_sdk"]
+        return self.loader("load-sdk", [*module, sluice.system.bootstrap, str(sluice.topics)])

@@ -1,0 +1,116 @@
+"""Cases of Sluice itself: through HTTP, through the SDK, published without an answer."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tests.benchmarks.case import Case
+from tests.benchmarks.cpu import Meter
+from tests.benchmarks.load_http import drive
+from tests.benchmarks.loader import Loader
+from tests.benchmarks.plan import CLIENTS, Plan
+from tests.benchmarks.sluice import Sluice
+
+LIST: Final = 100
+LIST_CONNECTIONS: Final = 16
+
+
+def http(
+    sluice: Sluice,
+    plan: Plan,
+    *,
+    stage: str,
+    callers: int,
+    key: str,
+    what: str = "HTTP, one by one",
+    size: int = 1,
+    clients: int = CLIENTS,
+    distribution: str = "uniform",
+) -> Case:
+    """wrk on the first gateway; with a *size*, in lists of it."""
+    gateway = sluice.system.gateways[0]
+    url = f"{sluice.url}/v1/check{'' if size == 1 else 's'}"
+
+    def load(meter: Meter, seed: int) -> dict[str, Any]:
+        before = gateway.metric("sluice_checks_degraded_total")
+        figures = drive(
+            url,
+            meter,
+            connections=callers,
+            seconds=plan.seconds,
+            seed=seed,
+            clients=clients,
+            distribution=distribution,
+            size=size,
+        )
+        let_through = gateway.metric("sluice_checks_degraded_total") - before
+        return {**figures, "let_through": int(let_through)}
+
+    return Case(key, stage, what, callers, sluice.pids(), load)
+
+
+def sdk(sluice: Sluice, plan: Plan, loader: Loader, *, stage: str, callers: int, key: str) -> Case:
+    """Callers in a process with a Limiter; it stands where the gateway would."""
+
+    def load(meter: Meter, seed: int) -> dict[str, Any]:
+        figures = loader.run(
+            meter,
+            mode="check",
+            callers=callers,
+            clients=CLIENTS,
+            distribution="uniform",
+            seed=seed,
+            warmup_s=plan.warmup_s,
+            seconds=plan.seconds,
+        )
+        return {**figures, "load_cpu_s": None}
+
+    parts = {"gateway": [loader.pid], **sluice.pids(None)}
+    return Case(key, stage, "SDK", callers, parts, load)
+
+
+def published(
+    sluice: Sluice,
+    plan: Plan,
+    loader: Loader,
+    *,
+    stage: str,
+    key: str,
+    what: str,
+    clients: int,
+    distribution: str = "uniform",
+    partitions: list[int] | None = None,
+) -> Case:
+    """Batches of 100 that nobody waits for, judged within the window."""
+
+    def load(meter: Meter, seed: int) -> dict[str, Any]:
+        figures = loader.run(
+            meter,
+            mode="publish",
+            clients=clients,
+            distribution=distribution,
+            partitions=partitions,
+            seed=seed,
+            warmup_s=plan.warmup_s,
+            seconds=plan.seconds,
+        )
+        return {**figures, "load_cpu_s": None}
+
+    return Case(key, stage, what, 0, {"gateway": [loader.pid], **sluice.pids(None)}, load)
+
+
+def fill(sluice: Sluice, loader: Loader, clients: int) -> float:
+    """Have each of *clients* counted once; returns the bytes on disk that each of them takes."""
+    before = sluice.disk_bytes()
+    loader.run(
+        Meter(sluice.pids(None)),
+        mode="publish",
+        clients=clients,
+        distribution="each",
+        partitions=None,
+        checks=clients,
+        seed=0,
+        warmup_s=0,
+        seconds=0,
+    )
+    return (sluice.disk_bytes() - before) / clients

@@ -1,0 +1,111 @@
+"""Load through the SDK: a process with a Limiter in it and any number of callers in its event loop.
+
+``check``: each caller asks, waits for the answer, and asks again. ``publish``: turns of as many checks as
+make batches of 100 in every partition, nobody waiting; every so often the worker is waited for, by a check in
+each partition, so that what is counted is what was judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+import uvloop
+
+from gateway import Check, Limiter
+from streams.contract.topics import CHECKS, load_topics, partition_of
+from tests.benchmarks.clients import client_id, picker
+from tests.benchmarks.orders import Stopwatch, orders, say
+
+BATCH: Final = 100
+"""Checks a partition in each turn of ``publish``."""
+
+_TURNS: Final = 10
+"""Turns of ``publish`` between two waits for the worker."""
+
+_PATIENT_MS: Final = 30_000
+"""The deadline: what is slow shall show as slow, not as let through."""
+
+
+async def main(bootstrap: str, topics: str) -> None:
+    """Carry out orders until there are no more."""
+    partitions = load_topics(Path(topics))[CHECKS].partitions
+    async with Limiter(bootstrap, topics=topics, deadline_ms=_PATIENT_MS) as limiter:
+        while not await limiter.ready():  # noqa: ASYNC110 - it is a probe's question, not an event
+            await asyncio.sleep(0.05)
+        say("ready")
+        given = orders()
+        while (order := await asyncio.to_thread(next, given, None)) is not None:
+            before = limiter.metrics.let_through
+            figures = await _carry_out(limiter, order, partitions)
+            say(json.dumps({**figures, "let_through": limiter.metrics.let_through - before}))
+
+
+async def _carry_out(limiter: Limiter, order: dict[str, Any], partitions: int) -> dict[str, Any]:
+    watch = Stopwatch(order["warmup_s"], order["seconds"], order.get("checks"))
+    pick = picker(order["clients"], order["distribution"], order["seed"])
+    if order["mode"] == "check":
+        async with asyncio.TaskGroup() as callers:
+            for _ in range(order["callers"]):
+                callers.create_task(_call(limiter, watch, pick))
+    else:
+        among = order["partitions"] or list(range(partitions))
+        await _publish(limiter, watch, _within(among, partitions, pick), among, partitions)
+    return watch.figures()
+
+
+async def _call(limiter: Limiter, watch: Stopwatch, pick: Callable[[], int]) -> None:
+    going = True
+    while going:
+        asked = perf_counter()
+        await limiter.check(client_id(pick()))
+        going = watch.done(1, asked)
+
+
+async def _publish(
+    limiter: Limiter, watch: Stopwatch, pick: Callable[[], str], among: list[int], partitions: int
+) -> None:
+    """Publish and have it judged, one lot being judged while the next is published."""
+    peeks = [Check(_client_in(partition, partitions), 0) for partition in among]
+    lot = _TURNS * BATCH * len(among)
+    judged: asyncio.Future[Any] | None = None
+    going = True
+    while going:
+        for _ in range(_TURNS):
+            for _ in range(BATCH * len(among)):
+                await limiter.publish(pick())
+            await asyncio.sleep(0)
+        if judged is not None:
+            await judged
+            going = watch.done(lot)
+        judged = asyncio.ensure_future(limiter.check_many(peeks))
+    if judged is not None:
+        await judged
+
+
+def _within(among: list[int], partitions: int, pick: Callable[[], int]) -> Callable[[], str]:
+    """Ids of clients whose partition is one of *among*."""
+    if len(among) == partitions:
+        return lambda: client_id(pick())
+
+    def within() -> str:
+        while partition_of(client := client_id(pick()), partitions) not in among:
+            pass
+        return client
+
+    return within
+
+
+def _client_in(partition: int, partitions: int) -> str:
+    names = (f"peek-{number}" for number in count())
+    return next(name for name in names if partition_of(name, partitions) == partition)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(*sys.argv[1:]))

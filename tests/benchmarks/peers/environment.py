@@ -1,0 +1,89 @@
+"""Where the peers' programs come from: registries, into a cache folder, once.
+
+What cannot be had is no failure of the benchmark: its rows say what to install.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+_LOCK: Final = Path(__file__).with_name("requirements.lock")
+_THROTTLECRAB: Final = "0.4.40"
+_BUILD_S: Final = 1_800.0
+"""Building 300 crates takes minutes on two cores."""
+
+
+class Missing(Exception):
+    """A peer cannot run here; the text says what to install."""
+
+
+def cache_folder() -> Path:
+    """``sluice-bench`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base, "sluice-bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def peers_python() -> str:
+    """The interpreter of the peers' environment, made at first.
+
+    Raises:
+        Missing: pip could not fill it.
+    """
+    digest = hashlib.sha256(_LOCK.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    folder = cache_folder() / f"python-{digest}"
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        _run([sys.executable, "-m", "venv", str(folder)])
+        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+        _run([*pip, "--require-hashes", "--requirement", str(_LOCK)])
+        (folder / "complete").touch()
+    return str(python)
+
+
+def redis_server() -> str:
+    """The program.
+
+    Raises:
+        Missing: it is not on the PATH.
+    """
+    program = shutil.which("redis-server")
+    if program is None:
+        raise Missing("redis-server is not on the PATH: install it (Debian: apt-get install redis-server)")
+    return program
+
+
+def throttlecrab_server() -> str:
+    """The program, built by cargo at first.
+
+    Raises:
+        Missing: there is no cargo or protoc, or the build failed.
+    """
+    root = cache_folder() / f"throttlecrab-{_THROTTLECRAB}"
+    program = root / "bin" / "throttlecrab-server"
+    if not program.exists():
+        cargo = shutil.which("cargo")
+        if cargo is None:
+            raise Missing("cargo is not on the PATH: install Rust (Debian: apt-get install cargo)")
+        if shutil.which("protoc") is None:
+            raise Missing("its build needs protoc: install it (Debian: apt-get install protobuf-compiler)")
+        package = ["throttlecrab-server", "--version", _THROTTLECRAB, "--locked"]
+        _run([cargo, "install", "--quiet", "--root", str(root), *package])
+    return str(program)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_S, check=False)
+    except subprocess.TimeoutExpired as exc:
+        raise Missing(f"{command[0]} took longer than {_BUILD_S:g} s") from exc
+    if done.returncode:
+        raise Missing(f"{' '.join(command[:4])} ... failed: {done.stderr.strip()[-500:]}")

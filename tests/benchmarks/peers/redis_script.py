@@ -1,0 +1,65 @@
+"""Load on Redis: a sliding window as a script, called one by one or 50 in a pipeline. No HTTP.
+
+Two buckets, the older one weighted by how much of it the window still covers: the usual script, and the
+cheaper for it; it can admit almost twice the limit (DESIGN.md, 2). Runs in the peers' environment.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import perf_counter
+from typing import Any, Final
+
+import redis
+
+from tests.benchmarks.clients import client_id, picker
+from tests.benchmarks.orders import Stopwatch, serve
+
+_SCRIPT: Final = """
+local limit, window, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local tick = math.floor(now / window)
+local state = redis.call('HMGET', KEYS[1], 't', 'c', 'p')
+local at, current, previous = tonumber(state[1]) or 0, tonumber(state[2]) or 0, tonumber(state[3]) or 0
+if at == tick - 1 then
+  previous, current = current, 0
+elseif at ~= tick then
+  previous, current = 0, 0
+end
+local used = current + previous * (1 - (now % window) / window)
+if used + cost > limit then return {0, math.floor(limit - used)} end
+redis.call('HSET', KEYS[1], 't', tick, 'c', current + cost, 'p', previous)
+redis.call('PEXPIRE', KEYS[1], 2 * window)
+return {1, math.floor(limit - used - cost)}
+"""
+_ARGUMENTS: Final = (1_000_000, 60_000, 1)
+
+
+def main(port: int) -> None:
+    """Carry out orders: ``pipelined`` is how many calls go together."""
+    client = redis.Redis(port=port)
+    digest = client.script_load(_SCRIPT)
+
+    def run(order: dict[str, Any]) -> dict[str, Any]:
+        watch = Stopwatch(order["warmup_s"], order["seconds"])
+        pick = picker(order["clients"], "uniform", order["seed"])
+        size = order["pipelined"]
+        going = True
+        while going:
+            asked = perf_counter()
+            if size == 1:
+                client.evalsha(digest, 1, client_id(pick()), *_ARGUMENTS)
+            else:
+                pipeline = client.pipeline(transaction=False)
+                for _ in range(size):
+                    pipeline.evalsha(digest, 1, client_id(pick()), *_ARGUMENTS)
+                pipeline.execute()
+            going = watch.done(size, asked)
+        return watch.figures()
+
+    serve(run)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,101 @@
+"""``make bench``: measure, print the table, write it as JSON and a plot.
+
+``python -m tests.benchmarks.run [--full]``. Peers' programs are fetched into a cache folder at the first
+run, which takes some minutes more.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Final, NoReturn
+
+import msgspec
+from rich.console import Console
+
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.facts import machine_facts
+from tests.benchmarks.peers.environment import Missing, peers_python, throttlecrab_server
+from tests.benchmarks.plan import FULL, QUICK, Plan
+from tests.benchmarks.samples import Run
+from tests.benchmarks.stages import callers, clients, growth, hot
+from tests.benchmarks.table import rich_table
+from tests.broker import CHECKOUT
+
+_FOLDER: Final = CHECKOUT / "build" / "bench"
+_WIDTH: Final = 200
+"""Columns of a terminal that does not say how wide it is."""
+
+err: Final = Console(stderr=True)
+
+
+def main(plan: Plan) -> None:
+    """Run *plan*."""
+    signal.signal(signal.SIGTERM, _interrupted)  # what was started is stopped all the same
+    _prepare()
+    facts, began = machine_facts(), time.monotonic()
+
+    def say(what: str) -> None:
+        err.print(f"[dim]{time.monotonic() - began:4.0f} s[/] {what}", highlight=False)
+
+    with TemporaryDirectory(prefix="sluice-bench-") as folder, ExitStack() as stack:
+        bench = Bench(plan, Path(folder), stack, say)
+        callers.run(bench)
+        hot.run(bench)
+        if plan.full:
+            growth.partitions(bench)
+            growth.workers(bench)
+        clients.run(bench)
+        say("stopping")
+    run = Run(
+        facts=facts,
+        rounds=plan.rounds,
+        seconds=plan.seconds,
+        results=bench.results,
+        skipped=bench.skipped,
+        disk_bytes=bench.disk_bytes,
+    )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    console.print(rich_table(run))
+    _write(run, _FOLDER / f"{plan.name}.json")
+
+
+def _interrupted(_: int, __: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _prepare() -> None:
+    """Fetch what comes from registries before anything is measured; rows say what is missing."""
+    for fetch in (peers_python, throttlecrab_server):
+        err.print(f"[dim]{fetch.__name__}: ready, or fetched once (minutes)", highlight=False)
+        try:
+            fetch()
+        except Missing as exc:
+            err.print(str(exc), highlight=False, markup=False)
+
+
+def _write(run: Run, file: Path) -> None:
+    """JSON, and the plot beside it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
+    picture = file.with_suffix(".png")
+    try:
+        plot = [peers_python(), "-m", "tests.benchmarks.plot", str(file), str(picture)]
+        subprocess.run(plot, cwd=CHECKOUT, check=True, timeout=120)
+    except Missing as exc:
+        err.print(f"no plot: {exc}", highlight=False)
+    err.print(
+        f"written: {file} and {picture.name}; `make bench-readme` puts it into the README", highlight=False
+    )
+
+
+if __name__ == "__main__":
+    main(FULL if "--full" in sys.argv[1:] else QUICK)

@@ -1,0 +1,88 @@
+"""1 to 512 callers: Sluice each way, beside the peers and the raw echo."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.benchmarks import cases_peers, cases_sluice
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.case import Case
+from tests.benchmarks.echo import PARTITIONS, create_echo_topics
+from tests.benchmarks.peers.environment import Missing, peers_python
+from tests.benchmarks.peers.servers import limits_app, redis, throttlecrab
+from tests.benchmarks.plan import CALLERS
+
+STAGE = cases_peers.STAGE
+
+
+def run(bench: Bench) -> None:
+    """Measure them all in the same rounds."""
+    cases = [*_echo(bench), *_redis_and_limits(bench), *_throttlecrab(bench), *_sluice(bench)]
+    bench.measure(sorted(cases, key=lambda case: case.callers))
+
+
+def _sluice(bench: Bench) -> list[Case]:
+    sluice, plan, sdk = bench.sluice, bench.plan, bench.sdk
+    cases = [cases_sluice.sdk(sluice, plan, sdk, stage=STAGE, callers=n, key=f"sdk-{n}") for n in CALLERS]
+    if bench.has_wrk("http", "HTTP, one by one and in lists"):
+        cases += [cases_sluice.http(sluice, plan, stage=STAGE, callers=n, key=f"http-{n}") for n in CALLERS]
+        cases.append(
+            cases_sluice.http(
+                sluice,
+                plan,
+                stage=STAGE,
+                callers=cases_sluice.LIST_CONNECTIONS,
+                key="http-list",
+                what=f"HTTP, lists of {cases_sluice.LIST}",
+                size=cases_sluice.LIST,
+            )
+        )
+    what = "SDK, published, no answer, batches of 100, 8,000 clients"
+    cases.append(
+        cases_sluice.published(sluice, plan, sdk, stage=STAGE, key="published", what=what, clients=8_000)
+    )
+    return cases
+
+
+def _echo(bench: Bench) -> list[Case]:
+    broker = bench.sluice.system.broker
+    assert broker.pid is not None
+    create_echo_topics(broker.bootstrap)
+    module = [sys.executable, "-m", "tests.benchmarks.echo"]
+    server = bench.stack.enter_context(bench.loader("echo", [*module, "serve", broker.bootstrap]))
+    caller = bench.stack.enter_context(bench.loader("echo-caller", [*module, "call", broker.bootstrap]))
+    pids = server.pid, broker.pid
+    return [
+        cases_peers.echo(caller, *pids, bench.plan, key="echo-1", partitions=1, size=1),
+        cases_peers.echo(caller, *pids, bench.plan, key="echo-100", partitions=PARTITIONS, size=100),
+    ]
+
+
+def _redis_and_limits(bench: Bench) -> list[Case]:
+    try:
+        python = peers_python()
+        server = bench.stack.enter_context(redis(bench.folder))
+        app = bench.stack.enter_context(limits_app(bench.folder, server.port))
+    except Missing as exc:
+        bench.skip("redis", "peers: Redis script; limits + FastAPI + Redis", str(exc))
+        return []
+    command = [python, "-m", "tests.benchmarks.peers.redis_script", str(server.port)]
+    script = bench.stack.enter_context(bench.loader("redis-script", command))
+    cases = [cases_peers.redis_script(script, [server.pid], bench.plan, size) for size in (1, 50)]
+    if bench.has_wrk("limits", "peer: limits + FastAPI + Redis"):
+        pids = [app.pid, server.pid]
+        connections = bench.plan.peer_connections
+        cases += [cases_peers.limits_http(app.port, pids, bench.plan, n) for n in connections]
+    return cases
+
+
+def _throttlecrab(bench: Bench) -> list[Case]:
+    if not bench.has_wrk("throttlecrab", "peer: throttlecrab"):
+        return []
+    try:
+        server = bench.stack.enter_context(throttlecrab(bench.folder))
+    except Missing as exc:
+        bench.skip("throttlecrab", "peer: throttlecrab", str(exc))
+        return []
+    connections = bench.plan.peer_connections
+    return [cases_peers.throttlecrab_http(server.port, [server.pid], bench.plan, n) for n in connections]

@@ -1,0 +1,42 @@
+-- wrk's script: a POST for each of many clients. Arguments: clients, "uniform" or "zipf", checks a request,
+-- seed, and what stands in a check before and after the client's id.
+-- Ids are of one length (clients.py), so the head of a request is built once.
+
+local clients, zipf, size, before, after, head, span, power
+
+function init(args)
+  clients, zipf, size = tonumber(args[1]), args[2] == "zipf", tonumber(args[3])
+  before, after = args[5], args[6]
+  math.randomseed(tonumber(args[4]))
+  span, power = (clients + 1) ^ (1 - 1.1) - 1, 1 / (1 - 1.1)
+  local length = size * (#before + 9 + #after)
+  if size > 1 then length = length + size + 1 end
+  head = "POST " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] ..
+    "\r\nContent-Type: application/json\r\nContent-Length: " .. length .. "\r\n\r\n"
+end
+
+local function check()
+  local number
+  if zipf then
+    number = math.floor((1 + math.random() * span) ^ power) - 1
+  else
+    number = math.floor(math.random() * clients)
+  end
+  return before .. string.format("c%08d", number) .. after
+end
+
+function request()
+  if size == 1 then return head .. check() end
+  local checks = {}
+  for i = 1, size do checks[i] = check() end
+  return head .. "[" .. table.concat(checks, ",") .. "]"
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  io.write(string.format(
+    '\n{"requests": %d, "seconds": %.6f, "p50_ms": %.4f, "p99_ms": %.4f, "p999_ms": %.4f, "errors": %d}\n',
+    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    latency:percentile(99.9) / 1e3,
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+end

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections import Counter
+
+from tests.benchmarks.clients import client_id, picker
+
+
+def test_each_comes_in_turn() -> None:
+    pick = picker(3, "each")
+    assert [pick() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_uniform_is_within_bounds_even_and_repeatable() -> None:
+    picks = [[pick() for _ in range(20_000)] for pick in (picker(10, "uniform", 7), picker(10, "uniform", 7))]
+    assert picks[0] == picks[1]
+    counts = Counter(picks[0])
+    assert set(counts) == set(range(10))
+    assert max(counts.values()) < 1.15 * min(counts.values())
+
+
+def test_zipf_falls_as_its_exponent_says_and_reaches_everyone() -> None:
+    pick = picker(1_000, "zipf", 7)
+    counts = Counter(pick() for _ in range(200_000))
+    assert min(counts) == 0
+    assert max(counts) <= 999
+    # Clients 10 to 19 against 100 to 199: ten times as many clients, each asking about 10 ** 1.1 times less.
+    few, many = sum(counts[n] for n in range(9, 19)), sum(counts[n] for n in range(99, 199))
+    assert 1.1 < few / many < 1.45
+
+
+def test_ids_are_of_one_length() -> None:
+    assert {len(client_id(n)) for n in (0, 9_999_999)} == {9}

@@ -1,0 +1,51 @@
+"""A stopwatch's warm-up and window, by a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import orders
+from tests.benchmarks.orders import Stopwatch, percentile
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(orders, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(orders, "process_time", lambda: now[0] / 2)
+    return now
+
+
+def test_what_comes_in_the_warm_up_is_not_counted(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = Stopwatch(warmup_s=1.0, seconds=2.0)
+    assert watch.done(10, asked=99.0)
+    assert capsys.readouterr().out == ""
+    clock[0] = 101.0
+    assert watch.done(10, asked=100.5)
+    assert capsys.readouterr().out == "begin\n"
+    clock[0] = 102.0
+    assert watch.done(3, asked=101.5)
+    clock[0] = 103.0
+    assert not watch.done(4, asked=102.0)
+    assert capsys.readouterr().out == "end\n"
+    assert not watch.done(5, asked=102.0)  # another caller's, too late
+    figures = watch.figures()
+    assert (figures["checks"], figures["seconds"], figures["load_cpu_s"]) == (7, 2.0, 1.0)
+    assert (figures["p50_ms"], figures["p99_ms"]) == (500.0, 1000.0)
+
+
+def test_a_number_of_checks_ends_it_too(clock: list[float]) -> None:
+    watch = Stopwatch(warmup_s=0.0, seconds=0.0, checks=10)
+    assert watch.done(5)
+    assert watch.done(9)
+    clock[0] = 500.0
+    assert not watch.done(1)
+    assert watch.figures()["checks"] == 10
+    assert "p50_ms" not in watch.figures()
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 1), (0.5, 50), (0.99, 99), (0.999, 100), (1.0, 100)])
+def test_percentiles_are_values_that_occurred(share: float, expected: float) -> None:
+    assert percentile([float(n) for n in range(1, 101)], share) == expected

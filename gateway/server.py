@@ -49,8 +49,8 @@ def serve(settings: Settings, peer: Peer | None = None) -> str | None:
         lifespan="off",
         log_config=None,
         access_log=False,
-        # Two header fields and a wrapper that would cost each request a few microseconds; security.py looks
-        # at what a proxy says by itself.
+        # A header field and a wrapper that cost each request some microseconds; what a proxy says is
+        # looked at in security.py.
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=_GRACE_S,

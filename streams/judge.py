@@ -24,7 +24,7 @@ from streams.contract.records import (
 )
 from streams.contract.topics import partition_of
 from streams.ledger import Key, Ledger, state_key
-from streams.window import decide, reshape
+from streams.window import decide, is_live, reshape
 
 Answer = Decision | str | None
 """A decision; a text if this check cannot be judged; ``None`` if the ledger already held it."""
@@ -121,13 +121,18 @@ def judge(
             answers.append(Decision(True, None, None, 0, 0, state.version))
             continue
         windows, cost = state.windows, check.cost
-        changed = False
+        live, changed = True, False
         if not state.shaped:
+            live = is_live(windows, now_ms)
+            if not live:
+                # As if never seen, whatever is stored: so it need not be stored (streams.sweep).
+                windows = {}
             changed = reshape(windows, limits, now_ms)
             # With a window more than limits, one is kept until partition time has passed it by.
-            state.shaped = len(windows) == len(limits)
+            state.shaped = live and len(windows) == len(limits)
         decision = decide(windows, limits, now_ms, cost, state.version)
-        if changed or (decision.allowed and cost):
+        if (decision.allowed and cost) or (changed and live):
+            state.windows = windows
             state.position = position
             dirty[key] = state
         answers.append(decision)

@@ -136,6 +136,15 @@ def decode_state(value: bytes) -> State:
     return State(position_of(value), windows)
 
 
+def leaves_at_ms(value: bytes) -> int:
+    """When the last charge in an encoded state leaves its window, partition time; 0 if there is none."""
+    last = 0
+    for flat in _lists.decode(value[9:]):
+        if len(flat) > 2:
+            last = max(last, flat[0] + tick_of(flat[0]) * (sum(flat[2::2]) + 1))
+    return last
+
+
 def is_state(value: bytes) -> bool:
     """Whether :func:`decode_state` can read *value*; much cheaper than doing so.
 

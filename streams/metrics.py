@@ -14,6 +14,7 @@ name                                           labels     meaning
 ``sluice_worker_flush_failures_total``                    flushes not acknowledged in time (done again)
 ``sluice_worker_restored_records_total``                  changelog records read
 ``sluice_worker_copied_entries_total``                    entries taken over from the default lane
+``sluice_worker_swept_clients_total``                     states of clients long gone, removed from the disk
 ``sluice_worker_gaps_mended_total``                       foreign records found in an owned changelog
 ``sluice_worker_clock_jumps_total``            direction  a broker's clock found set back, or ahead
 ``sluice_worker_lease_lapses_total``                      times the group lease ran out under owned partitions
@@ -63,6 +64,9 @@ class Metrics:
         self.restored = Counter("sluice_worker_restored_records", "Changelog records read.", registry=r)
         self.copied = Counter(
             "sluice_worker_copied_entries", "Entries taken over from the default lane.", registry=r
+        )
+        self.swept = Counter(
+            "sluice_worker_swept_clients", "States of clients long gone, removed.", registry=r
         )
         self.gaps_mended = Counter(
             "sluice_worker_gaps_mended", "Foreign records found in an owned changelog.", registry=r

@@ -29,6 +29,7 @@ from streams.reader import Reader
 from streams.relay import Relay
 from streams.settings import Settings
 from streams.store import PartitionStore, Record
+from streams.sweep import Sweeper
 
 _log = logging.getLogger("sluice.owned")
 
@@ -65,11 +66,13 @@ class Owned:
         self.store = store
         self.ledger = Ledger(store, marker)
         self._settings = settings
+        self._partitions = partitions
         self._outbox = outbox
         self._metrics = metrics
         self._results = [metrics.checks.labels(result) for result in RESULTS]
         self._fault = fault_finder(store.partition, partitions)
         self._flusher = Flusher(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
+        self._sweeper = Sweeper(store)
         self._flush_at = 0.0
         self._gap: tuple[tuple[str, int, int], Future[list[Record]]] | None = None
         send = partial(outbox.update, self.partition)
@@ -179,6 +182,7 @@ class Owned:
         if self.ledger.next_offset >= self._answer_from:
             # A further lane waits until those have come by that another has relayed.
             self.relay.advance()
+        self._metrics.swept.inc(self._sweeper.advance(now, self._partitions))
         if not self._flusher.idle:
             return self._flusher.advance()
         if now >= self._flush_at:

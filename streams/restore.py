@@ -26,6 +26,7 @@ from streams.lane import Copier
 from streams.metrics import Metrics
 from streams.reader import Reader
 from streams.store import TABLES, PartitionStore, Record
+from streams.sweep import Sweeper
 
 _log = logging.getLogger("sluice.restore")
 
@@ -59,6 +60,7 @@ class _Followed:
 
     def __init__(self, store: PartitionStore) -> None:
         self.store = store
+        self.sweeper = Sweeper(store)
         self.generation: int | None = None
         self.ends: dict[str, int] = {}
         self.copied = False
@@ -246,7 +248,9 @@ class Restorer(threading.Thread):
             if partition in self._followed:
                 followed, table = self._followed[partition], self._tables[topic]
                 followed.store.next[table] = max(followed.store.next[table], end)
+        now, among = monotonic(), len(self._followed)
         for followed in list(self._followed.values()):
+            self._metrics.swept.inc(followed.sweeper.advance(now, among))
             self._hand_over(followed)
 
     def _look(self) -> None:

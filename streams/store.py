@@ -7,6 +7,7 @@ while it is judged; it is handed over whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +32,7 @@ _OFFSET_KEY: Final = b"\x00changelog"
 """Next changelog offset to read. Ids hold no control characters, so no client's key begins like this."""
 
 _OUTRUN_KEY: Final = b"\x00outrun"
+_OWN_KEYS: Final = (_OFFSET_KEY, _OUTRUN_KEY)
 
 
 class Record(NamedTuple):
@@ -112,7 +114,20 @@ class PartitionStore:
 
     def items(self, table: str) -> Iterable[tuple[bytes, bytes]]:
         """All entries of *table*."""
-        return ((k, v) for k, v in self._dbs[table].items() if k not in (_OFFSET_KEY, _OUTRUN_KEY))
+        return ((k, v) for k, v in self._dbs[table].items() if k not in _OWN_KEYS)
+
+    def states_from(self, key: bytes, count: int) -> list[tuple[bytes, bytes]]:
+        """The first *count* counters not before *key*, in the order of their keys."""
+        found = self._dbs[COUNTERS].items(from_key=key) if key else self._dbs[COUNTERS].items()
+        return list(islice(((k, v) for k, v in found if k not in _OWN_KEYS), count))
+
+    def remove(self, keys: Sequence[bytes]) -> None:
+        """Forget these counters; the changelog is as it was."""
+        if keys:
+            batch = WriteBatch(raw_mode=True)
+            for key in keys:
+                batch.delete(key)
+            self._dbs[COUNTERS].write(batch)
 
     def write(self, table: str, entries: Sequence[tuple[bytes, bytes]]) -> None:
         """Put *entries*, which stand at the changelog's end, and how far it is read, all or nothing."""

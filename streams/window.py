@@ -112,6 +112,12 @@ Windows = dict[int, Window]
 """A client's state: a :class:`Window` for each length, by ``window_ms``."""
 
 
+def is_live(windows: Windows, now_ms: int) -> bool:
+    """Whether a charge is left in any of *windows*."""
+    last_ms = [window.leave_ms[-1] for window in windows.values() if window.leave_ms]
+    return max(last_ms, default=now_ms) > now_ms
+
+
 def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
     """Give *windows* a window for each of *limits*; returns whether anything changed.
 
@@ -155,7 +161,12 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
             windows[retired.pop()].kept_until_ms = until_ms
         for length in retired:
             del windows[length]
-    return before != {length: window.kept_until_ms for length, window in windows.items()}
+    changed = before != {length: window.kept_until_ms for length, window in windows.items()}
+    # The longest first, however it came to be: equal states are stored as equal bytes.
+    ordered = sorted(windows.items(), reverse=True)
+    windows.clear()
+    windows.update(ordered)
+    return changed
 
 
 def decide(windows: Windows, limits: Sequence[Limit], now_ms: int, cost: int, version: int) -> Decision:

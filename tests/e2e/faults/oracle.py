@@ -20,7 +20,16 @@ from streams.contract.topics import (
     REPLIES,
 )
 from streams.judge import Answer
-from streams.ledger import MARKER_KEY, InForce, Ledger, Marker, decode_marker, decode_state, position_of
+from streams.ledger import (
+    MARKER_KEY,
+    InForce,
+    Ledger,
+    Marker,
+    decode_marker,
+    decode_state,
+    leaves_at_ms,
+    position_of,
+)
 from streams.replay import Record, replay
 from streams.store import COUNTERS, POLICIES, TABLES
 from tests.e2e.faults.load import PARTITIONS, Asked
@@ -221,9 +230,14 @@ def _in_force(policies: Table) -> dict[bytes, Any]:
 
 
 def _counts(counters: Table, clock_ms: int) -> dict[bytes, Any]:
-    """Of each key what is in its windows, which state it is of, and nothing that time has forgotten."""
+    """Of each key what is in its windows, which state it is of, and nothing that time has forgotten.
+
+    A state that holds nothing else is as good as none: it may have been swept.
+    """
     found = {}
     for key, value in counters.items():
+        if leaves_at_ms(value) <= clock_ms:
+            continue
         state = decode_state(value)
         lists = {}
         for length, window in state.windows.items():

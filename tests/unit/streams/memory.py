@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from streams.store import TABLES, PartitionStore, Record
+from streams.store import COUNTERS, TABLES, PartitionStore, Record
 
 
 class MemoryDb(dict[bytes, bytes]):
@@ -30,6 +30,10 @@ class MemoryStore(PartitionStore):
             return MemoryDb()
 
         super().__init__(partition, opened, dict.fromkeys(TABLES, Path()))
+
+    def remove(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            del self._dbs[COUNTERS][key]
 
     def _write(self, table: str, entries: Iterable[tuple[bytes, bytes]], outrun: set[bytes]) -> None:
         self._dbs[table].update(entries)

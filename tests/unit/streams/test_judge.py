@@ -7,7 +7,7 @@ import pytest
 from streams.contract.policy import MAX_COST, UNLIMITED, parse_policy
 from streams.contract.records import POSITION_BITS, Check, Decision, Update
 from streams.judge import Answer, fault_finder, judge
-from streams.ledger import Ledger
+from streams.ledger import Ledger, encode_state
 from streams.replay import NothingStored
 from tests.unit.streams.memory import MemoryStore
 from tests.unit.streams.partition_log import CLIENTS, PARTITION, PARTITIONS, START, STRANGER
@@ -150,3 +150,37 @@ def test_one_read_brings_in_all_clients_of_a_batch() -> None:
     take(ledger, 0, Check(A), Check(ZOE, 1, "", "login"), Check(A), Check(STRANGER), Check(ZOE))
     take(ledger, 1, Check(A), Check(ZOE))
     assert reader.reads == [[b"a", "zoë\0login".encode(), "zoë".encode()]]
+
+
+def test_what_charges_nothing_to_a_client_without_charges_is_not_stored() -> None:
+    ledger = fresh()
+    ledger.apply(Update(0, "client", A, "", parse_policy("0/minute")), 0)
+    assert [d.allowed for d in decisions(take(ledger, 1, Check(A), Check(A, 0), Check(AB, 0)))] == [
+        False,
+        True,
+        True,
+    ]
+    assert not ledger.dirty
+    take(ledger, 2, Check(AB))
+    assert ledger.dirty.keys() == {AB}
+
+
+def test_who_has_no_charges_left_is_as_one_never_seen() -> None:
+    """Else 5 an hour would still be counted on, for a client that has not been here for hours."""
+    ledger = fresh()
+    ledger.apply(Update(0, "client", A, "", parse_policy("5/hour")), 0)
+    take(ledger, 1, Check(A, 5))
+    ledger.apply(Update(1, "client", A, "", parse_policy("100/minute")), 2 << POSITION_BITS)
+    take(ledger, 2, Check(A, 50), after_ms=2 * 3_600_000)
+    assert list(ledger.states[A].windows) == [60_000]
+
+
+def test_a_peek_leaves_what_has_left_as_it_was() -> None:
+    """A replay may ask for the time before; what is in memory may be written with the position it has."""
+    ledger = fresh()
+    take(ledger, 0, Check(A, 100))
+    before = encode_state(ledger.states[A])
+    ledger.apply(Update(0, "client", A, "", parse_policy("3/hour")), 1 << POSITION_BITS)
+    [peek] = decisions(take(ledger, 2, Check(A, 0), after_ms=7_200_000))
+    assert peek.remaining == 3
+    assert encode_state(ledger.states[A]) == before

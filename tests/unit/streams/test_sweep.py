@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streams.contract.policy import UNLIMITED, parse_policy
+from streams.contract.records import POSITION_BITS, Check, Update
+from streams.judge import fault_finder, judge
+from streams.ledger import MARKER_KEY, Ledger, Marker, State, encode_marker, encode_state
+from streams.rocks import Rocks
+from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore
+from streams.sweep import KEYS, PASS_S, STEP_S, Sweeper
+from streams.window import Window
+from tests.unit.streams.memory import MemoryStore
+from tests.unit.streams.partition_log import CLIENTS, PARTITION, PARTITIONS, START
+
+MINUTE, HOUR = 60_000, 3_600_000
+LEFT = START + MINUTE + 1_000
+"""A charge at START has left a minute by then, whatever its tick."""
+
+
+@pytest.fixture(params=["files", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PartitionStore]:
+    if request.param == "memory":
+        yield MemoryStore()
+    else:
+        rocks = Rocks(16 << 20)
+        made = PartitionStore(0, rocks.open, {table: tmp_path / table for table in TABLES})
+        yield made
+        made.close()
+
+
+def charged(offset: int, *lengths: int) -> bytes:
+    """A state with a charge at START in windows of these *lengths*."""
+    windows = {length: Window(length) for length in lengths}
+    for window in windows.values():
+        window.charge(START, 1)
+    return encode_state(State(offset << POSITION_BITS, windows))
+
+
+def mark(store: PartitionStore, next_offset: int, clock_ms: int) -> None:
+    marker = Marker(next_offset, clock_ms, clock_ms, -1, "topic", UNLIMITED)
+    store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
+
+
+def keys(store: PartitionStore) -> set[bytes]:
+    return {key for key, _ in store.items(COUNTERS)}
+
+
+def sweep(store: PartitionStore, passes: int = 2) -> int:
+    """A sweeper's first *passes*, the first of which only notes where the marker is."""
+    sweeper = Sweeper(store)
+    return sum(sweeper.advance(PASS_S * number, 1) for number in range(passes))
+
+
+def test_what_has_left_all_its_windows_is_removed_and_nothing_else(store: PartitionStore) -> None:
+    store.next[COUNTERS] = 17
+    store.write(
+        COUNTERS,
+        [
+            (b"gone", charged(0, MINUTE)),
+            (b"gone\0login", charged(0, MINUTE, 1_000)),
+            (b"reset", charged(0)),
+            (b"live", charged(0, HOUR)),
+            (b"half", charged(0, MINUTE, HOUR)),
+            (b"new", charged(5, MINUTE)),
+        ],
+    )
+    mark(store, 5, LEFT)
+    assert sweep(store) == 3
+    assert keys(store) == {b"live", b"half", b"new"}
+    assert store.next[COUNTERS] == 17
+    assert list(store.counters([b"gone", b"live"])) == [None, charged(0, HOUR)]
+
+
+def test_to_the_millisecond(store: PartitionStore) -> None:
+    window = Window(MINUTE)
+    window.charge(START, 1)
+    store.write(COUNTERS, [(b"a", charged(0, MINUTE))])
+    mark(store, 5, window.leave_ms[-1] - 1)
+    assert sweep(store) == 0
+    mark(store, 5, window.leave_ms[-1])
+    assert sweep(store) == 1
+
+
+def test_only_what_had_left_a_pass_ago_is_removed(store: PartitionStore) -> None:
+    store.write(COUNTERS, [(b"a", charged(0, MINUTE))])
+    sweeper = Sweeper(store)
+    assert sweeper.advance(0, 1) == 0
+    mark(store, 5, LEFT)
+    assert sweeper.advance(PASS_S - 1, 1) == 0, "no time for a pass"
+    assert sweeper.advance(PASS_S, 1) == 0, "a pass ago there was no marker"
+    assert sweeper.advance(PASS_S * 2, 1) == 1
+
+
+def test_without_a_marker_nothing_is_removed(store: PartitionStore) -> None:
+    store.write(COUNTERS, [(b"a", charged(0, MINUTE))])
+    assert sweep(store, 4) == 0
+
+
+def test_a_large_table_takes_many_steps_at_a_pace_shared_with_other_partitions() -> None:
+    store = MemoryStore()
+    store.write(COUNTERS, [(b"client-%d" % n, charged(0, MINUTE)) for n in range(KEYS * 2 + 1)])
+    mark(store, 5, LEFT)
+    sweeper = Sweeper(store)
+    assert sweeper.advance(0, 4) == 0
+    assert [sweeper.advance(PASS_S + STEP_S * step, 4) for step in range(0, 13, 2)] == [
+        KEYS, 0, KEYS, 0, 1, 0, 0
+    ]  # fmt: skip
+    assert keys(store) == set()
+
+
+def test_a_client_that_is_swept_is_judged_as_if_it_were_not() -> None:
+    """Policies changed meanwhile: what a stored window had been kept for does not show."""
+    client = CLIENTS[0]
+    answers = []
+    for swept in (False, True):
+        store = MemoryStore()
+        ledger = Ledger(store, Marker(0, 0, -1, -1, "", parse_policy("100/minute")))
+
+        def ask(cost: int, after_ms: int, ledger: Ledger = ledger) -> object:
+            offset = ledger.next_offset
+            now = ledger.advance(offset, START + after_ms)
+            return judge(ledger, offset, now, [Check(client, cost)], fault_finder(PARTITION, PARTITIONS))
+
+        def limit(version: int, text: str, ledger: Ledger = ledger) -> None:
+            ledger.apply(
+                Update(version, "client", client, "", parse_policy(text)),
+                ledger.next_offset << POSITION_BITS,
+            )
+
+        limit(0, "5/hour")
+        ask(5, 0)
+        ask(1, HOUR + 60_000)
+        ledger.flushed, entries = ledger.take_dirty()
+        store.write(COUNTERS, entries.counters)
+        store.write(POLICIES, [*entries.policies, (MARKER_KEY, encode_marker(ledger.flushed))])
+        ledger.forget_clean(0)
+        ask(0, 3 * HOUR)
+        if swept:
+            mark(store, ledger.next_offset, 3 * HOUR + START)
+            assert sweep(store) == 1
+        ledger.forget_clean(0)
+        limit(1, "100/minute")
+        told = [ask(60, 3 * HOUR + 1), ask(0, 3 * HOUR + 2)]
+        limit(2, "5/hour")
+        told += [ask(1, 3 * HOUR + 120_000), ask(0, 5 * HOUR)]
+        answers.append(told)
+    assert answers[0] == answers[1]

@@ -194,7 +194,10 @@ class Limiter:
             InvalidInput: names the first offender, ``checks[3].client_id``; nothing was published.
         """
         for index, check in enumerate(checks):
-            _validate(check, f"checks[{index}].")
+            try:
+                _validate(check)
+            except InvalidInput as exc:
+                raise exc.within(f"checks[{index}].") from None
         outcomes = [self._batcher.ask(check) for check in checks]
         return [o if isinstance(o, Answer) else _unwrap(await o) for o in outcomes]
 
@@ -384,13 +387,13 @@ def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _validate(check: Check, within: str = "") -> None:
-    check_id(check.client, f"{within}client_id")
+def _validate(check: Check) -> None:
+    check_id(check.client, "client_id")
     if check.plan:
-        check_id(check.plan, f"{within}plan")
+        check_id(check.plan, "plan")
     if check.resource:
-        check_id(check.resource, f"{within}resource")
-    check_cost(check.cost, f"{within}cost")
+        check_id(check.resource, "resource")
+    check_cost(check.cost)
 
 
 def _unwrap(outcome: Answer | InvalidInput) -> Answer:

@@ -72,7 +72,7 @@ def parse_checks(body: bytes) -> list[Check]:
         try:
             checks.append(_valid(request))
         except InvalidInput as exc:
-            raise type(exc)(f"[{i}].{exc.field}", exc.problem, exc.remedy) from None
+            raise exc.within(f"[{i}].") from None
     return checks
 
 

@@ -21,6 +21,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class SluiceError(Exception):
     """Base of all; its text says what happened and what to do."""
@@ -40,6 +42,10 @@ class InvalidInput(SluiceError):
         self.field = field
         self.problem = problem
         self.remedy = remedy
+
+    def within(self, place: str) -> Self:
+        """The same mistake, in one of several: *place* (``checks[3].``) goes before the field."""
+        return type(self)(f"{place}{self.field}", self.problem, self.remedy)
 
 
 class InvalidId(InvalidInput):

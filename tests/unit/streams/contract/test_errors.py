@@ -41,6 +41,7 @@ def test_a_callers_mistake_names_field_problem_and_remedy() -> None:
     assert str(error) == "limits[1]: a negative limit; 0 blocks"
     assert (error.field, error.problem, error.remedy) == ("limits[1]", "a negative limit", "0 blocks")
     assert isinstance(error, InvalidInput)
+    assert (str(error.within("[3].")), type(error.within(""))) == (f"[3].{error}", InvalidLimit)
 
 
 def test_a_record_error_knows_its_reason() -> None:

@@ -212,10 +212,8 @@ class Owner(threading.Thread):
                 self._tend(owned, now)
         if self._holding is not None:
             self._write_last(self._holding, now)
-        self._end_leaving({p for p, (_, until) in self._leaving.items() if now >= until})
-        for owned in self._judged():
-            if owned.relay.full != (owned.partition in self._updates_paused):
-                self._pause_updates(owned.partition, owned.relay.full)
+        if self._leaving:
+            self._end_leaving({p for p, (_, until) in self._leaving.items() if now >= until})
         if now - self._lag_at >= _LAG_S:
             self._lag_at = now
             self._measure_lag()
@@ -389,10 +387,13 @@ class Owner(threading.Thread):
             if partition not in self._leaving:
                 return
             owned, _ = self._leaving[partition]
-        if message.topic() == UPDATES:
-            owned.take_update(message)
-        else:
+        if message.topic() != UPDATES:
             owned.take(message)
+            return
+        owned.take_update(message)
+        if owned.relay.full and partition not in self._updates_paused:
+            self._consumer.pause([TopicPartition(UPDATES, partition)])
+            self._updates_paused.add(partition)
 
     def _take_beat(self, message: Any) -> None:
         with suppress(UndecodableRecord):
@@ -431,20 +432,14 @@ class Owner(threading.Thread):
             _log.warning("%s; it is dropped here and restored", exc)
             self._drop([owned])
             return
+        if owned.partition in self._updates_paused and not owned.relay.full:
+            self._consumer.resume([TopicPartition(UPDATES, owned.partition)])
+            self._updates_paused.discard(owned.partition)
         if marker is not None:
             with suppress(KafkaException):  # only lag monitors read it
                 place = TopicPartition(CHECKS, owned.partition, marker.next_offset)
                 self._consumer.commit(offsets=[place], asynchronous=True)
             owned.ledger.forget_clean(self._settings.cached_clients // len(self._running))
-
-    def _pause_updates(self, partition: int, pause: bool) -> None:
-        place = [TopicPartition(UPDATES, partition)]
-        if pause:
-            self._consumer.pause(place)
-            self._updates_paused.add(partition)
-        else:
-            self._consumer.resume(place)
-            self._updates_paused.discard(partition)
 
     def _measure_lag(self) -> None:
         for partition, owned in (*self._running.items(), *self._held.items()):

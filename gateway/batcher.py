@@ -9,7 +9,7 @@ gives up first frees the partition's slot only for itself: a late reply finds it
 
 Lanes: with several, each batch gets several replies. The first settles it; see :mod:`gateway.answered`.
 
-Breaker open: a check is answered at once, and still published, gathered for a few milliseconds; these
+Breaker open: a check is answered at once, and still published, gathered for a moment; these
 batches hold no slot and expire a deadline after their *sending*; a reply by then closes the breaker.
 """
 
@@ -31,8 +31,9 @@ from streams.contract.errors import Unavailable
 from streams.contract.records import NO_REPLY, Batch, Check, Reply, encode_batch
 from streams.contract.topics import partition_of
 
-GATHER_S: Final = 0.01
-"""While a breaker is open nobody waits, so its checks are gathered this long into one record."""
+GATHER_S: Final = 0.05
+"""While a breaker is open nobody waits, so its checks are gathered this long into one record: brokers that are
+in trouble, or the one worker that is left, have enough to do."""
 
 
 class Outbox(Protocol):

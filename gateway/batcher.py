@@ -32,8 +32,8 @@ from streams.contract.records import NO_REPLY, Batch, Check, Reply, encode_batch
 from streams.contract.topics import partition_of
 
 GATHER_S: Final = 0.05
-"""While a breaker is open nobody waits, so its checks are gathered this long into one record: brokers that are
-in trouble, or the one worker that is left, have enough to do."""
+"""While a breaker is open nobody waits, so its checks are gathered this long into one record: brokers in
+trouble, and the worker that comes back, have enough to do."""
 
 
 class Outbox(Protocol):

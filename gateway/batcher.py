@@ -24,6 +24,7 @@ from typing import Final, Protocol
 from gateway.answer import BROKER, DEADLINE, LET_THROUGH, OVERLOAD, STOPPING, UNPUBLISHED, Answer
 from gateway.answered import Answered
 from gateway.breaker import Breaker
+from gateway.deny_cache import DenyCache
 from gateway.metrics import Metrics
 from gateway.mode import Mode
 from gateway.pending import Outcome, Pending, PendingBatch, size_of
@@ -86,6 +87,7 @@ class Batcher:
     Args:
         loop: Turns and timers.
         outbox: Where batches go.
+        denials: Those that need no asking.
         partitions: Partitions of ``checks``.
         deadline_s: Seconds until a check is let through.
         misses: Deadlines missed in a row that open a partition's breaker.
@@ -99,6 +101,7 @@ class Batcher:
         outbox: Outbox,
         metrics: Metrics,
         mode: Mode,
+        denials: DenyCache,
         *,
         partitions: int,
         deadline_s: float,
@@ -110,6 +113,7 @@ class Batcher:
         self._outbox = outbox
         self._metrics = metrics
         self._mode = mode
+        self._denials = denials
         self._deadline_s = deadline_s
         self._misses = misses
         self._max_in_flight = max_in_flight
@@ -125,7 +129,12 @@ class Batcher:
     # --- asking -----------------------------------------------------------------------------
 
     def ask(self, check: Check) -> Future[Outcome] | Answer:
-        """Have *check* answered: a future, or the degraded answer if there is nothing to wait for."""
+        """Have *check* answered: a future, or the answer if there is nothing to wait for.
+
+        That is a denial that still holds, whatever the state of its partition, or a degraded one.
+        """
+        if (denial := self._denials.get(check)) is not None:
+            return denial
         metrics = self._metrics
         metrics.received += 1
         queue = self._queues[partition_of(check.client, self._partitions)]
@@ -226,7 +235,7 @@ class Batcher:
             self._publish(batch, NO_REPLY)
 
     def _send(self, batch: PendingBatch) -> bool:
-        batch.sent = True
+        batch.sent_at = self._clock()
         self._queues[batch.partition].tried = True
         self._pending.expect(batch)
         if self._publish(batch, self._outbox.reply_partition):
@@ -264,6 +273,7 @@ class Batcher:
             queue = self._queues[batch.partition]
             if queue.breaker.hit():
                 self._on_closed(queue)
+            self._denials.learn(batch.partition, batch.checks, reply, batch.sent_at)
             batch.settle(reply, self._metrics, now)
             if queue.flying is batch:
                 queue.flying = None
@@ -296,7 +306,7 @@ class Batcher:
         if timer is None or batch.timer is not timer:  # answered meanwhile, or sent on
             return
         batch.timer = None
-        if batch.sent:
+        if batch.sent_at:
             self._pending.give_up(batch.number)
             self._give_up(batch, DEADLINE)
         else:
@@ -380,6 +390,7 @@ class Batcher:
     def close(self) -> None:
         """Take no more checks; those asked before may still be answered."""
         self._closed = True
+        self._denials.close()
 
     def waiting(self) -> list[Future[Outcome]]:
         """The futures of all checks that have no answer yet."""

@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn, Self, cast
 from gateway.admin import Admin, Applied, LimitsPage, StoredLimit, Word
 from gateway.answer import Answer
 from gateway.batcher import Batcher
+from gateway.deny_cache import PROOF_S, DenyCache
 from gateway.metrics import Metrics
 from gateway.mode import Mode
 from gateway.nodes import (
@@ -38,7 +39,16 @@ from gateway.transport import Transport
 from streams import __version__
 from streams.contract.errors import InvalidInput, TopicError, Unavailable
 from streams.contract.policy import Policy, check_cost, check_id
-from streams.contract.records import Check, NodeBeat, Reply, UpdateKey, encode_beat
+from streams.contract.records import (
+    Check,
+    Denials,
+    NodeBeat,
+    Reply,
+    Update,
+    UpdateKey,
+    encode_beat,
+    encode_denials,
+)
 from streams.contract.topics import CHECKS, REPLIES, load_topics
 
 __all__ = [
@@ -57,6 +67,9 @@ log = logging.getLogger(__name__)
 
 START_S: Final = 5.0
 """A start waits at most this long for the broker's first word, then goes on without."""
+
+SUM_S: Final = 1.0
+"""Between two records of what was denied without asking."""
 
 TICK_S: Final = 0.5
 """Between two rounds of probing open partitions and looking whether degraded mode is over."""
@@ -124,11 +137,13 @@ class Limiter:
         loop = asyncio.get_running_loop()
         settings = self._settings
         self._settled = asyncio.Event()
+        self._denials = DenyCache(self.metrics, self._partitions, settings.deny_cache, time.perf_counter)
         self._transport = Transport(
             settings.bootstrap,
             incarnation=self._incarnation,
             reply_partition=self._reply_partition,
             publish_timeout_ms=settings.publish_timeout_ms,
+            follow=self._partitions if settings.deny_cache else 0,
             loop=loop,
             listener=self,
         )
@@ -137,6 +152,7 @@ class Limiter:
             self._transport,
             self.metrics,
             self._mode,
+            self._denials,
             partitions=self._partitions,
             deadline_s=settings.deadline_ms / 1000,
             misses=settings.breaker_misses,
@@ -171,6 +187,7 @@ class Limiter:
             await asyncio.wait(waiting, timeout=self._settings.deadline_ms / 1000)
         self._batcher.let_go()
         self._chores.cancel()
+        self._log_denials()
         self._beat(stopping=True)
         await asyncio.to_thread(self._transport.stop)
 
@@ -223,13 +240,14 @@ class Limiter:
         """Hold a client, plan or the default (``key.kind``) to *policy*; ``None`` deletes what it had.
 
         Returns:
-            When the owners have applied it, or after ``apply_timeout_ms`` with ``applied`` false.
+            When the owners have applied it and no gateway denies by what was before, or after
+            ``apply_timeout_ms`` with ``applied`` false.
 
         Raises:
             InvalidInput: an id that cannot be used.
             Unavailable: it could not be published.
         """
-        return await self._admin.write(key, policy)
+        return await self._change(key, policy)
 
     async def get_limits(self, key: UpdateKey) -> Policy | None:
         """The policy stored under exactly this key; ``None`` if there is none.
@@ -259,7 +277,14 @@ class Limiter:
 
     async def reset(self, client: str, resource: str = "") -> Applied:
         """Forget what *client* has spent; as :meth:`set_limits`."""
-        return await self._admin.write(UpdateKey("reset", client, resource), None)
+        return await self._change(UpdateKey("reset", client, resource), None)
+
+    async def _change(self, key: UpdateKey, policy: Policy | None) -> Applied:
+        applied = await self._admin.write(key, policy)
+        if applied.applied:
+            # Until each gateway has heard of it, or lost its proof that there was nothing to hear.
+            await asyncio.sleep(PROOF_S)
+        return applied
 
     def status(self) -> Status:
         """Mode, nodes and the store's state, as known now; costs no I/O."""
@@ -326,6 +351,23 @@ class Limiter:
         """Beats of any node."""
         self._nodes.heard(beats, time.monotonic())
 
+    def updated(self, updates: list[tuple[int, Update]]) -> None:
+        """Limit updates that anybody wrote, each with its partition."""
+        for partition, update in updates:
+            self._denials.heard(partition, update.key, update.version)
+
+    def followed(self, partitions: list[int], at: float) -> None:
+        """All updates written to *partitions* before *at* have been told."""
+        self._denials.proven(partitions, at)
+
+    def wants_proof(self) -> bool:
+        """Whether :meth:`followed` would be of use; asked in another thread."""
+        return self._denials.wants_proof
+
+    def unlogged(self, checks: int) -> None:
+        """Sums of *checks* denied checks could not be published."""
+        self.metrics.deny_unlogged += checks
+
     def undelivered(self, failures: list[tuple[int, int]]) -> None:
         """Batches that could not be published: number, checks."""
         for number, checks in failures:
@@ -366,14 +408,26 @@ class Limiter:
         return why if state == TOPICS_WRONG and self._view is not None and self._view.partitions else None
 
     async def _do_chores(self) -> None:
-        beat_at = 0.0
+        beat_at = sum_at = 0.0
         while True:
             self._batcher.probe()
             self._mode.tick(calm=self._batcher.calm)
             if (now := time.monotonic()) >= beat_at:
                 beat_at = now + BEAT_S
                 self._beat()
+            if now >= sum_at:
+                sum_at = now + SUM_S
+                self._log_denials()
             await asyncio.sleep(TICK_S)
+
+    def _log_denials(self) -> None:
+        for partition, sums in self._denials.take_sums():
+            checks = sum(row.checks for row in sums)
+            value = encode_denials(Denials(self._incarnation, sums))
+            try:
+                self._transport.send_denials(partition, value, checks)
+            except Unavailable:
+                self.unlogged(checks)
 
     def _beat(self, *, stopping: bool = False) -> None:
         beat = NodeBeat(

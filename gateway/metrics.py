@@ -8,7 +8,7 @@ name                                      type       label    what
 ========================================  =========  =======  ==============================================
 ``sluice_checks_received_total``          counter             checks asked for, answered or only published
 ``sluice_checks_allowed_total``           counter             allowed by the store
-``sluice_checks_rejected_total``          counter             rejected by the store
+``sluice_checks_rejected_total``          counter             rejected by the store, or by a denial that holds
 ``sluice_checks_degraded_total``          counter    reason   let through without the store's decision
 ``sluice_checks_published_total``         counter             published without an answer wanted
 ``sluice_checks_uncounted_total``         counter             not published, so in no client's count; at most
@@ -17,6 +17,10 @@ name                                      type       label    what
 ``sluice_checks_in_flight``               gauge               checks waiting for an answer
 ``sluice_replies_late_total``             counter             first replies after their batch's deadline
 ``sluice_lane_divergence_total``          counter             batches that two lanes answered differently
+``sluice_deny_cache_hits_total``          counter             checks denied from the deny cache
+``sluice_deny_cache_stores_total``        counter             denials stored in it
+``sluice_deny_cache_entries``             gauge               denials in it
+``sluice_deny_cache_unlogged_total``      counter             its checks whose sum could not be published
 ``sluice_publish_failures_total``         counter             records that could not be published
 ``sluice_undecodable_records_total``      counter             of ``replies`` and ``nodes``; passed over
 ``sluice_degraded_partitions``            gauge               partitions whose checks are let through at once
@@ -56,6 +60,7 @@ BATCH_CHECKS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 
 
 GAUGES: Final = {
     "sluice_checks_in_flight": "livesum",
+    "sluice_deny_cache_entries": "livesum",
     # Each process has breakers of its own and hears of nodes for itself: the worst, and the best informed.
     "sluice_degraded_partitions": "livemax",
     "sluice_nodes": "livemax",
@@ -98,6 +103,7 @@ class Metrics(Collector):
         self.received = self.allowed = self.rejected = self.published = 0
         self.degraded = dict.fromkeys(REASONS, 0)
         self.uncounted = self.late = self.publish_failures = self.divergence = 0
+        self.deny_hits = self.deny_stores = self.deny_entries = self.deny_unlogged = 0
         self.undecodable = self.in_flight = self.degraded_partitions = 0
         self.latency = Histogram(LATENCY_S)
         self.batches = Histogram(BATCH_CHECKS)
@@ -130,12 +136,16 @@ class Metrics(Collector):
             ("sluice_checks_uncounted", "Checks not published, in no count; at most", self.uncounted),
             ("sluice_replies_late", "Replies after their batch's deadline", self.late),
             ("sluice_lane_divergence", "Batches that two lanes answered differently", self.divergence),
+            ("sluice_deny_cache_hits", "Checks denied without asking", self.deny_hits),
+            ("sluice_deny_cache_stores", "Denials stored", self.deny_stores),
+            ("sluice_deny_cache_unlogged", "Denied checks missing from the log", self.deny_unlogged),
             ("sluice_publish_failures", "Records that could not be published", self.publish_failures),
             ("sluice_undecodable_records", "Records of replies and nodes passed over", self.undecodable),
         ):
             yield CounterMetricFamily(name, text, value=count)
         for name, text, value in (
             ("sluice_checks_in_flight", "Checks waiting for an answer", self.in_flight),
+            ("sluice_deny_cache_entries", "Denials in the deny cache", self.deny_entries),
             ("sluice_degraded_partitions", "Partitions let through at once", self.degraded_partitions),
         ):
             yield GaugeMetricFamily(name, text, value=value)

@@ -35,17 +35,18 @@ def size_of(check: Check) -> int:
 class PendingBatch:
     """Checks of one partition, in the order asked.
 
-    ``futures`` holds one future a check, in their order, or none at all: nobody waits (any more).
+    ``futures`` holds one future a check, in their order, or none at all: nobody waits (any more). ``sent_at``
+    is when it was given to the outbox, in seconds; 0: not yet.
     """
 
-    __slots__ = ("_asked", "_bytes", "checks", "futures", "number", "partition", "sent", "timer")
+    __slots__ = ("_asked", "_bytes", "checks", "futures", "number", "partition", "sent_at", "timer")
 
     def __init__(self, number: int, partition: int) -> None:
         self.number = number
         self.partition = partition
         self.checks: list[Check] = []
         self.futures: list[Future[Outcome]] = []
-        self.sent = False
+        self.sent_at = 0.0
         self.timer: TimerHandle | None = None
         self._asked: list[tuple[float, int]] = []
         self._bytes = 0

@@ -55,6 +55,11 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(
         100_000, ge=1, description="Checks waiting for an answer, in all; more are let through at once."
     )
+    deny_cache: int = Field(
+        10_000,
+        ge=0,
+        description="Denials remembered, so that a client over its limit is denied without asking; 0: none.",
+    )
     apply_timeout_ms: int = Field(
         5_000,
         ge=100,

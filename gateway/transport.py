@@ -14,7 +14,8 @@ import logging
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 from itertools import count
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -31,6 +32,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 
 from gateway.admin import Word
+from gateway.following import Following
 from gateway.nodes import Beat, BrokerView
 from streams.contract.errors import Unavailable, UndecodableRecord
 from streams.contract.records import (
@@ -92,8 +94,20 @@ class Listener(Protocol):
     def heard(self, beats: list[Beat]) -> None:
         """Beats of any node."""
 
+    def updated(self, updates: list[tuple[int, Update]]) -> None:
+        """Limit updates that anybody wrote, each with its partition."""
+
+    def followed(self, partitions: list[int], at: float) -> None:
+        """All updates written to *partitions* before *at* (``perf_counter``) have been told."""
+
+    def wants_proof(self) -> bool:
+        """Whether :meth:`followed` would be of use; asked in another thread."""
+
     def undelivered(self, failures: list[tuple[int, int]]) -> None:
         """Batches that could not be published: number, checks."""
+
+    def unlogged(self, checks: int) -> None:
+        """Sums of *checks* denied checks could not be published."""
 
     def broker_down(self, why: str) -> None:
         """No broker can be reached."""
@@ -126,6 +140,7 @@ class Transport:
         incarnation: This gateway's random 64 bits.
         reply_partition: The partition of ``replies`` that it reads.
         publish_timeout_ms: Milliseconds until a record that could not be published is dropped.
+        follow: Partitions of ``limit-updates`` to follow; 0: nobody wants to know.
         loop: The event loop to tell.
         listener: Whom to tell.
     """
@@ -137,6 +152,7 @@ class Transport:
         incarnation: int,
         reply_partition: int,
         publish_timeout_ms: int,
+        follow: int,
         loop: AbstractEventLoop,
         listener: Listener,
     ) -> None:
@@ -158,9 +174,11 @@ class Transport:
         self._producer = self._new_producer()
         self._consumer = self._new_consumer()
         self._steps = Steps(self._consumer)
+        works = [("sluice-replies", self._receive), ("sluice-broker", self._watch_broker)]
+        if follow:
+            works.append(("sluice-updates", partial(self._follow, follow)))
         self._threads = [
-            threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
-            for name, work in (("sluice-replies", self._receive), ("sluice-broker", self._watch_broker))
+            threading.Thread(target=self._run, args=(work,), name=name, daemon=True) for name, work in works
         ]
 
     def start(self) -> None:
@@ -192,6 +210,19 @@ class Transport:
         def report(error: KafkaError | None, _: Message) -> None:
             if error is not None:
                 self._failures.append((number, checks))
+
+        self._produce(CHECKS, value, partition=partition, on_delivery=report)
+
+    def send_denials(self, partition: int, value: bytes, checks: int) -> None:
+        """Publish the sums of *checks* denied checks; a later failure is told.
+
+        Raises:
+            Unavailable: they will not be published.
+        """
+
+        def report(error: KafkaError | None, _: Message) -> None:
+            if error is not None:
+                self._tell(self._listener.unlogged, checks)
 
         self._produce(CHECKS, value, partition=partition, on_delivery=report)
 
@@ -377,6 +408,14 @@ class Transport:
     def _tell(self, what: Callable[..., None], *args: object) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(what, *args)
+
+    def _follow(self, partitions: int) -> None:
+        # A consumer of its own: with replies' in it, the end of that partition would be told after each.
+        with (
+            closing(self._new_consumer(**{"enable.partition.eof": True})) as consumer,
+            closing(self._new_consumer()) as asker,
+        ):
+            Following(consumer, asker, partitions, self._listener, self._tell).run(self._stopping)
 
     # --- the broker -------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from streams.contract.records import (
     Batch,
     Check,
     Decision,
+    Denials,
     SingleCheck,
     Update,
     decode_checks_record,
@@ -37,7 +38,7 @@ class Folded(NamedTuple):
     its checks, in their order. ``fresh``: it is an update that had not come by before.
     """
 
-    record: Batch | SingleCheck | Update | None
+    record: Batch | Denials | SingleCheck | Update | None
     answers: list[Answer]
     fresh: bool = False
     refused: str = ""
@@ -66,6 +67,8 @@ def fold(
             if reason is not None:
                 return Folded(None, [], refused=reason)
         return Folded(record, [], fresh=ledger.apply(record, offset << POSITION_BITS))
+    if isinstance(record, Denials):
+        return Folded(record, [])
     return Folded(record, judge(ledger, offset, now_ms, record.checks, fault))
 
 

@@ -4,7 +4,8 @@
 name                                           labels     meaning
 =============================================  =========  ====================================================
 ``sluice_worker_records_total``                           records of ``checks`` read
-``sluice_worker_checks_total``                 result     checks decided: allowed, rejected, unfit, replayed
+``sluice_worker_checks_total``                 result     checks decided: allowed, rejected, unfit, replayed;
+                                                          cached: denied by gateways without asking
 ``sluice_worker_updates_total``                result     limit updates that came by: applied, repeated
 ``sluice_worker_reply_failures_total``                    replies that could not be sent
 ``sluice_worker_dead_letters_total``           topic      records set aside, by the topic they came from
@@ -32,7 +33,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 RESULTS: Final = ("allowed", "rejected", "unfit", "replayed")
-"""What becomes of a check."""
+"""What becomes of a check that is judged."""
 
 
 class Metrics:
@@ -80,7 +81,7 @@ class Metrics:
         self.lapses = Counter("sluice_worker_lease_lapses", "Times the group lease ran out.", registry=r)
         self.partitions = Gauge("sluice_worker_partitions", "Partitions by state.", ["state"], registry=r)
         self.cached = Gauge("sluice_worker_cached_clients", "Clients' states in memory.", registry=r)
-        for result in RESULTS:
+        for result in (*RESULTS, "cached"):
             self.checks.labels(result)
         for direction in ("back", "ahead"):
             self.clock_jumps.labels(direction)

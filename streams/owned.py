@@ -13,6 +13,7 @@ from streams.contract.errors import RecordError, Unavailable
 from streams.contract.records import (
     Batch,
     Decision,
+    Denials,
     Reply,
     SingleCheck,
     Update,
@@ -105,6 +106,9 @@ class Owned:
             self._refuse(message, folded.refused)
         elif isinstance(folded.record, Update):
             self._applied(folded.record, folded.fresh)
+        elif isinstance(folded.record, Denials):
+            denied = sum(row.checks for row in folded.record.sums)
+            self._metrics.checks.labels("cached").inc(denied)
         else:
             self._answer(folded.record, folded.answers, offset)
             self._count(folded.answers, message)

@@ -1,7 +1,7 @@
 """What travels on the topics, to bytes and back.
 
 ``checks``
-    *batches* and *updates* in binary, as gateways and owners write them: a fixed header
+    *batches*, *denials* and *updates* in binary, as gateways and owners write them: a fixed header
     (:data:`HEADER`), then msgpack. The header can be read even where the body cannot, so that a
     broken batch is answered with an error. *Single checks* in JSON, as any producer writes them::
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from struct import Struct
 from struct import error as struct_error
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -38,6 +38,7 @@ HEADER: Final = Struct(">BBiQQ")
 
 KIND_BATCH: Final = ord("B")
 KIND_UPDATE: Final = ord("U")
+KIND_DENIALS: Final = ord("D")
 KIND_ERROR: Final = ord("E")
 
 NO_REPLY: Final = -1
@@ -110,6 +111,26 @@ class SingleCheck(msgspec.Struct, frozen=True, gc=False):
         return [self.check]
 
 
+_Count = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+
+
+class Denied(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How many checks of *client* a gateway has denied by itself, and what they would have cost in all."""
+
+    client: str
+    plan: str
+    resource: str
+    checks: _Count
+    cost: _Count
+
+
+class Denials(msgspec.Struct, frozen=True, gc=False):
+    """What a gateway has denied without asking, for the trail: it decides nothing and charges nothing."""
+
+    incarnation: int
+    sums: list[Denied]
+
+
 class Update(msgspec.Struct, frozen=True, array_like=True):
     """A limit update as it comes by in ``checks``; ``version`` is its offset in ``limit-updates``.
 
@@ -178,6 +199,7 @@ class PartitionBeat(msgspec.Struct, frozen=True):
 
 _REPLY: Final = Struct(">BBQQqq")
 _check_list = msgspec.msgpack.Decoder(list[Check])
+_denied_list = msgspec.msgpack.Decoder(list[Denied])
 _answers = msgspec.msgpack.Decoder(list[Decision | str | None])
 _update = msgspec.msgpack.Decoder(Update)
 _update_key = msgspec.json.Decoder(UpdateKey)
@@ -216,6 +238,11 @@ def encode_batch(batch: Batch) -> bytes:
     return head + _pack(batch.checks)
 
 
+def encode_denials(denials: Denials) -> bytes:
+    """Header, then the sums; no reply is wanted."""
+    return HEADER.pack(VERSION, KIND_DENIALS, NO_REPLY, denials.incarnation, 0) + _pack(denials.sums)
+
+
 def encode_update(update: Update) -> bytes:
     """A relayed limit update; its reply address travels in the body."""
     return HEADER.pack(VERSION, KIND_UPDATE, NO_REPLY, 0, update.version) + _pack(update)
@@ -235,7 +262,7 @@ def encode_single(single: SingleCheck) -> bytes:
     )
 
 
-def decode_checks_record(value: bytes | None) -> Batch | Update | SingleCheck:
+def decode_checks_record(value: bytes | None) -> Batch | Denials | Update | SingleCheck:
     """Read a record of ``checks``.
 
     Raises:
@@ -253,11 +280,13 @@ def decode_checks_record(value: bytes | None) -> Batch | Update | SingleCheck:
         body = memoryview(value)[HEADER.size :]
         if kind == KIND_UPDATE:
             return _relayed(_update.decode(body))
-        if kind != KIND_BATCH:
+        if kind not in (KIND_BATCH, KIND_DENIALS):
             raise UndecodableRecord(f"record kind {kind} is not known here; upgrade the worker")
         claimed = _array_length(body)
         if claimed > MAX_BATCH:
             raise UndecodableRecord(f"{claimed} checks in a batch; at most {MAX_BATCH:,} are judged")
+        if kind == KIND_DENIALS:
+            return Denials(incarnation, _denied_list.decode(body))
         checks = _check_list.decode(body)
     except (msgspec.MsgspecError, struct_error, RecursionError, UnicodeDecodeError) as exc:
         raise UndecodableRecord(f"not a check: {exc}") from exc

@@ -76,6 +76,7 @@ async def test_no_batch_is_in_the_log_twice_when_acknowledgments_are_lost(broker
         f"127.0.0.1:{broker.wire.port}",
         incarnation=1,
         reply_partition=0,
+        follow=0,
         publish_timeout_ms=TIMEOUT_MS,
         loop=loop,
         listener=listener,

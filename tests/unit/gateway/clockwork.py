@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from gateway.batcher import Batcher
+from gateway.deny_cache import DenyCache
 from gateway.metrics import Metrics
 from gateway.mode import Mode
 from streams.contract.errors import Unavailable
@@ -81,11 +82,13 @@ class Bench:
         self.outbox = Outbox()
         self.metrics = Metrics()
         self.mode = Mode(self.metrics, self.loop.time, lambda: int(self.loop.now * 1000))
+        self.denials = DenyCache(self.metrics, partitions, 100, self.loop.time)
         self.batcher = Batcher(
             self.loop,
             self.outbox,
             self.metrics,
             self.mode,
+            self.denials,
             partitions=partitions,
             deadline_s=self.deadline_s,
             misses=misses,

@@ -8,7 +8,16 @@ from typing import Any
 
 from gateway.limiter import Limiter
 from gateway.nodes import BrokerView
-from streams.contract.records import Batch, Check, NodeBeat, Reply, decode_beat, decode_checks_record
+from streams.contract.records import (
+    Batch,
+    Check,
+    Denials,
+    Denied,
+    NodeBeat,
+    Reply,
+    decode_beat,
+    decode_checks_record,
+)
 from tests.unit.gateway.clockwork import answer_to
 
 PARTITIONS = 4
@@ -27,6 +36,7 @@ class Kafka:
         self.loop = asyncio.get_running_loop()
         self.answer: Callable[[Batch], Reply | None] = answer_to
         self.checks: list[Check] = []
+        self.denied: list[Denied] = []
         self.beats: list[NodeBeat] = []
         self.stopped = False
 
@@ -43,6 +53,12 @@ class Kafka:
         self.checks += batch.checks
         if batch.partition >= 0 and (reply := self.answer(batch)) is not None:
             self.loop.call_soon(self.listener.replied, [reply])
+
+    def send_denials(self, partition: int, value: bytes, checks: int) -> None:
+        record = decode_checks_record(value)
+        assert isinstance(record, Denials)
+        assert sum(row.checks for row in record.sums) == checks
+        self.denied += record.sums
 
     def send_beat(self, key: bytes, value: bytes) -> None:
         self.beats.append(decode_beat(value))

@@ -8,11 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.answer import LET_THROUGH, Answer
+from gateway.answer import BROKER, LET_THROUGH, STOPPING, Answer
 from gateway.batcher import GATHER_S
 from gateway.pending import Outcome
 from streams.contract.errors import InvalidInput
-from streams.contract.records import MAX_BATCH, NO_REPLY, Batch, Check, Reply, encode_batch
+from streams.contract.records import MAX_BATCH, NO_REPLY, Batch, Check, Decision, Reply, encode_batch
 from streams.contract.topics import partition_of
 from tests.unit.gateway.clockwork import Bench, answer_to
 
@@ -63,6 +63,29 @@ def test_a_busy_partition_gathers_until_the_reply() -> None:
     assert len(bench.outbox.sent) == 1
     bench.batcher.replied([answer_to(first)])
     assert costs(bench.outbox.last) == [2, 3, 4]
+
+
+def test_what_is_known_to_be_denied_is_not_sent_even_while_the_breaker_is_open() -> None:
+    bench = Bench()
+    bench.denials.proven([0], bench.loop.now)
+    [first] = ask(bench, 3)
+    bench.loop.advance(0.125)
+    decision = Decision(False, 5, 1, 9_000, 6_100, 3)
+    bench.batcher.replied([Reply(7, bench.outbox.last.number, 0, -1, [decision])])
+    assert first.result() == Answer(False, 5, 1, 9_000, 6_100, 3)
+    bench.loop.advance(1)
+    bench.denials.proven([0], bench.loop.now)
+    # Counted from when the batch was sent.
+    assert bench.batcher.ask(Check("alice", 3)) == Answer(False, 5, 1, 7_875, 4_975, 3)
+    sent = len(bench.outbox.sent)
+    bench.batcher.broker_down("no broker")
+    assert bench.batcher.ask(Check("alice", 3)) == Answer(False, 5, 1, 7_875, 4_975, 3)
+    assert bench.batcher.ask(Check("alice", 2)) == LET_THROUGH[BROKER]
+    bench.loop.advance(GATHER_S)
+    assert [costs(batch) for _, batch in bench.outbox.sent[sent:]] == [[2]]
+    assert (bench.metrics.received, bench.metrics.rejected) == (4, 3)
+    bench.batcher.close()
+    assert bench.batcher.ask(Check("alice", 3)) == LET_THROUGH[STOPPING]
 
 
 def test_partitions_do_not_wait_for_each_other() -> None:

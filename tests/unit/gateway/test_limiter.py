@@ -3,16 +3,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import perf_counter
 from typing import Any
 
 import pytest
 
 import gateway.limiter
-from gateway.limiter import Answer, Limiter
+from gateway.admin import Admin
+from gateway.deny_cache import PROOF_S
+from gateway.limiter import Answer, Applied, Limiter
 from gateway.nodes import Beat, BrokerView
 from gateway.settings import Settings
 from streams.contract.errors import InvalidCost, InvalidId, InvalidInput, SettingsError, TopicError
-from streams.contract.records import Batch, Check, NodeBeat, PartitionBeat, Reply
+from streams.contract.records import (
+    Batch,
+    Check,
+    Decision,
+    Denied,
+    NodeBeat,
+    PartitionBeat,
+    Reply,
+    Update,
+    UpdateKey,
+)
+from streams.contract.topics import partition_of
 from tests.unit.gateway.clockwork import answer_to
 from tests.unit.gateway.kafka import PARTITIONS, Kafka
 
@@ -50,6 +64,46 @@ async def test_many_checks_have_their_answers_in_order(kafka: type[Kafka]) -> No
         answers = await limiter.check_many([Check(f"client-{i % 97}", i) for i in range(25_000)])
         assert [answer.remaining for answer in answers] == list(range(25_000))
         assert await limiter.check_many([]) == []
+
+
+def deny_for_a_minute(batch: Batch) -> Reply:
+    decisions: list[Decision | str | None] = [Decision(False, 9, 0, 60_000, 60_000, 3) for _ in batch.checks]
+    return Reply(batch.incarnation, batch.number, 0, -1, decisions)
+
+
+async def test_what_is_known_to_be_denied_is_not_asked_but_logged(kafka: type[Kafka]) -> None:
+    async with running() as (limiter, log):
+        await until_ready(limiter)
+        log.answer = deny_for_a_minute
+        limiter.followed(list(range(PARTITIONS)), perf_counter())
+        first = await limiter.check("alice", 2)
+        asked = len(log.checks)
+        # To be proven again and again is the transport's task; the first proof may be over on a busy machine.
+        limiter.followed(list(range(PARTITIONS)), perf_counter() + 3_600)
+        again = await limiter.check_many([Check("alice", 2), Check("alice", 3), Check("bob")])
+        assert [(a.allowed, a.degraded, a.limit) for a in again] == [(False, False, 9)] * 3
+        assert 0 < (again[0].retry_after_ms or 0) <= (first.retry_after_ms or 0)
+        assert log.checks[asked:] == [Check("bob")]
+        assert (limiter.metrics.received, limiter.metrics.rejected) == (4, 4)
+        limiter.updated([(partition_of("bob", PARTITIONS), Update(0, "client", "bob", "", None))])
+        log.answer = answer_to
+        assert (await limiter.check("bob", 2)).allowed
+        assert not log.denied
+    assert log.denied == [Denied("alice", "", "", 2, 5)]
+
+
+async def test_a_change_is_confirmed_when_no_gateway_can_deny_by_what_was(
+    kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write(*_: Any) -> Applied:
+        return Applied(True, 5)
+
+    monkeypatch.setattr(Admin, "write", write)
+    async with running() as (limiter, _):
+        for change in (limiter.reset("alice"), limiter.set_limits(UpdateKey("client", "alice"), None)):
+            began = perf_counter()
+            assert (await change).applied
+            assert perf_counter() - began >= PROOF_S
 
 
 async def test_publishing_does_not_wait(kafka: type[Kafka]) -> None:

@@ -8,10 +8,13 @@ from streams.contract.policy import UNLIMITED, parse_policy
 from streams.contract.records import (
     Batch,
     Check,
+    Denials,
+    Denied,
     ReplyTo,
     SingleCheck,
     Update,
     encode_batch,
+    encode_denials,
     encode_single,
     encode_update,
 )
@@ -49,6 +52,9 @@ _batches = st.lists(_checks, min_size=1, max_size=5).map(
     lambda checks: encode_batch(Batch(0, incarnation=7, number=1, checks=checks))
 )
 _singles = _checks.map(lambda check: encode_single(SingleCheck(check, ReplyTo(0, "x"))))
+_denials = st.builds(
+    Denied, st.sampled_from(CLIENTS), st.just("gold"), st.just(""), st.just(9), st.just(9)
+).map(lambda sum_: encode_denials(Denials(7, [sum_])))
 _poison = st.sampled_from(
     [None, b"", b"{", b"\x01", b"\x02B", b"\xff" * 40, b'{"client_id": "a", "cost": -1}']
 )
@@ -69,7 +75,7 @@ def logs(draw: st.DrawFn, min_size: int = 8, max_size: int = 20) -> list[Record]
     """Records in offset order, with holes; the broker's clock goes back and forth."""
     offset, stamp, version = 0, START, 0
     records = []
-    kinds = st.sampled_from(("batch", "batch", "batch", "single", "update", "update", "update", "poison"))
+    kinds = st.sampled_from((*("batch",) * 3, "single", *("update",) * 3, "denials", "poison"))
     for kind in draw(st.lists(kinds, min_size=min_size, max_size=max_size)):
         value: bytes | None
         if kind == "update":
@@ -78,7 +84,9 @@ def logs(draw: st.DrawFn, min_size: int = 8, max_size: int = 20) -> list[Record]
             version = max(version, this)
             value = encode_update(Update(this, what, id_, resource, policy))
         else:
-            value = draw({"batch": _batches, "single": _singles, "poison": _poison}[kind])
+            value = draw(
+                {"batch": _batches, "single": _singles, "denials": _denials, "poison": _poison}[kind]
+            )
         stamp += draw(_stamp_steps)
         records.append(Record(offset, stamp, value))
         offset += draw(st.sampled_from((1, 1, 1, 3)))

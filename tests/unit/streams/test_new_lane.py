@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any, cast
 
 from streams.contract.policy import parse_policy
-from streams.contract.records import Batch, Check, Reply, Update, decode_reply, encode_batch, encode_update
+from streams.contract.records import (
+    Batch,
+    Check,
+    Decision,
+    Denials,
+    Denied,
+    Reply,
+    Update,
+    decode_reply,
+    encode_batch,
+    encode_denials,
+    encode_update,
+)
 from streams.ledger import Marker
 from streams.metrics import Metrics
 from streams.outbox import Outbox
@@ -104,6 +116,25 @@ def test_it_relays_no_update_before_it_has_seen_what_was_relayed() -> None:
     owned.take(batch(1))
     owned.tend(0.0)
     assert sent.updates == [encode_update(Update(1, "client", CLIENTS[0], "", policy))]
+
+
+def test_what_gateways_denied_is_counted_and_nothing_else() -> None:
+    owned, sent = opened(answer_from=0)
+    client = CLIENTS[0]
+    for offset in range(2):
+        denials = Denials(7, [Denied(client, "", "", 3, 9), Denied(client, "gold", "", 2, 2)])
+        owned.take(Message(offset, encode_denials(denials)))
+    owned.take(batch(2))
+    assert not sent.letters
+    [reply] = sent.replies
+    assert reply.answers == [Decision(True, 3, 2, reply.answers[0].reset_after_ms, 0, -1)]  # type: ignore[union-attr]
+    counted = {
+        sample.labels["result"]: sample.value
+        for family in owned._metrics.checks.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
+    assert (counted["cached"], counted["allowed"], counted["rejected"]) == (10, 1, 0)
 
 
 def test_any_other_answers_at_once() -> None:

@@ -25,6 +25,8 @@ from streams.contract.records import (
     Batch,
     Check,
     Decision,
+    Denials,
+    Denied,
     NodeBeat,
     PartitionBeat,
     Reply,
@@ -38,6 +40,7 @@ from streams.contract.records import (
     decode_update,
     encode_batch,
     encode_beat,
+    encode_denials,
     encode_json_reply,
     encode_reply,
     encode_single,
@@ -115,6 +118,13 @@ def test_relayed_updates(update: Update) -> None:
     assert decode_checks_record(encode_update(update)) == update
 
 
+def test_denials() -> None:
+    denials = Denials(77, [Denied("alice", "gold", "login", 3, 7), Denied("zoë", "", "", 1, 2**53)])
+    value = encode_denials(denials)
+    assert decode_checks_record(value) == denials
+    assert reply_address(value) is None
+
+
 @given(I63, keys, policies, reply_tos | st.none())
 def test_updates(offset: int, key: UpdateKey, policy: Policy | None, to: ReplyTo | None) -> None:
     headers = [("other", b"x"), *([reply_to_header(to)] if to else [])]
@@ -181,6 +191,11 @@ def refused(value: bytes | None) -> str:
     caught.value.reason.encode()
     assert len(caught.value.reason) < 1_000
     return caught.value.reason
+
+
+@pytest.mark.parametrize(("checks", "cost"), [(0, 1), (-1, 1), (1, -1), (2**53 + 1, 1)])
+def test_denials_that_nobody_can_have_given(checks: int, cost: int) -> None:
+    assert "Expected `int`" in refused(encode_denials(Denials(77, [Denied("alice", "", "", checks, cost)])))
 
 
 @given(st.binary(max_size=200))

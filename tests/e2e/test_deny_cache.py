@@ -1,0 +1,148 @@
+"""Denials given without asking: two gateways, one of which changes the limits by which the other denies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams.contract.policy import parse_policy
+from streams.contract.records import Denials, Denied, decode_checks_record
+from streams.contract.topics import partition_of
+from streams.replay import replay
+from tests.broker import fresh_broker
+from tests.system import Gateway, System, eventually, running_system
+from tests.up import environment, sluice
+
+PARTITIONS = 4
+HITS = "sluice_deny_cache_hits_total"
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One for all tests, each with clients of its own; the last stops its gateways."""
+    folder = tmp_path_factory.mktemp("system")
+    # No check is let through here, however busy the machine.
+    with fresh_broker() as broker, running_system(broker, folder, gateways=2, deadline_ms=20_000) as running:
+        yield running
+
+
+def flood(gateway: Gateway, client: str, **fields: Any) -> dict[str, Any]:
+    """Spend until it is denied without asking; returns that answer."""
+    answers: list[dict[str, Any]] = []
+    hits = gateway.metric(HITS)
+
+    def denied() -> bool:
+        answers.append(gateway.check(client, **fields))
+        return gateway.metric(HITS) > hits
+
+    eventually(f"a denial of {client} that needs no asking", denied)
+    return answers[-1]
+
+
+def put(gateway: Gateway, path: str, *limits: str) -> None:
+    response = gateway.http.put(path, json={"limits": list(limits)})
+    assert (response.status_code, response.json()["applied"]) == (200, True)
+
+
+def test_a_denial_shows_what_the_first_one_showed(system: System) -> None:
+    here = system.gateways[0]
+    here.set_limits("shown", "2/hour")
+    answer = flood(here, "shown")
+    assert answer == {
+        "allowed": False,
+        "limit": 2,
+        "remaining": 0,
+        "reset_after_ms": answer["reset_after_ms"],
+        "retry_after_ms": answer["reset_after_ms"],
+        "policy_version": answer["policy_version"],
+        "degraded": False,
+        "reason": None,
+    }
+    assert 0 < answer["retry_after_ms"] <= 3_660_000
+    assert answer["policy_version"] >= 0
+    assert flood(here, "shown")["retry_after_ms"] <= answer["retry_after_ms"]
+
+
+@pytest.mark.parametrize("writer", [0, 1], ids=["through the same gateway", "through another"])
+def test_a_raised_limit_is_seen_at_once(system: System, writer: int) -> None:
+    here, client = system.gateways[0], f"raised-{writer}"
+    for limit in range(1, 6):
+        system.gateways[writer].set_limits(client, f"{limit}/hour")
+        assert here.check(client)["allowed"], limit
+        assert not flood(here, client)["allowed"]
+
+
+@pytest.mark.parametrize("writer", [0, 1], ids=["through the same gateway", "through another"])
+def test_a_reset_is_seen_at_once(system: System, writer: int) -> None:
+    here, client = system.gateways[0], f"reset-{writer}"
+    here.set_limits(client, "1/hour")
+    for _ in range(3):
+        assert here.check(client)["allowed"]
+        assert not flood(here, client)["allowed"]
+        there = system.gateways[writer].http
+        assert there.post(f"/v1/clients/{client}/reset").json()["applied"]
+
+
+def test_a_changed_plan_and_default_are_seen_at_once(system: System) -> None:
+    here, there = system.gateways
+    names = [f"planned-{number}" for number in range(40)]
+    clients = {partition_of(name, PARTITIONS): name for name in names}.values()
+    assert len(clients) == PARTITIONS
+    put(there, "/v1/plans/deny-gold", "1/hour")
+    for client in clients:
+        assert not flood(here, client, plan="deny-gold")["allowed"]
+        assert here.check(client)["allowed"], "without the plan it may"
+    put(there, "/v1/plans/deny-gold", "3/hour")
+    assert all(here.check(client, plan="deny-gold")["allowed"] for client in clients)
+    put(there, "/v1/default", "1/hour")
+    for client in clients:
+        assert not flood(here, client)["allowed"]
+    put(there, "/v1/default", "9/hour")
+    assert all(here.check(client)["allowed"] for client in clients)
+    assert there.http.delete("/v1/default").json()["applied"]
+
+
+def test_a_smaller_cost_is_asked_for(system: System) -> None:
+    here = system.gateways[0]
+    here.set_limits("small", "5/hour")
+    assert here.check("small", cost=3)["allowed"]
+    assert not flood(here, "small", cost=3)["allowed"]
+    assert here.check("small", cost=1)["allowed"]
+    assert here.check("small", cost=0)["remaining"] == 1
+    assert not flood(here, "small", cost=2)["allowed"]
+    assert here.check("small", cost=1)["allowed"]
+
+
+def test_the_trail_is_whole_and_decides_the_same(system: System, tmp_path: Path) -> None:
+    default = parse_policy("100/minute")
+    env = environment(tmp_path, SLUICE_KAFKA=system.broker.bootstrap)
+    for gateway in system.gateways:
+        gateway.set_limits(f"last-{gateway.name}", "1/hour")
+        flood(gateway, f"last-{gateway.name}")
+    hits = sum(gateway.metric(HITS) for gateway in system.gateways)
+    assert hits > 20
+    for gateway in system.gateways:
+        assert gateway.metric("sluice_checks_rejected_total") >= gateway.metric(HITS)
+        assert gateway.metric("sluice_checks_degraded_total") == 0
+        assert gateway.stop() == 0
+    sums: list[Denied] = []
+    for partition in range(PARTITIONS):
+        records = system.records(partition)
+        contents = {record.offset: decode_checks_record(record.value) for record in records}
+        denials = {o: content for o, content in contents.items() if isinstance(content, Denials)}
+        for content in denials.values():
+            sums += content.sums
+            assert all(partition_of(row.client, PARTITIONS) == partition for row in content.sums)
+        folded = dict(replay(records, partition, PARTITIONS, default))
+        assert not any(folded[offset] for offset in denials)
+    assert sum(row.checks for row in sums) == hits
+    assert {row.client for row in sums} >= {"last-gateway-1", "last-gateway-2", "small"}
+    assert {row.cost / row.checks for row in sums if row.client == "small"} == {3, 2}
+    done = sluice("verify", "--seconds", "0", env=env)
+    assert done.returncode == 0, done.stdout
+    [worker] = system.workers
+    assert worker.stop() == 0
+    assert not worker.lines("dead")

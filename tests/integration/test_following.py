@@ -1,0 +1,95 @@
+"""What a gateway hears of ``limit-updates``, and what proof it has, on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import count
+
+from confluent_kafka import Producer
+
+from gateway.following import TAIL
+from gateway.limiter import Limiter
+from gateway.settings import Settings
+from streams.contract.policy import parse_policy
+from streams.contract.records import Check, Decision, Reply, UpdateKey, encode_update_key, encode_update_value
+from streams.contract.topics import UPDATES, partition_of
+from tests.broker import fresh_broker
+
+PARTITIONS = 4
+CLIENT = "alice"
+HOME = partition_of(CLIENT, PARTITIONS)
+VALUE = encode_update_value(parse_policy("5/minute"))
+
+
+def write(producer: Producer, client: str, *, partition: int = HOME, value: bytes | None = VALUE) -> None:
+    """Acknowledged when it returns."""
+    producer.produce(UPDATES, value, key=encode_update_key(UpdateKey("client", client)), partition=partition)
+    assert producer.flush(10) == 0
+
+
+def deny(limiter: Limiter, client: str, applied: int) -> None:
+    """As if a reply had come to a check just sent."""
+    decision = Decision(False, 1, 0, 60_000, 60_000, 0)
+    reply = Reply(0, 1, 0, applied, [decision])
+    limiter._denials.learn(HOME, [Check(client)], reply, limiter._denials._clock())
+
+
+def denied(limiter: Limiter, client: str) -> bool:
+    return limiter._denials.get(Check(client)) is not None
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(15):
+        while not holds():  # noqa: ASYNC110 - what another thread tells has no event here
+            await asyncio.sleep(0.005)
+
+
+async def test_updates_are_heard_and_proof_needs_a_broker() -> None:
+    at_home = (name for name in map(str, count()) if partition_of(name, PARTITIONS) == HOME)
+    others = [next(at_home) for _ in range(3)]
+    with fresh_broker() as broker:
+        producer = Producer({"bootstrap.servers": broker.bootstrap})
+        for _ in range(TAIL + 10):
+            producer.produce(
+                UPDATES, VALUE, key=encode_update_key(UpdateKey("client", "old")), partition=HOME
+            )
+        write(producer, others[0])
+        last = TAIL + 10
+        # What no owner will apply does not count: else nothing would ever be kept.
+        write(producer, CLIENT, partition=(HOME + 1) % PARTITIONS)
+        write(producer, CLIENT, value=b"no policy")
+        async with Limiter(Settings(kafka=broker.bootstrap)) as limiter:
+
+            def kept(client: str, applied: int) -> bool:
+                deny(limiter, client, applied)
+                return denied(limiter, client)
+
+            await until(lambda: kept(CLIENT, last))
+            assert not kept(others[1], last - 1), "in doubt it is asked"
+
+            version = last + 2
+            for _ in range(5):
+                await until(lambda: denied(limiter, CLIENT))
+                write(producer, CLIENT)
+                await until(lambda: not denied(limiter, CLIENT))
+                assert not kept(CLIENT, version - 1)
+                await until(lambda version=version: kept(CLIENT, version))  # type: ignore[misc]
+                version += 1
+
+            broker.pause()
+            await until(lambda: not denied(limiter, CLIENT))
+            for _ in range(20):
+                await asyncio.sleep(0.01)
+                assert not denied(limiter, CLIENT), "no proof without a broker"
+            broker.resume()
+            await until(lambda: denied(limiter, CLIENT))
+
+
+async def test_without_a_cache_nothing_is_followed() -> None:
+    with fresh_broker() as broker:
+        async with Limiter(Settings(kafka=broker.bootstrap, deny_cache=0)) as limiter:
+            assert [thread.name for thread in limiter._transport._threads] == [
+                "sluice-replies",
+                "sluice-broker",
+            ]

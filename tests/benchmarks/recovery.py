@@ -1,0 +1,133 @@
+"""How fast changelogs become state: a wiped disk restored, and a standby that has to catch up.
+
+``python -m tests.benchmarks.recovery 1000000`` writes that many clients' states to the counters' changelog of
+a broker of its own, has a worker's :class:`~streams.restore.Restorer` restore all partitions into an empty
+RocksDB, writes every client once more, and has the restorer follow. Prints the changelog records a second.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from confluent_kafka import Producer
+
+from streams.contract.policy import parse_policy
+from streams.contract.records import POSITION_BITS
+from streams.contract.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, partition_of
+from streams.ledger import MARKER_KEY, Marker, State, encode_marker, encode_state
+from streams.metrics import Metrics
+from streams.restore import Restored, Restorer
+from streams.rocks import Rocks
+from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore
+from streams.window import Window
+from tests.broker import fresh_broker
+
+PARTITIONS = 4
+START = 1_764_000_000_000
+PATIENCE_S = 120.0
+MEMORY = 256 << 20
+
+
+class Speed(NamedTuple):
+    """Changelog records a second, and microseconds of this process's CPU a record."""
+
+    per_s: float
+    cpu_us: float
+
+    def __str__(self) -> str:
+        return f"{self.per_s:,.0f} records/s ({self.cpu_us:.1f} µs CPU each)"
+
+
+class Changelog:
+    """Writes the states of all clients, and a marker in every partition."""
+
+    def __init__(self, bootstrap: str, clients: int) -> None:
+        self._producer = Producer(
+            {"bootstrap.servers": bootstrap, "linger.ms": 50, "compression.type": "lz4"}
+        )
+        self._clients = clients
+        self._position = 0
+
+    def write(self) -> None:
+        """Each client once."""
+        self._position += 1 << POSITION_BITS
+        for number in range(self._clients):
+            client = f"client-{number}"
+            tick = (START + number) // 1_000
+            state = State(self._position, {60_000: Window(60_000, [tick, tick + 1], [3, 2])})
+            self._send(
+                COUNTERS_CHANGELOG, partition_of(client, PARTITIONS), client.encode(), encode_state(state)
+            )
+        marker = Marker(self._position >> POSITION_BITS, START, START, -1, "", parse_policy("100/minute"))
+        for partition in range(PARTITIONS):
+            self._send(POLICIES_CHANGELOG, partition, MARKER_KEY, encode_marker(marker))
+        self._producer.flush(PATIENCE_S)
+
+    def _send(self, topic: str, partition: int, key: bytes, value: bytes) -> None:
+        while True:
+            try:
+                self._producer.produce(topic, value, key, partition=partition)
+                return
+            except BufferError:
+                self._producer.poll(0.05)
+
+
+def measure(clients: int, folder: Path) -> tuple[Speed, Speed]:
+    """Restore *clients* states into *folder*, then follow as many again."""
+    rocks = Rocks(MEMORY)
+    restored: queue.SimpleQueue[Restored] = queue.SimpleQueue()
+    failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+    with fresh_broker() as broker:
+        changelog = Changelog(broker.bootstrap, clients)
+        restorer = Restorer(
+            broker.bootstrap,
+            {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG},
+            lambda p: PartitionStore(p, rocks.open, {table: folder / f"{table}-{p}" for table in TABLES}),
+            Metrics(),
+            restored.put,
+            lambda _: None,
+            failed.put,
+        )
+
+        def caught_up(generation: int) -> tuple[Speed, list[PartitionStore]]:
+            began, cpu = time.monotonic(), time.process_time()
+            for partition in range(PARTITIONS):
+                restorer.activate(generation, partition)
+            stores = [restored.get(timeout=PATIENCE_S).store for _ in range(PARTITIONS)]
+            took, spent = time.monotonic() - began, time.process_time() - cpu
+            records = clients + PARTITIONS
+            return Speed(records / took, spent / records * 1e6), stores
+
+        restorer.start()
+        try:
+            changelog.write()
+            for partition in range(PARTITIONS):
+                restorer.open(partition)
+            first, stores = caught_up(1)
+            changelog.write()
+            for store in stores:
+                restorer.follow(store)
+            second, stores = caught_up(2)
+            for store in stores:
+                store.close()
+        finally:
+            restorer.stop()
+        assert failed.empty(), failed.get()
+    return first, second
+
+
+def main() -> None:
+    """Print a line for each number of clients given."""
+    for clients in map(int, sys.argv[1:] or ["1000000"]):
+        with TemporaryDirectory(prefix="sluice-bench-") as folder:
+            restored, followed = measure(clients, Path(folder))
+        print(f"{clients:,} clients: restored {restored}, a standby caught up {followed}")
+
+
+if __name__ == "__main__":
+    main()

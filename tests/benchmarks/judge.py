@@ -22,7 +22,7 @@ import psutil
 from streams.contract.policy import parse_policy
 from streams.contract.records import Batch, Check, encode_batch
 from streams.contract.topics import partition_of
-from streams.ledger import Marker, State, encode_state
+from streams.ledger import FORMAT, Marker, State, encode_state
 from streams.metrics import Metrics
 from streams.owned import Owned
 from streams.rocks import Rocks
@@ -158,24 +158,26 @@ def name(number: int) -> str:
 
 
 def populate(stores: list[PartitionStore], clients: int) -> None:
-    """A charge of each client a while ago, in the order in which they came."""
-    order = random.Random(0)
-    chunk = 10_000
+    """A charge of each client in the minute before, in the order in which they came."""
+    tails = [charged(START - age) for age in range(0, 50_000, 1_000)]
+    chunk = 50_000
     for start in range(0, clients, chunk):
         entries: list[list[tuple[bytes, bytes]]] = [[] for _ in stores]
         for number in range(start, min(start + chunk, clients)):
             # A bijection that scatters them.
             client = name(number * 7_368_787 % clients if clients % 7_368_787 else number)
-            window = Window(60_000)
-            window.charge(START - order.randrange(50_000), 1)
-            entries[partition_of(client, PARTITIONS)].append(
-                (
-                    client.encode(),
-                    encode_state(State(number // BATCH << 16 | number % BATCH, {60_000: window})),
-                )
-            )
+            position = number // BATCH << 16 | number % BATCH
+            value = FORMAT + position.to_bytes(8) + tails[number % len(tails)]
+            entries[partition_of(client, PARTITIONS)].append((client.encode(), value))
         for store, found in zip(stores, entries, strict=True):
             store.write(COUNTERS, found)
+
+
+def charged(at_ms: int) -> bytes:
+    """An encoded state with one charge, less what comes first: format and position."""
+    window = Window(60_000)
+    window.charge(at_ms, 1)
+    return encode_state(State(0, {60_000: window}))[9:]
 
 
 def main() -> None:
@@ -183,7 +185,7 @@ def main() -> None:
     for text in sys.argv[1:]:
         clients = int(text)
         with TemporaryDirectory() as folder:
-            print(measure(clients, min(max(clients, 400_000), 600_000), Path(folder)))
+            print(measure(clients, 400_000, Path(folder)))
 
 
 if __name__ == "__main__":

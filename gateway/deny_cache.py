@@ -27,8 +27,9 @@ from gateway.answer import Answer
 from gateway.metrics import Metrics
 from streams.contract.records import Check, Decision, Denied, Reply, UpdateKey
 
-PROOF_S: Final = 0.1
-"""How old a proof may be. A change waits as long to be confirmed; gateways ask four times as often."""
+PROOF_S: Final = 0.2
+"""How old a proof may be. A change waits as long to be confirmed. Half of it would do for an idle gateway;
+one at its core's limit comes to its next proof late, and would ask for one check in 300 in between."""
 
 MAX_HOLD_S: Final = 60.0
 """What a denial is worth at most, one that only an update can end too: it bounds what a broker's clock that

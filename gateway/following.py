@@ -23,7 +23,7 @@ from streams.contract.unpacking import Steps
 
 log = logging.getLogger(__name__)
 
-ASK_S: Final = PROOF_S / 4
+ASK_S: Final = PROOF_S / 8
 """Between two questions for the ends: one that is slow, or lost, leaves the last proof standing."""
 
 ANSWER_S: Final = 1.0

@@ -80,7 +80,7 @@ class World:
     # --- what happens ---
 
     def wait(self) -> None:
-        self.now_ms += self.random.choice((0, 1, 5, 5, 20, 20, 60, 60, 110, 700, 1_900, 4_000))
+        self.now_ms += self.random.choice((0, 1, 5, 5, 20, 20, 60, 60, 210, 700, 1_900, 4_000))
 
     def ask(self) -> None:
         check = self.a_check()

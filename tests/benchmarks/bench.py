@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.benchmarks.case import Case, measure
+from tests.benchmarks.cases_sluice import warm
 from tests.benchmarks.load_http import wrk_missing
 from tests.benchmarks.loader import Loader
 from tests.benchmarks.plan import Plan
@@ -35,8 +36,7 @@ class Bench:
         self.disk_bytes: dict[str, float] = {}
         self._no_wrk = wrk_missing()
         say("starting Kafka, a worker and a gateway")
-        self.sluice = stack.enter_context(running_sluice())
-        self.sdk = stack.enter_context(self.sdk_load(self.sluice))
+        self.sluice, self.sdk = self.start(stack)
 
     def measure(self, cases: Sequence[Case], *, warm: bool = True) -> None:
         """Measure *cases* beside each other, and keep what they gave."""
@@ -59,7 +59,11 @@ class Bench:
         """A load process, to be entered."""
         return Loader(command, self.folder / f"{name}.log")
 
-    def sdk_load(self, sluice: Sluice) -> Loader:
-        """A process that loads *sluice* through the SDK, to be entered."""
+    def start(self, stack: ExitStack, *, partitions: int = 4, workers: int = 1) -> tuple[Sluice, Loader]:
+        """A system, warmed up, and a process that loads it through the SDK; *stack* ends them."""
+        sluice = stack.enter_context(running_sluice(partitions=partitions, workers=workers))
         module = [sys.executable, "-m", "tests.benchmarks.load_sdk"]
-        return self.loader("load-sdk", [*module, sluice.system.bootstrap, str(sluice.topics)])
+        command = [*module, sluice.system.bootstrap, str(sluice.topics)]
+        sdk = stack.enter_context(self.loader("load-sdk", command))
+        warm(sdk, self.plan)
+        return sluice, sdk

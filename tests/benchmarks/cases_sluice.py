@@ -13,6 +13,7 @@ from tests.benchmarks.sluice import Sluice
 
 LIST: Final = 100
 LIST_CONNECTIONS: Final = 16
+_WARMING_CALLERS: Final = 256
 
 
 def http(
@@ -97,6 +98,23 @@ def published(
         return {**figures, "load_cpu_s": None}
 
     return Case(key, stage, what, 0, {"gateway": [loader.pid], **sluice.pids(None)}, load)
+
+
+def warm(loader: Loader, plan: Plan) -> None:
+    """Load it until the broker's virtual machine has compiled what it runs.
+
+    Until then a record costs four times as much: 380 µs a check instead of 90, measured with 32 callers.
+    """
+    loader.run(
+        Meter({}),
+        mode="check",
+        callers=_WARMING_CALLERS,
+        clients=CLIENTS,
+        distribution="uniform",
+        seed=0,
+        warmup_s=0,
+        seconds=plan.warm_broker_s,
+    )
 
 
 def fill(sluice: Sluice, loader: Loader, clients: int) -> float:

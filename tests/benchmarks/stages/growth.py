@@ -10,7 +10,7 @@ from tests.benchmarks import cases_sluice
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.case import Case
 from tests.benchmarks.loader import Loader
-from tests.benchmarks.sluice import Sluice, running_sluice
+from tests.benchmarks.sluice import Sluice
 
 PARTITIONS: Final = (1, 4, 16)
 _CALLERS: Final = (32, 128, 512)
@@ -24,8 +24,7 @@ def partitions(bench: Bench) -> None:
         for count in PARTITIONS:
             sluice, sdk = bench.sluice, bench.sdk
             if count != sluice.partitions:
-                sluice = stack.enter_context(running_sluice(partitions=count))
-                sdk = stack.enter_context(bench.sdk_load(sluice))
+                sluice, sdk = bench.start(stack, partitions=count)
             for n in _CALLERS:
                 key = f"partitions-{count}-{n}"
                 case = cases_sluice.sdk(sluice, bench.plan, sdk, stage="partitions", callers=n, key=key)
@@ -39,15 +38,13 @@ def workers(bench: Bench) -> None:
     What a standby costs by itself shows where all load is on the other's partitions.
     """
     with ExitStack() as stack:
-        one = stack.enter_context(running_sluice())
-        two = stack.enter_context(running_sluice(workers=2))
+        one, one_sdk = bench.start(stack)
+        two, two_sdk = bench.start(stack, workers=2)
         first, second = two.system.workers
         mine = two.partitions_of(first)
         if not 0 < len(mine) < two.partitions:
             bench.skip("workers-2", "2 workers", f"the group gave the first of them partitions {mine}")
             return
-        two_sdk = stack.enter_context(bench.sdk_load(two))
-        one_sdk = stack.enter_context(bench.sdk_load(one))
         standby = _batches(
             bench, two, two_sdk, "standby", "a standby alone, beside the worker it follows", mine
         )

@@ -117,9 +117,8 @@ def warm(loader: Loader, plan: Plan) -> None:
     )
 
 
-def fill(sluice: Sluice, loader: Loader, clients: int) -> float:
-    """Have each of *clients* counted once; returns the bytes on disk that each of them takes."""
-    before = sluice.disk_bytes()
+def fill(sluice: Sluice, loader: Loader, clients: int) -> None:
+    """Have each of *clients* counted once."""
     loader.run(
         Meter(sluice.pids(None)),
         mode="publish",
@@ -131,4 +130,3 @@ def fill(sluice: Sluice, loader: Loader, clients: int) -> float:
         warmup_s=0,
         seconds=0,
     )
-    return (sluice.disk_bytes() - before) / clients

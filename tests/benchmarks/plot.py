@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+_CALLERS: Final = (1, 32, 128, 512)
 _LINES: Final = {
     "sdk": "Sluice, SDK",
     "http": "Sluice, HTTP",
@@ -27,7 +28,7 @@ def main(measured: Path, picture: Path) -> None:
     results = {result["key"]: result for result in json.loads(measured.read_text())["results"]}
     figure, (cost, wait, parts) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     for way, name in _LINES.items():
-        found = [results[f"{way}-{n}"] for n in (1, 32, 128, 512) if f"{way}-{n}" in results]
+        found = [results[f"{way}-{n}"] for n in _CALLERS if f"{way}-{n}" in results]
         callers = [result["callers"] for result in found]
         cost.plot(callers, [_middle(result, _cpu_us) for result in found], marker="o", label=name)
         wait.plot(
@@ -35,7 +36,7 @@ def main(measured: Path, picture: Path) -> None:
         )
     _label(cost, "CPU of a check, all servers", "µs")
     _label(wait, "p99", "ms")
-    _bars(parts, [results[key] for key in ("http-1", "http-32", "http-128", "http-512") if key in results])
+    _bars(parts, [results[f"http-{n}"] for n in _CALLERS if f"http-{n}" in results])
     figure.savefig(picture, dpi=120)
 
 
@@ -55,6 +56,7 @@ def _bars(axes: Axes, found: list[dict[str, Any]]) -> None:
 def _label(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(title)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(_CALLERS, [str(callers) for callers in _CALLERS])
     axes.set_yscale("log")
     axes.set_xlabel("callers")
     axes.set_ylabel(unit)

@@ -92,14 +92,10 @@ class Rig:
         return max(self.system.workers, key=lambda worker: len(self.owned_by(gateway, worker)))
 
     def settled(self, gateway: Gateway) -> bool:
-        """Whether every partition is judged by a worker that runs."""
+        """Whether every partition is judged by a worker that runs, and each of those judges something."""
         owners = self.owners(gateway)
         running = {worker.name for worker in self.system.workers if worker.status is None}
-        return len(owners) == PARTITIONS and set(owners.values()) <= running
-
-    def all_at_work(self, gateway: Gateway) -> bool:
-        """Whether every worker judges something."""
-        return len(set(self.owners(gateway).values())) == len(self.system.workers)
+        return len(owners) == PARTITIONS and set(owners.values()) == running
 
     def replace(self, old: Process, **how: Any) -> Process:
         """Start another worker under *old*'s instance id and in its place; *old* itself is not touched."""

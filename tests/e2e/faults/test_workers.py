@@ -71,7 +71,7 @@ def test_frozen_past_its_session_and_woken(rig: Rig) -> None:
 def test_added(rig: Rig) -> None:
     with rig.fault("worker: one joins", targets=Targets(moved_s=2, kept_s=0.5)) as fault:
         rig.system.add_worker()
-        eventually("it has its share", lambda: rig.all_at_work(fault.gateways[0]), on_failure=rig.system.logs)
+        eventually("it has its share", lambda: rig.settled(fault.gateways[0]), on_failure=rig.system.logs)
 
 
 def test_removed(rig: Rig) -> None:

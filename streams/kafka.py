@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.contract.unpacking import BOUNDS
@@ -14,7 +14,13 @@ from streams.contract.unpacking import BOUNDS
 _log = logging.getLogger("sluice.kafka")
 
 
-def consumer(bootstrap: str, group: str, *, on_missing: str = "error") -> Consumer:
+def consumer(
+    bootstrap: str,
+    group: str,
+    *,
+    on_missing: str = "error",
+    on_commit: Callable[[Any, list[TopicPartition]], None] | None = None,
+) -> Consumer:
     """A consumer that is told what to read (it joins no group).
 
     Args:
@@ -22,6 +28,7 @@ def consumer(bootstrap: str, group: str, *, on_missing: str = "error") -> Consum
         group: Under which offsets are committed, for lag monitors; nothing reads them back but a partition
             that has no marker.
         on_missing: What to do where an offset is gone: ``error``, or ``earliest``.
+        on_commit: Called, while polling, with an error or ``None`` and the offsets of a commit.
     """
     return Consumer(
         {
@@ -29,6 +36,7 @@ def consumer(bootstrap: str, group: str, *, on_missing: str = "error") -> Consum
             "group.id": group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
+            **({"on_commit": on_commit} if on_commit else {}),
             "enable.partition.eof": True,
             "auto.offset.reset": on_missing,
             # One record to come waits for no other.

@@ -147,8 +147,13 @@ class Membership:
         # Without a member id of our own this would remove whoever has taken our place.
         if coordinator.generation > 0 and coordinator.member_id:
             member = (coordinator.member_id, self._instance)
+            why: object = None
             try:
-                await self._send(_Leave(coordinator.group_id, [member]))
+                answer = await self._send(_Leave(coordinator.group_id, [member]))
+                if codes := [code for code in (answer.error_code, *(m[2] for m in answer.members)) if code]:
+                    why = f"error {codes[0]}"
             except KafkaError as exc:
-                _log.warning("the group was not told that this worker leaves (%s); it waits for it", exc)
+                why = exc
+            if why is not None:
+                _log.warning("the group was not told that this worker leaves (%s); it waits for it", why)
         coordinator.reset_generation()

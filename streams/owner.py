@@ -53,6 +53,7 @@ _POLL_S: Final = 0.02
 _READ: Final = 500
 """Records taken at once, so that a backlog does not keep flushes and commands waiting."""
 _LAG_S: Final = 1.0
+"""Between two looks at how far there is to go, and two commits of how far it went."""
 UNWRITTEN_S: Final = 30.0
 """What is judged and may not be written grows; after this long it is dropped, and read from the log again."""
 
@@ -108,7 +109,10 @@ class Owner(threading.Thread):
         self._on_dropped = on_dropped
         self._on_fatal = on_fatal
         # Markers are committed under it, for lag monitors. It has no members: Faust's group assigns.
-        self._consumer: Consumer = kafka.consumer(settings.bootstrap, f"{settings.app_id}-owner")
+        self._consumer: Consumer = kafka.consumer(
+            settings.bootstrap, f"{settings.app_id}-owner", on_commit=self._committed_are
+        )
+        self._committed: dict[int, int] = {}
         self._steps = Steps(self._consumer)
         self._outbox = Outbox(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
@@ -172,14 +176,14 @@ class Owner(threading.Thread):
         return {p: PartitionBeat("running", self._lag.get(p, 0)) for p in ours}
 
     def stop(self, timeout_s: float) -> list[PartitionStore]:
-        """End the thread, which is given *timeout_s*, and return the stores it held."""
+        """End the thread and return the stores it held; none if it has not ended after *timeout_s*."""
 
         def end() -> None:
             self._stopping = True
 
         self._call(end)
         self.join(timeout_s)
-        return [owned.store for owned in self._judged()]
+        return [] if self.is_alive() else [owned.store for owned in self._judged()]
 
     # --- the thread -------------------------------------------------------------------------
 
@@ -187,7 +191,7 @@ class Owner(threading.Thread):
         """Turn until told to stop."""
         cause = None
         try:
-            self._consumer.incremental_assign([TopicPartition(NODES, 0, OFFSET_END)])
+            self._listen()
             while not self._stopping:
                 self._turn()
         except Exception as exc:  # noqa: BLE001 - whatever ended it must end the worker, not only this thread
@@ -201,6 +205,10 @@ class Owner(threading.Thread):
         if cause is not None:
             self._on_fatal(cause)
 
+    def _listen(self) -> None:
+        """Hear the beats of others from now on."""
+        self._consumer.incremental_assign([TopicPartition(NODES, 0, OFFSET_END)])
+
     def _turn(self) -> None:
         self._run_commands()
         for message in self._steps.sift(kafka.drain(self._consumer, _READ, _POLL_S)):
@@ -208,8 +216,9 @@ class Owner(threading.Thread):
         self._outbox.poll()
         now = monotonic()
         for owned in tuple(self._running.values()):
-            if self._sure(now):
-                self._tend(owned, now)
+            if not self._sure(now):
+                break
+            self._tend(owned, now)
         if self._holding is not None:
             self._write_last(self._holding, now)
         if self._leaving:
@@ -217,6 +226,7 @@ class Owner(threading.Thread):
         if now - self._lag_at >= _LAG_S:
             self._lag_at = now
             self._measure_lag()
+            self._commit()
 
     def _judged(self) -> list[Owned]:
         leaving = (owned for owned, _ in self._leaving.values())
@@ -242,6 +252,7 @@ class Owner(threading.Thread):
                 UNWRITTEN_S,
                 sorted(self._running),
             )
+            self._unsure_until = None
             self._drop(list(self._running.values()))
         return False
 
@@ -307,7 +318,9 @@ class Owner(threading.Thread):
         """Judge it no longer."""
         for judged in (self._running, self._held, self._leaving):
             judged.pop(owned.partition, None)
-        self._updates_paused.discard(owned.partition)
+        if owned.partition in self._updates_paused:
+            # librdkafka would keep it paused for whoever is assigned it next, here.
+            self._resume_updates(owned.partition)
         if self._lag.pop(owned.partition, None) is not None:
             self._metrics.lag.remove(str(owned.partition))
         self._consumer.incremental_unassign(
@@ -317,12 +330,15 @@ class Owner(threading.Thread):
             self._steps.forget(topic, owned.partition)
 
     def _hold(self, timeout_s: float, done: Future[None]) -> None:
+        # What is held already has had its last flush: the group may have given it away by now.
+        goals = {partition: owned.ledger.next_offset for partition, owned in self._running.items()}
+        if self._holding is not None:
+            if not self._holding.done.done():
+                goals |= self._holding.goals
+            self._holding.end()
         self._held.update(self._running)
         self._running.clear()
         self._unsure_until = None
-        goals = {partition: owned.ledger.next_offset for partition, owned in self._held.items()}
-        if self._holding is not None:
-            self._holding.end()
         now = monotonic()
         self._holding = _Holding(done, goals, now + timeout_s, now + UNWRITTEN_S)
 
@@ -404,13 +420,15 @@ class Owner(threading.Thread):
         if code == KafkaError._PARTITION_EOF:
             return
         if unreadable(message):
-            if message.topic() != NODES and message.partition() in self._running:
+            partition = message.partition()
+            if message.topic() != NODES and (partition in self._running or partition in self._held):
                 reason = f"the batch that begins here cannot be unpacked: {error.str()}"
                 self._outbox.dead_letter(message, reason)
             return
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             if message.topic() == NODES:  # beats of the past say nothing
-                self._consumer.seek(TopicPartition(NODES, 0, OFFSET_END))
+                self._consumer.incremental_unassign([TopicPartition(NODES, 0)])
+                self._listen()
                 return
             raise OffsetGone(
                 f"{message.topic()}[{message.partition()}] does not hold the offset to go on from "
@@ -433,13 +451,27 @@ class Owner(threading.Thread):
             self._drop([owned])
             return
         if owned.partition in self._updates_paused and not owned.relay.full:
-            self._consumer.resume([TopicPartition(UPDATES, owned.partition)])
-            self._updates_paused.discard(owned.partition)
+            self._resume_updates(owned.partition)
         if marker is not None:
-            with suppress(KafkaException):  # only lag monitors read it
-                place = TopicPartition(CHECKS, owned.partition, marker.next_offset)
-                self._consumer.commit(offsets=[place], asynchronous=True)
             owned.ledger.forget_clean(self._settings.cached_clients // len(self._running))
+
+    def _resume_updates(self, partition: int) -> None:
+        self._consumer.resume([TopicPartition(UPDATES, partition)])
+        self._updates_paused.discard(partition)
+
+    def _commit(self) -> None:
+        """Commit the markers, for lag monitors; what has failed is tried again."""
+        markers = {partition: owned.ledger.flushed.next_offset for partition, owned in self._running.items()}
+        places = [
+            TopicPartition(CHECKS, p, end) for p, end in markers.items() if self._committed.get(p) != end
+        ]
+        if places and self._lease.holds():
+            with suppress(KafkaException):
+                self._consumer.commit(offsets=places, asynchronous=True)
+
+    def _committed_are(self, error: Any, places: list[TopicPartition]) -> None:
+        if error is None:
+            self._committed |= {place.partition: place.offset for place in places if place.error is None}
 
     def _measure_lag(self) -> None:
         for partition, owned in (*self._running.items(), *self._held.items()):

@@ -68,6 +68,7 @@ class Ownership:
         self._standbys: set[int] = set()
         self._held: dict[int, Holder] = {}
         self._here: dict[int, PartitionStore] = {}
+        self._stopping = False
         self._lock = asyncio.Lock()
         self._moved = asyncio.Condition(self._lock)
 
@@ -82,6 +83,8 @@ class Ownership:
     async def assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
         """A rebalance ended: keep what stayed, let go of what left, restore what came."""
         async with self._lock:
+            if self._stopping:
+                return
             member = self._member()
             # Nobody can have owned them between two generations of one member, one after the other.
             unbroken = generation == self._generation + 1 and member == self._last_member
@@ -167,17 +170,20 @@ class Ownership:
                     await self._place(store.partition)
 
     async def let_go(self) -> None:
-        """Flush, and write no more; awaited before the group is left."""
-        self._owner.generation = None
-        await asyncio.wrap_future(self._owner.hold_all(_FLUSH_S))
+        """Flush, and write no more; awaited before the group is left. No assignment changes that."""
+        async with self._lock:
+            self._stopping = True
+            self._owner.generation = None
+            await asyncio.wrap_future(self._owner.hold_all(_FLUSH_S))
 
     async def stop(self) -> None:
         """Answer on until others do, if there are any; then close everything."""
-        with suppress(Unavailable, TimeoutError):  # the owner has ended
-            if await asyncio.wrap_future(self._owner.others()):
-                await asyncio.wrap_future(self._owner.leave(self._held_by(Holder.OWNER), _STOP_S))
-                async with asyncio.timeout(_STOP_S + 1), self._moved:
-                    await self._moved.wait_for(lambda: not self._held_by(Holder.OWNER))
+        with suppress(Unavailable, TimeoutError):  # the owner has ended, or waits for brokers
+            async with asyncio.timeout(_STOP_S + 1):
+                if await asyncio.wrap_future(self._owner.others()):
+                    await asyncio.wrap_future(self._owner.leave(self._held_by(Holder.OWNER), _STOP_S))
+                    async with self._moved:
+                        await self._moved.wait_for(lambda: not self._held_by(Holder.OWNER))
         stores = await asyncio.to_thread(self._owner.stop, _STOP_S)
         await asyncio.to_thread(self._restorer.stop)
         for store in (*stores, *self._here.values()):

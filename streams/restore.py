@@ -12,7 +12,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -33,8 +32,10 @@ _log = logging.getLogger("sluice.restore")
 _POLL_S: Final = 0.05
 _LOOK_S: Final = 1.0
 """How often the ends of owned changelogs are looked at for foreign writes."""
-_RPC_S: Final = 5.0
+_RPC_S: Final = 2.0
 _RETRY_S: Final = 0.5
+_STOP_S: Final = 10.0
+"""Seconds for the end of the thread, which may be waiting for brokers that are away."""
 
 
 class Restored(NamedTuple):
@@ -65,6 +66,11 @@ class _Followed:
         self.ends: dict[str, int] = {}
         self.copied = False
         self.not_before = 0.0
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether it has been read to its ends, which are known."""
+        return bool(self.ends) and all(self.store.next[table] >= end for table, end in self.ends.items())
 
 
 class Restorer(threading.Thread):
@@ -138,13 +144,13 @@ class Restorer(threading.Thread):
         self._commands.put(lambda: setattr(self, "_watched", set(partitions)))
 
     def stop(self) -> None:
-        """End the thread and close what it holds."""
+        """End the thread, which closes what it holds."""
 
         def end() -> None:
             self._stopping = True
 
         self._commands.put(end)
-        self.join()
+        self.join(_STOP_S)
 
     # --- the thread ---
 
@@ -153,6 +159,7 @@ class Restorer(threading.Thread):
         try:
             while not self._stopping:
                 self._run_commands()
+                self._hand_over()
                 self._read()
                 self._look()
         except (SluiceError, KafkaException, OSError) as exc:
@@ -183,7 +190,6 @@ class Restorer(threading.Thread):
         followed = self._followed.get(partition)
         if followed is not None:
             followed.generation, followed.ends = generation, {}
-            self._hand_over(followed)
 
     def _release(self, partition: int) -> PartitionStore | None:
         followed = self._followed.pop(partition, None)
@@ -194,45 +200,77 @@ class Restorer(threading.Thread):
             self._copier.drop(partition)
         return followed.store
 
-    def _hand_over(self, followed: _Followed) -> None:
-        """Give the store away if it is asked for and has reached its ends."""
-        store, generation = followed.store, followed.generation
-        if generation is None or monotonic() < followed.not_before:
-            return
-        try:
-            if not followed.ends:
-                # Asked for after the assignment: what the owner before flushed as it let go lies below.
-                followed.ends = self._ends_of(store)
-            if any(store.next[table] < end for table, end in followed.ends.items()):
-                return
-            if self._copier is not None and not followed.copied and store.marker() is None:
-                if self._copier.advance(store.partition):
-                    followed.copied, followed.ends = True, {}  # what was copied is to be read
-                return
-            topic_id = str(describe(self._admin, [CHECKS])[CHECKS].topic_id)
-            place = TopicPartition(CHECKS, store.partition)
-            log_start = self._offsets([place], OffsetSpec.earliest())[place]  # type: ignore[no-untyped-call]
-            answer_from = 0
-            if self._copier is not None:
-                answer_from = self._offsets([place], OffsetSpec.latest())[place]  # type: ignore[no-untyped-call]
-        except (Unavailable, TopicError) as exc:
-            _log.warning("partition %s cannot be restored yet: %s", store.partition, exc)
-            followed.not_before = monotonic() + _RETRY_S
-            return
-        self._release(store.partition)
-        self._on_restored(Restored(generation, store, topic_id, log_start, answer_from))
+    def _hand_over(self) -> None:
+        """Give away the stores that are asked for and have reached their ends.
 
-    def _ends_of(self, store: PartitionStore) -> dict[str, int]:
-        found = self._ends({store.partition})
-        ends = {table: found[table, store.partition] for table in TABLES}
-        for table, end in ends.items():
-            if store.next[table] > end:
-                raise StateError(
-                    f"the local {table} of partition {store.partition} have read their changelog to offset "
-                    f"{store.next[table]} and it ends at {end}: the topic {self._topics[table]} was "
-                    f"deleted or cut. If that was meant, remove this worker's tables and start it again"
-                )
-        return ends
+        All are asked about at once: while a broker is away each question takes seconds.
+        """
+        now = monotonic()
+        due = [f for f in self._followed.values() if f.generation is not None and now >= f.not_before]
+        if not due:
+            return
+        # Asked for after the assignment: what the owner before flushed as it let go lies below.
+        self._find_ends([followed for followed in due if not followed.ends])
+        ready = [followed for followed in due if followed.caught_up and self._is_copied(followed)]
+        if ready:
+            self._give(ready)
+
+    def _postpone(self, followed: list[_Followed], why: object) -> None:
+        if followed:
+            partitions = [one.store.partition for one in followed]
+            _log.warning("partitions %s cannot be restored yet: %s", partitions, why)
+        for one in followed:
+            one.not_before = monotonic() + _RETRY_S
+
+    def _find_ends(self, asking: list[_Followed]) -> None:
+        found, why = self._ends({followed.store.partition for followed in asking})
+        lacking = []
+        for followed in asking:
+            store = followed.store
+            ends = {table: found.get((table, store.partition), -1) for table in TABLES}
+            if min(ends.values()) < 0:
+                lacking.append(followed)
+                continue
+            for table, end in ends.items():
+                if store.next[table] > end:
+                    raise StateError(
+                        f"the local {table} of partition {store.partition} have read their changelog to "
+                        f"offset {store.next[table]} and it ends at {end}: the topic {self._topics[table]} "
+                        f"was deleted or cut. If that was meant, remove this worker's tables and start it "
+                        f"again"
+                    )
+            followed.ends = ends
+        self._postpone(lacking, why)
+
+    def _is_copied(self, followed: _Followed) -> bool:
+        """Whether nothing is to be copied (any more) from the default lane."""
+        if self._copier is None or followed.copied or followed.store.marker() is not None:
+            return True
+        try:
+            if self._copier.advance(followed.store.partition):
+                followed.copied, followed.ends = True, {}  # what was copied is to be read
+        except (Unavailable, TopicError) as exc:
+            self._postpone([followed], exc)
+        return False
+
+    def _give(self, ready: list[_Followed]) -> None:
+        try:
+            topic_id = str(describe(self._admin, [CHECKS])[CHECKS].topic_id)
+        except (Unavailable, TopicError) as exc:
+            self._postpone(ready, exc)
+            return
+        place_of = {TopicPartition(CHECKS, followed.store.partition): followed for followed in ready}
+        starts, why = self._offsets(list(place_of), OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        answered = dict.fromkeys(place_of, 0)
+        if self._copier is not None:
+            answered, why = self._offsets(list(starts), OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        known = starts.keys() & answered.keys()
+        self._postpone([followed for place, followed in place_of.items() if place not in known], why)
+        for place in known:
+            store, generation = place_of[place].store, place_of[place].generation
+            assert generation is not None
+            self._release(store.partition)
+            self._on_restored(Restored(generation, store, topic_id, starts[place], answered[place]))
 
     def _read(self) -> None:
         messages, ends = self._reader.take(_POLL_S)
@@ -251,31 +289,41 @@ class Restorer(threading.Thread):
         now, among = monotonic(), len(self._followed)
         for followed in list(self._followed.values()):
             self._metrics.swept.inc(followed.sweeper.advance(now, among))
-            self._hand_over(followed)
 
     def _look(self) -> None:
         now = monotonic()
         if not self._watched or now - self._looked < _LOOK_S:
             return
         self._looked = now
-        with suppress(Unavailable):  # the owner's own writes will tell, or its lease runs out
-            self._on_ends(self._ends(self._watched))
+        # Where one is not known, the owner's own writes will tell, or its lease runs out.
+        self._on_ends(self._ends(self._watched)[0])
 
-    def _ends(self, partitions: set[int]) -> dict[tuple[str, int], int]:
+    def _ends(self, partitions: set[int]) -> tuple[dict[tuple[str, int], int], str]:
         places = [TopicPartition(topic, p) for topic in self._topics.values() for p in partitions]
-        found = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        return {(self._tables[place.topic], place.partition): end for place, end in found.items()}
+        found, why = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return {(self._tables[place.topic], place.partition): end for place, end in found.items()}, why
 
-    def _offsets(self, places: list[TopicPartition], which: OffsetSpec) -> dict[TopicPartition, int]:
+    def _offsets(
+        self, places: list[TopicPartition], which: OffsetSpec
+    ) -> tuple[dict[TopicPartition, int], str]:
+        """Those that can be had, and why the others cannot."""
+        found: dict[TopicPartition, int] = {}
+        why = ""
+        if not places:
+            return found, why
         try:
             asked: dict[TopicPartition, Any] = dict.fromkeys(places, which)
             answers = self._admin.list_offsets(asked, request_timeout=_RPC_S)
-            found = {place: future.result(timeout=_RPC_S * 2).offset for place, future in answers.items()}
-        except (KafkaException, TimeoutError) as exc:
+        except KafkaException as exc:
+            return found, f"offsets cannot be read: {exc}"
+        for place, future in answers.items():
+            try:
+                found[place] = future.result(timeout=_RPC_S * 2).offset
+            except (KafkaException, TimeoutError) as exc:
+                why = f"offsets cannot be read: {exc}"
+        if why:
             # A client that asked a leader before its broker restarted goes on asking with the old epoch.
             self._admin = kafka.admin(self._servers)
-            raise Unavailable(f"offsets cannot be read: {exc}") from exc
-        if min(found.values(), default=0) < 0:
-            # A partition without a leader is answered so, not by an error.
-            raise Unavailable("offsets cannot be read: a partition has no leader")
-        return found
+        # A partition without a leader is answered so, not by an error.
+        known = {place: offset for place, offset in found.items() if offset >= 0}
+        return known, why or "a partition has no leader"

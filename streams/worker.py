@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 import uvloop
+from confluent_kafka import KafkaException
 from prometheus_client import start_http_server
 from pydantic import ValidationError
 
@@ -230,7 +231,8 @@ class Worker:
         for state in ("running", "restoring", "standby"):
             count = sum(1 for beat in partitions.values() if beat.state == state)
             self.metrics.partitions.labels(state).set(count)
-        with suppress(BufferError):  # the broker has been away for long: the next beat will do
+        # The broker has been away for long, or the topic is being made again: the next beat will do.
+        with suppress(BufferError, KafkaException):
             self._beats.produce(NODES, encode_beat(beat), self.settings.node_id.encode())
         self._beats.poll(0)
 

@@ -58,8 +58,10 @@ class Changelog:
         self._position += 1 << POSITION_BITS
         for number in range(self._clients):
             client = f"client-{number}"
-            tick = (START + number) // 1_000
-            state = State(self._position, {60_000: Window(60_000, [tick, tick + 1], [3, 2])})
+            window = Window(60_000)
+            window.charge(START + number, 3)
+            window.charge(START + number + 1_000, 2)
+            state = State(self._position, {60_000: window})
             self._send(
                 COUNTERS_CHANGELOG, partition_of(client, PARTITIONS), client.encode(), encode_state(state)
             )

@@ -14,10 +14,15 @@ from streams.contract.records import (
     Decision,
     NodeBeat,
     PartitionBeat,
+    Update,
+    UpdateKey,
+    decode_checks_record,
     encode_beat,
+    encode_update_key,
     encode_update_value,
 )
 from streams.contract.topics import (
+    CHECKS,
     NODES,
     UPDATES,
 )
@@ -30,6 +35,12 @@ def worker_beat(id_: str, lane: str, partitions: dict[int, PartitionBeat]) -> No
     return NodeBeat(id_, "worker", "0", "here", 0, partitions, lane=lane)
 
 
+def relayed(bench: Bench) -> bool:
+    """Whether an update has come by in the partition of ``checks``."""
+    values = (value for _, value in bench.changelog(CHECKS))
+    return any(isinstance(decode_checks_record(value), Update) for value in values)
+
+
 @pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
 def test_without_a_lease_nothing_is_written_and_all_is_answered(bench: Bench) -> None:
     assert bench.start()
@@ -37,15 +48,18 @@ def test_without_a_lease_nothing_is_written_and_all_is_answered(bench: Bench) ->
     eventually("flushed", bench.flushed)
     ends = bench.end(COUNTERS), bench.end(POLICIES)
     bench.lease.held = False
-    bench.produce(UPDATES, encode_update_value(parse_policy("7/hour")), b'["client","other",""]')
+    name = encode_update_key(UpdateKey("client", bench.client))
+    bench.produce(UPDATES, encode_update_value(parse_policy("700/hour")), name)
     assert bench.check(4).remaining == 93
     for _ in range(20):  # turns of the owner, each of which would have flushed
         bench.owner.others().result(WAIT_S)
     assert bench.check(1).remaining == 92
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
     assert bench.owner.beats().keys() == {0}
+    assert not relayed(bench)
 
     bench.lease.held = True
+    eventually("relayed", lambda: relayed(bench))
     eventually("flushed", bench.flushed)
 
 

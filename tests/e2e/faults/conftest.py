@@ -25,7 +25,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             system.add_worker()
         gateway = system.add_gateway()
         system.wait_ready()
-        eventually("every partition has its worker", lambda: rig.settled(gateway), on_failure=system.logs)
+        eventually("every worker has joined", lambda: rig.all_at_work(gateway), on_failure=system.logs)
         gateway.stop()
         system.gateways.remove(gateway)
         yield rig

@@ -30,6 +30,7 @@ LIMITS: Final = ("5/second", "20/10s", "60/minute", "10/second,100/minute", "100
 class Asked(NamedTuple):
     """A check and what came of it: times in seconds, monotonic; no answer if the gateway was gone."""
 
+    gateway: str
     client: str
     at: float
     until: float
@@ -106,7 +107,7 @@ class Load:
             answers = response.raise_for_status().json()
         until = time.monotonic()
         self.asked.extend(
-            Asked(name, at, until, answer) for name, answer in zip(clients, answers, strict=True)
+            Asked(url, name, at, until, answer) for name, answer in zip(clients, answers, strict=True)
         )
 
     async def _change(self, http: httpx.AsyncClient) -> None:
@@ -136,14 +137,17 @@ def running_load(urls: Sequence[str], seed: int = 1) -> Iterator[Load]:
 def late_s(asked: Sequence[Asked], since: float, until: float = float("inf")) -> dict[int, float]:
     """Seconds for which each partition was let through, of checks asked from *since* to *until*.
 
-    A spell is from the first check that was let through until the store next answered one that was asked
-    later; one between two good answers of other gateways ends there. Spells are added up.
+    A spell of a gateway is from its first check that was let through until the store next answered one that
+    it was asked later. Spells are added up, and the gateway that has most counts.
     """
-    by_partition: dict[int, list[Asked]] = defaultdict(list)
+    by_place: dict[tuple[int, str], list[Asked]] = defaultdict(list)
     for one in sorted(asked, key=lambda one: one.at):
         if since <= one.at <= until and one.answer is not None:
-            by_partition[partition_of(one.client, PARTITIONS)].append(one)
-    return {partition: _spells(by_partition[partition]) for partition in range(PARTITIONS)}
+            by_place[partition_of(one.client, PARTITIONS), one.gateway].append(one)
+    late = dict.fromkeys(range(PARTITIONS), 0.0)
+    for (partition, _), of_it in by_place.items():
+        late[partition] = max(late[partition], _spells(of_it))
+    return late
 
 
 def _spells(asked: Sequence[Asked]) -> float:

@@ -18,6 +18,7 @@ from streams.contract.topics import (
     COUNTERS_CHANGELOG,
     POLICIES_CHANGELOG,
     REPLIES,
+    app_id,
 )
 from streams.judge import Answer
 from streams.ledger import (
@@ -102,6 +103,7 @@ class Oracle:
     """
 
     def __init__(self, bootstrap: str, default: Policy | None = None) -> None:
+        self._bootstrap = bootstrap
         self._default = default or parse_policy("100/minute")
         self._checks = Topic(bootstrap, CHECKS)
         self._replies = Topic(bootstrap, REPLIES)
@@ -190,6 +192,25 @@ class Oracle:
             {table: _merged(topic.messages[partition]) for table, topic in self._changelogs.items()}
             for partition in range(PARTITIONS)
         ]
+
+    def unmended(self) -> list[str]:
+        """Keys whose last record in a changelog, which compaction keeps, is older than one before it."""
+        found = []
+        for table, topic in self._changelogs.items():
+            for partition, messages in topic.messages.items():
+                last = {message.key(): message.value() for message in messages}
+                merged = _merged(messages)
+                found += [f"{table}[{partition}] {key!r}" for key in last if last[key] != merged[key]]
+        return found
+
+    def committed(self) -> list[int]:
+        """What lag monitors see of each partition."""
+        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": f"{app_id('')}-owner"})
+        try:
+            places = [TopicPartition(CHECKS, partition) for partition in range(PARTITIONS)]
+            return [place.offset for place in consumer.committed(places, timeout=_READ_S)]
+        finally:
+            consumer.close()
 
 
 def flushed(truths: Sequence[Truth], stored: Sequence[dict[str, Table]]) -> bool:

@@ -92,10 +92,14 @@ class Rig:
         return max(self.system.workers, key=lambda worker: len(self.owned_by(gateway, worker)))
 
     def settled(self, gateway: Gateway) -> bool:
-        """Whether every partition is judged by a worker that runs, and each of those judges something."""
+        """Whether every partition is judged by a worker that runs."""
         owners = self.owners(gateway)
         running = {worker.name for worker in self.system.workers if worker.status is None}
-        return len(owners) == PARTITIONS and set(owners.values()) == running
+        return len(owners) == PARTITIONS and set(owners.values()) <= running
+
+    def all_at_work(self, gateway: Gateway) -> bool:
+        """Whether every worker judges something."""
+        return len(set(self.owners(gateway).values())) == len(self.system.workers)
 
     def replace(self, old: Process, **how: Any) -> Process:
         """Start another worker under *old*'s instance id and in its place; *old* itself is not touched."""
@@ -213,11 +217,17 @@ class Rig:
         def all_flushed() -> bool:
             # What was published late, or relayed, may have come since.
             truths[:] = self.oracle.read()
-            return flushed(truths, self.oracle.stored())
+            return flushed(truths, self.oracle.stored()) and not self.oracle.unmended()
 
-        eventually("all flushed", all_flushed, on_failure=lambda: self.behind(truths) + self.system.logs())
+        eventually(
+            "all flushed, gaps mended",
+            all_flushed,
+            on_failure=lambda: self.behind(truths) + self.system.logs(),
+        )
         for partition, (truth, stored) in enumerate(zip(truths, self.oracle.stored(), strict=True)):
             check_state(partition, truth, stored, "changelog")
+        ends = [truth.marker.next_offset for truth in truths]
+        eventually("all committed", lambda: self.oracle.committed() == ends)
         logged = sum(truth.checks for truth in truths)
         new, self._logged = logged - self._logged, logged
         uncounted = sum(gateway.count("sluice_checks_uncounted_total") for gateway in alive)
@@ -229,7 +239,7 @@ class Rig:
         """Each partition's end, and its marker."""
         ends = [truth.marker.next_offset for truth in truths]
         markers = [decode_marker(tables[POLICIES][MARKER_KEY]).next_offset for tables in self.oracle.stored()]
-        return f"logs end at {ends}, markers are at {markers}\n"
+        return f"logs end at {ends}, markers are at {markers}; not mended: {self.oracle.unmended()}\n"
 
     def places(self, gateway: Gateway) -> dict[str, list[int]]:
         """The partitions that each worker judges, or stands by for."""

@@ -99,6 +99,24 @@ class World:
     def new_owners_begin(self) -> None:
         self.drop(self.leaving)
 
+    def others(self) -> Future[bool]:
+        self.callbacks_soon()
+        return done(True)
+
+    def callbacks_soon(self) -> None:
+        """What is left by then is taken over by others at once."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.001, self.new_owners_begin)
+        loop.call_later(0.002, lambda: [loop.create_task(callback) for callback in self.callbacks])
+
+    def stop(self, timeout_s: float | None = None) -> list[Any]:
+        """The owner's with a timeout, the restorer's without."""
+        if timeout_s is not None:
+            return [*self.running.values(), *self.held.values(), *self.leaving.values()]
+        for store in self.followed.values():
+            store.close()
+        return []
+
     # --- as the restorer, and release() as both ---
 
     def open(self, partition: int) -> None:
@@ -157,7 +175,7 @@ async def settle(world: World, tasks: list[asyncio.Task[None]]) -> None:
             world.catch_up(partition)
 
 
-async def play(script: list[tuple[Any, ...]]) -> None:
+async def play(script: list[tuple[Any, ...]], racing: int) -> None:
     world = World()
     tasks: list[asyncio.Task[None]] = []
     revoked, generation, member = True, 0, ""
@@ -196,7 +214,23 @@ async def play(script: list[tuple[Any, ...]]) -> None:
     assert not world.leaving
     assert world.opened == actives | standbys
 
+    if racing:
+        await world.ownership.revoked()
+        generation, world.unbroken = generation + 1, world.member == member
+        last = [
+            world.ownership.assigned(generation, actives | standbys, set()),
+            world.ownership.let_go(),
+        ]
+        await asyncio.gather(*last[::racing])
+    else:
+        await world.ownership.let_go()
+    assert not world.running, "what is written now is written without being a member"
+    await world.ownership.stop()
+    assert not world.opened
 
-@given(actions)
-def test_at_rest_every_partition_is_where_it_belongs(script: list[tuple[Any, ...]]) -> None:
-    asyncio.run(play(script))
+
+@given(actions, st.sampled_from([0, 1, -1]))
+def test_at_rest_every_partition_is_where_it_belongs_and_after_a_stop_closed(
+    script: list[tuple[Any, ...]], racing: int
+) -> None:
+    asyncio.run(play(script, racing))

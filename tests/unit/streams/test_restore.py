@@ -107,7 +107,7 @@ def test_a_partition_without_a_leader_is_asked_for_again(
     assert found == Restored(1, store, "id", 0)
     assert failures.empty()
     [warning] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert "partition 2 cannot be restored yet" in warning
+    assert "partitions [2] cannot be restored yet: a partition has no leader" in warning
     assert "has no leader" in warning
 
 

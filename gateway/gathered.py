@@ -33,7 +33,7 @@ class _Gathered:
         """Take *data*; at the latest it is written when this turn ends."""
         if self._held:
             data, self._held = self._held + data, b""
-            self._transport.write(data)
+            self._send(data)
         elif data:
             self._held = data
             self._loop.call_soon(self._flush)
@@ -41,6 +41,11 @@ class _Gathered:
     def _flush(self) -> None:
         if self._held:
             data, self._held = self._held, b""
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        # The connection may be reset in the turn in which data was held; uvloop's transport then raises.
+        if not self.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:

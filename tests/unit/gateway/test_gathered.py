@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+from typing import Any
 
 import httpx
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
@@ -95,3 +99,33 @@ async def test_a_head_does_not_wait_for_a_body_that_takes_its_time() -> None:
             assert await response.aread() == b"done"
     finally:
         await server.shutdown()
+
+
+def test_what_is_held_when_the_connection_is_reset_is_no_error() -> None:
+    """On uvloop, whose transport raises when it is written to after its end."""
+    errors: list[dict[str, Any]] = []
+
+    class Late(GatheredProtocol):
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.transport.write(b"a head that was sent in the same turn")
+            super().connection_lost(exc)
+            self.loop.call_soon(self.loop.call_soon, ended.set)
+
+    ended = asyncio.Event()
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: errors.append(context))
+        config = uvicorn.Config(answer, lifespan="off", log_config=None)
+        config.load()
+        server = await loop.create_server(lambda: Late(config, ServerState(), {}), "127.0.0.1", 0)
+        async with server:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            client = writer.get_extra_info("socket")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+            await asyncio.wait_for(ended.wait(), 30)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+    assert errors == []

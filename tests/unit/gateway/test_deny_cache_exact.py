@@ -13,7 +13,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.deny_cache import MARGIN, PROOF_S, DenyCache
+from gateway.deny_cache import PROOF_S, DenyCache
 from gateway.metrics import Metrics
 from streams.contract.policy import UNLIMITED, Policy, parse_policy
 from streams.contract.records import (
@@ -229,7 +229,7 @@ def test_why_a_denial_is_held_for_less_than_it_says() -> None:
     asked, other = Check("a", plan="gold"), Check("a", 0, plan="tin")
     start, denied_at, says = 60_000 * 30_000_000, 101, 60_899
 
-    def allowed_after(wait_ms: int) -> bool:
+    def log_allows_after(wait_ms: int) -> bool:
         checks = [(100, asked), (denied_at, asked), (denied_at, other)]
         checks += [(denied_at + wait_ms, other), (denied_at + wait_ms, asked)]
         values = [
@@ -243,13 +243,18 @@ def test_why_a_denial_is_held_for_less_than_it_says() -> None:
         assert (decisions[1].allowed, decisions[1].retry_after_ms) == (False, says)
         return decisions[-1].allowed
 
-    assert [allowed_after(wait_ms) for wait_ms in (59_999, 60_000, 60_001, says)] == [
-        False,
-        False,
-        True,
-        True,
-    ]
-    assert says * (1 - 1 / MARGIN) <= 60_000
+    def cache_denies_after(wait_ms: int) -> bool:
+        now = [0.0]
+        cache = DenyCache(Metrics(), 1, 1, lambda: now[0])
+        cache.proven([0], now[0])
+        cache.learn(0, [asked], Reply(7, 1, 0, 0, [Decision(False, 1, 0, says, says, 0)]), now[0])
+        now[0] = wait_ms / 1_000
+        cache.proven([0], now[0])
+        return cache.get(asked) is not None
+
+    waits_ms = (59_899, 60_000, 60_001, says)
+    assert [log_allows_after(wait_ms) for wait_ms in waits_ms] == [False, False, True, True]
+    assert [cache_denies_after(wait_ms) for wait_ms in waits_ms] == [True, False, False, False]
 
 
 def test_the_model_has_denials_to_give() -> None:

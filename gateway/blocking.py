@@ -11,10 +11,13 @@ from typing import Any, Self, TypeVar
 
 import uvloop
 
+from gateway.admin import Applied, LimitsPage
 from gateway.answer import Answer
 from gateway.limiter import Limiter
+from gateway.nodes import Readiness, Status
 from gateway.settings import Settings
-from streams.contract.records import Check
+from streams.contract.policy import Policy
+from streams.contract.records import Check, UpdateKey
 
 T = TypeVar("T")
 
@@ -93,6 +96,33 @@ class BlockingLimiter:
             InvalidInput: as :meth:`check`.
         """
         return self._wait(self._limiter.peek(client, plan=plan, resource=resource))
+
+    def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
+        """Hold a client, plan or the default to *policy*: :meth:`Limiter.set_limits`, and its errors."""
+        return self._wait(self._limiter.set_limits(key, policy))
+
+    def get_limits(self, key: UpdateKey) -> Policy | None:
+        """The policy stored under exactly this key: :meth:`Limiter.get_limits`, and its errors."""
+        return self._wait(self._limiter.get_limits(key))
+
+    def list_limits(self, after: str | None = None, limit: int = 100, kind: str | None = None) -> LimitsPage:
+        """One page of the stored policies: :meth:`Limiter.list_limits`, and its errors."""
+        return self._wait(self._limiter.list_limits(after, limit, kind))
+
+    def reset(self, client: str, resource: str = "") -> Applied:
+        """Forget what *client* has spent: :meth:`Limiter.reset`, and its errors."""
+        return self._wait(self._limiter.reset(client, resource))
+
+    def status(self) -> Status:
+        """Mode, nodes and the store's state, as known now; costs no I/O."""
+        return self._wait(self._status())
+
+    async def _status(self) -> Status:
+        return self._limiter.status()  # of the loop alone, as all of it
+
+    def ready(self) -> Readiness:
+        """Whether checks of one partition at least are answered from the store; if not, why."""
+        return self._wait(self._limiter.ready())
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
         with self._submitting:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from gateway.admin import Word
 from gateway.limiter import Limiter
 from gateway.nodes import BrokerView
 from streams.contract.records import (
@@ -15,8 +16,10 @@ from streams.contract.records import (
     Denied,
     NodeBeat,
     Reply,
+    Update,
     decode_beat,
     decode_checks_record,
+    decode_update,
 )
 from tests.unit.gateway.clockwork import answer_to
 
@@ -38,6 +41,7 @@ class Kafka:
         self.checks: list[Check] = []
         self.denied: list[Denied] = []
         self.beats: list[NodeBeat] = []
+        self.updates: list[list[Update]] = [[] for _ in range(PARTITIONS)]
         self.stopped = False
 
     def start(self) -> None:
@@ -62,3 +66,21 @@ class Kafka:
 
     def send_beat(self, key: bytes, value: bytes) -> None:
         self.beats.append(decode_beat(value))
+
+    def send_update(
+        self,
+        partition: int,
+        key: bytes,
+        value: bytes | None,
+        id_: str,
+        done: Callable[[str | None, int], None],
+        order: int | None = None,
+    ) -> None:
+        log = self.updates[partition]
+        update = decode_update(len(log), key, value, None)
+        log.append(update)
+        self.loop.call_soon(done, None, update.version)
+        self.loop.call_soon(self.listener.told, [Word(id_, True, update.version, partition)])
+
+    def read_updates(self, partition: int, start: int | None) -> Iterator[Update]:
+        yield from self.updates[partition][start or 0 :]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -7,10 +8,15 @@ from functools import partial
 import pytest
 
 import gateway.limiter
+from gateway.admin import Applied, StoredLimit
 from gateway.blocking import BlockingLimiter
-from gateway.nodes import BrokerView
+from gateway.following import Told
+from gateway.limiter import Limiter
+from gateway.nodes import BrokerView, Readiness
+from gateway.transport import Listener
 from streams.contract.errors import InvalidId, TopicError
-from streams.contract.records import Batch, Check
+from streams.contract.policy import parse_policy
+from streams.contract.records import Batch, Check, UpdateKey
 from tests.unit.gateway.clockwork import answer_to
 from tests.unit.gateway.kafka import Kafka
 
@@ -44,6 +50,40 @@ def test_every_call_waits_for_its_answer(kafka: type[Kafka]) -> None:
     bob, eve, carol = Check("bob", 4), Check("eve", 6), Check("carol", 8)
     assert set(log.checks) == {Check("alice", 2, "gold", "login"), bob, eve, Check("alice", 0), carol}
     assert log.stopped
+
+
+def test_limits_are_changed_and_read(kafka: type[Kafka]) -> None:
+    alice, policy = UpdateKey("client", "alice"), parse_policy("5/minute")
+    with blocking() as limiter:
+        assert limiter.set_limits(alice, policy) == Applied(True, 0)
+        assert limiter.get_limits(alice) == policy
+        assert limiter.get_limits(UpdateKey("client", "bob")) is None
+        assert limiter.list_limits().items == [StoredLimit(alice, policy, 0)]
+        assert limiter.list_limits(None, 1, "plan").items == []
+        assert limiter.reset("alice") == Applied(True, 1)
+        assert limiter.status().mode == "normal"
+
+
+def test_it_says_why_it_is_not_ready(kafka: type[Kafka]) -> None:
+    kafka.view = BrokerView(error="no broker")
+    with blocking() as limiter:
+        assert limiter.ready() == Readiness(False, "no broker")
+
+
+def test_it_has_every_call_of_the_other() -> None:
+    """All but what only makes sense in a loop or for who supervises one."""
+
+    def calls(of: type) -> dict[str, list[inspect.Parameter]]:
+        return {
+            name: list(inspect.signature(call).parameters.values())
+            for name, call in vars(of).items()
+            if inspect.isfunction(call) and not name.startswith("_")
+        }
+
+    told = calls(Listener) | calls(Told)
+    theirs = {name: call for name, call in calls(Limiter).items() if name not in told}
+    del theirs["until_failure"]
+    assert calls(BlockingLimiter) == theirs
 
 
 def test_threads_ask_at_the_same_time(kafka: type[Kafka]) -> None:

@@ -12,10 +12,10 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/sluice up $(ARGS)
 
-test: .venv/dev ## run unit, integration (a real broker) and e2e (real processes) tests
-	@$(BIN)/pytest tests/unit streams gateway tests/integration tests/e2e --ignore=tests/e2e/faults $(ARGS)
+test: .venv/dev ## run unit, integration (a real broker), e2e (real processes) and fault tests
+	@$(BIN)/pytest tests/unit streams gateway tests/integration tests/e2e $(ARGS)
 
-faults: .venv/dev ## run the fault suite: three brokers, three workers, two gateways, one fault after the other
+faults: .venv/dev ## run the fault tests alone: three brokers, three workers, two gateways, one fault after the other
 	@$(BIN)/pytest tests/e2e/faults $(ARGS)
 
 soak: .venv/dev ## random faults for 30 minutes, proven by the log (SOAK_MINUTES=, SOAK_SEED=)

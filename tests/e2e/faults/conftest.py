@@ -25,7 +25,11 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             system.add_worker()
         gateway = system.add_gateway()
         system.wait_ready()
-        eventually("every worker has joined", lambda: rig.all_at_work(gateway), on_failure=system.logs)
+        eventually(
+            "every worker has joined",
+            lambda: rig.settled(gateway) and all(worker.lines("generation") for worker in system.workers),
+            on_failure=system.logs,
+        )
         gateway.stop()
         system.gateways.remove(gateway)
         yield rig

@@ -15,7 +15,6 @@ batches hold no slot and expire a deadline after their *sending*; a reply by the
 
 from __future__ import annotations
 
-import time
 from asyncio import AbstractEventLoop, Future, TimerHandle
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from gateway.deny_cache import DenyCache
 from gateway.metrics import Metrics
 from gateway.mode import Mode
 from gateway.pending import Outcome, Pending, PendingBatch, size_of
+from streams.contract.clock import now
 from streams.contract.errors import Unavailable
 from streams.contract.records import NO_REPLY, Batch, Check, Reply, encode_batch
 from streams.contract.topics import partition_of
@@ -92,7 +92,7 @@ class Batcher:
         deadline_s: Seconds until a check is let through.
         misses: Deadlines missed in a row that open a partition's breaker.
         max_in_flight: Checks that may wait for an answer.
-        clock: Seconds; for latencies, finer than some loops' own time.
+        clock: Seconds; for latencies, finer than some loops' own time, and the deny cache's.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Batcher:
         deadline_s: float,
         misses: int,
         max_in_flight: int,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = now,
     ) -> None:
         self._loop = loop
         self._outbox = outbox

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from threading import Event
-from time import perf_counter
 from typing import Any, Final, Protocol
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from gateway.deny_cache import PROOF_S
+from streams.contract.clock import now
 from streams.contract.errors import UndecodableRecord
-from streams.contract.records import Update, decode_update
+from streams.contract.records import Update, decode_update, headers_of
 from streams.contract.topics import UPDATES, partition_of
 from streams.contract.unpacking import Steps
 
@@ -47,7 +47,7 @@ class Told(Protocol):
         """Updates, each with its partition."""
 
     def followed(self, partitions: list[int], at: float) -> None:
-        """All that was written to *partitions* before *at* (``perf_counter``) has been told."""
+        """All that was written to *partitions* before *at* (``streams.contract.clock``) has been told."""
 
     def wants_proof(self) -> bool:
         """Whether :meth:`followed` would be of use; asked in the follower's thread."""
@@ -84,14 +84,19 @@ class Following:
             if stopping.wait(AGAIN_S):
                 return
         while not stopping.is_set():
-            self._read()
+            try:
+                self._read()
+            except KafkaException as exc:
+                log.warning("%s could not be read, and is tried again: %s", UPDATES, exc)
+                self._read_on()
+                stopping.wait(AGAIN_S)
             self._prove()
-            if self._told.wants_proof() and perf_counter() - self._asked_at >= ASK_S:
+            if self._told.wants_proof() and now() - self._asked_at >= ASK_S:
                 self._ask()
                 self._prove()
 
     def _take_position(self) -> bool:
-        self._asked_at = perf_counter()
+        self._asked_at = now()
         try:
             for partition in self._all:
                 place = TopicPartition(UPDATES, partition)
@@ -100,8 +105,14 @@ class Following:
         except KafkaException as exc:
             log.debug("no position in %s yet: %s", UPDATES, exc)
             return False
-        self._consumer.assign([TopicPartition(UPDATES, *position) for position in self._next.items()])
+        self._read_on()
         return True
+
+    def _read_on(self) -> None:
+        """Read from where all before has been told: what was taken from the consumer and not told, too."""
+        for partition in self._all:
+            self._steps.forget(UPDATES, partition)
+        self._consumer.assign([TopicPartition(UPDATES, *position) for position in self._next.items()])
 
     def _read(self) -> None:
         """Tell what is there, or comes within :data:`ASK_S`."""
@@ -129,7 +140,7 @@ class Following:
     def _update_of(self, message: Any) -> Update | None:
         """The update, if its owner can apply it."""
         try:
-            update = decode_update(message.offset(), message.key(), message.value(), None)
+            update = decode_update(message.offset(), message.key(), message.value(), headers_of(message))
         except UndecodableRecord:
             return None
         if (
@@ -141,7 +152,7 @@ class Following:
 
     def _ask(self) -> None:
         """Ask where the partitions end now."""
-        self._asked_at, self._ends = perf_counter(), {}
+        self._asked_at, self._ends = now(), {}
         places = [TopicPartition(UPDATES, partition, OFFSET_END) for partition in self._all]
         try:
             found = self._asker.offsets_for_times(places, ANSWER_S)

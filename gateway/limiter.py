@@ -37,6 +37,7 @@ from gateway.nodes import (
 from gateway.settings import Settings, read_settings
 from gateway.transport import Transport
 from streams import __version__
+from streams.contract.clock import now
 from streams.contract.errors import InvalidInput, TopicError, Unavailable
 from streams.contract.policy import Policy, check_cost, check_id
 from streams.contract.records import (
@@ -137,7 +138,7 @@ class Limiter:
         loop = asyncio.get_running_loop()
         settings = self._settings
         self._settled = asyncio.Event()
-        self._denials = DenyCache(self.metrics, self._partitions, settings.deny_cache, time.perf_counter)
+        self._denials = DenyCache(self.metrics, self._partitions, settings.deny_cache, now)
         self._transport = Transport(
             settings.bootstrap,
             incarnation=self._incarnation,
@@ -412,11 +413,11 @@ class Limiter:
         while True:
             self._batcher.probe()
             self._mode.tick(calm=self._batcher.calm)
-            if (now := time.monotonic()) >= beat_at:
-                beat_at = now + BEAT_S
+            if (at := time.monotonic()) >= beat_at:
+                beat_at = at + BEAT_S
                 self._beat()
-            if now >= sum_at:
-                sum_at = now + SUM_S
+            if at >= sum_at:
+                sum_at = at + SUM_S
                 self._log_denials()
             await asyncio.sleep(TICK_S)
 

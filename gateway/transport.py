@@ -42,6 +42,7 @@ from streams.contract.records import (
     decode_beat,
     decode_reply,
     decode_update,
+    headers_of,
     order_header,
     reply_incarnation,
     reply_to_header,
@@ -98,7 +99,7 @@ class Listener(Protocol):
         """Limit updates that anybody wrote, each with its partition."""
 
     def followed(self, partitions: list[int], at: float) -> None:
-        """All updates written to *partitions* before *at* (``perf_counter``) have been told."""
+        """All updates written to *partitions* before *at* (``streams.contract.clock``) have been told."""
 
     def wants_proof(self) -> bool:
         """Whether :meth:`followed` would be of use; asked in another thread."""
@@ -534,4 +535,4 @@ def _drain(consumer: Consumer, timeout_s: float) -> list[Message]:
 def _update_of(message: Message) -> Update:
     offset = message.offset()
     assert offset is not None  # it was consumed
-    return decode_update(offset, message.key(), message.value(), None)
+    return decode_update(offset, message.key(), message.value(), headers_of(message))

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
-
-def now() -> float:
-    """Seconds of a clock that is never set back and, where it can, goes on while the machine is suspended."""
-    return time.clock_gettime(_CLOCK)
-
-
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+from streams.contract.clock import now
 
 
 class Lease:

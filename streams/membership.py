@@ -22,7 +22,8 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.protocol.types import Array, Int16, Int32, Schema, String
 
-from streams.lease import Lease, now
+from streams.contract.clock import now
+from streams.lease import Lease
 
 _log = logging.getLogger("sluice.membership")
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from streams.contract.errors import MisroutedRecord, UndecodableRecord
-from streams.contract.records import Update, decode_update, encode_update
+from streams.contract.errors import MisroutedRecord
+from streams.contract.records import Update, decode_update, encode_update, headers_of
 from streams.contract.topics import home_of, partition_of
 from streams.ledger import Ledger
 
@@ -57,7 +57,7 @@ class Relay:
         Raises:
             RecordError: it cannot be used; nothing is queued.
         """
-        update = decode_update(message.offset(), message.key(), message.value(), _headers(message))
+        update = decode_update(message.offset(), message.key(), message.value(), headers_of(message))
         if update.kind in ("client", "reset"):
             right = partition_of(update.id, self._partitions)
             if right != self._partition:
@@ -83,11 +83,3 @@ class Relay:
         self._in_flight = False
         if error is None:
             self._waiting.popleft()
-
-
-def _headers(message: Any) -> list[tuple[str, bytes]] | None:
-    try:
-        return message.headers()  # type: ignore[no-any-return]
-    except (SystemError, UnicodeDecodeError) as exc:
-        # confluent-kafka: "returned a result with an exception set".
-        raise UndecodableRecord("a header has a name that is not UTF-8") from exc

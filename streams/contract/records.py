@@ -425,6 +425,19 @@ def decode_update(
     return Update(offset, what.kind, what.id, what.resource, policy, _reply_to(headers), _order(headers))
 
 
+def headers_of(message: Any) -> list[tuple[str, bytes]] | None:
+    """The headers of *message*, a record as consumed.
+
+    Raises:
+        UndecodableRecord: with the reason.
+    """
+    try:
+        return message.headers()  # type: ignore[no-any-return]
+    except (SystemError, UnicodeDecodeError) as exc:
+        # confluent-kafka: "returned a result with an exception set".
+        raise UndecodableRecord("a header has a name that is not UTF-8") from exc
+
+
 def _order(headers: list[tuple[str, bytes]] | None) -> int:
     for name, raw in headers or ():
         if name == "order" and raw and raw.isdigit() and len(raw) <= 18:

@@ -1,7 +1,7 @@
 """Checks into batches: at most one batch of a partition is in flight, so batches grow with the load.
 
-An idle partition's batch leaves at the end of the event-loop turn that began it, a busy one's as soon as
-the one before it is answered or given up.
+An idle partition's batch leaves at the end of the event-loop turn that began it, a busy one's at the end of
+that in which the one before it is answered, so that whoever was answered and asks again at once is in it.
 
 Deadlines: each batch has one timer, which runs from the moment its oldest check was asked, *not* from its
 sending; a check that waits behind a slow batch is let through at its own deadline all the same. Whoever
@@ -263,6 +263,7 @@ class Batcher:
     def replied(self, replies: list[Reply]) -> None:
         """Replies to this gateway's batches, late ones and those of further lanes among them."""
         now = self._clock()
+        landed = []
         for reply in replies:
             batch = self._pending.take(reply.number)
             if batch is None:
@@ -277,7 +278,9 @@ class Batcher:
             batch.settle(reply, self._metrics, now)
             if queue.flying is batch:
                 queue.flying = None
-                self._send_next(queue)
+                landed.append(queue)
+        for queue in landed:  # only now: those whom these replies answer come before the end of the turn
+            self._at_end_of_turn(queue)
 
     def _replied_again(self, reply: Reply) -> None:
         """A reply to a batch that has been answered, by another lane, or given up."""

@@ -62,7 +62,24 @@ def test_a_busy_partition_gathers_until_the_reply() -> None:
         bench.loop.turn()
     assert len(bench.outbox.sent) == 1
     bench.batcher.replied([answer_to(first)])
+    bench.loop.turn()
     assert costs(bench.outbox.last) == [2, 3, 4]
+
+
+def test_whoever_is_answered_and_asks_again_is_in_the_next_batch() -> None:
+    bench = Bench(partitions=4)
+    clients = {partition_of(name, 4): name for name in "abcdefgh"}
+    first = [ask(bench, 2, client=client)[0] for client in clients.values()]
+    bench.loop.turn()
+    flying = [answer_to(batch) for _, batch in bench.outbox.sent]
+    for client in clients.values():
+        ask(bench, 3, client=client)
+    bench.loop.turn()
+    for future, client in zip(first, reversed(clients.values()), strict=True):
+        future.add_done_callback(lambda _, client=client: ask(bench, 4, client=client))  # type: ignore[misc]
+    bench.batcher.replied(flying)
+    bench.loop.turn()
+    assert {p: costs(batch) for p, batch in bench.outbox.sent[4:]} == {p: [3, 4] for p in clients}
 
 
 def test_what_is_known_to_be_denied_is_not_sent_even_while_the_breaker_is_open() -> None:
@@ -103,6 +120,7 @@ def test_a_long_list_is_split_and_goes_one_batch_after_the_other() -> None:
     bench.loop.turn()
     assert [len(batch.checks) for _, batch in bench.outbox.sent] == [MAX_BATCH]
     bench.batcher.replied([answer_to(bench.outbox.last)])
+    bench.loop.turn()
     assert len(bench.outbox.last.checks) == 5
     bench.batcher.replied([answer_to(bench.outbox.last)])
     assert remaining(futures) == list(range(MAX_BATCH + 5))

@@ -39,7 +39,9 @@ def eventually(what: str, condition: Callable[[], bool], *, on_failure: Callable
 
 
 class Process(Child):
-    """A :class:`Child` that can be hurt."""
+    """A :class:`Child` that can be hurt; ``tables`` is a worker's folder."""
+
+    tables: Path
 
     def signal(self, signum: int) -> None:
         """Send *signum*."""
@@ -130,12 +132,14 @@ class System:
     def add_worker(self, *, env: Mapping[str, str] | None = None, **settings: Any) -> Process:
         """Start one more worker; *env* is added to its environment as it is."""
         name = f"worker-{next(self._numbers)}"
+        settings = {"home": self.folder, "instance_id": name, "metrics_port": 0, **settings}
         worker = Process(
             name,
             [sys.executable, "-m", "streams", "worker"],
-            env={**self._env(**{"instance_id": name, "metrics_port": 0, **settings}), **(env or {})},
+            env={**self._env(**settings), **(env or {})},
             log=self.folder / f"{name}.log",
         )
+        worker.tables = Path(settings["home"], settings["instance_id"])
         self.workers.append(worker)
         self._run(worker)
         return worker

@@ -252,12 +252,12 @@ class Rig:
     def check_tables(self, places: dict[str, list[int]]) -> None:
         """What workers have on disk of *places*, to judge or to stand by, is what the log says."""
         truths = self.oracle.read()
+        folders = {worker.name: worker.tables for worker in self.system.workers}
         for name, partitions in places.items():
             for partition in partitions:
-                self._check_table(name, partition, truths[partition])
+                self._check_table(name, folders[name], partition, truths[partition])
 
-    def _check_table(self, name: str, partition: int, truth: Truth) -> None:
-        folder = Path(self.system.folder, name)
+    def _check_table(self, name: str, folder: Path, partition: int, truth: Truth) -> None:
 
         def caught_up() -> bool:
             # A standby follows its changelog a moment later.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from gateway.metrics import Metrics
 from gateway.shared_metrics import FLUSH_S, SharedMetrics
+
+log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,13 @@ class Peer:
 
 
 async def _flush(shared: SharedMetrics) -> None:
+    failing = False
     while True:
-        shared.flush()
+        try:
+            shared.flush()
+            failing = False
+        except Exception:
+            if not failing:
+                log.exception("metrics of this process grow old on the others' pages (is TMPDIR full?)")
+            failing = True
         await asyncio.sleep(FLUSH_S)

@@ -12,6 +12,8 @@ from streams.contract.errors import SluiceError
 MAX_PORT: Final = 65_535
 _LISTENED: Final = (10_000, 32_768)
 
+_Address = tuple[str | int, ...] | tuple[int, bytes]
+
 
 class CannotListen(SluiceError):
     """A server could not listen there; the text says why, and what to do."""
@@ -39,21 +41,35 @@ def bound(port: int, host: str, *, shared: bool = False) -> list[socket.socket]:
     Raises:
         CannotListen: nobody could; the text says why, and what to do.
     """
-    if port > MAX_PORT:
-        raise CannotListen(f"port {port} is past the last one, {MAX_PORT}: set SLUICE_PORT lower")
-    try:
-        places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as exc:
-        raise CannotListen(
-            f"SLUICE_HOST={host} cannot be resolved ({exc}): set it to an address of this machine"
-        ) from exc
     sockets: list[socket.socket] = []
-    for family, _, _, _, address in places:
+    for family, address in _places(port, host):
         try:
             sockets.append(_bound(family, address, shared=shared))
         except OSError as exc:
             for sock in sockets:
                 sock.close()
+            raise CannotListen(_told(exc, port, host)) from exc
+    return sockets
+
+
+def claimed(port: int, host: str) -> list[socket.socket]:
+    """Sockets that hold *port* of *host* against others that claim it, until they are closed; Linux only.
+
+    Those who share a port do not hinder each other: without a claim, two groups that start at once would
+    share it, perhaps on different brokers. Nothing is left of a claim when its process is gone.
+
+    Raises:
+        CannotListen: another has it; or as :func:`bound`.
+    """
+    sockets: list[socket.socket] = []
+    for name in {str(address[0]) for _, address in _places(port, host)}:
+        sock = socket.socket(socket.AF_UNIX)
+        sockets.append(sock)
+        try:
+            sock.bind(f"\0sluice-gateway {name} {port}")  # no file: a name in the port's own namespace
+        except OSError as exc:
+            for one in sockets:
+                one.close()
             raise CannotListen(_told(exc, port, host)) from exc
     return sockets
 
@@ -67,9 +83,19 @@ def is_free(port: int) -> bool:
     return True
 
 
-def _bound(
-    family: int, address: tuple[str | int, ...] | tuple[int, bytes], *, shared: bool = False
-) -> socket.socket:
+def _places(port: int, host: str) -> list[tuple[int, _Address]]:
+    if port > MAX_PORT:
+        raise CannotListen(f"port {port} is past the last one, {MAX_PORT}: set SLUICE_PORT lower")
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as exc:
+        raise CannotListen(
+            f"SLUICE_HOST={host} cannot be resolved ({exc}): set it to an address of this machine"
+        ) from exc
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _bound(family: int, address: _Address, *, shared: bool = False) -> socket.socket:
     sock = socket.socket(family)
     try:
         # As servers do: the last one's closing connections are no hindrance.

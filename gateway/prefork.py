@@ -25,7 +25,7 @@ from typing import Final
 
 from gateway.backoff import Backoff
 from gateway.peer import Peer
-from gateway.ports import free_port
+from gateway.ports import claimed, free_port
 from gateway.server import serve
 from gateway.settings import Settings
 from gateway.shared_metrics import forget_gauges
@@ -34,11 +34,6 @@ from streams.contract.errors import SettingsError, SluiceError
 log: Final = logging.getLogger(__name__)
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_WATCHED: Final = (*_ENDING, signal.SIGCHLD)
-
-_STOP_S: Final = 9.0
-"""Until what does not stop is killed: a gateway's own grace is 5 s, and `sluice up` kills after 10 s."""
-
 _MAX_WAIT_S: Final = 3600.0
 
 _fork: Final = multiprocessing.get_context("fork")
@@ -67,34 +62,43 @@ def serve_forked(settings: Settings) -> None:
             raise SettingsError(
                 f"no folder for metrics can be made ({exc}): set TMPDIR to a writable one"
             ) from exc
-        signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)  # they wait for sigtimedwait
+        for sock in claimed(settings.port, settings.host):
+            stack.enter_context(sock)
+        watched = _watched()
+        signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # they wait for sigtimedwait
         lifeline = os.pipe()
         first_slot = secrets.randbits(32)
         places = [
             _Place(settings, Peer(number, first_slot + number, folder, lifeline[0]), lifeline[1])
             for number in range(1, settings.processes + 1)
         ]
-        stack.callback(_stop, places)
-        _keep_running(places)
+        stack.callback(_stop, places, watched, settings.stop_s)
+        _keep_running(places, watched)
 
 
-def _keep_running(places: list[_Place]) -> None:
+def _watched() -> list[signal.Signals]:
+    """Signals that matter here; not what was ignored at the start (`nohup`, `&`): blocked, it would come."""
+    ending = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    return [*ending, signal.SIGCHLD]
+
+
+def _keep_running(places: list[_Place], watched: list[signal.Signals]) -> None:
     """Until a signal."""
     while True:
         for place in places:
             place.tend()
         due = min(place.due for place in places) - time.monotonic()
-        got = signal.sigtimedwait(_WATCHED, min(max(due, 0.0), _MAX_WAIT_S))
+        got = signal.sigtimedwait(watched, min(max(due, 0.0), _MAX_WAIT_S))
         if got is not None and got.si_signo in _ENDING:
             return
 
 
-def _stop(places: list[_Place]) -> None:
-    until = time.monotonic() + _STOP_S
+def _stop(places: list[_Place], watched: list[signal.Signals], stop_s: float) -> None:
+    until = time.monotonic() + stop_s
     for place in places:
         place.terminate()
     while any(place.running for place in places):
-        got = signal.sigtimedwait(_WATCHED, max(until - time.monotonic(), 0.0))
+        got = signal.sigtimedwait(watched, max(until - time.monotonic(), 0.0))
         if got is None or got.si_signo in _ENDING:
             for place in places:
                 place.kill()

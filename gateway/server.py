@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import AsyncExitStack
+from types import FrameType
 from typing import Final
 
 import uvicorn
@@ -17,12 +18,9 @@ from gateway.gathered import GatheredProtocol
 from gateway.limiter import Limiter
 from gateway.peer import Peer
 from gateway.ports import bound
-from gateway.settings import Settings
+from gateway.settings import GRACE_S, Settings
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-
-_GRACE_S: Final = 5
-"""Requests that are under way when it is stopped have this long to end."""
 
 
 def serve(settings: Settings, peer: Peer | None = None) -> str | None:
@@ -53,7 +51,7 @@ def serve(settings: Settings, peer: Peer | None = None) -> str | None:
         # looked at in security.py.
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=_GRACE_S,
+        timeout_graceful_shutdown=GRACE_S,
     )
     try:
         uvloop.run(_serve(app, uvicorn.Server(config), limiter, peer))
@@ -67,13 +65,18 @@ async def _serve(app: FastAPI, server: uvicorn.Server, limiter: Limiter, peer: P
     assert task is not None
     for number in _SIGNALS:
         loop.add_signal_handler(number, task.cancel)
+
+    def stop(_: int, __: FrameType | None) -> None:
+        server.should_exit = True
+
     async with AsyncExitStack() as stack:
         if peer is not None:
             await stack.enter_async_context(peer.joined(limiter.metrics))
         await stack.enter_async_context(app.router.lifespan_context(app))
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
-            # uvicorn stops gracefully and then raises the signal again: that was all, and no failure.
-            signal.signal(number, lambda _, __: None)
+            # Until uvicorn has a handler of its own. It stops gracefully and then raises the signal again:
+            # that was all, and no failure.
+            signal.signal(number, stop)
         config = server.config
         await server.serve(bound(config.port, config.host, shared=True) if peer else None)

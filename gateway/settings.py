@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from streams.contract.errors import SettingsError
 from streams.contract.topics import DEFAULT_FILE
+
+GRACE_S: Final = 5
+"""Requests that are under way when a gateway is stopped have this long to end."""
+
+_CLOSING_S: Final = 3.0
+"""What closing takes beyond what settings allow: a question to a silent broker is given up after 2 s."""
 
 
 class Settings(BaseSettings):
@@ -83,6 +89,11 @@ class Settings(BaseSettings):
     def bootstrap(self) -> str:
         """Where Kafka is."""
         return self.kafka or f"127.0.0.1:{self.broker_port}"
+
+    @property
+    def stop_s(self) -> float:
+        """Seconds a gateway may take to stop: requests end, checks are answered, all is published."""
+        return GRACE_S + (self.deadline_ms + self.publish_timeout_ms) / 1_000 + _CLOSING_S
 
 
 def read_settings(**fields: Any) -> Settings:

@@ -40,7 +40,6 @@ from streams.contract.topics import (
 _READY_S: Final = 90.0
 """A start takes 10 s; recovering large tables after a crash takes longer."""
 
-_GATEWAY_STOP_S: Final = 10.0
 _WORKER_STOP_S: Final = 20.0
 _POLL_S: Final = 0.1
 _METRICS_PORT: Final = 9101
@@ -204,7 +203,8 @@ class Up:
 
     def _stop(self) -> None:
         self._stopping = True
-        for children, timeout_s in ((self._gateways, _GATEWAY_STOP_S), (self._workers, _WORKER_STOP_S)):
+        gateway_stop_s = self._settings.stop_s + 1.0  # one of several processes has first to see theirs end
+        for children, timeout_s in ((self._gateways, gateway_stop_s), (self._workers, _WORKER_STOP_S)):
             for child in children:
                 child.terminate()
             for child in children:

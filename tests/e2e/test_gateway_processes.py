@@ -133,6 +133,56 @@ def test_a_signal_while_they_start_ends_them(tmp_path: Path, number: int) -> Non
     assert said == ""
 
 
+def test_a_port_that_others_are_about_to_listen_on_is_refused_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        env = environment(tmp_path, SLUICE_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}", SLUICE_PROCESSES="2")
+        with started([sys.executable, "-m", "gateway", "gateway"], env):
+            connection, _ = mute.accept()
+            with connection:
+                ended = sluice("gateway", env=env)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert f"port {env['SLUICE_PORT']} is taken: set SLUICE_PORT" in ended.stderr
+
+
+def test_what_was_ignored_from_the_start_does_not_end_them(tmp_path: Path) -> None:
+    """As after `nohup sluice gateway`, and of what a script began with `&`."""
+    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1", SLUICE_PROCESSES="2")
+    ignoring = ["sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh"]
+    with started([*ignoring, sys.executable, "-m", "gateway", "gateway"], env) as process:
+        for _ in range(2):
+            wait_for_line(process, "Started server process")
+        for number in (signal.SIGHUP, signal.SIGINT):
+            process.send_signal(number)
+        psutil.Process(process.pid).children()[0].kill()
+        wait_for_line(process, "ended (status -9); starting it again in 0.5 s")
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+STOPPED_EARLY = """
+import os, pathlib, signal, sys
+import gateway.server
+from gateway.peer import Peer
+from gateway.settings import Settings
+bound = gateway.server.bound
+def stopped(*place, **options):
+    signal.raise_signal(signal.SIGTERM)
+    return bound(*place, **options)
+gateway.server.bound = stopped
+assert gateway.server.serve(Settings(), Peer(1, 0, pathlib.Path(sys.argv[1]), os.pipe()[0])) is None
+"""
+"""One of several processes, to which a signal comes when it has started and does not serve yet."""
+
+
+def test_a_signal_just_before_it_serves_ends_it(tmp_path: Path) -> None:
+    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1")
+    command = [sys.executable, "-c", STOPPED_EARLY, str(tmp_path)]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_without_their_parent_they_end(tmp_path: Path) -> None:
     env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1", SLUICE_PROCESSES="2", TMPDIR=str(tmp_path))
     with started([sys.executable, "-m", "gateway", "gateway"], env) as process:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 import gateway.ports
-from gateway.ports import CannotListen, bound, ensure_free, free_port, is_free
+from gateway.ports import CannotListen, bound, claimed, ensure_free, free_port, is_free
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", ""])
@@ -70,6 +70,22 @@ def test_a_port_that_several_share_is_taken_for_all_others() -> None:
             stack.enter_context(sock).listen()
         with pytest.raises(CannotListen, match=f"port {port} is taken"):
             ensure_free(port, "127.0.0.1")
+
+
+def test_a_claim_holds_against_other_claims_alone() -> None:
+    port = free_port()
+    with ExitStack() as stack:
+        for sock in claimed(port, "127.0.0.1"):
+            stack.enter_context(sock)
+        for host in ("127.0.0.1", "localhost"):
+            with pytest.raises(CannotListen, match=f"port {port} is taken: set SLUICE_PORT"):
+                claimed(port, host)
+        for sock in claimed(free_port(), "127.0.0.1"):
+            sock.close()
+        for sock in bound(port, "127.0.0.1", shared=True):
+            sock.close()
+    for sock in claimed(port, "localhost"):
+        sock.close()
 
 
 def test_none_is_left_open_when_one_of_several_addresses_is_taken() -> None:

@@ -1,14 +1,15 @@
-"""Where several processes cannot be had; all else is in tests/e2e/test_gateway_processes.py."""
+"""Where several processes cannot be had, or do not stop; the rest is in e2e/test_gateway_processes.py."""
 
 from __future__ import annotations
 
+import signal
 import sys
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 
 import gateway.prefork
-from gateway.prefork import serve_forked
+from gateway.prefork import _Place, _stop, serve_forked
 from gateway.settings import Settings
 from streams.contract.errors import SettingsError
 
@@ -26,3 +27,20 @@ def test_without_a_folder_for_metrics_the_remedy_is_told(monkeypatch: pytest.Mon
     monkeypatch.setattr(gateway.prefork, "TemporaryDirectory", nowhere)
     with pytest.raises(SettingsError, match="set TMPDIR to a writable one"):
         serve_forked(Settings(processes=2))
+
+
+def test_what_does_not_stop_is_killed_when_settings_allow_it_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck:
+        running = True
+
+        def terminate(self) -> None: ...
+
+        def kill(self) -> None:
+            self.running = False
+
+    waits: list[float] = []
+    monkeypatch.setattr(signal, "sigtimedwait", lambda _, seconds: waits.append(seconds))
+    stuck = Stuck()
+    _stop([cast(_Place, stuck)], [], Settings(deadline_ms=60_000, publish_timeout_ms=30_000).stop_s)
+    assert not stuck.running
+    assert [95 < seconds < 100 for seconds in waits] == [True]

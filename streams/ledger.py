@@ -11,7 +11,6 @@ policy stores the last one applied to it, and what it already holds is not appli
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -25,6 +24,9 @@ FORMAT: Final = b"\x01"
 told older from newer without decoding them."""
 
 MARKER_KEY: Final = b"\x00marker"
+
+QUIET_BYTES: Final = 800
+"""Memory of a client with one charge, as :attr:`State.size` estimates it."""
 
 BUILT_IN: Final = -1
 """Version of the built-in default policy."""
@@ -82,9 +84,22 @@ class State:
     ``own``: the client may have limits of its own, as far as they are not for a resource.
     ``shaped``: the windows are those that the policy asks for and no other, so that
     :func:`streams.window.reshape` would find nothing to do.
+    ``size``: bytes of memory, its key and place among the states included, when last loaded or flushed.
+    ``flushes``: since it was loaded, or :meth:`Ledger.forget_clean` last passed it over.
     """
 
-    __slots__ = ("epoch", "own", "plan", "policy", "position", "shaped", "version", "windows")
+    __slots__ = (
+        "epoch",
+        "flushes",
+        "own",
+        "plan",
+        "policy",
+        "position",
+        "shaped",
+        "size",
+        "version",
+        "windows",
+    )
 
     def __init__(self, position: int = -1, windows: Windows | None = None) -> None:
         self.position = position
@@ -94,6 +109,8 @@ class State:
         self.policy: Policy = _NOTHING
         self.shaped = False
         self.own = True
+        self.size = 0
+        self.flushes = 0
         self.version = BUILT_IN
 
 
@@ -118,7 +135,8 @@ def encode_state(state: State) -> bytes:
         tick_ms = window.tick_ms
         last = window.window_ms + tick_ms  # tick 0 leaves then
         for leaves, count in zip(window.leave_ms, window.counts, strict=True):
-            flat += ((leaves - last) // tick_ms, count)
+            flat.append((leaves - last) // tick_ms)
+            flat.append(count)
             last = leaves
         lists.append(flat)
     return FORMAT + state.position.to_bytes(8) + _pack(lists)
@@ -134,6 +152,14 @@ def decode_state(value: bytes) -> State:
         leave_ms = [leaves := leaves + step * tick_ms for step in flat[2::2]]
         windows[window_ms] = Window(window_ms, leave_ms, flat[3::2], flat[1])
     return State(position_of(value), windows)
+
+
+def _size(key: bytes, value: bytes) -> int:
+    """Memory that a state and its key take, by what is stored of them: bytes, rather too many than too few.
+
+    A charge takes 48 to 80 bytes in memory, by whether Python has its count ready, and 2 to 6 stored.
+    """
+    return 250 + len(key) + 26 * len(value)
 
 
 def leaves_at_ms(value: bytes) -> int:
@@ -208,6 +234,9 @@ class Ledger:
         self.applied = marker.applied
         self.epoch = 0
         self.states: dict[Key, State] = {}
+        """In the order in which :meth:`forget_clean` comes to them."""
+        self.size = 0
+        """Of all states: bytes, as of when each was last loaded or flushed."""
         self.dirty: dict[Key, State] = {}
         self._policies: dict[bytes, list[InForce]] = {}
         self._dirty_policies: set[bytes] = set()
@@ -249,13 +278,18 @@ class Ledger:
 
     def load(self, keys: Iterable[Key]) -> None:
         """Bring the states of *keys*, none of them in memory, in from what is stored."""
-        wanted = list(keys)
-        stored = [_stored_key(key) for key in wanted]
-        values = self._reader.counters(stored)
-        # Two reads for all of them, where each would ask for its own limits when it is resolved.
-        own = [b"client\0" + name + b"\0" for name in stored]
-        for key, name, value, history in zip(wanted, own, values, self._reader.policies(own), strict=True):
+        wanted = [(key, _stored_key(key)) for key in keys]
+        clients = []
+        values = self._reader.counters([name for _, name in wanted])
+        for (key, name), value in zip(wanted, values, strict=True):
             state = self.states[key] = decode_state(value) if value is not None else State()
+            state.size = _size(name, value or b"")
+            self.size += state.size
+            if isinstance(key, str):
+                clients.append((state, b"client\0" + name + b"\0"))
+        # One read for all of them, where each would ask for its own limits when it is resolved.
+        histories = self._reader.policies([name for _, name in clients])
+        for (state, name), history in zip(clients, histories, strict=True):
             state.own = history is not None or name in self._policies
 
     def resolve(self, state: State, check: Check, position: int) -> None:
@@ -350,7 +384,16 @@ class Ledger:
 
     def take_dirty(self) -> tuple[Marker, Entries]:
         """What changed since the last call, encoded, and the marker that goes with it."""
-        counters = [(_stored_key(key), encode_state(state)) for key, state in self.dirty.items()]
+        counters = []
+        grown = 0
+        for key, state in self.dirty.items():
+            name, value = _stored_key(key), encode_state(state)
+            counters.append((name, value))
+            size = _size(name, value)
+            grown += size - state.size
+            state.size = size
+            state.flushes += 1
+        self.size += grown
         self.dirty.clear()
         policies = []
         for name in self._dirty_policies:
@@ -375,13 +418,32 @@ class Ledger:
                 self._dirty_policies.add(name)
 
     def forget_clean(self, keep: int) -> None:
-        """Drop the states longest in memory until about *keep* are left; only between flushes.
+        """Drop states until the others take no more memory than *keep* quiet ones would.
 
-        (What a flush is writing is not dirty any more and not yet stored.)
+        Those longest in memory first, but what was charged again, in another flush than the first, gets
+        another round (the *clock* algorithm): it costs nothing while all fit. What was only refused or looked
+        at is as if not used: reading it again costs little.
+
+        Only between flushes: what a flush is writing is not dirty any more and not yet stored.
         """
-        for key in list(islice(self.states, max(0, len(self.states) - keep))):
-            if key not in self.dirty:
-                del self.states[key]
+        states, dirty = self.states, self.dirty
+        bound = keep * QUIET_BYTES
+        size = self.size
+        gone, spared = [], []
+        for key, state in states.items():
+            if size <= bound:
+                break
+            if state.flushes > 1:
+                spared.append(key)
+            elif key not in dirty:
+                gone.append(key)
+                size -= state.size
+        self.size = size
+        for key in gone:
+            del states[key]
+        for key in spared:
+            state = states[key] = states.pop(key)
+            state.flushes = 0
         if len(self._policies) > keep:
             for name in [name for name in self._policies if name not in self._dirty_policies]:
                 del self._policies[name]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from streams.contract.policy import MAX_COST, UNLIMITED, Policy, parse_policy
 from streams.contract.records import POSITION_BITS, Check, Update, UpdateKey
 from streams.ledger import (
     BUILT_IN,
+    QUIET_BYTES,
     Ledger,
     Marker,
     State,
@@ -253,13 +257,93 @@ def test_eviction_keeps_what_is_not_flushed() -> None:
     assert spent(charge(ledger, Check("a"), 5)) == 2
 
 
-def test_eviction_keeps_about_as_many_as_it_is_told() -> None:
-    ledger = fresh()
-    ledger.load([f"client-{n}" for n in range(10)])
-    ledger.forget_clean(4)
-    assert list(ledger.states) == [f"client-{n}" for n in range(6, 10)]
-    ledger.forget_clean(4)
+def stored(clients: int, ticks: int, cost: int = 1) -> MemoryStore:
+    """A store of *clients* that were charged *cost* in each of *ticks*."""
+    window = Window(60_000)
+    for tick in range(ticks):
+        window.charge(NOW + tick * 1_000, cost)
+    store = MemoryStore()
+    value = encode_state(State(0, {60_000: window}))
+    store.write(COUNTERS, [(f"client-{n:04}".encode(), value) for n in range(clients)])
+    return store
+
+
+def test_eviction_keeps_about_as_many_quiet_clients_as_it_is_told() -> None:
+    names = [f"client-{n:04}" for n in range(10)]
+    ledger = Ledger(stored(10, 1), FIRST)
+    ledger.load(names)
+    ledger.forget_clean(5)
+    assert list(ledger.states) == names[-4:]
+    ledger.forget_clean(5)
     assert len(ledger.states) == 4
+    ledger.forget_clean(0)
+    assert ledger.size == 0
+
+
+@pytest.mark.parametrize(
+    ("ticks", "cost"), [(1, 1), (20, 1), (61, 1), (61, 200), (61, 1_000), (61, MAX_COST)]
+)
+def test_memory_is_bounded_however_busy_the_clients_are(ticks: int, cost: int) -> None:
+    ledger = Ledger(stored(2_000, ticks, cost), FIRST)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for start in range(0, 2_000, 100):
+        ledger.load([f"client-{n:04}" for n in range(start, start + 100)])
+    loaded, _ = tracemalloc.get_traced_memory()
+    ledger.forget_clean(500)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert loaded - before > 2_000 * 700
+    table = 2_000 * 100  # a dict does not shrink when keys leave it
+    assert 0.4 * 500 * QUIET_BYTES < kept - before < 500 * QUIET_BYTES + table
+
+
+def test_a_state_that_grows_counts_for_what_it_has_become() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST)
+    for client in "ab":
+        charge(ledger, Check(client), 0)
+    flush(ledger, store)
+    small = ledger.size
+    for tick in range(60):
+        ledger.states["a"].windows[60_000].charge(NOW + tick * 1_000, 1)
+    ledger.dirty["a"] = ledger.states["a"]
+    flush(ledger, store)
+    assert ledger.size > small + 60 * 48
+    ledger.forget_clean(5)
+    assert ledger.states.keys() == {"a"}
+    ledger.forget_clean(4)
+    ledger.forget_clean(4)
+    assert not ledger.states
+
+
+def test_who_is_charged_all_the_time_stays_in_memory() -> None:
+    store = stored(1_000, 1)
+    ledger = Ledger(store, FIRST)
+    read: list[str] = []
+    for round_ in range(100):
+        for name in ("hot", *(f"client-{n:04}" for n in range(10 * round_, 10 * round_ + 10))):
+            if name not in ledger.states:
+                read.append(name)
+            charge(ledger, Check(name), round_)
+        flush(ledger, store)
+        ledger.forget_clean(30)
+        assert ledger.size == sum(state.size for state in ledger.states.values())
+    assert read.count("hot") == 1
+    assert 20 <= len(ledger.states) <= 30
+
+
+def test_limits_of_a_client_are_not_looked_for_at_each_of_its_resources() -> None:
+    store = MemoryStore()
+    asked: list[bytes] = []
+
+    class Watched(MemoryStore):
+        def policies(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+            asked.extend(keys)
+            return store.policies(keys)
+
+    Ledger(Watched(), FIRST).load(["a", ("a", "login"), ("b", "login")])
+    assert asked == [b"client\0a\0"]
 
 
 def test_changed_until_taken() -> None:

@@ -16,6 +16,7 @@ from tests.broker import CHECKOUT
 BEGIN: Final = "<!-- benchmark: written by `make bench-readme` -->"
 END: Final = "<!-- end of benchmark -->"
 _FOLDER: Final = CHECKOUT / "docs"
+_PLOT: Final = "![CPU of a check and p99 by callers, and where the CPU goes](docs/benchmark.png)"
 
 
 def rewritten(text: str, table: str) -> str:
@@ -34,7 +35,7 @@ def main(measured: Path) -> None:
     """Rewrite the README; keep figures and plot beside it."""
     run = msgspec.json.decode(measured.read_bytes(), type=Run)
     readme = CHECKOUT / "README.md"
-    readme.write_text(rewritten(readme.read_text(), markdown(run)))
+    readme.write_text(rewritten(readme.read_text(), f"{markdown(run)}\n\n{_PLOT}"))
     for file in (measured, measured.with_suffix(".png")):
         shutil.copyfile(file, _FOLDER / f"benchmark{file.suffix}")
 

@@ -86,7 +86,7 @@ class App(faust.App):
             web_enabled=False,
             broker_session_timeout=session_s,
             # How late the others hear of a member's death, after the group has; a heartbeat costs little.
-            broker_heartbeat_interval=session_s / 30,
+            broker_heartbeat_interval=session_s / 60,
             broker_rebalance_timeout=max(15.0, session_s),
             broker_request_timeout=max(15.0, session_s + 1),
             broker_max_poll_interval=_UNPOLLED_S,

@@ -1,8 +1,9 @@
 """The physical line: records to the broker and back, with nothing decided on the way.
 
 Two processes on topics of their own: ``serve`` sends every record of ``echo-out`` back on ``echo-in``;
-``call`` keeps one record in flight in each of some partitions. Settings are those of Sluice's own clients; no
-Faust, no HTTP. A record that stands for a batch carries as many bytes as the batch would.
+``call`` keeps one record in flight in each of some partitions. Both ways are as a gateway publishes checks:
+idempotent, on all replicas (Sluice's replies ask for less). No Faust, no HTTP. A record that stands for a
+batch carries as many bytes as the batch would.
 """
 
 from __future__ import annotations

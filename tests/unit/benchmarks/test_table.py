@@ -74,3 +74,16 @@ def test_two_workers_are_compared_with_one_less_what_standbys_take() -> None:
     (flat,) = (target for target in targets(measured) if target.key == "workers-2")
     assert flat.measured is not None
     assert abs(flat.measured - 1.1) < 1e-9
+
+
+def test_a_worker_is_to_cost_a_third_of_the_pipelined_script() -> None:
+    def met(worker_s: float) -> bool | None:
+        measured = run(
+            result("published", 0.0, cpu_s={"gateway": 0.1, "worker": worker_s}),
+            result("redis-50", 0.0, cpu_s={"server": 0.009}),
+        )
+        (target,) = (t for t in targets(measured) if t.what == "x Redis script pipelined")
+        return target.met
+
+    assert met(0.0029)
+    assert met(0.006) is False

@@ -216,9 +216,16 @@ class Restorer(threading.Thread):
             self._give(ready)
 
     def _postpone(self, followed: list[_Followed], why: object) -> None:
-        if followed:
-            partitions = [one.store.partition for one in followed]
-            _log.warning("partitions %s cannot be restored yet: %s", partitions, why)
+        """Try again later, by a client that knows nothing.
+
+        One that has asked a broker which then died, or was restarted, may go on asking it, or with a leader's
+        old epoch.
+        """
+        if not followed:
+            return
+        partitions = [one.store.partition for one in followed]
+        _log.warning("partitions %s cannot be restored yet: %s", partitions, why)
+        self._admin = kafka.admin(self._servers)
         for one in followed:
             one.not_before = monotonic() + _RETRY_S
 
@@ -255,7 +262,7 @@ class Restorer(threading.Thread):
 
     def _give(self, ready: list[_Followed]) -> None:
         try:
-            topic_id = str(describe(self._admin, [CHECKS])[CHECKS].topic_id)
+            topic_id = str(describe(self._admin, [CHECKS], _RPC_S * 2)[CHECKS].topic_id)
         except (Unavailable, TopicError) as exc:
             self._postpone(ready, exc)
             return
@@ -295,8 +302,11 @@ class Restorer(threading.Thread):
         if not self._watched or now - self._looked < _LOOK_S:
             return
         self._looked = now
-        # Where one is not known, the owner's own writes will tell, or its lease runs out.
-        self._on_ends(self._ends(self._watched)[0])
+        found, _ = self._ends(self._watched)
+        if len(found) < len(self._watched) * len(TABLES):
+            # The owner's own writes will tell, or its lease runs out.
+            self._admin = kafka.admin(self._servers)
+        self._on_ends(found)
 
     def _ends(self, partitions: set[int]) -> tuple[dict[tuple[str, int], int], str]:
         places = [TopicPartition(topic, p) for topic in self._topics.values() for p in partitions]
@@ -321,9 +331,6 @@ class Restorer(threading.Thread):
                 found[place] = future.result(timeout=_RPC_S * 2).offset
             except (KafkaException, TimeoutError) as exc:
                 why = f"offsets cannot be read: {exc}"
-        if why:
-            # A client that asked a leader before its broker restarted goes on asking with the old epoch.
-            self._admin = kafka.admin(self._servers)
         # A partition without a leader is answered so, not by an error.
         known = {place: offset for place, offset in found.items() if offset >= 0}
         return known, why or "a partition has no leader"

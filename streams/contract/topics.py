@@ -283,7 +283,9 @@ def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
             )
 
 
-def describe(admin: AdminClient, names: Iterable[str]) -> dict[str, TopicDescription]:
+def describe(
+    admin: AdminClient, names: Iterable[str], timeout_s: float = _TIMEOUT_S
+) -> dict[str, TopicDescription]:
     """The broker's description (partitions, topic id) of each topic.
 
     Raises:
@@ -294,7 +296,7 @@ def describe(admin: AdminClient, names: Iterable[str]) -> dict[str, TopicDescrip
     for name, future in admin.describe_topics(TopicCollection(list(names))).items():
         with _asking(f"for topic {name}"):
             try:
-                found[name] = future.result(timeout=_TIMEOUT_S)
+                found[name] = future.result(timeout=timeout_s)
             except KafkaException as exc:
                 if exc.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
                     raise
@@ -309,7 +311,7 @@ def _asking(what: str) -> Iterator[None]:
         yield
     except TimeoutError as exc:
         raise Unavailable(
-            f"no broker answered in {_TIMEOUT_S:g} s, asked {what}: see that Kafka runs at SLUICE_KAFKA"
+            f"no broker answered in time, asked {what}: see that Kafka runs at SLUICE_KAFKA"
         ) from exc
     except KafkaException as exc:
         raise Unavailable(

@@ -7,6 +7,7 @@ import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,8 @@ from tests.unit.streams.memory import MemoryStore
 
 CHANGELOGS = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
 WAIT_S = 30
-Offset = Callable[[TopicPartition], int]
+Offset = Callable[[TopicPartition, int], int]
+"""Of a place, as the client of that number says."""
 
 
 class Silent:
@@ -49,15 +51,16 @@ class Silent:
 class Admin:
     """Answers with what the test says."""
 
-    def __init__(self, offset: Offset) -> None:
+    def __init__(self, offset: Offset, number: int) -> None:
         self._offset = offset
+        self._number = number
 
     def list_offsets(self, places: dict[TopicPartition, Any], *, request_timeout: float) -> dict[Any, Any]:
         assert request_timeout > 0
         answers: dict[Any, Future[Any]] = {}
         for place in places:
             answers[place] = Future()
-            answers[place].set_result(SimpleNamespace(offset=self._offset(place)))
+            answers[place].set_result(SimpleNamespace(offset=self._offset(place, self._number)))
         return answers
 
 
@@ -67,7 +70,8 @@ def restoring(
 ) -> Iterator[tuple[queue.SimpleQueue[Restored], queue.SimpleQueue[BaseException]]]:
     """Has *store* asked for; yields what is handed over, and what ended the thread."""
     monkeypatch.setattr(streams.restore, "Reader", Silent)
-    monkeypatch.setattr("streams.kafka.admin", lambda _: Admin(offset))
+    numbers = count(1)
+    monkeypatch.setattr("streams.kafka.admin", lambda _: Admin(offset, next(numbers)))
     monkeypatch.setattr(streams.restore, "describe", lambda *_: {CHECKS: SimpleNamespace(topic_id="id")})
     restored, failures = queue.SimpleQueue[Restored](), queue.SimpleQueue[BaseException]()
     thread = Restorer(
@@ -89,17 +93,12 @@ def restoring(
 
 
 @pytest.mark.parametrize("topic", [COUNTERS_CHANGELOG, CHECKS])
-def test_a_partition_without_a_leader_is_asked_for_again(
+def test_a_partition_without_a_leader_is_asked_for_again_by_a_new_client(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, topic: str
 ) -> None:
-    asked = 0
-
-    def offset(place: TopicPartition) -> int:
-        nonlocal asked
-        if place.topic != topic:
-            return 0
-        asked += 1
-        return OFFSET_INVALID if asked == 1 else 0
+    def offset(place: TopicPartition, client: int) -> int:
+        # What a client believes of a leader that is gone, it may believe for minutes.
+        return OFFSET_INVALID if place.topic == topic and client == 1 else 0
 
     store = MemoryStore(2)
     with restoring(monkeypatch, store, offset) as (restored, failures):
@@ -108,7 +107,6 @@ def test_a_partition_without_a_leader_is_asked_for_again(
     assert failures.empty()
     [warning] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert "partitions [2] cannot be restored yet: a partition has no leader" in warning
-    assert "has no leader" in warning
 
 
 def test_a_changelog_that_was_made_again_ends_the_worker_with_the_remedy(
@@ -116,7 +114,7 @@ def test_a_changelog_that_was_made_again_ends_the_worker_with_the_remedy(
 ) -> None:
     store = MemoryStore(2)
     store.next[POLICIES] = 8
-    with restoring(monkeypatch, store, lambda _: 7) as (restored, failures):
+    with restoring(monkeypatch, store, lambda *_: 7) as (restored, failures):
         failure = failures.get(timeout=WAIT_S)
     assert isinstance(failure, StateError)
     for word in ("to offset 8", "ends at 7", POLICIES_CHANGELOG, "remove this worker's tables"):

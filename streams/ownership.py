@@ -194,4 +194,4 @@ class Ownership:
         beats = self._owner.beats()
         for partition in self._held_by(Holder.RESTORER) - beats.keys():
             beats[partition] = PartitionBeat("restoring" if partition in self._actives else "standby")
-        return beats
+        return dict(sorted(beats.items()))

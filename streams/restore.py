@@ -273,7 +273,7 @@ class Restorer(threading.Thread):
             answered, why = self._offsets(list(starts), OffsetSpec.latest())  # type: ignore[no-untyped-call]
         known = starts.keys() & answered.keys()
         self._postpone([followed for place, followed in place_of.items() if place not in known], why)
-        for place in known:
+        for place in (place for place in place_of if place in known):
             store, generation = place_of[place].store, place_of[place].generation
             assert generation is not None
             self._release(store.partition)

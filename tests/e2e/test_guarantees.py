@@ -126,7 +126,8 @@ def test_a_limit_changed_under_load_takes_effect_in_the_order_of_the_log(system:
     versions = [decision.policy_version for _, decision in log]
     assert versions == sorted(versions)
     assert set(versions) == {first, second}
-    assert len(versions) > len(decided)
+    # Of the second's refusals most come from the deny cache.
+    assert versions.count(first) > sum(answer["policy_version"] == first for answer in decided)
     # The change has been confirmed: the next check sees it.
     assert peek(gateway, "mover")["policy_version"] == second
 

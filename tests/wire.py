@@ -56,6 +56,7 @@ class Wire:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+            await asyncio.sleep(0.05)  # the transports close in turns of the loop
 
         self._on_loop(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -63,15 +64,20 @@ class Wire:
         self._loop.close()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._there.wait()
+        ends = [writer]
         try:
+            await self._there.wait()
             to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
+            ends.append(to_writer)
+            await asyncio.gather(
+                self._pump(reader, to_writer, self._there), self._pump(to_reader, writer, self._back)
+            )
         except OSError:
             writer.close()
-            return
-        await asyncio.gather(
-            self._pump(reader, to_writer, self._there), self._pump(to_reader, writer, self._back)
-        )
+        except asyncio.CancelledError:
+            for end in ends:
+                end.transport.abort()
+            raise
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, whole: asyncio.Event

@@ -19,7 +19,7 @@ from streams.contract.clock import now
 from streams.contract.errors import UndecodableRecord
 from streams.contract.records import Update, decode_update, headers_of
 from streams.contract.topics import UPDATES, partition_of
-from streams.contract.unpacking import Steps
+from streams.contract.unpacking import Steps, drain
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +116,9 @@ class Following:
 
     def _read(self) -> None:
         """Tell what is there, or comes within :data:`ASK_S`."""
-        message = self._consumer.poll(ASK_S)
-        if message is None:
-            return
         updates: list[tuple[int, Update]] = []
-        for one in self._steps.sift([message, *self._consumer.consume(DRAIN, 0)]):
-            self._take(one, updates)
+        for message in self._steps.sift(drain(self._consumer, DRAIN, ASK_S)):
+            self._take(message, updates)
         if updates:
             self._tell(self._told.updated, updates)
 

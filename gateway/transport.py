@@ -48,7 +48,7 @@ from streams.contract.records import (
     reply_to_header,
 )
 from streams.contract.topics import CHECKS, NODES, REPLIES, UPDATES
-from streams.contract.unpacking import BOUNDS, Steps, unreadable
+from streams.contract.unpacking import BOUNDS, Steps, drain, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -308,7 +308,7 @@ class Transport:
             if not positioned and (positioned := self._take_position()):
                 self._tell(self._listener.positioned)
             try:
-                messages = _drain(self._consumer, POLL_S) if positioned else []
+                messages = drain(self._consumer, DRAIN, POLL_S) if positioned else []
             except KafkaException as exc:
                 log.warning("%s could not be read, and is tried again: %s", REPLIES, exc)
                 messages = []
@@ -503,7 +503,7 @@ class Transport:
                 return
             consumer.assign([TopicPartition(UPDATES, partition, start)])
             steps = Steps(consumer)
-            while messages := _drain(consumer, READ_TIMEOUT_S):
+            while messages := drain(consumer, DRAIN, READ_TIMEOUT_S):
                 for message in steps.sift(messages):
                     error = message.error()
                     if error is None:
@@ -524,12 +524,6 @@ def _abandon(producer: Producer) -> None:
     """Have all that *producer* still holds reported as undelivered."""
     producer.purge()
     producer.flush(PURGE_S)
-
-
-def _drain(consumer: Consumer, timeout_s: float) -> list[Message]:
-    """All that is there, waiting for the first only (``consume`` alone would wait for the last)."""
-    message = consumer.poll(timeout_s)
-    return [] if message is None else [message, *consumer.consume(DRAIN, 0)]
 
 
 def _update_of(message: Message) -> Update:

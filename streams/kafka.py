@@ -54,12 +54,6 @@ def consumer(
     )
 
 
-def drain(consumer: Consumer, most: int, wait_s: float) -> list[Any]:
-    """All that is there, up to *most*, waiting for the first only (``consume`` alone waits for the last)."""
-    first = consumer.poll(wait_s)
-    return [] if first is None else [first, *consumer.consume(most, 0)]
-
-
 def admin(bootstrap: str) -> AdminClient:
     """For offsets and topic descriptions; what fails is raised, so librdkafka need not log it too."""
     return AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})

@@ -29,7 +29,7 @@ from streams import kafka
 from streams.contract.errors import OffsetGone, TopicRecreated, Unavailable, UndecodableRecord
 from streams.contract.records import PartitionBeat, decode_beat
 from streams.contract.topics import CHECKS, NODES, UPDATES
-from streams.contract.unpacking import Steps, unreadable
+from streams.contract.unpacking import Steps, drain, unreadable
 from streams.flush import Overtaken
 from streams.lease import Lease
 from streams.ledger import Marker
@@ -211,7 +211,7 @@ class Owner(threading.Thread):
 
     def _turn(self) -> None:
         self._run_commands()
-        for message in self._steps.sift(kafka.drain(self._consumer, _READ, _POLL_S)):
+        for message in self._steps.sift(drain(self._consumer, _READ, _POLL_S)):
             self._take(message)
         self._outbox.poll()
         now = monotonic()

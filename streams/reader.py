@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streams import kafka
 from streams.contract.errors import OffsetGone, Unavailable
-from streams.contract.unpacking import Steps, unreadable
+from streams.contract.unpacking import Steps, drain, unreadable
 
 _log = logging.getLogger("sluice.reader")
 
@@ -68,7 +68,7 @@ class Reader:
             KafkaException: it cannot go on.
         """
         taken = Taken([], {})
-        for message in self._steps.sift(kafka.drain(self._consumer, self._most, wait_s)):
+        for message in self._steps.sift(drain(self._consumer, self._most, wait_s)):
             error = message.error()
             if error is None:
                 taken.records.append(message)

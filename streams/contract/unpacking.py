@@ -29,6 +29,12 @@ def unreadable(message: Any) -> bool:
     return error is not None and error.code() in _UNREADABLE
 
 
+def drain(consumer: Consumer, most: int, wait_s: float) -> list[Any]:
+    """All that is there, up to *most*, waiting for the first only (``consume`` alone waits for the last)."""
+    first = consumer.poll(wait_s)
+    return [] if first is None else [first, *consumer.consume(most, 0)]
+
+
 class Steps:
     """A consumer's steps over batches that it cannot unpack.
 

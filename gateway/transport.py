@@ -22,15 +22,14 @@ from typing import Any, Final, Protocol
 
 import msgspec
 from confluent_kafka import (
-    Consumer,
     KafkaError,
     KafkaException,
     Message,
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
 
+from gateway import kafka
 from gateway.admin import Word
 from gateway.following import Following
 from gateway.nodes import Beat, BrokerView
@@ -48,7 +47,7 @@ from streams.contract.records import (
     reply_to_header,
 )
 from streams.contract.topics import CHECKS, NODES, REPLIES, UPDATES
-from streams.contract.unpacking import BOUNDS, Steps, drain, unreadable
+from streams.contract.unpacking import Steps, drain, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -123,13 +122,6 @@ class Listener(Protocol):
         """A thread has ended that never should: nothing more will be told."""
 
 
-class _Quiet:
-    """librdkafka repeats itself while a broker is away; the gateway says it once, in its own words."""
-
-    def log(self, level: int, text: str, *args: Any) -> None:
-        log.debug(text, *args)
-
-
 _decode_word = msgspec.json.Decoder(Word).decode
 
 
@@ -173,7 +165,7 @@ class Transport:
         self._stopping = threading.Event()
         self._ask = threading.Event()
         self._producer = self._new_producer()
-        self._consumer = self._new_consumer()
+        self._consumer = kafka.consumer(self._bootstrap)
         self._steps = Steps(self._consumer)
         works = [("sluice-replies", self._receive), ("sluice-broker", self._watch_broker)]
         if follow:
@@ -413,15 +405,15 @@ class Transport:
     def _follow(self, partitions: int) -> None:
         # A consumer of its own: with replies' in it, the end of that partition would be told after each.
         with (
-            closing(self._new_consumer(**{"enable.partition.eof": True})) as consumer,
-            closing(self._new_consumer()) as asker,
+            closing(kafka.consumer(self._bootstrap, **{"enable.partition.eof": True})) as consumer,
+            closing(kafka.consumer(self._bootstrap)) as asker,
         ):
             Following(consumer, asker, partitions, self._listener, self._tell).run(self._stopping)
 
     # --- the broker -------------------------------------------------------------------------
 
     def _watch_broker(self) -> None:
-        admin = AdminClient(self._common(), logger=_Quiet())
+        admin = kafka.admin(self._bootstrap)
         while not self._stopping.is_set():
             try:
                 topic = admin.list_topics(CHECKS, ASK_TIMEOUT_S).topics[CHECKS]
@@ -449,42 +441,8 @@ class Transport:
             self._unreported.clear()
         _abandon(old)
 
-    # --- clients ----------------------------------------------------------------------------
-
-    def _common(self) -> dict[str, Any]:
-        return {
-            "bootstrap.servers": self._bootstrap,
-            "client.id": "sluice-gateway",
-            "allow.auto.create.topics": False,
-            "socket.nagle.disable": True,
-            "socket.connection.setup.timeout.ms": 5_000,
-            "reconnect.backoff.max.ms": 1_000,
-        }
-
     def _new_producer(self) -> Producer:
-        config = {
-            **self._common(),
-            "enable.idempotence": True,  # a retry never counts twice
-            "acks": "all",
-            "linger.ms": 0,  # the batcher has batched already
-            # Not the publish timeout, which :meth:`_overdue` sees to, but never before it.
-            "message.timeout.ms": 10 * self._publish_timeout_ms,
-            "queue.buffering.max.kbytes": 64 * 1024,
-            "error_cb": self._on_error,
-        }
-        return Producer(config, logger=_Quiet())
-
-    def _new_consumer(self, **more: Any) -> Consumer:
-        config = {
-            **self._common(),
-            "group.id": "sluice-gateway",  # demanded by the client; nothing joins or commits
-            "enable.auto.commit": False,
-            "auto.offset.reset": "latest",
-            "fetch.error.backoff.ms": 50,
-            **BOUNDS,
-            **more,
-        }
-        return Consumer(config, logger=_Quiet())
+        return kafka.producer(self._bootstrap, self._publish_timeout_ms, self._on_error)
 
     def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
         """One partition of ``limit-updates``, from offset *start* (or its beginning) to its present end.
@@ -494,7 +452,7 @@ class Transport:
         Raises:
             Unavailable: the broker did not answer.
         """
-        consumer = self._new_consumer(**{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
+        consumer = kafka.consumer(self._bootstrap, **{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
         try:
             low, high = consumer.get_watermark_offsets(TopicPartition(UPDATES, partition), READ_TIMEOUT_S)
             # A plain offset: librdkafka looks up a logical one (beginning) only after half a second.

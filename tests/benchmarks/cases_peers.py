@@ -72,14 +72,23 @@ def redis_script(loader: Loader, pids: list[int], plan: Plan, pipelined: int) ->
 
 
 def echo(
-    loader: Loader, server_pid: int, broker_pid: int, plan: Plan, *, key: str, partitions: int, size: int
+    caller: Loader,
+    server_pid: int,
+    broker_pid: int,
+    plan: Plan,
+    *,
+    key: str,
+    partitions: int,
+    size: int,
 ) -> Case:
-    """A record in flight in each of *partitions*, *size* checks in each."""
+    """A record in flight in each of *partitions*, *size* checks in each; *caller* is in a gateway's place."""
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
-        return loader.run(
+        figures = caller.run(
             meter, partitions=partitions, size=size, warmup_s=plan.warmup_s, seconds=plan.seconds
         )
+        return {**figures, "load_cpu_s": None}
 
     what = "line: raw Kafka echo" + ("" if size == 1 else f", {size} checks in a record, 4 in flight")
-    return Case(key, STAGE, what, partitions, {"server": [server_pid], "broker": [broker_pid]}, load)
+    parts = {"gateway": [caller.pid], "worker": [server_pid], "broker": [broker_pid]}
+    return Case(key, STAGE, what, partitions, parts, load)

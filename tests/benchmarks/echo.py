@@ -1,8 +1,8 @@
 """The physical line: records to the broker and back, with nothing decided on the way.
 
-Two processes on topics of their own: ``serve`` sends every record of ``echo-out`` back on ``echo-in``;
-``call`` keeps one record in flight in each of some partitions. Both ways are as a gateway publishes checks:
-idempotent, on all replicas (Sluice's replies ask for less). No Faust, no HTTP. A record that stands for a
+Two processes on topics of their own: ``call``, in a gateway's place, keeps one record in flight in each of
+some partitions; ``serve``, in a worker's, sends every record of ``echo-out`` back on ``echo-in``. Each has
+the producer and the consumer of the part that it stands for. No Faust, no HTTP. A record that stands for a
 batch carries as many bytes as the batch would.
 """
 
@@ -12,9 +12,13 @@ import sys
 from time import perf_counter
 from typing import Any, Final
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+import gateway.kafka
+import streams.kafka
+from gateway.settings import Settings
+from streams.contract.unpacking import drain
 from tests.benchmarks.orders import Stopwatch, say, serve
 
 PARTITIONS: Final = 4
@@ -22,6 +26,11 @@ _OUT: Final = "echo-out"
 _IN: Final = "echo-in"
 _BYTES: Final = 14
 """A check's share of a batch record: an id of nine bytes, cost and framing."""
+
+_DRAIN: Final = 1_000
+"""Records taken at once when there are several."""
+
+_TIMEOUT_MS: Final = Settings.model_fields["publish_timeout_ms"].default
 
 
 def create_echo_topics(bootstrap: str) -> None:
@@ -32,22 +41,12 @@ def create_echo_topics(bootstrap: str) -> None:
         future.result()
 
 
-def _clients(bootstrap: str, topic: str) -> tuple[Consumer, Producer]:
-    common = {"bootstrap.servers": bootstrap, "socket.nagle.disable": True}
-    consumer = Consumer(
-        {
-            **common,
-            "group.id": topic,
-            "enable.auto.commit": False,
-            "auto.offset.reset": "latest",
-        }
-    )
+def _read(consumer: Consumer, topic: str) -> None:
+    """Have *consumer* read what comes to all partitions from now on."""
     places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
     for place in places:
         _, place.offset = consumer.get_watermark_offsets(place, 10)
     consumer.assign(places)
-    producer = Producer({**common, "linger.ms": 0, "acks": "all", "enable.idempotence": True})
-    return consumer, producer
 
 
 def _partition(message: Message) -> int:
@@ -56,13 +55,18 @@ def _partition(message: Message) -> int:
     return partition
 
 
+def _failed(error: KafkaError) -> None:
+    print(error.str(), file=sys.stderr)
+
+
 def echo(bootstrap: str) -> None:
     """Send back whatever comes, until stopped."""
-    consumer, producer = _clients(bootstrap, _OUT)
+    consumer = streams.kafka.consumer(bootstrap, "echo")
+    producer = streams.kafka.reply_producer(bootstrap, _TIMEOUT_MS)
+    _read(consumer, _OUT)
     say("ready")
     while True:
-        first = consumer.poll(1.0)
-        for message in [] if first is None else [first, *consumer.consume(1_000, 0)]:
+        for message in drain(consumer, _DRAIN, 1.0):
             if message.error() is None:
                 producer.produce(_IN, message.value(), partition=_partition(message))
         producer.poll(0)
@@ -70,7 +74,9 @@ def echo(bootstrap: str) -> None:
 
 def call(bootstrap: str) -> None:
     """Carry out orders: ``partitions`` in flight, ``size`` checks in each record."""
-    consumer, producer = _clients(bootstrap, _IN)
+    consumer = gateway.kafka.consumer(bootstrap)
+    producer = gateway.kafka.producer(bootstrap, _TIMEOUT_MS, _failed)
+    _read(consumer, _IN)
 
     def run(order: dict[str, Any]) -> dict[str, Any]:
         watch = Stopwatch(order["warmup_s"], order["seconds"])
@@ -86,8 +92,7 @@ def call(bootstrap: str) -> None:
             ask(partition)
         flying = order["partitions"]
         while flying:
-            first = consumer.poll(10)
-            for message in [] if first is None else [first, *consumer.consume(1_000, 0)]:
+            for message in drain(consumer, _DRAIN, 10.0):
                 partition = _partition(message)
                 if watch.done(size, asked[partition]):
                     ask(partition)

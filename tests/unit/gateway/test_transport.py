@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import gateway.transport
+import gateway.kafka
 from gateway.limiter import Limiter
 from gateway.settings import Settings
 from gateway.transport import Transport
@@ -63,7 +63,7 @@ class Stub:
 async def test_a_batch_that_meets_the_replacement_of_the_producer_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gateway.transport, "Producer", Stub)
+    monkeypatch.setattr(gateway.kafka, "Producer", Stub)
     transport = Transport(
         NOWHERE,
         incarnation=1,
@@ -93,7 +93,7 @@ async def test_a_record_that_is_not_delivered_in_time_replaces_the_producer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Left to give it up alone, librdkafka would send others again under an epoch no broker can compare."""
-    monkeypatch.setattr(gateway.transport, "Producer", Stub)
+    monkeypatch.setattr(gateway.kafka, "Producer", Stub)
     now = 100.0
     monkeypatch.setattr("gateway.transport.monotonic", lambda: now)
     transport = Transport(

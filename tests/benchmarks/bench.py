@@ -11,9 +11,9 @@ from tests.benchmarks.case import Case, measure
 from tests.benchmarks.cases_sluice import warm
 from tests.benchmarks.load_http import wrk_missing
 from tests.benchmarks.loader import Loader
-from tests.benchmarks.plan import Plan
+from tests.benchmarks.plan import CLIENTS, Plan
 from tests.benchmarks.samples import Result, Skipped
-from tests.benchmarks.sluice import Sluice, running_sluice
+from tests.benchmarks.sluice import GENEROUS, Sluice, running_sluice
 
 
 class Bench:
@@ -38,12 +38,14 @@ class Bench:
         say("starting Kafka, a worker and a gateway")
         self.sluice, self.sdk = self.start(stack)
 
-    def measure(self, cases: Sequence[Case], *, warm: bool = True) -> None:
-        """Measure *cases* beside each other, and keep what they gave."""
-        if cases:
-            results, skipped = measure(cases, self.plan.rounds, self.say, warm=warm)
-            self.results += results
-            self.skipped += skipped
+    def measure(self, cases: Sequence[Case], *, rounds: int | None = None, warm: bool = True) -> list[Result]:
+        """Measure *cases* beside each other, in the plan's rounds or in *rounds*; keep what they gave."""
+        if not cases:
+            return []
+        results, skipped = measure(cases, rounds or self.plan.rounds, self.say, warm=warm)
+        self.results += results
+        self.skipped += skipped
+        return results
 
     def skip(self, key: str, what: str, why: str) -> None:
         """A case that cannot be measured here."""
@@ -59,11 +61,27 @@ class Bench:
         """A load process, to be entered."""
         return Loader(command, self.folder / f"{name}.log")
 
-    def start(self, stack: ExitStack, *, partitions: int = 4, workers: int = 1) -> tuple[Sluice, Loader]:
-        """A system, warmed up, and a process that loads it through the SDK; *stack* ends them."""
-        sluice = stack.enter_context(running_sluice(partitions=partitions, workers=workers))
+    def start(
+        self,
+        stack: ExitStack,
+        *,
+        partitions: int = 4,
+        workers: int = 1,
+        limits: str = GENEROUS,
+        clients: int = CLIENTS,
+    ) -> tuple[Sluice, Loader]:
+        """A system, warmed up, and a process that loads it through the SDK; *stack* ends them.
+
+        Args:
+            stack: Ends what is started.
+            partitions: Of ``checks``.
+            workers: How many.
+            limits: Its default.
+            clients: How many ask while it warms up.
+        """
+        sluice = stack.enter_context(running_sluice(partitions=partitions, workers=workers, limits=limits))
         module = [sys.executable, "-m", "tests.benchmarks.load_sdk"]
         command = [*module, sluice.system.bootstrap, str(sluice.topics)]
         sdk = stack.enter_context(self.loader("load-sdk", command))
-        warm(sdk, self.plan)
+        warm(sdk, self.plan, clients)
         return sluice, sdk

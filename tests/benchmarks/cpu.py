@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 
 import psutil
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time so far of processes and all their descendants, ended ones included."""
+    """User and system time so far of processes and all their descendants, ended ones included.
+
+    Read from each process's CPU clock, in nanoseconds: ``/proc`` has ticks of 10 ms, a tenth of what a light
+    load takes in a second. What descendants took that have ended is in ticks.
+    """
     total = 0.0
     for process in _tree(pids):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:2])
+        with contextlib.suppress(OSError):  # it has ended
+            total += time.clock_gettime(_cpu_clock(process.pid))
     for pid in pids:
         total += sum(psutil.Process(pid).cpu_times()[2:4])  # children that were waited for
     return total
+
+
+def _cpu_clock(pid: int) -> int:
+    """Linux's clock of a process's CPU time, as clock_getcpuclockid(3) makes it."""
+    return ~pid << 3 | 2
 
 
 def rss_mb(pids: Sequence[int]) -> float:

@@ -1,8 +1,9 @@
 """Load through the SDK: a process with a Limiter in it and any number of callers in its event loop.
 
-``check``: each caller asks, waits for the answer, and asks again. ``publish``: turns of as many checks as
-make batches of 100 in every partition, nobody waiting; every so often the worker is waited for, by a check in
-each partition, so that what is counted is what was judged.
+``check``: each caller asks, waits for the answer, and asks again. ``publish``: nobody waits; in each turn of
+the event loop each caller publishes one check, or, without callers, as many are published as make batches of
+100 in every partition. Every so often the worker is waited for, by a check in each partition, so that what is
+counted is what was judged.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from tests.benchmarks.orders import Stopwatch, orders, say
 BATCH: Final = 100
 """Checks a partition in each turn of ``publish``."""
 
-_TURNS: Final = 10
-"""Turns of ``publish`` between two waits for the worker."""
+_LOT: Final = 10 * BATCH
+"""Checks a partition between two waits for the worker."""
 
 _PATIENT_MS: Final = 30_000
 """The deadline: what is slow shall show as slow, not as let through."""
@@ -56,7 +57,10 @@ async def _carry_out(limiter: Limiter, order: dict[str, Any], partitions: int) -
                 callers.create_task(_call(limiter, watch, pick))
     else:
         among = order["partitions"] or list(range(partitions))
-        await _publish(limiter, watch, _within(among, partitions, pick), among, partitions)
+        peeks = [Check(_client_in(partition, partitions), 0) for partition in among]
+        turn = order["callers"] or BATCH * len(among)
+        turns = max(1, _LOT * len(among) // turn)
+        await _publish(limiter, watch, _within(among, partitions, pick), peeks, turn, turns)
     return watch.figures()
 
 
@@ -69,21 +73,19 @@ async def _call(limiter: Limiter, watch: Stopwatch, pick: Callable[[], int]) -> 
 
 
 async def _publish(
-    limiter: Limiter, watch: Stopwatch, pick: Callable[[], str], among: list[int], partitions: int
+    limiter: Limiter, watch: Stopwatch, pick: Callable[[], str], peeks: list[Check], turn: int, turns: int
 ) -> None:
-    """Publish and have it judged, one lot being judged while the next is published."""
-    peeks = [Check(_client_in(partition, partitions), 0) for partition in among]
-    lot = _TURNS * BATCH * len(among)
+    """Publish *turns* of *turn* checks and have them judged, the next lot being published meanwhile."""
     judged: asyncio.Future[Any] | None = None
     going = True
     while going:
-        for _ in range(_TURNS):
-            for _ in range(BATCH * len(among)):
+        for _ in range(turns):
+            for _ in range(turn):
                 await limiter.publish(pick())
             await asyncio.sleep(0)
         if judged is not None:
             await judged
-            going = watch.done(lot)
+            going = watch.done(turn * turns)
         judged = asyncio.ensure_future(limiter.check_many(peeks))
     if judged is not None:
         await judged

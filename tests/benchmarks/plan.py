@@ -9,6 +9,9 @@ CLIENTS: Final = 10_000
 """Clients of all rows that do not say otherwise."""
 
 CALLERS: Final = (1, 32, 128, 512)
+PARTITIONS: Final = (1, 2, 4, 16)
+PARTITION_CALLERS: Final = (32, 512)
+"""Callers of the systems of :data:`PARTITIONS`: a light load and a heavy one."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,11 @@ class Plan:
         seconds: Of each measured window; whole, since wrk counts in whole seconds.
         warmup_s: Of a load process before its window.
         warm_broker_s: Of load on a system just started, before anything is measured on it.
-        clients: Numbers of clients, from few to many; the tables are filled with each before it is measured.
+        clients: Numbers of clients; each has a system of its own, filled with them before it is measured.
         peer_connections: Of the peers' HTTP servers.
-        full: Whether systems of 1 and 16 partitions and of 2 workers run too.
+        hot_window_s: Window of the hot client's limit, which is measured for as long.
+        full: Whether lists and published checks come from all :data:`CALLERS`, and systems of several
+            partitions, of 2 workers, and recovery are measured too.
     """
 
     name: str
@@ -33,6 +38,7 @@ class Plan:
     warm_broker_s: float
     clients: tuple[int, ...]
     peer_connections: tuple[int, ...]
+    hot_window_s: int
     full: bool
 
 
@@ -42,17 +48,19 @@ QUICK: Final = Plan(
     seconds=1,
     warmup_s=0.2,
     warm_broker_s=6.0,
-    clients=(1_000, 1_000_000),
+    clients=(1_000_000,),
     peer_connections=(32, 128),
+    hot_window_s=10,
     full=False,
 )
 FULL: Final = Plan(
     "full",
     rounds=5,
-    seconds=3,
-    warmup_s=1.0,
-    warm_broker_s=20.0,
+    seconds=2,
+    warmup_s=0.5,
+    warm_broker_s=15.0,
     clients=(1_000, 1_000_000, 10_000_000),
     peer_connections=CALLERS,
+    hot_window_s=60,
     full=True,
 )

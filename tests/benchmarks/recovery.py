@@ -34,13 +34,15 @@ MEMORY = 256 << 20
 
 
 class Speed(NamedTuple):
-    """Changelog records a second, and microseconds of this process's CPU a record."""
+    """Changelog records, and the seconds and this process's CPU seconds that they took."""
 
-    per_s: float
-    cpu_us: float
+    records: int
+    seconds: float
+    cpu_s: float
 
     def __str__(self) -> str:
-        return f"{self.per_s:,.0f} records/s ({self.cpu_us:.1f} µs CPU each)"
+        cpu_us = self.cpu_s / self.records * 1e6
+        return f"{self.records / self.seconds:,.0f} records/s ({cpu_us:.1f} µs CPU each)"
 
 
 class Changelog:
@@ -102,8 +104,7 @@ def measure(clients: int, folder: Path) -> tuple[Speed, Speed]:
                 restorer.activate(generation, partition)
             stores = [restored.get(timeout=PATIENCE_S).store for _ in range(PARTITIONS)]
             took, spent = time.monotonic() - began, time.process_time() - cpu
-            records = clients + PARTITIONS
-            return Speed(records / took, spent / records * 1e6), stores
+            return Speed(clients + PARTITIONS, took, spent), stores
 
         restorer.start()
         try:

@@ -21,10 +21,11 @@ from rich.console import Console
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.facts import machine_facts
+from tests.benchmarks.growth import growth_markdown
 from tests.benchmarks.peers.environment import Missing, peers_python, throttlecrab_server
 from tests.benchmarks.plan import FULL, QUICK, Plan
 from tests.benchmarks.samples import Run
-from tests.benchmarks.stages import callers, clients, growth, hot
+from tests.benchmarks.stages import callers, clients, growth, hot, recovery
 from tests.benchmarks.table import rich_table
 from tests.broker import CHECKOUT
 
@@ -51,6 +52,7 @@ def main(plan: Plan) -> None:
         if plan.full:
             growth.partitions(bench)
             growth.workers(bench)
+            recovery.run(bench)
         clients.run(bench)
         say("stopping")
     run = Run(
@@ -65,6 +67,8 @@ def main(plan: Plan) -> None:
     if not console.is_terminal:
         console = Console(width=_WIDTH)
     console.print(rich_table(run))
+    if plan.full:
+        console.print(growth_markdown(run), highlight=False, markup=False)
     _write(run, _FOLDER / f"{plan.name}.json")
 
 
@@ -93,7 +97,8 @@ def _write(run: Run, file: Path) -> None:
     except Missing as exc:
         err.print(f"no plot: {exc}", highlight=False)
     err.print(
-        f"written: {file} and {picture.name}; `make bench-readme` puts it into the README", highlight=False
+        f"written: {file} and {picture.name}; `make bench-readme` puts it into README and docs",
+        highlight=False,
     )
 
 

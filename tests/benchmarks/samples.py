@@ -25,10 +25,15 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float | None = None
     p999_ms: float | None = None
     let_through: int = 0
+    allowed: int | None = None
     denied: int | None = None
-    """Checks that were denied, where any were, ..."""
+    """Of checks that were allowed and denied, where any were denied, ..."""
     denied_by_worker: int | None = None
-    """... and by whom: the rest came from the deny cache."""
+    """... these by the worker: the rest of the denials came from the deny cache."""
+    times_limit: float | None = None
+    """What was asked, as a multiple of what the limit allows in as long a time."""
+    idle_cpu_s: float | None = None
+    """What the same processes took in as long a time without load."""
 
     @property
     def rate(self) -> float:
@@ -50,6 +55,20 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     def worker_share(self) -> float | None:
         """Percent of the denials that the worker gave."""
         return None if not self.denied else 100 * (self.denied_by_worker or 0) / self.denied
+
+    @property
+    def reached_worker(self) -> float | None:
+        """Percent of the checks that the worker judged: those that the limit allows, and its denials."""
+        if self.allowed is None or not self.denied:
+            return None
+        return 100 * (self.allowed + (self.denied_by_worker or 0)) / (self.allowed + self.denied)
+
+    @property
+    def following_us(self) -> float | None:
+        """CPU microseconds a check of a standby, less what it takes when there is nothing to follow."""
+        if self.idle_cpu_s is None:
+            return None
+        return (self.cpu_s["worker"] - self.idle_cpu_s) / self.checks * 1e6
 
     @property
     def load_us(self) -> float | None:

@@ -73,8 +73,8 @@ class Sluice:
 
 
 @contextmanager
-def running_sluice(*, partitions: int = 4, workers: int = 1) -> Iterator[Sluice]:
-    """A system on free ports, ready; gone with its data afterwards."""
+def running_sluice(*, partitions: int = 4, workers: int = 1, limits: str = GENEROUS) -> Iterator[Sluice]:
+    """A system on free ports with a default of *limits*, ready; gone with its data afterwards."""
     with TemporaryDirectory(prefix="sluice-bench-") as folder, ExitStack() as stack:
         home = home_with_jars(Path(folder, "home"))
         topics = home / "topics.yaml"
@@ -85,7 +85,7 @@ def running_sluice(*, partitions: int = 4, workers: int = 1) -> Iterator[Sluice]
         broker.start()
         admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
         create_topics(admin, load_topics(topics).values())
-        system = System(broker, home, stack, topics=topics, default_limits=GENEROUS)
+        system = System(broker, home, stack, topics=topics, default_limits=limits)
         metrics = [free_port() for _ in range(workers)]
         for port in metrics:
             system.add_worker(metrics_port=port)

@@ -1,20 +1,22 @@
-"""The one table: for a terminal, and as Markdown for the README. Pure."""
+"""The tables: all rows, for a terminal and as Markdown; and the README's, of few rows and columns. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rich.table import Table
 
-from tests.benchmarks.samples import Result, Run, Sample
+from tests.benchmarks.samples import Result, Run, median_of
 from tests.benchmarks.targets import Target, against, short, targets
 
-_STAGES: Final = {
+STAGES: Final = {
     "callers": "by callers",
     "hot": "one hot client",
     "clients": "by clients",
     "partitions": "by partitions",
     "workers": "by workers",
+    "recovery": "recovery",
 }
 COLUMNS: Final = (
     "what",
@@ -31,26 +33,22 @@ COLUMNS: Final = (
     "RSS MB",
     "target: measured; in the same run",
 )
+SUMMARY_COLUMNS: Final = ("what", "callers", "checks/s", "p50 ms", "p99 ms", "CPU µs together", "target")
+_LINE: Final = "echo-1"
+_PEERS: Final = ("redis-", "limits-", "throttlecrab-")
+"""How keys of peers begin."""
 
 
 def cells(run: Run, result: Result, goals: list[Target]) -> list[str]:
-    """One row."""
+    """One row, of all columns."""
     middle = result.median
-    notes = [str(goal) for goal in goals if goal.key == result.key] + against(run, result)
-    if let_through := sum(sample.let_through for sample in result.samples):
-        share = 100 * let_through / sum(sample.checks for sample in result.samples)
-        notes.append(f"{short(share)} % let through undecided")
     return [
-        result.what,
-        str(result.callers or ""),
-        _shown(middle(lambda sample: sample.rate)),
-        _shown(middle(lambda sample: sample.p50_ms)),
-        _shown(middle(lambda sample: sample.p99_ms)),
+        *_asked(result),
         _shown(middle(lambda sample: sample.p999_ms)),
         *(_shown(result.cpu_us(part)) for part in ("gateway", "worker", "broker", "together")),
         _shown(middle(lambda sample: sample.load_us)),
-        _memory(result.samples[-1]),
-        "; ".join(notes),
+        _memory(result),
+        "; ".join([*_goals(result, goals), *against(run, result), *_notes(result)]),
     ]
 
 
@@ -61,7 +59,7 @@ def rich_table(run: Run) -> Table:
         left = column in (COLUMNS[0], COLUMNS[-1])
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     goals = targets(run)
-    for stage, name in _STAGES.items():
+    for stage, name in STAGES.items():
         rows = [result for result in run.results if result.stage == stage]
         if rows:
             table.add_section()
@@ -72,11 +70,19 @@ def rich_table(run: Run) -> Table:
 
 
 def markdown(run: Run) -> str:
-    """For the README: the same rows, the facts above and what is missing below."""
+    """All rows, the facts above and what is missing below."""
     goals = targets(run)
-    lines = [title(run), "", _line(COLUMNS), _line([":--", *["--:"] * (len(COLUMNS) - 2), ":--"])]
-    lines += [_line(cells(run, result, goals)) for result in run.results]
-    return "\n".join([*lines, "", caption(run)])
+    rows = _table(COLUMNS, (cells(run, result, goals) for result in run.results))
+    return f"{title(run)}\n\n{rows}\n\n{caption(run)}"
+
+
+def summary(run: Run) -> str:
+    """For the README: what has a target, the peers and the line, in columns that fit a page."""
+    goals = targets(run)
+    aimed_at = {goal.key for goal in goals} | {_LINE}
+    shown = [it for it in run.results if it.key in aimed_at or it.key.startswith(_PEERS)]
+    rows = ([*_asked(result), _shown(result.cpu_us()), "; ".join(_goals(result, goals))] for result in shown)
+    return f"{title(run)}\n\n{_table(SUMMARY_COLUMNS, rows)}"
 
 
 def title(run: Run) -> str:
@@ -87,25 +93,61 @@ def title(run: Run) -> str:
 def caption(run: Run) -> str:
     """How to read it, and what could not be measured."""
     said = [
-        f"Medians of {run.rounds} runs of {run.seconds:g} s each, taken in turn; µs: CPU of a check. In SDK "
-        "rows the gateway is the process of the callers; a peer has one figure, together. Load: the "
-        "generator's own CPU.",
+        f"Medians of {run.rounds} runs of {run.seconds:g} s each, taken in turn (one run: a hot client at 10 "
+        "x its limit; recovery). µs: CPU of a check. RSS: resident memory; servers go on from row to row.",
+        "In SDK and echo rows the gateway is the process of the callers, so that together includes them; in "
+        "HTTP rows and peers' it does not: load is the generator's own CPU.",
     ]
     said += [
-        f"{int(clients):,} clients: {size:.0f} bytes each on disk."
+        f"{int(clients):,} clients: {short(size)} bytes each on disk, RocksDB's own files included."
         for clients, size in run.disk_bytes.items()
     ]
     said += [f"Not measured: {it.what}: {it.why}" for it in run.skipped]
     return "\n".join(said)
 
 
+def _asked(result: Result) -> list[str]:
+    middle = result.median
+    return [
+        result.what,
+        str(result.callers or ""),
+        _shown(middle(lambda sample: sample.rate)),
+        _shown(middle(lambda sample: sample.p50_ms)),
+        _shown(middle(lambda sample: sample.p99_ms)),
+    ]
+
+
+def _goals(result: Result, goals: list[Target]) -> list[str]:
+    return [str(goal) for goal in goals if goal.key == result.key]
+
+
+def _notes(result: Result) -> list[str]:
+    """What else was seen."""
+    middle, notes = result.median, []
+    if (times := middle(lambda sample: sample.times_limit)) is not None:
+        notes.append(f"asked {short(times)} x its limit")
+    if (reached := middle(lambda sample: sample.reached_worker)) is not None:
+        notes.append(f"the worker judged {short(reached)} % of all")
+    if (following := middle(lambda sample: sample.following_us)) is not None:
+        idle = middle(lambda s: None if s.idle_cpu_s is None else 100 * s.idle_cpu_s / s.seconds)
+        notes.append(f"following {short(following)} µs; idle it takes {_shown(idle)} % of a core")
+    if let_through := sum(sample.let_through for sample in result.samples):
+        share = 100 * let_through / sum(sample.checks for sample in result.samples)
+        notes.append(f"{short(share)} % let through undecided")
+    return notes
+
+
 def _shown(value: float | None) -> str:
     return "" if value is None else short(value)
 
 
-def _memory(sample: Sample) -> str:
-    return " + ".join(f"{megabytes:.0f}" for megabytes in sample.rss_mb.values())
+def _memory(result: Result) -> str:
+    """Each part's, by name."""
+    parts = result.samples[0].rss_mb
+    medians = {part: median_of(sample.rss_mb[part] for sample in result.samples) for part in parts}
+    return ", ".join(f"{part} {_shown(megabytes)}" for part, megabytes in medians.items())
 
 
-def _line(cells: list[str] | tuple[str, ...]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    rule = [":--", *["--:"] * (len(columns) - 2), ":--"]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, rule, *rows))

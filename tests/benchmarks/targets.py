@@ -7,8 +7,9 @@ from typing import Final
 
 import msgspec
 
-from tests.benchmarks.samples import Result, Run, Sample, ratio
+from tests.benchmarks.samples import Result, Run, Sample, median_of, ratio
 
+_VERDICT: Final = {True: "met", False: "MISSED", None: "not measured"}
 _Figure = Callable[[Sample], float | None]
 
 
@@ -20,6 +21,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         what: The figure, with its unit.
         bound: What it may be at most, or must be at least.
         at_least: Which of these.
+        stretch: A tighter bound, hoped for.
         measured: ``None``: it was not.
     """
 
@@ -27,20 +29,26 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     what: str
     bound: float
     at_least: bool = False
+    stretch: float | None = None
     measured: float | None = None
 
     @property
     def met(self) -> bool | None:
         """Whether it is within its bound; ``None``: not measured."""
+        return self._within(self.bound)
+
+    def _within(self, bound: float) -> bool | None:
         if self.measured is None:
             return None
-        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
+        return self.measured >= bound if self.at_least else self.measured <= bound
 
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
-        verdict = {True: "met", False: "MISSED", None: "not measured"}[self.met]
         measured = "" if self.measured is None else f"{short(self.measured)}, "
-        return f"{self.what} {sign} {short(self.bound)}: {measured}{verdict}"
+        said = f"{self.what} {sign} {short(self.bound)}: {measured}{_VERDICT[self.met]}"
+        if self.stretch is None or self.measured is None:
+            return said
+        return f"{said} (stretch {short(self.stretch)}: {_VERDICT[self._within(self.stretch)]})"
 
 
 def short(value: float) -> str:
@@ -59,11 +67,11 @@ def targets(run: Run) -> list[Target]:
     for key, other, what, bound, figure in _RATIOS:
         value = ratio(run.find(key), run.find(other), figure)
         found.append(Target(key=key, what=what, bound=bound, measured=value))
-    for clients, size in run.disk_bytes.items():
-        key = f"clients-{clients}-uniform"
-        found.append(Target(key=key, what="bytes a client on disk", bound=40, measured=size))
+    for clients, bound in _DISK_BYTES.items():
+        key, size = f"clients-{clients}-uniform", run.disk_bytes.get(str(clients))
+        found.append(Target(key=key, what="bytes a client on disk", bound=bound, measured=size))
     found.append(
-        Target(key="workers-2", what="x 1 worker's CPU, less standbys", bound=1.1, measured=_flat(run))
+        Target(key="workers-2", what="x 1 worker's CPU, less following", bound=1.1, measured=_flat(run))
     )
     return found
 
@@ -80,17 +88,32 @@ def against(run: Run, result: Result) -> list[str]:
 
 def _of(run: Run, key: str, what: str, bound: float, figure: _Figure, *, at_least: bool = False) -> Target:
     result = run.find(key)
-    value = None if result is None else result.median(figure)
-    return Target(key=key, what=what, bound=bound, at_least=at_least, measured=value)
+    return Target(
+        key=key,
+        what=what,
+        bound=bound,
+        at_least=at_least,
+        stretch=_STRETCH.get((key, what)),
+        measured=None if result is None else result.median(figure),
+    )
 
 
 def _flat(run: Run) -> float | None:
-    """Worker CPU a check of two workers, less what their standbys took, over that of one."""
-    one, two, standby = (run.find(key) for key in ("workers-1", "workers-2", "standby"))
-    if one is None or two is None or standby is None:
+    """Worker CPU a check of two workers, less what following takes them, over that of one; pairs of a round.
+
+    Following is what a standby takes beyond what it takes when idle: that there is a second process is no
+    standby's cost, and stays in.
+    """
+    found = [run.find(key) for key in ("workers-1", "workers-2", "standby")]
+    rounds = zip(*(result.samples if result else [] for result in found), strict=False)
+    return median_of(_flat_in(*samples) for samples in rounds)
+
+
+def _flat_in(one: Sample, two: Sample, standby: Sample) -> float | None:
+    alone, both, following = one.cpu_us("worker"), two.cpu_us("worker"), standby.following_us
+    if not alone or both is None or following is None:
         return None
-    figures = [result.cpu_us("worker") for result in (one, two, standby)]
-    return (figures[1] - figures[2]) / figures[0] if None not in figures else None  # type: ignore[operator]
+    return (both - following) / alone
 
 
 def _together(sample: Sample) -> float | None:
@@ -134,11 +157,13 @@ _AT_MOST: Final = (
     ("clients-10000000-uniform", "µs worker", 12.0, _worker),
     ("clients-1000000-uniform", "MB worker", 600.0, lambda sample: sample.rss_mb["worker"]),
     ("clients-10000000-uniform", "MB worker", 600.0, lambda sample: sample.rss_mb["worker"]),
+    # The tenth that the limit allows must be counted by the worker: of the rest it is to see 1 %.
     ("hot-cached", "% of the denials by the worker", 1.0, lambda sample: sample.worker_share),
     ("flood-cached", "% of the denials by the worker", 1.0, lambda sample: sample.worker_share),
 )
 _AT_LEAST: Final = (
     ("sdk-512", "checks/s", 100_000.0, lambda sample: sample.rate),
+    ("recovery", "records/s", 50_000.0, lambda sample: sample.rate),
     ("hot-cached", "req/s a gateway core", 20_000.0, lambda sample: sample.rate_per_core),
     ("flood-cached", "req/s a gateway core", 20_000.0, lambda sample: sample.rate_per_core),
 )
@@ -148,3 +173,10 @@ _RATIOS: Final = (
     # Three times cheaper than the script.
     ("published", "redis-50", "x Redis script pipelined", 1 / 3, _own),
 )
+_STRETCH: Final = {
+    ("http-32", "µs together"): 140.0,
+    ("http-128", "µs together"): 75.0,
+    ("http-512", "µs together"): 58.0,
+}
+_DISK_BYTES: Final = {1_000_000: 40.0, 10_000_000: 40.0}
+"""Bytes a client on disk, by number of clients; of few, most is RocksDB's own."""

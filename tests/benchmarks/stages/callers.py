@@ -10,7 +10,7 @@ from tests.benchmarks.case import Case
 from tests.benchmarks.echo import PARTITIONS, create_echo_topics
 from tests.benchmarks.peers.environment import Missing, peers_python
 from tests.benchmarks.peers.servers import limits_app, redis, throttlecrab
-from tests.benchmarks.plan import CALLERS
+from tests.benchmarks.plan import CALLERS, CLIENTS
 
 STAGE = cases_peers.STAGE
 
@@ -26,22 +26,32 @@ def _sluice(bench: Bench) -> list[Case]:
     cases = [cases_sluice.sdk(sluice, plan, sdk, stage=STAGE, callers=n, key=f"sdk-{n}") for n in CALLERS]
     if bench.has_wrk("http", "HTTP, one by one and in lists"):
         cases += [cases_sluice.http(sluice, plan, stage=STAGE, callers=n, key=f"http-{n}") for n in CALLERS]
-        cases.append(
-            cases_sluice.http(
-                sluice,
-                plan,
-                stage=STAGE,
-                callers=cases_sluice.LIST_CONNECTIONS,
-                key="http-list",
-                what=f"HTTP, lists of {cases_sluice.LIST}",
-                size=cases_sluice.LIST,
-            )
-        )
-    what = "SDK, published, no answer, batches of 100, 8,000 clients"
-    cases.append(
-        cases_sluice.published(sluice, plan, sdk, stage=STAGE, key="published", what=what, clients=8_000)
+        cases += [_lists(bench, cases_sluice.LIST_CONNECTIONS, "http-list")]
+        cases += [_lists(bench, n, f"http-list-{n}") for n in CALLERS if plan.full]
+    cases += [_published(bench, n, f"published-{n}", CLIENTS) for n in CALLERS if plan.full]
+    return [*cases, _published(bench, 0, "published", 8_000)]
+
+
+def _lists(bench: Bench, callers: int, key: str) -> Case:
+    what, size = f"HTTP, lists of {cases_sluice.LIST}", cases_sluice.LIST
+    return cases_sluice.http(
+        bench.sluice, bench.plan, stage=STAGE, callers=callers, key=key, what=what, size=size
     )
-    return cases
+
+
+def _published(bench: Bench, callers: int, key: str, clients: int) -> Case:
+    """What *callers* publish in a turn; 0: what makes batches of 100."""
+    what = "SDK, published, no answer" + ("" if callers else f", batches of 100, {clients:,} clients")
+    return cases_sluice.published(
+        bench.sluice,
+        bench.plan,
+        bench.sdk,
+        stage=STAGE,
+        key=key,
+        what=what,
+        clients=clients,
+        callers=callers,
+    )
 
 
 def _echo(bench: Bench) -> list[Case]:

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Final
 
 from tests.benchmarks import cases_sluice
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.case import Case
+from tests.benchmarks.loader import Loader
+from tests.benchmarks.sluice import Sluice
 
 STAGE: Final = "clients"
 _NAMES: Final = {"uniform": "uniform", "zipf": "Zipf(1.1)"}
 _HTTP_CONNECTIONS: Final = 128
+_LIMITS: Final = "1000000/hour"
+"""Filling 10,000,000 clients takes minutes: with a window of a minute the first would have left the disk."""
 
 
 def run(bench: Bench) -> None:
-    """For each number of clients: have all of them counted once, then measure.
+    """For each number of clients: a system of its own, each of them counted once, then measured.
 
-    What the most of them take on disk shows when the worker has ended: RocksDB holds the newest in memory. So
-    this is a run's last stage.
+    What they take on disk shows when the worker has ended: RocksDB holds the newest in memory.
     """
     for clients in bench.plan.clients:
-        bench.say(f"clients: counting each of {clients:,} once")
-        cases_sluice.fill(bench.sluice, bench.sdk, clients)
-        cases = [_published(bench, clients, distribution) for distribution in _NAMES]
-        if bench.plan.full and bench.has_wrk(f"clients-{clients}", f"HTTP, {clients:,} clients"):
-            cases += [_http(bench, clients, distribution) for distribution in _NAMES]
-        bench.measure(cases, warm=False)
-    for worker in bench.sluice.system.workers:
-        worker.stop()
-    most = max(bench.plan.clients)
-    bench.disk_bytes[str(most)] = bench.sluice.disk_bytes() / most
+        with ExitStack() as stack:
+            bench.say(f"clients: counting each of {clients:,} once")
+            sluice, sdk = bench.start(stack, limits=_LIMITS, clients=clients)
+            cases_sluice.fill(sluice, sdk, clients)
+            cases = [_published(bench, sluice, sdk, clients, distribution) for distribution in _NAMES]
+            if bench.plan.full and bench.has_wrk(f"clients-{clients}", f"HTTP, {clients:,} clients"):
+                cases += [_http(bench, sluice, clients, distribution) for distribution in _NAMES]
+            bench.measure(cases, warm=False)
+            for worker in sluice.system.workers:
+                worker.stop()
+            bench.disk_bytes[str(clients)] = sluice.disk_bytes() / clients
 
 
-def _published(bench: Bench, clients: int, distribution: str) -> Case:
+def _published(bench: Bench, sluice: Sluice, sdk: Loader, clients: int, distribution: str) -> Case:
     return cases_sluice.published(
-        bench.sluice,
+        sluice,
         bench.plan,
-        bench.sdk,
+        sdk,
         stage=STAGE,
         key=f"clients-{clients}-{distribution}",
         what=f"SDK, published, {clients:,} clients, {_NAMES[distribution]}",
@@ -45,9 +50,9 @@ def _published(bench: Bench, clients: int, distribution: str) -> Case:
     )
 
 
-def _http(bench: Bench, clients: int, distribution: str) -> Case:
+def _http(bench: Bench, sluice: Sluice, clients: int, distribution: str) -> Case:
     return cases_sluice.http(
-        bench.sluice,
+        sluice,
         bench.plan,
         stage=STAGE,
         callers=_HTTP_CONNECTIONS,

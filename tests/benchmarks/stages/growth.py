@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from tests.benchmarks import cases_sluice
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.case import Case
+from tests.benchmarks.cpu import Meter
 from tests.benchmarks.loader import Loader
+from tests.benchmarks.plan import PARTITION_CALLERS, PARTITIONS
 from tests.benchmarks.sluice import Sluice
 
-PARTITIONS: Final = (1, 4, 16)
-_CALLERS: Final = (32, 128, 512)
 _CLIENTS: Final = 8_000
+_SETTLED_S: Final = 1.0
+"""After which a standby has read what was written before, and its worker has flushed."""
 
 
 def partitions(bench: Bench) -> None:
-    """The same callers on 1, 4 and 16 partitions."""
+    """The same callers on 1 to 16 partitions."""
     with ExitStack() as stack:
         cases = []
         for count in PARTITIONS:
             sluice, sdk = bench.sluice, bench.sdk
             if count != sluice.partitions:
                 sluice, sdk = bench.start(stack, partitions=count)
-            for n in _CALLERS:
+            for n in PARTITION_CALLERS:
                 key = f"partitions-{count}-{n}"
                 case = cases_sluice.sdk(sluice, bench.plan, sdk, stage="partitions", callers=n, key=key)
                 cases.append(replace(case, what=f"SDK, {count} partition{'s' * (count > 1)}"))
@@ -35,7 +38,7 @@ def partitions(bench: Bench) -> None:
 def workers(bench: Bench) -> None:
     """The same batches on one worker, and on two that share the partitions, each the other's standby.
 
-    What a standby costs by itself shows where all load is on the other's partitions.
+    What following costs by itself shows where all load is on the other's partitions.
     """
     with ExitStack() as stack:
         one, one_sdk = bench.start(stack)
@@ -45,23 +48,45 @@ def workers(bench: Bench) -> None:
         if not 0 < len(mine) < two.partitions:
             bench.skip("workers-2", "2 workers", f"the group gave the first of them partitions {mine}")
             return
-        standby = _batches(
-            bench, two, two_sdk, "standby", "a standby alone, beside the worker it follows", mine
-        )
+        # As many clients in each partition as when the load is on all.
+        clients = _CLIENTS * two.partitions // len(mine)
+        what = "a standby, beside the worker that it follows"
+        standby = _batches(bench, two, two_sdk, "standby", what, mine, clients)
         assert second.pid is not None
         bench.measure(
             [
                 _batches(bench, one, one_sdk, "workers-1", "1 worker"),
                 _batches(bench, two, two_sdk, "workers-2", "2 workers, 2 partitions each, standbys included"),
-                replace(standby, parts={"worker": [second.pid]}),
+                _after_idling(replace(standby, parts={"worker": [second.pid]}), bench.plan.seconds),
             ]
         )
 
 
 def _batches(
-    bench: Bench, sluice: Sluice, sdk: Loader, key: str, what: str, only: list[int] | None = None
+    bench: Bench,
+    sluice: Sluice,
+    sdk: Loader,
+    key: str,
+    what: str,
+    only: list[int] | None = None,
+    clients: int = _CLIENTS,
 ) -> Case:
     what = f"SDK, published, {what}"
     return cases_sluice.published(
-        sluice, bench.plan, sdk, stage="workers", key=key, what=what, clients=_CLIENTS, partitions=only
+        sluice, bench.plan, sdk, stage="workers", key=key, what=what, clients=clients, partitions=only
     )
+
+
+def _after_idling(case: Case, seconds: float) -> Case:
+    """*case*, and what its processes take without load, measured just before it."""
+
+    def load(meter: Meter, seed: int) -> dict[str, Any]:
+        time.sleep(_SETTLED_S)
+        idle = Meter(case.parts)
+        idle.begin()
+        time.sleep(seconds)
+        idle.end()
+        figures = case.load(meter, seed)
+        return {**figures, "idle_cpu_s": sum(idle.cpu_s.values()) * figures["seconds"] / seconds}
+
+    return replace(case, load=load)

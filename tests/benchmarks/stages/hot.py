@@ -1,4 +1,4 @@
-"""One client at ten times its limit, with the deny cache and without."""
+"""One client at ten times its limit, and one whose limit is used up; with the deny cache and without."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from tests.benchmarks.cpu import Meter
 from tests.benchmarks.load_http import drive
 
 CONNECTIONS: Final = 64
-_CLIENT: Final = "hot-c00000000"
-_CHECK: Final = ('{"client_id":"hot-', '"}')
+_FLOODED: Final = 100
+"""What a client that floods may ask in a minute."""
+_COUNTED: Final = {
+    "allowed": "sluice_checks_allowed_total",
+    "denied": "sluice_checks_rejected_total",
+    "let_through": "sluice_checks_degraded_total",
+}
 
 
 def run(bench: Bench) -> None:
-    """Find out how much one client can ask, limit it to a tenth of that, and have it ask again.
+    """Flood with each gateway; then limit a client to a tenth of what it can ask, and have it ask.
 
-    The window is a second, so that one run holds whole windows; a tick is 17 ms then, after each of which all
-    connections ask the worker again. And once with a minute's limit that is used up: a flood.
+    At ten times the limit a whole window is measured, once, of a client that has spent nothing: first all is
+    allowed, then almost nothing is. Every case has a client of its own.
     """
     what = "HTTP, one client"
     if not bench.has_wrk("hot", what):
@@ -26,36 +31,68 @@ def run(bench: Bench) -> None:
     system = bench.sluice.system
     system.add_gateway(deny_cache=0)
     system.wait_ready()
-    limiter = system.gateways[0]
+    limiter, window_s = system.gateways[0], bench.plan.hot_window_s
     for gateway, name, cache in ((0, "cached", "deny cache"), (1, "uncached", "no deny cache")):
-        ten_times = _case(bench, gateway, f"hot-{name}", f"{what} at 10 x its limit, {cache}")
-        limiter.set_limits(_CLIENT, "100/second")
-        rate = ten_times.sample(0).rate
-        limiter.set_limits(_CLIENT, f"{max(1, int(rate / 10))}/second")
-        bench.measure([ten_times], warm=False)
-        limiter.set_limits(_CLIENT, "100/minute")
-        bench.measure([_case(bench, gateway, f"flood-{name}", f"{what}, limit used up, {cache}")], warm=False)
+        flood = _case(bench, gateway, f"flood-{name}", f"{what}, limit used up, {cache}", _FLOODED / 60)
+        limiter.set_limits(_client(flood.key), f"{_FLOODED}/minute")
+        flooded = bench.measure([flood])
+        if not flooded or not (gateway == 0 or bench.plan.full):
+            continue
+        free = _case(bench, gateway, f"free-{name}", what, None).sample(0)
+        denied_rate = flooded[0].median(lambda sample: sample.rate)
+        assert denied_rate is not None
+        most = tenth(free.rate, denied_rate, window_s)
+        what_ten = f"{what} at 10 x its limit of {most:,} in {window_s} s, {cache}"
+        ten = _case(bench, gateway, f"hot-{name}", what_ten, most / window_s, seconds=window_s)
+        limiter.set_limits(_client(ten.key), f"{most}/{window_s}s")
+        bench.measure([ten], rounds=1, warm=False)
 
 
-def _case(bench: Bench, gateway: int, key: str, what: str) -> Case:
+def tenth(allowed_rate: float, denied_rate: float, window_s: float) -> int:
+    """The limit a window that a client exceeds ten times who asks as fast as answers come.
+
+    Args:
+        allowed_rate: Checks a second while they are allowed, which takes a worker; until the limit is spent.
+        denied_rate: The same while they are denied; for the rest of the window.
+        window_s: Seconds.
+
+    >>> tenth(1_000, 1_000, 60), tenth(1_000, 11_000, 60)  # 33 s of the second are allowed, 27 s are not
+    (6000, 33000)
+    """
+    # limit = allowed_rate * t, and 10 * limit = allowed_rate * t + denied_rate * (window_s - t)
+    return max(1, round(denied_rate * window_s / (9 + denied_rate / allowed_rate)))
+
+
+def _client(key: str) -> str:
+    return f"{key}-c00000000"
+
+
+def _case(
+    bench: Bench, gateway: int, key: str, what: str, allowed_a_second: float | None, *, seconds: int = 0
+) -> Case:
     sluice = bench.sluice
     asked = sluice.system.gateways[gateway]
 
+    def counted() -> dict[str, int]:
+        counts = {field: int(asked.metric(name)) for field, name in _COUNTED.items()}
+        return {**counts, "denied_by_worker": sluice.refused_by_workers()}
+
     def load(meter: Meter, seed: int) -> dict[str, Any]:
-        denied, by_worker = asked.metric("sluice_checks_rejected_total"), sluice.refused_by_workers()
+        before = counted()
         figures = drive(
             f"{asked.url}/v1/check",
             meter,
             connections=CONNECTIONS,
-            seconds=bench.plan.seconds,
+            seconds=seconds or bench.plan.seconds,
             seed=seed,
             clients=1,
-            check=_CHECK,
+            check=(f'{{"client_id":"{key}-', '"}'),
         )
+        rate = figures["checks"] / figures["seconds"]
         return {
             **figures,
-            "denied": int(asked.metric("sluice_checks_rejected_total") - denied),
-            "denied_by_worker": sluice.refused_by_workers() - by_worker,
+            **{field: count - before[field] for field, count in counted().items()},
+            "times_limit": rate / allowed_a_second if allowed_a_second else None,
         }
 
     return Case(key, "hot", what, CONNECTIONS, sluice.pids(gateway), load)

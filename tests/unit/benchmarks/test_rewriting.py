@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.readme import BEGIN, END, rewritten
+from tests.benchmarks.readme import BEGIN, END, page, rewritten
+from tests.benchmarks.samples import Result, Run, Sample
 from tests.broker import CHECKOUT
 
 
@@ -16,6 +17,19 @@ def test_only_what_stands_between_the_markers_changes() -> None:
 def test_a_text_without_one_pair_of_markers_is_not_touched(text: str) -> None:
     with pytest.raises(ValueError, match="the text needs"):
         rewritten(text, "table")
+
+
+def test_the_page_has_all_rows_and_how_cost_grows() -> None:
+    sample = Sample(checks=1_000, seconds=1.0, cpu_s={"worker": 0.002}, rss_mb={})
+    results = [
+        Result(key=key, stage="", what=f"the way {key}", callers=1, samples=[sample])
+        for key in ("sdk-1", "published-32")
+    ]
+    text = page(
+        Run(facts={"cpu": "two cores"}, rounds=1, seconds=1, results=results, skipped=[], disk_bytes={})
+    )
+    for part in ("cpu: two cores", "| the way published-32 |", "| SDK | 2 |  |  |  |", "make bench-full"):
+        assert part in text
 
 
 def test_the_readme_has_its_markers() -> None:

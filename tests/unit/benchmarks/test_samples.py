@@ -32,6 +32,16 @@ def test_the_share_of_denials_that_cost_the_worker_something() -> None:
     assert sample(denied=200, denied_by_worker=1).worker_share == pytest.approx(0.5)
 
 
+def test_the_share_of_all_checks_that_the_worker_judged() -> None:
+    assert sample().reached_worker is None
+    assert sample(allowed=100, denied=900, denied_by_worker=9).reached_worker == pytest.approx(10.9)
+
+
+def test_following_is_what_a_standby_takes_beyond_idling() -> None:
+    assert sample().following_us is None
+    assert sample(idle_cpu_s=0.004).following_us == pytest.approx(6)
+
+
 def test_a_median_is_not_moved_by_one_bad_round() -> None:
     runs = result("a", sample(p50_ms=1.0), sample(p50_ms=90.0), sample(p50_ms=2.0))
     assert runs.median(lambda s: s.p50_ms) == 2.0

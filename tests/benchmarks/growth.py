@@ -1,0 +1,91 @@
+"""How the cost of a check grows with callers, clients, partitions and workers: the measured points. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tests.benchmarks.plan import CALLERS, FULL, PARTITION_CALLERS, PARTITIONS
+from tests.benchmarks.samples import Run, Sample
+from tests.benchmarks.targets import short
+
+_Figure = Callable[[Sample], float | None]
+
+_WAYS: Final = {
+    "HTTP, one by one": "http-{}",
+    "HTTP, lists of 100": "http-list-{}",
+    "SDK": "sdk-{}",
+    "SDK, published": "published-{}",
+}
+
+
+def together(sample: Sample) -> float | None:
+    """CPU microseconds a check of gateway, worker and broker."""
+    return sample.cpu_us("together")
+
+
+def worker(sample: Sample) -> float | None:
+    """CPU microseconds a check of the workers."""
+    return sample.cpu_us("worker")
+
+
+def growth_markdown(run: Run) -> str:
+    """Four small tables, and what a million checks a second would take at the cheapest point of each way."""
+    callers = {name: _row(run, key, CALLERS, together) for name, key in _WAYS.items()}
+    workers = {
+        "published: µs worker, following included": _row(run, "workers-{}", (1, 2), worker),
+        "published: checks/s": _row(run, "workers-{}", (1, 2), lambda sample: sample.rate),
+    }
+    tables = [
+        _table("by callers: µs of CPU a check, together", CALLERS, callers),
+        _clients(run),
+        _partitions(run),
+        _table("by workers", (1, 2), workers),
+    ]
+    return "\n\n".join([*tables, _million(callers)])
+
+
+def _partitions(run: Run) -> str:
+    rows = {}
+    for callers in PARTITION_CALLERS:
+        key = f"partitions-{{}}-{callers}"
+        rows[f"SDK, {callers} callers: µs together"] = _row(run, key, PARTITIONS, together)
+        rows[f"SDK, {callers} callers: p50 ms"] = _row(run, key, PARTITIONS, lambda sample: sample.p50_ms)
+    return _table("by partitions", PARTITIONS, rows)
+
+
+def _clients(run: Run) -> str:
+    numbers = FULL.clients
+    rows = {
+        "published, uniform: µs worker": _row(run, "clients-{}-uniform", numbers, worker),
+        "published, Zipf(1.1): µs worker": _row(run, "clients-{}-zipf", numbers, worker),
+        "HTTP, 128 connections, uniform: µs together": _row(
+            run, "clients-{}-uniform-http", numbers, together
+        ),
+        "HTTP, 128 connections, Zipf(1.1): µs together": _row(run, "clients-{}-zipf-http", numbers, together),
+        "worker, MB resident": _row(run, "clients-{}-uniform", numbers, lambda s: s.rss_mb.get("worker")),
+        "bytes a client on disk": [run.disk_bytes.get(str(number)) for number in numbers],
+    }
+    return _table("by clients", numbers, rows)
+
+
+def _million(callers: dict[str, list[float | None]]) -> str:
+    """A microsecond a check is a core at a million checks a second."""
+    found = {name: [value for value in row if value is not None] for name, row in callers.items()}
+    said = ", ".join(f"{name} {short(min(values))}" for name, values in found.items() if values)
+    return (
+        "A microsecond a check is a core at 1,000,000 checks/s. At the cheapest point of each way that would "
+        f"be, in cores like these, without the load's: {said or 'not measured'}."
+    )
+
+
+def _row(run: Run, key: str, numbers: Sequence[int], figure: _Figure) -> list[float | None]:
+    """The figure of each number's case; ``key`` has ``{}`` where the number goes."""
+    results = [run.find(key.format(number)) for number in numbers]
+    return [result.median(figure) if result else None for result in results]
+
+
+def _table(name: str, numbers: Sequence[int], rows: dict[str, list[float | None]]) -> str:
+    lines = [[name, *(f"{number:,}" for number in numbers)], [":--", *["--:"] * len(numbers)]]
+    lines += [[what, *("" if v is None else short(v) for v in values)] for what, values in rows.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

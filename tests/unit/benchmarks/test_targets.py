@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.samples import Result, Run, Sample
+from tests.benchmarks.targets import Target, targets
+
+
+def result(key: str, *cpu_s: dict[str, float], **fields: Any) -> Result:
+    given = {"checks": 1_000, "seconds": 1.0, "rss_mb": {}, **fields}
+    return Result(
+        key=key, stage="callers", what=key, callers=1, samples=[Sample(cpu_s=it, **given) for it in cpu_s]
+    )
+
+
+def found(*results: Result, **disk_bytes: float) -> dict[tuple[str, str], Target]:
+    run = Run(facts={}, rounds=1, seconds=1, results=list(results), skipped=[], disk_bytes=disk_bytes)
+    return {(target.key, target.what): target for target in targets(run)}
+
+
+def test_targets_are_bounds_from_below_or_above() -> None:
+    least = Target(key="sdk-512", what="checks/s", bound=100_000, at_least=True)
+    assert least.met is None
+    assert "not measured" in str(least)
+    goals = found(result("sdk-512", {"gateway": 0.1}, p99_ms=12.5))
+    assert goals["sdk-512", "checks/s"].met is False
+    assert goals["sdk-512", "p99 ms"].met is False
+    assert goals["http-32", "µs together"].met is None
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "said"),
+    [
+        (0.060, "60, met (stretch 75: met)"),
+        (0.080, "80, met (stretch 75: MISSED)"),
+        (0.090, "90, MISSED (stretch 75: MISSED)"),
+    ],
+)
+def test_a_stretch_is_judged_by_itself(cpu_s: float, said: str) -> None:
+    target = found(result("http-128", {"gateway": cpu_s}))["http-128", "µs together"]
+    assert str(target) == f"µs together ≤ 85: {said}"
+
+
+def test_the_same_way_has_a_target_at_16_connections_only() -> None:
+    goals = found(result("http-list-128", {"gateway": 0.1}), result("http-list", {"gateway": 0.01}))
+    assert [key for key, _ in goals if key.startswith("http-list")] == ["http-list"]
+
+
+@pytest.mark.parametrize(("worker_s", "met"), [(0.0029, True), (0.006, False)])
+def test_a_worker_is_to_cost_a_third_of_the_pipelined_script(worker_s: float, met: bool) -> None:
+    goals = found(
+        result("published", {"gateway": 0.1, "worker": worker_s}), result("redis-50", {"server": 0.009})
+    )
+    assert goals["published", "x Redis script pipelined"].met is met
+
+
+def test_disk_has_a_target_where_there_are_many_clients() -> None:
+    goals = found(**{"1000": 900.0, "1000000": 41.0})
+    sizes = {key: (goal.measured, goal.met) for (key, what), goal in goals.items() if "disk" in what}
+    assert sizes == {
+        "clients-1000000-uniform": (41.0, False),
+        "clients-10000000-uniform": (None, None),
+    }
+
+
+def test_two_workers_less_what_following_takes_round_by_round() -> None:
+    def workers(key: str, *seconds: float, **fields: Any) -> Result:
+        return result(key, *({"worker": it} for it in seconds), **fields)
+
+    def flat(*results: Result) -> float | None:
+        return found(*results)["workers-2", "x 1 worker's CPU, less following"].measured
+
+    # The machine is ten times slower in the second round. The standby takes 3 µs a check more than when idle:
+    # 10 + 1 of its own + 3 for following, over 10.
+    one, two = workers("workers-1", 0.010, 0.100, 0.010), workers("workers-2", 0.014, 0.113, 0.014)
+    standby = workers("standby", 0.005, 0.005, 0.005, idle_cpu_s=0.002)
+    assert flat(one, two, standby) == pytest.approx(1.1)
+    assert flat(one, two) is None
+    assert flat(one, two, workers("standby", 0.005, 0.005, 0.005)) is None

@@ -13,10 +13,11 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from gateway.answer import Answer
-from gateway.api import check, clients, health, limits, openapi, problems, status, stored
+from gateway.api import check, clients, health, limits, openapi, problems, status, stored, traffic
 from gateway.limiter import Limiter
 from gateway.nodes import Status
 from gateway.settings import Settings
+from gateway.traffic import Traffic
 from streams import __version__
 
 log: Final = logging.getLogger(__name__)
@@ -33,8 +34,23 @@ only, from programs on the same machine: a foreign `Host` or `Origin` is refused
 forwards. Not every proxy says so: behind a proxy, set `SLUICE_ADMIN_TOKEN`.
 """
 
-_RESOURCES: Final = (check.router, limits.router, clients.router, status.router, health.router)
-_MODELS: Final = (check.CheckRequest, Answer, *stored.MODELS, clients.ResetCounters, health.Health, Status)
+_RESOURCES: Final = (
+    check.router,
+    limits.router,
+    clients.router,
+    status.router,
+    traffic.router,
+    health.router,
+)
+_MODELS: Final = (
+    check.CheckRequest,
+    Answer,
+    *stored.MODELS,
+    *clients.MODELS,
+    health.Health,
+    Status,
+    Traffic,
+)
 
 
 async def _end_process_on_failure(limiter: Limiter) -> None:

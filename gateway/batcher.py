@@ -27,6 +27,7 @@ from gateway.deny_cache import DenyCache
 from gateway.metrics import Metrics
 from gateway.mode import Mode
 from gateway.pending import Outcome, Pending, PendingBatch, size_of
+from gateway.rejections import Rejections
 from streams.contract.clock import now
 from streams.contract.errors import Unavailable
 from streams.contract.records import NO_REPLY, Batch, Check, Reply, encode_batch
@@ -88,6 +89,7 @@ class Batcher:
         loop: Turns and timers.
         outbox: Where batches go.
         denials: Those that need no asking.
+        rejections: What the store rejects is noted there.
         partitions: Partitions of ``checks``.
         deadline_s: Seconds until a check is let through.
         misses: Deadlines missed in a row that open a partition's breaker.
@@ -102,6 +104,7 @@ class Batcher:
         metrics: Metrics,
         mode: Mode,
         denials: DenyCache,
+        rejections: Rejections,
         *,
         partitions: int,
         deadline_s: float,
@@ -114,6 +117,7 @@ class Batcher:
         self._metrics = metrics
         self._mode = mode
         self._denials = denials
+        self._rejections = rejections
         self._deadline_s = deadline_s
         self._misses = misses
         self._max_in_flight = max_in_flight
@@ -275,7 +279,7 @@ class Batcher:
             if queue.breaker.hit():
                 self._on_closed(queue)
             self._denials.learn(batch.partition, batch.checks, reply, batch.sent_at)
-            batch.settle(reply, self._metrics, now)
+            batch.settle(reply, self._metrics, self._rejections, now)
             if queue.flying is batch:
                 queue.flying = None
                 landed.append(queue)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,8 +14,11 @@ import uvloop
 from gateway.admin import Applied, LimitsPage
 from gateway.answer import Answer
 from gateway.limiter import Limiter
+from gateway.lookup import Look
 from gateway.nodes import Readiness, Status
+from gateway.rejections import Rejected
 from gateway.settings import Settings
+from gateway.traffic import Traffic
 from streams.contract.policy import Policy
 from streams.contract.records import Check, UpdateKey
 
@@ -97,6 +100,10 @@ class BlockingLimiter:
         """
         return self._wait(self._limiter.peek(client, plan=plan, resource=resource))
 
+    def look_up(self, client: str, *, plan: str = "", resource: str = "") -> Look:
+        """What *client* is held to and has used: :meth:`Limiter.look_up`, and its errors."""
+        return self._wait(self._limiter.look_up(client, plan=plan, resource=resource))
+
     def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
         """Hold a client, plan or the default to *policy*: :meth:`Limiter.set_limits`, and its errors."""
         return self._wait(self._limiter.set_limits(key, policy))
@@ -115,10 +122,18 @@ class BlockingLimiter:
 
     def status(self) -> Status:
         """Mode, nodes and the store's state, as known now; costs no I/O."""
-        return self._wait(self._status())
+        return self._wait(self._in_loop(self._limiter.status))
 
-    async def _status(self) -> Status:
-        return self._limiter.status()  # of the loop alone, as all of it
+    def traffic(self) -> Traffic:
+        """What was counted so far; costs no I/O."""
+        return self._wait(self._in_loop(self._limiter.traffic))
+
+    def most_rejected(self) -> list[Rejected]:
+        """The clients that this limiter rejected most in the last minutes, at most 100."""
+        return self._wait(self._in_loop(self._limiter.most_rejected))
+
+    async def _in_loop(self, read: Callable[[], T]) -> T:
+        return read()  # of the loop alone, as all of it
 
     def ready(self) -> Readiness:
         """Whether checks of one partition at least are answered from the store; if not, why."""

@@ -17,6 +17,7 @@ from gateway.admin import Admin, Applied, LimitsPage, StoredLimit, Word
 from gateway.answer import Answer
 from gateway.batcher import Batcher
 from gateway.deny_cache import PROOF_S, DenyCache
+from gateway.lookup import Look, Lookup
 from gateway.metrics import Metrics
 from gateway.mode import Mode
 from gateway.nodes import (
@@ -34,7 +35,9 @@ from gateway.nodes import (
     by_role,
     store_state,
 )
+from gateway.rejections import Rejected, Rejections
 from gateway.settings import Settings, read_settings
+from gateway.traffic import Traffic, traffic
 from gateway.transport import Transport
 from streams import __version__
 from streams.contract.clock import now
@@ -108,6 +111,7 @@ class Limiter:
 
     _batcher: Batcher = cast(Batcher, _NotEntered())
     _admin: Admin = cast(Admin, _NotEntered())
+    _lookup: Lookup = cast(Lookup, _NotEntered())
 
     def __init__(self, kafka: str | Settings, *, reply_slot: int | None = None, **fields: Any) -> None:
         settings = read_settings(kafka=kafka, **fields) if isinstance(kafka, str) else kafka
@@ -121,6 +125,7 @@ class Limiter:
         self._node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
         self._mode = Mode(self.metrics, time.monotonic, _wall_ms)
         self._nodes = Nodes()
+        self._rejections = Rejections(time.monotonic)
         self._view: BrokerView | None = None
         self._positioned = False
         self._started = False
@@ -154,6 +159,7 @@ class Limiter:
             self.metrics,
             self._mode,
             self._denials,
+            self._rejections,
             partitions=self._partitions,
             deadline_s=settings.deadline_ms / 1000,
             misses=settings.breaker_misses,
@@ -164,6 +170,9 @@ class Limiter:
             partitions=self._partitions,
             prefix=self._transport.prefix,
             timeout_s=settings.apply_timeout_ms / 1000,
+        )
+        self._lookup = Lookup(
+            self._transport, partitions=self._partitions, prefix=self._transport.look_prefix
         )
         self._transport.start()
         try:
@@ -237,6 +246,16 @@ class Limiter:
         """
         return await self.check(client, 0, plan=plan, resource=resource)
 
+    async def look_up(self, client: str, *, plan: str = "", resource: str = "") -> Look:
+        """What *client* is held to, and what it has used of each window; nothing is spent.
+
+        Raises:
+            InvalidInput: as :meth:`check`.
+            Unavailable: the worker that would know did not answer.
+        """
+        _validate(Check(client, 0, plan, resource))
+        return await self._lookup.look(client, plan, resource)
+
     async def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
         """Hold a client, plan or the default (``key.kind``) to *policy*; ``None`` deletes what it had.
 
@@ -304,6 +323,19 @@ class Limiter:
             nodes=self._nodes.alive(time.monotonic()),
         )
 
+    def traffic(self) -> Traffic:
+        """What was counted so far; costs no I/O."""
+        return traffic(self.metrics, _wall_ms())
+
+    def most_rejected(self) -> list[Rejected]:
+        """The clients that this limiter rejected most in the last minutes, at most 100."""
+        return self._rejections.top()
+
+    @property
+    def node_id(self) -> str:
+        """This limiter's name among the nodes."""
+        return self._node_id
+
     @property
     def failure(self) -> str | None:
         """Why this limiter will never ask the store again and lets everything through; ``None``: it asks."""
@@ -347,6 +379,10 @@ class Limiter:
     def told(self, words: list[Word]) -> None:
         """Words on this gateway's updates."""
         self._admin.told(words)
+
+    def looked(self, looks: list[Look]) -> None:
+        """Replies to this gateway's looks."""
+        self._lookup.looked(looks)
 
     def heard(self, beats: list[Beat]) -> None:
         """Beats of any node."""
@@ -418,11 +454,14 @@ class Limiter:
                 self._beat()
             if at >= sum_at:
                 sum_at = at + SUM_S
+                self._rejections.tick()
                 self._log_denials()
             await asyncio.sleep(TICK_S)
 
     def _log_denials(self) -> None:
         for partition, sums in self._denials.take_sums():
+            for row in sums:
+                self._rejections.add(row.client, row.checks)
             checks = sum(row.checks for row in sums)
             value = encode_denials(Denials(self._incarnation, sums))
             try:

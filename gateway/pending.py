@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 from gateway.answer import LET_THROUGH, REJECTED_BATCH, REPLAYED, Answer, from_decision
 from gateway.metrics import Metrics
+from gateway.rejections import Rejections
 from streams.contract.errors import InvalidInput
 from streams.contract.records import MAX_BATCH, Check, Decision, Reply
 
@@ -70,7 +71,7 @@ class PendingBatch:
             self.timer.cancel()
             self.timer = None
 
-    def settle(self, reply: Reply, metrics: Metrics, now: float) -> None:
+    def settle(self, reply: Reply, metrics: Metrics, rejections: Rejections, now: float) -> None:
         """Resolve every future by *reply*."""
         if not self.futures:
             return
@@ -86,13 +87,14 @@ class PendingBatch:
             self.let_through(REJECTED_BATCH, metrics, now)
             return
         allowed = rejected = replayed = 0
-        for future, decision in zip(self.futures, reply.answers, strict=True):
+        for future, check, decision in zip(self.futures, self.checks, reply.answers, strict=True):
             outcome: Outcome
             if type(decision) is Decision:
                 if decision.allowed:
                     allowed += 1
                 else:
                     rejected += 1
+                    rejections.add(check.client)
                 outcome = from_decision(decision)
             elif decision is None:
                 replayed += 1

@@ -32,6 +32,7 @@ from confluent_kafka import (
 from gateway import kafka
 from gateway.admin import Word
 from gateway.following import Following
+from gateway.lookup import Look
 from gateway.nodes import Beat, BrokerView
 from streams.contract.errors import Unavailable, UndecodableRecord
 from streams.contract.records import (
@@ -91,6 +92,9 @@ class Listener(Protocol):
     def told(self, words: list[Word]) -> None:
         """Words on this gateway's updates."""
 
+    def looked(self, looks: list[Look]) -> None:
+        """Replies to this gateway's looks."""
+
     def heard(self, beats: list[Beat]) -> None:
         """Beats of any node."""
 
@@ -123,6 +127,7 @@ class Listener(Protocol):
 
 
 _decode_word = msgspec.json.Decoder(Word).decode
+_decode_look = msgspec.json.Decoder(Look).decode
 
 
 class Transport:
@@ -156,6 +161,7 @@ class Transport:
         self._loop = loop
         self._listener = listener
         self.prefix = f"{incarnation:016x}."
+        self.look_prefix = f"{incarnation:016x}?"
         self._failures: list[tuple[int, int]] = []
         self._down: str | None = None
         self._fatal: str | None = None
@@ -205,6 +211,14 @@ class Transport:
                 self._failures.append((number, checks))
 
         self._produce(CHECKS, value, partition=partition, on_delivery=report)
+
+    def send_look(self, partition: int, value: bytes) -> None:
+        """Publish a single check, whose reply is told under its own id.
+
+        Raises:
+            Unavailable: it will not be published.
+        """
+        self._produce(CHECKS, value, partition=partition)
 
     def send_denials(self, partition: int, value: bytes, checks: int) -> None:
         """Publish the sums of *checks* denied checks; a later failure is told.
@@ -364,6 +378,7 @@ class Transport:
         """Decode what is for us, and hand it over."""
         replies: list[Reply] = []
         words: list[Word] = []
+        looks: list[Look] = []
         beats: list[Beat] = []
         undecodable = 0
         for message in self._steps.sift(messages):
@@ -379,6 +394,8 @@ class Transport:
                     word = _decode_word(value)
                     if word.id.startswith(self.prefix):
                         words.append(word)
+                    elif word.id.startswith(self.look_prefix):
+                        looks.append(_decode_look(value))
                 elif reply_incarnation(value) == self.incarnation:
                     replies.append(decode_reply(value))
             # ValueError: msgspec's own errors, and bytes that are not UTF-8.
@@ -387,14 +404,18 @@ class Transport:
                 log.debug("%s[%s] %s: %s", message.topic(), message.partition(), message.offset(), exc)
         if undecodable:
             self._tell(self._listener.undecodable, undecodable)
-        if replies or words or beats:
-            self._tell(self._hand_over, replies, words, beats)
+        if replies or words or looks or beats:
+            self._tell(self._hand_over, replies, words, looks, beats)
 
-    def _hand_over(self, replies: list[Reply], words: list[Word], beats: list[Beat]) -> None:
+    def _hand_over(
+        self, replies: list[Reply], words: list[Word], looks: list[Look], beats: list[Beat]
+    ) -> None:
         if replies:
             self._listener.replied(replies)
         if words:
             self._listener.told(words)
+        if looks:
+            self._listener.looked(looks)
         if beats:
             self._listener.heard(beats)
 

@@ -11,13 +11,13 @@ policy stores the last one applied to it, and what it already holds is not appli
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
 from streams.contract.policy import Policy
 from streams.contract.records import POSITION_BITS, Check, Update, UpdateKey
-from streams.window import Window, Windows, tick_of
+from streams.window import Window, Windows, tick_of, usage
 
 FORMAT: Final = b"\x01"
 """First byte of every stored value; then the position, eight bytes, so that two values of a key can be
@@ -309,6 +309,28 @@ class Ledger:
                 state.policy, state.version = found
                 return
         state.policy, state.version = self.flushed.default, BUILT_IN
+
+    def standing(self, check: Check) -> dict[str, Any]:
+        """How *check*, which was just judged, stands: what the reply to a single peek tells besides.
+
+        ``held_to``: kind, id and resource of the limits that hold; ``None``: the built-in ones. ``windows``:
+        each limit, what counts against it, and in how many ms nothing will, if no more is spent.
+        """
+        state, windows = self.states[state_key(check)], []
+        for limit in state.policy.limits:
+            used, reset_ms = usage(state.windows, limit, self.clock_ms)
+            windows.append({"limit": str(limit), "used": used, "reset_after_ms": reset_ms})
+        return {"held_to": self._held_to(check), "windows": windows}
+
+    def _held_to(self, check: Check) -> UpdateKey | None:
+        """Where on :meth:`resolve`'s ladder the limits of *check* stand; ``None``: at its end."""
+        position = self.next_offset << POSITION_BITS
+        for resource in (check.resource, "") if check.resource else ("",):
+            for kind, id_ in (("client", check.client), ("plan", check.plan), ("default", "")):
+                key = UpdateKey(kind, id_, resource)
+                if (id_ or kind == "default") and _in_force(self._history_of(key), position) is not None:
+                    return key
+        return None
 
     def _shared(self, plan: str, resource: str, position: int) -> tuple[Policy, int] | None:
         """What those without limits of their own are held to: the plan's, else the default's."""

@@ -127,8 +127,10 @@ class Owned:
                 reply = Reply(record.incarnation, record.number, offset, self.ledger.applied, answers)
                 self._outbox.reply(record.partition, encode_reply(reply))
         elif record.reply_to is not None and answers[0] is not None:
-            value = encode_json_reply(record.reply_to, **_facts(answers[0]))
-            self._outbox.reply(record.reply_to.partition, value)
+            facts = _facts(answers[0])
+            if record.check.cost == 0 and "error" not in facts:
+                facts |= self.ledger.standing(record.check)
+            self._outbox.reply(record.reply_to.partition, encode_json_reply(record.reply_to, **facts))
 
     def _count(self, answers: list[Answer], message: Any) -> None:
         allowed = rejected = replayed = 0

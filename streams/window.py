@@ -176,6 +176,22 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
     return changed
 
 
+def usage(windows: Windows, limit: Limit, now_ms: int) -> tuple[int, int]:
+    """What counts against *limit* at *now_ms*, and in how many ms nothing will, if no more is spent.
+
+    >>> windows, limits = {}, (Limit(2, 60_000),)
+    >>> reshape(windows, limits, 500_000), decide(windows, limits, 500_000, cost=1, version=7).allowed
+    (True, True)
+    >>> usage(windows, limits[0], 510_000), usage(windows, limits[0], 561_000)
+    ((1, 51000), (0, 0))
+    """
+    window = windows.get(limit.window_ms)
+    if window is None:
+        return 0, 0
+    window.forget(now_ms)
+    return window.total, window.leave_ms[-1] - now_ms if window.total else 0
+
+
 def decide(windows: Windows, limits: Sequence[Limit], now_ms: int, cost: int, version: int) -> Decision:
     """Charge *cost* to *windows* if all *limits* allow it at *now_ms*; a refusal charges nothing.
 

@@ -1,17 +1,61 @@
-"""``POST /v1/clients/{client_id}/reset``: a client's counters."""
+"""``/v1/clients``: who is rejected most, how one of them stands, and its counters emptied."""
 
 from __future__ import annotations
 
-from typing import Final
+from functools import partial
+from typing import Annotated, Final, Literal
 
 import msgspec
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
+from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
 from gateway.api import openapi
-from gateway.api.inputs import ClientId, Resource, Store, require_utf8
+from gateway.api.inputs import ClientId, Resource, ResourceQuery, Store, require_utf8
+from gateway.api.problems import UNAVAILABLE
 from gateway.api.responses import respond
+from gateway.lookup import WindowUse
+from gateway.rejections import ENTRIES, SLICE_S, SLICES, Rejected
 from gateway.security import guard_change
+from streams.contract.policy import check_id
+
+
+class RejectedClients(msgspec.Struct, frozen=True):
+    """Clients by their rejected checks of the last `seconds`, most first, as `gateway` counted them."""
+
+    gateway: str
+    seconds: int
+    items: Annotated[list[Rejected], msgspec.Meta(extra_json_schema={"maxItems": ENTRIES})]
+
+
+class HeldTo(msgspec.Struct, frozen=True):
+    """Where limits are stored; `id` is null for the default, `resource` where they hold for none."""
+
+    kind: Literal["client", "plan", "default"]
+    id: str | None
+    resource: str | None
+
+
+class ClientUsage(msgspec.Struct, frozen=True):
+    """How a client stands; `windows` is empty where it is unlimited.
+
+    `held_to`: whose limits these are; null: the built-in ones.
+    """
+
+    client_id: str
+    plan: str | None
+    resource: str | None
+    held_to: HeldTo | None
+    policy_version: int
+    windows: list[WindowUse]
+
+
+class UsageQuery(ResourceQuery):
+    """As a check would have them."""
+
+    plan: Annotated[str, AfterValidator(partial(check_id, field="plan"))] | None = Field(
+        None, description="Whose limits hold if the client has none of its own."
+    )
 
 
 class ResetCounters(msgspec.Struct, frozen=True):
@@ -22,10 +66,59 @@ class ResetCounters(msgspec.Struct, frozen=True):
     applied: bool
 
 
+MODELS: Final = (RejectedClients, ClientUsage, ResetCounters)
+
+_REJECTED: Final = RejectedClients("gateway-1", 300, [Rejected("mallory", 5_210, 0)])
+_USAGE: Final = ClientUsage(
+    "alice", None, None, HeldTo("client", "alice", None), 41, [WindowUse("100/minute", 60, 43_000)]
+)
+_SILENT: Final[openapi.Case] = (
+    UNAVAILABLE,
+    "partition 2 did not answer: is its worker running?",
+    None,
+    "try again when /readyz answers 200",
+)
 _DONE: Final = ResetCounters("alice", None, True)
 _LATE: Final = ResetCounters("alice", None, False)
 
 router = APIRouter(tags=["clients"], default_response_class=Response)
+
+
+@router.get(
+    "/v1/clients/rejected",
+    summary="Who is rejected most",
+    responses={
+        **openapi.answers(200, "At most 100", openapi.ref(RejectedClients), {"one": _REJECTED}),
+        **openapi.fails(),
+    },
+)
+async def rejected(limiter: Store) -> Response:
+    """Those whom this process rejected most in the last minutes, its deny cache included.
+
+    `checks` may be too high by `surplus`, where more than 100 clients were rejected. Where one port has
+    several processes, each counts for itself.
+    """
+    found = limiter.most_rejected()
+    return respond(RejectedClients(limiter.node_id, int(SLICE_S * SLICES), found))
+
+
+@router.get(
+    "/v1/clients/{client_id:id}/usage",
+    summary="How a client stands",
+    dependencies=[Depends(require_utf8)],
+    responses={
+        **openapi.answers(200, "As its worker knows it", openapi.ref(ClientUsage), {"one": _USAGE}),
+        **openapi.fails(openapi.BAD_RESOURCE, _SILENT),
+    },
+)
+async def usage(client_id: ClientId, query: Annotated[UsageQuery, Query()], limiter: Store) -> Response:
+    """The limits that hold, and what is used of each. Asks the worker and spends nothing."""
+    look = await limiter.look_up(client_id, plan=query.plan or "", resource=query.resource or "")
+    key = look.held_to
+    held_to = HeldTo(key.kind, key.id or None, key.resource or None) if key else None  # type: ignore[arg-type]
+    return respond(
+        ClientUsage(client_id, query.plan, query.resource, held_to, look.policy_version, look.windows or [])
+    )
 
 
 @router.post(

@@ -12,7 +12,8 @@
     deletes. A header ``reply-to`` of ``<partition>:<id>`` asks for a word when it is applied. Plans and
     the default go to every partition: to their home first, to the others with a header ``order``.
 ``replies``
-    binary :class:`Reply` for batches; JSON ``{"id": ..., ...}`` for single checks and updates.
+    binary :class:`Reply` for batches; JSON ``{"id": ..., ...}`` for single checks and updates. That of a
+    single check of cost 0 tells of each window besides (:meth:`streams.ledger.Ledger.standing`).
 ``nodes``
     JSON :class:`NodeBeat`, keyed by node id.
 

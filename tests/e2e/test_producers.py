@@ -109,6 +109,18 @@ def test_a_check_is_answered_on_the_reply_partition_it_names(system: System, any
     assert system.gateways[0].check(client, cost=0)["remaining"] == 98
 
 
+def test_a_peek_is_told_of_every_window(system: System, anybody: Anybody) -> None:
+    system.gateways[0].set_limits("peeker", "5/second", "200/hour")
+    anybody.check("peeker", cost=3)
+    anybody.check("peeker", cost=0, reply_to={"partition": REPLY_PARTITION, "id": "peek"})
+    reply = answer(system.bootstrap, "peek")
+    assert reply["held_to"] == ["client", "peeker", ""]
+    hour, second = reply["windows"]
+    assert 0 < hour.pop("reset_after_ms") <= 3_660_000
+    assert hour == {"limit": "200/hour", "used": 3}
+    assert second["limit"] == "5/second"
+
+
 def test_a_check_that_wants_no_reply_is_counted(system: System, anybody: Anybody) -> None:
     anybody.check("silent", cost=7)
     anybody.check("silent")

@@ -11,6 +11,7 @@ from gateway.batcher import Batcher
 from gateway.deny_cache import DenyCache
 from gateway.metrics import Metrics
 from gateway.mode import Mode
+from gateway.rejections import Rejections
 from streams.contract.errors import Unavailable
 from streams.contract.records import Batch, Decision, Reply, decode_checks_record
 
@@ -83,12 +84,14 @@ class Bench:
         self.metrics = Metrics()
         self.mode = Mode(self.metrics, self.loop.time, lambda: int(self.loop.now * 1000))
         self.denials = DenyCache(self.metrics, partitions, 100, self.loop.time)
+        self.rejections = Rejections(self.loop.time)
         self.batcher = Batcher(
             self.loop,
             self.outbox,
             self.metrics,
             self.mode,
             self.denials,
+            self.rejections,
             partitions=partitions,
             deadline_s=self.deadline_s,
             misses=misses,

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.admin import Word
 from gateway.limiter import Limiter
+from gateway.lookup import Look, WindowUse
 from gateway.nodes import BrokerView
 from streams.contract.records import (
     Batch,
@@ -16,6 +17,7 @@ from streams.contract.records import (
     Denied,
     NodeBeat,
     Reply,
+    SingleCheck,
     Update,
     decode_beat,
     decode_checks_record,
@@ -30,6 +32,7 @@ class Kafka:
     """What a limiter's ``Transport`` is replaced by."""
 
     prefix = "g."
+    look_prefix = "g?"
     incarnation = 7
     reply_partition = 0
     view = BrokerView(PARTITIONS)
@@ -63,6 +66,14 @@ class Kafka:
         assert isinstance(record, Denials)
         assert sum(row.checks for row in record.sums) == checks
         self.denied += record.sums
+
+    def send_look(self, partition: int, value: bytes) -> None:
+        single = decode_checks_record(value)
+        assert isinstance(single, SingleCheck)
+        assert single.reply_to is not None
+        look = Look(single.reply_to.id, -1, None, [WindowUse("100/minute", 1, 60_000)])
+        for _lane in "ab":
+            self.loop.call_soon(self.listener.looked, [look])
 
     def send_beat(self, key: bytes, value: bytes) -> None:
         self.beats.append(decode_beat(value))

@@ -62,6 +62,10 @@ def test_limits_are_changed_and_read(kafka: type[Kafka]) -> None:
         assert limiter.list_limits(None, 1, "plan").items == []
         assert limiter.reset("alice") == Applied(True, 1)
         assert limiter.status().mode == "normal"
+        assert not limiter.check("alice", 3).allowed
+        assert [found.client_id for found in limiter.most_rejected()] == ["alice"]
+        assert limiter.traffic().rejected == 1
+        assert limiter.look_up("alice").windows
 
 
 def test_it_says_why_it_is_not_ready(kafka: type[Kafka]) -> None:

@@ -12,7 +12,9 @@ import gateway.limiter
 from gateway.admin import Admin
 from gateway.deny_cache import PROOF_S
 from gateway.limiter import Answer, Applied, Limiter
+from gateway.lookup import WindowUse
 from gateway.nodes import Beat, BrokerView
+from gateway.rejections import Rejected
 from gateway.settings import Settings
 from streams.contract.clock import now
 from streams.contract.errors import InvalidCost, InvalidId, InvalidInput, SettingsError, TopicError
@@ -128,6 +130,25 @@ async def test_a_change_is_confirmed_when_no_gateway_can_deny_by_what_was(
             began = now()
             assert (await change).applied
             assert now() - began >= PROOF_S
+
+
+async def test_whoever_is_rejected_most_is_known_by_name(kafka: type[Kafka]) -> None:
+    async with running() as (limiter, _):
+        await limiter.check_many(
+            [Check("alice", 3), Check("bob", 2), Check("mallory", 3), Check("mallory", 5)]
+        )
+        assert limiter.most_rejected() == [Rejected("mallory", 2, 0), Rejected("alice", 1, 0)]
+        seen = limiter.traffic()
+        assert (seen.received, seen.allowed, seen.rejected, seen.latency[-1].checks) == (4, 1, 3, 4)
+
+
+async def test_a_client_is_looked_up_and_nothing_is_spent(kafka: type[Kafka]) -> None:
+    async with running() as (limiter, log):
+        found = await limiter.look_up("alice", plan="gold")
+        assert found.windows == [WindowUse("100/minute", 1, 60_000)]
+        assert not log.checks
+        with pytest.raises(InvalidId):
+            await limiter.look_up("")
 
 
 async def test_publishing_does_not_wait(kafka: type[Kafka]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from gateway.answer import LET_THROUGH, REASONS, Answer
 from gateway.metrics import Metrics
 from gateway.pending import MAX_BYTES, Pending, PendingBatch, size_of
+from gateway.rejections import Rejections
 from streams.contract.records import MAX_BATCH, Batch, Check, encode_batch
 from tests.unit.gateway.clockwork import Clockwork, answer_to
 
@@ -35,7 +36,7 @@ def test_each_turn_of_checks_has_its_own_latency() -> None:
         for _ in range(checks):
             batch.add(Check("a", 2), 10, loop.create_future(), asked)
     metrics.in_flight = 5
-    batch.settle(answer_to(Batch(0, 0, 1, batch.checks)), metrics, 10.2)
+    batch.settle(answer_to(Batch(0, 0, 1, batch.checks)), metrics, Rejections(loop.time), 10.2)
     (family,) = (f for f in metrics.collect() if f.name == "sluice_check_duration_seconds")
     values = {s.labels.get("le", s.name): s.value for s in family.samples}
     assert (values["0.1"], values["0.25"]) == (3, 5)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from streams.contract.policy import MAX_COST, UNLIMITED, parse_policy
-from streams.contract.records import POSITION_BITS, Check, Decision, Update
+from streams.contract.records import POSITION_BITS, Check, Decision, Update, UpdateKey
 from streams.judge import Answer, fault_finder, judge
 from streams.ledger import Ledger, encode_state
 from streams.replay import NothingStored
@@ -184,3 +185,34 @@ def test_a_peek_leaves_what_has_left_as_it_was() -> None:
     [peek] = decisions(take(ledger, 2, Check(A, 0), after_ms=7_200_000))
     assert peek.remaining == 3
     assert encode_state(ledger.states[A]) == before
+
+
+def test_a_standing_tells_whose_limits_hold_and_what_counts_against_each() -> None:
+    ledger = fresh()
+    check = Check(A, 0, "gold")
+
+    def standing(offset: int, check: Check, *, after_ms: int) -> dict[str, Any]:
+        take(ledger, offset, check, after_ms=after_ms)
+        return ledger.standing(check)
+
+    take(ledger, 0, Check(A, 60))
+    before = {"limit": "100/minute", "used": 60, "reset_after_ms": 60_000 - START % 1_000}
+    assert standing(1, check, after_ms=1_000) == {"held_to": None, "windows": [before]}
+    ledger.apply(Update(1, "default", "", "", parse_policy("9/day")), 2 << POSITION_BITS)
+    ledger.advance(2, START + 1_000)
+    assert standing(3, check, after_ms=1_000)["held_to"] == UpdateKey("default")
+    ledger.apply(Update(2, "plan", "gold", "", parse_policy(["90/day", "70/minute"])), 4 << POSITION_BITS)
+    ledger.advance(4, START + 1_000)
+    found = standing(5, check, after_ms=1_000)
+    assert found["held_to"] == UpdateKey("plan", "gold")
+    assert [(w["limit"], w["used"]) for w in found["windows"]] == [("90/day", 60), ("70/minute", 60)]
+    ledger.apply(Update(3, "client", A, "", UNLIMITED), 6 << POSITION_BITS)
+    ledger.advance(6, START + 1_000)
+    assert standing(7, check, after_ms=1_000) == {"held_to": UpdateKey("client", A), "windows": []}
+    ledger.apply(Update(4, "client", A, "", None), 8 << POSITION_BITS)
+    ledger.apply(Update(5, "plan", "gold", "login", parse_policy("1/day")), 9 << POSITION_BITS)
+    ledger.advance(9, START + 1_000)
+    assert standing(10, check, after_ms=1_000)["held_to"] == UpdateKey("plan", "gold")
+    login = standing(11, Check(A, 0, "gold", "login"), after_ms=1_000)
+    assert login["held_to"] == UpdateKey("plan", "gold", "login")
+    assert login["windows"] == [{"limit": "1/day", "used": 0, "reset_after_ms": 0}]

@@ -10,8 +10,10 @@ from typing import Self
 from gateway.admin import Applied, LimitsPage, StoredLimit
 from gateway.answer import Answer
 from gateway.limiter import Limiter
+from gateway.lookup import Look, WindowUse
 from gateway.metrics import Metrics
 from gateway.nodes import Readiness, Status
+from gateway.rejections import Rejected
 from streams.contract.policy import Policy
 from streams.contract.records import Check, UpdateKey
 
@@ -85,6 +87,20 @@ class FakeLimiter(Limiter):
 
     def status(self) -> Status:
         return Status("normal", 1_760_000_000_000, None, [], 0, 0, "ok", None, 4, [])
+
+    async def look_up(self, client: str, *, plan: str = "", resource: str = "") -> Look:
+        self._fail()
+        self.checks.append(Check(client, 0, plan, resource))
+        return Look(
+            "g?1", 41, UpdateKey("plan", plan) if plan else None, [WindowUse("100/minute", 60, 43_000)]
+        )
+
+    def most_rejected(self) -> list[Rejected]:
+        return [Rejected("mallory", 7, 1)]
+
+    @property
+    def node_id(self) -> str:
+        return "gateway-1"
 
     async def ready(self) -> Readiness:
         return self.readiness

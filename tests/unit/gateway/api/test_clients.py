@@ -4,7 +4,8 @@ import httpx
 import pytest
 
 from gateway.admin import Applied
-from streams.contract.records import UpdateKey
+from streams.contract.errors import Unavailable
+from streams.contract.records import Check, UpdateKey
 from tests.unit.gateway.api.fake import FakeLimiter
 
 
@@ -33,3 +34,38 @@ async def test_bad_names_reset_nothing(
     assert response.status_code == 422
     assert response.json()["field"] == field
     assert not limiter.changes
+
+
+async def test_usage_is_of_every_window_and_says_whose_limits_hold(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    response = await http.get("/v1/clients/a/usage/usage?plan=gold&resource=login")
+    assert response.status_code == 200
+    assert limiter.checks == [Check("a/usage", 0, "gold", "login")]
+    assert response.json() == {
+        "client_id": "a/usage",
+        "plan": "gold",
+        "resource": "login",
+        "held_to": {"kind": "plan", "id": "gold", "resource": None},
+        "policy_version": 41,
+        "windows": [{"limit": "100/minute", "used": 60, "reset_after_ms": 43_000}],
+    }
+    assert (await http.get("/v1/clients/a/usage")).json()["held_to"] is None
+
+
+async def test_a_worker_that_is_silent_is_a_503(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+    limiter.error = Unavailable("partition 2 did not answer: is its worker running?")
+    response = await http.get("/v1/clients/alice/usage")
+    assert response.status_code == 503
+    assert "partition 2" in response.json()["detail"]
+
+
+async def test_a_client_may_be_named_as_the_list_of_rejected_ones_is(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    assert (await http.get("/v1/clients/rejected")).json() == {
+        "gateway": "gateway-1",
+        "seconds": 300,
+        "items": [{"client_id": "mallory", "checks": 7, "surplus": 1}],
+    }
+    assert (await http.get("/v1/clients/rejected/usage")).json()["client_id"] == "rejected"

@@ -39,7 +39,7 @@ def serve(settings: Settings, peer: Peer | None = None) -> str | None:
     limiter = Limiter(settings, reply_slot=peer.reply_slot if peer else None)
     app = create_app(settings, limiter)
     config = uvicorn.Config(
-        HotPath(app, limiter),
+        HotPath(app, limiter, legacy_headers=settings.legacy_headers),
         host=settings.host,
         port=settings.port,
         http=GatheredProtocol,

@@ -71,6 +71,9 @@ class Settings(BaseSettings):
         ge=100,
         description="Milliseconds a limit change waits to be applied before it is answered 202.",
     )
+    legacy_headers: bool = Field(
+        False, description="Answer checks with X-RateLimit-Limit, -Remaining and -Reset (seconds) too."
+    )
     admin_token: SecretStr | None = Field(
         None, description="Bearer token that changes of limits must carry; required beyond loopback."
     )

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from gateway.answer import BREAKER_OPEN, LET_THROUGH, Answer
 from gateway.api import openapi
-from gateway.api.inputs import Store
+from gateway.api.inputs import LegacyHeaders, Store
 from gateway.api.problems import INVALID
 from gateway.api.responses import Rendered, RenderedResponse, render, respond
 from gateway.body import JsonBody, JsonListBody, decode
@@ -86,9 +86,12 @@ def _valid(request: CheckRequest) -> Check:
     )
 
 
-def render_answer(answer: Answer) -> Rendered:
-    """The response to one check; a denial is a 200 too: the call worked."""
-    return render(answer, extra=rate_limit_headers(answer))
+def render_answer(answer: Answer, *, legacy: bool) -> Rendered:
+    """The response to one check; a denial is a 200 too: the call worked.
+
+    *legacy*: with the older header fields.
+    """
+    return render(answer, extra=rate_limit_headers(answer, legacy=legacy))
 
 
 _ALLOWED: Final = Answer(True, 100, 99, 60_000, 0, -1)
@@ -122,7 +125,7 @@ router = APIRouter(tags=["checks"], default_response_class=Response)
         },
     ),
 )
-async def check(body: JsonBody, limiter: Store) -> Response:
+async def check(body: JsonBody, limiter: Store, legacy: LegacyHeaders) -> Response:
     """Spend `cost` of the client's limit if all its limits allow it; otherwise spend nothing.
 
     A denial is a 200 with `allowed: false`. When the store does not answer within the deadline the
@@ -130,7 +133,7 @@ async def check(body: JsonBody, limiter: Store) -> Response:
     """
     asked = parse_check(body)
     answer = await limiter.check(asked.client, asked.cost, plan=asked.plan, resource=asked.resource)
-    return RenderedResponse(render_answer(answer))
+    return RenderedResponse(render_answer(answer, legacy=legacy))
 
 
 @router.post(

@@ -29,10 +29,12 @@ class HotPath:
     Args:
         app: The whole API, with routes for checks too.
         limiter: The one that *app* asks.
+        legacy_headers: As in the settings of *app*.
     """
 
-    def __init__(self, app: ASGIApp, limiter: Limiter) -> None:
+    def __init__(self, app: ASGIApp, limiter: Limiter, *, legacy_headers: bool) -> None:
         self._app = app
+        self._legacy = legacy_headers
         self._limiter = limiter
         self._hot: Final[dict[str | None, Callable[[bytes], Awaitable[Rendered]]]] = {
             "/v1/check": self._check,
@@ -57,9 +59,8 @@ class HotPath:
 
     async def _check(self, body: bytes) -> Rendered:
         asked = parse_check(body)
-        return render_answer(
-            await self._limiter.check(asked.client, asked.cost, plan=asked.plan, resource=asked.resource)
-        )
+        answer = await self._limiter.check(asked.client, asked.cost, plan=asked.plan, resource=asked.resource)
+        return render_answer(answer, legacy=self._legacy)
 
     async def _check_list(self, body: bytes) -> Rendered:
         return render(await self._limiter.check_many(parse_checks(body)))

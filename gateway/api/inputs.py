@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.convertors import Convertor, register_url_convertor
 
 from gateway.limiter import Limiter
+from gateway.settings import Settings
 from streams.contract.errors import InvalidId
 from streams.contract.policy import check_id
 
@@ -75,3 +76,11 @@ async def _limiter(request: Request) -> Limiter:
 
 
 Store = Annotated[Limiter, Depends(_limiter)]
+
+
+async def _legacy(request: Request) -> bool:
+    settings: Settings = request.app.state.settings
+    return settings.legacy_headers
+
+
+LegacyHeaders = Annotated[bool, Depends(_legacy)]

@@ -44,7 +44,7 @@ async def address(limiter: FakeLimiter, request: pytest.FixtureRequest) -> Async
     app = create_app(Settings(), limiter)
     hot = request.param == "hot path"
     config = uvicorn.Config(
-        HotPath(app, limiter) if hot else app,
+        HotPath(app, limiter, legacy_headers=False) if hot else app,
         http=GatheredProtocol if hot else "httptools",
         port=0,
         log_config=None,

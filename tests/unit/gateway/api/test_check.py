@@ -60,7 +60,7 @@ async def test_the_plain_functions_and_the_route_give_the_same_bytes(
 ) -> None:
     body = b'{"client_id": "alice"}'
     response = await http.post("/v1/check", content=body, headers={"content-type": "application/json"})
-    rendered = render_answer(limiter.answer)
+    rendered = render_answer(limiter.answer, legacy=False)
     assert parse_check(body) == limiter.checks[0]
     assert (response.status_code, response.content) == (rendered.status, rendered.body)
     assert response.headers.raw == rendered.headers

@@ -130,19 +130,24 @@ def cases(path: str, good: bytes) -> list[Request]:
 CASES = cases("/v1/check", b'{"client_id": "alice"}') + cases("/v1/checks", b'[{"client_id": "alice"}]')
 
 
-def test_every_request_has_the_answer_that_the_routes_give(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_request_has_the_answer_that_the_routes_give(
+    monkeypatch: pytest.MonkeyPatch, legacy: bool
+) -> None:
     monkeypatch.setattr(gateway.limiter, "Transport", Kafka)
-    limiter = Limiter(Settings())
-    routes = create_app(Settings(), limiter)
-    hot = HotPath(routes, limiter)
+    chosen = Settings(legacy_headers=legacy)
+    limiter = Limiter(chosen)
+    routes = create_app(chosen, limiter)
+    hot = HotPath(routes, limiter, legacy_headers=legacy)
     seen = set()
+    fields: set[bytes] = set()
 
     with asyncio.Runner() as runner:
         runner.run(limiter.__aenter__())
         log: Kafka = limiter._transport  # type: ignore[assignment]
 
         @given(requests())
-        @settings(max_examples=500, deadline=None)
+        @settings(max_examples=250, deadline=None)
         def compare(request: Request) -> None:
             expected = runner.run(call(routes, request))
             asked, log.checks = log.checks, []
@@ -150,11 +155,13 @@ def test_every_request_has_the_answer_that_the_routes_give(monkeypatch: pytest.M
             assert log.checks == asked
             log.checks = []
             seen.add((request.path, expected.status))
+            fields.update(name for name, _ in expected.headers)
 
         for case in CASES:
             compare = example(case)(compare)
         compare()
         runner.run(limiter.__aexit__(None, None, None))
+    assert (b"x-ratelimit-reset" in fields) == legacy
     assert seen >= {
         (path, status) for path in ("/v1/check", "/v1/checks") for status in (200, 400, 405, 413, 415, 422)
     }
@@ -165,7 +172,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def test_a_plain_check_does_not_come_to_the_routes(limiter: FakeLimiter) -> None:
-    app = HotPath(refuse, limiter)
+    app = HotPath(refuse, limiter, legacy_headers=False)
     assert (await call(app, plain("/v1/check", b'{"client_id": "a", "cost": 2}'))).status == 200
     assert (await call(app, plain("/v1/checks", b'[{"client_id": "b"}]'))).status == 200
     assert (await call(app, plain("/v1/check", b"{}"))).status == 422
@@ -175,7 +182,7 @@ async def test_a_plain_check_does_not_come_to_the_routes(limiter: FakeLimiter) -
 async def test_a_bug_is_a_500_and_in_the_log(limiter: FakeLimiter, caplog: pytest.LogCaptureFixture) -> None:
     limiter.error = ZeroDivisionError("secret")
     request = plain("/v1/check", b'{"client_id": "a"}')
-    response = await call(HotPath(refuse, limiter), request)
+    response = await call(HotPath(refuse, limiter, legacy_headers=False), request)
     assert response == await call(create_app(Settings(), limiter), request)
     assert response.status == 500
     assert b"secret" not in response.body
@@ -183,7 +190,8 @@ async def test_a_bug_is_a_500_and_in_the_log(limiter: FakeLimiter, caplog: pytes
 
 
 async def test_all_else_is_the_routes(limiter: FakeLimiter) -> None:
-    transport = httpx.ASGITransport(app=HotPath(create_app(Settings(), limiter), limiter))
+    app = HotPath(create_app(Settings(), limiter), limiter, legacy_headers=False)
+    transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.post("/v1/clients/alice/reset")).status_code == 200

@@ -119,27 +119,38 @@ class Limiter:
         self._settings = settings
         specs = load_topics(settings.topics)
         self._partitions = specs[CHECKS].partitions
-        self._incarnation = secrets.randbits(64)
-        slot = self._incarnation if reply_slot is None else reply_slot
+        slot = secrets.randbits(64) if reply_slot is None else reply_slot
         self._reply_partition = slot % specs[REPLIES].partitions
         self._node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
+        self._started = False
+        self._know_nothing()
+        self.metrics.nodes = lambda: by_role(self._nodes.alive(time.monotonic()))
+        self.metrics.store = lambda: dict.fromkeys(STATES, False) | {self._store()[0]: True}
+
+    def _know_nothing(self) -> None:
+        """Be as new: what an earlier run learned, and answers still on their way to it, are not its."""
+        self._incarnation = secrets.randbits(64)
+        self.metrics.degraded_partitions = self.metrics.deny_entries = 0
         self._mode = Mode(self.metrics, time.monotonic, _wall_ms)
         self._nodes = Nodes()
         self._rejections = Rejections(time.monotonic)
         self._view: BrokerView | None = None
         self._positioned = False
-        self._started = False
         self._failed = asyncio.Event()
         self._failure: str | None = None
-        self.metrics.nodes = lambda: by_role(self._nodes.alive(time.monotonic()))
-        self.metrics.store = lambda: dict.fromkeys(STATES, False) | {self._store()[0]: True}
 
     async def __aenter__(self) -> Self:
         """Start. A broker that is not there is no error: checks are let through until it is.
 
+        What was stopped can be started again.
+
         Raises:
+            RuntimeError: it runs already.
             TopicError: the broker's topics contradict topics.yaml.
         """
+        if self._started:
+            raise RuntimeError("the limiter runs already: enter it once, and share it")
+        self._know_nothing()
         loop = asyncio.get_running_loop()
         settings = self._settings
         self._settled = asyncio.Event()
@@ -192,6 +203,7 @@ class Limiter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop: every check still waiting gets its answer first."""
+        self._started = False
         self._batcher.close()
         if waiting := self._batcher.waiting():
             await asyncio.wait(waiting, timeout=self._settings.deadline_ms / 1000)
@@ -335,6 +347,11 @@ class Limiter:
     def node_id(self) -> str:
         """This limiter's name among the nodes."""
         return self._node_id
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped yet."""
+        return self._started
 
     @property
     def failure(self) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 
 import gateway.limiter
 from gateway.admin import Admin
+from gateway.answer import STOPPING
 from gateway.deny_cache import PROOF_S
 from gateway.limiter import Answer, Applied, Limiter
 from gateway.lookup import WindowUse
@@ -305,3 +306,25 @@ async def test_stopping_does_not_wait_for_ever(kafka: type[Kafka]) -> None:
         waiting = [asyncio.create_task(limiter.check(client)) for client in "abcdef"]
         await asyncio.sleep(0)
     assert {(await answer).degraded for answer in waiting} == {True}
+
+
+async def test_it_can_be_started_again_as_if_new_but_not_twice(kafka: type[Kafka]) -> None:
+    limiter = Limiter("kafka:9092", deadline_ms=60_000)
+    assert not limiter.running
+    incarnations: set[int] = set()
+    for _ in range(2):
+        async with limiter:
+            assert limiter.running
+            with pytest.raises(RuntimeError, match="runs already"):
+                await limiter.__aenter__()
+            assert not (await limiter.check("alice")).degraded
+            incarnations.add(limiter._incarnation)
+            limiter._mode.opened(0, "a test")
+            limiter.metrics.deny_entries = 1
+        assert not limiter.running
+        assert (await limiter.check("alice")).reason == STOPPING
+    # What was still on its way to the first must not be taken for the second's.
+    assert len(incarnations) == 2
+    async with limiter:
+        assert not limiter.status().degraded_partitions
+        assert (limiter.metrics.degraded_partitions, limiter.metrics.deny_entries) == (0, 0)

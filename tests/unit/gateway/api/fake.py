@@ -25,7 +25,7 @@ class FakeLimiter(Limiter):
 
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.running = False
+        self._started = False
         self.checks: list[Check] = []
         self.stored: dict[UpdateKey, Policy] = {}
         self.changes: list[UpdateKey] = []
@@ -36,13 +36,13 @@ class FakeLimiter(Limiter):
         self.pages: list[tuple[str | None, int, str | None]] = []
 
     async def __aenter__(self) -> Self:
-        self.running = True
+        self._started = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.running = False
+        self._started = False
 
     def _fail(self) -> None:
         if self.error is not None:

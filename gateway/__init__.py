@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from gateway.answer import Answer
     from gateway.blocking import BlockingLimiter
+    from gateway.dependency import RateLimit
     from gateway.limiter import Limiter
+    from gateway.middleware import RateLimitMiddleware
     from gateway.settings import Settings
     from streams.contract.errors import InvalidInput, SettingsError, SluiceError, TopicError
     from streams.contract.records import Check
@@ -23,6 +25,8 @@ __all__ = [
     "Check",
     "InvalidInput",
     "Limiter",
+    "RateLimit",
+    "RateLimitMiddleware",
     "Settings",
     "SettingsError",
     "SluiceError",
@@ -34,6 +38,8 @@ _MODULES: Final = {
     "BlockingLimiter": "gateway.blocking",
     "Check": "streams.contract.records",
     "Limiter": "gateway.limiter",
+    "RateLimit": "gateway.dependency",
+    "RateLimitMiddleware": "gateway.middleware",
     "Settings": "gateway.settings",
 }
 

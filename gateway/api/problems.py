@@ -44,6 +44,7 @@ METHOD: Final = Kind(405, "method-not-allowed", "The route does not know this me
 TOO_LARGE: Final = Kind(413, "too-large", "The body is too large")
 CONTENT_TYPE: Final = Kind(415, "content-type", "The body's type is not JSON")
 INVALID: Final = Kind(422, "invalid-value", "A value cannot be used")
+RATE_LIMITED: Final = Kind(429, "rate-limited", "Too many requests")
 BUG: Final = Kind(500, "internal-error", "The gateway has a bug")
 UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
 BUSY: Final = Kind(503, "busy", "Too many reads of limits at once")

@@ -1,0 +1,103 @@
+"""What a request of an application asks of the limiter, and how its refusal is told; nothing here fails.
+
+Shared by the ASGI middleware and the dependency for single routes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from time import monotonic
+from typing import Final, TypeAlias, TypeVar, cast
+
+from starlette.requests import HTTPConnection
+
+from gateway.answer import Answer
+from gateway.limiter import Limiter
+from streams.contract.errors import InvalidInput
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Of: TypeAlias = T | Callable[[HTTPConnection], T | Awaitable[T]]
+"""A value, or a function of the request (or WebSocket), sync or async, that has it; it must not block."""
+
+Identify: TypeAlias = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
+"""Who asks: the id that limits are kept by; ``None``: whoever this is, it is not limited."""
+
+QUIET_S: Final = 60.0
+"""Between two lines in the log: what fails once fails for every request."""
+
+
+class Asking:
+    """Asks one limiter about requests.
+
+    Args:
+        limiter: What is asked.
+        identify: The client's id.
+        cost: Requests to spend; 0 only looks.
+        plan: Whose limits hold if the client has none of its own.
+        resource: What is limited apart from the rest.
+    """
+
+    def __init__(
+        self, limiter: Limiter, identify: Identify, *, cost: Of[int], plan: Of[str], resource: Of[str]
+    ) -> None:
+        self._limiter = limiter
+        self._identify = identify
+        self._cost, self._plan, self._resource = cost, plan, resource
+        self._silent_until = float("-inf")
+        self._unsaid = 0
+
+    async def ask(self, connection: HTTPConnection) -> Answer | None:
+        """The answer for one request; ``None``: it is not limited, or could not be asked about.
+
+        What *identify* and the others raise is the application's own matter, and goes on to it.
+        """
+        client = self._identify(connection)
+        if isawaitable(client):
+            client = await client
+        if client is None:
+            return None
+        cost = await _of(self._cost, connection)
+        plan = await _of(self._plan, connection)
+        resource = await _of(self._resource, connection)
+        try:
+            return await self._limiter.check(client, cost, plan=plan, resource=resource)
+        except Exception as exc:  # noqa: BLE001 - no mistake in here is worth an application's request
+            self._tell(exc)
+            return None
+
+    def _tell(self, exc: Exception) -> None:
+        now = monotonic()
+        if now < self._silent_until:
+            self._unsaid += 1
+            return
+        log.error(
+            "a request was let through without being counted: %s%s",
+            exc,
+            f" ({self._unsaid:,} more since this was last said)" if self._unsaid else "",
+            exc_info=None if isinstance(exc, InvalidInput | RuntimeError) else exc,
+        )
+        self._silent_until = now + QUIET_S
+        self._unsaid = 0
+
+
+async def _of(value: Of[T], connection: HTTPConnection) -> T:
+    found = value(connection) if callable(value) else value
+    return cast(T, await found if isawaitable(found) else found)
+
+
+def refusal(answer: Answer) -> tuple[str, str | None]:
+    """What a denial says to people: what is wrong, and what to do if anything helps.
+
+    >>> refusal(Answer(False, 100, 0, 60_000, 2_001, 7))
+    ('the limit of 100 is used up', 'try again in 3 s')
+    >>> refusal(Answer(False, 0, 0, 0, None, 7))
+    ('this is more than the limit of 0 ever allows', None)
+    """
+    if answer.retry_after_ms is None:
+        return f"this is more than the limit of {answer.limit} ever allows", None
+    return f"the limit of {answer.limit} is used up", f"try again in {-(-answer.retry_after_ms // 1_000)} s"

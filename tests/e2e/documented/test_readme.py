@@ -6,13 +6,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from gateway.cli.processes import _invite
-from tests.broker import CHECKOUT, fresh_broker
-from tests.system import System, running_system
+from tests.broker import CHECKOUT
+from tests.system import System
 
 VARYING = re.compile(r'(?<=_ms":)[1-9]\d*|(?<=t=)\d+|(?<=retry-after: )\d+|(?<=policy_version":)\d+')
 """Times depend on when a command is run, offsets on what was stored before; the rest is the same."""
@@ -34,13 +33,6 @@ def shell(command: str) -> str:
     """What *command* prints."""
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.replace("\r", "").rstrip("\n")
-
-
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    folder = tmp_path_factory.mktemp("readme")
-    with fresh_broker() as broker, running_system(broker, folder, deadline_ms=10_000) as system:
-        yield system
 
 
 def test_the_curl_session_prints_what_the_readme_shows(

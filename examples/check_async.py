@@ -1,0 +1,32 @@
+"""A worker of jobs that asks before each, from asyncio.
+
+::
+
+    python examples/check_async.py alice
+
+``SLUICE_KAFKA`` says where Kafka is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from gateway import Limiter, Settings
+
+
+async def main(client: str) -> None:
+    """Do five jobs of *client*, as far as its limits allow."""
+    async with Limiter(Settings()) as limiter:
+        # Asked at once, they share a batch.
+        answers = await asyncio.gather(*(limiter.check(client, resource="jobs") for _ in range(5)))
+        for job, answer in enumerate(answers, 1):
+            if answer.degraded:
+                print(f"job {job}: done; the store did not answer ({answer.reason})")
+            elif answer.allowed:
+                print(f"job {job}: done; {answer.remaining} of {answer.limit} left")
+            else:
+                print(f"job {job}: over the limit of {answer.limit}")
+
+
+asyncio.run(main(sys.argv[1]))

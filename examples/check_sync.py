@@ -1,0 +1,30 @@
+"""Threads that share one limiter, without asyncio.
+
+::
+
+    python examples/check_sync.py alice
+
+``SLUICE_KAFKA`` says where Kafka is.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from gateway import BlockingLimiter, Settings
+
+
+def main(client: str) -> None:
+    """Send ten messages of *client*, as far as its limits allow."""
+    with BlockingLimiter(Settings()) as limiter, ThreadPoolExecutor(4) as pool:
+
+        def send(message: int) -> bool:
+            return limiter.check(client, resource="messages").allowed
+
+        sent = sum(pool.map(send, range(10)))
+        left = limiter.peek(client, resource="messages").remaining
+        print(f"{sent} sent, {10 - sent} held back, {left} left")
+
+
+main(sys.argv[1])

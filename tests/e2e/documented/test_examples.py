@@ -1,0 +1,143 @@
+"""The examples, run as their users would, against a real broker, worker and gateway."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.ports import free_port
+from tests.broker import CHECKOUT
+from tests.java import compile_java, java, kafka_scripts
+from tests.system import Process, System, eventually
+
+EXAMPLES = CHECKOUT / "examples"
+
+
+def environment(system: System) -> dict[str, str]:
+    return {
+        **os.environ,
+        "SLUICE_KAFKA": system.bootstrap,
+        "SLUICE_URL": system.gateways[0].url,
+        "SLUICE_DEADLINE_MS": "10000",
+    }
+
+
+def limit(system: System, client: str, limit: str, resource: str) -> None:
+    response = system.gateways[0].http.put(
+        f"/v1/limits/{client}", params={"resource": resource}, json={"limits": [limit]}
+    )
+    assert response.json()["applied"], response.text
+
+
+def run(system: System, *command: str | Path, path: Path | None = None) -> list[str]:
+    """The lines that *command* prints."""
+    env = environment(system)
+    if path is not None:
+        env["PATH"] = f"{path}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(
+        list(map(str, command)), env=env, cwd=CHECKOUT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_every_example_is_run_here_and_named_in_the_readme() -> None:
+    readme, tests = (CHECKOUT / "README.md").read_text(), Path(__file__).read_text()
+    names = [path.name for path in EXAMPLES.iterdir() if path.is_file()]
+    assert len(names) == 6
+    for name in names:
+        assert f"(examples/{name})" in readme
+        assert name.removesuffix(".py") in tests
+
+
+def test_python_async(system: System) -> None:
+    limit(system, "async", "3/day", "jobs")
+    assert run(system, sys.executable, EXAMPLES / "check_async.py", "async") == [
+        "job 1: done; 2 of 3 left",
+        "job 2: done; 1 of 3 left",
+        "job 3: done; 0 of 3 left",
+        "job 4: over the limit of 3",
+        "job 5: over the limit of 3",
+    ]
+
+
+def test_python_with_threads(system: System) -> None:
+    limit(system, "sync", "7/day", "messages")
+    printed = run(system, sys.executable, EXAMPLES / "check_sync.py", "sync")
+    assert printed == ["7 sent, 3 held back, 0 left"]
+
+
+def test_curl(system: System) -> None:
+    system.gateways[0].set_limits("curl", "2/day")
+    assert run(system, EXAMPLES / "check.sh", "curl") == ["call 1", "call 2", "denied after 2 calls"]
+
+
+def left(line: str) -> tuple[bool, int]:
+    answer = json.loads(line)
+    return answer["allowed"], answer["remaining"]
+
+
+def test_java(system: System, tmp_path: Path) -> None:
+    system.gateways[0].set_limits("java", "2/day")
+    compile_java(EXAMPLES / "PublishChecks.java", tmp_path)
+    answers = run(system, *java(tmp_path), "PublishChecks", system.bootstrap, "java")
+    assert [left(line) for line in answers] == [(True, 1), (True, 0), (False, 0)]
+
+
+def test_kafkas_console_producer(system: System, tmp_path: Path) -> None:
+    system.gateways[0].set_limits("console", "2/day")
+    kafka_scripts(tmp_path)
+    answers = run(system, EXAMPLES / "publish.sh", "console", "3", path=tmp_path)
+    assert [left(line) for line in answers] == [(True, 1), (True, 0), (False, 0)]
+
+
+@pytest.fixture
+def app(system: System, tmp_path: Path) -> Iterator[httpx.Client]:
+    """The web application, as a process of its own."""
+    port = free_port()
+    process = Process(
+        "app",
+        [sys.executable, "-m", "uvicorn", "examples.app:app", "--port", str(port)],
+        env={**environment(system), "PYTHONPATH": str(CHECKOUT)},
+        log=tmp_path / "app.log",
+    )
+    process.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+            eventually("app", lambda: bool(process.lines("Uvicorn running")), on_failure=process.tail)
+            yield client
+    finally:
+        process.stop()
+    assert process.lines("Application shutdown complete"), process.tail()
+
+
+def test_a_web_application(system: System, app: httpx.Client) -> None:
+    system.gateways[0].set_limits("web", "4/day")
+    limit(system, "web", "5/day", "reports")
+    key = {"X-API-Key": "web"}
+
+    told = app.post("/reports", headers=key)
+    assert (told.status_code, told.json()) == (200, {"left_for_reports": 3})
+    assert told.headers["ratelimit"].startswith('"default";r=3;t=')
+    assert app.post("/reports", headers=key).json() == {"left_for_reports": 1}
+    denied = app.post("/reports", headers=key)  # 1 report is left, and 2 are asked for
+    assert (denied.status_code, denied.headers["ratelimit"].split(";")[1]) == (429, "r=1")
+
+    books = app.get("/books", headers=key)
+    assert books.headers["ratelimit"].startswith('"default";r=0;t=')
+    denied = app.get("/books", headers=key)
+    assert denied.status_code == 429
+    assert denied.json()["detail"] == "the limit of 4 is used up"
+    assert int(denied.headers["retry-after"]) > 0
+    # Nobody else is held to that, and who names no key to none.
+    assert app.get("/books", headers={"X-API-Key": "another"}).status_code == 200
+    assert app.get("/books").status_code == 200
+    # The gateway and the application count in one place.
+    assert system.gateways[0].check("web", cost=0)["remaining"] == 0

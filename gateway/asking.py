@@ -14,6 +14,7 @@ from typing import Final, TypeAlias, TypeVar, cast
 from starlette.requests import HTTPConnection
 
 from gateway.answer import Answer
+from gateway.headers import reset_s
 from gateway.limiter import Limiter
 from streams.contract.errors import InvalidInput
 
@@ -100,4 +101,4 @@ def refusal(answer: Answer) -> tuple[str, str | None]:
     """
     if answer.retry_after_ms is None:
         return f"this is more than the limit of {answer.limit} ever allows", None
-    return f"the limit of {answer.limit} is used up", f"try again in {-(-answer.retry_after_ms // 1_000)} s"
+    return f"the limit of {answer.limit} is used up", f"try again in {reset_s(answer)} s"

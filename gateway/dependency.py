@@ -35,6 +35,7 @@ class RateLimit:
         cost: Requests to spend; 0 only looks.
         plan: Whose limits hold if the client has none of its own.
         resource: What is limited apart from the rest.
+        legacy_headers: Send ``X-RateLimit-Limit``, ``-Remaining`` and ``-Reset`` too.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class RateLimit:
         cost: Of[int] = 1,
         plan: Of[str] = "",
         resource: Of[str] = "",
+        legacy_headers: bool = False,
     ) -> None:
+        self._legacy = legacy_headers
         self._asking = Asking(limiter, identify, cost=cost, plan=plan, resource=resource)
 
     async def __call__(self, connection: HTTPConnection, response: Response) -> Answer | None:
@@ -58,7 +61,8 @@ class RateLimit:
         answer = await self._asking.ask(connection)
         if answer is None:
             return None
-        headers = {name.decode(): value.decode() for name, value in rate_limit_headers(answer)}
+        given = rate_limit_headers(answer, legacy=self._legacy)
+        headers = {name.decode(): value.decode() for name, value in given}
         if answer.allowed:
             response.headers.update(headers)
             return answer

@@ -52,6 +52,7 @@ class RateLimitMiddleware:
         cost: Requests to spend; 0 only looks.
         plan: Whose limits hold if the client has none of its own.
         resource: What is limited apart from the rest.
+        legacy_headers: Send ``X-RateLimit-Limit``, ``-Remaining`` and ``-Reset`` too.
 
     Raises:
         TopicError: at the application's startup, whose end it is: the broker's topics contradict topics.yaml.
@@ -66,9 +67,11 @@ class RateLimitMiddleware:
         cost: Of[int] = 1,
         plan: Of[str] = "",
         resource: Of[str] = "",
+        legacy_headers: bool = False,
     ) -> None:
         self.app = app
         self._limiter = limiter
+        self._legacy = legacy_headers
         self._asking = Asking(limiter, identify, cost=cost, plan=plan, resource=resource)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,8 +84,17 @@ class RateLimitMiddleware:
         if answer is None:
             return await self.app(scope, receive, send)
         if not answer.allowed:
-            return await _deny(answer, scope, send)
-        await self.app(scope, receive, _telling(rate_limit_headers(answer), send))
+            return await self._deny(answer, scope, send)
+        await self.app(scope, receive, _telling(rate_limit_headers(answer, legacy=self._legacy), send))
+
+    async def _deny(self, answer: Answer, scope: Scope, send: Send) -> None:
+        rendered = render_refusal(answer, legacy=self._legacy)
+        if scope["type"] == "http":
+            await _respond("http", rendered, send)
+        elif "websocket.http.response" in scope.get("extensions", {}):
+            await _respond("websocket.http", rendered, send)
+        else:
+            await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER, "reason": refusal(answer)[0]})
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as ours:
@@ -110,24 +122,14 @@ def _telling(headers: Headers, send: Send) -> Send:
     return tell
 
 
-async def _deny(answer: Answer, scope: Scope, send: Send) -> None:
-    rendered = render_refusal(answer)
-    if scope["type"] == "http":
-        await _respond("http", rendered, send)
-    elif "websocket.http.response" in scope.get("extensions", {}):
-        await _respond("websocket.http", rendered, send)
-    else:
-        await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER, "reason": refusal(answer)[0]})
-
-
 async def _respond(kind: str, rendered: Rendered, send: Send) -> None:
     status, headers, body = rendered
     await send({"type": f"{kind}.response.start", "status": status, "headers": headers})
     await send({"type": f"{kind}.response.body", "body": body})
 
 
-def render_refusal(answer: Answer) -> Rendered:
-    """The response to a request that was denied."""
+def render_refusal(answer: Answer, *, legacy: bool) -> Rendered:
+    """The response to a request that was denied; *legacy*: with the older header fields."""
     detail, remedy = refusal(answer)
     what = problem(RATE_LIMITED, detail, None, remedy)
-    return render(what, what.status, rate_limit_headers(answer), media=PROBLEM)
+    return render(what, what.status, rate_limit_headers(answer, legacy=legacy), media=PROBLEM)

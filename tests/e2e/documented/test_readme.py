@@ -8,7 +8,13 @@ import subprocess
 import sys
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
+import gateway
 from gateway.cli.processes import _invite
 from tests.broker import CHECKOUT
 from tests.system import System
@@ -63,3 +69,25 @@ def test_the_python_examples_print_what_their_comments_say(system: System, progr
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == shown
+
+
+def test_the_lines_for_a_web_application_limit_its_callers(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hello(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    [lines] = re.findall(r"```py\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
+    app = Starlette(routes=[Route("/", hello)])
+    monkeypatch.setenv("SLUICE_DEADLINE_MS", "10000")
+    names = {name: getattr(gateway, name) for name in gateway.__all__}
+    exec(lines.replace("127.0.0.1:9092", system.bootstrap), {"app": app, **names})
+
+    system.gateways[0].set_limits("web-readme", "2/day")
+    with TestClient(app) as client:
+        asked = [client.get("/", headers={"X-API-Key": "web-readme"}) for _ in range(3)]
+        assert [response.status_code for response in asked] == [200, 200, 429]
+        assert client.get("/").status_code == 200
+    system.gateways[0].set_limits("web-readme", "9/day")
+    with TestClient(app) as client:  # the limiter starts again, and has forgotten its denials
+        assert client.get("/", headers={"X-API-Key": "web-readme"}).status_code == 200

@@ -166,6 +166,14 @@ def test_the_applications_own_word_on_a_limit_stays(limiter: FakeLimiter) -> Non
     assert "ratelimit-policy" not in response.headers
 
 
+def test_the_older_header_fields_are_sent_on_demand(limiter: FakeLimiter) -> None:
+    for app in (starlette(limiter, legacy_headers=True), fastapi(limiter, legacy_headers=True)):
+        for limiter.answer in (Answer(True, 100, 99, 60_000, 0, -1), DENIED):
+            response = TestClient(app).get("/", headers=KEY)
+            assert response.headers["x-ratelimit-limit"] == "100"
+    assert "x-ratelimit-limit" not in TestClient(starlette(limiter)).get("/", headers=KEY).headers
+
+
 # --- WebSockets ---------------------------------------------------------------------------------
 
 

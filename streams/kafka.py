@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Final
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.contract.unpacking import BOUNDS
 
 _log = logging.getLogger("sluice.kafka")
+
+_ACQUAINT_S: Final = 1.0
+"""Seconds that a broker may take to say where a topic is."""
 
 
 def consumer(
@@ -52,6 +56,18 @@ def consumer(
             "queued.max.messages.kbytes": 32 * 1024,
         }
     )
+
+
+def acquaint(client: Consumer | Producer, topics: Iterable[str]) -> None:
+    """Have *client* know where *topics* are before it needs them; blocks for a moment.
+
+    A topic that a consumer first hears of when it is told to read it is looked up at the next tick of a timer
+    of librdkafka's, up to a second later. What it knows it keeps up to date. Without a broker nothing is
+    gained, and nothing lost.
+    """
+    with suppress(KafkaException):
+        for topic in topics:
+            client.list_topics(topic, _ACQUAINT_S)
 
 
 def admin(bootstrap: str) -> AdminClient:

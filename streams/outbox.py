@@ -43,6 +43,11 @@ class Outbox:
         self._quick = kafka.reply_producer(bootstrap, send_timeout_ms, self._failed)
         self._seldom = _Seldom()
 
+    def acquaint(self) -> None:
+        """Have both know where they will send; blocks for a moment."""
+        kafka.acquaint(self._quick, [REPLIES])
+        kafka.acquaint(self._sure, [CHECKS, *self.changelogs.values()])
+
     def poll(self, timeout_s: float = 0) -> None:
         """Call back for what has been delivered; waits up to *timeout_s* for a changelog write."""
         self._quick.poll(0)

@@ -191,6 +191,9 @@ class Owner(threading.Thread):
         """Turn until told to stop."""
         cause = None
         try:
+            # A worker that judges nothing yet may be the one to take over.
+            kafka.acquaint(self._consumer, (CHECKS, UPDATES))
+            self._outbox.acquaint()
             self._listen()
             while not self._stopping:
                 self._turn()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -45,6 +45,10 @@ class Reader:
         self._consumer = kafka.consumer(bootstrap, "sluice-reader", on_missing=on_missing)
         self._steps = Steps(self._consumer)
         self._most = most
+
+    def acquaint(self, topics: Iterable[str]) -> None:
+        """Know where *topics* are before they are read; blocks for a moment."""
+        kafka.acquaint(self._consumer, topics)
 
     def add(self, places: Sequence[TopicPartition]) -> None:
         """Read *places*, too, from their offsets."""

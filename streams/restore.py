@@ -157,6 +157,7 @@ class Restorer(threading.Thread):
     def run(self) -> None:
         """Read until told to stop."""
         try:
+            self._reader.acquaint(self._tables)
             while not self._stopping:
                 self._run_commands()
                 self._hand_over()

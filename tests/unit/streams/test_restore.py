@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import count
@@ -34,6 +34,9 @@ class Silent:
 
     def __init__(self, *_: Any) -> None:
         self.places: list[TopicPartition] = []
+
+    def acquaint(self, topics: Iterable[str]) -> None:
+        """It knows all of them."""
 
     def add(self, places: list[TopicPartition]) -> None:
         self.places += places

@@ -261,11 +261,10 @@ def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
     wanted = {spec.name: spec for spec in specs}
     described = describe(admin, wanted)
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in wanted]
-    with _asking("how the topics are set up"):
-        configs = {
-            resource.name: future.result(timeout=_TIMEOUT_S)
-            for resource, future in admin.describe_configs(resources).items()
-        }
+    configs = {}
+    for resource, future in admin.describe_configs(resources).items():
+        with _asking("how the topics are set up"), _present(resource.name):
+            configs[resource.name] = future.result(timeout=_TIMEOUT_S)
     for name, spec in wanted.items():
         partitions = len(described[name].partitions)
         if partitions != spec.partitions:
@@ -294,14 +293,20 @@ def describe(
     """
     found = {}
     for name, future in admin.describe_topics(TopicCollection(list(names))).items():
-        with _asking(f"for topic {name}"):
-            try:
-                found[name] = future.result(timeout=timeout_s)
-            except KafkaException as exc:
-                if exc.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
-                    raise
-                raise _NotThere(f"topic {name} is not there: run `{_creates(name)}`") from exc
+        with _asking(f"for topic {name}"), _present(name):
+            found[name] = future.result(timeout=timeout_s)
     return found
+
+
+@contextmanager
+def _present(topic: str) -> Iterator[None]:
+    """A broker that was asked about *topic* may not know it."""
+    try:
+        yield
+    except KafkaException as exc:
+        if exc.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
+            raise
+        raise _NotThere(f"topic {topic} is not there: run `{_creates(topic)}`") from exc
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ import yaml
 from confluent_kafka import ElectionType, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from streams.contract.errors import Unavailable
 from streams.contract.topics import CHECKS, DEFAULT_FILE, create_topics, load_topics
 from tests.broker import fresh_cluster
 from tests.system import eventually
@@ -100,5 +101,13 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
             stack.callback(node.wire.close)
         cluster = Cluster(nodes, topics)
         admin = AdminClient({"bootstrap.servers": cluster.bootstrap, "log_level": 0})
-        create_topics(admin, load_topics(topics).values())
+
+        def made() -> bool:
+            # A cluster that has just started may leave a first question unanswered.
+            with suppress(Unavailable):
+                create_topics(admin, load_topics(topics).values())
+                return True
+            return False
+
+        eventually("topics", made)
         yield cluster

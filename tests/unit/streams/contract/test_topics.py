@@ -194,6 +194,17 @@ def test_no_answer_is_told_as_one(
         create_topics(admin, [load_topics()["checks"]])
 
 
+@pytest.mark.parametrize("question", ["describe_topics", "describe_configs"])
+def test_what_the_broker_asked_does_not_know_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    monkeypatch.setattr(topics, "_TIMEOUT_S", 0.01)
+    unknown = KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+    admin: Any = Silent(**{question: unknown})
+    with pytest.raises(TopicError, match="topic checks is not there: run `sluice topics create`"):
+        create_topics(admin, [load_topics()["checks"]])
+
+
 def test_no_broker_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topics, "_TIMEOUT_S", 0.5)
     admin = AdminClient({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})

@@ -21,16 +21,20 @@ name                                           labels     meaning
 ``sluice_worker_lease_lapses_total``                      times the group lease ran out under owned partitions
 ``sluice_worker_partitions``                   state      partitions running, restoring, standby
 ``sluice_worker_cached_clients``                          clients' states in memory
+``process_*``                                             CPU, memory, open files, start of the process
 =============================================  =========  ====================================================
 
-No label takes a client id.
+No label takes a client id. A counter that alerts somebody has its labels from the start: Prometheus sees no
+increase in what appears with its first event.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from streams.contract.topics import CHECKS, UPDATES
 
 RESULTS: Final = ("allowed", "rejected", "unfit", "replayed")
 """What becomes of a check that is judged."""
@@ -81,7 +85,12 @@ class Metrics:
         self.lapses = Counter("sluice_worker_lease_lapses", "Times the group lease ran out.", registry=r)
         self.partitions = Gauge("sluice_worker_partitions", "Partitions by state.", ["state"], registry=r)
         self.cached = Gauge("sluice_worker_cached_clients", "Clients' states in memory.", registry=r)
+        ProcessCollector(registry=r)
         for result in (*RESULTS, "cached"):
             self.checks.labels(result)
+        for result in ("applied", "repeated"):
+            self.updates.labels(result)
+        for topic in (CHECKS, UPDATES):
+            self.dead_letters.labels(topic)
         for direction in ("back", "ahead"):
             self.clock_jumps.labels(direction)

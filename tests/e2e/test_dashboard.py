@@ -1,0 +1,181 @@
+"""Dashboard and alerts against a running system, asked of a real Prometheus (Debian's package)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import httpx
+import pytest
+import yaml
+from confluent_kafka import Producer
+
+from gateway.broker import Broker
+from gateway.ports import free_port
+from streams.contract.topics import CHECKS
+from tests.broker import CHECKOUT
+from tests.system import Process, System, eventually, running_system
+
+DOCKER: Final = CHECKOUT / "docker"
+ALERTS: Final = DOCKER / "prometheus" / "alerts.yml"
+DASHBOARD: Final = json.loads((DOCKER / "grafana" / "dashboards" / "sluice.json").read_text())
+NAME: Final = re.compile(r"\b(?:sluice|process)_[a-z_]+\b")
+FIRING: Final = 'ALERTS{alertstate="firing"}'
+PARTS: Final = ("_bucket", "_sum", "_count", "_total")
+
+
+def queries() -> list[Any]:
+    """Every query of the dashboard, with the panel's title."""
+    return [
+        pytest.param(target["expr"], id=f"{panel['title']}-{target['refId']}")
+        for panel in DASHBOARD["panels"]
+        for target in panel.get("targets", ())
+    ]
+
+
+class Watched(NamedTuple):
+    prometheus: httpx.Client
+    pages: str
+    """Both pages of metrics, one after the other."""
+
+    def ask(self, expression: str) -> list[dict[str, Any]]:
+        """The samples of *expression* now, its variables filled in as Grafana would."""
+        for variable, value in (("$__rate_interval", "5s"), ("$gateway", ".+"), ("$worker", ".+")):
+            expression = expression.replace(variable, value)
+        answer = self.prometheus.get("/api/v1/query", params={"query": expression}).json()
+        assert answer["status"] == "success", answer
+        found: list[dict[str, Any]] = answer["data"]["result"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def watched(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    folder = tmp_path_factory.mktemp("watched")
+    with running_system(fresh_kafka, folder, workers=0, gateways=0) as system:
+        metrics_port = free_port()
+        system.add_worker(metrics_port=metrics_port)
+        gateway = system.add_gateway()
+        system.wait_ready()
+        targets = {"sluice-gateway": gateway.url, "sluice-worker": f"http://127.0.0.1:{metrics_port}"}
+        prometheus = _prometheus(system, folder, targets)
+        try:
+            with httpx.Client(base_url=prometheus.url, timeout=30, trust_env=False) as client:
+                _work(system, client, fresh_kafka)
+                pages = "".join(httpx.get(f"{url}/metrics", trust_env=False).text for url in targets.values())
+                yield Watched(client, pages)
+        finally:
+            prometheus.stop()
+
+
+class _Prometheus(Process):
+    url: str
+
+
+def _prometheus(system: System, folder: Path, targets: dict[str, str]) -> _Prometheus:
+    program = shutil.which("prometheus")
+    assert program is not None, "prometheus is not there: apt-get install prometheus"
+    shutil.copy(ALERTS, folder)
+    jobs = [
+        {
+            "job_name": job,
+            "static_configs": [{"targets": [url.removeprefix("http://")], "labels": {"lane": "a"}}],
+        }
+        for job, url in targets.items()
+    ]
+    config = {
+        "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
+        "rule_files": [ALERTS.name],
+        "scrape_configs": jobs,
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    command = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
+    child = _Prometheus(
+        "prometheus", [*command, f"--web.listen-address={address}"], env={}, log=folder / "prometheus.log"
+    )
+    child.url = f"http://{address}"
+    child.start()
+    return child
+
+
+def _work(system: System, prometheus: httpx.Client, broker: Broker) -> None:
+    """Some of everything, until Prometheus has seen it twice: a rate needs two samples."""
+    gateway = system.gateways[0]
+    gateway.set_limits("alice", "5/minute")
+
+    def seen(expression: str) -> bool:
+        try:
+            answer = prometheus.get("/api/v1/query", params={"query": expression}).json()
+        except httpx.TransportError:
+            return False
+        return bool(answer["data"]["result"])
+
+    def worked(expression: str) -> bool:
+        for _ in range(10):
+            gateway.check("alice")
+        return seen(expression)
+
+    eventually(
+        "two scrapes of both",
+        lambda: worked("count(count_over_time(up[30s]) > 3) == 2"),
+        on_failure=system.logs,
+    )
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    producer.produce(CHECKS, b"what nobody can read", partition=0)
+    assert producer.flush(10) == 0
+    for expression in (
+        "increase(sluice_worker_dead_letters_total[30s]) > 0",
+        "rate(sluice_worker_flush_entries_count[5s]) > 0",
+        "rate(sluice_check_duration_seconds_count[5s]) > 0",
+    ):
+        eventually(expression, lambda: worked(expression), on_failure=system.logs)  # noqa: B023 - called at once
+
+
+@pytest.mark.parametrize("expression", queries())
+def test_a_query_of_the_dashboard_shows_something(watched: Watched, expression: str) -> None:
+    assert watched.ask(expression), expression
+
+
+def test_every_metric_is_on_the_dashboard_and_no_other(watched: Watched) -> None:
+    exported = {
+        name.removesuffix("_total")
+        for name in re.findall(r"^# TYPE (\S+) ", watched.pages, re.MULTILINE)
+        if not name.endswith("_created")
+    }
+    shown = {
+        _family(name)
+        for panel in DASHBOARD["panels"]
+        for it in panel.get("targets", ())
+        for name in NAME.findall(it["expr"])
+    }
+    assert shown == exported
+
+
+def test_the_dashboards_variables_name_gateways_and_workers(watched: Watched) -> None:
+    for variable, job in zip(
+        DASHBOARD["templating"]["list"], ("sluice-gateway", "sluice-worker"), strict=True
+    ):
+        (metric,) = NAME.findall(variable["definition"])
+        assert {sample["metric"]["job"] for sample in watched.ask(metric)} == {job}
+
+
+def test_alerts_are_about_metrics_that_are_there(watched: Watched) -> None:
+    rules = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
+    for name in {name for rule in rules for name in NAME.findall(rule["expr"])}:
+        assert watched.ask(name), name
+
+
+def test_what_happened_alerts_and_nothing_else(watched: Watched) -> None:
+    eventually("the alert", lambda: bool(watched.ask(FIRING)))
+    assert {it["metric"]["alertname"] for it in watched.ask(FIRING)} == {"SluiceDeadLetters"}
+
+
+def _family(name: str) -> str:
+    for part in PARTS:
+        if name.endswith(part):
+            return name.removesuffix(part)
+    return name

@@ -1,0 +1,97 @@
+"""The brokers of compose.yaml, their properties given to three real ones; its topics are then made there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from confluent_kafka.admin import AdminClient, ConfigResource
+
+from gateway.broker import Broker
+from streams.contract.topics import describe, load_topics
+from tests.broker import CHECKOUT, fresh_cluster
+from tests.up import sluice
+
+COMPOSE: Final[dict[str, Any]] = yaml.safe_load((CHECKOUT / "docker" / "compose.yaml").read_text())
+SERVICES: Final = COMPOSE["services"]
+TOPICS: Final = CHECKOUT / "docker" / "topics.yaml"
+IMAGES: Final = ("KAFKA_HEAP_OPTS",)
+"""Read by the image's scripts; all else that begins with KAFKA_ becomes a property."""
+
+
+def properties(node: int) -> dict[str, str]:
+    """Those that the image makes of a broker's environment: KAFKA_NODE_ID is node.id."""
+    environment = SERVICES[f"kafka-{node}"]["environment"]
+    return {
+        name.removeprefix("KAFKA_").lower().replace("_", "."): value
+        for name, value in environment.items()
+        if name.startswith("KAFKA_") and name not in IMAGES
+    }
+
+
+class ComposeBroker(Broker):
+    """A node with the properties of compose.yaml; only hosts, ports and folder are this machine's."""
+
+    def _write_properties(self, controller_port: int) -> Path:
+        assert self._voters
+        ours = properties(self._node_id)
+        voters = ours["controller.quorum.voters"]
+        assert voters == ",".join(f"{node}@kafka-{node}:9093" for node, _ in self._voters)
+        ours["controller.quorum.voters"] = ",".join(f"{node}@127.0.0.1:{port}" for node, port in self._voters)
+        ports = {"9092": self.port, "9093": controller_port, "9094": 0}
+        listeners = re.sub(r"://:(\d+)", lambda it: f"://127.0.0.1:{ports[it[1]]}", ours["listeners"])
+        ours["listeners"] = listeners
+        advertised = re.fullmatch(
+            rf"BROKER://kafka-{self._node_id}:9092,HOST://127\.0\.0\.1:(\d+)", ours["advertised.listeners"]
+        )
+        assert advertised, ours["advertised.listeners"]
+        assert f"127.0.0.1:{advertised[1]}:9094" in SERVICES[f"kafka-{self._node_id}"]["ports"]
+        ours["advertised.listeners"] = f"BROKER://{self.bootstrap},HOST://127.0.0.1:{advertised[1]}"
+        ours["log.dirs"] = str(self._folder / "data")
+        path = self._folder / "server.properties"
+        path.write_text("".join(f"{name}={value}\n" for name, value in ours.items()))
+        return path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[list[ComposeBroker]]:
+    with fresh_cluster(3, kind=ComposeBroker) as brokers:
+        yield brokers
+
+
+def test_every_property_is_the_brokers_own_and_has_that_value(cluster: list[ComposeBroker]) -> None:
+    broker = cluster[0]
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    resource = ConfigResource(ConfigResource.Type.BROKER, "1")
+    (future,) = admin.describe_configs([resource]).values()
+    known = {name: entry.value for name, entry in future.result(30).items()}
+    here = ("listeners", "advertised.listeners", "controller.quorum.voters", "log.dirs")
+    for name, value in properties(1).items():
+        assert name in known, f"no such property: {name}"
+        assert name in here or known[name] == value, name
+
+
+def test_workers_may_ask_for_their_session_timeout() -> None:
+    asked = {
+        int(it["environment"]["SLUICE_SESSION_TIMEOUT_MS"])
+        for name, it in SERVICES.items()
+        if name.startswith("worker-")
+    }
+    assert min(asked) >= int(properties(1)["group.min.session.timeout.ms"])
+
+
+def test_its_topics_can_be_made_there(cluster: list[ComposeBroker]) -> None:
+    broker = cluster[0]
+    env = {**os.environ, "SLUICE_KAFKA": broker.bootstrap, "SLUICE_TOPICS": str(TOPICS)}
+    done = sluice(*SERVICES["topics"]["command"], env=env)
+    assert done.returncode == 0, done.stderr
+    specs = load_topics(TOPICS)
+    found = describe(AdminClient({"bootstrap.servers": broker.bootstrap}), specs)
+    for name, spec in specs.items():
+        assert len(found[name].partitions) == spec.partitions
+        assert {len(partition.replicas) for partition in found[name].partitions} == {3}

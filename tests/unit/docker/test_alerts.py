@@ -1,0 +1,67 @@
+"""Alerts: promtool's verdict, their unit tests, and that each says what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from tests.broker import CHECKOUT
+
+FOLDER: Final = CHECKOUT / "docker" / "prometheus"
+RULES: Final[list[dict[str, Any]]] = [
+    rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]
+]
+TESTS: Final = FOLDER / "alerts_test.yml"
+
+
+def promtool(*arguments: str | Path) -> str:
+    """What it prints; it must find nothing wrong."""
+    program = shutil.which("promtool")
+    assert program is not None, "promtool is not there: apt-get install prometheus"
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_takes_its_configuration() -> None:
+    assert f"{len(RULES)} rules found" in promtool("check", "config", FOLDER / "prometheus.yml")
+
+
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    assert "SUCCESS" in promtool("test", "rules", TESTS)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_each_is_tested_and_says_what_to_do(rule: dict[str, Any]) -> None:
+    name = rule["alert"]
+    assert re.search(rf"\b{name}\b", TESTS.read_text())
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    assert rule["annotations"].keys() == {"summary", "description", "runbook"}
+    path, _, anchor = rule["annotations"]["runbook"].partition("#")
+    assert anchor == name.lower()
+    section = (CHECKOUT / path).read_text().split(f"\n## {name}\n")
+    assert len(section) == 2
+    assert section[1].split("\n## ")[0].strip()
+
+
+def test_the_dashboards_panels_fit_beside_each_other() -> None:
+    dashboard = json.loads((CHECKOUT / "docker" / "grafana" / "dashboards" / "sluice.json").read_text())
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

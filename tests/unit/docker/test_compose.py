@@ -1,0 +1,204 @@
+"""compose.yaml without an engine: its schema, and that every part of it fits the real programs."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema
+import pytest
+import typer
+import yaml
+from typer.core import TyperGroup
+
+from gateway.cli import app
+from gateway.settings import Settings as GatewaySettings
+from streams.contract.topics import COPARTITIONED, TopicSpec, load_topics
+from streams.settings import Settings as WorkerSettings
+from tests.broker import CHECKOUT
+
+DOCKER: Final = CHECKOUT / "docker"
+COMPOSE: Final = DOCKER / "compose.yaml"
+PROJECT: Final[dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())
+SERVICES: Final[dict[str, dict[str, Any]]] = PROJECT["services"]
+OURS: Final = {name: it for name, it in SERVICES.items() if it["image"] == "sluice"}
+BROKERS: Final = {name: it for name, it in SERVICES.items() if it["image"].startswith("apache/kafka:")}
+TOKEN: Final = "SLUICE_ADMIN_TOKEN"
+
+
+def command(service: dict[str, Any]) -> str:
+    return str(service["command"][0])
+
+
+def listens(service: dict[str, Any]) -> set[int]:
+    """Ports on which a service of ours, by its settings, listens beyond loopback."""
+    settings = service["environment"]
+    if command(service) == "gateway":
+        assert settings["SLUICE_HOST"] == "0.0.0.0"
+        return {int(settings["SLUICE_PORT"])}
+    assert settings["SLUICE_METRICS_HOST"] == "0.0.0.0"
+    return {int(settings["SLUICE_METRICS_PORT"])}
+
+
+def test_it_is_what_the_compose_specification_allows() -> None:
+    # The specification's own schema, as the package check-jsonschema carries it.
+    carrier = distribution("check-jsonschema")
+    schema = Path(str(carrier.locate_file("check_jsonschema/builtin_schemas/vendor/compose-spec.json")))
+    jsonschema.validate(PROJECT, json.loads(schema.read_text()))
+
+
+def test_all_parts_are_there() -> None:
+    assert len(BROKERS) == 3
+    workers = [it["environment"] for it in OURS.values() if command(it) == "worker"]
+    lanes = [WorkerSettings(lane=it.get("SLUICE_LANE", "")).lane for it in workers]
+    assert sorted(lanes) == ["", "", "b", "b"]
+    assert sum(command(it) == "gateway" for it in OURS.values()) == 2
+    assert {"topics", "prometheus", "grafana"} < SERVICES.keys()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_is_a_setting_with_a_value_it_can_have(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = OURS[name]
+    kind = WorkerSettings if command(service) == "worker" else GatewaySettings
+    variables = {**service["environment"]}
+    assert all(isinstance(value, str) for value in variables.values())
+    assert variables.keys() <= {f"SLUICE_{field.upper()}" for field in kind.model_fields}
+    if TOKEN in variables:
+        assert variables[TOKEN].startswith("${SLUICE_ADMIN_TOKEN:?")
+        variables[TOKEN] = "given by whoever starts it"
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    settings = kind()
+    assert settings.kafka == ",".join(f"{broker}:9092" for broker in BROKERS)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_command_line_takes_its_command(name: str) -> None:
+    context = typer.main.get_command(app).make_context("sluice", list(OURS[name]["command"]))
+    while isinstance(context.command, TyperGroup):
+        arguments = [*context._protected_args, *context.args]
+        _, sub, rest = context.command.resolve_command(context, arguments)
+        assert sub is not None
+        context = sub.make_context(sub.name, rest, parent=context)
+    if name == "topics":
+        assert context.params["lanes"] == 2
+
+
+def test_every_worker_has_its_own_name_and_tables() -> None:
+    workers = [it for it in OURS.values() if command(it) == "worker"]
+    names = [it["environment"]["SLUICE_INSTANCE_ID"] for it in workers]
+    assert [it["volumes"] for it in workers] == [[f"{name}:/data"] for name in names]
+    assert len(set(names)) == len(workers)
+    assert {it["environment"]["SLUICE_HOME"] for it in workers} == {"/data"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_run_with_nothing_they_do_not_need(name: str) -> None:
+    service = OURS[name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["init"]
+    assert "user" not in service  # the image's
+
+
+@pytest.mark.parametrize("name", SERVICES.keys() - {"topics"})
+def test_whatever_stays_is_watched_and_bounded(name: str) -> None:
+    service = SERVICES[name]
+    assert service["restart"] == "unless-stopped"
+    assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}
+    if name not in OURS or command(service) == "worker":  # a gateway's is the image's
+        assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+
+
+def test_a_stop_is_given_the_time_it_may_take() -> None:
+    for service in OURS.values():
+        if command(service) == "gateway":
+            assert int(service["stop_grace_period"].removesuffix("s")) >= GatewaySettings().stop_s
+        elif command(service) == "worker":
+            assert int(service["stop_grace_period"].removesuffix("s")) > 20  # streams/worker.py
+
+
+def test_dependencies_are_there_and_can_be_met() -> None:
+    for service in SERVICES.values():
+        for name, wanted in service.get("depends_on", {}).items():
+            needed = SERVICES[name]
+            if wanted["condition"] == "service_healthy":
+                assert "healthcheck" in needed or command(needed) == "gateway"
+            else:
+                assert (wanted["condition"], needed["restart"]) == ("service_completed_successfully", "no")
+
+
+def test_volumes_and_files_are_there() -> None:
+    named = {volume.partition(":")[0] for it in SERVICES.values() for volume in it.get("volumes", ())}
+    assert named == PROJECT["volumes"].keys()
+    used = {config["source"] for it in SERVICES.values() for config in it.get("configs", ())}
+    assert used == PROJECT["configs"].keys()
+    for config in PROJECT["configs"].values():
+        assert (DOCKER / config["file"]).is_file()
+
+
+def test_published_ports_are_on_loopback_and_nobody_elses() -> None:
+    published = [port for it in SERVICES.values() for port in it.get("ports", ())]
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert len({port.rsplit(":", 1)[0] for port in published}) == len(published)
+    for service in OURS.values():
+        for port in service.get("ports", ()):
+            assert {int(port.rsplit(":", 1)[1])} == listens(service)
+
+
+def test_prometheus_asks_every_process_where_it_listens() -> None:
+    jobs = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    asked: dict[str, tuple[str, str | None]] = {}
+    for job in jobs:
+        for group in job["static_configs"]:
+            asked |= dict.fromkeys(group["targets"], (job["job_name"], group.get("labels", {}).get("lane")))
+    expected: dict[str, tuple[str, str | None]] = {}
+    for name, service in OURS.items():
+        kind = command(service)
+        if kind != "topics":
+            (port,) = listens(service)
+            lane = service["environment"].get("SLUICE_LANE", "a") if kind == "worker" else None
+            expected[f"{name}:{port}"] = (f"sluice-{kind}", lane)
+    assert asked == expected
+
+
+def test_a_worker_is_healthy_if_its_metrics_are_there() -> None:
+    for service in OURS.values():
+        if command(service) == "worker":
+            (port,) = listens(service)
+            assert service["healthcheck"]["test"][-1] == f"http://127.0.0.1:{port}/metrics"
+
+
+def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+    provisioning = DOCKER / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    assert f'"uid": "{source["uid"]}"' in (DOCKER / "grafana" / "dashboards" / "sluice.json").read_text()
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "sluice.yaml").read_text())["providers"]
+    targets = {config["target"] for config in SERVICES["grafana"]["configs"]}
+    assert f"{provider['options']['path']}/sluice.json" in targets
+    assert SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in targets
+
+
+def test_images_are_named_by_version() -> None:
+    for service in SERVICES.values():
+        assert service["image"] == "sluice" or re.search(r":v?\d+\.\d+\.\d+", service["image"])
+
+
+def test_its_topics_differ_from_the_others_in_number_and_copies_only() -> None:
+    def rest(spec: TopicSpec) -> dict[str, Any]:
+        counts = ("partitions", "replication", "min_insync")
+        return {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in counts}
+
+    usual, here = load_topics(), load_topics(DOCKER / "topics.yaml")
+    assert {name: rest(spec) for name, spec in here.items()} == {
+        name: rest(spec) for name, spec in usual.items()
+    }
+    assert {(spec.replication, spec.min_insync) for spec in here.values()} == {(3, 2)}
+    assert {here[name].partitions for name in COPARTITIONED} == {64}

@@ -1,0 +1,107 @@
+"""The Dockerfile's promises, and what it copies."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Final
+
+import pytest
+
+from tests.broker import CHECKOUT
+
+DOCKERFILE: Final = (CHECKOUT / "docker" / "Dockerfile").read_text()
+BUILD_TOOLS: Final = {"pip", "setuptools", "hatchling", "editables", "uv"}
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Instruction and the rest of each, lines joined, comments gone."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE).replace("\\\n", " ")
+    return [(name, rest) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
+
+
+def last(name: str) -> str:
+    return [rest for it, rest in instructions() if it == name][-1]
+
+
+def pins(path: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (CHECKOUT / path).read_text(), re.MULTILINE))
+
+
+def test_it_is_built_in_one_stage_and_runs_in_another_without_root() -> None:
+    stages = [rest for name, rest in instructions() if name == "FROM"]
+    assert len(stages) == 2
+    assert all(re.match(r"python:\d+\.\d+-slim-bookworm\b", stage) for stage in stages)
+    user, _, group = last("USER").partition(":")
+    assert int(user) > 0 < int(group)
+
+
+def test_signals_reach_the_program() -> None:
+    assert json.loads(last("ENTRYPOINT")) == ["sluice"]
+    assert json.loads(last("CMD")) == ["gateway"]
+    assert last("STOPSIGNAL") == "SIGTERM"
+
+
+def test_a_gateways_health_is_readyz() -> None:
+    probe = json.loads(last("HEALTHCHECK").partition("CMD")[2])
+    assert probe == ["python", "/usr/local/bin/healthy", "http://127.0.0.1:8080/readyz"]
+
+
+def test_what_it_copies_is_there_and_is_sent_to_the_engine() -> None:
+    sent = {line[1:] for line in (CHECKOUT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
+    copied = set()
+    for name, rest in instructions():
+        if name == "COPY" and "--from" not in rest:
+            *sources, _ = (word for word in rest.split() if not word.startswith("--"))
+            copied |= set(sources)
+    assert copied == sent
+    assert all((CHECKOUT / source).exists() for source in copied)
+
+
+def test_all_that_is_installed_is_locked_and_nothing_of_it_builds() -> None:
+    installs = [rest for name, rest in instructions() if name == "RUN" and "install --no-cache-dir" in rest]
+    assert all("--require-hashes" in step or "--no-index" in step for step in installs)
+    image, dev = pins("docker/requirements.lock"), pins("requirements-dev.lock")
+    assert not image.keys() & BUILD_TOOLS
+    assert image.items() <= dev.items()  # what was tested
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (404, 1)])
+def test_healthy_is_what_answers_with_success(status: int, code: int) -> None:
+    with answering(status) as url:
+        assert healthy(url) == code
+
+
+def test_nobody_there_is_not_healthy() -> None:
+    with answering(200) as url:
+        pass
+    assert healthy(url) == 1
+
+
+def healthy(url: str) -> int:
+    script = CHECKOUT / "docker" / "healthy.py"
+    return subprocess.run([sys.executable, script, url], capture_output=True, check=False).returncode

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from gateway.answer import Answer
-from gateway.api import check, clients, health, limits, openapi, problems, status, stored, traffic
+from gateway.api import check, clients, console, health, limits, openapi, problems, status, stored, traffic
 from gateway.limiter import Limiter
 from gateway.nodes import Status
 from gateway.settings import Settings
@@ -92,5 +92,6 @@ def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
     app.state.limiter = limiter
     for resource in _RESOURCES:
         app.include_router(resource)
+    app.include_router(console.router)
     problems.install(app)
     return app

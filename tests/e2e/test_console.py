@@ -1,0 +1,246 @@
+"""The console in a real browser, on a real system: what it shows was done, and what it is told to do is done."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from gateway.broker import Broker
+from tests.system import Gateway, System, running_system
+
+TOKEN: Final = "correct horse"
+HOSTILE: Final = "<img src=x onerror=alert(1)>\u202e/..?#&"
+"""An id that is markup, turns the direction of writing, and is awkward in a URL."""
+LONG: Final = "W" * 256
+ACCESSIBLE: Final = Path(__file__).with_name("accessible.js").read_text()
+PHONE: Final = 360
+
+
+@pytest.fixture(scope="module")
+def system(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("console")
+    # A deadline that a busy machine does not miss; one that is missed says that the worker is stopped.
+    settings: dict[str, Any] = {"deadline_ms": 3_000, "breaker_misses": 1, "admin_token": TOKEN}
+    with running_system(fresh_kafka, folder, **settings) as running:
+        running.gateways[0].http.headers["Authorization"] = f"Bearer {TOKEN}"
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(system: System) -> Gateway:
+    return system.gateways[0]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    assert chromium, "no Chromium: apt-get install --no-install-recommends chromium"
+    expect.set_options(timeout=30_000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, gateway: Gateway) -> Iterator[Page]:
+    """The console, opened, with the mode known; nothing may be complained of in the browser's own."""
+    complaints: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        # A refusal of the gateway is shown by the page; the browser tells of it too.
+        if message.type in ("error", "warning") and "/v1/" not in message.location["url"]:
+            complaints.append(message.text)
+
+    with browser.new_context(base_url=gateway.url, viewport={"width": 1240, "height": 900}) as context:
+        page = context.new_page()
+        page.on("console", note)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto("/console")
+        expect(page.locator("#mode-name")).to_have_text("Normal")
+        yield page
+        assert complaints == []
+
+
+def reject(gateway: Gateway, client: str) -> None:
+    """Two checks of *client* are allowed in the hour, three are rejected."""
+    gateway.http.put("/v1/limits/" + quote(client, safe=""), json={"limits": ["2/hour"]}).raise_for_status()
+    assert [gateway.check(client)["allowed"] for _ in range(5)] == [True, True, False, False, False]
+
+
+def look_up(page: Page, client: str) -> None:
+    page.get_by_label("Client id").fill(client)
+    page.get_by_role("button", name="Look up").click()
+    expect(page.locator("#found-title")).to_be_focused()
+
+
+def test_what_is_shown_is_what_was_done(page: Page, gateway: Gateway) -> None:
+    reject(gateway, HOSTILE)
+    for kind in ("allowed", "rejected"):
+        counted = gateway.count(f"sluice_checks_{kind}_total")
+        assert counted > 0
+        expect(page.locator(f"#{kind}")).to_have_text(f"{counted:,}")
+    expect(page.locator("#allowed-rate")).to_have_text(re.compile(r"^0\.[1-9]$"))
+    expect(page.locator("#rejected-rate")).to_have_text(re.compile(r"^0\.[1-9]$"))
+    expect(page.locator("#median")).to_have_text(re.compile(r"^[\d.]+ ms$"))
+    expect(page.locator("#line-rejected")).to_have_attribute("d", re.compile(r"^M.*L"))
+    row = page.locator("#rejected-rows tr")
+    expect(row.get_by_role("button")).to_have_text(HOSTILE)
+    expect(row.locator(".number")).to_have_text("3")
+    nodes = page.locator("#node-rows")
+    expect(nodes.get_by_role("row").filter(has_text="worker-1")).to_contain_text(re.compile("running 0.3"))
+    expect(nodes.get_by_role("row").filter(has_text="gateway-1")).to_be_visible()
+    assert page.locator("main img").count() == 0
+
+
+def test_a_client_is_looked_up_changed_reset_and_set_free(page: Page, gateway: Gateway) -> None:
+    reject(gateway, HOSTILE + "2")
+    client = HOSTILE + "2"
+    page.get_by_role("button", name=client).click()
+    row = page.locator("#window-rows tr")
+    expect(page.locator("#found-policy")).to_contain_text("its own limits")
+    expect(row).to_have_text([re.compile(r"^2 per hour\s*2\s*0\s*(1 h|60 min|59 min)")])
+
+    page.get_by_label("New limits").fill("3/hour, 7/day")
+    page.get_by_role("button", name="Save limits").click()
+    expect(page.locator("#done")).to_contain_text("Not done: changes need the admin token")
+    expect(page.get_by_label("Admin token")).to_be_focused()
+    page.get_by_label("Admin token").fill(TOKEN)
+    page.get_by_role("button", name="Save limits").click()
+    expect(page.locator("#done")).to_have_text("Limits saved.")
+    expect(row).to_have_text([re.compile(r"^7 per day\s*2\s*5"), re.compile(r"^3 per hour\s*2\s*1")])
+    assert [gateway.check(client)["allowed"] for _ in range(2)] == [True, False]
+
+    page.get_by_role("button", name="Reset counters").click()
+    dialog = page.get_by_role("dialog", name="Reset its counters?")
+    expect(dialog).to_contain_text(client)
+    dialog.get_by_role("button", name="Reset counters").click()
+    expect(page.locator("#done")).to_have_text("Counters reset.")
+    expect(row).to_have_text([re.compile(r"^7 per day\s*0\s*7"), re.compile(r"^3 per hour\s*0\s*3")])
+    assert gateway.check(client)["allowed"]
+
+    page.get_by_role("button", name="Remove its own limits").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove limits").click()
+    expect(page.locator("#done")).to_have_text("Limits removed.")
+    expect(page.locator("#found-policy")).to_contain_text("the built-in default")
+    expect(page.get_by_role("button", name="Remove its own limits")).to_be_hidden()
+    assert gateway.check(client)["limit"] == 100
+
+    page.get_by_label("New limits").fill("many")
+    page.get_by_role("button", name="Save limits").click()
+    expect(page.locator("#done")).to_contain_text("'many' is not a limit")
+
+
+def test_a_plan_and_a_resource_are_asked_for(page: Page, gateway: Gateway) -> None:
+    gateway.http.put("/v1/plans/gold?resource=login", json={"limits": ["9/minute"]}).raise_for_status()
+    gateway.http.put("/v1/limits/free", json={"limits": "unlimited"}).raise_for_status()
+    page.get_by_label("Plan").fill("gold")
+    page.get_by_label("Resource").fill("login")
+    look_up(page, "alice")
+    expect(page.locator("#found-policy")).to_contain_text("those of plan gold for resource login")
+    expect(page.locator("#window-rows tr")).to_have_text([re.compile("^9 per minute")])
+    expect(page.get_by_role("button", name="Remove its own limits")).to_be_hidden()
+    page.get_by_label("Plan").fill("")
+    page.get_by_label("Resource").fill("")
+    look_up(page, "free")
+    expect(page.locator("#found")).to_contain_text("Unlimited: nothing is counted.")
+    page.get_by_label("Client id").fill("..")
+    page.keyboard.press("Enter")
+    expect(page.locator("#outcome")).to_contain_text("a browser cannot ask for this id")
+
+
+def test_all_of_it_can_be_done_with_the_keyboard(page: Page, gateway: Gateway) -> None:
+    def focus_on(name: str) -> None:
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            focused = page.locator(":focus")
+            outline = "element => parseFloat(getComputedStyle(element).outlineWidth)"
+            assert focused.evaluate(outline) > 1, focused.evaluate("element => element.outerHTML")
+            if name in focused.evaluate("element => element.labels?.[0]?.textContent ?? element.textContent"):
+                return
+        raise AssertionError(f"{name} is not reached")
+
+    focus_on("Skip to looking up")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Client id")).to_be_focused()
+    page.keyboard.type("keen")
+    page.keyboard.press("Enter")
+    expect(page.locator("#found-title")).to_be_focused()
+    focus_on("New limits")
+    page.keyboard.type("5/hour")
+    focus_on("Admin token")
+    page.keyboard.type(TOKEN)
+    page.get_by_label("New limits").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#done")).to_have_text("Limits saved.")
+    assert gateway.check("keen")["limit"] == 5
+    focus_on("Reset counters")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Reset counters")).to_be_focused()
+    assert gateway.check("keen", cost=0)["remaining"] == 4
+    page.keyboard.press("Enter")
+    focus_on("Reset counters")  # that of the dialog: nothing behind it is reached
+    page.keyboard.press("Enter")
+    expect(page.locator("#done")).to_have_text("Counters reset.")
+    assert gateway.check("keen", cost=0)["remaining"] == 5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read(page: Page, gateway: Gateway, scheme: str) -> None:
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    reject(gateway, f"{scheme} read")
+    look_up(page, f"{scheme} read")
+    expect(page.locator("#rejected-rows")).to_contain_text(f"{scheme} read")
+    for mode in ("normal", "degraded", "silent", "waiting"):
+        assert page.evaluate(f"() => {{ document.getElementById('mode').dataset.mode = '{mode}' }}") is None
+        assert page.evaluate(ACCESSIBLE) == []
+    expect(page.get_by_role("banner")).to_be_visible()
+    expect(page.get_by_role("main")).to_be_visible()
+    for region in ("Checks per second", "Most rejected clients", "Look a client up", "Nodes"):
+        expect(page.get_by_role("region", name=region)).to_be_visible()
+
+
+def test_a_phone_need_not_scroll_sideways(page: Page, gateway: Gateway) -> None:
+    page.set_viewport_size({"width": PHONE, "height": 740})
+    reject(gateway, LONG)
+    expect(page.locator("#rejected-rows")).to_contain_text(LONG)
+    look_up(page, LONG)
+    page.get_by_role("button", name="Reset counters").click()
+    for part in ("html", "dialog"):
+        assert page.locator(part).evaluate("element => element.scrollWidth - element.clientWidth") == 0
+    assert page.locator("html").evaluate("element => element.clientWidth") == PHONE
+
+
+def test_it_says_when_checks_are_let_through_and_when_nobody_answers(
+    page: Page, system: System, gateway: Gateway
+) -> None:
+    announcement = page.locator("#announcement")
+    expect(announcement).to_be_empty()  # that all is well is not read out
+    worker = system.workers[0]
+    worker.signal(signal.SIGSTOP)
+    assert gateway.check("anybody")["degraded"]
+    expect(page.locator("#mode-name")).to_have_text("Degraded")
+    expect(page.locator("#mode-why")).to_contain_text("Partitions let through:")
+    expect(announcement).to_have_text("Mode: Degraded")
+    expect(page).to_have_title("DEGRADED · Sluice")
+    expect(page.locator("#degraded")).to_have_text(f"{gateway.metric('sluice_checks_degraded_total'):,.0f}")
+    page.get_by_label("Client id").fill("anybody")
+    page.keyboard.press("Enter")
+    expect(page.locator("#outcome")).to_contain_text("did not answer: is its worker running?")
+    worker.signal(signal.SIGCONT)
+    expect(page.locator("#mode-name")).to_have_text("Normal")
+    expect(announcement).to_have_text("Mode: Normal")
+    gateway.stop()
+    expect(page.locator("#mode-name")).to_have_text("This gateway does not answer")
+    expect(page.locator("#mode-since")).to_contain_text("What is below is as of")
+    expect(page).to_have_title("No answer · Sluice")

@@ -10,7 +10,7 @@ policy stores the last one applied to it, and what it already holds is not appli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -35,7 +35,7 @@ BUILT_IN: Final = -1
 class Entries(NamedTuple):
     """Entries to be written, by table: ``counters`` may expire, ``policies`` (and the marker) never do."""
 
-    counters: list[tuple[bytes, bytes]]
+    counters: Iterator[tuple[bytes, bytes]]
     policies: list[tuple[bytes, bytes]]
 
 
@@ -405,25 +405,35 @@ class Ledger:
         return history
 
     def take_dirty(self) -> tuple[Marker, Entries]:
-        """What changed since the last call, encoded, and the marker that goes with it."""
-        counters = []
-        grown = 0
-        for key, state in self.dirty.items():
-            name, value = _stored_key(key), encode_state(state)
-            counters.append((name, value))
-            size = _size(name, value)
-            grown += size - state.size
-            state.size = size
-            state.flushes += 1
-        self.size += grown
-        self.dirty.clear()
+        """What changed since the last call, and the marker that goes with it.
+
+        Counters are encoded as they are asked for, so that a large flush need not hold up checks. What was
+        judged meanwhile is in them: such a state is ahead of the marker, and its position says so.
+        """
+        changed, self.dirty = self.dirty, {}
         policies = []
         for name in self._dirty_policies:
             history = self._policies[name]
             policies.append((name, FORMAT + history[-1].position.to_bytes(8) + _pack(history)))
         self._dirty_policies.clear()
         self._overwritten = False
-        return self.marker, Entries(counters, policies)
+        return self.marker, Entries(self._encoded(changed), policies)
+
+    def _encoded(self, changed: dict[Key, State]) -> Iterator[tuple[bytes, bytes]]:
+        for key, state in changed.items():
+            # Charged since, it is written with that too.
+            self.dirty.pop(key, None)
+            name, value = _stored_key(key), encode_state(state)
+            size = _size(name, value)
+            self.size += size - state.size
+            state.size = size
+            state.flushes += 1
+            yield name, value
+
+    def value_of(self, name: bytes) -> bytes | None:
+        """What would now be stored under *name*; ``None`` if no such state is in memory."""
+        state = self.states.get(_key_of(name))
+        return encode_state(state) if state is not None else None
 
     def rewrite(self, counters: Iterable[bytes], policies: Iterable[bytes]) -> None:
         """Have these stored keys, and the marker, written again: somebody else wrote over them."""

@@ -80,8 +80,9 @@ class Owned:
         self.relay = Relay(self.partition, partitions, self.ledger, send)
 
     def begin(self, now: float) -> None:
-        """Flush from *now* on, monotonic seconds, at each interval's end."""
-        self._flush_at = now + self._settings.flush_interval_ms / 1_000
+        """Flush from *now* on, monotonic seconds, once an interval; partitions one after the other."""
+        turn = 1 + self.partition / self._partitions
+        self._flush_at = now + turn * self._settings.flush_interval_ms / 1_000
 
     # --- records ---
 
@@ -179,8 +180,12 @@ class Owned:
 
     # --- flushing ---
 
-    def tend(self, now: float) -> Marker | None:
+    def tend(self, now: float, until: float) -> Marker | None:
         """Move relay and flush on; returns the marker of a flush that ended.
+
+        Args:
+            now: Monotonic seconds.
+            until: When the next records should be looked at; the flush takes one step all the same.
 
         Raises:
             Overtaken: another worker is ahead: the partition is not ours.
@@ -190,7 +195,7 @@ class Owned:
             self.relay.advance()
         self._metrics.swept.inc(self._sweeper.advance(now, self._partitions))
         if not self._flusher.idle:
-            return self._flusher.advance()
+            return self._flusher.advance(until)
         if now >= self._flush_at:
             self._flush_at = now + self._settings.flush_interval_ms / 1_000
             if self._flusher.foreign:
@@ -200,11 +205,19 @@ class Owned:
                 self._flusher.begin()
         return None
 
-    def flush_to(self, offset: int) -> bool:
-        """Move on to where all before *offset* is written, without waiting for its time; whether it is."""
+    @property
+    def busy(self) -> bool:
+        """Whether a flush is under way that waits for nobody."""
+        return self._flusher.ready
+
+    def flush_to(self, offset: int, until: float) -> bool:
+        """Move on to where all before *offset* is written, without waiting for its time; whether it is.
+
+        It goes on until *until*, as :meth:`tend` does.
+        """
         if self._flusher.idle and self.ledger.flushed.next_offset < offset:
             self._flusher.begin()
-        self._flusher.advance()
+        self._flusher.advance(until)
         return self._flusher.idle and self.ledger.flushed.next_offset >= offset
 
     def look_at_end(self, table: str, end: int) -> None:

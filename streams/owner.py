@@ -52,6 +52,8 @@ _POLL_S: Final = 0.02
 """Longest wait for a record: how late a command or an acknowledgment may be noticed."""
 _READ: Final = 500
 """Records taken at once, so that a backlog does not keep flushes and commands waiting."""
+_FLUSH_S: Final = 0.001
+"""Of flushing in a turn, about: how long it holds up a check."""
 _LAG_S: Final = 1.0
 """Between two looks at how far there is to go, and two commits of how far it went."""
 UNWRITTEN_S: Final = 30.0
@@ -128,6 +130,8 @@ class Owner(threading.Thread):
         self._ends: dict[tuple[str, int], int] = {}
         self._lag: dict[int, int] = {}
         self._lag_at = 0.0
+        self._flushing = False
+        """Whether flushes have something to do that waits for nobody."""
         self._stopping = False
         self._ended = False
 
@@ -214,16 +218,21 @@ class Owner(threading.Thread):
 
     def _turn(self) -> None:
         self._run_commands()
-        for message in self._steps.sift(drain(self._consumer, _READ, _POLL_S)):
+        messages = drain(self._consumer, _READ, 0 if self._flushing else _POLL_S)
+        began = monotonic()
+        for message in self._steps.sift(messages):
             self._take(message)
         self._outbox.poll()
         now = monotonic()
+        # While there is much to judge, flushes have a third of the time, or they would never end.
+        until = now + max(_FLUSH_S, (now - began) / 2)
         for owned in tuple(self._running.values()):
             if not self._sure(now):
                 break
-            self._tend(owned, now)
+            self._tend(owned, now, until)
         if self._holding is not None:
-            self._write_last(self._holding, now)
+            self._write_last(self._holding, now, until)
+        self._flushing = any(owned.busy for owned in (*self._running.values(), *self._held.values()))
         if self._leaving:
             self._end_leaving({p for p, (_, until) in self._leaving.items() if now >= until})
         if now - self._lag_at >= _LAG_S:
@@ -345,12 +354,12 @@ class Owner(threading.Thread):
         now = monotonic()
         self._holding = _Holding(done, goals, now + timeout_s, now + UNWRITTEN_S)
 
-    def _write_last(self, holding: _Holding, now: float) -> None:
+    def _write_last(self, holding: _Holding, now: float, until: float) -> None:
         """Move the flushes of what is held on; once done, no more is written."""
         if not holding.done.done():
             for partition, goal in tuple(holding.goals.items()):
                 held = self._held.get(partition)
-                if held is None or (self._lease.holds() and held.flush_to(goal)):
+                if held is None or (self._lease.holds() and held.flush_to(goal, until)):
                     del holding.goals[partition]
             if not holding.goals or now >= holding.write_until or not self._lease.holds():
                 holding.end()
@@ -442,13 +451,13 @@ class Owner(threading.Thread):
             raise KafkaException(error)
         _log.warning("reading %s[%s]: %s", message.topic(), message.partition(), error.str())
 
-    def _tend(self, owned: Owned, now: float) -> None:
+    def _tend(self, owned: Owned, now: float, until: float) -> None:
         for table in self._outbox.changelogs:
             end = self._ends.pop((table, owned.partition), None)
             if end is not None:
                 owned.look_at_end(table, end)
         try:
-            marker = owned.tend(now)
+            marker = owned.tend(now, until)
         except Overtaken as exc:
             _log.warning("%s; it is dropped here and restored", exc)
             self._drop([owned])

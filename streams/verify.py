@@ -5,9 +5,10 @@ When the owner has flushed a later marker, the log between the two is folded ove
 (:func:`streams.judge.fold`), and what comes out is held against what the owner wrote meanwhile, and against
 the replies that callers got. Nothing is written to any topic, and no group is joined.
 
-States may be ahead of the marker they are read with: the fold passes over what they hold, as a worker's
-does after a crash. What was stored before the first marker is on disk in a folder of the caller's; the
-clients seen and the replies sent between the markers are held in memory.
+States may be ahead of the marker they are read with: of the first, the fold passes over what they hold, as
+a worker's does after a crash; of the later one, the fold goes on until it comes to theirs. What was stored
+before the first marker is on disk in a folder of the caller's; the clients seen and the replies sent between
+the markers are held in memory.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Finding(msgspec.Struct):
 
     ``start`` and ``end`` are the offsets of the markers, equal if nothing moved. ``decisions`` were
     recomputed, ``replies`` of them compared with what a caller was told; ``states`` and ``policies`` were
-    compared with the changelogs, but for the ``ahead``, which had been flushed beyond ``end``. ``differ``
+    compared with the changelogs, but for policies ``ahead``, which were changed after ``end``. ``differ``
     counts all that is not as it was recomputed, and ``differences`` says how.
     """
 
@@ -164,8 +165,8 @@ class Verification:
                 )
             sleep(0.1)
         below = marker.next_offset << POSITION_BITS
-        for table in TABLES:
-            self._merge(later, table, ends[table], below)
+        self._merge(later, COUNTERS, ends[COUNTERS])
+        self._merge(later, POLICIES, ends[POLICIES], below)
         return marker
 
     def _last_marker(self, number: int, end: int) -> Marker | None:
@@ -211,16 +212,12 @@ class Verification:
             finding.note(f"the marker: recomputed {recomputed}, stored {marker}")
         ahead = marker.next_offset << POSITION_BITS
         counters = dict(entries.counters)
+        beyond: dict[int, list[tuple[bytes, bytes]]] = {}
         for key, before, found in _changes(base, later, COUNTERS, counters):
-            value = counters.get(key, before)
-            if any(v is not None and position_of(v) >= ahead for v in (value, found)):
-                finding.ahead += 1
-                continue
-            finding.states += 1
-            mine, theirs = (_charges(v, marker.clock_ms) for v in (value, found))
-            if mine != theirs:
-                name = key.decode(errors="replace").replace("\0", " / ")
-                finding.note(f"counters of {name}: recomputed {mine}, stored {theirs}")
+            if found is not None and position_of(found) >= ahead:
+                beyond.setdefault(position_of(found) >> POSITION_BITS, []).append((key, found))
+            else:
+                _compare_states(key, counters.get(key, before), found, marker.clock_ms, finding)
         policies = dict(entries.policies)
         for key, before, found in _changes(base, later, POLICIES, policies):
             value = policies.get(key, before)
@@ -233,7 +230,24 @@ class Verification:
             if not _same_history(value, found):
                 name = key.decode(errors="replace").replace("\0", " ").strip()
                 finding.note(f"limits of {name}: not those that came by in the log")
+        self._compare_beyond(ledger, number, beyond, replies, finding)
         return finding
+
+    def _compare_beyond(
+        self,
+        ledger: Ledger,
+        number: int,
+        beyond: dict[int, list[tuple[bytes, bytes]]],
+        replies: _Replies,
+        finding: Finding,
+    ) -> None:
+        """States flushed as they were after the marker, by offset: the fold goes on to each."""
+        _, high = self._reading.range_of(CHECKS, number)
+        for offset in sorted(beyond):
+            if offset < high:
+                self._fold(ledger, number, offset + 1, replies, finding)
+            for key, found in beyond[offset]:
+                _compare_states(key, ledger.value_of(key), found, ledger.clock_ms, finding)
 
     def _fold(self, ledger: Ledger, number: int, end: int, replies: _Replies, finding: Finding) -> None:
         fault = fault_finder(number, self._partitions)
@@ -246,6 +260,16 @@ class Verification:
                     reply = decode_reply(value)
                     if reply.offset == offset:
                         _compare_answers(folded.answers, reply.answers, offset, finding)
+
+
+def _compare_states(
+    key: bytes, mine: bytes | None, theirs: bytes | None, clock_ms: int, finding: Finding
+) -> None:
+    finding.states += 1
+    recomputed, stored = (_charges(value, clock_ms) for value in (mine, theirs))
+    if recomputed != stored:
+        name = key.decode(errors="replace").replace("\0", " / ")
+        finding.note(f"counters of {name}: recomputed {recomputed}, stored {stored}")
 
 
 def _compare_answers(

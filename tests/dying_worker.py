@@ -8,19 +8,22 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Final
 
+import streams.flush
 import streams.owned
 from streams.flush import Flusher
 from streams.ledger import Marker
-from streams.store import COUNTERS, PartitionStore
+from streams.store import POLICIES, PartitionStore
 from streams.worker import main
 
 POINTS: Final = (
     "before",
+    "some entries produced",
     "entries produced",
     "one entry acknowledged",
     "entries acknowledged",
     "marker produced",
     "marker acknowledged",
+    "some counters stored",
     "counters stored",
     "all stored",
 )
@@ -48,23 +51,32 @@ class DyingFlusher(Flusher):
             self.armed = next(_flushes) >= _FUSE
         self._reached("before")
         super().begin()
-        self._reached("entries produced")
+        if self._unsent is not None:
+            self._reached("some entries produced")
 
     def _delivered(self, table: str, error: Any, message: Any) -> None:
         super()._delivered(table, error, message)
         if self._step == "entries":
             self._reached("one entry acknowledged")
 
-    def advance(self) -> Marker | None:
-        if not self._waiting:
-            self._reached(f"{self._step} acknowledged")
-        before = self._step
-        marker = super().advance()
+    def _step_on(self) -> Marker | None:
+        before, sending = self._step, self._unsent is not None
+        if not self._waiting and not sending:
+            self._reached(f"{before} acknowledged")
+        marker = super()._step_on()
+        if sending and self._unsent is None:
+            self._reached("entries produced")
         if before == "entries" and self._step == "marker":
             self._reached("marker produced")
         if marker is not None:
             self._reached("all stored")
         return marker
+
+    def _persist_some(self) -> bool:
+        last = super()._persist_some()
+        if not last:
+            self._reached("some counters stored")
+        return last
 
 
 def dying_write(
@@ -74,9 +86,9 @@ def dying_write(
     writes = count(1)
 
     def wrapped(store: PartitionStore, table: str, entries: Sequence[tuple[bytes, bytes]]) -> None:
-        write(store, table, entries)
-        if table == COUNTERS and DyingFlusher.point == "counters stored" and next(writes) >= _FUSE:
+        if table == POLICIES and DyingFlusher.point == "counters stored" and next(writes) >= _FUSE:
             os._exit(DIED)
+        write(store, table, entries)
 
     return wrapped
 
@@ -85,5 +97,6 @@ if __name__ == "__main__":
     DyingFlusher.point = sys.argv[1]
     assert DyingFlusher.point in POINTS
     setattr(streams.owned, "Flusher", DyingFlusher)  # noqa: B010 - a name that it imports
+    setattr(streams.flush, "CHUNK", 2)  # noqa: B010 - so that a flush has several
     PartitionStore.write = dying_write(PartitionStore.write)  # type: ignore[method-assign, assignment]
     sys.exit(main())

@@ -124,7 +124,7 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
         judging += time.thread_time() - t
         t = time.thread_time()
         for one in owned:
-            while not one.flush_to(one.ledger.next_offset):
+            while not one.flush_to(one.ledger.next_offset, 0.0):
                 outbox.poll()
             one.ledger.forget_clean(cached // PARTITIONS)
         flushing += time.thread_time() - t

@@ -27,7 +27,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """One log for all kills."""
     folder = tmp_path_factory.mktemp("system")
     with fresh_broker() as broker, running_system(broker, folder, workers=0, gateways=0) as made:
-        made.add_worker(session_timeout_ms=1_500)
+        made.add_worker(session_timeout_ms=1_500, flush_interval_ms=100)
         made.add_gateway()
         made.wait_ready()
         for client in STEADY:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import pytest
 
 from streams.contract.policy import parse_policy
 from streams.contract.records import POSITION_BITS, Check, Update
-from streams.flush import Flusher, Overtaken
+from streams.contract.topics import partition_of
+from streams.flush import CHUNK, Flusher, Overtaken
 from streams.judge import fault_finder, judge
 from streams.ledger import MARKER_KEY, Ledger, Marker, decode_state, encode_marker, position_of
 from streams.metrics import Metrics
@@ -130,6 +132,43 @@ def test_what_is_judged_meanwhile_is_in_the_next_flush() -> None:
     bench.ledger.forget_clean(0)
     assert bench.flush().next_offset == 3
     assert (bench.stored(A), bench.stored(AB)) == (9, 1)
+
+
+def test_a_large_flush_is_done_in_steps_and_takes_with_it_what_is_judged_meanwhile() -> None:
+    bench = Bench()
+    clients = [
+        name for name in map("client-{}".format, range(1_000)) if partition_of(name, PARTITIONS) == PARTITION
+    ]
+    assert len(clients) > 3 * CHUNK
+    bench.check(*map(Check, clients))
+    bench.flusher.begin()
+    assert len(bench.sent()) == CHUNK
+    assert bench.flusher.ready
+    bench.check(Check(clients[0], 5), Check(clients[-1], 5))  # one produced already, one not yet
+    steps = 0
+    while bench.flusher.ready:
+        assert bench.flusher.advance() is None
+        steps += 1
+    assert steps == len(clients) // CHUNK, "and then it waits for acknowledgments"
+    assert len(bench.sent()) == len(clients)
+    bench.changelogs.arrive_all()
+    assert bench.flusher.advance() is None
+    bench.changelogs.arrive_all()
+    before = dict(bench.store.next)
+    assert bench.flusher.advance() is None
+    assert bench.stored(clients[0]) == 1
+    assert bench.store.next == before, "not all of the changelog is in the tables yet"
+    marker = bench.flusher.advance(until=inf)
+    assert marker == bench.store.marker()
+    assert marker is not None
+    assert marker.next_offset == 1
+    assert (bench.stored(clients[0]), bench.stored(clients[-1])) == (1, 6)
+    assert bench.ledger.dirty.keys() == {clients[0]}
+    # A crash now: what the last one's state holds is not charged again.
+    again = Bench(bench.store, bench.changelogs)
+    again.check(Check(clients[0], 5), Check(clients[-1], 5))
+    again.flush()
+    assert (again.stored(clients[0]), again.stored(clients[-1])) == (6, 6)
 
 
 def refuse(bench: Bench, index: int) -> None:

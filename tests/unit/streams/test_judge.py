@@ -87,7 +87,7 @@ def test_a_refusal_is_answered_the_same_when_replayed_over_a_later_state() -> No
     refused = take(ledger, 3, Check(A), after_ms=31_000)
     take(ledger, 4, Check(A, 2), after_ms=62_000)
     _, entries = ledger.take_dirty()
-    store.write("counters", entries.counters)  # and then it died: no marker
+    store.write("counters", list(entries.counters))  # and then it died: no marker
     again = Ledger(store, FIRST)
     again.apply(limit, 0)
     assert take(again, 1, Check(A)) == [None]

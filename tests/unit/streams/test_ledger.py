@@ -43,7 +43,7 @@ def at(offset: int) -> int:
 
 def flush(ledger: Ledger, store: MemoryStore) -> None:
     marker, entries = ledger.take_dirty()
-    store.write(COUNTERS, entries.counters)
+    store.write(COUNTERS, list(entries.counters))
     store.write(POLICIES, [*entries.policies, (b"\x00marker", encode_marker(marker))])
     ledger.flushed = marker
 
@@ -232,7 +232,7 @@ def test_a_replayed_reset_passes_over_what_was_counted_after_it() -> None:
     ledger.apply(Update(0, "reset", "a", "", None), at(1))
     charge(ledger, Check("a", 2), 2)
     _, entries = ledger.take_dirty()
-    store.write(COUNTERS, entries.counters)
+    store.write(COUNTERS, list(entries.counters))
     again = Ledger(store, FIRST)
     assert again.apply(Update(0, "reset", "a", "", None), at(1))
     assert spent(again.states["a"]) == 2
@@ -248,8 +248,9 @@ def test_eviction_keeps_what_is_not_flushed() -> None:
     for offset, client in enumerate("abc"):
         charge(ledger, Check(client), offset)
     marker, entries = ledger.take_dirty()
+    counters = list(entries.counters)
     charge(ledger, Check("b"), 3)  # judged while the flush was under way
-    store.write(COUNTERS, entries.counters)
+    store.write(COUNTERS, counters)
     ledger.flushed = marker
     ledger.forget_clean(0)
     assert ledger.states.keys() == {"b"}
@@ -352,7 +353,7 @@ def test_changed_until_taken() -> None:
     ledger.advance(0, NOW)
     assert ledger.changed, "the marker moves even when nothing was counted"
     ledger.flushed, entries = ledger.take_dirty()
-    assert entries == ([], [])
+    assert (list(entries.counters), entries.policies) == ([], [])
     assert not ledger.changed
     ledger.rewrite([], [])
     assert ledger.changed, "somebody else's marker must be written over"

@@ -39,7 +39,7 @@ class Producer:
     def __init__(self) -> None:
         self.produced: list[tuple[Any, ...]] = []
 
-    def produce(self, topic: str, value: Any, key: Any, *, headers: dict[str, bytes], **_: Any) -> None:
+    def produce(self, topic: str, value: Any, key: Any, *_: Any, headers: dict[str, bytes]) -> None:
         self.produced.append((topic, key, value, headers))
 
 

@@ -135,7 +135,7 @@ def test_a_client_that_is_swept_is_judged_as_if_it_were_not() -> None:
         ask(5, 0)
         ask(1, HOUR + 60_000)
         ledger.flushed, entries = ledger.take_dirty()
-        store.write(COUNTERS, entries.counters)
+        store.write(COUNTERS, list(entries.counters))
         store.write(POLICIES, [*entries.policies, (MARKER_KEY, encode_marker(ledger.flushed))])
         ledger.forget_clean(0)
         ask(0, 3 * HOUR)

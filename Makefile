@@ -24,10 +24,10 @@ soak: .venv/dev ## random faults for 30 minutes, proven by the log (SOAK_MINUTES
 bench: .venv/dev ## measure beside other limiters, in three minutes: a table, build/bench/quick.json and .png
 	@$(BIN)/python -m tests.benchmarks.run
 
-bench-full: .venv/dev ## the same with 10,000,000 clients, 1 to 16 partitions, 2 workers: half an hour
+bench-full: .venv/dev ## the same with 10,000,000 clients, 1 to 16 partitions, 2 workers, recovery: half an hour
 	@$(BIN)/python -m tests.benchmarks.run --full
 
-bench-readme: .venv/dev ## put the last full run into the README (RUN=build/bench/quick.json: another)
+bench-readme: .venv/dev ## put the last full run into README and docs/benchmarks.md (RUN=build/bench/quick.json: another)
 	@$(BIN)/python -m tests.benchmarks.readme $(or $(RUN),build/bench/full.json)
 
 check: .venv/dev ## lint, format and types

@@ -30,7 +30,7 @@ def worker(sample: Sample) -> float | None:
 
 
 def growth_markdown(run: Run) -> str:
-    """Four small tables, and what a million checks a second would take at the cheapest point of each way."""
+    """Small tables of what was measured, and what a million checks a second would take, by each way."""
     callers = {name: _row(run, key, CALLERS, together) for name, key in _WAYS.items()}
     workers = {
         "published: µs worker, following included": _row(run, "workers-{}", (1, 2), worker),
@@ -42,7 +42,7 @@ def growth_markdown(run: Run) -> str:
         _partitions(run),
         _table("by workers", (1, 2), workers),
     ]
-    return "\n\n".join([*tables, _million(callers)])
+    return "\n\n".join(part for part in (*tables, _million(callers)) if part)
 
 
 def _partitions(run: Run) -> str:
@@ -75,7 +75,7 @@ def _million(callers: dict[str, list[float | None]]) -> str:
     said = ", ".join(f"{name} {short(min(values))}" for name, values in found.items() if values)
     return (
         "A microsecond a check is a core at 1,000,000 checks/s. At the cheapest point of each way that would "
-        f"be, in cores like these, without the load's: {said or 'not measured'}."
+        f"be, in cores like these, callers of the SDK included: {said or 'not measured'}."
     )
 
 
@@ -86,6 +86,10 @@ def _row(run: Run, key: str, numbers: Sequence[int], figure: _Figure) -> list[fl
 
 
 def _table(name: str, numbers: Sequence[int], rows: dict[str, list[float | None]]) -> str:
+    """Rows of which anything was measured; empty without any."""
+    measured = {what: values for what, values in rows.items() if any(value is not None for value in values)}
+    if not measured:
+        return ""
     lines = [[name, *(f"{number:,}" for number in numbers)], [":--", *["--:"] * len(numbers)]]
-    lines += [[what, *("" if v is None else short(v) for v in values)] for what, values in rows.items()]
+    lines += [[what, *("" if v is None else short(v) for v in values)] for what, values in measured.items()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

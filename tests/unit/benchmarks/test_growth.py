@@ -44,3 +44,11 @@ def test_points_stand_under_their_number_and_gaps_stay_empty() -> None:
     ):
         assert line in lines
     assert lines[-1].endswith(": HTTP, one by one 64, SDK 15.")
+
+
+def test_what_was_not_measured_has_no_row_and_no_table() -> None:
+    run = Run(facts={}, rounds=1, seconds=1, results=[result("sdk-1", 8.0)], skipped=[], disk_bytes={})
+    text = growth_markdown(run)
+    assert "| SDK | 8 |" in text
+    assert "published" not in text
+    assert "by clients" not in text

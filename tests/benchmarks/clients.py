@@ -10,9 +10,16 @@ ZIPF: Final = 1.1
 """The exponent: the thousandth client asks 2,000 times less often than the first."""
 
 
+SCATTER: Final = 625_341_585
+"""Odd, so that no two clients share an id; small enough for the doubles of ``wrk.lua``."""
+
+
 def client_id(number: int) -> str:
-    """Ids are all of one length, so that bodies are too."""
-    return f"c{number:08d}"
+    """Ids are all of one length, so that bodies are too; neighbors' lie apart, as those of real clients.
+
+    In order they would fill RocksDB presorted, and take half the room there.
+    """
+    return f"c{number * SCATTER & 0xFFFFFFFF:08x}"
 
 
 def picker(clients: int, distribution: str, seed: int = 0) -> Callable[[], int]:

@@ -50,7 +50,7 @@ class Changelog:
 
     def __init__(self, bootstrap: str, clients: int) -> None:
         self._producer = Producer(
-            {"bootstrap.servers": bootstrap, "linger.ms": 50, "compression.type": "lz4"}
+            {"bootstrap.servers": bootstrap, "linger.ms": 50, "compression.type": "lz4", "log_level": 0}
         )
         self._clients = clients
         self._position = 0

@@ -1,6 +1,6 @@
 -- wrk's script: a POST for each of many clients. Arguments: clients, "uniform" or "zipf", checks a request,
 -- seed, and what stands in a check before and after the client's id.
--- Ids are of one length (clients.py), so the head of a request is built once.
+-- Ids are those of clients.py: of one length, so the head of a request is built once.
 
 local clients, zipf, size, before, after, head, span, power
 
@@ -22,7 +22,7 @@ local function check()
   else
     number = math.floor(math.random() * clients)
   end
-  return before .. string.format("c%08d", number) .. after
+  return before .. string.format("c%08x", number * 625341585 % 4294967296) .. after
 end
 
 function request()

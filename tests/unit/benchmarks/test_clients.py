@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
-from tests.benchmarks.clients import client_id, picker
+from tests.benchmarks import load_http
+from tests.benchmarks.clients import SCATTER, client_id, picker
 
 
 def test_each_comes_in_turn() -> None:
@@ -28,5 +30,14 @@ def test_zipf_falls_as_its_exponent_says_and_reaches_everyone() -> None:
     assert 1.1 < few / many < 1.45
 
 
-def test_ids_are_of_one_length() -> None:
-    assert {len(client_id(n)) for n in (0, 9_999_999)} == {9}
+def test_ids_are_of_one_length_scattered_and_each_clients_own() -> None:
+    ids = [client_id(n) for n in range(100_000)]
+    assert {len(it) for it in (*ids, client_id(9_999_999))} == {9}
+    assert len(set(ids)) == len(ids)
+    assert len({it[:3] for it in ids[:1_000]}) > 200
+
+
+def test_wrk_asks_for_the_same_clients() -> None:
+    script = Path(load_http.__file__).with_name("wrk.lua").read_text()
+    assert f'string.format("c%08x", number * {SCATTER} % {2**32})' in script
+    assert 10_000_000 * SCATTER < 2**53

@@ -82,14 +82,30 @@ def published(
     distribution: str = "uniform",
     partitions: list[int] | None = None,
     callers: int = 0,
+    rate: int = 0,
 ) -> Case:
-    """Checks that nobody waits for, judged within the window; as *callers* make them, or batches of 100."""
+    """Checks that nobody waits for, judged within the window.
+
+    Args:
+        sluice: The system.
+        plan: How long.
+        loader: Publishes them.
+        stage: Of the case.
+        key: Of the case.
+        what: Of the case.
+        clients: How many there are.
+        distribution: How they ask.
+        partitions: Only of clients of these.
+        callers: Who publish one each in a turn; 0: in each turn what makes batches of 100.
+        rate: Checks a second; 0: as many as can be.
+    """
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         figures = loader.run(
             meter,
             mode="publish",
             callers=callers,
+            rate=rate,
             clients=clients,
             distribution=distribution,
             partitions=partitions,
@@ -125,6 +141,7 @@ def fill(sluice: Sluice, loader: Loader, clients: int) -> None:
         Meter(sluice.pids(None)),
         mode="publish",
         callers=0,
+        rate=0,
         clients=clients,
         distribution="each",
         partitions=None,

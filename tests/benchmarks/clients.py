@@ -17,7 +17,7 @@ SCATTER: Final = 625_341_585
 def client_id(number: int) -> str:
     """Ids are all of one length, so that bodies are too; neighbors' lie apart, as those of real clients.
 
-    In order they would fill RocksDB presorted, and take half the room there.
+    In order they would come to RocksDB presorted, which no client does.
     """
     return f"c{number * SCATTER & 0xFFFFFFFF:08x}"
 

@@ -34,7 +34,6 @@ def growth_markdown(run: Run) -> str:
     callers = {name: _row(run, key, CALLERS, together) for name, key in _WAYS.items()}
     workers = {
         "published: µs worker, following included": _row(run, "workers-{}", (1, 2), worker),
-        "published: checks/s": _row(run, "workers-{}", (1, 2), lambda sample: sample.rate),
     }
     tables = [
         _table("by callers: µs of CPU a check, together", CALLERS, callers),

@@ -2,8 +2,8 @@
 
 ``check``: each caller asks, waits for the answer, and asks again. ``publish``: nobody waits; in each turn of
 the event loop each caller publishes one check, or, without callers, as many are published as make batches of
-100 in every partition. Every so often the worker is waited for, by a check in each partition, so that what is
-counted is what was judged.
+100 in every partition; as fast as it goes, or at a rate. Every so often the worker is waited for, by a check
+in each partition, so that what is counted is what was judged.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ async def _carry_out(limiter: Limiter, order: dict[str, Any], partitions: int) -
         peeks = [Check(_client_in(partition, partitions), 0) for partition in among]
         turn = order["callers"] or BATCH * len(among)
         turns = max(1, _LOT * len(among) // turn)
-        await _publish(limiter, watch, _within(among, partitions, pick), peeks, turn, turns)
+        pause_s = turn / order["rate"] if order["rate"] else 0.0
+        await _publish(limiter, watch, _within(among, partitions, pick), peeks, turn, turns, pause_s)
     return watch.figures()
 
 
@@ -73,16 +74,24 @@ async def _call(limiter: Limiter, watch: Stopwatch, pick: Callable[[], int]) -> 
 
 
 async def _publish(
-    limiter: Limiter, watch: Stopwatch, pick: Callable[[], str], peeks: list[Check], turn: int, turns: int
+    limiter: Limiter,
+    watch: Stopwatch,
+    pick: Callable[[], str],
+    peeks: list[Check],
+    turn: int,
+    turns: int,
+    pause_s: float,
 ) -> None:
     """Publish *turns* of *turn* checks and have them judged, the next lot being published meanwhile."""
+    due = perf_counter()
     judged: asyncio.Future[Any] | None = None
     going = True
     while going:
         for _ in range(turns):
             for _ in range(turn):
                 await limiter.publish(pick())
-            await asyncio.sleep(0)
+            due += pause_s
+            await asyncio.sleep(max(0.0, due - perf_counter()))
         if judged is not None:
             await judged
             going = watch.done(turn * turns)

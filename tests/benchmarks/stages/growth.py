@@ -16,6 +16,9 @@ from tests.benchmarks.plan import PARTITION_CALLERS, PARTITIONS
 from tests.benchmarks.sluice import Sluice
 
 _CLIENTS: Final = 8_000
+_RATE: Final = 40_000
+"""Checks a second, on one worker as on two: a flush writes a client once, however often it was charged."""
+
 _SETTLED_S: Final = 1.0
 """After which a standby has read what was written before, and its worker has flushed."""
 
@@ -36,7 +39,7 @@ def partitions(bench: Bench) -> None:
 
 
 def workers(bench: Bench) -> None:
-    """The same batches on one worker, and on two that share the partitions, each the other's standby.
+    """The same batches, as fast, on one worker and on two that share the partitions, each a standby too.
 
     What following costs by itself shows where all load is on the other's partitions.
     """
@@ -48,7 +51,7 @@ def workers(bench: Bench) -> None:
         if not 0 < len(mine) < two.partitions:
             bench.skip("workers-2", "2 workers", f"the group gave the first of them partitions {mine}")
             return
-        # As many clients in each partition as when the load is on all.
+        # As many clients of these partitions as there are in all when the load is on all.
         clients = _CLIENTS * two.partitions // len(mine)
         what = "a standby, beside the worker that it follows"
         standby = _batches(bench, two, two_sdk, "standby", what, mine, clients)
@@ -71,9 +74,17 @@ def _batches(
     only: list[int] | None = None,
     clients: int = _CLIENTS,
 ) -> Case:
-    what = f"SDK, published, {what}"
+    what = f"SDK, published, {_RATE:,} checks/s, {what}"
     return cases_sluice.published(
-        sluice, bench.plan, sdk, stage="workers", key=key, what=what, clients=clients, partitions=only
+        sluice,
+        bench.plan,
+        sdk,
+        stage="workers",
+        key=key,
+        what=what,
+        clients=clients,
+        partitions=only,
+        rate=_RATE,
     )
 
 

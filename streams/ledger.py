@@ -58,7 +58,8 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
     ``next_offset``: the first record of ``checks`` not yet applied. ``clock_ms``: partition time;
     ``stamp_ms``: the last record's own timestamp. ``applied``: the highest version of ``limit-updates``
     that has come by. ``topic_id``: of the ``checks`` topic. ``default``: what applies where nothing is
-    configured, as it was when the partition was first opened.
+    configured, as it was when the partition was first opened. ``updates_id``: of the ``limit-updates`` topic,
+    whose offsets versions are; empty if an older worker wrote the marker.
     """
 
     next_offset: int
@@ -67,6 +68,7 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
     applied: int
     topic_id: str
     default: Policy
+    updates_id: str = ""
 
 
 class InForce(msgspec.Struct, frozen=True, array_like=True):
@@ -258,8 +260,12 @@ class Ledger:
     def marker(self) -> Marker:
         """Where the fold stands now."""
         last = self.flushed
-        return Marker(
-            self.next_offset, self.clock_ms, self.stamp_ms, self.applied, last.topic_id, last.default
+        return msgspec.structs.replace(
+            last,
+            next_offset=self.next_offset,
+            clock_ms=self.clock_ms,
+            stamp_ms=self.stamp_ms,
+            applied=self.applied,
         )
 
     def advance(self, offset: int, stamp_ms: int) -> int:

@@ -23,6 +23,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams import kafka
@@ -47,6 +48,12 @@ START_AFRESH: Final = (
     "stop all workers, delete their tables and the topics of the changelogs, run `sluice topics create` and "
     "start them again: counters are recomputed from the log, limits taken from limit-updates"
 )
+
+START_ANEW: Final = (
+    "stop all workers, delete their tables and the topics of the changelogs and `checks`, run `sluice topics "
+    "create`, start the workers and set the limits again: nothing has been counted yet then"
+)
+"""Where the versions of limit updates begin again: in `checks` are those of old."""
 
 _POLL_S: Final = 0.02
 """Longest wait for a record: how late a command or an acknowledgment may be noticed."""
@@ -290,15 +297,23 @@ class Owner(threading.Thread):
     def _start(self, restored: Restored) -> bool:
         if restored.generation != self.generation:
             return False
-        store, topic_id = restored.store, restored.topic_id
+        store, topic_id, updates_id = restored.store, restored.topic_id, restored.updates_id
         # Without a marker the counters are recomputed from all that the log still holds.
-        first = Marker(restored.log_start, 0, -1, -1, topic_id, self._settings.default_policy)
+        default = self._settings.default_policy
+        first = Marker(restored.log_start, 0, -1, -1, topic_id, default, updates_id)
         marker = store.marker() or first
         if marker.topic_id != topic_id:
             raise TopicRecreated(
                 f"the counters of partition {store.partition} belong to a topic {CHECKS} that is gone (id "
                 f"{marker.topic_id}, now {topic_id}). If it was deleted on purpose: {START_AFRESH}"
             )
+        if marker.updates_id not in ("", updates_id):
+            raise TopicRecreated(
+                f"the limits of partition {store.partition} belong to a topic {UPDATES} that is gone (id "
+                f"{marker.updates_id}, now {updates_id}), and updates in the new one would be taken for "
+                f"known ones. If it was deleted on purpose: {START_ANEW}"
+            )
+        marker = msgspec.structs.replace(marker, updates_id=updates_id)
         owned = Owned(
             self._settings,
             self._partitions,
@@ -308,7 +323,7 @@ class Owner(threading.Thread):
             self._metrics,
             answer_from=restored.answer_from,
         )
-        if marker is first:
+        if store.marker() is None:
             # The default of the first start holds from now on, be there records or not.
             owned.ledger.rewrite((), ())
         self._begin(owned)
@@ -442,6 +457,11 @@ class Owner(threading.Thread):
                 self._consumer.incremental_unassign([TopicPartition(NODES, 0)])
                 self._listen()
                 return
+            if message.topic() == UPDATES:  # it is compacted, never cut
+                raise TopicRecreated(
+                    f"{UPDATES}[{message.partition()}] does not hold the offset to go on from "
+                    f"({error.str()}): the topic was deleted and made again. If that was meant: {START_ANEW}"
+                )
             raise OffsetGone(
                 f"{message.topic()}[{message.partition()}] does not hold the offset to go on from "
                 f"({error.str()}): the worker was away for longer than the topic keeps records, or the topic "

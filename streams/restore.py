@@ -20,7 +20,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from streams import kafka
 from streams.contract.errors import SluiceError, StateError, TopicError, Unavailable
-from streams.contract.topics import CHECKS, describe
+from streams.contract.topics import CHECKS, UPDATES, describe
 from streams.lane import Copier
 from streams.metrics import Metrics
 from streams.reader import Reader
@@ -41,14 +41,16 @@ _STOP_S: Final = 10.0
 class Restored(NamedTuple):
     """A partition whose store holds all that its changelogs held when it was asked for.
 
-    ``topic_id`` is that of ``checks``, and ``log_start`` the first offset that its partition still holds.
-    Checks below ``answer_from`` are not to be answered: a further lane, which may be new and have much to
-    catch up with, leaves what came before it to the default one.
+    ``topic_id`` is that of ``checks``, ``updates_id`` that of ``limit-updates``; ``log_start`` is the first
+    offset that the partition of ``checks`` still holds. Checks below ``answer_from`` are not to be answered:
+    a further lane, which may be new and have much to catch up with, leaves what came before it to the default
+    one.
     """
 
     generation: int
     store: PartitionStore
     topic_id: str
+    updates_id: str
     log_start: int
     answer_from: int = 0
 
@@ -263,10 +265,11 @@ class Restorer(threading.Thread):
 
     def _give(self, ready: list[_Followed]) -> None:
         try:
-            topic_id = str(describe(self._admin, [CHECKS], _RPC_S * 2)[CHECKS].topic_id)
+            described = describe(self._admin, [CHECKS, UPDATES], _RPC_S * 2)
         except (Unavailable, TopicError) as exc:
             self._postpone(ready, exc)
             return
+        topic_id, updates_id = (str(described[name].topic_id) for name in (CHECKS, UPDATES))
         place_of = {TopicPartition(CHECKS, followed.store.partition): followed for followed in ready}
         starts, why = self._offsets(list(place_of), OffsetSpec.earliest())  # type: ignore[no-untyped-call]
         answered = dict.fromkeys(place_of, 0)
@@ -278,7 +281,9 @@ class Restorer(threading.Thread):
             store, generation = place_of[place].store, place_of[place].generation
             assert generation is not None
             self._release(store.partition)
-            self._on_restored(Restored(generation, store, topic_id, starts[place], answered[place]))
+            self._on_restored(
+                Restored(generation, store, topic_id, updates_id, starts[place], answered[place])
+            )
 
     def _read(self) -> None:
         messages, ends = self._reader.take(_POLL_S)

@@ -203,7 +203,7 @@ class Verification:
             return Finding(number, offset, offset)
         if first is None:
             low, _ = self._reading.range_of(CHECKS, number)
-            first = Marker(low, 0, -1, -1, marker.topic_id, marker.default)
+            first = Marker(low, 0, -1, -1, marker.topic_id, marker.default, marker.updates_id)
         finding = Finding(number, first.next_offset, marker.next_offset)
         ledger = Ledger(base, first)
         self._fold(ledger, number, marker.next_offset, replies, finding)

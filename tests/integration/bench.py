@@ -70,7 +70,7 @@ class Bench:
         self.lease, self.dropped = Lease(), queue.SimpleQueue[list[PartitionStore]]()
         self.failures: list[BaseException] = []
         self.metrics = Metrics()
-        self._bootstrap = broker.bootstrap
+        self.bootstrap = broker.bootstrap
         self.owner = Owner(
             Settings(kafka=broker.bootstrap, home=folder, **settings),
             PARTITIONS,
@@ -100,9 +100,10 @@ class Bench:
 
     def start(self, generation: int = 1) -> bool:
         """Give the store to the owner."""
-        admin = AdminClient({"bootstrap.servers": self._bootstrap})
-        topic_id = str(describe(admin, [CHECKS])[CHECKS].topic_id)
-        restored = Restored(generation, self.store, topic_id, 0)
+        admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        described = describe(admin, [CHECKS, UPDATES])
+        topic_id, updates_id = (str(described[name].topic_id) for name in (CHECKS, UPDATES))
+        restored = Restored(generation, self.store, topic_id, updates_id, 0)
         return self.owner.start_partition(restored).result(WAIT_S)
 
     def produce(
@@ -152,7 +153,7 @@ class Bench:
 
     def changelog(self, topic: str) -> list[tuple[bytes, bytes]]:
         """All that the partition of a topic still holds."""
-        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "test"})
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "test"})
         place = TopicPartition(topic, self.partition)
         low, end = consumer.get_watermark_offsets(place, timeout=WAIT_S)
         found: list[tuple[bytes, bytes]] = []

@@ -21,6 +21,7 @@ from confluent_kafka.admin import (
 )
 
 from gateway.broker import Broker
+from streams.contract.errors import TopicRecreated
 from streams.contract.policy import parse_policy
 from streams.contract.records import (
     Update,
@@ -35,11 +36,12 @@ from streams.contract.topics import (
     COUNTERS_CHANGELOG,
     POLICIES_CHANGELOG,
     UPDATES,
+    describe,
 )
-from streams.ledger import MARKER_KEY, State, decode_state, encode_state
+from streams.ledger import MARKER_KEY, Marker, State, decode_state, encode_marker, encode_state
 from streams.metrics import Metrics
 from streams.restore import Restored, Restorer
-from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore
+from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 from streams.window import Window
 from tests.integration.bench import CHANGELOGS, FAST, SLOW, WAIT_S, Bench, open_store
 from tests.system import eventually
@@ -67,6 +69,26 @@ def test_a_command_of_an_old_generation_is_refused(bench: Bench) -> None:
     assert bench.owner.resume(2, {0}).result(WAIT_S) == set()
     assert bench.owner.resume(3, {0}).result(WAIT_S) == {0}
     assert bench.check(1).remaining == 98
+
+
+# --- topics made again ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
+@pytest.mark.parametrize("topic", [CHECKS, UPDATES])
+def test_a_marker_of_a_topic_that_is_gone_is_not_gone_on_from(bench: Bench, topic: str) -> None:
+    # By its offsets alone nothing would be missed: the new topic may hold more than the old one did.
+    described = describe(AdminClient({"bootstrap.servers": bench.bootstrap}), [CHECKS, UPDATES])
+    ids = {name: str(described[name].topic_id) for name in described} | {topic: "of old"}
+    marker = Marker(0, 0, -1, -1, ids[CHECKS], parse_policy("7/minute"), ids[UPDATES])
+    bench.store.merge(POLICIES, [Record(0, MARKER_KEY, encode_marker(marker))])
+    with pytest.raises(
+        TopicRecreated, match=rf"belong to a topic {topic} that is gone .* delete their tables"
+    ):
+        bench.start()
+    eventually("the owner has ended", lambda: not bench.owner.is_alive())
+    assert [type(failure) for failure in bench.failures] == [TopicRecreated]
+    bench.failures.clear()
 
 
 # --- lease ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from confluent_kafka import ElectionType, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.contract.errors import Unavailable
-from streams.contract.topics import CHECKS, DEFAULT_FILE, create_topics, load_topics
+from streams.contract.topics import CHECKS, DEFAULT_FILE, create_topics, load_topics, with_lanes
 from tests.broker import fresh_cluster
 from tests.system import eventually
 from tests.wire import Wired
@@ -64,6 +64,10 @@ class Cluster:
         self.bootstrap = ",".join(node.bootstrap for node in nodes)
         self.over_wires = ",".join(f"127.0.0.1:{node.wire.port}" for node in nodes)
         self._admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+
+    def create_lane(self, lane: str) -> None:
+        """Create the topics of a further lane."""
+        create_topics(self._admin, with_lanes(load_topics(self.topics), [lane]).values())
 
     def _partitions(self) -> dict[int, Any]:
         return dict(self._admin.list_topics(CHECKS, timeout=10).topics[CHECKS].partitions)

@@ -9,7 +9,7 @@ from tests.system import eventually
 
 
 def test_one_killed_and_started_again(rig: Rig) -> None:
-    with rig.fault("broker: kill -9 one of three, started again after 5 s", episodes=2) as fault:
+    with rig.fault("broker: kill -9 one of three, started again after 5 s", episodes=2, most_s=40) as fault:
         node = rig.cluster.leader_of(0)
         node.kill()
         eventually("the others lead", lambda: fault.load.well_for(1.0), on_failure=rig.system.logs)
@@ -18,7 +18,7 @@ def test_one_killed_and_started_again(rig: Rig) -> None:
 
 
 def test_two_stopped(rig: Rig) -> None:
-    with rig.fault("brokers: two of three stopped for 8 s", episodes=2) as fault:
+    with rig.fault("brokers: two of three stopped for 8 s", episodes=2, certain=True, most_s=70) as fault:
         stopped = rig.cluster.nodes[1:]
         for node in stopped:
             node.kill()

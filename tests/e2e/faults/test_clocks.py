@@ -28,7 +28,7 @@ def test_leader_ahead_and_then_not(rig: Rig) -> None:
     rig.cluster.elect_preferred()
     node = rig.cluster.leader_of(0)
     for name, offset_s in (("an hour ahead", HOUR_S), ("right again", 0)):
-        with rig.fault(f"clock: a partition leader restarted, {name}", episodes=3) as fault:
+        with rig.fault(f"clock: a partition leader restarted, {name}", episodes=4, most_s=40) as fault:
             node.kill()
             node.ahead_s = offset_s
             node.start()

@@ -93,7 +93,7 @@ def test_disk_wiped(rig: Rig) -> None:
 
 
 def test_all_down(rig: Rig) -> None:
-    with rig.fault("all workers: kill -9, down for 20 s") as fault:
+    with rig.fault("all workers: kill -9, down for 20 s", certain=True, most_s=50) as fault:
         for worker in rig.system.workers:
             worker.kill()
         time.sleep(20)

@@ -144,7 +144,7 @@ class World:
         generation = self.wanted.get(partition)
         if partition in self.followed and generation is not None:
             store = cast(PartitionStore, self.followed.pop(partition))
-            self.callbacks.append(self.ownership.restored(Restored(generation, store, "topic", 0)))
+            self.callbacks.append(self.ownership.restored(Restored(generation, store, "topic", "updates", 0)))
 
 
 sets = st.sets(st.sampled_from(PARTITIONS))

@@ -1,0 +1,23 @@
+"""A second lane: what the death of a worker costs when another one answers the same checks."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.e2e.faults.rig import Rig
+
+DEADLINE_MS: Final = 4_000
+"""Less than a lone lane needs, whose session timeout alone is 6 s, and more than a busy machine does: with
+the usual 250 ms a check may be let through for want of a core. How long callers waited is printed (p99)."""
+
+
+def test_killed_beside_another_lane(rig: Rig) -> None:
+    with rig.second_lane():
+        with rig.fault("two lanes: kill -9 of a worker", deadline_ms=DEADLINE_MS, most_s=0.0) as fault:
+            victim = rig.most_loaded(fault.gateways[0])
+            victim.kill()
+            rig.others_take_over(fault)
+            for gateway in fault.gateways:
+                assert gateway.metric("sluice_lane_divergence_total") == 0
+        with rig.joining(victim):
+            victim.start()

@@ -1,4 +1,4 @@
-"""The console in a real browser, on a real system: what it shows was done, and what it is told to do is done."""
+"""The console in a real browser, on a real system: what it shows was done, what it is told is done."""
 
 from __future__ import annotations
 

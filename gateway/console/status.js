@@ -13,15 +13,18 @@ export function took(status) {
   const lasting = duration(Date.now() - status.since_ms);
   turn(status.mode);
   show('mode-since', `since ${moment(status.since_ms)} (${lasting})${status.mode === 'normal' ? ': checks are answered from the store' : ''}`);
-  const partitions = status.degraded_partitions;
-  const through = [
-    status.why,
-    partitions.length ? `Partitions let through: ${ranges(partitions)} of ${status.partitions}.` : '',
-    `${count(status.let_through)} checks let through, ${count(status.uncounted)} of them counted nowhere.`,
-  ];
-  optional('mode-why', status.mode === 'degraded' ? through.filter(Boolean).join(' ') : '');
+  const degraded = status.mode === 'degraded';
+  optional('mode-through', degraded ? through(status) : '');
+  optional('mode-why', degraded ? `Because ${status.why}.` : '');
   optional('store', status.store === 'ok' ? '' : `Store ${status.store.replaceAll('_', ' ')}: ${status.store_why}`);
   nodes(status.nodes);
+}
+
+/** What degraded mode has cost so far. */
+function through({ degraded_partitions: partitions, partitions: all, let_through: checks, uncounted }) {
+  const where = partitions.length ? `Partitions let through: ${ranges(partitions)} of ${all}. ` : '';
+  const lost = uncounted ? `${count(uncounted)} of them could not be published and are in no count` : 'all of them were published and will be counted';
+  return `${where}${count(checks)} checks were let through; ${lost}.`;
 }
 
 /** Nobody answered. */
@@ -29,8 +32,7 @@ export function silent() {
   turn('silent');
   const known = heardMs ? `What is below is as of ${moment(heardMs)}.` : 'Nothing is known yet.';
   show('mode-since', `${known} Is the process running? It is asked again every second.`);
-  optional('mode-why', '');
-  optional('store', '');
+  for (const id of ['mode-through', 'mode-why', 'store']) optional(id, '');
 }
 
 function turn(to) {

@@ -230,7 +230,8 @@ def test_it_says_when_checks_are_let_through_and_when_nobody_answers(
     worker.signal(signal.SIGSTOP)
     assert gateway.check("anybody")["degraded"]
     expect(page.locator("#mode-name")).to_have_text("Degraded")
-    expect(page.locator("#mode-why")).to_contain_text("Partitions let through:")
+    expect(page.locator("#mode-through")).to_contain_text("Partitions let through:")
+    expect(page.locator("#mode-why")).to_contain_text("is its worker running?")
     expect(announcement).to_have_text("Mode: Degraded")
     expect(page).to_have_title("DEGRADED · Sluice")
     expect(page.locator("#degraded")).to_have_text(f"{gateway.metric('sluice_checks_degraded_total'):,.0f}")

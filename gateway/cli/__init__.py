@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import checks, limits, processes, verify
+from gateway.cli import bench, checks, limits, processes, verify
 
 app = typer.Typer(
     name="sluice",
     help="A distributed rate limiter whose store is the log.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 processes.register(app)
 checks.register(app)
 verify.register(app)
+bench.register(app)
 app.add_typer(limits.app)
 
 

@@ -14,6 +14,20 @@ from gateway.cli.output import REFUSED, UNREACHABLE, fail
 _TIMEOUT_S: Final = 30.0
 """Longer than a change waits to be confirmed; an ordinary answer takes a millisecond."""
 
+_TYPING_S: Final = 1.0
+"""Who presses Tab waits no longer."""
+
+_OFFERED: Final = 1_000
+
+_REMEDIES: Final = {
+    "unauthorized": "set SLUICE_ADMIN_TOKEN to the gateway's token",
+    "forbidden": "run this on the gateway's machine with --url http://127.0.0.1:<port>, or set the same "
+    "SLUICE_ADMIN_TOKEN for the gateway and here",
+    "no-limits": "set some with `sluice limits set`; `sluice limits list` shows who has any",
+    "store-unavailable": "try again when `sluice status` says that the store is ok",
+}
+"""What a person at a shell does about a problem whose own remedy is for programs, by its name."""
+
 Url = Annotated[str, typer.Option("--url", envvar="SLUICE_URL", help="The gateway to ask.")]
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
@@ -57,6 +71,17 @@ def call(url: str, method: str, path: str, *, body: Any = None, **query: str | N
     return answer
 
 
+def stored(url: str, kind: str) -> list[dict[str, Any]]:
+    """The first limits stored for *kind*, for whoever types; none if the gateway does not say."""
+    query: dict[str, str | int] = {"kind": kind, "limit": _OFFERED}
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/v1/limits", params=query, timeout=_TYPING_S, trust_env=False)
+        items: list[dict[str, Any]] = answer.raise_for_status().json()["items"]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError):
+        return []
+    return [item for item in items if item["limits"] is not None]
+
+
 def segment(id_: str) -> str:
     """*id_* as one segment of a path."""
     return quote(id_, safe="")
@@ -67,4 +92,5 @@ def _told(problem: Any) -> str:
     if not isinstance(problem, dict):
         return str(problem)
     text = f"{problem.get('title', 'refused')}: {problem.get('detail', '')}"
-    return f"{text}; {remedy}" if (remedy := problem.get("remedy")) else text
+    name = str(problem.get("type", "")).rpartition(":")[2]
+    return f"{text}; {remedy}" if (remedy := _REMEDIES.get(name, problem.get("remedy"))) else text

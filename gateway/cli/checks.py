@@ -9,12 +9,24 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from gateway.cli import completion
 from gateway.cli.api import DEFAULT_URL, Url, call, segment
 from gateway.cli.output import REFUSED, AsJson, examples, out, print_json
 
-Client = Annotated[str, typer.Argument(help="Who spends: an API key, a user id.", show_default=False)]
+Client = Annotated[
+    str,
+    typer.Argument(
+        help="Who spends: an API key, a user id.", show_default=False, autocompletion=completion.clients
+    ),
+]
 ResourceOption = Annotated[
-    str | None, typer.Option("--resource", help="What is limited apart from the rest.", metavar="R")
+    str | None,
+    typer.Option(
+        "--resource",
+        help="What is limited apart from the rest.",
+        metavar="R",
+        autocompletion=completion.resources,
+    ),
 ]
 
 
@@ -31,7 +43,12 @@ def check(
     client: Client,
     cost: Annotated[int, typer.Option(help="Requests to spend; 0 only looks.")] = 1,
     plan: Annotated[
-        str | None, typer.Option(help="Whose limits hold if the client has none of its own.", metavar="P")
+        str | None,
+        typer.Option(
+            help="Whose limits hold if the client has none of its own.",
+            metavar="P",
+            autocompletion=completion.plans,
+        ),
     ] = None,
     resource: ResourceOption = None,
     url: Url = DEFAULT_URL,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from gateway.cli import completion
 from gateway.cli.api import DEFAULT_URL, Url, call, segment
 from gateway.cli.checks import ResourceOption, applied
 from gateway.cli.output import USAGE, AsJson, examples, fail, out, print_json
@@ -26,10 +27,19 @@ Words = Annotated[
         help="A client, then its limits: 100/minute, 40/2s, 1000/1h, 0/minute (blocks) or unlimited. "
         "With --plan or --default: limits only.",
         show_default=False,
+        autocompletion=completion.clients,
     ),
 ]
-OneClient = Annotated[str | None, typer.Argument(metavar="[CLIENT]", show_default=False)]
-Plan = Annotated[str | None, typer.Option("--plan", help="Of a plan instead of a client.", metavar="P")]
+OneClient = Annotated[
+    str | None,
+    typer.Argument(metavar="[CLIENT]", show_default=False, autocompletion=completion.clients),
+]
+Plan = Annotated[
+    str | None,
+    typer.Option(
+        "--plan", help="Of a plan instead of a client.", metavar="P", autocompletion=completion.plans
+    ),
+]
 Default = Annotated[bool, typer.Option("--default", help="Of everybody who has none of their own.")]
 
 

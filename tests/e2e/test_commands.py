@@ -76,7 +76,7 @@ def test_limits_of_plans_resources_and_the_default(run: Run) -> None:
     assert run("limits", "delete", "zoë/ü").stdout == "client zoë/ü: deleted\n"
     missing = run("limits", "get", "zoë/ü")
     assert missing.returncode == 1
-    assert "has no limits of its own; set some with PUT" in missing.stderr
+    assert "has no limits of its own; set some with `sluice limits set`" in missing.stderr
 
 
 def test_a_refusal_names_the_field(run: Run) -> None:
@@ -84,6 +84,27 @@ def test_a_refusal_names_the_field(run: Run) -> None:
     assert refused.returncode == 1
     assert refused.stdout == ""
     assert "limits[0]: a window of 0 ms; a window is 1 second to 31 days" in refused.stderr
+
+
+def test_tab_offers_who_has_limits(running: Running, run: Run) -> None:
+    assert run("limits", "set", "tabitha", "5/day").returncode == 0
+    tab = {"_SLUICE_COMPLETE": "complete_bash", "COMP_WORDS": "sluice limits get tab", "COMP_CWORD": "3"}
+    assert sluice(env={**running.env, "SLUICE_URL": running.url, **tab}).stdout == "tabitha\n"
+
+
+@pytest.mark.parametrize("way", [[], ["--sdk"]], ids=["gateway", "kafka"])
+def test_bench(run: Run, way: list[str]) -> None:
+    done = run("bench", "--quick", "--callers", "4", "--json", *way)
+    measured = told(done)
+    assert measured["callers"] == 4
+    assert 2 <= measured["seconds"] < 10
+    answered = measured["allowed"] + measured["denied"] + measured["degraded"]
+    assert measured["checks"] == answered > 100
+    assert measured["checks_per_s"] == pytest.approx(answered / measured["seconds"], rel=0.01)
+    assert 0 < measured["p50_ms"] <= measured["p99_ms"] <= measured["p99_9_ms"]
+    # They were decided, and counted.
+    assert measured["allowed"] == answered
+    assert told(run("check", "sluice-bench-0", "--cost", "0", "--json"))["remaining"] < 100
 
 
 def test_status(run: Run) -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
+import gateway.cli.bench
+import gateway.cli.processes
+from gateway.api.problems import FORBIDDEN, NO_LIMITS, UNAUTHORIZED, UNAVAILABLE, Kind, problem
+from gateway.broker import reachable
 from gateway.cli import app
 from gateway.ports import free_port
 
@@ -25,6 +31,7 @@ COMMANDS = [
     ["reset"],
     ["status"],
     ["verify"],
+    ["bench"],
     ["limits", "set"],
     ["limits", "get"],
     ["limits", "delete"],
@@ -70,7 +77,14 @@ def test_usage_errors_end_with_2(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["check", "alice"], ["status"], ["reset", "alice"], ["limits", "list"], ["limits", "set", "a", "1/day"]],
+    [
+        ["check", "alice"],
+        ["status"],
+        ["reset", "alice"],
+        ["limits", "list"],
+        ["limits", "set", "a", "1/day"],
+        ["bench", "--quick"],
+    ],
     ids=" ".join,
 )
 def test_no_gateway_is_one_line_that_says_what_to_do(arguments: list[str]) -> None:
@@ -141,6 +155,41 @@ def test_a_refusal_is_told_with_its_remedy(canned: str, monkeypatch: pytest.Monk
     assert done.stderr == "sluice: A title: alice[bold]: wrong; mend it\n"
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (UNAUTHORIZED, "set SLUICE_ADMIN_TOKEN to the gateway's token"),
+        (FORBIDDEN, "--url http://127.0.0.1:<port>"),
+        (NO_LIMITS, "set some with `sluice limits set`"),
+        (UNAVAILABLE, "`sluice status`"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Kind) else "",
+)
+def test_a_remedy_is_one_for_a_shell(
+    canned: str, monkeypatch: pytest.MonkeyPatch, kind: Kind, told: str
+) -> None:
+    body = msgspec.json.encode(problem(kind, "refused", "client_id", "for programs"))
+    monkeypatch.setattr(Canned, "response", (kind.status, body))
+    done = run("limits", "get", "alice", "--url", canned)
+    assert done.exit_code == 1
+    assert told in done.stderr
+    assert "for programs" not in done.stderr
+
+
+def test_no_kafka_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    soon = partial(reachable, timeout_s=0.1)
+    monkeypatch.setattr(gateway.cli.bench, "reachable", soon)
+    monkeypatch.setattr(gateway.cli.processes, "reachable", soon)
+    for arguments in (["topics", "create"], ["topics", "verify"], ["bench", "--sdk"]):
+        kafka = f"127.0.0.1:{free_port()}"
+        done = run(*arguments, SLUICE_KAFKA=kafka)
+        assert done.exit_code == 1
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+        assert f"no Kafka answers at {kafka}" in done.stderr
+        assert "`sluice broker`" in done.stderr
+
+
 @pytest.mark.parametrize("id_", ["user[admin]x", "x[/red]", "[red]", "a\\\\[b]", ":smile:", "zoë"])
 def test_ids_are_shown_as_they_are(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str) -> None:
     stored = {"kind": "client", "id": id_, "resource": id_, "limits": [id_], "policy_version": 1}
@@ -158,6 +207,48 @@ def test_ids_are_shown_as_they_are(canned: str, monkeypatch: pytest.MonkeyPatch,
     done = run("status", "--url", canned)
     assert done.exit_code == 0
     assert done.stdout.count(id_) == 8
+
+
+def offered(line: str) -> list[str]:
+    """What the shell offers at the end of *line*."""
+    tab = {"_SLUICE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    return CliRunner().invoke(app, [], prog_name="sluice", env=tab).stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("sluice check{} al", ["albert", "alice"]),
+        ("sluice reset{} al", ["albert", "alice"]),
+        ("sluice limits get{} al", ["albert", "alice"]),
+        ("sluice limits delete{} al", ["albert", "alice"]),
+        ("sluice limits set{} al", ["albert", "alice"]),
+        ("sluice limits set{} --plan ali", ["alice"]),
+        ("sluice check{} zoe --plan ali", ["alice"]),
+        ("sluice check{} zoe --resource lo", ["login"]),
+    ],
+)
+def test_tab_offers_what_has_limits(
+    canned: str, monkeypatch: pytest.MonkeyPatch, line: str, names: list[str]
+) -> None:
+    stored = [
+        {"id": "alice", "resource": "login", "limits": ["1/day"]},
+        {"id": "albert", "resource": None, "limits": "unlimited"},
+        {"id": "alfred", "resource": "logout", "limits": None},
+        {"id": None, "resource": None, "limits": ["1/day"]},
+    ]
+    monkeypatch.setattr(Canned, "response", (200, json.dumps({"items": stored, "next": None}).encode()))
+    assert offered(line.format(f" --url {canned}")) == names
+
+
+@pytest.mark.parametrize("answer", [(503, b"{}"), (200, b"<html>"), (200, b"{}")])
+def test_tab_offers_nothing_where_nobody_says(
+    canned: str, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bytes]
+) -> None:
+    monkeypatch.setattr(Canned, "response", answer)
+    assert offered(f"sluice check --url {canned} al") == []
+    assert offered(f"sluice check --url http://127.0.0.1:{free_port()} al") == []
+    assert offered("sluice ben") == ["bench"]
 
 
 def test_settings_that_cannot_be_name_the_variable() -> None:

@@ -13,7 +13,19 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from gateway.answer import Answer
-from gateway.api import check, clients, console, health, limits, openapi, problems, status, stored, traffic
+from gateway.api import (
+    authorize,
+    check,
+    clients,
+    console,
+    health,
+    limits,
+    openapi,
+    problems,
+    status,
+    stored,
+    traffic,
+)
 from gateway.limiter import Limiter
 from gateway.nodes import Status
 from gateway.settings import Settings
@@ -36,6 +48,7 @@ forwards. Not every proxy says so: behind a proxy, set `SLUICE_ADMIN_TOKEN`.
 
 _RESOURCES: Final = (
     check.router,
+    authorize.router,
     limits.router,
     clients.router,
     status.router,

@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         ge=100,
         description="Milliseconds a limit change waits to be applied before it is answered 202.",
     )
+    client_header: str = Field(
+        "X-Client-Id",
+        pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$",
+        description="Header field that names the client to /v1/authorize; the proxy sets it.",
+    )
     legacy_headers: bool = Field(
         False, description="Answer checks with X-RateLimit-Limit, -Remaining and -Reset (seconds) too."
     )

@@ -71,6 +71,7 @@ class Gateway(Process):
 
     def __init__(self, *args: Any, port: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 

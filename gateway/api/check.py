@@ -97,7 +97,7 @@ def render_answer(answer: Answer, *, legacy: bool) -> Rendered:
 _ALLOWED: Final = Answer(True, 100, 99, 60_000, 0, -1)
 _DENIED: Final = Answer(False, 100, 0, 60_000, 12_000, 41)
 _EXAMPLES: Final = {"allowed": _ALLOWED, "denied": _DENIED, "degraded": LET_THROUGH[BREAKER_OPEN]}
-_HEADERS: Final = {
+HEADERS: Final = {
     "RateLimit-Policy": '`"default";q=100`: the limit nearest to being used up; absent without one.',
     "RateLimit": '`"default";r=99;t=60`: what is left of it, and in how many seconds it is whole again.',
     "Retry-After": "Seconds until the same check would pass; on a denial that waiting can help.",
@@ -113,7 +113,7 @@ router = APIRouter(tags=["checks"], default_response_class=Response)
     "/v1/check",
     summary="Spend, if the limit allows it",
     responses={
-        **openapi.answers(200, "Allowed or denied", openapi.ref(Answer), _EXAMPLES, _HEADERS),
+        **openapi.answers(200, "Allowed or denied", openapi.ref(Answer), _EXAMPLES, HEADERS),
         **openapi.fails(*openapi.BODY_FAILS, _BAD_COST),
     },
     openapi_extra=openapi.body(

@@ -126,7 +126,7 @@ class Api(FastAPI):
 
     def _described(self) -> Iterator[APIRoute]:
         for resource in self.resources:
-            yield from (route for route in resource.routes if isinstance(route, APIRoute))
+            yield from (r for r in resource.routes if isinstance(r, APIRoute) and r.include_in_schema)
 
     def _restore(self, route: APIRoute, operations: dict[str, Any]) -> None:
         """FastAPI leaves out whatever is null, in examples of answers too."""

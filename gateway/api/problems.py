@@ -38,6 +38,7 @@ class Kind(NamedTuple):
 MALFORMED: Final = Kind(400, "malformed-json", "The body is not JSON")
 UNAUTHORIZED: Final = Kind(401, "unauthorized", "The admin token is missing or wrong")
 FORBIDDEN: Final = Kind(403, "forbidden", "Changes are not accepted from here")
+NO_CLIENT: Final = Kind(403, "no-client", "The request names no client that can be used")
 NOT_FOUND: Final = Kind(404, "not-found", "There is no such route")
 NO_LIMITS: Final = Kind(404, "no-limits", "No limits of its own")
 METHOD: Final = Kind(405, "method-not-allowed", "The route does not know this method")

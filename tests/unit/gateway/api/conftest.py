@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -14,10 +15,10 @@ from tests.unit.gateway.api.fake import FakeLimiter
 
 @asynccontextmanager
 async def connect(
-    limiter: FakeLimiter, *, host: str = "127.0.0.1", token: str | None = None
+    limiter: FakeLimiter, *, host: str = "127.0.0.1", token: str | None = None, **fields: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application with that limiter, as it would listen on *host*."""
-    settings = Settings(host=host, admin_token=SecretStr(token) if token else None)
+    settings = Settings(host=host, admin_token=SecretStr(token) if token else None, **fields)
     transport = httpx.ASGITransport(app=create_app(settings, limiter))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
         yield client

@@ -86,14 +86,15 @@ async def test_every_example_works(
         key: parse_policy("1/day")
         for key in (UpdateKey("client", "alice"), UpdateKey("plan", "free"), UpdateKey("default"))
     }
-    names = {
-        p["name"]: p["schema"]["examples"][0] for p in operation.get("parameters", ()) if p["in"] == "path"
-    }
+    names, headers = (
+        {p["name"]: p["schema"]["examples"][0] for p in operation.get("parameters", ()) if p["in"] == place}
+        for place in ("path", "header")
+    )
     bodies: dict[str, Any] = {"none": {"value": None}}
     if "requestBody" in operation:
         bodies = operation["requestBody"]["content"]["application/json"]["examples"]
     for example in bodies.values():
-        response = await http.request(method, path.format(**names), json=example["value"])
+        response = await http.request(method, path.format(**names), json=example["value"], headers=headers)
         assert response.status_code == 200, response.text
         [(media, content)] = operation["responses"]["200"]["content"].items()
         assert response.headers["content-type"].startswith(media)

@@ -1,0 +1,17 @@
+"""One broker and one worker for the tests of all proxies; each module starts a gateway of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.broker import fresh_broker
+from tests.system import System, running_system
+
+
+@pytest.fixture(scope="package")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("system")
+    with fresh_broker() as broker, running_system(broker, folder, gateways=0) as running:
+        yield running

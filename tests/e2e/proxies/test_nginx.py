@@ -1,0 +1,102 @@
+"""docker/nginx/nginx.conf under a real nginx: auth_request, turned into 429."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from gateway.ports import free_port, is_free
+from tests.broker import CHECKOUT
+from tests.system import Gateway, Process, System, eventually
+from tests.upstream import Upstream, upstream
+
+CONFIG = CHECKOUT / "docker" / "nginx" / "nginx.conf"
+
+
+class Proxied(NamedTuple):
+    gateway: Gateway
+    app: Upstream
+    http: httpx.Client
+
+
+def configuration(folder: Path, *, listen: int, sluice: int, app: int) -> Path:
+    """The example with these ports, more patience, and its files in *folder*."""
+    text, patience = re.subn(r"(?<=_timeout )\d+ms;", "30s;", CONFIG.read_text())
+    assert patience == 2
+    for port, ours in ((8000, listen), (8080, sluice), (3000, app)):
+        assert text.count(f"127.0.0.1:{port};") == 1
+        text = text.replace(f"127.0.0.1:{port};", f"127.0.0.1:{ours};")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
+    config = folder / "nginx.conf"
+    config.write_text(text.replace("http {", f"http {{\naccess_log off;\n{temporary}"))
+    return config
+
+
+@pytest.fixture(scope="module")
+def proxied(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    assert program, "these tests need nginx: apt-get install nginx-light"
+    folder = tmp_path_factory.mktemp("nginx")
+    port = free_port()
+    gateway = system.add_gateway(deadline_ms=20_000)
+    eventually("the gateway is ready", gateway.ready, on_failure=system.logs)
+    with upstream() as app:
+        config = configuration(folder, listen=port, sluice=gateway.port, app=app.server_port)
+        options = f"daemon off; pid {folder}/nginx.pid;"
+        nginx = Process(
+            "nginx",
+            [program, "-e", "stderr", "-p", str(folder), "-c", str(config), "-g", options],
+            env={},
+            log=folder / "nginx.log",
+        )
+        nginx.start()
+        try:
+            eventually("nginx listens", lambda: not is_free(port), on_failure=nginx.tail)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+                yield Proxied(gateway, app, http)
+        finally:
+            assert nginx.stop() == 0
+
+
+def test_n_requests_come_through_and_the_others_are_429(proxied: Proxied) -> None:
+    gateway, app, http = proxied
+    gateway.set_limits("127.0.0.1", "3/hour")
+    responses = [
+        *(http.get(f"/{i}?plan=gold", headers={"x-client-id": "another"}) for i in range(2)),
+        *(http.post(f"/{i}", content=b"abc") for i in range(2, 5)),
+    ]
+    assert [response.status_code for response in responses] == [200, 200, 200, 429, 429]
+    assert app.paths == ["/0?plan=gold", "/1?plan=gold", "/2"]
+    for left, response in enumerate(responses[:3]):
+        assert response.headers["ratelimit"].startswith(f'"default";r={2 - left};t=')
+        assert "retry-after" not in response.headers
+    denied = responses[-1]
+    assert 3_590 <= int(denied.headers["retry-after"]) <= 3_660
+    assert denied.headers["ratelimit"] == f'"default";r=0;t={denied.headers["retry-after"]}'
+    assert denied.headers["ratelimit-policy"] == '"default";q=3'
+
+
+def test_what_the_app_forbids_is_told_as_it_is(proxied: Proxied) -> None:
+    gateway, app, http = proxied
+    gateway.set_limits("127.0.0.1", "100/hour")
+    for status in (401, 403, 500):
+        app.status = status
+        assert http.get("/").status_code == status
+    app.status = 200
+
+
+def test_without_a_gateway_all_comes_through(proxied: Proxied) -> None:
+    gateway, _, http = proxied
+    gateway.set_limits("127.0.0.1", "0/hour")
+    assert http.get("/").status_code == 429
+    gateway.kill()
+    responses = [http.get("/") for _ in range(5)]
+    assert [response.status_code for response in responses] == [200] * 5
+    assert all("ratelimit" not in response.headers for response in responses)

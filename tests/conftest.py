@@ -6,10 +6,15 @@ import os
 from collections.abc import Generator, Iterator
 
 import pytest
+from hypothesis import settings
 
 from gateway.broker import Broker
 from tests.broker import fresh_broker
 from tests.reaper import reaping
+
+# Property tests are random each time; a failure prints what reproduces it. A slow machine is no failure.
+settings.register_profile("sluice", deadline=None, print_blob=True)
+settings.load_profile("sluice")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -259,7 +259,7 @@ def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
         Unavailable: no broker answered.
     """
     wanted = {spec.name: spec for spec in specs}
-    described = describe(admin, wanted)
+    described = describe(admin, wanted, _TIMEOUT_S)
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in wanted]
     configs = {}
     for resource, future in admin.describe_configs(resources).items():

@@ -202,7 +202,7 @@ STEPS = {
 """How often each of them happens."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.randoms(use_true_random=True))
 def test_the_cache_denies_what_the_log_denies(random: Random) -> None:
     world = World(random)

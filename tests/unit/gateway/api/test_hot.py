@@ -147,7 +147,7 @@ def test_every_request_has_the_answer_that_the_routes_give(
         log: Kafka = limiter._transport  # type: ignore[assignment]
 
         @given(requests())
-        @settings(max_examples=250, deadline=None)
+        @settings(max_examples=250)
         def compare(request: Request) -> None:
             expected = runner.run(call(routes, request))
             asked, log.checks = log.checks, []

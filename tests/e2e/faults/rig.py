@@ -201,6 +201,8 @@ class Rig:
                 said = {gateway.name: told(gateway) for gateway in started}
                 fault.strikes()
                 yield fault
+                # What harms nobody is over at once, and then nothing would have been asked meanwhile.
+                self.runs_on(fault, 300)
                 eventually("all is well again", lambda: load.well_for(WELL_S), on_failure=self.system.logs)
                 alive = [gateway for gateway in started if gateway.status is None]
                 eventually("normal mode again", lambda: normal(alive))

@@ -293,12 +293,13 @@ class Rig:
         }
 
     def check_tables(self, places: dict[str, list[int]]) -> None:
-        """What workers have on disk of *places*, to judge or to stand by, is what the log says."""
+        """What workers that run have on disk of *places*, to judge or to stand by, is what the log says."""
         truths = self.oracle.read()
-        folders = {worker.name: worker.tables for worker in self.system.workers}
-        for name, partitions in places.items():
-            for partition in partitions:
-                self._check_table(name, folders[name], partition, truths[partition])
+        # One just killed is still among the nodes, by its last beat.
+        for worker in self.system.workers:
+            if worker.status is None:
+                for partition in places[worker.name]:
+                    self._check_table(worker.name, worker.tables, partition, truths[partition])
 
     def _check_table(self, name: str, folder: Path, partition: int, truth: Truth) -> None:
 

@@ -40,7 +40,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --
 lock: .venv/dev ## choose newer versions of what pyproject.toml names, and pin them with hashes
 	@$(LOCK) --upgrade --extra build --output-file requirements.lock
 	@$(LOCK) --upgrade --extra dev --constraints requirements.lock --output-file requirements-dev.lock
-	@$(LOCK) --upgrade --extra tracing --constraints requirements-dev.lock --output-file docker/requirements.lock
+	@$(LOCK) --upgrade --extra envoy --extra tracing --constraints requirements-dev.lock --output-file docker/requirements.lock
 
 PEERS = tests/benchmarks/peers/requirements
 bench-lock: .venv/dev ## the same for the benchmark's peers, which have an environment of their own

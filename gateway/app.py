@@ -26,6 +26,7 @@ from gateway.api import (
     stored,
     traffic,
 )
+from gateway.envoy.mapping import load_mapping
 from gateway.limiter import Limiter
 from gateway.nodes import Status
 from gateway.settings import Settings
@@ -78,6 +79,9 @@ def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
     Args:
         settings: Read once, here.
         limiter: One not yet entered; made from *settings* if not given.
+
+    Raises:
+        SettingsError: the mapping of Envoy's descriptors cannot be used.
     """
     limiter = limiter or Limiter(settings)
 
@@ -103,6 +107,7 @@ def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
     app.models, app.resources = _MODELS, _RESOURCES
     app.state.settings = settings
     app.state.limiter = limiter
+    app.state.mapping = load_mapping(settings.envoy_mapping)
     for resource in _RESOURCES:
         app.include_router(resource)
     app.include_router(console.router)

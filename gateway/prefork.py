@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from gateway.backoff import Backoff
+from gateway.envoy import claimed_for_envoy
 from gateway.peer import Peer
 from gateway.ports import claimed, free_port
 from gateway.server import serve
@@ -64,6 +65,9 @@ def serve_forked(settings: Settings) -> None:
             ) from exc
         for sock in claimed(settings.port, settings.host):
             stack.enter_context(sock)
+        if settings.envoy is not None:
+            for sock in claimed_for_envoy(settings.envoy):
+                stack.enter_context(sock)
         watched = _watched()
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # they wait for sigtimedwait
         lifeline = os.pipe()

@@ -6,7 +6,7 @@ import asyncio
 import signal
 from contextlib import AsyncExitStack
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 import uvloop
@@ -14,11 +14,15 @@ from fastapi import FastAPI
 
 from gateway.api.hot import HotPath
 from gateway.app import create_app
+from gateway.envoy import envoy_server
 from gateway.gathered import GatheredProtocol
 from gateway.limiter import Limiter
 from gateway.peer import Peer
 from gateway.ports import bound
 from gateway.settings import GRACE_S, Settings
+
+if TYPE_CHECKING:
+    from gateway.envoy.server import Server as EnvoyServer
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -34,10 +38,13 @@ def serve(settings: Settings, peer: Peer | None = None) -> str | None:
         ``None`` after a signal; what went wrong if it stopped by itself (:attr:`Limiter.failure`).
 
     Raises:
+        CannotListen: the address for Envoy cannot be used.
+        SettingsError: Envoy's rate limit service lacks what it needs.
         TopicError: topics.yaml cannot be read, or the broker's topics contradict it.
     """
     limiter = Limiter(settings, reply_slot=peer.reply_slot if peer else None)
     app = create_app(settings, limiter)
+    envoy = envoy_server(settings, limiter, app.state.mapping, shared=peer is not None)
     config = uvicorn.Config(
         HotPath(app, limiter, legacy_headers=settings.legacy_headers),
         host=settings.host,
@@ -54,13 +61,15 @@ def serve(settings: Settings, peer: Peer | None = None) -> str | None:
         timeout_graceful_shutdown=GRACE_S,
     )
     try:
-        uvloop.run(_serve(app, uvicorn.Server(config), limiter, peer))
+        uvloop.run(_serve(app, uvicorn.Server(config), limiter, envoy, peer))
     except asyncio.CancelledError:
         return None  # a signal while it started
     return limiter.failure
 
 
-async def _serve(app: FastAPI, server: uvicorn.Server, limiter: Limiter, peer: Peer | None) -> None:
+async def _serve(
+    app: FastAPI, server: uvicorn.Server, limiter: Limiter, envoy: EnvoyServer | None, peer: Peer | None
+) -> None:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in _SIGNALS:
@@ -73,6 +82,8 @@ async def _serve(app: FastAPI, server: uvicorn.Server, limiter: Limiter, peer: P
         if peer is not None:
             await stack.enter_async_context(peer.joined(limiter.metrics))
         await stack.enter_async_context(app.router.lifespan_context(app))
+        if envoy is not None:
+            await stack.enter_async_context(envoy)
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
             # Until uvicorn has a handler of its own. It stops gracefully and then raises the signal again:

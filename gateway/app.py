@@ -18,6 +18,7 @@ from gateway.api import (
     check,
     clients,
     console,
+    envoy,
     health,
     limits,
     openapi,
@@ -111,5 +112,6 @@ def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
     for resource in _RESOURCES:
         app.include_router(resource)
     app.include_router(console.router)
+    app.include_router(envoy.router)
     problems.install(app)
     return app

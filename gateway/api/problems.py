@@ -36,6 +36,7 @@ class Kind(NamedTuple):
 
 
 MALFORMED: Final = Kind(400, "malformed-json", "The body is not JSON")
+BAD_QUESTION: Final = Kind(400, "bad-question", "The rate limit service is asked nothing that it can answer")
 UNAUTHORIZED: Final = Kind(401, "unauthorized", "The admin token is missing or wrong")
 FORBIDDEN: Final = Kind(403, "forbidden", "Changes are not accepted from here")
 NO_CLIENT: Final = Kind(403, "no-client", "The request names no client that can be used")
@@ -47,6 +48,7 @@ CONTENT_TYPE: Final = Kind(415, "content-type", "The body's type is not JSON")
 INVALID: Final = Kind(422, "invalid-value", "A value cannot be used")
 RATE_LIMITED: Final = Kind(429, "rate-limited", "Too many requests")
 BUG: Final = Kind(500, "internal-error", "The gateway has a bug")
+NOT_INSTALLED: Final = Kind(501, "not-installed", "The gateway lacks packages that this needs")
 UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
 BUSY: Final = Kind(503, "busy", "Too many reads of limits at once")
 NOT_READY: Final = Kind(503, "not-ready", "Checks are not answered from the store")

@@ -24,9 +24,9 @@ MAX_UINT32: Final = 2**32 - 1
 
 _PACKAGE: Final = "sluice.envoy"
 _ENUMS: Final = {
-    "Code": {"UNKNOWN": 0, "OK": 1, "OVER_LIMIT": 2},
+    "Code": {"NONE": 0, "OK": 1, "OVER_LIMIT": 2},
     "Unit": {
-        "UNIT_UNKNOWN": 0,
+        "UNKNOWN": 0,
         "SECOND": 1,
         "MINUTE": 2,
         "HOUR": 3,

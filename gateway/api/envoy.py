@@ -1,0 +1,54 @@
+"""``POST /json``: Envoy's rate limit service as JSON, as envoyproxy/ratelimit serves it beside gRPC."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.api.inputs import Store
+from gateway.api.problems import BAD_QUESTION, MALFORMED, NOT_INSTALLED, ProblemError
+from gateway.api.responses import JSON, Rendered, RenderedResponse
+from gateway.body import JsonBody
+from gateway.envoy import REMEDY, rate_limits
+from streams.contract.errors import InvalidInput, SettingsError
+
+_SHOWN: Final = 200
+"""Characters of protobuf's own words on a body, which repeat some of it."""
+
+router = APIRouter(default_response_class=Response)
+
+
+@router.post("/json", include_in_schema=False)
+async def should_rate_limit(request: Request, body: JsonBody, limiter: Store) -> Response:
+    """A ``RateLimitRequest`` in proto3 JSON: 200 with the response if all is within limits, 429 if not."""
+    try:
+        service = rate_limits(limiter, request.app.state.mapping)
+    except SettingsError as exc:
+        raise ProblemError(NOT_INSTALLED, str(exc), None, REMEDY) from exc
+    from google.protobuf.json_format import MessageToJson
+
+    from gateway.envoy.messages import OK
+
+    try:
+        answer = await service.decide(_parse(body))
+    except InvalidInput as exc:
+        raise ProblemError(BAD_QUESTION, f"{exc.field}: {exc.problem}", exc.field, exc.remedy) from exc
+    content = MessageToJson(answer, indent=None).encode()
+    headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(content))]
+    headers += [(it.key.encode(), it.value.encode()) for it in answer.response_headers_to_add]
+    return RenderedResponse(Rendered(200 if answer.overall_code == OK else 429, headers, content))
+
+
+def _parse(body: bytes) -> Any:
+    from google.protobuf.json_format import Parse, ParseError
+
+    from gateway.envoy.messages import RateLimitRequest
+
+    try:
+        return Parse(body, RateLimitRequest())
+    except (ParseError, ValueError, RecursionError) as exc:
+        raise ProblemError(
+            MALFORMED, str(exc)[:_SHOWN], "body", "send a RateLimitRequest in proto3 JSON"
+        ) from exc

@@ -28,7 +28,7 @@ def configuration(folder: Path, *, listen: int, sluice: int, app: int) -> Path:
     """The example with these ports and more patience."""
     text = CONFIG.read_text()
     for example, here in (
-        ("port_value: 8000}", f"port_value: {listen}}}"),
+        ("port_value: 10000}", f"port_value: {listen}}}"),
         ("port_value: 8081}", f"port_value: {sluice}}}"),
         ("port_value: 3000}", f"port_value: {app}}}"),
         (" timeout: 0.5s\n", " timeout: 30s\n"),

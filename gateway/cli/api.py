@@ -10,6 +10,7 @@ import httpx
 import typer
 
 from gateway.cli.output import REFUSED, UNREACHABLE, fail
+from streams.contract.errors import SluiceError
 
 _TIMEOUT_S: Final = 30.0
 """Longer than a change waits to be confirmed; an ordinary answer takes a millisecond."""
@@ -32,6 +33,14 @@ Url = Annotated[str, typer.Option("--url", envvar="SLUICE_URL", help="The gatewa
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
 
+class Unanswered(SluiceError):
+    """No gateway answers, or it refuses; the text says what to do, ``status`` how a command ends."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def call(url: str, method: str, path: str, *, body: Any = None, **query: str | None) -> Any:
     """Call the gateway at *url*; ends the command if it is not there or refuses.
 
@@ -45,29 +54,51 @@ def call(url: str, method: str, path: str, *, body: Any = None, **query: str | N
     Returns:
         The answer's JSON.
     """
-    token = os.environ.get("SLUICE_ADMIN_TOKEN")
     try:
-        # No proxy and no .netrc of the environment: a gateway is called directly.
-        with httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client:
-            response = client.request(
-                method,
-                url.rstrip("/") + path,
-                json=body,
-                params={name: value for name, value in query.items() if value is not None},
-                headers={"Authorization": f"Bearer {token}"} if token else {},
-            )
+        with connection() as client:
+            return ask(client, url, method, path, body=body, **query)
+    except Unanswered as exc:
+        fail(str(exc), exc.status)
+
+
+def connection(timeout_s: float = _TIMEOUT_S) -> httpx.Client:
+    """A connection for :func:`ask`, kept alive; to be closed."""
+    token = os.environ.get("SLUICE_ADMIN_TOKEN")
+    # No proxy and no .netrc of the environment: a gateway is called directly.
+    return httpx.Client(
+        timeout=timeout_s, trust_env=False, headers={"Authorization": f"Bearer {token}"} if token else {}
+    )
+
+
+def ask(
+    client: httpx.Client, url: str, method: str, path: str, *, body: Any = None, **query: str | None
+) -> Any:
+    """Call the gateway at *url* by *client*; the rest is as for :func:`call`.
+
+    Raises:
+        Unanswered: it is not there or refuses.
+    """
+    try:
+        response = client.request(
+            method,
+            url.rstrip("/") + path,
+            json=body,
+            params={name: value for name, value in query.items() if value is not None},
+        )
     except (httpx.TransportError, httpx.InvalidURL) as exc:
-        fail(
+        raise Unanswered(
             f"no gateway answers at {url} ({exc}): start one with `sluice up`, or name yours with --url or "
             f"SLUICE_URL",
             UNREACHABLE,
-        )
+        ) from exc
     try:
         answer = response.json()
     except ValueError:
-        fail(f"{url} answered {response.status_code} and no JSON: is it a Sluice gateway?", UNREACHABLE)
+        raise Unanswered(
+            f"{url} answered {response.status_code} and no JSON: is it a Sluice gateway?", UNREACHABLE
+        ) from None
     if response.is_error:
-        fail(_told(answer), REFUSED)
+        raise Unanswered(_told(answer), REFUSED)
     return answer
 
 

@@ -106,7 +106,7 @@ def broker(as_json: AsJson = False) -> None:
     with reporting():
         settings = Settings()
         node = Broker(settings.home, port=settings.broker_port)
-        with _stopped_by_signals():
+        with stopped_by_signals():
             try:
                 node.start()
                 if as_json:
@@ -122,7 +122,7 @@ def broker(as_json: AsJson = False) -> None:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[None]:
     """SIGTERM and a closed terminal interrupt like Ctrl-C."""
 
     def interrupt(_: int, __: FrameType | None) -> NoReturn:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.terminal import CTRL_C, terminal
 from tests.up import Running, sluice, sluice_up
 
 Run = Callable[..., "CompletedProcess[str]"]
@@ -115,6 +116,21 @@ def test_status(run: Run) -> None:
     text = run("status").stdout
     assert "mode   normal since" in text
     assert "running 0, 1, 2, 3" in text
+
+
+def test_watch(running: Running, run: Run) -> None:
+    assert run("limits", "set", "mallory", "0/minute").returncode == 0
+    assert run("check", "mallory").returncode == 1
+    with terminal("watch", "--interval", "0.2", "--url", running.url, env=running.env) as tty:
+        shown = tty.wait_for("NORMAL", "running 0-3", "in all", "mallory")
+        assert running.url in shown
+        tty.press(CTRL_C)
+        assert tty.ended() == 0
+        assert tty.as_before
+
+    seen = told(run("watch", "--interval", "0.2", "--json"))
+    assert seen["rates"]["allowed_per_s"] >= 0
+    assert "mallory" in [item["client_id"] for item in seen["rejected"]["items"]]
 
 
 def test_a_second_gateway_on_the_same_port_is_refused(running: Running, run: Run) -> None:

@@ -30,6 +30,7 @@ COMMANDS = [
     ["check"],
     ["reset"],
     ["status"],
+    ["watch"],
     ["verify"],
     ["bench"],
     ["limits", "set"],
@@ -84,6 +85,7 @@ def test_usage_errors_end_with_2(arguments: list[str]) -> None:
         ["limits", "list"],
         ["limits", "set", "a", "1/day"],
         ["bench", "--quick"],
+        ["watch"],
     ],
     ids=" ".join,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,6 +14,8 @@ from streams.contract.topics import DEFAULT_FILE
 
 GRACE_S: Final = 5
 """Requests that are under way when a gateway is stopped have this long to end."""
+
+_ADDRESS: Final = r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/]+):[1-9][0-9]{0,4}"
 
 _CLOSING_S: Final = 3.0
 """What closing takes beyond what settings allow: a question to a silent broker is given up after 2 s."""
@@ -81,7 +84,6 @@ class Settings(BaseSettings):
     )
     envoy: str | None = Field(
         None,
-        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/]+):[1-9][0-9]{0,4}$",
         description="Address (host:port) of Envoy's rate limit service, over gRPC; unset: none. It needs "
         "the extra `envoy`.",
     )
@@ -95,6 +97,13 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
     )
+
+    @field_validator("envoy")
+    @classmethod
+    def _envoy_is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and re.fullmatch(_ADDRESS, value) is None:
+            raise ValueError("no address and port: give one such as 127.0.0.1:8081 or [::1]:8081")
+        return value
 
     @field_validator("admin_token")
     @classmethod

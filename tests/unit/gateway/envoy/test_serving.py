@@ -41,7 +41,7 @@ def test_nothing_is_served_unless_it_was_asked_for() -> None:
 
 @pytest.mark.parametrize("address", ["8081", "127.0.0.1", "127.0.0.1:0", "host:port", ":8081", "a b:80"])
 def test_an_address_is_a_host_and_a_port(address: str) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match="give one such as"):
         Settings(envoy=address)
 
 

@@ -25,6 +25,7 @@ from streams.contract.errors import StateError
 from streams.contract.records import POSITION_BITS
 from streams.ledger import MARKER_KEY, Ledger, Marker, encode_marker, position_of
 from streams.metrics import Metrics
+from streams.remedies import START_AFRESH
 from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 
 _log = logging.getLogger("sluice.flush")
@@ -184,8 +185,7 @@ class Flusher:
             raise StateError(
                 f"the changelog of {table}, partition {self._store.partition}, has lost records: it had "
                 f"{expected}, and a new one came to offset {offset}. The topic was deleted or "
-                f"cut, and a lost disk would now lose counters. If that was meant, delete all of Sluice's "
-                f"topics and all workers' tables, and run `sluice topics create`"
+                f"cut, and a lost disk would now lose counters. If that was meant: {START_AFRESH}"
             )
         self.look_at_end(table, offset)
         self._expected[table] = offset + 1

@@ -38,22 +38,12 @@ from streams.metrics import Metrics
 from streams.outbox import Outbox
 from streams.owned import Owned
 from streams.peers import Peers
+from streams.remedies import START_AFRESH, START_ANEW
 from streams.restore import Restored
 from streams.settings import Settings
 from streams.store import PartitionStore
 
 _log = logging.getLogger("sluice.owner")
-
-START_AFRESH: Final = (
-    "stop all workers, delete their tables and the topics of the changelogs, run `sluice topics create` and "
-    "start them again: counters are recomputed from the log, limits taken from limit-updates"
-)
-
-START_ANEW: Final = (
-    "stop all workers, delete their tables and the topics of the changelogs and `checks`, run `sluice topics "
-    "create`, start the workers and set the limits again: nothing has been counted yet then"
-)
-"""Where the versions of limit updates begin again: in `checks` are those of old."""
 
 _POLL_S: Final = 0.02
 """Longest wait for a record: how late a command or an acknowledgment may be noticed."""
@@ -138,7 +128,7 @@ class Owner(threading.Thread):
         self._lag: dict[int, int] = {}
         self._lag_at = 0.0
         self._flushing = False
-        """Whether flushes have something to do that waits for nobody."""
+        """Whether flushes that may go on have something to do that waits for nobody."""
         self._stopping = False
         self._ended = False
 
@@ -233,13 +223,13 @@ class Owner(threading.Thread):
         now = monotonic()
         # While there is much to judge, flushes have a third of the time, or they would never end.
         until = now + max(_FLUSH_S, (now - began) / 2)
+        self._flushing = False
         for owned in tuple(self._running.values()):
             if not self._sure(now):
                 break
             self._tend(owned, now, until)
         if self._holding is not None:
             self._write_last(self._holding, now, until)
-        self._flushing = any(owned.busy for owned in (*self._running.values(), *self._held.values()))
         if self._leaving:
             self._end_leaving({p for p, (_, until) in self._leaving.items() if now >= until})
         if now - self._lag_at >= _LAG_S:
@@ -323,8 +313,8 @@ class Owner(threading.Thread):
             self._metrics,
             answer_from=restored.answer_from,
         )
-        if store.marker() is None:
-            # The default of the first start holds from now on, be there records or not.
+        if store.marker() != marker:
+            # The default of the first start holds from now on, be there records or not; so do topics' ids.
             owned.ledger.rewrite((), ())
         self._begin(owned)
         _log.info("partition %s: judging from offset %s", store.partition, marker.next_offset)
@@ -376,6 +366,8 @@ class Owner(threading.Thread):
                 held = self._held.get(partition)
                 if held is None or (self._lease.holds() and held.flush_to(goal, until)):
                     del holding.goals[partition]
+                elif self._lease.holds():
+                    self._flushing |= held.busy
             if not holding.goals or now >= holding.write_until or not self._lease.holds():
                 holding.end()
         elif now >= holding.drop_at and self._held:
@@ -486,6 +478,7 @@ class Owner(threading.Thread):
             self._resume_updates(owned.partition)
         if marker is not None:
             owned.ledger.forget_clean(self._settings.cached_clients // len(self._running))
+        self._flushing |= owned.busy
 
     def _resume_updates(self, partition: int) -> None:
         self._consumer.resume([TopicPartition(UPDATES, partition)])

@@ -24,6 +24,7 @@ from streams.contract.topics import CHECKS, UPDATES, describe
 from streams.lane import Copier
 from streams.metrics import Metrics
 from streams.reader import Reader
+from streams.remedies import START_AFRESH
 from streams.store import TABLES, PartitionStore, Record
 from streams.sweep import Sweeper
 
@@ -246,8 +247,8 @@ class Restorer(threading.Thread):
                     raise StateError(
                         f"the local {table} of partition {store.partition} have read their changelog to "
                         f"offset {store.next[table]} and it ends at {end}: the topic {self._topics[table]} "
-                        f"was deleted or cut. If that was meant, remove this worker's tables and start it "
-                        f"again"
+                        f"was deleted or cut, and these tables are the last that hold what it held. If that "
+                        f"was meant: {START_AFRESH}"
                     )
             followed.ends = ends
         self._postpone(lacking, why)

@@ -14,6 +14,7 @@ the markers are held in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Final
@@ -204,9 +205,12 @@ class Verification:
         if first is None:
             low, _ = self._reading.range_of(CHECKS, number)
             first = Marker(low, 0, -1, -1, marker.topic_id, marker.default, marker.updates_id)
+        if not first.updates_id:  # written before markers had it
+            first = msgspec.structs.replace(first, updates_id=marker.updates_id)
         finding = Finding(number, first.next_offset, marker.next_offset)
         ledger = Ledger(base, first)
-        self._fold(ledger, number, marker.next_offset, replies, finding)
+        for _ in self._fold(ledger, number, marker.next_offset, replies, finding):
+            pass  # what there is to say is in the finding
         recomputed, entries = ledger.take_dirty()
         if recomputed != marker:
             finding.note(f"the marker: recomputed {recomputed}, stored {marker}")
@@ -241,15 +245,21 @@ class Verification:
         replies: _Replies,
         finding: Finding,
     ) -> None:
-        """States flushed as they were after the marker, by offset: the fold goes on to each."""
+        """States flushed as they were after the marker, by offset: the fold goes on and comes by each."""
+        if not beyond:
+            return
         _, high = self._reading.range_of(CHECKS, number)
-        for offset in sorted(beyond):
-            if offset < high:
-                self._fold(ledger, number, offset + 1, replies, finding)
-            for key, found in beyond[offset]:
+        for offset in self._fold(ledger, number, min(max(beyond) + 1, high), replies, finding):
+            for key, found in beyond.pop(offset, ()):
                 _compare_states(key, ledger.value_of(key), found, ledger.clock_ms, finding)
+        # The log has nothing there.
+        for key, found in chain.from_iterable(beyond.values()):
+            _compare_states(key, ledger.value_of(key), found, ledger.clock_ms, finding)
 
-    def _fold(self, ledger: Ledger, number: int, end: int, replies: _Replies, finding: Finding) -> None:
+    def _fold(
+        self, ledger: Ledger, number: int, end: int, replies: _Replies, finding: Finding
+    ) -> Iterator[int]:
+        """Fold the log up to *end*, and say after each record which offset it had."""
         fault = fault_finder(number, self._partitions)
         for message in self._reading.read(CHECKS, number, ledger.next_offset, end, "error"):
             offset = message.offset()
@@ -260,6 +270,7 @@ class Verification:
                     reply = decode_reply(value)
                     if reply.offset == offset:
                         _compare_answers(folded.answers, reply.answers, offset, finding)
+            yield offset
 
 
 def _compare_states(

@@ -22,12 +22,19 @@ from tests.e2e.faults import (
 )
 from tests.e2e.faults.rig import Rig
 
+
+def added_and_removed(rig: Rig) -> None:
+    """A worker joins; no other goes but that one, however often this comes."""
+    test_workers.test_added(rig)
+    test_workers.test_removed(rig)
+
+
 FAULTS: Final = [
     fault
     for family in (test_brokers, test_clocks, test_gateways, test_network, test_takeover, test_workers)
     for name, fault in sorted(vars(family).items())
-    if name.startswith("test_") and callable(fault)
-]
+    if name.startswith("test_") and name not in ("test_added", "test_removed") and callable(fault)
+] + [added_and_removed]
 
 
 @pytest.mark.timeout(0)

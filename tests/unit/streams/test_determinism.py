@@ -7,10 +7,13 @@ what is sent to them late, in part, or after its sender is dead. What it decides
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.flush import Flusher, Overtaken
+from streams.flush import CHUNK, Flusher, Overtaken
 from streams.judge import Answer, fault_finder, fold
 from streams.ledger import MARKER_KEY, InForce, Ledger, Marker, _history, leaves_at_ms
 from streams.metrics import Metrics
@@ -23,6 +26,14 @@ from tests.unit.streams.partition_log import DEFAULT, PARTITION, PARTITIONS, log
 METRICS = Metrics()
 Action = tuple[object, ...]
 FIRST = Marker(0, 0, -1, -1, "", DEFAULT)
+
+
+@pytest.fixture(scope="module", autouse=True, params=[1, CHUNK])
+def _chunk(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Entries that a flush takes in a step: with one, crashes come between them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streams.flush.CHUNK", request.param)
+        yield
 
 
 class Worker:

@@ -4,6 +4,8 @@ A lane judges every check, as all others do, with a group, tables and changelogs
 later would have to judge the log from its beginning; instead it copies the default lane's state and goes on
 from that lane's marker. What is copied is read back and merged by position as at any restart
 (:mod:`streams.restore`), so a copy that breaks off is begun again, and two at once do no harm.
+It is written under the group's lease only, as all that an owner writes is: what came after the states of the
+partition's next owner would have to be found and mended (:mod:`streams.owner`).
 
 The default lane goes on writing meanwhile, and three rules keep what is copied whole:
 
@@ -29,6 +31,7 @@ from confluent_kafka import KafkaException, Producer, TopicPartition
 from streams import kafka
 from streams.contract.errors import Unavailable
 from streams.contract.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, changelogs_of
+from streams.lease import Lease
 from streams.ledger import MARKER_KEY, position_of
 from streams.metrics import Metrics
 from streams.reader import Reader
@@ -59,6 +62,7 @@ class Copier:
         source: The default lane's changelog of each table.
         target: This lane's.
         metrics: Counts what is copied.
+        lease: What is written without it may come after what the partition's next owner writes.
         chunk: Records read, written and acknowledged at a time: what a copy holds in memory.
         clock: Monotonic seconds.
     """
@@ -70,6 +74,7 @@ class Copier:
         source: dict[str, str],
         target: dict[str, str],
         metrics: Metrics,
+        lease: Lease,
         *,
         chunk: int = 10_000,
         clock: Callable[[], float] = monotonic,
@@ -79,6 +84,7 @@ class Copier:
         self._source = source
         self._target = target
         self._metrics = metrics
+        self._lease = lease
         self._chunk = chunk
         self._clock = clock
         self._copy: _Copy | None = None
@@ -86,9 +92,14 @@ class Copier:
     def advance(self, partition: int) -> bool:
         """Move the copy of *partition* on by a chunk, unless another is under way; ``True`` when it is done.
 
+        Without the lease nothing moves, and a copy that was under way is dropped.
+
         Raises:
             Unavailable: the broker does not answer; the copy begins again with the next call.
         """
+        if not self._lease.holds():
+            self.drop(partition)
+            return False
         if self._copy is None:
             reader = Reader(self._bootstrap, most=self._chunk)
             producer = kafka.changelog_producer(self._bootstrap, self._send_timeout_ms)

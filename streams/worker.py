@@ -97,6 +97,7 @@ class Worker:
                 changelogs(""),
                 tables.changelogs,
                 self.metrics,
+                lease,
             )
             if settings.lane
             else None,

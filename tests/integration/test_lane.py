@@ -13,10 +13,12 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from gateway.broker import Broker
+from streams.contract.clock import now
 from streams.contract.policy import parse_policy
 from streams.contract.records import POSITION_BITS
 from streams.contract.topics import create_topics, load_topics, with_lanes
 from streams.lane import Copier, changelogs
+from streams.lease import Lease
 from streams.ledger import (
     FORMAT,
     MARKER_KEY,
@@ -48,8 +50,11 @@ def kafka_of_lanes(fresh_kafka: Broker) -> Broker:
 
 
 @contextmanager
-def copier_of(broker: Broker, name: str, **options: Any) -> Iterator[Copier]:
-    copier = Copier(broker.bootstrap, 2_000, SOURCE, changelogs(name), Metrics(), **options)
+def copier_of(broker: Broker, name: str, lease: Lease | None = None, **options: Any) -> Iterator[Copier]:
+    if lease is None:
+        lease = Lease(600_000, 2_000)
+        lease.extend(now())
+    copier = Copier(broker.bootstrap, 2_000, SOURCE, changelogs(name), Metrics(), lease, **options)
     try:
         yield copier
     finally:

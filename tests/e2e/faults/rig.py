@@ -146,6 +146,12 @@ class Rig:
             on_failure=self.system.logs,
         )
 
+    def told_others(self, worker: Process) -> set[str]:
+        """What the group has told all workers but *worker*: a log line for every new generation."""
+        return {
+            line for other in self.system.workers if other is not worker for line in other.lines("generation")
+        }
+
     @contextmanager
     def second_lane(self) -> Iterator[None]:
         """A worker of another lane judges all partitions, too; it is none of :attr:`System.workers`."""

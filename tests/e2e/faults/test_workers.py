@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from datetime import datetime
 
 from tests.e2e.faults.report import Targets
 from tests.e2e.faults.rig import Rig
@@ -12,6 +13,11 @@ from tests.system import eventually
 
 SESSION_S = 6.0
 LAPSED = "the group lease ran out"
+
+
+def logged_at(line: str) -> float:
+    """Seconds since the Unix epoch, of a line of a worker's log."""
+    return datetime.fromisoformat(line[:23]).timestamp()
 
 
 def test_killed_and_not_started_again(rig: Rig) -> None:
@@ -41,8 +47,12 @@ def test_killed_with_a_short_session(rig: Rig) -> None:
 def test_stopped(rig: Rig) -> None:
     with rig.fault("worker: SIGTERM", targets=Targets(moved_s=2, kept_s=0.5)) as fault:
         victim = rig.most_loaded(fault.gateways[0])
+        told, stopped_at = rig.told_others(victim), time.time()
         assert victim.stop() == 0
         rig.others_take_over(fault)
+        told_at = min(map(logged_at, rig.told_others(victim) - told))
+        # However busy the machine: had it not left, the group would have waited for it.
+        assert told_at - stopped_at < 0.9 * SESSION_S
     with rig.joining(victim):
         victim.start()
 
@@ -51,9 +61,12 @@ def test_killed_and_started_again(rig: Rig) -> None:
     with rig.fault("worker: kill -9, started again at once", targets=Targets(moved_s=3, kept_s=0.5)) as fault:
         victim = rig.most_loaded(fault.gateways[0])
         fault.moved = rig.owned_by(fault.gateways[0], victim)
+        told = rig.told_others(victim)
         victim.kill()
         with rig.joining(victim):
             victim.start()
+    # It took its own place, so the group had nothing to tell anybody else.
+    assert rig.told_others(victim) == told
 
 
 def test_frozen_past_its_session_and_woken(rig: Rig) -> None:

@@ -13,14 +13,9 @@ from rocksdict import AccessType, Options, Rdict
 
 from streams.contract.policy import Policy, parse_policy
 from streams.contract.records import Batch, Decision, SingleCheck, decode_checks_record, decode_reply
-from streams.contract.topics import (
-    CHECKS,
-    COUNTERS_CHANGELOG,
-    POLICIES_CHANGELOG,
-    REPLIES,
-    app_id,
-)
+from streams.contract.topics import CHECKS, REPLIES, app_id
 from streams.judge import Answer
+from streams.lane import changelogs
 from streams.ledger import (
     MARKER_KEY,
     InForce,
@@ -35,7 +30,6 @@ from streams.replay import Record, replay
 from streams.store import COUNTERS, POLICIES, TABLES
 from tests.e2e.faults.load import PARTITIONS, Asked
 
-CHANGELOGS: Final = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
 _READ_S: Final = 30.0
 
 Table = dict[bytes, bytes]
@@ -100,14 +94,16 @@ class Oracle:
     Args:
         bootstrap: Of its Kafka.
         default: Its workers' built-in limits.
+        lane: Whose changelogs it reads.
     """
 
-    def __init__(self, bootstrap: str, default: Policy | None = None) -> None:
+    def __init__(self, bootstrap: str, default: Policy | None = None, lane: str = "") -> None:
         self._bootstrap = bootstrap
+        self._group = f"{app_id(lane)}-owner"
         self._default = default or parse_policy("100/minute")
         self._checks = Topic(bootstrap, CHECKS)
         self._replies = Topic(bootstrap, REPLIES)
-        self._changelogs = {table: Topic(bootstrap, name) for table, name in CHANGELOGS.items()}
+        self._changelogs = {table: Topic(bootstrap, name) for table, name in changelogs(lane).items()}
 
     def read(self) -> list[Truth]:
         """The truth of each partition as of now; there must be no more load."""
@@ -205,7 +201,7 @@ class Oracle:
 
     def committed(self) -> list[int]:
         """What lag monitors see of each partition."""
-        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": f"{app_id('')}-owner"})
+        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": self._group})
         try:
             places = [TopicPartition(CHECKS, partition) for partition in range(PARTITIONS)]
             return [place.offset for place in consumer.committed(places, timeout=_READ_S)]

@@ -154,7 +154,10 @@ class Rig:
 
     @contextmanager
     def second_lane(self) -> Iterator[None]:
-        """A worker of another lane judges all partitions, too; it is none of :attr:`System.workers`."""
+        """A worker of another lane judges all partitions, too; it is none of :attr:`System.workers`.
+
+        Its changelogs are held against the log in the end.
+        """
         self.cluster.create_lane("b")
         self.system.add_worker(lane="b")
         worker = self.system.workers.pop()
@@ -164,6 +167,7 @@ class Rig:
             on_failure=lambda: worker.tail(30),
         )
         yield
+        self.check_changelogs(Oracle(self.cluster.bootstrap, lane="b"))
         assert worker.stop() == 0
 
     def others_take_over(self, fault: Fault) -> None:
@@ -261,22 +265,7 @@ class Rig:
 
         And every check that was answered is in the log, but for those that its gateway says are not.
         """
-        truths = self.oracle.read()
-
-        def all_flushed() -> bool:
-            # What was published late, or relayed, may have come since.
-            truths[:] = self.oracle.read()
-            return flushed(truths, self.oracle.stored()) and not self.oracle.unmended()
-
-        eventually(
-            "all flushed, gaps mended",
-            all_flushed,
-            on_failure=lambda: self.behind(truths) + self.system.logs(),
-        )
-        for partition, (truth, stored) in enumerate(zip(truths, self.oracle.stored(), strict=True)):
-            check_state(partition, truth, stored, "changelog")
-        ends = [truth.marker.next_offset for truth in truths]
-        eventually("all committed", lambda: self.oracle.committed() == ends)
+        truths = self.check_changelogs(self.oracle)
         logged = sum(truth.checks for truth in truths)
         new, self._logged = logged - self._logged, logged
         uncounted = sum(gateway.count("sluice_checks_uncounted_total") for gateway in alive)
@@ -284,11 +273,34 @@ class Rig:
         assert answered - uncounted <= new <= len(load.asked), (answered, uncounted, new, len(load.asked))
         return self.oracle.check_replies(truths) + self.oracle.check_http(truths, load.asked)
 
-    def behind(self, truths: Sequence[Truth]) -> str:
+    def check_changelogs(self, oracle: Oracle) -> list[Truth]:
+        """When all is flushed, what *oracle*'s lane has stored and committed against the log.
+
+        Returns what the log says.
+        """
+        truths = oracle.read()
+
+        def all_flushed() -> bool:
+            # What was published late, or relayed, may have come since.
+            truths[:] = oracle.read()
+            return flushed(truths, oracle.stored()) and not oracle.unmended()
+
+        eventually(
+            "all flushed, gaps mended",
+            all_flushed,
+            on_failure=lambda: self.behind(oracle, truths) + self.system.logs(),
+        )
+        for partition, (truth, stored) in enumerate(zip(truths, oracle.stored(), strict=True)):
+            check_state(partition, truth, stored, "changelog")
+        ends = [truth.marker.next_offset for truth in truths]
+        eventually("all committed", lambda: oracle.committed() == ends)
+        return truths
+
+    def behind(self, oracle: Oracle, truths: Sequence[Truth]) -> str:
         """Each partition's end, and its marker."""
         ends = [truth.marker.next_offset for truth in truths]
-        markers = [decode_marker(tables[POLICIES][MARKER_KEY]).next_offset for tables in self.oracle.stored()]
-        return f"logs end at {ends}, markers are at {markers}; not mended: {self.oracle.unmended()}\n"
+        markers = [decode_marker(tables[POLICIES][MARKER_KEY]).next_offset for tables in oracle.stored()]
+        return f"logs end at {ends}, markers are at {markers}; not mended: {oracle.unmended()}\n"
 
     def places(self, gateway: Gateway) -> dict[str, list[int]]:
         """The partitions that each worker judges, or stands by for."""

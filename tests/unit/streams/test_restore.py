@@ -121,6 +121,6 @@ def test_a_changelog_that_was_made_again_ends_the_worker_with_the_remedy(
     with restoring(monkeypatch, store, lambda *_: 7) as (restored, failures):
         failure = failures.get(timeout=WAIT_S)
     assert isinstance(failure, StateError)
-    for word in ("to offset 8", "ends at 7", POLICIES_CHANGELOG, "remove this worker's tables"):
+    for word in ("to offset 8", "ends at 7", POLICIES_CHANGELOG, "sluice topics create"):
         assert word in str(failure)
     assert restored.empty()

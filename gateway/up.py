@@ -152,7 +152,10 @@ class Up:
         return self._child(name, ["-m", "streams", "worker"], env)
 
     def _gateway(self, number: int, port: int) -> Child:
-        return self._child(f"gateway-{number}", ["-m", "gateway", "gateway"], {"SLUICE_PORT": str(port)})
+        env = {"SLUICE_PORT": str(port)}
+        if number > 1:
+            env["SLUICE_ENVOY"] = ""  # the first one's: an address is one gateway's
+        return self._child(f"gateway-{number}", ["-m", "gateway", "gateway"], env)
 
     def _child(self, name: str, arguments: list[str], env: dict[str, str]) -> Child:
         env |= {"SLUICE_KAFKA": self._settings.bootstrap, "SLUICE_HOME": str(self._home)}

@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from gateway.ports import free_port, is_free
 from tests.broker import home_with_jars
 from tests.system import eventually
 from tests.up import Running, environment, sluice, sluice_up
@@ -76,7 +77,10 @@ def test_what_the_ready_lines_offer_works(tmp_path: Path) -> None:
 
 
 def test_two_workers_and_two_gateways_count_as_one(tmp_path: Path) -> None:
-    with sluice_up(tmp_path, "--workers", "2", "--gateways", "2") as running:
+    envoy = free_port()
+    env = environment(tmp_path, SLUICE_ENVOY=f"127.0.0.1:{envoy}")  # the first gateway's
+    with sluice_up(tmp_path, "--workers", "2", "--gateways", "2", env=env) as running:
+        assert not is_free(envoy)
         port = int(running.env["SLUICE_PORT"])
         urls = [running.url, f"http://127.0.0.1:{port + 1}"]
         answers = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -48,3 +49,11 @@ def test_an_address_is_a_host_and_a_port(address: str) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:8081", "0.0.0.0:8081", "[::1]:8081", "localhost:65535"])
 def test_hosts_may_be_names_and_addresses(address: str) -> None:
     assert Settings(envoy=address).envoy == address
+
+
+def test_a_gateway_that_serves_no_envoy_needs_no_extra() -> None:
+    # Nor may gRPC be there before processes are forked.
+    names = ("grpc", "google.protobuf")
+    gone = f"import sys\nsys.modules.update(dict.fromkeys({names}))\n"
+    script = f"{gone}import gateway.cli, gateway.prefork, gateway.server"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

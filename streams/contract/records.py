@@ -23,6 +23,7 @@ does not know; JSON begins with ``{``, which is no version.
 
 from __future__ import annotations
 
+from operator import methodcaller
 from struct import Struct
 from struct import error as struct_error
 from typing import Annotated, Any, Final
@@ -207,6 +208,11 @@ _update_key = msgspec.json.Decoder(UpdateKey)
 _beat = msgspec.json.Decoder(NodeBeat)
 _pack = msgspec.msgpack.Encoder().encode
 _json = msgspec.json.Encoder().encode
+
+# Given a name that is not UTF-8, confluent-kafka's method sets an exception and returns a list all the same,
+# with a null pointer in it. A call by `methodcaller` raises then; one written out is specialized by CPython
+# once it has run a few times, no longer looks, and the process dies. So it does at a second call.
+_headers = methodcaller("headers")
 
 
 class _JsonReplyTo(msgspec.Struct, forbid_unknown_fields=True):
@@ -427,13 +433,13 @@ def decode_update(
 
 
 def headers_of(message: Any) -> list[tuple[str, bytes]] | None:
-    """The headers of *message*, a record as consumed.
+    """The headers of *message*, a record as consumed; to be called once a message.
 
     Raises:
         UndecodableRecord: with the reason.
     """
     try:
-        return message.headers()  # type: ignore[no-any-return]
+        return _headers(message)  # type: ignore[no-any-return]
     except (SystemError, UnicodeDecodeError) as exc:
         # confluent-kafka: "returned a result with an exception set".
         raise UndecodableRecord("a header has a name that is not UTF-8") from exc

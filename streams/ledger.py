@@ -246,6 +246,10 @@ class Ledger:
         """By plan and resource, in this epoch."""
         self._overwritten = False
 
+    def crowded(self, keep: int) -> bool:
+        """Whether memory is a quarter above what :meth:`forget_clean` leaves: flushes have fallen behind."""
+        return self.size > keep * QUIET_BYTES * 5 // 4
+
     @property
     def changed(self) -> bool:
         """Whether anything, be it only how far the log is read, is not yet flushed."""

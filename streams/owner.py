@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -468,6 +469,10 @@ class Owner(threading.Thread):
             end = self._ends.pop((table, owned.partition), None)
             if end is not None:
                 owned.look_at_end(table, end)
+        keep = self._settings.cached_clients // len(self._running)
+        if owned.ledger.crowded(keep):
+            # Only what is flushed can be dropped from memory: checks wait for that, for once.
+            until = inf
         try:
             marker = owned.tend(now, until)
         except Overtaken as exc:
@@ -477,7 +482,7 @@ class Owner(threading.Thread):
         if owned.partition in self._updates_paused and not owned.relay.full:
             self._resume_updates(owned.partition)
         if marker is not None:
-            owned.ledger.forget_clean(self._settings.cached_clients // len(self._running))
+            owned.ledger.forget_clean(keep)
         self._flushing |= owned.busy
 
     def _resume_updates(self, partition: int) -> None:

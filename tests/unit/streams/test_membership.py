@@ -39,7 +39,7 @@ class Broker:
         if isinstance(code, KafkaError):
             raise code
         rest = {HEARTBEAT: [], LEAVE: [[("m1", "w1", self.of_member)]], SYNC: [b""]}[struct.API_KEY]
-        answer: Response = struct.RESPONSE_TYPE(0, code, *rest)
+        answer: Response = struct.RESPONSE_TYPE(0, code, *rest)  # type: ignore[misc]
         return answer
 
 
@@ -115,7 +115,7 @@ async def test_one_whom_the_group_no_longer_knows_has_no_lease(member: Member, o
 async def test_the_lease_counts_from_the_sending(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 200.0])
     monkeypatch.setattr("streams.membership.now", lambda: next(times))
-    lasts = []
+    lasts: list[Any] = []
     monkeypatch.setattr(member.lease, "extend", lasts.append)
     await member.beat(0)
     assert lasts == [100.0]

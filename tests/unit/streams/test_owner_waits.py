@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,7 +20,7 @@ from streams.owner import Owner
 from streams.settings import Settings
 from tests.unit.streams.memory import Changelogs, MemoryStore
 
-CLIENT = next(name for name in map("c-{}".format, range(99)) if partition_of(name, 4) == 0)
+CLIENTS = [name for name in map("c-{}".format, range(20_000)) if partition_of(name, 4) == 0]
 
 
 class Lease:
@@ -40,31 +41,60 @@ class Waits:
         return []
 
 
-def test_it_waits_where_a_flush_may_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Bench(NamedTuple):
+    """An owner that judges one partition, and what stands around it."""
+
+    owner: Owner
+    owned: Owned
+    lease: Lease
+    waits: Waits
+    changelogs: Changelogs
+
+    def judge(self, clients: list[str]) -> None:
+        ledger = self.owned.ledger
+        offset = ledger.next_offset
+        judge(ledger, offset, ledger.advance(offset, 1_000), [*map(Check, clients)], fault_finder(0, 4))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     waits, lease, changelogs = Waits(), Lease(), Changelogs()
     monkeypatch.setattr("streams.owner.drain", waits)
     settings, metrics = Settings(kafka="127.0.0.1:1", home=tmp_path), Metrics()
-    stopped: Any = lambda *_: None  # noqa: E731
-    owner = Owner(settings, 4, {"counters": "c", "policies": "p"}, lease, metrics, stopped, stopped)  # type: ignore[arg-type]
+    told: Any = lambda *_: None  # noqa: E731
+    owner = Owner(settings, 4, {"counters": "c", "policies": "p"}, lease, metrics, told, told)  # type: ignore[arg-type]
     outbox: Any = owner._outbox
     monkeypatch.setattr(outbox, "changelog", lambda _, *rest: changelogs.send(*rest))
     marker = Marker(0, 0, -1, -1, "topic", parse_policy("100/minute"))
-    owned = Owned(settings, 4, MemoryStore(0), marker, outbox, metrics)
-    judge(owned.ledger, 0, owned.ledger.advance(0, 1_000), [Check(CLIENT)], fault_finder(0, 4))
-    owner._running[0] = owned
+    owned = owner._running[0] = Owned(settings, 4, MemoryStore(0), marker, outbox, metrics)
     owner._lag_at = monotonic() + 1_000  # there is nobody to ask
+    yield Bench(owner, owned, lease, waits, changelogs)
+    owner._consumer.close()
 
+
+def test_it_waits_where_a_flush_may_not_go_on(bench: Bench) -> None:
+    owner, waits, changelogs = bench.owner, bench.waits, bench.changelogs
+    bench.judge(CLIENTS[:1])
     owner._turn()
     assert changelogs.sent, "the flush has begun"
     changelogs.arrive_all()
     owner._turn()
     assert waits.given[-1] > 0, "nothing was to be done without the acknowledgment"
     changelogs.fail()  # of the marker
-    lease.held = False
+    bench.lease.held = False
     owner._turn()
     owner._turn()
     assert waits.given[-1] > 0, "the flush is to be begun again, but not now"
-    lease.held = True
+    bench.lease.held = True
     owner._turn()
-    assert owned.ledger.changed, "it will be written again"
-    owner._consumer.close()
+    assert bench.owned.ledger.changed, "it will be written again"
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_a_flush_is_done_at_once_only_where_memory_is_short(bench: Bench, crowded: bool) -> None:
+    bench.judge(CLIENTS)
+    if crowded:
+        bench.owned.ledger.size *= 1_000
+    bench.owner._turn()  # the flush begins
+    bench.owner._turn()
+    assert (len(bench.changelogs.sent) == len(CLIENTS)) == crowded

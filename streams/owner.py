@@ -194,7 +194,7 @@ class Owner(threading.Thread):
         cause = None
         try:
             # A worker that judges nothing yet may be the one to take over.
-            kafka.acquaint(self._consumer, (CHECKS, UPDATES))
+            kafka.acquaint(self._consumer, (CHECKS, UPDATES, NODES))
             self._outbox.acquaint()
             self._listen()
             while not self._stopping:

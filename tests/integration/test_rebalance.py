@@ -113,9 +113,14 @@ def test_a_partition_that_has_moved_is_answered_until_its_new_owner_judges(bench
         "another lane": worker_beat("far", "b", {3: PartitionBeat("running")}),
         "another partition": worker_beat("other", "a", {1: PartitionBeat("running")}),
     }
-    for beat in beats.values():
-        bench.produce(NODES, encode_beat(beat), partition=0)
-    eventually("they were heard", lambda: bench.owner.others().result(WAIT_S))
+
+    def heard() -> bool:
+        # Beats come again and again: who has just begun to listen has missed those of before.
+        for beat in beats.values():
+            bench.produce(NODES, encode_beat(beat), partition=0)
+        return bench.owner.others().result(WAIT_S)
+
+    eventually("they were heard", heard)
     assert bench.check(1).remaining == 98
     bench.produce(NODES, encode_beat(worker_beat("new", "a", {3: PartitionBeat("running")})), partition=0)
     [store] = bench.dropped.get(timeout=WAIT_S)

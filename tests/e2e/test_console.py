@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from gateway.broker import Broker
-from tests.system import Gateway, System, running_system
+from tests.system import Gateway, System, eventually, running_system
 
 TOKEN: Final = "correct horse"
 HOSTILE: Final = "<img src=x onerror=alert(1)>\u202e/..?#&"
@@ -228,7 +228,7 @@ def test_it_says_when_checks_are_let_through_and_when_nobody_answers(
     expect(announcement).to_be_empty()  # that all is well is not read out
     worker = system.workers[0]
     worker.signal(signal.SIGSTOP)
-    assert gateway.check("anybody")["degraded"]
+    eventually("checks are let through", lambda: gateway.check("anybody")["degraded"])
     expect(page.locator("#mode-name")).to_have_text("Degraded")
     expect(page.locator("#mode-through")).to_contain_text("Partitions let through:")
     expect(page.locator("#mode-why")).to_contain_text("is its worker running?")

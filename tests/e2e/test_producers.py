@@ -176,4 +176,6 @@ def test_a_worker_listens_for_its_metrics_on_loopback_and_for_nothing_else(syste
     shown = {name for name in re.findall(r"# TYPE (\S+) ", page) if not name.endswith("_created")}
     documented = set(re.findall(r"^``(\w+)``", streams.metrics.__doc__ or "", re.MULTILINE))
     assert len(documented) > 10
-    assert shown == documented
+    # `process_*` is documented as one: which of them there are is the library's to say.
+    assert {name for name in shown if not name.startswith("process_")} == documented
+    assert shown > documented

@@ -28,6 +28,9 @@ Of: TypeAlias = T | Callable[[HTTPConnection], T | Awaitable[T]]
 Identify: TypeAlias = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
 """Who asks: the id that limits are kept by; ``None``: whoever this is, it is not limited."""
 
+TRY_AGAIN_LATER: Final = 1013
+"""What a WebSocket is closed with that is denied."""
+
 QUIET_S: Final = 60.0
 """Between two lines in the log: what fails once fails for every request."""
 

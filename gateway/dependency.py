@@ -4,13 +4,11 @@ from fastapi import HTTPException, Response, WebSocketException
 from starlette.requests import HTTPConnection
 
 from gateway.answer import Answer
-from gateway.asking import Asking, Identify, Of, refusal
+from gateway.asking import TRY_AGAIN_LATER, Asking, Identify, Of, refusal
 from gateway.headers import rate_limit_headers
 from gateway.limiter import Limiter
 
 # FastAPI reads the signature of __call__ as it stands: no annotations as strings in this module.
-
-_TRY_AGAIN_LATER = 1013
 
 
 class RateLimit:
@@ -68,6 +66,6 @@ class RateLimit:
             return answer
         detail, remedy = refusal(answer)
         if connection.scope["type"] == "websocket":
-            raise WebSocketException(_TRY_AGAIN_LATER, detail)
+            raise WebSocketException(TRY_AGAIN_LATER, detail)
         told = f"{detail}; {remedy}" if remedy else detail
         raise HTTPException(429, told, {**headers, "content-type": "application/problem+json"})

@@ -29,11 +29,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.answer import Answer
 from gateway.api.problems import RATE_LIMITED, problem
 from gateway.api.responses import PROBLEM, Rendered, render
-from gateway.asking import Asking, Identify, Of, refusal
+from gateway.asking import TRY_AGAIN_LATER, Asking, Identify, Of, refusal
 from gateway.headers import Headers, rate_limit_headers
 from gateway.limiter import Limiter
 
-_TRY_AGAIN_LATER = 1013
 _STARTS = ("http.response.start", "websocket.accept")
 
 
@@ -94,7 +93,7 @@ class RateLimitMiddleware:
         elif "websocket.http.response" in scope.get("extensions", {}):
             await _respond("websocket.http", rendered, send)
         else:
-            await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER, "reason": refusal(answer)[0]})
+            await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": refusal(answer)[0]})
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as ours:

@@ -97,7 +97,6 @@ class Flusher:
         self._began = monotonic()
         self._failed = False
         self._marker, (self._unsent, self._policies) = self._ledger.take_dirty()
-        self._counters = []
         self._stored = 0
         self._step = _ENTRIES
         for key, value in self._policies:
@@ -123,6 +122,7 @@ class Flusher:
             self._step = _IDLE
             self._metrics.flush_failures.inc()
             self._ledger.rewrite(*([key for key, _ in part] for part in (self._counters, self._policies)))
+            self._counters, self._policies = [], []
         elif self._step == _ENTRIES:
             self._step = _MARKER
             self._produce(POLICIES, MARKER_KEY, encode_marker(self._marker))
@@ -164,6 +164,7 @@ class Flusher:
         self._ledger.flushed = self._marker
         self._metrics.flush_entries.observe(len(counters) + len(self._policies))
         self._metrics.flush_seconds.observe(monotonic() - self._began)
+        self._counters, self._policies = [], []
         return True
 
     def _delivered(self, table: str, error: Any, message: Any) -> None:

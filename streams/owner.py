@@ -292,7 +292,8 @@ class Owner(threading.Thread):
         # Without a marker the counters are recomputed from all that the log still holds.
         default = self._settings.default_policy
         first = Marker(restored.log_start, 0, -1, -1, topic_id, default, updates_id)
-        marker = store.marker() or first
+        stored = store.marker()
+        marker = stored or first
         if marker.topic_id != topic_id:
             raise TopicRecreated(
                 f"the counters of partition {store.partition} belong to a topic {CHECKS} that is gone (id "
@@ -314,7 +315,7 @@ class Owner(threading.Thread):
             self._metrics,
             answer_from=restored.answer_from,
         )
-        if store.marker() != marker:
+        if stored != marker:
             # The default of the first start holds from now on, be there records or not; so do topics' ids.
             owned.ledger.rewrite((), ())
         self._begin(owned)

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import httpx
 import pytest
 
-from gateway.ports import free_port, is_free
+from gateway.ports import free_port
 from tests.broker import CHECKOUT
-from tests.system import Gateway, Process, System, eventually
-from tests.upstream import Upstream, upstream
+from tests.e2e.proxies.proxied import Proxied, running_proxy
+from tests.system import Process, System, eventually
+from tests.upstream import upstream
 
 CONFIG = CHECKOUT / "docker" / "envoy" / "envoy.yaml"
 PROGRAM = CHECKOUT / ".venv" / "envoy" / "envoy" / "_bin" / "envoy"
-
-
-class Proxied(NamedTuple):
-    gateway: Gateway
-    app: Upstream
-    http: httpx.Client
 
 
 def configuration(folder: Path, *, listen: int, sluice: int, app: int) -> Path:
@@ -53,13 +46,8 @@ def proxied(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         envoy = Process(
             "envoy", [str(PROGRAM), "-c", str(config), *options], env={}, log=folder / "envoy.log"
         )
-        envoy.start()
-        try:
-            eventually("Envoy listens", lambda: not is_free(port), on_failure=envoy.tail)
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
-                yield Proxied(gateway, app, http)
-        finally:
-            assert envoy.stop() == 0
+        with running_proxy(envoy, port, gateway, app) as running:
+            yield running
 
 
 def test_n_requests_come_through_and_the_others_are_429(proxied: Proxied) -> None:

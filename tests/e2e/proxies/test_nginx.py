@@ -6,23 +6,16 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import httpx
 import pytest
 
-from gateway.ports import free_port, is_free
+from gateway.ports import free_port
 from tests.broker import CHECKOUT
-from tests.system import Gateway, Process, System, eventually
-from tests.upstream import Upstream, upstream
+from tests.e2e.proxies.proxied import Proxied, running_proxy
+from tests.system import Process, System, eventually
+from tests.upstream import upstream
 
 CONFIG = CHECKOUT / "docker" / "nginx" / "nginx.conf"
-
-
-class Proxied(NamedTuple):
-    gateway: Gateway
-    app: Upstream
-    http: httpx.Client
 
 
 def configuration(folder: Path, *, listen: int, sluice: int, app: int) -> Path:
@@ -56,13 +49,8 @@ def proxied(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             env={},
             log=folder / "nginx.log",
         )
-        nginx.start()
-        try:
-            eventually("nginx listens", lambda: not is_free(port), on_failure=nginx.tail)
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
-                yield Proxied(gateway, app, http)
-        finally:
-            assert nginx.stop() == 0
+        with running_proxy(nginx, port, gateway, app) as running:
+            yield running
 
 
 def test_n_requests_come_through_and_the_others_are_429(proxied: Proxied) -> None:

@@ -104,6 +104,7 @@ def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
         redirect_slashes=False,  # an id may end in a slash
         redoc_url=None,
         lifespan=lifespan,
+        telemetry={"tracing": False},  # its spans name paths, and those name clients
     )
     app.models, app.resources = _MODELS, _RESOURCES
     app.state.settings = settings

@@ -38,13 +38,25 @@ GATHER_S: Final = 0.05
 trouble, and the worker that comes back, have enough to do."""
 
 
+class Carried(Protocol):
+    """What goes with a batch beside its checks: a trace."""
+
+    headers: list[tuple[str, bytes]]
+    """Of the record."""
+
+    def done(self, error: str | None) -> None:
+        """The broker has acknowledged the record (``None``), or it is not published; any thread."""
+
+
 class Outbox(Protocol):
     """Where batches go out: the transport."""
 
     incarnation: int
     reply_partition: int
 
-    def send_checks(self, partition: int, value: bytes, number: int, checks: int) -> None:
+    def send_checks(
+        self, partition: int, value: bytes, number: int, checks: int, carried: Carried | None = None
+    ) -> None:
         """Publish a batch, without blocking; one that fails later is told to :meth:`Batcher.undelivered`.
 
         Raises:
@@ -252,15 +264,21 @@ class Batcher:
     def _publish(self, batch: PendingBatch, reply_to: int) -> bool:
         checks = len(batch.checks)
         value = encode_batch(Batch(reply_to, self._outbox.incarnation, batch.number, batch.checks))
+        carried = self._carried(batch)
         try:
-            self._outbox.send_checks(batch.partition, value, batch.number, checks)
-        except Unavailable:
+            self._outbox.send_checks(batch.partition, value, batch.number, checks, carried)
+        except Unavailable as exc:
+            if carried is not None:
+                carried.done(str(exc))
             self._metrics.publish_failures += 1
             self._metrics.uncounted += checks
             return False
         if checks:
             self._metrics.batches.observe(checks)
         return True
+
+    def _carried(self, batch: PendingBatch) -> Carried | None:
+        """What goes with *batch*, which is about to be published; gateway/tracing.py has something."""
 
     # --- what comes back --------------------------------------------------------------------
 

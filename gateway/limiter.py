@@ -121,6 +121,7 @@ class Limiter:
         self._partitions = specs[CHECKS].partitions
         slot = secrets.randbits(64) if reply_slot is None else reply_slot
         self._reply_partition = slot % specs[REPLIES].partitions
+        self._kind = _traced() if settings.tracing else Batcher
         self._node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
         self._started = False
         self._know_nothing()
@@ -164,7 +165,7 @@ class Limiter:
             loop=loop,
             listener=self,
         )
-        self._batcher = Batcher(
+        self._batcher = self._kind(
             loop,
             self._transport,
             self.metrics,
@@ -492,6 +493,17 @@ class Limiter:
         )
         with suppress(Unavailable):
             self._transport.send_beat(beat.id.encode(), encode_beat(beat))
+
+
+def _traced() -> type[Batcher]:
+    """The batcher that tells of checks by OpenTelemetry.
+
+    Raises:
+        SettingsError: the packages are not there.
+    """
+    from gateway.tracing import TracedBatcher
+
+    return TracedBatcher
 
 
 def _wall_ms() -> int:

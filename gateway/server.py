@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from gateway.api.hot import HotPath
 from gateway.app import create_app
@@ -45,26 +46,39 @@ def serve(settings: Settings, peer: Peer | None = None) -> str | None:
     limiter = Limiter(settings, reply_slot=peer.reply_slot if peer else None)
     app = create_app(settings, limiter)
     envoy = envoy_server(settings, limiter, app.state.mapping, shared=peer is not None)
-    config = uvicorn.Config(
-        HotPath(app, limiter, legacy_headers=settings.legacy_headers),
-        host=settings.host,
-        port=settings.port,
-        http=GatheredProtocol,
-        # It would log a start that fails with a traceback, whatever the reason.
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        # A header field and a wrapper that cost each request some microseconds; what a proxy says is
-        # looked at in security.py.
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S,
-    )
-    try:
-        uvloop.run(_serve(app, uvicorn.Server(config), limiter, envoy, peer))
-    except asyncio.CancelledError:
-        return None  # a signal while it started
-    return limiter.failure
+    served: ASGIApp = HotPath(app, limiter, legacy_headers=settings.legacy_headers)
+    with ExitStack() as stack:
+        if settings.tracing:
+            served = _traced(served, limiter, stack)
+        config = uvicorn.Config(
+            served,
+            host=settings.host,
+            port=settings.port,
+            http=GatheredProtocol,
+            # It would log a start that fails with a traceback, whatever the reason.
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            # A header field and a wrapper that cost each request some microseconds; what a proxy says is
+            # looked at in security.py.
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        try:
+            uvloop.run(_serve(app, uvicorn.Server(config), limiter, envoy, peer))
+        except asyncio.CancelledError:
+            return None  # a signal while it started
+        return limiter.failure
+
+
+def _traced(app: ASGIApp, limiter: Limiter, stack: ExitStack) -> ASGIApp:
+    """*app*, going on with its callers' traces; spans are sent until *stack* ends."""
+    from gateway.tracing import TracedApp
+    from streams.contract.tracing import start
+
+    stack.callback(start("sluice-gateway", limiter.node_id))
+    return TracedApp(app)
 
 
 async def _serve(

@@ -94,6 +94,10 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = Field(
         None, description="Bearer token that changes of limits must carry; required beyond loopback."
     )
+    tracing: bool = Field(
+        False,
+        description="Send spans by OpenTelemetry (OTEL_* variables say where to); needs sluice[tracing].",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
     )

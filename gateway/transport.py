@@ -31,6 +31,7 @@ from confluent_kafka import (
 
 from gateway import kafka
 from gateway.admin import Word
+from gateway.batcher import Carried
 from gateway.following import Following
 from gateway.lookup import Look
 from gateway.nodes import Beat, BrokerView
@@ -199,7 +200,9 @@ class Transport:
 
     # --- out --------------------------------------------------------------------------------
 
-    def send_checks(self, partition: int, value: bytes, number: int, checks: int) -> None:
+    def send_checks(
+        self, partition: int, value: bytes, number: int, checks: int, carried: Carried | None = None
+    ) -> None:
         """Publish a batch; a later failure is told as ``(number, checks)``.
 
         Raises:
@@ -209,8 +212,11 @@ class Transport:
         def report(error: KafkaError | None, _: Message) -> None:
             if error is not None:
                 self._failures.append((number, checks))
+            if carried is not None:
+                carried.done(None if error is None else error.str())
 
-        self._produce(CHECKS, value, partition=partition, on_delivery=report)
+        headers = {} if carried is None else {"headers": carried.headers}
+        self._produce(CHECKS, value, partition=partition, on_delivery=report, **headers)
 
     def send_look(self, partition: int, value: bytes) -> None:
         """Publish a single check, whose reply is told under its own id.

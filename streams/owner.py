@@ -114,6 +114,7 @@ class Owner(threading.Thread):
         )
         self._committed: dict[int, int] = {}
         self._steps = Steps(self._consumer)
+        self._kind = _traced() if settings.tracing else Owned
         self._outbox = Outbox(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._peers = Peers(settings.node_id, settings.lane or "a")
@@ -306,7 +307,7 @@ class Owner(threading.Thread):
                 f"known ones. If it was deleted on purpose: {START_ANEW}"
             )
         marker = msgspec.structs.replace(marker, updates_id=updates_id)
-        owned = Owned(
+        owned = self._kind(
             self._settings,
             self._partitions,
             store,
@@ -510,6 +511,17 @@ class Owner(threading.Thread):
             self._lag[partition] = max(0, end - owned.ledger.next_offset) if end >= 0 else 0
             self._metrics.lag.labels(str(partition)).set(self._lag[partition])
         self._metrics.cached.set(sum(len(owned.ledger.states) for owned in self._judged()))
+
+
+def _traced() -> type[Owned]:
+    """The partition that tells of its records by OpenTelemetry.
+
+    Raises:
+        SettingsError: the packages are not there.
+    """
+    from streams.tracing import TracedOwned
+
+    return TracedOwned
 
 
 def _pass_on_failure(done: Future[None], called: Future[None]) -> None:

@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field("127.0.0.1", description="Address of the worker's /metrics.")
     metrics_port: int = Field(9101, ge=0, le=65535, description="Port of the worker's /metrics; 0: any free.")
+    tracing: bool = Field(
+        False,
+        description="Send spans by OpenTelemetry (OTEL_* variables say where to); needs sluice[tracing].",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
     )

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 import uvloop
@@ -279,7 +279,15 @@ def main() -> int:
                 _log.critical("%s", exc)
                 return _exit_code(exc)
 
-    code = uvloop.run(work())
+    with ExitStack() as stack:
+        if settings.tracing:
+            try:
+                from streams.contract.tracing import start
+            except SettingsError as exc:
+                _log.critical("%s", exc)
+                return EXIT_CONFIG
+            stack.callback(start("sluice-worker", settings.node_id))
+        code = uvloop.run(work())
     logging.shutdown()
     # Faust's consumer thread may outlive its loop; nothing is left to be done.
     os._exit(code)

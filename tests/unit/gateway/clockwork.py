@@ -7,7 +7,7 @@ import heapq
 from collections import deque
 from typing import Any
 
-from gateway.batcher import Batcher
+from gateway.batcher import Batcher, Carried
 from gateway.deny_cache import DenyCache
 from gateway.metrics import Metrics
 from gateway.mode import Mode
@@ -59,14 +59,18 @@ class Outbox:
     def __init__(self) -> None:
         self.sent: list[tuple[int, Batch]] = []
         self.broken = False
+        self.carried: list[Carried | None] = []
 
-    def send_checks(self, partition: int, value: bytes, number: int, checks: int) -> None:
+    def send_checks(
+        self, partition: int, value: bytes, number: int, checks: int, carried: Carried | None = None
+    ) -> None:
         if self.broken:
             raise Unavailable("queue full")
         batch = decode_checks_record(value)
         assert isinstance(batch, Batch)
         assert (batch.number, len(batch.checks)) == (number, checks)
         self.sent.append((partition, batch))
+        self.carried.append(carried)
 
     @property
     def last(self) -> Batch:
@@ -78,14 +82,21 @@ class Bench:
 
     deadline_s = 0.25
 
-    def __init__(self, *, partitions: int = 1, misses: int = 3, max_in_flight: int = 100_000) -> None:
+    def __init__(
+        self,
+        *,
+        partitions: int = 1,
+        misses: int = 3,
+        max_in_flight: int = 100_000,
+        kind: type[Batcher] = Batcher,
+    ) -> None:
         self.loop = Clockwork()
         self.outbox = Outbox()
         self.metrics = Metrics()
         self.mode = Mode(self.metrics, self.loop.time, lambda: int(self.loop.now * 1000))
         self.denials = DenyCache(self.metrics, partitions, 100, self.loop.time)
         self.rejections = Rejections(self.loop.time)
-        self.batcher = Batcher(
+        self.batcher = kind(
             self.loop,
             self.outbox,
             self.metrics,

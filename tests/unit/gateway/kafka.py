@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gateway.admin import Word
+from gateway.batcher import Carried
 from gateway.limiter import Limiter
 from gateway.lookup import Look, WindowUse
 from gateway.nodes import BrokerView
@@ -54,7 +55,9 @@ class Kafka:
     def stop(self) -> None:
         self.stopped = True
 
-    def send_checks(self, partition: int, value: bytes, number: int, checks: int) -> None:
+    def send_checks(
+        self, partition: int, value: bytes, number: int, checks: int, carried: Carried | None = None
+    ) -> None:
         batch = decode_checks_record(value)
         assert isinstance(batch, Batch)
         self.checks += batch.checks

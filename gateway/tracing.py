@@ -1,0 +1,140 @@
+"""A gateway's spans: ``sluice.check`` from asked to answered, ``sluice.publish`` from sent to acknowledged.
+
+A batch carries the checks of many callers, and its record one trace: that of the first sampled check in it,
+whose span is the parent of the batch's; it links the others. A batch without a sampled check has neither span
+nor header, so whoever samples one check in a thousand pays for those.
+
+No span names a client: ids may be secrets.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from typing import Any, Final
+
+from opentelemetry import context as contexts
+from opentelemetry import trace
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.answer import Answer
+from gateway.batcher import Batcher, Carried
+from gateway.pending import Outcome, PendingBatch
+from streams.contract.records import Check
+from streams.contract.topics import CHECKS, partition_of
+from streams.contract.tracing import FIELDS, context_from, headers_to
+
+_FIELDS: Final = frozenset(name.encode() for name in FIELDS)
+
+MAX_LINKS: Final = 127
+"""What OpenTelemetry keeps of a span's links, less the parent."""
+
+
+class TracedBatcher(Batcher):
+    """A batcher that tells of checks and batches."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tracer = trace.get_tracer("sluice.gateway")
+        self._asking: dict[int, list[SpanContext]] = {}
+        """The sampled checks of batches not yet sent, by number."""
+
+    def ask(self, check: Check) -> Future[Outcome] | Answer:
+        """As a batcher does; the span is a child of the caller's current one."""
+        span = self._tracer.start_span("sluice.check", attributes={"sluice.cost": check.cost})
+        outcome = super().ask(check)
+        queue = self._queue_of(check)
+        self._note(queue.filling, check, span.get_span_context())
+        if isinstance(outcome, Answer):
+            _end(span, outcome)
+        else:
+            span.set_attribute("messaging.destination.partition.id", str(queue.index))
+            outcome.add_done_callback(lambda future: _end_future(span, future))
+        return outcome
+
+    def publish(self, check: Check) -> None:
+        """As a batcher does; the batch's span goes on with the caller's current one."""
+        super().publish(check)
+        self._note(self._queue_of(check).silent, check, trace.get_current_span().get_span_context())
+
+    def _queue_of(self, check: Check) -> Any:
+        return self._queues[partition_of(check.client, self._partitions)]
+
+    def _note(self, batch: PendingBatch | None, check: Check, context: SpanContext) -> None:
+        # Not all checks get into a batch: some denials need none, and an overload none either.
+        if context.trace_flags.sampled and batch is not None and batch.checks[-1] is check:
+            self._asking.setdefault(batch.number, []).append(context)
+
+    def _carried(self, batch: PendingBatch) -> Carried | None:
+        asking = self._asking.pop(batch.number, None)
+        if asking is None:
+            return None
+        first, *others = asking
+        return _Publishing(
+            self._tracer.start_span(
+                "sluice.publish",
+                context=trace.set_span_in_context(trace.NonRecordingSpan(first), contexts.Context()),
+                kind=SpanKind.PRODUCER,
+                links=[Link(other) for other in others[:MAX_LINKS]],
+                attributes={
+                    "messaging.system": "kafka",
+                    "messaging.operation.type": "send",
+                    "messaging.destination.name": CHECKS,
+                    "messaging.destination.partition.id": str(batch.partition),
+                    "messaging.batch.message_count": len(batch.checks),
+                },
+            )
+        )
+
+
+class _Publishing:
+    """A batch under way to the broker."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self.headers = headers_to(span)
+
+    def done(self, error: str | None) -> None:
+        """The broker has it, or never will; any thread."""
+        if error is not None:
+            self._span.set_status(StatusCode.ERROR, error)
+        self._span.end()
+
+
+def _end_future(span: Span, future: Future[Outcome]) -> None:
+    _end(span, None if future.cancelled() else future.result())
+
+
+def _end(span: Span, outcome: Outcome | None) -> None:
+    if isinstance(outcome, Answer):
+        span.set_attributes(
+            {
+                "sluice.allowed": outcome.allowed,
+                "sluice.degraded": outcome.degraded,
+                "sluice.policy_version": outcome.policy_version,
+            }
+        )
+        if outcome.reason is not None:
+            span.set_attribute("sluice.reason", outcome.reason)
+    elif outcome is not None:
+        span.set_status(StatusCode.ERROR, str(outcome))
+    span.end()
+
+
+class TracedApp:
+    """An ASGI application whose spans go on with the trace that a request names."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, as ASGI has it."""
+        fields = {name.decode(): value for name, value in scope.get("headers", ()) if name in _FIELDS}
+        context = context_from(fields)
+        if context is None:
+            return await self._app(scope, receive, send)
+        token = contexts.attach(context)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            contexts.detach(token)

@@ -7,6 +7,7 @@
 # the gateway lets through, and when the gateway does not, so does this.
 set -eu
 
+client=${1:?usage: examples/check.sh CLIENT}
 url=${SLUICE_URL:-http://127.0.0.1:8080}
 
 allowed() {
@@ -18,7 +19,7 @@ allowed() {
 }
 
 calls=0
-while allowed "$1"; do
+while allowed "$client"; do
   calls=$((calls + 1))
   echo "call $calls"
   [ "$calls" -lt 1000 ] || exit 0

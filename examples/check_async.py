@@ -29,4 +29,6 @@ async def main(client: str) -> None:
                 print(f"job {job}: over the limit of {answer.limit}")
 
 
+if len(sys.argv) != 2:
+    raise SystemExit(f"usage: python {sys.argv[0]} CLIENT")
 asyncio.run(main(sys.argv[1]))

@@ -27,4 +27,6 @@ def main(client: str) -> None:
         print(f"{sent} sent, {10 - sent} held back, {left} left")
 
 
+if len(sys.argv) != 2:
+    raise SystemExit(f"usage: python {sys.argv[0]} CLIENT")
 main(sys.argv[1])

@@ -6,8 +6,8 @@
 # SLUICE_KAFKA says where Kafka is. The console producer hashes keys as Sluice wants them.
 set -eu
 
-client=$1
-checks=$2
+client=${1:?usage: examples/publish.sh CLIENT CHECKS}
+checks=${2:?usage: examples/publish.sh CLIENT CHECKS}
 kafka=${SLUICE_KAFKA:-127.0.0.1:9092}
 replies=2  # any partition of the topic will do
 run=$$-$(date +%s)

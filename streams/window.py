@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final
 
+import msgspec
+
 from streams.contract.policy import Limit
 from streams.contract.records import Decision
 
@@ -31,7 +33,7 @@ def tick_of(window_ms: int) -> int:
     return -(-window_ms // TICKS)
 
 
-class Window:
+class Window(msgspec.Struct, gc=False):
     """Charges of one window length: for each tick when it leaves the window, ascending, and its count.
 
     A tick leaves as long after its *end* as the window is. The first ``gone`` of them have left and are
@@ -39,25 +41,25 @@ class Window:
     checks that came before it, and are replayed after it, find what they found. ``total`` is the sum of the
     others, the first of which leaves at ``next_ms``. ``kept_until_ms`` is 0 while a policy asks for this
     window; else when it is of no more use. Times are in ms since the Unix epoch.
+
+    There are millions of them, in no cycle: Python's collector need not look at them.
     """
 
-    __slots__ = ("counts", "gone", "kept_until_ms", "leave_ms", "next_ms", "tick_ms", "total", "window_ms")
+    window_ms: int
+    leave_ms: list[int] = []
+    counts: list[int] = []
+    kept_until_ms: int = 0
+    gone: int = 0
+    tick_ms: int = 0
+    next_ms: int = _NEVER
+    total: int = 0
 
-    def __init__(
-        self,
-        window_ms: int,
-        leave_ms: list[int] | None = None,
-        counts: list[int] | None = None,
-        kept_until_ms: int = 0,
-    ) -> None:
-        self.window_ms = window_ms
-        self.tick_ms = tick_of(window_ms)
-        self.leave_ms: list[int] = leave_ms or []
-        self.counts: list[int] = counts or []
-        self.gone = 0
-        self.next_ms = self.leave_ms[0] if leave_ms else _NEVER
-        self.total = sum(self.counts)
-        self.kept_until_ms = kept_until_ms
+    def __post_init__(self) -> None:
+        if not self.tick_ms:  # a copy has all of it
+            self.tick_ms = tick_of(self.window_ms)
+            if self.leave_ms:
+                self.next_ms = self.leave_ms[0]
+                self.total = sum(self.counts)
 
     def forget(self, now_ms: int) -> None:
         """Count no more any tick whose end is at least the window ago."""

@@ -51,4 +51,6 @@ class Rocks:
         options.set_memtable_prefix_bloom_ratio(0.1)
         options.set_max_open_files(_OPEN_FILES)
         options.set_keep_log_file_num(2)
-        return Rdict(str(path), options)
+        # Without being named, the default family of a database that is there already is opened with what is
+        # on disk of its options: a cache of its own of 8 MiB, and no bloom filter.
+        return Rdict(str(path), options, column_families={"default": options})

@@ -92,6 +92,11 @@ class Flusher:
         """Whether the next step waits for nobody."""
         return self._unsent is not None or (self._step != _IDLE and not self._waiting)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a write of the last flush was not acknowledged."""
+        return self._failed
+
     def begin(self) -> None:
         """Start a flush of all that is dirty now; only when idle."""
         self._began = monotonic()
@@ -102,6 +107,17 @@ class Flusher:
         for key, value in self._policies:
             self._produce(POLICIES, key, value)
         self._produce_some(self._unsent)
+
+    def begin_with_marker(self) -> None:
+        """Start a flush of the marker alone, as it was given; only when idle.
+
+        The first of a partition: from then on counters without a marker tell that its topic is gone.
+        """
+        self._began = monotonic()
+        self._failed = False
+        self._marker = self._ledger.flushed
+        self._stored = 0
+        self._step = _ENTRIES
 
     def advance(self, until: float = 0.0) -> Marker | None:
         """Take steps as long as they need not wait; returns the marker of a flush that ended with them.

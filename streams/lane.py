@@ -26,13 +26,14 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
+import msgspec
 from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from streams import kafka
 from streams.contract.errors import Unavailable
 from streams.contract.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, changelogs_of
 from streams.lease import Lease
-from streams.ledger import MARKER_KEY, position_of
+from streams.ledger import MARKER_KEY, decode_marker, encode_marker, position_of
 from streams.metrics import Metrics
 from streams.reader import Reader
 from streams.store import COUNTERS, POLICIES, TABLES, Record
@@ -177,7 +178,9 @@ class _Copy:
             return True
         else:
             self._sealed = True
-            self._send([(POLICIES, MARKER_KEY, self._marker)])
+            # Our changelogs, which the owner notes, hold what is below it.
+            marker = msgspec.structs.replace(decode_marker(self._marker), changelog_ids={})
+            self._send([(POLICIES, MARKER_KEY, encode_marker(marker))])
         return False
 
     def close(self) -> None:

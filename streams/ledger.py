@@ -59,7 +59,8 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
     ``stamp_ms``: the last record's own timestamp. ``applied``: the highest version of ``limit-updates``
     that has come by. ``topic_id``: of the ``checks`` topic. ``default``: what applies where nothing is
     configured, as it was when the partition was first opened. ``updates_id``: of the ``limit-updates`` topic,
-    whose offsets versions are; empty if an older worker wrote the marker.
+    whose offsets versions are; ``changelog_ids``: of each table's changelog, without which the marker is
+    worth nothing. Both are empty if an older worker wrote the marker.
     """
 
     next_offset: int
@@ -69,6 +70,7 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
     topic_id: str
     default: Policy
     updates_id: str = ""
+    changelog_ids: dict[str, str] = {}
 
 
 class InForce(msgspec.Struct, frozen=True, array_like=True):

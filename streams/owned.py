@@ -6,7 +6,7 @@ import logging
 from concurrent.futures import Future
 from functools import partial
 from threading import Thread
-from time import time
+from time import monotonic, time
 from typing import Any, Final
 
 from streams.contract.errors import RecordError, Unavailable
@@ -36,6 +36,9 @@ _log = logging.getLogger("sluice.owned")
 
 _JUMP_MS: Final = 2_000
 """What a timestamp may go back, or jump ahead of this host's clock, before it is worth a warning."""
+
+_RETRY_S: Final = 0.5
+"""From the beginning of a flush that is due at once to that of the next one, if it fails."""
 
 
 class Owned:
@@ -75,6 +78,7 @@ class Owned:
         self._flusher = Flusher(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
         self._sweeper = Sweeper(store)
         self._flush_at = 0.0
+        self._retry_at = 0.0
         self._gap: tuple[tuple[str, int, int], Future[list[Record]]] | None = None
         send = partial(outbox.update, self.partition)
         self.relay = Relay(self.partition, partitions, self.ledger, send)
@@ -202,8 +206,14 @@ class Owned:
                 # It may have taken long: the lease is to be looked at before anything is written.
                 self._mend()
             elif self.ledger.changed:
-                self._flusher.begin()
+                self._begin_flush()
         return None
+
+    def _begin_flush(self) -> None:
+        if self.store.marker() is None:
+            self._flusher.begin_with_marker()
+        else:
+            self._flusher.begin()
 
     @property
     def busy(self) -> bool:
@@ -216,7 +226,11 @@ class Owned:
         It goes on until *until*, as :meth:`tend` does.
         """
         if self._flusher.idle and self.ledger.flushed.next_offset < offset:
-            self._flusher.begin()
+            now = monotonic()
+            if self._flusher.failed and now < self._retry_at:
+                return False
+            self._retry_at = now + _RETRY_S
+            self._begin_flush()
         self._flusher.advance(until)
         return self._flusher.idle and self.ledger.flushed.next_offset >= offset
 

@@ -42,7 +42,7 @@ from streams.peers import Peers
 from streams.remedies import START_AFRESH, START_ANEW
 from streams.restore import Restored
 from streams.settings import Settings
-from streams.store import PartitionStore
+from streams.store import COUNTERS, POLICIES, PartitionStore
 
 _log = logging.getLogger("sluice.owner")
 
@@ -289,24 +289,15 @@ class Owner(threading.Thread):
     def _start(self, restored: Restored) -> bool:
         if restored.generation != self.generation:
             return False
-        store, topic_id, updates_id = restored.store, restored.topic_id, restored.updates_id
+        store = restored.store
         # Without a marker the counters are recomputed from all that the log still holds.
         default = self._settings.default_policy
-        first = Marker(restored.log_start, 0, -1, -1, topic_id, default, updates_id)
+        first = Marker(restored.log_start, 0, -1, -1, restored.topic_id, default)
         stored = store.marker()
-        marker = stored or first
-        if marker.topic_id != topic_id:
-            raise TopicRecreated(
-                f"the counters of partition {store.partition} belong to a topic {CHECKS} that is gone (id "
-                f"{marker.topic_id}, now {topic_id}). If it was deleted on purpose: {START_AFRESH}"
-            )
-        if marker.updates_id not in ("", updates_id):
-            raise TopicRecreated(
-                f"the limits of partition {store.partition} belong to a topic {UPDATES} that is gone (id "
-                f"{marker.updates_id}, now {updates_id}), and updates in the new one would be taken for "
-                f"known ones. If it was deleted on purpose: {START_ANEW}"
-            )
-        marker = msgspec.structs.replace(marker, updates_id=updates_id)
+        self._refuse_remains(restored, stored)
+        marker = msgspec.structs.replace(
+            stored or first, updates_id=restored.updates_id, changelog_ids=restored.changelog_ids
+        )
         owned = self._kind(
             self._settings,
             self._partitions,
@@ -322,6 +313,42 @@ class Owner(threading.Thread):
         self._begin(owned)
         _log.info("partition %s: judging from offset %s", store.partition, marker.next_offset)
         return True
+
+    def _refuse_remains(self, restored: Restored, marker: Marker | None) -> None:
+        """See that what is stored and the topics it came from are all still there.
+
+        Raises:
+            TopicRecreated: one was deleted and made again, and the others remain.
+        """
+        store, changelogs = restored.store, self._outbox.changelogs
+        if marker is None:
+            # The marker is written before the first counter is.
+            if next(iter(store.items(COUNTERS)), None) is not None:
+                raise TopicRecreated(
+                    f"partition {store.partition} has counters and no marker, which was in a topic "
+                    f"{changelogs[POLICIES]} that is gone, and the limits with it. If it was deleted on "
+                    f"purpose: {START_AFRESH}"
+                )
+            return
+        if marker.topic_id != restored.topic_id:
+            raise TopicRecreated(
+                f"the counters of partition {store.partition} belong to a topic {CHECKS} that is gone (id "
+                f"{marker.topic_id}, now {restored.topic_id}). If it was deleted on purpose: {START_AFRESH}"
+            )
+        for table, topic in changelogs.items():
+            known, now = marker.changelog_ids.get(table), restored.changelog_ids[table]
+            if known not in (None, now):
+                raise TopicRecreated(
+                    f"the {table} of partition {store.partition} were in a topic {topic} that is gone (id "
+                    f"{known}, now {now}), and the new one lacks what came before. If it was deleted on "
+                    f"purpose: {START_AFRESH}"
+                )
+        if marker.updates_id not in ("", restored.updates_id):
+            raise TopicRecreated(
+                f"the limits of partition {store.partition} belong to a topic {UPDATES} that is gone (id "
+                f"{marker.updates_id}, now {restored.updates_id}), and updates in the new one would be taken "
+                f"for known ones. If it was deleted on purpose: {START_ANEW}"
+            )
 
     def _begin(self, owned: Owned) -> None:
         partition, ledger = owned.partition, owned.ledger

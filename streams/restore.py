@@ -42,16 +42,17 @@ _STOP_S: Final = 10.0
 class Restored(NamedTuple):
     """A partition whose store holds all that its changelogs held when it was asked for.
 
-    ``topic_id`` is that of ``checks``, ``updates_id`` that of ``limit-updates``; ``log_start`` is the first
-    offset that the partition of ``checks`` still holds. Checks below ``answer_from`` are not to be answered:
-    a further lane, which may be new and have much to catch up with, leaves what came before it to the default
-    one.
+    ``topic_id`` is that of ``checks``, ``updates_id`` that of ``limit-updates``, ``changelog_ids`` has
+    that of each table's changelog; ``log_start`` is the first offset that ``checks`` still holds there.
+    Checks below ``answer_from`` are not to be answered: a further lane, which may be new and have much to
+    catch up with, leaves what came before it to the default one.
     """
 
     generation: int
     store: PartitionStore
     topic_id: str
     updates_id: str
+    changelog_ids: dict[str, str]
     log_start: int
     answer_from: int = 0
 
@@ -266,11 +267,12 @@ class Restorer(threading.Thread):
 
     def _give(self, ready: list[_Followed]) -> None:
         try:
-            described = describe(self._admin, [CHECKS, UPDATES], _RPC_S * 2)
+            described = describe(self._admin, [CHECKS, UPDATES, *self._tables], _RPC_S * 2)
         except (Unavailable, TopicError) as exc:
             self._postpone(ready, exc)
             return
-        topic_id, updates_id = (str(described[name].topic_id) for name in (CHECKS, UPDATES))
+        ids = {name: str(topic.topic_id) for name, topic in described.items()}
+        of_changelogs = {table: ids[topic] for table, topic in self._topics.items()}
         place_of = {TopicPartition(CHECKS, followed.store.partition): followed for followed in ready}
         starts, why = self._offsets(list(place_of), OffsetSpec.earliest())  # type: ignore[no-untyped-call]
         answered = dict.fromkeys(place_of, 0)
@@ -283,7 +285,15 @@ class Restorer(threading.Thread):
             assert generation is not None
             self._release(store.partition)
             self._on_restored(
-                Restored(generation, store, topic_id, updates_id, starts[place], answered[place])
+                Restored(
+                    generation,
+                    store,
+                    ids[CHECKS],
+                    ids[UPDATES],
+                    of_changelogs,
+                    starts[place],
+                    answered[place],
+                )
             )
 
     def _read(self) -> None:

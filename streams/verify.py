@@ -204,9 +204,13 @@ class Verification:
             return Finding(number, offset, offset)
         if first is None:
             low, _ = self._reading.range_of(CHECKS, number)
-            first = Marker(low, 0, -1, -1, marker.topic_id, marker.default, marker.updates_id)
-        if not first.updates_id:  # written before markers had it
-            first = msgspec.structs.replace(first, updates_id=marker.updates_id)
+            first = Marker(low, 0, -1, -1, marker.topic_id, marker.default)
+        # It may have been written before markers had them, or be the copy that a lane began with.
+        first = msgspec.structs.replace(
+            first,
+            updates_id=first.updates_id or marker.updates_id,
+            changelog_ids=first.changelog_ids or marker.changelog_ids,
+        )
         finding = Finding(number, first.next_offset, marker.next_offset)
         ledger = Ledger(base, first)
         for _ in self._fold(ledger, number, marker.next_offset, replies, finding):

@@ -101,9 +101,10 @@ class Bench:
     def start(self, generation: int = 1) -> bool:
         """Give the store to the owner."""
         admin = AdminClient({"bootstrap.servers": self.bootstrap})
-        described = describe(admin, [CHECKS, UPDATES])
-        topic_id, updates_id = (str(described[name].topic_id) for name in (CHECKS, UPDATES))
-        restored = Restored(generation, self.store, topic_id, updates_id, 0)
+        described = describe(admin, [CHECKS, UPDATES, *CHANGELOGS.values()])
+        ids = {name: str(topic.topic_id) for name, topic in described.items()}
+        of_changelogs = {table: ids[topic] for table, topic in CHANGELOGS.items()}
+        restored = Restored(generation, self.store, ids[CHECKS], ids[UPDATES], of_changelogs, 0)
         return self.owner.start_partition(restored).result(WAIT_S)
 
     def produce(

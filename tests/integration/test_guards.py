@@ -75,16 +75,27 @@ def test_a_command_of_an_old_generation_is_refused(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
-@pytest.mark.parametrize("topic", [CHECKS, UPDATES])
+@pytest.mark.parametrize("topic", [CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG])
 def test_a_marker_of_a_topic_that_is_gone_is_not_gone_on_from(bench: Bench, topic: str) -> None:
     # By its offsets alone nothing would be missed: the new topic may hold more than the old one did.
-    described = describe(AdminClient({"bootstrap.servers": bench.bootstrap}), [CHECKS, UPDATES])
+    admin = AdminClient({"bootstrap.servers": bench.bootstrap})
+    described = describe(admin, [CHECKS, UPDATES, *CHANGELOGS.values()])
     ids = {name: str(described[name].topic_id) for name in described} | {topic: "of old"}
-    marker = Marker(0, 0, -1, -1, ids[CHECKS], parse_policy("7/minute"), ids[UPDATES])
+    of_changelogs = {table: ids[name] for table, name in CHANGELOGS.items()}
+    marker = Marker(0, 0, -1, -1, ids[CHECKS], parse_policy("7/minute"), ids[UPDATES], of_changelogs)
     bench.store.merge(POLICIES, [Record(0, MARKER_KEY, encode_marker(marker))])
-    with pytest.raises(
-        TopicRecreated, match=rf"belong to a topic {topic} that is gone .* delete their tables"
-    ):
+    refuses_to_start(bench, topic)
+
+
+@pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
+def test_counters_without_a_marker_are_not_gone_on_from(bench: Bench) -> None:
+    state = encode_state(State(7, {60_000: Window(60_000, [7], [1])}))
+    bench.store.merge(COUNTERS, [Record(0, b"zoe", state)])
+    refuses_to_start(bench, POLICIES_CHANGELOG)
+
+
+def refuses_to_start(bench: Bench, topic: str) -> None:
+    with pytest.raises(TopicRecreated, match=rf" a topic {topic} that is gone.* delete their tables"):
         bench.start()
     eventually("the owner has ended", lambda: not bench.owner.is_alive())
     assert [type(failure) for failure in bench.failures] == [TopicRecreated]

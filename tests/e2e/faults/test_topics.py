@@ -69,7 +69,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(cluster, system)
 
 
-@pytest.mark.parametrize("topic", [CHECKS, COUNTERS_CHANGELOG, UPDATES])
+NAMED = {COUNTERS_CHANGELOG: "counters", POLICIES_CHANGELOG: "policies"}
+"""What a stop may call a topic."""
+
+
+@pytest.mark.parametrize("topic", [CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, UPDATES])
 def test_the_worker_stops_and_says_what_to_do(place: Place, topic: str) -> None:
     (worker,), (gateway,) = place.system.workers, place.system.gateways
     with running_load([gateway.url]) as load:
@@ -82,11 +86,14 @@ def test_the_worker_stops_and_says_what_to_do(place: Place, topic: str) -> None:
         eventually("the worker stops", lambda: worker.status is not None, on_failure=place.system.logs)
         assert worker.status == EXIT_CONFIG
         assert EXIT_CONFIG in USAGE_EXITS  # `sluice up` does not start it again
-        for start in (1, 2):
+        # As it is, started again, and with its disk lost.
+        for start in (1, 2, 3):
             (line,) = worker.lines("CRITICAL")[said + start - 1 :]
-            assert ("counters" if topic == COUNTERS_CHANGELOG else topic) in line
+            assert NAMED.get(topic, topic) in line
             assert "stop all workers, delete their tables and the topics of the changelogs" in line
-            if start == 1:
+            if start == 2:
+                shutil.rmtree(worker.tables)
+            if start < 3:
                 worker.start()
                 worker.join(60)
                 assert worker.status == EXIT_CONFIG

@@ -433,7 +433,7 @@ def test_a_state_is_small() -> None:
 def test_a_marker_comes_back_as_it_was(
     offset: int, clock: int, stamp: int, applied: int, topic: str, default: Policy
 ) -> None:
-    marker = Marker(offset, clock, stamp, applied, topic, default, topic[::-1])
+    marker = Marker(offset, clock, stamp, applied, topic, default, topic[::-1], {COUNTERS: topic})
     value = encode_marker(marker)
     assert decode_marker(value) == marker
     assert position_of(value) == at(offset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ from streams.contract.policy import parse_policy
 from streams.contract.records import Check
 from streams.contract.topics import partition_of
 from streams.judge import fault_finder, judge
-from streams.ledger import Marker
+from streams.ledger import MARKER_KEY, Marker, encode_marker
 from streams.metrics import Metrics
-from streams.owned import Owned
+from streams.owned import _RETRY_S, Owned
 from streams.owner import Owner
 from streams.settings import Settings
+from streams.store import COUNTERS, POLICIES
 from tests.unit.streams.memory import Changelogs, MemoryStore
 
 CLIENTS = [name for name in map("c-{}".format, range(20_000)) if partition_of(name, 4) == 0]
@@ -66,7 +68,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     outbox: Any = owner._outbox
     monkeypatch.setattr(outbox, "changelog", lambda _, *rest: changelogs.send(*rest))
     marker = Marker(0, 0, -1, -1, "topic", parse_policy("100/minute"))
-    owned = owner._running[0] = Owned(settings, 4, MemoryStore(0), marker, outbox, metrics)
+    store = MemoryStore(0)
+    store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
+    owned = owner._running[0] = Owned(settings, 4, store, marker, outbox, metrics)
     owner._lag_at = monotonic() + 1_000  # there is nobody to ask
     yield Bench(owner, owned, lease, waits, changelogs)
     owner._consumer.close()
@@ -98,3 +102,28 @@ def test_a_flush_is_done_at_once_only_where_memory_is_short(bench: Bench, crowde
     bench.owner._turn()  # the flush begins
     bench.owner._turn()
     assert (len(bench.changelogs.sent) == len(CLIENTS)) == crowded
+
+
+def test_a_flush_of_what_is_held_that_fails_is_not_begun_again_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, waits, changelogs = bench.owner, bench.waits, bench.changelogs
+    now = monotonic()
+    monkeypatch.setattr("streams.owned.monotonic", lambda: now)
+    bench.judge(CLIENTS[:1])
+    done: Future[None] = Future()
+    owner._hold(60, done)
+    for _ in range(3):
+        owner._turn()
+        assert [sent.table for sent in changelogs.sent] == [COUNTERS]
+        changelogs.fail()
+        waits.given.clear()
+        for _ in range(10):
+            owner._turn()
+        assert not changelogs.sent
+        assert min(waits.given[2:]) > 0, "it waits for records meanwhile"
+        now += _RETRY_S
+    while not done.done():
+        owner._turn()
+        changelogs.arrive_all()
+    assert changelogs.logs[POLICIES][-1][0] == MARKER_KEY

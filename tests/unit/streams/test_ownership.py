@@ -144,7 +144,8 @@ class World:
         generation = self.wanted.get(partition)
         if partition in self.followed and generation is not None:
             store = cast(PartitionStore, self.followed.pop(partition))
-            self.callbacks.append(self.ownership.restored(Restored(generation, store, "topic", "updates", 0)))
+            restored = Restored(generation, store, "topic", "updates", {}, 0)
+            self.callbacks.append(self.ownership.restored(restored))
 
 
 sets = st.sets(st.sampled_from(PARTITIONS))

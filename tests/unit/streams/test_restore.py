@@ -16,7 +16,7 @@ from confluent_kafka import OFFSET_INVALID, TopicPartition
 
 import streams.restore
 from streams.contract.errors import StateError
-from streams.contract.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, UPDATES
+from streams.contract.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG
 from streams.metrics import Metrics
 from streams.reader import Taken
 from streams.restore import Restored, Restorer
@@ -75,8 +75,11 @@ def restoring(
     monkeypatch.setattr(streams.restore, "Reader", Silent)
     numbers = count(1)
     monkeypatch.setattr("streams.kafka.admin", lambda _: Admin(offset, next(numbers)))
-    described = {name: SimpleNamespace(topic_id=f"{name}-id") for name in (CHECKS, UPDATES)}
-    monkeypatch.setattr(streams.restore, "describe", lambda *_: described)
+    monkeypatch.setattr(
+        streams.restore,
+        "describe",
+        lambda _, names, __: {name: SimpleNamespace(topic_id=f"{name}-id") for name in names},
+    )
     restored, failures = queue.SimpleQueue[Restored](), queue.SimpleQueue[BaseException]()
     thread = Restorer(
         "nowhere",
@@ -107,7 +110,8 @@ def test_a_partition_without_a_leader_is_asked_for_again_by_a_new_client(
     store = MemoryStore(2)
     with restoring(monkeypatch, store, offset) as (restored, failures):
         found = restored.get(timeout=WAIT_S)
-    assert found == Restored(1, store, "checks-id", "limit-updates-id", 0)
+    ids = {table: f"{topic}-id" for table, topic in CHANGELOGS.items()}
+    assert found == Restored(1, store, "checks-id", "limit-updates-id", ids, 0)
     assert failures.empty()
     [warning] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert "partitions [2] cannot be restored yet: a partition has no leader" in warning

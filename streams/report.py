@@ -27,6 +27,9 @@ from streams.verify import Finding, Verification
 
 DIFFERS: Final = 1
 USAGE: Final = 2
+"""As of any command that cannot be read."""
+UNVERIFIED: Final = 3
+"""Nothing was compared: neither good news nor bad."""
 
 _WAITING: Final = "letting the log go on"
 
@@ -78,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
             findings = verify(settings, options.seconds, progress)
     except (SluiceError, ValidationError) as exc:
         _err.print(f"sluice: {exc}", style="red", markup=False)
-        return DIFFERS if isinstance(exc, SluiceError) else USAGE
+        return UNVERIFIED if isinstance(exc, SluiceError) else USAGE
     if options.as_json:
         sys.stdout.write(msgspec.json.encode({**_total(findings), "partitions": findings}).decode() + "\n")
     else:

@@ -23,7 +23,10 @@ def verify(
     lane: Annotated[str | None, typer.Option(help="The lane to verify; the default one is a.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute what workers decide meanwhile, and compare; exit status 1 if anything differs. Only reads."""
+    """Recompute what workers decide meanwhile, and compare. Only reads.
+
+    Exit status: 0 if nothing differs, 1 if anything does, 3 if it could not be verified.
+    """
     if lane is not None:
         os.environ["SLUICE_LANE"] = lane
     # Another program in this process: the gateway's side imports nothing of the worker.

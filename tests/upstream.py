@@ -31,7 +31,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", "0")
         self.end_headers()
 
-    do_GET = do_POST = answer  # noqa: N815 - named by http.server
+    do_GET = do_POST = do_PROPFIND = answer  # noqa: N815 - named by http.server
 
     def log_message(self, *_: object) -> None:
         """Nothing: a test's output is its own."""

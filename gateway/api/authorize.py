@@ -25,7 +25,7 @@ from gateway.settings import Settings
 from streams.contract.errors import InvalidInput
 from streams.contract.policy import MAX_COST, check_id
 
-_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_ANY_METHOD: Final[list[str]] = []  # a route without methods has them all, WebDAV's too
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
 
@@ -80,11 +80,15 @@ _HEADER: Final = {
     "schema": {"type": "string", "examples": ["alice"]},
 }
 
-router = APIRouter(tags=["checks"], default_response_class=Response)
+router = APIRouter(
+    tags=["checks"],
+    default_response_class=Response,
+    generate_unique_id_function=lambda route: route.name,  # FastAPI's own needs a method
+)
 
 
 @router.api_route(
-    "/v1/authorize", methods=_METHODS[1:], dependencies=[Depends(require_utf8)], include_in_schema=False
+    "/v1/authorize", methods=_ANY_METHOD, dependencies=[Depends(require_utf8)], include_in_schema=False
 )
 @router.get(
     "/v1/authorize",
@@ -111,7 +115,7 @@ async def authorize(
     return await _asked(client, query, limiter, legacy)
 
 
-@router.api_route("/v1/authorize/{path:id}", methods=_METHODS, include_in_schema=False)
+@router.api_route("/v1/authorize/{path:id}", methods=_ANY_METHOD, include_in_schema=False)
 async def authorize_below(client: Client, limiter: Store, legacy: LegacyHeaders) -> Response:
     """The same with the caller's own path behind it; his query is not the proxy's."""
     return await _asked(client, AuthorizeQuery(), limiter, legacy)

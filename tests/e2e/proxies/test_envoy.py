@@ -1,8 +1,9 @@
-"""docker/envoy/envoy.yaml under a real Envoy, which asks over gRPC."""
+"""The examples in docker/envoy under a real Envoy, which asks over gRPC or, by ext_authz, over HTTP."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,44 +11,56 @@ import pytest
 from gateway.ports import free_port
 from tests.broker import CHECKOUT
 from tests.e2e.proxies.proxied import Proxied, running_proxy
-from tests.system import Process, System, eventually
+from tests.system import Gateway, Process, System, eventually
 from tests.upstream import upstream
 
-CONFIG = CHECKOUT / "docker" / "envoy" / "envoy.yaml"
+EXAMPLES = CHECKOUT / "docker" / "envoy"
 PROGRAM = CHECKOUT / ".venv" / "envoy" / "envoy" / "_bin" / "envoy"
 
 
-def configuration(folder: Path, *, listen: int, sluice: int, app: int) -> Path:
-    """The example with these ports and more patience."""
-    text = CONFIG.read_text()
-    for example, here in (
-        ("port_value: 10000}", f"port_value: {listen}}}"),
-        ("port_value: 8081}", f"port_value: {sluice}}}"),
-        ("port_value: 3000}", f"port_value: {app}}}"),
-        (" timeout: 0.5s\n", " timeout: 30s\n"),
-    ):
-        assert text.count(example) == 1
-        text = text.replace(example, here)
-    config = folder / "envoy.yaml"
+def configuration(example: str, folder: Path, *, ports: dict[int, int]) -> Path:
+    """The example with other *ports* and more patience."""
+    text = (EXAMPLES / example).read_text()
+    changes = {f"port_value: {there}}}": f"port_value: {here}}}" for there, here in ports.items()}
+    for there, here in (changes | {" timeout: 0.5s\n": " timeout: 30s\n"}).items():
+        assert text.count(there) == 1
+        text = text.replace(there, here)
+    config = folder / example
     config.write_text(text)
     return config
 
 
-@pytest.fixture(scope="module")
-def proxied(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+@contextmanager
+def running_envoy(example: str, folder: Path, gateway: Gateway, sluice: dict[int, int]) -> Iterator[Proxied]:
+    """An Envoy with this example, before *gateway*; *sluice*: its port in the example, and here."""
     assert PROGRAM.is_file(), "these tests need Envoy: make .venv/envoy"
-    folder = tmp_path_factory.mktemp("envoy")
-    port, sluice = free_port(), free_port()
-    gateway = system.add_gateway(deadline_ms=20_000, envoy=f"127.0.0.1:{sluice}")
-    eventually("the gateway is ready", gateway.ready, on_failure=system.logs)
+    port = free_port()
     with upstream() as app:
-        config = configuration(folder, listen=port, sluice=sluice, app=app.server_port)
+        config = configuration(example, folder, ports={10000: port, 3000: app.server_port} | sluice)
         options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
         envoy = Process(
             "envoy", [str(PROGRAM), "-c", str(config), *options], env={}, log=folder / "envoy.log"
         )
         with running_proxy(envoy, port, gateway, app) as running:
             yield running
+
+
+@pytest.fixture(scope="module")
+def proxied(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    port = free_port()
+    gateway = system.add_gateway(deadline_ms=20_000, envoy=f"127.0.0.1:{port}")
+    eventually("the gateway is ready", gateway.ready, on_failure=system.logs)
+    with running_envoy("envoy.yaml", tmp_path_factory.mktemp("envoy"), gateway, {8081: port}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def authorized(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    gateway = system.add_gateway(deadline_ms=20_000)
+    eventually("the gateway is ready", gateway.ready, on_failure=system.logs)
+    folder = tmp_path_factory.mktemp("ext_authz")
+    with running_envoy("ext_authz.yaml", folder, gateway, {8080: gateway.port}) as running:
+        yield running
 
 
 def test_n_requests_come_through_and_the_others_are_429(proxied: Proxied) -> None:
@@ -90,3 +103,42 @@ def test_without_a_gateway_all_comes_through(proxied: Proxied) -> None:
     responses = [http.get("/") for _ in range(5)]
     assert [response.status_code for response in responses] == [200] * 5
     assert all("x-ratelimit-limit" not in response.headers for response in responses)
+
+
+def test_by_ext_authz_n_requests_come_through_and_the_others_are_429(authorized: Proxied) -> None:
+    gateway, app, http = authorized
+    gateway.set_limits("127.0.0.1", "4/hour")
+    asked = [
+        ("GET", "/0?plan=gold&x=%FF", {"x-client-id": "another"}),
+        ("POST", "/1", {"x-forwarded-for": "192.0.2.1"}),
+        ("POST", "/2//", {}),
+        ("PROPFIND", "/3", {}),
+        ("GET", "/4", {}),
+        ("POST", "/5", {}),
+    ]
+    responses = [
+        http.request(method, path, headers=headers, content=b"abc" if method == "POST" else None)
+        for method, path, headers in asked
+    ]
+    assert [response.status_code for response in responses] == [200] * 4 + [429] * 2
+    assert app.paths == ["/0?plan=gold&x=%FF", "/1", "/2//", "/3"]
+    for response, left in zip(responses, (3, 2, 1, 0, 0, 0), strict=True):
+        assert response.headers["ratelimit-policy"] == '"default";q=4'
+        assert response.headers["ratelimit"].startswith(f'"default";r={left};t=')
+    assert all("retry-after" not in response.headers for response in responses[:4])
+    for denied in responses[4:]:
+        assert 3_590 <= int(denied.headers["retry-after"]) <= 3_660
+        assert denied.headers["content-type"] == "application/problem+json"
+        assert denied.json()["title"] == "Too many requests"
+
+
+def test_by_ext_authz_without_a_gateway_all_comes_through(authorized: Proxied) -> None:
+    gateway, app, http = authorized
+    gateway.set_limits("127.0.0.1", "0/hour")
+    assert http.get("/").status_code == 429
+    gateway.kill()
+    came = len(app.paths)
+    responses = [http.get("/") for _ in range(5)]
+    assert [response.status_code for response in responses] == [200] * 5
+    assert len(app.paths) - came == 5
+    assert all("ratelimit" not in response.headers for response in responses)

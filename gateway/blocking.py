@@ -129,7 +129,7 @@ class BlockingLimiter:
         return self._wait(self._in_loop(self._limiter.traffic))
 
     def most_rejected(self) -> list[Rejected]:
-        """The clients that this limiter rejected most in the last minutes, at most 100."""
+        """The clients rejected most in the last minutes; at most 100."""
         return self._wait(self._in_loop(self._limiter.most_rejected))
 
     async def _in_loop(self, read: Callable[[], T]) -> T:

@@ -8,10 +8,12 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, cast
+
+import msgspec
 
 from gateway.admin import Admin, Applied, LimitsPage, StoredLimit, Word
 from gateway.answer import Answer
@@ -35,8 +37,9 @@ from gateway.nodes import (
     by_role,
     store_state,
 )
-from gateway.rejections import Rejected, Rejections
+from gateway.rejections import Rejected, Rejections, added, ranked
 from gateway.settings import Settings, read_settings
+from gateway.shared_state import State, together
 from gateway.traffic import Traffic, traffic
 from gateway.transport import Transport
 from streams import __version__
@@ -116,6 +119,8 @@ class Limiter:
     def __init__(self, kafka: str | Settings, *, reply_slot: int | None = None, **fields: Any) -> None:
         settings = read_settings(kafka=kafka, **fields) if isinstance(kafka, str) else kafka
         self.metrics = Metrics()
+        self.others: Callable[[], list[State]] = list
+        """What the processes that share its port said of themselves."""
         self._settings = settings
         specs = load_topics(settings.topics)
         self._partitions = specs[CHECKS].partitions
@@ -320,7 +325,11 @@ class Limiter:
         return applied
 
     def status(self) -> Status:
-        """Mode, nodes and the store's state, as known now; costs no I/O."""
+        """Mode, nodes and the store's state, as known now, of all processes on this port; asks nobody."""
+        return together(self._status(), [other.status for other in self.others()])
+
+    def _status(self) -> Status:
+        """Of this one alone."""
         mode = self._mode
         store, store_why = self._store()
         return Status(
@@ -334,15 +343,21 @@ class Limiter:
             store_why=store_why,
             partitions=self._partitions,
             nodes=self._nodes.alive(time.monotonic()),
+            degraded_processes=int(mode.degraded),
         )
+
+    def state(self) -> State:
+        """What those that share its port are to know of this one."""
+        return State(msgspec.structs.replace(self._status(), nodes=[]), self._rejections.summary())
 
     def traffic(self) -> Traffic:
         """What was counted so far; costs no I/O."""
         return traffic(self.metrics, _wall_ms())
 
     def most_rejected(self) -> list[Rejected]:
-        """The clients that this limiter rejected most in the last minutes, at most 100."""
-        return self._rejections.top()
+        """The clients rejected most in the last minutes, by all processes on this port; at most 100."""
+        others = (other.rejected for other in self.others())
+        return ranked(added((self._rejections.summary(), *others)))
 
     @property
     def node_id(self) -> str:

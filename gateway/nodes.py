@@ -54,7 +54,7 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """How this gateway and its store are.
+    """How this gateway, with all its processes, and its store are.
 
     Attributes:
         mode: ``normal`` or ``degraded`` (some partition's checks are let through without an answer).
@@ -67,6 +67,8 @@ class Status(msgspec.Struct, frozen=True):
         store_why: What is the matter with the store and what to do; ``None`` when ok.
         partitions: Partitions of ``checks``.
         nodes: Workers and gateways, by role, lane and id.
+        processes: Gateways that share this port and run (``SLUICE_PROCESSES``); all above is of all of them.
+        degraded_processes: Those of them that are degraded.
     """
 
     mode: str
@@ -79,6 +81,8 @@ class Status(msgspec.Struct, frozen=True):
     store_why: str | None
     partitions: int
     nodes: list[Node]
+    processes: int = 1
+    degraded_processes: int = 0
 
 
 class Readiness(msgspec.Struct, frozen=True):

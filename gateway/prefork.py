@@ -29,7 +29,6 @@ from gateway.peer import Peer
 from gateway.ports import claimed, free_port
 from gateway.server import serve
 from gateway.settings import Settings
-from gateway.shared_metrics import forget_gauges
 from streams.contract.errors import SettingsError, SluiceError
 
 log: Final = logging.getLogger(__name__)
@@ -169,7 +168,7 @@ class _Place:
                 why = f"status {process.exitcode}"
         self._process = None
         process.close()
-        forget_gauges(self._peer.folder, self._peer.place)
+        self._peer.ended()
         if isinstance(why, SluiceError):
             raise why
         delay = self._backoff.delay()

@@ -94,7 +94,7 @@ async def _serve(
 
     async with AsyncExitStack() as stack:
         if peer is not None:
-            await stack.enter_async_context(peer.joined(limiter.metrics))
+            await stack.enter_async_context(peer.joined(limiter))
         await stack.enter_async_context(app.router.lifespan_context(app))
         if envoy is not None:
             await stack.enter_async_context(envoy)

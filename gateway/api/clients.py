@@ -21,7 +21,10 @@ from streams.contract.policy import check_id
 
 
 class RejectedClients(msgspec.Struct, frozen=True):
-    """Clients by their rejected checks of the last `seconds`, most first, as `gateway` counted them."""
+    """Clients by their rejected checks of the last `seconds`, most first.
+
+    `gateway`: who answered, for all processes on its port.
+    """
 
     gateway: str
     seconds: int
@@ -93,10 +96,10 @@ router = APIRouter(tags=["clients"], default_response_class=Response)
     },
 )
 async def rejected(limiter: Store) -> Response:
-    """Those whom this process rejected most in the last minutes, its deny cache included.
+    """Those whom this gateway rejected most in the last minutes, its deny cache included.
 
     `checks` may be too high by `surplus`, where more than 100 clients were rejected. Where one port has
-    several processes, each counts for itself.
+    several processes, it is of all that run now, as of a second ago.
     """
     found = limiter.most_rejected()
     return respond(RejectedClients(limiter.node_id, int(SLICE_S * SLICES), found))

@@ -20,7 +20,7 @@ _GATEWAY: Final = Node("gateway-1", "gateway", "0.1.0", "node-a", 120, {})
 _NORMAL: Final = Status("normal", _SINCE, None, [], 0, 0, "ok", None, 4, [_GATEWAY, _WORKER])
 _NOBODY: Final = "no worker owns partition 0, 1, 2, 3: start one with `sluice worker`"
 _DEGRADED: Final = Status(
-    "degraded", _SINCE, _NOBODY, [0, 1, 2, 3], 512, 0, "no_worker", _NOBODY, 4, [_GATEWAY]
+    "degraded", _SINCE, _NOBODY, [0, 1, 2, 3], 512, 0, "no_worker", _NOBODY, 4, [_GATEWAY], 1, 1
 )
 
 router = APIRouter(tags=["operation"], default_response_class=Response)
@@ -37,7 +37,10 @@ router = APIRouter(tags=["operation"], default_response_class=Response)
     },
 )
 async def status(limiter: Store) -> Response:
-    """What this gateway knows, without asking anybody: a gateway that has lost the store answers too."""
+    """What this gateway knows, without asking anybody: a gateway that has lost the store answers too.
+
+    Where one port has several processes it is of all, as of a second ago: degraded if any of them is.
+    """
     return respond(limiter.status())
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from gateway.cli import completion
 from gateway.cli.api import DEFAULT_URL, Url, call, segment
+from gateway.cli.figures import printable
 from gateway.cli.output import REFUSED, AsJson, examples, out, print_json
 
 Client = Annotated[
@@ -88,7 +89,7 @@ def reset(
     if as_json:
         print_json(answer)
     else:
-        out.print(f"{client}: " + applied("counters reset", answer))
+        out.print(printable(f"{client}: " + applied("counters reset", answer)))
 
 
 def applied(what: str, answer: dict[str, Any]) -> str:
@@ -104,13 +105,17 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         return
     color = "green" if answer["mode"] == "normal" else "yellow"
     since = datetime.fromtimestamp(answer["since_ms"] / 1000, UTC).astimezone().isoformat(" ", "seconds")
-    out.print(Text.assemble("mode   ", (answer["mode"], color), f" since {since}", _because(answer["why"])))
-    out.print(f"store  {answer['store']}" + _because(answer["store_why"]))
+    some = f" ({answer['degraded_processes']} of {answer['processes']} processes)"
+    several = answer["mode"] != "normal" and answer["processes"] > 1
+    mode = Text.assemble((answer["mode"], color), f" since {since}", some if several else "")
+    out.print(Text.assemble("mode   ", mode, _because(answer["why"])))
+    out.print(printable(f"store  {answer['store']}") + _because(answer["store_why"]))
     table = Table("node", "role", "lane", "version", "partitions", "lag")
     for node in answer["nodes"]:
         held = node["partitions"]
         lag = str(sum(partition["lag"] for partition in held.values())) if held else "-"
-        table.add_row(node["id"], node["role"], node["lane"] or "-", node["version"], _by_state(held), lag)
+        cells = (node["id"], node["role"], node["lane"] or "-", node["version"], _by_state(held), lag)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     out.print(table)
 
 
@@ -123,4 +128,4 @@ def _by_state(held: dict[str, dict[str, Any]]) -> str:
 
 
 def _because(why: str | None) -> str:
-    return f": {why}" if why else ""
+    return f": {printable(why)}" if why else ""

@@ -1,15 +1,31 @@
-"""What the shell offers for a client, a plan or a resource when Tab is pressed: those that have limits."""
+"""What the shell offers when Tab is pressed: clients, plans and resources that have limits, and limits."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import typer
 
 from gateway.cli.api import DEFAULT_URL, stored
 
+_UNITS: Final = ("second", "minute", "hour", "day")
+
 
 def clients(ctx: typer.Context, incomplete: str) -> list[str]:
     """Clients with limits of their own."""
     return _distinct(ctx, "client", "id", incomplete)
+
+
+def client_then_limits(ctx: typer.Context, incomplete: str) -> list[str]:
+    """A client first, unless limits of a plan or the default are meant; then limits, of the number typed."""
+    given = ctx.params
+    if not (given.get("words") or given.get("plan") is not None or given.get("default")):
+        return clients(ctx, incomplete)
+    number = incomplete.partition("/")[0]
+    if not (number.isascii() and number.isdecimal()):
+        number = "100"
+    offered = (*(f"{number}/{unit}" for unit in _UNITS), "unlimited")
+    return [limit for limit in offered if limit.startswith(incomplete)]
 
 
 def plans(ctx: typer.Context, incomplete: str) -> list[str]:

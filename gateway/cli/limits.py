@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from gateway.cli import completion
 from gateway.cli.api import DEFAULT_URL, Url, call, segment
 from gateway.cli.checks import ResourceOption, applied
+from gateway.cli.figures import printable
 from gateway.cli.output import USAGE, AsJson, examples, fail, out, print_json
 
 app = typer.Typer(
@@ -27,7 +29,7 @@ Words = Annotated[
         help="A client, then its limits: 100/minute, 40/2s, 1000/1h, 0/minute (blocks) or unlimited. "
         "With --plan or --default: limits only.",
         show_default=False,
-        autocompletion=completion.clients,
+        autocompletion=completion.client_then_limits,
     ),
 ]
 OneClient = Annotated[
@@ -110,7 +112,8 @@ def list_(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         return
     table = Table("kind", "id", "resource", "limits")
     for item in found:
-        table.add_row(item["kind"], item["id"] or "-", item["resource"] or "-", _written(item["limits"]))
+        cells = (item["kind"], item["id"] or "-", item["resource"] or "-", _written(item["limits"]))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     out.print(table)
 
 
@@ -138,7 +141,7 @@ def _show(answer: dict[str, Any], what: str, as_json: bool) -> None:
         print_json(answer)
         return
     name = " ".join(filter(None, (answer["kind"], answer["id"], answer["resource"])))
-    out.print(f"{name}: {what}")
+    out.print(printable(f"{name}: {what}"))
 
 
 def _written(limits: list[str] | str) -> str:

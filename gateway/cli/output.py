@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from gateway.cli.figures import printable
 from streams.contract.errors import SluiceError
 
 REFUSED: Final = 1
@@ -19,7 +20,7 @@ UNREACHABLE: Final = 3
 CONFIG: Final = 78
 """Started again it would end the same way (sysexits' EX_CONFIG)."""
 
-# Ids are anybody's, and shown as they are: what should be styled is rich.text.Text.
+# What should be styled is rich.text.Text. Ids are anybody's: figures.printable makes them safe to show.
 out: Final = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err: Final = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
@@ -40,7 +41,9 @@ def print_json(value: Any) -> None:
 
 def fail(message: str, status: int) -> NoReturn:
     """Say what went wrong and end with *status*."""
-    err.print(f"sluice: {message}", style="red")
+    # It may quote others; the end of a log has lines and tabs.
+    shown = "\n".join(map(printable, message.expandtabs().split("\n")))
+    err.print(f"sluice: {shown}", style="red")
     raise typer.Exit(status)
 
 

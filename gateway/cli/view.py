@@ -78,7 +78,7 @@ def _mode(told: Told) -> list[Text]:
     first = Text.assemble(
         (printable(status.mode.upper()), "bold green" if normal else "bold yellow"),
         f" since {moment(status.since_ms)} ({lasting})",
-        ": answered from the store" if normal else "",
+        ": answered from the store" if normal else some_processes(status),
     )
     lines = [first]
     if status.why:
@@ -90,6 +90,13 @@ def _mode(told: Told) -> list[Text]:
     if status.store != OK and status.store_why != status.why:
         lines.append(Text(f"store {printable(status.store)}: {printable(status.store_why or '')}"))
     return lines
+
+
+def some_processes(status: Status) -> str:
+    """How many are degraded, of a gateway that has several processes."""
+    if status.processes == 1:
+        return ""
+    return f": {status.degraded_processes} of {status.processes} processes"
 
 
 def _counts(traffic: Traffic, rates: Rates) -> Table:

@@ -94,7 +94,7 @@ def _look(client: httpx.Client, url: str) -> Told:
     def answer(path: str) -> Any:
         return ask(client, url, "GET", path)
 
-    # One after the other, over one connection: of several processes one answers all three.
+    # One after the other, over one connection: of several processes one answers all three, for all.
     said = {
         "status": answer("/v1/status"),
         "traffic": answer("/v1/traffic"),

@@ -13,7 +13,7 @@ let timer;
 async function round() {
   const began = performance.now();
   try {
-    // One after the other, over one connection: of several processes one answers all three.
+    // One after the other, over one connection: of several processes on the port one answers all three, for all.
     status.took(await ask('v1/status'));
     traffic.took(await ask('v1/traffic'));
     rejected.took(await ask('v1/clients/rejected'));

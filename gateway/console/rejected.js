@@ -11,7 +11,6 @@ let shown = '';
 /** Show what /v1/clients/rejected said. */
 export function took({ gateway, items }) {
   show('gateway', gateway);
-  show('rejected-by', gateway);
   at('rejected-empty').hidden = items.length > 0;
   at('rejected-table').hidden = !items.length;
   at('rejected-more').hidden = items.length <= FEW;

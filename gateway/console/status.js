@@ -14,6 +14,7 @@ export function took(status) {
   turn(status.mode);
   show('mode-since', `since ${moment(status.since_ms)} (${lasting})${status.mode === 'normal' ? ': checks are answered from the store' : ''}`);
   const degraded = status.mode === 'degraded';
+  show('processes', status.processes > 1 ? `one of ${status.processes} processes` : '');
   optional('mode-through', degraded ? through(status) : '');
   optional('mode-why', degraded ? `Because ${status.why}.` : '');
   optional('store', status.store === 'ok' ? '' : `Store ${status.store.replaceAll('_', ' ')}: ${status.store_why}`);
@@ -21,10 +22,11 @@ export function took(status) {
 }
 
 /** What degraded mode has cost so far. */
-function through({ degraded_partitions: partitions, partitions: all, let_through: checks, uncounted }) {
+function through({ degraded_partitions: partitions, partitions: all, let_through: checks, uncounted, processes, degraded_processes: these }) {
+  const who = processes > 1 ? `${these} of ${processes} processes of this gateway ${these > 1 ? 'are' : 'is'} degraded. ` : '';
   const where = partitions.length ? `Partitions let through: ${ranges(partitions)} of ${all}. ` : '';
   const lost = uncounted ? `${count(uncounted)} of them could not be published and are in no count` : 'all of them were published and will be counted';
-  return `${where}${count(checks)} checks were let through; ${lost}.`;
+  return `${who}${where}${count(checks)} checks were let through; ${lost}.`;
 }
 
 /** Nobody answered. */

@@ -36,9 +36,18 @@ def metric(gateway: Gateway, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
+def look(gateway: Gateway, path: str) -> dict[str, Any]:
+    """What whichever process answers a connection of its own says."""
+    answer: dict[str, Any] = httpx.get(f"{gateway.url}{path}", trust_env=False).raise_for_status().json()
+    return answer
+
+
+def rejected(gateway: Gateway) -> dict[str, int]:
+    return {item["client_id"]: item["checks"] for item in look(gateway, "/v1/clients/rejected")["items"]}
+
+
 def nodes(gateway: Gateway) -> list[str]:
-    status = httpx.get(f"{gateway.url}/v1/status", trust_env=False).raise_for_status().json()
-    return [node["id"] for node in status["nodes"] if node["role"] == "gateway"]
+    return [node["id"] for node in look(gateway, "/v1/status")["nodes"] if node["role"] == "gateway"]
 
 
 def check(client: httpx.Client, url: str) -> None:
@@ -94,6 +103,43 @@ def test_they_share_connections_and_counts_and_one_that_dies_is_replaced(
         assert gateway.stop() == 0
         assert [process for process in left if process.is_running()] == []
         assert list(scratch.iterdir()) == []
+
+
+def test_what_one_of_them_knows_all_of_them_tell(fresh_kafka: Broker, tmp_path: Path) -> None:
+    with running_system(fresh_kafka, tmp_path, gateways=0) as system, ExitStack() as stack:
+        gateway = system.add_gateway(processes=2, deadline_ms=2_000, breaker_misses=1)
+        system.wait_ready()
+        eventually("both are there", lambda: look(gateway, "/v1/status")["processes"] == 2)
+        for client_id in ("mallory", "eve"):
+            gateway.set_limits(client_id, "0/hour")
+
+        clients = [stack.enter_context(httpx.Client(trust_env=False)) for _ in range(CONNECTIONS)]
+        for client_id in ("mallory", "eve", "mallory"):
+            for client in clients:
+                assert not client.post(f"{gateway.url}/v1/check", json={"client_id": client_id}).json()[
+                    "allowed"
+                ]
+        whole = {"mallory": 2 * CONNECTIONS, "eve": CONNECTIONS}
+        # Each of many connections of their own: whichever process it is, it says the same.
+        eventually("all say all", lambda: all(rejected(gateway) == whole for _ in range(CONNECTIONS // 2)))
+
+        # A check goes to one of them, which alone finds out that nobody answers.
+        system.workers[0].signal(signal.SIGSTOP)
+        assert clients[0].post(f"{gateway.url}/v1/check", json={"client_id": "alice"}).json()["degraded"]
+        eventually(
+            "all say that one is degraded",
+            lambda: all(
+                (told["mode"], told["processes"], told["degraded_processes"], told["let_through"])
+                == ("degraded", 2, 1, 1)
+                for told in (look(gateway, "/v1/status") for _ in range(CONNECTIONS // 2))
+            ),
+            on_failure=lambda: str(look(gateway, "/v1/status")),
+        )
+        (warning,) = gateway.lines(" WARNING ", "degraded: ")
+        (process,) = (process for process in processes(gateway) if f"[{process.pid}]" in warning)
+        process.kill()
+        process.wait(30)
+        eventually("what the dead knew is forgotten", lambda: look(gateway, "/v1/status")["mode"] == "normal")
 
 
 def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_path: Path) -> None:

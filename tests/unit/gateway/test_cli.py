@@ -194,21 +194,56 @@ def test_no_kafka_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("id_", ["user[admin]x", "x[/red]", "[red]", "a\\\\[b]", ":smile:", "zoë"])
 def test_ids_are_shown_as_they_are(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str) -> None:
+    count_shown(canned, monkeypatch, id_, id_)
+
+
+@pytest.mark.parametrize(
+    ("id_", "shown"),
+    [
+        ("\x1b[2Ja\x07", r"\x1b[2Ja\x07"),
+        ("\x9b31mx", r"\x9b31mx"),
+        ("eve\u202e\u2066", r"eve\u202e\u2066"),
+        ("a\r\nb", r"a\r\nb"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown_as_an_escape(
+    canned: str, monkeypatch: pytest.MonkeyPatch, id_: str, shown: str
+) -> None:
+    count_shown(canned, monkeypatch, id_, shown)
+
+
+def count_shown(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str, shown: str) -> None:
+    """Wherever an answer has *id_*, *shown* is what is printed."""
     stored = {"kind": "client", "id": id_, "resource": id_, "limits": [id_], "policy_version": 1}
     monkeypatch.setattr(Canned, "response", (200, json.dumps(stored).encode()))
-    assert run("limits", "get", id_, "--url", canned).stdout == f"client {id_} {id_}: {id_}\n"
+    assert run("limits", "get", id_, "--url", canned).stdout == f"client {shown} {shown}: {shown}\n"
 
     page = {"items": [stored], "next": None}
     monkeypatch.setattr(Canned, "response", (200, json.dumps(page).encode()))
-    assert run("limits", "list", "--url", canned).stdout.count(id_) == 3
+    assert run("limits", "list", "--url", canned).stdout.count(shown) == 3
 
     partitions = {"0": {"state": id_, "lag": 0}}
     node = {"id": id_, "role": id_, "lane": id_, "version": id_, "partitions": partitions}
     status = {"mode": "normal", "why": id_, "since_ms": 0, "store": id_, "store_why": id_, "nodes": [node]}
+    status |= {"processes": 1, "degraded_processes": 0}
     monkeypatch.setattr(Canned, "response", (200, json.dumps(status).encode()))
     done = run("status", "--url", canned)
     assert done.exit_code == 0
-    assert done.stdout.count(id_) == 8
+    assert done.stdout.count(shown) == 8
+
+
+def test_it_is_told_how_many_processes_are_degraded(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = {
+        "mode": "degraded",
+        "why": "no reply",
+        "since_ms": 0,
+        "store": "ok",
+        "store_why": None,
+        "nodes": [],
+    }
+    status |= {"processes": 3, "degraded_processes": 2}
+    monkeypatch.setattr(Canned, "response", (200, json.dumps(status).encode()))
+    assert run("status", "--url", canned).stdout.splitlines()[0].endswith(" (2 of 3 processes): no reply")
 
 
 def offered(line: str) -> list[str]:
@@ -226,6 +261,10 @@ def offered(line: str) -> list[str]:
         ("sluice limits delete{} al", ["albert", "alice"]),
         ("sluice limits set{} al", ["albert", "alice"]),
         ("sluice limits set{} --plan ali", ["alice"]),
+        ("sluice limits set{} alice 1", ["1/second", "1/minute", "1/hour", "1/day"]),
+        ("sluice limits set{} alice 1/day 25/m", ["25/minute"]),
+        ("sluice limits set{} --plan free u", ["unlimited"]),
+        ("sluice limits set{} --default ", ["100/second", "100/minute", "100/hour", "100/day", "unlimited"]),
         ("sluice check{} zoe --plan ali", ["alice"]),
         ("sluice check{} zoe --resource lo", ["login"]),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gateway.peer
-from gateway.metrics import Metrics
+from gateway.limiter import Limiter
 from gateway.peer import Peer
 from gateway.shared_metrics import SharedMetrics
 
@@ -31,7 +31,7 @@ async def test_metrics_that_cannot_be_shared_are_told_once_and_tried_again(
     monkeypatch.setattr(gateway.peer, "FLUSH_S", 0.0)
     parent, other = os.pipe()
     try:
-        async with Peer(1, 0, tmp_path, parent).joined(Metrics()), asyncio.timeout(30):
+        async with Peer(1, 0, tmp_path, parent).joined(Limiter("127.0.0.1:1")), asyncio.timeout(30):
             await shared.wait()
     finally:
         os.close(parent)

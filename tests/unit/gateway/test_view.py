@@ -61,6 +61,12 @@ def line(shown: list[str], start: str) -> list[str]:
     return found.split()
 
 
+def test_of_several_processes_it_is_told_how_many_are_degraded() -> None:
+    many = told(mode="degraded", why="no reply", processes=4, degraded_processes=1)
+    shown = lines(URL, many, RATES)
+    assert shown[1].endswith("(5 min 3 s): 1 of 4 processes")
+
+
 def test_a_normal_gateway() -> None:
     items = (
         {"client_id": "mallory", "checks": 1_500, "surplus": 0},

@@ -19,7 +19,8 @@ from tests.terminal import CTRL_C, terminal
 
 STATUS = {
     "mode": "normal", "since_ms": 0, "why": None, "degraded_partitions": [], "let_through": 0, "uncounted": 0,
-    "store": "ok", "store_why": None, "partitions": 4, "nodes": [],
+    "store": "ok", "store_why": None, "partitions": 4, "nodes": [], "processes": 1,
+    "degraded_processes": 0,
 }  # fmt: skip
 EVE = {"client_id": "eve\x1b[2J", "checks": 7, "surplus": 0}
 REJECTED = {"gateway": "gateway-1", "seconds": 300, "items": [EVE]}

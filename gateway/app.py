@@ -30,6 +30,7 @@ from gateway.api import (
 from gateway.envoy.mapping import load_mapping
 from gateway.limiter import Limiter
 from gateway.nodes import Status
+from gateway.ports import url_of
 from gateway.settings import Settings
 from gateway.traffic import Traffic
 from streams import __version__
@@ -89,7 +90,7 @@ def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with limiter:
-            log.info("gateway on http://%s:%d, Kafka at %s", settings.host, settings.port, settings.bootstrap)
+            log.info("gateway on %s, Kafka at %s", url_of(settings.host, settings.port), settings.bootstrap)
             watching = asyncio.create_task(_end_process_on_failure(limiter))
             yield
             watching.cancel()

@@ -78,6 +78,11 @@ class Child:
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once; one that has ended is left alone."""
+        if self._process is not None:
             self._process.kill()
             self._process.wait()
 

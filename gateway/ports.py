@@ -19,6 +19,15 @@ class CannotListen(SluiceError):
     """A server could not listen there; the text says why, and what to do."""
 
 
+def url_of(host: str, port: int) -> str:
+    """Of what listens there.
+
+    >>> url_of("127.0.0.1", 8080), url_of("::1", 8080)
+    ('http://127.0.0.1:8080', 'http://[::1]:8080')
+    """
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def ensure_free(port: int, host: str) -> None:
     """Return if a gateway could listen on *port* of *host* now.
 

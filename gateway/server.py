@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
@@ -65,10 +65,8 @@ def serve(settings: Settings, peer: Peer | None = None) -> str | None:
             proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,
         )
-        try:
+        with suppress(asyncio.CancelledError):  # a signal while it started
             uvloop.run(_serve(app, uvicorn.Server(config), limiter, envoy, peer))
-        except asyncio.CancelledError:
-            return None  # a signal while it started
         return limiter.failure
 
 

@@ -111,10 +111,15 @@ class Settings(BaseSettings):
 
     @field_validator("admin_token")
     @classmethod
-    def _token_is_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value()) < 8:
+    def _token_can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        token = value.get_secret_value().strip()  # a file's last line feed is no part of it
+        if len(token) < 8:
             raise ValueError("shorter than 8 characters: choose a longer one, or unset it")
-        return value
+        if re.fullmatch(r"[ -~]+", token) is None:
+            raise ValueError("not printable ASCII, as a header field wants it: choose another")
+        return SecretStr(token)
 
     @property
     def bootstrap(self) -> str:

@@ -24,7 +24,7 @@ from gateway.child import USAGE_EXITS, Child
 from gateway.home import Home
 from gateway.jars import KAFKA_VERSION, jars_folder
 from gateway.nodes import OK, UNDER_REPLICATED
-from gateway.ports import MAX_PORT, ensure_free, free_port, is_free
+from gateway.ports import MAX_PORT, ensure_free, free_port, is_free, url_of
 from gateway.settings import Settings
 from streams.contract.errors import SluiceError
 from streams.contract.topics import (
@@ -77,7 +77,7 @@ class Up:
         self._ports = [settings.port + i if settings.port else free_port() for i in range(gateways)]
         # What listens on all addresses is reached by this one too.
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-        self._urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for port in self._ports]
+        self._urls = [url_of(host, port) for port in self._ports]
         self._home = settings.home.resolve()
         self._broker = None if settings.kafka else Broker(settings.home, port=settings.broker_port)
         self._lanes = lane_names(lanes)
@@ -89,7 +89,7 @@ class Up:
         self._gateways = [self._gateway(number, port) for number, port in enumerate(self._ports, 1)]
         self._due: dict[Child, float] = {}
         self._answering = False
-        self._stopping = False
+        self._killing = False
 
     def run(self) -> None:
         """Start everything, keep it running until SIGINT, SIGTERM or SIGHUP, and stop it.
@@ -99,7 +99,7 @@ class Up:
             BrokerFailed: the broker cannot run, or the one named by ``SLUICE_KAFKA`` does not answer.
             TopicError: its topics are not those of topics.yaml.
             CannotListen: a gateway's port or address cannot be used.
-        UpFailed: a process cannot run.
+            UpFailed: a process cannot run.
         """
         home = Home(self._home, self._urls[0])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -155,6 +155,8 @@ class Up:
         env = {"SLUICE_PORT": str(port)}
         if number > 1:
             env["SLUICE_ENVOY"] = ""  # the first one's: an address is one gateway's
+            if self._settings.node_id:
+                env["SLUICE_NODE_ID"] = f"{self._settings.node_id}-{number}"
         return self._child(f"gateway-{number}", ["-m", "gateway", "gateway"], env)
 
     def _child(self, name: str, arguments: list[str], env: dict[str, str]) -> Child:
@@ -205,7 +207,16 @@ class Up:
             self._record(home)
 
     def _stop(self) -> None:
-        self._stopping = True
+        try:
+            self._stop_in_order()
+        except KeyboardInterrupt:
+            self._killing = True
+            for child in (*self._gateways, *self._workers):
+                child.kill()
+            if self._broker is not None:
+                self._broker.kill()
+
+    def _stop_in_order(self) -> None:
         gateway_stop_s = self._settings.stop_s + 1.0  # one of several processes has first to see theirs end
         for children, timeout_s in ((self._gateways, gateway_stop_s), (self._workers, _WORKER_STOP_S)):
             for child in children:
@@ -216,12 +227,8 @@ class Up:
             self._broker.stop()
 
     def _interrupt(self, _: int, __: FrameType | None) -> None:
-        if not self._stopping:
-            self._stopping = True
+        if not self._killing:
             raise KeyboardInterrupt
-        for pid in self._pids():
-            if pid is not None:
-                os.kill(pid, signal.SIGKILL)
 
     def _pids(self) -> list[int | None]:
         broker = self._broker.pid if self._broker else None

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 import typer
 
-from gateway.cli.output import REFUSED, UNREACHABLE, fail
+from gateway.cli.output import REFUSED, UNREACHABLE, USAGE, fail
 from streams.contract.errors import SluiceError
 
 _TIMEOUT_S: Final = 30.0
@@ -62,8 +62,12 @@ def call(url: str, method: str, path: str, *, body: Any = None, **query: str | N
 
 
 def connection(timeout_s: float = _TIMEOUT_S) -> httpx.Client:
-    """A connection for :func:`ask`, kept alive; to be closed."""
-    token = os.environ.get("SLUICE_ADMIN_TOKEN")
+    """A connection for :func:`ask`, kept alive; to be closed. Ends the command if the admin token is none."""
+    token = os.environ.get("SLUICE_ADMIN_TOKEN", "").strip()
+    if not token.isascii() or not token.isprintable():
+        fail(
+            "SLUICE_ADMIN_TOKEN is not printable ASCII, so it is no gateway's: set it to the gateway's", USAGE
+        )
     # No proxy and no .netrc of the environment: a gateway is called directly.
     return httpx.Client(
         timeout=timeout_s, trust_env=False, headers={"Authorization": f"Bearer {token}"} if token else {}
@@ -114,8 +118,12 @@ def stored(url: str, kind: str) -> list[dict[str, Any]]:
 
 
 def segment(id_: str) -> str:
-    """*id_* as one segment of a path."""
-    return quote(id_, safe="")
+    """*id_* as one segment of a path.
+
+    >>> segment("a/b"), segment("..")  # the latter would go up
+    ('a%2Fb', '%2E%2E')
+    """
+    return "%2E" * len(id_) if id_ in (".", "..") else quote(id_, safe="")
 
 
 def _told(problem: Any) -> str:

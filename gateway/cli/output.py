@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from rich.console import Console
 
 from gateway.cli.figures import printable
@@ -56,6 +57,11 @@ def reporting() -> Iterator[None]:
         fail(str(exc), REFUSED)
     except ValidationError as exc:
         problems = "; ".join(
-            f"SLUICE_{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in exc.errors()
+            f"SLUICE_{str(e['loc'][0]).upper()}{_input(e)}: {e['msg']}" for e in exc.errors()
         )
         fail(problems, USAGE)
+
+
+def _input(error: ErrorDetails) -> str:
+    secret = error["loc"][0] == "admin_token"
+    return "" if secret else f"={error['input']!r}"

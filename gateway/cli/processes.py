@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 
 from gateway.broker import Broker, reachable
 from gateway.cli.output import CONFIG, REFUSED, USAGE, AsJson, err, examples, fail, out, print_json, reporting
-from gateway.ports import CannotListen, ensure_free
+from gateway.ports import CannotListen, ensure_free, free_port, url_of
 from gateway.settings import Settings
 from gateway.up import Up
 from streams.contract.errors import SettingsError, TopicError
@@ -205,6 +205,8 @@ def gateway(
     with reporting():
         given: dict[str, Any] = {"processes": processes, "envoy": envoy}
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    if not settings.port:
+        settings = settings.model_copy(update={"port": free_port()})
     try:
         ensure_free(settings.port, settings.host)
     except CannotListen as exc:
@@ -215,7 +217,7 @@ def gateway(
         format=f"%(asctime)s %(levelname)s {'[%(process)d] ' if forked else ''}%(name)s: %(message)s",
     )
     if as_json:
-        print_json({"url": f"http://{settings.host}:{settings.port}", "pid": os.getpid()})
+        print_json({"url": url_of(settings.host, settings.port), "pid": os.getpid()})
     try:
         if forked:
             serve_forked(settings)

@@ -75,6 +75,14 @@ def test_what_the_ready_lines_offer_works(tmp_path: Path) -> None:
         )
         assert not check(running, "alice")["degraded"]
 
+        gateway, worker, _ = children = running.children()
+        os.kill(worker, signal.SIGSTOP)  # it will not stop by itself
+        running.process.send_signal(signal.SIGINT)
+        running.wait_for("stopping ... (again to stop at once)")
+        eventually("the gateway has ended", lambda: not psutil.pid_exists(gateway))
+        assert running.stop() == 0
+    assert [pid for pid in children if psutil.pid_exists(pid)] == []
+
 
 def test_two_workers_and_two_gateways_count_as_one(tmp_path: Path) -> None:
     envoy = free_port()

@@ -51,3 +51,11 @@ def test_a_long_log_makes_room(tmp_path: Path) -> None:
     it.join(30)
     assert it.log.read_text() == "new\n"
     assert (tmp_path / "it.log.1").stat().st_size > 10 * 1024**2
+
+
+def test_killed_after_its_end_nothing_happens(tmp_path: Path) -> None:
+    it = child(tmp_path, "")
+    it.start()
+    it.join(30)
+    it.kill()
+    assert it.status == 0

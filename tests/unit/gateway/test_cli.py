@@ -11,6 +11,7 @@ from threading import Thread
 
 import msgspec
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
 import gateway.cli.bench
@@ -19,6 +20,7 @@ from gateway.api.problems import FORBIDDEN, NO_LIMITS, UNAUTHORIZED, UNAVAILABLE
 from gateway.broker import reachable
 from gateway.cli import app
 from gateway.ports import free_port
+from gateway.settings import Settings
 
 COMMANDS = [
     ["up"],
@@ -297,3 +299,24 @@ def test_settings_that_cannot_be_name_the_variable() -> None:
     assert done.exit_code == 2
     assert "SLUICE_BROKER_PORT='0'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("token", ["hunter2", "schlüssel-bund", "two\nlines, and more"])
+def test_a_token_that_cannot_be_one_is_refused_and_not_shown(token: str) -> None:
+    done = run("gateway", SLUICE_ADMIN_TOKEN=token)
+    assert done.exit_code == 2
+    assert "SLUICE_ADMIN_TOKEN: " in done.stderr
+    assert "choose" in done.stderr
+    assert token not in done.stderr
+
+
+def test_a_token_may_end_in_a_line_feed() -> None:
+    token = Settings(admin_token=SecretStr("correct-horse\n")).admin_token
+    assert token is not None
+    assert token.get_secret_value() == "correct-horse"
+
+
+def test_a_token_that_no_header_can_hold(canned: str) -> None:
+    done = run("status", "--url", canned, SLUICE_ADMIN_TOKEN="schlüssel-bund")
+    assert done.exit_code == 2
+    assert "SLUICE_ADMIN_TOKEN is not printable ASCII" in done.stderr

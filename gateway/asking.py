@@ -17,6 +17,7 @@ from gateway.answer import Answer
 from gateway.headers import reset_s
 from gateway.limiter import Limiter
 from streams.contract.errors import InvalidInput
+from streams.contract.policy import usable_id
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ Of: TypeAlias = T | Callable[[HTTPConnection], T | Awaitable[T]]
 """A value, or a function of the request (or WebSocket), sync or async, that has it; it must not block."""
 
 Identify: TypeAlias = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
-"""Who asks: the id that limits are kept by; ``None``: whoever this is, it is not limited."""
+"""Who asks: the id that limits are kept by; ``None``: not limited at all. Empty text is a client as well."""
 
 TRY_AGAIN_LATER: Final = 1013
 """What a WebSocket is closed with that is denied."""
@@ -37,6 +38,9 @@ QUIET_S: Final = 60.0
 
 class Asking:
     """Asks one limiter about requests.
+
+    Ids are often a caller's own text, and one that cannot be used must not be a way past the limits: it is
+    replaced by its digest. An empty plan or resource is none.
 
     Args:
         limiter: What is asked.
@@ -69,7 +73,12 @@ class Asking:
         plan = await _of(self._plan, connection)
         resource = await _of(self._resource, connection)
         try:
-            return await self._limiter.check(client, cost, plan=plan, resource=resource)
+            return await self._limiter.check(
+                usable_id(client),
+                cost,
+                plan=plan and usable_id(plan),
+                resource=resource and usable_id(resource),
+            )
         except Exception as exc:  # noqa: BLE001 - no mistake in here is worth an application's request
             self._tell(exc)
             return None

@@ -17,7 +17,6 @@ an id that cannot be used is replaced by a digest of itself.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,8 @@ from typing import Final, NamedTuple
 import msgspec
 import yaml
 
-from streams.contract.errors import InvalidId, SettingsError
-from streams.contract.policy import check_id
+from streams.contract.errors import SettingsError
+from streams.contract.policy import digest_id, usable_id
 
 _PLACE: Final = re.compile(r"\{([^{}]+)\}")
 
@@ -85,13 +84,13 @@ class Mapping:
         for rule in self._domains.get(_text(domain), ()):
             if (who := rule.apply(values)) is not None:
                 return Who(
-                    _usable(who.client),
-                    who.plan and _usable(who.plan),
-                    who.resource and _usable(who.resource),
+                    usable_id(who.client),
+                    who.plan and usable_id(who.plan),
+                    who.resource and usable_id(who.resource),
                 )
         (_, client), *others = texts
         resource = ",".join(f"{key}={value}" for key, value in others)
-        return Who(_usable(client), resource=resource and _usable(resource))
+        return Who(usable_id(client), resource=resource and usable_id(resource))
 
 
 def load_mapping(path: Path | None) -> Mapping:
@@ -118,15 +117,4 @@ def load_mapping(path: Path | None) -> Mapping:
 
 
 def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else _digest(value)
-
-
-def _usable(value: str) -> str:
-    try:
-        return check_id(value, "id")
-    except InvalidId:
-        return _digest(value.encode())
-
-
-def _digest(value: bytes) -> str:
-    return f"sha256:{hashlib.sha256(value).hexdigest()}"
+    return value if isinstance(value, str) else digest_id(value)

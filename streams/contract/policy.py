@@ -6,6 +6,7 @@ pass, or nothing to count at all (``unlimited``).
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -201,6 +202,25 @@ def check_id(value: str, field: str) -> str:
     if not value.isprintable() and _CONTROL.search(value):
         raise InvalidId(field, "contains a control character", "remove it")
     return value
+
+
+def usable_id(value: str) -> str:
+    """Return *value*, or the digest of it if :func:`check_id` would refuse it.
+
+    For ids that come from whoever is limited: refused, they would pass unlimited.
+
+    >>> usable_id("alice"), usable_id("")[:15]
+    ('alice', 'sha256:e3b0c442')
+    """
+    try:
+        return check_id(value, "id")
+    except InvalidId:
+        return digest_id(value.encode(errors="surrogatepass"))
+
+
+def digest_id(value: bytes) -> str:
+    """Return the id of what is none, ``sha256:`` and 64 digits: the same for the same bytes."""
+    return f"sha256:{hashlib.sha256(value).hexdigest()}"
 
 
 def check_cost(value: int, field: str = "cost") -> int:

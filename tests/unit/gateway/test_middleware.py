@@ -21,6 +21,7 @@ import gateway.asking
 from gateway import Limiter, RateLimit, RateLimitMiddleware
 from gateway.answer import BROKER, LET_THROUGH, Answer
 from streams.contract.errors import InvalidId, TopicError
+from streams.contract.policy import usable_id
 from streams.contract.records import Check
 from tests.unit.gateway.api.fake import FakeLimiter
 
@@ -116,6 +117,21 @@ def test_what_is_asked_may_depend_on_the_request_and_be_awaited(limiter: FakeLim
     app = starlette(limiter, who, cost=cost, plan=plan, resource="export")
     assert TestClient(app).get("/?n=7", headers={**KEY, "x-plan": "gold"}).status_code == 200
     assert limiter.checks == [Check("alice", 7, "gold", "export")]
+
+
+@pytest.mark.parametrize("text", ["x" * 257, "mallory\x80", "a\nb", "\ud800"])
+def test_what_is_no_id_is_counted_by_its_digest(limiter: FakeLimiter, text: str) -> None:
+    limiter.answer = DENIED
+    app = starlette(limiter, lambda _: text, plan=lambda _: text, resource=lambda _: text)
+    assert TestClient(app).get("/").status_code == 429
+    digest = usable_id(text)
+    assert digest.startswith("sha256:")
+    assert limiter.checks == [Check(digest, 1, digest, digest)]
+
+
+def test_an_empty_client_is_one_client_and_an_empty_plan_is_none(limiter: FakeLimiter) -> None:
+    assert TestClient(starlette(limiter)).get("/", headers={"x-api-key": ""}).status_code == 200
+    assert limiter.checks == [Check(usable_id(""))]
 
 
 def test_what_identify_raises_is_the_applications(limiter: FakeLimiter) -> None:

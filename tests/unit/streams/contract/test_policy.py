@@ -23,6 +23,7 @@ from streams.contract.policy import (
     check_policy,
     parse_limit,
     parse_policy,
+    usable_id,
 )
 
 limits = st.builds(
@@ -200,6 +201,16 @@ def test_bad_ids_name_their_field(value: str, problem: str) -> None:
         check_id(value, "plan")
     assert caught.value.field == "plan"
     assert caught.value.remedy
+
+
+@given(st.text(st.characters(), max_size=300))
+def test_any_text_has_an_id(value: str) -> None:
+    assert check_id(usable_id(value), "client_id") == usable_id(value)
+
+
+def test_what_is_an_id_stays_and_what_is_none_has_a_digest_of_its_own() -> None:
+    assert usable_id("x" * 256) == "x" * 256
+    assert len({usable_id(text) for text in ("", "x" * 257, "x" * 258, "\n", "\ud800", "\ud801")}) == 6
 
 
 @pytest.mark.parametrize("value", [0, 1, MAX_COST])

@@ -13,10 +13,13 @@ from gateway.api.problems import CONTENT_TYPE, MALFORMED, TOO_LARGE, ProblemErro
 from streams.contract.errors import InvalidInput
 
 MAX_BODY: Final = 1 << 20
-"""Bytes of any body but a list of checks."""
+"""Bytes of any body but those below."""
 
 MAX_LIST_BODY: Final = 4 << 20
 """Bytes of a list of checks: 10,000 of them at some 400 bytes."""
+
+MAX_SLOW_BODY: Final = 32 << 10
+"""Bytes of a body that protobuf parses in Python: at worst some 40 ms, in which nothing else is answered."""
 
 _MESSAGE: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
 _NAMED: Final = re.compile(
@@ -44,6 +47,7 @@ def json_body(limit: int) -> Callable[[Request], Awaitable[bytes]]:
 
 JsonBody = Annotated[bytes, Depends(json_body(MAX_BODY))]
 JsonListBody = Annotated[bytes, Depends(json_body(MAX_LIST_BODY))]
+SlowJsonBody = Annotated[bytes, Depends(json_body(MAX_SLOW_BODY))]
 
 
 def require_json(content_type: str | None) -> None:
@@ -88,11 +92,12 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> ProblemError:
+    most = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
     return ProblemError(
         TOO_LARGE,
-        f"the body is over {limit >> 20} MiB",
+        f"the body is over {most}",
         "body",
-        f"send at most {limit >> 20} MiB at once",
+        f"send at most {most} at once",
         [(b"connection", b"close")],
     )
 

@@ -7,10 +7,10 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gateway.api.inputs import Store
+from gateway.api.inputs import LegacyHeaders, Store
 from gateway.api.problems import BAD_QUESTION, MALFORMED, NOT_INSTALLED, ProblemError
 from gateway.api.responses import JSON, Rendered, RenderedResponse
-from gateway.body import JsonBody
+from gateway.body import SlowJsonBody
 from gateway.envoy import REMEDY, rate_limits
 from streams.contract.errors import InvalidInput, SettingsError
 
@@ -21,10 +21,12 @@ router = APIRouter(default_response_class=Response)
 
 
 @router.post("/json", include_in_schema=False)
-async def should_rate_limit(request: Request, body: JsonBody, limiter: Store) -> Response:
+async def should_rate_limit(
+    request: Request, body: SlowJsonBody, limiter: Store, legacy: LegacyHeaders
+) -> Response:
     """A ``RateLimitRequest`` in proto3 JSON: 200 with the response if all is within limits, 429 if not."""
     try:
-        service = rate_limits(limiter, request.app.state.mapping)
+        service = rate_limits(limiter, request.app.state.mapping, legacy_headers=legacy)
     except SettingsError as exc:
         raise ProblemError(NOT_INSTALLED, str(exc), None, REMEDY) from exc
     from google.protobuf.json_format import MessageToJson

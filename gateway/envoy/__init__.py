@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 REMEDY: Final = "install it: pip install 'sluice[envoy]'"
 
 
-def rate_limits(limiter: Limiter, mapping: Mapping) -> RateLimits:
-    """The service, whatever it is reached by.
+def rate_limits(limiter: Limiter, mapping: Mapping, *, legacy_headers: bool) -> RateLimits:
+    """The service, whatever it is reached by; arguments as of :class:`~gateway.envoy.service.RateLimits`.
 
     Raises:
         SettingsError: the extra is not installed.
@@ -31,7 +31,7 @@ def rate_limits(limiter: Limiter, mapping: Mapping) -> RateLimits:
         from gateway.envoy.service import RateLimits
     except ModuleNotFoundError as exc:
         raise _missing(exc) from exc
-    return RateLimits(limiter, mapping)
+    return RateLimits(limiter, mapping, legacy_headers=legacy_headers)
 
 
 def envoy_server(settings: Settings, limiter: Limiter, mapping: Mapping, *, shared: bool) -> Server | None:
@@ -48,7 +48,7 @@ def envoy_server(settings: Settings, limiter: Limiter, mapping: Mapping, *, shar
     """
     if settings.envoy is None:
         return None
-    service = rate_limits(limiter, mapping)
+    service = rate_limits(limiter, mapping, legacy_headers=settings.legacy_headers)
     try:
         from gateway.envoy.server import Server
     except ModuleNotFoundError as exc:

@@ -16,6 +16,10 @@ from streams.contract.errors import InvalidInput
 
 log: Final = logging.getLogger(__name__)
 
+MAX_MESSAGE: Final = 1 << 20
+"""Bytes of a question. Refused, it would pass Envoy: so many that a caller's header fields, 60 KiB of them at
+Envoy, fit in several times, yet are parsed in some milliseconds."""
+
 
 class Server:
     """Serves within ``async with``; without TLS, as Envoy's sidecars speak.
@@ -41,7 +45,12 @@ class Server:
         """
         # By itself gRPC shares its port with whoever shares it too: a second gateway would take half of the
         # first one's callers without a word.
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", int(self._shared))])
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", int(self._shared)),
+                ("grpc.max_receive_message_length", MAX_MESSAGE),
+            ]
+        )
         handler = grpc.unary_unary_rpc_method_handler(
             self._should_rate_limit,
             request_deserializer=RateLimitRequest.FromString,

@@ -12,7 +12,12 @@ from gateway.headers import rate_limit_headers, reset_s
 from gateway.limiter import Limiter
 from streams.contract.errors import InvalidInput
 from streams.contract.policy import MAX_COST
-from streams.contract.records import MAX_BATCH, Check
+from streams.contract.records import Check
+
+MAX_DESCRIPTORS: Final = 100
+MAX_ENTRIES: Final = 100
+"""Of one descriptor. Envoy's configuration has a line for each, so a handful; a question of as many as these
+allow takes the event loop some 10 ms."""
 
 
 class RateLimits:
@@ -24,39 +29,46 @@ class RateLimits:
     Args:
         limiter: What is asked.
         mapping: Who is meant by a descriptor.
+        legacy_headers: Callers are told ``X-RateLimit-*`` too.
     """
 
-    def __init__(self, limiter: Limiter, mapping: Mapping) -> None:
+    def __init__(self, limiter: Limiter, mapping: Mapping, *, legacy_headers: bool) -> None:
         self._limiter = limiter
         self._mapping = mapping
+        self._legacy = legacy_headers
 
     async def decide(self, request: Any) -> Any:
         """The ``RateLimitResponse`` to a ``RateLimitRequest``.
 
         Raises:
-            InvalidInput: no domain, no descriptors, or one without entries; nothing was charged.
+            InvalidInput: no domain, no descriptors, one without entries, or too many of either; nothing was
+                charged.
         """
         answers = await self._limiter.check_many(self._checks(request))
         over = any(not answer.allowed for answer in answers)
         response = RateLimitResponse(overall_code=OVER_LIMIT if over else OK)
         for answer in answers:
             _tell(answer, response.statuses.add())
-        for name, value in rate_limit_headers(_tightest(answers)):
+        for name, value in rate_limit_headers(_tightest(answers), legacy=self._legacy):
             response.response_headers_to_add.add(key=name.decode(), value=value.decode())
         return response
 
     def _checks(self, request: Any) -> list[Check]:
         if not request.domain:
             raise InvalidInput("domain", "empty", "set it in Envoy's rate limit filter")
-        if not 1 <= len(request.descriptors) <= MAX_BATCH:
+        if not 1 <= len(request.descriptors) <= MAX_DESCRIPTORS:
             raise InvalidInput(
-                "descriptors", f"{len(request.descriptors)} of them", f"send 1 to {MAX_BATCH:,}"
+                "descriptors", f"{len(request.descriptors)} of them", f"send 1 to {MAX_DESCRIPTORS}"
             )
         checks = []
         for index, descriptor in enumerate(request.descriptors):
+            if not 1 <= len(descriptor.entries) <= MAX_ENTRIES:
+                raise InvalidInput(
+                    f"descriptors[{index}].entries",
+                    f"{len(descriptor.entries)} of them",
+                    f"send 1 to {MAX_ENTRIES}",
+                )
             entries = [(entry.key, entry.value) for entry in descriptor.entries]
-            if not entries:
-                raise InvalidInput(f"descriptors[{index}].entries", "empty", "send one entry at least")
             client, plan, resource = self._mapping.who(request.domain, entries)
             checks.append(Check(client, _cost(request, descriptor), plan, resource))
         return checks

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.answer import Answer
 from streams.contract.records import Check
+from tests.unit.gateway.api.conftest import connect
 from tests.unit.gateway.api.fake import FakeLimiter
 
 ALICE = {"entries": [{"key": "user", "value": "alice"}]}
@@ -85,7 +86,7 @@ async def test_fields_may_have_either_name_and_numbers_be_text(
         b"[]",
         b"{}",
         b"\xff",
-        b"[" * 100_000,
+        b"[" * 30_000,
         b'{"domain": "edge"}',
         b'{"domain": "edge", "descriptors": [{}]}',
         b'{"domain": "edge", "descriptors": [], "hits": 1}',
@@ -101,6 +102,33 @@ async def test_what_is_no_question_is_a_400(
     assert response.status_code == 400, response.text
     assert response.json()["remedy"]
     assert limiter.checks == []
+
+
+@pytest.mark.parametrize(
+    ("start", "unit", "end"),
+    [
+        (b'{"domain": "edge", "descriptors": [', b'{"entries": [{}]},', b"]}"),
+        (b'{"domain": "edge", "descriptors": [{"entries": [', b"{},", b"]}]}"),
+    ],
+    ids=["descriptors", "entries"],
+)
+async def test_what_would_take_long_to_read_is_refused(
+    http: httpx.AsyncClient, limiter: FakeLimiter, start: bytes, unit: bytes, end: bytes
+) -> None:
+    for size, status in ((32 * 1024, 400), (32 * 1024 + 1, 413)):
+        body = start + unit * ((size - len(start) - len(end)) // len(unit))
+        body = (body[:-1] + end).ljust(size)
+        response = await http.post("/json", content=body, headers={"content-type": "application/json"})
+        assert response.status_code == status, response.text
+        assert "send" in response.json()["remedy"]
+    assert limiter.checks == []
+
+
+async def test_the_older_header_fields_are_sent_on_demand(limiter: FakeLimiter) -> None:
+    async with connect(limiter, legacy_headers=True) as http:
+        response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE]})
+    added = {it["key"]: it["value"] for it in response.json()["responseHeadersToAdd"]}
+    assert response.headers["x-ratelimit-remaining"] == added["x-ratelimit-remaining"] == "99"
 
 
 async def test_without_the_extra_it_is_a_501_that_says_what_to_install(

@@ -10,11 +10,13 @@ import grpc.aio
 import pytest
 
 from gateway.answer import BROKER, LET_THROUGH, Answer
+from gateway.envoy import envoy_server
 from gateway.envoy.mapping import Mapping
 from gateway.envoy.messages import OK, OVER_LIMIT, RateLimitRequest, RateLimitResponse
 from gateway.envoy.server import Server
 from gateway.envoy.service import RateLimits
 from gateway.ports import CannotListen, free_port
+from gateway.settings import Settings
 from streams.contract.records import Check
 from tests.unit.gateway.api.fake import FakeLimiter
 
@@ -53,7 +55,7 @@ class Envoy:
 async def envoy() -> AsyncIterator[Envoy]:
     address, limiter = f"127.0.0.1:{free_port()}", Limiter()
     async with (
-        Server(address, RateLimits(limiter, Mapping()), grace_s=1, shared=False),
+        Server(address, RateLimits(limiter, Mapping(), legacy_headers=False), grace_s=1, shared=False),
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield Envoy(channel, limiter)
@@ -118,6 +120,16 @@ async def test_a_caller_is_told_of_the_tightest(
     assert {header.key: header.value for header in response.response_headers_to_add} == headers
 
 
+async def test_the_older_header_fields_are_sent_on_demand() -> None:
+    address, limiter = f"127.0.0.1:{free_port()}", Limiter()
+    server = envoy_server(Settings(envoy=address, legacy_headers=True), limiter, Mapping(), shared=False)
+    assert server is not None
+    async with server, grpc.aio.insecure_channel(address) as channel:
+        response = await Envoy(channel, limiter).ask(descriptors=[descriptor("alice")])
+    headers = {header.key: header.value for header in response.response_headers_to_add}
+    assert headers["x-ratelimit-limit"] == "100"
+
+
 async def test_without_the_store_it_is_let_through(envoy: Envoy) -> None:
     envoy.limiter.answers = (LET_THROUGH[BROKER],)
     response = await envoy.ask(descriptors=[descriptor("alice")])
@@ -137,6 +149,14 @@ async def test_numbers_too_large_for_the_protocol_are_its_largest(envoy: Envoy) 
         (RateLimitRequest(descriptors=[descriptor("alice")]), "domain: empty"),
         (RateLimitRequest(domain="edge"), "descriptors: 0 of them"),
         (RateLimitRequest(domain="edge", descriptors=[descriptor("alice"), {}]), "descriptors[1].entries"),
+        (
+            RateLimitRequest(domain="edge", descriptors=[descriptor("alice")] * 101),
+            "101 of them; send 1 to 100",
+        ),
+        (
+            RateLimitRequest(domain="edge", descriptors=[descriptor(*["a"] * 101)]),
+            "101 of them; send 1 to 100",
+        ),
     ],
 )
 async def test_what_is_no_question_is_an_invalid_argument(envoy: Envoy, request_: Any, why: str) -> None:
@@ -145,6 +165,17 @@ async def test_what_is_no_question_is_an_invalid_argument(envoy: Envoy, request_
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert why in str(caught.value.details())
     assert envoy.limiter.checks == []
+
+
+async def test_a_question_as_large_as_callers_can_make_it_is_answered_and_a_larger_one_not_read(
+    envoy: Envoy,
+) -> None:
+    response = await envoy.ask(descriptors=[descriptor("alice", "x" * 61_440)] * 16)
+    assert len(response.statuses) == 16
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await envoy.ask(descriptors=[descriptor("x" * 2**20)])
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(envoy.limiter.checks) == 16
 
 
 async def test_a_value_that_is_not_utf8_is_limited_too(envoy: Envoy) -> None:
@@ -166,7 +197,7 @@ async def test_a_bug_is_an_internal_error_and_in_the_log(
 
 
 async def test_an_address_belongs_to_one_gateway_unless_it_is_shared() -> None:
-    address, service = f"127.0.0.1:{free_port()}", RateLimits(Limiter(), Mapping())
+    address, service = f"127.0.0.1:{free_port()}", RateLimits(Limiter(), Mapping(), legacy_headers=False)
     async with Server(address, service, grace_s=0, shared=False):
         with pytest.raises(CannotListen, match=f"SLUICE_ENVOY={address} .* free port"):
             await Server(address, service, grace_s=0, shared=False).__aenter__()

@@ -43,7 +43,7 @@ MAX_WAITING: Final = 16
 
 
 class Busy(SluiceError):
-    """Too many reads of limits wait already; a later one may find room."""
+    """Too many such reads wait already; a later one may find room."""
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -113,7 +113,6 @@ class _Unconfirmed:
         self.partitions = partitions
         self.future = future
         self.version = -1
-        self.first: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def confirm(self, word: Word) -> None:
         self.partitions.discard(word.partition)
@@ -125,15 +124,10 @@ class _Unconfirmed:
         elif not self.partitions:
             self.future.set_result(Applied(True, self.version))
 
-    def published(self, why_not: str | None, offset: int) -> None:
-        if why_not is None:
-            if not self.first.done():
-                self.first.set_result(offset)
-            return
-        failure = Unavailable(f"the change could not be published ({why_not}): try again")
-        for future in (self.first, self.future):
-            if not future.done():
-                future.set_exception(failure)
+    def published(self, why_not: str | None, _: int) -> None:
+        if why_not is not None and not self.future.done():
+            failure = Unavailable(f"the change could not be published ({why_not}): try again")
+            self.future.set_exception(failure)
 
 
 class Admin:
@@ -164,26 +158,29 @@ class Admin:
             Unavailable: it could not be published; of a plan or default, not to all partitions.
         """
         _check_key(key)
-        partitions = self._owners(key)
+        home, *others = self._owners(key)
         id_ = f"{self._prefix}{next(self._numbers)}"
-        update = _Unconfirmed(set(partitions), asyncio.get_running_loop().create_future())
+        update = _Unconfirmed({home, *others}, asyncio.get_running_loop().create_future())
         self._unconfirmed[id_] = update
         raw_key, value = encode_update_key(key), encode_update_value(policy)
+
+        def published(why_not: str | None, order: int) -> None:
+            """What its home has, the others must get, though nobody waits any more."""
+            update.published(why_not, order)
+            for partition in others if why_not is None else ():
+                try:
+                    self._updates.send_update(partition, raw_key, value, id_, update.published, order)
+                except Unavailable as exc:
+                    update.published(str(exc), order)
+
         try:
+            self._updates.send_update(home, raw_key, value, id_, published)
             async with asyncio.timeout(self._timeout_s):
-                home, *others = partitions
-                self._updates.send_update(home, raw_key, value, id_, update.published)
-                if others:
-                    order = await update.first
-                    for partition in others:
-                        self._updates.send_update(partition, raw_key, value, id_, update.published, order)
                 return await update.future
         except TimeoutError:
             return NOT_CONFIRMED
         finally:
             del self._unconfirmed[id_]
-            for future in (update.first, update.future):
-                future.cancel()  # it may fail yet, with nobody left to hear of it
 
     def told(self, words: list[Word]) -> None:
         """Owners' words; those that came too late are dropped."""

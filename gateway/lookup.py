@@ -12,12 +12,16 @@ from typing import Final, Protocol
 
 import msgspec
 
+from gateway.admin import Busy
 from streams.contract.errors import Unavailable
 from streams.contract.records import Check, ReplyTo, SingleCheck, UpdateKey, encode_single
 from streams.contract.topics import partition_of
 
 LOOK_S: Final = 2.0
 """Seconds that a look waits for the worker: a person asks, so longer than a check."""
+
+MAX_WAITING: Final = 64
+"""Looks at the same time: each is a record of its own, and costs a worker what many batched checks do."""
 
 
 class WindowUse(msgspec.Struct, frozen=True):
@@ -71,8 +75,11 @@ class Lookup:
         """Ask the owner of *client*.
 
         Raises:
+            Busy: :data:`MAX_WAITING` looks wait already.
             Unavailable: it did not answer within :data:`LOOK_S`, or cannot tell.
         """
+        if len(self._waiting) == MAX_WAITING:
+            raise Busy(f"{MAX_WAITING} clients are being looked up: try again later")
         id_ = f"{self._prefix}{next(self._numbers)}"
         to = ReplyTo(self._checks.reply_partition, id_)
         partition = partition_of(client, self._partitions)

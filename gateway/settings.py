@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from streams.contract.errors import SettingsError
@@ -71,8 +71,9 @@ class Settings(BaseSettings):
     )
     apply_timeout_ms: int = Field(
         5_000,
-        ge=100,
-        description="Milliseconds a limit change waits to be applied before it is answered 202.",
+        validate_default=True,
+        description="Milliseconds a limit change waits to be applied before it is answered 202; more than a "
+        "second above publish_timeout_ms.",
     )
     client_header: str = Field(
         "X-Client-Id",
@@ -101,6 +102,14 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
     )
+
+    @field_validator("apply_timeout_ms")
+    @classmethod
+    def _changes_are_published_first(cls, value: int, info: ValidationInfo) -> int:
+        least = info.data.get("publish_timeout_ms", 0) + 1_000
+        if value <= least:
+            raise ValueError(f"a change takes publish_timeout_ms and a second: give more than {least}")
+        return value
 
     @field_validator("envoy")
     @classmethod

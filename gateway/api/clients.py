@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from gateway.api import openapi
 from gateway.api.inputs import ClientId, Resource, ResourceQuery, Store, require_utf8
-from gateway.api.problems import UNAVAILABLE
+from gateway.api.problems import BUSY, UNAVAILABLE
 from gateway.api.responses import respond
 from gateway.lookup import WindowUse
 from gateway.rejections import ENTRIES, SLICE_S, SLICES, Rejected
@@ -81,6 +81,12 @@ _SILENT: Final[openapi.Case] = (
     None,
     "try again when /readyz answers 200",
 )
+_BUSY: Final[openapi.Case] = (
+    BUSY,
+    "64 clients are being looked up: try again later",
+    None,
+    "try again after Retry-After seconds",
+)
 _DONE: Final = ResetCounters("alice", None, True)
 _LATE: Final = ResetCounters("alice", None, False)
 
@@ -111,7 +117,7 @@ async def rejected(limiter: Store) -> Response:
     dependencies=[Depends(require_utf8)],
     responses={
         **openapi.answers(200, "As its worker knows it", openapi.ref(ClientUsage), {"one": _USAGE}),
-        **openapi.fails(openapi.BAD_RESOURCE, _SILENT),
+        **openapi.fails(openapi.BAD_RESOURCE, _SILENT, _BUSY),
     },
 )
 async def usage(client_id: ClientId, query: Annotated[UsageQuery, Query()], limiter: Store) -> Response:

@@ -50,7 +50,7 @@ RATE_LIMITED: Final = Kind(429, "rate-limited", "Too many requests")
 BUG: Final = Kind(500, "internal-error", "The gateway has a bug")
 NOT_INSTALLED: Final = Kind(501, "not-installed", "The gateway lacks packages that this needs")
 UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
-BUSY: Final = Kind(503, "busy", "Too many reads of limits at once")
+BUSY: Final = Kind(503, "busy", "Too many reads at once")
 NOT_READY: Final = Kind(503, "not-ready", "Checks are not answered from the store")
 
 

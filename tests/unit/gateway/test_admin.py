@@ -108,6 +108,31 @@ async def test_a_plans_change_that_its_home_does_not_take_goes_nowhere() -> None
     assert len(log.asked) == 1
 
 
+async def test_a_plans_change_reaches_all_partitions_though_nobody_waits_any_more() -> None:
+    for timeout_s in (0.0, 60.0):
+        log = Log()
+        change = asyncio.create_task(admin_over(log, timeout_s).write(UpdateKey("plan", "gold"), SLOW))
+        await asyncio.sleep(0)
+        if timeout_s:
+            change.cancel()
+        else:
+            assert not (await change).applied
+        published = log.done
+        published(None, 17)
+        assert {partition for partition, _ in log.asked} == {0, 1, 2}
+        assert log.orders == [None, 17, 17]
+
+
+async def test_a_plans_change_that_another_partition_does_not_take_is_told() -> None:
+    log = Log()
+    change = asyncio.create_task(admin_over(log).write(UpdateKey("plan", "gold"), SLOW))
+    await asyncio.sleep(0)
+    log.refuses = True
+    log.done(None, 17)
+    with pytest.raises(Unavailable, match="queue full"):
+        await change
+
+
 async def test_a_change_that_is_not_confirmed() -> None:
     log = Log()
     assert not (await admin_over(log, 0.0).write(client("alice"), None)).applied

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 import gateway.lookup
-from gateway.lookup import Look, Lookup, WindowUse
+from gateway.admin import Busy
+from gateway.lookup import MAX_WAITING, Look, Lookup, WindowUse
 from streams.contract.errors import Unavailable
 from streams.contract.records import Check, ReplyTo, SingleCheck, UpdateKey, decode_checks_record
 from streams.contract.topics import partition_of
@@ -57,6 +58,17 @@ async def test_a_worker_that_cannot_tell(reply: Look, told: str, lookup: Lookup)
     lookup.looked([reply])
     with pytest.raises(Unavailable, match=told):
         await looking
+
+
+async def test_so_many_wait_and_no_more(checks: Checks, lookup: Lookup) -> None:
+    looking = [await asked(lookup) for _ in range(MAX_WAITING)]
+    with pytest.raises(Busy, match="64 clients"):
+        await lookup.look("alice", "gold", "login")
+    assert len(checks.sent) == MAX_WAITING
+    lookup.looked([Look(f"g?{number + 1}", 7, None, []) for number in range(MAX_WAITING)])
+    await asyncio.gather(*looking)
+    await asked(lookup)
+    assert len(checks.sent) == MAX_WAITING + 1
 
 
 async def test_a_worker_that_does_not_answer(lookup: Lookup, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,10 @@ def test_what_does_not_stop_is_killed_when_settings_allow_it_no_more(monkeypatch
     waits: list[float] = []
     monkeypatch.setattr(signal, "sigtimedwait", lambda _, seconds: waits.append(seconds))
     stuck = Stuck()
-    _stop([cast(_Place, stuck)], [], Settings(deadline_ms=60_000, publish_timeout_ms=30_000).stop_s)
+    _stop(
+        [cast(_Place, stuck)],
+        [],
+        Settings(deadline_ms=60_000, publish_timeout_ms=30_000, apply_timeout_ms=40_000).stop_s,
+    )
     assert not stuck.running
     assert [95 < seconds < 100 for seconds in waits] == [True]

@@ -385,15 +385,18 @@ class Batcher:
             batch, queue.filling = queue.filling, None
             self._send_aside(batch)
 
-    def probe(self) -> None:
+    def probe(self, *, doubtful: bool = False) -> None:
         """Publish an empty batch where only an answer can tell that a partition is well.
 
         That is: never answered yet, or open without traffic of its own. Once a tick.
+
+        Args:
+            doubtful: The broker seems away: every partition without traffic is asked.
         """
         for queue in self._queues:
             if not queue.tried and queue.breaker.reason is not None:
                 self._send_aside(self._pending.new(queue.index))
-            elif not queue.tried and not queue.breaker.proven and queue.flying is None:
+            elif not queue.tried and (doubtful or not queue.breaker.proven) and queue.flying is None:
                 queue.flying = batch = self._pending.new(queue.index)
                 batch.timer = self._loop.call_later(self._deadline_s, self._on_timer, batch)
                 if not self._send(batch):

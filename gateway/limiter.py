@@ -203,6 +203,7 @@ class Limiter:
             raise
         self._started = True
         self._chores = loop.create_task(self._do_chores())
+        self._chores.add_done_callback(self._chores_ended)
         return self
 
     async def __aexit__(
@@ -268,6 +269,7 @@ class Limiter:
         """What *client* is held to, and what it has used of each window; nothing is spent.
 
         Raises:
+            Busy: too many others are being looked up.
             InvalidInput: as :meth:`check`.
             Unavailable: the worker that would know did not answer.
         """
@@ -383,19 +385,25 @@ class Limiter:
 
         From a start until every partition has answered once it is not.
         """
-        if self._failure is not None:
-            return Readiness(False, self._failure)
+        reason = self._failure or self._wrong_topics() or self._unanswered()
+        return Readiness(reason is None, reason)
+
+    def _unanswered(self) -> str | None:
+        """Why not one partition's checks are answered, or some have never been; ``None``: they are.
+
+        The breakers know. A broker that is slow to tell its metadata is a reason to ask them
+        (:meth:`_do_chores`), no more.
+        """
         state, why = self._store()
-        if state in (CONNECTING, UNREACHABLE, TOPICS_WRONG):
-            return Readiness(False, why)
+        if state == CONNECTING:
+            return why
+        broker = why if state in (UNREACHABLE, TOPICS_WRONG) else None
         if not self._positioned:
-            return Readiness(False, f"no position in topic {REPLIES} yet")
+            return broker or f"no position in topic {REPLIES} yet"
         if unproven := self._batcher.unproven:
             listed = ", ".join(map(str, unproven))
-            return Readiness(False, f"partition {listed} has not answered yet: is a worker running?")
-        if len(self._mode.partitions) == self._partitions:
-            return Readiness(False, self._mode.why)
-        return Readiness(True)
+            return broker or f"partition {listed} has not answered yet: is a worker running?"
+        return self._mode.why if len(self._mode.partitions) == self._partitions else None
 
     # --- what the transport tells -----------------------------------------------------------
 
@@ -480,7 +488,7 @@ class Limiter:
     async def _do_chores(self) -> None:
         beat_at = sum_at = 0.0
         while True:
-            self._batcher.probe()
+            self._batcher.probe(doubtful=self._view is not None and self._view.error is not None)
             self._mode.tick(calm=self._batcher.calm)
             if (at := time.monotonic()) >= beat_at:
                 beat_at = at + BEAT_S
@@ -490,6 +498,11 @@ class Limiter:
                 self._rejections.tick()
                 self._log_denials()
             await asyncio.sleep(TICK_S)
+
+    def _chores_ended(self, chores: asyncio.Task[None]) -> None:
+        if not chores.cancelled() and (error := chores.exception()) is not None:
+            log.critical("the limiter's chores cannot go on", exc_info=error)
+            self.failed(f"the limiter's chores ended: {error!r}")
 
     def _log_denials(self) -> None:
         for partition, sums in self._denials.take_sums():

@@ -2,7 +2,9 @@
 
 A node is there if its last beat *arrived* less than 10 s ago by this gateway's own monotonic clock. For
 beats that were in the topic before this gateway came, arrival says nothing; there the broker's stamps
-are compared with each other. No two machines' clocks are ever compared.
+are compared with each other, with the last record's. That one, not the highest: after a change of leader
+the stamps may go on from an earlier time. Nodes that ended before such a change are then shown for 10 s
+too long at most, and where the stamps leap ahead the others are missed until they next beat.
 """
 
 from __future__ import annotations
@@ -112,12 +114,12 @@ class Nodes:
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[Beat, float]] = {}
-        self._newest_ms = 0
+        self._last_ms = 0
 
     def heard(self, beats: list[Beat], now: float) -> None:
         """Take note of *beats*, in the topic's order, at *now* (seconds, monotonic)."""
         for beat in beats:
-            self._newest_ms = max(self._newest_ms, beat.at_ms)
+            self._last_ms = beat.at_ms
             if beat.node.stopping:
                 self._last.pop(beat.node.id, None)
             else:
@@ -125,7 +127,7 @@ class Nodes:
 
     def alive(self, now: float) -> list[Node]:
         """Who is there at *now*, by role, lane and id; the others are forgotten."""
-        oldest_ms = self._newest_ms - GONE_S * 1000
+        oldest_ms = self._last_ms - GONE_S * 1000
         self._last = {
             id_: (beat, arrived)
             for id_, (beat, arrived) in self._last.items()

@@ -288,7 +288,7 @@ class Transport:
         token = next(self._tokens)
 
         def report(error: KafkaError | None, message: Message) -> None:
-            self._unreported.pop(token, None)
+            self._reported(token)
             if on_delivery is not None:
                 on_delivery(error, message)
 
@@ -297,11 +297,15 @@ class Transport:
                 self._unreported[token] = monotonic()
                 self._producer.produce(topic, value, on_delivery=report, **options)
         except BufferError as exc:
-            self._unreported.pop(token, None)
+            self._reported(token)
             raise Unavailable("the producer's queue is full: the broker takes records too slowly") from exc
         except KafkaException as exc:
-            self._unreported.pop(token, None)
+            self._reported(token)
             raise Unavailable(f"the producer refused a record: {exc.args[0].str()}") from exc
+
+    def _reported(self, token: int) -> None:
+        with self._producing:  # a flush reports in a thread of its own, while another looks for the oldest
+            self._unreported.pop(token, None)
 
     # --- in ---------------------------------------------------------------------------------
 

@@ -68,8 +68,9 @@ def test_limits_are_changed_and_read(kafka: type[Kafka]) -> None:
         assert limiter.look_up("alice").windows
 
 
-def test_it_says_why_it_is_not_ready(kafka: type[Kafka]) -> None:
+def test_it_says_why_it_is_not_ready(kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch) -> None:
     kafka.view = BrokerView(error="no broker")
+    monkeypatch.setattr(kafka, "send_checks", lambda *_: None)
     with blocking() as limiter:
         assert limiter.ready() == Readiness(False, "no broker")
 

@@ -14,6 +14,7 @@ from gateway.answer import STOPPING
 from gateway.deny_cache import PROOF_S
 from gateway.limiter import Answer, Applied, Limiter
 from gateway.lookup import WindowUse
+from gateway.mode import Mode
 from gateway.nodes import Beat, BrokerView
 from gateway.rejections import Rejected
 from gateway.settings import Settings
@@ -182,6 +183,8 @@ def test_settings_come_by_name_or_as_a_whole(monkeypatch: pytest.MonkeyPatch) ->
         ({"deadline": 40}, "deadline: no such setting; there are home, kafka, .*deadline_ms"),
         ({"deadline_ms": 1}, "deadline_ms: Input should be greater than or equal to 5"),
         ({"deadline_ms": "soon"}, "deadline_ms: Input should be a valid integer"),
+        ({"apply_timeout_ms": 3_000}, "apply_timeout_ms: .* give more than 3000"),
+        ({"publish_timeout_ms": 5_000}, "apply_timeout_ms: .* give more than 6000"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(fields: dict[str, Any], message: str) -> None:
@@ -251,6 +254,41 @@ async def test_it_is_ready_when_every_partition_has_answered(kafka: type[Kafka])
             [0, 1, 2, 3],
         )
         assert (await limiter.check("alice")).reason == "broker"
+
+
+async def test_a_broker_slow_to_tell_its_metadata_is_asked_before_it_is_said_to_be_gone(
+    kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway.limiter, "TICK_S", 0.0)
+    async with running(breaker_misses=1) as (limiter, log):
+        await until_ready(limiter)
+        asked: list[Batch] = []
+        all_asked = asyncio.Event()
+
+        def keep(batch: Batch) -> None:
+            asked.append(batch)
+            if len(asked) == PARTITIONS:
+                all_asked.set()
+
+        log.answer = keep
+        limiter.broker_seen(BrokerView(error="it does not answer"))
+        assert (await limiter.ready()).ready
+        await asyncio.wait_for(all_asked.wait(), 10)
+        assert not limiter.status().degraded_partitions
+        for batch in asked:
+            limiter.undelivered([(batch.number, 0)])
+        assert (await limiter.ready()).reason == limiter.status().why
+
+
+async def test_chores_that_end_are_told(kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch) -> None:
+    def tick(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Mode, "tick", tick)
+    async with running() as (limiter, _):
+        await asyncio.wait_for(limiter.until_failure(), 10)
+        assert limiter.failure == "the limiter's chores ended: RuntimeError('a bug')"
+        assert not (await limiter.ready()).ready
 
 
 async def test_half_a_store_is_ready_and_none_is_not(kafka: type[Kafka]) -> None:

@@ -43,6 +43,16 @@ def test_beats_found_in_the_topic_are_judged_by_the_brokers_clock() -> None:
     assert names(nodes, 5.0) == ["lives"]
 
 
+def test_nodes_are_seen_on_where_stamps_go_on_from_an_earlier_time() -> None:
+    """After a change of leader the broker's clock is another machine's."""
+    nodes = Nodes()
+    nodes.heard([beat("a", 100_000), beat("b", 100_000)], 5.0)
+    nodes.heard([beat("a", 42_000)], 7.0)
+    assert names(nodes, 7.0) == ["a", "b"]
+    nodes.heard([beat("b", 42_500)], 7.5)
+    assert names(nodes, 16.0) == ["a", "b"]
+
+
 def test_nodes_own_clocks_do_not_matter() -> None:
     nodes = Nodes()
     nodes.heard([beat("past", 1_000, clock=-(10**12)), beat("future", 1_000, clock=10**15)], 5.0)

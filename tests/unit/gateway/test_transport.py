@@ -13,6 +13,7 @@ import gateway.kafka
 from gateway.limiter import Limiter
 from gateway.settings import Settings
 from gateway.transport import Transport
+from streams.contract.errors import Unavailable
 
 NOWHERE = "127.0.0.1:1"
 
@@ -39,10 +40,15 @@ class Stub:
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.did: list[str] = []
+        self.reports: list[Any] = []
+        self.error: BaseException | None = None
         self.entered = threading.Event()
         self.may_go_on = threading.Event()
 
-    def produce(self, *_: Any, **__: Any) -> None:
+    def produce(self, *_: Any, on_delivery: Any, **__: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self.reports.append(on_delivery)
         self.entered.set()
         self.may_go_on.wait(10)
         self.did.append("produce")
@@ -58,6 +64,40 @@ class Stub:
 
     def list_topics(self, *_: Any) -> None:
         """Connected."""
+
+
+async def test_a_report_waits_until_nobody_looks_for_the_oldest_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dict that shrinks while another thread looks at it would end that thread."""
+    monkeypatch.setattr(gateway.kafka, "Producer", Stub)
+    transport = Transport(
+        NOWHERE,
+        incarnation=1,
+        reply_partition=0,
+        follow=0,
+        publish_timeout_ms=100,
+        loop=asyncio.get_running_loop(),
+        listener=Limiter(Settings()),
+    )
+    popped_under_lock: list[bool] = []
+
+    class Watched(dict[int, float]):
+        def pop(self, *args: Any) -> Any:
+            popped_under_lock.append(transport._producing.locked())
+            return super().pop(*args)
+
+    transport._unreported = Watched()
+    producer: Any = transport._producer
+    producer.may_go_on.set()
+    transport.send_checks(0, b"batch", 1, 1)
+    producer.reports[0](None, None)
+    producer.error = BufferError()
+    with pytest.raises(Unavailable):
+        transport.send_checks(0, b"batch", 2, 1)
+    assert popped_under_lock == [True, True]
+    assert not transport._unreported
+    transport._consumer.close()
 
 
 async def test_a_batch_that_meets_the_replacement_of_the_producer_is_reported(

@@ -19,6 +19,9 @@ from streams.contract.records import NodeBeat, PartitionBeat
 BEAT_S: Final = 2.0
 """Seconds between two beats of a node."""
 
+LATE_S: Final = 5.0
+"""Seconds without a beat after which a node is pointed out: two are missing."""
+
 GONE_S: Final = 10.0
 """Seconds without a beat after which a node is gone."""
 

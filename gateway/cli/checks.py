@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gateway.cli import completion
 from gateway.cli.api import DEFAULT_URL, Url, call, segment
-from gateway.cli.figures import printable
+from gateway.cli.figures import printable, through
 from gateway.cli.output import REFUSED, AsJson, examples, out, print_json
 
 Client = Annotated[
@@ -109,6 +109,10 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     several = answer["mode"] != "normal" and answer["processes"] > 1
     mode = Text.assemble((answer["mode"], color), f" since {since}", some if several else "")
     out.print(Text.assemble("mode   ", mode, _because(answer["why"])))
+    if answer["mode"] != "normal":
+        out.print(
+            f"       {through(answer['degraded_partitions'], answer['let_through'], answer['uncounted'])}"
+        )
     out.print(printable(f"store  {answer['store']}") + _because(answer["store_why"]))
     table = Table("node", "role", "lane", "version", "partitions", "lag")
     for node in answer["nodes"]:

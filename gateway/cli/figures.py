@@ -60,6 +60,20 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ends)
 
 
+def through(partitions: list[int], let_through: int, uncounted: int) -> str:
+    """What degraded mode lets through now, and has so far.
+
+    >>> print(through([0, 1, 3], 5_120, 7))
+    let through now: partition 0-1, 3; so far 5,120 checks, 7 of them in no count
+    >>> print(through([], 5_120, 0))
+    every partition answers again; let through so far 5,120 checks, all will count
+    """
+    where = f"now: partition {ranges(partitions)}; " if partitions else ""
+    again = "" if partitions else "every partition answers again; "
+    lost = f"{uncounted:,} of them in no count" if uncounted else "all will count"
+    return f"{again}let through {where}so far {let_through:,} checks, {lost}"
+
+
 def printable(text: str) -> str:
     r"""*text*, whoever chose it, with what a terminal would obey or hide written as an escape.
 

@@ -15,9 +15,9 @@ from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
-from gateway.cli.figures import duration, latency, moment, printable, ranges, rate
+from gateway.cli.figures import duration, latency, moment, printable, ranges, rate, through
 from gateway.cli.rates import Rates
-from gateway.nodes import OK, Node, Status
+from gateway.nodes import LATE_S, OK, Node, Status
 from gateway.rejections import Rejected
 from gateway.traffic import Traffic
 
@@ -84,9 +84,7 @@ def _mode(told: Told) -> list[Text]:
     if status.why:
         lines.append(Text(f"because {printable(status.why)}"))
     if not normal:
-        where = f" of partition {ranges(through)}" if (through := status.degraded_partitions) else ""
-        lost = f"{status.uncounted:,} of them are" if status.uncounted else "none of them is"
-        lines.append(Text(f"{status.let_through:,} checks{where} were let through, {lost} in no count"))
+        lines.append(Text(through(status.degraded_partitions, status.let_through, status.uncounted)))
     if status.store != OK and status.store_why != status.why:
         lines.append(Text(f"store {printable(status.store)}: {printable(status.store_why or '')}"))
     return lines
@@ -131,11 +129,15 @@ def _nodes(nodes: list[Node]) -> Table:
         held = node.partitions.values()
         role = f"worker, lane {node.lane or 'a'}" if node.role == "worker" else node.role
         lag = f"{sum(partition.lag for partition in held):,}" if held else "-"
-        cells = (node.id, role, _by_state(node), lag, f"{node.age_ms / 1000:.0f} s")
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        cells = (node.id, role, _by_state(node), lag)
+        table.add_row(*(Text(printable(cell)) for cell in cells), _heard(node.age_ms / 1000))
     if not nodes:
         table.add_row("none")
     return table
+
+
+def _heard(age_s: float) -> Text:
+    return Text(f"silent {age_s:.0f} s", "bold yellow") if age_s >= LATE_S else Text(f"{age_s:.0f} s")
 
 
 def _by_state(node: Node) -> str:

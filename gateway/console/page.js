@@ -17,8 +17,15 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
-/** An id that anybody may have chosen: as text, and its direction kept to itself. */
-export const name = (id) => make('bdi', { class: 'id' }, id);
+/** An id that anybody may have chosen: as text, its direction kept to itself, with escapes for what cannot be seen. */
+export const name = (id) => make('bdi', { class: 'id' }, id.replace(/[\p{C}\p{Z}]/gu, (sign) => (sign === ' ' ? sign : escaped(sign))));
+
+/** As the command line writes it: \x1b, \u202e, \U000e0001. */
+function escaped(sign) {
+  const code = sign.codePointAt(0);
+  const [mark, digits] = code < 0x100 ? ['x', 2] : code < 0x10000 ? ['u', 4] : ['U', 8];
+  return `\\${mark}${code.toString(16).padStart(digits, '0')}`;
+}
 
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
 const small = new Intl.NumberFormat('en', { minimumFractionDigits: 1, maximumFractionDigits: 1 });

@@ -4,6 +4,8 @@ import { at, count, duration, make, moment, name, show } from './page.js';
 
 const NAMES = { normal: 'Normal', degraded: 'Degraded', silent: 'This gateway does not answer' };
 
+const LATE_MS = 5_000; // two beats are missing
+
 let mode = 'waiting';
 let heardMs = 0;
 
@@ -24,7 +26,7 @@ export function took(status) {
 /** What degraded mode has cost so far. */
 function through({ degraded_partitions: partitions, partitions: all, let_through: checks, uncounted, processes, degraded_processes: these }) {
   const who = processes > 1 ? `${these} of ${processes} processes of this gateway ${these > 1 ? 'are' : 'is'} degraded. ` : '';
-  const where = partitions.length ? `Partitions let through: ${ranges(partitions)} of ${all}. ` : '';
+  const where = partitions.length ? `Partitions let through: ${ranges(partitions)} of ${all}. ` : 'Every partition answers again: normal once that has lasted. ';
   const lost = uncounted ? `${count(uncounted)} of them could not be published and are in no count` : 'all of them were published and will be counted';
   return `${who}${where}${count(checks)} checks were let through; ${lost}.`;
 }
@@ -73,7 +75,7 @@ function row(node) {
     cell('Version', node.version),
     cell('Partitions', told || '–'),
     cell('Lag', held.length ? count(lag) : '–', 'number'),
-    cell('Heard', `${duration(node.age_ms)} ago`, 'number'),
+    node.age_ms < LATE_MS ? cell('Heard', `${duration(node.age_ms)} ago`, 'number') : cell('Heard', `silent ${duration(node.age_ms)}`, 'number late'),
   );
 }
 

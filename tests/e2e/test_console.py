@@ -19,6 +19,7 @@ from tests.system import Gateway, System, eventually, running_system
 TOKEN: Final = "correct horse"
 HOSTILE: Final = "<img src=x onerror=alert(1)>\u202e/..?#&"
 """An id that is markup, turns the direction of writing, and is awkward in a URL."""
+SHOWN: Final = HOSTILE.replace("\u202e", r"\u202e")
 LONG: Final = "W" * 256
 ACCESSIBLE: Final = Path(__file__).with_name("accessible.js").read_text()
 PHONE: Final = 360
@@ -93,7 +94,7 @@ def test_what_is_shown_is_what_was_done(page: Page, gateway: Gateway) -> None:
     expect(page.locator("#median")).to_have_text(re.compile(r"^[\d.]+ ms$"))
     expect(page.locator("#line-rejected")).to_have_attribute("d", re.compile(r"^M.*L"))
     row = page.locator("#rejected-rows tr")
-    expect(row.get_by_role("button")).to_have_text(HOSTILE)
+    expect(row.get_by_role("button")).to_have_text(SHOWN)
     expect(row.locator(".number")).to_have_text("3")
     nodes = page.locator("#node-rows")
     expect(nodes.get_by_role("row").filter(has_text="worker-1")).to_contain_text(re.compile("running 0.3"))
@@ -104,7 +105,7 @@ def test_what_is_shown_is_what_was_done(page: Page, gateway: Gateway) -> None:
 def test_a_client_is_looked_up_changed_reset_and_set_free(page: Page, gateway: Gateway) -> None:
     reject(gateway, HOSTILE + "2")
     client = HOSTILE + "2"
-    page.get_by_role("button", name=client).click()
+    page.get_by_role("button", name=SHOWN + "2").click()
     row = page.locator("#window-rows tr")
     expect(page.locator("#found-policy")).to_contain_text("its own limits")
     expect(row).to_have_text([re.compile(r"^2 per hour\s*2\s*0\s*(1 h|60 min|59 min)")])
@@ -121,7 +122,7 @@ def test_a_client_is_looked_up_changed_reset_and_set_free(page: Page, gateway: G
 
     page.get_by_role("button", name="Reset counters").click()
     dialog = page.get_by_role("dialog", name="Reset its counters?")
-    expect(dialog).to_contain_text(client)
+    expect(dialog).to_contain_text(SHOWN + "2")
     dialog.get_by_role("button", name="Reset counters").click()
     expect(page.locator("#done")).to_have_text("Counters reset.")
     expect(row).to_have_text([re.compile(r"^7 per day\s*0\s*7"), re.compile(r"^3 per hour\s*0\s*3")])
@@ -230,6 +231,8 @@ def test_it_says_when_checks_are_let_through_and_when_nobody_answers(
     worker.signal(signal.SIGSTOP)
     eventually("checks are let through", lambda: gateway.check("anybody")["degraded"])
     expect(page.locator("#mode-name")).to_have_text("Degraded")
+    stopped = page.locator("#node-rows").get_by_role("row").filter(has_text="worker-1")
+    expect(stopped.locator(".late")).to_have_text(re.compile(r"^silent ([5-9]|10) s$"))
     expect(page.locator("#mode-through")).to_contain_text("Partitions let through:")
     expect(page.locator("#mode-why")).to_contain_text("is its worker running?")
     expect(announcement).to_have_text("Mode: Degraded")

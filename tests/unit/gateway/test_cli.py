@@ -234,7 +234,9 @@ def count_shown(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str, shown: s
     assert done.stdout.count(shown) == 8
 
 
-def test_it_is_told_how_many_processes_are_degraded(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_told_how_many_processes_are_degraded_and_what_that_costs(
+    canned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     status = {
         "mode": "degraded",
         "why": "no reply",
@@ -244,8 +246,14 @@ def test_it_is_told_how_many_processes_are_degraded(canned: str, monkeypatch: py
         "nodes": [],
     }
     status |= {"processes": 3, "degraded_processes": 2}
+    status |= {"degraded_partitions": [0, 1], "let_through": 5_120, "uncounted": 7}
     monkeypatch.setattr(Canned, "response", (200, json.dumps(status).encode()))
-    assert run("status", "--url", canned).stdout.splitlines()[0].endswith(" (2 of 3 processes): no reply")
+    done = run("status", "--url", canned)
+    assert done.exit_code == 0
+    mode, cost, store = done.stdout.splitlines()[:3]
+    assert mode.endswith(" (2 of 3 processes): no reply")
+    assert cost.strip() == "let through now: partition 0-1; so far 5,120 checks, 7 of them in no count"
+    assert store == "store  ok"
 
 
 def offered(line: str) -> list[str]:

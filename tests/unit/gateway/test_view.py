@@ -36,7 +36,7 @@ def told(items: tuple[Any, ...] = (), nodes: tuple[Any, ...] = (), **status: Any
     return msgspec.convert(msgspec.json.decode(msgspec.json.encode(said)), Told, str_keys=True)
 
 
-def node(id_: str, role: str, partitions: dict[int, tuple[str, int]], **more: str) -> dict[str, Any]:
+def node(id_: str, role: str, partitions: dict[int, tuple[str, int]], **more: Any) -> dict[str, Any]:
     held = {number: {"state": state, "lag": lag} for number, (state, lag) in partitions.items()}
     return {
         "id": id_, "role": role, "version": "1", "host": "h", "age_ms": 1_200, "partitions": held, **more
@@ -106,12 +106,20 @@ def test_a_degraded_gateway_says_why_and_what_it_has_cost() -> None:
     assert shown[1].startswith("DEGRADED since")
     assert shown[2:4] == [
         f"because {why}",
-        "5,120 checks of partition 0-1, 3 were let through, 7 of them are in no count",
+        "let through now: partition 0-1, 3; so far 5,120 checks, 7 of them in no count",
     ]
     assert "no_worker" not in "".join(shown)  # it is the same reason
 
     shown = lines(URL, told(store="under_replicated", store_why="look at the brokers"), RATES)
     assert shown[2] == "store under_replicated: look at the brokers"
+
+
+def test_a_node_that_misses_beats_is_pointed_out() -> None:
+    shown = lines(
+        URL, told(nodes=(node("worker-1", "worker", {}, age_ms=7_000), node("b", "gateway", {}))), RATES
+    )
+    assert line(shown, "worker-1")[-3:] == ["silent", "7", "s"]
+    assert line(shown, "b ")[-2:] == ["1", "s"]
 
 
 def test_a_silent_gateway_keeps_what_was_known() -> None:

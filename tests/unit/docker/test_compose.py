@@ -114,7 +114,7 @@ def test_ours_run_with_nothing_they_do_not_need(name: str) -> None:
     assert "user" not in service  # the image's
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - {"topics"})
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"topics"}))
 def test_whatever_stays_is_watched_and_bounded(name: str) -> None:
     service = SERVICES[name]
     assert service["restart"] == "unless-stopped"

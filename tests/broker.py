@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, TypeVar
@@ -19,6 +24,11 @@ AnyBroker = TypeVar("AnyBroker", bound=Broker)
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
+_LIGHTLY: Final = "-XX:TieredStopAtLevel=1"
+"""Compiled once: what compiling better costs is earned back by no test."""
+_ARCHIVE: Final = Path(sys.prefix) / "kafka.aot"
+"""Beside the JVM, without which it is worth nothing."""
+
 
 def home_with_jars(folder: Path) -> Path:
     """Make *folder* a home that finds Kafka's jars in the checkout's ``.sluice``: fetched once for all."""
@@ -29,19 +39,64 @@ def home_with_jars(folder: Path) -> Path:
     return folder
 
 
+class QuickBroker(Broker):
+    """The embedded broker, started with a third of the CPU: few live long enough to earn more back."""
+
+    def _java(self, jars: Path) -> list[str]:
+        java, *options = super()._java(jars)
+        return [java, *quick_java(), *options]
+
+
+class _Recorded(Broker):
+    """One that, when it ends, writes down the classes it used, loaded and linked."""
+
+    archive: Path
+
+    def _java(self, jars: Path) -> list[str]:
+        java, *options = super()._java(jars)
+        return [java, _LIGHTLY, f"-XX:AOTCacheOutput={self.archive}", *options]
+
+
+@cache
+def quick_java() -> list[str]:
+    """Options for a broker's JVM; what they name is made by the first call in an environment, in some 10 s.
+
+    A JVM that it does not fit (another JVM, other jars) starts as it would without.
+    """
+    with Path(sys.prefix, "kafka.aot.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes one makes it, and the others wait
+        if not _ARCHIVE.exists():
+            _record()
+    return [_LIGHTLY, f"-XX:AOTCache={_ARCHIVE}"]
+
+
+def _record() -> None:
+    with TemporaryDirectory(dir=_ARCHIVE.parent) as folder:
+        broker = _Recorded(home_with_jars(Path(folder)), port=free_port())
+        broker.archive = Path(folder, _ARCHIVE.name)
+        try:
+            broker.start()
+            assert broker.pid is not None
+            os.kill(broker.pid, signal.SIGTERM)
+            broker.wait()  # it writes for some seconds: on a busy machine, more than `stop` would wait
+        finally:
+            broker.kill()
+        broker.archive.rename(_ARCHIVE)
+
+
 def make_topics(bootstrap: str) -> None:
     """Create the topics of topics.yaml."""
     create_topics(AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}), load_topics().values())
 
 
 @contextmanager
-def fresh_broker(*, topics: bool = True) -> Iterator[Broker]:
+def fresh_broker(*, topics: bool = True, kind: type[Broker] = QuickBroker) -> Iterator[Broker]:
     """A running broker of the caller's own, on free ports, its data gone afterwards.
 
-    It starts in about 3 s, so a module (or a test that stops or pauses it) can have one for itself.
+    It starts in about 2 s, so a module (or a test that stops or pauses it) can have one for itself.
     """
     with TemporaryDirectory(prefix="sluice-test-") as folder:
-        broker = Broker(home_with_jars(Path(folder)), port=free_port())
+        broker = kind(home_with_jars(Path(folder)), port=free_port())
         try:
             broker.start()
             if topics:
@@ -56,7 +111,7 @@ def fresh_cluster(
     nodes: int = 3,
     *,
     heap: str = "256m",
-    kind: type[AnyBroker] = Broker,  # type: ignore[assignment]
+    kind: type[AnyBroker] = QuickBroker,  # type: ignore[assignment]
 ) -> Iterator[list[AnyBroker]]:
     """Several brokers that replicate to each other; any of them may be stopped, killed or paused."""
     voters = [(node, free_port()) for node in range(1, nodes + 1)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.ports import free_port
-from tests.broker import home_with_jars
+from tests.broker import home_with_jars, quick_java
 
 STOP_S: Final = 60
 
@@ -35,6 +35,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
         "SLUICE_PORT": str(free_port()),
         "SLUICE_BROKER_PORT": str(free_port()),
         "SLUICE_METRICS_PORT": "0",
+        "JAVA_TOOL_OPTIONS": " ".join(quick_java()),
         # Nothing is let through, or left unconfirmed, only because the machine is busy with other tests.
         "SLUICE_DEADLINE_MS": "2000",
         "SLUICE_APPLY_TIMEOUT_MS": "25000",

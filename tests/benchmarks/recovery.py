@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from confluent_kafka import Producer
 
+from gateway.broker import Broker
 from streams.contract.policy import parse_policy
 from streams.contract.records import POSITION_BITS
 from streams.contract.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, partition_of
@@ -86,7 +87,7 @@ def measure(clients: int, folder: Path) -> tuple[Speed, Speed]:
     rocks = Rocks(MEMORY)
     restored: queue.SimpleQueue[Restored] = queue.SimpleQueue()
     failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-    with fresh_broker() as broker:
+    with fresh_broker(kind=Broker) as broker:
         changelog = Changelog(broker.bootstrap, clients)
         restorer = Restorer(
             broker.bootstrap,

@@ -12,9 +12,8 @@ import pytest
 import yaml
 from confluent_kafka.admin import AdminClient, ConfigResource
 
-from gateway.broker import Broker
 from streams.contract.topics import describe, load_topics
-from tests.broker import CHECKOUT, fresh_cluster
+from tests.broker import CHECKOUT, QuickBroker, fresh_cluster
 from tests.up import sluice
 
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load((CHECKOUT / "docker" / "compose.yaml").read_text())
@@ -34,7 +33,7 @@ def properties(node: int) -> dict[str, str]:
     }
 
 
-class ComposeBroker(Broker):
+class ComposeBroker(QuickBroker):
     """A node with the properties of compose.yaml; only hosts, ports and folder are this machine's."""
 
     def _write_properties(self, controller_port: int) -> Path:

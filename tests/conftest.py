@@ -16,6 +16,10 @@ from tests.reaper import reaping
 settings.register_profile("sluice", deadline=None, print_blob=True)
 settings.load_profile("sluice")
 
+# Processes of pytest-xdist find a terminal's size there, and a console of Rich takes it for good when made.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:

@@ -87,13 +87,13 @@ class Asked(NamedTuple):
 async def ask_for(
     seconds: float, url: str, *, callers: int = 4, warm: asyncio.Event | None = None
 ) -> list[Asked]:
-    """Callers that each send 8 checks 20 times a second; *warm* is set once enough were answered."""
+    """Callers that send 8 checks 20 times a second, once at least; *warm* is set once enough are answered."""
     asked: list[Asked] = []
-    end = time.monotonic() + seconds
 
     async def caller(http: httpx.AsyncClient, number: int) -> None:
         turn = number * 50
-        while (at := time.monotonic()) < end:
+        end = (at := time.monotonic()) + seconds
+        while at < end:
             checks = [{"client_id": CLIENTS[(turn + i) % len(CLIENTS)]} for i in range(8)]
             turn += 8
             response = await http.post(f"{url}/v1/checks", json=checks)
@@ -103,6 +103,7 @@ async def ask_for(
             if warm is not None and len(asked) == WARM:
                 warm.set()
             await asyncio.sleep(max(0.0, 0.05 - took))
+            at = time.monotonic()
 
     async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
         await asyncio.gather(*(caller(http, number) for number in range(callers)))

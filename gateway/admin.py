@@ -5,9 +5,9 @@ address, and is done when the owner has said so. That of a plan or the default g
 home first, and to the others with its offset there, so that all agree which of two changes is the later.
 
 *Reading* scans the compacted topic, because no copy of all limits is kept here. ``get`` reads one
-partition from its beginning, and the newest value wins: 70,000 records a second on two busy cores, 8 µs of
-CPU each, so milliseconds for hundreds of limits and a quarter of a minute for a million. It is an
-admin's call, not a check's.
+partition from its beginning, and the newest value wins: 40,000 records a second on two busy cores, 8 µs of
+CPU each, so milliseconds for hundreds of limits and half a minute for a million. It is an admin's call, not
+a check's, and must not hold checks up: one scan at a time, which rests between a few records and the next.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import msgspec
 
@@ -26,20 +27,17 @@ from streams.contract.policy import Policy, check_id
 from streams.contract.records import KINDS, Update, UpdateKey, encode_update_key, encode_update_value
 from streams.contract.topics import home_of, partition_of
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MAX_PAGE: Final = 1_000
 """Entries of one page."""
 
 MAX_SCAN: Final = 50_000
-"""Records read for one page, in under a second: with a filter, or many old versions, it may stay short."""
-
-READERS: Final = 2
-"""Scans at the same time; each has a consumer and a thread."""
+"""Records read for one page, in about a second: with a filter, or many old versions, it may stay short."""
 
 MAX_WAITING: Final = 16
-"""Reads that wait for a scan to end; a scan of a large partition takes seconds."""
+"""Reads that wait for the one under way to end; a scan of a large partition takes seconds."""
 
 
 class Busy(SluiceError):
@@ -147,7 +145,8 @@ class Admin:
         self._timeout_s = timeout_s
         self._numbers = count(1)
         self._unconfirmed: dict[str, _Unconfirmed] = {}
-        self._readers = asyncio.Semaphore(READERS)
+        # One thread of its own: a scan goes on though whoever asked has gone, and the next waits for it.
+        self._thread = ThreadPoolExecutor(1, "sluice-limits")
         self._reading = 0
 
     async def write(self, key: UpdateKey, policy: Policy | None) -> Applied:
@@ -214,13 +213,12 @@ class Admin:
         partition, offset = self._read_cursor(after)
         return await self._read(self._scan, partition, offset, limit, kind)
 
-    async def _read(self, scan: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self._reading == READERS + MAX_WAITING:
-            raise Busy(f"{READERS} reads of limits are under way and {MAX_WAITING} wait: try again later")
+    async def _read(self, scan: Callable[[*Ts], T], *args: *Ts) -> T:
+        if self._reading == 1 + MAX_WAITING:
+            raise Busy(f"a read of limits is under way and {MAX_WAITING} wait: try again later")
         self._reading += 1
         try:
-            async with self._readers:
-                return await asyncio.to_thread(scan, *args, **kwargs)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, scan, *args)
         finally:
             self._reading -= 1
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from functools import partial
 from itertools import count
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -73,6 +73,12 @@ PURGE_S: Final = 0.5
 
 WARM_S: Final = 0.1
 """A connected producer has its id after 10 ms or so."""
+
+READ_DRAIN: Final = 100
+"""Records that a read of a topic takes at once: decoding them holds the event loop up, for under 1 ms."""
+
+READ_REST_S: Final = 0.001
+"""Between two of those, so that the event loop gets its turn; without, it would wait 5 ms each time."""
 
 READ_TIMEOUT_S: Final = 10.0
 """A read of a topic that yields nothing for this long is given up."""
@@ -492,7 +498,7 @@ class Transport:
                 return
             consumer.assign([TopicPartition(UPDATES, partition, start)])
             steps = Steps(consumer)
-            while messages := drain(consumer, DRAIN, READ_TIMEOUT_S):
+            while messages := drain(consumer, READ_DRAIN, READ_TIMEOUT_S):
                 for message in steps.sift(messages):
                     error = message.error()
                     if error is None:
@@ -502,6 +508,7 @@ class Transport:
                         return
                     elif not unreadable(message):
                         raise Unavailable(f"{UPDATES} cannot be read: {error.str()}")
+                sleep(READ_REST_S)
             raise Unavailable(f"{self._bootstrap} gave nothing of {UPDATES} for {READ_TIMEOUT_S:g} s")
         except KafkaException as exc:
             raise Unavailable(f"{UPDATES} cannot be read: {exc.args[0].str()}") from exc

@@ -48,7 +48,7 @@ READ_FAILS: Final[tuple[Case, ...]] = (
     ),
     (
         BUSY,
-        "2 reads of limits are under way and 16 wait: try again later",
+        "a read of limits is under way and 16 wait: try again later",
         None,
         "try again after Retry-After seconds",
     ),

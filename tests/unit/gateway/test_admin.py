@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admin import MAX_WAITING, READERS, Admin, Busy, LimitsPage, Word
+from gateway.admin import MAX_WAITING, Admin, Busy, LimitsPage, Word
 from streams.contract.errors import InvalidId, InvalidInput, Unavailable
 from streams.contract.policy import Policy, parse_policy
 from streams.contract.records import Update, UpdateKey, decode_update
@@ -193,16 +193,23 @@ async def test_the_newest_value_of_a_key_is_got() -> None:
 
 async def test_reads_wait_for_each_other_up_to_a_point() -> None:
     may_end = threading.Event()
+    alone = threading.Lock()
 
     class Slow(Log):
         def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
+            assert alone.acquire(blocking=False)
             may_end.wait(10)
+            alone.release()
             yield from super().read_updates(partition, start)
 
     log = Slow()
     log.store(client("alice"), FAST)
     admin = admin_over(log)
-    reads = [asyncio.create_task(admin.get(client("alice"))) for _ in range(READERS + MAX_WAITING)]
+    gone = asyncio.create_task(admin.get(client("alice")))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    reads = [asyncio.create_task(admin.get(client("alice"))) for _ in range(1 + MAX_WAITING)]
     await asyncio.sleep(0)
     for refused in (admin.get(client("alice")), admin.page(None, 1, None)):
         with pytest.raises(Busy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from gateway.limiter import Limiter
 from gateway.settings import Settings
 from gateway.transport import Transport
 from streams.contract.errors import Unavailable
+from streams.contract.records import UpdateKey, encode_update_key
+from streams.contract.topics import UPDATES
 
 NOWHERE = "127.0.0.1:1"
 
@@ -33,6 +36,77 @@ async def test_a_thread_that_dies_is_told(
         assert (await limiter.check("alice")).degraded
     [record] = [r for r in caplog.records if r.levelno == logging.CRITICAL]
     assert record.exc_info
+
+
+class Record:
+    """An update that deletes alice's limits."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = lambda: offset
+
+    def error(self) -> None:
+        return None
+
+    def topic(self) -> str:
+        return UPDATES
+
+    def partition(self) -> int:
+        return 0
+
+    def key(self) -> bytes:
+        return encode_update_key(UpdateKey("client", "alice"))
+
+    def value(self) -> None:
+        return None
+
+    def headers(self) -> None:
+        return None
+
+
+class Partition:
+    """A consumer of a partition of 1,000 updates."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.at = 0
+
+    def get_watermark_offsets(self, *_: Any, **__: Any) -> tuple[int, int]:
+        return 0, 1_000
+
+    def assign(self, _: Any) -> None:
+        """Read from its beginning."""
+
+    def consume(self, most: int, _: float) -> list[Record]:
+        first, self.at = self.at, min(1_000, self.at + most)
+        return [Record(offset) for offset in range(first, self.at)]
+
+    def poll(self, _: float) -> Record | None:
+        return next(iter(self.consume(1, 0)), None)
+
+    def close(self) -> None:
+        """Done."""
+
+
+async def test_a_read_of_updates_rests_between_a_few_and_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without, the event loop waits 5 ms for each turn: decoding does not let go of the interpreter."""
+    monkeypatch.setattr(gateway.kafka, "Producer", Stub)
+    monkeypatch.setattr(gateway.kafka, "Consumer", Partition)
+    transport = Transport(
+        NOWHERE,
+        incarnation=1,
+        reply_partition=0,
+        follow=0,
+        publish_timeout_ms=100,
+        loop=asyncio.get_running_loop(),
+        listener=Limiter(Settings()),
+    )
+    read: list[int] = []
+    rested: list[int] = []
+    monkeypatch.setattr("gateway.transport.sleep", lambda _: rested.append(len(read)))
+    for update in islice(transport.read_updates(0, None), 1_000):
+        read.append(update.version)
+    assert read == list(range(1_000))
+    assert max(after - before for before, after in pairwise([0, *rested, 1_000])) <= 101
+    transport._consumer.close()
 
 
 class Stub:

@@ -21,7 +21,8 @@ OVERLOAD: Final = "overload"
 """``max_in_flight`` checks were waiting already; not published, never counted."""
 
 UNPUBLISHED: Final = "unpublished"
-"""The producer's own queue was full or refused the record; never counted."""
+"""The producer refused the record (its queue was full), and it is never counted; or it was given up after
+``publish_timeout_ms``, and is counted only if a broker had it all the same."""
 
 REPLAYED: Final = "replayed"
 """Decided and counted before its worker restarted; the answer itself is lost."""
@@ -30,7 +31,7 @@ REJECTED_BATCH: Final = "rejected_batch"
 """The worker could not read the record it came in; not counted, the gateway's log says why."""
 
 STOPPING: Final = "stopping"
-"""The gateway was stopped while it waited; published, and will be counted."""
+"""The gateway was stopped while it waited: published, and will be counted. Asked after that: neither."""
 
 REASONS: Final = (
     DEADLINE,

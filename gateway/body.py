@@ -25,9 +25,6 @@ _MESSAGE: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.
 _NAMED: Final = re.compile(
     r"Object (?P<what>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL
 )
-_SHOWN: Final = 80
-"""Characters of a caller's own text that an error repeats."""
-
 T = TypeVar("T")
 
 
@@ -57,7 +54,7 @@ def require_json(content_type: str | None) -> None:
         ProblemError: 415.
     """
     if content_type is None or not is_json(content_type):
-        shown = "no Content-Type" if content_type is None else content_type[:_SHOWN]
+        shown = "no Content-Type" if content_type is None else content_type
         raise ProblemError(
             CONTENT_TYPE, f"{shown} is not JSON", "Content-Type", "send Content-Type: application/json"
         )
@@ -127,7 +124,7 @@ def _invalid(message: str) -> InvalidInput:
     assert match is not None
     what, path = match["what"], match["path"] or ""
     if named := _NAMED.fullmatch(what):
-        name = named["name"][:_SHOWN] or '""'
+        name = named["name"] or '""'
         field = f"{path}.{name}" if path else name
         if named["what"] == "missing required":
             return InvalidInput(field, "missing", "add it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -13,9 +13,6 @@ from gateway.api.responses import JSON, Rendered, RenderedResponse
 from gateway.body import SlowJsonBody
 from gateway.envoy import REMEDY, rate_limits
 from streams.contract.errors import InvalidInput, SettingsError
-
-_SHOWN: Final = 200
-"""Characters of protobuf's own words on a body, which repeat some of it."""
 
 router = APIRouter(default_response_class=Response)
 
@@ -51,6 +48,4 @@ def _parse(body: bytes) -> Any:
     try:
         return Parse(body, RateLimitRequest())
     except (ParseError, ValueError, RecursionError) as exc:
-        raise ProblemError(
-            MALFORMED, str(exc)[:_SHOWN], "body", "send a RateLimitRequest in proto3 JSON"
-        ) from exc
+        raise ProblemError(MALFORMED, str(exc), "body", "send a RateLimitRequest in proto3 JSON") from exc

@@ -24,6 +24,9 @@ log: Final = logging.getLogger(__name__)
 _LATER: Final = (
     "try again after Retry-After seconds; many limits are read faster page by page, GET /v1/limits"
 )
+_SHOWN: Final = 600
+"""Characters of a detail or a field's name: two ids of 256 bytes, and what is wrong with them."""
+
 _METHODS: Final = ("GET", "PUT", "POST", "DELETE")
 
 
@@ -86,8 +89,13 @@ class ProblemError(Exception):
 
 
 def problem(kind: Kind, detail: str, field: str | None = None, remedy: str | None = None) -> Problem:
-    """A problem of that *kind*."""
-    return Problem(f"urn:sluice:problem:{kind.name}", kind.title, kind.status, detail, field, remedy)
+    """A problem of that *kind*; a long *detail* or *field*, which may be a caller's own text, is cut."""
+    field = None if field is None else _cut(field)
+    return Problem(f"urn:sluice:problem:{kind.name}", kind.title, kind.status, _cut(detail), field, remedy)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def render_error(exc: Exception) -> Rendered | None:
@@ -107,7 +115,7 @@ def render_error(exc: Exception) -> Rendered | None:
 
 def render_bug(scope: Scope) -> Rendered:
     """The problem that the exception being handled is, which nobody expected; the log has it."""
-    log.exception("a bug in %s %s", scope["method"], scope["path"][:200])
+    log.exception("a bug in %s %r", scope["method"], scope["path"][:200])
     return _render(problem(BUG, "the gateway failed in a way it should not; its log has the traceback"))
 
 
@@ -149,9 +157,9 @@ async def _routing(request: Request, exc: Exception) -> Response:
     if exc.status_code == 405:
         # The framework names the methods of the first route only; ours has a route a method.
         allowed = ", ".join(_methods_of(request))
-        what = problem(METHOD, f"{request.method} {path[:200]}", "method", f"use {allowed}")
+        what = problem(METHOD, f"{request.method} {path}", "method", f"use {allowed}")
         return RenderedResponse(_render(what, [(b"allow", allowed.encode())]))
-    what = problem(NOT_FOUND, f"no route {path[:200]}", "path", "see /docs for the routes there are")
+    what = problem(NOT_FOUND, f"no route {path}", "path", "see /docs for the routes there are")
     return RenderedResponse(_render(what))
 
 

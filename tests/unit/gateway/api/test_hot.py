@@ -186,7 +186,7 @@ async def test_a_bug_is_a_500_and_in_the_log(limiter: FakeLimiter, caplog: pytes
     assert response == await call(create_app(Settings(), limiter), request)
     assert response.status == 500
     assert b"secret" not in response.body
-    assert [r.getMessage() for r in caplog.records] == ["a bug in POST /v1/check"] * 2
+    assert [r.getMessage() for r in caplog.records] == ["a bug in POST '/v1/check'"] * 2
 
 
 async def test_all_else_is_the_routes(limiter: FakeLimiter) -> None:

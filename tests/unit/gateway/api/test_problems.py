@@ -58,3 +58,31 @@ async def test_a_bug_is_one_log_entry_and_a_500_without_internals(
     [record] = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "body"),
+    [
+        ("POST", "/v1/check", b'{"%s": 1}' % (b"x" * 500_000)),
+        ("PUT", "/v1/default", b'{"limits": {"%s": 1}}' % (b"x" * 500_000)),
+        ("PUT", "/v1/default", b'{"limits": "%s1.5/day"}' % (b" " * 500_000)),
+        ("GET", f"/v2/{'x' * 50_000}", b""),
+        ("GET", f"/v1/limits?{'x' * 50_000}=1", b""),
+    ],
+)
+async def test_a_callers_text_is_not_repeated_at_length(
+    method: str, url: str, body: bytes, http: httpx.AsyncClient
+) -> None:
+    headers = {"content-type": "application/json"}
+    response = await http.request(method, url, content=body, headers=headers)
+    assert response.status_code in (404, 422)
+    assert len(response.content) < 2_000
+
+
+async def test_a_path_cannot_forge_a_line_of_the_log(
+    http: httpx.AsyncClient, limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter.error = ZeroDivisionError()
+    assert (await http.get("/v1/authorize/a%0Ab", headers={"x-client-id": "a"})).status_code == 500
+    [record] = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert record.getMessage() == r"a bug in GET '/v1/authorize/a\nb'"

@@ -117,7 +117,7 @@ def cases(path: str, good: bytes) -> list[Request]:
     length = ask.headers[1]
     return [
         ask,
-        plain(path, b"{"),
+        plain(path, good[:-1]),
         plain(path, b"7"),
         ask._replace(method="PUT"),
         ask._replace(headers=((b"content-type", b"text/plain"), length)),

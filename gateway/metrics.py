@@ -9,6 +9,7 @@ name                                      type       label    what
 ``sluice_checks_received_total``          counter             checks asked for, answered or only published
 ``sluice_checks_allowed_total``           counter             allowed by the store
 ``sluice_checks_rejected_total``          counter             rejected by the store, or by a denial that holds
+``sluice_checks_invalid_total``           counter             refused by a worker: an error, and nothing spent
 ``sluice_checks_degraded_total``          counter    reason   let through without the store's decision
 ``sluice_checks_published_total``         counter             published without an answer wanted
 ``sluice_checks_uncounted_total``         counter             not published, so in no client's count; at most
@@ -100,7 +101,7 @@ class Metrics(Collector):
     """Counts of one gateway, and the registry that shows them; other parts may register theirs in it."""
 
     def __init__(self) -> None:
-        self.received = self.allowed = self.rejected = self.published = 0
+        self.received = self.allowed = self.rejected = self.invalid = self.published = 0
         self.degraded = dict.fromkeys(REASONS, 0)
         self.uncounted = self.late = self.publish_failures = self.divergence = 0
         self.deny_hits = self.deny_stores = self.deny_entries = self.deny_unlogged = 0
@@ -132,6 +133,7 @@ class Metrics(Collector):
             ("sluice_checks_received", "Checks asked for", self.received),
             ("sluice_checks_allowed", "Checks allowed by the store", self.allowed),
             ("sluice_checks_rejected", "Checks rejected by the store", self.rejected),
+            ("sluice_checks_invalid", "Checks refused by a worker, nothing spent", self.invalid),
             ("sluice_checks_published", "Checks published without an answer wanted", self.published),
             ("sluice_checks_uncounted", "Checks not published, in no count; at most", self.uncounted),
             ("sluice_replies_late", "Replies after their batch's deadline", self.late),

@@ -86,7 +86,7 @@ class PendingBatch:
                 )
             self.let_through(REJECTED_BATCH, metrics, now)
             return
-        allowed = rejected = replayed = 0
+        allowed = rejected = replayed = invalid = 0
         for future, check, decision in zip(self.futures, self.checks, reply.answers, strict=True):
             outcome: Outcome
             if type(decision) is Decision:
@@ -100,12 +100,14 @@ class PendingBatch:
                 replayed += 1
                 outcome = LET_THROUGH[REPLAYED]
             else:
+                invalid += 1
                 outcome = InvalidInput("client_id", str(decision), "correct the check, then ask again")
             if not future.done():  # its caller may have gone
                 future.set_result(outcome)
         metrics.allowed += allowed
         metrics.rejected += rejected
         metrics.degraded[REPLAYED] += replayed
+        metrics.invalid += invalid
         self._leave(metrics, now)
 
     def let_through(self, reason: str, metrics: Metrics, now: float) -> None:

@@ -8,7 +8,7 @@ from gateway.answer import LET_THROUGH, REASONS, Answer
 from gateway.metrics import Metrics
 from gateway.pending import MAX_BYTES, Pending, PendingBatch, size_of
 from gateway.rejections import Rejections
-from streams.contract.records import MAX_BATCH, Batch, Check, encode_batch
+from streams.contract.records import MAX_BATCH, Batch, Check, Decision, Reply, encode_batch
 from tests.unit.gateway.clockwork import Clockwork, answer_to
 
 ids = st.text(max_size=64)
@@ -42,6 +42,22 @@ def test_each_turn_of_checks_has_its_own_latency() -> None:
     assert (values["0.1"], values["0.25"]) == (3, 5)
     assert values["sluice_check_duration_seconds_sum"] == pytest.approx(2 * 0.2 + 3 * 0.1)
     assert metrics.in_flight == 0
+
+
+def test_every_answered_check_is_in_one_count() -> None:
+    loop, metrics, batch = Clockwork(), Metrics(), PendingBatch(1, 0)
+    answers = [
+        Decision(True, 0, 0, 0, 0, 7),
+        Decision(False, 0, 0, 0, 0, 7),
+        None,
+        "no such plan",
+        "nor this",
+    ]
+    for _ in answers:
+        batch.add(Check("a"), 10, loop.create_future(), 1.0)
+    batch.settle(Reply(1, 0, 0, 0, answers), metrics, Rejections(loop.time), 2.0)
+    counts = (metrics.allowed, metrics.rejected, metrics.degraded["replayed"], metrics.invalid)
+    assert counts == (1, 1, 1, 2)
 
 
 def test_letting_through_twice_counts_once() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.metrics import Metrics
+from gateway.quiet import Quiet
 from streams.contract.records import Reply
 
 log = logging.getLogger(__name__)
@@ -38,16 +39,14 @@ class Answered:
         clock: Seconds, monotonic.
     """
 
-    __slots__ = ("_clock", "_metrics", "_numbers", "_replies", "_room", "_silent_until", "_unsaid")
+    __slots__ = ("_metrics", "_numbers", "_quiet", "_replies", "_room")
 
     def __init__(self, metrics: Metrics, partitions: int, clock: Callable[[], float]) -> None:
         self._metrics = metrics
-        self._clock = clock
         self._replies: dict[int, tuple[int, Reply]] = {}
         self._numbers: list[deque[tuple[int, int]]] = [deque() for _ in range(partitions)]
         self._room = [KEPT_ANSWERS // partitions] * partitions
-        self._silent_until = float("-inf")
-        self._unsaid = 0
+        self._quiet = Quiet(QUIET_S, clock)
 
     def keep(self, partition: int, reply: Reply) -> None:
         """Note the first reply to a batch of *partition*."""
@@ -78,9 +77,7 @@ class Answered:
             self._tell(partition, first, reply, at)
 
     def _tell(self, partition: int, first: Reply, second: Reply, at: int) -> None:
-        now = self._clock()
-        if now < self._silent_until:
-            self._unsaid += 1
+        if (unsaid := self._quiet.unsaid()) is None:
             return
         log.error(
             "two lanes answered differently: batch %s of partition %s (offset %s; %s), check %s: the first "
@@ -93,10 +90,8 @@ class Answered:
             at,
             _shown(first, at),
             _shown(second, at),
-            f"; {self._unsaid} more since this was last said" if self._unsaid else "",
+            unsaid,
         )
-        self._silent_until = now + QUIET_S
-        self._unsaid = 0
 
 
 def _difference(first: Reply, second: Reply) -> int | None:

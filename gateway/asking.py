@@ -16,6 +16,7 @@ from starlette.requests import HTTPConnection
 from gateway.answer import Answer
 from gateway.headers import reset_s
 from gateway.limiter import Limiter
+from gateway.quiet import Quiet
 from streams.contract.errors import InvalidInput
 from streams.contract.policy import usable_id
 
@@ -56,8 +57,7 @@ class Asking:
         self._limiter = limiter
         self._identify = identify
         self._cost, self._plan, self._resource = cost, plan, resource
-        self._silent_until = float("-inf")
-        self._unsaid = 0
+        self._quiet = Quiet(QUIET_S, monotonic)
 
     async def ask(self, connection: HTTPConnection) -> Answer | None:
         """The answer for one request; ``None``: it is not limited, or could not be asked about.
@@ -84,18 +84,13 @@ class Asking:
             return None
 
     def _tell(self, exc: Exception) -> None:
-        now = monotonic()
-        if now < self._silent_until:
-            self._unsaid += 1
-            return
-        log.error(
-            "a request was let through without being counted: %s%s",
-            exc,
-            f" ({self._unsaid:,} more since this was last said)" if self._unsaid else "",
-            exc_info=None if isinstance(exc, InvalidInput | RuntimeError) else exc,
-        )
-        self._silent_until = now + QUIET_S
-        self._unsaid = 0
+        if (unsaid := self._quiet.unsaid()) is not None:
+            log.error(
+                "a request was let through without being counted: %s%s",
+                exc,
+                unsaid,
+                exc_info=None if isinstance(exc, InvalidInput | RuntimeError) else exc,
+            )
 
 
 async def _of(value: Of[T], connection: HTTPConnection) -> T:

@@ -6,17 +6,16 @@ which sends the method and puts the path of what it asks for behind its prefix.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from gateway.answer import BREAKER_OPEN, LET_THROUGH, Answer
 from gateway.api import openapi
 from gateway.api.check import HEADERS
-from gateway.api.inputs import LegacyHeaders, Store, require_utf8
+from gateway.api.inputs import CheckQuery, LegacyHeaders, Store, require_utf8
 from gateway.api.problems import INVALID, NO_CLIENT, RATE_LIMITED, ProblemError
 from gateway.api.responses import respond
 from gateway.asking import refusal
@@ -29,18 +28,10 @@ _ANY_METHOD: Final[list[str]] = []  # a route without methods has them all, WebD
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
 
-class AuthorizeQuery(BaseModel):
+class AuthorizeQuery(CheckQuery):
     """What the proxy's configuration fixes. A caller must not: his query never comes to this URL."""
 
-    model_config = ConfigDict(extra="forbid")
-
     cost: int = Field(1, ge=0, le=MAX_COST, description="Requests to spend; 0 only looks.")
-    plan: Annotated[str, AfterValidator(partial(check_id, field="plan"))] | None = Field(
-        None, description="Whose limits hold if the client has none of its own."
-    )
-    resource: Annotated[str, AfterValidator(partial(check_id, field="resource"))] | None = Field(
-        None, description="What is limited apart from the rest."
-    )
 
 
 async def _client(request: Request) -> str:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Final, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Query
-from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
 from gateway.api import openapi
-from gateway.api.inputs import ClientId, Resource, ResourceQuery, Store, require_utf8
+from gateway.api.inputs import CheckQuery, ClientId, Resource, Store, require_utf8
 from gateway.api.problems import BUSY, UNAVAILABLE
 from gateway.api.responses import respond
 from gateway.lookup import WindowUse
 from gateway.rejections import ENTRIES, SLICE_S, SLICES, Rejected
 from gateway.security import guard_change
-from streams.contract.policy import check_id
 
 
 class RejectedClients(msgspec.Struct, frozen=True):
@@ -51,14 +48,6 @@ class ClientUsage(msgspec.Struct, frozen=True):
     held_to: HeldTo | None
     policy_version: int
     windows: list[WindowUse]
-
-
-class UsageQuery(ResourceQuery):
-    """As a check would have them."""
-
-    plan: Annotated[str, AfterValidator(partial(check_id, field="plan"))] | None = Field(
-        None, description="Whose limits hold if the client has none of its own."
-    )
 
 
 class ResetCounters(msgspec.Struct, frozen=True):
@@ -120,7 +109,7 @@ async def rejected(limiter: Store) -> Response:
         **openapi.fails(openapi.BAD_RESOURCE, _SILENT, _BUSY),
     },
 )
-async def usage(client_id: ClientId, query: Annotated[UsageQuery, Query()], limiter: Store) -> Response:
+async def usage(client_id: ClientId, query: Annotated[CheckQuery, Query()], limiter: Store) -> Response:
     """The limits that hold, and what is used of each. Asks the worker and spends nothing."""
     look = await limiter.look_up(client_id, plan=query.plan or "", resource=query.resource or "")
     key = look.held_to

@@ -55,6 +55,14 @@ class ResourceQuery(BaseModel):
 Resource = Annotated[ResourceQuery, Query()]
 
 
+class CheckQuery(ResourceQuery):
+    """What a check says beside its client."""
+
+    plan: Annotated[str, AfterValidator(partial(check_id, field="plan"))] | None = Field(
+        None, description="Whose limits hold if the client has none of its own."
+    )
+
+
 async def require_utf8(request: Request) -> None:
     """A dependency of routes with ids in their URL.
 

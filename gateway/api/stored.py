@@ -106,12 +106,10 @@ async def get(limiter: Limiter, key: UpdateKey) -> Response:
 
 
 async def page(limiter: Limiter, after: str | None, limit: int, kind: str | None) -> Response:
-    """A page of what is stored; on the first, deletions that are still in the log are left out."""
+    """A page of what is stored."""
     found = await limiter.list_limits(after, limit, kind)
     items = [
-        ListedLimits(**_stored(item.key, item.policy), policy_version=item.version)
-        for item in found.items
-        if item.policy is not None or after is not None
+        ListedLimits(**_stored(item.key, item.policy), policy_version=item.version) for item in found.items
     ]
     return respond(Page(items, found.next))
 

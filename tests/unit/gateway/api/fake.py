@@ -79,8 +79,8 @@ class FakeLimiter(Limiter):
     ) -> LimitsPage:
         self._fail()
         self.pages.append((after, limit, kind))
-        gone = StoredLimit(UpdateKey("client", "gone"), None, 3)
-        return LimitsPage([gone, *(StoredLimit(k, p, 7) for k, p in self.stored.items())], "cursor")
+        gone = [StoredLimit(UpdateKey("client", "gone"), None, 3)] if after is not None else []
+        return LimitsPage([*gone, *(StoredLimit(k, p, 7) for k, p in self.stored.items())], "cursor")
 
     async def reset(self, client: str, resource: str = "") -> Applied:
         return await self.set_limits(UpdateKey("reset", client, resource), None)

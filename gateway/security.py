@@ -1,5 +1,7 @@
 """Who may change limits and reset counters. Checks and reading are open to whoever can connect.
 
+Lists of clients are for holders of the token, where there is one: an id may be an API key.
+
 ==================  ==============================================================================
 listens on          a change is accepted
 ==================  ==============================================================================
@@ -48,6 +50,17 @@ async def guard_change(request: Request) -> None:
     authorize(request.app.state.settings, request.headers)
 
 
+async def guard_list(request: Request) -> None:
+    """A dependency of every route that lists clients.
+
+    Raises:
+        ProblemError: 401, there is an admin token and it is missing or wrong.
+    """
+    token = request.app.state.settings.admin_token
+    if token is not None:
+        _require_token(token.get_secret_value(), request.headers.get("authorization"))
+
+
 def authorize(settings: Settings, headers: Headers) -> None:
     """Accept a change with these *headers*, or say why not.
 
@@ -77,7 +90,7 @@ def _require_token(token: str, authorization: str | None) -> None:
     scheme, _, given = (authorization or "").partition(" ")
     if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
         return
-    detail = "the admin token is not this one" if authorization else "changes need the admin token"
+    detail = "the admin token is not this one" if authorization else "this needs the admin token"
     challenge = b'Bearer realm="sluice"' + (b', error="invalid_token"' if authorization else b"")
     raise ProblemError(
         UNAUTHORIZED,

@@ -14,7 +14,7 @@ from gateway.api.problems import BUSY, UNAVAILABLE
 from gateway.api.responses import respond
 from gateway.lookup import WindowUse
 from gateway.rejections import ENTRIES, SLICE_S, SLICES, Rejected
-from gateway.security import guard_change
+from gateway.security import guard_change, guard_list
 
 
 class RejectedClients(msgspec.Struct, frozen=True):
@@ -85,10 +85,12 @@ router = APIRouter(tags=["clients"], default_response_class=Response)
 @router.get(
     "/v1/clients/rejected",
     summary="Who is rejected most",
+    dependencies=[Depends(guard_list)],
     responses={
         **openapi.answers(200, "At most 100", openapi.ref(RejectedClients), {"one": _REJECTED}),
-        **openapi.fails(),
+        **openapi.fails(openapi.NO_TOKEN),
     },
+    openapi_extra=openapi.with_token(),
 )
 async def rejected(limiter: Store) -> Response:
     """Those whom this gateway rejected most in the last minutes, its deny cache included.
@@ -128,7 +130,7 @@ async def usage(client_id: ClientId, query: Annotated[CheckQuery, Query()], limi
         **openapi.answers(202, "Not confirmed in time", openapi.ref(ResetCounters), {"unconfirmed": _LATE}),
         **openapi.fails(*openapi.CHANGE_FAILS, openapi.BAD_RESOURCE),
     },
-    openapi_extra=openapi.change(),
+    openapi_extra=openapi.with_token(),
 )
 async def reset(client_id: ClientId, query: Resource, limiter: Store) -> Response:
     """Empty the client's counters, with `resource` only that resource's. Takes no body."""

@@ -1,6 +1,7 @@
 """``/console``: one page for whoever is on call, and the files it is made of (``gateway/console/``).
 
-It reads the JSON routes that anybody may read, and changes something only by those that want the admin token.
+It reads the JSON routes that anybody may read; lists clients and changes something by those that want the
+admin token, where there is one.
 Its policy lets it load and ask nothing but this gateway, and makes text of whatever it is told.
 """
 

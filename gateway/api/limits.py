@@ -12,7 +12,7 @@ from gateway.api import openapi, stored
 from gateway.api.inputs import ClientId, PlanId, Resource, Store, require_utf8
 from gateway.api.stored import ChangedLimits, LimitsRequest, ListedLimits, Page, StoredLimits
 from gateway.body import JsonBody
-from gateway.security import guard_change
+from gateway.security import guard_change, guard_list
 
 _LIMITS: Final = ["100/minute", "10/second"]
 _BODY: Final = openapi.body(
@@ -72,10 +72,12 @@ router = APIRouter(tags=["limits"], dependencies=[Depends(require_utf8)], defaul
 @router.get(
     "/v1/limits",
     summary="List stored limits",
+    dependencies=[Depends(guard_list)],
     responses={
         **openapi.answers(200, "A page", openapi.ref(Page), {"last": _PAGE}),
-        **openapi.fails(openapi.BAD_PAGE, *openapi.READ_FAILS),
+        **openapi.fails(openapi.NO_TOKEN, openapi.BAD_PAGE, *openapi.READ_FAILS),
     },
+    openapi_extra=openapi.with_token(),
 )
 async def list_limits(query: Annotated[PageQuery, Query()], limiter: Store) -> Response:
     """Read from the log as it is: an entry changed between two pages may come by twice, the newer later."""
@@ -87,7 +89,7 @@ async def list_limits(query: Annotated[PageQuery, Query()], limiter: Store) -> R
     summary="Set a client's limits",
     dependencies=_change,
     responses=_changed("client", "alice", _LIMITS),
-    openapi_extra=openapi.change(_BODY),
+    openapi_extra=openapi.with_token(_BODY),
 )
 async def put_client(client_id: ClientId, query: Resource, body: JsonBody, limiter: Store) -> Response:
     """Hold one client to these limits, with `resource` in that resource only."""
@@ -105,7 +107,7 @@ async def get_client(client_id: ClientId, query: Resource, limiter: Store) -> Re
     summary="Delete a client's limits",
     dependencies=_change,
     responses=_changed("client", "alice", None),
-    openapi_extra=openapi.change(),
+    openapi_extra=openapi.with_token(),
 )
 async def delete_client(client_id: ClientId, query: Resource, limiter: Store) -> Response:
     """Its plan's limits, or the default, hold again. Nothing to delete is no error."""
@@ -117,7 +119,7 @@ async def delete_client(client_id: ClientId, query: Resource, limiter: Store) ->
     summary="Set a plan's limits",
     dependencies=_change,
     responses=_changed("plan", "free", _LIMITS),
-    openapi_extra=openapi.change(_BODY),
+    openapi_extra=openapi.with_token(_BODY),
 )
 async def put_plan(plan: PlanId, query: Resource, body: JsonBody, limiter: Store) -> Response:
     """Hold every client whose check names this plan, and that has no limits of its own, to these limits."""
@@ -135,7 +137,7 @@ async def get_plan(plan: PlanId, query: Resource, limiter: Store) -> Response:
     summary="Delete a plan's limits",
     dependencies=_change,
     responses=_changed("plan", "free", None),
-    openapi_extra=openapi.change(),
+    openapi_extra=openapi.with_token(),
 )
 async def delete_plan(plan: PlanId, query: Resource, limiter: Store) -> Response:
     """The default holds for its clients again."""
@@ -147,7 +149,7 @@ async def delete_plan(plan: PlanId, query: Resource, limiter: Store) -> Response
     summary="Set the default limits",
     dependencies=_change,
     responses=_changed("default", None, _LIMITS),
-    openapi_extra=openapi.change(_BODY),
+    openapi_extra=openapi.with_token(_BODY),
 )
 async def put_default(query: Resource, body: JsonBody, limiter: Store) -> Response:
     """Hold every client without limits of its own or of a plan to these limits."""
@@ -165,7 +167,7 @@ async def get_default(query: Resource, limiter: Store) -> Response:
     summary="Delete the default limits",
     dependencies=_change,
     responses=_changed("default", None, None),
-    openapi_extra=openapi.change(),
+    openapi_extra=openapi.with_token(),
 )
 async def delete_default(query: Resource, limiter: Store) -> Response:
     """The workers' built-in default holds again."""

@@ -67,13 +67,14 @@ BODY_FAILS: Final[tuple[Case, ...]] = (
     (TOO_LARGE, "the body is over 1 MiB", "body", "send at most 1 MiB at once"),
     (CONTENT_TYPE, "text/plain is not JSON", "Content-Type", "send Content-Type: application/json"),
 )
+NO_TOKEN: Final[Case] = (
+    UNAUTHORIZED,
+    "this needs the admin token",
+    "Authorization",
+    "send Authorization: Bearer <SLUICE_ADMIN_TOKEN>",
+)
 CHANGE_FAILS: Final[tuple[Case, ...]] = (
-    (
-        UNAUTHORIZED,
-        "changes need the admin token",
-        "Authorization",
-        "send Authorization: Bearer <SLUICE_ADMIN_TOKEN>",
-    ),
+    NO_TOKEN,
     (
         FORBIDDEN,
         "the gateway listens on 0.0.0.0, beyond loopback, and has no admin token",
@@ -156,7 +157,7 @@ def body(schema: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def change(extra: dict[str, Any] | None = None) -> dict[str, Any]:
+def with_token(extra: dict[str, Any] | None = None) -> dict[str, Any]:
     """``openapi_extra`` of a route that needs the admin token, where one is set."""
     return {**(extra or {}), "security": [{"adminToken": []}, {}]}
 

@@ -110,7 +110,8 @@ def stored(url: str, kind: str) -> list[dict[str, Any]]:
     """The first limits stored for *kind*, for whoever types; none if the gateway does not say."""
     query: dict[str, str | int] = {"kind": kind, "limit": _OFFERED}
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/v1/limits", params=query, timeout=_TYPING_S, trust_env=False)
+        with connection(_TYPING_S) as client:
+            answer = client.get(f"{url.rstrip('/')}/v1/limits", params=query)
         items: list[dict[str, Any]] = answer.raise_for_status().json()["items"]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError):
         return []

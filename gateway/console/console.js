@@ -16,7 +16,7 @@ async function round() {
     // One after the other, over one connection: of several processes on the port one answers all three, for all.
     status.took(await ask('v1/status'));
     traffic.took(await ask('v1/traffic'));
-    rejected.took(await ask('v1/clients/rejected'));
+    await rejected.round(ask);
   } catch (error) {
     if (!(error instanceof Silent || error instanceof Refused)) throw error;
     status.silent();
@@ -25,7 +25,7 @@ async function round() {
   }
 }
 
-const ask = (path) => call('GET', path, { patience: PATIENCE_MS });
+const ask = (path, token) => call('GET', path, { token, patience: PATIENCE_MS });
 
 function schedule(ms) {
   clearTimeout(timer);

@@ -7,10 +7,26 @@ const FEW = 8;
 
 let all = false;
 let shown = '';
+let refused;
 
-/** Show what /v1/clients/rejected said. */
-export function took({ gateway, items }) {
+/** Ask who is rejected most, and show it. A token that was refused, or that there is none, is not said twice. */
+export async function round(ask) {
+  const token = at('token').value;
+  if (token === refused) return;
+  try {
+    took(await ask('v1/clients/rejected', token));
+    refused = undefined;
+  } catch (error) {
+    if (error.status !== 401) throw error;
+    refused = token;
+    for (const part of ['empty', 'table', 'more']) at(`rejected-${part}`).hidden = true;
+    at('rejected-locked').hidden = false;
+  }
+}
+
+function took({ gateway, items }) {
   show('gateway', gateway);
+  at('rejected-locked').hidden = true;
   at('rejected-empty').hidden = items.length > 0;
   at('rejected-table').hidden = !items.length;
   at('rejected-more').hidden = items.length <= FEW;

@@ -94,8 +94,15 @@ def test_what_is_shown_is_what_was_done(page: Page, gateway: Gateway) -> None:
     expect(page.locator("#median")).to_have_text(re.compile(r"^[\d.]+ ms$"))
     expect(page.locator("#line-rejected")).to_have_attribute("d", re.compile(r"^M.*L"))
     row = page.locator("#rejected-rows tr")
+    expect(page.locator("#rejected-empty")).to_be_hidden()
+    page.get_by_role("link", name="enter it").click()
+    expect(page.get_by_label("Admin token")).to_be_focused()
+    page.keyboard.type(TOKEN)
     expect(row.get_by_role("button")).to_have_text(SHOWN)
     expect(row.locator(".number")).to_have_text("3")
+    expect(page.get_by_role("link", name="enter it")).to_be_hidden()
+    row.get_by_role("button").click()
+    expect(page.locator("#found-title")).to_have_text(SHOWN)
     nodes = page.locator("#node-rows")
     expect(nodes.get_by_role("row").filter(has_text="worker-1")).to_contain_text(re.compile("running 0.3"))
     expect(nodes.get_by_role("row").filter(has_text="gateway-1")).to_be_visible()
@@ -105,14 +112,14 @@ def test_what_is_shown_is_what_was_done(page: Page, gateway: Gateway) -> None:
 def test_a_client_is_looked_up_changed_reset_and_set_free(page: Page, gateway: Gateway) -> None:
     reject(gateway, HOSTILE + "2")
     client = HOSTILE + "2"
-    page.get_by_role("button", name=SHOWN + "2").click()
+    look_up(page, client)
     row = page.locator("#window-rows tr")
     expect(page.locator("#found-policy")).to_contain_text("its own limits")
     expect(row).to_have_text([re.compile(r"^2 per hour\s*2\s*0\s*(1 h|60 min|59 min)")])
 
     page.get_by_label("New limits").fill("3/hour, 7/day")
     page.get_by_role("button", name="Save limits").click()
-    expect(page.locator("#done")).to_contain_text("Not done: changes need the admin token")
+    expect(page.locator("#done")).to_contain_text("Not done: this needs the admin token")
     expect(page.get_by_label("Admin token")).to_be_focused()
     page.get_by_label("Admin token").fill(TOKEN)
     page.get_by_role("button", name="Save limits").click()
@@ -201,6 +208,8 @@ def test_it_can_be_read(page: Page, gateway: Gateway, scheme: str) -> None:
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     reject(gateway, f"{scheme} read")
     look_up(page, f"{scheme} read")
+    assert page.evaluate(ACCESSIBLE) == []
+    page.get_by_label("Admin token").fill(TOKEN)
     expect(page.locator("#rejected-rows")).to_contain_text(f"{scheme} read")
     for mode in ("normal", "degraded", "silent", "waiting"):
         assert page.evaluate(f"() => {{ document.getElementById('mode').dataset.mode = '{mode}' }}") is None
@@ -214,6 +223,7 @@ def test_it_can_be_read(page: Page, gateway: Gateway, scheme: str) -> None:
 def test_a_phone_need_not_scroll_sideways(page: Page, gateway: Gateway) -> None:
     page.set_viewport_size({"width": PHONE, "height": 740})
     reject(gateway, LONG)
+    page.get_by_label("Admin token").fill(TOKEN)
     expect(page.locator("#rejected-rows")).to_contain_text(LONG)
     look_up(page, LONG)
     page.get_by_role("button", name="Reset counters").click()

@@ -121,8 +121,10 @@ class Canned(BaseHTTPRequestHandler):
     """Answers everything with one response."""
 
     response: tuple[int, bytes] = (200, b"")
+    authorization: str | None = None
 
     def do_GET(self) -> None:
+        Canned.authorization = self.headers["Authorization"]
         status, body = self.response
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -289,7 +291,9 @@ def test_tab_offers_what_has_limits(
         {"id": None, "resource": None, "limits": ["1/day"]},
     ]
     monkeypatch.setattr(Canned, "response", (200, json.dumps({"items": stored, "next": None}).encode()))
+    monkeypatch.setenv("SLUICE_ADMIN_TOKEN", "correct horse")
     assert offered(line.format(f" --url {canned}")) == names
+    assert Canned.authorization == "Bearer correct horse"
 
 
 @pytest.mark.parametrize("answer", [(503, b"{}"), (200, b"<html>"), (200, b"{}")])

@@ -103,11 +103,24 @@ async def test_on_loopback_without_a_token(
         assert response.json()["field"] == field
 
 
-@pytest.mark.parametrize("url", ["/v1/status", "/healthz", "/readyz", "/metrics", "/v1/limits"])
+@pytest.mark.parametrize("url", ["/v1/status", "/healthz", "/readyz", "/metrics", "/v1/clients/alice/usage"])
 async def test_reading_and_checking_are_open(url: str) -> None:
     async with connect(FakeLimiter(), host="0.0.0.0", token=TOKEN) as client:
         assert (await client.get(url)).status_code == 200
         assert (await client.post("/v1/check", json={"client_id": "alice"})).status_code == 200
+
+
+@pytest.mark.parametrize("url", ["/v1/limits", "/v1/clients/rejected"])
+async def test_lists_of_clients_want_the_token_where_there_is_one(url: str) -> None:
+    async with connect(FakeLimiter(), token=TOKEN) as client:
+        for headers in ({}, {"authorization": "Bearer wrong token"}):
+            response = await client.get(url, headers=headers)
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"].startswith("Bearer")
+            assert "mallory" not in response.text
+        assert (await client.get(url, headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
+    async with connect(FakeLimiter(), host="0.0.0.0") as client:
+        assert (await client.get(url)).status_code == 200
 
 
 @pytest.mark.parametrize(

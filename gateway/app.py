@@ -18,6 +18,7 @@ from gateway.api import (
     check,
     clients,
     console,
+    docs,
     envoy,
     health,
     limits,
@@ -103,6 +104,7 @@ def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
         default_response_class=Response,
         generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # an id may end in a slash
+        docs_url=None,  # gateway/api/docs.py
         redoc_url=None,
         lifespan=lifespan,
         telemetry={"tracing": False},  # its spans name paths, and those name clients
@@ -114,6 +116,7 @@ def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
     for resource in _RESOURCES:
         app.include_router(resource)
     app.include_router(console.router)
+    app.include_router(docs.router)
     app.include_router(envoy.router)
     problems.install(app)
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,4 +107,13 @@ async def test_every_example_works(
 
 async def test_the_document_is_served(http: httpx.AsyncClient) -> None:
     assert (await http.get("/openapi.json")).json() == DOCUMENT
-    assert (await http.get("/docs")).status_code == 200
+
+
+async def test_its_page_is_all_served_here_under_a_policy(http: httpx.AsyncClient) -> None:
+    page = await http.get("/docs")
+    parts = re.findall(r'(?:src|href)="(?!data:)(.*?)"', page.text)
+    assert len(parts) == 3
+    for response in [page, *[await http.get(f"/{part}") for part in parts]]:
+        assert response.status_code == 200
+        assert "script-src 'self';" in response.headers["content-security-policy"]
+    assert (await http.get("/docs/redoc.standalone.js")).status_code == 404

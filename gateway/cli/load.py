@@ -94,7 +94,8 @@ async def put_load(
         async with asyncio.TaskGroup() as group:
             for ask in callers:
                 group.create_task(call(ask))
-    except* LoadFailed as several:
+    except ExceptionGroup as several:
+        # Raised from an `except*`, it may be in a group again (CPython 3.11, now and then).
         raise several.exceptions[0] from None
     finally:
         tally.seconds = perf_counter() - began

@@ -232,6 +232,14 @@ def test_a_phone_need_not_scroll_sideways(page: Page, gateway: Gateway) -> None:
     assert page.locator("html").evaluate("element => element.clientWidth") == PHONE
 
 
+def test_the_routes_are_described_without_asking_anybody_else(page: Page, gateway: Gateway) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto("/docs")
+    expect(page.get_by_text("May this client spend this now?")).to_be_visible()
+    assert [url for url in asked if not url.startswith((gateway.url, "data:"))] == []
+
+
 def test_it_says_when_checks_are_let_through_and_when_nobody_answers(
     page: Page, system: System, gateway: Gateway
 ) -> None:
@@ -258,11 +266,3 @@ def test_it_says_when_checks_are_let_through_and_when_nobody_answers(
     expect(page.locator("#mode-name")).to_have_text("This gateway does not answer")
     expect(page.locator("#mode-since")).to_contain_text("What is below is as of")
     expect(page).to_have_title("No answer · Sluice")
-
-
-def test_the_routes_are_described_without_asking_anybody_else(page: Page, gateway: Gateway) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto("/docs")
-    expect(page.get_by_text("May this client spend this now?")).to_be_visible()
-    assert [url for url in asked if not url.startswith((gateway.url, "data:"))] == []

@@ -201,7 +201,8 @@ def states(broker: Broker, lane: str) -> dict[int, dict[str, Any]]:
         tables = contents(store)
         policies = tables[POLICIES]
         found[partition] = {
-            "marker": decode_marker(policies.pop(MARKER_KEY)),
+            # Each lane has changelogs of its own.
+            "marker": msgspec.structs.replace(decode_marker(policies.pop(MARKER_KEY)), changelog_ids={}),
             "counters": tables[COUNTERS],
             # How far a history goes back depends on when it was flushed.
             "policies": {key: msgspec.msgpack.decode(value[9:])[-1] for key, value in policies.items()},

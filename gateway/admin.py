@@ -164,7 +164,10 @@ class Admin:
         raw_key, value = encode_update_key(key), encode_update_value(policy)
 
         def published(why_not: str | None, order: int) -> None:
-            """What its home has, the others must get, though nobody waits any more."""
+            """What its home has, the others must get, though nobody waits any more.
+
+            Unless the gateway stops in just this moment: then the change is to be made once more.
+            """
             update.published(why_not, order)
             for partition in others if why_not is None else ():
                 try:

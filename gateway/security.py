@@ -1,9 +1,9 @@
-"""Who may change limits and reset counters. Checks and reading are open to whoever can connect.
+"""Who may change limits, reset counters and list clients, whose ids may be API keys.
 
-Lists of clients are for holders of the token, where there is one: an id may be an API key.
+All else, checks above all, is open to whoever can connect.
 
 ==================  ==============================================================================
-listens on          a change is accepted
+listens on          it is accepted
 ==================  ==============================================================================
 anything, a token   with ``Authorization: Bearer <token>``; nothing else is looked at, since neither
                     another site's page nor a proxy's caller can add a token they do not know
@@ -41,8 +41,8 @@ _FORWARDED: Final = (
 """Fields by which a proxy says that it forwards for somebody else."""
 
 
-async def guard_change(request: Request) -> None:
-    """A dependency of every route that changes something.
+async def guard(request: Request) -> None:
+    """A dependency of every route that changes something or lists clients.
 
     Raises:
         ProblemError: 401 or 403.
@@ -50,19 +50,8 @@ async def guard_change(request: Request) -> None:
     authorize(request.app.state.settings, request.headers)
 
 
-async def guard_list(request: Request) -> None:
-    """A dependency of every route that lists clients.
-
-    Raises:
-        ProblemError: 401, there is an admin token and it is missing or wrong.
-    """
-    token = request.app.state.settings.admin_token
-    if token is not None:
-        _require_token(token.get_secret_value(), request.headers.get("authorization"))
-
-
 def authorize(settings: Settings, headers: Headers) -> None:
-    """Accept a change with these *headers*, or say why not.
+    """Accept a request with these *headers*, or say why not.
 
     Raises:
         ProblemError: 401, the token is missing or wrong; 403, no token could help.
@@ -104,7 +93,7 @@ def _require_token(token: str, authorization: str | None) -> None:
 def _foreign(field: str, value: str) -> ProblemError:
     return ProblemError(
         FORBIDDEN,
-        f"{field} {value[:80]!r} is not this machine, and without an admin token only it may change limits",
+        f"{field} {value[:80]!r} is not this machine, and without an admin token only it may do this",
         field,
         f"call http://127.0.0.1 directly, or {_SET_TOKEN}",
     )

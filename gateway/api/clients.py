@@ -14,7 +14,7 @@ from gateway.api.problems import BUSY, UNAVAILABLE
 from gateway.api.responses import respond
 from gateway.lookup import WindowUse
 from gateway.rejections import ENTRIES, SLICE_S, SLICES, Rejected
-from gateway.security import guard_change, guard_list
+from gateway.security import guard
 
 
 class RejectedClients(msgspec.Struct, frozen=True):
@@ -85,10 +85,10 @@ router = APIRouter(tags=["clients"], default_response_class=Response)
 @router.get(
     "/v1/clients/rejected",
     summary="Who is rejected most",
-    dependencies=[Depends(guard_list)],
+    dependencies=[Depends(guard)],
     responses={
         **openapi.answers(200, "At most 100", openapi.ref(RejectedClients), {"one": _REJECTED}),
-        **openapi.fails(openapi.NO_TOKEN),
+        **openapi.fails(openapi.NO_TOKEN, openapi.BEYOND_LOOPBACK),
     },
     openapi_extra=openapi.with_token(),
 )
@@ -124,7 +124,7 @@ async def usage(client_id: ClientId, query: Annotated[CheckQuery, Query()], limi
 @router.post(
     "/v1/clients/{client_id:id}/reset",
     summary="Forget what a client has spent",
-    dependencies=[Depends(guard_change), Depends(require_utf8)],
+    dependencies=[Depends(guard), Depends(require_utf8)],
     responses={
         **openapi.answers(200, "The next check sees it", openapi.ref(ResetCounters), {"applied": _DONE}),
         **openapi.answers(202, "Not confirmed in time", openapi.ref(ResetCounters), {"unconfirmed": _LATE}),

@@ -12,7 +12,7 @@ from gateway.api import openapi, stored
 from gateway.api.inputs import ClientId, PlanId, Resource, Store, require_utf8
 from gateway.api.stored import ChangedLimits, LimitsRequest, ListedLimits, Page, StoredLimits
 from gateway.body import JsonBody
-from gateway.security import guard_change, guard_list
+from gateway.security import guard
 
 _LIMITS: Final = ["100/minute", "10/second"]
 _BODY: Final = openapi.body(
@@ -64,7 +64,7 @@ class PageQuery(BaseModel):
 
 _PAGE: Final = Page([ListedLimits("client", "alice", None, _LIMITS, 41)], None)
 
-_change: Final[Any] = [Depends(guard_change)]
+_change: Final[Any] = [Depends(guard)]
 
 router = APIRouter(tags=["limits"], dependencies=[Depends(require_utf8)], default_response_class=Response)
 
@@ -72,7 +72,7 @@ router = APIRouter(tags=["limits"], dependencies=[Depends(require_utf8)], defaul
 @router.get(
     "/v1/limits",
     summary="List stored limits",
-    dependencies=[Depends(guard_list)],
+    dependencies=[Depends(guard)],
     responses={
         **openapi.answers(200, "A page", openapi.ref(Page), {"last": _PAGE}),
         **openapi.fails(openapi.NO_TOKEN, openapi.BAD_PAGE, *openapi.READ_FAILS),

@@ -73,16 +73,13 @@ NO_TOKEN: Final[Case] = (
     "Authorization",
     "send Authorization: Bearer <SLUICE_ADMIN_TOKEN>",
 )
-CHANGE_FAILS: Final[tuple[Case, ...]] = (
-    NO_TOKEN,
-    (
-        FORBIDDEN,
-        "the gateway listens on 0.0.0.0, beyond loopback, and has no admin token",
-        "Authorization",
-        "set SLUICE_ADMIN_TOKEN and send Authorization: Bearer <token>",
-    ),
-    NO_BROKER,
+BEYOND_LOOPBACK: Final[Case] = (
+    FORBIDDEN,
+    "the gateway listens on 0.0.0.0, beyond loopback, and has no admin token",
+    "Authorization",
+    "set SLUICE_ADMIN_TOKEN and send Authorization: Bearer <token>",
 )
+CHANGE_FAILS: Final[tuple[Case, ...]] = (NO_TOKEN, BEYOND_LOOPBACK, NO_BROKER)
 
 TEMPLATE: Final = "#/components/schemas/{name}"
 

@@ -113,7 +113,7 @@ def stored(url: str, kind: str) -> list[dict[str, Any]]:
         with connection(_TYPING_S) as client:
             answer = client.get(f"{url.rstrip('/')}/v1/limits", params=query)
         items: list[dict[str, Any]] = answer.raise_for_status().json()["items"]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError):
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, typer.Exit):
         return []
     return [item for item in items if item["limits"] is not None]
 

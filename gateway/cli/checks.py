@@ -106,7 +106,7 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     color = "green" if answer["mode"] == "normal" else "yellow"
     since = datetime.fromtimestamp(answer["since_ms"] / 1000, UTC).astimezone().isoformat(" ", "seconds")
     some = f" ({answer['degraded_processes']} of {answer['processes']} processes)"
-    several = answer["mode"] != "normal" and answer["processes"] > 1
+    several = answer["mode"] != "normal" and answer.get("processes", 1) > 1
     mode = Text.assemble((answer["mode"], color), f" since {since}", some if several else "")
     out.print(Text.assemble("mode   ", mode, _because(answer["why"])))
     if answer["mode"] != "normal":

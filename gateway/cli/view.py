@@ -38,7 +38,9 @@ class Told(msgspec.Struct, frozen=True):
 
     status: Status
     traffic: Traffic
-    rejected: RejectedClients
+    rejected: RejectedClients | None = None
+    withheld: str | None = None
+    """Why it does not say who is rejected."""
 
 
 def view(url: str, told: Told | None, rates: Rates, *, silent: str | None = None) -> Group:
@@ -52,7 +54,8 @@ def view(url: str, told: Told | None, rates: Rates, *, silent: str | None = None
     """
     head = [Text.assemble("sluice watch ", (printable(url), "bold"))]
     if told is not None:
-        head[0].append(f"  {printable(told.rejected.gateway)}  {moment(told.traffic.at_ms)}")
+        gateway = f"  {printable(told.rejected.gateway)}" if told.rejected is not None else ""
+        head[0].append(f"{gateway}  {moment(told.traffic.at_ms)}")
     if silent is not None:
         head.append(Text.assemble(("NO ANSWER", "bold red"), f", asked again: {printable(silent)}"))
     if told is None:
@@ -64,7 +67,9 @@ def view(url: str, told: Told | None, rates: Rates, *, silent: str | None = None
         Text(),
         _nodes(told.status.nodes),
         Text(),
-        _rejected(told.rejected),
+        _rejected(told.rejected)
+        if told.rejected is not None
+        else Text(printable(f"most rejected: {told.withheld}")),
     )
     if silent is not None:
         # As of the moment in the first line.

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from gateway.cli.api import DEFAULT_URL, Unanswered, Url, ask, connection
-from gateway.cli.output import UNREACHABLE, AsJson, examples, fail, print_json
+from gateway.cli.output import REFUSED, UNREACHABLE, AsJson, examples, fail, print_json
 from gateway.cli.processes import stopped_by_signals
 from gateway.cli.rates import Rates, Recent
 from gateway.cli.view import Told, view
@@ -95,11 +95,13 @@ def _look(client: httpx.Client, url: str) -> Told:
         return ask(client, url, "GET", path)
 
     # One after the other, over one connection: of several processes one answers all three, for all.
-    said = {
-        "status": answer("/v1/status"),
-        "traffic": answer("/v1/traffic"),
-        "rejected": answer("/v1/clients/rejected"),
-    }
+    said = {"status": answer("/v1/status"), "traffic": answer("/v1/traffic")}
+    try:
+        said["rejected"] = answer("/v1/clients/rejected")
+    except Unanswered as exc:
+        if exc.status != REFUSED:
+            raise
+        said["withheld"] = str(exc)  # without the admin token all else is told
     try:
         return msgspec.convert(said, Told, str_keys=True)
     except msgspec.ValidationError as exc:

@@ -2,7 +2,7 @@
 
 const PATIENCE_MS = 10_000;
 
-/** The gateway refused: `message` says why and what would do; `status` is 401 where a token is missing. */
+/** The gateway refused: `message` says why and what would do; `status` is 401 where a token is missing or wrong. */
 export class Refused extends Error {
   constructor(status, problem) {
     const { title = `status ${status}`, detail = '', remedy } = problem;
@@ -24,6 +24,8 @@ export class Silent extends Error {}
  * @throws {Refused|Silent}
  */
 export async function call(method, path, { body, token, patience = PATIENCE_MS } = {}) {
+  // A browser would not send it, and that would look as if the gateway were silent.
+  if (token && /[^ -~]/.test(token)) throw new Refused(401, { detail: 'the admin token is not this one' });
   const headers = {};
   if (body !== undefined) headers['Content-Type'] = 'application/json';
   if (token) headers.Authorization = `Bearer ${token}`;

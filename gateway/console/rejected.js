@@ -1,5 +1,6 @@
 // Who is rejected most.
 
+import { Refused } from './api.js';
 import { at, count, make, name, show } from './page.js';
 import { lookUp } from './lookup.js';
 
@@ -9,7 +10,11 @@ let all = false;
 let shown = '';
 let refused;
 
-/** Ask who is rejected most, and show it. A token that was refused, or that there is none, is not said twice. */
+/**
+ * Ask who is rejected most, and show it, or why not: all else on the page stays as it is.
+ *
+ * A token that was refused, or that there is none, is not said twice.
+ */
 export async function round(ask) {
   const token = at('token').value;
   if (token === refused) return;
@@ -17,16 +22,19 @@ export async function round(ask) {
     took(await ask('v1/clients/rejected', token));
     refused = undefined;
   } catch (error) {
-    if (error.status !== 401) throw error;
-    refused = token;
+    if (!(error instanceof Refused)) throw error;
+    const locked = error.status === 401;
+    if (locked || error.status === 403) refused = token;
     for (const part of ['empty', 'table', 'more']) at(`rejected-${part}`).hidden = true;
-    at('rejected-locked').hidden = false;
+    at('rejected-locked').hidden = !locked;
+    at('rejected-refused').hidden = locked;
+    show('rejected-refused', error.message);
   }
 }
 
 function took({ gateway, items }) {
   show('gateway', gateway);
-  at('rejected-locked').hidden = true;
+  at('rejected-locked').hidden = at('rejected-refused').hidden = true;
   at('rejected-empty').hidden = items.length > 0;
   at('rejected-table').hidden = !items.length;
   at('rejected-more').hidden = items.length <= FEW;

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gateway.envoy.server import Server
     from gateway.envoy.service import RateLimits
 
-REMEDY: Final = "install it: pip install 'sluice[envoy]'"
+REMEDY: Final = "install Sluice with it: pip install '/path/to/sluice[envoy]'"
 
 
 def rate_limits(limiter: Limiter, mapping: Mapping, *, legacy_headers: bool) -> RateLimits:

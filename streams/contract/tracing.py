@@ -1,6 +1,6 @@
 """Spans of OpenTelemetry: where they go, and how a trace travels in a record's headers (W3C Trace Context).
 
-Imported only where ``SLUICE_TRACING`` is on; the packages come with ``pip install sluice[tracing]``.
+Imported only where ``SLUICE_TRACING`` is on; the packages come with the extra ``tracing``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ try:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as exc:
     raise SettingsError(
-        f"SLUICE_TRACING is on and {exc.name} is not there: pip install 'sluice[tracing]', or unset it"
+        f"SLUICE_TRACING is on and {exc.name} is not there: pip install '/path/to/sluice[tracing]', or "
+        "unset it"
     ) from exc
 
 FIELDS: Final = ("traceparent", "tracestate")

@@ -18,6 +18,9 @@ _WAYS: Final = {
     "SDK, published": "published-{}",
 }
 
+MOST_UNDECIDED: Final = 0.1
+"""Percent of the checks: where more were let through, what they cost is no point of any curve."""
+
 
 def together(sample: Sample) -> float | None:
     """CPU microseconds a check of gateway, worker and broker."""
@@ -81,7 +84,9 @@ def _million(callers: dict[str, list[float | None]]) -> str:
 def _row(run: Run, key: str, numbers: Sequence[int], figure: _Figure) -> list[float | None]:
     """The figure of each number's case; ``key`` has ``{}`` where the number goes."""
     results = [run.find(key.format(number)) for number in numbers]
-    return [result.median(figure) if result else None for result in results]
+    return [
+        result.median(figure) if result and result.undecided <= MOST_UNDECIDED else None for result in results
+    ]
 
 
 def _table(name: str, numbers: Sequence[int], rows: dict[str, list[float | None]]) -> str:

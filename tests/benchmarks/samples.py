@@ -89,6 +89,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         """The median of a figure over the rounds; ``None`` if there is none in any."""
         return median_of(of(sample) for sample in self.samples)
 
+    @property
+    def undecided(self) -> float:
+        """Percent of the checks that were let through without a decision."""
+        let_through = sum(sample.let_through for sample in self.samples)
+        return 100 * let_through / (sum(sample.checks for sample in self.samples) or 1)
+
     def cpu_us(self, part: str = "together") -> float | None:
         """Median CPU microseconds a check."""
         return self.median(lambda sample: sample.cpu_us(part))

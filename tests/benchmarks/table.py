@@ -81,7 +81,10 @@ def summary(run: Run) -> str:
     goals = targets(run)
     aimed_at = {goal.key for goal in goals} | {_LINE}
     shown = [it for it in run.results if it.key in aimed_at or it.key.startswith(_PEERS)]
-    rows = ([*_asked(result), _shown(result.cpu_us()), "; ".join(_goals(result, goals))] for result in shown)
+    rows = (
+        [*_asked(result), _shown(result.cpu_us()), "; ".join(_goals(result, goals) + _undecided(result))]
+        for result in shown
+    )
     return f"{title(run)}\n\n{_table(SUMMARY_COLUMNS, rows)}"
 
 
@@ -131,10 +134,12 @@ def _notes(result: Result) -> list[str]:
     if (following := middle(lambda sample: sample.following_us)) is not None:
         idle = middle(lambda s: None if s.idle_cpu_s is None else 100 * s.idle_cpu_s / s.seconds)
         notes.append(f"following {short(following)} µs; idle it takes {_shown(idle)} % of a core")
-    if let_through := sum(sample.let_through for sample in result.samples):
-        share = 100 * let_through / sum(sample.checks for sample in result.samples)
-        notes.append(f"{short(share)} % let through undecided")
-    return notes
+    return notes + _undecided(result)
+
+
+def _undecided(result: Result) -> list[str]:
+    """Such checks cost less than others."""
+    return [f"{short(result.undecided)} % let through undecided"] if result.undecided else []
 
 
 def _shown(value: float | None) -> str:

@@ -164,6 +164,7 @@ _AT_MOST: Final = (
 _AT_LEAST: Final = (
     ("sdk-512", "checks/s", 100_000.0, lambda sample: sample.rate),
     ("recovery", "records/s", 50_000.0, lambda sample: sample.rate),
+    ("catching-up", "records/s", 50_000.0, lambda sample: sample.rate),
     ("hot-cached", "req/s a gateway core", 20_000.0, lambda sample: sample.rate_per_core),
     ("flood-cached", "req/s a gateway core", 20_000.0, lambda sample: sample.rate_per_core),
 )

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final
@@ -40,6 +41,11 @@ ENDED: Final = "normal again"
 def told(gateway: Gateway) -> tuple[int, int]:
     """How often it has said that degraded mode began, and that it ended."""
     return len(gateway.lines("WARNING", BEGAN)), len(gateway.lines("WARNING", ENDED))
+
+
+def logged_at(line: str) -> float:
+    """Seconds since the Unix epoch, of a line of a process's log."""
+    return datetime.fromisoformat(line[:23]).timestamp()
 
 
 def normal(gateways: list[Gateway]) -> bool:
@@ -156,7 +162,7 @@ class Rig:
     def second_lane(self) -> Iterator[None]:
         """A worker of another lane judges all partitions, too; it is none of :attr:`System.workers`.
 
-        Its changelogs are held against the log in the end.
+        Its changelogs and tables are held against the log in the end.
         """
         self.cluster.create_lane("b")
         self.system.add_worker(lane="b")
@@ -167,7 +173,9 @@ class Rig:
             on_failure=lambda: worker.tail(30),
         )
         yield
-        self.check_changelogs(Oracle(self.cluster.bootstrap, lane="b"))
+        truths = self.check_changelogs(Oracle(self.cluster.bootstrap, lane="b"))
+        for partition, truth in enumerate(truths):
+            self._check_table(worker.name, worker.tables, partition, truth)
         assert worker.stop() == 0
 
     def others_take_over(self, fault: Fault) -> None:
@@ -271,7 +279,9 @@ class Rig:
         uncounted = sum(gateway.count("sluice_checks_uncounted_total") for gateway in alive)
         answered = sum(one.answer is not None for one in load.asked)
         assert answered - uncounted <= new <= len(load.asked), (answered, uncounted, new, len(load.asked))
-        return self.oracle.check_replies(truths) + self.oracle.check_http(truths, load.asked)
+        replies, answers = self.oracle.check_replies(truths), self.oracle.check_http(truths, load.asked)
+        assert replies >= answers > 0
+        return replies + answers
 
     def check_changelogs(self, oracle: Oracle) -> list[Truth]:
         """When all is flushed, what *oracle*'s lane has stored and committed against the log.

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import time
+
 from tests.e2e.faults.cluster import shifted
-from tests.e2e.faults.rig import Rig
-from tests.system import eventually
+from tests.e2e.faults.rig import Rig, logged_at
+from tests.system import Process, eventually
 
 HOUR_S = 3_600
 
 
+def is_off(process: Process) -> bool:
+    """Whether *process* lives at another time than this one."""
+    return abs(logged_at(process.lines("INFO")[-1]) - time.time()) > HOUR_S / 2
+
+
 def test_gateway_ahead(rig: Rig) -> None:
     with rig.fault("clock: a gateway an hour ahead", clocks_s=[HOUR_S, 0]) as fault:
+        assert is_off(fault.gateways[0])
+        assert not is_off(fault.gateways[1])
         rig.runs_on(fault)
 
 
@@ -19,6 +28,7 @@ def test_worker_ahead_then_behind(rig: Rig) -> None:
     for name, offset_s in (("ahead", HOUR_S + 60), ("behind", -HOUR_S)):
         worker = rig.restart_at_work(worker, env=shifted(offset_s))
         with rig.fault(f"clock: a worker an hour {name}") as fault:
+            assert is_off(worker)
             assert rig.owned_by(fault.gateways[0], worker)
             rig.runs_on(fault)
     rig.restart(worker)

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import time
 
+from tests.e2e.faults.report import Targets
 from tests.e2e.faults.rig import Rig
 
 
 def test_cut_off_from_the_brokers(rig: Rig) -> None:
     worker = rig.restart_at_work(rig.system.workers[-1], kafka=rig.cluster.over_wires)
-    with rig.fault("network: a worker cut off from all brokers for 12 s", episodes=2) as fault:
+    with rig.fault(
+        "network: a worker cut off from all brokers for 12 s",
+        targets=Targets(kept_s=0.5),
+        certain=True,
+        episodes=2,
+    ) as fault:
         fault.moved = rig.owned_by(fault.gateways[0], worker)
         assert fault.moved
         for node in rig.cluster.nodes:

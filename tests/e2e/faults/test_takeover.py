@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 
+from tests.e2e.faults.report import Targets
 from tests.e2e.faults.rig import Rig
 from tests.system import eventually
 
 
 def test_a_woken_zombie_whose_id_was_taken_ends(rig: Rig) -> None:
-    with rig.fault("worker: SIGSTOP, id taken over, SIGCONT") as fault:
+    with rig.fault("worker: SIGSTOP, id taken over, SIGCONT", targets=Targets(kept_s=0.5)) as fault:
         victim = rig.most_loaded(fault.gateways[0])
         fault.moved = rig.owned_by(fault.gateways[0], victim)
         victim.signal(signal.SIGSTOP)

@@ -113,3 +113,6 @@ def test_replies_made_again_are_followed(place: Place) -> None:
         place.make_again(REPLIES)
         place.await_well(load)
     assert worker.status is None
+    place.check()
+    oracle = Oracle(place.cluster.bootstrap)
+    assert oracle.check_replies(oracle.read()) > 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import msgspec
+
 from tests.benchmarks.growth import growth_markdown
 from tests.benchmarks.samples import Result, Run, Sample
 
@@ -44,6 +46,14 @@ def test_points_stand_under_their_number_and_gaps_stay_empty() -> None:
     ):
         assert line in lines
     assert lines[-1].endswith(": HTTP, one by one 64, SDK 15.")
+
+
+def test_what_was_let_through_undecided_is_no_point() -> None:
+    loose = msgspec.structs.replace(result("sdk-512", 1.0).samples[0], let_through=2)
+    results = [result("sdk-1", 800.0), msgspec.structs.replace(result("sdk-512", 1.0), samples=[loose])]
+    text = growth_markdown(Run(facts={}, rounds=1, seconds=1, results=results, skipped=[], disk_bytes={}))
+    assert "| SDK | 800 |  |  |  |" in text
+    assert text.endswith(": SDK 800.")
 
 
 def test_what_was_not_measured_has_no_row_and_no_table() -> None:

@@ -52,6 +52,13 @@ def test_an_idle_partition_sends_at_the_end_of_the_turn() -> None:
     assert (bench.metrics.allowed, bench.metrics.rejected, bench.metrics.in_flight) == (2, 1, 0)
 
 
+def test_a_batch_has_one_timer_however_many_ask() -> None:
+    bench = Bench()
+    ask(bench, *range(100))
+    bench.loop.turn()
+    assert [timer.cancelled() for timer in bench.loop.timers] == [False]
+
+
 def test_a_busy_partition_gathers_until_the_reply() -> None:
     bench = Bench()
     ask(bench, 1)

@@ -18,6 +18,8 @@ CHANGES = [
     ("POST", "/v1/clients/alice/reset"),
 ]
 
+LISTS = ["/v1/limits", "/v1/clients/rejected"]
+
 
 async def ask(
     client: httpx.AsyncClient, method: str, url: str, headers: dict[str, str] | httpx.Headers
@@ -110,7 +112,7 @@ async def test_reading_and_checking_are_open(url: str) -> None:
         assert (await client.post("/v1/check", json={"client_id": "alice"})).status_code == 200
 
 
-@pytest.mark.parametrize("url", ["/v1/limits", "/v1/clients/rejected"])
+@pytest.mark.parametrize("url", LISTS)
 async def test_lists_of_clients_want_the_token_where_there_is_one(url: str) -> None:
     async with connect(FakeLimiter(), token=TOKEN) as client:
         for headers in ({}, {"authorization": "Bearer wrong token"}):
@@ -119,8 +121,17 @@ async def test_lists_of_clients_want_the_token_where_there_is_one(url: str) -> N
             assert response.headers["www-authenticate"].startswith("Bearer")
             assert "mallory" not in response.text
         assert (await client.get(url, headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
-    async with connect(FakeLimiter(), host="0.0.0.0") as client:
+
+
+@pytest.mark.parametrize("url", LISTS)
+async def test_lists_of_clients_without_a_token_are_for_this_machine(url: str) -> None:
+    async with connect(FakeLimiter()) as client:
         assert (await client.get(url)).status_code == 200
+        assert (await client.get(url, headers={"host": "rebound.example"})).status_code == 403
+    async with connect(FakeLimiter(), host="0.0.0.0") as client:
+        response = await client.get(url)
+        assert response.status_code == 403
+        assert "SLUICE_ADMIN_TOKEN" in response.json()["remedy"]
 
 
 @pytest.mark.parametrize(

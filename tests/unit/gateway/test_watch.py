@@ -23,6 +23,7 @@ STATUS = {
     "degraded_processes": 0,
 }  # fmt: skip
 EVE = {"client_id": "eve\x1b[2J", "checks": 7, "surplus": 0}
+PROBLEM = {"type": "urn:sluice:problem:unauthorized", "title": "No token", "detail": "this needs it"}
 REJECTED = {"gateway": "gateway-1", "seconds": 300, "items": [EVE]}
 
 
@@ -30,10 +31,13 @@ class Canned(BaseHTTPRequestHandler):
     """Answers as a gateway that is asked for 50 checks between two looks, 100 ms apart by its clock."""
 
     looks: ClassVar[int] = 0
+    refusal: ClassVar[int | None] = None
+    """The status with which it refuses to tell who is rejected."""
 
     def do_GET(self) -> None:
-        body = json.dumps(self.answer()).encode()
-        self.send_response(200)
+        status = self.refusal if self.path == "/v1/clients/rejected" else None
+        body = json.dumps(self.answer() if status is None else PROBLEM).encode()
+        self.send_response(status or 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -102,3 +106,16 @@ def test_another_gateway_than_this_version_s(monkeypatch: pytest.MonkeyPatch) ->
         done = CliRunner().invoke(app, ["watch", "--once", "--url", url])
     assert done.exit_code == 3
     assert "is it a gateway of this version?" in done.stderr
+
+
+@pytest.mark.parametrize("options", [["--once"], ["--json"]], ids=" ".join)
+def test_without_the_admin_token_all_else_is_shown(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Canned, "refusal", 401)
+    with canned(free_port()) as url:
+        done = CliRunner().invoke(app, ["watch", "--interval", "0.1", *options, "--url", url])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "500" in done.stdout
+    assert "set SLUICE_ADMIN_TOKEN to the gateway's token" in " ".join(done.stdout.split())
+    assert "eve" not in done.stdout

@@ -23,7 +23,7 @@ def test_without_the_extra_the_remedy_is_said(package: str, monkeypatch: pytest.
     for module in MODULES:
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SettingsError, match=rf"no {package}.*pip install 'sluice\[envoy\]'"):
+    with pytest.raises(SettingsError, match=rf"no {package}.*pip install '/path/to/sluice\[envoy\]'"):
         envoy_server(Settings(envoy="127.0.0.1:8081"), FakeLimiter(), Mapping(), shared=False)
 
 

@@ -61,4 +61,4 @@ def test_without_the_packages_the_operator_is_told_what_to_install() -> None:
     program = "import sys; sys.modules['opentelemetry.sdk.trace'] = None\nimport streams.contract.tracing"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "pip install 'sluice[tracing]', or unset it" in done.stderr
+    assert "pip install '/path/to/sluice[tracing]', or unset it" in done.stderr

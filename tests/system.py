@@ -140,7 +140,8 @@ class System:
             env={**self._env(**settings), **(env or {})},
             log=self.folder / f"{name}.log",
         )
-        worker.tables = Path(settings["home"], settings["instance_id"])
+        lane = f"lane-{settings['lane']}" if settings.get("lane") else ""
+        worker.tables = Path(settings["home"], lane, settings["instance_id"])
         self.workers.append(worker)
         self._run(worker)
         return worker

@@ -167,16 +167,19 @@ class Rig:
         self.cluster.create_lane("b")
         self.system.add_worker(lane="b")
         worker = self.system.workers.pop()
-        eventually(
-            "the lane judges everything",
-            lambda: len(worker.lines("judging from")) == PARTITIONS,
-            on_failure=lambda: worker.tail(30),
-        )
-        yield
-        truths = self.check_changelogs(Oracle(self.cluster.bootstrap, lane="b"))
-        for partition, truth in enumerate(truths):
-            self._check_table(worker.name, worker.tables, partition, truth)
-        assert worker.stop() == 0
+        try:
+            eventually(
+                "the lane judges everything",
+                lambda: len(worker.lines("judging from")) == PARTITIONS,
+                on_failure=lambda: worker.tail(30),
+            )
+            yield
+            truths = self.check_changelogs(Oracle(self.cluster.bootstrap, lane="b"))
+            for partition, truth in enumerate(truths):
+                self._check_table(worker.name, worker.tables, partition, truth)
+        finally:
+            status = worker.stop()  # whatever went wrong: it would answer for the workers of all later faults
+        assert status == 0
 
     def others_take_over(self, fault: Fault) -> None:
         """Return when the workers that run judge all partitions."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import typer
 
 from gateway.cli.api import DEFAULT_URL, stored
+
+_PLAIN: Final = re.compile(r"[\w.@:/+=-]+", re.ASCII)
+"""Shells evaluate what they are offered, and ids are anybody's: others are to be typed."""
 
 _UNITS: Final = ("second", "minute", "hour", "day")
 
@@ -41,4 +45,4 @@ def resources(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def _distinct(ctx: typer.Context, kind: str, member: str, incomplete: str) -> list[str]:
     values = {item[member] for item in stored(ctx.params.get("url") or DEFAULT_URL, kind)}
-    return sorted(value for value in values if value and value.startswith(incomplete))
+    return sorted(it for it in values if it and it.startswith(incomplete) and _PLAIN.fullmatch(it))

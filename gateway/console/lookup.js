@@ -3,8 +3,11 @@
 import { call, query, Refused, segment, Silent } from './api.js';
 import { at, count, duration, make, moment, name, show } from './page.js';
 
-/** Who is shown: client, plan, resource; and whose limits hold. */
+/** Who is shown: client, plan, resource. */
 let shown = null;
+
+/** Who was asked for last: an answer on another, which came late, is not shown. */
+let latest = null;
 
 /** Fill in the form and send it. */
 export function lookUp(client) {
@@ -35,8 +38,8 @@ at('change').addEventListener('submit', (event) => {
   event.preventDefault();
   const text = at('limits').value.trim();
   const limits = text === 'unlimited' ? text : text.split(',').map((limit) => limit.trim());
-  attempt(event.submitter, 'done', () =>
-    change('PUT', `v1/limits/${segment(shown.client)}${query({ resource: shown.resource })}`, 'Limits saved', { limits }));
+  const who = shown;
+  attempt(event.submitter, 'done', () => change(who, 'PUT', limitsOf(who), 'Limits saved', { limits }));
 });
 
 at('remove').addEventListener('click', (event) =>
@@ -44,8 +47,7 @@ at('remove').addEventListener('click', (event) =>
     'Remove its own limits?',
     'Its plan’s limits hold again, or the default ones. What it has spent stays counted.',
     'Remove limits',
-    () => attempt(event.target, 'done', () =>
-      change('DELETE', `v1/limits/${segment(shown.client)}${query({ resource: shown.resource })}`, 'Limits removed')),
+    (who) => attempt(event.target, 'done', () => change(who, 'DELETE', limitsOf(who), 'Limits removed')),
   ));
 
 at('reset').addEventListener('click', (event) =>
@@ -53,20 +55,26 @@ at('reset').addEventListener('click', (event) =>
     'Reset its counters?',
     'What it has spent is forgotten: it may spend its whole limit again at once.',
     'Reset counters',
-    () => attempt(event.target, 'done', () =>
-      change('POST', `v1/clients/${segment(shown.client)}/reset${query({ resource: shown.resource })}`, 'Counters reset')),
+    (who) => attempt(event.target, 'done', () => change(who, 'POST', countersOf(who), 'Counters reset')),
   ));
 
-async function change(method, path, done, body) {
+const limitsOf = ({ client, resource }) => `v1/limits/${segment(client)}${query({ resource })}`;
+const countersOf = ({ client, resource }) => `v1/clients/${segment(client)}/reset${query({ resource })}`;
+
+/** Change something of `who`; another one may have been looked up meanwhile. */
+async function change(who, method, path, done, body) {
   const { applied } = await call(method, path, { body, token: at('token').value });
-  if (!applied) return `${done}, but no worker has confirmed it yet.`;
-  await look(shown);
-  return `${done}.`;
+  const told = who === latest ? done : `${done} for ${who.client}`;
+  if (!applied) return `${told}, but no worker has confirmed it yet.`;
+  if (who === latest) await look(who);
+  return `${told}.`;
 }
 
 async function look(asked) {
+  latest = asked;
   const { client, plan, resource } = asked;
   const usage = await call('GET', `v1/clients/${segment(client)}/usage${query({ plan, resource })}`);
+  if (asked !== latest) return;
   shown = asked;
   at('found-title').replaceChildren(name(client));
   at('found-policy').replaceChildren('Held to ', ...source(usage), `, as of ${moment(Date.now())}`);
@@ -121,14 +129,15 @@ function tell(id, text, failed) {
   show(id, text);
 }
 
-/** Ask first; Escape says no, and focus goes back to where it was. */
+/** Ask first, and do it to who was shown then; Escape says no, and focus goes back to where it was. */
 function confirmed(title, text, yes, work) {
+  const who = shown;
   show('confirm-title', title);
   at('confirm-text').replaceChildren(name(shown.client), ...(shown.resource ? [', resource ', name(shown.resource)] : []), `: ${text}`);
   show('confirm-yes', yes);
   at('confirm-yes').onclick = () => {
     at('confirm').close();
-    work();
+    work(who);
   };
   at('confirm').showModal();
 }

@@ -288,6 +288,7 @@ def test_tab_offers_what_has_limits(
         {"id": "alice", "resource": "login", "limits": ["1/day"]},
         {"id": "albert", "resource": None, "limits": "unlimited"},
         {"id": "alfred", "resource": "logout", "limits": None},
+        {"id": "al$(reboot)", "resource": "lo;reboot", "limits": ["1/day"]},
         {"id": None, "resource": None, "limits": ["1/day"]},
     ]
     monkeypatch.setattr(Canned, "response", (200, json.dumps({"items": stored, "next": None}).encode()))

@@ -83,7 +83,12 @@ class Cluster:
         def in_sync() -> bool:
             return all(len(partition.isrs) == NODES for partition in self._partitions().values())
 
-        eventually("all replicas in sync", in_sync)
+        eventually("all replicas in sync", in_sync, on_failure=self._told)
+
+    def _told(self) -> str:
+        """Who leads and follows, and the ends of the brokers' logs."""
+        isrs = {number: (it.leader, it.isrs) for number, it in self._partitions().items()}
+        return "\n".join([f"leaders, in sync: {isrs}", *(node.tail() for node in self.nodes)])
 
     def elect_preferred(self) -> None:
         """Have the partitions of ``checks`` led by the nodes that led them first."""

@@ -140,12 +140,10 @@ class Stub:
         """Connected."""
 
 
-async def test_a_report_waits_until_nobody_looks_for_the_oldest_record(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A dict that shrinks while another thread looks at it would end that thread."""
+def with_stub(monkeypatch: pytest.MonkeyPatch) -> Transport:
+    """A transport whose producer is a :class:`Stub`; of the running loop."""
     monkeypatch.setattr(gateway.kafka, "Producer", Stub)
-    transport = Transport(
+    return Transport(
         NOWHERE,
         incarnation=1,
         reply_partition=0,
@@ -154,6 +152,13 @@ async def test_a_report_waits_until_nobody_looks_for_the_oldest_record(
         loop=asyncio.get_running_loop(),
         listener=Limiter(Settings()),
     )
+
+
+async def test_a_report_waits_until_nobody_looks_for_the_oldest_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dict that shrinks while another thread looks at it would end that thread."""
+    transport = with_stub(monkeypatch)
     popped_under_lock: list[bool] = []
 
     class Watched(dict[int, float]):
@@ -177,16 +182,7 @@ async def test_a_report_waits_until_nobody_looks_for_the_oldest_record(
 async def test_a_batch_that_meets_the_replacement_of_the_producer_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gateway.kafka, "Producer", Stub)
-    transport = Transport(
-        NOWHERE,
-        incarnation=1,
-        reply_partition=0,
-        follow=0,
-        publish_timeout_ms=100,
-        loop=asyncio.get_running_loop(),
-        listener=Limiter(Settings()),
-    )
+    transport = with_stub(monkeypatch)
     old: Any = transport._producer
     sending = threading.Thread(target=transport.send_checks, args=(0, b"batch", 1, 1))
     sending.start()

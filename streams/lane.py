@@ -27,7 +27,7 @@ from time import monotonic
 from typing import Any, Final
 
 import msgspec
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, Producer, TopicPartition
 
 from streams import kafka
 from streams.contract.errors import Unavailable
@@ -102,7 +102,7 @@ class Copier:
             self.drop(partition)
             return False
         if self._copy is None:
-            reader = Reader(self._bootstrap, most=self._chunk)
+            reader = Reader(self._bootstrap, on_missing="error", most=self._chunk)
             producer = kafka.changelog_producer(self._bootstrap, self._send_timeout_ms)
             self._copy = _Copy(partition, reader, producer, self._source, self._target, self._clock)
             _log.info("partition %s: copying the state of the default lane", partition)
@@ -196,12 +196,17 @@ class _Copy:
         for table in (POLICIES, COUNTERS):
             _, self._ends[table] = self._reader.range_of(self._source[table], self.partition)
         self._reader.assign(
-            [TopicPartition(self._source[table], self.partition, self._next[table]) for table in TABLES]
+            [
+                TopicPartition(self._source[table], self.partition, self._next[table] or OFFSET_BEGINNING)
+                for table in TABLES
+            ]
         )
 
     def _read(self) -> list[Entry]:
         """Of each key the highest of the next records; markers are kept back."""
-        messages, ends = self._reader.take(_POLL_S)
+        messages, ends, gone = self._reader.take(_POLL_S)
+        if gone:
+            raise Unavailable(f"the beginning of {sorted(gone)} was deleted while it was read")
         highest: dict[tuple[str, bytes], bytes] = {}
         for message in messages:
             table, offset = self._tables[message.topic()], message.offset()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from time import monotonic
 from typing import Any, Final
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicPartition
 
 from streams import kafka
 from streams.contract.topics import CHECKS, DEAD_LETTERS, REPLIES
@@ -42,6 +43,7 @@ class Outbox:
         self._metrics = metrics
         self._sure = kafka.changelog_producer(bootstrap, send_timeout_ms)
         self._quick = kafka.reply_producer(bootstrap, send_timeout_ms, self._failed)
+        self._admin = kafka.admin(bootstrap)
         self._seldom = _Seldom()
 
     def acquaint(self) -> None:
@@ -106,6 +108,25 @@ class Outbox:
     def update(self, partition: int, value: bytes, delivered: Delivered) -> None:
         """Relay a limit update into *partition* of ``checks``."""
         self._surely(CHECKS, partition, None, value, delivered)
+
+    def shorten(self, table: str, partition: int, offset: int) -> None:
+        """Have *partition* of a table's changelog begin at *offset*, if it does not yet; waits for nobody."""
+        place = TopicPartition(self.changelogs[table], partition, offset)
+
+        def done(future: Future[Any]) -> None:
+            error = future.exception()
+            if error is not None:
+                _log.warning(
+                    "%s[%s] still holds clients that are gone, before offset %s (%s): it will be tried "
+                    "again; if it is always refused, allow the worker to delete records of that topic",
+                    place.topic,
+                    partition,
+                    offset,
+                    error,
+                )
+
+        for future in self._admin.delete_records([place]).values():
+            future.add_done_callback(done)
 
     def _surely(
         self,

@@ -29,7 +29,7 @@ from streams.outbox import Outbox
 from streams.reader import Reader
 from streams.relay import Relay
 from streams.settings import Settings
-from streams.store import PartitionStore, Record
+from streams.store import COUNTERS, PartitionStore, Record
 from streams.sweep import Sweeper
 
 _log = logging.getLogger("sluice.owned")
@@ -76,7 +76,7 @@ class Owned:
         self._results = [metrics.checks.labels(result) for result in RESULTS]
         self._fault = fault_finder(store.partition, partitions)
         self._flusher = Flusher(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
-        self._sweeper = Sweeper(store)
+        self._sweeper = Sweeper(store, partial(outbox.shorten, COUNTERS, store.partition))
         self._flush_at = 0.0
         self._retry_at = 0.0
         self._gap: tuple[tuple[str, int, int], Future[list[Record]]] | None = None

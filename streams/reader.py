@@ -25,11 +25,13 @@ class Taken(NamedTuple):
     """What was there to be read.
 
     ``ends`` has the next offset of each ``(topic, partition)`` that was read to its end: the last records may
-    have been compacted or have expired, so the end is where the broker says it is.
+    have been compacted or have expired, so the end is where the broker says it is. ``gone``: those that no
+    longer hold the offset to be read next, and are read no more.
     """
 
     records: list[Any]
     ends: dict[tuple[str, int], int]
+    gone: set[tuple[str, int]]
 
 
 class Reader:
@@ -71,7 +73,7 @@ class Reader:
         Raises:
             KafkaException: it cannot go on.
         """
-        taken = Taken([], {})
+        taken = Taken([], {}, set())
         for message in self._steps.sift(drain(self._consumer, self._most, wait_s)):
             error = message.error()
             if error is None:
@@ -86,7 +88,9 @@ class Reader:
                     message.offset(),
                     error.str(),
                 )
-            elif error.fatal() or error.code() in _GONE:
+            elif error.code() in _GONE:
+                taken.gone.add((message.topic(), message.partition()))
+            elif error.fatal():
                 raise KafkaException(error)
         return taken
 
@@ -130,13 +134,12 @@ class Reader:
         self.assign([TopicPartition(topic, partition, start)])
         reached, until = start, monotonic() + _SILENCE_S
         while reached < end:
-            try:
-                taken = self.take(_POLL_S)
-            except KafkaException as exc:
+            taken = self.take(_POLL_S)
+            if taken.gone:
                 raise OffsetGone(
                     f"{topic}[{partition}] no longer holds offset {start}: what was decided from there "
                     f"on cannot be recomputed; raise the topic's retention"
-                ) from exc
+                )
             for message in taken.records:
                 reached = message.offset() + 1
                 if reached <= end:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from streams import kafka
@@ -25,7 +25,7 @@ from streams.lane import Copier
 from streams.metrics import Metrics
 from streams.reader import Reader
 from streams.remedies import START_AFRESH
-from streams.store import TABLES, PartitionStore, Record
+from streams.store import COUNTERS, TABLES, PartitionStore, Record
 from streams.sweep import Sweeper
 
 _log = logging.getLogger("sluice.restore")
@@ -112,10 +112,12 @@ class Restorer(threading.Thread):
         self._on_ends = on_ends
         self._on_fatal = on_fatal
         self._servers = bootstrap
-        self._reader = Reader(bootstrap)
+        self._reader = Reader(bootstrap, on_missing="error")
         self._admin = kafka.admin(bootstrap)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._followed: dict[int, _Followed] = {}
+        self._gone: set[tuple[str, int]] = set()
+        self._begin_again_at = 0.0
         self._watched: set[int] = set()
         self._looked = 0.0
         self._stopping = False
@@ -188,7 +190,10 @@ class Restorer(threading.Thread):
     def _follow(self, store: PartitionStore) -> None:
         self._followed[store.partition] = _Followed(store)
         self._reader.add(
-            [TopicPartition(self._topics[table], store.partition, store.next[table]) for table in TABLES]
+            [
+                TopicPartition(self._topics[table], store.partition, store.next[table] or OFFSET_BEGINNING)
+                for table in TABLES
+            ]
         )
 
     def _activate(self, generation: int | None, partition: int) -> None:
@@ -297,7 +302,7 @@ class Restorer(threading.Thread):
             )
 
     def _read(self) -> None:
-        messages, ends = self._reader.take(_POLL_S)
+        messages, ends, gone = self._reader.take(_POLL_S)
         taken: dict[tuple[str, int], list[Record]] = defaultdict(list)
         for message in messages:
             record = Record(message.offset(), message.key(), message.value())
@@ -310,9 +315,43 @@ class Restorer(threading.Thread):
             if partition in self._followed:
                 followed, table = self._followed[partition], self._tables[topic]
                 followed.store.next[table] = max(followed.store.next[table], end)
+        self._gone |= gone
+        self._begin_again()
         now, among = monotonic(), len(self._followed)
         for followed in list(self._followed.values()):
             self._metrics.swept.inc(followed.sweeper.advance(now, among))
+
+    def _begin_again(self) -> None:
+        """Go on at the beginning of changelogs that have lost what was to be read next."""
+        now = monotonic()
+        if not self._gone or now < self._begin_again_at:
+            return
+        self._begin_again_at = now + _RETRY_S
+        places = {TopicPartition(topic, partition): (topic, partition) for topic, partition in self._gone}
+        starts, _ = self._offsets(list(places), OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        for place, start in starts.items():
+            self._gone.remove(places[place])
+            followed, table = self._followed.get(place.partition), self._tables[place.topic]
+            if followed is None:
+                continue
+            store = followed.store
+            # A topic that ends before that was made again: what is stored then stays, and is not judged by.
+            if store.next[table] < start:
+                _log.warning(
+                    "partition %s: the %s were read to offset %s of %s, which now begins at %s: they are "
+                    "read again from there",
+                    store.partition,
+                    table,
+                    store.next[table],
+                    place.topic,
+                    start,
+                )
+                if table == COUNTERS:
+                    # What was deleted says nothing any more (streams.sweep), but may have followed on what is
+                    # stored here: of a client that has been reset, say.
+                    store.clear_counters()
+            self._reader.remove([place])
+            self._reader.add([TopicPartition(place.topic, place.partition, OFFSET_BEGINNING)])
 
     def _look(self) -> None:
         now = monotonic()

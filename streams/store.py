@@ -32,7 +32,11 @@ _OFFSET_KEY: Final = b"\x00changelog"
 """Next changelog offset to read. Ids hold no control characters, so no client's key begins like this."""
 
 _OUTRUN_KEY: Final = b"\x00outrun"
-_OWN_KEYS: Final = (_OFFSET_KEY, _OUTRUN_KEY)
+_MILESTONES_KEY: Final = b"\x00milestones"
+_OWN_KEYS: Final = (_OFFSET_KEY, _OUTRUN_KEY, _MILESTONES_KEY)
+
+_CLEARED: Final = 10_000
+"""Entries removed at a time."""
 
 
 class Record(NamedTuple):
@@ -62,6 +66,13 @@ class Record(NamedTuple):
         return None
 
 
+class Milestone(NamedTuple):
+    """Before offset *end* of the counters' changelog no state that counts has a position above *highest*."""
+
+    end: int
+    highest: int
+
+
 class PartitionStore:
     """Both tables of *partition*, opened.
 
@@ -78,6 +89,9 @@ class PartitionStore:
         self.outrun = {table: self._stored_outrun(table) for table in TABLES}
         """Keys whose last changelog record is older than what is stored, by table: a worker that had lost
         the partition wrote late. Compaction would keep that record, so the owner writes them again."""
+        raw = self._dbs[COUNTERS].get(_MILESTONES_KEY)
+        self.milestones = msgspec.msgpack.decode(raw, type=list[Milestone]) if raw is not None else []
+        """Of passes over the counters (:mod:`streams.sweep`), oldest first."""
 
     def _stored_offset(self, table: str) -> int:
         raw = self._dbs[table].get(_OFFSET_KEY)
@@ -128,6 +142,20 @@ class PartitionStore:
             for key in keys:
                 batch.delete(key)
             self._dbs[COUNTERS].write(batch)
+
+    def keep_milestones(self, milestones: list[Milestone]) -> None:
+        """Have these from now on, and when the store is opened again."""
+        self.milestones = milestones
+        self._dbs[COUNTERS].put(_MILESTONES_KEY, msgspec.msgpack.encode(milestones))
+
+    def clear_counters(self) -> None:
+        """Have no counters, and their changelog to read from its beginning."""
+        self.next[COUNTERS] = 0
+        # That first: a crash from here on leaves a table that is read again.
+        self._write(COUNTERS, (), set())
+        self.keep_milestones([])
+        while entries := self.states_from(b"", _CLEARED):
+            self.remove([key for key, _ in entries])
 
     def write(self, table: str, entries: Sequence[tuple[bytes, bytes]]) -> None:
         """Put *entries*, which stand at the changelog's end, and how far it is read, all or nothing."""

@@ -1,18 +1,25 @@
-"""Clients that no longer come leave the disk.
+"""Clients that no longer come leave the disk, and the changelog.
 
 A client whose charges have all left its windows is judged as one never seen (:mod:`streams.judge`), so
 whether its state is stored makes no difference, and each reader of a changelog may remove it when it likes:
-owner and standby, at different times, without a word to each other. From the changelog it goes by the topic's
-retention.
+owner and standby, at different times, without a word to each other.
+
+The changelog loses its beginning, as soon as that says nothing any more. A pass over the table leaves a
+:class:`~streams.store.Milestone`: how far the changelog had been read as it began, and the highest position
+that it met. Positions of a key only rise, so what the changelog has before that offset are states of no
+higher position, or removed. A later pass that meets no position as low has therefore met no state whose
+record lies there: each was written again behind it, or has been removed since.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from streams.contract.records import POSITION_BITS
 from streams.ledger import Marker, leaves_at_ms, position_of
-from streams.store import PartitionStore
+from streams.store import COUNTERS, Milestone, PartitionStore
 
 KEYS: Final = 200
 """Entries looked at in one step: half a millisecond."""
@@ -24,17 +31,29 @@ PASS_S: Final = 600.0
 What is removed had been applied a pass ago. Once it is, an older state that a worker writes late is not known
 to be older; a worker that does so must have slept for that long.
 """
+MILESTONES: Final = 64
+"""Beyond it every other one goes: what has left stays in a changelog for a thirtieth of its window longer."""
 
 
 class Sweeper:
-    """Removes such states from *store*, a few at a time; for whoever holds it."""
+    """Removes such states from *store*, a few at a time; for whoever holds it.
 
-    def __init__(self, store: PartitionStore) -> None:
+    Args:
+        store: Of the partition.
+        outlived: Called at the end of a pass with the offset before which the counters' changelog holds
+            nothing that anybody needs, if there is one.
+    """
+
+    def __init__(self, store: PartitionStore, outlived: Callable[[int], None] = lambda _: None) -> None:
         self._store = store
-        self._next_step = self._next_pass = float("-inf")
+        self._outlived = outlived
+        self._next_step = self._next_pass = -inf
         self._horizon: Marker | None = None
         self._last: Marker | None = None
         self._from: bytes | None = None
+        self._read_to = 0
+        self._lowest: float = inf
+        self._highest = -1
 
     def advance(self, now: float, among: int) -> int:
         """Take a step if it is time for one; returns how many states were removed.
@@ -54,13 +73,35 @@ class Sweeper:
             if self._horizon is None:
                 return 0
             self._from = b""
+            self._read_to, self._lowest, self._highest = self._store.next[COUNTERS], inf, -1
         assert self._horizon is not None
         # No replay begins below the horizon, so none asks for a time or a check before it.
         below, clock_ms = self._horizon.next_offset << POSITION_BITS, self._horizon.clock_ms
         entries = self._store.states_from(self._from, KEYS)
-        gone = [
-            key for key, value in entries if position_of(value) < below and leaves_at_ms(value) <= clock_ms
-        ]
+        gone = []
+        for key, value in entries:
+            position = position_of(value)
+            self._highest = max(self._highest, position)
+            if position < below and leaves_at_ms(value) <= clock_ms:
+                gone.append(key)
+            else:
+                self._lowest = min(self._lowest, position)
         self._store.remove(gone)
-        self._from = entries[-1][0] + b"\0" if len(entries) == KEYS else None
+        if len(entries) == KEYS:
+            self._from = entries[-1][0] + b"\0"
+        else:
+            self._from = None
+            self._end_pass()
         return len(gone)
+
+    def _end_pass(self) -> None:
+        milestones = self._store.milestones
+        passed = [stone for stone in milestones if stone.highest < self._lowest]
+        highest = max(self._highest, milestones[-1].highest if milestones else -1)
+        # The last that was passed stays: what the broker did not do now it is asked for again.
+        left = [*passed[-1:], *milestones[len(passed) :], Milestone(self._read_to, highest)]
+        if len(left) > MILESTONES:
+            del left[1:-1:2]
+        self._store.keep_milestones(left)
+        if passed:
+            self._outlived(passed[-1].end)

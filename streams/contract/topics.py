@@ -57,6 +57,7 @@ class TopicSpec(msgspec.Struct, frozen=True):
     max_message: int
     delete_retention_ms: int | None = None
     min_compaction_lag_ms: int | None = None
+    segment: int | None = None
 
     def config(self) -> dict[str, str]:
         """The broker's settings for this topic (Kafka's names)."""
@@ -71,6 +72,8 @@ class TopicSpec(msgspec.Struct, frozen=True):
             config["delete.retention.ms"] = str(self.delete_retention_ms)
         if self.min_compaction_lag_ms is not None:
             config["min.compaction.lag.ms"] = str(self.min_compaction_lag_ms)
+        if self.segment is not None:
+            config["segment.bytes"] = str(self.segment)
         return config
 
 
@@ -124,6 +127,7 @@ def _spec(name: str, body: Mapping[str, Any]) -> TopicSpec:
         max_message=_amount(body["max_message"], _SIZE),
         delete_retention_ms=_optional(body.get("delete_retention")),
         min_compaction_lag_ms=_optional(body.get("min_compaction_lag")),
+        segment=_amount(body["segment"], _SIZE) if "segment" in body else None,
     )
 
 

@@ -88,9 +88,12 @@ def test_a_marker_of_a_topic_that_is_gone_is_not_gone_on_from(bench: Bench, topi
 
 
 @pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
-def test_counters_without_a_marker_are_not_gone_on_from(bench: Bench) -> None:
+@pytest.mark.parametrize("left", [True, False], ids=["still there", "all idle and gone"])
+def test_counters_without_a_marker_are_not_gone_on_from(bench: Bench, left: bool) -> None:
     state = encode_state(State(7, {60_000: Window(60_000, [7], [1])}))
     bench.store.merge(COUNTERS, [Record(0, b"zoe", state)])
+    if not left:
+        bench.store.remove([b"zoe"])
     refuses_to_start(bench, POLICIES_CHANGELOG)
 
 

@@ -1,17 +1,21 @@
-"""Clients that no longer come leave the disk of the owner and of a standby; a real broker between them."""
+"""Clients that no longer come leave owner, standby and changelog; a real broker between them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from gateway.broker import Broker
 from streams import sweep
 from streams.contract.records import Batch, Check, encode_batch
-from streams.contract.topics import CHECKS, partition_of
+from streams.contract.topics import CHECKS, COUNTERS_CHANGELOG, partition_of
+from streams.ledger import State, encode_state
 from streams.store import COUNTERS, PartitionStore
-from tests.integration.bench import CLIENTS, FAST, PARTITIONS, Bench, open_store
+from streams.window import Window
+from tests.integration.bench import CLIENTS, FAST, PARTITIONS, WAIT_S, Bench, open_store
 from tests.integration.test_guards import restorer
 from tests.system import eventually
 
@@ -21,6 +25,8 @@ IDLE = next(
     for name in (f"idle-{number}" for number in range(100))
     if partition_of(name, PARTITIONS) == PARTITION
 ).encode()
+MINUTE = 60_000
+LATER = 2_000 * MINUTE
 
 
 def test_an_idle_client_leaves_the_owner_and_its_standby(
@@ -47,7 +53,40 @@ def test_an_idle_client_leaves_the_owner_and_its_standby(
             eventually("the client is stored", lambda: holds(bench.store, IDLE) and holds(standby, IDLE))
             eventually("the client is swept", gone)
             eventually("the other is stored", lambda: holds(bench.store, busy) and holds(standby, busy))
+            eventually("the changelog has lost it, too", lambda: IDLE not in changelog(bench))
+            assert busy in changelog(bench)
         assert bench.metrics.registry.get_sample_value("sluice_worker_swept_clients_total") == 1
-        assert any(key == IDLE for key, _ in bench.changelog("sluice-counters-changelog"))
     finally:
         bench.close()
+
+
+def changelog(bench: Bench) -> set[bytes]:
+    """The clients that a worker which has lost its disk would hear of."""
+    bench.check(1)
+    return {key for key, _ in bench.changelog(COUNTERS_CHANGELOG)}
+
+
+@pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
+def test_who_has_missed_what_a_changelog_has_lost_reads_it_from_its_beginning(
+    bench: Bench, fresh_kafka: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def state(position: int, *charges: int) -> bytes:
+        return encode_state(State(position, {MINUTE: Window(MINUTE, [LATER] * len(charges), list(charges))}))
+
+    def write(key: bytes, value: bytes) -> None:
+        bench.produce(COUNTERS_CHANGELOG, value, key)
+
+    standby = open_store(0, tmp_path / "standby")
+    write(b"zoe", state(1, 9))
+    with restorer(fresh_kafka, standby) as hand_over:
+        assert hand_over().get(COUNTERS, b"zoe") == state(1, 9)
+    # While it is away she is reset, which is then as good as never seen; somebody else is charged.
+    write(b"zoe", state(2))
+    write(b"amy", state(3, 1))
+    admin = AdminClient({"bootstrap.servers": fresh_kafka.bootstrap})
+    [deleted] = admin.delete_records([TopicPartition(COUNTERS_CHANGELOG, 0, 2)]).values()
+    deleted.result(WAIT_S)
+    with restorer(fresh_kafka, standby) as hand_over:
+        assert dict(hand_over().items(COUNTERS)) == {b"amy": state(3, 1)}
+        assert standby.next[COUNTERS] == 3
+    assert "now begins at 2" in caplog.text

@@ -18,6 +18,9 @@ class MemoryDb(dict[bytes, bytes]):
     def items(self, from_key: bytes = b"") -> Any:
         return iter([(key, self[key]) for key in sorted(self) if key >= from_key])
 
+    def put(self, key: bytes, value: bytes) -> None:
+        self[key] = value
+
     def close(self) -> None:
         self.clear()
 
@@ -65,6 +68,8 @@ class Changelogs:
     def __init__(self) -> None:
         self.logs: dict[str, list[tuple[bytes, bytes]]] = {table: [] for table in TABLES}
         self.sent: list[Sent] = []
+        self.start = 0
+        """Of the counters: what came before is deleted."""
 
     def send(self, table: str, key: bytes, value: bytes, delivered: Callable[[Any, Any], None]) -> None:
         self.sent.append(Sent(table, key, value, delivered))
@@ -89,12 +94,19 @@ class Changelogs:
             self.append(sent.table, sent.key, sent.value)
         sent.delivered("timed out", None)
 
+    def shorten(self, start: int) -> None:
+        self.start = max(self.start, start)
+
     def read(self, table: str, start: int = 0, end: int | None = None) -> list[Record]:
+        if table == COUNTERS:
+            start = max(start, self.start)
         found = enumerate(self.logs[table][start:end], start)
         return [Record(offset, key, value) for offset, (key, value) in found]
 
     def restore(self, store: PartitionStore, batch: int = 1_000) -> None:
         """Bring *store* up to the end, as the restorer does."""
+        if store.next[COUNTERS] < self.start:
+            store.clear_counters()
         for table in TABLES:
             for records in _batches(self.read(table, store.next[table]), batch):
                 store.merge(table, records)
@@ -102,7 +114,9 @@ class Changelogs:
     def compacted(self) -> Changelogs:
         """What is left when only the last record of each key stays."""
         other = Changelogs()
-        other.logs = {table: list(dict(log).items()) for table, log in self.logs.items()}
+        for table in TABLES:
+            left = {record.key: record.value for record in self.read(table)}
+            other.logs[table] = [(key, value) for key, value in left.items() if key and value]
         return other
 
 

@@ -50,6 +50,8 @@ class Worker:
             for index, answer in enumerate(answers)
         }
         self.fault = fault_finder(PARTITION, PARTITIONS)
+        self.standby = MemoryStore()
+        self.now = 0.0
         self.start(MemoryStore())
 
     def start(self, store: MemoryStore, batch: int = 1_000) -> None:
@@ -57,8 +59,22 @@ class Worker:
         self.store = store
         self.ledger = Ledger(store, store.marker() or FIRST)
         self.flusher = Flusher(self.ledger, store, self.changelogs.send, METRICS)
-        self.sweeper = Sweeper(store)
-        self.now = 0.0
+        self.sweeper = Sweeper(store, self.changelogs.shorten)
+
+    def follow(self, passes: int) -> None:
+        """The standby reads what there is, and looks through its table so often."""
+        self.changelogs.restore(self.standby)
+        sweeper = Sweeper(self.standby)
+        for _ in range(passes):
+            self.now += PASS_S
+            sweeper.advance(self.now, 1)
+
+    def change_over(self) -> None:
+        """The owner dies, the standby owns the partition, and the other stands by as it comes back."""
+        self.late += self.changelogs.sent
+        self.changelogs.sent = []
+        self.standby, store = self.store, self.standby
+        self.start(store)
 
     def sweep(self, passes: int) -> None:
         """Time for so many passes over the table passes by."""
@@ -178,6 +194,8 @@ REFUSE = st.tuples(st.just("refuse"), NUMBER, st.booleans())
 CRASH = st.tuples(st.just("crash"), st.lists(NUMBER, max_size=6), st.booleans(), st.integers(1, 5))
 LATE = st.tuples(st.just("arrive_late"), NUMBER)
 SWEEP = st.tuples(st.just("sweep"), st.integers(1, 3))
+FOLLOW = st.tuples(st.just("follow"), st.integers(0, 3))
+CHANGE = st.tuples(st.just("change_over"))
 CALM = (SWEEP, JUDGE, JUDGE, JUDGE, FLUSH, BEGIN, BEGIN, ACKNOWLEDGE, STEP, STEP)
 
 
@@ -211,6 +229,17 @@ def test_flushes_and_evictions_do_not_show(log: list[Record], actions: list[Acti
 @given(logs(), fates(CRASH, CRASH, REFUSE))
 @settings(max_examples=250)
 def test_crashes_and_half_done_flushes_do_not_show(log: list[Record], actions: list[Action]) -> None:
+    worker = Worker(log)
+    run(worker, actions)
+    check_final(restored(worker.changelogs.compacted()), log)
+
+
+@given(
+    logs(max_size=40),
+    st.lists(st.one_of(SWEEP, SWEEP, JUDGE, FLUSH, FOLLOW, CHANGE), min_size=15, max_size=60),
+)
+@settings(max_examples=150)
+def test_changelogs_that_lose_their_beginning_do_not_show(log: list[Record], actions: list[Action]) -> None:
     worker = Worker(log)
     run(worker, actions)
     check_final(restored(worker.changelogs.compacted()), log)

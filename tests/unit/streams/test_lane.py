@@ -53,7 +53,7 @@ class Broker:
 
     def take(self, _wait_s: float) -> Taken:
         self._at += 1
-        return Taken([Message(self._at - 1)], {})
+        return Taken([Message(self._at - 1)], {}, set())
 
     def produce(self, topic: str, _value: bytes, key: bytes, *, partition: int, on_delivery: Any) -> None:
         assert (topic, partition) == (TARGET[COUNTERS], 0)

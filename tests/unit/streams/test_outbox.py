@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from streams.contract.topics import DEAD_LETTERS
+from streams.contract.topics import COUNTERS_CHANGELOG, DEAD_LETTERS
 from streams.metrics import Metrics
 from streams.outbox import Outbox
+from streams.store import COUNTERS
 
 
 class Message:
@@ -69,3 +72,24 @@ def test_of_a_large_record_the_beginning_and_the_size(producer: Producer) -> Non
 def test_nothing_of_a_record_without_anything(producer: Producer) -> None:
     Outbox("nowhere:1", 100, {}, Metrics()).dead_letter(Message(None, None), "empty")
     assert producer.produced[0][1:3] == (None, None)
+
+
+def test_a_changelog_that_may_not_be_shortened_is_told_of_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = Future[Any]()
+    places = []
+
+    class Admin:
+        def delete_records(self, asked: list[TopicPartition]) -> dict[TopicPartition, Future[Any]]:
+            places.extend(asked)
+            return {asked[0]: refused}
+
+    monkeypatch.setattr("streams.kafka.admin", lambda _: Admin())
+    Outbox("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).shorten(COUNTERS, 2, 4711)
+    refused.set_exception(KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
+    assert [(place.topic, place.partition, place.offset) for place in places] == [
+        (COUNTERS_CHANGELOG, 2, 4711)
+    ]
+    for word in (f"{COUNTERS_CHANGELOG}[2]", "4711", "allow the worker to delete records"):
+        assert word in caplog.text

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import OFFSET_INVALID, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, TopicPartition
 
 import streams.restore
 from streams.contract.errors import StateError
@@ -32,7 +32,7 @@ Offset = Callable[[TopicPartition, int], int]
 class Silent:
     """A reader of topics to which nobody writes."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         self.places: list[TopicPartition] = []
 
     def acquaint(self, topics: Iterable[str]) -> None:
@@ -45,7 +45,7 @@ class Silent:
         self.places = [place for place in self.places if place not in places]
 
     def take(self, _wait_s: float) -> Taken:
-        return Taken([], {})
+        return Taken([], {}, set())
 
     def close(self) -> None:
         """Nothing is open."""
@@ -69,10 +69,14 @@ class Admin:
 
 @contextmanager
 def restoring(
-    monkeypatch: pytest.MonkeyPatch, store: MemoryStore, offset: Offset
+    monkeypatch: pytest.MonkeyPatch,
+    store: MemoryStore,
+    offset: Offset,
+    reader: type[Silent] = Silent,
+    standby: bool = False,
 ) -> Iterator[tuple[queue.SimpleQueue[Restored], queue.SimpleQueue[BaseException]]]:
-    """Has *store* asked for; yields what is handed over, and what ended the thread."""
-    monkeypatch.setattr(streams.restore, "Reader", Silent)
+    """Has *store* asked for, or stand by; yields what is handed over, and what ended the thread."""
+    monkeypatch.setattr(streams.restore, "Reader", reader)
     numbers = count(1)
     monkeypatch.setattr("streams.kafka.admin", lambda _: Admin(offset, next(numbers)))
     monkeypatch.setattr(
@@ -92,7 +96,7 @@ def restoring(
     )
     thread.start()
     thread.follow(store)
-    thread.activate(1, store.partition)
+    thread.activate(None if standby else 1, store.partition)
     try:
         yield restored, failures
     finally:
@@ -128,3 +132,30 @@ def test_a_changelog_that_was_made_again_ends_the_worker_with_the_remedy(
     for word in ("to offset 8", "ends at 7", POLICIES_CHANGELOG, "sluice topics create"):
         assert word in str(failure)
     assert restored.empty()
+
+
+@pytest.mark.parametrize(("start", "left"), [(9, []), (0, [b"zoe"])])
+def test_counters_go_only_if_their_changelog_has_lost_its_beginning(
+    monkeypatch: pytest.MonkeyPatch, start: int, left: list[bytes]
+) -> None:
+    """One that ends before what was read was made again: what is stored may be all there is."""
+    read_again = queue.SimpleQueue[list[bytes]]()
+
+    class Losing(Silent):
+        lost: frozenset[tuple[str, int]] = frozenset()
+
+        def add(self, places: list[TopicPartition]) -> None:
+            if [place.offset for place in places] == [OFFSET_BEGINNING]:
+                read_again.put([key for key, _ in store.items(COUNTERS)])
+            else:
+                self.lost = frozenset({(COUNTERS_CHANGELOG, 2)})
+
+        def take(self, _wait_s: float) -> Taken:
+            lost, self.lost = self.lost, frozenset()
+            return Taken([], {}, set(lost))
+
+    store = MemoryStore(2)
+    store.next[COUNTERS] = 8
+    store.write(COUNTERS, [(b"zoe", b"charged")])
+    with restoring(monkeypatch, store, lambda *_: start, reader=Losing, standby=True):
+        assert read_again.get(timeout=WAIT_S) == left

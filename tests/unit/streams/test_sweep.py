@@ -11,7 +11,7 @@ from streams.judge import fault_finder, judge
 from streams.ledger import MARKER_KEY, Ledger, Marker, State, encode_marker, encode_state
 from streams.rocks import Rocks
 from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore
-from streams.sweep import KEYS, PASS_S, STEP_S, Sweeper
+from streams.sweep import KEYS, MILESTONES, PASS_S, STEP_S, Sweeper
 from streams.window import Window
 from tests.unit.streams.memory import MemoryStore
 from tests.unit.streams.partition_log import CLIENTS, PARTITION, PARTITIONS, START
@@ -110,6 +110,73 @@ def test_a_large_table_takes_many_steps_at_a_pace_shared_with_other_partitions()
         KEYS, 0, KEYS, 0, 1, 0, 0
     ]  # fmt: skip
     assert keys(store) == set()
+
+
+class Passing:
+    """Passes over a table, whose changelog grows meanwhile."""
+
+    def __init__(self, store: PartitionStore) -> None:
+        self.store, self.now, self.told = store, 0.0, list[int]()
+        self.sweeper = Sweeper(store, self.told.append)
+
+    def write(self, offset: int, **lengths: int) -> None:
+        """Clients, each charged at START in a window so long, by a check at *offset*."""
+        self.store.next[COUNTERS] += len(lengths)
+        self.store.write(COUNTERS, [(name.encode(), charged(offset, ms)) for name, ms in lengths.items()])
+
+    def passes(self, clock_ms: int, count: int = 1) -> list[int]:
+        """The offsets that the changelog may begin at, by *count* passes of that time."""
+        before = len(self.told)
+        for _ in range(count):
+            mark(self.store, 100, clock_ms)
+            self.now += PASS_S
+            self.sweeper.advance(self.now, 1)
+        return self.told[before:]
+
+
+def test_a_changelog_loses_what_all_have_left_or_written_again(store: PartitionStore) -> None:
+    passing = Passing(store)
+    passing.write(1, short=MINUTE, long=HOUR, comes_again=HOUR)
+    assert passing.passes(START, 3) == [], "all of it counts"
+    passing.write(2, comes_again=HOUR)
+    passing.write(3, late=HOUR)
+    assert passing.passes(START + 2 * MINUTE, 3) == [], "one of the first pass still counts"
+    assert keys(store) == {b"long", b"comes_again", b"late"}
+    passing.write(4, long=HOUR)
+    assert passing.passes(START + 2 * MINUTE) == [3], "what came first; what came then is not behind us yet"
+    assert passing.passes(START + 3 * HOUR, 3)[-1] == 6, "nobody is left"
+    assert keys(store) == set()
+
+
+def test_how_far_a_changelog_says_nothing_is_known_to_who_opens_the_store_next(tmp_path: Path) -> None:
+    rocks = Rocks(16 << 20)
+    paths = {table: tmp_path / table for table in TABLES}
+    first = PartitionStore(0, rocks.open, paths)
+    passing = Passing(first)
+    passing.write(1, a=MINUTE, b=MINUTE)
+    passing.passes(START, 2)
+    first.close()
+    second = PartitionStore(0, rocks.open, paths)
+    assert second.milestones == first.milestones != []
+    passing = Passing(second)
+    assert passing.passes(LEFT, 3)[-1] == 2
+    second.clear_counters()
+    assert (second.next[COUNTERS], second.milestones, keys(second)) == (0, [], set())
+    second.close()
+
+
+def test_milestones_are_few_and_the_oldest_stays() -> None:
+    store = MemoryStore()
+    passing = Passing(store)
+    passing.write(0, first=HOUR)
+    passing.passes(START, 2)
+    for offset in range(1, 10 * MILESTONES):
+        passing.write(offset, other=HOUR)
+        assert passing.passes(START) == []
+        assert len(store.milestones) <= MILESTONES
+    passing.write(10 * MILESTONES, first=HOUR)
+    [end] = passing.passes(START)
+    assert end > 9 * MILESTONES, "a few passes' worth of it is left"
 
 
 def test_a_client_that_is_swept_is_judged_as_if_it_were_not() -> None:

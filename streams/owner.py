@@ -20,7 +20,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from math import inf
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -52,6 +51,8 @@ _READ: Final = 500
 """Records taken at once, so that a backlog does not keep flushes and commands waiting."""
 _FLUSH_S: Final = 0.001
 """Of flushing in a turn, about: how long it holds up a check."""
+_CROWDED_S: Final = 0.05
+"""Between two looks at the lease while a flush holds up all checks."""
 _LAG_S: Final = 1.0
 """Between two looks at how far there is to go, and two commits of how far it went."""
 UNWRITTEN_S: Final = 30.0
@@ -499,11 +500,12 @@ class Owner(threading.Thread):
             if end is not None:
                 owned.look_at_end(table, end)
         keep = self._settings.cached_clients // len(self._running)
-        if owned.ledger.crowded(keep):
-            # Only what is flushed can be dropped from memory: checks wait for that, for once.
-            until = inf
+        crowded = owned.ledger.crowded(keep)
         try:
             marker = owned.tend(now, until)
+            # Only what is flushed can be dropped from memory: checks wait for that, for once.
+            while crowded and owned.busy and self._sure(now := monotonic()):
+                marker = owned.tend(now, now + _CROWDED_S)
         except Overtaken as exc:
             _log.warning("%s; it is dropped here and restored", exc)
             self._drop([owned])

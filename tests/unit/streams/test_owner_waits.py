@@ -13,6 +13,7 @@ import pytest
 from streams.contract.policy import parse_policy
 from streams.contract.records import Check
 from streams.contract.topics import partition_of
+from streams.flush import CHUNK
 from streams.judge import fault_finder, judge
 from streams.ledger import MARKER_KEY, Marker, encode_marker
 from streams.metrics import Metrics
@@ -102,6 +103,17 @@ def test_a_flush_is_done_at_once_only_where_memory_is_short(bench: Bench, crowde
     bench.owner._turn()  # the flush begins
     bench.owner._turn()
     assert (len(bench.changelogs.sent) == len(CLIENTS)) == crowded
+
+
+def test_a_flush_that_holds_up_all_checks_ends_with_the_lease(bench: Bench) -> None:
+    bench.judge(CLIENTS)
+    bench.owned.ledger.size *= 1_000
+    holds = iter([True] * 3)
+    bench.lease.holds = lambda: next(holds, False)  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streams.owner._CROWDED_S", 0.0)
+        bench.owner._turn()
+    assert len(bench.changelogs.sent) == 3 * CHUNK, "a step for each time that it was seen to hold"
 
 
 def test_a_flush_of_what_is_held_that_fails_is_not_begun_again_at_once(

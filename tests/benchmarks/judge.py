@@ -70,6 +70,9 @@ class Instant:
     def update(self, partition: int, value: bytes, delivered: Any) -> None:
         """There are none."""
 
+    def shorten(self, table: str, partition: int, offset: int) -> None:
+        """It is none that takes room."""
+
     def poll(self) -> None:
         waiting, self._waiting = self._waiting, []
         for delivered, offset in waiting:

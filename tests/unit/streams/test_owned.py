@@ -19,7 +19,9 @@ from tests.unit.streams.partition_log import CLIENTS, PARTITION, PARTITIONS
 def test_a_partitions_marker_is_acknowledged_before_its_first_counter_is_written(tmp_path: Path) -> None:
     changelogs = Changelogs()
     first = Marker(40, 0, -1, -1, "topic", parse_policy("100/minute"))
-    outbox: Any = SimpleNamespace(changelog=lambda _, *rest: changelogs.send(*rest), update=print)
+    outbox: Any = SimpleNamespace(
+        changelog=lambda _, *rest: changelogs.send(*rest), update=print, shorten=print
+    )
     settings = Settings(kafka="127.0.0.1:1", home=tmp_path)
     owned = Owned(settings, PARTITIONS, MemoryStore(PARTITION), first, outbox, Metrics())
     ledger = owned.ledger

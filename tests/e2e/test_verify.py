@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,10 +37,14 @@ from streams.verify import Verification
 from streams.window import Window
 from tests.broker import fresh_broker
 from tests.system import System, eventually, running_system
+from tests.terminal import terminal
 from tests.up import environment, sluice
 
 PARTITIONS = 4
 CLIENTS = [f"client-{number}" for number in range(40)]
+WAITING = "letting the log go on"
+RUN = re.compile(r"\x1b\[([\d;]+)m([━╸╺]+)\x1b\[0m")
+"""A piece of a bar, and its color."""
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +119,48 @@ def test_where_nothing_is_decided_it_says_so(system: System, tmp_path: Path) -> 
 
     # What the test before has published may just now be flushed.
     eventually("the log is at rest", at_rest, on_failure=system.logs)
+
+
+def bars(said: str) -> Iterator[tuple[str, int, int]]:
+    """What each bar on a terminal is of, how many columns of it are done, and how many are left."""
+    for line in said.split("\r\x1b[2K"):
+        runs = RUN.findall(line)
+        if runs:
+            last = runs[-1][0]
+            left = sum(len(text) for color, text in runs if color == last)
+            yield line.partition(" \x1b[")[0], sum(len(text) for _, text in runs) - left, left
+
+
+def test_on_a_terminal_a_bar_shows_what_is_read_and_how_far_it_is(system: System, tmp_path: Path) -> None:
+    env = environment(tmp_path, SLUICE_KAFKA=system.broker.bootstrap)
+
+    def step(number: int) -> None:
+        system.gateways[0].check(CLIENTS[number % 40])
+
+    with (
+        meanwhile(step),
+        terminal("verify", "--seconds", "3", env=env) as opened,
+    ):
+        opened.wait_for(WAITING)
+        opened.wait_for("decisions recomputed")
+        assert opened.process.wait(30) == 0
+    # It is wiped away when all is read.
+    reading, _, found = opened.said.rpartition("\x1b[2K")
+    assert found.startswith("┏")
+    shown = list(bars(reading))
+    assert {CHECKS, REPLIES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, WAITING} == {what for what, *_ in shown}
+    assert {done + left for _, done, left in shown} == {40}
+    waited = [done for what, done, _ in shown if what == WAITING]
+    assert waited == sorted(waited)
+    assert waited[0] < 10 < 30 < waited[-1]
+    assert len(set(waited)) > 4
+
+
+def test_elsewhere_there_is_no_bar(system: System, tmp_path: Path) -> None:
+    done = sluice("verify", "--seconds", "1", env=environment(tmp_path, SLUICE_KAFKA=system.broker.bootstrap))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert not any(what in done.stdout for what in (WAITING, CHECKS, COUNTERS_CHANGELOG))
 
 
 def test_a_reply_that_the_log_does_not_bear_out_is_found(system: System, tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ POINTS: Final = (
 )
 """Between every two steps of a flush."""
 
+FIRST_POINTS: Final = tuple(
+    f"first {point}" for point in ("before", "marker produced", "marker acknowledged", "all stored")
+)
+"""The same of a partition's first flush, which writes the marker alone."""
+
 DIED: Final = 70
 
 _flushes = count(1)
@@ -41,12 +46,23 @@ class DyingFlusher(Flusher):
 
     point: str
     armed = False
+    first = False
 
     def _reached(self, point: str) -> None:
-        if self.armed and point == self.point:
+        if self.first:
+            point = f"first {point}"
+        elif not self.armed:
+            return
+        if point == self.point:
             os._exit(DIED)
 
+    def begin_with_marker(self) -> None:
+        self.first = True
+        self._reached("before")
+        super().begin_with_marker()
+
     def begin(self) -> None:
+        self.first = False
         if self._ledger.dirty:
             self.armed = next(_flushes) >= _FUSE
         self._reached("before")
@@ -95,7 +111,7 @@ def dying_write(
 
 if __name__ == "__main__":
     DyingFlusher.point = sys.argv[1]
-    assert DyingFlusher.point in POINTS
+    assert DyingFlusher.point in POINTS + FIRST_POINTS
     setattr(streams.owned, "Flusher", DyingFlusher)  # noqa: B010 - a name that it imports
     setattr(streams.flush, "CHUNK", 2)  # noqa: B010 - so that a flush has several
     PartitionStore.write = dying_write(PartitionStore.write)  # type: ignore[method-assign, assignment]

@@ -130,13 +130,13 @@ class System:
         """Where its Kafka is."""
         return str(self._settings["kafka"])
 
-    def add_worker(self, *, env: Mapping[str, str] | None = None, **settings: Any) -> Process:
-        """Start one more worker; *env* is added to its environment as it is."""
+    def add_worker(self, *module: str, env: Mapping[str, str] | None = None, **settings: Any) -> Process:
+        """Start one more worker, or *module* in its place; *env* is added to its environment as it is."""
         name = f"worker-{next(self._numbers)}"
         settings = {"home": self.folder, "instance_id": name, "metrics_port": 0, **settings}
         worker = Process(
             name,
-            [sys.executable, "-m", "streams", "worker"],
+            [sys.executable, "-m", *(module or ("streams", "worker"))],
             env={**self._env(**settings), **(env or {})},
             log=self.folder / f"{name}.log",
         )

@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.ports import is_free
 from streams.contract.topics import partition_of
 from tests.broker import fresh_broker
-from tests.dying_worker import DIED, POINTS
+from tests.dying_worker import DIED, FIRST_POINTS, POINTS
 from tests.e2e.faults.oracle import Oracle, check_state, flushed, read_tables
 from tests.system import Gateway, Process, System, eventually, running_system
 
@@ -20,6 +22,7 @@ STEADY = [f"steady-{number}" for number in range(8)]
 """Clients, some in each partition, that never come to their limit: there is always something to flush."""
 assert {partition_of(client, 4) for client in STEADY} == {0, 1, 2, 3}
 _PAUSE_S = 0.02
+SETTINGS: Any = {"session_timeout_ms": 1_500, "flush_interval_ms": 100}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """One log for all kills."""
     folder = tmp_path_factory.mktemp("system")
     with fresh_broker() as broker, running_system(broker, folder, workers=0, gateways=0) as made:
-        made.add_worker(session_timeout_ms=1_500, flush_interval_ms=100)
+        made.add_worker(**SETTINGS)
         made.add_gateway()
         made.wait_ready()
         for client in STEADY:
@@ -74,16 +77,37 @@ def answered(gateway: Gateway) -> bool:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_between_two_steps_of_a_flush(system: System, point: str) -> None:
-    [worker], [gateway] = system.workers, system.gateways
+    [worker] = system.workers
     if worker.status is None:
         assert worker.stop() == 0
-    run_as(worker, "tests.dying_worker", point)
     with load(system, point):
-        eventually("it died", lambda: worker.status is not None, on_failure=system.logs)
-        assert worker.status == DIED, worker.tail()
-        run_as(worker, "streams", "worker")
-        eventually("another has taken over", lambda: answered(gateway), on_failure=system.logs)
+        run_as(worker, "tests.dying_worker", point)
+        die_and_be_followed(system)
+    compare(system)
 
+
+@pytest.mark.parametrize("point", FIRST_POINTS)
+def test_a_kill_between_two_steps_of_the_first_flush_of_all(tmp_path: Path, point: str) -> None:
+    with fresh_broker() as broker, running_system(broker, tmp_path, workers=0, gateways=0) as system:
+        gateway = system.add_gateway()
+        eventually("the gateway listens", lambda: not is_free(gateway.port), on_failure=system.logs)
+        with load(system, point):
+            system.add_worker("tests.dying_worker", point, **SETTINGS)
+            die_and_be_followed(system)
+        compare(system)
+
+
+def die_and_be_followed(system: System) -> None:
+    [worker], [gateway] = system.workers, system.gateways
+    eventually("it died", lambda: worker.status is not None, on_failure=system.logs)
+    assert worker.status == DIED, worker.tail()
+    run_as(worker, "streams", "worker")
+    eventually("another has taken over", lambda: answered(gateway), on_failure=system.logs)
+
+
+def compare(system: System) -> None:
+    """Stop the worker; its replies, its changelogs and its tables are what the log says."""
+    [worker] = system.workers
     oracle = Oracle(system.broker.bootstrap)
     # What the gateway let through may still be on its way into the log.
     eventually("all is flushed", lambda: flushed(oracle.read(), oracle.stored()), on_failure=system.logs)

@@ -99,7 +99,10 @@ class Outbox:
             if error is not None:
                 _log.error("the dead letter of %s[%s]@%s was lost: %s", topic, partition, offset, error)
 
-        self._surely(DEAD_LETTERS, None, _cut(key), _cut(value), delivered, headers)
+        try:
+            self._surely(DEAD_LETTERS, None, _cut(key), _cut(value), delivered, headers)
+        except KafkaException as exc:  # the topic is gone, or is being made again
+            delivered(exc.args[0], None)
 
     def changelog(self, partition: int, table: str, key: bytes, value: bytes, delivered: Delivered) -> None:
         """Write to *partition* of a table's changelog."""

@@ -5,31 +5,39 @@ Never a crash loop, and never a silent loss. What the stop says is then done, an
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from gateway.child import USAGE_EXITS
+from streams.contract.records import headers_of
 from streams.contract.topics import (
     CHECKS,
     COUNTERS_CHANGELOG,
+    DEAD_LETTERS,
+    NODES,
     POLICIES_CHANGELOG,
     REPLIES,
     UPDATES,
     create_topics,
     load_topics,
+    partition_of,
 )
 from streams.worker import EXIT_CONFIG
 from tests.e2e.faults.cluster import Cluster, running_cluster
-from tests.e2e.faults.load import Load, running_load
+from tests.e2e.faults.load import PARTITIONS, Load, running_load
 from tests.e2e.faults.oracle import Oracle, check_state, flushed
 from tests.e2e.faults.rig import WELL_S
 from tests.system import System, eventually
+
+CLIENT: Final = "misplaced"
 
 
 class Place(NamedTuple):
@@ -38,13 +46,65 @@ class Place(NamedTuple):
     cluster: Cluster
     system: System
 
-    def make_again(self, *topics: str) -> None:
-        """Delete *topics*, and create them, empty."""
+    @contextmanager
+    def without(self, *topics: str) -> Iterator[None]:
+        """Delete *topics*, and create them, empty, after the block."""
         admin = AdminClient({"bootstrap.servers": self.cluster.bootstrap, "log_level": 0})
         for future in admin.delete_topics(list(topics)).values():
             future.result(30)
         eventually("they are gone", lambda: not admin.list_topics(timeout=10).topics.keys() & set(topics))
+        yield
         create_topics(admin, load_topics(self.cluster.topics).values())
+
+    def make_again(self, *topics: str) -> None:
+        """Delete *topics*, and create them, empty."""
+        with self.without(*topics):
+            pass
+
+    def misplace(self) -> None:
+        """Publish a check to a partition that is not its client's: it is to be a dead letter."""
+        producer = Producer({"bootstrap.servers": self.cluster.bootstrap})
+        value = json.dumps({"client_id": CLIENT}).encode()
+        producer.produce(CHECKS, value, partition=(partition_of(CLIENT, PARTITIONS) + 1) % PARTITIONS)
+        assert producer.flush(30) == 0
+
+    def last_letter(self) -> dict[str, bytes]:
+        """The headers of the last dead letter; none if there is none."""
+        consumer = Consumer({"bootstrap.servers": self.cluster.bootstrap, "group.id": "letters"})
+        try:
+            _, end = consumer.get_watermark_offsets(TopicPartition(DEAD_LETTERS, 0), timeout=30)
+            if not end:
+                return {}
+            consumer.assign([TopicPartition(DEAD_LETTERS, 0, end - 1)])
+            message = consumer.poll(30)
+            assert message is not None
+            assert message.error() is None
+            return dict(headers_of(message) or ())
+        finally:
+            consumer.close()
+
+    def misplaced_arrives(self) -> bool:
+        """Whether a misplaced check has become a dead letter."""
+        self.misplace()
+        return self.last_letter().get("topic") == CHECKS.encode()
+
+    def lose_a_letter(self) -> str:
+        """Misplace a check while its dead letter has no topic; returns what the worker says of it."""
+        (worker,) = self.system.workers
+
+        def lost() -> list[str]:
+            return worker.lines("ERROR", "the dead letter of checks")
+
+        before = len(lost())
+        self.misplace()
+        eventually("the loss is logged", lambda: len(lost()) > before, on_failure=self.system.logs)
+        return lost()[-1]
+
+    def roles(self) -> list[str]:
+        """Of the nodes that the gateway tells of; its metric says as many."""
+        (gateway,) = self.system.gateways
+        roles = [node["role"] for node in gateway.report()["nodes"]]
+        return roles if gateway.metric("sluice_nodes") == len(roles) else []
 
     def check(self) -> None:
         """What is stored follows from what the log holds now."""
@@ -113,6 +173,31 @@ def test_replies_made_again_are_followed(place: Place) -> None:
         place.make_again(REPLIES)
         place.await_well(load)
     assert worker.status is None
+    place.check()
+    oracle = Oracle(place.cluster.bootstrap)
+    assert oracle.check_replies(oracle.read()) > 0
+
+
+def test_nodes_and_dead_letters_are_missed_and_made_again_are_used(place: Place) -> None:
+    (worker,), (gateway,) = place.system.workers, place.system.gateways
+    pids = worker.pid, gateway.pid
+    both = ["gateway", "worker"]
+    with running_load([gateway.url]) as load:
+        place.await_well(load)
+        # Producers know the old topics.
+        eventually("a dead letter", place.misplaced_arrives, on_failure=place.system.logs)
+        eventually("nodes are seen", lambda: place.roles() == both)
+        with place.without(NODES, DEAD_LETTERS):
+            eventually("nodes are missed", lambda: not gateway.report()["nodes"])
+            # For half a minute librdkafka takes records for a topic that is gone, then it refuses them.
+            eventually("a letter is refused", lambda: "_UNKNOWN_TOPIC" in place.lose_a_letter())
+            assert gateway.metric("sluice_nodes") == 0
+            place.await_well(load)
+        eventually("nodes are seen again", lambda: place.roles() == both, on_failure=place.system.logs)
+        eventually("a dead letter again", place.misplaced_arrives, on_failure=place.system.logs)
+        place.await_well(load)
+    assert (worker.status, gateway.status) == (None, None)
+    assert (worker.pid, gateway.pid) == pids
     place.check()
     oracle = Oracle(place.cluster.bootstrap)
     assert oracle.check_replies(oracle.read()) > 0

@@ -74,6 +74,18 @@ def test_nothing_of_a_record_without_anything(producer: Producer) -> None:
     assert producer.produced[0][1:3] == (None, None)
 
 
+def test_a_dead_letter_without_a_topic_is_lost_and_told_of_and_that_is_all(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC, "no such topic"))
+
+    monkeypatch.setattr(producer, "produce", refuse)
+    Outbox("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k", b"v"), "no check")
+    assert "the dead letter of checks[3]@17 was lost" in caplog.text
+    assert "no such topic" in caplog.text
+
+
 def test_a_changelog_that_may_not_be_shortened_is_told_of_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,8 @@ No span names a client: ids may be secrets.
 from __future__ import annotations
 
 from asyncio import Future
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from opentelemetry import context as contexts
@@ -121,6 +123,20 @@ def _end(span: Span, outcome: Outcome | None) -> None:
     span.end()
 
 
+@contextmanager
+def going_on(fields: Mapping[str, bytes]) -> Iterator[None]:
+    """Spans that begin in the block go on with the trace that *fields*, as of a header, name."""
+    context = context_from(fields)
+    if context is None:
+        yield
+        return
+    token = contexts.attach(context)
+    try:
+        yield
+    finally:
+        contexts.detach(token)
+
+
 class TracedApp:
     """An ASGI application whose spans go on with the trace that a request names."""
 
@@ -129,12 +145,5 @@ class TracedApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, as ASGI has it."""
-        fields = {name.decode(): value for name, value in scope.get("headers", ()) if name in _FIELDS}
-        context = context_from(fields)
-        if context is None:
-            return await self._app(scope, receive, send)
-        token = contexts.attach(context)
-        try:
+        with going_on({name.decode(): value for name, value in scope.get("headers", ()) if name in _FIELDS}):
             await self._app(scope, receive, send)
-        finally:
-            contexts.detach(token)

@@ -44,7 +44,7 @@ def envoy_server(settings: Settings, limiter: Limiter, mapping: Mapping, *, shar
         shared: Others of this gateway's processes listen there too.
 
     Raises:
-        SettingsError: the extra is not installed.
+        SettingsError: the extra is not installed, or tracing is on and its extra is not.
     """
     if settings.envoy is None:
         return None
@@ -53,7 +53,12 @@ def envoy_server(settings: Settings, limiter: Limiter, mapping: Mapping, *, shar
         from gateway.envoy.server import Server
     except ModuleNotFoundError as exc:
         raise _missing(exc) from exc
-    return Server(settings.envoy, service, grace_s=settings.deadline_ms / 1_000, shared=shared)
+    kind = Server
+    if settings.tracing:
+        from gateway.envoy.tracing import TracedServer
+
+        kind = TracedServer
+    return kind(settings.envoy, service, grace_s=settings.deadline_ms / 1_000, shared=shared)
 
 
 def claimed_for_envoy(address: str) -> list[socket]:

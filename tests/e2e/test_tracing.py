@@ -10,11 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any, Final, NamedTuple
 
+import grpc
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from gateway.broker import Broker
+from gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest
+from gateway.ports import free_port
 from streams.contract.records import headers_of
 from streams.contract.topics import CHECKS, partition_of
 from tests import raw
@@ -90,13 +93,19 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
+def envoy() -> str:
+    """Where Envoy would ask the gateway that traces."""
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture(scope="module")
 def system(
-    collector: Collector, fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory
+    collector: Collector, envoy: str, fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[System]:
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
     with running_system(fresh_kafka, tmp_path_factory.mktemp("traced"), workers=0, gateways=0) as system:
         system.add_worker(tracing=True, env=env)
-        system.add_gateway(tracing=True, env=env, deny_cache=0, deadline_ms=5_000)
+        system.add_gateway(tracing=True, env=env, envoy=envoy, deny_cache=0, deadline_ms=5_000)
         system.add_gateway(deadline_ms=5_000)
         system.wait_ready()
         yield system
@@ -137,6 +146,15 @@ def test_a_check_is_one_trace_from_caller_to_reply(system: System, collector: Co
     partition = str(partition_of("alice", PARTITIONS))
     assert {span.attributes["messaging.destination.partition.id"] for span in way[:3]} == {partition}
     assert way[0].attributes["sluice.allowed"] is True
+
+
+def test_a_question_of_envoys_is_in_its_trace_too(system: System, collector: Collector, envoy: str) -> None:
+    request = RateLimitRequest(domain="edge", descriptors=[{"entries": [{"key": "user", "value": "grace"}]}])
+    with grpc.insecure_channel(envoy) as channel:
+        ask: Any = channel.unary_unary(f"/{SERVICE}/{METHOD}")
+        ask(request.SerializeToString(), metadata=[("traceparent", f"00-{7:032x}-{CALLER}-01")], timeout=30)
+    eventually("four spans", lambda: len(collector.trace(7)) == 4)
+    assert collector.trace(7)["sluice.check"].parent == CALLER
 
 
 def test_a_batch_of_several_callers_is_linked_to_all(system: System, collector: Collector) -> None:
@@ -192,7 +210,7 @@ def test_a_header_that_nobody_can_read_does_not_matter(system: System) -> None:
 
 
 def test_no_span_names_a_client(system: System, collector: Collector) -> None:
-    clients = ("alice", "bob", "carol", "dave", "erin", "frank")
+    clients = ("alice", "bob", "carol", "dave", "erin", "frank", "grace")
     for client in clients:
         assert system.gateways[0].http.get(f"/v1/clients/{client}/usage").status_code == 200
     check(system, "alice", 6)

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from opentelemetry import trace
 
 from gateway.answer import BROKER, LET_THROUGH, Answer
 from gateway.envoy import envoy_server
@@ -44,8 +45,8 @@ class Envoy:
         self.limiter = limiter
         self._raw: Any = channel.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")
 
-    async def ask_raw(self, request: bytes) -> Any:
-        return RateLimitResponse.FromString(await self._raw(request))
+    async def ask_raw(self, request: bytes, *metadata: tuple[str, str]) -> Any:
+        return RateLimitResponse.FromString(await self._raw(request, metadata=metadata))
 
     async def ask(self, **fields: Any) -> Any:
         return await self.ask_raw(RateLimitRequest(domain="edge", **fields).SerializeToString())
@@ -206,3 +207,26 @@ async def test_an_address_belongs_to_one_gateway_unless_it_is_shared() -> None:
         Server(address, service, grace_s=0, shared=True),
     ):
         pass
+
+
+async def test_with_tracing_on_a_call_is_answered_in_its_callers_trace_sampled_or_not() -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Seeing(Limiter):
+        async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
+            context = trace.get_current_span().get_span_context()
+            seen.append((context.trace_id, context.trace_flags.sampled))
+            return await super().check_many(checks)
+
+    address, limiter = f"127.0.0.1:{free_port()}", Seeing()
+    server = envoy_server(Settings(envoy=address, tracing=True), limiter, Mapping(), shared=False)
+    assert server is not None
+    question = RateLimitRequest(domain="edge", descriptors=[descriptor("alice")]).SerializeToString()
+    async with server, grpc.aio.insecure_channel(address) as channel:
+        envoy = Envoy(channel, limiter)
+        for sampled in ("01", "00"):
+            traceparent = f"00-{9:032x}-00000000000000aa-{sampled}"
+            await envoy.ask_raw(question, ("traceparent", traceparent), ("tracestate", "a=b"))
+        await envoy.ask_raw(question, ("traceparent", "no trace"))
+        await envoy.ask_raw(question)
+    assert seen == [(9, True), (9, False), (0, False), (0, False)]

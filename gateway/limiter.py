@@ -8,10 +8,11 @@ import os
 import secrets
 import socket
 import time
+from asyncio import Future
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self, cast
+from typing import Any, Final, NoReturn, Self, TypeAlias, cast
 
 import msgspec
 
@@ -37,6 +38,7 @@ from gateway.nodes import (
     by_role,
     store_state,
 )
+from gateway.pending import Outcome
 from gateway.rejections import Rejected, Rejections, added, ranked
 from gateway.settings import Settings, read_settings
 from gateway.shared_state import State, together
@@ -71,6 +73,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+Asked: TypeAlias = Answer | Future[Outcome]
+"""A check that was asked: its answer, or when there is one."""
 
 START_S: Final = 5.0
 """A start waits at most this long for the broker's first word, then goes on without."""
@@ -228,10 +233,12 @@ class Limiter:
         """
         check = Check(client, cost, plan, resource)
         _validate(check)
-        outcome = self._batcher.ask(check)
-        if not isinstance(outcome, Answer):
-            return _unwrap(await outcome)
-        return outcome
+        asked = self.ask(check)
+        return asked if isinstance(asked, Answer) else _unwrap(await asked)
+
+    def ask(self, check: Check) -> Asked:
+        """As :meth:`check`, of one whose ids and cost were looked at; for who does not await."""
+        return self._batcher.ask(check)
 
     async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
         """Check a list of any length; answers come in its order.
@@ -244,7 +251,7 @@ class Limiter:
                 _validate(check)
             except InvalidInput as exc:
                 raise exc.within(f"checks[{index}].") from None
-        outcomes = [self._batcher.ask(check) for check in checks]
+        outcomes = [self.ask(check) for check in checks]
         return [o if isinstance(o, Answer) else _unwrap(await o) for o in outcomes]
 
     async def publish(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> None:
@@ -547,7 +554,16 @@ def _validate(check: Check) -> None:
     check_cost(check.cost)
 
 
-def _unwrap(outcome: Answer | InvalidInput) -> Answer:
+def unwrap(asked: Asked) -> Answer:
+    """The answer of one that is there.
+
+    Raises:
+        InvalidInput: as :meth:`Limiter.check`.
+    """
+    return asked if isinstance(asked, Answer) else _unwrap(asked.result())
+
+
+def _unwrap(outcome: Outcome) -> Answer:
     if isinstance(outcome, InvalidInput):
         raise outcome
     return outcome

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import AsyncExitStack, ExitStack, suppress
+from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 import uvloop
@@ -16,10 +17,10 @@ from starlette.types import ASGIApp
 from gateway.api.hot import HotPath
 from gateway.app import create_app
 from gateway.envoy import envoy_server
-from gateway.gathered import GatheredProtocol
 from gateway.limiter import Limiter
 from gateway.peer import Peer
 from gateway.ports import bound
+from gateway.protocol import GatewayProtocol
 from gateway.settings import GRACE_S, Settings
 
 if TYPE_CHECKING:
@@ -46,15 +47,17 @@ def serve(settings: Settings, peer: Peer | None = None) -> str | None:
     limiter = Limiter(settings, reply_slot=peer.reply_slot if peer else None)
     app = create_app(settings, limiter)
     envoy = envoy_server(settings, limiter, app.state.mapping, shared=peer is not None)
-    served: ASGIApp = HotPath(app, limiter, legacy_headers=settings.legacy_headers)
+    served: ASGIApp = app
+    hot = HotPath(limiter, legacy_headers=settings.legacy_headers)
     with ExitStack() as stack:
         if settings.tracing:
-            served = _traced(served, limiter, stack)
+            served, hot = _traced(app, limiter, settings, stack)
+        protocol: Any = partial(GatewayProtocol, hot)
         config = uvicorn.Config(
             served,
             host=settings.host,
             port=settings.port,
-            http=GatheredProtocol,
+            http=protocol,
             # It would log a start that fails with a traceback, whatever the reason.
             lifespan="off",
             log_config=None,
@@ -70,13 +73,13 @@ def serve(settings: Settings, peer: Peer | None = None) -> str | None:
         return limiter.failure
 
 
-def _traced(app: ASGIApp, limiter: Limiter, stack: ExitStack) -> ASGIApp:
-    """*app*, going on with its callers' traces; spans are sent until *stack* ends."""
-    from gateway.tracing import TracedApp
+def _traced(app: ASGIApp, limiter: Limiter, settings: Settings, stack: ExitStack) -> tuple[ASGIApp, HotPath]:
+    """Both ways to answer, going on with callers' traces; spans are sent until *stack* ends."""
+    from gateway.api.tracing import TracedApp, TracedHotPath
     from streams.contract.tracing import start
 
     stack.callback(start("sluice-gateway", limiter.node_id))
-    return TracedApp(app)
+    return TracedApp(app), TracedHotPath(limiter, legacy_headers=settings.legacy_headers)
 
 
 async def _serve(

@@ -17,16 +17,13 @@ from typing import Any, Final
 from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.answer import Answer
 from gateway.batcher import Batcher, Carried
 from gateway.pending import Outcome, PendingBatch
 from streams.contract.records import Check
 from streams.contract.topics import CHECKS, partition_of
-from streams.contract.tracing import FIELDS, context_from, headers_to
-
-_FIELDS: Final = frozenset(name.encode() for name in FIELDS)
+from streams.contract.tracing import context_from, headers_to
 
 MAX_LINKS: Final = 127
 """What OpenTelemetry keeps of a span's links, less the parent."""
@@ -135,15 +132,3 @@ def going_on(fields: Mapping[str, bytes]) -> Iterator[None]:
         yield
     finally:
         contexts.detach(token)
-
-
-class TracedApp:
-    """An ASGI application whose spans go on with the trace that a request names."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, as ASGI has it."""
-        with going_on({name.decode(): value for name, value in scope.get("headers", ()) if name in _FIELDS}):
-            await self._app(scope, receive, send)

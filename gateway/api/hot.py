@@ -1,72 +1,110 @@
 """The hot path: ``POST /v1/check`` and ``/v1/checks`` answered in front of the framework.
 
-The framework's way to a route costs several times what a check does. What is plainly a check, JSON whose
-length is announced and whose body is there at once, is answered here; all else is passed on as it came, and
-answered by the routes in :mod:`gateway.api.check`. Both ways read and render by the same functions, and
-a property test holds one against the other.
+The framework's way to a route costs ten times what a check does, and the server's way to the framework (a
+task, an event and a dict for each request) as much as a check again. What is plainly a check, JSON whose
+length is announced, is answered here: :mod:`gateway.protocol` hands its body over and is called back with the
+response. All else takes the routes in :mod:`gateway.api.check`. Both ways read and render by the same
+functions, and a property test holds one against the other, byte by byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
+from gateway.answer import Answer
 from gateway.api.check import parse_check, parse_checks, render_answer
 from gateway.api.problems import render_bug, render_error
 from gateway.api.responses import JSON, Rendered, render
 from gateway.body import is_json
-from gateway.limiter import Limiter
+from gateway.headers import Headers
+from gateway.limiter import Asked, Limiter, unwrap
 
 _MAX_DIGITS: Final = 6
 """Digits of a ``Content-Length``: below 1 MB a body is within every route's limit."""
 
+Done = Callable[[Rendered], None]
+"""Called once, in the call that asks or later in the event loop."""
+
+Ask = Callable[[bytes, Headers, Done], None]
+"""Answers a request by its body and its header fields."""
+
 
 class HotPath:
-    """Answers checks; everything else is *app*'s.
+    """Answers checks.
 
     Args:
-        app: The whole API, with routes for checks too.
-        limiter: The one that *app* asks.
-        legacy_headers: As in the settings of *app*.
+        limiter: What is asked.
+        legacy_headers: As in the settings.
     """
 
-    def __init__(self, app: ASGIApp, limiter: Limiter, *, legacy_headers: bool) -> None:
-        self._app = app
+    def __init__(self, limiter: Limiter, *, legacy_headers: bool) -> None:
         self._legacy = legacy_headers
         self._limiter = limiter
-        self._hot: Final[dict[str | None, Callable[[bytes], Awaitable[Rendered]]]] = {
-            "/v1/check": self._check,
-            "/v1/checks": self._check_list,
-        }
+        self._asks: Final[dict[bytes, Ask]] = {b"/v1/check": self._check, b"/v1/checks": self._check_list}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, as ASGI has it."""
-        answer = self._hot.get(scope.get("path"))
-        if answer is None or scope.get("method") != "POST" or not _is_plain(scope["headers"]):
-            return await self._app(scope, receive, send)
-        message = await receive()
-        if message["type"] != "http.request" or message.get("more_body"):
-            return await self._app(scope, _again(message, receive), send)
+    def of(self, url: bytes, headers: Headers) -> Ask | None:
+        """Who answers a POST to *url* with these header fields; ``None``: the routes.
+
+        Names are in lower case.
+        """
+        ask = self._asks.get(url)
+        return ask if ask is not None and _is_plain(headers) else None
+
+    def ask(self, body: bytes, headers: Headers) -> Asked:
+        """Ask the limiter what *body* asks."""
+        return self._limiter.ask(parse_check(body))
+
+    def ask_many(self, body: bytes, headers: Headers) -> list[Asked]:
+        """Ask the limiter all that *body* asks."""
+        return [self._limiter.ask(check) for check in parse_checks(body)]
+
+    def _check(self, body: bytes, headers: Headers, done: Done) -> None:
         try:
-            rendered = await answer(message.get("body", b""))
-        except Exception as exc:  # noqa: BLE001 - render_bug logs it
-            rendered = render_error(exc) or render_bug(scope)
-        status, headers, body = rendered
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+            asked = self.ask(body, headers)
+        except Exception as exc:  # noqa: BLE001 - _failed logs it
+            done(_failed(exc, "/v1/check"))
+        else:
+            if isinstance(asked, Answer):
+                self._answered(done, asked)
+            else:
+                asked.add_done_callback(partial(self._answered, done))
 
-    async def _check(self, body: bytes) -> Rendered:
-        asked = parse_check(body)
-        answer = await self._limiter.check(asked.client, asked.cost, plan=asked.plan, resource=asked.resource)
-        return render_answer(answer, legacy=self._legacy)
+    def _answered(self, done: Done, asked: Asked) -> None:
+        try:
+            rendered = render_answer(unwrap(asked), legacy=self._legacy)
+        except Exception as exc:  # noqa: BLE001 - _failed logs it
+            rendered = _failed(exc, "/v1/check")
+        done(rendered)
 
-    async def _check_list(self, body: bytes) -> Rendered:
-        return render(await self._limiter.check_many(parse_checks(body)))
+    def _check_list(self, body: bytes, headers: Headers, done: Done) -> None:
+        try:
+            asked = self.ask_many(body, headers)
+        except Exception as exc:  # noqa: BLE001 - _failed logs it
+            done(_failed(exc, "/v1/checks"))
+        else:
+            self._all_answered(done, asked, 0)
+
+    def _all_answered(self, done: Done, asked: Sequence[Asked], first: int, _: object = None) -> None:
+        """Render, once all of *asked* from *first* on are there; those before it are."""
+        for index in range(first, len(asked)):
+            one = asked[index]
+            if not isinstance(one, Answer) and not one.done():
+                one.add_done_callback(partial(self._all_answered, done, asked, index + 1))
+                return
+        try:
+            rendered = render([unwrap(one) for one in asked])
+        except Exception as exc:  # noqa: BLE001 - _failed logs it
+            rendered = _failed(exc, "/v1/checks")
+        done(rendered)
 
 
-def _is_plain(headers: list[tuple[bytes, bytes]]) -> bool:
+def _failed(exc: Exception, path: str) -> Rendered:
+    return render_error(exc) or render_bug({"method": "POST", "path": path})
+
+
+def _is_plain(headers: Headers) -> bool:
     """Whether they announce JSON, and not too much; of a repeated field the first counts, as in routes."""
     media = length = None
     for name, value in headers:
@@ -77,13 +115,3 @@ def _is_plain(headers: list[tuple[bytes, bytes]]) -> bool:
     if media is None or not length or len(length) > _MAX_DIGITS:
         return False
     return media == JSON or is_json(media.decode("latin-1"))
-
-
-def _again(first: Message, receive: Receive) -> Receive:
-    """A *receive* that begins with the message already taken from it."""
-    taken = [first]
-
-    async def receive_again() -> Message:
-        return taken.pop() if taken else await receive()
-
-    return receive_again

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -12,7 +14,7 @@ import uvicorn
 
 from gateway.api.hot import HotPath
 from gateway.app import create_app
-from gateway.gathered import GatheredProtocol
+from gateway.protocol import GatewayProtocol
 from gateway.settings import Settings
 from tests.unit.gateway.api.conftest import connect
 from tests.unit.gateway.api.fake import FakeLimiter
@@ -44,8 +46,10 @@ async def address(limiter: FakeLimiter, request: pytest.FixtureRequest) -> Async
     app = create_app(Settings(), limiter)
     hot = request.param == "hot path"
     config = uvicorn.Config(
-        HotPath(app, limiter, legacy_headers=False) if hot else app,
-        http=GatheredProtocol if hot else "httptools",
+        app,
+        http=cast(Any, partial(GatewayProtocol, HotPath(limiter, legacy_headers=False)))
+        if hot
+        else "httptools",
         port=0,
         log_config=None,
         ws="none",

@@ -15,7 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from starlette.types import Receive, Scope, Send
 
-from gateway.tracing import MAX_LINKS, TracedApp, TracedBatcher
+from gateway.api.tracing import TracedApp
+from gateway.tracing import MAX_LINKS, TracedBatcher
 from streams.contract.records import Check
 from streams.contract.tracing import context_from
 from tests.unit.gateway.clockwork import Bench, answer_to

@@ -51,10 +51,13 @@ class FakeLimiter(Limiter):
     async def until_failure(self) -> None:
         await asyncio.Event().wait()
 
-    async def check(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> Answer:
+    def ask(self, check: Check) -> Answer:
         self._fail()
-        self.checks.append(Check(client, cost, plan, resource))
+        self.checks.append(check)
         return self.answer
+
+    async def check(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> Answer:
+        return self.ask(Check(client, cost, plan, resource))
 
     async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
         self._fail()

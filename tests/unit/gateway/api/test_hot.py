@@ -1,78 +1,102 @@
-"""The hot path against the routes: the same requests, the same answers."""
+"""The hot path against the routes: the same requests, the same bytes in answer."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-import httpx
 import pytest
+import uvicorn
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.server import ServerState
 
 import gateway.limiter
 from gateway.api.hot import HotPath
 from gateway.app import create_app
 from gateway.limiter import Limiter
+from gateway.protocol import GatewayProtocol
 from gateway.settings import Settings
 from streams.contract.records import Check
 from tests.unit.gateway.api.fake import FakeLimiter
 from tests.unit.gateway.api.test_check import bodies
 from tests.unit.gateway.kafka import Kafka
+from tests.unit.gateway.wire import Wire
 
 JSON = (b"content-type", b"application/json")
+TURNS = 300
+"""Of the event loop: an answer that has not come by then waits for more of the request."""
 
 
 class Request(NamedTuple):
-    """A request as a server passes it on; *ended*: its caller stayed to the end of the body."""
+    """A request as it comes in; *ended*: its caller stayed to the end of the body."""
 
     method: str = "POST"
     path: str = "/v1/check"
     headers: tuple[tuple[bytes, bytes], ...] = ()
     pieces: tuple[bytes, ...] = (b"",)
     ended: bool = True
+    version: str = "1.1"
+
+    def data(self) -> list[bytes]:
+        """What arrives."""
+        lines = [f"{self.method} {self.path} HTTP/{self.version}".encode(), b"host: h"]
+        lines += [b"%s: %s" % field for field in self.headers]
+        first, *rest = self.pieces if self.ended else self.pieces[:-1] or (b"",)
+        return [b"\r\n".join(lines) + b"\r\n\r\n" + first, *rest]
 
 
 def plain(path: str, content: bytes) -> Request:
     return Request(path=path, headers=(JSON, (b"content-length", b"%d" % len(content))), pieces=(content,))
 
 
-class Response(NamedTuple):
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
+class Connection:
+    """A connection to *app*, in front of which *hot* stands."""
+
+    def __init__(self, app: ASGIApp, hot: HotPath | None) -> None:
+        config, self.wire = uvicorn.Config(app, lifespan="off", log_config=None), Wire()
+        config.load()
+        state = ServerState()
+        state.default_headers = [(b"date", b"today")]
+        self.protocol = GatewayProtocol(hot, config=config, server_state=state, app_state={})
+        self.protocol.connection_made(self.wire)
+
+    async def send(self, *data: bytes) -> bytes:
+        """Send *data* piece by piece; what comes back."""
+        before = len(self.wire.written)
+        for piece in data:
+            if not self.wire.is_closing():
+                self.protocol.data_received(piece)
+            await asyncio.sleep(0)
+        for _ in range(TURNS):
+            cycle = self.protocol.cycle
+            if self.wire.is_closing() or (cycle is not None and cycle.response_complete):
+                break
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return b"".join(self.wire.written[before:])
+
+    async def end(self) -> None:
+        """The caller hangs up."""
+        self.protocol.connection_lost(None)
+        await asyncio.sleep(0)
 
 
-async def call(app: ASGIApp, request: Request) -> Response:
-    """What *app* answers."""
-    messages: deque[Message] = deque(
-        {"type": "http.request", "body": piece, "more_body": not request.ended or i < len(request.pieces) - 1}
-        for i, piece in enumerate(request.pieces)
-    )
-    sent: list[Message] = []
+async def call(app: ASGIApp, request: Request, hot: HotPath | None = None) -> bytes:
+    """What a connection of its own is answered."""
+    connection = Connection(app, hot)
+    answer = await connection.send(*request.data())
+    await connection.end()
+    return answer
 
-    async def receive() -> Message:
-        return messages.popleft() if messages else {"type": "http.disconnect"}
 
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "method": request.method,
-        "path": request.path,
-        "raw_path": request.path.encode(),
-        "query_string": b"a=b",
-        "root_path": "",
-        "headers": list(request.headers),
-    }
-    await app(scope, receive, send)
-    start, *rest = sent
-    assert start["type"] == "http.response.start"
-    return Response(start["status"], start["headers"], b"".join(m.get("body", b"") for m in rest))
+def status_of(answer: bytes) -> int:
+    """0: there is no answer."""
+    return int(answer.split(b" ", 2)[1]) if answer else 0
 
 
 ids = st.text(max_size=5) | st.sampled_from(["alice", "a" * 256, "é" * 129, "a\x7f", "\u2028", "zoë 1"])
@@ -88,7 +112,15 @@ contents = (
 media = st.sampled_from(
     [b"application/json", b"Application/JSON ; charset=utf-8", b"text/plain", b"", b"\xff"]
 )
-paths = ["/v1/check", "/v1/checks"] * 4 + ["/v1/check/", "/v1/Check", "/v1/checks/a", ""]
+paths = ["/v1/check", "/v1/checks"] * 4 + ["/v1/check/", "/v1/Check", "/v1/checks/a", "", "/v1/check?a=b"]
+MORE = [
+    (b"connection", b"close"),
+    (b"connection", b"keep-alive"),
+    (b"connection", b"upgrade"),
+    (b"expect", b"100-continue"),
+    (b"transfer-encoding", b"chunked"),
+    (b"Content-Encoding", b"gzip"),
+]
 
 
 @st.composite
@@ -102,12 +134,14 @@ def requests(draw: st.DrawFn) -> Request:
     headers = [(b"content-type", value) for value in types]
     headers += [(b"content-length", value) for value in announced]
     headers += [(b"authorization", b"Bearer x"), (b"origin", b"http://elsewhere")]
+    headers += draw(st.just([]) | st.sampled_from(MORE).map(lambda field: [field]))
     return Request(
         draw(st.sampled_from(["POST"] * 8 + ["GET", "HEAD", "PUT", "OPTIONS"])),
         draw(st.sampled_from(paths)),
         tuple(draw(st.permutations(headers))),
         pieces,
         draw(st.sampled_from([True] * 8 + [False])),
+        draw(st.sampled_from(["1.1"] * 8 + ["1.0"])),
     )
 
 
@@ -138,7 +172,7 @@ def test_every_request_has_the_answer_that_the_routes_give(
     chosen = Settings(legacy_headers=legacy)
     limiter = Limiter(chosen)
     routes = create_app(chosen, limiter)
-    hot = HotPath(routes, limiter, legacy_headers=legacy)
+    hot = HotPath(limiter, legacy_headers=legacy)
     seen = set()
     fields: set[bytes] = set()
 
@@ -151,11 +185,11 @@ def test_every_request_has_the_answer_that_the_routes_give(
         def compare(request: Request) -> None:
             expected = runner.run(call(routes, request))
             asked, log.checks = log.checks, []
-            assert runner.run(call(hot, request)) == expected
+            assert runner.run(call(routes, request, hot)) == expected
             assert log.checks == asked
             log.checks = []
-            seen.add((request.path, expected.status))
-            fields.update(name for name, _ in expected.headers)
+            seen.add((request.path, status_of(expected)))
+            fields.update(line.partition(b":")[0] for line in expected.split(b"\r\n"))
 
         for case in CASES:
             compare = example(case)(compare)
@@ -171,27 +205,128 @@ async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
     raise AssertionError("passed on")
 
 
+CHECK = plain("/v1/check", b'{"client_id": "a", "cost": 2}').data()
+CHECKS = plain("/v1/checks", b'[{"client_id": "b"}]').data()
+
+
 async def test_a_plain_check_does_not_come_to_the_routes(limiter: FakeLimiter) -> None:
-    app = HotPath(refuse, limiter, legacy_headers=False)
-    assert (await call(app, plain("/v1/check", b'{"client_id": "a", "cost": 2}'))).status == 200
-    assert (await call(app, plain("/v1/checks", b'[{"client_id": "b"}]'))).status == 200
-    assert (await call(app, plain("/v1/check", b"{}"))).status == 422
+    connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
+    assert status_of(await connection.send(*CHECK)) == 200
+    assert status_of(await connection.send(*CHECKS)) == 200
+    assert status_of(await connection.send(*plain("/v1/check", b"{}").data())) == 422
     assert limiter.checks == [Check("a", 2), Check("b")]
+    await connection.end()
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Tasks and timers made in the block."""
+    loop, made = asyncio.get_running_loop(), list[str]()
+
+    def counting(name: str) -> None:
+        method = getattr(loop, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            made.append(name)
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(loop, name, counted)
+
+    with monkeypatch.context():
+        for name in ("create_task", "call_at"):
+            counting(name)
+        yield made
+
+
+async def test_a_plain_check_makes_no_task_and_no_timer(
+    limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection(create_app(Settings(), limiter), HotPath(limiter, legacy_headers=False))
+    await connection.send(*CHECK)
+    with counted(monkeypatch) as made:
+        for _ in range(20):
+            assert status_of(await connection.send(*CHECK)) == 200
+        assert made == []
+        # It would be seen.
+        assert status_of(await connection.send(*Request("GET", "/healthz").data())) == 200
+        assert made == ["create_task"]
+    await connection.end()
+
+
+async def test_the_connections_one_timer_closes_it_when_it_was_idle_for_long(
+    limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
+    protocol, loop = connection.protocol, asyncio.get_running_loop()
+    now, timers = loop.time(), list[float]()
+    monkeypatch.setattr(loop, "time", lambda: now)
+
+    def call_later(after: float, _: object) -> object:
+        timers.append(after)
+        return object()
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    keep_s = protocol.timeout_keep_alive
+    await connection.send(*CHECK)
+    now += keep_s - 1
+    await connection.send(*CHECK)
+    assert timers == [keep_s]
+    now += 1
+    protocol.timeout_keep_alive_handler()
+    assert timers == [keep_s, keep_s - 1]
+    assert not connection.wire.is_closing()
+    protocol.data_received(CHECK[0][:20])
+    now += keep_s
+    protocol.timeout_keep_alive_handler()
+    assert not connection.wire.is_closing(), "a request has begun"
+    await connection.send(CHECK[0][20:])
+    assert timers[2:] == [keep_s]
+    now += keep_s
+    protocol.timeout_keep_alive_handler()
+    assert connection.wire.is_closing()
+
+
+async def test_what_comes_before_the_answer_is_answered_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway.limiter, "Transport", Kafka)
+    limiter = Limiter(Settings())
+    async with limiter:
+        connection = Connection(create_app(Settings(), limiter), HotPath(limiter, legacy_headers=False))
+        get = Request("GET", "/healthz").data()
+        answers = await connection.send(b"".join([*CHECK, *get, *CHECKS, *CHECK]))
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        answers = b"".join(connection.wire.written)
+        bodies = [part.split(b"\r\n\r\n")[1] for part in answers.split(b"HTTP/1.1 200 OK\r\n")[1:]]
+        assert [body[:1] for body in bodies] == [b"{", b"{", b"[", b"{"]
+        assert b"status" in bodies[1]
+        await connection.end()
+
+
+async def test_a_shutdown_waits_for_the_answer_and_says_that_it_is_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway.limiter, "Transport", Kafka)
+    limiter = Limiter(Settings())
+    async with limiter:
+        connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
+        connection.protocol.data_received(CHECK[0])
+        connection.protocol.shutdown()
+        assert not connection.wire.is_closing()
+        answer = await connection.send()
+        assert status_of(answer) == 200
+        assert b"\r\nconnection: close\r\n" in answer
+        assert connection.wire.is_closing()
+        connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
+        connection.protocol.data_received(CHECK[0])
+        connection.wire.close()
+        assert await connection.send() == b"", "nobody is there"
 
 
 async def test_a_bug_is_a_500_and_in_the_log(limiter: FakeLimiter, caplog: pytest.LogCaptureFixture) -> None:
     limiter.error = ZeroDivisionError("secret")
-    request = plain("/v1/check", b'{"client_id": "a"}')
-    response = await call(HotPath(refuse, limiter, legacy_headers=False), request)
-    assert response == await call(create_app(Settings(), limiter), request)
-    assert response.status == 500
-    assert b"secret" not in response.body
+    request, routes = plain("/v1/check", b'{"client_id": "a"}'), create_app(Settings(), limiter)
+    answer = await call(refuse, request, HotPath(limiter, legacy_headers=False))
+    assert answer == await call(routes, request)
+    assert status_of(answer) == 500
+    assert b"secret" not in answer
     assert [r.getMessage() for r in caplog.records] == ["a bug in POST '/v1/check'"] * 2
-
-
-async def test_all_else_is_the_routes(limiter: FakeLimiter) -> None:
-    app = HotPath(create_app(Settings(), limiter), limiter, legacy_headers=False)
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-        assert (await client.get("/healthz")).status_code == 200
-        assert (await client.post("/v1/clients/alice/reset")).status_code == 200

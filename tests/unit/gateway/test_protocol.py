@@ -6,7 +6,8 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -15,39 +16,17 @@ import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from gateway.gathered import MAX_HEAD, GatheredProtocol
+from gateway.protocol import MAX_HEAD, GatewayProtocol
+from tests.unit.gateway.wire import Wire
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]}
-
-
-class Wire(asyncio.Transport):
-    """Keeps what is written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[bytes] = []
-        self.ended = asyncio.Event()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self.ended.is_set()
-        self.written.append(bytes(data))
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def is_closing(self) -> bool:
-        return self.ended.is_set()
-
-    def close(self) -> None:
-        self.ended.set()
 
 
 async def served(app: ASGIApp, *requests: bytes) -> list[bytes]:
     """What is written to a connection on which *requests* come, until *app* closes it."""
     config, wire = uvicorn.Config(app, lifespan="off", log_config=None), Wire()
     config.load()
-    protocol = GatheredProtocol(config, ServerState(), {})
+    protocol = GatewayProtocol(None, config=config, server_state=ServerState(), app_state={})
     protocol.connection_made(wire)
     for request in requests:
         protocol.data_received(request)
@@ -90,7 +69,9 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 async def running(app: ASGIApp) -> AsyncIterator[tuple[str, int]]:
     """A real server; its address."""
     server = uvicorn.Server(
-        uvicorn.Config(app, http=GatheredProtocol, port=0, lifespan="off", log_config=None)
+        uvicorn.Config(
+            app, http=cast(Any, partial(GatewayProtocol, None)), port=0, lifespan="off", log_config=None
+        )
     )
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
@@ -205,7 +186,7 @@ def test_what_is_held_when_the_connection_is_reset_is_no_error() -> None:
     """On uvloop, whose transport raises when it is written to after its end."""
     errors: list[dict[str, Any]] = []
 
-    class Late(GatheredProtocol):
+    class Late(GatewayProtocol):
         def connection_lost(self, exc: Exception | None) -> None:
             self.transport.write(b"a head that was sent in the same turn")
             super().connection_lost(exc)
@@ -218,7 +199,9 @@ def test_what_is_held_when_the_connection_is_reset_is_no_error() -> None:
         loop.set_exception_handler(lambda _, context: errors.append(context))
         config = uvicorn.Config(answer, lifespan="off", log_config=None)
         config.load()
-        server = await loop.create_server(lambda: Late(config, ServerState(), {}), "127.0.0.1", 0)
+        server = await loop.create_server(
+            lambda: Late(None, config=config, server_state=ServerState(), app_state={}), "127.0.0.1", 0
+        )
         async with server:
             _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
             client = writer.get_extra_info("socket")

@@ -37,6 +37,9 @@ _log = logging.getLogger("sluice.owned")
 _JUMP_MS: Final = 2_000
 """What a timestamp may go back, or jump ahead of this host's clock, before it is worth a warning."""
 
+_SOON_S: Final = 1.0
+"""Between flushes at least, if the interval is longer: what was charged in it is written once."""
+
 _RETRY_S: Final = 0.5
 """From the beginning of a flush that is due at once to that of the next one, if it fails."""
 
@@ -77,7 +80,10 @@ class Owned:
         self._fault = fault_finder(store.partition, partitions)
         self._flusher = Flusher(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
         self._sweeper = Sweeper(store, partial(outbox.shorten, COUNTERS, store.partition))
-        self._flush_at = 0.0
+        self._interval_s = settings.flush_interval_ms / 1_000
+        self._soon_s = min(_SOON_S, self._interval_s)
+        self._flush_at = self._flush_soon_at = 0.0
+        self._judged = 0
         self._retry_at = 0.0
         self._gap: tuple[tuple[str, int, int], Future[list[Record]]] | None = None
         send = partial(outbox.update, self.partition)
@@ -86,7 +92,7 @@ class Owned:
     def begin(self, now: float) -> None:
         """Flush from *now* on, monotonic seconds, once an interval; partitions one after the other."""
         turn = 1 + self.partition / self._partitions
-        self._flush_at = now + turn * self._settings.flush_interval_ms / 1_000
+        self._flush_at = self._flush_soon_at = now + turn * self._soon_s
 
     # --- records ---
 
@@ -104,6 +110,7 @@ class Owned:
             return
         self._watch_clock(stamp_ms)
         folded = fold(self.ledger, offset, stamp_ms, message.value(), self._fault)
+        self._judged += len(folded.answers)
         self._metrics.records.inc()
         if offset < self._answer_from:
             return
@@ -184,12 +191,13 @@ class Owned:
 
     # --- flushing ---
 
-    def tend(self, now: float, until: float) -> Marker | None:
+    def tend(self, now: float, until: float, enough: int) -> Marker | None:
         """Move relay and flush on; returns the marker of a flush that ended.
 
         Args:
             now: Monotonic seconds.
             until: When the next records should be looked at; the flush takes one step all the same.
+            enough: Checks judged since the last flush after which the next does not wait for its time.
 
         Raises:
             Overtaken: another worker is ahead: the partition is not ours.
@@ -200,8 +208,10 @@ class Owned:
         self._metrics.swept.inc(self._sweeper.advance(now, self._partitions))
         if not self._flusher.idle:
             return self._flusher.advance(until)
-        if now >= self._flush_at:
-            self._flush_at = now + self._settings.flush_interval_ms / 1_000
+        urgent = self._judged >= enough or self._flusher.foreign or self._flusher.failed
+        if now >= (self._flush_soon_at if urgent else self._flush_at):
+            self._flush_at, self._flush_soon_at = now + self._interval_s, now + self._soon_s
+            self._judged = 0
             if self._flusher.foreign:
                 # It may have taken long: the lease is to be looked at before anything is written.
                 self._mend()

@@ -51,6 +51,8 @@ _READ: Final = 500
 """Records taken at once, so that a backlog does not keep flushes and commands waiting."""
 _FLUSH_S: Final = 0.001
 """Of flushing in a turn, about: how long it holds up a check."""
+_REPLAYED: Final = 80_000
+"""Checks judged since they were flushed, over all partitions: what a worker replays in about a second."""
 _CROWDED_S: Final = 0.05
 """Between two looks at the lease while a flush holds up all checks."""
 _LAG_S: Final = 1.0
@@ -500,12 +502,12 @@ class Owner(threading.Thread):
             if end is not None:
                 owned.look_at_end(table, end)
         keep = self._settings.cached_clients // len(self._running)
-        crowded = owned.ledger.crowded(keep)
+        crowded, enough = owned.ledger.crowded(keep), _REPLAYED // len(self._running)
         try:
-            marker = owned.tend(now, until)
+            marker = owned.tend(now, until, enough)
             # Only what is flushed can be dropped from memory: checks wait for that, for once.
             while crowded and owned.busy and self._sure(now := monotonic()):
-                marker = owned.tend(now, now + _CROWDED_S)
+                marker = owned.tend(now, now + _CROWDED_S, enough)
         except Overtaken as exc:
             _log.warning("%s; it is dropped here and restored", exc)
             self._drop([owned])

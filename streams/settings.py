@@ -38,7 +38,10 @@ class Settings(BaseSettings):
         description="Limits where nothing is configured, comma separated; read at the first start only.",
     )
     flush_interval_ms: int = Field(
-        1_000, ge=10, le=60_000, description="Milliseconds between flushes: what a crash has to replay."
+        5_000,
+        ge=10,
+        le=60_000,
+        description="Milliseconds between flushes, under load less: what a crash has to replay.",
     )
     session_timeout_ms: int = Field(
         6_000,

@@ -121,7 +121,13 @@ class System:
         self.workers: list[Process] = []
         self.gateways: list[Gateway] = []
         self.folder = folder
-        self._settings = {"kafka": broker.bootstrap, "home": folder, **settings}
+        # Sooner than by default: tests wait for flushes.
+        self._settings = {
+            "kafka": broker.bootstrap,
+            "home": folder,
+            "flush_interval_ms": 1_000,
+            **settings,
+        }
         self._stack = stack
         self._numbers = count(1)
 

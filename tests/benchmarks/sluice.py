@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 from gateway.broker import Broker
 from gateway.ports import free_port
 from streams.contract.topics import CHECKS, create_topics, load_topics
+from streams.settings import Settings
 from tests.broker import CHECKOUT, home_with_jars
 from tests.system import Process, System
 
@@ -85,7 +86,8 @@ def running_sluice(*, partitions: int = 4, workers: int = 1, limits: str = GENER
         broker.start()
         admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
         create_topics(admin, load_topics(topics).values())
-        system = System(broker, home, stack, topics=topics, default_limits=limits)
+        flush_ms = Settings.model_fields["flush_interval_ms"].default
+        system = System(broker, home, stack, topics=topics, default_limits=limits, flush_interval_ms=flush_ms)
         metrics = [free_port() for _ in range(workers)]
         for port in metrics:
             system.add_worker(metrics_port=port)

@@ -12,8 +12,10 @@ from typing import Any, Final
 from confluent_kafka import KafkaException, TopicPartition
 
 from streams import kafka
+from streams.contract.errors import TopicError
 from streams.contract.topics import CHECKS, DEAD_LETTERS, REPLIES
 from streams.metrics import Metrics
+from streams.remedies import START_AFRESH
 
 _log = logging.getLogger("sluice.outbox")
 
@@ -96,7 +98,7 @@ class Outbox:
                 headers[f"{name}-bytes"] = str(len(part)).encode()
 
         def delivered(error: Any, _message: Any) -> None:
-            if error is not None:
+            if error is not None and self._seldom.due("lost letter"):
                 _log.error("the dead letter of %s[%s]@%s was lost: %s", topic, partition, offset, error)
 
         try:
@@ -105,12 +107,20 @@ class Outbox:
             delivered(exc.args[0], None)
 
     def changelog(self, partition: int, table: str, key: bytes, value: bytes, delivered: Delivered) -> None:
-        """Write to *partition* of a table's changelog."""
-        self._surely(self.changelogs[table], partition, key, value, delivered)
+        """Write to *partition* of a table's changelog.
+
+        Raises:
+            TopicError: it is gone.
+        """
+        self._existing(self.changelogs[table], partition, key, value, delivered)
 
     def update(self, partition: int, value: bytes, delivered: Delivered) -> None:
-        """Relay a limit update into *partition* of ``checks``."""
-        self._surely(CHECKS, partition, None, value, delivered)
+        """Relay a limit update into *partition* of ``checks``.
+
+        Raises:
+            TopicError: it is gone.
+        """
+        self._existing(CHECKS, partition, None, value, delivered)
 
     def shorten(self, table: str, partition: int, offset: int) -> None:
         """Have *partition* of a table's changelog begin at *offset*, if it does not yet; waits for nobody."""
@@ -130,6 +140,17 @@ class Outbox:
 
         for future in self._admin.delete_records([place]).values():
             future.add_done_callback(done)
+
+    def _existing(
+        self, topic: str, partition: int, key: bytes | None, value: bytes, delivered: Delivered
+    ) -> None:
+        try:
+            self._surely(topic, partition, key, value, delivered)
+        except KafkaException as exc:
+            raise TopicError(
+                f"nothing can be written to topic {topic} any more ({exc.args[0].str()}): it was deleted. "
+                f"If that was meant: {START_AFRESH}"
+            ) from exc
 
     def _surely(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from streams.contract.errors import TopicError
 from streams.contract.topics import COUNTERS_CHANGELOG, DEAD_LETTERS
 from streams.metrics import Metrics
 from streams.outbox import Outbox
@@ -105,3 +106,16 @@ def test_a_changelog_that_may_not_be_shortened_is_told_of_with_the_remedy(
     ]
     for word in (f"{COUNTERS_CHANGELOG}[2]", "4711", "allow the worker to delete records"):
         assert word in caplog.text
+
+
+def test_a_changelog_that_is_gone_ends_the_worker_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def produce(self, *_: Any) -> None:
+            raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
+
+    monkeypatch.setattr("streams.kafka.changelog_producer", lambda *_: Gone())
+    outbox = Outbox("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics())
+    with pytest.raises(TopicError, match=f"{COUNTERS_CHANGELOG} .* deleted.* `sluice topics create`"):
+        outbox.changelog(0, COUNTERS, b"key", b"value", lambda *_: None)
+    with pytest.raises(TopicError, match="topic checks "):
+        outbox.update(0, b"value", lambda *_: None)

@@ -16,6 +16,7 @@ from tests.e2e.faults import (
     test_brokers,
     test_clocks,
     test_gateways,
+    test_lanes,
     test_network,
     test_takeover,
     test_workers,
@@ -31,7 +32,15 @@ def added_and_removed(rig: Rig) -> None:
 
 FAULTS: Final = [
     fault
-    for family in (test_brokers, test_clocks, test_gateways, test_network, test_takeover, test_workers)
+    for family in (
+        test_brokers,
+        test_clocks,
+        test_gateways,
+        test_lanes,
+        test_network,
+        test_takeover,
+        test_workers,
+    )
     for name, fault in sorted(vars(family).items())
     if name.startswith("test_") and name not in ("test_added", "test_removed") and callable(fault)
 ] + [added_and_removed]

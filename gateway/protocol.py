@@ -2,7 +2,8 @@
 
 A plain check (:mod:`gateway.api.hot`) is answered without what uvicorn makes for an application: a task, an
 event, a dict, a timer for each request. One timer a connection tells that it is idle. Whatever is not the
-plainest of HTTP is uvicorn's: a connection that is to be closed, a caller that does not read, pipelining.
+plainest of HTTP is uvicorn's: a connection that is to be closed, a caller that does not read, a request that
+comes before the answer to the last.
 
 Uvicorn writes a response's head and body one after the other. Each is a system call and a segment on the
 wire, which for a small answer is a tenth of all that a request costs here. And it keeps whatever comes before
@@ -38,8 +39,10 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def __init__(self, hot: HotPath | None, **more: Any) -> None:
         super().__init__(**more)
-        self._hot = hot if not self.root_path else None
+        self._hot = hot
         self._idle_since = inf
+        # None is served; a library for them may be there all the same, and such a request begins no cycle.
+        self.ws_protocol_class = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Begin, with a transport that gathers."""
@@ -82,6 +85,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin to answer the request."""
         self._unread = 0
+        self._idle_since = inf  # what came before it in the same piece may have been answered already
         ask = self._hot.of(self.url, self.headers) if self._hot is not None else None
         if ask is not None and self._is_plain():
             self.cycle = _Hot(ask, self.headers)  # type: ignore[assignment]
@@ -116,10 +120,12 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Answer a request that is hot."""
         cycle = self.cycle
-        if isinstance(cycle, _Hot):
-            cycle.ask(b"".join(cycle.pieces), cycle.headers, partial(self._respond, cycle))
-        else:
+        if not isinstance(cycle, _Hot):
             super().on_message_complete()
+        elif not self.transport.is_closing():
+            body = b"".join(cycle.pieces)
+            cycle.pieces.clear()
+            cycle.ask(body, cycle.headers, partial(self._respond, cycle))
 
     def _respond(self, cycle: _Hot, response: Rendered) -> None:
         cycle.response_complete = True

@@ -122,12 +122,9 @@ def _end(span: Span, outcome: Outcome | None) -> None:
 
 @contextmanager
 def going_on(fields: Mapping[str, bytes]) -> Iterator[None]:
-    """Spans that begin in the block go on with the trace that *fields*, as of a header, name."""
-    context = context_from(fields)
-    if context is None:
-        yield
-        return
-    token = contexts.attach(context)
+    """Spans that begin in the block go on with the trace that *fields*, as of a header, name, or none."""
+    # One that names none begins its own: what is current may be that of whoever came before it.
+    token = contexts.attach(context_from(fields) or contexts.Context())
     try:
         yield
     finally:

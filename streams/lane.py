@@ -7,12 +7,15 @@ from that lane's marker. What is copied is read back and merged by position as a
 It is written under the group's lease only, as all that an owner writes is: what came after the states of the
 partition's next owner would have to be found and mended (:mod:`streams.owner`).
 
-The default lane goes on writing meanwhile, and three rules keep what is copied whole:
+The default lane goes on writing meanwhile, and four rules keep what is copied whole:
 
 - The end of the policies' changelog is asked for *before* that of the counters'. A marker is written only
   after the states below it are acknowledged, so all states below any marker that is read are read too. States
   beyond it may be read as well: they tell by their position what they hold already.
 - No policy beyond that end is taken: it may have left out what was in force at the marker.
+- What a copy that broke off has left is emptied first, under its own positions: of a client that has been
+  reset since, and then was idle, the default lane's changelog may have nothing any more
+  (:mod:`streams.sweep`).
 - Reading up to the ends is repeated until it is quick: compaction leaves alone what is younger than
   ``min_compaction_lag``, so within that time no record goes because of one that lies beyond the ends.
 
@@ -22,7 +25,8 @@ The marker is written last, when all else is acknowledged.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from time import monotonic
 from typing import Any, Final
 
@@ -33,7 +37,7 @@ from streams import kafka
 from streams.contract.errors import Unavailable
 from streams.contract.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, changelogs_of
 from streams.lease import Lease
-from streams.ledger import MARKER_KEY, decode_marker, encode_marker, position_of
+from streams.ledger import MARKER_KEY, decode_marker, emptied, encode_marker, position_of
 from streams.metrics import Metrics
 from streams.reader import Reader
 from streams.store import COUNTERS, POLICIES, TABLES, Record
@@ -42,6 +46,8 @@ _log = logging.getLogger("sluice.lane")
 
 _QUICK_S: Final = 60.0
 """What counts as quick; topics.yaml has a ``min_compaction_lag`` of ten times that."""
+_EMPTIED: Final = 10_000
+"""Counters emptied at a time."""
 _POLL_S: Final = 0.02
 
 Entry = tuple[str, bytes, bytes]
@@ -90,10 +96,14 @@ class Copier:
         self._clock = clock
         self._copy: _Copy | None = None
 
-    def advance(self, partition: int) -> bool:
+    def advance(self, partition: int, stored: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple) -> bool:
         """Move the copy of *partition* on by a chunk, unless another is under way; ``True`` when it is done.
 
         Without the lease nothing moves, and a copy that was under way is dropped.
+
+        Args:
+            partition: Its number.
+            stored: The counters that our changelog has of it: of a copy that broke off.
 
         Raises:
             Unavailable: the broker does not answer; the copy begins again with the next call.
@@ -104,7 +114,7 @@ class Copier:
         if self._copy is None:
             reader = Reader(self._bootstrap, on_missing="error", most=self._chunk)
             producer = kafka.changelog_producer(self._bootstrap, self._send_timeout_ms)
-            self._copy = _Copy(partition, reader, producer, self._source, self._target, self._clock)
+            self._copy = _Copy(partition, reader, producer, self._source, self._target, self._clock, stored())
             _log.info("partition %s: copying the state of the default lane", partition)
         copy = self._copy
         if copy.partition != partition:
@@ -119,6 +129,11 @@ class Copier:
             self._metrics.copied.inc(copy.copied)
             self.drop(partition)
         return done
+
+    @property
+    def partition(self) -> int | None:
+        """Whose copy is under way."""
+        return self._copy.partition if self._copy is not None else None
 
     def drop(self, partition: int) -> None:
         """Forget the copy of *partition*, if it is under way."""
@@ -143,8 +158,10 @@ class _Copy:
         source: dict[str, str],
         target: dict[str, str],
         clock: Callable[[], float],
+        stored: Iterable[tuple[bytes, bytes]],
     ) -> None:
         self.partition = partition
+        self._left = iter(stored)
         self.copied = 0
         self._reader = reader
         self._producer = producer
@@ -167,6 +184,8 @@ class _Copy:
             return False
         if self._failed:
             self._send(self._chunk)
+        elif chunk := [(COUNTERS, key, emptied(value)) for key, value in islice(self._left, _EMPTIED)]:
+            self._send(chunk)
         elif self._sealed:
             return True
         elif not self._ends or (self._at_ends and self._clock() - self._asked > _QUICK_S):

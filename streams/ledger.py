@@ -165,6 +165,11 @@ def leaves_at_ms(value: bytes) -> int:
     return last
 
 
+def emptied(value: bytes) -> bytes:
+    """An encoded state without charges, of the same position."""
+    return value[:9] + _pack([])
+
+
 def is_state(value: bytes) -> bool:
     """Whether :func:`decode_state` can read *value*; much cheaper than doing so.
 

@@ -9,7 +9,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streams import kafka
 from streams.contract.errors import TopicError
@@ -18,6 +18,8 @@ from streams.metrics import Metrics
 from streams.remedies import START_AFRESH
 
 _log = logging.getLogger("sluice.outbox")
+
+_NO_SUCH: Final = (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 
 Delivered = Callable[[Any, Any], None]
 """Called from :meth:`Outbox.poll` with an error and ``None``, or ``None`` and a message with its offset."""
@@ -147,6 +149,8 @@ class Outbox:
         try:
             self._surely(topic, partition, key, value, delivered)
         except KafkaException as exc:
+            if exc.args[0].code() not in _NO_SUCH:
+                raise
             raise TopicError(
                 f"nothing can be written to topic {topic} any more ({exc.args[0].str()}): it was deleted. "
                 f"If that was meant: {START_AFRESH}"

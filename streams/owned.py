@@ -211,11 +211,11 @@ class Owned:
         urgent = self._judged >= enough or self._flusher.foreign or self._flusher.failed
         if now >= (self._flush_soon_at if urgent else self._flush_at):
             self._flush_at, self._flush_soon_at = now + self._interval_s, now + self._soon_s
-            self._judged = 0
             if self._flusher.foreign:
                 # It may have taken long: the lease is to be looked at before anything is written.
                 self._mend()
             elif self.ledger.changed:
+                self._judged = 0
                 self._begin_flush()
         return None
 
@@ -280,6 +280,7 @@ class Owned:
             end,
         )
         self._flusher.mend(table, records)
+        self._flush_at = self._flush_soon_at
 
     def _read_aside(self, table: str, start: int, end: int) -> Future[list[Record]]:
         future: Future[list[Record]] = Future()

@@ -12,6 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -60,7 +61,8 @@ class Restored(NamedTuple):
 class _Followed:
     """A partition being read; ``ends`` are the offsets to reach, while it is to become active.
 
-    ``copied``: the lane is new, and what the default lane had is in its changelogs.
+    ``copied``: the lane is new, and what the default lane had is in its changelogs. ``read_anew``: a copy may
+    begin, for all that an earlier one has left is read.
     """
 
     def __init__(self, store: PartitionStore) -> None:
@@ -68,7 +70,7 @@ class _Followed:
         self.sweeper = Sweeper(store)
         self.generation: int | None = None
         self.ends: dict[str, int] = {}
-        self.copied = False
+        self.copied = self.read_anew = False
         self.not_before = 0.0
 
     @property
@@ -188,6 +190,9 @@ class Restorer(threading.Thread):
                 return
 
     def _follow(self, store: PartitionStore) -> None:
+        if not store.next[COUNTERS]:
+            # It holds nothing, or what is left of a table that was being cleared.
+            store.clear_counters()
         self._followed[store.partition] = _Followed(store)
         self._reader.add(
             [
@@ -206,6 +211,7 @@ class Restorer(threading.Thread):
         if followed is None:
             return None
         self._reader.remove([TopicPartition(self._topics[table], partition) for table in TABLES])
+        self._gone -= {(topic, partition) for topic in self._tables}
         if self._copier is not None:
             self._copier.drop(partition)
         return followed.store
@@ -263,8 +269,14 @@ class Restorer(threading.Thread):
         """Whether nothing is to be copied (any more) from the default lane."""
         if self._copier is None or followed.copied or followed.store.marker() is not None:
             return True
+        store = followed.store
+        if self._copier.partition is None and not followed.read_anew:
+            followed.ends, followed.read_anew = {}, True
+            return False
+        if self._copier.partition in (None, store.partition):
+            followed.read_anew = False
         try:
-            if self._copier.advance(followed.store.partition):
+            if self._copier.advance(store.partition, partial(store.items, COUNTERS)):
                 followed.copied, followed.ends = True, {}  # what was copied is to be read
         except (Unavailable, TopicError) as exc:
             self._postpone([followed], exc)
@@ -328,7 +340,10 @@ class Restorer(threading.Thread):
             return
         self._begin_again_at = now + _RETRY_S
         places = {TopicPartition(topic, partition): (topic, partition) for topic, partition in self._gone}
-        starts, _ = self._offsets(list(places), OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        starts, why = self._offsets(list(places), OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        if len(starts) < len(places):
+            _log.warning("changelogs %s cannot be read on yet: %s", sorted(self._gone), why)
+            self._admin = kafka.admin(self._servers)
         for place, start in starts.items():
             self._gone.remove(places[place])
             followed, table = self._followed.get(place.partition), self._tables[place.topic]

@@ -51,7 +51,13 @@ class Record(NamedTuple):
 
         What cannot be decoded would stop every worker that loads it, one after the other.
         """
-        if self.key and self.value and len(self.value) >= 9 and self.value.startswith(FORMAT):
+        if (
+            self.key
+            and self.key not in _OWN_KEYS
+            and self.value
+            and len(self.value) >= 9
+            and self.value.startswith(FORMAT)
+        ):
             try:
                 if table == COUNTERS:
                     sound = is_state(self.value)
@@ -67,7 +73,7 @@ class Record(NamedTuple):
 
 
 class Milestone(NamedTuple):
-    """Before offset *end* of the counters' changelog no state that counts has a position above *highest*."""
+    """Before offset *end* of the changelog of counters none that counts has a position above *highest*."""
 
     end: int
     highest: int
@@ -119,7 +125,7 @@ class PartitionStore:
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Value of *key* in *table*."""
-        return self._dbs[table].get(key)  # type: ignore[no-any-return]
+        return None if key in _OWN_KEYS else self._dbs[table].get(key)
 
     def marker(self) -> Marker | None:
         """Where the last completed flush ended; ``None`` before the first."""
@@ -151,11 +157,13 @@ class PartitionStore:
     def clear_counters(self) -> None:
         """Have no counters, and their changelog to read from its beginning."""
         self.next[COUNTERS] = 0
-        # That first: a crash from here on leaves a table that is read again.
+        # That first: who opens the table after a crash clears what is left.
         self._write(COUNTERS, (), set())
         self.keep_milestones([])
-        while entries := self.states_from(b"", _CLEARED):
+        begin = b""
+        while entries := self.states_from(begin, _CLEARED):
             self.remove([key for key, _ in entries])
+            begin = entries[-1][0] + b"\0"  # not from the start again, over all that was removed
 
     def write(self, table: str, entries: Sequence[tuple[bytes, bytes]]) -> None:
         """Put *entries*, which stand at the changelog's end, and how far it is read, all or nothing."""
@@ -168,7 +176,11 @@ class PartitionStore:
         An entry never replaces one with a higher position: a worker that has lost the partition may have
         written late. What is no entry takes nothing from the one before it.
         """
-        entries = [record.entry(table) or (record.key, None) for record in records if record.key]
+        entries = [
+            record.entry(table) or (record.key, None)
+            for record in records
+            if record.key and record.key not in _OWN_KEYS
+        ]
         keys = list(dict.fromkeys(key for key, _ in entries))
         highest: dict[bytes, bytes] = {
             key: value

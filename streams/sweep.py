@@ -32,7 +32,7 @@ What is removed had been applied a pass ago. Once it is, an older state that a w
 to be older; a worker that does so must have slept for that long.
 """
 MILESTONES: Final = 64
-"""Beyond it every other one goes: what has left stays in a changelog for a thirtieth of its window longer."""
+"""Beyond it the one goes whose neighbors are nearest to each other, so that the others stay well spread."""
 
 
 class Sweeper:
@@ -101,7 +101,8 @@ class Sweeper:
         # The last that was passed stays: what the broker did not do now it is asked for again.
         left = [*passed[-1:], *milestones[len(passed) :], Milestone(self._read_to, highest)]
         if len(left) > MILESTONES:
-            del left[1:-1:2]
+            between = range(1, len(left) - 1)
+            del left[min(between, key=lambda index: left[index + 1].end - left[index - 1].end)]
         self._store.keep_milestones(left)
         if passed:
             self._outlived(passed[-1].end)

@@ -104,7 +104,7 @@ class Verification:
         ends = [self._ends(number) for number in range(self._partitions)]
         for number, store in enumerate(self._bases):
             for table in TABLES:
-                self._merge(store, table, ends[number][table])
+                self._merge_whole(store, table, ends[number][table])
                 self._laters[number].next[table] = store.next[table] = ends[number][table]
 
     def finish(self) -> list[Finding]:
@@ -132,10 +132,24 @@ class Verification:
             for table in (POLICIES, COUNTERS)
         }
 
+    def _merge_whole(self, store: PartitionStore, table: str, end: int) -> None:
+        """Take the changelog up to *end* into *store*, which is empty."""
+        topic, number = self._changelogs[table], store.partition
+        while True:
+            begin, _ = self._reading.range_of(topic, number)
+            self._merge(store, table, end)
+            if self._reading.range_of(topic, number)[0] == begin:
+                return
+            # Its owner has shortened it meanwhile: what was deleted may have followed on what was read.
+            store.clear_counters()
+
     def _merge(self, store: PartitionStore, table: str, end: int, below: int | None = None) -> None:
         """Take the changelog up to *end* into *store*; with *below* only what is of lower positions."""
+        topic, begin = self._changelogs[table], store.next[table]
         batch: list[Record] = []
-        for message in self._reading.read(self._changelogs[table], store.partition, store.next[table], end):
+        for message in self._reading.read(
+            topic, store.partition, begin, end, "error" if begin else "earliest"
+        ):
             record = Record(message.offset(), message.key(), message.value())
             entry = record.entry(table)
             if below is None or (entry is not None and position_of(entry[1]) < below):

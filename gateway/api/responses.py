@@ -1,4 +1,4 @@
-"""A response before any framework: what the routes and a plain ASGI path both send."""
+"""A response before any framework: what the routes and the hot path both send."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from streams.contract.topics import (
     UPDATES,
     partition_of,
 )
-from streams.ledger import MARKER_KEY
+from streams.ledger import MARKER_KEY, State, encode_state
 from tests import raw
 from tests.broker import fresh_broker
 from tests.raw import GZIP, ZSTD, bomb
@@ -294,7 +294,9 @@ def test_noise_in_the_changelogs(system: System) -> None:
         b"\x01" * 40,
         b"\x01" + b"\xff" * 8 + b"\xdd\xff\xff\xff\xff",
     ]
-    keys = [client.encode(), b"\xff\xfe", MARKER_KEY, b"client\0steady\0"]
+    garbage.append(encode_state(State(1)))  # a sound one, of long ago
+    own = [b"\0changelog", b"\0milestones", b"\0outrun"]
+    keys = [client.encode(), b"\xff\xfe", MARKER_KEY, b"client\0steady\0", *own]
     # Made beforehand: their checksums would keep the callers beside from running.
     poison = [raw.batch(raw.record(key, value, [(b"\xff", b"x")])) for value in garbage for key in keys]
     poison.append(bomb(ZSTD, 200))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -26,6 +27,7 @@ from streams.ledger import (
     Marker,
     State,
     decode_marker,
+    decode_state,
     encode_marker,
     encode_state,
     position_of,
@@ -45,7 +47,7 @@ Produce = Callable[..., None]
 @pytest.fixture(scope="module")
 def kafka_of_lanes(fresh_kafka: Broker) -> Broker:
     admin = AdminClient({"bootstrap.servers": fresh_kafka.bootstrap})
-    create_topics(admin, with_lanes(load_topics(), ["b", "c", "d", "e"]).values())
+    create_topics(admin, with_lanes(load_topics(), ["b", "c", "d", "e", "f"]).values())
     return fresh_kafka
 
 
@@ -61,9 +63,9 @@ def copier_of(broker: Broker, name: str, lease: Lease | None = None, **options: 
         copier.close()
 
 
-def finish(copier: Copier, partition: int = PARTITION) -> None:
+def finish(copier: Copier, partition: int = PARTITION, **how: Any) -> None:
     for _ in range(2_000):
-        if copier.advance(partition):
+        if copier.advance(partition, **how):
             return
     raise AssertionError("the copy does not end")
 
@@ -163,6 +165,31 @@ def test_a_copy_that_broke_off_is_begun_again_and_ends_the_same(kafka_of_lanes: 
         source.flush(300)
         finish(copier)
     assert merged(kafka_of_lanes, changelogs("c")) == merged(kafka_of_lanes, SOURCE)
+
+
+def test_of_a_copy_that_broke_off_nothing_counts_that_the_default_lane_has_forgotten(
+    kafka_of_lanes: Broker,
+) -> None:
+    """A client that has been reset since, and was idle until its records were deleted."""
+    source = Source(kafka_of_lanes)
+    source.offset = 15_000
+    source.flush(50)
+    own = changelogs("f")
+    producer = Producer({"bootstrap.servers": kafka_of_lanes.bootstrap})
+    for key in (b"forgotten", b"client-1"):
+        producer.produce(own[COUNTERS], state(14_000), key, partition=PARTITION)
+    assert producer.flush(30) == 0
+    source.write(COUNTERS, b"client-1", state(14_000))
+    source.flush(1)
+    store = MemoryStore(PARTITION)
+    store.merge(COUNTERS, read(kafka_of_lanes, own[COUNTERS]))
+    with copier_of(kafka_of_lanes, "f") as copier:
+        finish(copier, stored=partial(store.items, COUNTERS))
+    found, expected = merged(kafka_of_lanes, own), merged(kafka_of_lanes, SOURCE)
+    left = found[COUNTERS].pop(b"forgotten")
+    assert (position_of(left), decode_state(left).windows) == (14_000 << POSITION_BITS, {})
+    assert found == expected
+    assert decode_state(found[COUNTERS][b"client-1"]).windows
 
 
 def test_what_is_written_meanwhile_never_leaves_a_marker_without_its_states(kafka_of_lanes: Broker) -> None:

@@ -52,8 +52,11 @@ class Asker:
             for url in self._urls:
                 group.create_task(self._pace(http, url, group))
             group.create_task(self._change(http))
-            await asyncio.to_thread(sys.stdin.read)
-            self._ended.set()
+            asyncio.get_running_loop().add_reader(
+                sys.stdin.fileno(), self._ended.set
+            )  # nothing but its end comes
+            await self._ended.wait()
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
 
     async def _pace(self, http: httpx.AsyncClient, url: str, group: asyncio.TaskGroup) -> None:
         due = time.monotonic()

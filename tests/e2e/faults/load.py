@@ -17,6 +17,8 @@ from streams.contract.topics import partition_of
 from tests.broker import CHECKOUT
 
 PARTITIONS: Final = 4
+_PIPE: Final = 1 << 20
+"""Bytes that may wait to be read here before the asker would wait for that: those of ten seconds."""
 LAST_S: Final = 70.0
 """For the last answers: more than the asker waits for one."""
 
@@ -51,6 +53,7 @@ class Load:
             cwd=CHECKOUT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pipesize=_PIPE,
         )
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -60,6 +63,7 @@ class Load:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._thread.join(LAST_S)
+        self._process.kill()  # if it has not ended
         assert self._process.wait(10) == 0
 
     def _read(self) -> None:

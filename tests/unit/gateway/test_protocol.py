@@ -31,6 +31,7 @@ async def served(app: ASGIApp, *requests: bytes) -> list[bytes]:
     for request in requests:
         protocol.data_received(request)
     await asyncio.wait_for(wire.ended.wait(), 30)
+    assert not wire.late
     return wire.written
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams.contract.records import Batch, Check, encode_batch
 from streams.flush import CHUNK, Flusher, Overtaken
 from streams.judge import Answer, fault_finder, fold
 from streams.ledger import MARKER_KEY, InForce, Ledger, Marker, _history, leaves_at_ms
@@ -21,7 +22,7 @@ from streams.replay import Record, replay
 from streams.store import COUNTERS, POLICIES, TABLES
 from streams.sweep import PASS_S, Sweeper
 from tests.unit.streams.memory import Changelogs, MemoryStore, Sent, contents
-from tests.unit.streams.partition_log import DEFAULT, PARTITION, PARTITIONS, logs
+from tests.unit.streams.partition_log import CLIENTS, DEFAULT, PARTITION, PARTITIONS, START, logs
 
 METRICS = Metrics()
 Action = tuple[object, ...]
@@ -251,3 +252,14 @@ def test_what_the_dead_write_late_does_not_show(log: list[Record], actions: list
     worker = Worker(log)
     run(worker, actions)
     check_final(restored(worker.changelogs.compacted()), log)
+
+
+def test_a_changelog_is_shortened_in_these_tests() -> None:
+    """What nobody is charged in any more goes, and the same is decided all the same."""
+    first = encode_batch(Batch(0, 7, 1, [Check(CLIENTS[1])]))
+    other = encode_batch(Batch(0, 7, 1, [Check(CLIENTS[0])]))
+    later = START + 3_600_000
+    log = [Record(0, START, first), *(Record(n, later + n, other) for n in range(1, 6))]
+    worker = Worker(log)
+    run(worker, [("judge", 1), ("flush", 0), ("sweep", 2), ("judge", 1), ("flush", 0), ("sweep", 3)])
+    assert worker.changelogs.start > 0

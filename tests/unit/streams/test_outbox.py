@@ -119,3 +119,17 @@ def test_a_changelog_that_is_gone_ends_the_worker_with_the_remedy(monkeypatch: p
         outbox.changelog(0, COUNTERS, b"key", b"value", lambda *_: None)
     with pytest.raises(TopicError, match="topic checks "):
         outbox.update(0, b"value", lambda *_: None)
+
+
+def test_a_changelog_that_refuses_for_another_reason_is_no_reason_to_delete_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failed:
+        def produce(self, *_: Any) -> None:
+            raise KafkaException(KafkaError(KafkaError._FATAL))
+
+    monkeypatch.setattr("streams.kafka.changelog_producer", lambda *_: Failed())
+    with pytest.raises(KafkaException):
+        Outbox("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).changelog(
+            0, COUNTERS, b"key", b"value", lambda *_: None
+        )

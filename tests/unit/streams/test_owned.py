@@ -1,65 +1,92 @@
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from streams.contract.policy import parse_policy
 from streams.contract.records import Batch, Check, encode_batch
 from streams.judge import fault_finder, judge
-from streams.ledger import MARKER_KEY, Marker, encode_marker
+from streams.ledger import MARKER_KEY, Marker, State, encode_marker, encode_state
 from streams.metrics import Metrics
 from streams.owned import Owned
 from streams.settings import Settings
-from streams.store import COUNTERS, POLICIES
+from streams.store import COUNTERS, POLICIES, TABLES, Record
 from tests.unit.streams.memory import Changelogs, MemoryStore
 from tests.unit.streams.partition_log import CLIENTS, PARTITION, PARTITIONS, START
 
 
-def test_a_flush_waits_for_its_time_or_for_enough_checks_but_a_second_at_least(tmp_path: Path) -> None:
-    store, changelogs = MemoryStore(PARTITION), Changelogs()
-    outbox: Any = SimpleNamespace(
-        changelog=lambda _, *rest: changelogs.send(*rest), reply=print, update=print, shorten=print
-    )
-    settings = Settings(kafka="127.0.0.1:1", home=tmp_path, flush_interval_ms=5_000)
-    marker = Marker(0, 0, -1, -1, "topic", parse_policy("1000/minute"))
-    store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
-    owned = Owned(settings, PARTITIONS, store, marker, outbox, Metrics())
-    now, offset = 0.0, 0
+class Flushing:
+    """An owned partition with an interval of 5 s; each of its flushes is over at once."""
 
-    def take(checks: int) -> None:
-        nonlocal offset
+    def __init__(self, folder: Path) -> None:
+        store, self.changelogs = MemoryStore(PARTITION), Changelogs()
+        outbox: Any = SimpleNamespace(
+            changelog=lambda _, *rest: self.changelogs.send(*rest),
+            changelogs=dict.fromkeys(TABLES, "changelog"),
+            reply=print,
+            update=print,
+            shorten=print,
+        )
+        settings = Settings(kafka="127.0.0.1:1", home=folder, flush_interval_ms=5_000)
+        marker = Marker(0, 0, -1, -1, "topic", parse_policy("1000/minute"))
+        store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
+        self.owned = Owned(settings, PARTITIONS, store, marker, outbox, Metrics())
+        self.now, self.offset = 0.0, 0
+        self.owned.begin(self.now)
+
+    def take(self, checks: int) -> None:
         batch = Batch(-1, 7, 1, [Check(CLIENTS[0])] * checks)
-        owned.take(Message(offset, encode_batch(batch)))
-        offset += 1
+        self.owned.take(Message(self.offset, encode_batch(batch)))
+        self.offset += 1
 
-    def passes(until: float) -> list[float]:
-        """When flushes began until then, looked at ten times a second; each is over at once."""
-        nonlocal now
+    def passes(self, until: float) -> list[float]:
+        """When flushes began until then, looked at ten times a second, where 100 checks are enough."""
         begun = []
-        while now < until:
-            now = round(now + 0.1, 1)
-            owned.tend(now, now, 100)
-            if changelogs.sent:
-                begun.append(now)
-            while changelogs.sent:
-                changelogs.arrive_all()
-                owned.tend(now, now, 100)
+        while self.now < until:
+            self.now = round(self.now + 0.1, 1)
+            self.owned.tend(self.now, self.now, 100)
+            if self.changelogs.sent:
+                begun.append(self.now)
+            while self.changelogs.sent:
+                self.changelogs.arrive_all()
+                self.owned.tend(self.now, self.now, 100)
         return begun
 
-    owned.begin(now)
-    take(1)
-    [first] = passes(2)
-    take(1)
-    assert passes(first + 4.9) == []
-    [second] = passes(first + 5)
+
+def test_a_flush_waits_for_its_time_or_for_enough_checks_but_a_second_at_least(tmp_path: Path) -> None:
+    one = Flushing(tmp_path)
+    one.take(1)
+    [first] = one.passes(2)
+    one.take(1)
+    assert one.passes(first + 4.9) == []
+    [second] = one.passes(first + 5)
     assert second == first + 5
-    take(100)
-    assert passes(second + 0.9) == []
-    assert passes(second + 1) == [second + 1]
-    take(99)
-    assert passes(second + 5.9) == []
-    assert passes(second + 6) == [second + 6]
+    one.take(100)
+    assert one.passes(second + 0.9) == []
+    assert one.passes(second + 1) == [second + 1]
+    one.take(99)
+    assert one.passes(second + 5.9) == []
+    assert one.passes(second + 6) == [second + 6]
+
+
+def test_what_somebody_else_wrote_is_written_over_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Flushing(tmp_path)
+    one.take(1)
+    [first] = one.passes(2)
+    found = Future[list[Record]]()
+    found.set_result([Record(1, CLIENTS[0].encode(), encode_state(State(0)))])
+    monkeypatch.setattr(one.owned, "_read_aside", lambda *_: found)
+    one.changelogs.append(COUNTERS, CLIENTS[0].encode(), encode_state(State(0)))
+    one.owned.look_at_end(COUNTERS, 2)
+    [mended] = one.passes(first + 4)
+    assert mended < first + 3.5, "a second until it is read, one until it is there, one until it is mended"
+    assert one.changelogs.logs[COUNTERS][-1][1] == one.changelogs.logs[COUNTERS][0][1]
 
 
 class Message:

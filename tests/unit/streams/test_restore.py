@@ -159,3 +159,12 @@ def test_counters_go_only_if_their_changelog_has_lost_its_beginning(
     store.write(COUNTERS, [(b"zoe", b"charged")])
     with restoring(monkeypatch, store, lambda *_: start, reader=Losing, standby=True):
         assert read_again.get(timeout=WAIT_S) == left
+
+
+def test_what_is_left_of_a_table_that_was_being_cleared_is_not_judged_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore(2)
+    store.write(COUNTERS, [(b"zoe", b"charged")])
+    with restoring(monkeypatch, store, lambda *_: 0) as (restored, _):
+        assert list(restored.get(timeout=WAIT_S).store.items(COUNTERS)) == []

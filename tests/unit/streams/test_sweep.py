@@ -179,6 +179,28 @@ def test_milestones_are_few_and_the_oldest_stays() -> None:
     assert end > 9 * MILESTONES, "a few passes' worth of it is left"
 
 
+def test_a_changelog_follows_its_longest_window_at_a_sixteenth_of_it() -> None:
+    """However many passes fit into the window: here three times as many as milestones are kept."""
+    store, window = MemoryStore(), 3 * MILESTONES
+    passing = Passing(store)
+    clock = START
+    for offset in range(1, 5 * window):
+        # Each comes once, and has left a window later.
+        state = Window(window * MINUTE)
+        state.charge(clock, 1)
+        value = encode_state(State(offset << POSITION_BITS, {state.window_ms: state}))
+        store.next[COUNTERS] += 1
+        store.write(COUNTERS, [(b"client-%d" % offset, value)])
+        mark(store, offset + 1, clock)
+        passing.now += PASS_S
+        passing.sweeper.advance(passing.now, 1)
+        assert len(store.milestones) <= MILESTONES
+        clock += MINUTE
+        if offset > 2 * window:
+            behind = store.next[COUNTERS] - passing.told[-1]
+            assert behind <= window * 17 / 16 + 5, behind
+
+
 def test_a_client_that_is_swept_is_judged_as_if_it_were_not() -> None:
     """Policies changed meanwhile: what a stored window had been kept for does not show."""
     client = CLIENTS[0]

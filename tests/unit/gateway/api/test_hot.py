@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from opentelemetry import trace
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 import gateway.limiter
+from gateway.answer import Answer
 from gateway.api.hot import HotPath
+from gateway.api.tracing import TracedHotPath
 from gateway.app import create_app
 from gateway.limiter import Limiter
 from gateway.protocol import GatewayProtocol
@@ -57,8 +61,8 @@ def plain(path: str, content: bytes) -> Request:
 class Connection:
     """A connection to *app*, in front of which *hot* stands."""
 
-    def __init__(self, app: ASGIApp, hot: HotPath | None) -> None:
-        config, self.wire = uvicorn.Config(app, lifespan="off", log_config=None), Wire()
+    def __init__(self, app: ASGIApp, hot: HotPath | None, **how: Any) -> None:
+        config, self.wire = uvicorn.Config(app, lifespan="off", log_config=None, **how), Wire()
         config.load()
         state = ServerState()
         state.default_headers = [(b"date", b"today")]
@@ -84,6 +88,7 @@ class Connection:
         """The caller hangs up."""
         self.protocol.connection_lost(None)
         await asyncio.sleep(0)
+        assert not self.wire.late
 
 
 async def call(app: ASGIApp, request: Request, hot: HotPath | None = None) -> bytes:
@@ -158,8 +163,28 @@ def cases(path: str, good: bytes) -> list[Request]:
         ask._replace(headers=(JSON, (b"content-length", b"4194305"))),
         ask._replace(headers=((b"content-type", b""), JSON, length)),
         ask._replace(headers=(JSON, (b"content-length", b"4194305"), length)),
+        ask._replace(headers=(*ask.headers, (b"connection", b"keep-alive")), version="1.0"),
+        ask._replace(headers=(*ask.headers, (b"connection", b"upgrade"), (b"upgrade", b"h2c"))),
     ]
 
+
+sound = st.sampled_from(
+    [
+        Request("GET", "/healthz"),
+        plain("/v1/check", b"{}")._replace(method="PUT"),
+        plain("/v1/check", b"{}")._replace(headers=((b"content-length", b"2"),)),
+        plain("/v1/check?a=b", b'{"client_id": "a"}'),
+    ]
+) | st.builds(plain, st.sampled_from(["/v1/check", "/v1/checks"]), contents).flatmap(
+    lambda request: st.sampled_from(
+        [request] * 5
+        + [
+            request._replace(headers=(*request.headers, (b"connection", b"close"))),
+            request._replace(headers=(*request.headers, (b"connection", b"keep-alive")), version="1.0"),
+        ]
+    )
+)
+"""Requests that a parser takes: where it takes the next for none, an answer under way may be lost with it."""
 
 CASES = cases("/v1/check", b'{"client_id": "alice"}') + cases("/v1/checks", b'[{"client_id": "alice"}]')
 
@@ -194,11 +219,37 @@ def test_every_request_has_the_answer_that_the_routes_give(
         for case in CASES:
             compare = example(case)(compare)
         compare()
+
+        @given(st.lists(sound, min_size=2, max_size=4), st.data())
+        @settings(max_examples=150)
+        def compare_connections(asked: list[Request], data: st.DataObject) -> None:
+            stream = b"".join(b"".join(request.data()) for request in asked)
+            cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=4).map(sorted))
+            pieces = [stream[at:to] for at, to in pairwise([0, *cuts, len(stream)]) if at < to]
+            answers = []
+            for way in (None, hot):
+                answers.append((runner.run(converse(routes, way, pieces)), log.checks))
+                log.checks = []
+            assert answers[0] == answers[1]
+
+        compare_connections()
         runner.run(limiter.__aexit__(None, None, None))
     assert (b"x-ratelimit-reset" in fields) == legacy
     assert seen >= {
         (path, status) for path in ("/v1/check", "/v1/checks") for status in (200, 400, 405, 413, 415, 422)
     }
+
+
+async def converse(app: ASGIApp, hot: HotPath | None, pieces: Sequence[bytes]) -> bytes:
+    """All that a connection is answered to these *pieces*, which come without waiting for answers."""
+    connection = Connection(app, hot)
+    for piece in pieces:
+        if not connection.wire.is_closing():
+            connection.protocol.data_received(piece)
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+    await connection.end()
+    return b"".join(connection.wire.written)
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,6 +266,31 @@ async def test_a_plain_check_does_not_come_to_the_routes(limiter: FakeLimiter) -
     assert status_of(await connection.send(*CHECKS)) == 200
     assert status_of(await connection.send(*plain("/v1/check", b"{}").data())) == 422
     assert limiter.checks == [Check("a", 2), Check("b")]
+    cycle: Any = connection.protocol.cycle
+    assert not cycle.pieces, "an idle connection keeps no body"
+    timer = connection.protocol.timeout_keep_alive_task
+    assert timer is not None
+    await connection.end()
+    assert timer.cancelled()
+
+
+async def test_where_uvicorn_has_to_look_after_a_request_it_is_not_hot(limiter: FakeLimiter) -> None:
+    hot = HotPath(limiter, legacy_headers=False)
+    connection = Connection(create_app(Settings(), limiter), hot)
+    connection.protocol.pause_writing()
+    assert await connection.send(*CHECK) == b"", "the caller does not read"
+    connection.protocol.resume_writing()
+    assert status_of(await connection.send()) == 200
+    await connection.end()
+
+
+async def test_a_websockets_handshake_is_not_the_check_before_it_once_more(limiter: FakeLimiter) -> None:
+    """With a library for them on the path, which some other package may have brought."""
+    connection = Connection(refuse, HotPath(limiter, legacy_headers=False), ws=asyncio.Protocol)
+    await connection.send(*CHECK)
+    upgrade = ((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))
+    await connection.send(*Request("GET", "/", upgrade).data())
+    assert limiter.checks == [Check("a", 2)]
     await connection.end()
 
 
@@ -286,6 +362,21 @@ async def test_the_connections_one_timer_closes_it_when_it_was_idle_for_long(
     assert connection.wire.is_closing()
 
 
+async def test_a_connection_is_not_idle_whose_request_came_with_the_one_before(
+    limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    await connection.send(CHECK[0] + CHECK[0][:-3])
+    now += connection.protocol.timeout_keep_alive
+    connection.protocol.timeout_keep_alive_handler()
+    assert not connection.wire.is_closing()
+    assert status_of(await connection.send(CHECK[0][-3:])) == 200
+    await connection.end()
+
+
 async def test_what_comes_before_the_answer_is_answered_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway.limiter, "Transport", Kafka)
     limiter = Limiter(Settings())
@@ -299,6 +390,9 @@ async def test_what_comes_before_the_answer_is_answered_after_it(monkeypatch: py
         bodies = [part.split(b"\r\n\r\n")[1] for part in answers.split(b"HTTP/1.1 200 OK\r\n")[1:]]
         assert [body[:1] for body in bodies] == [b"{", b"{", b"[", b"{"]
         assert b"status" in bodies[1]
+        reading = connection.wire.reading
+        assert False in reading
+        assert reading[-1], "what follows is read"
         await connection.end()
 
 
@@ -316,10 +410,48 @@ async def test_a_shutdown_waits_for_the_answer_and_says_that_it_is_the_last(
         assert status_of(answer) == 200
         assert b"\r\nconnection: close\r\n" in answer
         assert connection.wire.is_closing()
+
+
+async def test_nothing_is_asked_or_written_once_a_connection_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway.limiter, "Transport", Kafka)
+    limiter = Limiter(Settings())
+    async with limiter:
+        log: Kafka = limiter._transport  # type: ignore[assignment]
         connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
         connection.protocol.data_received(CHECK[0])
         connection.wire.close()
-        assert await connection.send() == b"", "nobody is there"
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        assert not connection.wire.written
+        assert not connection.wire.late
+        assert len(log.checks) == 1
+        connection.protocol.data_received(CHECK[0])
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        assert len(log.checks) == 1
+
+
+async def test_each_plain_check_goes_on_with_the_trace_that_it_names_and_no_other(
+    limiter: FakeLimiter,
+) -> None:
+    seen: list[int] = []
+
+    def ask(check: Check) -> Answer:
+        seen.append(trace.get_current_span().get_span_context().trace_id)
+        return limiter.answer
+
+    limiter.ask = ask  # type: ignore[method-assign]
+    connection = Connection(refuse, TracedHotPath(limiter, legacy_headers=False))
+    for path, content in (("/v1/check", b'{"client_id": "a"}'), ("/v1/checks", b'[{"client_id": "b"}]')):
+        request = plain(path, content)
+        traced = request._replace(headers=(*request.headers, (b"traceparent", b"00-%032x-%016x-01" % (7, 9))))
+        for one in (traced, request):
+            assert status_of(await connection.send(*one.data())) == 200
+    assert seen == [7, 0] * 2
+    assert not trace.get_current_span().get_span_context().is_valid
+    await connection.end()
 
 
 async def test_a_bug_is_a_500_and_in_the_log(limiter: FakeLimiter, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from streams.contract.policy import Policy
 from streams.contract.records import POSITION_BITS, Check, Update, UpdateKey
-from streams.window import Window, Windows, tick_of, usage
+from streams.window import Window, Windows, is_live, tick_of, usage
 
 FORMAT: Final = b"\x01"
 """First byte of every stored value; then the position, eight bytes, so that two values of a key can be
@@ -455,6 +455,15 @@ class Ledger:
         for name in policies:
             if name.count(b"\0") == 2 and self._stored_history(name):
                 self._dirty_policies.add(name)
+
+    def forget_idle(self, names: Iterable[bytes]) -> None:
+        """Drop the states of *names* that have left all their windows; only between flushes."""
+        for name in names:
+            key = _key_of(name)
+            state = self.states.get(key)
+            if state is not None and key not in self.dirty and not is_live(state.windows, self.clock_ms):
+                del self.states[key]
+                self.size -= state.size
 
     def forget_clean(self, keep: int) -> None:
         """Drop states until the others take no more memory than *keep* quiet ones would.

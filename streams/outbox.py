@@ -100,7 +100,7 @@ class Outbox:
                 headers[f"{name}-bytes"] = str(len(part)).encode()
 
         def delivered(error: Any, _message: Any) -> None:
-            if error is not None and self._seldom.due("lost letter"):
+            if error is not None:
                 _log.error("the dead letter of %s[%s]@%s was lost: %s", topic, partition, offset, error)
 
         try:

@@ -84,6 +84,7 @@ class Owned:
         self._soon_s = min(_SOON_S, self._interval_s)
         self._flush_at = self._flush_soon_at = 0.0
         self._judged = 0
+        self._swept: list[bytes] = []
         self._retry_at = 0.0
         self._gap: tuple[tuple[str, int, int], Future[list[Record]]] | None = None
         send = partial(outbox.update, self.partition)
@@ -191,13 +192,14 @@ class Owned:
 
     # --- flushing ---
 
-    def tend(self, now: float, until: float, enough: int) -> Marker | None:
+    def tend(self, now: float, until: float, enough: int, many: int) -> Marker | None:
         """Move relay and flush on; returns the marker of a flush that ended.
 
         Args:
             now: Monotonic seconds.
             until: When the next records should be looked at; the flush takes one step all the same.
             enough: Checks judged since the last flush after which the next does not wait for its time.
+            many: Clients not yet flushed, of which the same is true.
 
         Raises:
             Overtaken: another worker is ahead: the partition is not ours.
@@ -205,10 +207,16 @@ class Owned:
         if self.ledger.next_offset >= self._answer_from:
             # A further lane waits until those have come by that another has relayed.
             self.relay.advance()
-        self._metrics.swept.inc(self._sweeper.advance(now, self._partitions))
+        if gone := self._sweeper.advance(now, self._partitions):
+            self._metrics.swept.inc(len(gone))
+            self._swept += gone
         if not self._flusher.idle:
             return self._flusher.advance(until)
-        urgent = self._judged >= enough or self._flusher.foreign or self._flusher.failed
+        if self._swept:
+            self.ledger.forget_idle(self._swept)
+            self._swept.clear()
+        waiting = self._judged >= enough or len(self.ledger.dirty) >= many
+        urgent = waiting or self._flusher.foreign or self._flusher.failed
         if now >= (self._flush_soon_at if urgent else self._flush_at):
             self._flush_at, self._flush_soon_at = now + self._interval_s, now + self._soon_s
             if self._flusher.foreign:

@@ -53,6 +53,8 @@ _FLUSH_S: Final = 0.001
 """Of flushing in a turn, about: how long it holds up a check."""
 _REPLAYED: Final = 80_000
 """Checks judged since they were flushed, over all partitions: what a worker replays in about a second."""
+_UNFLUSHED: Final = 8
+"""Of the clients kept in memory one in so many may wait for a flush, till which it cannot be dropped."""
 _CROWDED_S: Final = 0.05
 """Between two looks at the lease while a flush holds up all checks."""
 _LAG_S: Final = 1.0
@@ -502,12 +504,13 @@ class Owner(threading.Thread):
             if end is not None:
                 owned.look_at_end(table, end)
         keep = self._settings.cached_clients // len(self._running)
-        crowded, enough = owned.ledger.crowded(keep), _REPLAYED // len(self._running)
+        crowded = owned.ledger.crowded(keep)
+        limits = _REPLAYED // len(self._running), keep // _UNFLUSHED
         try:
-            marker = owned.tend(now, until, enough)
+            marker = owned.tend(now, until, *limits)
             # Only what is flushed can be dropped from memory: checks wait for that, for once.
             while crowded and owned.busy and self._sure(now := monotonic()):
-                marker = owned.tend(now, now + _CROWDED_S, enough)
+                marker = owned.tend(now, now + _CROWDED_S, *limits)
         except Overtaken as exc:
             _log.warning("%s; it is dropped here and restored", exc)
             self._drop([owned])

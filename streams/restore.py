@@ -331,7 +331,7 @@ class Restorer(threading.Thread):
         self._begin_again()
         now, among = monotonic(), len(self._followed)
         for followed in list(self._followed.values()):
-            self._metrics.swept.inc(followed.sweeper.advance(now, among))
+            self._metrics.swept.inc(len(followed.sweeper.advance(now, among)))
 
     def _begin_again(self) -> None:
         """Go on at the beginning of changelogs that have lost what was to be read next."""

@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         description="Milliseconds without a heartbeat until a worker's partitions move.",
     )
     cached_clients: int = Field(
-        200_000,
+        150_000,
         ge=1_000,
         description="Quiet clients' states kept in memory, of 800 bytes, over all partitions; of busy ones "
         "as many as take no more, which are a fifth.",

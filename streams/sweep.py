@@ -55,23 +55,23 @@ class Sweeper:
         self._lowest: float = inf
         self._highest = -1
 
-    def advance(self, now: float, among: int) -> int:
-        """Take a step if it is time for one; returns how many states were removed.
+    def advance(self, now: float, among: int) -> list[bytes]:
+        """Take a step if it is time for one; returns the keys of the states that were removed.
 
         Args:
             now: Monotonic seconds.
             among: How many partitions the thread may have to look after.
         """
         if now < self._next_step:
-            return 0
+            return []
         self._next_step = now + STEP_S * among
         if self._from is None:
             if now < self._next_pass:
-                return 0
+                return []
             self._next_pass = now + PASS_S
             self._horizon, self._last = self._last, self._store.marker()
             if self._horizon is None:
-                return 0
+                return []
             self._from = b""
             self._read_to, self._lowest, self._highest = self._store.next[COUNTERS], inf, -1
         assert self._horizon is not None
@@ -92,7 +92,7 @@ class Sweeper:
         else:
             self._from = None
             self._end_pass()
-        return len(gone)
+        return gone
 
     def _end_pass(self) -> None:
         milestones = self._store.milestones

@@ -239,7 +239,9 @@ class Worker:
 
 
 def _exit_code(cause: BaseException) -> int:
-    return EXIT_CONFIG if isinstance(cause, SettingsError | StateError | TopicError) else EXIT_FATAL
+    # An instance id that was taken would be taken back, and so on.
+    for_operators = (InstanceTaken, SettingsError, StateError, TopicError)
+    return EXIT_CONFIG if isinstance(cause, for_operators) else EXIT_FATAL
 
 
 def main() -> int:

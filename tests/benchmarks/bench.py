@@ -13,7 +13,7 @@ from tests.benchmarks.load_http import wrk_missing
 from tests.benchmarks.loader import Loader
 from tests.benchmarks.plan import CLIENTS, Plan
 from tests.benchmarks.samples import Result, Skipped
-from tests.benchmarks.sluice import GENEROUS, Sluice, running_sluice
+from tests.benchmarks.sluice import FLUSH_MS, GENEROUS, Sluice, running_sluice
 
 
 class Bench:
@@ -69,6 +69,7 @@ class Bench:
         workers: int = 1,
         limits: str = GENEROUS,
         clients: int = CLIENTS,
+        flush_ms: int = FLUSH_MS,
     ) -> tuple[Sluice, Loader]:
         """A system, warmed up, and a process that loads it through the SDK; *stack* ends them.
 
@@ -78,8 +79,11 @@ class Bench:
             workers: How many.
             limits: Its default.
             clients: How many ask while it warms up.
+            flush_ms: The workers' flush interval.
         """
-        sluice = stack.enter_context(running_sluice(partitions=partitions, workers=workers, limits=limits))
+        sluice = stack.enter_context(
+            running_sluice(partitions=partitions, workers=workers, limits=limits, flush_ms=flush_ms)
+        )
         module = [sys.executable, "-m", "tests.benchmarks.load_sdk"]
         command = [*module, sluice.system.bootstrap, str(sluice.topics)]
         sdk = stack.enter_context(self.loader("load-sdk", command))

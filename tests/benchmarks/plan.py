@@ -21,7 +21,8 @@ class Plan:
     Attributes:
         name: ``quick`` or ``full``.
         rounds: Measured rounds; one more before them is discarded.
-        seconds: Of each measured window; whole, since wrk counts in whole seconds.
+        seconds: Of each measured window; whole, since wrk counts in whole seconds. In a window as long as a
+            worker's flush interval each partition is flushed once, or more often; a shorter one sees less.
         warmup_s: Of a load process before its window.
         warm_broker_s: Of load on a system just started, before anything is measured on it.
         clients: Numbers of clients; each has a system of its own, filled with them before it is measured.
@@ -55,8 +56,8 @@ QUICK: Final = Plan(
 )
 FULL: Final = Plan(
     "full",
-    rounds=5,
-    seconds=2,
+    rounds=3,
+    seconds=5,
     warmup_s=0.5,
     warm_broker_s=15.0,
     clients=(1_000, 1_000_000, 10_000_000),

@@ -24,6 +24,10 @@ GENEROUS: Final = "1000000/minute"
 """The default limit of all that is measured, peers too: a denial would be cheaper than what it stands for."""
 
 
+FLUSH_MS: Final[int] = Settings.model_fields["flush_interval_ms"].default
+"""A worker's interval, as it is shipped."""
+
+
 class Sluice:
     """One running system.
 
@@ -74,7 +78,9 @@ class Sluice:
 
 
 @contextmanager
-def running_sluice(*, partitions: int = 4, workers: int = 1, limits: str = GENEROUS) -> Iterator[Sluice]:
+def running_sluice(
+    *, partitions: int = 4, workers: int = 1, limits: str = GENEROUS, flush_ms: int = FLUSH_MS
+) -> Iterator[Sluice]:
     """A system on free ports with a default of *limits*, ready; gone with its data afterwards."""
     with TemporaryDirectory(prefix="sluice-bench-") as folder, ExitStack() as stack:
         home = home_with_jars(Path(folder, "home"))
@@ -86,7 +92,6 @@ def running_sluice(*, partitions: int = 4, workers: int = 1, limits: str = GENER
         broker.start()
         admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
         create_topics(admin, load_topics(topics).values())
-        flush_ms = Settings.model_fields["flush_interval_ms"].default
         system = System(broker, home, stack, topics=topics, default_limits=limits, flush_interval_ms=flush_ms)
         metrics = [free_port() for _ in range(workers)]
         for port in metrics:

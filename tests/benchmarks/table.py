@@ -8,6 +8,7 @@ from typing import Final
 from rich.table import Table
 
 from tests.benchmarks.samples import Result, Run, median_of
+from tests.benchmarks.sluice import FLUSH_MS
 from tests.benchmarks.targets import Target, against, short, targets
 
 STAGES: Final = {
@@ -33,7 +34,15 @@ COLUMNS: Final = (
     "RSS MB",
     "target: measured; in the same run",
 )
-SUMMARY_COLUMNS: Final = ("what", "callers", "checks/s", "p50 ms", "p99 ms", "CPU µs together", "target")
+SUMMARY_COLUMNS: Final = (
+    "what",
+    "callers",
+    "checks/s",
+    "p50 ms",
+    "p99 ms",
+    "CPU µs together",
+    "target: measured; in the same run",
+)
 _LINE: Final = "echo-1"
 _PEERS: Final = ("redis-", "limits-", "throttlecrab-")
 """How keys of peers begin."""
@@ -82,7 +91,11 @@ def summary(run: Run) -> str:
     aimed_at = {goal.key for goal in goals} | {_LINE}
     shown = [it for it in run.results if it.key in aimed_at or it.key.startswith(_PEERS)]
     rows = (
-        [*_asked(result), _shown(result.cpu_us()), "; ".join(_goals(result, goals) + _undecided(result))]
+        [
+            *_asked(result),
+            _shown(result.cpu_us()),
+            "; ".join(_goals(result, goals) + against(run, result) + _undecided(result)),
+        ]
         for result in shown
     )
     return f"{title(run)}\n\n{_table(SUMMARY_COLUMNS, rows)}"
@@ -99,10 +112,13 @@ def caption(run: Run) -> str:
         f"Medians of {run.rounds} runs of {run.seconds:g} s each, taken in turn (one run: a hot client at 10 "
         "x its limit; recovery). µs: CPU of a check. RSS: resident memory; servers go on from row to row.",
         "In SDK and echo rows the gateway is the process of the callers, so that together includes them; in "
-        "HTTP rows and peers' it does not: load is the generator's own CPU.",
+        "HTTP rows and peers' it does not: load is the generator's own CPU. Checks/s of the Redis rows are "
+        "those of one client, redis-py, that waits for each answer.",
+        f"Workers flush every {FLUSH_MS / 1_000:g} s, or sooner if there is much: shorter windows see part "
+        "of that.",
     ]
     said += [
-        f"{int(clients):,} clients: {short(size)} bytes each on disk, RocksDB's own files included."
+        f"{int(clients):,} clients: {short(size)} bytes each on a worker's disk, with RocksDB's own files."
         for clients, size in run.disk_bytes.items()
     ]
     said += [f"Not measured: {it.what}: {it.why}" for it in run.skipped]

@@ -19,6 +19,9 @@ _CLIENTS: Final = 8_000
 _RATE: Final = 40_000
 """Checks a second, on one worker as on two: a flush writes a client once, however often it was charged."""
 
+_FLUSH_MS: Final = 1_000
+"""On one worker as on two: else each flushes when it has judged so many, and one has twice as many."""
+
 _SETTLED_S: Final = 2.5
 """After which what was published before is flushed, and read by the standby."""
 
@@ -44,8 +47,8 @@ def workers(bench: Bench) -> None:
     What following costs by itself shows where all load is on the other's partitions.
     """
     with ExitStack() as stack:
-        one, one_sdk = bench.start(stack)
-        two, two_sdk = bench.start(stack, workers=2)
+        one, one_sdk = bench.start(stack, flush_ms=_FLUSH_MS)
+        two, two_sdk = bench.start(stack, workers=2, flush_ms=_FLUSH_MS)
         first, second = two.system.workers
         mine = two.partitions_of(first)
         if not 0 < len(mine) < two.partitions:

@@ -66,14 +66,20 @@ class Asker:
             await asyncio.sleep(due - time.monotonic())
 
     async def _ask(self, http: httpx.AsyncClient, url: str, clients: list[str]) -> None:
-        at = time.monotonic()
-        answers: list[Any] = [None] * len(clients)
-        with suppress(httpx.TransportError):  # a gateway that was killed
-            response = await http.post(f"{url}/v1/checks", json=[{"client_id": name} for name in clients])
-            answers = response.raise_for_status().json()
-        until = time.monotonic()
-        sys.stdout.buffer.write(msgspec.json.encode([url, at, until, clients, answers]) + b"\n")
-        sys.stdout.buffer.flush()
+        # As callers do: where a gateway was killed, another is asked.
+        for asked in (url, *(other for other in self._urls if other != url)):
+            at = time.monotonic()
+            answers: list[Any] = [None] * len(clients)
+            with suppress(httpx.TransportError):
+                response = await http.post(
+                    f"{asked}/v1/checks", json=[{"client_id": name} for name in clients]
+                )
+                answers = response.raise_for_status().json()
+            line = msgspec.json.encode([asked, at, time.monotonic(), clients, answers])
+            sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.flush()
+            if answers[0] is not None:
+                return
 
     async def _change(self, http: httpx.AsyncClient) -> None:
         """Change limits and reset counters, one after the other, here and there."""

@@ -13,7 +13,7 @@ from rocksdict import AccessType, Options, Rdict
 
 from streams.contract.policy import Policy, parse_policy
 from streams.contract.records import Batch, Decision, SingleCheck, decode_checks_record, decode_reply
-from streams.contract.topics import CHECKS, REPLIES, app_id
+from streams.contract.topics import CHECKS, REPLIES, UPDATES, app_id
 from streams.judge import Answer
 from streams.lane import changelogs
 from streams.ledger import (
@@ -122,6 +122,18 @@ class Oracle:
                 marker, entries = ledger.take_dirty()
                 return Truth(records, decided, marker, dict(entries.counters), dict(entries.policies))
             decided[offset] = answers
+
+    def relayed(self, truths: Sequence[Truth]) -> bool:
+        """Whether the log has every limit update and reset that was written."""
+        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "oracle"})
+        try:
+            ends = [
+                consumer.get_watermark_offsets(TopicPartition(UPDATES, partition), timeout=_READ_S)[1]
+                for partition in range(PARTITIONS)
+            ]
+        finally:
+            consumer.close()
+        return [end - 1 for end in ends] == [truth.marker.applied for truth in truths]
 
     # --- answers ---
 

@@ -34,7 +34,7 @@ class Row(NamedTuple):
     def check(self, otherwise_s: float) -> None:
         """Not far from the targets; where there is none, for at most *otherwise_s*."""
         for seconds, target_s in zip((self.moved_s, self.kept_s), self.targets, strict=True):
-            most_s = otherwise_s if target_s is None else 3 * target_s + 5
+            most_s = otherwise_s if target_s is None else target_s + (5 if target_s > 1 else 2.5)
             assert (seconds or 0.0) <= most_s, f"{self}: let through for more than {most_s:g} s"
 
 

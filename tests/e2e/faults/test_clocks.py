@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.e2e.faults.cluster import shifted
-from tests.e2e.faults.rig import Rig, logged_at
+from tests.e2e.faults.rig import HARMLESS_S, Rig, logged_at
 from tests.system import Process, eventually
 
 HOUR_S = 3_600
@@ -17,7 +17,7 @@ def is_off(process: Process) -> bool:
 
 
 def test_gateway_ahead(rig: Rig) -> None:
-    with rig.fault("clock: a gateway an hour ahead", clocks_s=[HOUR_S, 0]) as fault:
+    with rig.fault("clock: a gateway an hour ahead", clocks_s=[HOUR_S, 0], most_s=HARMLESS_S) as fault:
         assert is_off(fault.gateways[0])
         assert not is_off(fault.gateways[1])
         rig.runs_on(fault)

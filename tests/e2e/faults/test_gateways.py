@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.e2e.faults.rig import Rig
+from tests.e2e.faults.rig import HARMLESS_S, Rig
 
 
 def test_killed(rig: Rig) -> None:
-    with rig.fault("gateway: kill -9") as fault:
+    with rig.fault("gateway: kill -9", most_s=HARMLESS_S) as fault:
         fault.gateways[1].kill()

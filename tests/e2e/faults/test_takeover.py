@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+from streams.worker import EXIT_CONFIG
 from tests.e2e.faults.report import Targets
 from tests.e2e.faults.rig import Rig
 from tests.system import eventually
@@ -18,7 +19,7 @@ def test_a_woken_zombie_whose_id_was_taken_ends(rig: Rig) -> None:
         eventually("the twin judges", lambda: bool(twin.lines("judging from")), on_failure=rig.system.logs)
         victim.signal(signal.SIGCONT)
         victim.join(30)
-        assert victim.status == 1
+        assert victim.status == EXIT_CONFIG
         assert len(victim.lines("CRITICAL", "another worker has joined the group as")) == 1
     twin.stop()
     rig.system.workers.remove(twin)

@@ -7,7 +7,7 @@ import signal
 import time
 
 from tests.e2e.faults.report import Targets
-from tests.e2e.faults.rig import Rig, logged_at
+from tests.e2e.faults.rig import HARMLESS_S, Rig, logged_at
 from tests.system import eventually
 
 SESSION_S = 6.0
@@ -118,7 +118,9 @@ def test_all_down(rig: Rig) -> None:
 
 
 def test_rolling_restart(rig: Rig) -> None:
-    with rig.fault("all workers: SIGTERM and start, one after the other", episodes=3) as fault:
+    with rig.fault(
+        "all workers: SIGTERM and start, one after the other", episodes=3, most_s=HARMLESS_S
+    ) as fault:
         for worker in rig.system.workers:
             assert worker.stop() == 0
             with rig.joining(worker):
@@ -128,5 +130,5 @@ def test_rolling_restart(rig: Rig) -> None:
 
 def test_none(rig: Rig) -> None:
     """The control."""
-    with rig.fault("none") as fault:
+    with rig.fault("none", most_s=HARMLESS_S) as fault:
         rig.runs_on(fault)

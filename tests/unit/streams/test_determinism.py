@@ -81,7 +81,9 @@ class Worker:
         """Time for so many passes over the table passes by."""
         for _ in range(passes):
             self.now += PASS_S
-            self.sweeper.advance(self.now, 1)
+            gone = self.sweeper.advance(self.now, 1)
+            if self.flusher.idle:
+                self.ledger.forget_idle(gone)
 
     def judge(self, count: int) -> None:
         waiting = [record for record in self.log if record.offset >= self.ledger.next_offset]

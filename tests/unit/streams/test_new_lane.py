@@ -111,13 +111,13 @@ def test_it_relays_no_update_before_it_has_seen_what_was_relayed() -> None:
     for version in (0, 1):
         key = b'["client", "%s", ""]' % CLIENTS[0].encode()
         owned.take_update(Message(version, b'{"limits": ["9/minute"]}', key))
-    owned.tend(0.0, 0.0, 1)
+    owned.tend(0.0, 0.0, 1, 1)
     assert not sent.updates
     owned.take(Message(0, encode_update(Update(0, "client", CLIENTS[0], "", policy))))
-    owned.tend(0.0, 0.0, 1)
+    owned.tend(0.0, 0.0, 1, 1)
     assert not sent.updates
     owned.take(batch(1))
-    owned.tend(0.0, 0.0, 1)
+    owned.tend(0.0, 0.0, 1, 1)
     assert sent.updates == [encode_update(Update(1, "client", CLIENTS[0], "", policy))]
 
 

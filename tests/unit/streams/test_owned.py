@@ -38,22 +38,22 @@ class Flushing:
         self.now, self.offset = 0.0, 0
         self.owned.begin(self.now)
 
-    def take(self, checks: int) -> None:
-        batch = Batch(-1, 7, 1, [Check(CLIENTS[0])] * checks)
+    def take(self, checks: int, client: str = CLIENTS[0]) -> None:
+        batch = Batch(-1, 7, 1, [Check(client)] * checks)
         self.owned.take(Message(self.offset, encode_batch(batch)))
         self.offset += 1
 
     def passes(self, until: float) -> list[float]:
-        """When flushes began until then, looked at ten times a second, where 100 checks are enough."""
+        """When flushes began until then, looked at ten times a second; enough: 100 checks or 2 clients."""
         begun = []
         while self.now < until:
             self.now = round(self.now + 0.1, 1)
-            self.owned.tend(self.now, self.now, 100)
+            self.owned.tend(self.now, self.now, 100, 2)
             if self.changelogs.sent:
                 begun.append(self.now)
             while self.changelogs.sent:
                 self.changelogs.arrive_all()
-                self.owned.tend(self.now, self.now, 100)
+                self.owned.tend(self.now, self.now, 100, 2)
         return begun
 
 
@@ -71,6 +71,10 @@ def test_a_flush_waits_for_its_time_or_for_enough_checks_but_a_second_at_least(t
     one.take(99)
     assert one.passes(second + 5.9) == []
     assert one.passes(second + 6) == [second + 6]
+    one.take(1, CLIENTS[1])
+    one.take(1)
+    assert one.passes(second + 6.9) == []
+    assert one.passes(second + 7) == [second + 7]
 
 
 def test_what_somebody_else_wrote_is_written_over_soon(
@@ -127,21 +131,21 @@ def test_a_partitions_marker_is_acknowledged_before_its_first_counter_is_written
         nonlocal at
         at += 1_000
         for _ in range(2):
-            owned.tend(at, at, 1_000)
+            owned.tend(at, at, 1_000, 1_000)
 
     for _ in range(2):
         flush()
         assert [sent.key for sent in changelogs.sent] == [MARKER_KEY]
         changelogs.fail()
-        owned.tend(at, at, 1_000)
+        owned.tend(at, at, 1_000, 1_000)
     flush()
     changelogs.arrive_all()
-    owned.tend(at, at, 1_000)
+    owned.tend(at, at, 1_000, 1_000)
     assert owned.store.marker() == first
     flush()
     assert {sent.table for sent in changelogs.sent} == {COUNTERS}
     changelogs.arrive_all()
-    owned.tend(at, at, 1_000)
+    owned.tend(at, at, 1_000, 1_000)
     changelogs.arrive_all()
-    owned.tend(at, at, 1_000)
+    owned.tend(at, at, 1_000, 1_000)
     assert cast(Marker, owned.store.marker()).next_offset == 41

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -139,3 +140,19 @@ def test_a_flush_of_what_is_held_that_fails_is_not_begun_again_at_once(
         owner._turn()
         changelogs.arrive_all()
     assert changelogs.logs[POLICIES][-1][0] == MARKER_KEY
+
+
+def test_what_does_not_wait_for_its_time_is_a_share_of_what_a_worker_replays_and_keeps(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(bench.owned, "tend", lambda _now, _until, enough, many: told.append((enough, many)))
+    others: Any = {
+        number: SimpleNamespace(ledger=bench.owned.ledger, tend=lambda *_: None, busy=False)
+        for number in (1, 2, 3)
+    }
+    bench.owner._tend(bench.owned, 0.0, 0.0)
+    bench.owner._running.update(others)
+    bench.owner._tend(bench.owned, 0.0, 0.0)
+    bench.owner._running = {0: bench.owned}
+    assert told == [(80_000, 150_000 // 8), (20_000, 150_000 // 4 // 8)]

@@ -52,7 +52,7 @@ def keys(store: PartitionStore) -> set[bytes]:
 def sweep(store: PartitionStore, passes: int = 2) -> int:
     """A sweeper's first *passes*, the first of which only notes where the marker is."""
     sweeper = Sweeper(store)
-    return sum(sweeper.advance(PASS_S * number, 1) for number in range(passes))
+    return sum(len(sweeper.advance(PASS_S * number, 1)) for number in range(passes))
 
 
 def test_what_has_left_all_its_windows_is_removed_and_nothing_else(store: PartitionStore) -> None:
@@ -88,11 +88,11 @@ def test_to_the_millisecond(store: PartitionStore) -> None:
 def test_only_what_had_left_a_pass_ago_is_removed(store: PartitionStore) -> None:
     store.write(COUNTERS, [(b"a", charged(0, MINUTE))])
     sweeper = Sweeper(store)
-    assert sweeper.advance(0, 1) == 0
+    assert sweeper.advance(0, 1) == []
     mark(store, 5, LEFT)
-    assert sweeper.advance(PASS_S - 1, 1) == 0, "no time for a pass"
-    assert sweeper.advance(PASS_S, 1) == 0, "a pass ago there was no marker"
-    assert sweeper.advance(PASS_S * 2, 1) == 1
+    assert sweeper.advance(PASS_S - 1, 1) == [], "no time for a pass"
+    assert sweeper.advance(PASS_S, 1) == [], "a pass ago there was no marker"
+    assert sweeper.advance(PASS_S * 2, 1) == [b"a"]
 
 
 def test_without_a_marker_nothing_is_removed(store: PartitionStore) -> None:
@@ -105,8 +105,8 @@ def test_a_large_table_takes_many_steps_at_a_pace_shared_with_other_partitions()
     store.write(COUNTERS, [(b"client-%d" % n, charged(0, MINUTE)) for n in range(KEYS * 2 + 1)])
     mark(store, 5, LEFT)
     sweeper = Sweeper(store)
-    assert sweeper.advance(0, 4) == 0
-    assert [sweeper.advance(PASS_S + STEP_S * step, 4) for step in range(0, 13, 2)] == [
+    assert sweeper.advance(0, 4) == []
+    assert [len(sweeper.advance(PASS_S + STEP_S * step, 4)) for step in range(0, 13, 2)] == [
         KEYS, 0, KEYS, 0, 1, 0, 0
     ]  # fmt: skip
     assert keys(store) == set()

@@ -306,9 +306,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             made.append(name)
             return method(*args, **kwargs)
 
-        monkeypatch.setattr(loop, name, counted)
+        patch.setattr(loop, name, counted)
 
-    with monkeypatch.context():
+    with monkeypatch.context() as patch:
         for name in ("create_task", "call_at"):
             counting(name)
         yield made
@@ -327,6 +327,28 @@ async def test_a_plain_check_makes_no_task_and_no_timer(
         assert status_of(await connection.send(*Request("GET", "/healthz").data())) == 200
         assert made == ["create_task"]
     await connection.end()
+
+
+async def test_checks_that_wait_for_the_store_have_one_timer_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway.limiter, "Transport", Kafka)
+    limiter = Limiter(Settings(deny_cache=0))
+    async with limiter:
+        log: Kafka = limiter._transport  # type: ignore[assignment]
+        connections = [Connection(refuse, HotPath(limiter, legacy_headers=False)) for _ in range(40)]
+        for connection in connections:
+            await connection.send(*CHECK)
+        log.checks.clear()
+        with counted(monkeypatch) as made:
+            for connection in connections:
+                connection.protocol.data_received(CHECK[0])
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            made = list(made)
+        assert len(log.checks) == 40
+        assert all(len(connection.wire.written) == 2 for connection in connections)
+        assert made == ["call_at"], "all are of one client, and in one batch"
+        for connection in connections:
+            await connection.end()
 
 
 async def test_the_connections_one_timer_closes_it_when_it_was_idle_for_long(

@@ -16,7 +16,8 @@ from streams.owned import Owned
 from streams.settings import Settings
 from streams.store import COUNTERS, POLICIES, TABLES, Record
 from tests.unit.streams.memory import Changelogs, MemoryStore
-from tests.unit.streams.partition_log import CLIENTS, PARTITION, PARTITIONS, START
+from tests.unit.streams.partition_log import CLIENTS, PARTITION, PARTITIONS
+from tests.unit.streams.test_new_lane import Message
 
 
 class Flushing:
@@ -91,22 +92,6 @@ def test_what_somebody_else_wrote_is_written_over_soon(
     [mended] = one.passes(first + 4)
     assert mended < first + 3.5, "a second until it is read, one until it is there, one until it is mended"
     assert one.changelogs.logs[COUNTERS][-1][1] == one.changelogs.logs[COUNTERS][0][1]
-
-
-class Message:
-    """A record of ``checks``."""
-
-    def __init__(self, offset: int, value: bytes) -> None:
-        self._offset, self._value = offset, value
-
-    def offset(self) -> int:
-        return self._offset
-
-    def value(self) -> bytes:
-        return self._value
-
-    def timestamp(self) -> tuple[int, int]:
-        return 2, START
 
 
 def test_a_partitions_marker_is_acknowledged_before_its_first_counter_is_written(tmp_path: Path) -> None:

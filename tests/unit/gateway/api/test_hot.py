@@ -36,6 +36,12 @@ TURNS = 300
 """Of the event loop: an answer that has not come by then waits for more of the request."""
 
 
+async def turns() -> None:
+    """So many that all is answered which can be."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
 class Request(NamedTuple):
     """A request as it comes in; *ended*: its caller stayed to the end of the body."""
 
@@ -246,8 +252,7 @@ async def converse(app: ASGIApp, hot: HotPath | None, pieces: Sequence[bytes]) -
     for piece in pieces:
         if not connection.wire.is_closing():
             connection.protocol.data_received(piece)
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
+    await turns()
     await connection.end()
     return b"".join(connection.wire.written)
 
@@ -341,8 +346,7 @@ async def test_checks_that_wait_for_the_store_have_one_timer_a_batch(monkeypatch
         with counted(monkeypatch) as made:
             for connection in connections:
                 connection.protocol.data_received(CHECK[0])
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
+            await turns()
             made = list(made)
         assert len(log.checks) == 40
         assert all(len(connection.wire.written) == 2 for connection in connections)
@@ -406,8 +410,7 @@ async def test_what_comes_before_the_answer_is_answered_after_it(monkeypatch: py
         connection = Connection(create_app(Settings(), limiter), HotPath(limiter, legacy_headers=False))
         get = Request("GET", "/healthz").data()
         answers = await connection.send(b"".join([*CHECK, *get, *CHECKS, *CHECK]))
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
+        await turns()
         answers = b"".join(connection.wire.written)
         bodies = [part.split(b"\r\n\r\n")[1] for part in answers.split(b"HTTP/1.1 200 OK\r\n")[1:]]
         assert [body[:1] for body in bodies] == [b"{", b"{", b"[", b"{"]
@@ -444,14 +447,12 @@ async def test_nothing_is_asked_or_written_once_a_connection_is_closed(
         connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
         connection.protocol.data_received(CHECK[0])
         connection.wire.close()
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
+        await turns()
         assert not connection.wire.written
         assert not connection.wire.late
         assert len(log.checks) == 1
         connection.protocol.data_received(CHECK[0])
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
+        await turns()
         assert len(log.checks) == 1
 
 

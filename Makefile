@@ -1,4 +1,4 @@
-# Two commands: `make run` starts all of Sluice here, `make test` proves it. `make help` names the others.
+# Two commands: `make run` starts all of Stoplog here, `make test` proves it. `make help` names the others.
 
 # The first Python >= 3.11 on the PATH; PYTHON=/path/to/python chooses another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -10,12 +10,12 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 .PHONY: run test faults soak bench bench-full bench-readme bench-lock check lock envoy-lock clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
-	@$(BIN)/sluice up $(ARGS)
+	@$(BIN)/stoplog up $(ARGS)
 
 # Two runs: the fault tests measure seconds, so nothing may run beside them; they begin once all else has passed.
 # ARGS="-k ..." may leave one of the two without tests, of which pytest says 5.
 test: .venv/dev .venv/envoy ## run unit, integration (a real broker) and e2e tests (real processes), two at a time, then fault tests
-	@$(BIN)/pytest tests/unit streams gateway tests/integration tests/e2e --ignore tests/e2e/faults \
+	@$(BIN)/pytest tests/unit stoplog streams gateway tests/integration tests/e2e --ignore tests/e2e/faults \
 		--numprocesses 2 --dist loadfile $(ARGS); first=$$?; case $$first in 0|5) ;; *) exit $$first ;; esac; \
 	$(BIN)/pytest tests/e2e/faults $(ARGS); second=$$?; [ $$second -eq 5 ] && exit $$first || exit $$second
 
@@ -56,7 +56,7 @@ bench-lock: .venv/dev ## the same for the benchmark's peers, which have an envir
 	@$(BIN)/uv pip compile $(PEERS).in --universal --python-version 3.11 --generate-hashes --quiet --no-header \
 		--no-annotate --no-emit-index-url --no-emit-find-links --upgrade --output-file $(PEERS).lock
 
-clean: ## remove .venv and caches; the data in .sluice stays
+clean: ## remove .venv and caches; the data in .stoplog stays
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
 
 help: ## this list
@@ -64,7 +64,7 @@ help: ## this list
 
 # The editable install comes last and alone: a checkout has no hash.
 .venv/runtime: requirements.lock pyproject.toml | .venv/pyvenv.cfg
-	@echo "Installing what Sluice needs (once) ..."
+	@echo "Installing what Stoplog needs (once) ..."
 	@$(PIP) --require-hashes --requirement requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -82,7 +82,7 @@ help: ## this list
 	@touch $@
 
 .venv/pyvenv.cfg:
-	@test -n "$(PYTHON)" || { echo "Sluice needs Python 3.11 or newer: install it, or run make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Stoplog needs Python 3.11 or newer: install it, or run make PYTHON=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { \
 		echo "$(PYTHON) is not Python 3.11 or newer: run make PYTHON=/path/to/one that is" >&2; exit 1; }
 	@"$(PYTHON)" -m venv .venv || { rm -rf .venv; \

@@ -5,7 +5,7 @@
     uvicorn examples.app:app --port 8000
     curl -i http://127.0.0.1:8000/books -H 'X-API-Key: alice'
 
-``SLUICE_KAFKA`` says where Kafka is. While it does not answer, everything is allowed.
+``STOPLOG_KAFKA`` says where Kafka is. While it does not answer, everything is allowed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI
 from starlette.requests import HTTPConnection
 
-from gateway import Answer, Limiter, RateLimit, RateLimitMiddleware, Settings
+from stoplog import Answer, Limiter, RateLimit, RateLimitMiddleware, Settings
 
 
 def api_key(connection: HTTPConnection) -> str | None:

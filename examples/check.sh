@@ -3,12 +3,12 @@
 #
 #   examples/check.sh alice
 #
-# SLUICE_URL says where the gateway is. A denial is a 200 too: the call worked. When the store does not answer
+# STOPLOG_URL says where the gateway is. A denial is a 200 too: the call worked. When the store does not answer
 # the gateway lets through, and when the gateway does not, so does this.
 set -eu
 
 client=${1:?usage: examples/check.sh CLIENT}
-url=${SLUICE_URL:-http://127.0.0.1:8080}
+url=${STOPLOG_URL:-http://127.0.0.1:8080}
 
 allowed() {
   answer=$(curl -s --max-time 1 "$url/v1/check" -H 'Content-Type: application/json' -d "{\"client_id\": \"$1\"}") ||

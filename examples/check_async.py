@@ -4,7 +4,7 @@
 
     python examples/check_async.py alice
 
-``SLUICE_KAFKA`` says where Kafka is.
+``STOPLOG_KAFKA`` says where Kafka is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from gateway import Limiter, Settings
+from stoplog import Limiter, Settings
 
 
 async def main(client: str) -> None:

@@ -4,7 +4,7 @@
 
     python examples/check_sync.py alice
 
-``SLUICE_KAFKA`` says where Kafka is.
+``STOPLOG_KAFKA`` says where Kafka is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from gateway import BlockingLimiter, Settings
+from stoplog import BlockingLimiter, Settings
 
 
 def main(client: str) -> None:

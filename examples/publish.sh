@@ -3,12 +3,12 @@
 #
 #   PATH=$PATH:/opt/kafka/bin examples/publish.sh alice 3
 #
-# SLUICE_KAFKA says where Kafka is. The console producer hashes keys as Sluice wants them.
+# STOPLOG_KAFKA says where Kafka is. The console producer hashes keys as Stoplog wants them.
 set -eu
 
 client=${1:?usage: examples/publish.sh CLIENT CHECKS}
 checks=${2:?usage: examples/publish.sh CLIENT CHECKS}
-kafka=${SLUICE_KAFKA:-127.0.0.1:9092}
+kafka=${STOPLOG_KAFKA:-127.0.0.1:9092}
 replies=2  # any partition of the topic will do
 run=$$-$(date +%s)
 

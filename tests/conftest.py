@@ -7,14 +7,14 @@ from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
+from stoplog_gateway.local.kafka_broker import Broker
 
-from gateway.broker import Broker
-from tests.broker import fresh_broker
-from tests.reaper import reaping
+from tests.support.broker import fresh_broker
+from tests.support.reaper import reaping
 
 # Property tests are random each time; a failure prints what reproduces it. A slow machine is no failure.
-settings.register_profile("sluice", deadline=None, print_blob=True)
-settings.load_profile("sluice")
+settings.register_profile("stoplog", deadline=None, print_blob=True)
+settings.load_profile("stoplog")
 
 # Processes of pytest-xdist find a terminal's size there, and a console of Rich takes it for good when made.
 for name in ("COLUMNS", "LINES"):

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.benchmarks.case import Case, measure
-from tests.benchmarks.cases_sluice import warm
+from tests.benchmarks.cases_stoplog import warm
 from tests.benchmarks.load_http import wrk_missing
 from tests.benchmarks.loader import Loader
 from tests.benchmarks.plan import CLIENTS, Plan
 from tests.benchmarks.samples import Result, Skipped
-from tests.benchmarks.sluice import FLUSH_MS, GENEROUS, Sluice, running_sluice
+from tests.benchmarks.stoplog_system import FLUSH_MS, GENEROUS, Stoplog, running_stoplog
 
 
 class Bench:
@@ -36,7 +36,7 @@ class Bench:
         self.disk_bytes: dict[str, float] = {}
         self._no_wrk = wrk_missing()
         say("starting Kafka, a worker and a gateway")
-        self.sluice, self.sdk = self.start(stack)
+        self.stoplog, self.sdk = self.start(stack)
 
     def measure(self, cases: Sequence[Case], *, rounds: int | None = None, warm: bool = True) -> list[Result]:
         """Measure *cases* beside each other, in the plan's rounds or in *rounds*; keep what they gave."""
@@ -70,7 +70,7 @@ class Bench:
         limits: str = GENEROUS,
         clients: int = CLIENTS,
         flush_ms: int = FLUSH_MS,
-    ) -> tuple[Sluice, Loader]:
+    ) -> tuple[Stoplog, Loader]:
         """A system, warmed up, and a process that loads it through the SDK; *stack* ends them.
 
         Args:
@@ -81,11 +81,11 @@ class Bench:
             clients: How many ask while it warms up.
             flush_ms: The workers' flush interval.
         """
-        sluice = stack.enter_context(
-            running_sluice(partitions=partitions, workers=workers, limits=limits, flush_ms=flush_ms)
+        stoplog = stack.enter_context(
+            running_stoplog(partitions=partitions, workers=workers, limits=limits, flush_ms=flush_ms)
         )
         module = [sys.executable, "-m", "tests.benchmarks.load_sdk"]
-        command = [*module, sluice.system.bootstrap, str(sluice.topics)]
+        command = [*module, stoplog.system.bootstrap, str(stoplog.topics)]
         sdk = stack.enter_context(self.loader("load-sdk", command))
         warm(sdk, self.plan, clients)
-        return sluice, sdk
+        return stoplog, sdk

@@ -15,10 +15,10 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-import gateway.kafka
-import streams.kafka
-from gateway.settings import Settings
-from streams.contract.unpacking import drain
+import stoplog.kafka.gateway_clients
+import stoplog.kafka.worker_clients
+from stoplog.client.settings import Settings
+from stoplog.kafka.batch_skipper import drain
 from tests.benchmarks.orders import Stopwatch, say, serve
 
 PARTITIONS: Final = 4
@@ -61,8 +61,8 @@ def _failed(error: KafkaError) -> None:
 
 def echo(bootstrap: str) -> None:
     """Send back whatever comes, until stopped."""
-    consumer = streams.kafka.consumer(bootstrap, "echo")
-    producer = streams.kafka.reply_producer(bootstrap, _TIMEOUT_MS)
+    consumer = stoplog.kafka.worker_clients.consumer(bootstrap, "echo")
+    producer = stoplog.kafka.worker_clients.reply_producer(bootstrap, _TIMEOUT_MS)
     _read(consumer, _OUT)
     say("ready")
     while True:
@@ -74,8 +74,8 @@ def echo(bootstrap: str) -> None:
 
 def call(bootstrap: str) -> None:
     """Carry out orders: ``partitions`` in flight, ``size`` checks in each record."""
-    consumer = gateway.kafka.consumer(bootstrap)
-    producer = gateway.kafka.producer(bootstrap, _TIMEOUT_MS, _failed)
+    consumer = stoplog.kafka.gateway_clients.consumer(bootstrap)
+    producer = stoplog.kafka.gateway_clients.producer(bootstrap, _TIMEOUT_MS, _failed)
     _read(consumer, _IN)
 
     def run(order: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from stoplog_gateway.local.kafka_jars import KAFKA_VERSION
 
-from gateway.jars import KAFKA_VERSION
-from tests.broker import CHECKOUT
+from tests.support.broker import CHECKOUT
 
 
 def machine_facts() -> dict[str, str]:

@@ -18,18 +18,18 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import psutil
+from stoplog_worker.algorithm.ledger import FORMAT, Marker, State, encode_state
+from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.partition.partition import Owned
+from stoplog_worker.settings import Settings
+from stoplog_worker.state.rocksdb import Rocks
+from stoplog_worker.state.store import COUNTERS, TABLES, PartitionStore
+from stoplog_worker.worker import GC_THRESHOLDS
 
-from streams.contract.policy import parse_policy
-from streams.contract.records import Batch, Check, encode_batch
-from streams.contract.topics import partition_of
-from streams.ledger import FORMAT, Marker, State, encode_state
-from streams.metrics import Metrics
-from streams.owned import Owned
-from streams.rocks import Rocks
-from streams.settings import Settings
-from streams.store import COUNTERS, TABLES, PartitionStore
-from streams.window import Window
-from streams.worker import GC_THRESHOLDS
+from stoplog.policy import parse_policy
+from stoplog.topics import partition_of
+from stoplog.wire.checks import Batch, Check, encode_batch
 
 PARTITIONS = 4
 BATCH = 100
@@ -184,7 +184,7 @@ def charged(at_ms: int) -> bytes:
 
 
 def main() -> None:
-    os.environ.pop("SLUICE_CACHED_CLIENTS", None)
+    os.environ.pop("STOPLOG_CACHED_CLIENTS", None)
     for text in sys.argv[1:]:
         clients = int(text)
         with TemporaryDirectory() as folder:

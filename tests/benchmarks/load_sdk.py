@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import uvloop
 
-from gateway import Check, Limiter
-from streams.contract.topics import CHECKS, load_topics, partition_of
+from stoplog import Check, Limiter
+from stoplog.topics import CHECKS, load_topics, partition_of
 from tests.benchmarks.clients import client_id, picker
 from tests.benchmarks.orders import Stopwatch, orders, say
 

@@ -11,7 +11,7 @@ from select import select
 from typing import Any, Final
 
 from tests.benchmarks.cpu import Meter
-from tests.broker import CHECKOUT
+from tests.support.broker import CHECKOUT
 
 _PATIENCE_S: Final = 600.0
 """Longest that an order may take; filling 10,000,000 clients takes minutes."""

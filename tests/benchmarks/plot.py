@@ -16,8 +16,8 @@ from matplotlib import pyplot as plt
 
 _CALLERS: Final = (1, 32, 128, 512)
 _LINES: Final = {
-    "sdk": "Sluice, SDK",
-    "http": "Sluice, HTTP",
+    "sdk": "Stoplog, SDK",
+    "http": "Stoplog, HTTP",
     "limits": "limits + FastAPI + Redis",
     "throttlecrab": "throttlecrab (in memory)",
 }

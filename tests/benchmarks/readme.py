@@ -15,7 +15,7 @@ import msgspec
 from tests.benchmarks.growth import growth_markdown
 from tests.benchmarks.samples import Run
 from tests.benchmarks.table import markdown, summary
-from tests.broker import CHECKOUT
+from tests.support.broker import CHECKOUT
 
 BEGIN: Final = "<!-- benchmark: written by `make bench-readme` -->"
 END: Final = "<!-- end of benchmark -->"

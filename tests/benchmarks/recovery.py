@@ -1,7 +1,7 @@
 """How fast changelogs become state: a wiped disk restored, and a standby that has to catch up.
 
 ``python -m tests.benchmarks.recovery 1000000`` writes that many clients' states to the counters' changelog of
-a broker of its own, has a worker's :class:`~streams.restore.Restorer` restore all partitions into an empty
+a broker of its own, has a worker's :class:`~stoplog_worker.restore.restorer.Restorer` restore all partitions into an empty
 RocksDB, writes every client once more, and has the restorer follow. Prints the changelog records a second.
 """
 
@@ -15,18 +15,18 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from confluent_kafka import Producer
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_worker.algorithm.ledger import MARKER_KEY, Marker, State, encode_marker, encode_state
+from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.restore.restorer import Restored, Restorer
+from stoplog_worker.state.rocksdb import Rocks
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
-from gateway.broker import Broker
-from streams.contract.policy import parse_policy
-from streams.contract.records import POSITION_BITS
-from streams.contract.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, partition_of
-from streams.ledger import MARKER_KEY, Marker, State, encode_marker, encode_state
-from streams.metrics import Metrics
-from streams.restore import Restored, Restorer
-from streams.rocks import Rocks
-from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore
-from streams.window import Window
-from tests.broker import fresh_broker
+from stoplog.policy import parse_policy
+from stoplog.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, partition_of
+from stoplog.wire.checks import POSITION_BITS
+from tests.support.broker import fresh_broker
 
 PARTITIONS = 4
 START = 1_764_000_000_000
@@ -128,7 +128,7 @@ def measure(clients: int, folder: Path) -> tuple[Speed, Speed]:
 def main() -> None:
     """Print a line for each number of clients given."""
     for clients in map(int, sys.argv[1:] or ["1000000"]):
-        with TemporaryDirectory(prefix="sluice-bench-") as folder:
+        with TemporaryDirectory(prefix="stoplog-bench-") as folder:
             restored, followed = measure(clients, Path(folder))
         print(f"{clients:,} clients: restored {restored}, a standby caught up {followed}")
 

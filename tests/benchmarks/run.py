@@ -27,7 +27,7 @@ from tests.benchmarks.plan import FULL, QUICK, Plan
 from tests.benchmarks.samples import Run
 from tests.benchmarks.stages import callers, clients, growth, hot, recovery
 from tests.benchmarks.table import rich_table
-from tests.broker import CHECKOUT
+from tests.support.broker import CHECKOUT
 
 _FOLDER: Final = CHECKOUT / "build" / "bench"
 _WIDTH: Final = 200
@@ -45,7 +45,7 @@ def main(plan: Plan) -> None:
     def say(what: str) -> None:
         err.print(f"[dim]{time.monotonic() - began:4.0f} s[/] {what}", highlight=False)
 
-    with TemporaryDirectory(prefix="sluice-bench-") as folder, ExitStack() as stack:
+    with TemporaryDirectory(prefix="stoplog-bench-") as folder, ExitStack() as stack:
         bench = Bench(plan, Path(folder), stack, say)
         callers.run(bench)
         hot.run(bench)

@@ -8,7 +8,7 @@ from typing import Final
 from rich.table import Table
 
 from tests.benchmarks.samples import Result, Run, median_of
-from tests.benchmarks.sluice import FLUSH_MS
+from tests.benchmarks.stoplog_system import FLUSH_MS
 from tests.benchmarks.targets import Target, against, short, targets
 
 STAGES: Final = {

@@ -10,22 +10,22 @@ from typing import Any
 
 import pytest
 
-from tests.terminal import CTRL_C, terminal
-from tests.up import Running, sluice, sluice_up
+from tests.support.terminal import CTRL_C, terminal
+from tests.support.up import Running, stoplog, stoplog_up
 
 Run = Callable[..., "CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with sluice_up(tmp_path_factory.mktemp("home")) as running:
+    with stoplog_up(tmp_path_factory.mktemp("home")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def run(running: Running) -> Run:
     def run(*arguments: str) -> CompletedProcess[str]:
-        return sluice(*arguments, env={**running.env, "SLUICE_URL": running.url})
+        return stoplog(*arguments, env={**running.env, "STOPLOG_URL": running.url})
 
     return run
 
@@ -77,7 +77,7 @@ def test_limits_of_plans_resources_and_the_default(run: Run) -> None:
     assert run("limits", "delete", "zoë/ü").stdout == "client zoë/ü: deleted\n"
     missing = run("limits", "get", "zoë/ü")
     assert missing.returncode == 1
-    assert "has no limits of its own; set some with `sluice limits set`" in missing.stderr
+    assert "has no limits of its own; set some with `stoplog limits set`" in missing.stderr
 
 
 def test_a_refusal_names_the_field(run: Run) -> None:
@@ -89,8 +89,8 @@ def test_a_refusal_names_the_field(run: Run) -> None:
 
 def test_tab_offers_who_has_limits(running: Running, run: Run) -> None:
     assert run("limits", "set", "tabitha", "5/day").returncode == 0
-    tab = {"_SLUICE_COMPLETE": "complete_bash", "COMP_WORDS": "sluice limits get tab", "COMP_CWORD": "3"}
-    assert sluice(env={**running.env, "SLUICE_URL": running.url, **tab}).stdout == "tabitha\n"
+    tab = {"_STOPLOG_COMPLETE": "complete_bash", "COMP_WORDS": "stoplog limits get tab", "COMP_CWORD": "3"}
+    assert stoplog(env={**running.env, "STOPLOG_URL": running.url, **tab}).stdout == "tabitha\n"
 
 
 @pytest.mark.parametrize("way", [[], ["--sdk"]], ids=["gateway", "kafka"])
@@ -105,7 +105,7 @@ def test_bench(run: Run, way: list[str]) -> None:
     assert 0 < measured["p50_ms"] <= measured["p99_ms"] <= measured["p99_9_ms"]
     # They were decided, and counted.
     assert measured["allowed"] == answered
-    assert told(run("check", "sluice-bench-0", "--cost", "0", "--json"))["remaining"] < 100
+    assert told(run("check", "stoplog-bench-0", "--cost", "0", "--json"))["remaining"] < 100
 
 
 def test_status(run: Run) -> None:
@@ -136,7 +136,7 @@ def test_watch(running: Running, run: Run) -> None:
 def test_a_second_gateway_on_the_same_port_is_refused(running: Running, run: Run) -> None:
     taken = run("gateway")
     assert taken.returncode == 2
-    assert f"port {running.env['SLUICE_PORT']} is taken" in taken.stderr
+    assert f"port {running.env['STOPLOG_PORT']} is taken" in taken.stderr
     assert taken.stderr.count("\n") == 1
 
 

@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from stoplog_gateway.local.kafka_broker import Broker
 
-from gateway.broker import Broker
-from tests.system import Gateway, System, eventually, running_system
+from tests.support.system import Gateway, System, eventually, running_system
 
 TOKEN: Final = "correct horse"
 HOSTILE: Final = "<img src=x onerror=alert(1)>\u202e/..?#&"
@@ -86,7 +86,7 @@ def look_up(page: Page, client: str) -> None:
 def test_what_is_shown_is_what_was_done(page: Page, gateway: Gateway) -> None:
     reject(gateway, HOSTILE)
     for kind in ("allowed", "rejected"):
-        counted = gateway.count(f"sluice_checks_{kind}_total")
+        counted = gateway.count(f"stoplog_checks_{kind}_total")
         assert counted > 0
         expect(page.locator(f"#{kind}")).to_have_text(f"{counted:,}")
     expect(page.locator("#allowed-rate")).to_have_text(re.compile(r"^0\.[1-9]$"))
@@ -254,8 +254,8 @@ def test_it_says_when_checks_are_let_through_and_when_nobody_answers(
     expect(page.locator("#mode-through")).to_contain_text("Partitions let through:")
     expect(page.locator("#mode-why")).to_contain_text("is its worker running?")
     expect(announcement).to_have_text("Mode: Degraded")
-    expect(page).to_have_title("DEGRADED · Sluice")
-    expect(page.locator("#degraded")).to_have_text(f"{gateway.metric('sluice_checks_degraded_total'):,.0f}")
+    expect(page).to_have_title("DEGRADED · Stoplog")
+    expect(page.locator("#degraded")).to_have_text(f"{gateway.metric('stoplog_checks_degraded_total'):,.0f}")
     page.get_by_label("Client id").fill("anybody")
     page.keyboard.press("Enter")
     expect(page.locator("#outcome")).to_contain_text("did not answer: is its worker running?")
@@ -265,4 +265,4 @@ def test_it_says_when_checks_are_let_through_and_when_nobody_answers(
     gateway.stop()
     expect(page.locator("#mode-name")).to_have_text("This gateway does not answer")
     expect(page.locator("#mode-since")).to_contain_text("What is below is as of")
-    expect(page).to_have_title("No answer · Sluice")
+    expect(page).to_have_title("No answer · Stoplog")

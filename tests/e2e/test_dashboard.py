@@ -13,17 +13,17 @@ import httpx
 import pytest
 import yaml
 from confluent_kafka import Producer
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_gateway.ports import free_port
 
-from gateway.broker import Broker
-from gateway.ports import free_port
-from streams.contract.topics import CHECKS
-from tests.broker import CHECKOUT
-from tests.system import Process, System, eventually, running_system
+from stoplog.topics import CHECKS
+from tests.support.broker import CHECKOUT
+from tests.support.system import Process, System, eventually, running_system
 
 DOCKER: Final = CHECKOUT / "docker"
 ALERTS: Final = DOCKER / "prometheus" / "alerts.yml"
-DASHBOARD: Final = json.loads((DOCKER / "grafana" / "dashboards" / "sluice.json").read_text())
-NAME: Final = re.compile(r"\b(?:sluice|process)_[a-z_]+\b")
+DASHBOARD: Final = json.loads((DOCKER / "grafana" / "dashboards" / "stoplog.json").read_text())
+NAME: Final = re.compile(r"\b(?:stoplog|process)_[a-z_]+\b")
 FIRING: Final = 'ALERTS{alertstate="firing"}'
 PARTS: Final = ("_bucket", "_sum", "_count", "_total")
 
@@ -60,7 +60,7 @@ def watched(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> It
         system.add_worker(metrics_port=metrics_port)
         gateway = system.add_gateway()
         system.wait_ready()
-        targets = {"sluice-gateway": gateway.url, "sluice-worker": f"http://127.0.0.1:{metrics_port}"}
+        targets = {"stoplog-gateway": gateway.url, "stoplog-worker": f"http://127.0.0.1:{metrics_port}"}
         prometheus = _prometheus(system, folder, targets)
         try:
             with httpx.Client(base_url=prometheus.url, timeout=30, trust_env=False) as client:
@@ -128,9 +128,9 @@ def _work(system: System, prometheus: httpx.Client, broker: Broker) -> None:
     producer.produce(CHECKS, b"what nobody can read", partition=0)
     assert producer.flush(10) == 0
     for expression in (
-        "increase(sluice_worker_dead_letters_total[30s]) > 0",
-        "rate(sluice_worker_flush_entries_count[5s]) > 0",
-        "rate(sluice_check_duration_seconds_count[5s]) > 0",
+        "increase(stoplog_worker_dead_letters_total[30s]) > 0",
+        "rate(stoplog_worker_flush_entries_count[5s]) > 0",
+        "rate(stoplog_check_duration_seconds_count[5s]) > 0",
     ):
         eventually(expression, lambda: worked(expression), on_failure=system.logs)  # noqa: B023 - called at once
 
@@ -157,7 +157,7 @@ def test_every_metric_is_on_the_dashboard_and_no_other(watched: Watched) -> None
 
 def test_the_dashboards_variables_name_gateways_and_workers(watched: Watched) -> None:
     for variable, job in zip(
-        DASHBOARD["templating"]["list"], ("sluice-gateway", "sluice-worker"), strict=True
+        DASHBOARD["templating"]["list"], ("stoplog-gateway", "stoplog-worker"), strict=True
     ):
         (metric,) = NAME.findall(variable["definition"])
         assert {sample["metric"]["job"] for sample in watched.ask(metric)} == {job}
@@ -171,7 +171,7 @@ def test_alerts_are_about_metrics_that_are_there(watched: Watched) -> None:
 
 def test_what_happened_alerts_and_nothing_else(watched: Watched) -> None:
     eventually("the alert", lambda: bool(watched.ask(FIRING)))
-    assert {it["metric"]["alertname"] for it in watched.ask(FIRING)} == {"SluiceDeadLetters"}
+    assert {it["metric"]["alertname"] for it in watched.ask(FIRING)} == {"StoplogDeadLetters"}
 
 
 def _family(name: str) -> str:

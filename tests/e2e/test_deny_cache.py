@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stoplog_worker.verify.replay import replay
 
-from streams.contract.policy import parse_policy
-from streams.contract.records import Denials, Denied, decode_checks_record
-from streams.contract.topics import partition_of
-from streams.replay import replay
-from tests.broker import fresh_broker
-from tests.system import Gateway, System, eventually, running_system
-from tests.up import environment, sluice
+from stoplog.policy import parse_policy
+from stoplog.topics import partition_of
+from stoplog.wire.checks import Denials, Denied, decode_checks_record
+from tests.support.broker import fresh_broker
+from tests.support.system import Gateway, System, eventually, running_system
+from tests.support.up import environment, stoplog
 
 PARTITIONS = 4
-HITS = "sluice_deny_cache_hits_total"
+HITS = "stoplog_deny_cache_hits_total"
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +118,15 @@ def test_a_smaller_cost_is_asked_for(system: System) -> None:
 
 def test_the_trail_is_whole_and_decides_the_same(system: System, tmp_path: Path) -> None:
     default = parse_policy("100/minute")
-    env = environment(tmp_path, SLUICE_KAFKA=system.broker.bootstrap)
+    env = environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
     for gateway in system.gateways:
         gateway.set_limits(f"last-{gateway.name}", "1/hour")
         flood(gateway, f"last-{gateway.name}")
     hits = sum(gateway.metric(HITS) for gateway in system.gateways)
     assert hits > 20
     for gateway in system.gateways:
-        assert gateway.metric("sluice_checks_rejected_total") >= gateway.metric(HITS)
-        assert gateway.metric("sluice_checks_degraded_total") == 0
+        assert gateway.metric("stoplog_checks_rejected_total") >= gateway.metric(HITS)
+        assert gateway.metric("stoplog_checks_degraded_total") == 0
         assert gateway.stop() == 0
     sums: list[Denied] = []
     for partition in range(PARTITIONS):
@@ -141,7 +141,7 @@ def test_the_trail_is_whole_and_decides_the_same(system: System, tmp_path: Path)
     assert sum(row.checks for row in sums) == hits
     assert {row.client for row in sums} >= {"last-gateway-1", "last-gateway-2", "small"}
     assert {row.cost / row.checks for row in sums if row.client == "small"} == {3, 2}
-    done = sluice("verify", "--seconds", "0", env=env)
+    done = stoplog("verify", "--seconds", "0", env=env)
     assert done.returncode == 0, done.stdout
     [worker] = system.workers
     assert worker.stop() == 0

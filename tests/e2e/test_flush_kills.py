@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stoplog_gateway.ports import is_free
 
-from gateway.ports import is_free
-from streams.contract.topics import partition_of
-from tests.broker import fresh_broker
-from tests.dying_worker import DIED, FIRST_POINTS, POINTS
-from tests.e2e.faults.oracle import Oracle, check_state, flushed, read_tables
-from tests.system import Gateway, Process, System, eventually, running_system
+from stoplog.topics import partition_of
+from tests.support.broker import fresh_broker
+from tests.support.dying_worker import DIED, FIRST_POINTS, POINTS
+from tests.support.faults.oracle import Oracle, check_state, flushed, read_tables
+from tests.support.system import Gateway, Process, System, eventually, running_system
 
 STEADY = [f"steady-{number}" for number in range(8)]
 """Clients, some in each partition, that never come to their limit: there is always something to flush."""
@@ -81,7 +81,7 @@ def test_a_kill_between_two_steps_of_a_flush(system: System, point: str) -> None
     if worker.status is None:
         assert worker.stop() == 0
     with load(system, point):
-        run_as(worker, "tests.dying_worker", point)
+        run_as(worker, "tests.support.dying_worker", point)
         die_and_be_followed(system)
     compare(system)
 
@@ -92,7 +92,7 @@ def test_a_kill_between_two_steps_of_the_first_flush_of_all(tmp_path: Path, poin
         gateway = system.add_gateway()
         eventually("the gateway listens", lambda: not is_free(gateway.port), on_failure=system.logs)
         with load(system, point):
-            system.add_worker("tests.dying_worker", point, **SETTINGS)
+            system.add_worker("tests.support.dying_worker", point, **SETTINGS)
             die_and_be_followed(system)
         compare(system)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from stoplog_gateway.local.kafka_broker import Broker
 
-from gateway.broker import Broker
-from streams.contract.topics import COPARTITIONED, DEFAULT_FILE
-from tests.up import BROKEN_GATEWAY, environment, sluice
+from stoplog.topics import COPARTITIONED, DEFAULT_FILE
+from tests.support.up import BROKEN_GATEWAY, environment, stoplog
 
 
 def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_path: Path) -> None:
@@ -22,8 +22,8 @@ def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_pa
         raw["topics"][name]["partitions"] = 8
     topics = tmp_path / "topics.yaml"
     topics.write_text(yaml.safe_dump(raw))
-    env = environment(tmp_path, SLUICE_KAFKA=fresh_kafka.bootstrap, SLUICE_TOPICS=str(topics))
-    ended = sluice("gateway", env=env)
+    env = environment(tmp_path, STOPLOG_KAFKA=fresh_kafka.bootstrap, STOPLOG_TOPICS=str(topics))
+    ended = stoplog("gateway", env=env)
     assert ended.returncode == 78
     assert ended.stdout == ""
     assert ended.stderr.count("\n") == 1
@@ -31,7 +31,7 @@ def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_pa
 
 
 def test_a_topics_file_that_cannot_be_read_is_one_line_and_78(tmp_path: Path) -> None:
-    ended = sluice("gateway", env=environment(tmp_path, SLUICE_TOPICS=str(tmp_path / "nowhere.yaml")))
+    ended = stoplog("gateway", env=environment(tmp_path, STOPLOG_TOPICS=str(tmp_path / "nowhere.yaml")))
     assert ended.returncode == 78
     assert ended.stderr.count("\n") == 1
     assert "nowhere.yaml cannot be read as topics" in ended.stderr
@@ -40,9 +40,9 @@ def test_a_topics_file_that_cannot_be_read_is_one_line_and_78(tmp_path: Path) ->
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_starts_ends_it(tmp_path: Path, number: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # a broker that never says a word
-        env = environment(tmp_path, SLUICE_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}")
+        env = environment(tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}")
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "gateway"], env=env, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "stoplog_gateway", "gateway"], env=env, stderr=subprocess.PIPE, text=True
         )
         connection, _ = mute.accept()
         with connection:
@@ -53,9 +53,9 @@ def test_a_signal_while_it_starts_ends_it(tmp_path: Path, number: int) -> None:
 
 
 def test_a_gateway_that_cannot_go_on_ends_to_be_started_again(tmp_path: Path) -> None:
-    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1")
+    env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1")
     command = [sys.executable, "-c", BROKEN_GATEWAY, "gateway"]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert " CRITICAL gateway.transport: thread sluice-replies cannot go on" in ended.stderr
+    assert " CRITICAL stoplog.client.transport: thread stoplog-replies cannot go on" in ended.stderr
     assert "RuntimeError: a bug" in ended.stderr

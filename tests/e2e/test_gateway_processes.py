@@ -1,4 +1,4 @@
-"""`sluice gateway --processes 2`: one port, one page of metrics, and no single process that matters."""
+"""`stoplog gateway --processes 2`: one port, one page of metrics, and no single process that matters."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import httpx
 import psutil
 import pytest
 import yaml
+from stoplog_gateway.local.kafka_broker import Broker
 
-from gateway.broker import Broker
-from streams.contract.records import Batch, decode_checks_record
-from streams.contract.topics import COPARTITIONED, DEFAULT_FILE, partition_of
-from tests.system import Gateway, eventually, running_system
-from tests.up import BROKEN_GATEWAY, environment, sluice
+from stoplog.topics import COPARTITIONED, DEFAULT_FILE, partition_of
+from stoplog.wire.checks import Batch, decode_checks_record
+from tests.support.system import Gateway, eventually, running_system
+from tests.support.up import BROKEN_GATEWAY, environment, stoplog
 
 CONNECTIONS = 40
 """All of them to one of two processes: once in 2 ** 39 runs."""
@@ -78,9 +78,9 @@ def test_they_share_connections_and_counts_and_one_that_dies_is_replaced(
         ]
         assert len(of_each) == 2
         assert min(of_each) > 0
-        eventually("all are counted", lambda: metric(gateway, "sluice_checks_received_total") == sent)
-        assert metric(gateway, "sluice_check_duration_seconds_count") == sent
-        assert metric(gateway, "sluice_nodes") == 3
+        eventually("all are counted", lambda: metric(gateway, "stoplog_checks_received_total") == sent)
+        assert metric(gateway, "stoplog_check_duration_seconds_count") == sent
+        assert metric(gateway, "stoplog_nodes") == 3
         batches = [decode_checks_record(r.value) for r in system.records(partition_of("alice", 4))]
         assert len({b.incarnation for b in batches if isinstance(b, Batch)}) == 2
         assert len({b.partition for b in batches if isinstance(b, Batch)}) == 2
@@ -93,10 +93,10 @@ def test_they_share_connections_and_counts_and_one_that_dies_is_replaced(
             with httpx.Client(trust_env=False) as client:
                 check(client, gateway.url)
             sent += 1
-            shown.append(metric(gateway, "sluice_checks_received_total"))
+            shown.append(metric(gateway, "stoplog_checks_received_total"))
         assert shown == sorted(shown)
         assert shown[-1] <= sent
-        eventually("all are counted", lambda: metric(gateway, "sluice_checks_received_total") == sent)
+        eventually("all are counted", lambda: metric(gateway, "stoplog_checks_received_total") == sent)
         assert len(gateway.lines(" WARNING ", "ended (status -9); starting it again in 0.5 s")) == 1
 
         left = processes(gateway)
@@ -148,8 +148,8 @@ def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_pa
         raw["topics"][name]["partitions"] = 8
     topics = tmp_path / "topics.yaml"
     topics.write_text(yaml.safe_dump(raw))
-    env = environment(tmp_path, SLUICE_KAFKA=fresh_kafka.bootstrap, SLUICE_TOPICS=str(topics))
-    ended = sluice("gateway", "--processes", "2", env=env)
+    env = environment(tmp_path, STOPLOG_KAFKA=fresh_kafka.bootstrap, STOPLOG_TOPICS=str(topics))
+    ended = stoplog("gateway", "--processes", "2", env=env)
     assert ended.returncode == 78
     assert ended.stdout == ""
     assert ended.stderr.count("\n") == 1
@@ -157,20 +157,20 @@ def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_pa
 
 
 def test_a_port_where_one_gateway_listens_is_refused_in_one_line(tmp_path: Path) -> None:
-    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1", SLUICE_PROCESSES="2")
-    with started([sys.executable, "-m", "gateway", "gateway"], env) as first:
+    env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1", STOPLOG_PROCESSES="2")
+    with started([sys.executable, "-m", "stoplog_gateway", "gateway"], env) as first:
         wait_for_line(first, "Started server process")
-        ended = sluice("gateway", env=env)
+        ended = stoplog("gateway", env=env)
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
-    assert f"port {env['SLUICE_PORT']} is taken: set SLUICE_PORT" in ended.stderr
+    assert f"port {env['STOPLOG_PORT']} is taken: set STOPLOG_PORT" in ended.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_they_start_ends_them(tmp_path: Path, number: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # a broker that never says a word
-        env = environment(tmp_path, SLUICE_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}", SLUICE_PROCESSES="2")
-        with started([sys.executable, "-m", "gateway", "gateway"], env) as process:
+        env = environment(tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}", STOPLOG_PROCESSES="2")
+        with started([sys.executable, "-m", "stoplog_gateway", "gateway"], env) as process:
             connection, _ = mute.accept()
             with connection:
                 process.send_signal(number)
@@ -181,21 +181,21 @@ def test_a_signal_while_they_start_ends_them(tmp_path: Path, number: int) -> Non
 
 def test_a_port_that_others_are_about_to_listen_on_is_refused_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        env = environment(tmp_path, SLUICE_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}", SLUICE_PROCESSES="2")
-        with started([sys.executable, "-m", "gateway", "gateway"], env):
+        env = environment(tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}", STOPLOG_PROCESSES="2")
+        with started([sys.executable, "-m", "stoplog_gateway", "gateway"], env):
             connection, _ = mute.accept()
             with connection:
-                ended = sluice("gateway", env=env)
+                ended = stoplog("gateway", env=env)
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
-    assert f"port {env['SLUICE_PORT']} is taken: set SLUICE_PORT" in ended.stderr
+    assert f"port {env['STOPLOG_PORT']} is taken: set STOPLOG_PORT" in ended.stderr
 
 
 def test_what_was_ignored_from_the_start_does_not_end_them(tmp_path: Path) -> None:
-    """As after `nohup sluice gateway`, and of what a script began with `&`."""
-    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1", SLUICE_PROCESSES="2")
+    """As after `nohup stoplog gateway`, and of what a script began with `&`."""
+    env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1", STOPLOG_PROCESSES="2")
     ignoring = ["sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh"]
-    with started([*ignoring, sys.executable, "-m", "gateway", "gateway"], env) as process:
+    with started([*ignoring, sys.executable, "-m", "stoplog_gateway", "gateway"], env) as process:
         for _ in range(2):
             wait_for_line(process, "Started server process")
         for number in (signal.SIGHUP, signal.SIGINT):
@@ -209,29 +209,29 @@ def test_what_was_ignored_from_the_start_does_not_end_them(tmp_path: Path) -> No
 
 STOPPED_EARLY = """
 import os, pathlib, signal, sys
-import gateway.server
-from gateway.peer import Peer
-from gateway.settings import Settings
-bound = gateway.server.bound
+import stoplog_gateway.server.server
+from stoplog_gateway.server.process_slot import Peer
+from stoplog.client.settings import Settings
+bound = stoplog_gateway.server.server.bound
 def stopped(*place, **options):
     signal.raise_signal(signal.SIGTERM)
     return bound(*place, **options)
-gateway.server.bound = stopped
-assert gateway.server.serve(Settings(), Peer(1, 0, pathlib.Path(sys.argv[1]), os.pipe()[0])) is None
+stoplog_gateway.server.server.bound = stopped
+assert stoplog_gateway.server.server.serve(Settings(), Peer(1, 0, pathlib.Path(sys.argv[1]), os.pipe()[0])) is None
 """
 """One of several processes, to which a signal comes when it has started and does not serve yet."""
 
 
 def test_a_signal_just_before_it_serves_ends_it(tmp_path: Path) -> None:
-    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1")
+    env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1")
     command = [sys.executable, "-c", STOPPED_EARLY, str(tmp_path)]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 0, ended.stderr
 
 
 def test_without_their_parent_they_end(tmp_path: Path) -> None:
-    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1", SLUICE_PROCESSES="2", TMPDIR=str(tmp_path))
-    with started([sys.executable, "-m", "gateway", "gateway"], env) as process:
+    env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1", STOPLOG_PROCESSES="2", TMPDIR=str(tmp_path))
+    with started([sys.executable, "-m", "stoplog_gateway", "gateway"], env) as process:
         for _ in range(2):
             wait_for_line(process, "Started server process")
         children = psutil.Process(process.pid).children()
@@ -241,9 +241,11 @@ def test_without_their_parent_they_end(tmp_path: Path) -> None:
 
 
 def test_one_that_cannot_go_on_says_why_and_is_started_again(tmp_path: Path) -> None:
-    env = environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1", SLUICE_PROCESSES="2")
+    env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1", STOPLOG_PROCESSES="2")
     with started([sys.executable, "-c", BROKEN_GATEWAY, "gateway"], env) as process:
-        wait_for_line(process, "process 1 ended (thread sluice-replies ended: ", "starting it again in 0.5 s")
+        wait_for_line(
+            process, "process 1 ended (thread stoplog-replies ended: ", "starting it again in 0.5 s"
+        )
         wait_for_line(process, "process 1 ended (", "starting it again in 1.0 s")
         process.terminate()
         process.communicate(timeout=60)

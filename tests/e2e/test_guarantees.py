@@ -1,4 +1,4 @@
-"""What Sluice promises, held by real processes over a real broker."""
+"""What Stoplog promises, held by real processes over a real broker."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from streams.contract.topics import partition_of
-from tests.broker import fresh_broker
-from tests.system import Gateway, System, eventually, running_system
+from stoplog.topics import partition_of
+from tests.support.broker import fresh_broker
+from tests.support.system import Gateway, System, eventually, running_system
 
 PARTITIONS = 4
 FAST_S = 0.15
@@ -161,7 +161,7 @@ def test_a_stopped_worker_lets_through_and_what_was_let_through_is_counted(syste
 def test_a_stopped_broker_lets_through_and_reports_what_was_not_counted(system: System) -> None:
     gateway, broker = system.gateways[0], system.broker
     began, ended = told(gateway)
-    lost_before = int(gateway.metric("sluice_checks_uncounted_total"))
+    lost_before = int(gateway.metric("stoplog_checks_uncounted_total"))
     gateway.set_limits("stoic", "100000/hour")
     spent = 5
     for _ in range(spent):
@@ -179,13 +179,13 @@ def test_a_stopped_broker_lets_through_and_reports_what_was_not_counted(system: 
         spent += 1
     assert sorted(took)[len(took) // 2] < FAST_S
     eventually(
-        "unpublished checks reported", lambda: gateway.metric("sluice_checks_uncounted_total") > lost_before
+        "unpublished checks reported", lambda: gateway.metric("stoplog_checks_uncounted_total") > lost_before
     )
 
     broker.start()
     eventually("normal again", lambda: gateway.report()["mode"] == "normal", on_failure=system.logs)
     system.wait_ready()
-    uncounted = int(gateway.metric("sluice_checks_uncounted_total")) - lost_before
+    uncounted = int(gateway.metric("stoplog_checks_uncounted_total")) - lost_before
     before = peek(gateway, "stoic")
     # "At most": what a broker had taken without being able to say so is counted all the same.
     assert spent - uncounted <= 100_000 - before["remaining"] <= spent

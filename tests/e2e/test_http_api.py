@@ -14,10 +14,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-
-from gateway.broker import Broker
-from gateway.child import Child
-from gateway.ports import free_port
+from stoplog_gateway.local.child_process import Child
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_gateway.ports import free_port
 
 PATIENT: dict[str, Any] = {"deadline_ms": 5_000, "apply_timeout_ms": 25_000}
 READY_S = 90.0
@@ -26,8 +25,8 @@ READY_S = 90.0
 
 @contextmanager
 def running(name: str, *command: str, folder: Path, **settings: object) -> Iterator[Child]:
-    """A process of this checkout with these ``SLUICE_*`` settings."""
-    env = {f"SLUICE_{key.upper()}": str(value) for key, value in settings.items()}
+    """A process of this checkout with these ``STOPLOG_*`` settings."""
+    env = {f"STOPLOG_{key.upper()}": str(value) for key, value in settings.items()}
     child = Child(name, [sys.executable, "-m", *command], env=env, log=folder / f"{name}.log")
     child.start()
     try:
@@ -245,7 +244,7 @@ def test_a_page_that_cannot_be_is_refused(query: str, api: httpx.Client) -> None
 
 def test_what_is_refused_is_not_counted(api: httpx.Client) -> None:
     put(api, "/v1/limits/careful", ["5/hour"])
-    before = samples(api)["sluice_checks_received_total"]
+    before = samples(api)["stoplog_checks_received_total"]
     for body in ({"cost": -1}, {"cost": 1.5}, {"cost": 10**9}, {"typo": 1}, {"plan": ""}):
         response = api.post("/v1/check", json={"client_id": "careful", **body})
         assert response.status_code == 422
@@ -254,7 +253,7 @@ def test_what_is_refused_is_not_counted(api: httpx.Client) -> None:
     response = api.post("/v1/checks", json=[{"client_id": "careful"}, {"client_id": ""}])
     assert response.status_code == 422
     assert api.put("/v1/limits/careful", json={"limits": ["1/0s"]}).status_code == 422
-    assert samples(api)["sluice_checks_received_total"] == before
+    assert samples(api)["stoplog_checks_received_total"] == before
     assert check(api, "careful", cost=0)["remaining"] == 5
 
 
@@ -280,12 +279,12 @@ def test_metrics_count_what_was_answered(api: httpx.Client) -> None:
         check(api, "measured")
     after = samples(api)
     grown = {
-        name: after[f"sluice_checks_{name}_total"] - before[f"sluice_checks_{name}_total"]
+        name: after[f"stoplog_checks_{name}_total"] - before[f"stoplog_checks_{name}_total"]
         for name in ("received", "allowed", "rejected", "degraded")
     }
     assert grown == {"received": 3, "allowed": 2, "rejected": 1, "degraded": 0}
-    assert after["sluice_check_duration_seconds_count"] - before["sluice_check_duration_seconds_count"] == 3
-    assert after["sluice_nodes"] == 2
+    assert after["stoplog_check_duration_seconds_count"] - before["stoplog_check_duration_seconds_count"] == 3
+    assert after["stoplog_nodes"] == 2
 
 
 def test_alive_and_ready(api: httpx.Client) -> None:

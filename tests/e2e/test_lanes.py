@@ -17,30 +17,19 @@ import msgspec
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_worker.algorithm.ledger import MARKER_KEY, decode_marker
+from stoplog_worker.restore.lane_bootstrap import changelogs
+from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
-from gateway.broker import Broker
-from streams.contract.records import (
-    Batch,
-    Decision,
-    Reply,
-    decode_checks_record,
-    decode_reply,
-    encode_reply,
-)
-from streams.contract.topics import (
-    REPLIES,
-    create_topics,
-    load_topics,
-    partition_of,
-    with_lanes,
-)
-from streams.lane import changelogs
-from streams.ledger import MARKER_KEY, decode_marker
-from streams.store import COUNTERS, POLICIES, Record
-from tests.broker import fresh_broker
-from tests.system import Process, System, eventually, running_system
-from tests.unit.streams.memory import MemoryStore, contents
-from tests.up import environment, sluice, sluice_up
+from stoplog.kafka.topic_admin import create_topics
+from stoplog.topics import REPLIES, load_topics, partition_of, with_lanes
+from stoplog.wire.checks import Batch, decode_checks_record
+from stoplog.wire.replies import Decision, Reply, decode_reply, encode_reply
+from tests.support.broker import fresh_broker
+from tests.support.memory_store import MemoryStore, contents
+from tests.support.system import Process, System, eventually, running_system
+from tests.support.up import environment, stoplog, stoplog_up
 
 PARTITIONS = 4
 CLIENTS = [f"client-{number}" for number in range(200)]
@@ -143,17 +132,17 @@ def test_killing_any_worker_costs_no_check(broker: Broker, tmp_path: Path) -> No
             assert degraded == sum(a.degraded for a in before) == 0
             worker.start()
             await_lane(system, lane)
-        env = environment(tmp_path, SLUICE_KAFKA=broker.bootstrap)
+        env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
         with ThreadPoolExecutor(1) as pool:
-            verifying = pool.submit(sluice, "verify", "--lane", "b", "--seconds", "2", "--json", env=env)
+            verifying = pool.submit(stoplog, "verify", "--lane", "b", "--seconds", "2", "--json", env=env)
             while not verifying.done():
                 asyncio.run(ask_for(1.0, gateway.url))
         verified = json.loads(verifying.result().stdout)
         assert verified["decisions"] > 0
         assert verified["differ"] == 0
-        assert gateway.metric("sluice_checks_degraded_total") == 0
-        assert gateway.metric("sluice_lane_divergence_total") == 0
-        assert gateway.metric("sluice_replies_late_total") == 0
+        assert gateway.metric("stoplog_checks_degraded_total") == 0
+        assert gateway.metric("stoplog_lane_divergence_total") == 0
+        assert gateway.metric("stoplog_replies_late_total") == 0
 
 
 def records(broker: Broker, topic: str) -> dict[int, list[Any]]:
@@ -241,7 +230,7 @@ def test_a_new_lane_copies_and_answers_only_once_it_has_caught_up(broker: Broker
         eventually("both lanes have caught up", lambda: running(system, "a") and running(system, "b"))
         new = {number: count for number, count in replies(broker).items() if number not in before}
         assert max(new.values()) == 2
-        assert gateway.metric("sluice_lane_divergence_total") == 0
+        assert gateway.metric("stoplog_lane_divergence_total") == 0
         gateway.stop()
         eventually("both lanes hold the same", lambda: states(broker, "b") == states(broker, ""))
 
@@ -260,17 +249,17 @@ def test_lanes_that_differ_are_told(broker: Broker, tmp_path: Path) -> None:
         for _ in range(2):
             producer.produce(REPLIES, lie, partition=batch.partition)
         assert producer.flush(30) == 0
-        eventually("divergence is counted", lambda: gateway.metric("sluice_lane_divergence_total") > 0)
+        eventually("divergence is counted", lambda: gateway.metric("stoplog_lane_divergence_total") > 0)
         gateway.check("alice")
-        assert gateway.metric("sluice_lane_divergence_total") == 1
+        assert gateway.metric("stoplog_lane_divergence_total") == 1
         (line,) = gateway.lines("ERROR", "two lanes answered differently")
         assert f"batch {batch.number} of partition {partition_of('alice', PARTITIONS)}" in line
         assert str(denial) in line
-        assert gateway.metric("sluice_replies_late_total") == 0
+        assert gateway.metric("stoplog_replies_late_total") == 0
 
 
 def test_up_with_two_lanes(tmp_path: Path) -> None:
-    with sluice_up(tmp_path, "--lanes", "2") as up, httpx.Client(base_url=up.url, trust_env=False) as http:
+    with stoplog_up(tmp_path, "--lanes", "2") as up, httpx.Client(base_url=up.url, trust_env=False) as http:
 
         def workers() -> dict[str, str]:
             nodes = http.get("/v1/status").json()["nodes"]
@@ -279,7 +268,7 @@ def test_up_with_two_lanes(tmp_path: Path) -> None:
         eventually("both lanes are there", lambda: workers() == {"a": "worker-1", "b": "worker-b-1"})
         assert len(up.children()) == 4
         assert not http.post("/v1/check", json={"client_id": "alice"}).json()["degraded"]
-        shown = sluice("status", "--url", up.url, env={**up.env, "COLUMNS": "200"})
+        shown = stoplog("status", "--url", up.url, env={**up.env, "COLUMNS": "200"})
         (line,) = (line for line in shown.stdout.splitlines() if "worker-b-1" in line)
         assert "b" in [cell.strip() for cell in line.split("│")]
         assert up.stop() == 0

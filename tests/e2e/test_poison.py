@@ -13,16 +13,9 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from stoplog_worker.algorithm.ledger import MARKER_KEY, State, encode_state
 
-from streams.contract.records import (
-    HEADER,
-    KIND_BATCH,
-    Batch,
-    Check,
-    decode_reply,
-    encode_batch,
-)
-from streams.contract.topics import (
+from stoplog.topics import (
     CHECKS,
     COUNTERS_CHANGELOG,
     DEAD_LETTERS,
@@ -32,11 +25,13 @@ from streams.contract.topics import (
     UPDATES,
     partition_of,
 )
-from streams.ledger import MARKER_KEY, State, encode_state
-from tests import raw
-from tests.broker import fresh_broker
-from tests.raw import GZIP, ZSTD, bomb
-from tests.system import System, eventually, running_system
+from stoplog.wire.checks import HEADER, Batch, Check, encode_batch
+from stoplog.wire.format import KIND_BATCH
+from stoplog.wire.replies import decode_reply
+from tests.support import raw
+from tests.support.broker import fresh_broker
+from tests.support.raw import GZIP, ZSTD, bomb
+from tests.support.system import System, eventually, running_system
 
 PARTITIONS = 4
 NAMES = [f"beside-{number}" for number in range(100)]
@@ -266,7 +261,7 @@ def test_noise_beside_beats_and_replies(system: System, topic: str) -> None:
     gateway = system.gateways[0]
     # Of replies only words are opened that another gateway might have asked for; of beats, all.
     undecodable = 2 * (3 if topic == REPLIES else len(values) - 2)
-    before = gateway.metric("sluice_undecodable_records_total")
+    before = gateway.metric("stoplog_undecodable_records_total")
     with undisturbed(system):
         for partition in range(1 if topic == NODES else PARTITIONS):
             for value in values:
@@ -274,7 +269,7 @@ def test_noise_beside_beats_and_replies(system: System, topic: str) -> None:
                 took(system, topic, partition, raw.batch(raw.record(NOISE[:90], value)))
         eventually(
             "the gateway has passed it over",
-            lambda: gateway.metric("sluice_undecodable_records_total") == before + undecodable,
+            lambda: gateway.metric("stoplog_undecodable_records_total") == before + undecodable,
             on_failure=system.logs,
         )
     assert gateway.report()["mode"] == "normal"
@@ -332,11 +327,11 @@ def test_a_worker_that_joins_finds_all_that_and_works(system: System) -> None:
         return len(nodes) == 2 and all("running" in found and "restoring" not in found for found in states)
 
     eventually("both workers judge", shared, on_failure=system.logs)
-    before = gateway.metric("sluice_checks_received_total")
+    before = gateway.metric("stoplog_checks_received_total")
     with undisturbed(system):
         eventually(
             "checks are answered",
-            lambda: gateway.metric("sluice_checks_received_total") >= before + 100,
+            lambda: gateway.metric("stoplog_checks_received_total") >= before + 100,
             on_failure=system.logs,
         )
     assert second.status is None

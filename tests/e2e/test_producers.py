@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import stoplog_worker.metrics
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from stoplog_gateway.local.kafka_broker import Broker
 
-import streams.metrics
-from gateway.broker import Broker
-from streams.contract.topics import CHECKS, DEAD_LETTERS, REPLIES, load_topics, partition_of
-from tests.system import System, running_system
+from stoplog.topics import CHECKS, DEAD_LETTERS, REPLIES, load_topics, partition_of
+from tests.support.system import System, running_system
 
 PARTITIONS = 4
 REPLY_PARTITION = 3
@@ -174,7 +174,7 @@ def test_a_worker_listens_for_its_metrics_on_loopback_and_for_nothing_else(syste
 
     page = httpx.get(f"http://{host}:{port}/metrics", trust_env=False).raise_for_status().text
     shown = {name for name in re.findall(r"# TYPE (\S+) ", page) if not name.endswith("_created")}
-    documented = set(re.findall(r"^``(\w+)``", streams.metrics.__doc__ or "", re.MULTILINE))
+    documented = set(re.findall(r"^``(\w+)``", stoplog_worker.metrics.__doc__ or "", re.MULTILINE))
     assert len(documented) > 10
     # `process_*` is documented as one: which of them there are is the library's to say.
     assert {name for name in shown if not name.startswith("process_")} == documented

@@ -9,7 +9,7 @@ import psutil
 
 RUN = """
 import subprocess, sys
-from tests.reaper import reaping
+from tests.support.reaper import reaping
 with reaping():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     print(child.pid, flush=True)

@@ -14,14 +14,14 @@ import grpc
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_gateway.ports import free_port
 
-from gateway.broker import Broker
-from gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest
-from gateway.ports import free_port
-from streams.contract.records import headers_of
-from streams.contract.topics import CHECKS, partition_of
-from tests import raw
-from tests.system import System, eventually, running_system
+from stoplog.topics import CHECKS, partition_of
+from stoplog.wire.format import headers_of
+from tests.support import raw
+from tests.support.system import System, eventually, running_system
 
 PARTITIONS: Final = 4
 CALLER: Final = "b7ad6b7169203331"
@@ -137,15 +137,15 @@ def headers_at_end(system: System, client: str) -> list[tuple[str, bytes]] | Non
 
 def test_a_check_is_one_trace_from_caller_to_reply(system: System, collector: Collector) -> None:
     check(system, "alice", 1)
-    names = {"sluice.check", "sluice.publish", "sluice.judge", "sluice.reply"}
+    names = {"stoplog.check", "stoplog.publish", "stoplog.judge", "stoplog.reply"}
     eventually("four spans", lambda: collector.trace(1).keys() == names)
     spans = collector.trace(1)
-    way = [spans[f"sluice.{name}"] for name in ("check", "publish", "judge", "reply")]
+    way = [spans[f"stoplog.{name}"] for name in ("check", "publish", "judge", "reply")]
     assert [span.parent for span in way] == [CALLER, *(span.id for span in way[:-1])]
-    assert [span.service for span in way] == ["sluice-gateway"] * 2 + ["sluice-worker"] * 2
+    assert [span.service for span in way] == ["stoplog-gateway"] * 2 + ["stoplog-worker"] * 2
     partition = str(partition_of("alice", PARTITIONS))
     assert {span.attributes["messaging.destination.partition.id"] for span in way[:3]} == {partition}
-    assert way[0].attributes["sluice.allowed"] is True
+    assert way[0].attributes["stoplog.allowed"] is True
 
 
 def test_a_question_of_envoys_is_in_its_trace_too(system: System, collector: Collector, envoy: str) -> None:
@@ -154,7 +154,7 @@ def test_a_question_of_envoys_is_in_its_trace_too(system: System, collector: Col
         ask: Any = channel.unary_unary(f"/{SERVICE}/{METHOD}")
         ask(request.SerializeToString(), metadata=[("traceparent", f"00-{7:032x}-{CALLER}-01")], timeout=30)
     eventually("four spans", lambda: len(collector.trace(7)) == 4)
-    assert collector.trace(7)["sluice.check"].parent == CALLER
+    assert collector.trace(7)["stoplog.check"].parent == CALLER
 
 
 def test_a_batch_of_several_callers_is_linked_to_all(system: System, collector: Collector) -> None:
@@ -164,7 +164,7 @@ def test_a_batch_of_several_callers_is_linked_to_all(system: System, collector: 
     wanted = {f"{number:032x}" for number in numbers}
 
     def published() -> set[str]:
-        found = [it for it in collector.spans if it.name == "sluice.publish" and it.trace in wanted]
+        found = [it for it in collector.spans if it.name == "stoplog.publish" and it.trace in wanted]
         return {trace for span in found for trace in (span.trace, *span.links)}
 
     eventually("every check's trace leads to its batch", lambda: published() == wanted)
@@ -189,8 +189,8 @@ def test_any_producer_may_send_a_trace_along(system: System, collector: Collecto
     value = json.dumps({"client_id": "erin", "cost": 3}).encode()
     producer.produce(CHECKS, value, b"erin", headers={"traceparent": f"00-{5:032x}-{CALLER}-01"})
     assert producer.flush(10) == 0
-    eventually("its judging", lambda: "sluice.judge" in collector.trace(5))
-    assert collector.trace(5)["sluice.judge"].parent == CALLER
+    eventually("its judging", lambda: "stoplog.judge" in collector.trace(5))
+    assert collector.trace(5)["stoplog.judge"].parent == CALLER
 
 
 def test_a_header_that_nobody_can_read_does_not_matter(system: System) -> None:
@@ -214,6 +214,6 @@ def test_no_span_names_a_client(system: System, collector: Collector) -> None:
     for client in clients:
         assert system.gateways[0].http.get(f"/v1/clients/{client}/usage").status_code == 200
     check(system, "alice", 6)
-    eventually("what came before it has been sent", lambda: "sluice.check" in collector.trace(6))
+    eventually("what came before it has been sent", lambda: "stoplog.check" in collector.trace(6))
     for client in clients:
         assert client not in repr(collector.spans)

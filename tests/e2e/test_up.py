@@ -1,4 +1,4 @@
-"""`sluice up`: ready, stopped, started again, and what it says when it cannot."""
+"""`stoplog up`: ready, stopped, started again, and what it says when it cannot."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from stoplog_gateway.ports import free_port, is_free
 
-from gateway.ports import free_port, is_free
-from tests.broker import home_with_jars
-from tests.system import eventually
-from tests.up import Running, environment, sluice, sluice_up
+from tests.support.broker import home_with_jars
+from tests.support.system import eventually
+from tests.support.up import Running, environment, stoplog, stoplog_up
 
 
 def check(running: Running, client: str, cost: int = 1) -> dict[str, Any]:
@@ -30,9 +30,9 @@ def check(running: Running, client: str, cost: int = 1) -> dict[str, Any]:
 def test_counts_and_limits_outlive_a_stop_and_the_next_start_is_quick(tmp_path: Path) -> None:
     env = environment(tmp_path)
     started = time.monotonic()
-    with sluice_up(tmp_path, env=env) as running:
+    with stoplog_up(tmp_path, env=env) as running:
         first_s = time.monotonic() - started
-        assert running.said[-1] == f"sluice is ready: {running.url}"
+        assert running.said[-1] == f"stoplog is ready: {running.url}"
         limits = {"limits": ["5/hour"]}
         httpx.put(f"{running.url}/v1/limits/alice", json=limits, timeout=10).raise_for_status()
         answers = [check(running, "alice") for _ in range(3)]
@@ -44,7 +44,7 @@ def test_counts_and_limits_outlive_a_stop_and_the_next_start_is_quick(tmp_path: 
     assert [pid for pid in children if psutil.pid_exists(pid)] == []
 
     started = time.monotonic()
-    with sluice_up(tmp_path, env=env) as running:
+    with stoplog_up(tmp_path, env=env) as running:
         # 10 s on an idle machine; the first start, which has more to do, tells how busy this one is.
         assert time.monotonic() - started < max(15, 2 * first_s)
         answers = [check(running, "alice") for _ in range(3)]
@@ -57,7 +57,7 @@ def test_counts_and_limits_outlive_a_stop_and_the_next_start_is_quick(tmp_path: 
 
 
 def test_what_the_ready_lines_offer_works(tmp_path: Path) -> None:
-    with sluice_up(tmp_path) as running:
+    with stoplog_up(tmp_path) as running:
         assert running.process.stdout is not None
         put, post = running.process.stdout.readline(), running.process.stdout.readline()
         assert put.strip().startswith(
@@ -67,7 +67,7 @@ def test_what_the_ready_lines_offer_works(tmp_path: Path) -> None:
         assert put.strip().endswith("""-d '{"limits": ["5/minute"]}'""")
         assert post.strip().endswith("""-d '{"client_id": "alice"}'""")
 
-        second = sluice("up", env=environment(tmp_path))
+        second = stoplog("up", env=environment(tmp_path))
         assert second.returncode == 1
         assert second.stderr.count("\n") == 1
         assert (
@@ -86,10 +86,10 @@ def test_what_the_ready_lines_offer_works(tmp_path: Path) -> None:
 
 def test_two_workers_and_two_gateways_count_as_one(tmp_path: Path) -> None:
     envoy = free_port()
-    env = environment(tmp_path, SLUICE_ENVOY=f"127.0.0.1:{envoy}")  # the first gateway's
-    with sluice_up(tmp_path, "--workers", "2", "--gateways", "2", env=env) as running:
+    env = environment(tmp_path, STOPLOG_ENVOY=f"127.0.0.1:{envoy}")  # the first gateway's
+    with stoplog_up(tmp_path, "--workers", "2", "--gateways", "2", env=env) as running:
         assert not is_free(envoy)
-        port = int(running.env["SLUICE_PORT"])
+        port = int(running.env["STOPLOG_PORT"])
         urls = [running.url, f"http://127.0.0.1:{port + 1}"]
         answers = [
             httpx.post(f"{urls[i % 2]}/v1/check", json={"client_id": "bob"}, timeout=10).json()
@@ -111,7 +111,7 @@ def test_two_workers_and_two_gateways_count_as_one(tmp_path: Path) -> None:
 
 
 def test_what_dies_is_started_again(tmp_path: Path) -> None:
-    with sluice_up(tmp_path) as running:
+    with stoplog_up(tmp_path) as running:
         assert check(running, "carol")["remaining"] == 99
         gateway, worker, broker = running.children()
 
@@ -140,22 +140,22 @@ def await_counted(running: Running, client: str) -> dict[str, Any]:
 
 def test_a_killed_one_leaves_nothing_in_the_way_of_the_next(tmp_path: Path) -> None:
     env = environment(tmp_path)
-    with sluice_up(tmp_path, env=env) as running:
+    with stoplog_up(tmp_path, env=env) as running:
         check(running, "dave")
         left = running.children()
         running.kill()
     assert all(psutil.pid_exists(pid) for pid in left)
 
-    with sluice_up(tmp_path, env=env) as running:
+    with stoplog_up(tmp_path, env=env) as running:
         assert any("stopped 3 processes" in line for line in running.said)
         assert check(running, "dave")["remaining"] == 98
 
 
-@pytest.mark.parametrize("variable", ["SLUICE_PORT", "SLUICE_BROKER_PORT"])
+@pytest.mark.parametrize("variable", ["STOPLOG_PORT", "STOPLOG_BROKER_PORT"])
 def test_a_taken_port_is_one_line_with_the_remedy(tmp_path: Path, variable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = sluice("up", env=environment(home_with_jars(tmp_path), **{variable: str(port)}))
+        ended = stoplog("up", env=environment(home_with_jars(tmp_path), **{variable: str(port)}))
 
     assert ended.returncode == 1
     assert ended.stdout == ""
@@ -167,35 +167,35 @@ def test_a_taken_port_is_one_line_with_the_remedy(tmp_path: Path, variable: str)
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"SLUICE_PORT": "65535"}, "port 65536 is past the last one"),
-        ({"SLUICE_HOST": "192.0.2.1"}, "SLUICE_HOST=192.0.2.1 is no address of this machine"),
-        ({"SLUICE_HOST": "nowhere.invalid"}, "SLUICE_HOST=nowhere.invalid cannot be resolved"),
-        ({"SLUICE_METRICS_PORT": "99999"}, "SLUICE_METRICS_PORT=99999 is not a port"),
+        ({"STOPLOG_PORT": "65535"}, "port 65536 is past the last one"),
+        ({"STOPLOG_HOST": "192.0.2.1"}, "STOPLOG_HOST=192.0.2.1 is no address of this machine"),
+        ({"STOPLOG_HOST": "nowhere.invalid"}, "STOPLOG_HOST=nowhere.invalid cannot be resolved"),
+        ({"STOPLOG_METRICS_PORT": "99999"}, "STOPLOG_METRICS_PORT=99999 is not a port"),
     ],
 )
 def test_where_nobody_can_listen_is_one_line(tmp_path: Path, settings: dict[str, str], told: str) -> None:
-    ended = sluice("up", "--gateways", "2", env=environment(tmp_path, **settings))
+    ended = stoplog("up", "--gateways", "2", env=environment(tmp_path, **settings))
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1
     assert told in ended.stderr
 
 
 def test_a_kafka_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    ended = sluice("up", env=environment(tmp_path, SLUICE_KAFKA="127.0.0.1:1"))
+    ended = stoplog("up", env=environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1"))
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1
     assert "no Kafka answers at 127.0.0.1:1" in ended.stderr
 
 
 def test_settings_that_cannot_be_are_one_line(tmp_path: Path) -> None:
-    ended = sluice("up", env=environment(tmp_path, SLUICE_DEADLINE_MS="soon"))
+    ended = stoplog("up", env=environment(tmp_path, STOPLOG_DEADLINE_MS="soon"))
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
-    assert "SLUICE_DEADLINE_MS='soon'" in ended.stderr
+    assert "STOPLOG_DEADLINE_MS='soon'" in ended.stderr
 
 
 def test_a_worker_that_cannot_run_stops_all_with_its_own_words(tmp_path: Path) -> None:
-    ended = sluice("up", env=environment(home_with_jars(tmp_path), SLUICE_SESSION_TIMEOUT_MS="5"))
+    ended = stoplog("up", env=environment(home_with_jars(tmp_path), STOPLOG_SESSION_TIMEOUT_MS="5"))
     assert ended.returncode == 1
     assert ended.stdout == ""
     assert "worker-1 cannot run" in ended.stderr

@@ -1,4 +1,4 @@
-"""`sluice verify` on a running system, and on one that was tampered with."""
+"""`stoplog verify` on a running system, and on one that was tampered with."""
 
 from __future__ import annotations
 
@@ -12,33 +12,19 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from stoplog_worker.algorithm.ledger import State, encode_state
+from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.state.store import COUNTERS, POLICIES
+from stoplog_worker.verify.progress_reader import Reading
+from stoplog_worker.verify.verifier import Verification
 
-from streams.contract.records import (
-    POSITION_BITS,
-    Batch,
-    Check,
-    Decision,
-    Reply,
-    encode_batch,
-    encode_reply,
-)
-from streams.contract.topics import (
-    CHECKS,
-    COUNTERS_CHANGELOG,
-    POLICIES_CHANGELOG,
-    REPLIES,
-    load_topics,
-    partition_of,
-)
-from streams.ledger import State, encode_state
-from streams.reading import Reading
-from streams.store import COUNTERS, POLICIES
-from streams.verify import Verification
-from streams.window import Window
-from tests.broker import fresh_broker
-from tests.system import System, eventually, running_system
-from tests.terminal import terminal
-from tests.up import environment, sluice
+from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLIES, load_topics, partition_of
+from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
+from stoplog.wire.replies import Decision, Reply, encode_reply
+from tests.support.broker import fresh_broker
+from tests.support.system import System, eventually, running_system
+from tests.support.terminal import terminal
+from tests.support.up import environment, stoplog
 
 PARTITIONS = 4
 CLIENTS = [f"client-{number}" for number in range(40)]
@@ -80,8 +66,8 @@ def meanwhile(step: Callable[[int], None]) -> Iterator[None]:
 
 
 def verify(system: System, tmp_path: Path, *options: str) -> tuple[int, Any]:
-    env = environment(tmp_path, SLUICE_KAFKA=system.broker.bootstrap)
-    done = sluice("verify", "--json", *options, env=env)
+    env = environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
+    done = stoplog("verify", "--json", *options, env=env)
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)
 
@@ -110,10 +96,10 @@ def test_what_a_sound_system_decides_follows_from_the_log(system: System, tmp_pa
 
 
 def test_where_nothing_is_decided_it_says_so(system: System, tmp_path: Path) -> None:
-    env = environment(tmp_path, SLUICE_KAFKA=system.broker.bootstrap)
+    env = environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
 
     def at_rest() -> bool:
-        done = sluice("verify", "--seconds", "0", env=env)
+        done = stoplog("verify", "--seconds", "0", env=env)
         assert done.returncode == 0, done.stderr
         return "nothing was decided meanwhile" in done.stdout
 
@@ -132,7 +118,7 @@ def bars(said: str) -> Iterator[tuple[str, int, int]]:
 
 
 def test_on_a_terminal_a_bar_shows_what_is_read_and_how_far_it_is(system: System, tmp_path: Path) -> None:
-    env = environment(tmp_path, SLUICE_KAFKA=system.broker.bootstrap)
+    env = environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
 
     def step(number: int) -> None:
         system.gateways[0].check(CLIENTS[number % 40])
@@ -157,7 +143,9 @@ def test_on_a_terminal_a_bar_shows_what_is_read_and_how_far_it_is(system: System
 
 
 def test_elsewhere_there_is_no_bar(system: System, tmp_path: Path) -> None:
-    done = sluice("verify", "--seconds", "1", env=environment(tmp_path, SLUICE_KAFKA=system.broker.bootstrap))
+    done = stoplog(
+        "verify", "--seconds", "1", env=environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert not any(what in done.stdout for what in (WAITING, CHECKS, COUNTERS_CHANGELOG))

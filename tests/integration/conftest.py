@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stoplog_gateway.local.kafka_broker import Broker
 
-from gateway.broker import Broker
-from tests.integration.bench import Bench
+from tests.support.worker_bench import Bench
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from confluent_kafka.admin import AdminClient, ConfigResource
 
-from streams.contract.topics import describe, load_topics
-from tests.broker import CHECKOUT, QuickBroker, fresh_cluster
-from tests.up import sluice
+from stoplog.kafka.topic_admin import describe
+from stoplog.topics import load_topics
+from tests.support.broker import CHECKOUT, QuickBroker, fresh_cluster
+from tests.support.up import stoplog
 
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load((CHECKOUT / "docker" / "compose.yaml").read_text())
 SERVICES: Final = COMPOSE["services"]
@@ -77,7 +78,7 @@ def test_every_property_is_the_brokers_own_and_has_that_value(cluster: list[Comp
 
 def test_workers_may_ask_for_their_session_timeout() -> None:
     asked = {
-        int(it["environment"]["SLUICE_SESSION_TIMEOUT_MS"])
+        int(it["environment"]["STOPLOG_SESSION_TIMEOUT_MS"])
         for name, it in SERVICES.items()
         if name.startswith("worker-")
     }
@@ -86,8 +87,8 @@ def test_workers_may_ask_for_their_session_timeout() -> None:
 
 def test_its_topics_can_be_made_there(cluster: list[ComposeBroker]) -> None:
     broker = cluster[0]
-    env = {**os.environ, "SLUICE_KAFKA": broker.bootstrap, "SLUICE_TOPICS": str(TOPICS)}
-    done = sluice(*SERVICES["topics"]["command"], env=env)
+    env = {**os.environ, "STOPLOG_KAFKA": broker.bootstrap, "STOPLOG_TOPICS": str(TOPICS)}
+    done = stoplog(*SERVICES["topics"]["command"], env=env)
     assert done.returncode == 0, done.stderr
     specs = load_topics(TOPICS)
     found = describe(AdminClient({"bootstrap.servers": broker.bootstrap}), specs)

@@ -8,13 +8,15 @@ from itertools import count
 
 from confluent_kafka import Producer
 
-from gateway.following import TAIL
-from gateway.limiter import Limiter
-from gateway.settings import Settings
-from streams.contract.policy import parse_policy
-from streams.contract.records import Check, Decision, Reply, UpdateKey, encode_update_key, encode_update_value
-from streams.contract.topics import UPDATES, partition_of
-from tests.broker import fresh_broker
+from stoplog.client.limit_update_follower import TAIL
+from stoplog.client.limiter import Limiter
+from stoplog.client.settings import Settings
+from stoplog.policy import parse_policy
+from stoplog.topics import UPDATES, partition_of
+from stoplog.wire.checks import Check
+from stoplog.wire.limit_updates import UpdateKey, encode_update_key, encode_update_value
+from stoplog.wire.replies import Decision, Reply
+from tests.support.broker import fresh_broker
 
 PARTITIONS = 4
 CLIENT = "alice"
@@ -90,6 +92,6 @@ async def test_without_a_cache_nothing_is_followed() -> None:
     with fresh_broker() as broker:
         async with Limiter(Settings(kafka=broker.bootstrap, deny_cache=0)) as limiter:
             assert [thread.name for thread in limiter._transport._threads] == [
-                "sluice-replies",
-                "sluice-broker",
+                "stoplog-replies",
+                "stoplog-broker",
             ]

@@ -14,29 +14,19 @@ from typing import Any
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+from stoplog_gateway.local.kafka_broker import Broker
 
-from gateway.blocking import BlockingLimiter
-from gateway.broker import Broker
-from gateway.limiter import Answer, Limiter
-from gateway.settings import Settings
-from streams.contract.errors import InvalidId, InvalidInput, Unavailable
-from streams.contract.policy import parse_policy
-from streams.contract.records import (
-    Batch,
-    Check,
-    Decision,
-    NodeBeat,
-    PartitionBeat,
-    Reply,
-    UpdateKey,
-    decode_checks_record,
-    decode_update,
-    encode_beat,
-    encode_json_reply,
-    encode_reply,
-)
-from streams.contract.topics import CHECKS, NODES, REPLIES, UPDATES
-from tests.broker import fresh_broker
+from stoplog.client.blocking import BlockingLimiter
+from stoplog.client.limiter import Answer, Limiter
+from stoplog.client.settings import Settings
+from stoplog.errors import InvalidId, InvalidInput, Unavailable
+from stoplog.policy import parse_policy
+from stoplog.topics import CHECKS, NODES, REPLIES, UPDATES
+from stoplog.wire.checks import Batch, Check, decode_checks_record
+from stoplog.wire.heartbeats import Heartbeat, PartitionState, encode_heartbeat
+from stoplog.wire.limit_updates import UpdateKey, decode_update
+from stoplog.wire.replies import Decision, Reply, encode_json_reply, encode_reply
+from tests.support.broker import fresh_broker
 
 PARTITIONS = 4
 
@@ -66,9 +56,9 @@ class Responder:
         self._producer.flush(1)
 
     def beat(self, *, stopping: bool = False) -> None:
-        partitions = {p: PartitionBeat("running") for p in range(PARTITIONS)}
-        beat = NodeBeat("stand-in", "worker", "0", "here", 0, partitions, stopping)
-        self._producer.produce(NODES, encode_beat(beat), partition=0)
+        partitions = {p: PartitionState("running") for p in range(PARTITIONS)}
+        beat = Heartbeat("stand-in", "worker", "0", "here", 0, partitions, stopping)
+        self._producer.produce(NODES, encode_heartbeat(beat), partition=0)
         self._producer.flush()
 
     def _run(self) -> None:
@@ -160,8 +150,8 @@ async def test_answers_come_back_in_order(fresh_kafka: Broker, responder: Respon
         await until(lambda: responder.spent["bob"] == 3)
         assert (await limiter.ready()).ready
         counted = samples(limiter)
-        assert counted["sluice_checks_received_total"] == 12_002
-        assert counted["sluice_checks_in_flight"] == 0
+        assert counted["stoplog_checks_received_total"] == 12_002
+        assert counted["stoplog_checks_in_flight"] == 0
 
 
 async def test_gateways_may_share_a_reply_partition(fresh_kafka: Broker, responder: Responder) -> None:
@@ -210,7 +200,7 @@ async def test_what_nobody_can_read_on_its_topics_disables_nothing(
         await until(lambda: limiter.status().store == "ok")
         responder.beat(stopping=True)
         assert limiter.failure is None
-        assert samples(limiter)["sluice_undecodable_records_total"] == looked_at + len(poison)
+        assert samples(limiter)["stoplog_undecodable_records_total"] == looked_at + len(poison)
     async with ready_limiter(fresh_kafka.bootstrap) as late:  # which reads the old beats too
         assert not (await late.check("ivan")).degraded
     assert warnings(caplog) == []

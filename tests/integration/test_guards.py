@@ -19,32 +19,28 @@ from confluent_kafka.admin import (
     ConfigEntry,
     ConfigResource,
 )
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_worker.algorithm.ledger import (
+    MARKER_KEY,
+    Marker,
+    State,
+    decode_state,
+    encode_marker,
+    encode_state,
+)
+from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.restore.restorer import Restored, Restorer
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 
-from gateway.broker import Broker
-from streams.contract.errors import TopicRecreated
-from streams.contract.policy import parse_policy
-from streams.contract.records import (
-    Update,
-    UpdateKey,
-    decode_checks_record,
-    encode_update,
-    encode_update_key,
-    encode_update_value,
-)
-from streams.contract.topics import (
-    CHECKS,
-    COUNTERS_CHANGELOG,
-    POLICIES_CHANGELOG,
-    UPDATES,
-    describe,
-)
-from streams.ledger import MARKER_KEY, Marker, State, decode_state, encode_marker, encode_state
-from streams.metrics import Metrics
-from streams.restore import Restored, Restorer
-from streams.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
-from streams.window import Window
-from tests.integration.bench import CHANGELOGS, FAST, SLOW, WAIT_S, Bench, open_store
-from tests.system import eventually
+from stoplog.errors import TopicRecreated
+from stoplog.kafka.topic_admin import describe
+from stoplog.policy import parse_policy
+from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, UPDATES
+from stoplog.wire.checks import decode_checks_record, encode_update
+from stoplog.wire.limit_updates import Update, UpdateKey, encode_update_key, encode_update_value
+from tests.support.system import eventually
+from tests.support.worker_bench import CHANGELOGS, FAST, SLOW, WAIT_S, Bench, open_store
 
 
 def spent(value: bytes) -> int:

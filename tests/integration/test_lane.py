@@ -12,15 +12,8 @@ import msgspec
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-
-from gateway.broker import Broker
-from streams.contract.clock import now
-from streams.contract.policy import parse_policy
-from streams.contract.records import POSITION_BITS
-from streams.contract.topics import create_topics, load_topics, with_lanes
-from streams.lane import Copier, changelogs
-from streams.lease import Lease
-from streams.ledger import (
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_worker.algorithm.ledger import (
     FORMAT,
     MARKER_KEY,
     InForce,
@@ -32,12 +25,20 @@ from streams.ledger import (
     encode_state,
     position_of,
 )
-from streams.metrics import Metrics
-from streams.store import COUNTERS, POLICIES, TABLES, Record
-from streams.window import Window
-from tests import raw
-from tests.raw import ZSTD, bomb
-from tests.unit.streams.memory import MemoryStore, contents
+from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.lease import Lease
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.restore.lane_bootstrap import Copier, changelogs
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
+
+from stoplog.clock import now
+from stoplog.kafka.topic_admin import create_topics
+from stoplog.policy import parse_policy
+from stoplog.topics import load_topics, with_lanes
+from stoplog.wire.checks import POSITION_BITS
+from tests.support import raw
+from tests.support.memory_store import MemoryStore, contents
+from tests.support.raw import ZSTD, bomb
 
 PARTITION = 1
 SOURCE = changelogs("")

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from gateway.limiter import Limiter
-from gateway.settings import Settings
-from gateway.transport import Transport
-from streams.contract.topics import CHECKS
-from tests.broker import fresh_cluster, make_topics
-from tests.wire import Wired
+from stoplog.client.limiter import Limiter
+from stoplog.client.settings import Settings
+from stoplog.client.transport import Transport
+from stoplog.topics import CHECKS
+from tests.support.broker import fresh_cluster, make_topics
+from tests.support.wire import Wired
 
 PARTITIONS = 4
 TIMEOUT_MS = 2_000

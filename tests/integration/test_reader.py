@@ -5,10 +5,10 @@ from __future__ import annotations
 from time import monotonic
 
 from confluent_kafka import Producer, TopicPartition
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_worker.kafka.reader import Reader
 
-from gateway.broker import Broker
-from streams.contract.topics import COUNTERS_CHANGELOG, NODES
-from streams.reader import Reader
+from stoplog.topics import COUNTERS_CHANGELOG, NODES
 
 WAIT_S = 30
 JUST_OVER_A_TICK_S = 1.1

@@ -7,32 +7,21 @@ the lease holds.
 from __future__ import annotations
 
 import pytest
+from stoplog_worker.consumer import consumer_thread as owner
+from stoplog_worker.state.store import COUNTERS, POLICIES
 
-from streams import owner
-from streams.contract.policy import parse_policy
-from streams.contract.records import (
-    Decision,
-    NodeBeat,
-    PartitionBeat,
-    Update,
-    UpdateKey,
-    decode_checks_record,
-    encode_beat,
-    encode_update_key,
-    encode_update_value,
-)
-from streams.contract.topics import (
-    CHECKS,
-    NODES,
-    UPDATES,
-)
-from streams.store import COUNTERS, POLICIES
-from tests.integration.bench import FAST, SLOW, WAIT_S, Bench
-from tests.system import eventually
+from stoplog.policy import parse_policy
+from stoplog.topics import CHECKS, NODES, UPDATES
+from stoplog.wire.checks import decode_checks_record
+from stoplog.wire.heartbeats import Heartbeat, PartitionState, encode_heartbeat
+from stoplog.wire.limit_updates import Update, UpdateKey, encode_update_key, encode_update_value
+from stoplog.wire.replies import Decision
+from tests.support.system import eventually
+from tests.support.worker_bench import FAST, SLOW, WAIT_S, Bench
 
 
-def worker_beat(id_: str, lane: str, partitions: dict[int, PartitionBeat]) -> NodeBeat:
-    return NodeBeat(id_, "worker", "0", "here", 0, partitions, lane=lane)
+def worker_beat(id_: str, lane: str, partitions: dict[int, PartitionState]) -> Heartbeat:
+    return Heartbeat(id_, "worker", "0", "here", 0, partitions, lane=lane)
 
 
 def relayed(bench: Bench) -> bool:
@@ -109,19 +98,21 @@ def test_a_partition_that_has_moved_is_answered_until_its_new_owner_judges(bench
     assert bench.owner.beats() == {}
     assert bench.check(1).remaining == 99
     beats = {
-        "restoring": worker_beat("new", "a", {3: PartitionBeat("restoring")}),
-        "another lane": worker_beat("far", "b", {3: PartitionBeat("running")}),
-        "another partition": worker_beat("other", "a", {1: PartitionBeat("running")}),
+        "restoring": worker_beat("new", "a", {3: PartitionState("restoring")}),
+        "another lane": worker_beat("far", "b", {3: PartitionState("running")}),
+        "another partition": worker_beat("other", "a", {1: PartitionState("running")}),
     }
 
     def heard() -> bool:
         # Beats come again and again: who has just begun to listen has missed those of before.
         for beat in beats.values():
-            bench.produce(NODES, encode_beat(beat), partition=0)
+            bench.produce(NODES, encode_heartbeat(beat), partition=0)
         return bench.owner.others().result(WAIT_S)
 
     eventually("they were heard", heard)
     assert bench.check(1).remaining == 98
-    bench.produce(NODES, encode_beat(worker_beat("new", "a", {3: PartitionBeat("running")})), partition=0)
+    bench.produce(
+        NODES, encode_heartbeat(worker_beat("new", "a", {3: PartitionState("running")})), partition=0
+    )
     [store] = bench.dropped.get(timeout=WAIT_S)
     assert store is bench.store

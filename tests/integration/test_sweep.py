@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_worker.algorithm.ledger import State, encode_state
+from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.state import expiry as sweep
+from stoplog_worker.state.store import COUNTERS, PartitionStore
 
-from gateway.broker import Broker
-from streams import sweep
-from streams.contract.records import Batch, Check, encode_batch
-from streams.contract.topics import CHECKS, COUNTERS_CHANGELOG, partition_of
-from streams.ledger import State, encode_state
-from streams.store import COUNTERS, PartitionStore
-from streams.window import Window
-from tests.integration.bench import CLIENTS, FAST, PARTITIONS, WAIT_S, Bench, open_store
+from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, partition_of
+from stoplog.wire.checks import Batch, Check, encode_batch
 from tests.integration.test_guards import restorer
-from tests.system import eventually
+from tests.support.system import eventually
+from tests.support.worker_bench import CLIENTS, FAST, PARTITIONS, WAIT_S, Bench, open_store
 
 PARTITION = 2
 IDLE = next(
@@ -55,7 +55,7 @@ def test_an_idle_client_leaves_the_owner_and_its_standby(
             eventually("the other is stored", lambda: holds(bench.store, busy) and holds(standby, busy))
             eventually("the changelog has lost it, too", lambda: IDLE not in changelog(bench))
             assert busy in changelog(bench)
-        assert bench.metrics.registry.get_sample_value("sluice_worker_swept_clients_total") == 1
+        assert bench.metrics.registry.get_sample_value("stoplog_worker_swept_clients_total") == 1
     finally:
         bench.close()
 

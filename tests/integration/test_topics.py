@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource
+from stoplog_gateway.local.kafka_broker import Broker
 
-from gateway.broker import Broker
-from streams.contract.errors import TopicError
-from streams.contract.topics import TopicSpec, create_topics, describe, load_topics, verify_topics
-from tests.broker import fresh_broker
-from tests.up import environment, sluice
+from stoplog.errors import TopicError
+from stoplog.kafka.topic_admin import create_topics, describe, verify_topics
+from stoplog.topics import TopicSpec, load_topics
+from tests.support.broker import fresh_broker
+from tests.support.up import environment, stoplog
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def spec(request: pytest.FixtureRequest) -> TopicSpec:
 
 
 def test_what_is_missing_is_reported_with_the_remedy(admin: AdminClient, spec: TopicSpec) -> None:
-    with pytest.raises(TopicError, match=rf"topic {spec.name} is not there: run `sluice topics create`"):
+    with pytest.raises(TopicError, match=rf"topic {spec.name} is not there: run `stoplog topics create`"):
         verify_topics(admin, [spec])
 
 
@@ -53,18 +54,18 @@ def test_all_topics_get_their_settings_and_a_second_time_changes_nothing(admin: 
 
 
 def test_the_changelogs_of_a_lane(broker: Broker, tmp_path: Path) -> None:
-    env = environment(tmp_path, SLUICE_KAFKA=broker.bootstrap)
-    assert sluice("topics", "create", env=env).returncode == 0
-    missing = sluice("topics", "verify", "--lanes", "2", env=env)
+    env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
+    assert stoplog("topics", "create", env=env).returncode == 0
+    missing = stoplog("topics", "verify", "--lanes", "2", env=env)
     assert missing.returncode == 1
-    assert "run `sluice topics create --lane b`" in missing.stderr
+    assert "run `stoplog topics create --lane b`" in missing.stderr
 
-    created = sluice("topics", "create", "--lanes", "2", "--lane", "blue", "--json", env=env)
+    created = stoplog("topics", "create", "--lanes", "2", "--lane", "blue", "--json", env=env)
     assert sorted(json.loads(created.stdout)["created"]) == [
-        f"sluice-{lane}-{table}-changelog" for lane in ("b", "blue") for table in ("counters", "policies")
+        f"stoplog-{lane}-{table}-changelog" for lane in ("b", "blue") for table in ("counters", "policies")
     ]
-    assert sluice("topics", "verify", "--lanes", "2", "--lane", "blue", env=env).returncode == 0
-    refused = sluice("topics", "create", "--lane", "B", env=env)
+    assert stoplog("topics", "verify", "--lanes", "2", "--lane", "blue", env=env).returncode == 0
+    refused = stoplog("topics", "create", "--lane", "B", env=env)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
 
 
@@ -88,16 +89,16 @@ def test_more_copies_than_brokers_is_refused(admin: AdminClient, spec: TopicSpec
 def test_the_commands(broker: Broker, tmp_path: Path) -> None:
     file = tmp_path / "topics.yaml"
     other = load_topics()
-    env = environment(tmp_path, SLUICE_KAFKA=broker.bootstrap)
-    assert sluice("topics", "create", env=env).returncode == 0
+    env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
+    assert stoplog("topics", "create", env=env).returncode == 0
 
-    again = sluice("topics", "create", "--json", env=env)
+    again = stoplog("topics", "create", "--json", env=env)
     assert (again.returncode, json.loads(again.stdout)) == (0, {"created": []})
-    verified = sluice("topics", "verify", "--json", env=env)
+    verified = stoplog("topics", "verify", "--json", env=env)
     assert (verified.returncode, json.loads(verified.stdout)) == (0, {"verified": list(other)})
 
     file.write_text(Path("topics.yaml").read_text().replace("partitions: 4", "partitions: 8"))
-    refused = sluice("topics", "verify", env={**env, "SLUICE_TOPICS": str(file)})
+    refused = stoplog("topics", "verify", env={**env, "STOPLOG_TOPICS": str(file)})
     assert refused.returncode == 1
     assert "has 4 partitions and topics.yaml says 8" in refused.stderr
     assert refused.stderr.count("\n") == 1

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 
-from gateway.app import create_app
-from gateway.settings import Settings as GatewaySettings
-from streams.settings import Settings as WorkerSettings
-from tests.broker import CHECKOUT
+from stoplog_gateway.http.app import create_app
+from stoplog_worker.settings import Settings as WorkerSettings
+
+from stoplog.client.settings import Settings as GatewaySettings
+from tests.support.broker import CHECKOUT
 
 
 def rows() -> dict[str, list[str]]:
     text = (CHECKOUT / "README.md").read_text()
-    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "| `SLUICE_" in line]
+    cells = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "| `STOPLOG_" in line
+    ]
     return {row[0].strip("`"): row[1:] for row in cells}
 
 
@@ -20,14 +23,14 @@ def test_every_setting_is_in_the_table_with_its_default_and_its_reader() -> None
     table = rows()
     gateway, worker = GatewaySettings.model_fields, WorkerSettings.model_fields
     for name in gateway.keys() | worker.keys():
-        default, reader, meaning = table.pop(f"SLUICE_{name.upper()}")
+        default, reader, meaning = table.pop(f"STOPLOG_{name.upper()}")
         shared = name in gateway and name in worker
         assert reader == ("all" if shared else "gateway" if name in gateway else "worker"), name
         assert meaning
         actual = (gateway.get(name) or worker[name]).default
         if isinstance(actual, int) or (isinstance(actual, str) and actual):
             assert default == str(actual), name
-    assert table.keys() == {"SLUICE_URL"}
+    assert table.keys() == {"STOPLOG_URL"}
 
 
 def test_no_default_differs_between_gateway_and_worker() -> None:
@@ -37,9 +40,9 @@ def test_no_default_differs_between_gateway_and_worker() -> None:
 
 
 def test_whoever_uses_a_proxy_is_told_of_the_token() -> None:
-    *_, meaning = rows()["SLUICE_ADMIN_TOKEN"]
+    *_, meaning = rows()["STOPLOG_ADMIN_TOKEN"]
     assert "set it behind a proxy" in meaning
-    assert "behind a proxy, set `SLUICE_ADMIN_TOKEN`" in create_app(GatewaySettings()).description
+    assert "behind a proxy, set `STOPLOG_ADMIN_TOKEN`" in create_app(GatewaySettings()).description
 
 
 def test_the_readme_names_both_commands() -> None:

@@ -24,9 +24,9 @@ class Missing(Exception):
 
 
 def cache_folder() -> Path:
-    """``sluice-bench`` in the user's cache folder."""
+    """``stoplog-bench`` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base, "sluice-bench")
+    folder = Path(base, "stoplog-bench")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

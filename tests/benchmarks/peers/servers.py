@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from gateway.child import Child
-from gateway.ports import free_port
+from stoplog_gateway.local.child_process import Child
+from stoplog_gateway.ports import free_port
+
 from tests.benchmarks.peers.environment import Missing, peers_python, redis_server, throttlecrab_server
-from tests.broker import CHECKOUT
+from tests.support.broker import CHECKOUT
 
 _LISTENS_S: Final = 20.0
 

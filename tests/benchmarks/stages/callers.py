@@ -1,10 +1,10 @@
-"""1 to 512 callers: Sluice each way, beside the peers and the raw echo."""
+"""1 to 512 callers: Stoplog each way, beside the peers and the raw echo."""
 
 from __future__ import annotations
 
 import sys
 
-from tests.benchmarks import cases_peers, cases_sluice
+from tests.benchmarks import cases_peers, cases_stoplog
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.case import Case
 from tests.benchmarks.echo import PARTITIONS, create_echo_topics
@@ -17,33 +17,33 @@ STAGE = cases_peers.STAGE
 
 def run(bench: Bench) -> None:
     """Measure them all in the same rounds."""
-    cases = [*_echo(bench), *_redis_and_limits(bench), *_throttlecrab(bench), *_sluice(bench)]
+    cases = [*_echo(bench), *_redis_and_limits(bench), *_throttlecrab(bench), *_stoplog(bench)]
     bench.measure(sorted(cases, key=lambda case: case.callers))
 
 
-def _sluice(bench: Bench) -> list[Case]:
-    sluice, plan, sdk = bench.sluice, bench.plan, bench.sdk
-    cases = [cases_sluice.sdk(sluice, plan, sdk, stage=STAGE, callers=n, key=f"sdk-{n}") for n in CALLERS]
+def _stoplog(bench: Bench) -> list[Case]:
+    stoplog, plan, sdk = bench.stoplog, bench.plan, bench.sdk
+    cases = [cases_stoplog.sdk(stoplog, plan, sdk, stage=STAGE, callers=n, key=f"sdk-{n}") for n in CALLERS]
     if bench.has_wrk("http", "HTTP, one by one and in lists"):
-        cases += [cases_sluice.http(sluice, plan, stage=STAGE, callers=n, key=f"http-{n}") for n in CALLERS]
-        cases += [_lists(bench, cases_sluice.LIST_CONNECTIONS, "http-list")]
+        cases += [cases_stoplog.http(stoplog, plan, stage=STAGE, callers=n, key=f"http-{n}") for n in CALLERS]
+        cases += [_lists(bench, cases_stoplog.LIST_CONNECTIONS, "http-list")]
         cases += [_lists(bench, n, f"http-list-{n}") for n in CALLERS if plan.full]
     cases += [_published(bench, n, f"published-{n}", CLIENTS) for n in CALLERS if plan.full]
     return [*cases, _published(bench, 0, "published", 8_000)]
 
 
 def _lists(bench: Bench, callers: int, key: str) -> Case:
-    what, size = f"HTTP, lists of {cases_sluice.LIST}", cases_sluice.LIST
-    return cases_sluice.http(
-        bench.sluice, bench.plan, stage=STAGE, callers=callers, key=key, what=what, size=size
+    what, size = f"HTTP, lists of {cases_stoplog.LIST}", cases_stoplog.LIST
+    return cases_stoplog.http(
+        bench.stoplog, bench.plan, stage=STAGE, callers=callers, key=key, what=what, size=size
     )
 
 
 def _published(bench: Bench, callers: int, key: str, clients: int) -> Case:
     """What *callers* publish in a turn; 0: what makes batches of 100."""
     what = "SDK, published, no answer" + ("" if callers else f", batches of 100, {clients:,} clients")
-    return cases_sluice.published(
-        bench.sluice,
+    return cases_stoplog.published(
+        bench.stoplog,
         bench.plan,
         bench.sdk,
         stage=STAGE,
@@ -55,7 +55,7 @@ def _published(bench: Bench, callers: int, key: str, clients: int) -> Case:
 
 
 def _echo(bench: Bench) -> list[Case]:
-    broker = bench.sluice.system.broker
+    broker = bench.stoplog.system.broker
     assert broker.pid is not None
     create_echo_topics(broker.bootstrap)
     module = [sys.executable, "-m", "tests.benchmarks.echo"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Final
 
-from tests.benchmarks import cases_sluice
+from tests.benchmarks import cases_stoplog
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.case import Case
 from tests.benchmarks.loader import Loader
-from tests.benchmarks.sluice import Sluice
+from tests.benchmarks.stoplog_system import Stoplog
 
 STAGE: Final = "clients"
 _NAMES: Final = {"uniform": "uniform", "zipf": "Zipf(1.1)"}
@@ -26,20 +26,20 @@ def run(bench: Bench) -> None:
     for clients in bench.plan.clients:
         with ExitStack() as stack:
             bench.say(f"clients: counting each of {clients:,} once")
-            sluice, sdk = bench.start(stack, limits=_LIMITS, clients=clients)
-            cases_sluice.fill(sluice, sdk, clients)
-            cases = [_published(bench, sluice, sdk, clients, distribution) for distribution in _NAMES]
+            stoplog, sdk = bench.start(stack, limits=_LIMITS, clients=clients)
+            cases_stoplog.fill(stoplog, sdk, clients)
+            cases = [_published(bench, stoplog, sdk, clients, distribution) for distribution in _NAMES]
             if bench.plan.full and bench.has_wrk(f"clients-{clients}", f"HTTP, {clients:,} clients"):
-                cases += [_http(bench, sluice, clients, distribution) for distribution in _NAMES]
+                cases += [_http(bench, stoplog, clients, distribution) for distribution in _NAMES]
             bench.measure(cases, warm=False)
-            for worker in sluice.system.workers:
+            for worker in stoplog.system.workers:
                 worker.stop()
-            bench.disk_bytes[str(clients)] = sluice.disk_bytes() / clients
+            bench.disk_bytes[str(clients)] = stoplog.disk_bytes() / clients
 
 
-def _published(bench: Bench, sluice: Sluice, sdk: Loader, clients: int, distribution: str) -> Case:
-    return cases_sluice.published(
-        sluice,
+def _published(bench: Bench, stoplog: Stoplog, sdk: Loader, clients: int, distribution: str) -> Case:
+    return cases_stoplog.published(
+        stoplog,
         bench.plan,
         sdk,
         stage=STAGE,
@@ -50,9 +50,9 @@ def _published(bench: Bench, sluice: Sluice, sdk: Loader, clients: int, distribu
     )
 
 
-def _http(bench: Bench, sluice: Sluice, clients: int, distribution: str) -> Case:
-    return cases_sluice.http(
-        sluice,
+def _http(bench: Bench, stoplog: Stoplog, clients: int, distribution: str) -> Case:
+    return cases_stoplog.http(
+        stoplog,
         bench.plan,
         stage=STAGE,
         callers=_HTTP_CONNECTIONS,

@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
-from tests.benchmarks import cases_sluice
+from tests.benchmarks import cases_stoplog
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.case import Case
 from tests.benchmarks.cpu import Meter
 from tests.benchmarks.loader import Loader
 from tests.benchmarks.plan import PARTITION_CALLERS, PARTITIONS
-from tests.benchmarks.sluice import Sluice
+from tests.benchmarks.stoplog_system import Stoplog
 
 _CLIENTS: Final = 8_000
 _RATE: Final = 40_000
@@ -31,12 +31,12 @@ def partitions(bench: Bench) -> None:
     with ExitStack() as stack:
         cases = []
         for count in PARTITIONS:
-            sluice, sdk = bench.sluice, bench.sdk
-            if count != sluice.partitions:
-                sluice, sdk = bench.start(stack, partitions=count)
+            stoplog, sdk = bench.stoplog, bench.sdk
+            if count != stoplog.partitions:
+                stoplog, sdk = bench.start(stack, partitions=count)
             for n in PARTITION_CALLERS:
                 key = f"partitions-{count}-{n}"
-                case = cases_sluice.sdk(sluice, bench.plan, sdk, stage="partitions", callers=n, key=key)
+                case = cases_stoplog.sdk(stoplog, bench.plan, sdk, stage="partitions", callers=n, key=key)
                 cases.append(replace(case, what=f"SDK, {count} partition{'s' * (count > 1)}"))
         bench.measure(cases)
 
@@ -70,7 +70,7 @@ def workers(bench: Bench) -> None:
 
 def _batches(
     bench: Bench,
-    sluice: Sluice,
+    stoplog: Stoplog,
     sdk: Loader,
     key: str,
     what: str,
@@ -78,8 +78,8 @@ def _batches(
     clients: int = _CLIENTS,
 ) -> Case:
     what = f"SDK, published, {_RATE:,} checks/s, {what}"
-    return cases_sluice.published(
-        sluice,
+    return cases_stoplog.published(
+        stoplog,
         bench.plan,
         sdk,
         stage="workers",

@@ -13,9 +13,9 @@ CONNECTIONS: Final = 64
 _FLOODED: Final = 100
 """What a client that floods may ask in a minute."""
 _COUNTED: Final = {
-    "allowed": "sluice_checks_allowed_total",
-    "denied": "sluice_checks_rejected_total",
-    "let_through": "sluice_checks_degraded_total",
+    "allowed": "stoplog_checks_allowed_total",
+    "denied": "stoplog_checks_rejected_total",
+    "let_through": "stoplog_checks_degraded_total",
 }
 
 
@@ -28,7 +28,7 @@ def run(bench: Bench) -> None:
     what = "HTTP, one client"
     if not bench.has_wrk("hot", what):
         return
-    system = bench.sluice.system
+    system = bench.stoplog.system
     system.add_gateway(deny_cache=0)
     system.wait_ready()
     limiter, window_s = system.gateways[0], bench.plan.hot_window_s
@@ -70,12 +70,12 @@ def _client(key: str) -> str:
 def _case(
     bench: Bench, gateway: int, key: str, what: str, allowed_a_second: float | None, *, seconds: int = 0
 ) -> Case:
-    sluice = bench.sluice
-    asked = sluice.system.gateways[gateway]
+    stoplog = bench.stoplog
+    asked = stoplog.system.gateways[gateway]
 
     def counted() -> dict[str, int]:
         counts = {field: int(asked.metric(name)) for field, name in _COUNTED.items()}
-        return {**counts, "denied_by_worker": sluice.refused_by_workers()}
+        return {**counts, "denied_by_worker": stoplog.refused_by_workers()}
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         before = counted()
@@ -95,4 +95,4 @@ def _case(
             "times_limit": rate / allowed_a_second if allowed_a_second else None,
         }
 
-    return Case(key, "hot", what, CONNECTIONS, sluice.pids(gateway), load)
+    return Case(key, "hot", what, CONNECTIONS, stoplog.pids(gateway), load)

@@ -17,7 +17,7 @@ _CLIENTS: Final = 1_000_000
 def run(bench: Bench) -> None:
     """Restore the states of many clients, then have a standby catch up with as many; once."""
     bench.say(f"{STAGE}: {_CLIENTS:,} clients")
-    with TemporaryDirectory(prefix="sluice-bench-") as folder:
+    with TemporaryDirectory(prefix="stoplog-bench-") as folder:
         speeds = measure(_CLIENTS, Path(folder))
     whats = ("restored to an empty disk", "caught up with by a standby")
     for key, what, speed in zip(("recovery", "catching-up"), whats, speeds, strict=True):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.broker import fresh_broker
-from tests.system import System, running_system
+from tests.support.broker import fresh_broker
+from tests.support.system import System, running_system
 
 
 @pytest.fixture(scope="package")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from stoplog_gateway.ports import free_port
 
-from gateway.ports import free_port
-from tests.broker import CHECKOUT
-from tests.java import compile_java, java, kafka_scripts
-from tests.system import Process, System, eventually
+from tests.support.broker import CHECKOUT
+from tests.support.java import compile_java, java, kafka_scripts
+from tests.support.system import Process, System, eventually
 
 EXAMPLES = CHECKOUT / "examples"
 
@@ -23,9 +23,9 @@ EXAMPLES = CHECKOUT / "examples"
 def environment(system: System) -> dict[str, str]:
     return {
         **os.environ,
-        "SLUICE_KAFKA": system.bootstrap,
-        "SLUICE_URL": system.gateways[0].url,
-        "SLUICE_DEADLINE_MS": "10000",
+        "STOPLOG_KAFKA": system.bootstrap,
+        "STOPLOG_URL": system.gateways[0].url,
+        "STOPLOG_DEADLINE_MS": "10000",
     }
 
 

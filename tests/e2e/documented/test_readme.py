@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from stoplog_gateway.cli.serve import _invite
 
-import gateway
-from gateway.cli.processes import _invite
-from tests.broker import CHECKOUT
-from tests.system import System
+import stoplog
+from tests.support.broker import CHECKOUT
+from tests.support.system import System
 
 VARYING = re.compile(r'(?<=_ms":)[1-9]\d*|(?<=t=)\d+|(?<=retry-after: )\d+|(?<=policy_version":)\d+')
 """Times depend on when a command is run, offsets on what was stored before; the rest is the same."""
@@ -47,7 +47,7 @@ def test_the_curl_session_prints_what_the_readme_shows(
     commands = session()
     assert len(commands) >= 6
     url = system.gateways[0].url
-    # `sluice up` prints two lines to try: whoever has tried them gets the same.
+    # `stoplog up` prints two lines to try: whoever has tried them gets the same.
     _invite([url])
     for line in capsys.readouterr().out.splitlines()[1:]:
         assert '"policy_version":' in shell(line)
@@ -62,7 +62,7 @@ def test_the_python_examples_print_what_their_comments_say(system: System, progr
     assert shown
     run = subprocess.run(
         [sys.executable, "-c", program.replace("127.0.0.1:9092", system.bootstrap)],
-        env={**os.environ, "SLUICE_DEADLINE_MS": "10000"},
+        env={**os.environ, "STOPLOG_DEADLINE_MS": "10000"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -79,8 +79,8 @@ def test_the_lines_for_a_web_application_limit_its_callers(
 
     [lines] = re.findall(r"```py\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
     app = Starlette(routes=[Route("/", hello)])
-    monkeypatch.setenv("SLUICE_DEADLINE_MS", "10000")
-    names = {name: getattr(gateway, name) for name in gateway.__all__}
+    monkeypatch.setenv("STOPLOG_DEADLINE_MS", "10000")
+    names = {name: getattr(stoplog, name) for name in stoplog.__all__}
     exec(lines.replace("127.0.0.1:9092", system.bootstrap), {"app": app, **names})
 
     system.gateways[0].set_limits("web-readme", "2/day")

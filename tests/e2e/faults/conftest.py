@@ -7,10 +7,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.e2e.faults.cluster import running_cluster
-from tests.e2e.faults.report import ROWS, table
-from tests.e2e.faults.rig import Rig
-from tests.system import System, eventually
+from tests.support.faults.cluster import running_cluster
+from tests.support.faults.report import ROWS, table
+from tests.support.faults.rig import Rig
+from tests.support.system import System, eventually
 
 
 @pytest.fixture(scope="session")

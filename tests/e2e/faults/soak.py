@@ -21,7 +21,7 @@ from tests.e2e.faults import (
     test_takeover,
     test_workers,
 )
-from tests.e2e.faults.rig import Rig
+from tests.support.faults.rig import Rig
 
 
 def added_and_removed(rig: Rig) -> None:

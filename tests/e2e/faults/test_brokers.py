@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tests.e2e.faults.rig import Rig
-from tests.system import eventually
+from tests.support.faults.rig import Rig
+from tests.support.system import eventually
 
 
 def test_one_killed_and_started_again(rig: Rig) -> None:

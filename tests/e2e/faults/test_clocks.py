@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from tests.e2e.faults.cluster import shifted
-from tests.e2e.faults.rig import HARMLESS_S, Rig, logged_at
-from tests.system import Process, eventually
+from tests.support.faults.cluster import shifted
+from tests.support.faults.rig import HARMLESS_S, Rig, logged_at
+from tests.support.system import Process, eventually
 
 HOUR_S = 3_600
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.e2e.faults.rig import HARMLESS_S, Rig
+from tests.support.faults.rig import HARMLESS_S, Rig
 
 
 def test_killed(rig: Rig) -> None:

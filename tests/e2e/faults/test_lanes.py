@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.e2e.faults.rig import Rig
+from tests.support.faults.rig import Rig
 
 DEADLINE_MS: Final = 4_000
 """Less than a lone lane needs, whose session timeout alone is 6 s, and more than a busy machine does: with
@@ -18,6 +18,6 @@ def test_killed_beside_another_lane(rig: Rig) -> None:
             victim.kill()
             rig.others_take_over(fault)
             for gateway in fault.gateways:
-                assert gateway.metric("sluice_lane_divergence_total") == 0
+                assert gateway.metric("stoplog_lane_divergence_total") == 0
         with rig.joining(victim):
             victim.start()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 
-from tests.e2e.faults.report import Targets
-from tests.e2e.faults.rig import Rig
+from tests.support.faults.report import Targets
+from tests.support.faults.rig import Rig
 
 
 def test_cut_off_from_the_brokers(rig: Rig) -> None:

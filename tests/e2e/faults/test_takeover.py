@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 
-from streams.worker import EXIT_CONFIG
-from tests.e2e.faults.report import Targets
-from tests.e2e.faults.rig import Rig
-from tests.system import eventually
+from stoplog_worker.worker import EXIT_CONFIG
+
+from tests.support.faults.report import Targets
+from tests.support.faults.rig import Rig
+from tests.support.system import eventually
 
 
 def test_a_woken_zombie_whose_id_was_taken_ends(rig: Rig) -> None:

@@ -15,10 +15,11 @@ from typing import Final, NamedTuple
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from stoplog_gateway.local.child_process import USAGE_EXITS
+from stoplog_worker.worker import EXIT_CONFIG
 
-from gateway.child import USAGE_EXITS
-from streams.contract.records import headers_of
-from streams.contract.topics import (
+from stoplog.kafka.topic_admin import create_topics
+from stoplog.topics import (
     CHECKS,
     COUNTERS_CHANGELOG,
     DEAD_LETTERS,
@@ -26,16 +27,15 @@ from streams.contract.topics import (
     POLICIES_CHANGELOG,
     REPLIES,
     UPDATES,
-    create_topics,
     load_topics,
     partition_of,
 )
-from streams.worker import EXIT_CONFIG
-from tests.e2e.faults.cluster import Cluster, running_cluster
-from tests.e2e.faults.load import PARTITIONS, Load, running_load
-from tests.e2e.faults.oracle import Oracle, check_state, flushed
-from tests.e2e.faults.rig import WELL_S
-from tests.system import System, eventually
+from stoplog.wire.format import headers_of
+from tests.support.faults.cluster import Cluster, running_cluster
+from tests.support.faults.load import PARTITIONS, Load, running_load
+from tests.support.faults.oracle import Oracle, check_state, flushed
+from tests.support.faults.rig import WELL_S
+from tests.support.system import System, eventually
 
 CLIENT: Final = "misplaced"
 
@@ -104,7 +104,7 @@ class Place(NamedTuple):
         """Of the nodes that the gateway tells of; its metric says as many."""
         (gateway,) = self.system.gateways
         roles = [node["role"] for node in gateway.report()["nodes"]]
-        return roles if gateway.metric("sluice_nodes") == len(roles) else []
+        return roles if gateway.metric("stoplog_nodes") == len(roles) else []
 
     def check(self) -> None:
         """What is stored follows from what the log holds now."""
@@ -145,7 +145,7 @@ def test_the_worker_stops_and_says_what_to_do(place: Place, topic: str) -> None:
         place.make_again(topic)
         eventually("the worker stops", lambda: worker.status is not None, on_failure=place.system.logs)
         assert worker.status == EXIT_CONFIG
-        assert EXIT_CONFIG in USAGE_EXITS  # `sluice up` does not start it again
+        assert EXIT_CONFIG in USAGE_EXITS  # `stoplog up` does not start it again
         # As it is, started again, and with its disk lost.
         for start in (1, 2, 3):
             (line,) = worker.lines("CRITICAL")[said + start - 1 :]
@@ -191,7 +191,7 @@ def test_nodes_and_dead_letters_are_missed_and_made_again_are_used(place: Place)
             eventually("nodes are missed", lambda: not gateway.report()["nodes"])
             # For half a minute librdkafka takes records for a topic that is gone, then it refuses them.
             eventually("a letter is refused", lambda: "_UNKNOWN_TOPIC" in place.lose_a_letter())
-            assert gateway.metric("sluice_nodes") == 0
+            assert gateway.metric("stoplog_nodes") == 0
             place.await_well(load)
         eventually("nodes are seen again", lambda: place.roles() == both, on_failure=place.system.logs)
         eventually("a dead letter again", place.misplaced_arrives, on_failure=place.system.logs)

@@ -6,9 +6,9 @@ import shutil
 import signal
 import time
 
-from tests.e2e.faults.report import Targets
-from tests.e2e.faults.rig import HARMLESS_S, Rig, logged_at
-from tests.system import eventually
+from tests.support.faults.report import Targets
+from tests.support.faults.rig import HARMLESS_S, Rig, logged_at
+from tests.support.system import eventually
 
 SESSION_S = 6.0
 LAPSED = "the group lease ran out"

@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stoplog_gateway.ports import free_port
 
-from gateway.ports import free_port
-from tests.broker import CHECKOUT
-from tests.e2e.proxies.proxied import Proxied, running_proxy
-from tests.system import Process, System, eventually
-from tests.upstream import upstream
+from tests.support.broker import CHECKOUT
+from tests.support.proxied import Proxied, running_proxy
+from tests.support.system import Process, System, eventually
+from tests.support.upstream import upstream
 
 CONFIG = CHECKOUT / "docker" / "nginx" / "nginx.conf"
 
 
-def configuration(folder: Path, *, listen: int, sluice: int, app: int) -> Path:
+def configuration(folder: Path, *, listen: int, stoplog: int, app: int) -> Path:
     """The example with these ports, more patience, and its files in *folder*."""
     text, patience = re.subn(r"(?<=_timeout )\d+ms;", "30s;", CONFIG.read_text())
     assert patience == 2
-    for port, ours in ((8000, listen), (8080, sluice), (3000, app)):
+    for port, ours in ((8000, listen), (8080, stoplog), (3000, app)):
         assert text.count(f"127.0.0.1:{port};") == 1
         text = text.replace(f"127.0.0.1:{port};", f"127.0.0.1:{ours};")
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -41,7 +41,7 @@ def proxied(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     gateway = system.add_gateway(deadline_ms=20_000)
     eventually("the gateway is ready", gateway.ready, on_failure=system.logs)
     with upstream() as app:
-        config = configuration(folder, listen=port, sluice=gateway.port, app=app.server_port)
+        config = configuration(folder, listen=port, stoplog=gateway.port, app=app.server_port)
         options = f"daemon off; pid {folder}/nginx.pid;"
         nginx = Process(
             "nginx",

@@ -4,12 +4,12 @@ import pytest
 
 from tests.benchmarks.readme import BEGIN, END, page, rewritten
 from tests.benchmarks.samples import Result, Run, Sample
-from tests.broker import CHECKOUT
+from tests.support.broker import CHECKOUT
 
 
 def test_only_what_stands_between_the_markers_changes() -> None:
-    text = f"# Sluice\n\n{BEGIN}\n\nold\n\n{END}\n\nMIT\n"
-    assert rewritten(text, "| new |") == f"# Sluice\n\n{BEGIN}\n\n| new |\n\n{END}\n\nMIT\n"
+    text = f"# Stoplog\n\n{BEGIN}\n\nold\n\n{END}\n\nMIT\n"
+    assert rewritten(text, "| new |") == f"# Stoplog\n\n{BEGIN}\n\n| new |\n\n{END}\n\nMIT\n"
     assert rewritten(rewritten(text, "a"), "b") == rewritten(text, "b")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tests.broker import CHECKOUT
+from tests.support.broker import CHECKOUT
 
 FOLDER: Final = CHECKOUT / "docker" / "prometheus"
 RULES: Final[list[dict[str, Any]]] = [
@@ -52,7 +52,7 @@ def test_each_is_tested_and_says_what_to_do(rule: dict[str, Any]) -> None:
 
 
 def test_the_dashboards_panels_fit_beside_each_other() -> None:
-    dashboard = json.loads((CHECKOUT / "docker" / "grafana" / "dashboards" / "sluice.json").read_text())
+    dashboard = json.loads((CHECKOUT / "docker" / "grafana" / "dashboards" / "stoplog.json").read_text())
     taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]

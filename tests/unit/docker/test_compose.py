@@ -12,21 +12,21 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from stoplog_gateway.cli import app
+from stoplog_worker.settings import Settings as WorkerSettings
 from typer.core import TyperGroup
 
-from gateway.cli import app
-from gateway.settings import Settings as GatewaySettings
-from streams.contract.topics import COPARTITIONED, TopicSpec, load_topics
-from streams.settings import Settings as WorkerSettings
-from tests.broker import CHECKOUT
+from stoplog.client.settings import Settings as GatewaySettings
+from stoplog.topics import COPARTITIONED, TopicSpec, load_topics
+from tests.support.broker import CHECKOUT
 
 DOCKER: Final = CHECKOUT / "docker"
 COMPOSE: Final = DOCKER / "compose.yaml"
 PROJECT: Final[dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())
 SERVICES: Final[dict[str, dict[str, Any]]] = PROJECT["services"]
-OURS: Final = {name: it for name, it in SERVICES.items() if it["image"] == "sluice"}
+OURS: Final = {name: it for name, it in SERVICES.items() if it["image"] == "stoplog"}
 BROKERS: Final = {name: it for name, it in SERVICES.items() if it["image"].startswith("apache/kafka:")}
-TOKEN: Final = "SLUICE_ADMIN_TOKEN"
+TOKEN: Final = "STOPLOG_ADMIN_TOKEN"
 
 
 def command(service: dict[str, Any]) -> str:
@@ -37,15 +37,15 @@ def listens(service: dict[str, Any]) -> set[int]:
     """Ports on which a service of ours, by its settings, listens beyond loopback."""
     settings = service["environment"]
     if command(service) == "gateway":
-        assert settings["SLUICE_HOST"] == "0.0.0.0"
-        return {int(settings["SLUICE_PORT"])}
-    assert settings["SLUICE_METRICS_HOST"] == "0.0.0.0"
-    return {int(settings["SLUICE_METRICS_PORT"])}
+        assert settings["STOPLOG_HOST"] == "0.0.0.0"
+        return {int(settings["STOPLOG_PORT"])}
+    assert settings["STOPLOG_METRICS_HOST"] == "0.0.0.0"
+    return {int(settings["STOPLOG_METRICS_PORT"])}
 
 
 def listens_to_envoy(service: dict[str, Any]) -> set[int]:
     """The same of a gateway's second port."""
-    host, _, port = service["environment"]["SLUICE_ENVOY"].partition(":")
+    host, _, port = service["environment"]["STOPLOG_ENVOY"].partition(":")
     assert host == "0.0.0.0"
     return {int(port)}
 
@@ -60,7 +60,7 @@ def test_it_is_what_the_compose_specification_allows() -> None:
 def test_all_parts_are_there() -> None:
     assert len(BROKERS) == 3
     workers = [it["environment"] for it in OURS.values() if command(it) == "worker"]
-    lanes = [WorkerSettings(lane=it.get("SLUICE_LANE", "")).lane for it in workers]
+    lanes = [WorkerSettings(lane=it.get("STOPLOG_LANE", "")).lane for it in workers]
     assert sorted(lanes) == ["", "", "b", "b"]
     assert sum(command(it) == "gateway" for it in OURS.values()) == 2
     assert {"topics", "prometheus", "grafana"} < SERVICES.keys()
@@ -74,9 +74,9 @@ def test_every_variable_is_a_setting_with_a_value_it_can_have(
     kind = WorkerSettings if command(service) == "worker" else GatewaySettings
     variables = {**service["environment"]}
     assert all(isinstance(value, str) for value in variables.values())
-    assert variables.keys() <= {f"SLUICE_{field.upper()}" for field in kind.model_fields}
+    assert variables.keys() <= {f"STOPLOG_{field.upper()}" for field in kind.model_fields}
     if TOKEN in variables:
-        assert variables[TOKEN].startswith("${SLUICE_ADMIN_TOKEN:?")
+        assert variables[TOKEN].startswith("${STOPLOG_ADMIN_TOKEN:?")
         variables[TOKEN] = "given by whoever starts it"
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
@@ -86,7 +86,7 @@ def test_every_variable_is_a_setting_with_a_value_it_can_have(
 
 @pytest.mark.parametrize("name", OURS)
 def test_the_command_line_takes_its_command(name: str) -> None:
-    context = typer.main.get_command(app).make_context("sluice", list(OURS[name]["command"]))
+    context = typer.main.get_command(app).make_context("stoplog", list(OURS[name]["command"]))
     while isinstance(context.command, TyperGroup):
         arguments = [*context._protected_args, *context.args]
         _, sub, rest = context.command.resolve_command(context, arguments)
@@ -98,10 +98,10 @@ def test_the_command_line_takes_its_command(name: str) -> None:
 
 def test_every_worker_has_its_own_name_and_tables() -> None:
     workers = [it for it in OURS.values() if command(it) == "worker"]
-    names = [it["environment"]["SLUICE_INSTANCE_ID"] for it in workers]
+    names = [it["environment"]["STOPLOG_INSTANCE_ID"] for it in workers]
     assert [it["volumes"] for it in workers] == [[f"{name}:/data"] for name in names]
     assert len(set(names)) == len(workers)
-    assert {it["environment"]["SLUICE_HOME"] for it in workers} == {"/data"}
+    assert {it["environment"]["STOPLOG_HOME"] for it in workers} == {"/data"}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -128,7 +128,9 @@ def test_a_stop_is_given_the_time_it_may_take() -> None:
         if command(service) == "gateway":
             assert int(service["stop_grace_period"].removesuffix("s")) >= GatewaySettings().stop_s
         elif command(service) == "worker":
-            assert int(service["stop_grace_period"].removesuffix("s")) > 20  # streams/worker.py
+            assert (
+                int(service["stop_grace_period"].removesuffix("s")) > 20
+            )  # streams/stoplog_worker/worker.py
 
 
 def test_dependencies_are_there_and_can_be_met() -> None:
@@ -187,8 +189,8 @@ def test_prometheus_asks_every_process_where_it_listens() -> None:
         kind = command(service)
         if kind != "topics":
             (port,) = listens(service)
-            lane = service["environment"].get("SLUICE_LANE", "a") if kind == "worker" else None
-            expected[f"{name}:{port}"] = (f"sluice-{kind}", lane)
+            lane = service["environment"].get("STOPLOG_LANE", "a") if kind == "worker" else None
+            expected[f"{name}:{port}"] = (f"stoplog-{kind}", lane)
     assert asked == expected
 
 
@@ -203,16 +205,16 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     provisioning = DOCKER / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
-    assert f'"uid": "{source["uid"]}"' in (DOCKER / "grafana" / "dashboards" / "sluice.json").read_text()
-    (provider,) = yaml.safe_load((provisioning / "dashboards" / "sluice.yaml").read_text())["providers"]
+    assert f'"uid": "{source["uid"]}"' in (DOCKER / "grafana" / "dashboards" / "stoplog.json").read_text()
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "stoplog.yaml").read_text())["providers"]
     targets = {config["target"] for config in SERVICES["grafana"]["configs"]}
-    assert f"{provider['options']['path']}/sluice.json" in targets
+    assert f"{provider['options']['path']}/stoplog.json" in targets
     assert SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in targets
 
 
 def test_images_are_named_by_version() -> None:
     for service in SERVICES.values():
-        assert service["image"] == "sluice" or re.search(r":v?\d+\.\d+\.\d+", service["image"])
+        assert service["image"] == "stoplog" or re.search(r":v?\d+\.\d+\.\d+", service["image"])
 
 
 def test_its_topics_differ_from_the_others_in_number_and_copies_only() -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from tests.broker import CHECKOUT
+from tests.support.broker import CHECKOUT
 
 DOCKERFILE: Final = (CHECKOUT / "docker" / "Dockerfile").read_text()
 BUILD_TOOLS: Final = {"pip", "setuptools", "hatchling", "editables", "uv"}
@@ -43,7 +43,7 @@ def test_it_is_built_in_one_stage_and_runs_in_another_without_root() -> None:
 
 
 def test_signals_reach_the_program() -> None:
-    assert json.loads(last("ENTRYPOINT")) == ["sluice"]
+    assert json.loads(last("ENTRYPOINT")) == ["stoplog"]
     assert json.loads(last("CMD")) == ["gateway"]
     assert last("STOPSIGNAL") == "SIGTERM"
 

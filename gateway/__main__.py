@@ -1,5 +1,0 @@
-"""``python -m gateway`` is ``sluice``."""
-
-from gateway.cli import main
-
-main()

@@ -1,0 +1,1 @@
+"""The gateway: HTTP, Envoy, processes, and the command ``stoplog``."""

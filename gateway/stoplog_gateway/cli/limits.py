@@ -1,0 +1,148 @@
+"""``stoplog limits``: of a client, of a plan (``--plan``), the default (``--default``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from stoplog_gateway.cli import completion
+from stoplog_gateway.cli.check import ResourceOption, applied
+from stoplog_gateway.cli.formatting import printable
+from stoplog_gateway.cli.http_client import DEFAULT_URL, Url, call, segment
+from stoplog_gateway.cli.output import USAGE, AsJson, examples, fail, out, print_json
+
+app = typer.Typer(
+    name="limits",
+    help="Set, show and delete limits while everything runs.",
+    no_args_is_help=True,
+    epilog=examples("stoplog limits set alice 100/minute 10/second", "stoplog limits list"),
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CLIENT] LIMIT",
+        help="A client, then its limits: 100/minute, 40/2s, 1000/1h, 0/minute (blocks) or unlimited. "
+        "With --plan or --default: limits only.",
+        show_default=False,
+        autocompletion=completion.client_then_limits,
+    ),
+]
+OneClient = Annotated[
+    str | None,
+    typer.Argument(metavar="[CLIENT]", show_default=False, autocompletion=completion.clients),
+]
+Plan = Annotated[
+    str | None,
+    typer.Option(
+        "--plan", help="Of a plan instead of a client.", metavar="P", autocompletion=completion.plans
+    ),
+]
+Default = Annotated[bool, typer.Option("--default", help="Of everybody who has none of their own.")]
+
+
+@app.command(
+    "set",
+    epilog=examples(
+        "stoplog limits set alice 100/minute 10/second",
+        "stoplog limits set alice 5/minute --resource login",
+        "stoplog limits set --plan free 1000/day",
+        "stoplog limits set --default unlimited",
+    ),
+)
+def set_(
+    words: Words = None,
+    plan: Plan = None,
+    default: Default = False,
+    resource: ResourceOption = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Set limits, all of which must pass; returns when the next check sees them."""
+    given = list(words or ())
+    client = None if plan is not None or default else (given.pop(0) if given else None)
+    path = _path(client, plan, default)
+    if not given:
+        fail("no limit given: name one, such as 100/minute, or unlimited", USAGE)
+    limits = "unlimited" if given == ["unlimited"] else given
+    answer = call(url, "PUT", path, body={"limits": limits}, resource=resource)
+    _show(answer, applied(_written(answer["limits"]), answer), as_json)
+
+
+@app.command(epilog=examples("stoplog limits get alice", "stoplog limits get --plan free"))
+def get(
+    client: OneClient = None,
+    plan: Plan = None,
+    default: Default = False,
+    resource: ResourceOption = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show the limits stored under exactly this name."""
+    answer = call(url, "GET", _path(client, plan, default), resource=resource)
+    _show(answer, _written(answer["limits"]), as_json)
+
+
+@app.command(epilog=examples("stoplog limits delete alice", "stoplog limits delete alice --resource login"))
+def delete(
+    client: OneClient = None,
+    plan: Plan = None,
+    default: Default = False,
+    resource: ResourceOption = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Delete limits: the plan's, or the default, hold again."""
+    answer = call(url, "DELETE", _path(client, plan, default), resource=resource)
+    _show(answer, applied("deleted", answer), as_json)
+
+
+@app.command("list", epilog=examples("stoplog limits list", "stoplog limits list --json | jq length"))
+def list_(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List all limits that are stored."""
+    # A key that was changed, or deleted, can come on two pages: the later one is right.
+    pages = {(item["kind"], item["id"], item["resource"]): item for item in _pages(url)}
+    found = [item for item in pages.values() if item["limits"] is not None]
+    if as_json:
+        print_json(found)
+        return
+    table = Table("kind", "id", "resource", "limits")
+    for item in found:
+        cells = (item["kind"], item["id"] or "-", item["resource"] or "-", _written(item["limits"]))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    out.print(table)
+
+
+def _pages(url: str) -> Iterator[dict[str, Any]]:
+    after = None
+    while True:
+        page = call(url, "GET", "/v1/limits", after=after)
+        yield from page["items"]
+        after = page["next"]
+        if after is None:
+            return
+
+
+def _path(client: str | None, plan: str | None, default: bool) -> str:
+    """The route of exactly one of the three."""
+    if (client is not None) + (plan is not None) + default != 1:
+        fail("whose limits? Name a client, or --plan P, or --default: one of them", USAGE)
+    if plan is not None:
+        return f"/v1/plans/{segment(plan)}"
+    return f"/v1/limits/{segment(client)}" if client is not None else "/v1/default"
+
+
+def _show(answer: dict[str, Any], what: str, as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+        return
+    name = " ".join(filter(None, (answer["kind"], answer["id"], answer["resource"])))
+    out.print(printable(f"{name}: {what}"))
+
+
+def _written(limits: list[str] | str) -> str:
+    return limits if isinstance(limits, str) else ", ".join(limits)

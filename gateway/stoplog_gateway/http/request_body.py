@@ -1,0 +1,135 @@
+"""Request bodies: their type, their size while they arrive, and their decoding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+from fastapi import Depends, Request
+
+from stoplog.errors import InvalidInput
+from stoplog_gateway.http.problems import CONTENT_TYPE, MALFORMED, TOO_LARGE, ProblemError
+
+MAX_BODY: Final = 1 << 20
+"""Bytes of any body but those below."""
+
+MAX_LIST_BODY: Final = 4 << 20
+"""Bytes of a list of checks: 10,000 of them at some 400 bytes."""
+
+MAX_SLOW_BODY: Final = 32 << 10
+"""Bytes of a body that protobuf parses in Python: at worst some 40 ms, in which nothing else is answered."""
+
+_MESSAGE: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
+_NAMED: Final = re.compile(
+    r"Object (?P<what>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL
+)
+T = TypeVar("T")
+
+
+def json_body(limit: int) -> Callable[[Request], Awaitable[bytes]]:
+    """A dependency that reads a JSON body of at most *limit* bytes.
+
+    The type is required: a browser's page may send a body without it to any address, loopback
+    included, without asking first; with it the browser has to ask, and is not answered.
+    """
+
+    async def read(request: Request) -> bytes:
+        require_json(request.headers.get("content-type"))
+        return await read_body(request, limit)
+
+    return read
+
+
+JsonBody = Annotated[bytes, Depends(json_body(MAX_BODY))]
+JsonListBody = Annotated[bytes, Depends(json_body(MAX_LIST_BODY))]
+SlowJsonBody = Annotated[bytes, Depends(json_body(MAX_SLOW_BODY))]
+
+
+def require_json(content_type: str | None) -> None:
+    """Refuse what does not say that it is JSON.
+
+    Raises:
+        ProblemError: 415.
+    """
+    if content_type is None or not is_json(content_type):
+        shown = "no Content-Type" if content_type is None else content_type
+        raise ProblemError(
+            CONTENT_TYPE, f"{shown} is not JSON", "Content-Type", "send Content-Type: application/json"
+        )
+
+
+def is_json(content_type: str) -> bool:
+    """Whether that is JSON's type, whatever its parameters.
+
+    >>> [is_json(t) for t in ("application/json", "Application/JSON; charset=utf-8", "application/jsonx", "")]
+    [True, True, False, False]
+    """
+    return content_type.partition(";")[0].strip().lower() == "application/json"
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read at most *limit* bytes; more is refused before it is in memory, announced or not.
+
+    Raises:
+        ProblemError: 413; the connection is closed, since the rest of the body is still in it.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit):
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> ProblemError:
+    most = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
+    return ProblemError(
+        TOO_LARGE,
+        f"the body is over {most}",
+        "body",
+        f"send at most {most} at once",
+        [(b"connection", b"close")],
+    )
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Decode *body*.
+
+    Raises:
+        ProblemError: 400, not JSON.
+        InvalidInput: JSON, but not what was asked for; names the field.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as exc:
+        raise _invalid(str(exc)) from exc
+    except UnicodeDecodeError as exc:
+        raise ProblemError(MALFORMED, "the body is not UTF-8", "body", "send JSON in UTF-8") from exc
+    except msgspec.DecodeError as exc:
+        raise ProblemError(MALFORMED, str(exc), "body", "send one JSON value and nothing else") from exc
+    except RecursionError as exc:
+        raise ProblemError(MALFORMED, "nested too deeply", "body", "see its schema in /docs") from exc
+
+
+def _invalid(message: str) -> InvalidInput:
+    """Read msgspec's text, ``Expected `int`, got `str` - at `$[3].cost```, as field, problem and remedy."""
+    match = _MESSAGE.fullmatch(message)
+    assert match is not None
+    what, path = match["what"], match["path"] or ""
+    if named := _NAMED.fullmatch(what):
+        name = named["name"] or '""'
+        field = f"{path}.{name}" if path else name
+        if named["what"] == "missing required":
+            return InvalidInput(field, "missing", "add it")
+        return InvalidInput(field, "unknown field", "remove it, or check its spelling")
+    if "out of range" in what:
+        return InvalidInput(path or "body", "out of bounds", "use a smaller number")
+    problem = what.replace("`", "").replace("Expected ", "not ", 1).replace("not int,", "not a whole number,")
+    return InvalidInput(path or "body", problem, "see its type in /docs")

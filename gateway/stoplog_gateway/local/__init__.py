@@ -1,0 +1,1 @@
+"""``stoplog up``: broker, workers and gateways on one machine."""

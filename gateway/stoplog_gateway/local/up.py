@@ -1,0 +1,260 @@
+"""`stoplog up`: all parts as processes of this machine, from the broker to a check that is answered.
+
+Started in the order broker, topics, workers, gateways, and stopped in the reverse one, so that what is
+being answered finds the rest still there. What ends by itself is started again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import httpx
+from confluent_kafka.admin import AdminClient
+
+from stoplog.client.cluster_status import OK, UNDER_REPLICATED
+from stoplog.client.settings import Settings
+from stoplog.errors import StoplogError
+from stoplog.kafka.topic_admin import create_topics
+from stoplog.topics import CHECKS, lane_names, load_topics, partition_of, with_lanes, worker_name
+from stoplog_gateway.local.child_process import USAGE_EXITS, Child
+from stoplog_gateway.local.data_dir import Home
+from stoplog_gateway.local.kafka_broker import Broker, reachable
+from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, jars_folder
+from stoplog_gateway.ports import MAX_PORT, ensure_free, free_port, is_free, url_of
+
+_READY_S: Final = 90.0
+"""A start takes 10 s; recovering large tables after a crash takes longer."""
+
+_WORKER_STOP_S: Final = 20.0
+_POLL_S: Final = 0.1
+_METRICS_PORT: Final = 9101
+
+
+class UpFailed(StoplogError):
+    """Not everything runs; the text says what does not, and why."""
+
+
+class Up:
+    """Everything that `stoplog up` runs.
+
+    Args:
+        settings: The gateway's.
+        workers: How many, in each lane.
+        gateways: How many; the first on ``settings.port``, the others on the ports after it.
+        lanes: How many; see DESIGN.md.
+        say: Told what goes on, a line at a time.
+        ready: Called once, with the URL of each gateway, when a check of every partition is answered.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        workers: int,
+        gateways: int,
+        lanes: int,
+        say: Callable[[str], None],
+        ready: Callable[[list[str]], None],
+    ) -> None:
+        self._settings = settings
+        self._say = say
+        self._ready = ready
+        self._ports = [settings.port + i if settings.port else free_port() for i in range(gateways)]
+        # What listens on all addresses is reached by this one too.
+        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+        self._urls = [url_of(host, port) for port in self._ports]
+        self._home = settings.home.resolve()
+        self._broker = None if settings.kafka else Broker(settings.home, port=settings.broker_port)
+        self._lanes = lane_names(lanes)
+        self._workers = [
+            self._worker(lane, number, index * workers + number)
+            for index, lane in enumerate(self._lanes)
+            for number in range(1, workers + 1)
+        ]
+        self._gateways = [self._gateway(number, port) for number, port in enumerate(self._ports, 1)]
+        self._due: dict[Child, float] = {}
+        self._answering = False
+        self._killing = False
+
+    def run(self) -> None:
+        """Start everything, keep it running until SIGINT, SIGTERM or SIGHUP, and stop it.
+
+        Raises:
+            HomeTaken: another `stoplog up` runs on this home.
+            BrokerFailed: the broker cannot run, or the one named by ``STOPLOG_KAFKA`` does not answer.
+            TopicError: its topics are not those of topics.yaml.
+            CannotListen: a gateway's port or address cannot be used.
+            UpFailed: a process cannot run.
+        """
+        home = Home(self._home, self._urls[0])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._interrupt)
+        try:
+            if stopped := home.stop_leftovers():
+                self._say(f"stopped {stopped} processes that an earlier, killed `stoplog up` had left")
+            self._start(home)
+            while True:
+                self._tend(home)
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            self._say("stopping ... (again to stop at once)")
+        finally:
+            self._stop()
+            home.release()
+
+    def _start(self, home: Home) -> None:
+        specs = with_lanes(load_topics(self._settings.topics), self._lanes)
+        for port in self._ports:
+            ensure_free(port, self._settings.host)
+        if self._broker is not None:
+            fetching = "" if jars_folder(self._home).exists() else " (fetching it once, 45 MB)"
+            self._say(f"starting Apache Kafka {KAFKA_VERSION}{fetching} ...")
+            self._broker.start()
+            self._record(home)
+        bootstrap = self._broker.bootstrap if self._broker else self._settings.bootstrap
+        reachable(bootstrap)
+        create_topics(AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}), specs.values())
+        self._say("starting worker and gateway ...")
+        for child in (*self._workers, *self._gateways):
+            child.start()
+        self._record(home)
+        self._await_answers(home, specs[CHECKS].partitions)
+        self._answering = True
+        self._ready(self._urls)
+
+    def _worker(self, lane: str, number: int, of_all: int) -> Child:
+        name = worker_name(lane, number)
+        first = os.environ.get("STOPLOG_METRICS_PORT", _METRICS_PORT)
+        if not str(first).isdecimal() or int(first) > MAX_PORT:
+            raise UpFailed(f"STOPLOG_METRICS_PORT={first} is not a port: use 0 (any free one) to {MAX_PORT}")
+        port = int(first) + of_all - 1
+        env = {
+            "STOPLOG_INSTANCE_ID": name,
+            "STOPLOG_LANE": lane,
+            # The same port at each start, for whoever scrapes it, unless something else has it.
+            "STOPLOG_METRICS_PORT": str(port if int(first) and is_free(port) else 0),
+        }
+        return self._child(name, ["-m", "stoplog_worker", "worker"], env)
+
+    def _gateway(self, number: int, port: int) -> Child:
+        env = {"STOPLOG_PORT": str(port)}
+        if number > 1:
+            env["STOPLOG_ENVOY"] = ""  # the first one's: an address is one gateway's
+            if self._settings.node_id:
+                env["STOPLOG_NODE_ID"] = f"{self._settings.node_id}-{number}"
+        return self._child(f"gateway-{number}", ["-m", "stoplog_gateway", "gateway"], env)
+
+    def _child(self, name: str, arguments: list[str], env: dict[str, str]) -> Child:
+        env |= {"STOPLOG_KAFKA": self._settings.bootstrap, "STOPLOG_HOME": str(self._home)}
+        return Child(name, [sys.executable, *arguments], env=env, log=Path(self._home, "logs", f"{name}.log"))
+
+    def _await_answers(self, home: Home, partitions: int) -> None:
+        """Wait until every gateway gets an answer from the owner of every partition."""
+        checks = [{"client_id": client, "cost": 0} for client in _clients_of_all(partitions)]
+        deadline = time.monotonic() + _READY_S
+        waiting = list(self._urls)
+        with httpx.Client(trust_env=False, timeout=5.0) as client:
+            while waiting:
+                self._tend(home)
+                if time.monotonic() > deadline:
+                    raise UpFailed(f"{waiting[0]} did not answer a check in {_READY_S:.0f} s; {self._logs()}")
+                if _answers(client, waiting[0], checks):
+                    waiting.pop(0)
+                else:
+                    time.sleep(_POLL_S)
+
+    def _tend(self, home: Home) -> None:
+        """Show what the processes warn of, and start again what has ended."""
+        if self._broker is not None and not self._broker.running:
+            self._say(
+                f"the broker stopped by itself; starting it again. The end of its log:\n{self._broker.tail()}"
+            )
+            self._broker.start()
+            self._record(home)
+        for child in (*self._workers, *self._gateways):
+            for line in child.warnings():
+                # Until all are there, they warn of each other's absence.
+                if self._answering or " WARNING " not in line:
+                    self._say(f"{child.name} | {line}")
+            if child.status is not None:
+                self._start_again(child, home)
+
+    def _start_again(self, child: Child, home: Home) -> None:
+        if child not in self._due:
+            if child.status in USAGE_EXITS:
+                raise UpFailed(f"{child.name} cannot run; the end of {child.log}:\n{child.tail()}")
+            delay = child.delay()
+            self._due[child] = time.monotonic() + delay
+            self._say(f"{child.name} ended (status {child.status}); starting it again in {delay:.1f} s")
+        elif time.monotonic() >= self._due[child]:
+            del self._due[child]
+            child.start()
+            self._record(home)
+
+    def _stop(self) -> None:
+        try:
+            self._stop_in_order()
+        except KeyboardInterrupt:
+            self._killing = True
+            for child in (*self._gateways, *self._workers):
+                child.kill()
+            if self._broker is not None:
+                self._broker.kill()
+
+    def _stop_in_order(self) -> None:
+        gateway_stop_s = self._settings.stop_s + 1.0  # one of several processes has first to see theirs end
+        for children, timeout_s in ((self._gateways, gateway_stop_s), (self._workers, _WORKER_STOP_S)):
+            for child in children:
+                child.terminate()
+            for child in children:
+                child.join(timeout_s)
+        if self._broker is not None:
+            self._broker.stop()
+
+    def _interrupt(self, _: int, __: FrameType | None) -> None:
+        if not self._killing:
+            raise KeyboardInterrupt
+
+    def _pids(self) -> list[int | None]:
+        broker = self._broker.pid if self._broker else None
+        return [*(child.pid for child in (*self._gateways, *self._workers)), broker]
+
+    def _record(self, home: Home) -> None:
+        home.record(self._pids())
+
+    def _logs(self) -> str:
+        children = (*self._workers, *self._gateways)
+        return "".join(f"\nthe end of {child.log}:\n{child.tail()}" for child in children)
+
+
+def _answers(client: httpx.Client, url: str, checks: list[dict[str, Any]]) -> bool:
+    """Whether the gateway at *url* has all *checks* answered by workers.
+
+    It is asked only once it knows of workers: missed deadlines would put it into degraded mode first.
+    """
+    try:
+        status = client.get(f"{url}/v1/status").raise_for_status().json()
+        if status["store"] not in (OK, UNDER_REPLICATED):
+            return False
+        answers = client.post(f"{url}/v1/checks", json=checks).raise_for_status().json()
+    except httpx.HTTPError:
+        return False
+    return not any(answer["degraded"] for answer in answers)
+
+
+def _clients_of_all(partitions: int) -> list[str]:
+    """A client id for each partition."""
+    found: dict[int, str] = {}
+    numbers = count()
+    while len(found) < partitions:
+        client = f"stoplog-up-{next(numbers)}"
+        found.setdefault(partition_of(client, partitions), client)
+    return list(found.values())

@@ -1,0 +1,1 @@
+"""A gateway as one process or several on one port."""

@@ -1,0 +1,52 @@
+"""Stoplog's SDK: ask a distributed rate limiter whether a client may make a request now.
+
+The public names are imported on first use, so that ``import stoplog`` loads nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from stoplog.asgi.dependency import RateLimit
+    from stoplog.asgi.middleware import RateLimitMiddleware
+    from stoplog.client.answer import Answer
+    from stoplog.client.blocking import BlockingLimiter
+    from stoplog.client.limiter import Limiter
+    from stoplog.client.settings import Settings
+    from stoplog.errors import InvalidInput, SettingsError, StoplogError, TopicError
+    from stoplog.wire.checks import Check
+
+__version__ = "0.2.0.dev0"
+
+__all__ = [
+    "Answer",
+    "BlockingLimiter",
+    "Check",
+    "InvalidInput",
+    "Limiter",
+    "RateLimit",
+    "RateLimitMiddleware",
+    "Settings",
+    "SettingsError",
+    "StoplogError",
+    "TopicError",
+]
+
+_MODULES: Final = {
+    "Answer": "stoplog.client.answer",
+    "BlockingLimiter": "stoplog.client.blocking",
+    "Check": "stoplog.wire.checks",
+    "Limiter": "stoplog.client.limiter",
+    "RateLimit": "stoplog.asgi.dependency",
+    "RateLimitMiddleware": "stoplog.asgi.middleware",
+    "Settings": "stoplog.client.settings",
+}
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES.get(name, "stoplog.errors")), name)

@@ -1,0 +1,1 @@
+"""Rate limiting for ASGI applications: a middleware and a FastAPI dependency."""

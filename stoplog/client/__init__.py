@@ -1,0 +1,1 @@
+"""A check, from call to answer."""

@@ -1,0 +1,165 @@
+"""The gateway's metrics, counted in plain integers and read only when they are scraped.
+
+A ``Counter.inc`` costs half a microsecond, more than the rest of a check's way through the batcher; so
+the hot path adds to attributes of :class:`Metrics`, a batch at a time where it can.
+
+========================================  =========  =======  ==============================================
+name                                      type       label    what
+========================================  =========  =======  ==============================================
+``stoplog_checks_received_total``          counter             checks asked for, answered or only published
+``stoplog_checks_allowed_total``           counter             allowed by the store
+``stoplog_checks_rejected_total``          counter             rejected by the store, or by a denial that holds
+``stoplog_checks_invalid_total``           counter             refused by a worker: an error, and nothing spent
+``stoplog_checks_degraded_total``          counter    reason   let through without the store's decision
+``stoplog_checks_published_total``         counter             published without an answer wanted
+``stoplog_checks_uncounted_total``         counter             not published, so in no client's count; at most
+``stoplog_check_duration_seconds``         histogram           asked to answered, degraded answers too
+``stoplog_batch_checks``                   histogram           checks in a published batch
+``stoplog_checks_in_flight``               gauge               checks waiting for an answer
+``stoplog_replies_late_total``             counter             first replies after their batch's deadline
+``stoplog_lane_divergence_total``          counter             batches that two lanes answered differently
+``stoplog_deny_cache_hits_total``          counter             checks denied from the deny cache
+``stoplog_deny_cache_stores_total``        counter             denials stored in it
+``stoplog_deny_cache_entries``             gauge               denials in it
+``stoplog_deny_cache_unlogged_total``      counter             its checks whose sum could not be published
+``stoplog_publish_failures_total``         counter             records that could not be published
+``stoplog_undecodable_records_total``      counter             of ``replies`` and ``nodes``; passed over
+``stoplog_degraded_partitions``            gauge               partitions whose checks are let through at once
+``stoplog_nodes``                          gauge      role     nodes heard of in the last 10 s
+``stoplog_store_state``                    gauge      state    1 for the state the store is in, else 0
+========================================  =========  =======  ==============================================
+
+Where one port has several processes, a page of any of them shows the counts and histograms of all, and
+each gauge as :data:`GAUGES` says (gateway/stoplog_gateway/server/shared_metrics.py).
+
+Reasons are those of :mod:`stoplog.client.answer`, states those of :mod:`stoplog.client.cluster_status`. No label takes a
+client id: there can be billions of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from stoplog.client.answer import REASONS
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+LATENCY_S: Final = (
+    0.0002, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25,
+    0.5, 1.0,
+)  # fmt: skip
+"""From a lone broker's round trip (0.6 ms) to well past the default deadline."""
+
+BATCH_CHECKS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+
+GAUGES: Final = {
+    "stoplog_checks_in_flight": "livesum",
+    "stoplog_deny_cache_entries": "livesum",
+    # Each process has breakers of its own and hears of nodes for itself: the worst, and the best informed.
+    "stoplog_degraded_partitions": "livemax",
+    "stoplog_nodes": "livemax",
+    "stoplog_store_state": "livemax",
+    "process_virtual_memory_bytes": "livesum",
+    "process_resident_memory_bytes": "livesum",
+    "process_open_fds": "livesum",
+    "process_max_fds": "livemin",
+    "process_start_time_seconds": "livemax",
+}
+"""How prometheus-client makes one value of several running processes', by the gauge's name."""
+
+
+class Histogram:
+    """Observations in buckets; adding many alike costs what one does."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        """Add *value*, *times* over."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+
+    def family(self, name: str, text: str) -> HistogramMetricFamily:
+        """As prometheus-client shows it."""
+        names = [*map(str, map(float, self._bounds)), "+Inf"]
+        buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
+
+
+class Metrics(Collector):
+    """Counts of one gateway, and the registry that shows them; other parts may register theirs in it."""
+
+    def __init__(self) -> None:
+        self.received = self.allowed = self.rejected = self.invalid = self.published = 0
+        self.degraded = dict.fromkeys(REASONS, 0)
+        self.uncounted = self.late = self.publish_failures = self.divergence = 0
+        self.deny_hits = self.deny_stores = self.deny_entries = self.deny_unlogged = 0
+        self.undecodable = self.in_flight = self.degraded_partitions = 0
+        self.latency = Histogram(LATENCY_S)
+        self.batches = Histogram(BATCH_CHECKS)
+        self.nodes: Callable[[], dict[str, int]] = dict
+        """Nodes by role."""
+        self.store: Callable[[], dict[str, bool]] = dict
+        """Every state the store can be in, and whether it is."""
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+        self.shown = self.registry
+        """What is rendered: with several processes, not these counts alone."""
+
+    @property
+    def let_through(self) -> int:
+        """Checks answered degraded, for whatever reason."""
+        return sum(self.degraded.values())
+
+    def render(self) -> bytes:
+        """The page of ``/metrics``; its type is :data:`CONTENT_TYPE`."""
+        return generate_latest(self.shown)
+
+    def collect(self) -> Iterator[Metric]:
+        """What a scrape reads."""
+        for name, text, count in (
+            ("stoplog_checks_received", "Checks asked for", self.received),
+            ("stoplog_checks_allowed", "Checks allowed by the store", self.allowed),
+            ("stoplog_checks_rejected", "Checks rejected by the store", self.rejected),
+            ("stoplog_checks_invalid", "Checks refused by a worker, nothing spent", self.invalid),
+            ("stoplog_checks_published", "Checks published without an answer wanted", self.published),
+            ("stoplog_checks_uncounted", "Checks not published, in no count; at most", self.uncounted),
+            ("stoplog_replies_late", "Replies after their batch's deadline", self.late),
+            ("stoplog_lane_divergence", "Batches that two lanes answered differently", self.divergence),
+            ("stoplog_deny_cache_hits", "Checks denied without asking", self.deny_hits),
+            ("stoplog_deny_cache_stores", "Denials stored", self.deny_stores),
+            ("stoplog_deny_cache_unlogged", "Denied checks missing from the log", self.deny_unlogged),
+            ("stoplog_publish_failures", "Records that could not be published", self.publish_failures),
+            ("stoplog_undecodable_records", "Records of replies and nodes passed over", self.undecodable),
+        ):
+            yield CounterMetricFamily(name, text, value=count)
+        for name, text, value in (
+            ("stoplog_checks_in_flight", "Checks waiting for an answer", self.in_flight),
+            ("stoplog_deny_cache_entries", "Denials in the deny cache", self.deny_entries),
+            ("stoplog_degraded_partitions", "Partitions let through at once", self.degraded_partitions),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+        yield self.latency.family("stoplog_check_duration_seconds", "Asked to answered, in seconds")
+        yield self.batches.family("stoplog_batch_checks", "Checks in a published batch")
+        degraded = CounterMetricFamily("stoplog_checks_degraded", "Let through undecided", labels=["reason"])
+        for reason, count in self.degraded.items():
+            degraded.add_metric([reason], count)
+        nodes = GaugeMetricFamily("stoplog_nodes", "Nodes heard of in the last 10 s", labels=["role"])
+        for role, count in self.nodes().items():
+            nodes.add_metric([role], count)
+        store = GaugeMetricFamily("stoplog_store_state", "1 for the store's state", labels=["state"])
+        for state, holds in self.store().items():
+            store.add_metric([state], holds)
+        yield from (degraded, nodes, store)

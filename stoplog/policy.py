@@ -1,0 +1,236 @@
+"""Limits and policies: ``"100/minute"`` to a value and back, and what is allowed in them.
+
+A policy is what a client, a plan or the default is held to: several limits, all of which must
+pass, or nothing to count at all (``unlimited``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import msgspec
+
+from stoplog.errors import InvalidCost, InvalidId, InvalidLimit
+
+MAX_ID_BYTES: Final = 256
+"""Bytes of UTF-8 in a client, plan or resource id: they are keys in every state record."""
+
+MAX_COST: Final = 1_000_000
+"""Requests one check may spend; a bound on what one mistake can charge."""
+
+MAX_LIMIT: Final = 2**53
+"""The largest limit: what every JSON reader still holds exactly."""
+
+MIN_WINDOW_MS: Final = 1_000
+MAX_WINDOW_MS: Final = 31 * 86_400_000
+"""31 days: counters must outlive their window in the changelog (topics.yaml keeps two of these)."""
+
+MAX_LIMITS: Final = 8
+"""Limits in one policy: each is a list to keep for each of its clients."""
+
+_UNITS_MS: Final = {
+    "s": 1_000, "sec": 1_000, "second": 1_000, "seconds": 1_000,
+    "m": 60_000, "min": 60_000, "minute": 60_000, "minutes": 60_000,
+    "h": 3_600_000, "hour": 3_600_000, "hours": 3_600_000,
+    "d": 86_400_000, "day": 86_400_000, "days": 86_400_000,
+}  # fmt: skip
+_NAMES: Final = (
+    (86_400_000, "day", "d"),
+    (3_600_000, "hour", "h"),
+    (60_000, "minute", "m"),
+    (1_000, "second", "s"),
+)
+
+_SPEC: Final = re.compile(
+    r"\s*(-?\d{1,20}(?:\.\d{1,20})?)\s*/\s*(-?\d{1,20}(?:\.\d{1,20})?)?\s*([A-Za-z]+)\s*", re.ASCII
+)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_FORMS: Final = 'write it as "100/minute", "40/2s", "5/10m", "1000/1h", "1/day" or "unlimited"'
+
+
+class Limit(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """At most ``max`` requests in any ``window_ms`` milliseconds; ``max`` 0 blocks."""
+
+    max: int
+    window_ms: int
+
+    def __str__(self) -> str:
+        """Write it the way :func:`parse_limit` reads it.
+
+        >>> str(Limit(100, 60_000)), str(Limit(40, 2_000)), str(Limit(5, 1_500))
+        ('100/minute', '40/2s', '5/1500ms')
+        """
+        for unit_ms, name, letter in _NAMES:
+            if self.window_ms == unit_ms:
+                return f"{self.max}/{name}"
+            if self.window_ms % unit_ms == 0:
+                return f"{self.max}/{self.window_ms // unit_ms}{letter}"
+        return f"{self.max}/{self.window_ms}ms"
+
+
+class Policy(msgspec.Struct, frozen=True, array_like=True):
+    """Limits that must all pass, longest window first; none at all means unlimited."""
+
+    limits: tuple[Limit, ...] = ()
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether nothing is counted."""
+        return not self.limits
+
+    def spec(self) -> list[str] | str:
+        """Write it the way :func:`parse_policy` reads it."""
+        return [str(limit) for limit in self.limits] or "unlimited"
+
+
+UNLIMITED: Final = Policy()
+
+
+def parse_limit(text: str, field: str = "limits") -> Limit:
+    """Read one limit.
+
+    Args:
+        text: ``<max>/<window>``; the window is a unit (``minute``) or a number and a unit (``10m``).
+        field: The name that an error gives to the field.
+
+    Raises:
+        InvalidLimit: not of that form, or out of bounds.
+
+    >>> parse_limit("100/minute"), parse_limit("40/2s")
+    (Limit(max=100, window_ms=60000), Limit(max=40, window_ms=2000))
+    >>> parse_limit("10/0s")
+    Traceback (most recent call last):
+    stoplog.errors.InvalidLimit: limits: a window of 0 ms; a window is 1 second to 31 days
+    """
+    match = _SPEC.fullmatch(text)
+    unit_ms = {**_UNITS_MS, "ms": 1}.get(match[3].lower()) if match else None
+    if match is None or unit_ms is None:
+        raise InvalidLimit(field, f"{text[:40]!r} is not a limit", _FORMS)
+    count, number = match[1], match[2] or "1"
+    if "." in count or "." in number:
+        raise InvalidLimit(field, f"{text!r} has a fraction", "use whole numbers")
+    return _bounded(int(count), int(number) * unit_ms, field)
+
+
+def _bounded(count: int, window_ms: int, field: str) -> Limit:
+    if count < 0:
+        raise InvalidLimit(field, "a negative limit", "0 blocks; a larger number allows")
+    if count > MAX_LIMIT:
+        raise InvalidLimit(field, "a limit over 2^53", 'use "unlimited" to count nothing')
+    if not MIN_WINDOW_MS <= window_ms <= MAX_WINDOW_MS:
+        raise InvalidLimit(field, f"a window of {window_ms} ms", "a window is 1 second to 31 days")
+    return Limit(count, window_ms)
+
+
+def parse_policy(value: Any, field: str = "limits") -> Policy:
+    """Read a policy as it stands in JSON.
+
+    Args:
+        value: ``"unlimited"``, one limit, or a list of limits. A limit is text (``"100/minute"``) or
+            the long form ``{"max": 100, "window_seconds": 60}``.
+        field: The name that errors give to the field.
+
+    Raises:
+        InvalidLimit: anything else, more than ``MAX_LIMITS`` limits, or a window given twice.
+
+    >>> parse_policy(["10/second", {"max": 100, "window_seconds": 60}]).spec()
+    ['100/minute', '10/second']
+    >>> parse_policy("unlimited").unlimited
+    True
+    """
+    if value == "unlimited":
+        return UNLIMITED
+    items: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+    if not items:
+        raise InvalidLimit(field, "an empty list", 'give at least one limit, or "unlimited"')
+    if len(items) > MAX_LIMITS:
+        raise InvalidLimit(field, f"{len(items)} limits", f"a policy has at most {MAX_LIMITS}")
+    alone = items is not value
+    limits = [_one(item, field if alone else f"{field}[{i}]") for i, item in enumerate(items)]
+    limits.sort(key=lambda limit: -limit.window_ms)
+    for a, b in pairwise(limits):
+        if a.window_ms == b.window_ms:
+            raise InvalidLimit(field, f"{a} and {b} share a window", "keep the smaller of the two")
+    return Policy(tuple(limits))
+
+
+def check_policy(policy: Policy, field: str = "policy") -> Policy:
+    """Return *policy* if :func:`parse_policy` could have made it.
+
+    Raises:
+        InvalidLimit: it could not.
+    """
+    if policy.limits and parse_policy([str(limit) for limit in policy.limits], field) != policy:
+        raise InvalidLimit(field, "limits out of order", "put the longest window first")
+    return policy
+
+
+def _one(item: Any, field: str) -> Limit:
+    if isinstance(item, str):
+        if item == "unlimited":
+            raise InvalidLimit(field, '"unlimited" among limits', 'give "unlimited" alone')
+        return parse_limit(item, field)
+    if not isinstance(item, dict):
+        raise InvalidLimit(field, f"{type(item).__name__} is not a limit", _FORMS)
+    unknown = sorted(map(str, item.keys() - {"max", "window_seconds"}))
+    if unknown:
+        raise InvalidLimit(f"{field}.{unknown[0]}", "unknown field", "use max and window_seconds")
+    for name in ("max", "window_seconds"):
+        if name not in item:
+            raise InvalidLimit(f"{field}.{name}", "missing", "give max and window_seconds")
+        if isinstance(item[name], bool) or not isinstance(item[name], int):
+            raise InvalidLimit(f"{field}.{name}", "not a whole number", "use a whole number")
+        if abs(item[name]) > MAX_LIMIT:  # and may have more digits than Python will print
+            raise InvalidLimit(f"{field}.{name}", "out of bounds", "use a smaller number")
+    return _bounded(item["max"], item["window_seconds"] * 1_000, field)
+
+
+def check_id(value: str, field: str) -> str:
+    """Return *value* if it can name a client, plan or resource.
+
+    Raises:
+        InvalidId: empty, over 256 bytes of UTF-8, or with control characters.
+    """
+    if not value:
+        raise InvalidId(field, "empty", "give an id of 1 to 256 bytes")
+    if len(value) * 4 > MAX_ID_BYTES and len(value.encode(errors="replace")) > MAX_ID_BYTES:
+        raise InvalidId(field, "longer than 256 bytes of UTF-8", "use a shorter id, or a hash of it")
+    if not value.isprintable() and _CONTROL.search(value):
+        raise InvalidId(field, "contains a control character", "remove it")
+    return value
+
+
+def usable_id(value: str) -> str:
+    """Return *value*, or the digest of it if :func:`check_id` would refuse it.
+
+    For ids that come from whoever is limited: refused, they would pass unlimited.
+
+    >>> usable_id("alice"), usable_id("")[:15]
+    ('alice', 'sha256:e3b0c442')
+    """
+    try:
+        return check_id(value, "id")
+    except InvalidId:
+        return digest_id(value.encode(errors="surrogatepass"))
+
+
+def digest_id(value: bytes) -> str:
+    """Return the id of what is none, ``sha256:`` and 64 digits: the same for the same bytes."""
+    return f"sha256:{hashlib.sha256(value).hexdigest()}"
+
+
+def check_cost(value: int, field: str = "cost") -> int:
+    """Return *value* if it can be charged.
+
+    Raises:
+        InvalidCost: not a whole number from 0 to ``MAX_COST``.
+    """
+    if type(value) is not int:
+        raise InvalidCost(field, "not a whole number", "use a whole number; 0 only looks")
+    if not 0 <= value <= MAX_COST:
+        raise InvalidCost(field, "out of bounds", "use 0 to 1,000,000; 0 only looks")
+    return value

@@ -1,0 +1,1 @@
+"""The records on each topic, to bytes and back."""

@@ -1,1 +1,0 @@
-"""What travels on the topics: all that gateway and worker know of each other."""

@@ -1,0 +1,1 @@
+"""The worker: judges checks in the order of the log and keeps the counters."""

@@ -1,0 +1,28 @@
+"""``python -m streams worker | verify``: what ``stoplog worker`` and ``stoplog verify`` run."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(arguments: list[str]) -> int:
+    """Run what the first of *arguments* names; returns its exit status."""
+    match arguments:
+        case ["worker"]:
+            from stoplog_worker.worker import main as work  # takes Faust along
+
+            return work()
+        case ["verify", *options]:
+            from stoplog_worker.verify.report import main as verify
+
+            return verify(options)
+    print(
+        "usage: python -m streams worker | verify [--seconds N] [--json]   "
+        "(settings: STOPLOG_* variables, see README)",
+        file=sys.stderr,
+    )
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The decision, pure: no Kafka, no clock, no I/O."""

@@ -1,0 +1,1 @@
+"""Which partitions this worker owns, as Faust assigns them."""

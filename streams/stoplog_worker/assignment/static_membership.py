@@ -1,0 +1,160 @@
+"""Static membership, as aiokafka 0.14 does not have it: a member that is told apart, leaves, and is fenced.
+
+A worker joins under its instance id (KIP-345). Killed and started again within the session timeout it takes
+its place at once, and nobody else's partitions move. aiokafka joins under that id, but
+
+- its heartbeats do not carry it, so the broker cannot tell a member whose id was taken over from one that
+  timed out: the two would throw each other out for ever;
+- it sends no LeaveGroup, so after a stop that is meant to last the partitions would wait for the timeout;
+- it does not know the error FENCED_INSTANCE_ID.
+
+So the coordinator's requests pass through here, where the lease is told what the group has confirmed, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.group import HeartbeatRequest
+from aiokafka.protocol.types import Array, Int16, Int32, Schema, String
+
+from stoplog.clock import now
+from stoplog_worker.lease import Lease
+
+_log = logging.getLogger("stoplog.membership")
+
+_ILLEGAL_GENERATION: Final = 22
+_UNKNOWN_MEMBER_ID: Final = 25
+_FENCED_INSTANCE_ID: Final = 82
+
+
+class _HeartbeatResponse(Response):
+    API_KEY = 12
+    API_VERSION = 3
+    SCHEMA = Schema(("throttle_time_ms", Int32), ("error_code", Int16))
+
+
+class _HeartbeatStruct(RequestStruct):
+    API_KEY = 12
+    API_VERSION = 3
+    RESPONSE_TYPE = _HeartbeatResponse
+    SCHEMA = Schema(
+        ("group", String("utf-8")),
+        ("generation_id", Int32),
+        ("member_id", String("utf-8")),
+        ("group_instance_id", String("utf-8")),
+    )
+
+
+class _LeaveResponse(Response):
+    API_KEY = 13
+    API_VERSION = 3
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("error_code", Int16),
+        (
+            "members",
+            Array(
+                ("member_id", String("utf-8")),
+                ("group_instance_id", String("utf-8")),
+                ("error_code", Int16),
+            ),
+        ),
+    )
+
+
+class _LeaveStruct(RequestStruct):
+    API_KEY = 13
+    API_VERSION = 3
+    RESPONSE_TYPE = _LeaveResponse
+    SCHEMA = Schema(
+        ("group", String("utf-8")),
+        ("members", Array(("member_id", String("utf-8")), ("group_instance_id", String("utf-8")))),
+    )
+
+
+class _Heartbeat(Request[_HeartbeatStruct]):
+    API_KEY = 12
+
+    def __init__(self, *fields: Any) -> None:
+        self._fields = fields
+
+    def build(self, request_struct_class: type[_HeartbeatStruct]) -> _HeartbeatStruct:
+        return request_struct_class(*self._fields)
+
+
+class _Leave(Request[_LeaveStruct]):
+    API_KEY = 13
+
+    def __init__(self, *fields: Any) -> None:
+        self._fields = fields
+
+    def build(self, request_struct_class: type[_LeaveStruct]) -> _LeaveStruct:
+        return request_struct_class(*self._fields)
+
+
+class Membership:
+    """One member's requests to the group's coordinator.
+
+    Args:
+        coordinator: aiokafka's; its requests pass through this from now on.
+        lease: Told what the group confirms.
+        fenced: Called, in the coordinator's thread, when another member has taken the instance id.
+    """
+
+    def __init__(self, coordinator: Any, lease: Lease, fenced: Callable[[], None]) -> None:
+        self._coordinator = coordinator
+        self._instance: str = coordinator._group_instance_id
+        self._lease = lease
+        self._fenced = fenced
+        self._send: Callable[[Any], Awaitable[Any]] = coordinator._send_req
+        coordinator._send_req = self.send
+        coordinator._maybe_leave_group = self.leave
+
+    async def send(self, request: Any) -> Any:
+        """Send *request*, and note what its answer says of this member.
+
+        A heartbeat answered "rebalance in progress" confirms nothing, though aiokafka takes it for a success.
+
+        Raises:
+            KafkaError: of aiokafka's; for a fenced member one after which aiokafka tries again.
+        """
+        coordinator = self._coordinator
+        if isinstance(request, HeartbeatRequest):
+            request = _Heartbeat(
+                coordinator.group_id, coordinator.generation, coordinator.member_id, self._instance
+            )
+        sent_at = now()
+        response = await self._send(request)
+        code = getattr(response, "error_code", 0)
+        if code == _FENCED_INSTANCE_ID:
+            self._lease.end()
+            self._fenced()
+            raise KafkaError("fenced")
+        if type(response).__name__.lstrip("_").startswith(("HeartbeatResponse", "SyncGroupResponse")):
+            if code == 0:
+                self._lease.extend(sent_at)
+            elif code in (_ILLEGAL_GENERATION, _UNKNOWN_MEMBER_ID):
+                self._lease.end()
+        return response
+
+    async def leave(self) -> None:
+        """Leave the group for good, so that others take over at once."""
+        coordinator = self._coordinator
+        # Without a member id of our own this would remove whoever has taken our place.
+        if coordinator.generation > 0 and coordinator.member_id:
+            member = (coordinator.member_id, self._instance)
+            why: object = None
+            try:
+                answer = await self._send(_Leave(coordinator.group_id, [member]))
+                if codes := [code for code in (answer.error_code, *(m[2] for m in answer.members)) if code]:
+                    why = f"error {codes[0]}"
+            except KafkaError as exc:
+                why = exc
+            if why is not None:
+                _log.warning("the group was not told that this worker leaves (%s); it waits for it", why)
+        coordinator.reset_generation()

@@ -1,0 +1,1 @@
+"""The consumer thread, the only one that touches owned partitions."""

@@ -1,0 +1,1 @@
+"""One owned partition: its records judged, its state checkpointed."""

@@ -1,0 +1,87 @@
+"""Limit updates into the log that decides: from ``limit-updates[p]`` to ``checks[p]``, one at a time.
+
+An update takes effect only when it comes by in ``checks``, with its offset in ``limit-updates`` as its
+version. After a restart the relay goes on after the highest version that has come by; what it then sends
+twice is skipped there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from stoplog.errors import MisroutedRecord
+from stoplog.topics import home_of, partition_of
+from stoplog.wire.checks import encode_update
+from stoplog.wire.format import headers_of
+from stoplog.wire.limit_updates import Update, decode_update
+from stoplog_worker.algorithm.ledger import Ledger
+
+BACKLOG: Final = 1_000
+"""Updates read ahead; beyond it reading pauses, so that a long backlog does not fill the memory."""
+
+
+class Relay:
+    """The relay of one owned partition.
+
+    Args:
+        partition: Of both topics.
+        partitions: How many there are.
+        ledger: Knows what has come by.
+        send: Produces a value to this partition of ``checks`` and calls back with an error or ``None``.
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        partitions: int,
+        ledger: Ledger,
+        send: Callable[[bytes, Callable[[Any, Any], None]], None],
+    ) -> None:
+        self._partition = partition
+        self._partitions = partitions
+        self._ledger = ledger
+        self._send = send
+        self._waiting: deque[Update] = deque()
+        self._in_flight = False
+
+    @property
+    def full(self) -> bool:
+        """Whether reading should pause."""
+        return len(self._waiting) >= BACKLOG
+
+    def take(self, message: Any) -> None:
+        """Queue a record of ``limit-updates``.
+
+        Raises:
+            RecordError: it cannot be used; nothing is queued.
+        """
+        update = decode_update(message.offset(), message.key(), message.value(), headers_of(message))
+        if update.kind in ("client", "reset"):
+            right = partition_of(update.id, self._partitions)
+            if right != self._partition:
+                raise MisroutedRecord(
+                    f"client {update.id!r} belongs to partition {right} and its update came to "
+                    f"{self._partition}: choose the partition by murmur2 of the client id alone"
+                )
+        elif home_of(update.kind, update.id, self._partitions) == self._partition:
+            update = msgspec.structs.replace(update, order=update.version)
+        self._waiting.append(update)
+
+    def advance(self) -> None:
+        """Send the next update unless one is on its way."""
+        if self._in_flight:
+            return
+        while self._waiting and self._waiting[0].version <= self._ledger.applied:
+            self._waiting.popleft()
+        if self._waiting:
+            self._in_flight = True
+            self._send(encode_update(self._waiting[0]), self._sent)
+
+    def _sent(self, error: Any, _message: Any) -> None:
+        self._in_flight = False
+        if error is None:
+            self._waiting.popleft()

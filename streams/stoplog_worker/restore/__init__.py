@@ -1,0 +1,1 @@
+"""Changelogs into stores: owned partitions, standbys, new lanes."""

@@ -1,0 +1,1 @@
+"""``stoplog verify`` and replay: the log as the oracle."""

@@ -1,0 +1,114 @@
+"""Stoplog as it is measured: the embedded broker, worker and gateway processes, as `stoplog up` starts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import httpx
+from confluent_kafka.admin import AdminClient
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_gateway.ports import free_port
+from stoplog_worker.settings import Settings
+
+from stoplog.kafka.topic_admin import create_topics
+from stoplog.topics import CHECKS, load_topics
+from tests.support.broker import CHECKOUT, home_with_jars
+from tests.support.system import Process, System
+
+_REJECTED: Final = 'stoplog_worker_checks_total{result="rejected"}'
+
+GENEROUS: Final = "1000000/minute"
+"""The default limit of all that is measured, peers too: a denial would be cheaper than what it stands for."""
+
+
+FLUSH_MS: Final[int] = Settings.model_fields["flush_interval_ms"].default
+"""A worker's interval, as it is shipped."""
+
+
+class Stoplog:
+    """One running system.
+
+    Args:
+        system: Its processes.
+        topics: Its topics file.
+        metrics: Ports of its workers' metrics.
+    """
+
+    def __init__(self, system: System, topics: Path, metrics: list[int]) -> None:
+        self.system = system
+        self._metrics = metrics
+        self.topics = topics
+        self.partitions = load_topics(topics)[CHECKS].partitions
+
+    @property
+    def url(self) -> str:
+        """Of its first gateway."""
+        return self.system.gateways[0].url
+
+    def pids(self, gateway: int | None = 0) -> dict[str, list[int]]:
+        """Process ids by part; of one *gateway*, or of none where the load is in its place."""
+        broker = self.system.broker.pid
+        assert broker is not None
+        parts = {"worker": [_pid(worker) for worker in self.system.workers], "broker": [broker]}
+        return parts if gateway is None else {"gateway": [_pid(self.system.gateways[gateway])], **parts}
+
+    def disk_bytes(self) -> int:
+        """What the workers' tables take on disk."""
+        folders = (self.system.folder / worker.name for worker in self.system.workers)
+        files = (file for folder in folders for file in folder.rglob("*"))
+        return sum(_allocated(file) for file in files)
+
+    def refused_by_workers(self) -> int:
+        """Checks that the workers themselves have denied so far."""
+        pages = (
+            httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text for port in self._metrics
+        )
+        lines = (line for page in pages for line in page.splitlines())
+        return sum(int(float(line.split()[1])) for line in lines if line.startswith(_REJECTED))
+
+    def partitions_of(self, worker: Process) -> list[int]:
+        """The partitions that *worker* judges."""
+        nodes = self.system.gateways[0].report()["nodes"]
+        (node,) = (node for node in nodes if node["id"].startswith(f"{worker.name}@"))
+        running = (p for p, beat in node["partitions"].items() if beat["state"] == "running")
+        return sorted(map(int, running))
+
+
+@contextmanager
+def running_stoplog(
+    *, partitions: int = 4, workers: int = 1, limits: str = GENEROUS, flush_ms: int = FLUSH_MS
+) -> Iterator[Stoplog]:
+    """A system on free ports with a default of *limits*, ready; gone with its data afterwards."""
+    with TemporaryDirectory(prefix="stoplog-bench-") as folder, ExitStack() as stack:
+        home = home_with_jars(Path(folder, "home"))
+        topics = home / "topics.yaml"
+        text = (CHECKOUT / "topics.yaml").read_text()
+        topics.write_text(text.replace("partitions: 4\n", f"partitions: {partitions}\n"))
+        broker = Broker(home, port=free_port())
+        stack.callback(broker.stop)
+        broker.start()
+        admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
+        create_topics(admin, load_topics(topics).values())
+        system = System(broker, home, stack, topics=topics, default_limits=limits, flush_interval_ms=flush_ms)
+        metrics = [free_port() for _ in range(workers)]
+        for port in metrics:
+            system.add_worker(metrics_port=port)
+        system.add_gateway()
+        system.wait_ready()
+        yield Stoplog(system, topics, metrics)
+
+
+def _pid(process: Process) -> int:
+    assert process.pid is not None
+    return process.pid
+
+
+def _allocated(file: Path) -> int:
+    try:
+        return file.lstat().st_blocks * 512
+    except FileNotFoundError:  # RocksDB has just replaced it
+        return 0

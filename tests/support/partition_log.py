@@ -1,0 +1,93 @@
+"""Random logs of one partition of ``checks``, as gateways, owners and strangers would write them."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from stoplog_worker.verify.replay import Record
+
+from stoplog.policy import UNLIMITED, parse_policy
+from stoplog.topics import partition_of
+from stoplog.wire.checks import (
+    Batch,
+    Check,
+    Denials,
+    Denied,
+    SingleCheck,
+    encode_batch,
+    encode_denials,
+    encode_single,
+    encode_update,
+)
+from stoplog.wire.format import ReplyTo
+from stoplog.wire.limit_updates import Update
+
+PARTITIONS = 2
+CLIENTS = ("a", "ab", "zoë")
+STRANGER = "alice"
+PARTITION = partition_of(CLIENTS[0], PARTITIONS)
+DEFAULT = parse_policy("6/minute")
+START = 1_764_000_000_123
+
+assert {partition_of(client, PARTITIONS) for client in CLIENTS} == {PARTITION}
+assert partition_of(STRANGER, PARTITIONS) != PARTITION
+
+_policies = st.sampled_from(
+    [
+        parse_policy("3/minute"),
+        parse_policy(["10/hour", "4/10s"]),
+        parse_policy("8/hour"),
+        parse_policy("0/minute"),
+        UNLIMITED,
+        None,
+    ]
+)
+_checks = st.builds(
+    Check,
+    st.sampled_from((*CLIENTS[:1] * 6, *CLIENTS * 2, STRANGER)),
+    st.integers(0, 4),
+    st.sampled_from(("", "", "", "gold", "gold", "tin", "a\x00b")),
+    st.sampled_from(("", "", "", "", "login", "login", "a\x00b")),
+)
+_batches = st.lists(_checks, min_size=1, max_size=5).map(
+    lambda checks: encode_batch(Batch(0, incarnation=7, number=1, checks=checks))
+)
+_singles = _checks.map(lambda check: encode_single(SingleCheck(check, ReplyTo(0, "x"))))
+_denials = st.builds(
+    Denied, st.sampled_from(CLIENTS), st.just("gold"), st.just(""), st.just(9), st.just(9)
+).map(lambda sum_: encode_denials(Denials(7, [sum_])))
+_poison = st.sampled_from(
+    [None, b"", b"{", b"\x01", b"\x02B", b"\xff" * 40, b'{"client_id": "a", "cost": -1}']
+)
+_updates = st.one_of(
+    st.tuples(st.just("client"), st.sampled_from(CLIENTS), st.sampled_from(("", "login")), _policies),
+    st.tuples(st.just("plan"), st.sampled_from(("gold", "tin")), st.sampled_from(("", "login")), _policies),
+    st.tuples(st.just("default"), st.just(""), st.sampled_from(("", "login")), _policies),
+    st.tuples(st.just("reset"), st.sampled_from(CLIENTS), st.sampled_from(("", "login")), st.none()),
+)
+_version_steps = st.sampled_from((1, 1, 1, 3, 0, -1))
+"""0: relayed twice; -1: an update of long ago once more."""
+
+_stamp_steps = st.sampled_from((0, 1, 40, 1_000, 9_999, 10_167, 30_000, 61_000, 3_600_000, -5_000, -70_000))
+
+
+@st.composite
+def logs(draw: st.DrawFn, min_size: int = 8, max_size: int = 20) -> list[Record]:
+    """Records in offset order, with holes; the broker's clock goes back and forth."""
+    offset, stamp, version = 0, START, 0
+    records = []
+    kinds = st.sampled_from((*("batch",) * 3, "single", *("update",) * 3, "denials", "poison"))
+    for kind in draw(st.lists(kinds, min_size=min_size, max_size=max_size)):
+        value: bytes | None
+        if kind == "update":
+            what, id_, resource, policy = draw(_updates)
+            this = max(0, version + draw(_version_steps))
+            version = max(version, this)
+            value = encode_update(Update(this, what, id_, resource, policy))
+        else:
+            value = draw(
+                {"batch": _batches, "single": _singles, "denials": _denials, "poison": _poison}[kind]
+            )
+        stamp += draw(_stamp_steps)
+        records.append(Record(offset, stamp, value))
+        offset += draw(st.sampled_from((1, 1, 1, 3)))
+    return records

@@ -1,0 +1,35 @@
+"""A proxy between a caller and an application, which asks a gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import httpx
+from stoplog_gateway.ports import is_free
+
+from tests.support.system import Gateway, Process, eventually
+from tests.support.upstream import Upstream
+
+
+class Proxied(NamedTuple):
+    """What a test sees of it: the gateway, the application behind the proxy, and a client before it."""
+
+    gateway: Gateway
+    app: Upstream
+    http: httpx.Client
+
+
+@contextmanager
+def running_proxy(proxy: Process, port: int, gateway: Gateway, app: Upstream) -> Iterator[Proxied]:
+    """*proxy*, which listens on *port*, until the block ends."""
+    proxy.start()
+    try:
+        # The system is shared, and so is the client that all proxies see: it has used nothing yet.
+        gateway.http.post("/v1/clients/127.0.0.1/reset").raise_for_status()
+        eventually("the proxy listens", lambda: not is_free(port), on_failure=proxy.tail)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+            yield Proxied(gateway, app, http)
+    finally:
+        assert proxy.stop() == 0

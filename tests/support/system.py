@@ -1,0 +1,246 @@
+"""A whole system for end-to-end tests: broker, workers and gateways, each a real process."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from confluent_kafka import Consumer, TopicPartition
+from stoplog_gateway.local.child_process import Child
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_gateway.ports import free_port
+from stoplog_worker.verify.replay import Record, replay
+
+from stoplog.policy import Policy, parse_policy
+from stoplog.topics import CHECKS
+from stoplog.wire.checks import Batch, Check, SingleCheck, decode_checks_record
+from stoplog.wire.replies import Decision
+
+PATIENCE_S: Final = 90.0
+"""Until something that must happen has happened; a tenth of it on an idle machine."""
+
+
+def eventually(what: str, condition: Callable[[], bool], *, on_failure: Callable[[], str] = str) -> None:
+    """Return when *condition* holds: for other processes' states, which have no event to wait for.
+
+    Raises:
+        AssertionError: not within :data:`PATIENCE_S`.
+    """
+    until = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until, f"not in {PATIENCE_S:g} s: {what}\n{on_failure()}"
+        time.sleep(0.05)
+
+
+class Process(Child):
+    """A :class:`Child` that can be hurt; ``tables`` is a worker's folder."""
+
+    tables: Path
+
+    def signal(self, signum: int) -> None:
+        """Send *signum*."""
+        assert self._process is not None
+        self._process.send_signal(signum)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self.signal(signal.SIGKILL)
+        self.join(10)
+
+    def stop(self) -> int:
+        """SIGTERM, and wait for the end; returns the exit status."""
+        self.terminate()
+        self.join(30)
+        assert self.status is not None
+        return self.status
+
+    def lines(self, *needles: str) -> list[str]:
+        """Lines of its log that contain all of *needles*."""
+        text = self.log.read_text(errors="replace")
+        return [line for line in text.splitlines() if all(needle in line for needle in needles)]
+
+
+class Gateway(Process):
+    """A gateway process and a client of it."""
+
+    def __init__(self, *args: Any, port: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def ready(self) -> bool:
+        """Whether it answers checks from the store."""
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def check(self, client_id: str, **fields: Any) -> dict[str, Any]:
+        """``POST /v1/check``."""
+        response = self.http.post("/v1/check", json={"client_id": client_id, **fields})
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def set_limits(self, client_id: str, *limits: str) -> dict[str, Any]:
+        """``PUT /v1/limits``; applied when it returns."""
+        response = self.http.put(f"/v1/limits/{client_id}", json={"limits": list(limits)})
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples."""
+        text = self.http.get("/metrics").text
+        lines = (line for line in text.splitlines() if line.startswith((name + " ", name + "{")))
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def count(self, metric: str) -> int:
+        """A counter without labels, of ``/metrics``."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return next(int(float(line.split()[1])) for line in lines if line.startswith(f"{metric} "))
+
+    def report(self) -> dict[str, Any]:
+        """``GET /v1/status``."""
+        answer: dict[str, Any] = self.http.get("/v1/status").json()
+        return answer
+
+
+class System:
+    """Broker, workers and gateways; processes are started by the test and stopped with it."""
+
+    def __init__(self, broker: Broker, folder: Path, stack: ExitStack, **settings: Any) -> None:
+        self.broker = broker
+        self.workers: list[Process] = []
+        self.gateways: list[Gateway] = []
+        self.folder = folder
+        # Sooner than by default: tests wait for flushes.
+        self._settings = {
+            "kafka": broker.bootstrap,
+            "home": folder,
+            "flush_interval_ms": 1_000,
+            **settings,
+        }
+        self._stack = stack
+        self._numbers = count(1)
+
+    @property
+    def bootstrap(self) -> str:
+        """Where its Kafka is."""
+        return str(self._settings["kafka"])
+
+    def add_worker(self, *module: str, env: Mapping[str, str] | None = None, **settings: Any) -> Process:
+        """Start one more worker, or *module* in its place; *env* is added to its environment as it is."""
+        name = f"worker-{next(self._numbers)}"
+        settings = {"home": self.folder, "instance_id": name, "metrics_port": 0, **settings}
+        worker = Process(
+            name,
+            [sys.executable, "-m", *(module or ("stoplog_worker", "worker"))],
+            env={**self._env(**settings), **(env or {})},
+            log=self.folder / f"{name}.log",
+        )
+        lane = f"lane-{settings['lane']}" if settings.get("lane") else ""
+        worker.tables = Path(settings["home"], lane, settings["instance_id"])
+        self.workers.append(worker)
+        self._run(worker)
+        return worker
+
+    def add_gateway(self, *, env: Mapping[str, str] | None = None, **settings: Any) -> Gateway:
+        """Start one more gateway; *env* is added to its environment as it is."""
+        name, port = f"gateway-{len(self.gateways) + 1}", free_port()
+        gateway = Gateway(
+            name,
+            [sys.executable, "-m", "stoplog_gateway", "gateway"],
+            env={**self._env(port=port, node_id=name, **settings), **(env or {})},
+            log=self.folder / f"{name}.log",
+            port=port,
+        )
+        self.gateways.append(gateway)
+        self._stack.callback(gateway.http.close)
+        self._run(gateway)
+        return gateway
+
+    def _env(self, **settings: Any) -> dict[str, str]:
+        return {f"STOPLOG_{key.upper()}": str(value) for key, value in {**self._settings, **settings}.items()}
+
+    def _run(self, process: Process) -> None:
+        process.start()
+
+        def end() -> None:
+            if process.status is None:
+                process.signal(signal.SIGCONT)
+                process.terminate()
+                process.join(20)
+
+        self._stack.callback(end)
+
+    def wait_ready(self) -> None:
+        """Return when every gateway answers checks from the store."""
+        for gateway in self.gateways:
+            eventually(f"{gateway.name} ready", gateway.ready, on_failure=self.logs)
+
+    def logs(self) -> str:
+        """The last lines of every process."""
+        return "\n".join(f"--- {p.name}\n{p.tail(30)}" for p in (*self.workers, *self.gateways))
+
+    def records(self, partition: int) -> list[Record]:
+        """All that ``checks[partition]`` holds, from its beginning."""
+        place = TopicPartition(CHECKS, partition, 0)
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "oracle"})
+        try:
+            _, end = consumer.get_watermark_offsets(place, timeout=30)
+            consumer.assign([place])
+            found: list[Record] = []
+            while not found or found[-1].offset < end - 1:
+                if end == 0:
+                    break
+                message: Any = consumer.poll(30)
+                assert message is not None, f"{CHECKS}[{partition}] cannot be read"
+                assert message.error() is None, message.error()
+                found.append(Record(message.offset(), message.timestamp()[1], message.value()))
+            return found
+        finally:
+            consumer.close()
+
+    def decisions(
+        self, client: str, partition: int, default: Policy | None = None
+    ) -> list[tuple[Check, Decision]]:
+        """What the oracle decides of *client*'s checks, in the log's order."""
+        found = []
+        records = self.records(partition)
+        decided = dict(replay(records, partition, 4, default or parse_policy("100/minute")))
+        for record in records:
+            content = decode_checks_record(record.value)
+            if isinstance(content, Batch | SingleCheck):
+                checks = content.checks
+                for check, answer in zip(checks, decided[record.offset], strict=True):
+                    if check.client == client and isinstance(answer, Decision):
+                        found.append((check, answer))
+        return found
+
+    def admitted(self, client: str, partition: int, default: Policy | None = None) -> int:
+        """What the log says *client* was admitted in all, by the oracle."""
+        return sum(c.cost for c, decision in self.decisions(client, partition, default) if decision.allowed)
+
+
+@contextmanager
+def running_system(
+    broker: Broker, folder: Path, *, workers: int = 1, gateways: int = 1, **settings: Any
+) -> Iterator[System]:
+    """A system, ready."""
+    with ExitStack() as stack:
+        system = System(broker, folder, stack)
+        for _ in range(workers):
+            system.add_worker()
+        for _ in range(gateways):
+            system.add_gateway(**settings)
+        system.wait_ready()
+        yield system

@@ -1,0 +1,171 @@
+"""An owner thread on a real broker, without a group: the test says what it owns and if the lease holds."""
+
+from __future__ import annotations
+
+import queue
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+)
+from rocksdict import Options, Rdict
+from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_worker.algorithm.ledger import MARKER_KEY, position_of
+from stoplog_worker.consumer.consumer_thread import Owner
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.restore.restorer import Restored
+from stoplog_worker.settings import Settings
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
+
+from stoplog.kafka.topic_admin import describe
+from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLIES, UPDATES, partition_of
+from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
+from stoplog.wire.replies import Decision, Reply, decode_reply
+from tests.support.system import eventually
+
+PARTITIONS = 4
+CHANGELOGS = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
+CLIENTS = {partition_of(name, PARTITIONS): name for name in (f"client-{number}" for number in range(40))}
+"""A client of each partition."""
+WAIT_S = 30
+
+
+class Lease:
+    """Holds while the test says so."""
+
+    held = True
+
+    def holds(self) -> bool:
+        return self.held
+
+
+def open_store(partition: int, folder: Path) -> PartitionStore:
+    folder.mkdir(exist_ok=True)
+    paths = {table: folder / f"{partition}-{table}" for table in TABLES}
+    return PartitionStore(partition, lambda path: Rdict(str(path), Options(raw_mode=True)), paths)
+
+
+class Bench:
+    """An owner of one partition, and those who talk to it."""
+
+    def __init__(self, broker: Broker, folder: Path, partition: int, **settings: Any) -> None:
+        self.partition, self.client = partition, CLIENTS[partition]
+        self.lease, self.dropped = Lease(), queue.SimpleQueue[list[PartitionStore]]()
+        self.failures: list[BaseException] = []
+        self.metrics = Metrics()
+        self.bootstrap = broker.bootstrap
+        self.owner = Owner(
+            Settings(kafka=broker.bootstrap, home=folder, **settings),
+            PARTITIONS,
+            CHANGELOGS,
+            cast(Any, self.lease),
+            self.metrics,
+            on_dropped=self.dropped.put,
+            on_fatal=self.failures.append,
+        )
+        self.owner.generation = 1
+        self.owner.start()
+        self.store = open_store(partition, folder)
+        self._producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0})
+        self._replies = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "test"})
+        eventually("topics just made have leaders", self._has_leaders)
+        _, end = self._replies.get_watermark_offsets(TopicPartition(REPLIES, partition), timeout=WAIT_S)
+        self._replies.assign([TopicPartition(REPLIES, partition, end or 0)])
+        self._number = 0
+
+    def _has_leaders(self) -> bool:
+        try:
+            for topic in (CHECKS, UPDATES, REPLIES, *CHANGELOGS.values()):
+                self._replies.get_watermark_offsets(TopicPartition(topic, self.partition), timeout=WAIT_S)
+        except KafkaException:
+            return False
+        return True
+
+    def start(self, generation: int = 1) -> bool:
+        """Give the store to the owner."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        described = describe(admin, [CHECKS, UPDATES, *CHANGELOGS.values()])
+        ids = {name: str(topic.topic_id) for name, topic in described.items()}
+        of_changelogs = {table: ids[topic] for table, topic in CHANGELOGS.items()}
+        restored = Restored(generation, self.store, ids[CHECKS], ids[UPDATES], of_changelogs, 0)
+        return self.owner.start_partition(restored).result(WAIT_S)
+
+    def produce(
+        self, topic: str, value: bytes | None, key: bytes | None = None, partition: int | None = None
+    ) -> int:
+        """Returns the offset."""
+        done: list[int] = []
+
+        def delivered(error: Any, message: Any) -> None:
+            assert error is None, error
+            done.append(message.offset())
+
+        where = self.partition if partition is None else partition
+        self._producer.produce(topic, value, key, partition=where, on_delivery=delivered)
+        assert self._producer.flush(WAIT_S) == 0
+        return done[0]
+
+    def publish(self, cost: int) -> int:
+        """A check that nobody waits for; returns the number of its batch."""
+        self._number += 1
+        batch = Batch(self.partition, 4711, self._number, [Check(self.client, cost)])
+        self.produce(CHECKS, encode_batch(batch))
+        return self._number
+
+    def reply(self, number: int) -> Reply:
+        """The reply to a batch; those before it are passed over."""
+        until = time.monotonic() + WAIT_S
+        while time.monotonic() < until:
+            message: Any = self._replies.poll(0.1)
+            if message is not None and message.error() is None:
+                reply = decode_reply(message.value())
+                if reply.number == number:
+                    return reply
+        raise AssertionError(f"no reply to batch {number}; {self.failures}")
+
+    def check(self, cost: int) -> Decision:
+        """Ask and be answered."""
+        [answer] = self.reply(self.publish(cost)).answers
+        assert isinstance(answer, Decision), answer
+        return answer
+
+    def end(self, table: str) -> int:
+        """The next offset of a changelog."""
+        place = TopicPartition(CHANGELOGS[table], self.partition)
+        _, end = self._replies.get_watermark_offsets(place, timeout=WAIT_S)
+        return end or 0
+
+    def changelog(self, topic: str) -> list[tuple[bytes, bytes]]:
+        """All that the partition of a topic still holds."""
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "test"})
+        place = TopicPartition(topic, self.partition)
+        low, end = consumer.get_watermark_offsets(place, timeout=WAIT_S)
+        found: list[tuple[bytes, bytes]] = []
+        consumer.assign([TopicPartition(topic, self.partition, low or 0)])
+        reached = low or 0
+        while reached < (end or 0):
+            message: Any = consumer.poll(WAIT_S)
+            found.append((message.key(), message.value()))
+            reached = message.offset() + 1
+        consumer.close()
+        return found
+
+    def flushed(self) -> bool:
+        """Whether all that was judged is in the changelog and in the store's marker."""
+        marks = [value for key, value in self.changelog(POLICIES_CHANGELOG) if key == MARKER_KEY]
+        checks = TopicPartition(CHECKS, self.partition)
+        _, end = self._replies.get_watermark_offsets(checks, timeout=WAIT_S)
+        return bool(marks) and position_of(marks[-1]) == (end or 0) << POSITION_BITS
+
+    def close(self) -> None:
+        self.owner.stop(5)
+        self._replies.close()
+        self.store.close()
+        assert not self.failures
+
+
+SLOW = {"flush_interval_ms": 60_000}
+FAST = {"flush_interval_ms": 50}

@@ -1,0 +1,372 @@
+"""The middleware around real applications; the limiter has no store behind it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import Depends, FastAPI, HTTPException, Request, WebSocket
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+import stoplog.asgi.request_check
+from stoplog import Limiter, RateLimit, RateLimitMiddleware
+from stoplog.client.answer import BROKER, LET_THROUGH, Answer
+from stoplog.errors import InvalidId, TopicError
+from stoplog.policy import usable_id
+from stoplog.wire.checks import Check
+from tests.support.fake_limiter import FakeLimiter
+
+DENIED = Answer(False, 100, 0, 60_000, 2_001, 7)
+NEVER = Answer(False, 2, 2, 0, None, 7)
+KEY = {"x-api-key": "alice"}
+
+
+def key(connection: HTTPConnection) -> str | None:
+    return connection.headers.get("x-api-key")
+
+
+async def hello(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("hello")
+
+
+async def greet(socket: WebSocket) -> None:
+    await socket.accept()
+    await socket.send_text("hello")
+    await socket.close()
+
+
+ROUTES = [Route("/", hello), WebSocketRoute("/socket", greet)]
+
+
+@pytest.fixture
+def limiter() -> FakeLimiter:
+    return FakeLimiter()
+
+
+def starlette(limiter: Limiter, identify: Any = key, **options: Any) -> Starlette:
+    app = Starlette(routes=ROUTES)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=identify, **options)
+    return app
+
+
+def test_an_allowed_request_gets_its_response_and_is_told_how_it_stands(limiter: FakeLimiter) -> None:
+    response = TestClient(starlette(limiter)).get("/", headers=KEY)
+    assert (response.status_code, response.text) == (200, "hello")
+    assert response.headers["ratelimit"] == '"default";r=99;t=60'
+    assert response.headers["ratelimit-policy"] == '"default";q=100'
+    assert limiter.checks == [Check("alice")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told", "after"),
+    [
+        (DENIED, {"detail": "the limit of 100 is used up", "remedy": "try again in 3 s"}, "3"),
+        (NEVER, {"detail": "this is more than the limit of 2 ever allows"}, None),
+    ],
+    ids=["used up", "never"],
+)
+def test_a_denied_request_never_reaches_the_application(
+    limiter: FakeLimiter, answer: Answer, told: dict[str, str], after: str | None
+) -> None:
+    async def unreachable(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError
+
+    limiter.answer = answer
+    app = RateLimitMiddleware(unreachable, limiter=limiter, identify=key)
+    response = TestClient(app).get("/", headers=KEY)
+    assert response.status_code == 429
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers.get("retry-after") == after
+    assert response.json() == {
+        "type": "urn:stoplog:problem:rate-limited",
+        "title": "Too many requests",
+        "status": 429,
+        "field": None,
+        "remedy": None,
+        **told,
+    }
+
+
+def test_nobody_is_limited_whom_identify_does_not_name(limiter: FakeLimiter) -> None:
+    limiter.answer = DENIED
+    response = TestClient(starlette(limiter)).get("/")
+    assert (response.status_code, response.text) == (200, "hello")
+    assert "ratelimit" not in response.headers
+    assert limiter.checks == []
+
+
+def test_what_is_asked_may_depend_on_the_request_and_be_awaited(limiter: FakeLimiter) -> None:
+    async def who(connection: HTTPConnection) -> str:
+        return connection.headers["x-api-key"]
+
+    async def plan(connection: HTTPConnection) -> str:
+        return connection.headers["x-plan"]
+
+    def cost(connection: HTTPConnection) -> int:
+        return int(connection.query_params["n"])
+
+    app = starlette(limiter, who, cost=cost, plan=plan, resource="export")
+    assert TestClient(app).get("/?n=7", headers={**KEY, "x-plan": "gold"}).status_code == 200
+    assert limiter.checks == [Check("alice", 7, "gold", "export")]
+
+
+@pytest.mark.parametrize("text", ["x" * 257, "mallory\x80", "a\nb", "\ud800"])
+def test_what_is_no_id_is_counted_by_its_digest(limiter: FakeLimiter, text: str) -> None:
+    limiter.answer = DENIED
+    app = starlette(limiter, lambda _: text, plan=lambda _: text, resource=lambda _: text)
+    assert TestClient(app).get("/").status_code == 429
+    digest = usable_id(text)
+    assert digest.startswith("sha256:")
+    assert limiter.checks == [Check(digest, 1, digest, digest)]
+
+
+def test_an_empty_client_is_one_client_and_an_empty_plan_is_none(limiter: FakeLimiter) -> None:
+    assert TestClient(starlette(limiter)).get("/", headers={"x-api-key": ""}).status_code == 200
+    assert limiter.checks == [Check(usable_id(""))]
+
+
+def test_what_identify_raises_is_the_applications(limiter: FakeLimiter) -> None:
+    with pytest.raises(KeyError):
+        TestClient(starlette(limiter, lambda connection: connection.headers["nobody"])).get("/")
+
+
+def test_a_degraded_answer_lets_through_and_says_nothing_of_a_limit(limiter: FakeLimiter) -> None:
+    limiter.answer = LET_THROUGH[BROKER]
+    response = TestClient(starlette(limiter)).get("/", headers=KEY)
+    assert response.status_code == 200
+    assert "ratelimit" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "error", [InvalidId("client_id", "empty", "give one"), RuntimeError("a bug"), TypeError("another")]
+)
+def test_whatever_fails_lets_through_and_is_said_once_a_minute(
+    limiter: FakeLimiter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(stoplog.asgi.request_check, "monotonic", lambda: now)
+    limiter.error = error
+    client = TestClient(starlette(limiter))
+    for _ in range(3):
+        assert client.get("/", headers=KEY).text == "hello"
+    now += 60
+    assert client.get("/", headers=KEY).text == "hello"
+    first, second = (r.getMessage() for r in caplog.records if r.levelno == logging.ERROR)
+    assert first == f"a request was let through without being counted: {error}"
+    assert second == f"{first} (2 more since this was last said)"
+
+
+def test_a_limiter_that_was_never_started_lets_through(caplog: pytest.LogCaptureFixture) -> None:
+    app = starlette(Limiter("127.0.0.1:9"))
+    assert TestClient(app).get("/", headers=KEY).text == "hello"  # outside its lifespan
+    assert "the limiter was not started" in caplog.text
+
+
+def test_the_applications_own_word_on_a_limit_stays(limiter: FakeLimiter) -> None:
+    async def route(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("hello", headers={"RateLimit": '"mine";r=1'})
+
+    app = Starlette(routes=[Route("/", route)])
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=key)
+    response = TestClient(app).get("/", headers=KEY)
+    assert response.headers.get_list("ratelimit") == ['"mine";r=1']
+    assert "ratelimit-policy" not in response.headers
+
+
+def test_the_older_header_fields_are_sent_on_demand(limiter: FakeLimiter) -> None:
+    for app in (starlette(limiter, legacy_headers=True), fastapi(limiter, legacy_headers=True)):
+        for limiter.answer in (Answer(True, 100, 99, 60_000, 0, -1), DENIED):
+            response = TestClient(app).get("/", headers=KEY)
+            assert response.headers["x-ratelimit-limit"] == "100"
+    assert "x-ratelimit-limit" not in TestClient(starlette(limiter)).get("/", headers=KEY).headers
+
+
+# --- WebSockets ---------------------------------------------------------------------------------
+
+
+def test_a_websocket_is_asked_about_once(limiter: FakeLimiter) -> None:
+    with TestClient(starlette(limiter)).websocket_connect("/socket", headers=KEY) as socket:
+        assert socket.receive_text() == "hello"
+        assert (b"ratelimit", b'"default";r=99;t=60') in (socket.extra_headers or [])
+    assert limiter.checks == [Check("alice")]
+
+
+def test_a_denied_websocket_is_answered_429(limiter: FakeLimiter) -> None:
+    limiter.answer = DENIED
+    client = TestClient(starlette(limiter))
+    with (
+        pytest.raises(WebSocketDenialResponse) as denied,
+        client.websocket_connect("/socket", headers=KEY),
+    ):
+        raise AssertionError
+    assert denied.value.status_code == 429
+    assert denied.value.headers["retry-after"] == "3"
+    assert denied.value.json()["title"] == "Too many requests"
+
+
+async def test_a_denied_websocket_is_closed_where_a_server_cannot_answer(limiter: FakeLimiter) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    limiter.answer = DENIED
+    scope = {"type": "websocket", "path": "/socket", "headers": [(b"x-api-key", b"alice")]}
+    await starlette(limiter)(scope, None, send)  # type: ignore[arg-type]
+    assert sent == [{"type": "websocket.close", "code": 1013, "reason": "the limit of 100 is used up"}]
+
+
+# --- lifespan -----------------------------------------------------------------------------------
+
+
+def test_it_starts_and_stops_a_limiter_that_nobody_else_does(limiter: FakeLimiter) -> None:
+    app = starlette(limiter)
+    for _ in range(2):  # as tests of an application do
+        with TestClient(app):
+            assert limiter.running
+        assert not limiter.running
+
+
+async def test_the_server_hears_of_it_when_it_is_done(limiter: FakeLimiter) -> None:
+    heard: list[tuple[str, bool]] = []
+    asked = iter(("lifespan.startup", "lifespan.shutdown"))
+
+    async def receive() -> Message:
+        return {"type": next(asked)}
+
+    async def send(message: Message) -> None:
+        heard.append((message["type"], limiter.running))
+
+    await starlette(limiter)({"type": "lifespan"}, receive, send)
+    assert heard == [("lifespan.startup.complete", True), ("lifespan.shutdown.complete", False)]
+
+
+@asynccontextmanager
+async def running(app: Starlette) -> AsyncIterator[None]:
+    limiter: FakeLimiter = app.state.limiter
+    async with limiter:
+        yield
+        assert limiter.running
+
+
+def test_it_leaves_one_alone_that_the_application_starts(limiter: FakeLimiter) -> None:
+    app = Starlette(routes=ROUTES, lifespan=running)
+    app.state.limiter = limiter
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=key)
+    with TestClient(app):
+        assert limiter.running
+    assert not limiter.running
+
+
+def test_two_of_them_share_one_limiter(limiter: FakeLimiter) -> None:
+    app = starlette(limiter)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=lambda _: "all", resource="all")
+    with TestClient(app) as client:
+        response = client.get("/", headers=KEY)
+    assert not limiter.running
+    assert limiter.checks == [Check("all", 1, "", "all"), Check("alice")]
+    assert len(response.headers.get_list("ratelimit")) == 1
+
+
+def test_wrong_topics_end_the_startup(limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned: list[bool] = []
+
+    async def refuse(_: FakeLimiter) -> FakeLimiter:
+        raise TopicError("4 partitions instead of 64")
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr(FakeLimiter, "__aenter__", refuse)
+    app = Starlette(lifespan=lifespan)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=key)
+    with pytest.raises(TopicError, match="4 partitions instead of 64"), TestClient(app):
+        raise AssertionError
+    assert cleaned
+
+
+# --- the dependency -----------------------------------------------------------------------------
+
+
+def fastapi(limiter: FakeLimiter, **options: Any) -> FastAPI:
+    app = FastAPI()
+    limited = RateLimit(limiter, key, **options)
+
+    @app.get("/")
+    async def route(answer: Answer | None = Depends(limited)) -> dict[str, Any]:  # noqa: B008
+        return {"left": answer and answer.remaining}
+
+    @app.websocket("/socket", dependencies=[Depends(limited)])
+    async def socket(socket: WebSocket) -> None:
+        await greet(socket)
+
+    return app
+
+
+def test_a_route_has_the_answer_and_its_response_the_headers(limiter: FakeLimiter) -> None:
+    response = TestClient(fastapi(limiter, cost=3, resource="reports")).get("/", headers=KEY)
+    assert response.json() == {"left": 99}
+    assert response.headers["ratelimit"] == '"default";r=99;t=60'
+    assert limiter.checks == [Check("alice", 3, "", "reports")]
+
+
+def test_a_route_that_is_denied_does_not_run(limiter: FakeLimiter) -> None:
+    limiter.answer = DENIED
+    response = TestClient(fastapi(limiter)).get("/", headers=KEY)
+    assert response.status_code == 429
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["retry-after"] == "3"
+    assert response.json() == {"detail": "the limit of 100 is used up; try again in 3 s"}
+
+
+def test_the_application_may_render_the_denial(limiter: FakeLimiter) -> None:
+    app = fastapi(limiter)
+
+    @app.exception_handler(HTTPException)
+    async def render(_: Request, exc: HTTPException) -> PlainTextResponse:
+        return PlainTextResponse("slow down", exc.status_code)
+
+    limiter.answer = DENIED
+    response = TestClient(app).get("/", headers=KEY)
+    assert (response.status_code, response.text) == (429, "slow down")
+
+
+def test_a_denied_websocket_of_a_route_is_closed(limiter: FakeLimiter) -> None:
+    client = TestClient(fastapi(limiter))
+    with client.websocket_connect("/socket", headers=KEY) as socket:
+        assert socket.receive_text() == "hello"
+    limiter.answer = DENIED
+    with (
+        pytest.raises(WebSocketDisconnect) as closed,
+        client.websocket_connect("/socket", headers=KEY),
+    ):
+        raise AssertionError
+    assert (closed.value.code, closed.value.reason) == (1013, "the limit of 100 is used up")
+
+
+def test_a_route_runs_when_nobody_is_limited_or_the_limiter_fails(limiter: FakeLimiter) -> None:
+    client = TestClient(fastapi(limiter))
+    assert client.get("/").json() == {"left": None}
+    limiter.error = RuntimeError("a bug")
+    assert client.get("/", headers=KEY).json() == {"left": None}
+
+
+def test_a_dependencys_headers_go_before_the_middlewares(limiter: FakeLimiter) -> None:
+    app = fastapi(limiter)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=lambda _: "all")
+    response = TestClient(app).get("/", headers=KEY)
+    assert [check.client for check in limiter.checks] == ["all", "alice"]
+    assert len(response.headers.get_list("ratelimit")) == 1

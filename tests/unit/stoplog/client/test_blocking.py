@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+import stoplog.client.limiter
+from stoplog.client.blocking import BlockingLimiter
+from stoplog.client.cluster_status import BrokerView, Readiness
+from stoplog.client.limit_update_follower import Told
+from stoplog.client.limiter import Limiter
+from stoplog.client.limits_admin import Applied, StoredLimit
+from stoplog.client.transport import Listener
+from stoplog.errors import InvalidId, TopicError
+from stoplog.policy import parse_policy
+from stoplog.wire.checks import Batch, Check
+from stoplog.wire.limit_updates import UpdateKey
+from tests.support.clockwork import answer_to
+from tests.support.fake_kafka import Kafka
+
+
+@pytest.fixture
+def kafka(monkeypatch: pytest.MonkeyPatch) -> type[Kafka]:
+    class Mine(Kafka):
+        pass
+
+    monkeypatch.setattr(stoplog.client.limiter, "Transport", Mine)
+    return Mine
+
+
+def blocking(deadline_ms: int = 60_000) -> BlockingLimiter:
+    return BlockingLimiter("kafka:9092", deadline_ms=deadline_ms)
+
+
+def log_of(limiter: BlockingLimiter) -> Kafka:
+    return limiter._limiter._transport  # type: ignore[return-value]
+
+
+def test_every_call_waits_for_its_answer(kafka: type[Kafka]) -> None:
+    with blocking() as limiter:
+        assert limiter.check("alice", 2, plan="gold", resource="login").remaining == 2
+        assert [a.remaining for a in limiter.check_many([Check("bob", 4), Check("eve", 6)])] == [4, 6]
+        assert limiter.peek("alice").remaining == 0
+        limiter.publish("carol", 8)
+        with pytest.raises(InvalidId, match="client_id: empty"):
+            limiter.check("")
+        log = log_of(limiter)
+    bob, eve, carol = Check("bob", 4), Check("eve", 6), Check("carol", 8)
+    assert set(log.checks) == {Check("alice", 2, "gold", "login"), bob, eve, Check("alice", 0), carol}
+    assert log.stopped
+
+
+def test_limits_are_changed_and_read(kafka: type[Kafka]) -> None:
+    alice, policy = UpdateKey("client", "alice"), parse_policy("5/minute")
+    with blocking() as limiter:
+        assert limiter.set_limits(alice, policy) == Applied(True, 0)
+        assert limiter.get_limits(alice) == policy
+        assert limiter.get_limits(UpdateKey("client", "bob")) is None
+        assert limiter.list_limits().items == [StoredLimit(alice, policy, 0)]
+        assert limiter.list_limits(None, 1, "plan").items == []
+        assert limiter.reset("alice") == Applied(True, 1)
+        assert limiter.status().mode == "normal"
+        assert not limiter.check("alice", 3).allowed
+        assert [found.client_id for found in limiter.most_rejected()] == ["alice"]
+        assert limiter.traffic().rejected == 1
+        assert limiter.look_up("alice").windows
+
+
+def test_it_says_why_it_is_not_ready(kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch) -> None:
+    kafka.view = BrokerView(error="no broker")
+    monkeypatch.setattr(kafka, "send_checks", lambda *_: None)
+    with blocking() as limiter:
+        assert limiter.ready() == Readiness(False, "no broker")
+
+
+def test_it_has_every_call_of_the_other() -> None:
+    """All but what only makes sense in a loop or for who supervises one."""
+
+    def calls(of: type) -> dict[str, list[inspect.Parameter]]:
+        return {
+            name: list(inspect.signature(call).parameters.values())
+            for name, call in vars(of).items()
+            if inspect.isfunction(call) and not name.startswith("_")
+        }
+
+    told = calls(Listener) | calls(Told)
+    theirs = {name: call for name, call in calls(Limiter).items() if name not in told}
+    del theirs["until_failure"], theirs["state"], theirs["ask"]
+    assert calls(BlockingLimiter) == theirs
+
+
+def test_threads_ask_at_the_same_time(kafka: type[Kafka]) -> None:
+    with blocking() as limiter, ThreadPoolExecutor(16) as pool:
+        answers = pool.map(lambda cost: limiter.check(f"client-{cost % 7}", cost), range(500))
+        assert [answer.remaining for answer in answers] == list(range(500))
+
+
+def test_who_waits_at_the_end_gets_an_answer(kafka: type[Kafka]) -> None:
+    asked, held = threading.Event(), list[Batch]()
+
+    def hold(batch: Batch) -> None:
+        held.append(batch)
+        if batch.checks:
+            asked.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with blocking() as limiter:
+            log = log_of(limiter)
+            limiter.check("alice")
+            log.answer = hold
+            answer = pool.submit(limiter.check, "alice", 4)
+            assert asked.wait(30)
+            reply = partial(
+                log.loop.call_later, 0.01, lambda: log.listener.replied(list(map(answer_to, held)))
+            )
+            log.loop.call_soon_threadsafe(reply)
+        assert answer.result(30).remaining == 4
+    assert not limiter._thread.is_alive()
+
+
+def test_outside_its_block_it_says_so(kafka: type[Kafka]) -> None:
+    limiter = blocking()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="use it within `with BlockingLimiter"):
+            limiter.check("alice")
+        if limiter._thread.ident is None:
+            with limiter:
+                pass
+
+
+def test_topics_of_another_shape_are_refused(kafka: type[Kafka]) -> None:
+    kafka.view = BrokerView(8)
+    limiter = blocking()
+    with pytest.raises(TopicError, match="8 partitions"):
+        limiter.__enter__()
+    limiter._thread.join(30)
+    assert not limiter._thread.is_alive()

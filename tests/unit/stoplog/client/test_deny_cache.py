@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import pytest
+
+from stoplog.client.answer import Answer
+from stoplog.client.deny_cache import KEEN_S, MAX_HOLD_S, MAX_ROWS, PROOF_S, DenyCache
+from stoplog.client.metrics import Metrics
+from stoplog.wire.checks import Check, Denied
+from stoplog.wire.limit_updates import UpdateKey
+from stoplog.wire.replies import Decision, Reply
+
+ALICE = Check("alice", 2)
+ALL = range(2)
+
+
+class Bench:
+    """A cache of two partitions under a clock that is told."""
+
+    def __init__(self, capacity: int = 100) -> None:
+        self.now = 500.0
+        self.metrics = Metrics()
+        self.cache = DenyCache(self.metrics, len(ALL), capacity, lambda: self.now)
+        self.cache.proven(ALL, self.now)
+
+    def deny(
+        self, *checks: Check, retry_ms: int | None = 6_100, applied: int = -1, partition: int = 0
+    ) -> None:
+        decision = Decision(False, 10, 1, 9_000, retry_ms, 3)
+        reply = Reply(7, 1, 0, applied, [decision] * len(checks))
+        self.cache.learn(partition, checks, reply, self.now)
+
+    def after(self, seconds: float) -> None:
+        """Let time pass, in which all updates are known to have been heard of."""
+        self.now += seconds
+        self.cache.proven(ALL, self.now)
+
+    def denies(self, check: Check) -> bool:
+        return self.cache.get(check) is not None
+
+
+def test_a_denial_counts_down_until_it_is_over() -> None:
+    bench = Bench()
+    bench.deny(ALICE)
+    assert bench.cache.get(ALICE) == Answer(False, 10, 1, 9_000, 6_100, 3)
+    bench.after(1.5)
+    assert bench.cache.get(ALICE) == Answer(False, 10, 1, 7_500, 4_600, 3)
+    bench.after(4.49)
+    assert bench.cache.get(ALICE) == Answer(False, 10, 1, 3_010, 110, 3)
+    bench.after(0.02)  # 6.1 s less one part in 61
+    assert bench.cache.get(ALICE) is None
+
+
+def test_what_only_an_update_ends_is_asked_for_now_and_then() -> None:
+    bench = Bench()
+    bench.deny(ALICE, retry_ms=None)
+    bench.deny(Check("bob"), retry_ms=86_400_000)
+    bench.after(MAX_HOLD_S - 0.1)
+    assert bench.cache.get(ALICE) == Answer(False, 10, 1, 0, None, 3)
+    assert bench.denies(Check("bob"))
+    bench.after(0.1)
+    assert not bench.denies(ALICE)
+    assert not bench.denies(Check("bob"))
+
+
+def test_a_smaller_cost_is_asked_and_a_larger_is_not() -> None:
+    bench = Bench()
+    bench.deny(ALICE)
+    assert not bench.denies(Check("alice", 1))
+    assert not bench.denies(Check("alice", 0))
+    larger = bench.cache.get(Check("alice", 3))
+    assert larger is not None
+    assert larger.retry_after_ms == 6_100
+    never = bench.cache.get(Check("alice", 11))
+    assert never is not None
+    assert never.retry_after_ms is None
+
+
+def test_the_smallest_cost_that_is_denied_serves_all() -> None:
+    bench = Bench()
+    bench.deny(Check("alice", 3), Check("alice", 1), Check("alice", 2))
+    assert bench.denies(Check("alice", 1))
+    bench.after(6.05)
+    bench.deny(Check("alice", 2))
+    assert bench.denies(ALICE), "the one of lower cost is over"
+    assert bench.metrics.deny_entries == 1
+
+
+@pytest.mark.parametrize(
+    "other", [Check("bob", 2), Check("alice", 2, plan="gold"), Check("alice", 2, resource="login")]
+)
+def test_client_plan_and_resource_make_the_key(other: Check) -> None:
+    bench = Bench()
+    bench.deny(ALICE)
+    assert not bench.denies(other)
+    bench.deny(other)
+    assert bench.denies(other)
+    assert bench.denies(ALICE)
+
+
+def test_peeks_and_what_is_no_denial_are_not_kept() -> None:
+    bench = Bench()
+    bench.deny(Check("alice", 0))
+    allowed = Decision(True, 10, 1, 9_000, 0, 3)
+    bench.cache.learn(0, [ALICE, ALICE, ALICE], Reply(7, 1, 0, -1, [allowed, None, "unfit"]), bench.now)
+    bench.cache.learn(0, [ALICE], Reply(7, 1, 0, -1, [], "broken"), bench.now)
+    bench.deny(ALICE, retry_ms=0)
+    assert not bench.metrics.deny_stores
+
+
+@pytest.mark.parametrize("kind", ["client", "reset"])
+def test_an_update_of_the_client_forgets_it(kind: str) -> None:
+    bench = Bench()
+    bench.deny(ALICE, Check("alice", 2, resource="login"), Check("bob"))
+    bench.cache.heard(0, UpdateKey(kind, "alice", "login"), 0)
+    assert not bench.denies(ALICE)
+    assert not bench.denies(Check("alice", 2, resource="login"))
+    assert bench.denies(Check("bob"))
+    assert bench.metrics.deny_entries == 1
+
+
+@pytest.mark.parametrize("key", [UpdateKey("plan", "gold"), UpdateKey("default")])
+def test_an_update_of_a_plan_or_the_default_forgets_its_partition(key: UpdateKey) -> None:
+    bench = Bench()
+    bench.deny(ALICE)
+    bench.deny(Check("bob"), partition=1)
+    bench.cache.heard(0, key, 0)
+    assert not bench.denies(ALICE)
+    assert bench.denies(Check("bob"))
+    bench.after(1)
+    assert not bench.denies(ALICE)
+    bench.deny(ALICE, applied=0)
+    assert bench.denies(ALICE), "what was decided after it counts, and the proof still stands"
+
+
+def test_a_denial_from_before_an_update_is_not_kept_after_it() -> None:
+    bench = Bench()
+    bench.cache.heard(0, UpdateKey("client", "bob"), 7)
+    bench.deny(ALICE, applied=6)
+    assert not bench.metrics.deny_stores
+    bench.deny(ALICE, applied=7)
+    assert bench.denies(ALICE)
+    bench.deny(Check("carol"), partition=1)
+    assert bench.denies(Check("carol")), "versions are each partition's own"
+
+
+def test_without_proof_nothing_is_denied() -> None:
+    bench = Bench()
+    bench.deny(ALICE)
+    bench.now += PROOF_S
+    assert not bench.denies(ALICE)
+    bench.cache.proven([1], bench.now)
+    assert not bench.denies(ALICE)
+    bench.cache.proven([0], bench.now - PROOF_S / 2)
+    assert bench.denies(ALICE)
+    bench.now += PROOF_S / 2
+    assert not bench.denies(ALICE)
+
+
+def test_before_the_first_proof_nothing_is_kept() -> None:
+    bench = Bench()
+    bench.cache = DenyCache(bench.metrics, len(ALL), 10, lambda: bench.now)
+    bench.deny(ALICE)
+    bench.after(0)
+    assert not bench.metrics.deny_stores
+
+
+def test_proof_is_wanted_while_it_is_of_use() -> None:
+    bench = Bench()
+    assert not bench.cache.wants_proof
+    bench.deny(ALICE)
+    assert bench.cache.wants_proof
+    bench.now += KEEN_S
+    assert not bench.cache.wants_proof
+    assert not bench.denies(ALICE)
+    assert bench.cache.wants_proof, "a proof would have served"
+    bench.now += KEEN_S
+    bench.cache.get(Check("bob"))
+    bench.cache.get(Check("alice", 1))
+    assert not bench.cache.wants_proof
+
+
+def test_the_cache_is_bounded_and_keeps_the_youngest() -> None:
+    bench = Bench(capacity=3)
+    bench.deny(*(Check(name) for name in "abc"))
+    bench.deny(Check("a"), Check("d"))
+    assert [name for name in "abcd" if bench.denies(Check(name))] == ["a", "c", "d"]
+    bench.deny(*(Check("e", resource=str(number)) for number in range(5)))
+    assert bench.metrics.deny_entries <= 3
+
+
+def test_without_room_nothing_is_kept() -> None:
+    bench = Bench(capacity=0)
+    bench.deny(ALICE)
+    assert not bench.denies(ALICE)
+    assert bench.metrics.deny_entries == 0
+
+
+def test_sums_tell_each_denial_once() -> None:
+    bench = Bench()
+    bench.deny(ALICE, Check("alice", 2, "gold", "login"))
+    bench.deny(Check("carol"), partition=1)
+    for check in (ALICE, Check("alice", 5), Check("alice", 2, "gold", "login"), Check("carol"), Check("bob")):
+        bench.cache.get(check)
+    bench.cache.heard(0, UpdateKey("client", "alice"), 0)
+    assert bench.cache.take_sums() == [
+        (0, [Denied("alice", "", "", 2, 7), Denied("alice", "gold", "login", 1, 2)]),
+        (1, [Denied("carol", "", "", 1, 1)]),
+    ]
+    assert bench.cache.take_sums() == []
+    bench.cache.get(Check("carol"))
+    assert bench.cache.take_sums() == [(1, [Denied("carol", "", "", 1, 1)])]
+    counted = bench.metrics
+    assert (counted.deny_hits, counted.received, counted.rejected, counted.allowed) == (5, 5, 5, 0)
+
+
+def test_long_sums_take_several_records() -> None:
+    bench = Bench(capacity=MAX_ROWS + 1)
+    clients = [Check(f"client-{number}") for number in range(MAX_ROWS + 1)]
+    bench.deny(*clients)
+    assert all(map(bench.denies, clients))
+    assert [len(rows) for _, rows in bench.cache.take_sums()] == [MAX_ROWS, 1]
+
+
+def test_closed_it_gives_and_keeps_nothing_but_its_sums() -> None:
+    bench = Bench()
+    bench.deny(ALICE)
+    assert bench.denies(ALICE)
+    bench.cache.close()
+    bench.deny(ALICE)
+    assert not bench.denies(ALICE)
+    assert bench.cache.take_sums() == [(0, [Denied("alice", "", "", 1, 2)])]

@@ -1,0 +1,267 @@
+"""What the cache denies, the log denies: held against the oracle, for random checks, updates and delays.
+
+One partition is modeled with all that is asynchronous about it: records that wait to be judged, replies on
+their way, updates written and not yet relayed, relayed and not yet heard of, proofs asked for and not yet
+told. Time is true and everywhere the same, so that a check asked now would be judged at this very moment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
+from stoplog_worker.algorithm.ledger import Ledger, Marker
+from stoplog_worker.verify.replay import NothingStored, Record, replay
+
+from stoplog.client.deny_cache import PROOF_S, DenyCache
+from stoplog.client.metrics import Metrics
+from stoplog.policy import UNLIMITED, Policy, parse_policy
+from stoplog.wire.checks import (
+    Batch,
+    Check,
+    Denials,
+    decode_checks_record,
+    encode_batch,
+    encode_denials,
+    encode_update,
+)
+from stoplog.wire.limit_updates import Update
+from stoplog.wire.replies import Decision, Reply
+
+PROOF_MS = int(PROOF_S * 1_000)
+DEFAULT = parse_policy("3/4s")
+POLICIES: list[Policy | None] = [
+    parse_policy("2/2s"),
+    parse_policy(["4/10s", "2/1s"]),
+    parse_policy("9/4s"),
+    parse_policy("5/61s"),
+    parse_policy("0/minute"),
+    UNLIMITED,
+    None,
+]
+CLIENTS, PLANS, RESOURCES = ("a", "a", "a", "b"), ("", "", "", "gold", "tin"), ("", "", "", "login")
+FAULT = fault_finder(0, 1)
+
+
+def new_ledger() -> Ledger:
+    return Ledger(NothingStored(), Marker(0, 0, -1, -1, "", DEFAULT))
+
+
+class World:
+    """A gateway with a cache, another one without, and the partition that both ask."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.now_ms = 1_764_000_000_123
+        self.log: list[Record] = []
+        self.grown: deque[tuple[int, int]] = deque([(0, 0)])  # until when the log had how many records
+        self.ledger = new_ledger()
+        self.sent: dict[int, tuple[list[Check], float]] = {}
+        self.replies: deque[Reply] = deque()
+        self.updates: list[Update] = []
+        self.relayed = self.heard = self.judged = 0
+        self.end: tuple[int, float] | None = None
+        self.metrics = Metrics()
+        self.cache = DenyCache(self.metrics, 1, 20, self.clock)
+        self.cache.proven([0], self.clock())
+        self.did: Counter[str] = Counter()
+
+    def clock(self) -> float:
+        return self.now_ms / 1_000
+
+    def step(self) -> None:
+        [do] = self.random.choices(list(STEPS), list(STEPS.values()))
+        do(self)
+
+    # --- what happens ---
+
+    def wait(self) -> None:
+        self.now_ms += self.random.choice((0, 1, 5, 5, 20, 20, 60, 60, 210, 700, 1_900, 4_000))
+
+    def ask(self) -> None:
+        check = self.a_check()
+        answer = self.cache.get(check)
+        if answer is None:
+            self.sent[len(self.log)] = ([check], self.clock())
+            self.append(encode_batch(Batch(0, 7, len(self.log), [check])))
+            return
+        assert not answer.allowed
+        assert not answer.degraded
+        decisions = self.decisions(check)
+        assert any(not decision.allowed for decision in decisions), (check, answer, decisions)
+        self.did["denied"] += 1
+        self.did["before the log"] += decisions[-1].allowed
+
+    def other(self) -> None:
+        """Somebody else's checks, and one of another's plan."""
+        self.append(encode_batch(Batch(-1, 8, 1, [self.a_check() for _ in range(3)])))
+
+    def a_check(self) -> Check:
+        choice = self.random.choice
+        return Check(choice(CLIENTS), choice((0, 1, 1, 1, 2, 3)), choice(PLANS), choice(RESOURCES))
+
+    def write(self) -> None:
+        choice = self.random.choice
+        kind = choice(("client", "client", "plan", "default", "reset", "reset"))
+        id_ = {"plan": choice(PLANS[3:]), "default": ""}.get(kind, choice(CLIENTS))
+        policy = choice(POLICIES) if kind != "reset" else None
+        self.updates.append(Update(len(self.updates), kind, id_, choice(RESOURCES), policy))
+
+    def relay(self) -> None:
+        if self.relayed < len(self.updates):
+            self.append(encode_update(self.updates[self.relayed]))
+            self.relayed += 1
+
+    def judge(self) -> None:
+        """The owner takes the next record."""
+        if self.judged == len(self.log):
+            return
+        record = self.log[self.judged]
+        self.judged += 1
+        answers = fold(self.ledger, *record, FAULT).answers
+        if record.offset in self.sent:
+            self.replies.append(Reply(7, record.offset, record.offset, self.ledger.applied, answers))
+
+    def reply(self) -> None:
+        if self.replies:
+            reply = self.replies.popleft()
+            checks, sent_at = self.sent[reply.number]
+            self.cache.learn(0, checks, reply, sent_at)
+
+    def hear(self) -> None:
+        if self.heard < len(self.updates):
+            update = self.updates[self.heard]
+            self.heard += 1
+            self.cache.heard(0, update.key, update.version)
+
+    def prove(self) -> None:
+        """Tell what was asked for, or ask anew."""
+        if self.end is not None and self.heard >= self.end[0]:
+            self.cache.proven([0], self.end[1])
+        self.end = len(self.updates), self.clock()
+        if self.heard == len(self.updates):
+            self.cache.proven([0], self.clock())
+
+    def settle(self) -> None:
+        """All that is on its way arrives."""
+        while self.judged < len(self.log):
+            self.judge()
+        while self.replies:
+            self.reply()
+        while self.heard < len(self.updates):
+            self.hear()
+        self.prove()
+
+    def sum_up(self) -> None:
+        for partition, sums in self.cache.take_sums():
+            assert partition == 0
+            self.did["summed"] += sum(row.checks for row in sums)
+            self.append(encode_denials(Denials(7, sums)))
+
+    # --- the log, and what it says ---
+
+    def append(self, value: bytes) -> None:
+        self.log.append(Record(len(self.log), self.now_ms, value))
+        self.grown.append((self.now_ms, len(self.log)))
+
+    def decisions(self, check: Check) -> list[Decision]:
+        """On *check* at this moment, behind the log as it was at each instant of the last PROOF_S."""
+        lengths = {length for at_ms, length in self.grown if at_ms >= self.now_ms - PROOF_MS}
+        lengths.add(
+            max(length for at_ms, length in self.grown if length == 0 or at_ms <= self.now_ms - PROOF_MS)
+        )
+        found = []
+        for length in sorted(lengths):
+            ledger = new_ledger()
+            for record in self.log[:length]:
+                fold(ledger, *record, FAULT)
+            asked = encode_batch(Batch(0, 7, 1, [check]))
+            [answer] = fold(ledger, length, self.now_ms, asked, FAULT).answers
+            assert isinstance(answer, Decision)
+            found.append(answer)
+        return found
+
+
+STEPS = {
+    World.ask: 30,
+    World.wait: 10,
+    World.settle: 8,
+    World.prove: 8,
+    World.judge: 8,
+    World.reply: 8,
+    World.hear: 2,
+    World.relay: 5,
+    World.write: 3,
+    World.other: 1,
+    World.sum_up: 1,
+}
+"""How often each of them happens."""
+
+
+@settings(max_examples=60)
+@given(st.randoms(use_true_random=True))
+def test_the_cache_denies_what_the_log_denies(random: Random) -> None:
+    world = World(random)
+    for _ in range(200):
+        world.step()
+    world.sum_up()
+    assert world.did["summed"] == world.did["denied"] == world.metrics.deny_hits
+    check_trail(world.log)
+
+
+def check_trail(log: list[Record]) -> None:
+    """Without the sums in the log, all else is decided as with them."""
+
+    def answers(records: list[Record]) -> dict[int, list[Answer]]:
+        return dict(replay(records, 0, 1, DEFAULT))
+
+    with_sums = answers(log)
+    without = answers([r for r in log if not isinstance(decode_checks_record(r.value), Denials)])
+    assert all(with_sums[offset] == found for offset, found in without.items())
+
+
+def test_why_a_denial_is_held_for_less_than_it_says() -> None:
+    """A plan with shorter windows leaves of a charge what the window needs, and not its last tick's rest."""
+    asked, other = Check("a", plan="gold"), Check("a", 0, plan="tin")
+    start, denied_at, says = 60_000 * 30_000_000, 101, 60_899
+
+    def log_allows_after(wait_ms: int) -> bool:
+        checks = [(100, asked), (denied_at, asked), (denied_at, other)]
+        checks += [(denied_at + wait_ms, other), (denied_at + wait_ms, asked)]
+        values = [
+            (0, encode_update(Update(0, "plan", "gold", "", parse_policy("1/minute")))),
+            (0, encode_update(Update(1, "plan", "tin", "", parse_policy("9/1s")))),
+            *((at_ms, encode_batch(Batch(0, 7, 1, [check]))) for at_ms, check in checks),
+        ]
+        records = [Record(offset, start + at_ms, value) for offset, (at_ms, value) in enumerate(values)]
+        answers = [answers[0] for _, answers in replay(records, 0, 1, DEFAULT) if answers]
+        decisions = [answer for answer in answers if isinstance(answer, Decision)]
+        assert (decisions[1].allowed, decisions[1].retry_after_ms) == (False, says)
+        return decisions[-1].allowed
+
+    def cache_denies_after(wait_ms: int) -> bool:
+        now = [0.0]
+        cache = DenyCache(Metrics(), 1, 1, lambda: now[0])
+        cache.proven([0], now[0])
+        cache.learn(0, [asked], Reply(7, 1, 0, 0, [Decision(False, 1, 0, says, says, 0)]), now[0])
+        now[0] = wait_ms / 1_000
+        cache.proven([0], now[0])
+        return cache.get(asked) is not None
+
+    waits_ms = (59_899, 60_000, 60_001, says)
+    assert [log_allows_after(wait_ms) for wait_ms in waits_ms] == [False, False, True, True]
+    assert [cache_denies_after(wait_ms) for wait_ms in waits_ms] == [True, False, False, False]
+
+
+def test_the_model_has_denials_to_give() -> None:
+    did: Counter[str] = Counter()
+    for seed in range(100):
+        world = World(Random(seed))
+        for _ in range(200):
+            world.step()
+        did += world.did
+    assert did["denied"] > 200, did
+    assert did["before the log"], "none was given in the moment between an update and its hearing"

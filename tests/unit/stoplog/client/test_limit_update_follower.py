@@ -1,0 +1,122 @@
+"""What cannot be had of a broker at will; all else is in tests/integration/test_following.py."""
+
+from __future__ import annotations
+
+from collections import deque
+from threading import Event
+from typing import Any, cast
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+import stoplog.client.limit_update_follower
+from stoplog.client.limit_update_follower import Following
+from stoplog.policy import parse_policy
+from stoplog.topics import UPDATES
+from stoplog.wire.limit_updates import Update, UpdateKey, encode_update_key, encode_update_value
+
+KEY, VALUE = encode_update_key(UpdateKey("client", "alice")), encode_update_value(parse_policy("5/minute"))
+
+
+class Message:
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+
+    def topic(self) -> str:
+        return UPDATES
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+    def key(self) -> bytes:
+        return KEY
+
+    def value(self) -> bytes | None:
+        return VALUE
+
+    def headers(self) -> Any:
+        return None
+
+    def error(self) -> None:
+        return None
+
+
+class Log:
+    """Both consumers, and who is told: ``limit-updates`` of one partition, three records long."""
+
+    def __init__(self) -> None:
+        self.messages = [Message(offset) for offset in range(3)]
+        self.failures: deque[str] = deque()
+        self.versions: list[int] = []
+        self.proofs = 0
+        self.stopping = Event()
+        self._next = 0
+
+    def follow(self) -> None:
+        """Until there is proof."""
+        both = cast(Consumer, self)
+        Following(both, both, 1, self, lambda what, *arguments: what(*arguments)).run(self.stopping)
+
+    # --- the consumers ---
+
+    def get_watermark_offsets(self, *_: Any, **__: Any) -> tuple[int, int]:
+        return 0, len(self.messages)
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        [place] = places
+        self._next = place.offset
+
+    def poll(self, _: float) -> Message | None:
+        self._fail_in("poll")
+        return self._take()
+
+    def consume(self, _: int, __: float) -> list[Message]:
+        self._fail_in("consume")
+        return [] if (message := self._take()) is None else [message]
+
+    def _fail_in(self, call: str) -> None:
+        if self.failures and self.failures[0] == call:
+            self.failures.popleft()
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    def _take(self) -> Message | None:
+        if self._next == len(self.messages):
+            return None
+        self._next += 1
+        return self.messages[self._next - 1]
+
+    # --- who is told ---
+
+    def updated(self, updates: list[tuple[int, Update]]) -> None:
+        self.versions += [update.version for _, update in updates]
+
+    def followed(self, partitions: list[int], at: float) -> None:
+        self.proofs += 1
+        self.stopping.set()
+
+    def wants_proof(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("call", ["poll", "consume"])
+def test_what_cannot_be_read_once_is_read_again(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stoplog.client.limit_update_follower, "AGAIN_S", 0.0)
+    log = Log()
+    log.failures.append(call)
+    log.follow()
+    assert (log.versions, log.proofs) == ([0, 1, 2], 1)
+    assert not log.failures
+
+
+def test_an_update_that_its_owner_refuses_for_a_header_is_not_told() -> None:
+    class Odd(Message):
+        def headers(self) -> Any:
+            raise SystemError("a result with an exception set")
+
+    log = Log()
+    log.messages[2] = Odd(2)
+    log.follow()
+    assert (log.versions, log.proofs) == ([0, 1], 1)

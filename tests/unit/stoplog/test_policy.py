@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoplog.errors import InvalidCost, InvalidId, InvalidInput, InvalidLimit
+from stoplog.policy import (
+    MAX_COST,
+    MAX_LIMIT,
+    MAX_LIMITS,
+    MAX_WINDOW_MS,
+    MIN_WINDOW_MS,
+    UNLIMITED,
+    Limit,
+    Policy,
+    check_cost,
+    check_id,
+    check_policy,
+    parse_limit,
+    parse_policy,
+    usable_id,
+)
+
+limits = st.builds(
+    Limit,
+    st.integers(0, MAX_LIMIT),
+    st.integers(MIN_WINDOW_MS, MAX_WINDOW_MS)
+    | st.builds(
+        lambda count, unit: min(count * unit, MAX_WINDOW_MS),
+        st.integers(1, 60),
+        st.sampled_from((1_000, 60_000, 3_600_000, 86_400_000)),
+    ),
+)
+policies = st.lists(limits, max_size=MAX_LIMITS, unique_by=lambda limit: limit.window_ms).map(
+    lambda found: Policy(tuple(sorted(found, key=lambda limit: -limit.window_ms)))
+)
+
+
+@given(limits)
+def test_a_limit_is_read_as_it_is_written(limit: Limit) -> None:
+    assert parse_limit(str(limit)) == limit
+
+
+@given(policies, st.randoms(use_true_random=False))
+def test_a_policy_is_read_as_it_is_written_in_any_order(policy: Policy, random: Any) -> None:
+    spec = policy.spec()
+    if isinstance(spec, list):
+        random.shuffle(spec)
+    assert parse_policy(spec) == policy
+    assert check_policy(policy) == policy
+
+
+@given(policies)
+def test_the_long_form_says_the_same(policy: Policy) -> None:
+    whole = Policy(tuple(limit for limit in policy.limits if limit.window_ms % 1_000 == 0))
+    long = [{"max": limit.max, "window_seconds": limit.window_ms // 1_000} for limit in whole.limits]
+    assert parse_policy(long or "unlimited") == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("100/minute", Limit(100, 60_000)),
+        ("40/2s", Limit(40, 2_000)),
+        ("5/10m", Limit(5, 600_000)),
+        ("1000/1h", Limit(1_000, 3_600_000)),
+        ("1/day", Limit(1, 86_400_000)),
+        ("1/31d", Limit(1, MAX_WINDOW_MS)),
+        ("0/minute", Limit(0, 60_000)),
+        (" 7 / 3 Hours ", Limit(7, 10_800_000)),
+        ("5/1500ms", Limit(5, 1_500)),
+        (f"{2**53}/s", Limit(2**53, 1_000)),
+    ],
+)
+def test_the_forms_of_a_limit(text: str, limit: Limit) -> None:
+    assert parse_limit(text) == limit
+    assert parse_policy(text).limits == (limit,)
+    assert parse_policy([text]).limits == (limit,)
+
+
+def test_unlimited() -> None:
+    assert parse_policy("unlimited") == UNLIMITED
+    assert UNLIMITED.unlimited
+    assert UNLIMITED.spec() == "unlimited"
+    assert not parse_policy("0/s").unlimited
+
+
+BAD_LIMITS: list[tuple[Any, str, str]] = [
+    ("", "limits", "not a limit"),
+    ("lots", "limits", "not a limit"),
+    ("100", "limits", "not a limit"),
+    ("100/fortnight", "limits", "not a limit"),
+    ("/minute", "limits", "not a limit"),
+    ("100/minute/s", "limits", "not a limit"),
+    ("1e3/minute", "limits", "not a limit"),
+    ("9" * 5_000 + "/minute", "limits", "not a limit"),
+    ("1/" + "9" * 5_000 + "s", "limits", "not a limit"),
+    ("٣/minute\0", "limits", "not a limit"),
+    ("٣٣/minute", "limits", "not a limit"),
+    ("1/٣s", "limits", "not a limit"),
+    ("1.5/minute", "limits", "fraction"),
+    ("1/0.5s", "limits", "fraction"),
+    ("-1/minute", "limits", "negative"),
+    (f"{2**53 + 1}/minute", "limits", "over 2^53"),
+    ("1/0s", "limits", "window of 0 ms"),
+    ("1/-1s", "limits", "window of -1000 ms"),
+    ("1/999ms", "limits", "window of 999 ms"),
+    ("1/32d", "limits", "window of"),
+    ("1/99999999999999999999d", "limits", "window of"),
+    (None, "limits", "not a limit"),
+    (7, "limits", "not a limit"),
+    (True, "limits", "not a limit"),
+    ({}, "limits.max", "missing"),
+    ([], "limits", "empty list"),
+    ([[]], "limits[0]", "not a limit"),
+    (["1/s", None], "limits[1]", "not a limit"),
+    (["1/s", "unlimited"], "limits[1]", "among limits"),
+    (["1/s", "2/1s"], "limits", "share a window"),
+    ([f"1/{n}s" for n in range(1, 10)], "limits", "9 limits"),
+    ([{"max": 1}], "limits[0].window_seconds", "missing"),
+    ([{"max": 1, "window_seconds": 1, "burst": 2}], "limits[0].burst", "unknown field"),
+    ([{"max": 1, "window_seconds": 1, 5: 2}], "limits[0].5", "unknown field"),
+    ([{"max": 1.0, "window_seconds": 1}], "limits[0].max", "not a whole number"),
+    ([{"max": True, "window_seconds": 1}], "limits[0].max", "not a whole number"),
+    ([{"max": "1", "window_seconds": 1}], "limits[0].max", "not a whole number"),
+    ([{"max": 10**5_000, "window_seconds": 1}], "limits[0].max", "out of bounds"),
+    ([{"max": 1, "window_seconds": -(10**5_000)}], "limits[0].window_seconds", "out of bounds"),
+    ([{"max": -1, "window_seconds": 1}], "limits[0]", "negative"),
+    ([{"max": 1, "window_seconds": 0}], "limits[0]", "window of 0 ms"),
+    ([{"max": 1, "window_seconds": 31 * 86_400 + 1}], "limits[0]", "window of"),
+]
+
+
+@pytest.mark.parametrize(("value", "field", "problem"), BAD_LIMITS, ids=range(len(BAD_LIMITS)))
+def test_a_bad_limit_names_its_field_and_a_remedy(value: Any, field: str, problem: str) -> None:
+    with pytest.raises(InvalidLimit) as caught:
+        parse_policy(value)
+    assert caught.value.field == field
+    assert problem in caught.value.problem
+    assert caught.value.remedy
+    assert len(str(caught.value)) < 300
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("max"), inner),
+        max_leaves=6,
+    )
+)
+def test_whatever_is_given_it_is_a_policy_or_a_callers_mistake(value: Any) -> None:
+    with suppress(InvalidLimit):
+        assert check_policy(parse_policy(value))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy((Limit(1, 1_000), Limit(1, 2_000))),
+        Policy((Limit(1, 1_000), Limit(1, 1_000))),
+        Policy((Limit(1, 0),)),
+        Policy((Limit(-1, 1_000),)),
+        Policy((Limit(1, 2**64 - 1),)),
+        Policy(tuple(Limit(1, n * 1_000) for n in range(9, 0, -1))),
+    ],
+)
+def test_a_policy_that_could_not_have_been_read_is_refused(policy: Policy) -> None:
+    with pytest.raises(InvalidLimit, match=r"^policy"):
+        check_policy(policy)
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=64))
+def test_ids_in_any_script(value: str) -> None:
+    assert check_id(value, "client_id") == value
+
+
+@pytest.mark.parametrize(
+    "value", ["a", "x" * 256, "é" * 128, "\U0001f600" * 64, "key one", "a:b/c|d", "日本"]
+)
+def test_good_ids(value: str) -> None:
+    assert check_id(value, "client_id") == value
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "empty"),
+        ("x" * 257, "longer than 256 bytes"),
+        ("é" * 129, "longer than 256 bytes"),
+        ("\U0001f600" * 65, "longer than 256 bytes"),
+        *((f"a{control}", "control character") for control in "\0\n\x1f\x7f\x85\u2028\u2029\ud800\udfff"),
+    ],
+)
+def test_bad_ids_name_their_field(value: str, problem: str) -> None:
+    with pytest.raises(InvalidId, match=problem) as caught:
+        check_id(value, "plan")
+    assert caught.value.field == "plan"
+    assert caught.value.remedy
+
+
+@given(st.text(st.characters(), max_size=300))
+def test_any_text_has_an_id(value: str) -> None:
+    assert check_id(usable_id(value), "client_id") == usable_id(value)
+
+
+def test_what_is_an_id_stays_and_what_is_none_has_a_digest_of_its_own() -> None:
+    assert usable_id("x" * 256) == "x" * 256
+    assert len({usable_id(text) for text in ("", "x" * 257, "x" * 258, "\n", "\ud800", "\ud801")}) == 6
+
+
+@pytest.mark.parametrize("value", [0, 1, MAX_COST])
+def test_good_costs(value: int) -> None:
+    assert check_cost(value) == value
+
+
+@pytest.mark.parametrize("value", [-1, MAX_COST + 1, 10**400, 1.0, True, "1", None])
+def test_bad_costs_name_their_field(value: Any) -> None:
+    with pytest.raises(InvalidCost, match=r"^cost: ") as caught:
+        check_cost(value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda: parse_policy("x", "default_limits"), lambda: parse_limit("x", "default_limits")]
+)
+def test_the_caller_names_the_field(wrong: Callable[[], object]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        wrong()
+    assert caught.value.field == "default_limits"

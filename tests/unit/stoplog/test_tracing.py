@@ -1,0 +1,64 @@
+"""A trace in a record's headers: what is read of it, and that nothing in them can hurt."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry import trace
+
+from stoplog.tracing import context_from, context_of, headers_to
+
+TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Message:
+    def __init__(self, headers: list[tuple[str, bytes | None]] | None) -> None:
+        self._headers = headers
+
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        return self._headers
+
+
+class Poisoned:
+    def headers(self) -> None:
+        raise SystemError("returned a result with an exception set")
+
+
+def test_what_is_written_is_read() -> None:
+    context = context_of(Message([("other", b"x"), ("traceparent", TRACEPARENT), ("tracestate", b"a=1")]))
+    assert context is not None
+    headers = headers_to(trace.get_current_span(context))
+    assert headers == [("traceparent", TRACEPARENT), ("tracestate", b"a=1")]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(None),
+        Message([]),
+        Message([("traceparent", None)]),
+        Message([("traceparent", TRACEPARENT[:-2] + b"00")]),
+        Message([("traceparent", b"\xff" * 55)]),
+        Message([("traceparent", TRACEPARENT + b"-" + b"x" * 600)]),
+        Poisoned(),
+    ],
+    ids=("none", "empty", "null", "not sampled", "garbage", "too long", "a name that is not UTF-8"),
+)
+def test_nothing_to_go_on_with_is_no_error(message: Message | Poisoned) -> None:
+    assert context_of(message) is None
+
+
+@given(st.binary(max_size=600) | st.just(TRACEPARENT), st.binary(max_size=600))
+def test_whatever_the_headers_hold(traceparent: bytes, tracestate: bytes) -> None:
+    context_from({"traceparent": traceparent, "tracestate": tracestate})
+
+
+def test_without_the_packages_the_operator_is_told_what_to_install() -> None:
+    program = "import sys; sys.modules['opentelemetry.sdk.trace'] = None\nimport stoplog.tracing"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "pip install '/path/to/stoplog[tracing]', or unset it" in done.stderr

@@ -1,0 +1,471 @@
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stoplog.errors import UndecodableRecord
+from stoplog.policy import MAX_COST, UNLIMITED, Limit, Policy, parse_policy
+from stoplog.wire.checks import (
+    HEADER,
+    KIND_UPDATE,
+    MAX_BATCH,
+    POSITION_BITS,
+    Batch,
+    Check,
+    Denials,
+    Denied,
+    SingleCheck,
+    decode_checks_record,
+    encode_batch,
+    encode_denials,
+    encode_single,
+    encode_update,
+    reply_address,
+)
+from stoplog.wire.format import KIND_BATCH, MAX_RECORD, NO_REPLY, VERSION, ReplyTo
+from stoplog.wire.heartbeats import Heartbeat, PartitionState, decode_heartbeat, encode_heartbeat
+from stoplog.wire.limit_updates import (
+    KINDS,
+    Update,
+    UpdateKey,
+    decode_update,
+    encode_update_key,
+    encode_update_value,
+    reply_to_header,
+)
+from stoplog.wire.replies import (
+    Decision,
+    Reply,
+    decode_reply,
+    encode_json_reply,
+    encode_reply,
+    reply_incarnation,
+)
+
+U64 = st.integers(0, 2**64 - 1)
+I63 = st.integers(0, 2**63 - 1)
+I31 = st.integers(0, 2**31 - 1)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+ids = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=20)
+checks = st.builds(Check, texts, st.integers(0, MAX_COST), texts, texts)
+batches = st.builds(Batch, st.integers(-1, 2**31 - 1), U64, U64, st.lists(checks, max_size=20))
+reply_tos = st.builds(ReplyTo, I31, ids.filter(lambda id_: not id_.isspace()))
+singles = st.builds(
+    SingleCheck,
+    st.builds(Check, ids, st.integers(0, MAX_COST), ids | st.just(""), ids | st.just("")),
+    reply_tos | st.none(),
+)
+policies = st.sampled_from([None, UNLIMITED, parse_policy("100/minute"), parse_policy(["5/1500ms", "1/day"])])
+keys = st.one_of(
+    st.builds(UpdateKey, st.sampled_from(("client", "plan", "reset")), ids, ids | st.just("")),
+    st.builds(UpdateKey, st.just("default"), st.just(""), ids | st.just("")),
+)
+updates = st.builds(
+    lambda version, key, policy, to: Update(
+        version, key.kind, key.id, key.resource, None if key.kind == "reset" else policy, to
+    ),
+    I63,
+    keys,
+    policies,
+    reply_tos | st.none(),
+)
+decisions = st.builds(
+    Decision,
+    st.booleans(),
+    I63 | st.none(),
+    I63 | st.none(),
+    I63,
+    I63 | st.none(),
+    st.integers(-1, 2**63 - 1),
+)
+replies = st.builds(Reply, U64, U64, I63, st.integers(-1, 2**63 - 1), st.lists(decisions | texts | st.none()))
+
+
+# --- there and back ---------------------------------------------------------------------------
+
+
+@given(batches)
+def test_batches(batch: Batch) -> None:
+    value = encode_batch(batch)
+    assert decode_checks_record(value) == batch
+    address = (batch.partition, batch.incarnation, batch.number) if batch.partition >= 0 else None
+    assert reply_address(value) == address
+
+
+@given(singles)
+def test_single_checks(single: SingleCheck) -> None:
+    assert decode_checks_record(encode_single(single)) == single
+
+
+def test_single_checks_as_others_write_them() -> None:
+    value = b'{"client_id": "alice", "cost": 1, "reply_to": {"partition": 3, "id": "req-17"}}'
+    assert decode_checks_record(value) == SingleCheck(Check("alice"), ReplyTo(3, "req-17"))
+    assert decode_checks_record(b'{"client_id": "zo\\u00eb"}') == SingleCheck(Check("zoë"), None)
+
+
+@given(updates)
+def test_relayed_updates(update: Update) -> None:
+    assert decode_checks_record(encode_update(update)) == update
+
+
+def test_denials() -> None:
+    denials = Denials(77, [Denied("alice", "gold", "login", 3, 7), Denied("zoë", "", "", 1, 2**53)])
+    value = encode_denials(denials)
+    assert decode_checks_record(value) == denials
+    assert reply_address(value) is None
+
+
+@given(I63, keys, policies, reply_tos | st.none())
+def test_updates(offset: int, key: UpdateKey, policy: Policy | None, to: ReplyTo | None) -> None:
+    headers = [("other", b"x"), *([reply_to_header(to)] if to else [])]
+    found = decode_update(offset, encode_update_key(key), encode_update_value(policy), headers)
+    expected = None if key.kind == "reset" else policy
+    assert found == Update(offset, key.kind, key.id, key.resource, expected, to)
+    assert found.key == key
+
+
+@given(replies)
+def test_replies(reply: Reply) -> None:
+    value = encode_reply(reply)
+    assert decode_reply(value) == reply
+    assert reply_incarnation(value) == reply.incarnation
+
+
+@given(U64, U64, I63, texts)
+def test_replies_that_are_errors(incarnation: int, number: int, offset: int, error: str) -> None:
+    reply = Reply(incarnation, number, offset, -1, [], error)
+    assert decode_reply(encode_reply(reply)) == reply
+
+
+@given(
+    st.builds(
+        Heartbeat,
+        texts,
+        st.sampled_from(("worker", "gateway")),
+        texts,
+        texts,
+        I63,
+        st.dictionaries(st.integers(0, 63), st.builds(PartitionState, texts, I63)),
+        st.booleans(),
+    )
+)
+def test_beats(beat: Heartbeat) -> None:
+    assert decode_heartbeat(encode_heartbeat(beat)) == beat
+
+
+@given(reply_tos)
+def test_json_replies(to: ReplyTo) -> None:
+    assert json.loads(encode_json_reply(to, allowed=True, retry_after_ms=None)) == {
+        "id": to.id,
+        "allowed": True,
+        "retry_after_ms": None,
+    }
+
+
+def test_a_position_holds_the_index_of_any_check() -> None:
+    assert MAX_BATCH < 2**POSITION_BITS
+
+
+# --- poison -----------------------------------------------------------------------------------
+
+HEAD = HEADER.pack(VERSION, KIND_BATCH, 2, 77, 5)
+GOOD = Batch(2, 77, 5, [Check("alice", 1, "gold", "login"), Check("zoë")])
+
+
+def refused(value: bytes | None) -> str:
+    """The reason, given in no time and short enough for a header."""
+    began = perf_counter()
+    with pytest.raises(UndecodableRecord) as caught:
+        decode_checks_record(value)
+    assert perf_counter() - began < 1.0
+    caught.value.reason.encode()
+    assert len(caught.value.reason) < 1_000
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(("checks", "cost"), [(0, 1), (-1, 1), (1, -1), (2**53 + 1, 1)])
+def test_denials_that_nobody_can_have_given(checks: int, cost: int) -> None:
+    assert "Expected `int`" in refused(encode_denials(Denials(77, [Denied("alice", "", "", checks, cost)])))
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300)
+def test_random_bytes(value: bytes) -> None:
+    for read in (decode_checks_record, decode_reply, decode_heartbeat):
+        with suppress(UndecodableRecord):
+            read(value)
+    reply_address(value)
+    reply_incarnation(value)
+
+
+@given(
+    st.sampled_from([HEAD, HEADER.pack(VERSION, KIND_UPDATE, -1, 0, 1), b"{", b'{"client_id":']), st.binary()
+)
+@settings(max_examples=300)
+def test_random_bodies(head: bytes, body: bytes) -> None:
+    try:
+        decode_checks_record(head + body)
+    except UndecodableRecord as error:
+        error.reason.encode()
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60), st.binary(max_size=20))
+def test_random_updates(key: bytes, value: bytes, header: bytes) -> None:
+    for a, b in ((key, value), (b'["client","a",""]', value), (key, None), (b"[" + key, b"{" + value)):
+        try:
+            decode_update(1, a, b, [("reply-to", header)])
+        except UndecodableRecord as error:
+            error.reason.encode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        encode_batch(GOOD),
+        encode_update(Update(7, "client", "alice", "login", parse_policy("5/minute"), ReplyTo(1, "r"))),
+        encode_single(SingleCheck(Check("alice", 2, "gold", "login"), ReplyTo(1, "r"))),
+    ],
+)
+def test_every_truncation(value: bytes) -> None:
+    for length in range(len(value)):
+        refused(value[:length])
+
+
+def test_every_truncation_of_a_reply() -> None:
+    value = encode_reply(Reply(1, 2, 3, 4, [Decision(True, 1, 1, 1, 0, 1), None, "no"]))
+    for length in range(len(value)):
+        with pytest.raises(UndecodableRecord):
+            decode_reply(value[:length])
+
+
+DEEP = 100_000
+BOMBS = {
+    "nested": b"\x91" * DEEP,
+    "nested where more fields may stand": b"\x91\x95\xa1a\x01\xa0\xa0" + b"\x91" * DEEP,
+    "nested maps": b"\x91\x95\xa1a\x01\xa0\xa0" + b"\x81\xa1a" * DEEP,
+    "list of 4 billion": b"\xdd\xff\xff\xff\xff",
+    "list of 4 billion, some there": b"\xdd\xff\xff\xff\xff" + b"\x91\xa1a" * 1_000,
+    "map of 4 billion": b"\x91\xdf\xff\xff\xff\xff",
+    "4 billion more fields": b"\x91\xdd\xff\xff\xff\xff\xa1a",
+    "text of 4 gigabytes": b"\x91\x91\xdb\xff\xff\xff\xff",
+    "bytes of 4 gigabytes": b"\x91\x91\xc6\xff\xff\xff\xff",
+    "extension": b"\x91\x91\xc9\xff\xff\xff\xff\x01",
+    "not UTF-8": b"\x91\x91\xa1\xff",
+    "a surrogate": b"\x91\x91\xa3\xed\xa0\x80",
+    "no fields": b"\x91\x90",
+    "null": b"\xc0",
+    "nothing": b"",
+    "something after": b"\x90\x90",
+}
+
+
+@pytest.mark.parametrize("body", BOMBS.values(), ids=BOMBS.keys())
+@pytest.mark.parametrize("kind", [KIND_BATCH, KIND_UPDATE])
+def test_msgpack_bombs(body: bytes, kind: int) -> None:
+    refused(HEADER.pack(VERSION, kind, 0, 1, 1) + body)
+
+
+@pytest.mark.parametrize("body", BOMBS.values(), ids=BOMBS.keys())
+def test_msgpack_bombs_as_replies(body: bytes) -> None:
+    value = bytearray(encode_reply(Reply(1, 2, 3, 4, []))[:-1] + body)
+    with pytest.raises(UndecodableRecord):
+        decode_reply(bytes(value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"{",
+        b"{}",
+        b"{" * DEEP,
+        b'{"client_id": ' + b"[" * DEEP,
+        b'{"client_id": "a", "cost": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+        b'{"reply_to": ' + b'{"partition": ' * DEEP,
+        b'{"client_id": "a", "cost": ' + b"9" * DEEP + b"}",
+        b'{"client_id": "a", "cost": 1e999}',
+        b'{"client_id": "a", "cost": 1.5}',
+        b'{"client_id": "a", "cost": -1}',
+        b'{"client_id": "a", "cost": 1000001}',
+        b'{"client_id": "a", "cost": true}',
+        b'{"client_id": "a", "cost": "1"}',
+        b'{"client_id": "a", "cost": null}',
+        b'{"client_id": 7}',
+        b'{"client_id": null}',
+        b'{"client_id": ""}',
+        b'{"client_id": "a\\u0000"}',
+        b'{"client_id": "' + b"x" * 257 + b'"}',
+        b'{"client_id": "a", "plan": ""}',
+        b'{"client_id": "a", "resource": "\\n"}',
+        b'{"client_id": "a", "more": 1}',
+        b'{"client_id": "a", "reply_to": {"partition": 1}}',
+        b'{"client_id": "a", "reply_to": {"partition": "1", "id": "x"}}',
+        b'{"client_id": "a"} trailing',
+        b'{"client_id": "\xff"}',
+        b'{"client_id": "\xed\xa0\x80"}',
+    ],
+)
+def test_json_that_is_no_check(value: bytes) -> None:
+    refused(value)
+
+
+@pytest.mark.parametrize(
+    "half", [b"\\ud800", b"\\udc00", b"\\ud800abcdef", b"\\ud800\\u0041", b"\\ud800\\ud800"]
+)
+def test_lone_surrogates_never_come_in(half: bytes) -> None:
+    """A text with one cannot be written out again, not even as a reason."""
+    for value in (
+        b'{"client_id": "%s"}',
+        b'{"client_id": "a", "plan": "%s"}',
+        b'{"client_id": "a", "%s": 1}',
+        b'{"client_id": "a", "reply_to": {"partition": 1, "id": "%s"}}',
+    ):
+        refused(value % half)
+    for key, body in (
+        (b'["client", "%s", ""]' % half, b'{"limits": "1/s"}'),
+        (b'["%s", "a", ""]' % half, None),
+        (b'["client", "a", "%s"]' % half, None),
+        (b'["client", "a", ""]', b'{"limits": "%s"}' % half),
+        (b'["client", "a", ""]', b'{"limits": [{"%s": 1}]}' % half),
+    ):
+        with pytest.raises(UndecodableRecord) as caught:
+            decode_update(1, key, body, None)
+        caught.value.reason.encode()
+
+
+def test_no_value_and_unknown_formats() -> None:
+    assert refused(None) == refused(b"") == "the record has no value"
+    assert "version 2" in refused(b"\x02" + encode_batch(GOOD)[1:])
+    assert "upgrade" in refused(b"\x02")
+    assert "kind 88" in refused(HEADER.pack(VERSION, ord("X"), 0, 1, 1) + b"\x90")
+
+
+def test_too_many_checks() -> None:
+    whole = Batch(0, 1, 1, [Check("a")] * MAX_BATCH)
+    assert decode_checks_record(encode_batch(whole)) == whole
+    assert "10001" in refused(encode_batch(Batch(0, 1, 1, [Check("a")] * (MAX_BATCH + 1))))
+    assert "100000" in refused(encode_batch(Batch(0, 1, 1, [Check("a")] * 100_000)))
+
+
+def test_a_record_too_large_is_refused_by_its_size_alone() -> None:
+    assert "bytes; a record has at most" in refused(HEAD + b"\xdd" + bytes(MAX_RECORD))
+    assert "bytes; a record has at most" in refused(b"{" + b" " * MAX_RECORD)
+    for key, value in ((b" " * (MAX_RECORD + 1), b"{}"), (b'["default"]', b" " * (MAX_RECORD + 1))):
+        with pytest.raises(UndecodableRecord, match="bytes; a record has at most"):
+            decode_update(0, key, value, None)
+
+
+def test_a_length_claimed_is_refused_before_anything_is_made_for_it() -> None:
+    claimed = HEAD + b"\xdd" + (1_000_000).to_bytes(4) + b"\x91\xa1a" * 1_000_000
+    began = perf_counter()
+    assert "1000000 checks" in refused(claimed)
+    assert perf_counter() - began < 0.05, "decoding takes longer"
+
+
+@pytest.mark.parametrize("cost", [-1, MAX_COST + 1, 2**63, -(2**63), 1.5, None, "1", True])
+def test_a_cost_out_of_bounds_in_a_batch(cost: Any) -> None:
+    refused(HEAD + msgspec.msgpack.encode([["alice", 1], ["alice", cost]]))
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        Update(-1, "client", "a", "", None),
+        Update(2**63, "client", "a", "", None),
+        Update(1, "nobody", "a", "", None),
+        Update(1, "client", "", "", None),
+        Update(1, "client", "a\0b", "", None),
+        Update(1, "plan", "x" * 257, "", None),
+        Update(1, "default", "a", "", None),
+        Update(1, "client", "a", "\n", None),
+        Update(1, "client", "a", "", Policy((Limit(1, 0),))),
+        Update(1, "client", "a", "", Policy((Limit(1, -60_000),))),
+        Update(1, "client", "a", "", Policy((Limit(-1, 60_000),))),
+        Update(1, "client", "a", "", Policy((Limit(2**63, 60_000),))),
+        Update(1, "client", "a", "", Policy((Limit(1, 1_000), Limit(1, 60_000)))),
+        Update(1, "client", "a", "", Policy((Limit(1, 60_000),) * 2)),
+        Update(1, "client", "a", "", Policy((Limit(1, 60_000),) * 1_000)),
+    ],
+)
+def test_an_update_that_could_not_be_enforced_does_not_come_into_force(update: Update) -> None:
+    refused(HEADER.pack(VERSION, KIND_UPDATE, NO_REPLY, 0, 1) + msgspec.msgpack.encode(update))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (None, None),
+        (b"", None),
+        (b"alice", None),
+        (b'"alice"', None),
+        (b"[]", None),
+        (b'["nobody", "a"]', None),
+        (b'["client", ""]', None),
+        (b'["client"]', None),
+        (b'["client", "a\\u0000"]', None),
+        (b'["default", "a"]', None),
+        (b'["client", "a", "\\n"]', None),
+        (b"[" * DEEP, None),
+        (b'["client", "a", "", ' + b"[" * DEEP, None),
+        *(
+            (b'["client", "a"]', value)
+            for value in (
+                b"",
+                b"{}",
+                b"null",
+                b"5/minute",
+                b'{"limits": []}',
+                b'{"limits": ["5/never"]}',
+                b'{"limits": "5/minute", "more": 1}',
+                b'{"limits": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+                b'{"limits": {"max": ' + b"9" * 4_000 + b', "window_seconds": 1}}',
+                b'{"limits": {"max": ' + b"9" * 40_000 + b', "window_seconds": 1}}',
+            )
+        ),
+    ],
+)
+def test_updates_that_cannot_be_used(key: bytes | None, value: bytes | None) -> None:
+    with pytest.raises(UndecodableRecord) as caught:
+        decode_update(1, key, value, None)
+    caught.value.reason.encode()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", None, b"3", b":x", b"3:", b"-1:x", b"x:y", b"\xff:\xff", "٣:x".encode(), b"9" * 5_000 + b":x"],
+)
+def test_a_reply_address_that_cannot_be_read_asks_for_no_reply(header: Any) -> None:
+    found = decode_update(1, b'["client", "a"]', None, [("reply-to", header)])
+    assert found.reply_to is None
+
+
+# --- who is told ------------------------------------------------------------------------------
+
+
+def test_a_broken_batch_knows_who_asked() -> None:
+    assert reply_address(HEAD + b"\xc1") == (2, 77, 5)
+    assert reply_address(HEAD) == (2, 77, 5)
+    assert reply_address(encode_batch(Batch(NO_REPLY, 77, 5, []))) is None
+    assert reply_address(HEAD[:-1]) is None
+    assert reply_address(None) is None
+    assert reply_address(encode_update(Update(1, "client", "a", "", None))) is None
+    assert reply_address(b'{"client_id": "someone with a long name"}') is None
+    assert reply_address(b"{B, from here on, is no batch") is None
+    assert reply_address(b"\x02" + HEAD[1:]) is None
+    assert reply_incarnation(b"short") is None
+
+
+@pytest.mark.parametrize("value", [b"\x02" + encode_reply(Reply(1, 2, 3, 4, []))[1:], b"", b"\x01B"])
+def test_replies_that_are_none(value: bytes) -> None:
+    with pytest.raises(UndecodableRecord):
+        decode_reply(value)
+
+
+def test_what_an_update_can_be_about() -> None:
+    assert KINDS == ("client", "plan", "default", "reset")

@@ -1,0 +1,337 @@
+"""The command line where no gateway is: usage, help, and what is said when none answers."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import msgspec
+import pytest
+import stoplog_gateway.cli.bench
+import stoplog_gateway.cli.serve
+from pydantic import SecretStr
+from stoplog_gateway.cli import app
+from stoplog_gateway.http.problems import FORBIDDEN, NO_LIMITS, UNAUTHORIZED, UNAVAILABLE, Kind, problem
+from stoplog_gateway.local.kafka_broker import reachable
+from stoplog_gateway.ports import free_port
+from typer.testing import CliRunner, Result
+
+from stoplog.client.settings import Settings
+
+COMMANDS = [
+    ["up"],
+    ["broker"],
+    ["topics", "create"],
+    ["topics", "verify"],
+    ["worker"],
+    ["gateway"],
+    ["check"],
+    ["reset"],
+    ["status"],
+    ["watch"],
+    ["verify"],
+    ["bench"],
+    ["limits", "set"],
+    ["limits", "get"],
+    ["limits", "delete"],
+    ["limits", "list"],
+]
+
+
+def run(*arguments: str, **env: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200", **env})
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example_and_json(command: list[str]) -> None:
+    done = run(*command, "--help")
+    assert done.exit_code == 0
+    assert "$ " in done.stdout
+    assert "stoplog " + " ".join(command) in done.stdout
+    assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check"],
+        ["check", "alice", "--cost", "much"],
+        ["limits", "get"],
+        ["limits", "get", "alice", "--plan", "free"],
+        ["limits", "delete", "alice", "--default"],
+        ["limits", "set"],
+        ["limits", "set", "alice"],
+        ["limits", "set", "--default"],
+        ["up", "--workers", "0"],
+        ["nothing"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_end_with_2(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "alice"],
+        ["status"],
+        ["reset", "alice"],
+        ["limits", "list"],
+        ["limits", "set", "a", "1/day"],
+        ["bench", "--quick"],
+        ["watch"],
+    ],
+    ids=" ".join,
+)
+def test_no_gateway_is_one_line_that_says_what_to_do(arguments: list[str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    done = run(*arguments, STOPLOG_URL=url)
+    assert done.exit_code == 3
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert f"no gateway answers at {url}" in done.stderr
+    assert "stoplog up" in done.stderr
+    assert "--url" in done.stderr
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://127.0.0.1", "http://127.0.0.1:99999"])
+def test_a_url_that_is_none(url: str) -> None:
+    done = run("status", "--url", url)
+    assert done.exit_code == 3
+    assert f"no gateway answers at {url}" in done.stderr
+
+
+def test_a_gateway_that_hangs_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=lambda: server.accept()[0].close()).start()
+        done = run("status", "--url", f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert done.exit_code == 3
+    assert "no gateway answers" in done.stderr
+
+
+class Canned(BaseHTTPRequestHandler):
+    """Answers everything with one response."""
+
+    response: tuple[int, bytes] = (200, b"")
+    authorization: str | None = None
+
+    def do_GET(self) -> None:
+        Canned.authorization = self.headers["Authorization"]
+        status, body = self.response
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def canned() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Canned) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_something_else_that_listens_there(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Canned, "response", (200, b"<html>"))
+    done = run("status", "--url", canned)
+    assert done.exit_code == 3
+    assert "is it a Stoplog gateway?" in done.stderr
+
+
+def test_a_refusal_is_told_with_its_remedy(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = {"title": "A title", "detail": "alice[bold]: wrong", "field": "client_id", "remedy": "mend it"}
+    monkeypatch.setattr(Canned, "response", (422, json.dumps(problem).encode()))
+    done = run("limits", "get", "alice", "--json", "--url", canned)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert done.stderr == "stoplog: A title: alice[bold]: wrong; mend it\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (UNAUTHORIZED, "set STOPLOG_ADMIN_TOKEN to the gateway's token"),
+        (FORBIDDEN, "--url http://127.0.0.1:<port>"),
+        (NO_LIMITS, "set some with `stoplog limits set`"),
+        (UNAVAILABLE, "`stoplog status`"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Kind) else "",
+)
+def test_a_remedy_is_one_for_a_shell(
+    canned: str, monkeypatch: pytest.MonkeyPatch, kind: Kind, told: str
+) -> None:
+    body = msgspec.json.encode(problem(kind, "refused", "client_id", "for programs"))
+    monkeypatch.setattr(Canned, "response", (kind.status, body))
+    done = run("limits", "get", "alice", "--url", canned)
+    assert done.exit_code == 1
+    assert told in done.stderr
+    assert "for programs" not in done.stderr
+
+
+def test_no_kafka_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    soon = partial(reachable, timeout_s=0.1)
+    monkeypatch.setattr(stoplog_gateway.cli.bench, "reachable", soon)
+    monkeypatch.setattr(stoplog_gateway.cli.serve, "reachable", soon)
+    for arguments in (["topics", "create"], ["topics", "verify"], ["bench", "--sdk"]):
+        kafka = f"127.0.0.1:{free_port()}"
+        done = run(*arguments, STOPLOG_KAFKA=kafka)
+        assert done.exit_code == 1
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+        assert f"no Kafka answers at {kafka}" in done.stderr
+        assert "`stoplog broker`" in done.stderr
+
+
+@pytest.mark.parametrize("id_", ["user[admin]x", "x[/red]", "[red]", "a\\\\[b]", ":smile:", "zoë"])
+def test_ids_are_shown_as_they_are(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str) -> None:
+    count_shown(canned, monkeypatch, id_, id_)
+
+
+@pytest.mark.parametrize(
+    ("id_", "shown"),
+    [
+        ("\x1b[2Ja\x07", r"\x1b[2Ja\x07"),
+        ("\x9b31mx", r"\x9b31mx"),
+        ("eve\u202e\u2066", r"eve\u202e\u2066"),
+        ("a\r\nb", r"a\r\nb"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown_as_an_escape(
+    canned: str, monkeypatch: pytest.MonkeyPatch, id_: str, shown: str
+) -> None:
+    count_shown(canned, monkeypatch, id_, shown)
+
+
+def count_shown(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str, shown: str) -> None:
+    """Wherever an answer has *id_*, *shown* is what is printed."""
+    stored = {"kind": "client", "id": id_, "resource": id_, "limits": [id_], "policy_version": 1}
+    monkeypatch.setattr(Canned, "response", (200, json.dumps(stored).encode()))
+    assert run("limits", "get", id_, "--url", canned).stdout == f"client {shown} {shown}: {shown}\n"
+
+    page = {"items": [stored], "next": None}
+    monkeypatch.setattr(Canned, "response", (200, json.dumps(page).encode()))
+    assert run("limits", "list", "--url", canned).stdout.count(shown) == 3
+
+    partitions = {"0": {"state": id_, "lag": 0}}
+    node = {"id": id_, "role": id_, "lane": id_, "version": id_, "partitions": partitions}
+    status = {"mode": "normal", "why": id_, "since_ms": 0, "store": id_, "store_why": id_, "nodes": [node]}
+    status |= {"processes": 1, "degraded_processes": 0}
+    monkeypatch.setattr(Canned, "response", (200, json.dumps(status).encode()))
+    done = run("status", "--url", canned)
+    assert done.exit_code == 0
+    assert done.stdout.count(shown) == 8
+
+
+def test_it_is_told_how_many_processes_are_degraded_and_what_that_costs(
+    canned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = {
+        "mode": "degraded",
+        "why": "no reply",
+        "since_ms": 0,
+        "store": "ok",
+        "store_why": None,
+        "nodes": [],
+    }
+    status |= {"processes": 3, "degraded_processes": 2}
+    status |= {"degraded_partitions": [0, 1], "let_through": 5_120, "uncounted": 7}
+    monkeypatch.setattr(Canned, "response", (200, json.dumps(status).encode()))
+    done = run("status", "--url", canned)
+    assert done.exit_code == 0
+    mode, cost, store = done.stdout.splitlines()[:3]
+    assert mode.endswith(" (2 of 3 processes): no reply")
+    assert cost.strip() == "let through now: partition 0-1; so far 5,120 checks, 7 of them in no count"
+    assert store == "store  ok"
+
+
+def offered(line: str) -> list[str]:
+    """What the shell offers at the end of *line*."""
+    tab = {"_STOPLOG_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    return CliRunner().invoke(app, [], prog_name="stoplog", env=tab).stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("stoplog check{} al", ["albert", "alice"]),
+        ("stoplog reset{} al", ["albert", "alice"]),
+        ("stoplog limits get{} al", ["albert", "alice"]),
+        ("stoplog limits delete{} al", ["albert", "alice"]),
+        ("stoplog limits set{} al", ["albert", "alice"]),
+        ("stoplog limits set{} --plan ali", ["alice"]),
+        ("stoplog limits set{} alice 1", ["1/second", "1/minute", "1/hour", "1/day"]),
+        ("stoplog limits set{} alice 1/day 25/m", ["25/minute"]),
+        ("stoplog limits set{} --plan free u", ["unlimited"]),
+        ("stoplog limits set{} --default ", ["100/second", "100/minute", "100/hour", "100/day", "unlimited"]),
+        ("stoplog check{} zoe --plan ali", ["alice"]),
+        ("stoplog check{} zoe --resource lo", ["login"]),
+    ],
+)
+def test_tab_offers_what_has_limits(
+    canned: str, monkeypatch: pytest.MonkeyPatch, line: str, names: list[str]
+) -> None:
+    stored = [
+        {"id": "alice", "resource": "login", "limits": ["1/day"]},
+        {"id": "albert", "resource": None, "limits": "unlimited"},
+        {"id": "alfred", "resource": "logout", "limits": None},
+        {"id": "al$(reboot)", "resource": "lo;reboot", "limits": ["1/day"]},
+        {"id": None, "resource": None, "limits": ["1/day"]},
+    ]
+    monkeypatch.setattr(Canned, "response", (200, json.dumps({"items": stored, "next": None}).encode()))
+    monkeypatch.setenv("STOPLOG_ADMIN_TOKEN", "correct horse")
+    monkeypatch.setattr(Canned, "authorization", None)
+    assert offered(line.format(f" --url {canned}")) == names
+    asked = {"alice", "albert", "login"} >= set(names)  # not for limits
+    assert Canned.authorization == ("Bearer correct horse" if asked else None)
+
+
+@pytest.mark.parametrize("answer", [(503, b"{}"), (200, b"<html>"), (200, b"{}")])
+def test_tab_offers_nothing_where_nobody_says(
+    canned: str, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bytes]
+) -> None:
+    monkeypatch.setattr(Canned, "response", answer)
+    assert offered(f"stoplog check --url {canned} al") == []
+    assert offered(f"stoplog check --url http://127.0.0.1:{free_port()} al") == []
+    assert offered("stoplog ben") == ["bench"]
+
+
+def test_settings_that_cannot_be_name_the_variable() -> None:
+    done = run("topics", "create", STOPLOG_BROKER_PORT="0")
+    assert done.exit_code == 2
+    assert "STOPLOG_BROKER_PORT='0'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("token", ["hunter2", "schlüssel-bund", "two\nlines, and more"])
+def test_a_token_that_cannot_be_one_is_refused_and_not_shown(token: str) -> None:
+    done = run("gateway", STOPLOG_ADMIN_TOKEN=token)
+    assert done.exit_code == 2
+    assert "STOPLOG_ADMIN_TOKEN: " in done.stderr
+    assert "choose" in done.stderr
+    assert token not in done.stderr
+
+
+def test_a_token_may_end_in_a_line_feed() -> None:
+    token = Settings(admin_token=SecretStr("correct-horse\n")).admin_token
+    assert token is not None
+    assert token.get_secret_value() == "correct-horse"
+
+
+def test_a_token_that_no_header_can_hold(canned: str) -> None:
+    done = run("status", "--url", canned, STOPLOG_ADMIN_TOKEN="schlüssel-bund")
+    assert done.exit_code == 2
+    assert "STOPLOG_ADMIN_TOKEN is not printable ASCII" in done.stderr

@@ -1,0 +1,232 @@
+"""The service over a real gRPC connection; the limiter is faked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from opentelemetry import trace
+from stoplog_gateway.envoy import envoy_server
+from stoplog_gateway.envoy.mapping import Mapping
+from stoplog_gateway.envoy.messages import OK, OVER_LIMIT, RateLimitRequest, RateLimitResponse
+from stoplog_gateway.envoy.server import Server
+from stoplog_gateway.envoy.service import RateLimits
+from stoplog_gateway.ports import CannotListen, free_port
+
+from stoplog.client.answer import BROKER, LET_THROUGH, Answer
+from stoplog.client.settings import Settings
+from stoplog.wire.checks import Check
+from tests.support.fake_limiter import FakeLimiter
+
+ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
+DENIED = Answer(False, 10, 0, 60_000, 2_001, 7)
+NEVER = Answer(False, 5, 5, 0, None, 7)
+UNLIMITED = Answer(True, None, None, 0, 0, 7)
+
+
+class Limiter(FakeLimiter):
+    """Gives ``answers`` in turn, the last one for ever."""
+
+    answers: Sequence[Answer] = (ALLOWED,)
+
+    async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
+        self._fail()
+        self.checks.extend(checks)
+        return [self.answers[min(i, len(self.answers) - 1)] for i in range(len(checks))]
+
+
+class Envoy:
+    """A caller."""
+
+    def __init__(self, channel: grpc.aio.Channel, limiter: Limiter) -> None:
+        self.limiter = limiter
+        self._raw: Any = channel.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")
+
+    async def ask_raw(self, request: bytes, *metadata: tuple[str, str]) -> Any:
+        return RateLimitResponse.FromString(await self._raw(request, metadata=metadata))
+
+    async def ask(self, **fields: Any) -> Any:
+        return await self.ask_raw(RateLimitRequest(domain="edge", **fields).SerializeToString())
+
+
+@pytest.fixture
+async def envoy() -> AsyncIterator[Envoy]:
+    address, limiter = f"127.0.0.1:{free_port()}", Limiter()
+    async with (
+        Server(address, RateLimits(limiter, Mapping(), legacy_headers=False), grace_s=1, shared=False),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield Envoy(channel, limiter)
+
+
+def descriptor(*values: str, **fields: Any) -> dict[str, Any]:
+    return {"entries": [{"key": f"key{i}", "value": value} for i, value in enumerate(values)], **fields}
+
+
+async def test_descriptors_are_checks_and_statuses_come_in_their_order(envoy: Envoy) -> None:
+    envoy.limiter.answers = (ALLOWED, DENIED, UNLIMITED)
+    response = await envoy.ask(descriptors=[descriptor("alice"), descriptor("bob", "x"), descriptor("carol")])
+    assert envoy.limiter.checks == [Check("alice"), Check("bob", resource="key1=x"), Check("carol")]
+    assert response.overall_code == OVER_LIMIT
+    assert [status.code for status in response.statuses] == [OK, OVER_LIMIT, OK]
+    first, second, third = response.statuses
+    assert (first.current_limit.requests_per_unit, first.limit_remaining) == (100, 99)
+    assert first.duration_until_reset.seconds == 60
+    assert (second.current_limit.requests_per_unit, second.limit_remaining) == (10, 0)
+    assert second.duration_until_reset.seconds == 3
+    assert not third.HasField("current_limit")
+
+
+@pytest.mark.parametrize(
+    ("hits", "own", "cost"),
+    [
+        (0, {}, 1),
+        (7, {}, 7),
+        (7, {"hits_addend": {"value": 2}}, 2),
+        (7, {"hits_addend": {"value": 0}}, 0),
+        (4_000_000_000, {}, 1_000_000),
+        (0, {"hits_addend": {"value": 2**64 - 1}}, 1_000_000),
+        (7, {"hits_addend": {"value": 2}, "is_negative_hits": True}, 0),
+    ],
+)
+async def test_what_a_descriptor_costs(envoy: Envoy, hits: int, own: dict[str, Any], cost: int) -> None:
+    await envoy.ask(descriptors=[descriptor("alice", **own)], hits_addend=hits)
+    assert envoy.limiter.checks == [Check("alice", cost)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "headers"),
+    [
+        ((ALLOWED,), {"ratelimit-policy": '"default";q=100', "ratelimit": '"default";r=99;t=60'}),
+        (
+            (ALLOWED, DENIED),
+            {"ratelimit-policy": '"default";q=10', "ratelimit": '"default";r=0;t=3', "retry-after": "3"},
+        ),
+        ((DENIED, NEVER), {"ratelimit-policy": '"default";q=5', "ratelimit": '"default";r=5;t=0'}),
+        (
+            (UNLIMITED, ALLOWED, Answer(True, 10, 3, 9_000, 0, 7)),
+            {"ratelimit-policy": '"default";q=10', "ratelimit": '"default";r=3;t=9'},
+        ),
+        ((UNLIMITED,), {}),
+    ],
+)
+async def test_a_caller_is_told_of_the_tightest(
+    envoy: Envoy, answers: Sequence[Answer], headers: dict[str, str]
+) -> None:
+    envoy.limiter.answers = answers
+    response = await envoy.ask(descriptors=[descriptor("alice")] * len(answers))
+    assert {header.key: header.value for header in response.response_headers_to_add} == headers
+
+
+async def test_the_older_header_fields_are_sent_on_demand() -> None:
+    address, limiter = f"127.0.0.1:{free_port()}", Limiter()
+    server = envoy_server(Settings(envoy=address, legacy_headers=True), limiter, Mapping(), shared=False)
+    assert server is not None
+    async with server, grpc.aio.insecure_channel(address) as channel:
+        response = await Envoy(channel, limiter).ask(descriptors=[descriptor("alice")])
+    headers = {header.key: header.value for header in response.response_headers_to_add}
+    assert headers["x-ratelimit-limit"] == "100"
+
+
+async def test_without_the_store_it_is_let_through(envoy: Envoy) -> None:
+    envoy.limiter.answers = (LET_THROUGH[BROKER],)
+    response = await envoy.ask(descriptors=[descriptor("alice")])
+    assert response.overall_code == response.statuses[0].code == OK
+    assert not response.response_headers_to_add
+
+
+async def test_numbers_too_large_for_the_protocol_are_its_largest(envoy: Envoy) -> None:
+    envoy.limiter.answers = (Answer(True, 10**15, 10**14, 60_000, 0, 7),)
+    (status,) = (await envoy.ask(descriptors=[descriptor("alice")])).statuses
+    assert status.current_limit.requests_per_unit == status.limit_remaining == 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        (RateLimitRequest(descriptors=[descriptor("alice")]), "domain: empty"),
+        (RateLimitRequest(domain="edge"), "descriptors: 0 of them"),
+        (RateLimitRequest(domain="edge", descriptors=[descriptor("alice"), {}]), "descriptors[1].entries"),
+        (
+            RateLimitRequest(domain="edge", descriptors=[descriptor("alice")] * 101),
+            "101 of them; send 1 to 100",
+        ),
+        (
+            RateLimitRequest(domain="edge", descriptors=[descriptor(*["a"] * 101)]),
+            "101 of them; send 1 to 100",
+        ),
+    ],
+)
+async def test_what_is_no_question_is_an_invalid_argument(envoy: Envoy, request_: Any, why: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await envoy.ask_raw(request_.SerializeToString())
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert why in str(caught.value.details())
+    assert envoy.limiter.checks == []
+
+
+async def test_a_question_as_large_as_callers_can_make_it_is_answered_and_a_larger_one_not_read(
+    envoy: Envoy,
+) -> None:
+    response = await envoy.ask(descriptors=[descriptor("alice", "x" * 61_440)] * 16)
+    assert len(response.statuses) == 16
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await envoy.ask(descriptors=[descriptor("x" * 2**20)])
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(envoy.limiter.checks) == 16
+
+
+async def test_a_value_that_is_not_utf8_is_limited_too(envoy: Envoy) -> None:
+    request = RateLimitRequest(domain="edge", descriptors=[descriptor("alice?")]).SerializeToString()
+    response = await envoy.ask_raw(request.replace(b"alice?", b"alice\xff"))
+    assert response.overall_code == OK
+    (check,) = envoy.limiter.checks
+    assert check.client.startswith("sha256:")
+
+
+async def test_a_bug_is_an_internal_error_and_in_the_log(
+    envoy: Envoy, caplog: pytest.LogCaptureFixture
+) -> None:
+    envoy.limiter.error = ZeroDivisionError()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await envoy.ask(descriptors=[descriptor("alice")])
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_an_address_belongs_to_one_gateway_unless_it_is_shared() -> None:
+    address, service = f"127.0.0.1:{free_port()}", RateLimits(Limiter(), Mapping(), legacy_headers=False)
+    async with Server(address, service, grace_s=0, shared=False):
+        with pytest.raises(CannotListen, match=f"STOPLOG_ENVOY={address} .* free port"):
+            await Server(address, service, grace_s=0, shared=False).__aenter__()
+    async with (
+        Server(address, service, grace_s=0, shared=True),
+        Server(address, service, grace_s=0, shared=True),
+    ):
+        pass
+
+
+async def test_with_tracing_on_a_call_is_answered_in_its_callers_trace_sampled_or_not() -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Seeing(Limiter):
+        async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
+            context = trace.get_current_span().get_span_context()
+            seen.append((context.trace_id, context.trace_flags.sampled))
+            return await super().check_many(checks)
+
+    address, limiter = f"127.0.0.1:{free_port()}", Seeing()
+    server = envoy_server(Settings(envoy=address, tracing=True), limiter, Mapping(), shared=False)
+    assert server is not None
+    question = RateLimitRequest(domain="edge", descriptors=[descriptor("alice")]).SerializeToString()
+    async with server, grpc.aio.insecure_channel(address) as channel:
+        envoy = Envoy(channel, limiter)
+        for sampled in ("01", "00"):
+            traceparent = f"00-{9:032x}-00000000000000aa-{sampled}"
+            await envoy.ask_raw(question, ("traceparent", traceparent), ("tracestate", "a=b"))
+        await envoy.ask_raw(question, ("traceparent", "no trace"))
+        await envoy.ask_raw(question)
+    assert seen == [(9, True), (9, False), (0, False), (0, False)]

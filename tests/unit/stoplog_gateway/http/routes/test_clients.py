@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from stoplog.client.limits_admin import Applied
+from stoplog.errors import Unavailable
+from stoplog.wire.checks import Check
+from stoplog.wire.limit_updates import UpdateKey
+from tests.support.fake_limiter import FakeLimiter
+
+
+@pytest.mark.parametrize(("applied", "status"), [(True, 200), (False, 202)])
+async def test_reset(applied: bool, status: int, http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+    limiter.applied = Applied(applied, 4)
+    response = await http.post("/v1/clients/alice/reset?resource=login")
+    assert response.status_code == status
+    assert response.json() == {"client_id": "alice", "resource": "login", "applied": applied}
+    assert limiter.changes == [UpdateKey("reset", "alice", "login")]
+
+
+@pytest.mark.parametrize(
+    ("url", "field"),
+    [
+        ("/v1/clients//reset", "client_id"),
+        ("/v1/clients/a%0A/reset", "client_id"),
+        ("/v1/clients/%FF/reset", "path"),
+        ("/v1/clients/a/reset?resource=", "resource"),
+    ],
+)
+async def test_bad_names_reset_nothing(
+    url: str, field: str, http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    response = await http.post(url)
+    assert response.status_code == 422
+    assert response.json()["field"] == field
+    assert not limiter.changes
+
+
+async def test_usage_is_of_every_window_and_says_whose_limits_hold(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    response = await http.get("/v1/clients/a/usage/usage?plan=gold&resource=login")
+    assert response.status_code == 200
+    assert limiter.checks == [Check("a/usage", 0, "gold", "login")]
+    assert response.json() == {
+        "client_id": "a/usage",
+        "plan": "gold",
+        "resource": "login",
+        "held_to": {"kind": "plan", "id": "gold", "resource": None},
+        "policy_version": 41,
+        "windows": [{"limit": "100/minute", "used": 60, "reset_after_ms": 43_000}],
+    }
+    assert (await http.get("/v1/clients/a/usage")).json()["held_to"] is None
+
+
+async def test_a_worker_that_is_silent_is_a_503(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+    limiter.error = Unavailable("partition 2 did not answer: is its worker running?")
+    response = await http.get("/v1/clients/alice/usage")
+    assert response.status_code == 503
+    assert "partition 2" in response.json()["detail"]
+
+
+async def test_a_client_may_be_named_as_the_list_of_rejected_ones_is(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    assert (await http.get("/v1/clients/rejected")).json() == {
+        "gateway": "gateway-1",
+        "seconds": 300,
+        "items": [{"client_id": "mallory", "checks": 7, "surplus": 1}],
+    }
+    assert (await http.get("/v1/clients/rejected/usage")).json()["client_id"] == "rejected"

@@ -1,0 +1,142 @@
+"""``POST /json``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import httpx
+import pytest
+
+from stoplog.client.answer import Answer
+from stoplog.wire.checks import Check
+from tests.support.fake_limiter import FakeLimiter
+from tests.unit.stoplog_gateway.http.conftest import connect
+
+ALICE = {"entries": [{"key": "user", "value": "alice"}]}
+
+
+async def test_within_limits_it_is_a_200_in_proto3_json(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE]})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.json() == {
+        "overallCode": "OK",
+        "statuses": [
+            {
+                "code": "OK",
+                "currentLimit": {"requestsPerUnit": 100},
+                "limitRemaining": 99,
+                "durationUntilReset": "60s",
+            }
+        ],
+        "responseHeadersToAdd": [
+            {"key": "ratelimit-policy", "value": '"default";q=100'},
+            {"key": "ratelimit", "value": '"default";r=99;t=60'},
+        ],
+    }
+    assert response.headers["ratelimit"] == '"default";r=99;t=60'
+    assert limiter.checks == [Check("alice")]
+
+
+async def test_over_a_limit_it_is_a_429(
+    http: httpx.AsyncClient, limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def denied(_: Any) -> list[Answer]:
+        return [Answer(False, 10, 0, 60_000, 2_001, 7)]
+
+    monkeypatch.setattr(limiter, "check_many", denied)
+    response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE]})
+    assert response.status_code == 429
+    assert response.json()["overallCode"] == response.json()["statuses"][0]["code"] == "OVER_LIMIT"
+    assert response.headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("fields", "cost"),
+    [
+        ({"hitsAddend": 3}, 3),
+        ({"hits_addend": "3"}, 3),
+        ({"descriptors": [{**ALICE, "hitsAddend": "0"}]}, 0),
+        (
+            {
+                "descriptors": [
+                    {**ALICE, "hits_addend": 4, "limit": {"requestsPerUnit": 9, "unit": "UNKNOWN"}}
+                ]
+            },
+            4,
+        ),
+    ],
+)
+async def test_fields_may_have_either_name_and_numbers_be_text(
+    http: httpx.AsyncClient, limiter: FakeLimiter, fields: dict[str, Any], cost: int
+) -> None:
+    response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE], **fields})
+    assert response.status_code == 200, response.text
+    assert limiter.checks == [Check("alice", cost)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"[" * 30_000,
+        b'{"domain": "edge"}',
+        b'{"domain": "edge", "descriptors": [{}]}',
+        b'{"domain": "edge", "descriptors": [], "hits": 1}',
+        b'{"domain": "edge", "descriptors": [{"entries": [{"key": "a", "value": "b"}]}], "hitsAddend": -1}',
+        b'{"domain": "edge", "descriptors": [{"entries": [{"key": "a", "value": "\\ud800"}]}]}',
+        b'{"domain": "edge", "descriptors": [{"entries": [{"key": "a", "value": 7}]}]}',
+    ],
+)
+async def test_what_is_no_question_is_a_400(
+    http: httpx.AsyncClient, limiter: FakeLimiter, body: bytes
+) -> None:
+    response = await http.post("/json", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert response.json()["remedy"]
+    assert limiter.checks == []
+
+
+@pytest.mark.parametrize(
+    ("start", "unit", "end"),
+    [
+        (b'{"domain": "edge", "descriptors": [', b'{"entries": [{}]},', b"]}"),
+        (b'{"domain": "edge", "descriptors": [{"entries": [', b"{},", b"]}]}"),
+    ],
+    ids=["descriptors", "entries"],
+)
+async def test_what_would_take_long_to_read_is_refused(
+    http: httpx.AsyncClient, limiter: FakeLimiter, start: bytes, unit: bytes, end: bytes
+) -> None:
+    for size, status in ((32 * 1024, 400), (32 * 1024 + 1, 413)):
+        body = start + unit * ((size - len(start) - len(end)) // len(unit))
+        body = (body[:-1] + end).ljust(size)
+        response = await http.post("/json", content=body, headers={"content-type": "application/json"})
+        assert response.status_code == status, response.text
+        assert "send" in response.json()["remedy"]
+    assert limiter.checks == []
+
+
+async def test_the_older_header_fields_are_sent_on_demand(limiter: FakeLimiter) -> None:
+    async with connect(limiter, legacy_headers=True) as http:
+        response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE]})
+    added = {it["key"]: it["value"] for it in response.json()["responseHeadersToAdd"]}
+    assert response.headers["x-ratelimit-remaining"] == added["x-ratelimit-remaining"] == "99"
+
+
+async def test_without_the_extra_it_is_a_501_that_says_what_to_install(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("messages", "service", "server"):
+        monkeypatch.delitem(sys.modules, f"stoplog_gateway.envoy.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "google.protobuf", None)
+    response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE]})
+    assert response.status_code == 501
+    assert response.json()["remedy"] == "install Stoplog with it: pip install '/path/to/stoplog[envoy]'"

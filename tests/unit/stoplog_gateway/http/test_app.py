@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+from stoplog_gateway.http.app import create_app
+
+from stoplog.client.settings import Settings
+from tests.support.fake_limiter import FakeLimiter
+
+
+async def test_the_limiter_runs_as_long_as_the_application(
+    limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    app = create_app(Settings(kafka="broker:9092"), limiter)
+    async with app.router.lifespan_context(app):
+        assert limiter.running
+    assert not limiter.running
+    assert [r.getMessage() for r in caplog.records] == [
+        "gateway on http://127.0.0.1:8080, Kafka at broker:9092"
+    ]

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+from stoplog_gateway.http.auth import is_loopback
+
+from tests.support.fake_limiter import FakeLimiter
+from tests.unit.stoplog_gateway.http.conftest import connect
+
+TOKEN = "correct horse"
+CHANGES = [
+    ("PUT", "/v1/limits/alice"),
+    ("DELETE", "/v1/limits/alice"),
+    ("PUT", "/v1/plans/free"),
+    ("DELETE", "/v1/plans/free"),
+    ("PUT", "/v1/default"),
+    ("DELETE", "/v1/default"),
+    ("POST", "/v1/clients/alice/reset"),
+]
+
+LISTS = ["/v1/limits", "/v1/clients/rejected"]
+
+
+async def ask(
+    client: httpx.AsyncClient, method: str, url: str, headers: dict[str, str] | httpx.Headers
+) -> httpx.Response:
+    return await client.request(
+        method, url, json={"limits": "1/day"} if method == "PUT" else None, headers=headers
+    )
+
+
+@pytest.mark.parametrize(("method", "url"), CHANGES)
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        (None, 401),
+        ("Bearer wrong token", 401),
+        (f"Basic {TOKEN}", 401),
+        ("Bearer", 401),
+        ("Bearer \xff", 401),
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer {TOKEN}", 200),
+    ],
+)
+async def test_with_a_token(host: str, authorization: str | None, status: int, method: str, url: str) -> None:
+    limiter = FakeLimiter()
+    given = {} if authorization is None else {"authorization": authorization}
+    headers = httpx.Headers({"host": "stoplog.example.com", **given}, encoding="latin-1")
+    async with connect(limiter, host=host, token=TOKEN) as client:
+        response = await ask(client, method, url, headers)
+    assert response.status_code == status
+    assert bool(limiter.changes) == (status == 200)
+    if status == 401:
+        assert response.headers["www-authenticate"].startswith('Bearer realm="stoplog"')
+        assert response.json()["field"] == "Authorization"
+        assert TOKEN not in response.text
+
+
+@pytest.mark.parametrize(("method", "url"), CHANGES)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "gateway-1", ""])
+async def test_beyond_loopback_without_a_token_nothing_changes(host: str, method: str, url: str) -> None:
+    limiter = FakeLimiter()
+    async with connect(limiter, host=host) as client:
+        response = await ask(client, method, url, {"authorization": "Bearer anything"})
+    assert response.status_code == 403
+    assert "beyond loopback" in response.json()["detail"]
+    assert "STOPLOG_ADMIN_TOKEN" in response.json()["remedy"]
+    assert not limiter.changes
+
+
+@pytest.mark.parametrize(("method", "url"), CHANGES)
+@pytest.mark.parametrize(
+    ("headers", "field"),
+    [
+        ({}, None),
+        ({"host": "localhost:8080"}, None),
+        ({"host": "[::1]:8080"}, None),
+        ({"host": "[::1]:8080", "origin": "http://[::1]:8080"}, None),
+        ({"host": "127.0.0.1:8080", "origin": "http://127.0.0.1:8080"}, None),
+        ({"host": "evil.example:8080"}, "Host"),
+        ({"host": "127.0.0.1.evil.example"}, "Host"),
+        ({"host": ""}, "Host"),
+        ({"host": "evil.example", "origin": "http://evil.example"}, "Host"),
+        ({"origin": "http://evil.example"}, "Origin"),
+        ({"origin": "http://127.0.0.1:3000"}, "Origin"),
+        ({"origin": "null"}, "Origin"),
+        ({"x-forwarded-for": "203.0.113.9"}, "X-Forwarded-For"),
+        ({"forwarded": "for=203.0.113.9"}, "Forwarded"),
+        ({"via": "1.1 proxy"}, "Via"),
+        ({"x-forwarded-host": "stoplog.example.com"}, "X-Forwarded-Host"),
+        ({"x-forwarded-proto": "https"}, "X-Forwarded-Proto"),
+        ({"x-real-ip": "203.0.113.9"}, "X-Real-Ip"),
+    ],
+)
+async def test_on_loopback_without_a_token(
+    headers: dict[str, str], field: str | None, method: str, url: str
+) -> None:
+    limiter = FakeLimiter()
+    async with connect(limiter) as client:
+        response = await ask(client, method, url, headers)
+    assert response.status_code == (200 if field is None else 403)
+    assert bool(limiter.changes) == (field is None)
+    if field is not None:
+        assert response.json()["field"] == field
+
+
+@pytest.mark.parametrize("url", ["/v1/status", "/healthz", "/readyz", "/metrics", "/v1/clients/alice/usage"])
+async def test_reading_and_checking_are_open(url: str) -> None:
+    async with connect(FakeLimiter(), host="0.0.0.0", token=TOKEN) as client:
+        assert (await client.get(url)).status_code == 200
+        assert (await client.post("/v1/check", json={"client_id": "alice"})).status_code == 200
+
+
+@pytest.mark.parametrize("url", LISTS)
+async def test_lists_of_clients_want_the_token_where_there_is_one(url: str) -> None:
+    async with connect(FakeLimiter(), token=TOKEN) as client:
+        for headers in ({}, {"authorization": "Bearer wrong token"}):
+            response = await client.get(url, headers=headers)
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"].startswith("Bearer")
+            assert "mallory" not in response.text
+        assert (await client.get(url, headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
+
+
+@pytest.mark.parametrize("url", LISTS)
+async def test_lists_of_clients_without_a_token_are_for_this_machine(url: str) -> None:
+    async with connect(FakeLimiter()) as client:
+        assert (await client.get(url)).status_code == 200
+        assert (await client.get(url, headers={"host": "rebound.example"})).status_code == 403
+    async with connect(FakeLimiter(), host="0.0.0.0") as client:
+        response = await client.get(url)
+        assert response.status_code == 403
+        assert "STOPLOG_ADMIN_TOKEN" in response.json()["remedy"]
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "LOCALHOST", "::ffff:127.0.0.1"]
+)
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "0.0.0.0", "::", "128.0.0.1", "localhost.example", "127.1", "2130706433"]
+)
+def test_not_loopback(host: str) -> None:
+    assert not is_loopback(host)

@@ -1,0 +1,147 @@
+"""Several processes' metrics as one page; here the processes are objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from stoplog_gateway.server.shared_metrics import SharedMetrics, forget_gauges
+
+from stoplog.client.metrics import GAUGES, Metrics
+
+Member = Callable[[int], tuple[Metrics, SharedMetrics]]
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Iterator[Member]:
+    """Makes the process at a place."""
+    with ExitStack() as stack:
+
+        def make(place: int) -> tuple[Metrics, SharedMetrics]:
+            metrics = Metrics()
+            metrics.nodes = lambda: {"worker": place}
+            metrics.store = lambda: {"ok": place == 1, "recovering": place != 1}
+            shared = SharedMetrics(metrics.registry, tmp_path, place)
+            metrics.shown = shared.registry
+            stack.callback(shared.close)
+            return metrics, shared
+
+        yield make
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    """Every line of the page but the process's own, which change between two looks."""
+    lines = metrics.render().decode().splitlines()
+    parts = [line.rsplit(" ", 1) for line in lines if not line.startswith(("#", "process_"))]
+    return {name: float(value) for name, value in parts}
+
+
+def busy(metrics: Metrics) -> None:
+    metrics.received += 5
+    metrics.degraded["deadline"] += 2
+    metrics.in_flight = 3
+    metrics.latency.observe(0.0002, 2)
+    metrics.latency.observe(0.4)
+    metrics.latency.observe(60.0)
+    metrics.batches.observe(7)
+
+
+def test_one_process_shows_what_it_would_show_alone(member: Member) -> None:
+    alone, (shared, _) = Metrics(), member(1)
+    alone.nodes, alone.store = shared.nodes, shared.store
+    for metrics in (alone, shared):
+        busy(metrics)
+    assert samples(shared) == samples(alone)
+    help_and_type = [
+        {line for line in m.render().decode().splitlines() if line.startswith("#")} for m in (alone, shared)
+    ]
+    assert help_and_type[0] == help_and_type[1]
+
+
+def test_counts_and_buckets_of_all_are_added_up(member: Member) -> None:
+    (one, _), (two, flushed) = member(1), member(2)
+    busy(one)
+    busy(two)
+    busy(two)
+    flushed.flush()
+    found = samples(one)
+    assert found["stoplog_checks_received_total"] == 15
+    assert found['stoplog_checks_degraded_total{reason="deadline"}'] == 6
+    name = "stoplog_check_duration_seconds"
+    assert found[f'{name}_bucket{{le="0.0002"}}'] == 6
+    assert found[f'{name}_bucket{{le="0.5"}}'] == 9
+    assert found[f'{name}_bucket{{le="+Inf"}}'] == found[f"{name}_count"] == 12
+    assert found[f"{name}_sum"] == pytest.approx(3 * (0.0004 + 0.4 + 60))
+    assert found == samples(two)
+
+
+def test_each_gauge_as_its_mode_says(member: Member) -> None:
+    (one, _), (two, flushed) = member(1), member(2)
+    one.in_flight, two.in_flight = 3, 4
+    one.degraded_partitions, two.degraded_partitions = 1, 0
+    flushed.flush()
+    found = samples(one)
+    assert found["stoplog_checks_in_flight"] == 7
+    assert found["stoplog_degraded_partitions"] == 1
+    assert found['stoplog_nodes{role="worker"}'] == 2
+    assert found['stoplog_store_state{state="ok"}'] == found['stoplog_store_state{state="recovering"}'] == 1
+
+
+def test_every_gauge_has_a_mode_and_every_mode_a_gauge() -> None:
+    metrics = Metrics()
+    gauges = {family.name for family in metrics.registry.collect() if family.type == "gauge"}
+    assert gauges == GAUGES.keys()
+
+
+def test_counts_of_the_dead_stay_and_their_gauges_go(member: Member, tmp_path: Path) -> None:
+    (one, _), (two, flushed) = member(1), member(2)
+    busy(one)
+    busy(two)
+    flushed.flush()
+    forget_gauges(tmp_path, 2)
+    found = samples(one)
+    assert found["stoplog_checks_received_total"] == 10
+    assert found["stoplog_check_duration_seconds_count"] == 8
+    assert found["stoplog_checks_in_flight"] == 3
+    assert found['stoplog_nodes{role="worker"}'] == 1
+
+
+def test_the_next_in_the_same_place_goes_on_from_the_counts(member: Member, tmp_path: Path) -> None:
+    (one, _), (two, flushed) = member(1), member(2)
+    busy(one)
+    busy(two)
+    flushed.flush()
+    before = samples(one)
+    for _ in range(3):
+        forget_gauges(tmp_path, 2)
+        files = len(list(tmp_path.iterdir()))
+        three, flushed = member(2)
+        flushed.flush()
+        counted = {n: v for n, v in samples(one).items() if "nodes" not in n and "state" not in n}
+        assert counted == {n: before[n] for n in counted} | {"stoplog_checks_in_flight": 3}
+        busy(three)
+        flushed.flush()
+        assert samples(one)["stoplog_checks_received_total"] == before["stoplog_checks_received_total"] + 5
+        assert samples(one)["stoplog_checks_in_flight"] == 6
+        before = samples(one)
+    forget_gauges(tmp_path, 2)
+    assert len(list(tmp_path.iterdir())) == files
+
+
+def test_a_look_at_the_folder_never_meets_half_a_file(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one, _), (_, new) = member(1), member(2)
+    seen: list[dict[str, float]] = []
+    rename = Path.rename
+
+    def look_and_rename(path: Path, target: Path) -> Path:
+        seen.append(samples(one))
+        return rename(path, target)
+
+    one.render()
+    monkeypatch.setattr(Path, "rename", look_and_rename)
+    new.flush()
+    assert len(seen) == 5

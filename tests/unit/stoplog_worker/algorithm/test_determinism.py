@@ -1,0 +1,267 @@
+"""The same log gives the same decisions and the same state, whatever happens to those who read it.
+
+A worker is modeled as it is: the real ledger, judge, flusher and store, with changelogs that may take
+what is sent to them late, in part, or after its sender is dead. What it decides is held against
+:func:`stoplog_worker.verify.replay.replay`, which reads the log once, from the beginning, and loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
+from stoplog_worker.algorithm.ledger import MARKER_KEY, InForce, Ledger, Marker, _history, leaves_at_ms
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.partition.checkpoint import CHUNK, Flusher, Overtaken
+from stoplog_worker.state.expiry import PASS_S, Sweeper
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES
+from stoplog_worker.verify.replay import Record, replay
+
+from stoplog.wire.checks import Batch, Check, encode_batch
+from tests.support.memory_store import Changelogs, MemoryStore, Sent, contents
+from tests.support.partition_log import CLIENTS, DEFAULT, PARTITION, PARTITIONS, START, logs
+
+METRICS = Metrics()
+Action = tuple[object, ...]
+FIRST = Marker(0, 0, -1, -1, "", DEFAULT)
+
+
+@pytest.fixture(scope="module", autouse=True, params=[1, CHUNK])
+def _chunk(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Entries that a flush takes in a step: with one, crashes come between them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stoplog_worker.partition.checkpoint.CHUNK", request.param)
+        yield
+
+
+class Worker:
+    """What owns the partition, one after the other; the changelogs outlive them all."""
+
+    def __init__(self, log: list[Record]) -> None:
+        self.log = log
+        self.changelogs = Changelogs()
+        self.late: list[Sent] = []
+        self.answers: dict[tuple[int, int], Answer] = {}
+        self.expected = {
+            (offset, index): answer
+            for offset, answers in replay(log, PARTITION, PARTITIONS, DEFAULT)
+            for index, answer in enumerate(answers)
+        }
+        self.fault = fault_finder(PARTITION, PARTITIONS)
+        self.standby = MemoryStore()
+        self.now = 0.0
+        self.start(MemoryStore())
+
+    def start(self, store: MemoryStore, batch: int = 1_000) -> None:
+        self.changelogs.restore(store, batch)
+        self.store = store
+        self.ledger = Ledger(store, store.marker() or FIRST)
+        self.flusher = Flusher(self.ledger, store, self.changelogs.send, METRICS)
+        self.sweeper = Sweeper(store, self.changelogs.shorten)
+
+    def follow(self, passes: int) -> None:
+        """The standby reads what there is, and looks through its table so often."""
+        self.changelogs.restore(self.standby)
+        sweeper = Sweeper(self.standby)
+        for _ in range(passes):
+            self.now += PASS_S
+            sweeper.advance(self.now, 1)
+
+    def change_over(self) -> None:
+        """The owner dies, the standby owns the partition, and the other stands by as it comes back."""
+        self.late += self.changelogs.sent
+        self.changelogs.sent = []
+        self.standby, store = self.store, self.standby
+        self.start(store)
+
+    def sweep(self, passes: int) -> None:
+        """Time for so many passes over the table passes by."""
+        for _ in range(passes):
+            self.now += PASS_S
+            gone = self.sweeper.advance(self.now, 1)
+            if self.flusher.idle:
+                self.ledger.forget_idle(gone)
+
+    def judge(self, count: int) -> None:
+        waiting = [record for record in self.log if record.offset >= self.ledger.next_offset]
+        for record in waiting[:count]:
+            self.take(record)
+
+    def take(self, record: Record) -> None:
+        offset, stamp, value = record
+        for index, answer in enumerate(fold(self.ledger, offset, stamp, value, self.fault).answers):
+            if answer is None:
+                assert (offset, index) in self.answers, "held, but never answered"
+            else:
+                assert answer == self.expected[offset, index]
+                self.answers[offset, index] = answer
+
+    def begin(self) -> None:
+        """Start a flush, if none is under way, as the owner does: first comes what others wrote."""
+        if not self.flusher.idle:
+            return
+        for table in TABLES:
+            self.flusher.look_at_end(table, len(self.changelogs.logs[table]))
+        foreign, self.flusher.foreign = self.flusher.foreign, []
+        try:
+            for table, start, end in foreign:
+                self.flusher.mend(table, self.changelogs.read(table, start, end))
+        except Overtaken:
+            self.start(self.store)
+        if self.ledger.changed:
+            self.flusher.begin()
+
+    def acknowledge(self, count: int) -> None:
+        for _ in range(min(count, len(self.changelogs.sent))):
+            self.changelogs.arrive()
+
+    def refuse(self, index: int, arrives: bool) -> None:
+        if self.changelogs.sent:
+            self.changelogs.fail(index % len(self.changelogs.sent), arrives=arrives)
+
+    def step(self, keep: int) -> None:
+        """Move the flush on; at its end, clean states are dropped from memory."""
+        if self.flusher.advance() is not None:
+            self.ledger.forget_clean(keep)
+
+    def crash(self, arrived: list[int], wiped: bool, batch: int) -> None:
+        """Lose what is in memory. Of what was sent, some has arrived, some may arrive yet."""
+        sent, self.changelogs.sent = self.changelogs.sent, []
+        for index in arrived:
+            if sent:
+                one = sent.pop(index % len(sent))
+                self.changelogs.append(one.table, one.key, one.value)
+        self.late += sent
+        self.start(MemoryStore() if wiped else self.store, batch)
+
+    def arrive_late(self, index: int) -> None:
+        """A record of one who is dead arrives."""
+        if self.late:
+            one = self.late.pop(index % len(self.late))
+            self.changelogs.append(one.table, one.key, one.value)
+
+    def flush(self, keep: int) -> None:
+        """A flush from beginning to end."""
+        self.begin()
+        while not self.flusher.idle:
+            self.changelogs.arrive_all()
+            self.step(keep)
+
+    def finish(self) -> None:
+        """Judge what is left and flush until nothing changes."""
+        for _ in range(4):
+            self.judge(len(self.log))
+            self.flush(0)
+
+
+def check_final(store: MemoryStore, log: list[Record]) -> None:
+    reading = replay(log, PARTITION, PARTITIONS, DEFAULT)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            oracle: Ledger = end.value
+            break
+    marker, entries = oracle.take_dirty()
+    found = contents(store)
+    assert store.marker() == marker
+    assert live(found[COUNTERS], marker) == live(dict(entries.counters), marker)
+    del found[POLICIES][MARKER_KEY]
+    whole = {key: histories(value) for key, value in entries.policies}
+    assert found[POLICIES].keys() == whole.keys()
+    for key, value in found[POLICIES].items():
+        # Of a policy's past only what may still be asked for is kept.
+        kept = histories(value)
+        assert kept == whole[key][-len(kept) :]
+
+
+def live(counters: dict[bytes, bytes], marker: Marker) -> dict[bytes, bytes]:
+    """Those that time has not forgotten: the others are as good as not there."""
+    return {key: value for key, value in counters.items() if leaves_at_ms(value) > marker.clock_ms}
+
+
+def histories(value: bytes) -> list[InForce]:
+    return _history.decode(value[9:])
+
+
+NUMBER = st.integers(0, 9)
+JUDGE = st.tuples(st.just("judge"), st.integers(1, 4))
+FLUSH = st.tuples(st.just("flush"), st.integers(0, 2))
+BEGIN = st.tuples(st.just("begin"))
+ACKNOWLEDGE = st.tuples(st.just("acknowledge"), st.integers(1, 12))
+STEP = st.tuples(st.just("step"), st.integers(0, 2))
+REFUSE = st.tuples(st.just("refuse"), NUMBER, st.booleans())
+CRASH = st.tuples(st.just("crash"), st.lists(NUMBER, max_size=6), st.booleans(), st.integers(1, 5))
+LATE = st.tuples(st.just("arrive_late"), NUMBER)
+SWEEP = st.tuples(st.just("sweep"), st.integers(1, 3))
+FOLLOW = st.tuples(st.just("follow"), st.integers(0, 3))
+CHANGE = st.tuples(st.just("change_over"))
+CALM = (SWEEP, JUDGE, JUDGE, JUDGE, FLUSH, BEGIN, BEGIN, ACKNOWLEDGE, STEP, STEP)
+
+
+def run(worker: Worker, actions: list[Action]) -> None:
+    for name, *args in actions:
+        getattr(worker, str(name))(*args)
+    worker.finish()
+    assert worker.answers == worker.expected
+    check_final(worker.store, worker.log)
+    check_final(restored(worker.changelogs), worker.log)
+
+
+def restored(changelogs: Changelogs) -> MemoryStore:
+    store = MemoryStore()
+    changelogs.restore(store)
+    return store
+
+
+def fates(*more: st.SearchStrategy[Action]) -> st.SearchStrategy[list[Action]]:
+    return st.lists(st.one_of(*CALM, *more), min_size=15, max_size=40)
+
+
+@given(logs(), fates())
+@settings(max_examples=80)
+def test_flushes_and_evictions_do_not_show(log: list[Record], actions: list[Action]) -> None:
+    worker = Worker(log)
+    run(worker, actions)
+    check_final(restored(worker.changelogs.compacted()), log)
+
+
+@given(logs(), fates(CRASH, CRASH, REFUSE))
+@settings(max_examples=250)
+def test_crashes_and_half_done_flushes_do_not_show(log: list[Record], actions: list[Action]) -> None:
+    worker = Worker(log)
+    run(worker, actions)
+    check_final(restored(worker.changelogs.compacted()), log)
+
+
+@given(
+    logs(max_size=40),
+    st.lists(st.one_of(SWEEP, SWEEP, JUDGE, FLUSH, FOLLOW, CHANGE), min_size=15, max_size=60),
+)
+@settings(max_examples=150)
+def test_changelogs_that_lose_their_beginning_do_not_show(log: list[Record], actions: list[Action]) -> None:
+    worker = Worker(log)
+    run(worker, actions)
+    check_final(restored(worker.changelogs.compacted()), log)
+
+
+@given(logs(), fates(CRASH, CRASH, REFUSE, LATE, LATE))
+@settings(max_examples=250)
+def test_what_the_dead_write_late_does_not_show(log: list[Record], actions: list[Action]) -> None:
+    worker = Worker(log)
+    run(worker, actions)
+    check_final(restored(worker.changelogs.compacted()), log)
+
+
+def test_a_changelog_is_shortened_in_these_tests() -> None:
+    """What nobody is charged in any more goes, and the same is decided all the same."""
+    first = encode_batch(Batch(0, 7, 1, [Check(CLIENTS[1])]))
+    other = encode_batch(Batch(0, 7, 1, [Check(CLIENTS[0])]))
+    later = START + 3_600_000
+    log = [Record(0, START, first), *(Record(n, later + n, other) for n in range(1, 6))]
+    worker = Worker(log)
+    run(worker, [("judge", 1), ("flush", 0), ("sweep", 2), ("judge", 1), ("flush", 0), ("sweep", 3)])
+    assert worker.changelogs.start > 0

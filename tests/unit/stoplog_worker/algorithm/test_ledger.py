@@ -1,0 +1,446 @@
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stoplog_worker.algorithm.ledger import (
+    BUILT_IN,
+    QUIET_BYTES,
+    Ledger,
+    Marker,
+    State,
+    decode_marker,
+    decode_state,
+    encode_marker,
+    encode_state,
+    position_of,
+    state_key,
+)
+from stoplog_worker.algorithm.sliding_window import Window, decide, reshape, tick_of
+from stoplog_worker.state.store import COUNTERS, POLICIES
+from stoplog_worker.verify.replay import NothingStored
+
+from stoplog.policy import MAX_COST, UNLIMITED, Policy, parse_policy
+from stoplog.wire.checks import POSITION_BITS, Check
+from stoplog.wire.limit_updates import Update, UpdateKey
+from tests.support.memory_store import MemoryStore
+
+DEFAULT = parse_policy("100/minute")
+NOW = 1_764_000_000_123
+FIRST = Marker(0, 0, -1, -1, "topic", DEFAULT)
+
+
+def fresh(marker: Marker = FIRST) -> Ledger:
+    return Ledger(NothingStored(), marker)
+
+
+def at(offset: int) -> int:
+    return offset << POSITION_BITS
+
+
+def flush(ledger: Ledger, store: MemoryStore) -> None:
+    marker, entries = ledger.take_dirty()
+    store.write(COUNTERS, list(entries.counters))
+    store.write(POLICIES, [*entries.policies, (b"\x00marker", encode_marker(marker))])
+    ledger.flushed = marker
+
+
+def charge(ledger: Ledger, check: Check, offset: int) -> State:
+    key = state_key(check)
+    if key not in ledger.states:
+        ledger.load([key])
+    state = ledger.states[key]
+    ledger.resolve(state, check, at(offset))
+    reshape(state.windows, state.policy.limits, NOW)
+    assert decide(state.windows, state.policy.limits, NOW, check.cost, state.version).allowed
+    state.position = at(offset)
+    ledger.dirty[key] = state
+    return state
+
+
+def spent(state: State) -> int:
+    return max((window.total for window in state.windows.values()), default=0)
+
+
+def resolved(ledger: Ledger, check: Check, offset: int) -> tuple[Policy, int]:
+    state = State()
+    ledger.resolve(state, check, at(offset))
+    return state.policy, state.version
+
+
+# --- time -------------------------------------------------------------------------------------
+
+
+def test_partition_time_starts_with_the_first_record_and_goes_on_by_what_lies_between() -> None:
+    ledger = fresh()
+    assert ledger.advance(0, NOW) == NOW
+    assert ledger.advance(1, NOW + 250) == NOW + 250
+
+
+def test_a_clock_set_back_costs_nothing() -> None:
+    ledger = fresh()
+    ledger.advance(0, NOW)
+    assert ledger.advance(1, NOW - 3_600_000) == NOW
+    assert ledger.advance(2, NOW - 3_600_000 + 7) == NOW + 7
+
+
+def test_a_clock_ahead_expires_once() -> None:
+    ledger = fresh()
+    ledger.advance(0, NOW)
+    assert ledger.advance(1, NOW + 3_600_000) == NOW + 3_600_000
+    assert ledger.advance(2, NOW + 10) == NOW + 3_600_000
+    assert ledger.advance(3, NOW + 20) == NOW + 3_600_010
+
+
+@given(st.lists(st.integers(0, 2**42), min_size=1), st.integers(0, 50))
+def test_time_never_goes_back_and_survives_a_restart_anywhere(stamps: list[int], cut: int) -> None:
+    whole, ledger = fresh(), fresh()
+    times = [whole.advance(offset, stamp) for offset, stamp in enumerate(stamps)]
+    assert times == sorted(times)
+    for offset, stamp in enumerate(stamps):
+        if offset == cut:
+            ledger = fresh(decode_marker(encode_marker(ledger.marker)))
+        assert ledger.advance(offset, stamp) == times[offset]
+    assert ledger.marker == whole.marker
+
+
+def test_all_partitions_agree_on_which_change_of_a_plan_is_the_later_one() -> None:
+    slow, fast = parse_policy("1/minute"), parse_policy("9/minute")
+    first = Update(0, "plan", "gold", "", slow, order=10)
+    second = Update(1, "plan", "gold", "", fast, order=11)
+    for one, other in ((first, second), (second, first)):
+        ledger = fresh()
+        for version, update in enumerate((one, other)):
+            assert ledger.apply(msgspec.structs.replace(update, version=version), at(version))
+        policy, _ = resolved(ledger, Check("a", plan="gold"), 5)
+        assert policy == fast
+
+
+# --- policies ---------------------------------------------------------------------------------
+
+
+def test_the_order_in_which_policies_are_looked_for() -> None:
+    ledger = fresh()
+    check = Check("a", 1, "gold", "login")
+    order = [
+        UpdateKey("client", "a", "login"),
+        UpdateKey("plan", "gold", "login"),
+        UpdateKey("default", "", "login"),
+        UpdateKey("client", "a", ""),
+        UpdateKey("plan", "gold", ""),
+        UpdateKey("default", "", ""),
+    ]
+    assert resolved(ledger, check, 0) == (DEFAULT, BUILT_IN)
+    for version, key in enumerate(reversed(order)):
+        policy = parse_policy(f"{version}/minute")
+        assert ledger.apply(Update(version, key.kind, key.id, key.resource, policy), at(version))
+        assert resolved(ledger, check, version + 1) == (policy, version)
+    plain = Check("a", 1, "gold")
+    assert resolved(ledger, plain, 9)[1] == 2  # the client's own, of no resource
+    assert resolved(ledger, Check("b"), 9)[1] == 0
+    for step, key in enumerate(order):
+        assert ledger.apply(Update(10 + step, key.kind, key.id, key.resource, None), at(20 + step))
+        left = 4 - step
+        assert resolved(ledger, check, 30)[1] == (left if left >= 0 else BUILT_IN)
+
+
+def test_a_check_is_held_to_what_was_in_force_at_its_position() -> None:
+    ledger = fresh()
+    policies = [parse_policy("1/minute"), None, UNLIMITED, parse_policy("2/hour")]
+    for version, policy in enumerate(policies):
+        ledger.apply(Update(version, "client", "a", "", policy), at(10 * version + 5))
+    expected = [(DEFAULT, BUILT_IN), (policies[0], 0), (DEFAULT, BUILT_IN), (UNLIMITED, 2), (policies[3], 3)]
+    assert [resolved(ledger, Check("a"), offset) for offset in (0, 10, 20, 30, 40)] == expected
+
+
+def test_policies_flushed_ahead_of_the_marker_are_in_force_from_their_position_only() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST)
+    for offset in range(6):
+        ledger.advance(offset, NOW)
+        ledger.apply(Update(offset, "plan", "gold", "", parse_policy(f"{offset}/minute")), at(offset))
+    _, entries = ledger.take_dirty()
+    store.write(POLICIES, entries.policies)  # and then it died: no marker
+    again = Ledger(store, FIRST)
+    for offset in range(6):
+        assert resolved(again, Check("a", 1, "gold"), offset)[1] == offset
+        assert again.apply(Update(offset, "plan", "gold", "", UNLIMITED), at(offset)), "its epoch begins"
+    assert resolved(again, Check("a", 1, "gold"), 9) == (parse_policy("5/minute"), 5)
+
+
+def test_of_the_past_only_what_a_replay_may_ask_for_is_kept() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST)
+    for offset in range(20):
+        ledger.advance(offset, NOW)
+        ledger.apply(Update(offset, "client", "a", "", parse_policy(f"{offset}/minute")), at(offset))
+        if offset % 5 == 4:
+            flush(ledger, store)
+    sizes = {len(value) for _, value in store.items(POLICIES)}
+    assert max(sizes) < 200
+    again = Ledger(store, ledger.flushed)
+    assert resolved(again, Check("a"), 20)[1] == 19
+
+
+@pytest.mark.parametrize("kind", ["client", "plan", "default", "reset"])
+def test_relayed_twice_is_harmless(kind: str) -> None:
+    ledger = fresh()
+    update = Update(7, kind, "" if kind == "default" else "a", "", DEFAULT if kind != "reset" else None)
+    assert ledger.apply(update, at(1))
+    epoch = ledger.epoch
+    assert not ledger.apply(update, at(2))
+    assert not ledger.apply(Update(6, kind, update.id, "", UNLIMITED), at(3))
+    assert (ledger.applied, ledger.epoch) == (7, epoch)
+    assert resolved(ledger, Check("a", 1, "a"), 9)[0] == DEFAULT
+
+
+# --- resets -----------------------------------------------------------------------------------
+
+
+def test_a_reset_empties_all_of_a_client_and_of_nobody_else() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST)
+    checks = [Check("a"), Check("a", 1, "", "login"), Check("a", 1, "", "z"), Check("ab"), Check("b")]
+    for offset, check in enumerate(checks[:4]):
+        charge(ledger, check, offset)
+    flush(ledger, store)
+    ledger.forget_clean(1)
+    charge(ledger, checks[4], 4)
+    ledger.apply(Update(0, "reset", "a", "", None), at(5))
+    ledger.load(key for check in checks if (key := state_key(check)) not in ledger.states)
+    assert [spent(ledger.states[state_key(check)]) for check in checks] == [0, 0, 0, 1, 1]
+    assert ledger.dirty.keys() == {"a", ("a", "login"), ("a", "z"), "b"}
+    assert ledger.states["a"].position == at(5)
+
+
+def test_a_reset_of_one_resource_leaves_the_others() -> None:
+    ledger = fresh()
+    for check in (Check("a"), Check("a", 1, "", "login"), Check("a", 1, "", "z")):
+        charge(ledger, check, 0)
+    ledger.apply(Update(0, "reset", "a", "login", None), at(5))
+    assert [spent(ledger.states[key]) for key in ("a", ("a", "login"), ("a", "z"))] == [1, 0, 1]
+
+
+def test_a_replayed_reset_passes_over_what_was_counted_after_it() -> None:
+    """The state was flushed with a charge after the reset, and the marker was not."""
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST)
+    charge(ledger, Check("a", 5), 0)
+    ledger.apply(Update(0, "reset", "a", "", None), at(1))
+    charge(ledger, Check("a", 2), 2)
+    _, entries = ledger.take_dirty()
+    store.write(COUNTERS, list(entries.counters))
+    again = Ledger(store, FIRST)
+    assert again.apply(Update(0, "reset", "a", "", None), at(1))
+    assert spent(again.states["a"]) == 2
+    assert not again.dirty
+
+
+# --- memory and what is written ---------------------------------------------------------------
+
+
+def test_eviction_keeps_what_is_not_flushed() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST)
+    for offset, client in enumerate("abc"):
+        charge(ledger, Check(client), offset)
+    marker, entries = ledger.take_dirty()
+    counters = list(entries.counters)
+    charge(ledger, Check("b"), 3)  # judged while the flush was under way
+    store.write(COUNTERS, counters)
+    ledger.flushed = marker
+    ledger.forget_clean(0)
+    assert ledger.states.keys() == {"b"}
+    assert spent(charge(ledger, Check("b"), 4)) == 3
+    assert spent(charge(ledger, Check("a"), 5)) == 2
+
+
+def stored(clients: int, ticks: int, cost: int = 1) -> MemoryStore:
+    """A store of *clients* that were charged *cost* in each of *ticks*."""
+    window = Window(60_000)
+    for tick in range(ticks):
+        window.charge(NOW + tick * 1_000, cost)
+    store = MemoryStore()
+    value = encode_state(State(0, {60_000: window}))
+    store.write(COUNTERS, [(f"client-{n:04}".encode(), value) for n in range(clients)])
+    return store
+
+
+def test_eviction_keeps_about_as_many_quiet_clients_as_it_is_told() -> None:
+    names = [f"client-{n:04}" for n in range(10)]
+    ledger = Ledger(stored(10, 1), FIRST)
+    ledger.load(names)
+    ledger.forget_clean(5)
+    assert list(ledger.states) == names[-4:]
+    ledger.forget_clean(5)
+    assert len(ledger.states) == 4
+    ledger.forget_clean(0)
+    assert ledger.size == 0
+
+
+@pytest.mark.parametrize(
+    ("ticks", "cost"), [(1, 1), (20, 1), (61, 1), (61, 200), (61, 1_000), (61, MAX_COST)]
+)
+def test_memory_is_bounded_however_busy_the_clients_are(ticks: int, cost: int) -> None:
+    ledger = Ledger(stored(2_000, ticks, cost), FIRST)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for start in range(0, 2_000, 100):
+        ledger.load([f"client-{n:04}" for n in range(start, start + 100)])
+    loaded, _ = tracemalloc.get_traced_memory()
+    ledger.forget_clean(500)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert loaded - before > 2_000 * 700
+    table = 2_000 * 100  # a dict does not shrink when keys leave it
+    assert 0.4 * 500 * QUIET_BYTES < kept - before < 500 * QUIET_BYTES + table
+
+
+def test_a_state_that_grows_counts_for_what_it_has_become() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST)
+    for client in "ab":
+        charge(ledger, Check(client), 0)
+    flush(ledger, store)
+    small = ledger.size
+    for tick in range(60):
+        ledger.states["a"].windows[60_000].charge(NOW + tick * 1_000, 1)
+    ledger.dirty["a"] = ledger.states["a"]
+    flush(ledger, store)
+    assert ledger.size > small + 60 * 48
+    ledger.forget_clean(5)
+    assert ledger.states.keys() == {"a"}
+    ledger.forget_clean(4)
+    ledger.forget_clean(4)
+    assert not ledger.states
+
+
+def test_who_is_charged_all_the_time_stays_in_memory() -> None:
+    store = stored(1_000, 1)
+    ledger = Ledger(store, FIRST)
+    read: list[str] = []
+    for round_ in range(100):
+        for name in ("hot", *(f"client-{n:04}" for n in range(10 * round_, 10 * round_ + 10))):
+            if name not in ledger.states:
+                read.append(name)
+            charge(ledger, Check(name), round_)
+        flush(ledger, store)
+        ledger.forget_clean(30)
+        assert ledger.size == sum(state.size for state in ledger.states.values())
+    assert read.count("hot") == 1
+    assert 20 <= len(ledger.states) <= 30
+
+
+def test_limits_of_a_client_are_not_looked_for_at_each_of_its_resources() -> None:
+    store = MemoryStore()
+    asked: list[bytes] = []
+
+    class Watched(MemoryStore):
+        def policies(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+            asked.extend(keys)
+            return store.policies(keys)
+
+    Ledger(Watched(), FIRST).load(["a", ("a", "login"), ("b", "login")])
+    assert asked == [b"client\0a\0"]
+
+
+def test_changed_until_taken() -> None:
+    ledger = fresh()
+    assert not ledger.changed
+    ledger.advance(0, NOW)
+    assert ledger.changed, "the marker moves even when nothing was counted"
+    ledger.flushed, entries = ledger.take_dirty()
+    assert (list(entries.counters), entries.policies) == ([], [])
+    assert not ledger.changed
+    ledger.rewrite([], [])
+    assert ledger.changed, "somebody else's marker must be written over"
+    ledger.take_dirty()
+    assert not ledger.changed
+
+
+def test_rewrite_brings_back_what_is_stored_and_what_is_not() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST)
+    charge(ledger, Check("a", 3), 0)
+    charge(ledger, Check("a", 1, "", "login"), 1)
+    ledger.apply(Update(0, "plan", "gold", "login", DEFAULT), at(2))
+    ledger.advance(2, NOW)
+    flush(ledger, store)
+    before = {**dict(store.items(COUNTERS)), **dict(store.items(POLICIES))}
+    again = Ledger(store, ledger.flushed)
+    again.rewrite([b"a", b"a\0login", b"never"], [b"plan\0gold\0login", b"client\0x\0"])
+    _, entries = again.take_dirty()
+    written = dict(entries.counters)
+    never = written.pop(b"never")
+    assert position_of(never) == at(3) - 1
+    assert decode_state(never).windows == {}
+    assert written == {key: before[key] for key in (b"a", b"a\0login")}
+    assert dict(entries.policies) == {b"plan\0gold\0login": before[b"plan\0gold\0login"]}
+
+
+# --- formats ----------------------------------------------------------------------------------
+
+_ticks = st.lists(st.tuples(st.integers(1, 2**40), st.integers(1, 2**53)), max_size=61)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> State:
+    windows = {}
+    for length in draw(st.lists(st.integers(1_000, 31 * 86_400_000), unique=True, max_size=4)):
+        leaves, leave_ms, counts = length + tick_of(length), [], []
+        for step, count in draw(_ticks):
+            leaves += step * tick_of(length)
+            leave_ms.append(leaves)
+            counts.append(count)
+        windows[length] = Window(length, leave_ms, counts, draw(st.sampled_from((0, NOW))))
+    return State(draw(st.integers(0, 2**63 - 1)), windows)
+
+
+@given(states())
+def test_a_state_comes_back_as_it_was(state: State) -> None:
+    value = encode_state(state)
+    found = decode_state(value)
+    assert position_of(value) == found.position == state.position
+    assert list(found.windows) == list(state.windows)
+    for length, window in state.windows.items():
+        back = found.windows[length]
+        assert (back.leave_ms, back.counts, back.total) == (window.leave_ms, window.counts, window.total)
+        assert back.kept_until_ms == window.kept_until_ms
+    assert encode_state(found) == value
+
+
+def test_a_state_is_small() -> None:
+    ledger = fresh()
+    assert len(encode_state(charge(ledger, Check("a"), 2**40))) <= 30
+    busy = State(0, {60_000: Window(60_000)})
+    for second in range(70):
+        busy.windows[60_000].forget(NOW + second * 1_000)
+        busy.windows[60_000].charge(NOW + second * 1_000, MAX_COST)
+    assert len(encode_state(busy)) < 500
+
+
+@given(
+    st.integers(0, 2**46),
+    st.integers(0, 2**53),
+    st.integers(-1, 2**53),
+    st.integers(-1, 2**62),
+    st.text(max_size=30),
+    st.sampled_from((DEFAULT, UNLIMITED, parse_policy(["1/second", "5/1h"]))),
+)
+def test_a_marker_comes_back_as_it_was(
+    offset: int, clock: int, stamp: int, applied: int, topic: str, default: Policy
+) -> None:
+    marker = Marker(offset, clock, stamp, applied, topic, default, topic[::-1], {COUNTERS: topic})
+    value = encode_marker(marker)
+    assert decode_marker(value) == marker
+    assert position_of(value) == at(offset)
+
+
+def test_no_client_can_be_taken_for_anothers_resource() -> None:
+    assert state_key(Check("a", 1, "", "b")) == ("a", "b")
+    assert state_key(Check("a")) == "a"
+    assert state_key(Check("a:b")) != state_key(Check("a", 1, "", "b"))

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.partition.update_relay import BACKLOG, Relay
+from stoplog_worker.verify.replay import NothingStored
+
+from stoplog.errors import MisroutedRecord, UndecodableRecord
+from stoplog.policy import Policy, parse_policy
+from stoplog.wire.checks import decode_checks_record
+from stoplog.wire.format import ReplyTo
+from stoplog.wire.limit_updates import (
+    Update,
+    UpdateKey,
+    encode_update_key,
+    encode_update_value,
+    reply_to_header,
+)
+from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, STRANGER
+from tests.unit.stoplog_worker.algorithm.test_ledger import FIRST
+
+POLICY = parse_policy("5/minute")
+
+
+class Message:
+    """A record of limit-updates, as librdkafka hands it over."""
+
+    def __init__(self, offset: int, key: bytes | None, value: bytes | None, headers: Any = None) -> None:
+        self._facts = (offset, key, value, headers)
+
+    def offset(self) -> int:
+        return self._facts[0]
+
+    def key(self) -> bytes | None:
+        return self._facts[1]
+
+    def value(self) -> bytes | None:
+        return self._facts[2]
+
+    def headers(self) -> Any:
+        return self._facts[3]
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.ledger = Ledger(NothingStored(), FIRST)
+        self.sent: list[Update] = []
+        self.acknowledge: Callable[[Any, Any], None]
+        self.relay = Relay(PARTITION, PARTITIONS, self.ledger, self._send)
+
+    def _send(self, value: bytes, done: Callable[[Any, Any], None]) -> None:
+        update = decode_checks_record(value)
+        assert isinstance(update, Update)
+        self.sent.append(update)
+        self.acknowledge = done
+
+    def take(
+        self,
+        offset: int,
+        kind: str = "client",
+        id_: str = CLIENTS[0],
+        policy: Policy | None = POLICY,
+        headers: Any = None,
+    ) -> None:
+        key = encode_update_key(UpdateKey(kind, id_))
+        self.relay.take(Message(offset, key, encode_update_value(policy), headers))
+
+    @property
+    def versions(self) -> list[int]:
+        return [update.version for update in self.sent]
+
+
+def test_one_at_a_time_in_order() -> None:
+    bench = Bench()
+    for offset in (3, 4, 7):
+        bench.take(offset)
+    assert bench.versions == []
+    bench.relay.advance()
+    bench.relay.advance()
+    assert bench.versions == [3]
+    bench.acknowledge(None, None)
+    bench.relay.advance()
+    bench.relay.advance()
+    assert bench.versions == [3, 4]
+    bench.acknowledge(None, None)
+    bench.relay.advance()
+    bench.acknowledge(None, None)
+    bench.relay.advance()
+    assert bench.versions == [3, 4, 7]
+
+
+def test_sent_again_until_acknowledged() -> None:
+    bench = Bench()
+    bench.take(0)
+    bench.take(1)
+    for _ in range(3):
+        bench.relay.advance()
+        bench.acknowledge("timed out", None)
+    bench.relay.advance()
+    bench.acknowledge(None, None)
+    bench.relay.advance()
+    assert bench.versions == [0, 0, 0, 0, 1]
+
+
+def test_what_has_come_by_is_not_sent_again() -> None:
+    bench = Bench()
+    for offset in range(4):
+        bench.take(offset)
+    bench.relay.advance()
+    bench.acknowledge("timed out, but it came by", None)
+    bench.ledger.applied = 2
+    bench.relay.advance()
+    assert bench.versions == [0, 3]
+
+
+def test_what_comes_by_while_its_word_is_awaited_drops_nothing_else() -> None:
+    bench = Bench()
+    bench.take(0)
+    bench.take(1)
+    bench.relay.advance()
+    bench.ledger.applied = 0
+    bench.relay.advance()
+    bench.acknowledge(None, None)
+    bench.relay.advance()
+    assert bench.versions == [0, 1]
+
+
+def test_all_of_an_update_travels() -> None:
+    bench = Bench()
+    to = ReplyTo(2, "r-1")
+    bench.take(5, headers=[reply_to_header(to)])
+    bench.relay.advance()
+    assert bench.sent == [Update(5, "client", CLIENTS[0], "", POLICY, to)]
+
+
+@pytest.mark.parametrize("kind", ["client", "reset"])
+def test_an_update_in_the_wrong_partition_is_refused(kind: str) -> None:
+    bench = Bench()
+    with pytest.raises(MisroutedRecord, match="murmur2 of the client id alone"):
+        bench.take(0, kind, STRANGER)
+    bench.relay.advance()
+    assert bench.sent == []
+
+
+@pytest.mark.parametrize(("kind", "id_"), [("plan", STRANGER), ("default", "")])
+def test_plans_and_the_default_belong_to_every_partition(kind: str, id_: str) -> None:
+    bench = Bench()
+    bench.take(0, kind, id_)
+    bench.relay.advance()
+    assert bench.versions == [0]
+
+
+def test_what_cannot_be_read_is_refused_and_the_rest_goes_on() -> None:
+    bench = Bench()
+    for key, value in ((None, None), (b"{", None), (b'["client", "a"]', b"{}"), (b'["nobody", "a"]', None)):
+        with pytest.raises(UndecodableRecord):
+            bench.relay.take(Message(0, key, value))
+    bench.take(1)
+    bench.relay.advance()
+    assert bench.versions == [1]
+
+
+def test_reading_pauses_when_the_backlog_is_full() -> None:
+    bench = Bench()
+    for offset in range(BACKLOG):
+        assert not bench.relay.full
+        bench.take(offset)
+    assert bench.relay.full
+    bench.relay.advance()
+    bench.acknowledge(None, None)
+    assert not bench.relay.full
+
+
+@pytest.mark.parametrize(
+    "error", [SystemError("a result with an exception set"), UnicodeDecodeError("utf-8", b"", 0, 1, "")]
+)
+def test_a_header_name_that_is_not_utf_8(error: Exception) -> None:
+    class Odd(Message):
+        def headers(self) -> Any:
+            raise error
+
+    bench = Bench()
+    with pytest.raises(UndecodableRecord, match="a header has a name that is not UTF-8"):
+        bench.relay.take(Odd(0, encode_update_key(UpdateKey("client", CLIENTS[0])), None))
+    bench.relay.advance()
+    assert bench.sent == []

@@ -1,0 +1,137 @@
+"""A partition of a further lane: judged in silence up to where it is to answer from."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from stoplog_worker.algorithm.ledger import Marker
+from stoplog_worker.kafka.producers import Outbox
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.partition.partition import Owned
+from stoplog_worker.settings import Settings
+
+from stoplog.policy import parse_policy
+from stoplog.wire.checks import Batch, Check, Denials, Denied, encode_batch, encode_denials, encode_update
+from stoplog.wire.limit_updates import Update
+from stoplog.wire.replies import Decision, Reply, decode_reply
+from tests.support.memory_store import MemoryStore
+from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, START
+
+FIRST = Marker(0, 0, -1, -1, "topic", parse_policy("3/minute"))
+
+
+class Message:
+    def __init__(self, offset: int, value: bytes, key: bytes | None = None) -> None:
+        self._offset, self._value, self._key = offset, value, key
+
+    def offset(self) -> int:
+        return self._offset
+
+    def value(self) -> bytes:
+        return self._value
+
+    def key(self) -> bytes | None:
+        return self._key
+
+    def timestamp(self) -> tuple[int, int]:
+        return 2, START
+
+    def headers(self) -> None:
+        return None
+
+
+class Sent:
+    """An outbox that keeps what it is given."""
+
+    changelogs: dict[str, str]
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+        self.letters: list[Any] = []
+        self.updates: list[bytes] = []
+
+    def reply(self, _partition: int, value: bytes) -> None:
+        self.replies.append(decode_reply(value))
+
+    def dead_letter(self, message: Any, _reason: str) -> None:
+        self.letters.append(message)
+
+    def changelog(self, *_: Any) -> None:
+        """Never acknowledged."""
+
+    def update(self, _partition: int, value: bytes, _delivered: Any) -> None:
+        self.updates.append(value)
+
+    def shorten(self, *_: Any) -> None:
+        """Nobody is idle for so long."""
+
+
+def opened(answer_from: int) -> tuple[Owned, Sent]:
+    sent = Sent()
+    store = MemoryStore(PARTITION)
+    owned = Owned(
+        Settings(), PARTITIONS, store, FIRST, cast("Outbox", sent), Metrics(), answer_from=answer_from
+    )
+    owned.begin(0.0)
+    return owned, sent
+
+
+def batch(offset: int) -> Message:
+    return Message(offset, encode_batch(Batch(0, 7, offset, [Check(CLIENTS[0])])))
+
+
+def test_it_judges_and_says_nothing_until_it_has_caught_up() -> None:
+    owned, sent = opened(answer_from=3)
+    for offset in range(3):
+        owned.take(Message(offset, b"\x01 poison") if offset == 1 else batch(offset))
+    assert not sent.replies
+    assert not sent.letters
+    for offset in (3, 4):
+        owned.take(batch(offset))
+    assert [(reply.number, [answer.allowed for answer in reply.answers]) for reply in sent.replies] == [  # type: ignore[union-attr]
+        (3, [True]),
+        (4, [False]),
+    ]
+    owned.take(Message(5, b"\x01 poison"))
+    assert len(sent.letters) == 1
+
+
+def test_it_relays_no_update_before_it_has_seen_what_was_relayed() -> None:
+    owned, sent = opened(answer_from=2)
+    policy = parse_policy("9/minute")
+    for version in (0, 1):
+        key = b'["client", "%s", ""]' % CLIENTS[0].encode()
+        owned.take_update(Message(version, b'{"limits": ["9/minute"]}', key))
+    owned.tend(0.0, 0.0, 1, 1)
+    assert not sent.updates
+    owned.take(Message(0, encode_update(Update(0, "client", CLIENTS[0], "", policy))))
+    owned.tend(0.0, 0.0, 1, 1)
+    assert not sent.updates
+    owned.take(batch(1))
+    owned.tend(0.0, 0.0, 1, 1)
+    assert sent.updates == [encode_update(Update(1, "client", CLIENTS[0], "", policy))]
+
+
+def test_what_gateways_denied_is_counted_and_nothing_else() -> None:
+    owned, sent = opened(answer_from=0)
+    client = CLIENTS[0]
+    for offset in range(2):
+        denials = Denials(7, [Denied(client, "", "", 3, 9), Denied(client, "gold", "", 2, 2)])
+        owned.take(Message(offset, encode_denials(denials)))
+    owned.take(batch(2))
+    assert not sent.letters
+    [reply] = sent.replies
+    assert reply.answers == [Decision(True, 3, 2, reply.answers[0].reset_after_ms, 0, -1)]  # type: ignore[union-attr]
+    counted = {
+        sample.labels["result"]: sample.value
+        for family in owned._metrics.checks.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
+    assert (counted["cached"], counted["allowed"], counted["rejected"]) == (10, 1, 0)
+
+
+def test_any_other_answers_at_once() -> None:
+    owned, sent = opened(answer_from=0)
+    owned.take(batch(0))
+    assert len(sent.replies) == 1

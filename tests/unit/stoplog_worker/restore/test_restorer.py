@@ -1,0 +1,170 @@
+"""Partitions handed over: what a broker may answer to the question where their changelogs end."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import stoplog_worker.restore.restorer
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, TopicPartition
+from stoplog_worker.kafka.reader import Taken
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.restore.restorer import Restored, Restorer
+from stoplog_worker.state.store import COUNTERS, POLICIES
+
+from stoplog.errors import StateError
+from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG
+from tests.support.memory_store import MemoryStore
+
+CHANGELOGS = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
+WAIT_S = 30
+Offset = Callable[[TopicPartition, int], int]
+"""Of a place, as the client of that number says."""
+
+
+class Silent:
+    """A reader of topics to which nobody writes."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.places: list[TopicPartition] = []
+
+    def acquaint(self, topics: Iterable[str]) -> None:
+        """It knows all of them."""
+
+    def add(self, places: list[TopicPartition]) -> None:
+        self.places += places
+
+    def remove(self, places: list[TopicPartition]) -> None:
+        self.places = [place for place in self.places if place not in places]
+
+    def take(self, _wait_s: float) -> Taken:
+        return Taken([], {}, set())
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Admin:
+    """Answers with what the test says."""
+
+    def __init__(self, offset: Offset, number: int) -> None:
+        self._offset = offset
+        self._number = number
+
+    def list_offsets(self, places: dict[TopicPartition, Any], *, request_timeout: float) -> dict[Any, Any]:
+        assert request_timeout > 0
+        answers: dict[Any, Future[Any]] = {}
+        for place in places:
+            answers[place] = Future()
+            answers[place].set_result(SimpleNamespace(offset=self._offset(place, self._number)))
+        return answers
+
+
+@contextmanager
+def restoring(
+    monkeypatch: pytest.MonkeyPatch,
+    store: MemoryStore,
+    offset: Offset,
+    reader: type[Silent] = Silent,
+    standby: bool = False,
+) -> Iterator[tuple[queue.SimpleQueue[Restored], queue.SimpleQueue[BaseException]]]:
+    """Has *store* asked for, or stand by; yields what is handed over, and what ended the thread."""
+    monkeypatch.setattr(stoplog_worker.restore.restorer, "Reader", reader)
+    numbers = count(1)
+    monkeypatch.setattr("stoplog.kafka.worker_clients.admin", lambda _: Admin(offset, next(numbers)))
+    monkeypatch.setattr(
+        stoplog_worker.restore.restorer,
+        "describe",
+        lambda _, names, __: {name: SimpleNamespace(topic_id=f"{name}-id") for name in names},
+    )
+    restored, failures = queue.SimpleQueue[Restored](), queue.SimpleQueue[BaseException]()
+    thread = Restorer(
+        "nowhere",
+        CHANGELOGS,
+        lambda _: store,
+        Metrics(),
+        on_restored=restored.put,
+        on_ends=lambda _: None,
+        on_fatal=failures.put,
+    )
+    thread.start()
+    thread.follow(store)
+    thread.activate(None if standby else 1, store.partition)
+    try:
+        yield restored, failures
+    finally:
+        thread.stop()
+
+
+@pytest.mark.parametrize("topic", [COUNTERS_CHANGELOG, CHECKS])
+def test_a_partition_without_a_leader_is_asked_for_again_by_a_new_client(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, topic: str
+) -> None:
+    def offset(place: TopicPartition, client: int) -> int:
+        # What a client believes of a leader that is gone, it may believe for minutes.
+        return OFFSET_INVALID if place.topic == topic and client == 1 else 0
+
+    store = MemoryStore(2)
+    with restoring(monkeypatch, store, offset) as (restored, failures):
+        found = restored.get(timeout=WAIT_S)
+    ids = {table: f"{topic}-id" for table, topic in CHANGELOGS.items()}
+    assert found == Restored(1, store, "checks-id", "limit-updates-id", ids, 0)
+    assert failures.empty()
+    [warning] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "partitions [2] cannot be restored yet: a partition has no leader" in warning
+
+
+def test_a_changelog_that_was_made_again_ends_the_worker_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore(2)
+    store.next[POLICIES] = 8
+    with restoring(monkeypatch, store, lambda *_: 7) as (restored, failures):
+        failure = failures.get(timeout=WAIT_S)
+    assert isinstance(failure, StateError)
+    for word in ("to offset 8", "ends at 7", POLICIES_CHANGELOG, "stoplog topics create"):
+        assert word in str(failure)
+    assert restored.empty()
+
+
+@pytest.mark.parametrize(("start", "left"), [(9, []), (0, [b"zoe"])])
+def test_counters_go_only_if_their_changelog_has_lost_its_beginning(
+    monkeypatch: pytest.MonkeyPatch, start: int, left: list[bytes]
+) -> None:
+    """One that ends before what was read was made again: what is stored may be all there is."""
+    read_again = queue.SimpleQueue[list[bytes]]()
+
+    class Losing(Silent):
+        lost: frozenset[tuple[str, int]] = frozenset()
+
+        def add(self, places: list[TopicPartition]) -> None:
+            if [place.offset for place in places] == [OFFSET_BEGINNING]:
+                read_again.put([key for key, _ in store.items(COUNTERS)])
+            else:
+                self.lost = frozenset({(COUNTERS_CHANGELOG, 2)})
+
+        def take(self, _wait_s: float) -> Taken:
+            lost, self.lost = self.lost, frozenset()
+            return Taken([], {}, set(lost))
+
+    store = MemoryStore(2)
+    store.next[COUNTERS] = 8
+    store.write(COUNTERS, [(b"zoe", b"charged")])
+    with restoring(monkeypatch, store, lambda *_: start, reader=Losing, standby=True):
+        assert read_again.get(timeout=WAIT_S) == left
+
+
+def test_what_is_left_of_a_table_that_was_being_cleared_is_not_judged_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore(2)
+    store.write(COUNTERS, [(b"zoe", b"charged")])
+    with restoring(monkeypatch, store, lambda *_: 0) as (restored, _):
+        assert list(restored.get(timeout=WAIT_S).store.items(COUNTERS)) == []

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from stoplog_worker.settings import Settings
+
+from stoplog.errors import InvalidInput, InvalidLimit
+from stoplog.policy import UNLIMITED, parse_policy
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that says nothing of Stoplog."""
+    for field in Settings.model_fields:
+        monkeypatch.delenv(f"STOPLOG_{field.upper()}", raising=False)
+
+
+def test_with_nothing_configured() -> None:
+    settings = Settings()
+    assert settings.default_policy == parse_policy("100/minute")
+    assert settings.bootstrap == "127.0.0.1:9092"
+    assert settings.metrics_host == "127.0.0.1"
+    assert settings.topics.is_file()
+
+
+def test_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOPLOG_KAFKA", "a:1,b:2")
+    monkeypatch.setenv("STOPLOG_HOME", "elsewhere")
+    monkeypatch.setenv("STOPLOG_INSTANCE_ID", "w.2")
+    monkeypatch.setenv("STOPLOG_NOBODY_KNOWS", "x")
+    settings = Settings()
+    assert settings.bootstrap == "a:1,b:2"
+    assert settings.home == Path("elsewhere")
+    assert settings.node_id.startswith("w.2@")
+
+
+@pytest.mark.parametrize("name", ["", "a"])
+def test_the_default_lane_has_todays_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("STOPLOG_LANE", name)
+    settings = Settings()
+    assert (settings.lane, settings.app_id, settings.instance_id) == ("", "stoplog", "worker-1")
+    assert settings.tables == Path(".stoplog/worker-1")
+
+
+def test_a_further_lane_has_a_group_tables_and_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOPLOG_LANE", "b")
+    settings = Settings()
+    assert (settings.app_id, settings.instance_id) == ("stoplog-b", "worker-b-1")
+    assert settings.tables == Path(".stoplog/lane-b/worker-b-1")
+    monkeypatch.setenv("STOPLOG_INSTANCE_ID", "worker-1")
+    assert Settings().tables == Path(".stoplog/lane-b/worker-1")
+
+
+@pytest.mark.parametrize("name", ["B", "ninechars", "../up", " ", "owner", "b\n"])
+def test_a_lane_that_cannot_name_topics(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("STOPLOG_LANE", name)
+    with pytest.raises(InvalidInput, match="lane"):
+        Settings()
+
+
+def test_frozen() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.kafka = "x:1"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("unlimited", UNLIMITED),
+        (" unlimited ", UNLIMITED),
+        ("5/second", parse_policy("5/second")),
+        ("10/second, 1000/1h", parse_policy(["1000/hour", "10/second"])),
+    ],
+)
+def test_default_limits(monkeypatch: pytest.MonkeyPatch, text: str, policy: object) -> None:
+    monkeypatch.setenv("STOPLOG_DEFAULT_LIMITS", text)
+    assert Settings().default_policy == policy
+
+
+@pytest.mark.parametrize("text", [" ", "lots", "10/second,", "1/second,2/1s", "unlimited,1/day"])
+def test_limits_that_cannot_be_read_name_the_setting(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("STOPLOG_DEFAULT_LIMITS", text)
+    with pytest.raises(InvalidLimit, match="default_limits") as caught:
+        Settings()
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("INSTANCE_ID", " "),
+        ("INSTANCE_ID", "../up"),
+        ("INSTANCE_ID", "x" * 65),
+        ("BROKER_PORT", "0"),
+        ("BROKER_PORT", "65536"),
+        ("METRICS_PORT", "-1"),
+        ("FLUSH_INTERVAL_MS", "9"),
+        ("SESSION_TIMEOUT_MS", "999"),
+        ("CACHED_CLIENTS", "10"),
+        ("FLUSH_INTERVAL_MS", "soon"),
+    ],
+)
+def test_unsafe_values_are_refused_at_start(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"STOPLOG_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_what_is_sent_is_given_up_well_before_partitions_move() -> None:
+    for session_ms in (1_000, 6_000, 300_000):
+        settings = Settings(session_timeout_ms=session_ms)
+        assert 0 < settings.send_timeout_ms <= session_ms / 3

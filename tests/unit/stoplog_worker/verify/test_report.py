@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from stoplog_worker.verify import report
+from stoplog_worker.verify.verifier import Finding
+
+from stoplog.errors import Unavailable
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        ([Finding(0, 1, 9), Finding(1, 3, 3)], 0),
+        ([Finding(0, 1, 9), Finding(1, 1, 9, differ=1)], 1),
+        (Unavailable("no broker answered"), 3),
+    ],
+)
+def test_the_exit_status_tells_a_difference_from_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: list[Finding] | Unavailable,
+    status: int,
+) -> None:
+    def verify(*_: Any) -> list[Finding]:
+        if isinstance(found, Unavailable):
+            raise found
+        return found
+
+    monkeypatch.setattr(report, "verify", verify)
+    assert report.main(["--json"]) == status
+    told = capsys.readouterr()
+    assert ("no broker answered" in told.err) == (status == 3)
+    assert ('"differ":1' in told.out) == (status == 1)
+
+
+def test_settings_that_cannot_be_used_are_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STOPLOG_FLUSH_INTERVAL_MS", "soon")
+    assert report.main([]) == 2
+    assert "flush_interval_ms" in capsys.readouterr().err.lower()

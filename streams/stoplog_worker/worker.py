@@ -258,8 +258,8 @@ def main() -> int:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    # "streams": Faust logs its services' comings and goings under the modules that subclass them.
-    for noisy in ("faust", "mode", "asyncio", "streams"):
+    # "stoplog_worker": Faust logs its services' comings and goings under the modules that subclass them.
+    for noisy in ("faust", "mode", "asyncio", "stoplog_worker"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     # Both clients say the same many times a second while a broker is away. What that means is said when the
     # lease runs out; but why the group refuses this worker, say, nobody else tells.

@@ -1,4 +1,4 @@
-"""One cluster and three workers for all faults; and the table that they fill."""
+"""Fixtures of the fault tests: one cluster with three workers, and the table of measurements."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ NAMED = {COUNTERS_CHANGELOG: "counters", POLICIES_CHANGELOG: "policies"}
 
 
 @pytest.mark.parametrize("topic", [CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, UPDATES])
-def test_the_worker_stops_and_says_what_to_do(place: Place, topic: str) -> None:
+def test_worker_after_topic_recreated_stops_with_remedy(place: Place, topic: str) -> None:
     (worker,), (gateway,) = place.system.workers, place.system.gateways
     with running_load([gateway.url]) as load:
         place.await_well(load)
@@ -166,7 +166,7 @@ def test_the_worker_stops_and_says_what_to_do(place: Place, topic: str) -> None:
     assert gateway.check("client-1", cost=0)["limit"] == 9
 
 
-def test_replies_made_again_are_followed(place: Place) -> None:
+def test_gateway_after_replies_recreated_is_answered_again(place: Place) -> None:
     (worker,), (gateway,) = place.system.workers, place.system.gateways
     with running_load([gateway.url]) as load:
         place.await_well(load)
@@ -178,7 +178,7 @@ def test_replies_made_again_are_followed(place: Place) -> None:
     assert oracle.check_replies(oracle.read()) > 0
 
 
-def test_nodes_and_dead_letters_are_missed_and_made_again_are_used(place: Place) -> None:
+def test_system_without_nodes_and_dead_letters_keeps_answering(place: Place) -> None:
     (worker,), (gateway,) = place.system.workers, place.system.gateways
     pids = worker.pid, gateway.pid
     both = ["gateway", "worker"]

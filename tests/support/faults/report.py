@@ -1,15 +1,30 @@
-"""The measured seconds of failing open, by fault: collected by the tests, printed at the run's end."""
+"""The seconds of failing open per fault: collected by the tests, printed at the end of the run.
+
+Correctness fails a run on any machine. Seconds are always reported. They are judged only where the control (the
+scenario without a fault) shows that the machine is fast enough: see :func:`machine_is_fast`.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+CONTROL: Final = "none"
+"""Name of the scenario that does no harm. It runs first."""
+
+FAST_P99_MS: Final = 120.0
+"""On two quiet cores the lists of the control take 40 to 80 ms at the 99th percentile."""
+
+FAST_PER_S: Final = 600
+"""Checks per second that the control answers where nothing else uses the cores; 640 are offered."""
+
+LEAST_PER_S: Final = 500
+"""Checks per second that must be answered during a fault, of 640 offered."""
 
 
 class Targets(NamedTuple):
-    """Seconds that a fault is to cost a partition that changes its owner, and one that keeps it, at most.
+    """Seconds that a fault may cost a partition that moves to another worker, and one that stays.
 
-    A busy machine may miss them, so they are printed beside what was measured; asserted is what is worse than
-    any of its moods: three times as long and five seconds more.
+    The report prints the target beside the measurement. A run fails only well above it (:meth:`Row.check`).
     """
 
     moved_s: float | None = None
@@ -17,9 +32,17 @@ class Targets(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A fault: seconds let through on the worst partition that changed its owner and that kept it.
+    """The measurements of one fault.
 
-    ``per_s``: checks asked in a second while it lasted. ``p99_ms``: what lists took that were asked then.
+    Attributes:
+        fault: Name, as printed.
+        moved_s: Seconds of failing open of the worst partition that changed its owner; ``None`` if none did.
+        kept_s: The same for the partitions that kept their owner.
+        targets: What was aimed at.
+        per_s: Checks answered per second while the fault lasted.
+        p99_ms: 99th percentile of the milliseconds per list of checks.
+        failed_open: Checks that were answered without the store's decision.
+        compared: Decisions that were compared with the log.
     """
 
     fault: str
@@ -28,34 +51,50 @@ class Row(NamedTuple):
     targets: Targets
     per_s: float
     p99_ms: float
-    let_through: int
+    failed_open: int
     compared: int
 
     def check(self, otherwise_s: float) -> None:
-        """Not far from the targets; where there is none, for at most *otherwise_s*."""
+        """Fail if the fault cost far more than its target.
+
+        Args:
+            otherwise_s: Bound in seconds where there is no target.
+        """
         for seconds, target_s in zip((self.moved_s, self.kept_s), self.targets, strict=True):
             most_s = otherwise_s if target_s is None else target_s + (5 if target_s > 1 else 2.5)
-            assert (seconds or 0.0) <= most_s, f"{self}: let through for more than {most_s:g} s"
+            assert (seconds or 0.0) <= most_s, f"{self}: failed open for more than {most_s:g} s"
+        assert self.per_s >= LEAST_PER_S, f"{self}: the load was not answered fast enough"
 
 
 ROWS: list[Row] = []
 
 
+def machine_is_fast() -> bool:
+    """Whether the control of this run shows a machine on which seconds can be judged."""
+    controls = [row for row in ROWS if row.fault == CONTROL]
+    return any(row.p99_ms <= FAST_P99_MS and row.per_s >= FAST_PER_S for row in controls)
+
+
 def table() -> str:
-    """All rows, as DESIGN.md has them."""
+    """Return all rows as a Markdown table, and whether the seconds were judged."""
     lines = [
-        "| fault | moved partitions: s let through | kept: s | asked/s | p99: ms | let through | compared |",
+        "| fault | moved partitions: s | kept: s | answered/s | p99: ms | failed open | compared |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
         moved, kept = _beside(row.moved_s, row.targets.moved_s), _beside(row.kept_s, row.targets.kept_s)
-        load = f"{row.per_s:.0f} | {row.p99_ms:.0f} | {row.let_through:,} | {row.compared:,}"
+        load = f"{row.per_s:.0f} | {row.p99_ms:.0f} | {row.failed_open:,} | {row.compared:,}"
         lines.append(f"| {row.fault} | {moved} | {kept} | {load} |")
+    if not machine_is_fast():
+        lines.append(
+            f"The seconds above were reported and not judged: the control needs a p99 of {FAST_P99_MS:g} ms "
+            f"and {FAST_PER_S} checks/s, so run the suite on a quiet machine to judge them."
+        )
     return "\n".join(lines)
 
 
 def _beside(seconds: float | None, target_s: float | None) -> str:
-    """What was measured, and beside it the target."""
+    """Return the measurement with its target beside it."""
     if seconds is None:
         return "-"
     if target_s is None:

@@ -16,25 +16,25 @@ def is_off(process: Process) -> bool:
     return abs(logged_at(process.lines("INFO")[-1]) - time.time()) > HOUR_S / 2
 
 
-def test_gateway_ahead(rig: Rig) -> None:
+def gateway_clock_ahead(rig: Rig) -> None:
     with rig.fault("clock: a gateway an hour ahead", clocks_s=[HOUR_S, 0], most_s=HARMLESS_S) as fault:
         assert is_off(fault.gateways[0])
         assert not is_off(fault.gateways[1])
-        rig.runs_on(fault)
+        rig.await_answers(fault)
 
 
-def test_worker_ahead_then_behind(rig: Rig) -> None:
+def worker_clock_ahead_then_behind(rig: Rig) -> None:
     worker = rig.system.workers[0]
     for name, offset_s in (("ahead", HOUR_S + 60), ("behind", -HOUR_S)):
-        worker = rig.restart_at_work(worker, env=shifted(offset_s))
+        worker = rig.restart_with_partitions(worker, env=shifted(offset_s))
         with rig.fault(f"clock: a worker an hour {name}") as fault:
             assert is_off(worker)
             assert rig.owned_by(fault.gateways[0], worker)
-            rig.runs_on(fault)
+            rig.await_answers(fault)
     rig.restart(worker)
 
 
-def test_leader_ahead_and_then_not(rig: Rig) -> None:
+def leader_clock_ahead_then_right(rig: Rig) -> None:
     rig.cluster.elect_preferred()
     node = rig.cluster.leader_of(0)
     for name, offset_s in (("an hour ahead", HOUR_S), ("right again", 0)):

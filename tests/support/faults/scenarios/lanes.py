@@ -11,12 +11,12 @@ DEADLINE_MS: Final = 4_000
 the usual 250 ms a check may be let through for want of a core. How long callers waited is printed (p99)."""
 
 
-def test_killed_beside_another_lane(rig: Rig) -> None:
+def worker_killed_beside_second_lane(rig: Rig) -> None:
     with rig.second_lane():
         with rig.fault("two lanes: kill -9 of a worker", deadline_ms=DEADLINE_MS, most_s=0.0) as fault:
             victim = rig.most_loaded(fault.gateways[0])
             victim.kill()
-            rig.others_take_over(fault)
+            rig.await_takeover(fault)
             for gateway in fault.gateways:
                 assert gateway.metric("stoplog_lane_divergence_total") == 0
         with rig.joining(victim):

@@ -11,7 +11,7 @@ from tests.support.faults.rig import Rig
 from tests.support.system import eventually
 
 
-def test_a_woken_zombie_whose_id_was_taken_ends(rig: Rig) -> None:
+def frozen_worker_replaced_and_woken(rig: Rig) -> None:
     with rig.fault("worker: SIGSTOP, id taken over, SIGCONT", targets=Targets(kept_s=0.5)) as fault:
         victim = rig.most_loaded(fault.gateways[0])
         fault.moved = rig.owned_by(fault.gateways[0], victim)

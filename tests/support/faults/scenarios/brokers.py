@@ -8,7 +8,7 @@ from tests.support.faults.rig import Rig
 from tests.support.system import eventually
 
 
-def test_one_killed_and_started_again(rig: Rig) -> None:
+def broker_killed_and_restarted(rig: Rig) -> None:
     with rig.fault("broker: kill -9 one of three, started again after 5 s", episodes=2, most_s=40) as fault:
         node = rig.cluster.leader_of(0)
         node.kill()
@@ -17,7 +17,7 @@ def test_one_killed_and_started_again(rig: Rig) -> None:
         rig.cluster.wait_in_sync()
 
 
-def test_two_stopped(rig: Rig) -> None:
+def two_brokers_stopped(rig: Rig) -> None:
     with rig.fault("brokers: two of three stopped for 8 s", episodes=2, certain=True, most_s=70) as fault:
         stopped = rig.cluster.nodes[1:]
         for node in stopped:

@@ -12,8 +12,8 @@ from tests.support.faults.report import Targets
 from tests.support.faults.rig import Rig
 
 
-def test_cut_off_from_the_brokers(rig: Rig) -> None:
-    worker = rig.restart_at_work(rig.system.workers[-1], kafka=rig.cluster.over_wires)
+def worker_cut_off_from_brokers(rig: Rig) -> None:
+    worker = rig.restart_with_partitions(rig.system.workers[-1], kafka=rig.cluster.over_wires)
     with rig.fault(
         "network: a worker cut off from all brokers for 12 s",
         targets=Targets(kept_s=0.5),

@@ -1,0 +1,59 @@
+"""The faults, in the order in which one system meets them.
+
+Each scenario is a function of the :class:`~tests.support.faults.rig.Rig`. It hurts something within
+``rig.fault(...)``, which compares everything with the log, and leaves all processes running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from tests.support.faults.rig import Rig
+from tests.support.faults.scenarios.brokers import broker_killed_and_restarted, two_brokers_stopped
+from tests.support.faults.scenarios.clocks import (
+    gateway_clock_ahead,
+    leader_clock_ahead_then_right,
+    worker_clock_ahead_then_behind,
+)
+from tests.support.faults.scenarios.gateways import gateway_killed
+from tests.support.faults.scenarios.lanes import worker_killed_beside_second_lane
+from tests.support.faults.scenarios.network import worker_cut_off_from_brokers
+from tests.support.faults.scenarios.takeover import frozen_worker_replaced_and_woken
+from tests.support.faults.scenarios.workers import (
+    all_workers_down,
+    no_fault,
+    rolling_restart,
+    worker_disk_wiped,
+    worker_frozen_and_woken,
+    worker_joins_and_leaves,
+    worker_killed,
+    worker_killed_and_restarted,
+    worker_killed_short_session,
+    worker_stopped,
+)
+
+Scenario = Callable[[Rig], None]
+
+SCENARIOS: Final[tuple[Scenario, ...]] = (
+    no_fault,
+    broker_killed_and_restarted,
+    two_brokers_stopped,
+    gateway_clock_ahead,
+    worker_clock_ahead_then_behind,
+    leader_clock_ahead_then_right,
+    gateway_killed,
+    worker_killed_beside_second_lane,
+    worker_cut_off_from_brokers,
+    frozen_worker_replaced_and_woken,
+    worker_killed,
+    worker_killed_short_session,
+    worker_stopped,
+    worker_killed_and_restarted,
+    worker_frozen_and_woken,
+    worker_joins_and_leaves,
+    worker_disk_wiped,
+    all_workers_down,
+    rolling_restart,
+)
+"""``no_fault`` comes first: its figures tell whether this machine is fast enough to judge seconds."""

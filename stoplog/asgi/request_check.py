@@ -17,7 +17,7 @@ from stoplog.asgi.rate_limit_headers import reset_s
 from stoplog.client.answer import Answer
 from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidInput
-from stoplog.log_throttle import Quiet
+from stoplog.log_throttle import LogThrottle
 from stoplog.policy import usable_id
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Asking:
         self._limiter = limiter
         self._identify = identify
         self._cost, self._plan, self._resource = cost, plan, resource
-        self._quiet = Quiet(QUIET_S, monotonic)
+        self._throttle = LogThrottle(QUIET_S, monotonic)
 
     async def ask(self, connection: HTTPConnection) -> Answer | None:
         """The answer for one request; ``None``: it is not limited, or could not be asked about.
@@ -84,11 +84,11 @@ class Asking:
             return None
 
     def _tell(self, exc: Exception) -> None:
-        if (unsaid := self._quiet.unsaid()) is not None:
+        if (suppressed := self._throttle.admit()) is not None:
             log.error(
                 "a request was let through without being counted: %s%s",
                 exc,
-                unsaid,
+                suppressed,
                 exc_info=None if isinstance(exc, InvalidInput | RuntimeError) else exc,
             )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from stoplog.client.metrics import Metrics
-from stoplog.log_throttle import Quiet
+from stoplog.log_throttle import LogThrottle
 from stoplog.wire.replies import Reply
 
 log = logging.getLogger(__name__)
@@ -39,14 +39,14 @@ class Answered:
         clock: Seconds, monotonic.
     """
 
-    __slots__ = ("_metrics", "_numbers", "_quiet", "_replies", "_room")
+    __slots__ = ("_metrics", "_numbers", "_replies", "_room", "_throttle")
 
     def __init__(self, metrics: Metrics, partitions: int, clock: Callable[[], float]) -> None:
         self._metrics = metrics
         self._replies: dict[int, tuple[int, Reply]] = {}
         self._numbers: list[deque[tuple[int, int]]] = [deque() for _ in range(partitions)]
         self._room = [KEPT_ANSWERS // partitions] * partitions
-        self._quiet = Quiet(QUIET_S, clock)
+        self._throttle = LogThrottle(QUIET_S, clock)
 
     def keep(self, partition: int, reply: Reply) -> None:
         """Note the first reply to a batch of *partition*."""
@@ -77,7 +77,7 @@ class Answered:
             self._tell(partition, first, reply, at)
 
     def _tell(self, partition: int, first: Reply, second: Reply, at: int) -> None:
-        if (unsaid := self._quiet.unsaid()) is None:
+        if (suppressed := self._throttle.admit()) is None:
             return
         log.error(
             "two lanes answered differently: batch %s of partition %s (offset %s; %s), check %s: the first "
@@ -90,7 +90,7 @@ class Answered:
             at,
             _shown(first, at),
             _shown(second, at),
-            unsaid,
+            suppressed,
         )
 
 

@@ -30,6 +30,7 @@ from stoplog.errors import (
 )
 from stoplog.kafka import worker_clients as kafka
 from stoplog.kafka.topic_admin import verify_topics
+from stoplog.log_throttle import LogThrottle, ThrottleFilter
 from stoplog.topics import NODES, load_topics, with_lanes
 from stoplog.wire.heartbeats import Heartbeat, encode_heartbeat
 from stoplog_worker.assignment.coordinator import Ownership
@@ -40,7 +41,6 @@ from stoplog_worker.consumer.peers import BEAT_S
 from stoplog_worker.instance_lock import claim
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.repeats import Repeats
 from stoplog_worker.restore.lane_bootstrap import Copier, changelogs
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.settings import Settings
@@ -56,6 +56,9 @@ EXIT_CONFIG: Final = 78
 GC_THRESHOLDS: Final = (50_000, 20, 20)
 """Python's collector: clients' states are many and in no cycle. With its defaults it would look through them
 for 5 µs a check when most clients come from disk."""
+
+_SAME_TEXT_S: Final = 600.0
+"""Seconds between two identical log lines of a Kafka client."""
 
 _STOP_S: Final = 20.0
 """Seconds a stop may take, flush included; what is not flushed by then is replayed."""
@@ -266,7 +269,7 @@ def main() -> int:
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
         for noisy in ("aiokafka", "stoplog.kafka"):
-            handler.addFilter(Repeats(noisy))
+            handler.addFilter(ThrottleFilter(noisy, LogThrottle(_SAME_TEXT_S)))
     # The owner thread shares the interpreter with two that mostly wait: do not let it wait 5 ms for them.
     sys.setswitchinterval(0.0005)
     gc.set_threshold(*GC_THRESHOLDS)

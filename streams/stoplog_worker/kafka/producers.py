@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from time import monotonic
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stoplog.errors import TopicError
 from stoplog.kafka import worker_clients as kafka
+from stoplog.log_throttle import LogThrottle
 from stoplog.topics import CHECKS, DEAD_LETTERS, REPLIES
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.recovery_instructions import START_AFRESH
@@ -28,6 +28,8 @@ _MAX_REASON: Final = 2_000
 """Characters of a dead letter's reason: it may quote the record."""
 _MAX_PART: Final = 256 * 1024
 """Bytes of a dead letter's key and value: what was unpacked may be larger than any record may be."""
+_PAUSE_S: Final = 1.0
+"""Seconds between two log lines of one kind: a flood of bad records must not flood the log."""
 
 
 class Outbox:
@@ -48,7 +50,7 @@ class Outbox:
         self._sure = kafka.changelog_producer(bootstrap, send_timeout_ms)
         self._quick = kafka.reply_producer(bootstrap, send_timeout_ms, self._failed)
         self._admin = kafka.admin(bootstrap)
-        self._seldom = _Seldom()
+        self._throttle = LogThrottle(_PAUSE_S)
 
     def acquaint(self) -> None:
         """Have both know where they will send; blocks for a moment."""
@@ -67,8 +69,9 @@ class Outbox:
     def _failed(self, error: Any, message: Any) -> None:
         """A reply was given up: its gateway lets the checks through, and they are counted all the same."""
         self._metrics.reply_failures.inc()
-        if self._seldom.due("reply"):
-            _log.warning("a reply to %s[%s] was not sent: %s", message.topic(), message.partition(), error)
+        if (suppressed := self._throttle.admit("reply")) is not None:
+            topic, partition = message.topic(), message.partition()
+            _log.warning("a reply to %s[%s] was not sent: %s%s", topic, partition, error, suppressed)
 
     def reply(self, partition: int, value: bytes) -> None:
         """Answer to *partition* of ``replies``, which the asker named: it may not exist."""
@@ -76,8 +79,8 @@ class Outbox:
             self._quick.produce(REPLIES, value, partition=partition)
         except (BufferError, KafkaException, OverflowError) as exc:
             self._metrics.reply_failures.inc()
-            if self._seldom.due("reply"):
-                _log.warning("a reply to partition %s was not sent: %s", partition, exc)
+            if (suppressed := self._throttle.admit("reply")) is not None:
+                _log.warning("a reply to partition %s was not sent: %s%s", partition, exc, suppressed)
 
     def dead_letter(self, message: Any, reason: str) -> None:
         """Set *message* aside, with where it came from and the reason in its headers.
@@ -86,8 +89,9 @@ class Outbox:
         """
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         self._metrics.dead_letters.labels(topic).inc()
-        if self._seldom.due("letter"):
-            _log.warning("%s[%s]@%s goes to %s: %.500s", topic, partition, offset, DEAD_LETTERS, reason)
+        if (suppressed := self._throttle.admit("dead letter")) is not None:
+            place = f"{topic}[{partition}]@{offset}"
+            _log.warning("%s goes to %s: %.500s%s", place, DEAD_LETTERS, reason, suppressed)
         headers: dict[str, str | bytes | None] = {
             "reason": reason[:_MAX_REASON].encode(errors="replace"),
             "topic": topic.encode(),
@@ -180,17 +184,3 @@ class Outbox:
 
 def _cut(part: bytes | None) -> bytes | None:
     return part if part is None or len(part) <= _MAX_PART else part[:_MAX_PART]
-
-
-class _Seldom:
-    """Lets one line of a kind into the log a second: a flood of bad records must not be one of lines."""
-
-    def __init__(self) -> None:
-        self._next: dict[str, float] = {}
-
-    def due(self, kind: str) -> bool:
-        now = monotonic()
-        if now < self._next.get(kind, 0.0):
-            return False
-        self._next[kind] = now + 1.0
-        return True

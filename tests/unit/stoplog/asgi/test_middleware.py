@@ -162,7 +162,7 @@ def test_whatever_fails_lets_through_and_is_said_once_a_minute(
     assert client.get("/", headers=KEY).text == "hello"
     first, second = (r.getMessage() for r in caplog.records if r.levelno == logging.ERROR)
     assert first == f"a request was let through without being counted: {error}"
-    assert second == f"{first} (2 more since this was last said)"
+    assert second == f"{first} (similar lines suppressed: 2)"
 
 
 def test_a_limiter_that_was_never_started_lets_through(caplog: pytest.LogCaptureFixture) -> None:

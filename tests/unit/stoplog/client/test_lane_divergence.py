@@ -118,7 +118,7 @@ def test_the_log_says_where_and_what_and_does_not_repeat_itself(caplog: pytest.L
     kept.now += QUIET_S
     kept.pair(reply(13, ["x" * 100_000]), reply(13, [], "y" * 100_000))
     assert len(caplog.messages) == 2
-    assert "1 more since" in caplog.messages[1]
+    assert "suppressed: 1" in caplog.messages[1]
     assert len(caplog.messages[1]) < 1_000
     assert kept.metrics.divergence == 3
 

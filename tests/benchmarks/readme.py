@@ -1,6 +1,7 @@
-"""``python -m tests.benchmarks.readme <run.json>``: a run into README.md and docs/benchmarks.md.
+"""``python -m tests.benchmarks.readme <run.json>``: write a benchmark run into README.md and docs/benchmarks.md.
 
-The README has the short table, between its markers; the page has all rows, and how cost grows.
+The README gets the short table; docs/benchmarks.md gets all rows and the growth tables. Both files keep their prose:
+only the text between a pair of markers is replaced.
 """
 
 from __future__ import annotations
@@ -14,76 +15,86 @@ import msgspec
 
 from tests.benchmarks.growth import growth_markdown
 from tests.benchmarks.samples import Run
-from tests.benchmarks.table import markdown, summary
+from tests.benchmarks.table import markdown
+from tests.benchmarks.targets import short
 from tests.support.broker import CHECKOUT
 
-BEGIN: Final = "<!-- benchmark: written by `make bench-readme` -->"
-END: Final = "<!-- end of benchmark -->"
-_FOLDER: Final = CHECKOUT / "docs"
-_PLOT: Final = "![CPU of a check and p99 by callers, and where the CPU goes](docs/benchmark.png)"
-_MORE: Final = (
-    "Medians. Together: gateway, worker and broker; in SDK and echo rows the callers' process stands for the "
-    "gateway; a peer's is its servers'. All rows, each part's CPU, memory and how cost grows: "
-    "[docs/benchmarks.md](docs/benchmarks.md)."
-)
-_PAGE: Final = """\
-# The benchmark
+README: Final = CHECKOUT / "README.md"
+PAGE: Final = CHECKOUT / "docs" / "benchmarks.md"
 
-Written by `make bench-readme` from [benchmark.json](benchmark.json), which has every sample.
+SHORT_ROWS: Final = {
+    "http-128": "**Stoplog**, HTTP, single checks",
+    "limits-128": "limits 5.8 with FastAPI and Redis, HTTP",
+    "throttlecrab-128": "throttlecrab (Rust, in memory, not durable), HTTP",
+    "http-list": "**Stoplog**, HTTP, lists of 100 checks",
+    "sdk-512": "**Stoplog**, Python SDK",
+    "redis-50": "Redis 7, sliding-window script, 50 calls in a pipeline",
+}
+"""The README's rows in their order: key of the case, and its name for readers."""
 
-![CPU of a check and p99 by callers, and where the CPU goes](benchmark.png)
-
-## All rows
-
-{rows}
-
-How targets are read:
-
-- "x Redis script pipelined": a worker is to cost a third of the script, each without its callers.
-- "% of the denials by the worker": what a limit allows must be counted, and only a worker can. So of a client
-  at ten times its limit the worker judges a tenth, and of the nine that are denied at most one in a hundred.
-- "x 1 worker's CPU, less following": in each round two workers' CPU a check, less what following the other's
-  changelog takes a standby beyond what it takes when idle, over one worker's.
-- Rows by clients have a limit of an hour, so that nobody leaves the disk while the tables are filled; all
-  others one of a minute. Each number of clients has a system of its own.
-
-## How cost grows
-
-{growth}
-
-## How to repeat it
-
-`make bench-full` (half an hour; nothing else should run), then `make bench-readme`. `make bench` measures a
-part of it in three minutes; `make bench-readme RUN=build/bench/quick.json` shows that. It needs wrk, and for
-the peers redis-server, cargo and protoc. What compares between machines is the ratios.
-"""
+_COLUMNS: Final = ("limiter", "callers", "checks/s", "p50 ms", "p99 ms", "CPU µs per check")
 
 
-def rewritten(text: str, table: str) -> str:
-    """*text* with what stands between the markers replaced by *table*.
+def markers(part: str) -> tuple[str, str]:
+    """Return the comments that enclose *part* in a page: ``summary``, ``rows`` or ``growth``."""
+    return f"<!-- benchmark {part}: written by `make bench-readme` -->", f"<!-- end of benchmark {part} -->"
+
+
+def rewritten(text: str, part: str, content: str) -> str:
+    """Return *text* with everything between the markers of *part* replaced by *content*.
 
     Raises:
-        ValueError: there is not one pair of markers.
+        ValueError: *text* does not have exactly one pair of these markers.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise ValueError(f"the text needs {BEGIN} and, after it, {END}, each once")
-    head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    return f"{head}\n\n{table}\n\n{tail}"
+    begin, end = markers(part)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise ValueError(f"the text needs {begin} and, after it, {end}, each once")
+    head, tail = text[: text.index(begin) + len(begin)], text[text.index(end) :]
+    return f"{head}\n\n{content}\n\n{tail}"
 
 
-def page(run: Run) -> str:
-    """The page of all figures."""
-    return _PAGE.format(rows=markdown(run), growth=growth_markdown(run))
+def short_table(run: Run) -> str:
+    """Return the README's table: at most six rows, and the run they are from."""
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    for key, name in SHORT_ROWS.items():
+        if (result := run.find(key)) is None:
+            continue
+        figures = (
+            result.median(lambda sample: sample.rate),
+            result.median(lambda sample: sample.p50_ms),
+            result.median(lambda sample: sample.p99_ms),
+            result.cpu_us(),
+        )
+        if result.undecided:
+            name += f" ({short(result.undecided)} % failed open)"
+        shown = ["" if figure is None else short(figure) for figure in figures]
+        rows.append((name, str(result.callers), *shown))
+    rule = (":--", *["--:"] * (len(_COLUMNS) - 1))
+    table = "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
+    return f"{table}\n\n{_origin(run.facts)}"
+
+
+def _origin(facts: dict[str, str]) -> str:
+    known = [
+        f"Run of {facts.get('when', 'unknown date')}",
+        f"commit {facts.get('commit', 'unknown')}",
+        facts.get("cpu", "unknown CPU"),
+        f"Python {facts.get('python', 'unknown')}",
+        f"Kafka {facts.get('kafka', 'unknown')}.",
+    ]
+    return ", ".join(known)
 
 
 def main(measured: Path) -> None:
-    """Rewrite README and page; keep figures and plot beside it."""
+    """Rewrite both pages; keep the figures and the plot beside docs/benchmarks.md."""
     run = msgspec.json.decode(measured.read_bytes(), type=Run)
-    readme = CHECKOUT / "README.md"
-    readme.write_text(rewritten(readme.read_text(), f"{summary(run)}\n\n{_MORE}\n\n{_PLOT}"))
-    (_FOLDER / "benchmarks.md").write_text(page(run))
+    README.write_text(rewritten(README.read_text(), "summary", short_table(run)))
+    page = rewritten(PAGE.read_text(), "rows", markdown(run))
+    PAGE.write_text(rewritten(page, "growth", growth_markdown(run)))
     for file in (measured, measured.with_suffix(".png")):
-        shutil.copyfile(file, _FOLDER / f"benchmark{file.suffix}")
+        kept = PAGE.with_name(f"benchmark{file.suffix}")
+        if file.resolve() != kept:
+            shutil.copyfile(file, kept)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables: all rows, for a terminal and as Markdown; and the README's, of few rows and columns. Pure."""
+"""The table of all rows, for a terminal and as Markdown. Pure."""
 
 from __future__ import annotations
 
@@ -34,18 +34,6 @@ COLUMNS: Final = (
     "RSS MB",
     "target: measured; in the same run",
 )
-SUMMARY_COLUMNS: Final = (
-    "what",
-    "callers",
-    "checks/s",
-    "p50 ms",
-    "p99 ms",
-    "CPU µs together",
-    "target: measured; in the same run",
-)
-_LINE: Final = "echo-1"
-_PEERS: Final = ("redis-", "limits-", "throttlecrab-")
-"""How keys of peers begin."""
 
 
 def cells(run: Run, result: Result, goals: list[Target]) -> list[str]:
@@ -83,22 +71,6 @@ def markdown(run: Run) -> str:
     goals = targets(run)
     rows = _table(COLUMNS, (cells(run, result, goals) for result in run.results))
     return f"{title(run)}\n\n{rows}\n\n{caption(run)}"
-
-
-def summary(run: Run) -> str:
-    """For the README: what has a target, the peers and the line, in columns that fit a page."""
-    goals = targets(run)
-    aimed_at = {goal.key for goal in goals} | {_LINE}
-    shown = [it for it in run.results if it.key in aimed_at or it.key.startswith(_PEERS)]
-    rows = (
-        [
-            *_asked(result),
-            _shown(result.cpu_us()),
-            "; ".join(_goals(result, goals) + against(run, result) + _undecided(result)),
-        ]
-        for result in shown
-    )
-    return f"{title(run)}\n\n{_table(SUMMARY_COLUMNS, rows)}"
 
 
 def title(run: Run) -> str:
@@ -155,7 +127,7 @@ def _notes(result: Result) -> list[str]:
 
 def _undecided(result: Result) -> list[str]:
     """Such checks cost less than others."""
-    return [f"{short(result.undecided)} % let through undecided"] if result.undecided else []
+    return [f"{short(result.undecided)} % failed open"] if result.undecided else []
 
 
 def _shown(value: float | None) -> str:

@@ -1,65 +1,32 @@
-"""What a caller of a check gets back."""
+"""The answer to a check, and the forms in which it is handed over."""
 
 from __future__ import annotations
 
-from typing import Final
+from asyncio import Future
+from typing import TypeAlias
 
 import msgspec
 
+from stoplog.errors import InvalidInput
 from stoplog.wire.replies import Decision
-
-DEADLINE: Final = "deadline"
-"""No reply within ``deadline_ms``; the check was published and will be counted."""
-
-BREAKER_OPEN: Final = "breaker_open"
-"""Its partition missed several deadlines in a row: not waited for, but published."""
-
-BROKER: Final = "broker"
-"""No broker can be reached: not waited for; counted only if one is back within ``publish_timeout_ms``."""
-
-OVERLOAD: Final = "overload"
-"""``max_in_flight`` checks were waiting already; not published, never counted."""
-
-UNPUBLISHED: Final = "unpublished"
-"""The producer refused the record (its queue was full), and it is never counted; or it was given up after
-``publish_timeout_ms``, and is counted only if a broker had it all the same."""
-
-REPLAYED: Final = "replayed"
-"""Decided and counted before its worker restarted; the answer itself is lost."""
-
-REJECTED_BATCH: Final = "rejected_batch"
-"""The worker could not read the record it came in; not counted, the gateway's log says why."""
-
-STOPPING: Final = "stopping"
-"""The gateway was stopped while it waited: published, and will be counted. Asked after that: neither."""
-
-REASONS: Final = (
-    DEADLINE,
-    BREAKER_OPEN,
-    BROKER,
-    OVERLOAD,
-    UNPUBLISHED,
-    REPLAYED,
-    REJECTED_BATCH,
-    STOPPING,
-)
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """The answer to one check: the store's, or a degraded one when the store did not answer.
+    """The answer to one check: the store's decision, or a degraded answer if the store gave none in time.
 
     Attributes:
-        allowed: Whether the cost may be spent; always true when degraded.
+        allowed: Whether the client may spend the cost; always true when degraded.
         limit: Requests that the limit nearest to being used up allows in its window; ``None`` when
             unlimited or degraded.
         remaining: Requests left of that limit; ``None`` when unlimited or degraded.
-        reset_after_ms: Milliseconds until that limit is whole again if nothing more is spent.
-        retry_after_ms: Milliseconds until the same check would pass; 0 if allowed, ``None`` if waiting
-            cannot help (a cost above the limit).
+        reset_after_ms: Milliseconds until that limit is unused again, provided that the client spends nothing.
+        retry_after_ms: Milliseconds until the same check would be allowed; 0 if allowed, ``None`` if waiting
+            cannot help (the cost exceeds the limit).
         policy_version: Offset in ``limit-updates`` of the policy that decided; -1 for the built-in
             default and when degraded.
-        degraded: Let through without the store's decision.
-        reason: Why it is degraded, one of :data:`REASONS`; ``None`` otherwise.
+        degraded: Whether the check was allowed without a decision of the store.
+        reason: The reason for a degraded answer, one of :data:`stoplog.client.fail_open.REASONS`; ``None``
+            otherwise.
     """
 
     allowed: bool
@@ -72,8 +39,16 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     reason: str | None = None
 
 
+Outcome: TypeAlias = Answer | InvalidInput
+"""The result of a future that waits for an answer. An error is a value here, not the future's exception:
+asyncio would log an exception that nobody retrieves, and the caller may have gone."""
+
+PendingAnswer: TypeAlias = Answer | Future[Outcome]
+"""An answer that is already known, or the future that will resolve to it."""
+
+
 def from_decision(decision: Decision) -> Answer:
-    """The store's answer."""
+    """Return the answer that carries the store's *decision*."""
     return Answer(
         decision.allowed,
         decision.limit,
@@ -84,5 +59,21 @@ def from_decision(decision: Decision) -> Answer:
     )
 
 
-LET_THROUGH: Final = {reason: Answer(True, None, None, 0, 0, -1, True, reason) for reason in REASONS}
-"""The degraded answer of each reason: frozen, hence shared."""
+def answer_of(outcome: Outcome) -> Answer:
+    """Return the answer in *outcome*.
+
+    Raises:
+        InvalidInput: A worker refused the check.
+    """
+    if isinstance(outcome, InvalidInput):
+        raise outcome
+    return outcome
+
+
+def unwrap(pending: PendingAnswer) -> Answer:
+    """Return the answer of *pending*, whose future (if it is one) must be done.
+
+    Raises:
+        InvalidInput: A worker refused the check.
+    """
+    return pending if isinstance(pending, Answer) else answer_of(pending.result())

@@ -20,11 +20,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from stoplog.client.answer import BROKER, DEADLINE, LET_THROUGH, OVERLOAD, STOPPING, UNPUBLISHED, Answer
+from stoplog.client.answer import Answer, Outcome
 from stoplog.client.circuit_breaker import Breaker
 from stoplog.client.degraded_mode import Mode
 from stoplog.client.deny_cache import DenyCache
-from stoplog.client.in_flight import Outcome, Pending, PendingBatch, size_of
+from stoplog.client.fail_open import BROKER, DEADLINE, FAIL_OPEN, OVERLOAD, STOPPING, UNPUBLISHED
+from stoplog.client.in_flight import Pending, PendingBatch, size_of
 from stoplog.client.lane_divergence import Answered
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
@@ -195,7 +196,7 @@ class Batcher:
     def _at_once(self, reason: str) -> Answer:
         self._metrics.degraded[reason] += 1
         self._metrics.latency.observe(0.0)
-        return LET_THROUGH[reason]
+        return FAIL_OPEN[reason]
 
     def _publish_aside(self, queue: _Queue, check: Check) -> None:
         size = size_of(check)
@@ -260,7 +261,7 @@ class Batcher:
             return True
         self._pending.take(batch.number)
         batch.disarm()
-        batch.let_through(UNPUBLISHED, self._metrics, self._clock())
+        batch.fail_open(UNPUBLISHED, self._metrics, self._clock())
         return False
 
     def _publish(self, batch: PendingBatch, reply_to: int) -> bool:
@@ -338,12 +339,12 @@ class Batcher:
             self._give_up(batch, DEADLINE)
         else:
             # The one before it is due in this very moment, or the loop has only now come to it.
-            batch.let_through(DEADLINE, self._metrics, self._clock())
+            batch.fail_open(DEADLINE, self._metrics, self._clock())
             self._queues[batch.partition].withdraw(batch)
             self._send_aside(batch)
 
     def _give_up(self, batch: PendingBatch, reason: str) -> None:
-        batch.let_through(reason, self._metrics, self._clock())
+        batch.fail_open(reason, self._metrics, self._clock())
         queue = self._queues[batch.partition]
         if queue.flying is not batch:
             return  # sent while the breaker was open: its miss says nothing new
@@ -375,10 +376,10 @@ class Batcher:
         now, reason = self._clock(), queue.breaker.reason
         assert reason is not None
         if queue.flying is not None:  # stays pending, without the slot: its reply may close the breaker
-            queue.flying.let_through(reason, self._metrics, now)
+            queue.flying.fail_open(reason, self._metrics, now)
             queue.flying = None
         while (batch := queue.pop()) is not None:
-            batch.let_through(reason, self._metrics, now)
+            batch.fail_open(reason, self._metrics, now)
             self._send_aside(batch)
 
     def _on_closed(self, queue: _Queue) -> None:
@@ -430,7 +431,7 @@ class Batcher:
         """Answer whoever still waits, publish what is still open, and expect no more replies."""
         self._end_turn()
         for batch in self._unanswered():
-            batch.let_through(STOPPING, self._metrics, self._clock())
+            batch.fail_open(STOPPING, self._metrics, self._clock())
         for queue in self._queues:
             while (unsent := queue.pop()) is not None:
                 self._send_aside(unsent)

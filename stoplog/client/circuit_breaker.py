@@ -6,7 +6,7 @@ state, because every batch published while it is open is a trial.
 
 from __future__ import annotations
 
-from stoplog.client.answer import BREAKER_OPEN
+from stoplog.client.fail_open import BREAKER_OPEN
 
 
 class Breaker:

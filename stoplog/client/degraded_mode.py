@@ -33,7 +33,7 @@ class Mode:
         self._settle_s = SETTLE_S
         self._began = 0.0
         self._well_since = self._ended = float("-inf")
-        self._let_through = self._uncounted = 0
+        self._failed_open = self._uncounted = 0
         self.since_ms = wall_ms()
         self.why: str | None = None
         self.partitions: set[int] = set()
@@ -44,9 +44,9 @@ class Mode:
         return self.why is not None
 
     @property
-    def let_through(self) -> int:
+    def failed_open(self) -> int:
         """Checks let through since degraded mode began; 0 when normal."""
-        return self._metrics.let_through - self._let_through if self.degraded else 0
+        return self._metrics.failed_open - self._failed_open if self.degraded else 0
 
     @property
     def uncounted(self) -> int:
@@ -81,7 +81,7 @@ class Mode:
         now = self._clock()
         if not self.degraded:
             if calm:
-                self._let_through, self._uncounted = self._metrics.let_through, self._metrics.uncounted
+                self._failed_open, self._uncounted = self._metrics.failed_open, self._metrics.uncounted
             return
         if self.partitions or now - self._well_since < self._settle_s:
             return
@@ -89,7 +89,7 @@ class Mode:
             "normal again after %.1f s degraded: %s checks were let through, %s could not be published "
             "and are uncounted",
             now - self._began,
-            f"{self.let_through:,}",
+            f"{self.failed_open:,}",
             f"{self.uncounted:,}",
         )
         self._ended, self.since_ms, self.why = now, self._wall_ms(), None

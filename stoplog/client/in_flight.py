@@ -6,9 +6,10 @@ import logging
 from asyncio import Future, TimerHandle
 from collections import OrderedDict
 from itertools import count
-from typing import Final, TypeAlias
+from typing import Final
 
-from stoplog.client.answer import LET_THROUGH, REJECTED_BATCH, REPLAYED, Answer, from_decision
+from stoplog.client.answer import Outcome, from_decision
+from stoplog.client.fail_open import FAIL_OPEN, REJECTED_BATCH, REPLAYED
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.errors import InvalidInput
@@ -23,10 +24,6 @@ librdkafka sends at most 1,000,000 bytes."""
 
 MAX_GIVEN_UP: Final = 65_536
 """Batches given up of which a late reply is still recognized as such: 10 MB of numbers at most."""
-
-Outcome: TypeAlias = Answer | InvalidInput
-"""What a waiting future resolves to. An error is a value here, not an exception of the future: nobody may be
-waiting any more, and asyncio would log an exception that nobody fetched."""
 
 
 def size_of(check: Check) -> int:
@@ -85,7 +82,7 @@ class PendingBatch:
                     why,
                     REJECTED_BATCH,
                 )
-            self.let_through(REJECTED_BATCH, metrics, now)
+            self.fail_open(REJECTED_BATCH, metrics, now)
             return
         allowed = rejected = replayed = invalid = 0
         for future, check, decision in zip(self.futures, self.checks, reply.answers, strict=True):
@@ -99,7 +96,7 @@ class PendingBatch:
                 outcome = from_decision(decision)
             elif decision is None:
                 replayed += 1
-                outcome = LET_THROUGH[REPLAYED]
+                outcome = FAIL_OPEN[REPLAYED]
             else:
                 invalid += 1
                 outcome = InvalidInput("client_id", str(decision), "correct the check, then ask again")
@@ -111,9 +108,9 @@ class PendingBatch:
         metrics.invalid += invalid
         self._leave(metrics, now)
 
-    def let_through(self, reason: str, metrics: Metrics, now: float) -> None:
+    def fail_open(self, reason: str, metrics: Metrics, now: float) -> None:
         """Resolve every future that still waits to the degraded answer of *reason*."""
-        answer = LET_THROUGH[reason]
+        answer = FAIL_OPEN[reason]
         for future in self.futures:
             if not future.done():
                 future.set_result(answer)

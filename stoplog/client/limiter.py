@@ -8,16 +8,15 @@ import os
 import secrets
 import socket
 import time
-from asyncio import Future
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self, TypeAlias, cast
+from typing import Any, Final, NoReturn, Self, cast
 
 import msgspec
 
 from stoplog import __version__
-from stoplog.client.answer import Answer
+from stoplog.client.answer import Answer, PendingAnswer, answer_of
 from stoplog.client.batcher import Batcher
 from stoplog.client.cluster_status import (
     BEAT_S,
@@ -36,7 +35,6 @@ from stoplog.client.cluster_status import (
 )
 from stoplog.client.degraded_mode import Mode
 from stoplog.client.deny_cache import PROOF_S, DenyCache
-from stoplog.client.in_flight import Outcome
 from stoplog.client.limits_admin import Admin, Applied, LimitsPage, StoredLimit, Word
 from stoplog.client.metrics import Metrics
 from stoplog.client.settings import Settings, read_settings
@@ -67,9 +65,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-Asked: TypeAlias = Answer | Future[Outcome]
-"""A check that was asked: its answer, or when there is one."""
 
 START_S: Final = 5.0
 """A start waits at most this long for the broker's first word, then goes on without."""
@@ -228,9 +223,9 @@ class Limiter:
         check = Check(client, cost, plan, resource)
         _validate(check)
         asked = self.ask(check)
-        return asked if isinstance(asked, Answer) else _unwrap(await asked)
+        return asked if isinstance(asked, Answer) else answer_of(await asked)
 
-    def ask(self, check: Check) -> Asked:
+    def ask(self, check: Check) -> PendingAnswer:
         """As :meth:`check`, of one whose ids and cost were looked at; for who does not await."""
         return self._batcher.ask(check)
 
@@ -246,7 +241,7 @@ class Limiter:
             except InvalidInput as exc:
                 raise exc.within(f"checks[{index}].") from None
         outcomes = [self.ask(check) for check in checks]
-        return [o if isinstance(o, Answer) else _unwrap(await o) for o in outcomes]
+        return [o if isinstance(o, Answer) else answer_of(await o) for o in outcomes]
 
     async def publish(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> None:
         """Have *cost* counted, without waiting for an answer.
@@ -340,7 +335,7 @@ class Limiter:
             since_ms=mode.since_ms,
             why=mode.why,
             degraded_partitions=sorted(mode.partitions),
-            let_through=mode.let_through,
+            let_through=mode.failed_open,
             uncounted=mode.uncounted,
             store=store,
             store_why=store_why,
@@ -546,18 +541,3 @@ def _validate(check: Check) -> None:
     if check.resource:
         check_id(check.resource, "resource")
     check_cost(check.cost)
-
-
-def unwrap(asked: Asked) -> Answer:
-    """The answer of one that is there.
-
-    Raises:
-        InvalidInput: as :meth:`Limiter.check`.
-    """
-    return asked if isinstance(asked, Answer) else _unwrap(asked.result())
-
-
-def _unwrap(outcome: Outcome) -> Answer:
-    if isinstance(outcome, InvalidInput):
-        raise outcome
-    return outcome

@@ -32,7 +32,7 @@ name                                      type       label    what
 Where one port has several processes, a page of any of them shows the counts and histograms of all, and
 each gauge as :data:`GAUGES` says (gateway/stoplog_gateway/server/shared_metrics.py).
 
-Reasons are those of :mod:`stoplog.client.answer`, states those of :mod:`stoplog.client.cluster_status`. No label takes a
+Reasons are those of :mod:`stoplog.client.fail_open`, states those of :mod:`stoplog.client.cluster_status`. No label takes a
 client id: there can be billions of them.
 """
 
@@ -47,7 +47,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from stoplog.client.answer import REASONS
+from stoplog.client.fail_open import REASONS
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -119,7 +119,7 @@ class Metrics(Collector):
         """What is rendered: with several processes, not these counts alone."""
 
     @property
-    def let_through(self) -> int:
+    def failed_open(self) -> int:
         """Checks answered degraded, for whatever reason."""
         return sum(self.degraded.values())
 

@@ -18,9 +18,9 @@ from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
 
-from stoplog.client.answer import Answer
+from stoplog.client.answer import Answer, Outcome
 from stoplog.client.batcher import Batcher, Carried
-from stoplog.client.in_flight import Outcome, PendingBatch
+from stoplog.client.in_flight import PendingBatch
 from stoplog.topics import CHECKS, partition_of
 from stoplog.tracing import context_from, headers_to
 from stoplog.wire.checks import Check

@@ -43,9 +43,9 @@ async def main(bootstrap: str, topics: str) -> None:
         say("ready")
         given = orders()
         while (order := await asyncio.to_thread(next, given, None)) is not None:
-            before = limiter.metrics.let_through
+            before = limiter.metrics.failed_open
             figures = await _carry_out(limiter, order, partitions)
-            say(json.dumps({**figures, "let_through": limiter.metrics.let_through - before}))
+            say(json.dumps({**figures, "let_through": limiter.metrics.failed_open - before}))
 
 
 async def _carry_out(limiter: Limiter, order: dict[str, Any], partitions: int) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Final
 
 from stoplog.asgi.rate_limit_headers import Headers
-from stoplog.client.answer import Answer
-from stoplog.client.limiter import Asked, Limiter, unwrap
+from stoplog.client.answer import Answer, PendingAnswer, unwrap
+from stoplog.client.limiter import Limiter
 from stoplog_gateway.http.problems import render_bug, render_error
 from stoplog_gateway.http.request_body import is_json
 from stoplog_gateway.http.responses import JSON, Rendered, render
@@ -52,11 +52,11 @@ class HotPath:
         ask = self._asks.get(url)
         return ask if ask is not None and _is_plain(headers) else None
 
-    def ask(self, body: bytes, headers: Headers) -> Asked:
+    def ask(self, body: bytes, headers: Headers) -> PendingAnswer:
         """Ask the limiter what *body* asks."""
         return self._limiter.ask(parse_check(body))
 
-    def ask_many(self, body: bytes, headers: Headers) -> list[Asked]:
+    def ask_many(self, body: bytes, headers: Headers) -> list[PendingAnswer]:
         """Ask the limiter all that *body* asks."""
         return [self._limiter.ask(check) for check in parse_checks(body)]
 
@@ -71,7 +71,7 @@ class HotPath:
             else:
                 asked.add_done_callback(partial(self._answered, done))
 
-    def _answered(self, done: Done, asked: Asked) -> None:
+    def _answered(self, done: Done, asked: PendingAnswer) -> None:
         try:
             rendered = render_answer(unwrap(asked), legacy=self._legacy)
         except Exception as exc:  # noqa: BLE001 - _failed logs it
@@ -86,7 +86,7 @@ class HotPath:
         else:
             self._all_answered(done, asked, 0)
 
-    def _all_answered(self, done: Done, asked: Sequence[Asked], first: int, _: object = None) -> None:
+    def _all_answered(self, done: Done, asked: Sequence[PendingAnswer], first: int, _: object = None) -> None:
         """Render, once all of *asked* from *first* on are there; those before it are."""
         for index in range(first, len(asked)):
             one = asked[index]

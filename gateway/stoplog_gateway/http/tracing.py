@@ -8,7 +8,7 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stoplog.asgi.rate_limit_headers import Headers
-from stoplog.client.limiter import Asked
+from stoplog.client.answer import PendingAnswer
 from stoplog.client.tracing import going_on
 from stoplog.tracing import FIELDS
 from stoplog_gateway.http.fast_path import HotPath
@@ -31,12 +31,12 @@ class TracedApp:
 class TracedHotPath(HotPath):
     """A hot path whose spans do so, too."""
 
-    def ask(self, body: bytes, headers: Headers) -> Asked:
+    def ask(self, body: bytes, headers: Headers) -> PendingAnswer:
         """As a hot path does."""
         with going_on(_named(headers)):
             return super().ask(body, headers)
 
-    def ask_many(self, body: bytes, headers: Headers) -> list[Asked]:
+    def ask_many(self, body: bytes, headers: Headers) -> list[PendingAnswer]:
         """As a hot path does."""
         with going_on(_named(headers)):
             return super().ask_many(body, headers)

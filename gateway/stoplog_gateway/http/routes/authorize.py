@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
 from stoplog.asgi.request_check import refusal
-from stoplog.client.answer import BREAKER_OPEN, LET_THROUGH, Answer
+from stoplog.client.answer import Answer
+from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN
 from stoplog.client.settings import Settings
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST, check_id
@@ -61,7 +62,7 @@ def _no_client(field: str, detail: str, remedy: str) -> ProblemError:
 Client = Annotated[str, Depends(_client)]
 
 _ALLOWED: Final = Answer(True, 100, 99, 60_000, 0, -1)
-_EXAMPLES: Final = {"allowed": _ALLOWED, "degraded": LET_THROUGH[BREAKER_OPEN]}
+_EXAMPLES: Final = {"allowed": _ALLOWED, "degraded": FAIL_OPEN[BREAKER_OPEN]}
 
 _HEADER: Final = {
     "name": "X-Client-Id",

@@ -13,7 +13,8 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
-from stoplog.client.answer import BREAKER_OPEN, LET_THROUGH, Answer
+from stoplog.client.answer import Answer
+from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST, MAX_ID_BYTES, check_cost, check_id
 from stoplog.wire.checks import MAX_BATCH, Check
@@ -96,7 +97,7 @@ def render_answer(answer: Answer, *, legacy: bool) -> Rendered:
 
 _ALLOWED: Final = Answer(True, 100, 99, 60_000, 0, -1)
 _DENIED: Final = Answer(False, 100, 0, 60_000, 12_000, 41)
-_EXAMPLES: Final = {"allowed": _ALLOWED, "denied": _DENIED, "degraded": LET_THROUGH[BREAKER_OPEN]}
+_EXAMPLES: Final = {"allowed": _ALLOWED, "denied": _DENIED, "degraded": FAIL_OPEN[BREAKER_OPEN]}
 HEADERS: Final = {
     "RateLimit-Policy": '`"default";q=100`: the limit nearest to being used up; absent without one.',
     "RateLimit": '`"default";r=99;t=60`: what is left of it, and in how many seconds it is whole again.',

@@ -19,7 +19,8 @@ from starlette.websockets import WebSocketDisconnect
 
 import stoplog.asgi.request_check
 from stoplog import Limiter, RateLimit, RateLimitMiddleware
-from stoplog.client.answer import BROKER, LET_THROUGH, Answer
+from stoplog.client.answer import Answer
+from stoplog.client.fail_open import BROKER, FAIL_OPEN
 from stoplog.errors import InvalidId, TopicError
 from stoplog.policy import usable_id
 from stoplog.wire.checks import Check
@@ -140,7 +141,7 @@ def test_what_identify_raises_is_the_applications(limiter: FakeLimiter) -> None:
 
 
 def test_a_degraded_answer_lets_through_and_says_nothing_of_a_limit(limiter: FakeLimiter) -> None:
-    limiter.answer = LET_THROUGH[BROKER]
+    limiter.answer = FAIL_OPEN[BROKER]
     response = TestClient(starlette(limiter)).get("/", headers=KEY)
     assert response.status_code == 200
     assert "ratelimit" not in response.headers

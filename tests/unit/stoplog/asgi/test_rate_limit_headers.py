@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoplog.asgi.rate_limit_headers import MAX_INTEGER, rate_limit_headers
-from stoplog.client.answer import LET_THROUGH, Answer
+from stoplog.client.answer import Answer
+from stoplog.client.fail_open import FAIL_OPEN
 from stoplog.policy import MAX_LIMIT, MAX_WINDOW_MS
 
 milliseconds = st.integers(0, MAX_WINDOW_MS)
@@ -61,7 +62,7 @@ def test_legacy_fields_say_the_same(answer: Answer) -> None:
 
 def test_nothing_is_said_of_what_is_not_counted() -> None:
     assert rate_limit_headers(Answer(True, None, None, 0, 0, 7)) == []
-    for answer in LET_THROUGH.values():
+    for answer in FAIL_OPEN.values():
         assert rate_limit_headers(answer, legacy=True) == []
 
 

@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from stoplog.client.answer import BROKER, LET_THROUGH, STOPPING, Answer
+from stoplog.client.answer import Answer, Outcome
 from stoplog.client.batcher import GATHER_S
-from stoplog.client.in_flight import Outcome
+from stoplog.client.fail_open import BROKER, FAIL_OPEN, STOPPING
 from stoplog.errors import InvalidInput
 from stoplog.topics import partition_of
 from stoplog.wire.checks import MAX_BATCH, Batch, Check, encode_batch
@@ -106,12 +106,12 @@ def test_what_is_known_to_be_denied_is_not_sent_even_while_the_breaker_is_open()
     sent = len(bench.outbox.sent)
     bench.batcher.broker_down("no broker")
     assert bench.batcher.ask(Check("alice", 3)) == Answer(False, 5, 1, 7_875, 4_975, 3)
-    assert bench.batcher.ask(Check("alice", 2)) == LET_THROUGH[BROKER]
+    assert bench.batcher.ask(Check("alice", 2)) == FAIL_OPEN[BROKER]
     bench.loop.advance(GATHER_S)
     assert [costs(batch) for _, batch in bench.outbox.sent[sent:]] == [[2]]
     assert (bench.metrics.received, bench.metrics.rejected) == (4, 3)
     bench.batcher.close()
-    assert bench.batcher.ask(Check("alice", 3)) == LET_THROUGH[STOPPING]
+    assert bench.batcher.ask(Check("alice", 3)) == FAIL_OPEN[STOPPING]
 
 
 def test_partitions_do_not_wait_for_each_other() -> None:
@@ -155,7 +155,7 @@ def test_the_deadline_lets_through_and_a_late_reply_changes_nothing() -> None:
     bench.loop.advance(0.1499)
     assert not first.done()
     bench.loop.advance(0.0002)
-    assert first.result() is LET_THROUGH["deadline"]
+    assert first.result() is FAIL_OPEN["deadline"]
     assert costs(bench.outbox.last) == [2]  # the slot is free
     ask(bench, 3)
     bench.batcher.replied([answer_to(bench.outbox.sent[0][1])])
@@ -163,7 +163,7 @@ def test_the_deadline_lets_through_and_a_late_reply_changes_nothing() -> None:
     assert len(bench.outbox.sent) == 2  # and was not freed again
     assert not second.done()
     bench.loop.advance(0.1)
-    assert second.result() is LET_THROUGH["deadline"]  # its own deadline, not that of its sending
+    assert second.result() is FAIL_OPEN["deadline"]  # its own deadline, not that of its sending
 
 
 def test_a_reply_that_is_there_when_the_timer_fires_counts() -> None:
@@ -207,7 +207,7 @@ def test_opening_lets_go_whoever_waits() -> None:
     bench.loop.turn()
     waiting = ask(bench, 2)
     bench.batcher.broker_down("no broker")
-    assert [f.result() for f in flying + waiting] == [LET_THROUGH["broker"]] * 2
+    assert [f.result() for f in flying + waiting] == [FAIL_OPEN["broker"]] * 2
     assert costs(bench.outbox.last) == [2]
     assert bench.mode.partitions == {0}
     bench.batcher.replied([answer_to(bench.outbox.sent[0][1])])
@@ -278,7 +278,7 @@ def test_a_hit_forgives_earlier_misses() -> None:
 def test_beyond_the_bound_checks_are_let_through_unpublished() -> None:
     bench = Bench(max_in_flight=2)
     ask(bench, 1, 2)
-    assert bench.batcher.ask(Check("alice", 3)) is LET_THROUGH["overload"]
+    assert bench.batcher.ask(Check("alice", 3)) is FAIL_OPEN["overload"]
     bench.loop.turn()
     assert costs(bench.outbox.last) == [1, 2]
     assert bench.metrics.uncounted == 1
@@ -290,14 +290,14 @@ def test_what_cannot_be_published_is_let_through_and_counted() -> None:
     futures = ask(bench, 1, 2)
     bench.batcher.publish(Check("alice", 3))
     bench.loop.turn()
-    assert {f.result() for f in futures} == {LET_THROUGH["unpublished"]}
+    assert {f.result() for f in futures} == {FAIL_OPEN["unpublished"]}
     assert (bench.metrics.uncounted, bench.metrics.publish_failures) == (3, 2)
 
     bench.outbox.broken = False
     futures = ask(bench, 4)
     bench.loop.turn()
     bench.batcher.undelivered(bench.outbox.last.number, 1)
-    assert futures[0].result() is LET_THROUGH["unpublished"]
+    assert futures[0].result() is FAIL_OPEN["unpublished"]
     assert bench.metrics.uncounted == 4
 
 
@@ -334,7 +334,7 @@ def test_a_reply_that_is_no_answer_lets_through(error: str | None, caplog: pytes
         futures = ask(bench, 1)
         bench.loop.turn()
         bench.batcher.replied([Reply(7, bench.outbox.last.number, 0, 0, [], error)])
-        assert futures[0].result() is LET_THROUGH["rejected_batch"]
+        assert futures[0].result() is FAIL_OPEN["rejected_batch"]
     assert len(caplog.records) == 1
 
 
@@ -345,7 +345,7 @@ def test_replayed_and_unjudged_checks() -> None:
     bench.loop.turn()
     (good,) = answer_to(bench.outbox.last).answers[2:]
     bench.batcher.replied([Reply(7, bench.outbox.last.number, 0, 0, [None, "wrong partition", good])])
-    assert replayed.result() is LET_THROUGH["replayed"]
+    assert replayed.result() is FAIL_OPEN["replayed"]
     assert isinstance(unjudged.result(), InvalidInput)
     assert bench.metrics.in_flight == 0
 
@@ -373,10 +373,10 @@ def test_stopping_leaves_nobody_waiting() -> None:
     bench.loop.turn()
     waiting = ask(bench, 2)
     bench.batcher.close()
-    assert bench.batcher.ask(Check("alice", 3)) is LET_THROUGH["stopping"]
+    assert bench.batcher.ask(Check("alice", 3)) is FAIL_OPEN["stopping"]
     assert set(bench.batcher.waiting()) == {*flying, *waiting}
     bench.batcher.let_go()
-    assert {f.result() for f in flying + waiting} == {LET_THROUGH["stopping"]}
+    assert {f.result() for f in flying + waiting} == {FAIL_OPEN["stopping"]}
     assert costs(bench.outbox.last) == [2]
     assert not [timer for timer in bench.loop.timers if not timer.cancelled()]
 
@@ -398,7 +398,7 @@ class AnyOrder(RuleBasedStateMachine):
             outcome = self.bench.batcher.ask(Check(client, cost))
             if isinstance(outcome, asyncio.Future):
                 self.asked.append((cost, self.bench.loop.now, outcome))
-            if outcome is not LET_THROUGH["overload"]:
+            if outcome is not FAIL_OPEN["overload"]:
                 self.published[partition_of(client, 2)].append(cost)
 
     @rule()
@@ -457,7 +457,7 @@ class AnyOrder(RuleBasedStateMachine):
             sent[partition] += costs(batch)
         assert {p: ids for p, ids in sent.items() if ids} == self.published  # each once, in order
         counted = self.bench.metrics
-        assert counted.received == counted.allowed + counted.rejected + counted.let_through
+        assert counted.received == counted.allowed + counted.rejected + counted.failed_open
 
 
 TestAnyOrder = AnyOrder.TestCase

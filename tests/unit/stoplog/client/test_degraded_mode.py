@@ -30,13 +30,13 @@ def test_one_line_when_it_begins_and_one_when_it_ends(caplog: pytest.LogCaptureF
     assert bench.metrics.degraded_partitions == 2
     bench.metrics.degraded["breaker_open"] += 1_228
     bench.metrics.uncounted += 56
-    assert (bench.mode.let_through, bench.mode.uncounted) == (1_234, 56)
+    assert (bench.mode.failed_open, bench.mode.uncounted) == (1_234, 56)
     bench.mode.closed(3)
     bench.settle(100)
     assert bench.mode.degraded
     bench.mode.closed(1)
     bench.settle()
-    assert (bench.mode.degraded, bench.mode.let_through, bench.mode.uncounted) == (False, 0, 0)
+    assert (bench.mode.degraded, bench.mode.failed_open, bench.mode.uncounted) == (False, 0, 0)
     began, ended = (record.getMessage() for record in caplog.records)
     assert "partition 3 is silent" in began
     assert "after 111.0 s" in ended

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoplog.client.answer import LET_THROUGH, REASONS, Answer
+from stoplog.client.answer import Answer
+from stoplog.client.fail_open import FAIL_OPEN, REASONS
 from stoplog.client.in_flight import MAX_BYTES, Pending, PendingBatch, size_of
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
@@ -65,10 +66,10 @@ def test_letting_through_twice_counts_once() -> None:
     loop, metrics, batch = Clockwork(), Metrics(), PendingBatch(1, 0)
     future = loop.create_future()
     batch.add(Check("a"), 10, future, 1.0)
-    batch.let_through("deadline", metrics, 2.0)
-    batch.let_through("broker", metrics, 3.0)
-    assert future.result() is LET_THROUGH["deadline"]
-    assert metrics.let_through == 1
+    batch.fail_open("deadline", metrics, 2.0)
+    batch.fail_open("broker", metrics, 3.0)
+    assert future.result() is FAIL_OPEN["deadline"]
+    assert metrics.failed_open == 1
 
 
 def test_a_number_is_taken_once() -> None:
@@ -86,4 +87,4 @@ def test_a_number_is_taken_once() -> None:
 
 def test_degraded_answers_allow_and_claim_nothing() -> None:
     for reason in REASONS:
-        assert LET_THROUGH[reason] == Answer(True, None, None, 0, 0, -1, True, reason)
+        assert FAIL_OPEN[reason] == Answer(True, None, None, 0, 0, -1, True, reason)

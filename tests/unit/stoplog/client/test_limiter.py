@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import stoplog.client.limiter
-from stoplog.client.answer import STOPPING
 from stoplog.client.cluster_status import Beat, BrokerView
 from stoplog.client.degraded_mode import Mode
 from stoplog.client.deny_cache import PROOF_S
+from stoplog.client.fail_open import STOPPING
 from stoplog.client.limiter import Answer, Applied, Limiter
 from stoplog.client.limits_admin import Admin
 from stoplog.client.settings import Settings

@@ -12,7 +12,8 @@ from stoplog_gateway.cli.load_generator import LoadFailed, Tally, put_load
 from stoplog_gateway.cli.raw_client import connected
 from stoplog_gateway.ports import free_port
 
-from stoplog.client.answer import BROKER, LET_THROUGH, Answer
+from stoplog.client.answer import Answer
+from stoplog.client.fail_open import BROKER, FAIL_OPEN
 
 ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
 DENIED = Answer(False, 100, 0, 60_000, 2_001, 7)
@@ -20,7 +21,7 @@ DENIED = Answer(False, 100, 0, 60_000, 2_001, 7)
 
 async def test_it_ends_when_so_many_checks_were_asked_for() -> None:
     asked: list[str] = []
-    answers = {"stoplog-bench-0": ALLOWED, "stoplog-bench-1": DENIED, "stoplog-bench-2": LET_THROUGH[BROKER]}
+    answers = {"stoplog-bench-0": ALLOWED, "stoplog-bench-1": DENIED, "stoplog-bench-2": FAIL_OPEN[BROKER]}
 
     async def ask(client: str) -> Answer:
         asked.append(client)

@@ -16,7 +16,8 @@ from stoplog_gateway.envoy.server import Server
 from stoplog_gateway.envoy.service import RateLimits
 from stoplog_gateway.ports import CannotListen, free_port
 
-from stoplog.client.answer import BROKER, LET_THROUGH, Answer
+from stoplog.client.answer import Answer
+from stoplog.client.fail_open import BROKER, FAIL_OPEN
 from stoplog.client.settings import Settings
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
@@ -132,7 +133,7 @@ async def test_the_older_header_fields_are_sent_on_demand() -> None:
 
 
 async def test_without_the_store_it_is_let_through(envoy: Envoy) -> None:
-    envoy.limiter.answers = (LET_THROUGH[BROKER],)
+    envoy.limiter.answers = (FAIL_OPEN[BROKER],)
     response = await envoy.ask(descriptors=[descriptor("alice")])
     assert response.overall_code == response.statuses[0].code == OK
     assert not response.response_headers_to_add

@@ -3,7 +3,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from stoplog.client.answer import BROKER, LET_THROUGH, Answer
+from stoplog.client.answer import Answer
+from stoplog.client.fail_open import BROKER, FAIL_OPEN
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
 from tests.unit.stoplog_gateway.http.conftest import connect
@@ -46,7 +47,7 @@ async def test_a_cost_above_the_limit_is_not_told_to_wait(
 
 
 async def test_without_the_store_it_is_let_through(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
-    limiter.answer = LET_THROUGH[BROKER]
+    limiter.answer = FAIL_OPEN[BROKER]
     response = await http.get("/v1/authorize", headers=ALICE)
     assert response.status_code == 200
     assert "ratelimit" not in response.headers

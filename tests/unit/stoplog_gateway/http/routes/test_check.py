@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 
-from stoplog.client.answer import DEADLINE, LET_THROUGH, Answer
+from stoplog.client.answer import Answer
+from stoplog.client.fail_open import DEADLINE, FAIL_OPEN
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
@@ -48,7 +49,7 @@ async def test_a_denial_is_a_200_that_says_when_to_come_back(
 
 
 async def test_a_degraded_answer_says_why(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
-    limiter.answer = LET_THROUGH[DEADLINE]
+    limiter.answer = FAIL_OPEN[DEADLINE]
     response = await http.post("/v1/check", json={"client_id": "alice"})
     assert response.json()["degraded"] is True
     assert response.json()["reason"] == DEADLINE

@@ -83,7 +83,7 @@ def look_up(page: Page, client: str) -> None:
     expect(page.locator("#found-title")).to_be_focused()
 
 
-def test_what_is_shown_is_what_was_done(page: Page, gateway: Gateway) -> None:
+def test_console_after_traffic_shows_its_counts(page: Page, gateway: Gateway) -> None:
     reject(gateway, HOSTILE)
     for kind in ("allowed", "rejected"):
         counted = gateway.count(f"stoplog_checks_{kind}_total")
@@ -109,7 +109,7 @@ def test_what_is_shown_is_what_was_done(page: Page, gateway: Gateway) -> None:
     assert page.locator("main img").count() == 0
 
 
-def test_a_client_is_looked_up_changed_reset_and_set_free(page: Page, gateway: Gateway) -> None:
+def test_client_looked_up_can_be_changed_reset_and_freed(page: Page, gateway: Gateway) -> None:
     reject(gateway, HOSTILE + "2")
     client = HOSTILE + "2"
     look_up(page, client)
@@ -147,7 +147,7 @@ def test_a_client_is_looked_up_changed_reset_and_set_free(page: Page, gateway: G
     expect(page.locator("#done")).to_contain_text("'many' is not a limit")
 
 
-def test_a_plan_and_a_resource_are_asked_for(page: Page, gateway: Gateway) -> None:
+def test_lookup_with_plan_and_resource_shows_their_limits(page: Page, gateway: Gateway) -> None:
     gateway.http.put("/v1/plans/gold?resource=login", json={"limits": ["9/minute"]}).raise_for_status()
     gateway.http.put("/v1/limits/free", json={"limits": "unlimited"}).raise_for_status()
     page.get_by_label("Plan").fill("gold")
@@ -165,7 +165,7 @@ def test_a_plan_and_a_resource_are_asked_for(page: Page, gateway: Gateway) -> No
     expect(page.locator("#outcome")).to_contain_text("a browser cannot ask for this id")
 
 
-def test_all_of_it_can_be_done_with_the_keyboard(page: Page, gateway: Gateway) -> None:
+def test_console_by_keyboard_alone_offers_every_action(page: Page, gateway: Gateway) -> None:
     def focus_on(name: str) -> None:
         for _ in range(30):
             page.keyboard.press("Tab")
@@ -204,7 +204,7 @@ def test_all_of_it_can_be_done_with_the_keyboard(page: Page, gateway: Gateway) -
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read(page: Page, gateway: Gateway, scheme: str) -> None:
+def test_console_for_screen_readers_has_no_violations(page: Page, gateway: Gateway, scheme: str) -> None:
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     reject(gateway, f"{scheme} read")
     look_up(page, f"{scheme} read")
@@ -220,7 +220,7 @@ def test_it_can_be_read(page: Page, gateway: Gateway, scheme: str) -> None:
         expect(page.get_by_role("region", name=region)).to_be_visible()
 
 
-def test_a_phone_need_not_scroll_sideways(page: Page, gateway: Gateway) -> None:
+def test_console_on_phone_width_fits_without_sideways_scrolling(page: Page, gateway: Gateway) -> None:
     page.set_viewport_size({"width": PHONE, "height": 740})
     reject(gateway, LONG)
     page.get_by_label("Admin token").fill(TOKEN)
@@ -232,7 +232,7 @@ def test_a_phone_need_not_scroll_sideways(page: Page, gateway: Gateway) -> None:
     assert page.locator("html").evaluate("element => element.clientWidth") == PHONE
 
 
-def test_the_routes_are_described_without_asking_anybody_else(page: Page, gateway: Gateway) -> None:
+def test_docs_page_loads_nothing_from_elsewhere(page: Page, gateway: Gateway) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto("/docs")
@@ -240,7 +240,7 @@ def test_the_routes_are_described_without_asking_anybody_else(page: Page, gatewa
     assert [url for url in asked if not url.startswith((gateway.url, "data:"))] == []
 
 
-def test_it_says_when_checks_are_let_through_and_when_nobody_answers(
+def test_console_during_outage_shows_degraded_and_silence(
     page: Page, system: System, gateway: Gateway
 ) -> None:
     announcement = page.locator("#announcement")

@@ -136,11 +136,11 @@ def _work(system: System, prometheus: httpx.Client, broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("expression", queries())
-def test_a_query_of_the_dashboard_shows_something(watched: Watched, expression: str) -> None:
+def test_dashboard_query_on_running_system_returns_data(watched: Watched, expression: str) -> None:
     assert watched.ask(expression), expression
 
 
-def test_every_metric_is_on_the_dashboard_and_no_other(watched: Watched) -> None:
+def test_dashboard_shows_exactly_the_exported_metrics(watched: Watched) -> None:
     exported = {
         name.removesuffix("_total")
         for name in re.findall(r"^# TYPE (\S+) ", watched.pages, re.MULTILINE)
@@ -155,7 +155,7 @@ def test_every_metric_is_on_the_dashboard_and_no_other(watched: Watched) -> None
     assert shown == exported
 
 
-def test_the_dashboards_variables_name_gateways_and_workers(watched: Watched) -> None:
+def test_dashboard_variables_list_gateways_and_workers(watched: Watched) -> None:
     for variable, job in zip(
         DASHBOARD["templating"]["list"], ("stoplog-gateway", "stoplog-worker"), strict=True
     ):
@@ -163,13 +163,13 @@ def test_the_dashboards_variables_name_gateways_and_workers(watched: Watched) ->
         assert {sample["metric"]["job"] for sample in watched.ask(metric)} == {job}
 
 
-def test_alerts_are_about_metrics_that_are_there(watched: Watched) -> None:
+def test_alert_expressions_name_existing_metrics(watched: Watched) -> None:
     rules = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
     for name in {name for rule in rules for name in NAME.findall(rule["expr"])}:
         assert watched.ask(name), name
 
 
-def test_what_happened_alerts_and_nothing_else(watched: Watched) -> None:
+def test_alerts_after_faults_fire_exactly_as_expected(watched: Watched) -> None:
     eventually("the alert", lambda: bool(watched.ask(FIRING)))
     assert {it["metric"]["alertname"] for it in watched.ask(FIRING)} == {"StoplogDeadLetters"}
 

@@ -47,7 +47,7 @@ def put(gateway: Gateway, path: str, *limits: str) -> None:
     assert (response.status_code, response.json()["applied"]) == (200, True)
 
 
-def test_a_denial_shows_what_the_first_one_showed(system: System) -> None:
+def test_cached_denial_shows_the_values_of_the_first_denial(system: System) -> None:
     here = system.gateways[0]
     here.set_limits("shown", "2/hour")
     answer = flood(here, "shown")
@@ -67,7 +67,7 @@ def test_a_denial_shows_what_the_first_one_showed(system: System) -> None:
 
 
 @pytest.mark.parametrize("writer", [0, 1], ids=["through the same gateway", "through another"])
-def test_a_raised_limit_is_seen_at_once(system: System, writer: int) -> None:
+def test_cached_denial_after_raised_limit_ends_at_once(system: System, writer: int) -> None:
     here, client = system.gateways[0], f"raised-{writer}"
     for limit in range(1, 6):
         system.gateways[writer].set_limits(client, f"{limit}/hour")
@@ -76,7 +76,7 @@ def test_a_raised_limit_is_seen_at_once(system: System, writer: int) -> None:
 
 
 @pytest.mark.parametrize("writer", [0, 1], ids=["through the same gateway", "through another"])
-def test_a_reset_is_seen_at_once(system: System, writer: int) -> None:
+def test_cached_denial_after_reset_ends_at_once(system: System, writer: int) -> None:
     here, client = system.gateways[0], f"reset-{writer}"
     here.set_limits(client, "1/hour")
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_a_reset_is_seen_at_once(system: System, writer: int) -> None:
         assert there.post(f"/v1/clients/{client}/reset").json()["applied"]
 
 
-def test_a_changed_plan_and_default_are_seen_at_once(system: System) -> None:
+def test_cached_denial_after_plan_or_default_change_ends_at_once(system: System) -> None:
     here, there = system.gateways
     names = [f"planned-{number}" for number in range(40)]
     clients = {partition_of(name, PARTITIONS): name for name in names}.values()
@@ -105,7 +105,7 @@ def test_a_changed_plan_and_default_are_seen_at_once(system: System) -> None:
     assert there.http.delete("/v1/default").json()["applied"]
 
 
-def test_a_smaller_cost_is_asked_for(system: System) -> None:
+def test_cached_denial_for_smaller_cost_is_not_used(system: System) -> None:
     here = system.gateways[0]
     here.set_limits("small", "5/hour")
     assert here.check("small", cost=3)["allowed"]
@@ -116,7 +116,7 @@ def test_a_smaller_cost_is_asked_for(system: System) -> None:
     assert here.check("small", cost=1)["allowed"]
 
 
-def test_the_trail_is_whole_and_decides_the_same(system: System, tmp_path: Path) -> None:
+def test_cached_denials_are_logged_and_change_no_decision(system: System, tmp_path: Path) -> None:
     default = parse_policy("100/minute")
     env = environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
     for gateway in system.gateways:

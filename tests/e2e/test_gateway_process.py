@@ -16,7 +16,7 @@ from stoplog.topics import COPARTITIONED, DEFAULT_FILE
 from tests.support.up import BROKEN_GATEWAY, environment, stoplog
 
 
-def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_path: Path) -> None:
+def test_gateway_with_different_topics_exits_78_with_one_line(fresh_kafka: Broker, tmp_path: Path) -> None:
     raw = yaml.safe_load(DEFAULT_FILE.read_text())
     for name in COPARTITIONED:
         raw["topics"][name]["partitions"] = 8
@@ -30,7 +30,7 @@ def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_pa
     assert "topic checks has 4 partitions and topics.yaml says 8" in ended.stderr
 
 
-def test_a_topics_file_that_cannot_be_read_is_one_line_and_78(tmp_path: Path) -> None:
+def test_gateway_with_unreadable_topics_file_exits_78_with_one_line(tmp_path: Path) -> None:
     ended = stoplog("gateway", env=environment(tmp_path, STOPLOG_TOPICS=str(tmp_path / "nowhere.yaml")))
     assert ended.returncode == 78
     assert ended.stderr.count("\n") == 1
@@ -38,7 +38,7 @@ def test_a_topics_file_that_cannot_be_read_is_one_line_and_78(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_it_starts_ends_it(tmp_path: Path, number: int) -> None:
+def test_gateway_signaled_while_starting_exits(tmp_path: Path, number: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # a broker that never says a word
         env = environment(tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}")
         process = subprocess.Popen(
@@ -52,7 +52,7 @@ def test_a_signal_while_it_starts_ends_it(tmp_path: Path, number: int) -> None:
     assert said == ""
 
 
-def test_a_gateway_that_cannot_go_on_ends_to_be_started_again(tmp_path: Path) -> None:
+def test_gateway_with_dead_thread_exits_for_a_restart(tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1")
     command = [sys.executable, "-c", BROKEN_GATEWAY, "gateway"]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)

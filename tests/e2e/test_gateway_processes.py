@@ -55,9 +55,7 @@ def check(client: httpx.Client, url: str) -> None:
     assert answer["allowed"]
 
 
-def test_they_share_connections_and_counts_and_one_that_dies_is_replaced(
-    fresh_kafka: Broker, tmp_path: Path
-) -> None:
+def test_processes_on_one_port_share_load_and_are_replaced(fresh_kafka: Broker, tmp_path: Path) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     env = {"TMPDIR": str(scratch)}
@@ -105,7 +103,7 @@ def test_they_share_connections_and_counts_and_one_that_dies_is_replaced(
         assert list(scratch.iterdir()) == []
 
 
-def test_what_one_of_them_knows_all_of_them_tell(fresh_kafka: Broker, tmp_path: Path) -> None:
+def test_status_of_any_process_covers_all_processes(fresh_kafka: Broker, tmp_path: Path) -> None:
     with running_system(fresh_kafka, tmp_path, gateways=0) as system, ExitStack() as stack:
         gateway = system.add_gateway(processes=2, deadline_ms=2_000, breaker_misses=1)
         system.wait_ready()
@@ -142,7 +140,7 @@ def test_what_one_of_them_knows_all_of_them_tell(fresh_kafka: Broker, tmp_path: 
         eventually("what the dead knew is forgotten", lambda: look(gateway, "/v1/status")["mode"] == "normal")
 
 
-def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_path: Path) -> None:
+def test_processes_with_different_topics_exit_78_with_one_line(fresh_kafka: Broker, tmp_path: Path) -> None:
     raw = yaml.safe_load(DEFAULT_FILE.read_text())
     for name in COPARTITIONED:
         raw["topics"][name]["partitions"] = 8
@@ -156,7 +154,7 @@ def test_topics_of_another_shape_are_one_line_and_78(fresh_kafka: Broker, tmp_pa
     assert "topic checks has 4 partitions and topics.yaml says 8" in ended.stderr
 
 
-def test_a_port_where_one_gateway_listens_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_processes_on_taken_port_exit_with_one_line(tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1", STOPLOG_PROCESSES="2")
     with started([sys.executable, "-m", "stoplog_gateway", "gateway"], env) as first:
         wait_for_line(first, "Started server process")
@@ -167,7 +165,7 @@ def test_a_port_where_one_gateway_listens_is_refused_in_one_line(tmp_path: Path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_they_start_ends_them(tmp_path: Path, number: int) -> None:
+def test_processes_signaled_while_starting_exit(tmp_path: Path, number: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # a broker that never says a word
         env = environment(tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}", STOPLOG_PROCESSES="2")
         with started([sys.executable, "-m", "stoplog_gateway", "gateway"], env) as process:
@@ -179,7 +177,7 @@ def test_a_signal_while_they_start_ends_them(tmp_path: Path, number: int) -> Non
     assert said == ""
 
 
-def test_a_port_that_others_are_about_to_listen_on_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_processes_on_claimed_port_exit_with_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         env = environment(tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}", STOPLOG_PROCESSES="2")
         with started([sys.executable, "-m", "stoplog_gateway", "gateway"], env):
@@ -191,7 +189,7 @@ def test_a_port_that_others_are_about_to_listen_on_is_refused_in_one_line(tmp_pa
     assert f"port {env['STOPLOG_PORT']} is taken: set STOPLOG_PORT" in ended.stderr
 
 
-def test_what_was_ignored_from_the_start_does_not_end_them(tmp_path: Path) -> None:
+def test_processes_with_ignored_signals_keep_running(tmp_path: Path) -> None:
     """As after `nohup stoplog gateway`, and of what a script began with `&`."""
     env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1", STOPLOG_PROCESSES="2")
     ignoring = ["sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh"]
@@ -222,14 +220,14 @@ assert stoplog_gateway.server.server.serve(Settings(), Peer(1, 0, pathlib.Path(s
 """One of several processes, to which a signal comes when it has started and does not serve yet."""
 
 
-def test_a_signal_just_before_it_serves_ends_it(tmp_path: Path) -> None:
+def test_process_signaled_just_before_serving_exits(tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1")
     command = [sys.executable, "-c", STOPPED_EARLY, str(tmp_path)]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 0, ended.stderr
 
 
-def test_without_their_parent_they_end(tmp_path: Path) -> None:
+def test_processes_without_their_parent_exit(tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1", STOPLOG_PROCESSES="2", TMPDIR=str(tmp_path))
     with started([sys.executable, "-m", "stoplog_gateway", "gateway"], env) as process:
         for _ in range(2):
@@ -240,7 +238,7 @@ def test_without_their_parent_they_end(tmp_path: Path) -> None:
         assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
-def test_one_that_cannot_go_on_says_why_and_is_started_again(tmp_path: Path) -> None:
+def test_process_with_dead_thread_is_restarted_with_reason(tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1", STOPLOG_PROCESSES="2")
     with started([sys.executable, "-c", BROKEN_GATEWAY, "gateway"], env) as process:
         wait_for_line(

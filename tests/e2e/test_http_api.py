@@ -95,7 +95,7 @@ def samples(api: httpx.Client) -> dict[str, float]:
     return values
 
 
-def test_with_nothing_configured_a_client_has_100_a_minute(api: httpx.Client) -> None:
+def test_client_without_configuration_has_100_per_minute(api: httpx.Client) -> None:
     response = api.post("/v1/check", json={"client_id": "nobody in particular"})
     answer = response.json()
     assert (answer["allowed"], answer["limit"], answer["remaining"]) == (True, 100, 99)
@@ -105,7 +105,7 @@ def test_with_nothing_configured_a_client_has_100_a_minute(api: httpx.Client) ->
     assert response.headers["ratelimit"].startswith('"default";r=99;t=6')
 
 
-def test_a_limit_holds_from_the_next_check_on(api: httpx.Client) -> None:
+def test_limit_set_applies_to_the_next_check(api: httpx.Client) -> None:
     changed = put(api, "/v1/limits/alice", ["3/hour"])
     answers = [check(api, "alice") for _ in range(4)]
     assert [a["allowed"] for a in answers] == [True, True, True, False]
@@ -123,20 +123,20 @@ def test_a_limit_holds_from_the_next_check_on(api: httpx.Client) -> None:
     assert check(api, "alice")["limit"] == 100
 
 
-def test_a_peek_spends_nothing(api: httpx.Client) -> None:
+def test_peek_spends_nothing(api: httpx.Client) -> None:
     put(api, "/v1/limits/peeked", ["2/hour"])
     assert [check(api, "peeked", cost=0)["remaining"] for _ in range(3)] == [2, 2, 2]
     assert check(api, "peeked", cost=2)["remaining"] == 0
     assert not check(api, "peeked", cost=1)["allowed"]
 
 
-def test_a_cost_over_the_limit_can_never_pass(api: httpx.Client) -> None:
+def test_cost_above_limit_is_denied_without_retry_after(api: httpx.Client) -> None:
     put(api, "/v1/limits/greedy", ["2/hour"])
     answer = check(api, "greedy", cost=3)
     assert (answer["allowed"], answer["retry_after_ms"], answer["remaining"]) == (False, None, 2)
 
 
-def test_blocked_and_unlimited(api: httpx.Client) -> None:
+def test_client_blocked_or_unlimited_is_always_denied_or_allowed(api: httpx.Client) -> None:
     put(api, "/v1/limits/blocked", ["0/minute"])
     assert not check(api, "blocked")["allowed"]
     put(api, "/v1/limits/free", "unlimited")
@@ -144,19 +144,19 @@ def test_blocked_and_unlimited(api: httpx.Client) -> None:
     assert (answer["allowed"], answer["limit"], answer["remaining"]) == (True, None, None)
 
 
-def test_all_of_several_limits_must_pass(api: httpx.Client) -> None:
+def test_policy_with_several_limits_requires_all(api: httpx.Client) -> None:
     put(api, "/v1/limits/several", ["100/hour", {"max": 2, "window_seconds": 86_400}])
     assert [check(api, "several")["allowed"] for _ in range(3)] == [True, True, False]
 
 
-def test_a_plan_holds_for_who_names_it(api: httpx.Client) -> None:
+def test_plan_applies_to_checks_that_name_it(api: httpx.Client) -> None:
     put(api, "/v1/plans/tiny", ["1/hour"])
     assert [check(api, "planned", plan="tiny")["allowed"] for _ in range(2)] == [True, False]
     put(api, "/v1/limits/planned", ["7/hour"])
     assert check(api, "planned", plan="tiny")["limit"] == 7
 
 
-def test_a_resource_has_limits_and_counters_of_its_own(api: httpx.Client) -> None:
+def test_resource_has_its_own_limits_and_counters(api: httpx.Client) -> None:
     put(api, "/v1/limits/user?resource=login", ["1/hour"])
     assert [check(api, "user", resource="login")["allowed"] for _ in range(2)] == [True, False]
     assert check(api, "user")["remaining"] == 99
@@ -165,14 +165,14 @@ def test_a_resource_has_limits_and_counters_of_its_own(api: httpx.Client) -> Non
 
 
 @pytest.mark.parametrize("id_", ["a/b c/", "zoë 漢字", "50%?#&+"])
-def test_any_id_works(id_: str, api: httpx.Client) -> None:
+def test_client_with_unusual_id_is_limited(id_: str, api: httpx.Client) -> None:
     path = f"/v1/limits/{quote(id_, safe='')}"
     put(api, path, ["1/hour"])
     assert api.get(path).json()["id"] == id_
     assert [check(api, id_)["allowed"] for _ in range(2)] == [True, False]
 
 
-def test_a_reset_forgets_what_was_spent(api: httpx.Client) -> None:
+def test_reset_forgets_what_was_spent(api: httpx.Client) -> None:
     put(api, "/v1/limits/again", ["1/hour"])
     assert [check(api, "again")["allowed"] for _ in range(2)] == [True, False]
     response = api.post("/v1/clients/again/reset")
@@ -181,7 +181,7 @@ def test_a_reset_forgets_what_was_spent(api: httpx.Client) -> None:
     assert [check(api, "again")["allowed"] for _ in range(2)] == [True, False]
 
 
-def test_a_list_is_answered_in_order(api: httpx.Client) -> None:
+def test_check_list_is_answered_in_order(api: httpx.Client) -> None:
     for i in range(5):
         put(api, f"/v1/limits/listed-{i}", [f"{i + 1}/hour"])
     asked = [{"client_id": f"listed-{i % 5}"} for i in range(30)]
@@ -190,7 +190,7 @@ def test_a_list_is_answered_in_order(api: httpx.Client) -> None:
     assert [a["allowed"] for a in answers] == [i // 5 <= i % 5 for i in range(30)]
 
 
-async def test_64_callers_of_one_client_get_exactly_its_limit(api: httpx.Client) -> None:
+async def test_64_callers_of_one_client_are_admitted_exactly_its_limit(api: httpx.Client) -> None:
     put(api, "/v1/limits/hot", ["100/hour"])
     base = str(api.base_url)
     limits = httpx.Limits(max_connections=64)
@@ -203,7 +203,7 @@ async def test_64_callers_of_one_client_get_exactly_its_limit(api: httpx.Client)
     assert sum(a["allowed"] for a in answers) == 100
 
 
-def test_stored_limits_come_page_by_page(api: httpx.Client) -> None:
+def test_stored_limits_are_listed_page_by_page(api: httpx.Client) -> None:
     wanted = {f"paged-{i}" for i in range(7)}
     for name in wanted:
         put(api, f"/v1/limits/{name}", ["9/hour"])
@@ -236,13 +236,13 @@ def test_stored_limits_come_page_by_page(api: httpx.Client) -> None:
         "after=AAAA",
     ],
 )
-def test_a_page_that_cannot_be_is_refused(query: str, api: httpx.Client) -> None:
+def test_limits_page_with_invalid_cursor_is_refused(query: str, api: httpx.Client) -> None:
     response = api.get(f"/v1/limits?{query}")
     assert response.status_code == 422
     assert response.json()["field"] == query.partition("=")[0]
 
 
-def test_what_is_refused_is_not_counted(api: httpx.Client) -> None:
+def test_denied_check_is_not_counted(api: httpx.Client) -> None:
     put(api, "/v1/limits/careful", ["5/hour"])
     before = samples(api)["stoplog_checks_received_total"]
     for body in ({"cost": -1}, {"cost": 1.5}, {"cost": 10**9}, {"typo": 1}, {"plan": ""}):
@@ -257,14 +257,14 @@ def test_what_is_refused_is_not_counted(api: httpx.Client) -> None:
     assert check(api, "careful", cost=0)["remaining"] == 5
 
 
-def test_a_page_of_another_site_changes_nothing(api: httpx.Client) -> None:
+def test_request_from_another_site_changes_nothing(api: httpx.Client) -> None:
     for headers in ({"origin": "http://evil.example"}, {"host": "evil.example"}):
         response = api.put("/v1/limits/target", json={"limits": "0/minute"}, headers=headers)
         assert response.status_code == 403
     assert api.get("/v1/limits/target").status_code == 404
 
 
-def test_status_knows_who_is_there(api: httpx.Client) -> None:
+def test_status_lists_gateways_and_workers(api: httpx.Client) -> None:
     status = api.get("/v1/status").json()
     assert (status["mode"], status["why"], status["store"]) == ("normal", None, "ok")
     nodes = {node["role"]: node for node in status["nodes"]}
@@ -272,7 +272,7 @@ def test_status_knows_who_is_there(api: httpx.Client) -> None:
     assert sorted(nodes["worker"]["partitions"]) == ["0", "1", "2", "3"]
 
 
-def test_metrics_count_what_was_answered(api: httpx.Client) -> None:
+def test_metrics_after_checks_count_the_answers(api: httpx.Client) -> None:
     put(api, "/v1/limits/measured", ["2/hour"])
     before = samples(api)
     for _ in range(3):
@@ -287,6 +287,6 @@ def test_metrics_count_what_was_answered(api: httpx.Client) -> None:
     assert after["stoplog_nodes"] == 2
 
 
-def test_alive_and_ready(api: httpx.Client) -> None:
+def test_health_of_running_system_is_alive_and_ready(api: httpx.Client) -> None:
     assert api.get("/healthz").json() == {"status": "alive"}
     assert api.get("/readyz").json() == {"status": "ready"}

@@ -115,7 +115,7 @@ def p99_ms(asked: list[Asked]) -> float:
     return quantiles([a.took_s * 1_000 for a in asked], n=100)[98]
 
 
-def test_killing_any_worker_costs_no_check(broker: Broker, tmp_path: Path) -> None:
+def test_worker_killed_in_either_lane_costs_no_check(broker: Broker, tmp_path: Path) -> None:
     with running_system(broker, tmp_path, deadline_ms=DEADLINE_MS) as system:
         system.add_worker(lane="b")
         gateway = system.gateways[0]
@@ -199,7 +199,7 @@ def states(broker: Broker, lane: str) -> dict[int, dict[str, Any]]:
     return found
 
 
-def test_a_new_lane_copies_and_answers_only_once_it_has_caught_up(broker: Broker, tmp_path: Path) -> None:
+def test_new_lane_copies_state_and_answers_once_caught_up(broker: Broker, tmp_path: Path) -> None:
     with running_system(broker, tmp_path, deadline_ms=DEADLINE_MS) as system:
         gateway = system.gateways[0]
         for client in CLIENTS[:20]:
@@ -235,7 +235,7 @@ def test_a_new_lane_copies_and_answers_only_once_it_has_caught_up(broker: Broker
         eventually("both lanes hold the same", lambda: states(broker, "b") == states(broker, ""))
 
 
-def test_lanes_that_differ_are_told(broker: Broker, tmp_path: Path) -> None:
+def test_lanes_with_different_answers_are_reported(broker: Broker, tmp_path: Path) -> None:
     with running_system(broker, tmp_path, deadline_ms=DEADLINE_MS) as system:
         gateway = system.gateways[0]
         answer = gateway.check("alice")
@@ -258,7 +258,7 @@ def test_lanes_that_differ_are_told(broker: Broker, tmp_path: Path) -> None:
         assert gateway.metric("stoplog_replies_late_total") == 0
 
 
-def test_up_with_two_lanes(tmp_path: Path) -> None:
+def test_up_with_two_lanes_runs_both(tmp_path: Path) -> None:
     with stoplog_up(tmp_path, "--lanes", "2") as up, httpx.Client(base_url=up.url, trust_env=False) as http:
 
         def workers() -> dict[str, str]:

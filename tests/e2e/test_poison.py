@@ -138,7 +138,7 @@ POISONED_CHECKS = {
 
 
 @pytest.mark.parametrize("name", POISONED_CHECKS)
-def test_a_poisoned_check_goes_to_dead_letters(system: System, name: str) -> None:
+def test_check_that_cannot_be_decoded_goes_to_dead_letters(system: System, name: str) -> None:
     record, reason = POISONED_CHECKS[name]
     poison = raw.batch(record)
     assert reason in dead(system, CHECKS, lambda: took(system, CHECKS, 0, poison))
@@ -150,18 +150,18 @@ def took(system: System, topic: str, partition: int, records: bytes) -> None:
 
 
 @pytest.mark.parametrize(("codec", "mib"), [(GZIP, 12), (ZSTD, 12)], ids=["gzip", "zstd"])
-def test_a_decompression_bomb_that_is_unpacked(system: System, codec: int, mib: int) -> None:
+def test_decompression_bomb_that_unpacks_is_refused(system: System, codec: int, mib: int) -> None:
     poison = bomb(codec, mib)
     assert "a record has at most" in dead(system, CHECKS, lambda: took(system, CHECKS, 0, poison))
 
 
 @pytest.mark.parametrize("topic", [CHECKS, UPDATES])
-def test_a_decompression_bomb_that_is_not(system: System, topic: str) -> None:
+def test_decompression_bomb_beyond_bound_is_skipped(system: System, topic: str) -> None:
     poison = bomb(ZSTD, 200)
     assert "cannot be unpacked" in dead(system, topic, lambda: took(system, topic, 0, poison))
 
 
-def test_a_batch_that_is_not_unpacked_is_stepped_over_whole(system: System) -> None:
+def test_batch_that_cannot_be_unpacked_is_skipped_whole(system: System) -> None:
     """Be it of many records: they are not asked for one by one, and only the batch is set aside."""
     poison = bomb(ZSTD, 1, records=300)
     before = len(letters(system))
@@ -177,7 +177,7 @@ def test_a_batch_that_is_not_unpacked_is_stepped_over_whole(system: System) -> N
     assert len(letters(system)) == before + 1
 
 
-def test_a_batch_of_100_000_checks_is_answered_with_an_error(system: System) -> None:
+def test_batch_of_100_000_checks_is_answered_with_error(system: System) -> None:
     poison = raw.batch(raw.record(None, encode_batch(Batch(0, 4711, 1, [Check("z")] * 100_000))))
     assert "100000 checks" in dead(system, CHECKS, lambda: took(system, CHECKS, 1, poison))
     told = [
@@ -200,7 +200,7 @@ POISONED_UPDATES = {
 
 
 @pytest.mark.parametrize("name", POISONED_UPDATES)
-def test_a_poisoned_update_goes_to_dead_letters(system: System, name: str) -> None:
+def test_update_that_cannot_be_decoded_goes_to_dead_letters(system: System, name: str) -> None:
     partition = (partition_of("beside-0", PARTITIONS) + 1) % PARTITIONS
     poison = raw.batch(POISONED_UPDATES[name])
     assert dead(system, UPDATES, lambda: took(system, UPDATES, partition, poison))
@@ -208,7 +208,7 @@ def test_a_poisoned_update_goes_to_dead_letters(system: System, name: str) -> No
     system.gateways[0].set_limits(BESIDE[partition], "1000000/hour")
 
 
-def test_a_poisoned_header_after_many_good_updates(system: System) -> None:
+def test_update_with_invalid_header_after_many_goes_to_dead_letters(system: System) -> None:
     """CPython calls what it has called often by a shorter way, which looks at less."""
     key, value = json.dumps(["client", BESIDE[0], ""]).encode(), b'{"limits": ["1000000/hour"]}'
     good = [raw.record(key, value, [(b"fine", b"x")], delta) for delta in range(200)]
@@ -218,7 +218,7 @@ def test_a_poisoned_header_after_many_good_updates(system: System) -> None:
     system.gateways[0].set_limits(BESIDE[0], "1000000/hour")
 
 
-def test_a_header_name_that_is_not_utf_8_does_not_matter_to_a_check(system: System) -> None:
+def test_check_with_invalid_header_name_is_judged(system: System) -> None:
     client = "odd-header"
     partition = partition_of(client, PARTITIONS)
     record = raw.record(None, b'{"client_id": "odd-header", "cost": 3}', [(b"\xff\xfe", b"x")])
@@ -232,7 +232,7 @@ def test_a_header_name_that_is_not_utf_8_does_not_matter_to_a_check(system: Syst
 
 
 @pytest.mark.parametrize("topic", [CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, NODES, REPLIES])
-def test_the_broker_takes_no_codec_that_it_does_not_know(system: System, topic: str) -> None:
+def test_broker_refuses_unknown_codec(system: System, topic: str) -> None:
     record = raw.record(b"a", b'{"client_id": "a"}')
     for codec in (5, 6, 7):
         assert produce(system, topic, 0, raw.batch(record, codec=codec)) == UNKNOWN_SERVER_ERROR
@@ -241,12 +241,12 @@ def test_the_broker_takes_no_codec_that_it_does_not_know(system: System, topic: 
 
 
 @pytest.mark.parametrize("topic", [UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG])
-def test_the_broker_takes_nothing_without_a_key_where_it_compacts(system: System, topic: str) -> None:
+def test_broker_refuses_record_without_key_on_compacted_topic(system: System, topic: str) -> None:
     assert produce(system, topic, 0, raw.batch(raw.record(None, b"{}"))) == INVALID_RECORD
 
 
 @pytest.mark.parametrize("topic", [NODES, REPLIES])
-def test_noise_beside_beats_and_replies(system: System, topic: str) -> None:
+def test_noise_on_nodes_and_replies_is_skipped(system: System, topic: str) -> None:
     values = [
         None,
         b"",
@@ -275,7 +275,7 @@ def test_noise_beside_beats_and_replies(system: System, topic: str) -> None:
     assert gateway.report()["mode"] == "normal"
 
 
-def test_noise_in_the_changelogs(system: System) -> None:
+def test_noise_in_changelogs_is_overwritten(system: System) -> None:
     gateway, worker = system.gateways[0], system.workers[0]
     client = "steady"
     partition = partition_of(client, PARTITIONS)
@@ -317,7 +317,7 @@ def test_noise_in_the_changelogs(system: System) -> None:
     )
 
 
-def test_a_worker_that_joins_finds_all_that_and_works(system: System) -> None:
+def test_worker_joining_after_poison_works(system: System) -> None:
     second = system.add_worker()
     gateway = system.gateways[0]
 

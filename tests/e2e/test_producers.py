@@ -89,7 +89,7 @@ def answer(bootstrap: str, id_: str) -> dict[str, Any]:
     raise AssertionError
 
 
-def test_a_check_is_answered_on_the_reply_partition_it_names(system: System, anybody: Anybody) -> None:
+def test_published_check_is_answered_on_its_reply_partition(system: System, anybody: Anybody) -> None:
     client = "zoë"
     to = {"partition": REPLY_PARTITION, "id": "request-17"}
     partition, _ = anybody.check(client, cost=2, reply_to=to)
@@ -109,7 +109,7 @@ def test_a_check_is_answered_on_the_reply_partition_it_names(system: System, any
     assert system.gateways[0].check(client, cost=0)["remaining"] == 98
 
 
-def test_a_peek_is_told_of_every_window(system: System, anybody: Anybody) -> None:
+def test_published_peek_describes_every_window(system: System, anybody: Anybody) -> None:
     system.gateways[0].set_limits("peeker", "5/second", "200/hour")
     anybody.check("peeker", cost=3)
     anybody.check("peeker", cost=0, reply_to={"partition": REPLY_PARTITION, "id": "peek"})
@@ -121,14 +121,14 @@ def test_a_peek_is_told_of_every_window(system: System, anybody: Anybody) -> Non
     assert second["limit"] == "5/second"
 
 
-def test_a_check_that_wants_no_reply_is_counted(system: System, anybody: Anybody) -> None:
+def test_published_check_without_reply_to_is_counted(system: System, anybody: Anybody) -> None:
     anybody.check("silent", cost=7)
     anybody.check("silent")
     # It is in the log before the gateway asks, and so it is judged before.
     assert system.gateways[0].check("silent", cost=0)["remaining"] == 92
 
 
-def test_what_cannot_be_judged_is_set_aside_and_the_rest_goes_on(system: System, anybody: Anybody) -> None:
+def test_invalid_published_check_is_dead_lettered_and_others_judged(system: System, anybody: Anybody) -> None:
     client = "steady"
     home = partition_of(client, PARTITIONS)
     elsewhere = next(name for name in map(str, range(99)) if partition_of(name, PARTITIONS) != home)
@@ -164,7 +164,7 @@ def test_what_cannot_be_judged_is_set_aside_and_the_rest_goes_on(system: System,
     assert system.gateways[0].check(elsewhere, cost=0)["remaining"] == 100
 
 
-def test_a_worker_listens_for_its_metrics_on_loopback_and_for_nothing_else(system: System) -> None:
+def test_worker_listens_only_for_metrics_on_loopback(system: System) -> None:
     assert system.workers[0].pid is not None
     connections = psutil.Process(system.workers[0].pid).net_connections(kind="all")
     listening = [c.laddr for c in connections if c.status == psutil.CONN_LISTEN]

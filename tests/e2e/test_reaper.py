@@ -17,7 +17,7 @@ with reaping():
 """
 
 
-def test_what_a_killed_run_has_started_is_killed() -> None:
+def test_processes_of_killed_run_are_reaped() -> None:
     command = [sys.executable, "-c", RUN]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None

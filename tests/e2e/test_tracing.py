@@ -135,7 +135,7 @@ def headers_at_end(system: System, client: str) -> list[tuple[str, bytes]] | Non
         consumer.close()
 
 
-def test_a_check_is_one_trace_from_caller_to_reply(system: System, collector: Collector) -> None:
+def test_check_is_one_trace_from_caller_to_reply(system: System, collector: Collector) -> None:
     check(system, "alice", 1)
     names = {"stoplog.check", "stoplog.publish", "stoplog.judge", "stoplog.reply"}
     eventually("four spans", lambda: collector.trace(1).keys() == names)
@@ -148,7 +148,7 @@ def test_a_check_is_one_trace_from_caller_to_reply(system: System, collector: Co
     assert way[0].attributes["stoplog.allowed"] is True
 
 
-def test_a_question_of_envoys_is_in_its_trace_too(system: System, collector: Collector, envoy: str) -> None:
+def test_envoy_request_continues_its_trace(system: System, collector: Collector, envoy: str) -> None:
     request = RateLimitRequest(domain="edge", descriptors=[{"entries": [{"key": "user", "value": "grace"}]}])
     with grpc.insecure_channel(envoy) as channel:
         ask: Any = channel.unary_unary(f"/{SERVICE}/{METHOD}")
@@ -157,7 +157,7 @@ def test_a_question_of_envoys_is_in_its_trace_too(system: System, collector: Col
     assert collector.trace(7)["stoplog.check"].parent == CALLER
 
 
-def test_a_batch_of_several_callers_is_linked_to_all(system: System, collector: Collector) -> None:
+def test_batch_of_several_callers_is_linked_to_all_traces(system: System, collector: Collector) -> None:
     numbers = range(100, 140)
     with ThreadPoolExecutor(len(numbers)) as pool:
         list(pool.map(lambda number: check(system, "bob", number), numbers))
@@ -170,7 +170,7 @@ def test_a_batch_of_several_callers_is_linked_to_all(system: System, collector: 
     eventually("every check's trace leads to its batch", lambda: published() == wanted)
 
 
-def test_what_the_caller_does_not_sample_leaves_no_trace(system: System, collector: Collector) -> None:
+def test_unsampled_check_leaves_no_span(system: System, collector: Collector) -> None:
     check(system, "carol", 2, sampled=False)
     assert not headers_at_end(system, "carol")
     check(system, "carol", 3)
@@ -179,12 +179,12 @@ def test_what_the_caller_does_not_sample_leaves_no_trace(system: System, collect
     assert not collector.trace(2)
 
 
-def test_without_tracing_a_record_has_no_headers(system: System, collector: Collector) -> None:
+def test_record_without_tracing_has_no_headers(system: System, collector: Collector) -> None:
     check(system, "dave", 4, gateway=1)
     assert not headers_at_end(system, "dave")
 
 
-def test_any_producer_may_send_a_trace_along(system: System, collector: Collector) -> None:
+def test_published_check_continues_producer_trace(system: System, collector: Collector) -> None:
     producer = Producer({"bootstrap.servers": system.bootstrap, "partitioner": "murmur2_random"})
     value = json.dumps({"client_id": "erin", "cost": 3}).encode()
     producer.produce(CHECKS, value, b"erin", headers={"traceparent": f"00-{5:032x}-{CALLER}-01"})
@@ -193,7 +193,7 @@ def test_any_producer_may_send_a_trace_along(system: System, collector: Collecto
     assert collector.trace(5)["stoplog.judge"].parent == CALLER
 
 
-def test_a_header_that_nobody_can_read_does_not_matter(system: System) -> None:
+def test_check_with_unreadable_trace_header_is_judged(system: System) -> None:
     partition = partition_of("frank", PARTITIONS)
     # CPython calls what it has called often by a shorter way, which looks at less.
     looks = [
@@ -209,7 +209,7 @@ def test_a_header_that_nobody_can_read_does_not_matter(system: System) -> None:
     )
 
 
-def test_no_span_names_a_client(system: System, collector: Collector) -> None:
+def test_spans_never_name_a_client(system: System, collector: Collector) -> None:
     clients = ("alice", "bob", "carol", "dave", "erin", "frank", "grace")
     for client in clients:
         assert system.gateways[0].http.get(f"/v1/clients/{client}/usage").status_code == 200

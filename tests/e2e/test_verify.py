@@ -72,7 +72,7 @@ def verify(system: System, tmp_path: Path, *options: str) -> tuple[int, Any]:
     return done.returncode, json.loads(done.stdout)
 
 
-def test_what_a_sound_system_decides_follows_from_the_log(system: System, tmp_path: Path) -> None:
+def test_verify_of_sound_system_finds_no_difference(system: System, tmp_path: Path) -> None:
     gateway = system.gateways[0]
 
     def step(number: int) -> None:
@@ -95,7 +95,7 @@ def test_what_a_sound_system_decides_follows_from_the_log(system: System, tmp_pa
     assert [partition["partition"] for partition in found["partitions"]] == [0, 1, 2, 3]
 
 
-def test_where_nothing_is_decided_it_says_so(system: System, tmp_path: Path) -> None:
+def test_verify_without_decisions_says_so(system: System, tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
 
     def at_rest() -> bool:
@@ -117,7 +117,7 @@ def bars(said: str) -> Iterator[tuple[str, int, int]]:
             yield line.partition(" \x1b[")[0], sum(len(text) for _, text in runs) - left, left
 
 
-def test_on_a_terminal_a_bar_shows_what_is_read_and_how_far_it_is(system: System, tmp_path: Path) -> None:
+def test_verify_on_terminal_shows_progress_bar(system: System, tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
 
     def step(number: int) -> None:
@@ -142,7 +142,7 @@ def test_on_a_terminal_a_bar_shows_what_is_read_and_how_far_it_is(system: System
     assert len(set(waited)) > 4
 
 
-def test_elsewhere_there_is_no_bar(system: System, tmp_path: Path) -> None:
+def test_verify_without_terminal_prints_no_progress_bar(system: System, tmp_path: Path) -> None:
     done = stoplog(
         "verify", "--seconds", "1", env=environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
     )
@@ -151,7 +151,7 @@ def test_elsewhere_there_is_no_bar(system: System, tmp_path: Path) -> None:
     assert not any(what in done.stdout for what in (WAITING, CHECKS, COUNTERS_CHANGELOG))
 
 
-def test_a_reply_that_the_log_does_not_bear_out_is_found(system: System, tmp_path: Path) -> None:
+def test_verify_with_false_reply_reports_it(system: System, tmp_path: Path) -> None:
     producer = Producer({"bootstrap.servers": system.broker.bootstrap})
     lie = Decision(False, 1, 0, 1, 1, 77)
 
@@ -182,7 +182,7 @@ def test_a_reply_that_the_log_does_not_bear_out_is_found(system: System, tmp_pat
     assert wrong["replies"] > wrong["differ"]
 
 
-def test_a_state_that_the_log_does_not_bear_out_is_found(system: System, tmp_path: Path) -> None:
+def test_verify_with_false_state_reports_it(system: System, tmp_path: Path) -> None:
     gateway = system.gateways[0]
     reading = Reading(system.broker.bootstrap, lambda *_: None)
     changelogs = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}

@@ -64,7 +64,7 @@ def cluster() -> Iterator[list[ComposeBroker]]:
         yield brokers
 
 
-def test_every_property_is_the_brokers_own_and_has_that_value(cluster: list[ComposeBroker]) -> None:
+def test_compose_broker_properties_are_known_and_in_force(cluster: list[ComposeBroker]) -> None:
     broker = cluster[0]
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
     resource = ConfigResource(ConfigResource.Type.BROKER, "1")
@@ -76,7 +76,7 @@ def test_every_property_is_the_brokers_own_and_has_that_value(cluster: list[Comp
         assert name in here or known[name] == value, name
 
 
-def test_workers_may_ask_for_their_session_timeout() -> None:
+def test_compose_brokers_accept_worker_session_timeout() -> None:
     asked = {
         int(it["environment"]["STOPLOG_SESSION_TIMEOUT_MS"])
         for name, it in SERVICES.items()
@@ -85,7 +85,7 @@ def test_workers_may_ask_for_their_session_timeout() -> None:
     assert min(asked) >= int(properties(1)["group.min.session.timeout.ms"])
 
 
-def test_its_topics_can_be_made_there(cluster: list[ComposeBroker]) -> None:
+def test_compose_topics_are_created(cluster: list[ComposeBroker]) -> None:
     broker = cluster[0]
     env = {**os.environ, "STOPLOG_KAFKA": broker.bootstrap, "STOPLOG_TOPICS": str(TOPICS)}
     done = stoplog(*SERVICES["topics"]["command"], env=env)

@@ -128,7 +128,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-def test_threads_share_a_blocking_limiter(fresh_kafka: Broker, responder: Responder) -> None:
+def test_blocking_limiter_is_shared_by_threads(fresh_kafka: Broker, responder: Responder) -> None:
     with (
         BlockingLimiter(fresh_kafka.bootstrap, deadline_ms=10_000) as limiter,
         ThreadPoolExecutor(32) as pool,
@@ -139,7 +139,7 @@ def test_threads_share_a_blocking_limiter(fresh_kafka: Broker, responder: Respon
     assert not any(answer.degraded for answer in answers)
 
 
-async def test_answers_come_back_in_order(fresh_kafka: Broker, responder: Responder) -> None:
+async def test_check_many_answers_in_order(fresh_kafka: Broker, responder: Responder) -> None:
     async with ready_limiter(fresh_kafka.bootstrap) as limiter:
         assert await limiter.check("alice") == Answer(True, 100, 99, 5, 0, -1)
         checks = [Check(f"client-{i}", i % 120) for i in range(12_000)]
@@ -154,7 +154,9 @@ async def test_answers_come_back_in_order(fresh_kafka: Broker, responder: Respon
         assert counted["stoplog_checks_in_flight"] == 0
 
 
-async def test_gateways_may_share_a_reply_partition(fresh_kafka: Broker, responder: Responder) -> None:
+async def test_gateways_sharing_reply_partition_get_their_own_replies(
+    fresh_kafka: Broker, responder: Responder
+) -> None:
     one, two = (Limiter(Settings(kafka=fresh_kafka.bootstrap, deadline_ms=500)) for _ in range(2))
     two._reply_partition = one._reply_partition
     async with one, two:
@@ -165,7 +167,7 @@ async def test_gateways_may_share_a_reply_partition(fresh_kafka: Broker, respond
     assert sum(answer.allowed for answer in answers) == 100
 
 
-async def test_a_producer_that_failed_for_good_is_replaced(
+async def test_producer_after_fatal_error_is_replaced(
     fresh_kafka: Broker, responder: Responder, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ready_limiter(fresh_kafka.bootstrap) as limiter:
@@ -184,7 +186,7 @@ def publish(bootstrap: str, topic: str, partition: int, *values: bytes) -> None:
     assert producer.flush(10) == 0
 
 
-async def test_what_nobody_can_read_on_its_topics_disables_nothing(
+async def test_limiter_with_unreadable_records_keeps_answering(
     fresh_kafka: Broker, responder: Responder, caplog: pytest.LogCaptureFixture
 ) -> None:
     nested = b"[" * 10_000
@@ -206,7 +208,7 @@ async def test_what_nobody_can_read_on_its_topics_disables_nothing(
     assert warnings(caplog) == []
 
 
-async def test_bad_input_is_refused_before_it_is_published(fresh_kafka: Broker) -> None:
+async def test_invalid_input_is_refused_before_publishing(fresh_kafka: Broker) -> None:
     async with limiter_at(fresh_kafka.bootstrap) as limiter:
         with pytest.raises(InvalidId, match="client_id"):
             await limiter.check("")
@@ -215,7 +217,7 @@ async def test_bad_input_is_refused_before_it_is_published(fresh_kafka: Broker) 
         assert limiter.metrics.received == 0
 
 
-async def test_nobody_answers(
+async def test_limiter_without_worker_fails_open(
     fresh_kafka: Broker, responder: Responder, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ready_limiter(fresh_kafka.bootstrap, deadline_ms=100) as limiter:
@@ -277,7 +279,7 @@ async def test_limits_are_applied_read_and_listed(fresh_kafka: Broker, responder
         assert not (await limiter.set_limits(UpdateKey("client", "dora"), None)).applied
 
 
-async def test_who_is_there(fresh_kafka: Broker, responder: Responder) -> None:
+async def test_status_lists_nodes(fresh_kafka: Broker, responder: Responder) -> None:
     async with ready_limiter(fresh_kafka.bootstrap, node_id="g1") as limiter:
         await until(lambda: limiter.status().store == "no_worker")
         responder.beat()
@@ -290,7 +292,9 @@ async def test_who_is_there(fresh_kafka: Broker, responder: Responder) -> None:
         await until(lambda: limiter.status().store == "no_worker")
 
 
-async def test_without_a_broker(unused_tcp_port: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_limiter_without_broker_fails_open(
+    unused_tcp_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     async with limiter_at(f"127.0.0.1:{unused_tcp_port}", publish_timeout_ms=300) as limiter:
         began = perf_counter()
         answer = await limiter.check("frank")
@@ -305,7 +309,7 @@ async def test_without_a_broker(unused_tcp_port: int, caplog: pytest.LogCaptureF
     assert len(warnings(caplog)) == 1
 
 
-async def test_a_broker_pauses_and_dies_and_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+async def test_limiter_during_broker_outage_fails_open_and_recovers(caplog: pytest.LogCaptureFixture) -> None:
     with fresh_broker() as broker, Responder(broker.bootstrap) as responder:
         async with ready_limiter(broker.bootstrap, deadline_ms=100) as limiter:
             clients = [f"client-{i}" for i in range(40)]

@@ -51,7 +51,7 @@ def spent(value: bytes) -> int:
 
 
 @pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
-def test_a_command_of_an_old_generation_is_refused(bench: Bench) -> None:
+def test_command_of_old_generation_is_refused(bench: Bench) -> None:
     assert not bench.start(generation=0)
     assert not bench.start(generation=2)
     assert bench.owner.beats() == {}
@@ -72,7 +72,7 @@ def test_a_command_of_an_old_generation_is_refused(bench: Bench) -> None:
 
 @pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
 @pytest.mark.parametrize("topic", [CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG])
-def test_a_marker_of_a_topic_that_is_gone_is_not_gone_on_from(bench: Bench, topic: str) -> None:
+def test_marker_of_recreated_topic_stops_worker(bench: Bench, topic: str) -> None:
     # By its offsets alone nothing would be missed: the new topic may hold more than the old one did.
     admin = AdminClient({"bootstrap.servers": bench.bootstrap})
     described = describe(admin, [CHECKS, UPDATES, *CHANGELOGS.values()])
@@ -85,7 +85,7 @@ def test_a_marker_of_a_topic_that_is_gone_is_not_gone_on_from(bench: Bench, topi
 
 @pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
 @pytest.mark.parametrize("left", [True, False], ids=["still there", "all idle and gone"])
-def test_counters_without_a_marker_are_not_gone_on_from(bench: Bench, left: bool) -> None:
+def test_counters_without_marker_stop_worker(bench: Bench, left: bool) -> None:
     state = encode_state(State(7, {60_000: Window(60_000, [7], [1])}))
     bench.store.merge(COUNTERS, [Record(0, b"zoe", state)])
     if not left:
@@ -105,7 +105,7 @@ def refuses_to_start(bench: Bench, topic: str) -> None:
 
 
 @pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
-def test_partitions_let_go_without_a_lease_are_not_flushed(bench: Bench) -> None:
+def test_partitions_revoked_without_lease_are_not_written(bench: Bench) -> None:
     ends = bench.end(COUNTERS), bench.end(POLICIES)
     assert bench.start()
     bench.check(1)
@@ -116,7 +116,7 @@ def test_partitions_let_go_without_a_lease_are_not_flushed(bench: Bench) -> None
 
 
 @pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
-def test_a_flush_that_is_due_when_the_lease_is_over_is_not_begun(bench: Bench) -> None:
+def test_checkpoint_after_lease_end_does_not_begin(bench: Bench) -> None:
     ends = bench.end(COUNTERS), bench.end(POLICIES)
     assert bench.start()
     bench.check(1)
@@ -163,7 +163,7 @@ def compact_at_once(broker: Broker, *topics: str) -> None:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
-def test_what_another_wrote_is_written_over_and_compaction_keeps_the_right_one(
+def test_foreign_changelog_record_is_overwritten_before_compaction(
     bench: Bench, fresh_kafka: Broker, tmp_path: Path
 ) -> None:
     compact_at_once(fresh_kafka, COUNTERS_CHANGELOG, POLICIES_CHANGELOG)
@@ -241,7 +241,7 @@ def restorer(broker: Broker, store: PartitionStore) -> Iterator[Callable[[], Par
 
 @pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
 @pytest.mark.parametrize("standby", [False, True], ids=["restored", "standby"])
-def test_what_is_read_back_never_replaces_what_is_further_on(
+def test_restored_record_never_replaces_later_position(
     bench: Bench, fresh_kafka: Broker, tmp_path: Path, standby: bool
 ) -> None:
     def write(*counts: tuple[int, int]) -> None:
@@ -268,7 +268,7 @@ def test_what_is_read_back_never_replaces_what_is_further_on(
 
 
 @pytest.mark.parametrize("bench", [(3, FAST)], indirect=True)
-def test_an_update_relayed_twice_takes_effect_once(bench: Bench) -> None:
+def test_update_relayed_twice_takes_effect_once(bench: Bench) -> None:
     assert bench.start()
     bench.check(7)
     limit = encode_update_value(parse_policy("50/hour"))

@@ -65,7 +65,7 @@ def broker() -> Iterator[Wired]:
 
 
 @pytest.mark.timeout(120)
-async def test_no_batch_is_in_the_log_twice_when_acknowledgments_are_lost(broker: Wired) -> None:
+async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: Wired) -> None:
     """The broker stores what it is sent, and what it says of that is not heard.
 
     Left alone with the oldest batch's timing out (``message.timeout.ms``), librdkafka sends those after it

@@ -32,7 +32,7 @@ def first_record_s(broker: Broker, *, acquainted: bool) -> float:
         reader.close()
 
 
-def test_a_topic_it_knows_is_read_at_once(fresh_kafka: Broker) -> None:
+def test_reader_of_known_topic_starts_at_once(fresh_kafka: Broker) -> None:
     producer = Producer({"bootstrap.servers": fresh_kafka.bootstrap})
     producer.produce(COUNTERS_CHANGELOG, b"value", b"key", partition=0)
     assert producer.flush(WAIT_S) == 0

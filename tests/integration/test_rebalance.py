@@ -31,7 +31,7 @@ def relayed(bench: Bench) -> bool:
 
 
 @pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
-def test_without_a_lease_nothing_is_written_and_all_is_answered(bench: Bench) -> None:
+def test_worker_without_lease_answers_and_writes_nothing(bench: Bench) -> None:
     assert bench.start()
     assert bench.check(3).remaining == 97
     eventually("flushed", bench.flushed)
@@ -53,7 +53,7 @@ def test_without_a_lease_nothing_is_written_and_all_is_answered(bench: Bench) ->
 
 
 @pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
-def test_what_may_not_be_written_for_long_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partition_unwritable_for_long_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, "UNWRITTEN_S", 0.1)
     assert bench.start()
     assert bench.check(3).remaining == 97
@@ -73,7 +73,7 @@ def test_what_may_not_be_written_for_long_is_dropped(bench: Bench, monkeypatch: 
 
 
 @pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
-def test_while_a_rebalance_is_under_way_all_is_answered_and_nothing_written(bench: Bench) -> None:
+def test_rebalance_in_progress_answers_and_writes_nothing(bench: Bench) -> None:
     assert bench.start()
     assert bench.check(1).remaining == 99
     bench.owner.generation = None
@@ -90,7 +90,7 @@ def test_while_a_rebalance_is_under_way_all_is_answered_and_nothing_written(benc
 
 
 @pytest.mark.parametrize("bench", [(3, FAST)], indirect=True)
-def test_a_partition_that_has_moved_is_answered_until_its_new_owner_judges(bench: Bench) -> None:
+def test_moved_partition_is_answered_until_new_owner_judges(bench: Bench) -> None:
     assert bench.start()
     bench.owner.generation = None
     bench.owner.hold_all(5).result(WAIT_S)

@@ -35,12 +35,12 @@ def spec(request: pytest.FixtureRequest) -> TopicSpec:
     return msgspec.structs.replace(load_topics()["checks"], name=request.node.name[:200])
 
 
-def test_what_is_missing_is_reported_with_the_remedy(admin: AdminClient, spec: TopicSpec) -> None:
+def test_verify_topics_with_missing_topic_names_remedy(admin: AdminClient, spec: TopicSpec) -> None:
     with pytest.raises(TopicError, match=rf"topic {spec.name} is not there: run `stoplog topics create`"):
         verify_topics(admin, [spec])
 
 
-def test_all_topics_get_their_settings_and_a_second_time_changes_nothing(admin: AdminClient) -> None:
+def test_create_topics_is_idempotent_and_applies_settings(admin: AdminClient) -> None:
     specs = load_topics()
 
     assert sorted(create_topics(admin, specs.values())) == sorted(specs)
@@ -53,7 +53,7 @@ def test_all_topics_get_their_settings_and_a_second_time_changes_nothing(admin: 
         assert {key: config[key].value for key in specs[name].config()} == specs[name].config()
 
 
-def test_the_changelogs_of_a_lane(broker: Broker, tmp_path: Path) -> None:
+def test_create_topics_of_lane_makes_its_changelogs(broker: Broker, tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
     assert stoplog("topics", "create", env=env).returncode == 0
     missing = stoplog("topics", "verify", "--lanes", "2", env=env)
@@ -69,24 +69,24 @@ def test_the_changelogs_of_a_lane(broker: Broker, tmp_path: Path) -> None:
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
 
 
-def test_another_number_of_partitions_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
+def test_verify_topics_with_other_partition_count_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
     create_topics(admin, [spec])
     with pytest.raises(TopicError, match=r"has 4 partitions and topics\.yaml says 8: set partitions: 4"):
         create_topics(admin, [msgspec.structs.replace(spec, partitions=8)])
 
 
-def test_another_timestamp_type_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
+def test_verify_topics_with_other_timestamp_type_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
     create_topics(admin, [msgspec.structs.replace(spec, timestamp="CreateTime")])
     with pytest.raises(TopicError, match=r"message\.timestamp\.type=CreateTime and needs LogAppendTime"):
         verify_topics(admin, [spec])
 
 
-def test_more_copies_than_brokers_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
+def test_create_topics_with_too_many_replicas_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
     with pytest.raises(TopicError, match=rf"did not create {spec.name}"):
         create_topics(admin, [msgspec.structs.replace(spec, replication=3)])
 
 
-def test_the_commands(broker: Broker, tmp_path: Path) -> None:
+def test_topics_commands_create_and_verify(broker: Broker, tmp_path: Path) -> None:
     file = tmp_path / "topics.yaml"
     other = load_topics()
     env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)

@@ -63,7 +63,7 @@ def authorized(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
-def test_n_requests_come_through_and_the_others_are_429(proxied: Proxied) -> None:
+def test_rate_limit_service_beyond_limit_answers_429(proxied: Proxied) -> None:
     gateway, app, http = proxied
     gateway.set_limits("127.0.0.1", "3/hour")
     responses = [http.get(f"/{i}", headers={"x-forwarded-for": f"192.0.2.{i}"}) for i in range(5)]
@@ -83,7 +83,7 @@ def test_n_requests_come_through_and_the_others_are_429(proxied: Proxied) -> Non
         assert denied.headers["retry-after"] == denied.headers["x-ratelimit-reset"]
 
 
-def test_each_descriptor_has_counters_and_limits_of_its_own(proxied: Proxied) -> None:
+def test_descriptors_with_own_limits_are_counted_apart(proxied: Proxied) -> None:
     gateway, _, http = proxied
     gateway.set_limits("127.0.0.1", "100/hour")
     gateway.set_limits("127.0.0.1?resource=path%3D/login", "1/hour")
@@ -95,7 +95,7 @@ def test_each_descriptor_has_counters_and_limits_of_its_own(proxied: Proxied) ->
     assert gateway.check("127.0.0.1", cost=0)["remaining"] == before - 3
 
 
-def test_without_a_gateway_all_comes_through(proxied: Proxied) -> None:
+def test_rate_limit_service_without_gateway_fails_open(proxied: Proxied) -> None:
     gateway, _, http = proxied
     gateway.set_limits("127.0.0.1", "0/hour")
     assert http.get("/").status_code == 429
@@ -105,7 +105,7 @@ def test_without_a_gateway_all_comes_through(proxied: Proxied) -> None:
     assert all("x-ratelimit-limit" not in response.headers for response in responses)
 
 
-def test_by_ext_authz_n_requests_come_through_and_the_others_are_429(authorized: Proxied) -> None:
+def test_ext_authz_beyond_limit_answers_429(authorized: Proxied) -> None:
     gateway, app, http = authorized
     gateway.set_limits("127.0.0.1", "4/hour")
     asked = [
@@ -132,7 +132,7 @@ def test_by_ext_authz_n_requests_come_through_and_the_others_are_429(authorized:
         assert denied.json()["title"] == "Too many requests"
 
 
-def test_by_ext_authz_without_a_gateway_all_comes_through(authorized: Proxied) -> None:
+def test_ext_authz_without_gateway_fails_open(authorized: Proxied) -> None:
     gateway, app, http = authorized
     gateway.set_limits("127.0.0.1", "0/hour")
     assert http.get("/").status_code == 429

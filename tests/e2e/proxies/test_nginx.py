@@ -53,7 +53,7 @@ def proxied(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             yield running
 
 
-def test_n_requests_come_through_and_the_others_are_429(proxied: Proxied) -> None:
+def test_nginx_beyond_limit_answers_429(proxied: Proxied) -> None:
     gateway, app, http = proxied
     gateway.set_limits("127.0.0.1", "3/hour")
     responses = [
@@ -71,7 +71,7 @@ def test_n_requests_come_through_and_the_others_are_429(proxied: Proxied) -> Non
     assert denied.headers["ratelimit-policy"] == '"default";q=3'
 
 
-def test_what_the_app_forbids_is_told_as_it_is(proxied: Proxied) -> None:
+def test_nginx_application_refusal_reaches_caller_unchanged(proxied: Proxied) -> None:
     gateway, app, http = proxied
     gateway.set_limits("127.0.0.1", "100/hour")
     for status in (401, 403, 500):
@@ -80,7 +80,7 @@ def test_what_the_app_forbids_is_told_as_it_is(proxied: Proxied) -> None:
     app.status = 200
 
 
-def test_without_a_gateway_all_comes_through(proxied: Proxied) -> None:
+def test_nginx_without_gateway_fails_open(proxied: Proxied) -> None:
     gateway, _, http = proxied
     gateway.set_limits("127.0.0.1", "0/hour")
     assert http.get("/").status_code == 429

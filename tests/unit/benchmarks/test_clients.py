@@ -7,12 +7,12 @@ from tests.benchmarks import load_http
 from tests.benchmarks.clients import SCATTER, client_id, picker
 
 
-def test_each_comes_in_turn() -> None:
+def test_clients_in_turn_each_come_once() -> None:
     pick = picker(3, "each")
     assert [pick() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_uniform_is_within_bounds_even_and_repeatable() -> None:
+def test_uniform_clients_are_even_bounded_and_repeatable() -> None:
     picks = [[pick() for _ in range(20_000)] for pick in (picker(10, "uniform", 7), picker(10, "uniform", 7))]
     assert picks[0] == picks[1]
     counts = Counter(picks[0])
@@ -20,7 +20,7 @@ def test_uniform_is_within_bounds_even_and_repeatable() -> None:
     assert max(counts.values()) < 1.15 * min(counts.values())
 
 
-def test_zipf_falls_as_its_exponent_says_and_reaches_everyone() -> None:
+def test_zipf_clients_follow_the_exponent_and_reach_all() -> None:
     pick = picker(1_000, "zipf", 7)
     counts = Counter(pick() for _ in range(200_000))
     assert min(counts) == 0
@@ -30,14 +30,14 @@ def test_zipf_falls_as_its_exponent_says_and_reaches_everyone() -> None:
     assert 1.1 < few / many < 1.45
 
 
-def test_ids_are_of_one_length_scattered_and_each_clients_own() -> None:
+def test_client_ids_are_unique_scattered_and_of_one_length() -> None:
     ids = [client_id(n) for n in range(100_000)]
     assert {len(it) for it in (*ids, client_id(9_999_999))} == {9}
     assert len(set(ids)) == len(ids)
     assert len({it[:3] for it in ids[:1_000]}) > 200
 
 
-def test_wrk_asks_for_the_same_clients() -> None:
+def test_wrk_script_asks_for_the_same_clients() -> None:
     script = Path(load_http.__file__).with_name("wrk.lua").read_text()
     assert f'string.format("c%08x", number * {SCATTER} % {2**32})' in script
     assert 10_000_000 * SCATTER < 2**53

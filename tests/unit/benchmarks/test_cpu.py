@@ -40,7 +40,7 @@ def done(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout.readline() == b"done\n"
 
 
-def test_a_process_is_charged_with_its_children_and_only_with_its_own() -> None:
+def test_process_cpu_includes_only_its_own_children() -> None:
     with running(_IDLE) as idle:
         done(idle)
         with running(_PARENT) as busy:
@@ -53,7 +53,7 @@ def test_a_process_is_charged_with_its_children_and_only_with_its_own() -> None:
             assert 5 < meter.rss_mb()["busy"] < 100
 
 
-def test_cpu_is_finer_than_the_ticks_of_proc() -> None:
+def test_process_cpu_is_finer_than_proc_ticks() -> None:
     before = cpu_seconds([os.getpid()])
     until = time.process_time() + 0.0025
     while time.process_time() < until:

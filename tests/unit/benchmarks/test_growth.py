@@ -13,7 +13,7 @@ def result(key: str, micros: float) -> Result:
     return Result(key=key, stage="", what=key, callers=1, samples=[sample])
 
 
-def test_points_stand_under_their_number_and_gaps_stay_empty() -> None:
+def test_growth_points_stand_under_their_number() -> None:
     results = [
         result("sdk-1", 800.0),
         result("sdk-512", 15.0),
@@ -48,7 +48,7 @@ def test_points_stand_under_their_number_and_gaps_stay_empty() -> None:
     assert lines[-1].endswith(": HTTP, one by one 64, SDK 15.")
 
 
-def test_what_was_let_through_undecided_is_no_point() -> None:
+def test_growth_of_failed_open_checks_is_no_point() -> None:
     loose = msgspec.structs.replace(result("sdk-512", 1.0).samples[0], let_through=2)
     results = [result("sdk-1", 800.0), msgspec.structs.replace(result("sdk-512", 1.0), samples=[loose])]
     text = growth_markdown(Run(facts={}, rounds=1, seconds=1, results=results, skipped=[], disk_bytes={}))
@@ -56,7 +56,7 @@ def test_what_was_let_through_undecided_is_no_point() -> None:
     assert text.endswith(": SDK 800.")
 
 
-def test_what_was_not_measured_has_no_row_and_no_table() -> None:
+def test_growth_without_measurement_has_no_table() -> None:
     run = Run(facts={}, rounds=1, seconds=1, results=[result("sdk-1", 8.0)], skipped=[], disk_bytes={})
     text = growth_markdown(run)
     assert "| SDK | 8 |" in text

@@ -6,13 +6,11 @@ from tests.benchmarks.stages.hot import tenth
 
 
 @pytest.mark.parametrize(("allowed", "denied", "window"), [(9_000, 26_000, 60), (26_000, 26_000, 10)])
-def test_what_is_asked_in_a_window_is_ten_times_the_limit(
-    allowed: float, denied: float, window: float
-) -> None:
+def test_hot_load_is_ten_times_the_limit(allowed: float, denied: float, window: float) -> None:
     limit = tenth(allowed, denied, window)
     spent_after = limit / allowed
     assert limit + denied * (window - spent_after) == pytest.approx(10 * limit, rel=1e-3)
 
 
-def test_a_limit_is_never_none() -> None:
+def test_hot_limit_is_never_none() -> None:
     assert tenth(0.1, 0.1, 1) == 1

@@ -16,9 +16,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_what_comes_in_the_warm_up_is_not_counted(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_load_in_warm_up_is_not_counted(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     watch = Stopwatch(warmup_s=1.0, seconds=2.0)
     assert watch.done(10, asked=99.0)
     assert capsys.readouterr().out == ""
@@ -36,7 +34,7 @@ def test_what_comes_in_the_warm_up_is_not_counted(
     assert (figures["p50_ms"], figures["p99_ms"]) == (500.0, 1000.0)
 
 
-def test_a_number_of_checks_ends_it_too(clock: list[float]) -> None:
+def test_load_ends_after_a_number_of_checks(clock: list[float]) -> None:
     watch = Stopwatch(warmup_s=0.0, seconds=0.0, checks=10)
     assert watch.done(5)
     assert watch.done(9)

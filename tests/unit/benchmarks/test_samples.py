@@ -16,7 +16,7 @@ def result(key: str, *samples: Sample) -> Result:
     return Result(key=key, stage="callers", what=key, callers=1, samples=list(samples))
 
 
-def test_cpu_is_by_check_and_part_and_in_all() -> None:
+def test_cpu_is_per_check_by_part_and_total() -> None:
     one = sample()
     assert one.rate == 500
     assert one.cpu_us("gateway") == pytest.approx(40)
@@ -27,28 +27,28 @@ def test_cpu_is_by_check_and_part_and_in_all() -> None:
     assert one.rate_per_core == pytest.approx(25_000)
 
 
-def test_the_share_of_denials_that_cost_the_worker_something() -> None:
+def test_denial_share_counts_the_workers_denials() -> None:
     assert sample().worker_share is None
     assert sample(denied=200, denied_by_worker=1).worker_share == pytest.approx(0.5)
 
 
-def test_the_share_of_all_checks_that_the_worker_judged() -> None:
+def test_judged_share_counts_the_workers_checks() -> None:
     assert sample().reached_worker is None
     assert sample(allowed=100, denied=900, denied_by_worker=9).reached_worker == pytest.approx(10.9)
 
 
-def test_following_is_what_a_standby_takes_beyond_idling() -> None:
+def test_following_cost_is_standby_minus_idle() -> None:
     assert sample().following_us is None
     assert sample(idle_cpu_s=0.004).following_us == pytest.approx(6)
 
 
-def test_a_median_is_not_moved_by_one_bad_round() -> None:
+def test_median_ignores_one_bad_round() -> None:
     runs = result("a", sample(p50_ms=1.0), sample(p50_ms=90.0), sample(p50_ms=2.0))
     assert runs.median(lambda s: s.p50_ms) == 2.0
     assert runs.median(lambda s: s.p99_ms) is None
 
 
-def test_a_ratio_is_of_figures_of_the_same_round() -> None:
+def test_ratio_pairs_figures_of_the_same_round() -> None:
     # The machine is ten times slower in the second round; the medians alone would say 1.5.
     mine = result("a", sample(p50_ms=2.0), sample(p50_ms=20.0), sample(p50_ms=3.0))
     peer = result("b", sample(p50_ms=1.0), sample(p50_ms=10.0), sample(p50_ms=2.0))
@@ -57,7 +57,7 @@ def test_a_ratio_is_of_figures_of_the_same_round() -> None:
     assert ratio(mine, result("c", sample()), lambda s: s.p50_ms) is None
 
 
-def test_a_case_is_found_by_its_key() -> None:
+def test_case_is_found_by_its_key() -> None:
     run = Run(facts={}, rounds=1, seconds=1, results=[result("a")], skipped=[], disk_bytes={})
     assert run.find("a") is run.results[0]
     assert run.find("b") is None

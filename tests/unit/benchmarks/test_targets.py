@@ -20,7 +20,7 @@ def found(*results: Result, **disk_bytes: float) -> dict[tuple[str, str], Target
     return {(target.key, target.what): target for target in targets(run)}
 
 
-def test_targets_are_bounds_from_below_or_above() -> None:
+def test_targets_are_lower_or_upper_bounds() -> None:
     least = Target(key="sdk-512", what="checks/s", bound=100_000, at_least=True)
     assert least.met is None
     assert "not measured" in str(least)
@@ -38,25 +38,25 @@ def test_targets_are_bounds_from_below_or_above() -> None:
         (0.090, "90, MISSED (stretch 75: MISSED)"),
     ],
 )
-def test_a_stretch_is_judged_by_itself(cpu_s: float, said: str) -> None:
+def test_stretch_target_is_judged_by_itself(cpu_s: float, said: str) -> None:
     target = found(result("http-128", {"gateway": cpu_s}))["http-128", "µs together"]
     assert str(target) == f"µs together ≤ 85: {said}"
 
 
-def test_the_same_way_has_a_target_at_16_connections_only() -> None:
+def test_list_target_applies_to_16_connections_only() -> None:
     goals = found(result("http-list-128", {"gateway": 0.1}), result("http-list", {"gateway": 0.01}))
     assert [key for key, _ in goals if key.startswith("http-list")] == ["http-list"]
 
 
 @pytest.mark.parametrize(("worker_s", "met"), [(0.0029, True), (0.006, False)])
-def test_a_worker_is_to_cost_a_third_of_the_pipelined_script(worker_s: float, met: bool) -> None:
+def test_worker_target_is_a_third_of_the_redis_script(worker_s: float, met: bool) -> None:
     goals = found(
         result("published", {"gateway": 0.1, "worker": worker_s}), result("redis-50", {"server": 0.009})
     )
     assert goals["published", "x Redis script pipelined"].met is met
 
 
-def test_disk_has_a_target_where_there_are_many_clients() -> None:
+def test_disk_target_applies_to_many_clients() -> None:
     goals = found(**{"1000": 900.0, "1000000": 41.0})
     sizes = {key: (goal.measured, goal.met) for (key, what), goal in goals.items() if "disk" in what}
     assert sizes == {
@@ -65,7 +65,7 @@ def test_disk_has_a_target_where_there_are_many_clients() -> None:
     }
 
 
-def test_two_workers_less_what_following_takes_round_by_round() -> None:
+def test_two_worker_target_subtracts_following_per_round() -> None:
     def workers(key: str, *seconds: float, **fields: Any) -> Result:
         return result(key, *({"worker": it} for it in seconds), **fields)
 

@@ -132,7 +132,7 @@ class Source:
         assert self._producer.flush(30) == 0
 
 
-def test_what_the_default_lane_has_is_copied_and_the_marker_comes_last(kafka_of_lanes: Broker) -> None:
+def test_lane_copy_has_all_state_and_writes_marker_last(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     for states in (1, 500, 700, 3):
         source.flush(states)
@@ -154,7 +154,7 @@ def test_what_the_default_lane_has_is_copied_and_the_marker_comes_last(kafka_of_
     assert not read(kafka_of_lanes, changelogs("b")[POLICIES], PARTITION + 1)
 
 
-def test_a_copy_that_broke_off_is_begun_again_and_ends_the_same(kafka_of_lanes: Broker) -> None:
+def test_interrupted_lane_copy_restarts_with_same_result(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     source.offset = 10_000
     source.flush(600)
@@ -168,7 +168,7 @@ def test_a_copy_that_broke_off_is_begun_again_and_ends_the_same(kafka_of_lanes: 
     assert merged(kafka_of_lanes, changelogs("c")) == merged(kafka_of_lanes, SOURCE)
 
 
-def test_of_a_copy_that_broke_off_nothing_counts_that_the_default_lane_has_forgotten(
+def test_interrupted_lane_copy_keeps_no_expired_state(
     kafka_of_lanes: Broker,
 ) -> None:
     """A client that has been reset since, and was idle until its records were deleted."""
@@ -193,7 +193,7 @@ def test_of_a_copy_that_broke_off_nothing_counts_that_the_default_lane_has_forgo
     assert decode_state(found[COUNTERS][b"client-1"]).windows
 
 
-def test_what_is_written_meanwhile_never_leaves_a_marker_without_its_states(kafka_of_lanes: Broker) -> None:
+def test_lane_copy_during_writes_never_has_marker_without_states(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     source.offset = 20_000
     source.flush(600)
@@ -214,7 +214,7 @@ def test_what_is_written_meanwhile_never_leaves_a_marker_without_its_states(kafk
     )  # none that came after it
 
 
-def test_reading_that_took_long_is_repeated(kafka_of_lanes: Broker) -> None:
+def test_lane_copy_read_that_took_long_is_repeated(kafka_of_lanes: Broker) -> None:
     """Else compaction could have taken records for the sake of some beyond the ends."""
     source = Source(kafka_of_lanes)
     source.offset = 30_000
@@ -234,7 +234,7 @@ def test_reading_that_took_long_is_repeated(kafka_of_lanes: Broker) -> None:
     assert merged(kafka_of_lanes, changelogs("b")) == merged(kafka_of_lanes, SOURCE)
 
 
-def test_what_cannot_be_unpacked_is_stepped_over(kafka_of_lanes: Broker) -> None:
+def test_lane_copy_skips_batches_that_cannot_be_unpacked(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     source.offset = 40_000
     source.flush(3)

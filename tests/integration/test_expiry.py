@@ -29,7 +29,7 @@ MINUTE = 60_000
 LATER = 2_000 * MINUTE
 
 
-def test_an_idle_client_leaves_the_owner_and_its_standby(
+def test_idle_client_expires_at_owner_and_standby(
     fresh_kafka: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "PASS_S", 0.0)
@@ -67,7 +67,7 @@ def changelog(bench: Bench) -> set[bytes]:
 
 
 @pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
-def test_who_has_missed_what_a_changelog_has_lost_reads_it_from_its_beginning(
+def test_reader_behind_changelog_beginning_restores_from_scratch(
     bench: Bench, fresh_kafka: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def state(position: int, *charges: int) -> bytes:

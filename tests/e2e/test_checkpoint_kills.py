@@ -76,7 +76,7 @@ def answered(gateway: Gateway) -> bool:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_kill_between_two_steps_of_a_flush(system: System, point: str) -> None:
+def test_worker_killed_between_checkpoint_steps_loses_nothing(system: System, point: str) -> None:
     [worker] = system.workers
     if worker.status is None:
         assert worker.stop() == 0
@@ -87,7 +87,7 @@ def test_a_kill_between_two_steps_of_a_flush(system: System, point: str) -> None
 
 
 @pytest.mark.parametrize("point", FIRST_POINTS)
-def test_a_kill_between_two_steps_of_the_first_flush_of_all(tmp_path: Path, point: str) -> None:
+def test_worker_killed_in_its_first_checkpoint_loses_nothing(tmp_path: Path, point: str) -> None:
     with fresh_broker() as broker, running_system(broker, tmp_path, workers=0, gateways=0) as system:
         gateway = system.add_gateway()
         eventually("the gateway listens", lambda: not is_free(gateway.port), on_failure=system.logs)

@@ -47,7 +47,7 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_updates_are_heard_and_proof_needs_a_broker() -> None:
+async def test_follower_receives_updates_and_needs_broker_for_proof() -> None:
     at_home = (name for name in map(str, count()) if partition_of(name, PARTITIONS) == HOME)
     others = [next(at_home) for _ in range(3)]
     with fresh_broker() as broker:
@@ -88,7 +88,7 @@ async def test_updates_are_heard_and_proof_needs_a_broker() -> None:
             await until(lambda: denied(limiter, CLIENT))
 
 
-async def test_without_a_cache_nothing_is_followed() -> None:
+async def test_follower_without_deny_cache_reads_nothing() -> None:
     with fresh_broker() as broker:
         async with Limiter(Settings(kafka=broker.bootstrap, deny_cache=0)) as limiter:
             assert [thread.name for thread in limiter._transport._threads] == [

@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import psutil
-from stoplog_worker.algorithm.ledger import FORMAT, Marker, State, encode_state
 from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.algorithm.state_codec import FORMAT, Marker, State, encode_state
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.partition import Owned
 from stoplog_worker.settings import Settings
@@ -129,7 +129,7 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
         for one in owned:
             while not one.flush_to(one.ledger.next_offset, 0.0):
                 outbox.poll()
-            one.ledger.forget_clean(cached // PARTITIONS)
+            one.ledger.evict(cached // PARTITIONS)
         flushing += time.thread_time() - t
         done += len(records) * BATCH
         peak = max(peak, process.memory_info().rss)

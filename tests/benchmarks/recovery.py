@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from confluent_kafka import Producer
 from stoplog_gateway.local.kafka_broker import Broker
-from stoplog_worker.algorithm.ledger import MARKER_KEY, Marker, State, encode_marker, encode_state
 from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, State, encode_marker, encode_state
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.rocksdb import Rocks

@@ -18,7 +18,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker
-from stoplog_worker.algorithm.ledger import MARKER_KEY, decode_marker
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, decode_marker
 from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from stoplog_worker.algorithm.ledger import MARKER_KEY, State, encode_state
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, State, encode_state
 
 from stoplog.topics import (
     CHECKS,

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from stoplog_worker.algorithm.ledger import State, encode_state
 from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.algorithm.state_codec import State, encode_state
 from stoplog_worker.state.store import COUNTERS, POLICIES
 from stoplog_worker.verify.progress_reader import Reading
 from stoplog_worker.verify.verifier import Verification

@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker
-from stoplog_worker.algorithm.ledger import State, encode_state
 from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.algorithm.state_codec import State, encode_state
 from stoplog_worker.state import expiry as sweep
 from stoplog_worker.state.store import COUNTERS, PartitionStore
 

@@ -20,7 +20,8 @@ from confluent_kafka.admin import (
     ConfigResource,
 )
 from stoplog_gateway.local.kafka_broker import Broker
-from stoplog_worker.algorithm.ledger import (
+from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
     Marker,
     State,
@@ -28,7 +29,6 @@ from stoplog_worker.algorithm.ledger import (
     encode_marker,
     encode_state,
 )
-from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record

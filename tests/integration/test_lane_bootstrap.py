@@ -13,11 +13,12 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker
-from stoplog_worker.algorithm.ledger import (
+from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.algorithm.state_codec import (
     FORMAT,
     MARKER_KEY,
-    InForce,
     Marker,
+    PolicyChange,
     State,
     decode_marker,
     decode_state,
@@ -25,7 +26,6 @@ from stoplog_worker.algorithm.ledger import (
     encode_state,
     position_of,
 )
-from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.lane_bootstrap import Copier, changelogs
@@ -103,7 +103,7 @@ def state(offset: int) -> bytes:
 
 def policy(offset: int) -> bytes:
     position = offset << POSITION_BITS
-    history = [InForce(position, offset, parse_policy("5/minute"))]
+    history = [PolicyChange(position, offset, parse_policy("5/minute"))]
     return FORMAT + position.to_bytes(8) + msgspec.msgpack.encode(history)
 
 

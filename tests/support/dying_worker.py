@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import stoplog_worker.partition.checkpoint
 import stoplog_worker.partition.partition
-from stoplog_worker.algorithm.ledger import Marker
+from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.partition.checkpoint import Flusher
 from stoplog_worker.state.store import POLICIES, PartitionStore
 from stoplog_worker.worker import main

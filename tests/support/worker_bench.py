@@ -13,7 +13,7 @@ from confluent_kafka.admin import (
 )
 from rocksdict import Options, Rdict
 from stoplog_gateway.local.kafka_broker import Broker
-from stoplog_worker.algorithm.ledger import MARKER_KEY, position_of
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, position_of
 from stoplog_worker.consumer.consumer_thread import Owner
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.restorer import Restored

@@ -17,8 +17,9 @@ from stoplog.topics import partition_of
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, Denials, SingleCheck, decode_checks_record
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision
-from stoplog_worker.algorithm.ledger import Key, Ledger, state_key
+from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.sliding_window import decide, is_live, reshape
+from stoplog_worker.algorithm.state_codec import Key, state_key
 
 Answer = Decision | str | None
 """A decision; a text if this check cannot be judged; ``None`` if the ledger already held it."""
@@ -94,7 +95,8 @@ def judge(
     if missing:
         ledger.load(missing)
 
-    dirty, epoch = ledger.dirty, ledger.epoch
+    policies = ledger.policies
+    dirty, epoch = ledger.dirty, policies.epoch
     answers: list[Answer] = []
     position = (offset << POSITION_BITS) - 1
     for key, check in zip(keys, checks, strict=True):
@@ -111,7 +113,7 @@ def judge(
             if reason is not None:
                 answers.append(reason)
                 continue
-            ledger.resolve(state, check, position)
+            policies.resolve(state, check, position)
         limits = state.policy.limits
         if not limits:
             answers.append(Decision(True, None, None, 0, 0, state.version))

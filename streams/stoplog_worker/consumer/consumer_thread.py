@@ -31,7 +31,7 @@ from stoplog.kafka import worker_clients as kafka
 from stoplog.kafka.batch_skipper import Steps, drain, unreadable
 from stoplog.topics import CHECKS, NODES, UPDATES
 from stoplog.wire.heartbeats import PartitionState, decode_heartbeat
-from stoplog_worker.algorithm.ledger import Marker
+from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.consumer.peers import Peers
 from stoplog_worker.kafka.producers import Outbox
 from stoplog_worker.lease import Lease
@@ -504,7 +504,7 @@ class Owner(threading.Thread):
             if end is not None:
                 owned.look_at_end(table, end)
         keep = self._settings.cached_clients // len(self._running)
-        crowded = owned.ledger.crowded(keep)
+        crowded = owned.ledger.over_budget(keep)
         limits = _REPLAYED // len(self._running), keep // _UNFLUSHED
         try:
             marker = owned.tend(now, until, *limits)
@@ -518,7 +518,7 @@ class Owner(threading.Thread):
         if owned.partition in self._updates_paused and not owned.relay.full:
             self._resume_updates(owned.partition)
         if marker is not None:
-            owned.ledger.forget_clean(keep)
+            owned.ledger.evict(keep)
         self._flushing |= owned.busy
 
     def _resume_updates(self, partition: int) -> None:
@@ -527,7 +527,9 @@ class Owner(threading.Thread):
 
     def _commit(self) -> None:
         """Commit the markers, for lag monitors; what has failed is tried again."""
-        markers = {partition: owned.ledger.flushed.next_offset for partition, owned in self._running.items()}
+        markers = {
+            partition: owned.ledger.checkpointed.next_offset for partition, owned in self._running.items()
+        }
         places = [
             TopicPartition(CHECKS, p, end) for p, end in markers.items() if self._committed.get(p) != end
         ]

@@ -23,7 +23,8 @@ from typing import Any, Final, Protocol
 
 from stoplog.errors import StateError
 from stoplog.wire.checks import POSITION_BITS
-from stoplog_worker.algorithm.ledger import MARKER_KEY, Ledger, Marker, encode_marker, position_of
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, encode_marker, position_of
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.recovery_instructions import START_AFRESH
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
@@ -74,7 +75,7 @@ class Flusher:
         self._counters: list[tuple[bytes, bytes]] = []
         self._policies: list[tuple[bytes, bytes]] = []
         self._stored = 0
-        self._marker = ledger.flushed
+        self._marker = ledger.checkpointed
         self._began = 0.0
         self._expected = dict(store.next)
         self._callbacks: dict[str, Delivered] = {table: partial(self._delivered, table) for table in TABLES}
@@ -115,7 +116,7 @@ class Flusher:
         """
         self._began = monotonic()
         self._failed = False
-        self._marker = self._ledger.flushed
+        self._marker = self._ledger.checkpointed
         self._stored = 0
         self._step = _ENTRIES
 
@@ -177,7 +178,7 @@ class Flusher:
         if chunk:
             store.write(COUNTERS, chunk)
         store.write(POLICIES, [*self._policies, (MARKER_KEY, encode_marker(self._marker))])
-        self._ledger.flushed = self._marker
+        self._ledger.checkpointed = self._marker
         self._metrics.flush_entries.observe(len(counters) + len(self._policies))
         self._metrics.flush_seconds.observe(monotonic() - self._began)
         self._counters, self._policies = [], []

@@ -14,7 +14,8 @@ from stoplog.wire.checks import Batch, Denials, SingleCheck, reply_address
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, Reply, encode_json_reply, encode_reply
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
-from stoplog_worker.algorithm.ledger import Ledger, Marker
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.kafka.producers import Outbox
 from stoplog_worker.kafka.reader import Reader
 from stoplog_worker.metrics import RESULTS, Metrics
@@ -134,7 +135,7 @@ class Owned:
         elif record.reply_to is not None and answers[0] is not None:
             facts = _facts(answers[0])
             if record.check.cost == 0 and "error" not in facts:
-                facts |= self.ledger.standing(record.check)
+                facts |= self.ledger.usage_report(record.check)
             self._outbox.reply(record.reply_to.partition, encode_json_reply(record.reply_to, **facts))
 
     def _count(self, answers: list[Answer], message: Any) -> None:
@@ -205,7 +206,7 @@ class Owned:
         if not self._flusher.idle:
             return self._flusher.advance(until)
         if self._swept:
-            self.ledger.forget_idle(self._swept)
+            self.ledger.expire(self._swept)
             self._swept.clear()
         waiting = self._judged >= enough or len(self.ledger.dirty) >= many
         urgent = waiting or self._flusher.foreign or self._flusher.failed
@@ -235,14 +236,14 @@ class Owned:
 
         It goes on until *until*, as :meth:`tend` does.
         """
-        if self._flusher.idle and self.ledger.flushed.next_offset < offset:
+        if self._flusher.idle and self.ledger.checkpointed.next_offset < offset:
             now = monotonic()
             if self._flusher.failed and now < self._retry_at:
                 return False
             self._retry_at = now + _RETRY_S
             self._begin_flush()
         self._flusher.advance(until)
-        return self._flusher.idle and self.ledger.flushed.next_offset >= offset
+        return self._flusher.idle and self.ledger.checkpointed.next_offset >= offset
 
     def look_at_end(self, table: str, end: int) -> None:
         """The broker says that *end* is the next offset of the changelog of *table*."""

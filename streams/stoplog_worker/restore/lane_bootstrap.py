@@ -13,7 +13,7 @@ The default lane goes on writing meanwhile, and four rules keep what is copied w
   after the states below it are acknowledged, so all states below any marker that is read are read too. States
   beyond it may be read as well: they tell by their position what they hold already.
 - No policy beyond that end is taken: it may have left out what was in force at the marker.
-- What a copy that broke off has left is emptied first, under its own positions: of a client that has been
+- What a copy that broke off has left is without_charges first, under its own positions: of a client that has been
   reset since, and then was idle, the default lane's changelog may have nothing any more
   (:mod:`stoplog_worker.state.expiry`).
 - Reading up to the ends is repeated until it is quick: compaction leaves alone what is younger than
@@ -36,7 +36,13 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaException, Producer, TopicPar
 from stoplog.errors import Unavailable
 from stoplog.kafka import worker_clients as kafka
 from stoplog.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, changelogs_of
-from stoplog_worker.algorithm.ledger import MARKER_KEY, decode_marker, emptied, encode_marker, position_of
+from stoplog_worker.algorithm.state_codec import (
+    MARKER_KEY,
+    decode_marker,
+    encode_marker,
+    position_of,
+    without_charges,
+)
 from stoplog_worker.kafka.reader import Reader
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
@@ -47,7 +53,7 @@ _log = logging.getLogger("stoplog.lane")
 _QUICK_S: Final = 60.0
 """What counts as quick; topics.yaml has a ``min_compaction_lag`` of ten times that."""
 _EMPTIED: Final = 10_000
-"""Counters emptied at a time."""
+"""Counters without_charges at a time."""
 _POLL_S: Final = 0.02
 
 Entry = tuple[str, bytes, bytes]
@@ -184,7 +190,9 @@ class _Copy:
             return False
         if self._failed:
             self._send(self._chunk)
-        elif chunk := [(COUNTERS, key, emptied(value)) for key, value in islice(self._left, _EMPTIED)]:
+        elif chunk := [
+            (COUNTERS, key, without_charges(value)) for key, value in islice(self._left, _EMPTIED)
+        ]:
             self._send(chunk)
         elif self._sealed:
             return True

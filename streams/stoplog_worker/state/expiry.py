@@ -18,7 +18,7 @@ from math import inf
 from typing import Final
 
 from stoplog.wire.checks import POSITION_BITS
-from stoplog_worker.algorithm.ledger import Marker, leaves_at_ms, position_of
+from stoplog_worker.algorithm.state_codec import Marker, expires_at_ms, position_of
 from stoplog_worker.state.store import COUNTERS, Milestone, PartitionStore
 
 KEYS: Final = 200
@@ -82,7 +82,7 @@ class Sweeper:
         for key, value in entries:
             position = position_of(value)
             self._highest = max(self._highest, position)
-            if position < below and leaves_at_ms(value) <= clock_ms:
+            if position < below and expires_at_ms(value) <= clock_ms:
                 gone.append(key)
             else:
                 self._lowest = min(self._lowest, position)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from rocksdict import Rdict, WriteBatch
 
-from stoplog_worker.algorithm.ledger import (
+from stoplog_worker.algorithm.state_codec import (
     FORMAT,
     MARKER_KEY,
     Marker,

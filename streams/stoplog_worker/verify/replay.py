@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from stoplog.policy import Policy
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
-from stoplog_worker.algorithm.ledger import Ledger, Marker
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import Marker
 
 
 class Record(NamedTuple):

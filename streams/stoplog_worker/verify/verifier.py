@@ -27,11 +27,11 @@ from stoplog.topics import CHECKS, REPLIES, TopicSpec
 from stoplog.wire.checks import POSITION_BITS, Batch
 from stoplog.wire.replies import Decision, decode_reply
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
-from stoplog_worker.algorithm.ledger import (
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
-    InForce,
-    Ledger,
     Marker,
+    PolicyChange,
     decode_history,
     decode_marker,
     decode_state,
@@ -270,10 +270,10 @@ class Verification:
         _, high = self._reading.range_of(CHECKS, number)
         for offset in self._fold(ledger, number, min(max(beyond) + 1, high), replies, finding):
             for key, found in beyond.pop(offset, ()):
-                _compare_states(key, ledger.value_of(key), found, ledger.clock_ms, finding)
+                _compare_states(key, ledger.encoded_state(key), found, ledger.clock_ms, finding)
         # The log has nothing there.
         for key, found in chain.from_iterable(beyond.values()):
-            _compare_states(key, ledger.value_of(key), found, ledger.clock_ms, finding)
+            _compare_states(key, ledger.encoded_state(key), found, ledger.clock_ms, finding)
 
     def _fold(
         self, ledger: Ledger, number: int, end: int, replies: _Replies, finding: Finding
@@ -343,7 +343,9 @@ def _charges(value: bytes | None, clock_ms: int) -> dict[int, list[tuple[int, in
 
 def _same_history(mine: bytes | None, theirs: bytes | None) -> bool:
     """Whether both end alike: how much of its past a policy carries depends on when it was flushed."""
-    one, other = (decode_history(value) if value is not None else list[InForce]() for value in (mine, theirs))
+    one, other = (
+        decode_history(value) if value is not None else list[PolicyChange]() for value in (mine, theirs)
+    )
     shorter = min(len(one), len(other))
     return shorter == max(len(one), len(other)) or (shorter > 0 and one[-shorter:] == other[-shorter:])
 

@@ -11,14 +11,14 @@ import msgspec
 from confluent_kafka import Consumer, TopicPartition
 from rocksdict import AccessType, Options, Rdict
 from stoplog_worker.algorithm.fold import Answer
-from stoplog_worker.algorithm.ledger import (
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
-    InForce,
-    Ledger,
     Marker,
+    PolicyChange,
     decode_marker,
     decode_state,
-    leaves_at_ms,
+    expires_at_ms,
     position_of,
 )
 from stoplog_worker.restore.lane_bootstrap import changelogs
@@ -256,7 +256,7 @@ def check_state(partition: int, truth: Truth, stored: dict[str, Table], where: s
 
 
 def _in_force(policies: Table) -> dict[bytes, Any]:
-    history = msgspec.msgpack.Decoder(list[InForce])
+    history = msgspec.msgpack.Decoder(list[PolicyChange])
     return {key: history.decode(value[9:])[-1] for key, value in policies.items()}
 
 
@@ -267,7 +267,7 @@ def _counts(counters: Table, clock_ms: int) -> dict[bytes, Any]:
     """
     found = {}
     for key, value in counters.items():
-        if leaves_at_ms(value) <= clock_ms:
+        if expires_at_ms(value) <= clock_ms:
             continue
         state = decode_state(value)
         lists = {}

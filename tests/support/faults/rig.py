@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final
 
-from stoplog_worker.algorithm.ledger import MARKER_KEY, decode_marker
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, decode_marker
 from stoplog_worker.state.store import POLICIES
 
 from tests.support.faults.cluster import Cluster, shifted

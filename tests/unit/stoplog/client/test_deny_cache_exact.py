@@ -13,7 +13,8 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
-from stoplog_worker.algorithm.ledger import Ledger, Marker
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.verify.replay import NothingStored, Record, replay
 
 from stoplog.client.deny_cache import PROOF_S, DenyCache

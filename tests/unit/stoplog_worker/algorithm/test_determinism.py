@@ -13,7 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
-from stoplog_worker.algorithm.ledger import MARKER_KEY, InForce, Ledger, Marker, _history, leaves_at_ms
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import (
+    MARKER_KEY,
+    Marker,
+    PolicyChange,
+    decode_history,
+    expires_at_ms,
+)
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.checkpoint import CHUNK, Flusher, Overtaken
 from stoplog_worker.state.expiry import PASS_S, Sweeper
@@ -83,7 +90,7 @@ class Worker:
             self.now += PASS_S
             gone = self.sweeper.advance(self.now, 1)
             if self.flusher.idle:
-                self.ledger.forget_idle(gone)
+                self.ledger.expire(gone)
 
     def judge(self, count: int) -> None:
         waiting = [record for record in self.log if record.offset >= self.ledger.next_offset]
@@ -125,7 +132,7 @@ class Worker:
     def step(self, keep: int) -> None:
         """Move the flush on; at its end, clean states are dropped from memory."""
         if self.flusher.advance() is not None:
-            self.ledger.forget_clean(keep)
+            self.ledger.evict(keep)
 
     def crash(self, arrived: list[int], wiped: bool, batch: int) -> None:
         """Lose what is in memory. Of what was sent, some has arrived, some may arrive yet."""
@@ -180,11 +187,11 @@ def check_final(store: MemoryStore, log: list[Record]) -> None:
 
 def live(counters: dict[bytes, bytes], marker: Marker) -> dict[bytes, bytes]:
     """Those that time has not forgotten: the others are as good as not there."""
-    return {key: value for key, value in counters.items() if leaves_at_ms(value) > marker.clock_ms}
+    return {key: value for key, value in counters.items() if expires_at_ms(value) > marker.clock_ms}
 
 
-def histories(value: bytes) -> list[InForce]:
-    return _history.decode(value[9:])
+def histories(value: bytes) -> list[PolicyChange]:
+    return decode_history(value)
 
 
 NUMBER = st.integers(0, 9)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from stoplog_worker.algorithm.fold import Answer, fault_finder, judge
-from stoplog_worker.algorithm.ledger import Ledger, encode_state
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import encode_state
 from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.policy import MAX_COST, UNLIMITED, parse_policy
@@ -133,7 +134,7 @@ def test_an_unfit_plan_is_refused_whether_or_not_its_client_is_in_memory(in_memo
     take(ledger, 0, Check(A))
     flush(ledger, store)
     if not in_memory:
-        ledger.forget_clean(0)
+        ledger.evict(0)
     bad, good = take(ledger, 1, Check(A, 1, "a\nb"), Check(A))
     assert isinstance(bad, str)
     assert decisions([good])[0].remaining == 98
@@ -195,7 +196,7 @@ def test_a_standing_tells_whose_limits_hold_and_what_counts_against_each() -> No
 
     def standing(offset: int, check: Check, *, after_ms: int) -> dict[str, Any]:
         take(ledger, offset, check, after_ms=after_ms)
-        return ledger.standing(check)
+        return ledger.usage_report(check)
 
     take(ledger, 0, Check(A, 60))
     before = {"limit": "100/minute", "used": 60, "reset_after_ms": 60_000 - START % 1_000}

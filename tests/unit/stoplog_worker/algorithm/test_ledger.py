@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stoplog_worker.algorithm.ledger import (
+from stoplog_worker.algorithm.ledger import IDLE_CLIENT_BYTES, Ledger
+from stoplog_worker.algorithm.sliding_window import Window, decide, reshape, tick_of
+from stoplog_worker.algorithm.state_codec import (
     BUILT_IN,
-    QUIET_BYTES,
-    Ledger,
     Marker,
     State,
     decode_marker,
@@ -20,7 +20,6 @@ from stoplog_worker.algorithm.ledger import (
     position_of,
     state_key,
 )
-from stoplog_worker.algorithm.sliding_window import Window, decide, reshape, tick_of
 from stoplog_worker.state.store import COUNTERS, POLICIES
 from stoplog_worker.verify.replay import NothingStored
 
@@ -46,7 +45,7 @@ def flush(ledger: Ledger, store: MemoryStore) -> None:
     marker, entries = ledger.take_dirty()
     store.write(COUNTERS, list(entries.counters))
     store.write(POLICIES, [*entries.policies, (b"\x00marker", encode_marker(marker))])
-    ledger.flushed = marker
+    ledger.checkpointed = marker
 
 
 def charge(ledger: Ledger, check: Check, offset: int) -> State:
@@ -54,7 +53,7 @@ def charge(ledger: Ledger, check: Check, offset: int) -> State:
     if key not in ledger.states:
         ledger.load([key])
     state = ledger.states[key]
-    ledger.resolve(state, check, at(offset))
+    ledger.policies.resolve(state, check, at(offset))
     reshape(state.windows, state.policy.limits, NOW)
     assert decide(state.windows, state.policy.limits, NOW, check.cost, state.version).allowed
     state.position = at(offset)
@@ -68,7 +67,7 @@ def spent(state: State) -> int:
 
 def resolved(ledger: Ledger, check: Check, offset: int) -> tuple[Policy, int]:
     state = State()
-    ledger.resolve(state, check, at(offset))
+    ledger.policies.resolve(state, check, at(offset))
     return state.policy, state.version
 
 
@@ -182,7 +181,7 @@ def test_of_the_past_only_what_a_replay_may_ask_for_is_kept() -> None:
             flush(ledger, store)
     sizes = {len(value) for _, value in store.items(POLICIES)}
     assert max(sizes) < 200
-    again = Ledger(store, ledger.flushed)
+    again = Ledger(store, ledger.checkpointed)
     assert resolved(again, Check("a"), 20)[1] == 19
 
 
@@ -191,10 +190,10 @@ def test_relayed_twice_is_harmless(kind: str) -> None:
     ledger = fresh()
     update = Update(7, kind, "" if kind == "default" else "a", "", DEFAULT if kind != "reset" else None)
     assert ledger.apply(update, at(1))
-    epoch = ledger.epoch
+    epoch = ledger.policies.epoch
     assert not ledger.apply(update, at(2))
     assert not ledger.apply(Update(6, kind, update.id, "", UNLIMITED), at(3))
-    assert (ledger.applied, ledger.epoch) == (7, epoch)
+    assert (ledger.applied, ledger.policies.epoch) == (7, epoch)
     assert resolved(ledger, Check("a", 1, "a"), 9)[0] == DEFAULT
 
 
@@ -208,7 +207,7 @@ def test_a_reset_empties_all_of_a_client_and_of_nobody_else() -> None:
     for offset, check in enumerate(checks[:4]):
         charge(ledger, check, offset)
     flush(ledger, store)
-    ledger.forget_clean(1)
+    ledger.evict(1)
     charge(ledger, checks[4], 4)
     ledger.apply(Update(0, "reset", "a", "", None), at(5))
     ledger.load(key for check in checks if (key := state_key(check)) not in ledger.states)
@@ -252,8 +251,8 @@ def test_eviction_keeps_what_is_not_flushed() -> None:
     counters = list(entries.counters)
     charge(ledger, Check("b"), 3)  # judged while the flush was under way
     store.write(COUNTERS, counters)
-    ledger.flushed = marker
-    ledger.forget_clean(0)
+    ledger.checkpointed = marker
+    ledger.evict(0)
     assert ledger.states.keys() == {"b"}
     assert spent(charge(ledger, Check("b"), 4)) == 3
     assert spent(charge(ledger, Check("a"), 5)) == 2
@@ -274,11 +273,11 @@ def test_eviction_keeps_about_as_many_quiet_clients_as_it_is_told() -> None:
     names = [f"client-{n:04}" for n in range(10)]
     ledger = Ledger(stored(10, 1), FIRST)
     ledger.load(names)
-    ledger.forget_clean(5)
+    ledger.evict(5)
     assert list(ledger.states) == names[-4:]
-    ledger.forget_clean(5)
+    ledger.evict(5)
     assert len(ledger.states) == 4
-    ledger.forget_clean(0)
+    ledger.evict(0)
     assert ledger.size == 0
 
 
@@ -292,12 +291,12 @@ def test_memory_is_bounded_however_busy_the_clients_are(ticks: int, cost: int) -
     for start in range(0, 2_000, 100):
         ledger.load([f"client-{n:04}" for n in range(start, start + 100)])
     loaded, _ = tracemalloc.get_traced_memory()
-    ledger.forget_clean(500)
+    ledger.evict(500)
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert loaded - before > 2_000 * 700
     table = 2_000 * 100  # a dict does not shrink when keys leave it
-    assert 0.4 * 500 * QUIET_BYTES < kept - before < 500 * QUIET_BYTES + table
+    assert 0.4 * 500 * IDLE_CLIENT_BYTES < kept - before < 500 * IDLE_CLIENT_BYTES + table
 
 
 def test_a_state_that_grows_counts_for_what_it_has_become() -> None:
@@ -312,10 +311,10 @@ def test_a_state_that_grows_counts_for_what_it_has_become() -> None:
     ledger.dirty["a"] = ledger.states["a"]
     flush(ledger, store)
     assert ledger.size > small + 60 * 48
-    ledger.forget_clean(5)
+    ledger.evict(5)
     assert ledger.states.keys() == {"a"}
-    ledger.forget_clean(4)
-    ledger.forget_clean(4)
+    ledger.evict(4)
+    ledger.evict(4)
     assert not ledger.states
 
 
@@ -329,7 +328,7 @@ def test_who_is_charged_all_the_time_stays_in_memory() -> None:
                 read.append(name)
             charge(ledger, Check(name), round_)
         flush(ledger, store)
-        ledger.forget_clean(30)
+        ledger.evict(30)
         assert ledger.size == sum(state.size for state in ledger.states.values())
     assert read.count("hot") == 1
     assert 20 <= len(ledger.states) <= 30
@@ -353,7 +352,7 @@ def test_changed_until_taken() -> None:
     assert not ledger.changed
     ledger.advance(0, NOW)
     assert ledger.changed, "the marker moves even when nothing was counted"
-    ledger.flushed, entries = ledger.take_dirty()
+    ledger.checkpointed, entries = ledger.take_dirty()
     assert (list(entries.counters), entries.policies) == ([], [])
     assert not ledger.changed
     ledger.rewrite([], [])
@@ -371,7 +370,7 @@ def test_rewrite_brings_back_what_is_stored_and_what_is_not() -> None:
     ledger.advance(2, NOW)
     flush(ledger, store)
     before = {**dict(store.items(COUNTERS)), **dict(store.items(POLICIES))}
-    again = Ledger(store, ledger.flushed)
+    again = Ledger(store, ledger.checkpointed)
     again.rewrite([b"a", b"a\0login", b"never"], [b"plan\0gold\0login", b"client\0x\0"])
     _, entries = again.take_dirty()
     written = dict(entries.counters)

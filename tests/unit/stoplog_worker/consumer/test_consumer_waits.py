@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from stoplog_worker.algorithm.fold import fault_finder, judge
-from stoplog_worker.algorithm.ledger import MARKER_KEY, Marker, encode_marker
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, encode_marker
 from stoplog_worker.consumer.consumer_thread import Owner
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.checkpoint import CHUNK

@@ -7,14 +7,8 @@ from typing import Any
 
 import pytest
 from stoplog_worker.algorithm.fold import fault_finder, judge
-from stoplog_worker.algorithm.ledger import (
-    MARKER_KEY,
-    Ledger,
-    Marker,
-    decode_state,
-    encode_marker,
-    position_of,
-)
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, decode_state, encode_marker, position_of
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.checkpoint import CHUNK, Flusher, Overtaken
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
@@ -100,7 +94,7 @@ def test_entries_then_the_marker_then_the_store() -> None:
     assert contents(bench.store) == {COUNTERS: {}, POLICIES: {}}, "nothing before the marker is acknowledged"
     bench.changelogs.arrive()
     marker = flusher.advance()
-    assert marker == bench.store.marker() == bench.ledger.flushed == bench.ledger.marker
+    assert marker == bench.store.marker() == bench.ledger.checkpointed == bench.ledger.marker
     assert marker is not None
     assert (marker.next_offset, marker.applied) == (2, 0)
     assert flusher.idle
@@ -137,7 +131,7 @@ def test_what_is_judged_meanwhile_is_in_the_next_flush() -> None:
     assert marker.next_offset == 1, "as when the flush began"
     assert (bench.stored(A), bench.stored(AB)) == (2, 0)
     assert bench.ledger.changed
-    bench.ledger.forget_clean(0)
+    bench.ledger.evict(0)
     assert bench.flush().next_offset == 3
     assert (bench.stored(A), bench.stored(AB)) == (9, 1)
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 from stoplog_worker.algorithm.fold import fault_finder, judge
-from stoplog_worker.algorithm.ledger import MARKER_KEY, Marker, State, encode_marker, encode_state
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, State, encode_marker, encode_state
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.partition import Owned
 from stoplog_worker.settings import Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from stoplog_worker.algorithm.ledger import Marker
+from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.kafka.producers import Outbox
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.partition import Owned

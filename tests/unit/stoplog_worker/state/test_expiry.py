@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from stoplog_worker.algorithm.fold import fault_finder, judge
-from stoplog_worker.algorithm.ledger import MARKER_KEY, Ledger, Marker, State, encode_marker, encode_state
+from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, State, encode_marker, encode_state
 from stoplog_worker.state.expiry import KEYS, MILESTONES, PASS_S, STEP_S, Sweeper
 from stoplog_worker.state.rocksdb import Rocks
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
@@ -224,15 +225,15 @@ def test_a_client_that_is_swept_is_judged_as_if_it_were_not() -> None:
         limit(0, "5/hour")
         ask(5, 0)
         ask(1, HOUR + 60_000)
-        ledger.flushed, entries = ledger.take_dirty()
+        ledger.checkpointed, entries = ledger.take_dirty()
         store.write(COUNTERS, list(entries.counters))
-        store.write(POLICIES, [*entries.policies, (MARKER_KEY, encode_marker(ledger.flushed))])
-        ledger.forget_clean(0)
+        store.write(POLICIES, [*entries.policies, (MARKER_KEY, encode_marker(ledger.checkpointed))])
+        ledger.evict(0)
         ask(0, 3 * HOUR)
         if swept:
             mark(store, ledger.next_offset, 3 * HOUR + START)
             assert sweep(store) == 1
-        ledger.forget_clean(0)
+        ledger.evict(0)
         limit(1, "100/minute")
         told = [ask(60, 3 * HOUR + 1), ask(0, 3 * HOUR + 2)]
         limit(2, "5/hour")

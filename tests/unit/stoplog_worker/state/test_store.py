@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from rocksdict import Options, Rdict
-from stoplog_worker.algorithm.ledger import MARKER_KEY, Ledger, Marker, encode_marker
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, encode_marker
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 
 from stoplog.policy import parse_policy

@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stoplog_worker.algorithm.fold import Answer
-from stoplog_worker.algorithm.ledger import Ledger, Marker
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.verify.replay import NothingStored, Record, replay
 
 from stoplog.policy import parse_policy

@@ -1,0 +1,155 @@
+"""The policies of one partition, each with its history since the marker.
+
+A replay decides a check again with the policy that was in force at the check's position. So a stored policy is
+a list of changes (:class:`~stoplog_worker.algorithm.state_codec.PolicyChange`), as far back as a replay may begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from stoplog.policy import Policy
+from stoplog.wire.checks import Check
+from stoplog.wire.limit_updates import Update, UpdateKey
+from stoplog_worker.algorithm.state_codec import (
+    BUILT_IN,
+    PolicyChange,
+    State,
+    StateReader,
+    decode_history,
+    encode_history,
+    encode_policy_key,
+)
+
+_NO_CHANGE: Final = PolicyChange(-1, -1, None)
+
+
+class PolicyHistory:
+    """The policies of one partition.
+
+    Args:
+        reader: The stored policies.
+        default: The built-in default policy, in force where nothing is configured.
+    """
+
+    def __init__(self, reader: StateReader, default: Policy) -> None:
+        self._reader = reader
+        self._default = default
+        self.epoch = 0
+        """Incremented by each update: a policy resolved in an earlier epoch must be resolved again."""
+        self.cached: dict[bytes, list[PolicyChange]] = {}
+        """Histories in memory, by stored key."""
+        self.dirty: set[bytes] = set()
+        """Stored keys of the histories to be written."""
+        self._shared: dict[tuple[str, str], tuple[Policy, int] | None] = {}
+        """Policies of plans and the default resolved in this epoch, by plan and resource."""
+
+    def resolve(self, state: State, check: Check, position: int) -> None:
+        """Set the policy that applies to *check* at *position* in *state*.
+
+        The first one in force is taken, of: the client's, the plan's, the default's. A check with a resource first
+        looks for policies of that resource, then for those without a resource. The built-in default comes last.
+
+        Args:
+            state: Its ``policy``, ``version``, ``plan`` and ``epoch`` are set.
+            check: The check.
+            position: The check's position.
+        """
+        state.epoch, state.plan, state.shaped = self.epoch, check.plan, False
+        for resource in (check.resource, "") if check.resource else ("",):
+            found = None
+            if state.own_limits or check.resource:
+                found = _in_force(self._history_of(UpdateKey("client", check.client, resource)), position)
+            if found is None:
+                found = self._resolve_shared(check.plan, resource, position)
+            if found is not None:
+                state.policy, state.version = found
+                return
+        state.policy, state.version = self._default, BUILT_IN
+
+    def source_of(self, check: Check, position: int) -> UpdateKey | None:
+        """Return the key of the policy that applies to *check* at *position*; ``None`` for the built-in default."""
+        for resource in (check.resource, "") if check.resource else ("",):
+            for kind, id_ in (("client", check.client), ("plan", check.plan), ("default", "")):
+                key = UpdateKey(kind, id_, resource)
+                if (id_ or kind == "default") and _in_force(self._history_of(key), position) is not None:
+                    return key
+        return None
+
+    def _resolve_shared(self, plan: str, resource: str, position: int) -> tuple[Policy, int] | None:
+        """Return policy and version for a client without limits of its own: the plan's, else the default's."""
+        key = (plan, resource)
+        if key not in self._shared:
+            histories = [self._history_of(UpdateKey("default", "", resource))]
+            if plan:
+                histories.insert(0, self._history_of(UpdateKey("plan", plan, resource)))
+            found = (_in_force(history, position) for history in histories)
+            self._shared[key] = next(filter(None, found), None)
+        return self._shared[key]
+
+    def begin_epoch(self) -> None:
+        """Make every state resolve its policy again."""
+        self.epoch += 1
+        self._shared.clear()
+
+    def add(self, update: Update, position: int, replay_from: int) -> None:
+        """Put the policy of *update* in force from *position* on, unless a later change of it is known.
+
+        Args:
+            update: Sets or deletes a policy.
+            position: The update's position in ``checks``.
+            replay_from: No replay begins before this position, so all changes before it but the last are dropped.
+        """
+        key = encode_policy_key(update.key)
+        history = self._stored_history(key)
+        last = history[-1] if history else _NO_CHANGE
+        # Two gateways may change a plan at once, and partitions may receive their updates in different orders.
+        # The update that is later in the plan's home partition wins in every partition.
+        outdated = 0 <= update.order < last.order
+        if last.version < update.version and not outdated:
+            while len(history) > 1 and history[1].position <= replay_from:
+                del history[0]
+            history.append(PolicyChange(position, update.version, update.policy, update.order))
+            self.cached[key] = history
+            self.dirty.add(key)
+
+    def _history_of(self, key: UpdateKey) -> list[PolicyChange]:
+        return self._stored_history(encode_policy_key(key))
+
+    def _stored_history(self, key: bytes) -> list[PolicyChange]:
+        history = self.cached.get(key)
+        if history is None:
+            [value] = self._reader.policies([key])
+            if value is None:
+                return []
+            history = self.cached[key] = decode_history(value)
+        return history
+
+    def take_dirty(self) -> list[tuple[bytes, bytes]]:
+        """Return the stored key and the encoded history of each policy changed since the last call."""
+        entries = [(key, encode_history(self.cached[key])) for key in self.dirty]
+        self.dirty.clear()
+        return entries
+
+    def rewrite(self, keys: Iterable[bytes]) -> None:
+        """Make those of the stored *keys* that have a history dirty."""
+        for key in keys:
+            if key.count(b"\0") == 2 and self._stored_history(key):
+                self.dirty.add(key)
+
+    def evict(self, keep: int) -> None:
+        """Drop clean histories if more than *keep* are in memory."""
+        if len(self.cached) > keep:
+            for key in [key for key in self.cached if key not in self.dirty]:
+                del self.cached[key]
+        if len(self._shared) > keep:
+            self._shared.clear()
+
+
+def _in_force(history: list[PolicyChange], position: int) -> tuple[Policy, int] | None:
+    """Return policy and version in force at *position*; ``None`` if there was none, or it was deleted."""
+    for change in reversed(history):
+        if change.position <= position:
+            return None if change.policy is None else (change.policy, change.version)
+    return None

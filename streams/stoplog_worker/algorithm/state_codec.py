@@ -1,0 +1,295 @@
+"""What is stored for one partition, and its bytes.
+
+A partition has two tables, ``counters`` and ``policies``. Each is a RocksDB database and a changelog topic with
+the same keys and values.
+
+Keys, UTF-8. Ids contain no control characters, so a zero byte separates them:
+
+=========  ===================================  ==========================================
+table      key                                  value
+=========  ===================================  ==========================================
+counters   ``client`` or ``client 00 resource``  state
+policies   ``kind 00 id 00 resource``           policy history (empty id for the default)
+policies   ``00 "marker"``                      marker
+=========  ===================================  ==========================================
+
+Each value starts with the same nine bytes, so that two values of a key can be compared without decoding them:
+
+=====  =====  ===============================================================================
+bytes  size   meaning
+=====  =====  ===============================================================================
+0      1      format version, ``01``
+1-8    8      position, unsigned, big-endian: ``offset << 16 | index in the batch``
+9-     rest   msgpack, below
+=====  =====  ===============================================================================
+
+The position is that of the last check or update applied. A marker's position is the first not yet applied.
+
+State: an array of windows, longest first. Each window is an array of integers:
+
+============  ===============================================================================
+index         meaning
+============  ===============================================================================
+0             window length, ms
+1             0 while a limit uses the window; else the partition time at which it is dropped, ms
+2, 4, 6, ...  tick of a charge, as the distance from the tick before (the first: from tick 0)
+3, 5, 7, ...  requests charged in that tick
+============  ===============================================================================
+
+Policy history: an array of changes, oldest first, each ``[position, version, policy or nil, order]``. A policy is
+the array of :class:`stoplog.policy.Policy`.
+
+Marker: an array of the fields of :class:`Marker`, in their order.
+
+The golden bytes of each are in ``tests/unit/stoplog_worker/algorithm/test_golden_bytes.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from stoplog.policy import Policy
+from stoplog.wire.checks import POSITION_BITS, Check
+from stoplog.wire.limit_updates import UpdateKey
+from stoplog_worker.algorithm.sliding_window import Window, Windows, tick_of
+
+FORMAT: Final = b"\x01"
+"""First byte of every stored value."""
+
+MARKER_KEY: Final = b"\x00marker"
+
+BUILT_IN: Final = -1
+"""Version of the built-in default policy."""
+
+Key = str | tuple[str, str]
+"""Whose counters: a client's, or a client's for one resource. The tuple keeps a client whose id looks like
+"client/resource" apart from a client with that resource."""
+
+
+class StateReader(Protocol):
+    """Reads what is stored for one partition."""
+
+    def counters(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Return the values of *keys* in the table of counters, in their order."""
+
+    def counters_of(self, client: bytes) -> Iterable[tuple[bytes, bytes]]:
+        """Return the entries of *client*, with and without a resource."""
+
+    def policies(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Return the values of *keys* in the table of policies, in their order."""
+
+
+class Marker(msgspec.Struct, frozen=True, array_like=True):
+    """How far a partition's log has been applied, and the partition's clock there.
+
+    Attributes:
+        next_offset: First record of ``checks`` not yet applied.
+        clock_ms: Partition time, ms since the Unix epoch.
+        stamp_ms: Timestamp of the last record, ms; -1 before the first record.
+        applied: Highest version of ``limit-updates`` applied; -1 before the first update.
+        topic_id: Id of the ``checks`` topic.
+        default: The built-in default policy, as it was when the partition was first opened.
+        updates_id: Id of the ``limit-updates`` topic, whose offsets are the versions. Empty if an older worker
+            wrote the marker.
+        changelog_ids: Id of each table's changelog: the marker is only valid together with them. Empty if an
+            older worker wrote the marker.
+    """
+
+    next_offset: int
+    clock_ms: int
+    stamp_ms: int
+    applied: int
+    topic_id: str
+    default: Policy
+    updates_id: str = ""
+    changelog_ids: dict[str, str] = {}
+
+
+class PolicyChange(msgspec.Struct, frozen=True, array_like=True):
+    """A policy that is in force from a position on.
+
+    Attributes:
+        position: First position to which the policy applies.
+        version: Offset of the update in ``limit-updates``.
+        policy: The policy; ``None`` if the update deleted it.
+        order: See :class:`stoplog.wire.limit_updates.Update`.
+    """
+
+    position: int
+    version: int
+    policy: Policy | None
+    order: int = -1
+
+
+_NO_POLICY = Policy()
+
+
+class State(msgspec.Struct, gc=False):
+    """One key's counters, and the policy that was last resolved for it. Only position and windows are stored.
+
+    Attributes:
+        position: Position of the last check or update applied; -1 before the first.
+        windows: Charges, by window length.
+        epoch: Epoch of the policies in which ``policy`` was resolved.
+        plan: The plan for which ``policy`` was resolved.
+        policy: The policy in force.
+        shaped: The windows are exactly those of ``policy``:
+            :func:`stoplog_worker.algorithm.sliding_window.reshape` would change nothing.
+        own_limits: The client may have limits of its own without a resource. ``False`` saves the lookup.
+        size: Estimated memory, bytes, including the key, when last loaded or checkpointed.
+        checkpoints: How often the state was checkpointed since it was loaded, or since
+            :meth:`stoplog_worker.algorithm.ledger.Ledger.evict` last spared it.
+        version: Version of ``policy``.
+    """
+
+    position: int = -1
+    windows: Windows = {}
+    epoch: int = -1
+    plan: str = ""
+    policy: Policy = _NO_POLICY
+    shaped: bool = False
+    own_limits: bool = True
+    size: int = 0
+    checkpoints: int = 0
+    version: int = BUILT_IN
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_decode_windows = msgspec.msgpack.Decoder(list[list[int]]).decode
+_decode_changes = msgspec.msgpack.Decoder(list[PolicyChange]).decode
+_decode_marker = msgspec.msgpack.Decoder(Marker).decode
+
+
+# --- keys ---
+
+
+def state_key(check: Check) -> Key:
+    """Return the key of the counters that *check* charges."""
+    return (check.client, check.resource) if check.resource else check.client
+
+
+def encode_key(key: Key) -> bytes:
+    r"""Return the stored form of *key*.
+
+    >>> encode_key("alice"), encode_key(("alice", "login"))
+    (b'alice', b'alice\x00login')
+    """
+    return key.encode() if isinstance(key, str) else "\0".join(key).encode()
+
+
+def decode_key(stored: bytes) -> Key:
+    """Return the key whose stored form is *stored*.
+
+    A foreign record in the changelog may have a key that is not UTF-8. No check asks for the key returned then.
+    """
+    client, _, resource = stored.decode(errors="replace").partition("\0")
+    return (client, resource) if resource else client
+
+
+def encode_policy_key(key: UpdateKey) -> bytes:
+    r"""Return the stored form of *key*.
+
+    >>> encode_policy_key(UpdateKey("plan", "gold", "login"))
+    b'plan\x00gold\x00login'
+    """
+    return "\0".join((key.kind, key.id, key.resource)).encode()
+
+
+# --- values ---
+
+
+def position_of(value: bytes) -> int:
+    """Return the position of an encoded value."""
+    return int.from_bytes(value[1:9])
+
+
+def encode_state(state: State) -> bytes:
+    """Encode the position and the windows of *state*."""
+    lists = []
+    for window in state.windows.values():
+        flat = [window.window_ms, window.kept_until_ms]
+        tick_ms = window.tick_ms
+        last = window.window_ms + tick_ms  # when tick 0 leaves
+        for leaves, count in zip(window.leave_ms, window.counts):  # noqa: B905 - strict=True costs a fifth more
+            flat += (leaves - last) // tick_ms, count
+            last = leaves
+        lists.append(flat)
+    return FORMAT + state.position.to_bytes(8) + _pack(lists)
+
+
+def decode_state(value: bytes) -> State:
+    """Decode a state. Its derived fields have their defaults."""
+    windows: Windows = {}
+    for flat in _decode_windows(value[9:]):
+        window_ms = flat[0]
+        tick_ms = tick_of(window_ms)
+        leaves = window_ms + tick_ms
+        leave_ms = []
+        for step in flat[2::2]:
+            leaves += step * tick_ms
+            leave_ms.append(leaves)
+        windows[window_ms] = Window(window_ms, leave_ms, flat[3::2], flat[1])
+    return State(position_of(value), windows)
+
+
+def is_state(value: bytes) -> bool:
+    """Return whether :func:`decode_state` can read *value*, at a fraction of its cost.
+
+    Raises:
+        MsgspecError: *value* is not msgpack, or not an array of arrays of integers.
+    """
+    lists = _decode_windows(value[9:])
+    return all(len(flat) >= 2 and not len(flat) % 2 and flat[0] > 0 for flat in lists)
+
+
+def expires_at_ms(value: bytes) -> int:
+    """Return the partition time at which the last charge of an encoded state leaves its window, ms; 0 without."""
+    last = 0
+    for flat in _decode_windows(value[9:]):
+        if len(flat) > 2:
+            last = max(last, flat[0] + tick_of(flat[0]) * (sum(flat[2::2]) + 1))
+    return last
+
+
+def without_charges(value: bytes) -> bytes:
+    """Return an encoded state without charges and with the position of *value*."""
+    return value[:9] + _pack([])
+
+
+def estimated_size(key: bytes, value: bytes) -> int:
+    """Estimate the memory of a state from its stored *key* and *value*, in bytes, rounded up.
+
+    A charge takes 48 to 80 bytes in memory (Python caches small integers) and 2 to 6 bytes stored.
+    """
+    return 250 + len(key) + 26 * len(value)
+
+
+def encode_marker(marker: Marker) -> bytes:
+    """Encode *marker*."""
+    return FORMAT + (marker.next_offset << POSITION_BITS).to_bytes(8) + _pack(marker)
+
+
+def decode_marker(value: bytes) -> Marker:
+    """Decode a marker.
+
+    Raises:
+        MsgspecError: *value* is not a marker.
+    """
+    return _decode_marker(memoryview(value)[9:])
+
+
+def encode_history(history: list[PolicyChange]) -> bytes:
+    """Encode a policy history, which is not empty and has its oldest change first."""
+    return FORMAT + history[-1].position.to_bytes(8) + _pack(history)
+
+
+def decode_history(value: bytes) -> list[PolicyChange]:
+    """Decode a policy history: its changes, oldest first, as far back as a replay may need them.
+
+    Raises:
+        MsgspecError: *value* is not a policy history.
+    """
+    return _decode_changes(memoryview(value)[9:])

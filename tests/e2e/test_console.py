@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,10 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from stoplog_gateway.local.kafka_broker import Broker
 
+from tests.support.programs import path_of
 from tests.support.system import Gateway, System, eventually, running_system
+
+pytestmark = pytest.mark.needs("chromium")
 
 TOKEN: Final = "correct horse"
 HOSTILE: Final = "<img src=x onerror=alert(1)>\u202e/..?#&"
@@ -42,11 +44,9 @@ def gateway(system: System) -> Gateway:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "no Chromium: apt-get install --no-install-recommends chromium"
     expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium)
+        browser = playwright.chromium.launch(executable_path=path_of("chromium"))
         yield browser
         browser.close()
 

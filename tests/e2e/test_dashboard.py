@@ -18,7 +18,10 @@ from stoplog_gateway.ports import free_port
 
 from stoplog.topics import CHECKS
 from tests.support.broker import CHECKOUT
+from tests.support.programs import path_of
 from tests.support.system import Process, System, eventually, running_system
+
+pytestmark = pytest.mark.needs("prometheus")
 
 DOCKER: Final = CHECKOUT / "docker"
 ALERTS: Final = DOCKER / "prometheus" / "alerts.yml"
@@ -76,8 +79,6 @@ class _Prometheus(Process):
 
 
 def _prometheus(system: System, folder: Path, targets: dict[str, str]) -> _Prometheus:
-    program = shutil.which("prometheus")
-    assert program is not None, "prometheus is not there: apt-get install prometheus"
     shutil.copy(ALERTS, folder)
     jobs = [
         {
@@ -93,7 +94,11 @@ def _prometheus(system: System, folder: Path, targets: dict[str, str]) -> _Prome
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
-    command = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
+    command = [
+        path_of("prometheus"),
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/tsdb",
+    ]
     child = _Prometheus(
         "prometheus", [*command, f"--web.listen-address={address}"], env={}, log=folder / "prometheus.log"
     )

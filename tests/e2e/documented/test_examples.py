@@ -74,6 +74,7 @@ def test_python_with_threads(system: System) -> None:
     assert printed == ["7 sent, 3 held back, 0 left"]
 
 
+@pytest.mark.needs("curl")
 def test_curl(system: System) -> None:
     system.gateways[0].set_limits("curl", "2/day")
     assert run(system, EXAMPLES / "check.sh", "curl") == ["call 1", "call 2", "denied after 2 calls"]

@@ -41,6 +41,7 @@ def shell(command: str) -> str:
     return done.stdout.replace("\r", "").rstrip("\n")
 
 
+@pytest.mark.needs("curl")
 def test_the_curl_session_prints_what_the_readme_shows(
     system: System, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from tests.support.faults.rig import Rig
 from tests.support.faults.scenarios import SCENARIOS
 
 
+@pytest.mark.needs("faketime")
 @pytest.mark.timeout(0)
 def test_system_after_random_faults_agrees_with_the_log(rig: Rig) -> None:
     minutes = float(os.environ.get("SOAK_MINUTES", "30"))

@@ -6,10 +6,17 @@ import pytest
 
 from tests.support.faults.rig import Rig
 from tests.support.faults.scenarios import SCENARIOS, Scenario
+from tests.support.faults.scenarios.clocks import leader_clock_ahead_then_right
 
 pytestmark = pytest.mark.timeout(600)  # a slow machine is given time: a run fails on what is wrong
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+NEEDS = {leader_clock_ahead_then_right: [pytest.mark.needs("faketime")]}
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(scenario, id=scenario.__name__, marks=NEEDS.get(scenario, ())) for scenario in SCENARIOS],
+)
 def test_system_after_a_fault_agrees_with_the_log(rig: Rig, scenario: Scenario) -> None:
     scenario(rig)

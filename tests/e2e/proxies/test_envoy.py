@@ -10,12 +10,14 @@ import pytest
 from stoplog_gateway.ports import free_port
 
 from tests.support.broker import CHECKOUT
+from tests.support.programs import path_of
 from tests.support.proxied import Proxied, running_proxy
 from tests.support.system import Gateway, Process, System, eventually
 from tests.support.upstream import upstream
 
+pytestmark = pytest.mark.needs("envoy")
+
 EXAMPLES = CHECKOUT / "docker" / "envoy"
-PROGRAM = CHECKOUT / ".venv" / "envoy" / "envoy" / "_bin" / "envoy"
 
 
 def configuration(example: str, folder: Path, *, ports: dict[int, int]) -> Path:
@@ -33,13 +35,12 @@ def configuration(example: str, folder: Path, *, ports: dict[int, int]) -> Path:
 @contextmanager
 def running_envoy(example: str, folder: Path, gateway: Gateway, stoplog: dict[int, int]) -> Iterator[Proxied]:
     """An Envoy with this example, before *gateway*; *stoplog*: its port in the example, and here."""
-    assert PROGRAM.is_file(), "these tests need Envoy: make .venv/envoy"
     port = free_port()
     with upstream() as app:
         config = configuration(example, folder, ports={10000: port, 3000: app.server_port} | stoplog)
         options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
         envoy = Process(
-            "envoy", [str(PROGRAM), "-c", str(config), *options], env={}, log=folder / "envoy.log"
+            "envoy", [path_of("envoy"), "-c", str(config), *options], env={}, log=folder / "envoy.log"
         )
         with running_proxy(envoy, port, gateway, app) as running:
             yield running

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,12 @@ import pytest
 from stoplog_gateway.ports import free_port
 
 from tests.support.broker import CHECKOUT
+from tests.support.programs import path_of
 from tests.support.proxied import Proxied, running_proxy
 from tests.support.system import Process, System, eventually
 from tests.support.upstream import upstream
+
+pytestmark = pytest.mark.needs("nginx")
 
 CONFIG = CHECKOUT / "docker" / "nginx" / "nginx.conf"
 
@@ -34,8 +36,6 @@ def configuration(folder: Path, *, listen: int, stoplog: int, app: int) -> Path:
 
 @pytest.fixture(scope="module")
 def proxied(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-    assert program, "these tests need nginx: apt-get install nginx-light"
     folder = tmp_path_factory.mktemp("nginx")
     port = free_port()
     gateway = system.add_gateway(deadline_ms=20_000)
@@ -45,7 +45,7 @@ def proxied(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         options = f"daemon off; pid {folder}/nginx.pid;"
         nginx = Process(
             "nginx",
-            [program, "-e", "stderr", "-p", str(folder), "-c", str(config), "-g", options],
+            [path_of("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(config), "-g", options],
             env={},
             log=folder / "nginx.log",
         )

@@ -15,6 +15,7 @@ from stoplog.errors import Unavailable
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.topics import CHECKS, DEFAULT_FILE, load_topics, with_lanes
 from tests.support.broker import fresh_cluster
+from tests.support.programs import path_of
 from tests.support.system import eventually
 from tests.support.wire import Wired
 
@@ -29,12 +30,10 @@ def shifted(ahead_s: int) -> dict[str, str]:
 def _faketime(ahead_s: int) -> dict[str, str]:
     """Environment of a JVM whose wall clock is *ahead_s* seconds ahead, and whose monotonic clock is right.
 
-    libfaketime is the Debian package ``faketime``; without it this fails.
+    A test that uses it is marked with ``needs("faketime")``.
     """
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    assert found, "libfaketime is not there: apt-get install faketime"
     return {
-        "LD_PRELOAD": str(found[0]),
+        "LD_PRELOAD": path_of("faketime"),
         "FAKETIME": f"{ahead_s:+d}s",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         # The JVM waits by the monotonic clock; the "fix" takes it for the other and lets it wait an hour.

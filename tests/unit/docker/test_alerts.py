@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from tests.support.broker import CHECKOUT
+from tests.support.programs import path_of
 
 FOLDER: Final = CHECKOUT / "docker" / "prometheus"
 RULES: Final[list[dict[str, Any]]] = [
@@ -23,17 +23,17 @@ TESTS: Final = FOLDER / "alerts_test.yml"
 
 def promtool(*arguments: str | Path) -> str:
     """What it prints; it must find nothing wrong."""
-    program = shutil.which("promtool")
-    assert program is not None, "promtool is not there: apt-get install prometheus"
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([path_of("promtool"), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+@pytest.mark.needs("promtool")
 def test_prometheus_takes_its_configuration() -> None:
     assert f"{len(RULES)} rules found" in promtool("check", "config", FOLDER / "prometheus.yml")
 
 
+@pytest.mark.needs("promtool")
 def test_alerts_fire_when_they_should_and_only_then() -> None:
     assert "SUCCESS" in promtool("test", "rules", TESTS)
 

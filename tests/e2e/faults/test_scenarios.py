@@ -11,7 +11,9 @@ from tests.support.faults.scenarios.clocks import leader_clock_ahead_then_right
 pytestmark = pytest.mark.timeout(600)  # a slow machine is given time: a run fails on what is wrong
 
 
-NEEDS = {leader_clock_ahead_then_right: [pytest.mark.needs("faketime")]}
+NEEDS: dict[Scenario, list[pytest.MarkDecorator]] = {
+    leader_clock_ahead_then_right: [pytest.mark.needs("faketime")]
+}
 
 
 @pytest.mark.parametrize(

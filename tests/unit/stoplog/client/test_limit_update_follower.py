@@ -1,4 +1,4 @@
-"""What cannot be had of a broker at will; all else is in tests/integration/test_following.py."""
+"""What cannot be had of a broker at will; all else is in tests/integration/test_limit_update_follower.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A copy under the lease, broker and clients faked; tests/integration/test_lane.py has it over a real one."""
+"""A copy under the lease, broker and clients faked; tests/integration/test_lane_bootstrap.py uses a real one."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from stoplog.client.limit_update_follower import Following
 from stoplog.client.limits_admin import Word
 from stoplog.client.usage_lookup import Look
 from stoplog.errors import Unavailable, UndecodableRecord
-from stoplog.kafka import gateway_clients as kafka
+from stoplog.kafka import clients as kafka
 from stoplog.kafka.batch_skipper import Steps, drain, unreadable
 from stoplog.topics import CHECKS, NODES, REPLIES, UPDATES
 from stoplog.wire.format import ReplyTo, headers_of
@@ -170,7 +170,7 @@ class Transport:
         self._stopping = threading.Event()
         self._ask = threading.Event()
         self._producer = self._new_producer()
-        self._consumer = kafka.consumer(self._bootstrap)
+        self._consumer = kafka.sdk_consumer(self._bootstrap)
         self._steps = Steps(self._consumer)
         works = [("stoplog-replies", self._receive), ("stoplog-broker", self._watch_broker)]
         if follow:
@@ -434,15 +434,15 @@ class Transport:
     def _follow(self, partitions: int) -> None:
         # A consumer of its own: with replies' in it, the end of that partition would be told after each.
         with (
-            closing(kafka.consumer(self._bootstrap, **{"enable.partition.eof": True})) as consumer,
-            closing(kafka.consumer(self._bootstrap)) as asker,
+            closing(kafka.sdk_consumer(self._bootstrap, report_end=True)) as consumer,
+            closing(kafka.sdk_consumer(self._bootstrap)) as asker,
         ):
             Following(consumer, asker, partitions, self._listener, self._tell).run(self._stopping)
 
     # --- the broker -------------------------------------------------------------------------
 
     def _watch_broker(self) -> None:
-        admin = kafka.admin(self._bootstrap)
+        admin = kafka.sdk_admin(self._bootstrap)
         while not self._stopping.is_set():
             try:
                 topic = admin.list_topics(CHECKS, ASK_TIMEOUT_S).topics[CHECKS]
@@ -471,7 +471,7 @@ class Transport:
         _abandon(old)
 
     def _new_producer(self) -> Producer:
-        return kafka.producer(self._bootstrap, self._publish_timeout_ms, self._on_error)
+        return kafka.check_producer(self._bootstrap, self._publish_timeout_ms, self._on_error)
 
     def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
         """One partition of ``limit-updates``, from offset *start* (or its beginning) to its present end.
@@ -481,7 +481,7 @@ class Transport:
         Raises:
             Unavailable: the broker did not answer.
         """
-        consumer = kafka.consumer(self._bootstrap, **{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
+        consumer = kafka.sdk_consumer(self._bootstrap, report_end=True, fetch_wait_ms=10)
         try:
             low, high = consumer.get_watermark_offsets(TopicPartition(UPDATES, partition), READ_TIMEOUT_S)
             # A plain offset: librdkafka looks up a logical one (beginning) only after half a second.

@@ -13,13 +13,6 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-BOUNDS: Final = {
-    # Bytes in one answer of a broker, packed; and what zstd may unpack to.
-    "fetch.max.bytes": 8 * 1024 * 1024,
-    "receive.message.max.bytes": 16 * 1024 * 1024,
-}
-"""Settings of every consumer."""
-
 _UNREADABLE: Final = (KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG)
 
 

@@ -28,7 +28,7 @@ from stoplog.errors import (
     TopicError,
     Unavailable,
 )
-from stoplog.kafka import worker_clients as kafka
+from stoplog.kafka import clients as kafka
 from stoplog.kafka.topic_admin import verify_topics
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
 from stoplog.topics import NODES, load_topics, with_lanes
@@ -80,7 +80,7 @@ class Worker:
         self.metrics = Metrics()
         self._claim = claim(settings.tables)
         specs = load_topics(settings.topics)
-        verify_topics(kafka.admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
+        verify_topics(kafka.worker_admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -15,8 +15,7 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-import stoplog.kafka.gateway_clients
-import stoplog.kafka.worker_clients
+import stoplog.kafka.clients
 from stoplog.client.settings import Settings
 from stoplog.kafka.batch_skipper import drain
 from tests.benchmarks.orders import Stopwatch, say, serve
@@ -61,8 +60,8 @@ def _failed(error: KafkaError) -> None:
 
 def echo(bootstrap: str) -> None:
     """Send back whatever comes, until stopped."""
-    consumer = stoplog.kafka.worker_clients.consumer(bootstrap, "echo")
-    producer = stoplog.kafka.worker_clients.reply_producer(bootstrap, _TIMEOUT_MS)
+    consumer = stoplog.kafka.clients.worker_consumer(bootstrap, "echo")
+    producer = stoplog.kafka.clients.reply_producer(bootstrap, _TIMEOUT_MS)
     _read(consumer, _OUT)
     say("ready")
     while True:
@@ -74,8 +73,8 @@ def echo(bootstrap: str) -> None:
 
 def call(bootstrap: str) -> None:
     """Carry out orders: ``partitions`` in flight, ``size`` checks in each record."""
-    consumer = stoplog.kafka.gateway_clients.consumer(bootstrap)
-    producer = stoplog.kafka.gateway_clients.producer(bootstrap, _TIMEOUT_MS, _failed)
+    consumer = stoplog.kafka.clients.sdk_consumer(bootstrap)
+    producer = stoplog.kafka.clients.check_producer(bootstrap, _TIMEOUT_MS, _failed)
     _read(consumer, _IN)
 
     def run(order: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import msgspec
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from stoplog.errors import OffsetGone, TopicRecreated, Unavailable, UndecodableRecord
-from stoplog.kafka import worker_clients as kafka
+from stoplog.kafka import clients as kafka
 from stoplog.kafka.batch_skipper import Steps, drain, unreadable
 from stoplog.topics import CHECKS, NODES, UPDATES
 from stoplog.wire.heartbeats import PartitionState, decode_heartbeat
@@ -114,7 +114,7 @@ class Owner(threading.Thread):
         self._on_dropped = on_dropped
         self._on_fatal = on_fatal
         # Markers are committed under it, for lag monitors. It has no members: Faust's group assigns.
-        self._consumer: Consumer = kafka.consumer(
+        self._consumer: Consumer = kafka.worker_consumer(
             settings.bootstrap, f"{settings.app_id}-owner", on_commit=self._committed_are
         )
         self._committed: dict[int, int] = {}
@@ -200,7 +200,7 @@ class Owner(threading.Thread):
         cause = None
         try:
             # A worker that judges nothing yet may be the one to take over.
-            kafka.acquaint(self._consumer, (CHECKS, UPDATES, NODES))
+            kafka.fetch_metadata(self._consumer, (CHECKS, UPDATES, NODES))
             self._outbox.acquaint()
             self._listen()
             while not self._stopping:

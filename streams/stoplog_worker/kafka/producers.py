@@ -11,7 +11,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stoplog.errors import TopicError
-from stoplog.kafka import worker_clients as kafka
+from stoplog.kafka import clients as kafka
 from stoplog.log_throttle import LogThrottle
 from stoplog.topics import CHECKS, DEAD_LETTERS, REPLIES
 from stoplog_worker.metrics import Metrics
@@ -49,13 +49,13 @@ class Outbox:
         self._metrics = metrics
         self._sure = kafka.changelog_producer(bootstrap, send_timeout_ms)
         self._quick = kafka.reply_producer(bootstrap, send_timeout_ms, self._failed)
-        self._admin = kafka.admin(bootstrap)
+        self._admin = kafka.worker_admin(bootstrap)
         self._throttle = LogThrottle(_PAUSE_S)
 
     def acquaint(self) -> None:
         """Have both know where they will send; blocks for a moment."""
-        kafka.acquaint(self._quick, [REPLIES])
-        kafka.acquaint(self._sure, [CHECKS, *self.changelogs.values()])
+        kafka.fetch_metadata(self._quick, [REPLIES])
+        kafka.fetch_metadata(self._sure, [CHECKS, *self.changelogs.values()])
 
     def poll(self, timeout_s: float = 0) -> None:
         """Call back for what has been delivered; waits up to *timeout_s* for a changelog write."""

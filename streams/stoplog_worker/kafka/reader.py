@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stoplog.errors import OffsetGone, Unavailable
-from stoplog.kafka import worker_clients as kafka
+from stoplog.kafka import clients as kafka
 from stoplog.kafka.batch_skipper import Steps, drain, unreadable
 
 _log = logging.getLogger("stoplog.reader")
@@ -44,13 +44,13 @@ class Reader:
     """
 
     def __init__(self, bootstrap: str, *, on_missing: str = "earliest", most: int = 10_000) -> None:
-        self._consumer = kafka.consumer(bootstrap, "stoplog-reader", on_missing=on_missing)
+        self._consumer = kafka.worker_consumer(bootstrap, "stoplog-reader", on_missing=on_missing)
         self._steps = Steps(self._consumer)
         self._most = most
 
     def acquaint(self, topics: Iterable[str]) -> None:
         """Know where *topics* are before they are read; blocks for a moment."""
-        kafka.acquaint(self._consumer, topics)
+        kafka.fetch_metadata(self._consumer, topics)
 
     def add(self, places: Sequence[TopicPartition]) -> None:
         """Read *places*, too, from their offsets."""

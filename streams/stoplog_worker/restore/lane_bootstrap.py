@@ -34,7 +34,7 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, Producer, TopicPartition
 
 from stoplog.errors import Unavailable
-from stoplog.kafka import worker_clients as kafka
+from stoplog.kafka import clients as kafka
 from stoplog.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, changelogs_of
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,

@@ -20,7 +20,7 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from stoplog.errors import StateError, StoplogError, TopicError, Unavailable
-from stoplog.kafka import worker_clients as kafka
+from stoplog.kafka import clients as kafka
 from stoplog.kafka.topic_admin import describe
 from stoplog.topics import CHECKS, UPDATES
 from stoplog_worker.kafka.reader import Reader
@@ -116,7 +116,7 @@ class Restorer(threading.Thread):
         self._on_fatal = on_fatal
         self._servers = bootstrap
         self._reader = Reader(bootstrap, on_missing="error")
-        self._admin = kafka.admin(bootstrap)
+        self._admin = kafka.worker_admin(bootstrap)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._followed: dict[int, _Followed] = {}
         self._gone: set[tuple[str, int]] = set()
@@ -242,7 +242,7 @@ class Restorer(threading.Thread):
             return
         partitions = [one.store.partition for one in followed]
         _log.warning("partitions %s cannot be restored yet: %s", partitions, why)
-        self._admin = kafka.admin(self._servers)
+        self._admin = kafka.worker_admin(self._servers)
         for one in followed:
             one.not_before = monotonic() + _RETRY_S
 
@@ -344,7 +344,7 @@ class Restorer(threading.Thread):
         starts, why = self._offsets(list(places), OffsetSpec.earliest())  # type: ignore[no-untyped-call]
         if len(starts) < len(places):
             _log.warning("changelogs %s cannot be read on yet: %s", sorted(self._gone), why)
-            self._admin = kafka.admin(self._servers)
+            self._admin = kafka.worker_admin(self._servers)
         for place, start in starts.items():
             self._gone.remove(places[place])
             followed, table = self._followed.get(place.partition), self._tables[place.topic]
@@ -377,7 +377,7 @@ class Restorer(threading.Thread):
         found, _ = self._ends(self._watched)
         if len(found) < len(self._watched) * len(TABLES):
             # The owner's own writes will tell, or its lease runs out.
-            self._admin = kafka.admin(self._servers)
+            self._admin = kafka.worker_admin(self._servers)
         self._on_ends(found)
 
     def _ends(self, partitions: set[int]) -> tuple[dict[tuple[str, int], int], str]:

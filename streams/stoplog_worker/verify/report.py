@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from stoplog.errors import StoplogError
-from stoplog.kafka import worker_clients as kafka
+from stoplog.kafka import clients as kafka
 from stoplog.kafka.topic_admin import verify_topics
 from stoplog.topics import load_topics, with_lanes
 from stoplog_worker.restore.lane_bootstrap import changelogs
@@ -52,7 +52,7 @@ def verify(
         StoplogError: it could not be verified; the text says why.
     """
     specs = load_topics(settings.topics)
-    verify_topics(kafka.admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
+    verify_topics(kafka.worker_admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
     reading = Reading(settings.bootstrap, progress)
     try:
         with TemporaryDirectory(prefix="stoplog-verify-") as folder:

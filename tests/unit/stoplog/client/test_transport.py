@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import stoplog.kafka.gateway_clients
+import stoplog.kafka.clients
 from stoplog.client.limiter import Limiter
 from stoplog.client.settings import Settings
 from stoplog.client.transport import Transport
@@ -88,8 +88,8 @@ class Partition:
 
 async def test_a_read_of_updates_rests_between_a_few_and_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without, the event loop waits 5 ms for each turn: decoding does not let go of the interpreter."""
-    monkeypatch.setattr(stoplog.kafka.gateway_clients, "Producer", Stub)
-    monkeypatch.setattr(stoplog.kafka.gateway_clients, "Consumer", Partition)
+    monkeypatch.setattr(stoplog.kafka.clients, "Producer", Stub)
+    monkeypatch.setattr(stoplog.kafka.clients, "Consumer", Partition)
     transport = Transport(
         NOWHERE,
         incarnation=1,
@@ -142,7 +142,7 @@ class Stub:
 
 def with_stub(monkeypatch: pytest.MonkeyPatch) -> Transport:
     """A transport whose producer is a :class:`Stub`; of the running loop."""
-    monkeypatch.setattr(stoplog.kafka.gateway_clients, "Producer", Stub)
+    monkeypatch.setattr(stoplog.kafka.clients, "Producer", Stub)
     return Transport(
         NOWHERE,
         incarnation=1,
@@ -203,7 +203,7 @@ async def test_a_record_that_is_not_delivered_in_time_replaces_the_producer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Left to give it up alone, librdkafka would send others again under an epoch no broker can compare."""
-    monkeypatch.setattr(stoplog.kafka.gateway_clients, "Producer", Stub)
+    monkeypatch.setattr(stoplog.kafka.clients, "Producer", Stub)
     now = 100.0
     monkeypatch.setattr("stoplog.client.transport.monotonic", lambda: now)
     transport = Transport(

@@ -50,7 +50,7 @@ class Producer:
 @pytest.fixture
 def producer(monkeypatch: pytest.MonkeyPatch) -> Producer:
     made = Producer()
-    monkeypatch.setattr("stoplog.kafka.worker_clients.changelog_producer", lambda *_: made)
+    monkeypatch.setattr("stoplog.kafka.clients.changelog_producer", lambda *_: made)
     return made
 
 
@@ -98,7 +98,7 @@ def test_a_changelog_that_may_not_be_shortened_is_told_of_with_the_remedy(
             places.extend(asked)
             return {asked[0]: refused}
 
-    monkeypatch.setattr("stoplog.kafka.worker_clients.admin", lambda _: Admin())
+    monkeypatch.setattr("stoplog.kafka.clients.worker_admin", lambda _: Admin())
     Outbox("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).shorten(COUNTERS, 2, 4711)
     refused.set_exception(KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
     assert [(place.topic, place.partition, place.offset) for place in places] == [
@@ -113,7 +113,7 @@ def test_a_changelog_that_is_gone_ends_the_worker_with_the_remedy(monkeypatch: p
         def produce(self, *_: Any) -> None:
             raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
 
-    monkeypatch.setattr("stoplog.kafka.worker_clients.changelog_producer", lambda *_: Gone())
+    monkeypatch.setattr("stoplog.kafka.clients.changelog_producer", lambda *_: Gone())
     outbox = Outbox("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics())
     with pytest.raises(TopicError, match=f"{COUNTERS_CHANGELOG} .* deleted.* `stoplog topics create`"):
         outbox.changelog(0, COUNTERS, b"key", b"value", lambda *_: None)
@@ -128,7 +128,7 @@ def test_a_changelog_that_refuses_for_another_reason_is_no_reason_to_delete_it(
         def produce(self, *_: Any) -> None:
             raise KafkaException(KafkaError(KafkaError._FATAL))
 
-    monkeypatch.setattr("stoplog.kafka.worker_clients.changelog_producer", lambda *_: Failed())
+    monkeypatch.setattr("stoplog.kafka.clients.changelog_producer", lambda *_: Failed())
     with pytest.raises(KafkaException):
         Outbox("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).changelog(
             0, COUNTERS, b"key", b"value", lambda *_: None

@@ -78,7 +78,7 @@ def restoring(
     """Has *store* asked for, or stand by; yields what is handed over, and what ended the thread."""
     monkeypatch.setattr(stoplog_worker.restore.restorer, "Reader", reader)
     numbers = count(1)
-    monkeypatch.setattr("stoplog.kafka.worker_clients.admin", lambda _: Admin(offset, next(numbers)))
+    monkeypatch.setattr("stoplog.kafka.clients.worker_admin", lambda _: Admin(offset, next(numbers)))
     monkeypatch.setattr(
         stoplog_worker.restore.restorer,
         "describe",

@@ -1,0 +1,225 @@
+"""Create every librdkafka client of the SDK, the gateway and the worker; each setting states its reason.
+
+========================  ===========  ================================================================
+function                  used by      for
+========================  ===========  ================================================================
+:func:`check_producer`    SDK          ``checks`` and ``limit-updates``
+:func:`sdk_consumer`      SDK          ``replies``, ``nodes`` and ``limit-updates``
+:func:`sdk_admin`         SDK          metadata
+:func:`changelog_producer`  worker     changelogs, relayed updates and dead letters
+:func:`reply_producer`    worker       ``replies`` and ``nodes``
+:func:`worker_consumer`   worker       every topic
+:func:`worker_admin`      worker       offsets and topic descriptions
+========================  ===========  ================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+_sdk_log = logging.getLogger(__name__)
+_worker_log = logging.getLogger("stoplog.kafka")
+
+_METADATA_TIMEOUT_S: Final = 1.0
+"""Seconds to wait for one topic's metadata at a worker's start."""
+
+_COMMON: Final[dict[str, Any]] = {
+    "socket.nagle.disable": True,  # a small request goes out at once
+    "reconnect.backoff.max.ms": 1_000,  # a broker that is back is found within a second
+}
+"""Settings of every client but the worker's admin client."""
+
+_CONSUMER: Final[dict[str, Any]] = {
+    "enable.auto.commit": False,  # the positions that count are in the changelogs, or there are none
+    "fetch.max.bytes": 8 * 1024 * 1024,  # memory for one answer of a broker, compressed
+    "receive.message.max.bytes": 16 * 1024 * 1024,  # what zstd may decompress to; see batch_skipper.py
+}
+"""Settings of every consumer."""
+
+
+class _DebugLogger:
+    """Logs librdkafka's own lines at DEBUG: it repeats them while a broker is away.
+
+    The SDK logs the same facts once, in the words of its status.
+    """
+
+    def log(self, _level: int, text: str, *args: Any) -> None:
+        """Log one line of librdkafka."""
+        _sdk_log.debug(text, *args)
+
+
+def check_producer(
+    bootstrap: str, publish_timeout_ms: int, on_error: Callable[[KafkaError], None]
+) -> Producer:
+    """Return the producer of checks and limit updates: at once, in order, exactly once, on all replicas.
+
+    Args:
+        bootstrap: Bootstrap servers.
+        publish_timeout_ms: Milliseconds after which the transport itself gives up a record.
+        on_error: Called from ``poll`` with errors that concern no single record.
+    """
+    return Producer(
+        {
+            **_sdk(bootstrap),
+            "enable.idempotence": True,  # a retry never counts a check twice
+            "acks": "all",
+            "linger.ms": 0,  # the batcher has batched already
+            # A backstop behind the publish timeout, which the transport keeps. It must never come first.
+            "message.timeout.ms": 10 * publish_timeout_ms,
+            "queue.buffering.max.kbytes": 64 * 1024,  # bounds memory while no broker is reachable
+            "error_cb": on_error,
+        },
+        logger=_DebugLogger(),
+    )
+
+
+def sdk_consumer(bootstrap: str, *, report_end: bool = False, fetch_wait_ms: int | None = None) -> Consumer:
+    """Return a consumer with manual assignment; it joins no group and commits nothing.
+
+    Args:
+        bootstrap: Bootstrap servers.
+        report_end: Report the end of a partition (``_PARTITION_EOF``).
+        fetch_wait_ms: Milliseconds that a broker may hold back an empty answer; ``None``: librdkafka's 500.
+    """
+    config = {
+        **_sdk(bootstrap),
+        **_CONSUMER,
+        "group.id": "stoplog-gateway",  # librdkafka requires one
+        "auto.offset.reset": "latest",
+        "fetch.error.backoff.ms": 50,  # a leader that moved is asked again soon
+    }
+    if report_end:
+        config["enable.partition.eof"] = True
+    if fetch_wait_ms is not None:
+        config["fetch.wait.max.ms"] = fetch_wait_ms
+    return Consumer(config, logger=_DebugLogger())
+
+
+def sdk_admin(bootstrap: str) -> AdminClient:
+    """Return an admin client for metadata."""
+    return AdminClient(_sdk(bootstrap), logger=_DebugLogger())
+
+
+def changelog_producer(bootstrap: str, send_timeout_ms: int) -> Producer:
+    """Return the producer of changelogs, relayed updates and dead letters: in order, once, on all replicas.
+
+    Args:
+        bootstrap: Bootstrap servers.
+        send_timeout_ms: Milliseconds after which a record is given up, so that nothing is written late.
+    """
+    return Producer(
+        {
+            **_worker(bootstrap),
+            "acks": "all",
+            "enable.idempotence": True,
+            "linger.ms": 2,  # a checkpoint writes many records at once
+            "message.timeout.ms": send_timeout_ms,
+            "queue.buffering.max.messages": 1_000_000,  # one checkpoint's records
+            "compression.type": "lz4",
+            "message.max.bytes": 2 * 1024 * 1024,  # a dead letter holds up to 1 MiB and its headers
+        }
+    )
+
+
+def reply_producer(
+    bootstrap: str, send_timeout_ms: int, failed: Callable[[Any, Any], None] | None = None
+) -> Producer:
+    """Return the producer of replies and heartbeats: at once and without certainty, for late ones are useless.
+
+    Args:
+        bootstrap: Bootstrap servers.
+        send_timeout_ms: Milliseconds after which a record is given up.
+        failed: Called from ``poll`` with the error and the message of a record that was given up.
+    """
+    return Producer(
+        {
+            **_worker(bootstrap),
+            "acks": 1,
+            "linger.ms": 0,
+            "message.timeout.ms": send_timeout_ms,
+            "delivery.report.only.error": True,  # a report for every reply would cost more than the reply
+            **({"on_delivery": failed} if failed else {}),
+        }
+    )
+
+
+def worker_consumer(
+    bootstrap: str,
+    group: str,
+    *,
+    on_missing: str = "error",
+    on_commit: Callable[[Any, list[TopicPartition]], None] | None = None,
+) -> Consumer:
+    """Return a consumer with manual assignment; it joins no group.
+
+    Args:
+        bootstrap: Bootstrap servers.
+        group: Group under which offsets are committed, for lag monitors. Only a partition without a marker
+            reads them back.
+        on_missing: What to do where an offset is gone: ``error`` or ``earliest``.
+        on_commit: Called from ``poll`` with an error or ``None``, and the offsets of a commit.
+    """
+    return Consumer(
+        {
+            **_worker(bootstrap),
+            **_CONSUMER,
+            "group.id": group,
+            "enable.auto.offset.store": False,
+            **({"on_commit": on_commit} if on_commit else {}),
+            "enable.partition.eof": True,  # a restore has to know when it is complete
+            "auto.offset.reset": on_missing,
+            "fetch.min.bytes": 1,  # a record never waits for the next one
+            # A broker answers the requests of one connection in turn: a waiting fetch delays an assignment.
+            # 100 ms cost ten empty fetches a second when idle.
+            "fetch.wait.max.ms": 100,
+            # The search for the end of a batch that cannot be decompressed meets one error a step.
+            "fetch.error.backoff.ms": 20,
+            "fetch.queue.backoff.ms": 10,
+            "queued.max.messages.kbytes": 32 * 1024,  # memory for records read ahead, per consumer
+        }
+    )
+
+
+def worker_admin(bootstrap: str) -> AdminClient:
+    """Return an admin client for offsets and topic descriptions; its errors are raised, so it logs nothing."""
+    return AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+
+
+def fetch_metadata(client: Consumer | Producer, topics: Iterable[str]) -> None:
+    """Have *client* look up *topics* before it needs them. Blocks up to a second a topic.
+
+    librdkafka looks up a topic that it meets first in an assignment at the next tick of a timer, up to a
+    second later. It keeps metadata up to date that it already has. Without a broker nothing happens.
+    """
+    with suppress(KafkaException):
+        for topic in topics:
+            client.list_topics(topic, _METADATA_TIMEOUT_S)
+
+
+def _sdk(bootstrap: str) -> dict[str, Any]:
+    """Return the settings of every client of the SDK."""
+    return {
+        **_COMMON,
+        "bootstrap.servers": bootstrap,
+        "client.id": "stoplog-gateway",
+        "allow.auto.create.topics": False,  # a topic made by accident would have the wrong partitions
+        "socket.connection.setup.timeout.ms": 5_000,  # a silent host does not keep the others waiting
+    }
+
+
+def _worker(bootstrap: str) -> dict[str, Any]:
+    """Return the settings of every client of the worker but the admin client."""
+    return {
+        **_COMMON,
+        "bootstrap.servers": bootstrap,
+        "client.id": "stoplog-worker",
+        "reconnect.backoff.ms": 50,  # a lease is short: the first retry comes early
+        "topic.metadata.refresh.interval.ms": 30_000,  # a partition's new leader is found again quickly
+        "logger": _worker_log,
+    }

@@ -14,7 +14,7 @@ _PATIENCE_S: Final = 5.0
 """A worker that has been told to stop may still be at it when its successor starts."""
 
 
-def claim(folder: Path) -> IO[str]:
+def lock_instance(folder: Path) -> IO[str]:
     """Take *folder*, made if it is not there, until the process ends or the file returned is closed.
 
     Raises:

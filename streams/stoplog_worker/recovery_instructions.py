@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-START_AFRESH: Final = (
+REBUILD_FROM_LOG: Final = (
     "stop all workers, delete their tables and the topics of the changelogs, run `stoplog topics create` and "
     "start them again: counters are recomputed from the log, limits taken from limit-updates"
 )
 
-START_ANEW: Final = (
+START_EMPTY: Final = (
     "stop all workers, delete their tables and the topics of the changelogs and `checks`, run `stoplog topics "
     "create`, start the workers and set the limits again: nothing has been counted yet then"
 )

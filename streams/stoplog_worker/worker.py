@@ -32,13 +32,12 @@ from stoplog.kafka import clients as kafka
 from stoplog.kafka.topic_admin import verify_topics
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
 from stoplog.topics import NODES, load_topics, with_lanes
-from stoplog.wire.heartbeats import Heartbeat, encode_heartbeat
+from stoplog.wire.heartbeats import HEARTBEAT_S, Heartbeat, encode_heartbeat
 from stoplog_worker.assignment.coordinator import Ownership
 from stoplog_worker.assignment.faust_app import App
 from stoplog_worker.assignment.faust_tables import Tables
-from stoplog_worker.consumer.consumer_thread import Owner
-from stoplog_worker.consumer.peers import BEAT_S
-from stoplog_worker.instance_lock import claim
+from stoplog_worker.consumer.consumer_thread import ConsumerThread
+from stoplog_worker.instance_lock import lock_instance
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.lane_bootstrap import Copier, changelogs
@@ -78,7 +77,7 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self._claim = claim(settings.tables)
+        self._claim = lock_instance(settings.tables)
         specs = load_topics(settings.topics)
         verify_topics(kafka.worker_admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
         self._loop = asyncio.get_running_loop()
@@ -94,7 +93,7 @@ class Worker:
             tables.open,
             self.metrics,
             on_restored=self._restored,
-            on_ends=lambda ends: self._owner.changelog_ends(ends),
+            on_ends=lambda ends: self._owner.set_changelog_ends(ends),
             on_fatal=self._fatal,
             copier=Copier(
                 settings.bootstrap,
@@ -107,7 +106,7 @@ class Worker:
             if settings.lane
             else None,
         )
-        self._owner = Owner(
+        self._owner = ConsumerThread(
             settings,
             specs["checks"].partitions,
             tables.changelogs,
@@ -220,10 +219,10 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             self._send_beat()
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)
 
     def _send_beat(self) -> None:
-        partitions = self.ownership.beats()
+        partitions = self.ownership.partition_states()
         beat = Heartbeat(
             id=self.settings.node_id,
             role="worker",

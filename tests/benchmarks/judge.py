@@ -1,4 +1,4 @@
-"""What a check costs a worker, without Kafka: batches through the real :class:`Owned` and RocksDB.
+"""What a check costs a worker, without Kafka: batches through the real :class:`Partition` and RocksDB.
 
 ``python -m tests.benchmarks.judge 8000 1000000`` prints a line for each number of clients. All that lies
 between the bytes of a record and those of its reply is in the figures: decoding, judging, encoding, metrics,
@@ -21,7 +21,7 @@ import psutil
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import FORMAT, Marker, State, encode_state
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.partition.partition import Owned
+from stoplog_worker.partition.partition import Partition
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.rocksdb import Rocks
 from stoplog_worker.state.store import COUNTERS, TABLES, PartitionStore
@@ -108,7 +108,7 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
     populate(stores, clients)
     offset = clients // BATCH + 1
     marker = Marker(offset, START, -1, -1, "", parse_policy(LIMITS))
-    owned = [Owned(settings, PARTITIONS, store, marker, outbox, metrics) for store in stores]
+    owned = [Partition(settings, PARTITIONS, store, marker, outbox, metrics) for store in stores]
     draw = random.Random(seed)
     process = psutil.Process()
     judging = flushing = 0.0

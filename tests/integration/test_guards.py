@@ -54,12 +54,12 @@ def spent(value: bytes) -> int:
 def test_command_of_old_generation_is_refused(bench: Bench) -> None:
     assert not bench.start(generation=0)
     assert not bench.start(generation=2)
-    assert bench.owner.beats() == {}
+    assert bench.owner.partition_states() == {}
     assert bench.start(generation=1)
     assert bench.check(1).remaining == 99
 
     bench.owner.generation = None
-    bench.owner.hold_all(5).result(WAIT_S)
+    bench.owner.revoke_all(5).result(WAIT_S)
     assert bench.owner.resume(1, {0}).result(WAIT_S) == set(), "a rebalance is under way"
     bench.owner.generation = 3
     assert bench.owner.resume(2, {0}).result(WAIT_S) == set()
@@ -110,7 +110,7 @@ def test_partitions_revoked_without_lease_are_not_written(bench: Bench) -> None:
     assert bench.start()
     bench.check(1)
     bench.lease.held = False
-    bench.owner.hold_all(0.5).result(WAIT_S)
+    bench.owner.revoke_all(0.5).result(WAIT_S)
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
     bench.lease.held = True
 
@@ -128,7 +128,7 @@ def test_checkpoint_after_lease_end_does_not_begin(bench: Bench) -> None:
 
     bench.owner._call(lose_and_be_due).result(WAIT_S)
     for _ in range(5):
-        bench.owner.others().result(WAIT_S)  # a turn
+        bench.owner.has_peers().result(WAIT_S)  # a turn
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
     bench.lease.held = True
 
@@ -180,7 +180,7 @@ def test_foreign_changelog_record_is_overwritten_before_compaction(
     # A zombie wakes: its state, its marker and, for good measure, a deletion of ours.
     bench.produce(COUNTERS_CHANGELOG, old[1], key)
     bench.produce(POLICIES_CHANGELOG, marker, MARKER_KEY)
-    bench.owner.changelog_ends({(table, 2): bench.end(table) for table in TABLES})
+    bench.owner.set_changelog_ends({(table, 2): bench.end(table) for table in TABLES})
     eventually("it was mended", lambda: bench.metrics.gaps_mended._value.get() >= 2)
     eventually("flushed", lambda: spent(last(bench, COUNTERS_CHANGELOG, key)) == 11 and bench.flushed())
 
@@ -291,7 +291,7 @@ def test_update_relayed_twice_takes_effect_once(bench: Bench) -> None:
     count = len(came_by())
     eventually("flushed", bench.flushed)
     bench.owner.generation = None
-    bench.owner.hold_all(5).result(WAIT_S)
+    bench.owner.revoke_all(5).result(WAIT_S)
     bench.owner.generation = 2
     assert bench.owner.resume(2, {3}).result(WAIT_S) == {3}
     third = bench.produce(

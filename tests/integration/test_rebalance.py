@@ -41,10 +41,10 @@ def test_worker_without_lease_answers_and_writes_nothing(bench: Bench) -> None:
     bench.produce(UPDATES, encode_update_value(parse_policy("700/hour")), name)
     assert bench.check(4).remaining == 93
     for _ in range(20):  # turns of the owner, each of which would have flushed
-        bench.owner.others().result(WAIT_S)
+        bench.owner.has_peers().result(WAIT_S)
     assert bench.check(1).remaining == 92
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
-    assert bench.owner.beats().keys() == {0}
+    assert bench.owner.partition_states().keys() == {0}
     assert not relayed(bench)
 
     bench.lease.held = True
@@ -60,7 +60,7 @@ def test_partition_unwritable_for_long_is_dropped(bench: Bench, monkeypatch: pyt
     bench.lease.held = False
     [store] = bench.dropped.get(timeout=WAIT_S)
     assert store is bench.store
-    assert bench.owner.beats() == {}
+    assert bench.owner.partition_states() == {}
     unanswered = bench.publish(4)
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == (0, 0)
 
@@ -77,12 +77,12 @@ def test_rebalance_in_progress_answers_and_writes_nothing(bench: Bench) -> None:
     assert bench.start()
     assert bench.check(1).remaining == 99
     bench.owner.generation = None
-    bench.owner.hold_all(5).result(WAIT_S)
+    bench.owner.revoke_all(5).result(WAIT_S)
     assert bench.flushed(), "what was judged before is written before the group is joined again"
     ends = bench.end(COUNTERS), bench.end(POLICIES)
     assert bench.check(1).remaining == 98
     for _ in range(20):
-        bench.owner.others().result(WAIT_S)
+        bench.owner.has_peers().result(WAIT_S)
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
     bench.owner.generation = 2
     assert bench.owner.resume(2, {2}).result(WAIT_S) == {2}
@@ -93,9 +93,9 @@ def test_rebalance_in_progress_answers_and_writes_nothing(bench: Bench) -> None:
 def test_moved_partition_is_answered_until_new_owner_judges(bench: Bench) -> None:
     assert bench.start()
     bench.owner.generation = None
-    bench.owner.hold_all(5).result(WAIT_S)
-    bench.owner.leave({3}, WAIT_S).result(WAIT_S)
-    assert bench.owner.beats() == {}
+    bench.owner.revoke_all(5).result(WAIT_S)
+    bench.owner.hand_over({3}, WAIT_S).result(WAIT_S)
+    assert bench.owner.partition_states() == {}
     assert bench.check(1).remaining == 99
     beats = {
         "restoring": worker_beat("new", "a", {3: PartitionState("restoring")}),
@@ -107,7 +107,7 @@ def test_moved_partition_is_answered_until_new_owner_judges(bench: Bench) -> Non
         # Beats come again and again: who has just begun to listen has missed those of before.
         for beat in beats.values():
             bench.produce(NODES, encode_heartbeat(beat), partition=0)
-        return bench.owner.others().result(WAIT_S)
+        return bench.owner.has_peers().result(WAIT_S)
 
     eventually("they were heard", heard)
     assert bench.check(1).remaining == 98

@@ -11,7 +11,7 @@ from typing import Any, Final
 import stoplog_worker.partition.checkpoint
 import stoplog_worker.partition.partition
 from stoplog_worker.algorithm.state_codec import Marker
-from stoplog_worker.partition.checkpoint import Flusher
+from stoplog_worker.partition.checkpoint import Checkpointer
 from stoplog_worker.state.store import POLICIES, PartitionStore
 from stoplog_worker.worker import main
 
@@ -41,7 +41,7 @@ _FUSE: Final = 5
 """The flush (of any partition, with counters in it) at which it dies: those before it went well."""
 
 
-class DyingFlusher(Flusher):
+class DyingCheckpointer(Checkpointer):
     """Ends the process, without any cleaning up, when it comes to the point."""
 
     point: str
@@ -102,7 +102,7 @@ def dying_write(
     writes = count(1)
 
     def wrapped(store: PartitionStore, table: str, entries: Sequence[tuple[bytes, bytes]]) -> None:
-        if table == POLICIES and DyingFlusher.point == "counters stored" and next(writes) >= _FUSE:
+        if table == POLICIES and DyingCheckpointer.point == "counters stored" and next(writes) >= _FUSE:
             os._exit(DIED)
         write(store, table, entries)
 
@@ -110,9 +110,9 @@ def dying_write(
 
 
 if __name__ == "__main__":
-    DyingFlusher.point = sys.argv[1]
-    assert DyingFlusher.point in POINTS + FIRST_POINTS
-    setattr(stoplog_worker.partition.partition, "Flusher", DyingFlusher)  # noqa: B010 - a name that it imports
+    DyingCheckpointer.point = sys.argv[1]
+    assert DyingCheckpointer.point in POINTS + FIRST_POINTS
+    setattr(stoplog_worker.partition.partition, "Checkpointer", DyingCheckpointer)  # noqa: B010 - a name that it imports
     setattr(stoplog_worker.partition.checkpoint, "CHUNK", 2)  # noqa: B010 - so that a flush has several
     PartitionStore.write = dying_write(PartitionStore.write)  # type: ignore[method-assign, assignment]
     sys.exit(main())

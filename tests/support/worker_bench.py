@@ -14,7 +14,7 @@ from confluent_kafka.admin import (
 from rocksdict import Options, Rdict
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, position_of
-from stoplog_worker.consumer.consumer_thread import Owner
+from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.restorer import Restored
 from stoplog_worker.settings import Settings
@@ -57,7 +57,7 @@ class Bench:
         self.failures: list[BaseException] = []
         self.metrics = Metrics()
         self.bootstrap = broker.bootstrap
-        self.owner = Owner(
+        self.owner = ConsumerThread(
             Settings(kafka=broker.bootstrap, home=folder, **settings),
             PARTITIONS,
             CHANGELOGS,

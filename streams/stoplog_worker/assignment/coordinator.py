@@ -16,7 +16,7 @@ from typing import Final
 
 from stoplog.errors import Unavailable
 from stoplog.wire.heartbeats import PartitionState
-from stoplog_worker.consumer.consumer_thread import Owner
+from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.lease import Lease
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.store import PartitionStore
@@ -46,12 +46,12 @@ class Ownership:
         restorer: Opens and restores them, and follows the standbys.
         lease: After it ran out, dropped partitions start again only when it holds.
         member: The current member id in the group.
-        changed: Called when :meth:`beats` has something new to say.
+        changed: Called when :meth:`partition_states` has something new to say.
     """
 
     def __init__(
         self,
-        owner: Owner,
+        owner: ConsumerThread,
         restorer: Restorer,
         lease: Lease,
         member: Callable[[], str],
@@ -78,7 +78,7 @@ class Ownership:
     async def revoked(self) -> None:
         """A rebalance begins: flush, and write no more; checks are answered on."""
         self._owner.generation = None
-        await asyncio.wrap_future(self._owner.hold_all(_FLUSH_S))
+        await asyncio.wrap_future(self._owner.revoke_all(_FLUSH_S))
 
     async def assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
         """A rebalance ended: keep what stayed, let go of what left, restore what came."""
@@ -94,7 +94,7 @@ class Ownership:
             owned = self._held_by(Holder.OWNER)
             stay = owned & actives if unbroken else set()
             kept = await asyncio.wrap_future(self._owner.resume(generation, stay))
-            await asyncio.wrap_future(self._owner.leave(owned - actives, _LEAVE_S))
+            await asyncio.wrap_future(self._owner.hand_over(owned - actives, _LEAVE_S))
             for partition in owned & actives - kept:
                 # Another may have written meanwhile: what that was is to be read first.
                 self._returned(partition, await asyncio.wrap_future(self._owner.release(partition)))
@@ -174,14 +174,14 @@ class Ownership:
         async with self._lock:
             self._stopping = True
             self._owner.generation = None
-            await asyncio.wrap_future(self._owner.hold_all(_FLUSH_S))
+            await asyncio.wrap_future(self._owner.revoke_all(_FLUSH_S))
 
     async def stop(self) -> None:
         """Answer on until others do, if there are any; then close everything."""
         with suppress(Unavailable, TimeoutError):  # the owner has ended, or waits for brokers
             async with asyncio.timeout(_STOP_S + 1):
-                if await asyncio.wrap_future(self._owner.others()):
-                    await asyncio.wrap_future(self._owner.leave(self._held_by(Holder.OWNER), _STOP_S))
+                if await asyncio.wrap_future(self._owner.has_peers()):
+                    await asyncio.wrap_future(self._owner.hand_over(self._held_by(Holder.OWNER), _STOP_S))
                     async with self._moved:
                         await self._moved.wait_for(lambda: not self._held_by(Holder.OWNER))
         stores = await asyncio.to_thread(self._owner.stop, _STOP_S)
@@ -189,9 +189,9 @@ class Ownership:
         for store in (*stores, *self._here.values()):
             await asyncio.to_thread(store.close)
 
-    def beats(self) -> dict[int, PartitionState]:
+    def partition_states(self) -> dict[int, PartitionState]:
         """Every partition here and its state: running, restoring or standby."""
-        beats = self._owner.beats()
+        beats = self._owner.partition_states()
         for partition in self._held_by(Holder.RESTORER) - beats.keys():
             beats[partition] = PartitionState("restoring" if partition in self._actives else "standby")
         return dict(sorted(beats.items()))

@@ -33,12 +33,12 @@ from stoplog.topics import CHECKS, NODES, UPDATES
 from stoplog.wire.heartbeats import PartitionState, decode_heartbeat
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.consumer.peers import Peers
-from stoplog_worker.kafka.producers import Outbox
+from stoplog_worker.kafka.producers import Producers
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.checkpoint import Overtaken
-from stoplog_worker.partition.partition import Owned
-from stoplog_worker.recovery_instructions import START_AFRESH, START_ANEW
+from stoplog_worker.partition.partition import Partition
+from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG, START_EMPTY
 from stoplog_worker.restore.restorer import Restored
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.store import COUNTERS, POLICIES, PartitionStore
@@ -79,7 +79,7 @@ class _Holding(NamedTuple):
             self.done.set_result(None)
 
 
-class Owner(threading.Thread):
+class ConsumerThread(threading.Thread):
     """The thread.
 
     Args:
@@ -119,14 +119,14 @@ class Owner(threading.Thread):
         )
         self._committed: dict[int, int] = {}
         self._steps = Steps(self._consumer)
-        self._kind = _traced() if settings.tracing else Owned
-        self._outbox = Outbox(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
+        self._kind = _traced() if settings.tracing else Partition
+        self._outbox = Producers(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._peers = Peers(settings.node_id, settings.lane or "a")
-        self._running: dict[int, Owned] = {}
-        self._held: dict[int, Owned] = {}
+        self._running: dict[int, Partition] = {}
+        self._held: dict[int, Partition] = {}
         """Ours until the rebalance ends that is under way: answered, not written."""
-        self._leaving: dict[int, tuple[Owned, float]] = {}
+        self._leaving: dict[int, tuple[Partition, float]] = {}
         """Another worker's: answered until that one judges, or until a time."""
         self._holding: _Holding | None = None
         self._unsure_until: float | None = None
@@ -152,7 +152,7 @@ class Owner(threading.Thread):
         """Judge a restored partition from its marker on; ``False`` if its generation is over."""
         return self._call(lambda: self._start(restored))
 
-    def hold_all(self, timeout_s: float) -> Future[None]:
+    def revoke_all(self, timeout_s: float) -> Future[None]:
         """Write what was judged so far, and then nothing more; answer on. Done after *timeout_s* at last."""
         done: Future[None] = Future()
         self._call(lambda: self._hold(timeout_s, done)).add_done_callback(partial(_pass_on_failure, done))
@@ -162,7 +162,7 @@ class Owner(threading.Thread):
         """Write again what is held of *partitions*; none if the generation is over."""
         return self._call(lambda: self._resume(generation, partitions))
 
-    def leave(self, partitions: set[int], for_s: float) -> Future[None]:
+    def hand_over(self, partitions: set[int], for_s: float) -> Future[None]:
         """Answer what is held of *partitions* until another worker judges it, *for_s* at most."""
         return self._call(lambda: self._leave(partitions, for_s))
 
@@ -170,15 +170,15 @@ class Owner(threading.Thread):
         """Let go of a partition that is held or left; what was not flushed is forgotten, the log has it."""
         return self._call(lambda: self._release(partition))
 
-    def others(self) -> Future[bool]:
+    def has_peers(self) -> Future[bool]:
         """Whether there are other workers in this lane, of which one could take over."""
-        return self._call(lambda: self._peers.any(monotonic()))
+        return self._call(lambda: self._peers.any_alive(monotonic()))
 
-    def changelog_ends(self, ends: dict[tuple[str, int], int]) -> None:
+    def set_changelog_ends(self, ends: dict[tuple[str, int], int]) -> None:
         """The next offsets of owned changelogs, as the broker has them."""
         self._call(lambda: self._ends.update(ends))
 
-    def beats(self) -> dict[int, PartitionState]:
+    def partition_states(self) -> dict[int, PartitionState]:
         """The partitions judged as ours and their lag, for the node's beat."""
         ours = (*tuple(self._running), *tuple(self._held))
         return {p: PartitionState("running", self._lag.get(p, 0)) for p in ours}
@@ -244,7 +244,7 @@ class Owner(threading.Thread):
             self._measure_lag()
             self._commit()
 
-    def _judged(self) -> list[Owned]:
+    def _judged(self) -> list[Partition]:
         leaving = (owned for owned, _ in self._leaving.values())
         return [*self._running.values(), *self._held.values(), *leaving]
 
@@ -332,13 +332,13 @@ class Owner(threading.Thread):
                 raise TopicRecreated(
                     f"partition {store.partition} has counters and no marker, which was in a topic "
                     f"{changelogs[POLICIES]} that is gone, and the limits with it. If it was deleted on "
-                    f"purpose: {START_AFRESH}"
+                    f"purpose: {REBUILD_FROM_LOG}"
                 )
             return
         if marker.topic_id != restored.topic_id:
             raise TopicRecreated(
                 f"the counters of partition {store.partition} belong to a topic {CHECKS} that is gone (id "
-                f"{marker.topic_id}, now {restored.topic_id}). If it was deleted on purpose: {START_AFRESH}"
+                f"{marker.topic_id}, now {restored.topic_id}). If it was deleted on purpose: {REBUILD_FROM_LOG}"
             )
         for table, topic in changelogs.items():
             known, now = marker.changelog_ids.get(table), restored.changelog_ids[table]
@@ -346,16 +346,16 @@ class Owner(threading.Thread):
                 raise TopicRecreated(
                     f"the {table} of partition {store.partition} were in a topic {topic} that is gone (id "
                     f"{known}, now {now}), and the new one lacks what came before. If it was deleted on "
-                    f"purpose: {START_AFRESH}"
+                    f"purpose: {REBUILD_FROM_LOG}"
                 )
         if marker.updates_id not in ("", restored.updates_id):
             raise TopicRecreated(
                 f"the limits of partition {store.partition} belong to a topic {UPDATES} that is gone (id "
                 f"{marker.updates_id}, now {restored.updates_id}), and updates in the new one would be taken "
-                f"for known ones. If it was deleted on purpose: {START_ANEW}"
+                f"for known ones. If it was deleted on purpose: {START_EMPTY}"
             )
 
-    def _begin(self, owned: Owned) -> None:
+    def _begin(self, owned: Partition) -> None:
         partition, ledger = owned.partition, owned.ledger
         self._running[partition] = owned
         owned.begin(monotonic())
@@ -366,7 +366,7 @@ class Owner(threading.Thread):
             ]
         )
 
-    def _end(self, owned: Owned) -> None:
+    def _end(self, owned: Partition) -> None:
         """Judge it no longer."""
         for judged in (self._running, self._held, self._leaving):
             judged.pop(owned.partition, None)
@@ -436,7 +436,7 @@ class Owner(threading.Thread):
         self._end(owned)
         return owned.store
 
-    def _drop(self, dropped: list[Owned]) -> None:
+    def _drop(self, dropped: list[Partition]) -> None:
         for owned in dropped:
             self._end(owned)
         self._on_dropped([owned.store for owned in dropped])
@@ -467,7 +467,7 @@ class Owner(threading.Thread):
 
     def _take_beat(self, message: Any) -> None:
         with suppress(UndecodableRecord):
-            self._end_leaving(self._peers.heard(decode_heartbeat(message.value()), monotonic()))
+            self._end_leaving(self._peers.on_heartbeat(decode_heartbeat(message.value()), monotonic()))
 
     def _consumer_error(self, error: Any, message: Any) -> None:
         code = error.code()
@@ -487,18 +487,18 @@ class Owner(threading.Thread):
             if message.topic() == UPDATES:  # it is compacted, never cut
                 raise TopicRecreated(
                     f"{UPDATES}[{message.partition()}] does not hold the offset to go on from "
-                    f"({error.str()}): the topic was deleted and made again. If that was meant: {START_ANEW}"
+                    f"({error.str()}): the topic was deleted and made again. If that was meant: {START_EMPTY}"
                 )
             raise OffsetGone(
                 f"{message.topic()}[{message.partition()}] does not hold the offset to go on from "
                 f"({error.str()}): the worker was away for longer than the topic keeps records, or the topic "
-                f"was cut. To go on with what the log still holds: {START_AFRESH}"
+                f"was cut. To go on with what the log still holds: {REBUILD_FROM_LOG}"
             )
         if error.fatal():
             raise KafkaException(error)
         _log.warning("reading %s[%s]: %s", message.topic(), message.partition(), error.str())
 
-    def _tend(self, owned: Owned, now: float, until: float) -> None:
+    def _tend(self, owned: Partition, now: float, until: float) -> None:
         for table in self._outbox.changelogs:
             end = self._ends.pop((table, owned.partition), None)
             if end is not None:
@@ -549,15 +549,15 @@ class Owner(threading.Thread):
         self._metrics.cached.set(sum(len(owned.ledger.states) for owned in self._judged()))
 
 
-def _traced() -> type[Owned]:
+def _traced() -> type[Partition]:
     """The partition that tells of its records by OpenTelemetry.
 
     Raises:
         SettingsError: the packages are not there.
     """
-    from stoplog_worker.partition.tracing import TracedOwned
+    from stoplog_worker.partition.tracing import TracedPartition
 
-    return TracedOwned
+    return TracedPartition
 
 
 def _pass_on_failure(done: Future[None], called: Future[None]) -> None:

@@ -1,43 +1,45 @@
-"""Other workers of this lane, by their beats: whether one is there, and what it judges."""
+"""The other workers of this lane, as known from their heartbeats."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from stoplog.wire.heartbeats import Heartbeat
+from stoplog.wire.heartbeats import HEARTBEAT_S, RUNNING, Heartbeat
 
-BEAT_S: Final = 2.0
-"""Between two beats of a worker; it also sends one when what it judges has changed."""
-
-_GONE_S: Final = 3 * BEAT_S
+_EXPIRY_S: Final = 3 * HEARTBEAT_S
+"""A worker without a heartbeat for this long counts as gone."""
 
 
 class Peers:
-    """Workers that were heard of lately.
+    """Workers of this lane that sent a heartbeat recently.
 
     Args:
-        node_id: This worker's own, whose beats come by as well.
-        lane: This worker's.
+        node_id: The id of this worker, whose own heartbeats are ignored.
+        lane: The lane of this worker.
     """
 
     def __init__(self, node_id: str, lane: str) -> None:
         self._node_id = node_id
         self._lane = lane
-        self._until: dict[str, float] = {}
+        self._alive_until: dict[str, float] = {}
 
-    def heard(self, beat: Heartbeat, now: float) -> set[int]:
-        """Take a beat that came at *now*, monotonic seconds; returns the partitions that its sender judges.
+    def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> set[int]:
+        """Record a heartbeat and return the partitions that its sender processes.
 
-        Those of this worker itself, of gateways and of other lanes say nothing here.
+        Heartbeats of this worker, of gateways and of other lanes are ignored.
+
+        Args:
+            heartbeat: A record of ``nodes``.
+            now: When it arrived, monotonic seconds.
         """
-        if beat.role != "worker" or beat.lane != self._lane or beat.id == self._node_id:
+        if heartbeat.role != "worker" or heartbeat.lane != self._lane or heartbeat.id == self._node_id:
             return set()
-        if beat.stopping:
-            self._until.pop(beat.id, None)
+        if heartbeat.stopping:
+            self._alive_until.pop(heartbeat.id, None)
             return set()
-        self._until[beat.id] = now + _GONE_S
-        return {partition for partition, its in beat.partitions.items() if its.state == "running"}
+        self._alive_until[heartbeat.id] = now + _EXPIRY_S
+        return {number for number, of in heartbeat.partitions.items() if of.state == RUNNING}
 
-    def any(self, now: float) -> bool:
-        """Whether there is another worker that could take over from this one."""
-        return any(until > now for until in self._until.values())
+    def any_alive(self, now: float) -> bool:
+        """Return whether another worker could take over partitions from this one."""
+        return any(until > now for until in self._alive_until.values())

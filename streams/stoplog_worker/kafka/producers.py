@@ -15,14 +15,14 @@ from stoplog.kafka import clients as kafka
 from stoplog.log_throttle import LogThrottle
 from stoplog.topics import CHECKS, DEAD_LETTERS, REPLIES
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.recovery_instructions import START_AFRESH
+from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG
 
 _log = logging.getLogger("stoplog.outbox")
 
 _NO_SUCH: Final = (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 
 Delivered = Callable[[Any, Any], None]
-"""Called from :meth:`Outbox.poll` with an error and ``None``, or ``None`` and a message with its offset."""
+"""Called from :meth:`Producers.poll` with an error and ``None``, or ``None`` and a message with its offset."""
 
 _MAX_REASON: Final = 2_000
 """Characters of a dead letter's reason: it may quote the record."""
@@ -32,7 +32,7 @@ _PAUSE_S: Final = 1.0
 """Seconds between two log lines of one kind: a flood of bad records must not flood the log."""
 
 
-class Outbox:
+class Producers:
     """Both producers; used by the owner thread only.
 
     Args:
@@ -121,7 +121,7 @@ class Outbox:
         self._existing(self.changelogs[table], partition, key, value, delivered)
 
     def update(self, partition: int, value: bytes, delivered: Delivered) -> None:
-        """Relay a limit update into *partition* of ``checks``.
+        """UpdateRelay a limit update into *partition* of ``checks``.
 
         Raises:
             TopicError: it is gone.
@@ -157,7 +157,7 @@ class Outbox:
                 raise
             raise TopicError(
                 f"nothing can be written to topic {topic} any more ({exc.args[0].str()}): it was deleted. "
-                f"If that was meant: {START_AFRESH}"
+                f"If that was meant: {REBUILD_FROM_LOG}"
             ) from exc
 
     def _surely(

@@ -26,7 +26,7 @@ from stoplog.wire.checks import POSITION_BITS
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, encode_marker, position_of
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.recovery_instructions import START_AFRESH
+from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 
 _log = logging.getLogger("stoplog.flush")
@@ -53,7 +53,7 @@ class Send(Protocol):
         """*delivered* is called with an error or a message that knows its offset."""
 
 
-class Flusher:
+class Checkpointer:
     """The write-back of one owned partition.
 
     Args:
@@ -203,7 +203,7 @@ class Flusher:
             raise StateError(
                 f"the changelog of {table}, partition {self._store.partition}, has lost records: it had "
                 f"{expected}, and a new one came to offset {offset}. The topic was deleted or "
-                f"cut, and a lost disk would now lose counters. If that was meant: {START_AFRESH}"
+                f"cut, and a lost disk would now lose counters. If that was meant: {REBUILD_FROM_LOG}"
             )
         self.look_at_end(table, offset)
         self._expected[table] = offset + 1

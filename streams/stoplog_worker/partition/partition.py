@@ -16,11 +16,11 @@ from stoplog.wire.replies import Decision, Reply, encode_json_reply, encode_repl
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import Marker
-from stoplog_worker.kafka.producers import Outbox
-from stoplog_worker.kafka.reader import Reader
+from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
+from stoplog_worker.kafka.producers import Producers
 from stoplog_worker.metrics import RESULTS, Metrics
-from stoplog_worker.partition.checkpoint import Flusher
-from stoplog_worker.partition.update_relay import Relay
+from stoplog_worker.partition.checkpoint import Checkpointer
+from stoplog_worker.partition.update_relay import UpdateRelay
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.expiry import Sweeper
 from stoplog_worker.state.store import COUNTERS, PartitionStore, Record
@@ -37,7 +37,7 @@ _RETRY_S: Final = 0.5
 """From the beginning of a flush that is due at once to that of the next one, if it fails."""
 
 
-class Owned:
+class Partition:
     """A partition.
 
     Args:
@@ -56,7 +56,7 @@ class Owned:
         partitions: int,
         store: PartitionStore,
         marker: Marker,
-        outbox: Outbox,
+        outbox: Producers,
         metrics: Metrics,
         *,
         answer_from: int = 0,
@@ -71,7 +71,7 @@ class Owned:
         self._metrics = metrics
         self._results = [metrics.checks.labels(result) for result in RESULTS]
         self._fault = fault_finder(store.partition, partitions)
-        self._flusher = Flusher(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
+        self._flusher = Checkpointer(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
         self._sweeper = Sweeper(store, partial(outbox.shorten, COUNTERS, store.partition))
         self._interval_s = settings.flush_interval_ms / 1_000
         self._soon_s = min(_SOON_S, self._interval_s)
@@ -81,7 +81,7 @@ class Owned:
         self._retry_at = 0.0
         self._gap: tuple[tuple[str, int, int], Future[list[Record]]] | None = None
         send = partial(outbox.update, self.partition)
-        self.relay = Relay(self.partition, partitions, self.ledger, send)
+        self.relay = UpdateRelay(self.partition, partitions, self.ledger, send)
 
     def begin(self, now: float) -> None:
         """Flush from *now* on, monotonic seconds, once an interval; partitions one after the other."""
@@ -288,7 +288,7 @@ class Owned:
         topic = self._outbox.changelogs[table]
 
         def read() -> None:
-            reader = Reader(self._settings.bootstrap)
+            reader = AssignedConsumer(self._settings.bootstrap)
             try:
                 found = reader.read(topic, self.partition, start, end)
                 future.set_result([Record(it.offset(), it.key(), it.value()) for it in found])

@@ -16,12 +16,12 @@ from stoplog.topics import CHECKS, REPLIES
 from stoplog.tracing import context_of
 from stoplog.wire.checks import Batch, SingleCheck
 from stoplog_worker.algorithm.fold import Answer
-from stoplog_worker.partition.partition import Owned
+from stoplog_worker.partition.partition import Partition
 
 _tracer = trace.get_tracer("stoplog.worker")
 
 
-class TracedOwned(Owned):
+class TracedPartition(Partition):
     """A partition that tells of its records."""
 
     def take(self, message: Any) -> None:

@@ -24,7 +24,7 @@ BACKLOG: Final = 1_000
 """Updates read ahead; beyond it reading pauses, so that a long backlog does not fill the memory."""
 
 
-class Relay:
+class UpdateRelay:
     """The relay of one owned partition.
 
     Args:

@@ -43,7 +43,7 @@ from stoplog_worker.algorithm.state_codec import (
     position_of,
     without_charges,
 )
-from stoplog_worker.kafka.reader import Reader
+from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
@@ -118,7 +118,7 @@ class Copier:
             self.drop(partition)
             return False
         if self._copy is None:
-            reader = Reader(self._bootstrap, on_missing="error", most=self._chunk)
+            reader = AssignedConsumer(self._bootstrap, on_missing="error", most=self._chunk)
             producer = kafka.changelog_producer(self._bootstrap, self._send_timeout_ms)
             self._copy = _Copy(partition, reader, producer, self._source, self._target, self._clock, stored())
             _log.info("partition %s: copying the state of the default lane", partition)
@@ -159,7 +159,7 @@ class _Copy:
     def __init__(
         self,
         partition: int,
-        reader: Reader,
+        reader: AssignedConsumer,
         producer: Producer,
         source: dict[str, str],
         target: dict[str, str],
@@ -221,7 +221,7 @@ class _Copy:
     def _ask_for_ends(self) -> None:
         self._asked = self._clock()
         for table in (POLICIES, COUNTERS):
-            _, self._ends[table] = self._reader.range_of(self._source[table], self.partition)
+            _, self._ends[table] = self._reader.offset_range(self._source[table], self.partition)
         self._reader.assign(
             [
                 TopicPartition(self._source[table], self.partition, self._next[table] or OFFSET_BEGINNING)
@@ -231,7 +231,7 @@ class _Copy:
 
     def _read(self) -> list[Entry]:
         """Of each key the highest of the next records; markers are kept back."""
-        messages, ends, gone = self._reader.take(_POLL_S)
+        messages, ends, gone = self._reader.consume(_POLL_S)
         if gone:
             raise Unavailable(f"the beginning of {sorted(gone)} was deleted while it was read")
         highest: dict[tuple[str, bytes], bytes] = {}

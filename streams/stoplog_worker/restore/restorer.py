@@ -23,9 +23,9 @@ from stoplog.errors import StateError, StoplogError, TopicError, Unavailable
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.topic_admin import describe
 from stoplog.topics import CHECKS, UPDATES
-from stoplog_worker.kafka.reader import Reader
+from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.recovery_instructions import START_AFRESH
+from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG
 from stoplog_worker.restore.lane_bootstrap import Copier
 from stoplog_worker.state.expiry import Sweeper
 from stoplog_worker.state.store import COUNTERS, TABLES, PartitionStore, Record
@@ -115,7 +115,7 @@ class Restorer(threading.Thread):
         self._on_ends = on_ends
         self._on_fatal = on_fatal
         self._servers = bootstrap
-        self._reader = Reader(bootstrap, on_missing="error")
+        self._reader = AssignedConsumer(bootstrap, on_missing="error")
         self._admin = kafka.worker_admin(bootstrap)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._followed: dict[int, _Followed] = {}
@@ -166,7 +166,7 @@ class Restorer(threading.Thread):
     def run(self) -> None:
         """Read until told to stop."""
         try:
-            self._reader.acquaint(self._tables)
+            self._reader.prefetch_metadata(self._tables)
             while not self._stopping:
                 self._run_commands()
                 self._hand_over()
@@ -261,7 +261,7 @@ class Restorer(threading.Thread):
                         f"the local {table} of partition {store.partition} have read their changelog to "
                         f"offset {store.next[table]} and it ends at {end}: the topic {self._topics[table]} "
                         f"was deleted or cut, and these tables are the last that hold what it held. If that "
-                        f"was meant: {START_AFRESH}"
+                        f"was meant: {REBUILD_FROM_LOG}"
                     )
             followed.ends = ends
         self._postpone(lacking, why)
@@ -315,7 +315,7 @@ class Restorer(threading.Thread):
             )
 
     def _read(self) -> None:
-        messages, ends, gone = self._reader.take(_POLL_S)
+        messages, ends, gone = self._reader.consume(_POLL_S)
         taken: dict[tuple[str, int], list[Record]] = defaultdict(list)
         for message in messages:
             record = Record(message.offset(), message.key(), message.value())

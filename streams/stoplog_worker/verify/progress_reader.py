@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from stoplog_worker.kafka.reader import Reader
+from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 
 
 class Reading:
@@ -19,15 +19,17 @@ class Reading:
     def __init__(self, bootstrap: str, progress: Callable[[str, float, float], None]) -> None:
         self._progress = progress
         # Two, for where to begin if an offset is gone: a changelog goes on with what it has.
-        self._readers = {reset: Reader(bootstrap, on_missing=reset) for reset in ("earliest", "error")}
+        self._readers = {
+            reset: AssignedConsumer(bootstrap, on_missing=reset) for reset in ("earliest", "error")
+        }
 
-    def range_of(self, topic: str, partition: int) -> tuple[int, int]:
+    def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """The first offset and the one after the last.
 
         Raises:
             Unavailable: no broker answered.
         """
-        return self._readers["error"].range_of(topic, partition)
+        return self._readers["error"].offset_range(topic, partition)
 
     def read(
         self, topic: str, partition: int, start: int, end: int, reset: str = "earliest"

@@ -94,7 +94,7 @@ class Verification:
         self._partitions = specs[CHECKS].partitions
         self._changelogs = changelogs
         self._reply_starts = {
-            partition: reading.range_of(REPLIES, partition)[1]
+            partition: reading.offset_range(REPLIES, partition)[1]
             for partition in range(specs[REPLIES].partitions)
         }
         self._bases = [_new_store(number, folder / "base") for number in range(self._partitions)]
@@ -129,7 +129,7 @@ class Verification:
     def _ends(self, number: int) -> dict[str, int]:
         # Policies first: all states up to a marker found there lie below the counters' end asked for after.
         return {
-            table: self._reading.range_of(self._changelogs[table], number)[1]
+            table: self._reading.offset_range(self._changelogs[table], number)[1]
             for table in (POLICIES, COUNTERS)
         }
 
@@ -137,9 +137,9 @@ class Verification:
         """Take the changelog up to *end* into *store*, which is empty."""
         topic, number = self._changelogs[table], store.partition
         while True:
-            begin, _ = self._reading.range_of(topic, number)
+            begin, _ = self._reading.offset_range(topic, number)
             self._merge(store, table, end)
-            if self._reading.range_of(topic, number)[0] == begin:
+            if self._reading.offset_range(topic, number)[0] == begin:
                 return
             # Its owner has shortened it meanwhile: what was deleted may have followed on what was read.
             store.clear_counters()
@@ -166,7 +166,7 @@ class Verification:
         later, first = self._laters[number], self._bases[number].marker()
         give_up = monotonic() + _FLUSH_S
         while True:
-            low, high = self._reading.range_of(CHECKS, number)
+            low, high = self._reading.offset_range(CHECKS, number)
             start = first.next_offset if first else low
             ends = self._ends(number)
             marker = self._last_marker(number, ends[POLICIES])
@@ -199,7 +199,7 @@ class Verification:
     def _read_replies(self) -> _Replies:
         replies: _Replies = {}
         for partition, start in self._reply_starts.items():
-            _, end = self._reading.range_of(REPLIES, partition)
+            _, end = self._reading.offset_range(REPLIES, partition)
             for message in self._reading.read(REPLIES, partition, start, end):
                 value = message.value() or b""
                 try:
@@ -218,7 +218,7 @@ class Verification:
             offset = first.next_offset if first else 0
             return Finding(number, offset, offset)
         if first is None:
-            low, _ = self._reading.range_of(CHECKS, number)
+            low, _ = self._reading.offset_range(CHECKS, number)
             first = Marker(low, 0, -1, -1, marker.topic_id, marker.default)
         # It may have been written before markers had them, or be the copy that a lane began with.
         first = msgspec.structs.replace(
@@ -267,7 +267,7 @@ class Verification:
         """States flushed as they were after the marker, by offset: the fold goes on and comes by each."""
         if not beyond:
             return
-        _, high = self._reading.range_of(CHECKS, number)
+        _, high = self._reading.offset_range(CHECKS, number)
         for offset in self._fold(ledger, number, min(max(beyond) + 1, high), replies, finding):
             for key, found in beyond.pop(offset, ()):
                 _compare_states(key, ledger.encoded_state(key), found, ledger.clock_ms, finding)

@@ -16,8 +16,8 @@ def test_a_second_claim_is_refused_and_names_the_holder(
 ) -> None:
     monkeypatch.setattr(folder, "_PATIENCE_S", 0.1)
     home = tmp_path / "worker-1"
-    held = folder.claim(home)
+    held = folder.lock_instance(home)
     with pytest.raises(SettingsError, match=rf"process {os.getpid()}\) already uses .*STOPLOG_INSTANCE_ID"):
-        folder.claim(home)
+        folder.lock_instance(home)
     held.close()
-    folder.claim(home).close()
+    folder.lock_instance(home).close()

@@ -22,7 +22,7 @@ from stoplog_worker.algorithm.state_codec import (
     expires_at_ms,
 )
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.partition.checkpoint import CHUNK, Flusher, Overtaken
+from stoplog_worker.partition.checkpoint import CHUNK, Checkpointer, Overtaken
 from stoplog_worker.state.expiry import PASS_S, Sweeper
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES
 from stoplog_worker.verify.replay import Record, replay
@@ -66,7 +66,7 @@ class Worker:
         self.changelogs.restore(store, batch)
         self.store = store
         self.ledger = Ledger(store, store.marker() or FIRST)
-        self.flusher = Flusher(self.ledger, store, self.changelogs.send, METRICS)
+        self.flusher = Checkpointer(self.ledger, store, self.changelogs.send, METRICS)
         self.sweeper = Sweeper(store, self.changelogs.shorten)
 
     def follow(self, passes: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from hypothesis import given
 from hypothesis import strategies as st
 from stoplog_worker.assignment.coordinator import Ownership
-from stoplog_worker.consumer.consumer_thread import Owner
+from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.lease import Lease
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.store import PartitionStore
@@ -39,7 +39,7 @@ class Store:
 
 
 class World:
-    """Owner and restorer as their threads appear from the loop: at once, but for their callbacks."""
+    """ConsumerThread and restorer as their threads appear from the loop: at once, but for their callbacks."""
 
     def __init__(self) -> None:
         self.opened: set[int] = set()
@@ -55,17 +55,17 @@ class World:
         self.member = "m1"
         self.unbroken = False
         self.ownership = Ownership(
-            cast(Owner, self), cast(Restorer, self), lease, lambda: self.member, lambda: None
+            cast(ConsumerThread, self), cast(Restorer, self), lease, lambda: self.member, lambda: None
         )
 
     # --- as the owner ---
 
-    def hold_all(self, _timeout_s: float) -> Future[None]:
+    def revoke_all(self, _timeout_s: float) -> Future[None]:
         self.held.update(self.running)
         self.running.clear()
         return done(None)
 
-    def leave(self, partitions: set[int], _for_s: float) -> Future[None]:
+    def hand_over(self, partitions: set[int], _for_s: float) -> Future[None]:
         for partition in partitions & self.held.keys():
             self.leaving[partition] = self.held.pop(partition)
         return done(None)
@@ -98,7 +98,7 @@ class World:
     def new_owners_begin(self) -> None:
         self.drop(self.leaving)
 
-    def others(self) -> Future[bool]:
+    def has_peers(self) -> Future[bool]:
         self.callbacks_soon()
         return done(True)
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import pytest
 from stoplog_worker.algorithm.fold import fault_finder, judge
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, encode_marker
-from stoplog_worker.consumer.consumer_thread import Owner
+from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.checkpoint import CHUNK
-from stoplog_worker.partition.partition import _RETRY_S, Owned
+from stoplog_worker.partition.partition import _RETRY_S, Partition
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
@@ -48,8 +48,8 @@ class Waits:
 class Bench(NamedTuple):
     """An owner that judges one partition, and what stands around it."""
 
-    owner: Owner
-    owned: Owned
+    owner: ConsumerThread
+    owned: Partition
     lease: Lease
     waits: Waits
     changelogs: Changelogs
@@ -66,13 +66,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr("stoplog_worker.consumer.consumer_thread.drain", waits)
     settings, metrics = Settings(kafka="127.0.0.1:1", home=tmp_path), Metrics()
     told: Any = lambda *_: None  # noqa: E731
-    owner = Owner(settings, 4, {"counters": "c", "policies": "p"}, lease, metrics, told, told)  # type: ignore[arg-type]
+    owner = ConsumerThread(settings, 4, {"counters": "c", "policies": "p"}, lease, metrics, told, told)  # type: ignore[arg-type]
     outbox: Any = owner._outbox
     monkeypatch.setattr(outbox, "changelog", lambda _, *rest: changelogs.send(*rest))
     marker = Marker(0, 0, -1, -1, "topic", parse_policy("100/minute"))
     store = MemoryStore(0)
     store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
-    owned = owner._running[0] = Owned(settings, 4, store, marker, outbox, metrics)
+    owned = owner._running[0] = Partition(settings, 4, store, marker, outbox, metrics)
     owner._lag_at = monotonic() + 1_000  # there is nobody to ask
     yield Bench(owner, owned, lease, waits, changelogs)
     owner._consumer.close()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from stoplog_worker.kafka.producers import Outbox
+from stoplog_worker.kafka.producers import Producers
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.state.store import COUNTERS
 
@@ -55,13 +55,13 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> Producer:
 
 
 def test_a_dead_letter_says_where_it_came_from(producer: Producer) -> None:
-    Outbox("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k", b"v"), "no check")
+    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k", b"v"), "no check")
     facts = {"reason": b"no check", "topic": b"checks", "partition": b"3", "offset": b"17"}
     assert producer.produced == [(DEAD_LETTERS, b"k", b"v", facts)]
 
 
 def test_of_a_large_record_the_beginning_and_the_size(producer: Producer) -> None:
-    Outbox("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k" * 2**20, b"v" * 2**24), "é" * 10_000)
+    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k" * 2**20, b"v" * 2**24), "é" * 10_000)
     [(_, key, value, headers)] = producer.produced
     assert (headers["key-bytes"], headers["value-bytes"]) == (b"1048576", b"16777216")
     assert set(key) == {ord("k")}
@@ -71,7 +71,7 @@ def test_of_a_large_record_the_beginning_and_the_size(producer: Producer) -> Non
 
 
 def test_nothing_of_a_record_without_anything(producer: Producer) -> None:
-    Outbox("nowhere:1", 100, {}, Metrics()).dead_letter(Message(None, None), "empty")
+    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(Message(None, None), "empty")
     assert producer.produced[0][1:3] == (None, None)
 
 
@@ -82,7 +82,7 @@ def test_a_dead_letter_without_a_topic_is_lost_and_told_of_and_that_is_all(
         raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC, "no such topic"))
 
     monkeypatch.setattr(producer, "produce", refuse)
-    Outbox("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k", b"v"), "no check")
+    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k", b"v"), "no check")
     assert "the dead letter of checks[3]@17 was lost" in caplog.text
     assert "no such topic" in caplog.text
 
@@ -99,7 +99,7 @@ def test_a_changelog_that_may_not_be_shortened_is_told_of_with_the_remedy(
             return {asked[0]: refused}
 
     monkeypatch.setattr("stoplog.kafka.clients.worker_admin", lambda _: Admin())
-    Outbox("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).shorten(COUNTERS, 2, 4711)
+    Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).shorten(COUNTERS, 2, 4711)
     refused.set_exception(KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
     assert [(place.topic, place.partition, place.offset) for place in places] == [
         (COUNTERS_CHANGELOG, 2, 4711)
@@ -114,7 +114,7 @@ def test_a_changelog_that_is_gone_ends_the_worker_with_the_remedy(monkeypatch: p
             raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
 
     monkeypatch.setattr("stoplog.kafka.clients.changelog_producer", lambda *_: Gone())
-    outbox = Outbox("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics())
+    outbox = Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics())
     with pytest.raises(TopicError, match=f"{COUNTERS_CHANGELOG} .* deleted.* `stoplog topics create`"):
         outbox.changelog(0, COUNTERS, b"key", b"value", lambda *_: None)
     with pytest.raises(TopicError, match="topic checks "):
@@ -130,6 +130,6 @@ def test_a_changelog_that_refuses_for_another_reason_is_no_reason_to_delete_it(
 
     monkeypatch.setattr("stoplog.kafka.clients.changelog_producer", lambda *_: Failed())
     with pytest.raises(KafkaException):
-        Outbox("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).changelog(
+        Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).changelog(
             0, COUNTERS, b"key", b"value", lambda *_: None
         )

@@ -10,7 +10,7 @@ from stoplog_worker.algorithm.fold import fault_finder, judge
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, decode_state, encode_marker, position_of
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.partition.checkpoint import CHUNK, Flusher, Overtaken
+from stoplog_worker.partition.checkpoint import CHUNK, Checkpointer, Overtaken
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
 from stoplog.policy import parse_policy
@@ -32,7 +32,7 @@ class Bench:
         self.changelogs = changelogs or Changelogs()
         self.metrics = Metrics()
         self.ledger = Ledger(self.store, self.store.marker() or FIRST)
-        self.flusher = Flusher(self.ledger, self.store, self.changelogs.send, self.metrics)
+        self.flusher = Checkpointer(self.ledger, self.store, self.changelogs.send, self.metrics)
 
     def check(self, *checks: Check) -> None:
         offset = self.ledger.next_offset

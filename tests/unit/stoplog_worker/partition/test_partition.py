@@ -9,7 +9,7 @@ import pytest
 from stoplog_worker.algorithm.fold import fault_finder, judge
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, State, encode_marker, encode_state
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.partition.partition import Owned
+from stoplog_worker.partition.partition import Partition
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
 
@@ -35,7 +35,7 @@ class Flushing:
         settings = Settings(kafka="127.0.0.1:1", home=folder, flush_interval_ms=5_000)
         marker = Marker(0, 0, -1, -1, "topic", parse_policy("1000/minute"))
         store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
-        self.owned = Owned(settings, PARTITIONS, store, marker, outbox, Metrics())
+        self.owned = Partition(settings, PARTITIONS, store, marker, outbox, Metrics())
         self.now, self.offset = 0.0, 0
         self.owned.begin(self.now)
 
@@ -101,7 +101,7 @@ def test_a_partitions_marker_is_acknowledged_before_its_first_counter_is_written
         changelog=lambda _, *rest: changelogs.send(*rest), update=print, shorten=print
     )
     settings = Settings(kafka="127.0.0.1:1", home=tmp_path)
-    owned = Owned(settings, PARTITIONS, MemoryStore(PARTITION), first, outbox, Metrics())
+    owned = Partition(settings, PARTITIONS, MemoryStore(PARTITION), first, outbox, Metrics())
     ledger = owned.ledger
     judge(
         ledger,

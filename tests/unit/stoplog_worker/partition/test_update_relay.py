@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from stoplog_worker.algorithm.ledger import Ledger
-from stoplog_worker.partition.update_relay import BACKLOG, Relay
+from stoplog_worker.partition.update_relay import BACKLOG, UpdateRelay
 from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.errors import MisroutedRecord, UndecodableRecord
@@ -49,7 +49,7 @@ class Bench:
         self.ledger = Ledger(NothingStored(), FIRST)
         self.sent: list[Update] = []
         self.acknowledge: Callable[[Any, Any], None]
-        self.relay = Relay(PARTITION, PARTITIONS, self.ledger, self._send)
+        self.relay = UpdateRelay(PARTITION, PARTITIONS, self.ledger, self._send)
 
     def _send(self, value: bytes, done: Callable[[Any, Any], None]) -> None:
         update = decode_checks_record(value)

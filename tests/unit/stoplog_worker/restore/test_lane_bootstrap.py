@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from stoplog_worker.kafka.reader import Taken
+from stoplog_worker.kafka.assigned_consumer import Consumed
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.lane_bootstrap import Copier, changelogs
@@ -36,7 +36,7 @@ class Message:
 
 
 class Broker:
-    """Reader and producer: has a few states, of which one is read at a time, and keeps what is written."""
+    """Consumer and producer: has a few states, of which one is read at a time, and keeps what is written."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -44,15 +44,15 @@ class Broker:
         self._at = 0
         self._unheard: list[Any] = []
 
-    def range_of(self, topic: str, _partition: int) -> tuple[int, int]:
+    def offset_range(self, topic: str, _partition: int) -> tuple[int, int]:
         return 0, STATES if topic == SOURCE[COUNTERS] else 0
 
     def assign(self, _places: object) -> None:
         self._at = 0
 
-    def take(self, _wait_s: float) -> Taken:
+    def consume(self, _wait_s: float) -> Consumed:
         self._at += 1
-        return Taken([Message(self._at - 1)], {}, set())
+        return Consumed([Message(self._at - 1)], {}, set())
 
     def produce(self, topic: str, _value: bytes, key: bytes, *, partition: int, on_delivery: Any) -> None:
         assert (topic, partition) == (TARGET[COUNTERS], 0)
@@ -73,7 +73,9 @@ class Broker:
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     broker = Broker()
-    monkeypatch.setattr("stoplog_worker.restore.lane_bootstrap.Reader", lambda *_args, **_kwargs: broker)
+    monkeypatch.setattr(
+        "stoplog_worker.restore.lane_bootstrap.AssignedConsumer", lambda *_args, **_kwargs: broker
+    )
     monkeypatch.setattr(
         "stoplog_worker.restore.lane_bootstrap.kafka", SimpleNamespace(changelog_producer=lambda *_: broker)
     )

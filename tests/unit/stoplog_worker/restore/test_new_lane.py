@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from stoplog_worker.algorithm.state_codec import Marker
-from stoplog_worker.kafka.producers import Outbox
+from stoplog_worker.kafka.producers import Producers
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.partition.partition import Owned
+from stoplog_worker.partition.partition import Partition
 from stoplog_worker.settings import Settings
 
 from stoplog.policy import parse_policy
@@ -66,11 +66,11 @@ class Sent:
         """Nobody is idle for so long."""
 
 
-def opened(answer_from: int) -> tuple[Owned, Sent]:
+def opened(answer_from: int) -> tuple[Partition, Sent]:
     sent = Sent()
     store = MemoryStore(PARTITION)
-    owned = Owned(
-        Settings(), PARTITIONS, store, FIRST, cast("Outbox", sent), Metrics(), answer_from=answer_from
+    owned = Partition(
+        Settings(), PARTITIONS, store, FIRST, cast("Producers", sent), Metrics(), answer_from=answer_from
     )
     owned.begin(0.0)
     return owned, sent

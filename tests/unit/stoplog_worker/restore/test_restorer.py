@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import stoplog_worker.restore.restorer
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, TopicPartition
-from stoplog_worker.kafka.reader import Taken
+from stoplog_worker.kafka.assigned_consumer import Consumed
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.store import COUNTERS, POLICIES
@@ -35,7 +35,7 @@ class Silent:
     def __init__(self, *_: Any, **__: Any) -> None:
         self.places: list[TopicPartition] = []
 
-    def acquaint(self, topics: Iterable[str]) -> None:
+    def prefetch_metadata(self, topics: Iterable[str]) -> None:
         """It knows all of them."""
 
     def add(self, places: list[TopicPartition]) -> None:
@@ -44,8 +44,8 @@ class Silent:
     def remove(self, places: list[TopicPartition]) -> None:
         self.places = [place for place in self.places if place not in places]
 
-    def take(self, _wait_s: float) -> Taken:
-        return Taken([], {}, set())
+    def consume(self, _wait_s: float) -> Consumed:
+        return Consumed([], {}, set())
 
     def close(self) -> None:
         """Nothing is open."""
@@ -76,7 +76,7 @@ def restoring(
     standby: bool = False,
 ) -> Iterator[tuple[queue.SimpleQueue[Restored], queue.SimpleQueue[BaseException]]]:
     """Has *store* asked for, or stand by; yields what is handed over, and what ended the thread."""
-    monkeypatch.setattr(stoplog_worker.restore.restorer, "Reader", reader)
+    monkeypatch.setattr(stoplog_worker.restore.restorer, "AssignedConsumer", reader)
     numbers = count(1)
     monkeypatch.setattr("stoplog.kafka.clients.worker_admin", lambda _: Admin(offset, next(numbers)))
     monkeypatch.setattr(
@@ -150,9 +150,9 @@ def test_counters_go_only_if_their_changelog_has_lost_its_beginning(
             else:
                 self.lost = frozenset({(COUNTERS_CHANGELOG, 2)})
 
-        def take(self, _wait_s: float) -> Taken:
+        def consume(self, _wait_s: float) -> Consumed:
             lost, self.lost = self.lost, frozenset()
-            return Taken([], {}, set(lost))
+            return Consumed([], {}, set(lost))
 
     store = MemoryStore(2)
     store.next[COUNTERS] = 8

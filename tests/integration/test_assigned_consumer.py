@@ -6,7 +6,7 @@ from time import monotonic
 
 from confluent_kafka import Producer, TopicPartition
 from stoplog_gateway.local.kafka_broker import Broker
-from stoplog_worker.kafka.reader import Reader
+from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 
 from stoplog.topics import COUNTERS_CHANGELOG, NODES
 
@@ -16,17 +16,17 @@ JUST_OVER_A_TICK_S = 1.1
 
 def first_record_s(broker: Broker, *, acquainted: bool) -> float:
     """Seconds from when a connected reader is told what to read to the first record."""
-    reader = Reader(broker.bootstrap)
+    reader = AssignedConsumer(broker.bootstrap)
     try:
         if acquainted:
-            reader.acquaint([COUNTERS_CHANGELOG])
+            reader.prefetch_metadata([COUNTERS_CHANGELOG])
         reader.add([TopicPartition(NODES, 0, 0)])
-        assert reader.take(WAIT_S).ends
+        assert reader.consume(WAIT_S).ends
         # A client that has just connected looks topics up at once; later, by a timer that has just gone off.
-        assert not reader.take(JUST_OVER_A_TICK_S).records
+        assert not reader.consume(JUST_OVER_A_TICK_S).records
         began = monotonic()
         reader.add([TopicPartition(COUNTERS_CHANGELOG, 0, 0)])
-        assert reader.take(WAIT_S).records
+        assert reader.consume(WAIT_S).records
         return monotonic() - began
     finally:
         reader.close()

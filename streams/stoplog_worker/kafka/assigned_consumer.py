@@ -21,7 +21,7 @@ _SILENCE_S: Final = 15.0
 _GONE: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
-class Taken(NamedTuple):
+class Consumed(NamedTuple):
     """What was there to be read.
 
     ``ends`` has the next offset of each ``(topic, partition)`` that was read to its end: the last records may
@@ -34,13 +34,13 @@ class Taken(NamedTuple):
     gone: set[tuple[str, int]]
 
 
-class Reader:
+class AssignedConsumer:
     """A consumer of the partitions that it is told; what it cannot unpack it steps over.
 
     Args:
         bootstrap: Servers.
         on_missing: Where to begin if an offset is gone: ``earliest``, or nowhere: ``error``.
-        most: Records taken at once.
+        most: Records consumed at once.
     """
 
     def __init__(self, bootstrap: str, *, on_missing: str = "earliest", most: int = 10_000) -> None:
@@ -48,7 +48,7 @@ class Reader:
         self._steps = Steps(self._consumer)
         self._most = most
 
-    def acquaint(self, topics: Iterable[str]) -> None:
+    def prefetch_metadata(self, topics: Iterable[str]) -> None:
         """Know where *topics* are before they are read; blocks for a moment."""
         kafka.fetch_metadata(self._consumer, topics)
 
@@ -67,19 +67,19 @@ class Reader:
         self.remove(self._consumer.assignment())
         self.add(places)
 
-    def take(self, wait_s: float) -> Taken:
+    def consume(self, wait_s: float) -> Consumed:
         """All that is there, up to ``most`` records; waits up to *wait_s* for the first.
 
         Raises:
             KafkaException: it cannot go on.
         """
-        taken = Taken([], {}, set())
+        consumed = Consumed([], {}, set())
         for message in self._steps.sift(drain(self._consumer, self._most, wait_s)):
             error = message.error()
             if error is None:
-                taken.records.append(message)
+                consumed.records.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:
-                taken.ends[message.topic(), message.partition()] = message.offset()
+                consumed.ends[message.topic(), message.partition()] = message.offset()
             elif unreadable(message):
                 _log.warning(
                     "%s[%s]: the batch at offset %s is stepped over: %s",
@@ -89,12 +89,12 @@ class Reader:
                     error.str(),
                 )
             elif error.code() in _GONE:
-                taken.gone.add((message.topic(), message.partition()))
+                consumed.gone.add((message.topic(), message.partition()))
             elif error.fatal():
                 raise KafkaException(error)
-        return taken
+        return consumed
 
-    def range_of(self, topic: str, partition: int) -> tuple[int, int]:
+    def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """The first offset and the one after the last.
 
         Raises:
@@ -134,19 +134,19 @@ class Reader:
         self.assign([TopicPartition(topic, partition, start)])
         reached, until = start, monotonic() + _SILENCE_S
         while reached < end:
-            taken = self.take(_POLL_S)
-            if taken.gone:
+            consumed = self.consume(_POLL_S)
+            if consumed.gone:
                 raise OffsetGone(
                     f"{topic}[{partition}] no longer holds offset {start}: what was decided from there "
                     f"on cannot be recomputed; raise the topic's retention"
                 )
-            for message in taken.records:
+            for message in consumed.records:
                 reached = message.offset() + 1
                 if reached <= end:
                     yield message
-            if taken.ends:
+            if consumed.ends:
                 reached = end
-            if taken.records or taken.ends:
+            if consumed.records or consumed.ends:
                 until = monotonic() + _SILENCE_S
                 passed(min(reached, end))
             elif monotonic() > until:

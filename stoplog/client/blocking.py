@@ -18,10 +18,10 @@ from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejected
 from stoplog.client.traffic import Traffic
-from stoplog.client.usage_lookup import Look
 from stoplog.policy import Policy
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
+from stoplog.wire.replies import LookupReply
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ class BlockingLimiter:
         """
         return self._wait(self._limiter.peek(client, plan=plan, resource=resource))
 
-    def look_up(self, client: str, *, plan: str = "", resource: str = "") -> Look:
+    def look_up(self, client: str, *, plan: str = "", resource: str = "") -> LookupReply:
         """What *client* is held to and has used: :meth:`Limiter.look_up`, and its errors."""
         return self._wait(self._limiter.look_up(client, plan=plan, resource=resource))
 

@@ -14,10 +14,8 @@ from typing import Final
 
 import msgspec
 
-from stoplog.wire.heartbeats import Heartbeat, PartitionState
-
-BEAT_S: Final = 2.0
-"""Seconds between two beats of a node."""
+from stoplog.client.transport.broker_monitor import BrokerView
+from stoplog.wire.heartbeats import PartitionState, StampedHeartbeat
 
 LATE_S: Final = 5.0
 """Seconds without a beat after which a node is pointed out: two are missing."""
@@ -97,36 +95,21 @@ class Readiness(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
-class Beat(msgspec.Struct, frozen=True):
-    """A beat, and when the broker stamped it (ms since the Unix epoch, by the broker's clock)."""
-
-    node: Heartbeat
-    at_ms: int
-
-
-class BrokerView(msgspec.Struct, frozen=True):
-    """What the broker says of ``checks``; ``partitions`` 0: no such topic; ``error``: no answer, and why."""
-
-    partitions: int = 0
-    under_replicated: tuple[int, ...] = ()
-    error: str | None = None
-
-
 class Nodes:
     """The nodes heard of."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[Beat, float]] = {}
+        self._last: dict[str, tuple[StampedHeartbeat, float]] = {}
         self._last_ms = 0
 
-    def heard(self, beats: list[Beat], now: float) -> None:
+    def heard(self, beats: list[StampedHeartbeat], now: float) -> None:
         """Take note of *beats*, in the topic's order, at *now* (seconds, monotonic)."""
         for beat in beats:
             self._last_ms = beat.at_ms
-            if beat.node.stopping:
-                self._last.pop(beat.node.id, None)
+            if beat.heartbeat.stopping:
+                self._last.pop(beat.heartbeat.id, None)
             else:
-                self._last[beat.node.id] = (beat, now)
+                self._last[beat.heartbeat.id] = (beat, now)
 
     def alive(self, now: float) -> list[Node]:
         """Who is there at *now*, by role, lane and id; the others are forgotten."""
@@ -138,7 +121,7 @@ class Nodes:
         }
         nodes = [
             Node(n.id, n.role, n.version, n.host, int((now - arrived) * 1000), n.partitions, n.lane)
-            for n, arrived in ((beat.node, arrived) for beat, arrived in self._last.values())
+            for n, arrived in ((beat.heartbeat, arrived) for beat, arrived in self._last.values())
         ]
         return sorted(nodes, key=lambda node: (node.role, node.lane, node.id))
 

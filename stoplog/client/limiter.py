@@ -19,13 +19,10 @@ from stoplog import __version__
 from stoplog.client.answer import Answer, PendingAnswer, answer_of
 from stoplog.client.batcher import Batcher
 from stoplog.client.cluster_status import (
-    BEAT_S,
     CONNECTING,
     STATES,
     TOPICS_WRONG,
     UNREACHABLE,
-    Beat,
-    BrokerView,
     Node,
     Nodes,
     Readiness,
@@ -35,22 +32,23 @@ from stoplog.client.cluster_status import (
 )
 from stoplog.client.degraded_mode import Mode
 from stoplog.client.deny_cache import PROOF_S, DenyCache
-from stoplog.client.limits_admin import Admin, Applied, LimitsPage, StoredLimit, Word
+from stoplog.client.limits_admin import Admin, Applied, LimitsPage, StoredLimit
 from stoplog.client.metrics import Metrics
 from stoplog.client.settings import Settings, read_settings
 from stoplog.client.shared_status import State, together
 from stoplog.client.top_rejected import Rejected, Rejections, added, ranked
 from stoplog.client.traffic import Traffic, traffic
-from stoplog.client.transport import Transport
-from stoplog.client.usage_lookup import Look, Lookup
+from stoplog.client.transport.broker_monitor import BrokerView
+from stoplog.client.transport.kafka_transport import Transport
+from stoplog.client.usage_lookup import Lookup
 from stoplog.clock import now
 from stoplog.errors import InvalidInput, TopicError, Unavailable
 from stoplog.policy import Policy, check_cost, check_id
 from stoplog.topics import CHECKS, REPLIES, load_topics
 from stoplog.wire.checks import Check, Denials, encode_denials
-from stoplog.wire.heartbeats import Heartbeat, encode_heartbeat
+from stoplog.wire.heartbeats import HEARTBEAT_S, Heartbeat, StampedHeartbeat, encode_heartbeat
 from stoplog.wire.limit_updates import Update, UpdateKey
-from stoplog.wire.replies import Reply
+from stoplog.wire.replies import LookupReply, Reply, UpdateReply
 
 __all__ = [
     "Answer",
@@ -261,7 +259,7 @@ class Limiter:
         """
         return await self.check(client, 0, plan=plan, resource=resource)
 
-    async def look_up(self, client: str, *, plan: str = "", resource: str = "") -> Look:
+    async def look_up(self, client: str, *, plan: str = "", resource: str = "") -> LookupReply:
         """What *client* is held to, and what it has used of each window; nothing is spent.
 
         Raises:
@@ -413,15 +411,15 @@ class Limiter:
         """Replies to this gateway's batches."""
         self._batcher.replied(replies)
 
-    def told(self, words: list[Word]) -> None:
+    def told(self, words: list[UpdateReply]) -> None:
         """Words on this gateway's updates."""
         self._admin.told(words)
 
-    def looked(self, looks: list[Look]) -> None:
+    def looked(self, looks: list[LookupReply]) -> None:
         """Replies to this gateway's looks."""
         self._lookup.looked(looks)
 
-    def heard(self, beats: list[Beat]) -> None:
+    def heard(self, beats: list[StampedHeartbeat]) -> None:
         """Beats of any node."""
         self._nodes.heard(beats, time.monotonic())
 
@@ -487,7 +485,7 @@ class Limiter:
             self._batcher.probe(doubtful=self._view is not None and self._view.error is not None)
             self._mode.tick(calm=self._batcher.calm)
             if (at := time.monotonic()) >= beat_at:
-                beat_at = at + BEAT_S
+                beat_at = at + HEARTBEAT_S
                 self._beat()
             if at >= sum_at:
                 sum_at = at + SUM_S

@@ -26,6 +26,7 @@ from stoplog.errors import InvalidInput, StoplogError, Unavailable
 from stoplog.policy import Policy, check_id
 from stoplog.topics import home_of, partition_of
 from stoplog.wire.limit_updates import KINDS, Update, UpdateKey, encode_update_key, encode_update_value
+from stoplog.wire.replies import UpdateReply
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -77,15 +78,6 @@ class LimitsPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
-class Word(msgspec.Struct, frozen=True):
-    """An owner's word on an update: whether it is applied, as which version, in which partition."""
-
-    id: str
-    applied: bool = False
-    version: int = -1
-    partition: int = -1
-
-
 class Updates(Protocol):
     """The topic ``limit-updates``: the transport."""
 
@@ -112,7 +104,7 @@ class _Unconfirmed:
         self.future = future
         self.version = -1
 
-    def confirm(self, word: Word) -> None:
+    def confirm(self, word: UpdateReply) -> None:
         self.partitions.discard(word.partition)
         self.version = max(self.version, word.version)
         if self.future.done():
@@ -184,7 +176,7 @@ class Admin:
         finally:
             del self._unconfirmed[id_]
 
-    def told(self, words: list[Word]) -> None:
+    def told(self, words: list[UpdateReply]) -> None:
         """Owners' words; those that came too late are dropped."""
         for word in words:
             if (update := self._unconfirmed.get(word.id)) is not None:

@@ -10,42 +10,18 @@ import asyncio
 from itertools import count
 from typing import Final, Protocol
 
-import msgspec
-
 from stoplog.client.limits_admin import Busy
 from stoplog.errors import Unavailable
 from stoplog.topics import partition_of
 from stoplog.wire.checks import Check, SingleCheck, encode_single
 from stoplog.wire.format import ReplyTo
-from stoplog.wire.limit_updates import UpdateKey
+from stoplog.wire.replies import LookupReply
 
 LOOK_S: Final = 2.0
 """Seconds that a look waits for the worker: a person asks, so longer than a check."""
 
 MAX_WAITING: Final = 64
 """Looks at the same time: each is a record of its own, and costs a worker what many batched checks do."""
-
-
-class WindowUse(msgspec.Struct, frozen=True):
-    """A limit: `used` counts against it now, and in `reset_after_ms` nothing will, if no more is spent."""
-
-    limit: str
-    used: int
-    reset_after_ms: int
-
-
-class Look(msgspec.Struct, frozen=True):
-    """A worker's reply to a peek.
-
-    ``held_to``: the key of the limits that hold, ``None`` for the built-in ones. ``windows``: none where
-    unlimited; ``None`` from a worker too old to tell. ``error``: it could not be judged.
-    """
-
-    id: str
-    policy_version: int = -1
-    held_to: UpdateKey | None = None
-    windows: list[WindowUse] | None = None
-    error: str | None = None
 
 
 class Checks(Protocol):
@@ -71,9 +47,9 @@ class Lookup:
         self._partitions = partitions
         self._prefix = prefix
         self._numbers = count(1)
-        self._waiting: dict[str, asyncio.Future[Look]] = {}
+        self._waiting: dict[str, asyncio.Future[LookupReply]] = {}
 
-    async def look(self, client: str, plan: str, resource: str) -> Look:
+    async def look(self, client: str, plan: str, resource: str) -> LookupReply:
         """Ask the owner of *client*.
 
         Raises:
@@ -85,7 +61,7 @@ class Lookup:
         id_ = f"{self._prefix}{next(self._numbers)}"
         to = ReplyTo(self._checks.reply_partition, id_)
         partition = partition_of(client, self._partitions)
-        future: asyncio.Future[Look] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[LookupReply] = asyncio.get_running_loop().create_future()
         self._waiting[id_] = future
         try:
             self._checks.send_look(
@@ -101,7 +77,7 @@ class Lookup:
             raise Unavailable(found.error or "the worker is too old to tell of windows: upgrade it")
         return found
 
-    def looked(self, looks: list[Look]) -> None:
+    def looked(self, looks: list[LookupReply]) -> None:
         """Replies; a further lane's, or one that comes too late, is dropped."""
         for look in looks:
             future = self._waiting.get(look.id)

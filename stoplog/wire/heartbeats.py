@@ -42,6 +42,13 @@ class Heartbeat(msgspec.Struct, frozen=True):
     lane: str = ""
 
 
+class StampedHeartbeat(msgspec.Struct, frozen=True):
+    """A heartbeat and the broker's timestamp of its record, in ms since the Unix epoch by the broker's clock."""
+
+    heartbeat: Heartbeat
+    at_ms: int
+
+
 _heartbeat = msgspec.json.Decoder(Heartbeat)
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from stoplog.errors import UndecodableRecord
 from stoplog.wire.format import KIND_BATCH, VERSION, ReplyTo, pack, to_json
+from stoplog.wire.limit_updates import UpdateKey
 
 _REPLY: Final = Struct(">BBQQqq")
 
@@ -51,6 +52,41 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     offset: int
     applied: int
     answers: list[Decision | str | None]
+    error: str | None = None
+
+
+class UpdateReply(msgspec.Struct, frozen=True):
+    """A worker's reply to a limit update: whether one partition applied it, and as which version.
+
+    ``version`` is the update's offset in ``limit-updates``.
+    """
+
+    id: str
+    applied: bool = False
+    version: int = -1
+    partition: int = -1
+
+
+class WindowUse(msgspec.Struct, frozen=True):
+    """A limit: `used` counts against it now, and in `reset_after_ms` nothing will, if no more is spent."""
+
+    limit: str
+    used: int
+    reset_after_ms: int
+
+
+class LookupReply(msgspec.Struct, frozen=True):
+    """A worker's reply to a single check of cost 0, which describes every window.
+
+    ``held_to`` is the key of the limits in force, ``None`` for the built-in default. ``windows`` is empty for an
+    unlimited client, and ``None`` from a worker of an older version. ``error`` is set if the worker could not
+    judge the check.
+    """
+
+    id: str
+    policy_version: int = -1
+    held_to: UpdateKey | None = None
+    windows: list[WindowUse] | None = None
     error: str | None = None
 
 

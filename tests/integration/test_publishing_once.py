@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from stoplog.client.limiter import Limiter
 from stoplog.client.settings import Settings
-from stoplog.client.transport import Transport
+from stoplog.client.transport.kafka_transport import Transport
 from stoplog.topics import CHECKS
 from tests.support.broker import fresh_cluster, make_topics
 from tests.support.wire import Wired

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from stoplog.client.batcher import Carried
-from stoplog.client.cluster_status import BrokerView
 from stoplog.client.limiter import Limiter
-from stoplog.client.limits_admin import Word
-from stoplog.client.usage_lookup import Look, WindowUse
+from stoplog.client.transport.broker_monitor import BrokerView
 from stoplog.wire.checks import Batch, Check, Denials, Denied, SingleCheck, decode_checks_record
 from stoplog.wire.heartbeats import Heartbeat, decode_heartbeat
 from stoplog.wire.limit_updates import Update, decode_update
-from stoplog.wire.replies import Reply
+from stoplog.wire.replies import LookupReply, Reply, UpdateReply, WindowUse
 from tests.support.clockwork import answer_to
 
 PARTITIONS = 4
@@ -65,7 +63,7 @@ class Kafka:
         single = decode_checks_record(value)
         assert isinstance(single, SingleCheck)
         assert single.reply_to is not None
-        look = Look(single.reply_to.id, -1, None, [WindowUse("100/minute", 1, 60_000)])
+        look = LookupReply(single.reply_to.id, -1, None, [WindowUse("100/minute", 1, 60_000)])
         for _lane in "ab":
             self.loop.call_soon(self.listener.looked, [look])
 
@@ -85,7 +83,7 @@ class Kafka:
         update = decode_update(len(log), key, value, None)
         log.append(update)
         self.loop.call_soon(done, None, update.version)
-        self.loop.call_soon(self.listener.told, [Word(id_, True, update.version, partition)])
+        self.loop.call_soon(self.listener.told, [UpdateReply(id_, True, update.version, partition)])
 
     def read_updates(self, partition: int, start: int | None) -> Iterator[Update]:
         yield from self.updates[partition][start or 0 :]

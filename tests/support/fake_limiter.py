@@ -13,10 +13,10 @@ from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, LimitsPage, StoredLimit
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejected
-from stoplog.client.usage_lookup import Look, WindowUse
 from stoplog.policy import Policy
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
+from stoplog.wire.replies import LookupReply, WindowUse
 
 ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
 
@@ -92,10 +92,10 @@ class FakeLimiter(Limiter):
     def status(self) -> Status:
         return Status("normal", 1_760_000_000_000, None, [], 0, 0, "ok", None, 4, [])
 
-    async def look_up(self, client: str, *, plan: str = "", resource: str = "") -> Look:
+    async def look_up(self, client: str, *, plan: str = "", resource: str = "") -> LookupReply:
         self._fail()
         self.checks.append(Check(client, 0, plan, resource))
-        return Look(
+        return LookupReply(
             "g?1", 41, UpdateKey("plan", plan) if plan else None, [WindowUse("100/minute", 60, 43_000)]
         )
 

@@ -19,7 +19,7 @@ from tests.support.broker import home_with_jars, quick_java
 STOP_S: Final = 60
 
 BROKEN_GATEWAY: Final = """
-from stoplog.client.transport import Transport
+from stoplog.client.transport.kafka_transport import Transport
 def fail(self): raise RuntimeError("a bug")
 Transport._take_position = fail
 from stoplog_gateway.cli import main

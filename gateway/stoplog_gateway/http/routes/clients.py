@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
 from stoplog.client.top_rejected import ENTRIES, SLICE_S, SLICES, Rejected
-from stoplog.client.usage_lookup import WindowUse
+from stoplog.wire.replies import WindowUse
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.auth import guard
 from stoplog_gateway.http.params import CheckQuery, ClientId, Resource, Store, require_utf8

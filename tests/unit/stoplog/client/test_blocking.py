@@ -9,11 +9,12 @@ import pytest
 
 import stoplog.client.limiter
 from stoplog.client.blocking import BlockingLimiter
-from stoplog.client.cluster_status import BrokerView, Readiness
+from stoplog.client.cluster_status import Readiness
 from stoplog.client.limit_update_follower import Told
 from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, StoredLimit
-from stoplog.client.transport import Listener
+from stoplog.client.transport.broker_monitor import BrokerView
+from stoplog.client.transport.kafka_transport import Listener
 from stoplog.errors import InvalidId, TopicError
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, Check

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from stoplog.client.cluster_status import GONE_S, Beat, BrokerView, Node, Nodes, by_role, store_state
-from stoplog.wire.heartbeats import Heartbeat, PartitionState
+from stoplog.client.cluster_status import GONE_S, Node, Nodes, by_role, store_state
+from stoplog.client.transport.broker_monitor import BrokerView
+from stoplog.wire.heartbeats import Heartbeat, PartitionState, StampedHeartbeat
 
 
-def beat(id_: str, at_ms: int, role: str = "worker", *, stopping: bool = False, clock: int = 0) -> Beat:
-    return Beat(Heartbeat(id_, role, "1", "host", clock, stopping=stopping), at_ms)
+def beat(
+    id_: str, at_ms: int, role: str = "worker", *, stopping: bool = False, clock: int = 0
+) -> StampedHeartbeat:
+    return StampedHeartbeat(Heartbeat(id_, role, "1", "host", clock, stopping=stopping), at_ms)
 
 
 def names(nodes: Nodes, now: float) -> list[str]:
@@ -27,7 +30,7 @@ def test_a_node_is_there_while_it_beats() -> None:
 def test_a_workers_lane_is_shown() -> None:
     nodes = Nodes()
     beats = [Heartbeat(f"w{lane}", "worker", "1", "host", 0, lane=lane) for lane in "ba"]
-    nodes.heard([Beat(node, 1_000) for node in beats], 50.0)
+    nodes.heard([StampedHeartbeat(node, 1_000) for node in beats], 50.0)
     assert [(node.id, node.lane) for node in nodes.alive(50.0)] == [("wa", "a"), ("wb", "b")]
 
 

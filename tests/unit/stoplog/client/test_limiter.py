@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import stoplog.client.limiter
-from stoplog.client.cluster_status import Beat, BrokerView
 from stoplog.client.degraded_mode import Mode
 from stoplog.client.deny_cache import PROOF_S
 from stoplog.client.fail_open import STOPPING
@@ -17,14 +16,14 @@ from stoplog.client.limiter import Answer, Applied, Limiter
 from stoplog.client.limits_admin import Admin
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejected
-from stoplog.client.usage_lookup import WindowUse
+from stoplog.client.transport.broker_monitor import BrokerView
 from stoplog.clock import now
 from stoplog.errors import InvalidCost, InvalidId, InvalidInput, SettingsError, TopicError
 from stoplog.topics import partition_of
 from stoplog.wire.checks import Batch, Check, Denied
-from stoplog.wire.heartbeats import Heartbeat, PartitionState
+from stoplog.wire.heartbeats import Heartbeat, PartitionState, StampedHeartbeat
 from stoplog.wire.limit_updates import Update, UpdateKey
-from stoplog.wire.replies import Decision, Reply
+from stoplog.wire.replies import Decision, Reply, WindowUse
 from tests.support.clockwork import answer_to
 from tests.support.fake_kafka import PARTITIONS, Kafka
 
@@ -300,7 +299,7 @@ async def test_status_tells_who_is_there(kafka: type[Kafka]) -> None:
         assert (beat.id, beat.role, beat.stopping) == ("g1", "gateway", False)
         partitions = {p: PartitionState("running") for p in range(PARTITIONS)}
         worker = Heartbeat("w1", "worker", "1", "host", 0, partitions)
-        limiter.heard([Beat(beat, 1), Beat(worker, 1)])
+        limiter.heard([StampedHeartbeat(beat, 1), StampedHeartbeat(worker, 1)])
         status = limiter.status()
         assert [node.id for node in status.nodes] == ["g1", "w1"]
         assert (status.mode, status.why, status.store, status.partitions) == ("normal", None, "ok", 4)

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoplog.client.limits_admin import MAX_WAITING, Admin, Busy, LimitsPage, Word
+from stoplog.client.limits_admin import MAX_WAITING, Admin, Busy, LimitsPage
 from stoplog.errors import InvalidId, InvalidInput, Unavailable
 from stoplog.policy import Policy, parse_policy
 from stoplog.topics import home_of, partition_of
 from stoplog.wire.limit_updates import Update, UpdateKey, decode_update
+from stoplog.wire.replies import UpdateReply
 
 PARTITIONS = 3
 SLOW = parse_policy("1/minute")
@@ -70,10 +71,10 @@ async def test_a_clients_change_is_done_when_its_owner_says_so() -> None:
     await asyncio.sleep(0)
     ((partition, id_),) = log.asked
     assert partition == partition_of("alice", PARTITIONS)
-    admin.told([Word("g1.999", True, 7, partition), Word(id_, True, 8, partition)])
+    admin.told([UpdateReply("g1.999", True, 7, partition), UpdateReply(id_, True, 8, partition)])
     applied = await change
     assert (applied.applied, applied.version) == (True, 8)
-    admin.told([Word(id_, True, 8, partition)])  # said twice
+    admin.told([UpdateReply(id_, True, 8, partition)])  # said twice
 
 
 @pytest.mark.parametrize("key", [UpdateKey("plan", "gold"), UpdateKey("default")])
@@ -91,10 +92,12 @@ async def test_a_plans_change_is_ordered_by_its_home_and_done_when_all_owners_sa
     assert log.orders == [None, 17, 17]
     id_ = log.asked[0][1]
     one, other = {0, 1, 2} - {home}
-    admin.told([Word(id_, True, 5, home), Word(id_, True, 9, one), Word(id_, True, 5, home)])
+    admin.told(
+        [UpdateReply(id_, True, 5, home), UpdateReply(id_, True, 9, one), UpdateReply(id_, True, 5, home)]
+    )
     await asyncio.sleep(0)
     assert not change.done()
-    admin.told([Word(id_, True, 4, other)])
+    admin.told([UpdateReply(id_, True, 4, other)])
     assert (await change).version == 9
 
 
@@ -139,7 +142,7 @@ async def test_a_change_that_is_not_confirmed() -> None:
     admin = admin_over(log)
     change = asyncio.create_task(admin.write(client("alice"), None))
     await asyncio.sleep(0)
-    admin.told([Word(log.asked[-1][1], False)])
+    admin.told([UpdateReply(log.asked[-1][1], False)])
     assert not (await change).applied
 
 

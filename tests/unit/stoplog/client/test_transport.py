@@ -13,7 +13,7 @@ import pytest
 import stoplog.kafka.clients
 from stoplog.client.limiter import Limiter
 from stoplog.client.settings import Settings
-from stoplog.client.transport import Transport
+from stoplog.client.transport.kafka_transport import Transport
 from stoplog.errors import Unavailable
 from stoplog.topics import UPDATES
 from stoplog.wire.limit_updates import UpdateKey, encode_update_key
@@ -101,7 +101,7 @@ async def test_a_read_of_updates_rests_between_a_few_and_the_next(monkeypatch: p
     )
     read: list[int] = []
     rested: list[int] = []
-    monkeypatch.setattr("stoplog.client.transport.sleep", lambda _: rested.append(len(read)))
+    monkeypatch.setattr("stoplog.client.transport.kafka_transport.sleep", lambda _: rested.append(len(read)))
     for update in islice(transport.read_updates(0, None), 1_000):
         read.append(update.version)
     assert read == list(range(1_000))
@@ -205,7 +205,7 @@ async def test_a_record_that_is_not_delivered_in_time_replaces_the_producer(
     """Left to give it up alone, librdkafka would send others again under an epoch no broker can compare."""
     monkeypatch.setattr(stoplog.kafka.clients, "Producer", Stub)
     now = 100.0
-    monkeypatch.setattr("stoplog.client.transport.monotonic", lambda: now)
+    monkeypatch.setattr("stoplog.client.transport.kafka_transport.monotonic", lambda: now)
     transport = Transport(
         NOWHERE,
         incarnation=1,

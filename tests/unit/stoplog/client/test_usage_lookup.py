@@ -6,14 +6,15 @@ import pytest
 
 import stoplog.client.usage_lookup
 from stoplog.client.limits_admin import Busy
-from stoplog.client.usage_lookup import MAX_WAITING, Look, Lookup, WindowUse
+from stoplog.client.usage_lookup import MAX_WAITING, Lookup
 from stoplog.errors import Unavailable
 from stoplog.topics import partition_of
 from stoplog.wire.checks import Check, SingleCheck, decode_checks_record
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.limit_updates import UpdateKey
+from stoplog.wire.replies import LookupReply, WindowUse
 
-FOUND = Look("g?1", 7, UpdateKey("plan", "gold"), [WindowUse("100/minute", 60, 43_000)])
+FOUND = LookupReply("g?1", 7, UpdateKey("plan", "gold"), [WindowUse("100/minute", 60, 43_000)])
 
 
 class Checks:
@@ -36,7 +37,7 @@ def lookup(checks: Checks) -> Lookup:
     return Lookup(checks, partitions=4, prefix="g?")
 
 
-async def asked(lookup: Lookup) -> asyncio.Task[Look]:
+async def asked(lookup: Lookup) -> asyncio.Task[LookupReply]:
     looking = asyncio.create_task(lookup.look("alice", "gold", "login"))
     await asyncio.sleep(0)
     return looking
@@ -46,16 +47,19 @@ async def test_the_owner_is_asked_by_a_peek_and_its_first_reply_taken(checks: Ch
     looking = await asked(lookup)
     peek = SingleCheck(Check("alice", 0, "gold", "login"), ReplyTo(3, "g?1"))
     assert checks.sent == [(partition_of("alice", 4), peek)]
-    lookup.looked([Look("g?99", 1), FOUND, FOUND])  # somebody else's, and that of a second lane
+    lookup.looked([LookupReply("g?99", 1), FOUND, FOUND])  # somebody else's, and that of a second lane
     assert await looking == FOUND
     lookup.looked([FOUND])  # nobody waits any more
 
 
 @pytest.mark.parametrize(
     ("reply", "told"),
-    [(Look("g?1", error="belongs to partition 2"), "partition 2"), (Look("g?1", 7), "upgrade it")],
+    [
+        (LookupReply("g?1", error="belongs to partition 2"), "partition 2"),
+        (LookupReply("g?1", 7), "upgrade it"),
+    ],
 )
-async def test_a_worker_that_cannot_tell(reply: Look, told: str, lookup: Lookup) -> None:
+async def test_a_worker_that_cannot_tell(reply: LookupReply, told: str, lookup: Lookup) -> None:
     looking = await asked(lookup)
     lookup.looked([reply])
     with pytest.raises(Unavailable, match=told):
@@ -67,7 +71,7 @@ async def test_so_many_wait_and_no_more(checks: Checks, lookup: Lookup) -> None:
     with pytest.raises(Busy, match="64 clients"):
         await lookup.look("alice", "gold", "login")
     assert len(checks.sent) == MAX_WAITING
-    lookup.looked([Look(f"g?{number + 1}", 7, None, []) for number in range(MAX_WAITING)])
+    lookup.looked([LookupReply(f"g?{number + 1}", 7, None, []) for number in range(MAX_WAITING)])
     await asyncio.gather(*looking)
     await asked(lookup)
     assert len(checks.sent) == MAX_WAITING + 1

@@ -30,18 +30,16 @@ from confluent_kafka import (
 )
 
 from stoplog.client.batcher import Carried
-from stoplog.client.cluster_status import Beat, BrokerView
 from stoplog.client.limit_update_follower import Following
-from stoplog.client.limits_admin import Word
-from stoplog.client.usage_lookup import Look
+from stoplog.client.transport.broker_monitor import BrokerView
 from stoplog.errors import Unavailable, UndecodableRecord
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.batch_skipper import Steps, drain, unreadable
 from stoplog.topics import CHECKS, NODES, REPLIES, UPDATES
 from stoplog.wire.format import ReplyTo, headers_of
-from stoplog.wire.heartbeats import decode_heartbeat
+from stoplog.wire.heartbeats import StampedHeartbeat, decode_heartbeat
 from stoplog.wire.limit_updates import Update, decode_update, order_header, reply_to_header
-from stoplog.wire.replies import Reply, decode_reply, reply_incarnation
+from stoplog.wire.replies import LookupReply, Reply, UpdateReply, decode_reply, reply_incarnation
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +86,13 @@ class Listener(Protocol):
     def replied(self, replies: list[Reply]) -> None:
         """Replies to this gateway's batches."""
 
-    def told(self, words: list[Word]) -> None:
+    def told(self, words: list[UpdateReply]) -> None:
         """Words on this gateway's updates."""
 
-    def looked(self, looks: list[Look]) -> None:
+    def looked(self, looks: list[LookupReply]) -> None:
         """Replies to this gateway's looks."""
 
-    def heard(self, beats: list[Beat]) -> None:
+    def heard(self, beats: list[StampedHeartbeat]) -> None:
         """Beats of any node."""
 
     def updated(self, updates: list[tuple[int, Update]]) -> None:
@@ -125,8 +123,8 @@ class Listener(Protocol):
         """A thread has ended that never should: nothing more will be told."""
 
 
-_decode_word = msgspec.json.Decoder(Word).decode
-_decode_look = msgspec.json.Decoder(Look).decode
+_decode_word = msgspec.json.Decoder(UpdateReply).decode
+_decode_look = msgspec.json.Decoder(LookupReply).decode
 
 
 class Transport:
@@ -385,9 +383,9 @@ class Transport:
     def _sort(self, messages: list[Message]) -> None:
         """Decode what is for us, and hand it over."""
         replies: list[Reply] = []
-        words: list[Word] = []
-        looks: list[Look] = []
-        beats: list[Beat] = []
+        words: list[UpdateReply] = []
+        looks: list[LookupReply] = []
+        beats: list[StampedHeartbeat] = []
         undecodable = 0
         for message in self._steps.sift(messages):
             if message.error() is not None:
@@ -397,7 +395,7 @@ class Transport:
                 continue
             try:
                 if message.topic() == NODES:
-                    beats.append(Beat(decode_heartbeat(value), message.timestamp()[1]))
+                    beats.append(StampedHeartbeat(decode_heartbeat(value), message.timestamp()[1]))
                 elif value[0] == 0x7B:  # {
                     word = _decode_word(value)
                     if word.id.startswith(self.prefix):
@@ -416,7 +414,11 @@ class Transport:
             self._tell(self._hand_over, replies, words, looks, beats)
 
     def _hand_over(
-        self, replies: list[Reply], words: list[Word], looks: list[Look], beats: list[Beat]
+        self,
+        replies: list[Reply],
+        words: list[UpdateReply],
+        looks: list[LookupReply],
+        beats: list[StampedHeartbeat],
     ) -> None:
         if replies:
             self._listener.replied(replies)

@@ -1,4 +1,4 @@
-"""TCP ports on this machine."""
+"""TCP ports of this machine: bind them, claim them, find free ones, and explain why a server cannot listen."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Final
 from stoplog.errors import StoplogError
 
 MAX_PORT: Final = 65_535
-_LISTENED: Final = (10_000, 32_768)
+_FREE_PORTS: Final = (10_000, 32_768)
+"""Range of :func:`free_port`: below the ports that systems assign to outgoing connections (from 32,768)."""
 
 _Address = tuple[str | int, ...] | tuple[int, bytes]
 
 
 class CannotListen(StoplogError):
-    """A server could not listen there; the text says why, and what to do."""
+    """A server cannot listen on an address. The message states the cause and a remedy."""
 
 
 def url_of(host: str, port: int) -> str:
-    """Of what listens there.
+    """Return the HTTP URL of a server that listens on *host* and *port*.
 
     >>> url_of("127.0.0.1", 8080), url_of("::1", 8080)
     ('http://127.0.0.1:8080', 'http://[::1]:8080')
@@ -29,72 +30,86 @@ def url_of(host: str, port: int) -> str:
 
 
 def ensure_free(port: int, host: str) -> None:
-    """Return if a gateway could listen on *port* of *host* now.
+    """Check that a gateway can listen on *port* of *host* now.
 
     Raises:
-        CannotListen: it could not.
+        CannotListen: It cannot.
     """
-    for sock in bound(port, host):
+    for sock in bind_port(port, host):
         sock.close()
 
 
-def bound(port: int, host: str, *, shared: bool = False) -> list[socket.socket]:
-    """Sockets on *port*, one for each address that *host* stands for; they do not listen yet.
+def bind_port(port: int, host: str, *, shared: bool = False) -> list[socket.socket]:
+    """Return bound sockets that do not listen yet, one for each address that *host* resolves to.
 
     Args:
-        port: 0: any free one, another for each address.
-        host: As servers read it: none means all addresses, and a name all that it stands for.
-        shared: Others of the same user may be bound there as well, if they share it too; each new connection
-            goes to one of those that listen, by a hash of its addresses (``SO_REUSEPORT``).
+        port: 0 binds any free port, a different one for each address.
+        host: An address or a name. An empty string means all addresses.
+        shared: Set ``SO_REUSEPORT``: other processes of the same user can bind the same address if they set
+            it too. The kernel assigns each new connection to one of the listening sockets, by a hash of the
+            connection's addresses.
 
     Raises:
-        CannotListen: nobody could; the text says why, and what to do.
+        CannotListen: An address cannot be bound.
     """
     sockets: list[socket.socket] = []
-    for family, address in _places(port, host):
+    for family, address in _addresses(port, host):
         try:
-            sockets.append(_bound(family, address, shared=shared))
+            sockets.append(_bind(family, address, shared=shared))
         except OSError as exc:
             for sock in sockets:
                 sock.close()
-            raise CannotListen(_told(exc, port, host)) from exc
+            raise CannotListen(_explain(exc, port, host)) from exc
     return sockets
 
 
-def claimed(port: int, host: str) -> list[socket.socket]:
-    """Sockets that hold *port* of *host* against others that claim it, until they are closed; Linux only.
+def claim_port(port: int, host: str) -> list[socket.socket]:
+    """Return sockets that claim *port* of *host* against other callers of this function. Linux only.
 
-    Those who share a port do not hinder each other: without a claim, two groups that start at once would
-    share it, perhaps on different brokers. Nothing is left of a claim when its process is gone.
+    ``SO_REUSEPORT`` does not separate groups of processes: two gateways that start at the same time would
+    share the port, perhaps with different brokers. The claim ends when the sockets are closed or the
+    process ends.
 
     Raises:
-        CannotListen: another has it; or as :func:`bound`.
+        CannotListen: Another process holds the claim, or *host* cannot be resolved.
     """
     sockets: list[socket.socket] = []
-    for name in {str(address[0]) for _, address in _places(port, host)}:
+    for name in {str(address[0]) for _, address in _addresses(port, host)}:
         sock = socket.socket(socket.AF_UNIX)
         sockets.append(sock)
         try:
-            sock.bind(f"\0stoplog-gateway {name} {port}")  # no file: a name in the port's own namespace
+            # An abstract socket: it leaves no file, and it belongs to the network namespace of the port.
+            sock.bind(f"\0stoplog-gateway {name} {port}")
         except OSError as exc:
-            for one in sockets:
-                one.close()
-            raise CannotListen(_told(exc, port, host)) from exc
+            for opened in sockets:
+                opened.close()
+            raise CannotListen(_explain(exc, port, host)) from exc
     return sockets
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on *port* of 127.0.0.1 now."""
+    """Return whether a server can listen on *port* of 127.0.0.1 now."""
     try:
-        _bound(socket.AF_INET, ("127.0.0.1", port)).close()
+        _bind(socket.AF_INET, ("127.0.0.1", port)).close()
     except (OSError, OverflowError):
         return False
     return True
 
 
-def _places(port: int, host: str) -> list[tuple[int, _Address]]:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that no server listens on at this moment.
+
+    Systems do not assign the returned port to outgoing connections, so none of them can take it before the
+    server starts.
+    """
+    while not is_free(port := randrange(*_FREE_PORTS)):
+        pass
+    return port
+
+
+def _addresses(port: int, host: str) -> list[tuple[int, _Address]]:
     if port > MAX_PORT:
-        raise CannotListen(f"port {port} is past the last one, {MAX_PORT}: set STOPLOG_PORT lower")
+        raise CannotListen(f"port {port} is above the highest port, {MAX_PORT}: set STOPLOG_PORT lower")
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as exc:
@@ -104,10 +119,10 @@ def _places(port: int, host: str) -> list[tuple[int, _Address]]:
     return [(family, address) for family, _, _, _, address in found]
 
 
-def _bound(family: int, address: _Address, *, shared: bool = False) -> socket.socket:
+def _bind(family: int, address: _Address, *, shared: bool = False) -> socket.socket:
     sock = socket.socket(family)
     try:
-        # As servers do: the last one's closing connections are no hindrance.
+        # As servers do: connections of an earlier server that are still closing do not block the port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -120,27 +135,16 @@ def _bound(family: int, address: _Address, *, shared: bool = False) -> socket.so
     return sock
 
 
-def _told(exc: OSError, port: int, host: str) -> str:
+def _explain(exc: OSError, port: int, host: str) -> str:
     match exc.errno:
         case errno.EADDRINUSE:
-            return f"port {port} is taken: set STOPLOG_PORT to a free one, or stop what listens there"
+            return f"port {port} is taken: set STOPLOG_PORT to a free one, or stop the server that uses it"
         case errno.EADDRNOTAVAIL:
             return (
-                f"STOPLOG_HOST={host} is no address of this machine: set it to one that is, or to 0.0.0.0 for "
-                f"all of them"
+                f"STOPLOG_HOST={host} is not an address of this machine: set it to one that is, or to 0.0.0.0 "
+                f"for all addresses"
             )
         case errno.EACCES | errno.EPERM:
-            return f"port {port} is reserved to root: set STOPLOG_PORT to one from 1024 on"
+            return f"port {port} is reserved for root: set STOPLOG_PORT to 1024 or higher"
         case _:
-            return f"port {port} of {host} cannot be listened on ({exc.strerror}): see STOPLOG_HOST, STOPLOG_PORT"
-
-
-def free_port() -> int:
-    """A port that nothing listens on at this moment.
-
-    It is none of those that systems give to outgoing connections (from 32,768 on): one of these might have it
-    before the server that it is meant for.
-    """
-    while not is_free(port := randrange(*_LISTENED)):
-        pass
-    return port
+            return f"cannot listen on port {port} of {host} ({exc.strerror}): see STOPLOG_HOST, STOPLOG_PORT"

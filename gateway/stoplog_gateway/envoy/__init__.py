@@ -1,6 +1,6 @@
 """Envoy's rate limit service (RateLimitService v3), over gRPC and as JSON.
 
-What imports protobuf or gRPC, which only the extra ``envoy`` installs, is imported when it is asked for.
+This module imports protobuf and gRPC only when they are needed: only the extra ``envoy`` installs them.
 """
 
 from __future__ import annotations
@@ -11,76 +11,86 @@ from typing import TYPE_CHECKING, Final
 from stoplog.client.limiter import Limiter
 from stoplog.client.settings import Settings
 from stoplog.errors import SettingsError
-from stoplog_gateway.envoy.mapping import Mapping
-from stoplog_gateway.ports import CannotListen, claimed
+from stoplog_gateway.envoy.mapping import DescriptorMapping
+from stoplog_gateway.ports import CannotListen, claim_port
 
 if TYPE_CHECKING:
-    from stoplog_gateway.envoy.server import Server
-    from stoplog_gateway.envoy.service import RateLimits
+    from stoplog_gateway.envoy.server import ContinueTrace, EnvoyServer
+    from stoplog_gateway.envoy.service import RateLimitService
 
-REMEDY: Final = "install Stoplog with it: pip install '/path/to/stoplog[envoy]'"
+REMEDY: Final = "install Stoplog with the extra: pip install 'stoplog[envoy]'"
 
 
-def rate_limits(limiter: Limiter, mapping: Mapping, *, legacy_headers: bool) -> RateLimits:
-    """The service, whatever it is reached by; arguments as of :class:`~stoplog_gateway.envoy.service.RateLimits`.
+def rate_limit_service(
+    limiter: Limiter, mapping: DescriptorMapping, *, legacy_headers: bool
+) -> RateLimitService:
+    """Return a :class:`~stoplog_gateway.envoy.service.RateLimitService`; it takes the same arguments.
 
     Raises:
-        SettingsError: the extra is not installed.
+        SettingsError: The extra ``envoy`` is not installed.
     """
     try:
-        from stoplog_gateway.envoy.service import RateLimits
+        from stoplog_gateway.envoy.service import RateLimitService
     except ModuleNotFoundError as exc:
-        raise _missing(exc) from exc
-    return RateLimits(limiter, mapping, legacy_headers=legacy_headers)
+        raise _missing_extra(exc) from exc
+    return RateLimitService(limiter, mapping, legacy_headers=legacy_headers)
 
 
-def envoy_server(settings: Settings, limiter: Limiter, mapping: Mapping, *, shared: bool) -> Server | None:
-    """The gRPC server on ``settings.envoy``, not started yet; ``None`` if there is to be none.
+def envoy_server(
+    settings: Settings, limiter: Limiter, mapping: DescriptorMapping, *, shared: bool
+) -> EnvoyServer | None:
+    """Return the gRPC server for ``settings.envoy``, not started yet; ``None`` if that is not set.
 
     Args:
-        settings: Of the gateway.
-        limiter: What is asked.
-        mapping: Who is meant by a descriptor.
-        shared: Others of this gateway's processes listen there too.
+        settings: The gateway's settings.
+        limiter: Limiter that answers the checks.
+        mapping: Maps descriptors to clients.
+        shared: Other processes of this gateway listen on the same address.
 
     Raises:
-        SettingsError: the extra is not installed, or tracing is on and its extra is not.
+        SettingsError: The extra ``envoy`` is not installed, or tracing is on and its extra is not installed.
     """
     if settings.envoy is None:
         return None
-    service = rate_limits(limiter, mapping, legacy_headers=settings.legacy_headers)
+    service = rate_limit_service(limiter, mapping, legacy_headers=settings.legacy_headers)
     try:
-        from stoplog_gateway.envoy.server import Server
+        from stoplog_gateway.envoy.server import EnvoyServer
     except ModuleNotFoundError as exc:
-        raise _missing(exc) from exc
-    kind = Server
+        raise _missing_extra(exc) from exc
+    continue_trace: ContinueTrace | None = None
     if settings.tracing:
-        from stoplog_gateway.envoy.tracing import TracedServer
+        from stoplog_gateway.envoy import tracing
 
-        kind = TracedServer
-    return kind(settings.envoy, service, grace_s=settings.deadline_ms / 1_000, shared=shared)
-
-
-def claimed_for_envoy(address: str) -> list[socket]:
-    """Sockets that hold *address* against others who would share it (:func:`stoplog_gateway.ports.claimed`).
-
-    Raises:
-        CannotListen: another has it.
-    """
-    host, _, port = address.rpartition(":")
-    try:
-        return claimed(int(port), host.strip("[]"))
-    except CannotListen as exc:
-        raise not_there(address) from exc
-
-
-def not_there(address: str) -> CannotListen:
-    """Why the service does not run."""
-    return CannotListen(
-        f"STOPLOG_ENVOY={address} cannot be listened on: set it to an address of this machine with a free "
-        f"port, or stop what listens there"
+        continue_trace = tracing.continue_trace
+    return EnvoyServer(
+        settings.envoy,
+        service,
+        grace_s=settings.deadline_ms / 1_000,
+        shared=shared,
+        continue_trace=continue_trace,
     )
 
 
-def _missing(exc: ModuleNotFoundError) -> SettingsError:
+def claim_envoy_address(address: str) -> list[socket]:
+    """Return sockets that claim *address* for this gateway (:func:`stoplog_gateway.ports.claim_port`).
+
+    Raises:
+        CannotListen: Another gateway holds the claim.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        return claim_port(int(port), host.strip("[]"))
+    except CannotListen as exc:
+        raise cannot_listen(address) from exc
+
+
+def cannot_listen(address: str) -> CannotListen:
+    """Return the error for an *address* that the service cannot listen on."""
+    return CannotListen(
+        f"STOPLOG_ENVOY={address} cannot be used: set it to an address of this machine with a free port, or "
+        f"stop the server that uses it"
+    )
+
+
+def _missing_extra(exc: ModuleNotFoundError) -> SettingsError:
     return SettingsError(f"Envoy's rate limit service needs the extra `envoy` (no {exc.name}): {REMEDY}")

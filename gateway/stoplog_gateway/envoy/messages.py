@@ -1,10 +1,9 @@
-"""The messages of Envoy's RateLimitService v3, as far as Stoplog reads and writes them.
+"""The messages of Envoy's RateLimitService v3 that Stoplog reads and writes.
 
-Described here instead of taken from the package ``xds-protos``: that brings its own copies of
-``opentelemetry.proto`` and ``google.rpc``, older than those that tracing needs, and overwrites them.
-Numbers and types are Envoy's (``envoy/service/ratelimit/v3/rls.proto``,
-``envoy/extensions/common/ratelimit/v3/ratelimit.proto``); the package's name is not, so that a program which
-has Envoy's own definitions can load both.
+They are defined here because the package ``xds-protos`` overwrites newer copies of ``opentelemetry.proto`` and
+``google.rpc``, which tracing needs. Field numbers and types are Envoy's
+(``envoy/service/ratelimit/v3/rls.proto``, ``envoy/extensions/common/ratelimit/v3/ratelimit.proto``). The
+protobuf package has a name of its own, so that a program can load Envoy's definitions too.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ _MESSAGES: Final[dict[str, list[tuple[str, int, int | str, bool]]]] = {
 }
 
 
-def _described() -> descriptor_pb2.FileDescriptorProto:
+def _file_descriptor() -> descriptor_pb2.FileDescriptorProto:
     file = descriptor_pb2.FileDescriptorProto(
         name="stoplog/envoy.proto",
         package=_PACKAGE,
@@ -76,8 +75,8 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
     )
     features = file.options.features
     features.field_presence = descriptor_pb2.FeatureSet.IMPLICIT
-    # Envoy sends a caller's header field as it came. Were a message with one that is not UTF-8 refused, Envoy
-    # would let the caller through.
+    # Envoy copies header fields of API callers into the message. If a field that is not UTF-8 made the
+    # message invalid, Envoy would allow the request without a check.
     features.utf8_validation = descriptor_pb2.FeatureSet.NONE
     for name, values in _ENUMS.items():
         enum = file.enum_type.add(name=name)
@@ -96,12 +95,12 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
     return file
 
 
-def _message(name: str) -> Any:
+def _message_class(name: str) -> Any:
     return message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 
 _pool: Final = descriptor_pool.Default()
-_pool.AddSerializedFile(_described().SerializeToString())
+_pool.AddSerializedFile(_file_descriptor().SerializeToString())
 
-RateLimitRequest: Final = _message("RateLimitRequest")
-RateLimitResponse: Final = _message("RateLimitResponse")
+RateLimitRequest: Final = _message_class("RateLimitRequest")
+RateLimitResponse: Final = _message_class("RateLimitResponse")

@@ -3,48 +3,62 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self, TypeAlias
 
 import grpc
 import grpc.aio
 
 from stoplog.errors import InvalidInput
-from stoplog_gateway.envoy import not_there
+from stoplog_gateway.envoy import cannot_listen
 from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest, RateLimitResponse
-from stoplog_gateway.envoy.service import RateLimits
+from stoplog_gateway.envoy.service import RateLimitService
 
 log: Final = logging.getLogger(__name__)
 
 MAX_MESSAGE: Final = 1 << 20
-"""Bytes of a question. Refused, it would pass Envoy: so many that a caller's header fields, 60 KiB of them at
-Envoy, fit in several times, yet are parsed in some milliseconds."""
+"""Maximum bytes of a request. Envoy allows traffic whose rate limit request fails, so the limit is far above
+the 60 KiB of header fields that an API caller can send, and still parses in a few milliseconds."""
+
+ContinueTrace: TypeAlias = Callable[[Iterable[tuple[str, str | bytes]]], AbstractContextManager[None]]
 
 
-class Server:
-    """Serves within ``async with``; without TLS, as Envoy's sidecars speak.
+class EnvoyServer:
+    """Serve within ``async with``, without TLS, as Envoy's sidecars expect.
 
     Args:
-        address: ``host:port``.
-        service: What answers.
-        grace_s: Questions under way have this long to be answered at the end.
-        shared: Others may listen there too, if they share it as well.
+        address: ``host:port`` to listen on.
+        service: Answers the requests.
+        grace_s: Seconds that calls in flight have to finish when the server stops.
+        shared: Allow other processes that set this flag too to listen on the same address.
+        continue_trace: Continues the trace that a call's metadata name; ``None`` if tracing is off.
     """
 
-    def __init__(self, address: str, service: RateLimits, *, grace_s: float, shared: bool) -> None:
+    def __init__(
+        self,
+        address: str,
+        service: RateLimitService,
+        *,
+        grace_s: float,
+        shared: bool,
+        continue_trace: ContinueTrace | None = None,
+    ) -> None:
         self._address = address
         self._service = service
         self._grace_s = grace_s
         self._shared = shared
+        self._continue_trace = continue_trace
 
     async def __aenter__(self) -> Self:
         """Listen.
 
         Raises:
-            CannotListen: not there.
+            CannotListen: The address cannot be used.
         """
-        # By itself gRPC shares its port with whoever shares it too: a second gateway would take half of the
-        # first one's callers without a word.
+        # gRPC sets SO_REUSEPORT by default: a second gateway on the same address would silently take half of
+        # the connections.
         self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", int(self._shared)),
@@ -52,7 +66,7 @@ class Server:
             ]
         )
         handler = grpc.unary_unary_rpc_method_handler(
-            self._should_rate_limit,
+            self._handle_call,
             request_deserializer=RateLimitRequest.FromString,
             response_serializer=RateLimitResponse.SerializeToString,
         )
@@ -62,29 +76,33 @@ class Server:
         try:
             self._server.add_insecure_port(self._address)
         except RuntimeError as exc:
-            raise not_there(self._address) from exc
+            raise cannot_listen(self._address) from exc
         await self._server.start()
-        log.info("Envoy's rate limit service on %s", self._address)
+        log.info("Envoy's rate limit service listens on %s", self._address)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Answer what is under way, and stop."""
+        """Finish the calls in flight, and stop."""
         await self._server.stop(self._grace_s)
+
+    async def _handle_call(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        if self._continue_trace is None:
+            return await self._should_rate_limit(request, context)
+        with self._continue_trace(context.invocation_metadata() or ()):
+            return await self._should_rate_limit(request, context)
 
     async def _should_rate_limit(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             return await self._service.decide(request)
         except InvalidInput as exc:
-            await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(exc))
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         except Exception:
-            log.exception("a bug in %s", METHOD)
-            await _refuse(
-                context, grpc.StatusCode.INTERNAL, "the gateway failed in a way it should not; see its log"
-            )
+            log.exception("bug in %s", METHOD)
+            await _abort(context, grpc.StatusCode.INTERNAL, "the gateway has a bug; see the gateway's log")
 
 
-async def _refuse(context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, why: str) -> NoReturn:
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, why: str) -> NoReturn:
     await context.abort(code, why)
     raise AssertionError("abort raises")

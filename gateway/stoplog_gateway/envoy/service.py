@@ -1,4 +1,4 @@
-"""One question of Envoy's answered: descriptors to checks, and answers to statuses."""
+"""Answer one request of Envoy: turn its descriptors into checks, and the answers into statuses."""
 
 from __future__ import annotations
 
@@ -11,45 +11,44 @@ from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST
 from stoplog.wire.checks import Check
-from stoplog_gateway.envoy.mapping import Mapping
+from stoplog_gateway.envoy.mapping import DescriptorMapping
 from stoplog_gateway.envoy.messages import MAX_UINT32, OK, OVER_LIMIT, RateLimitResponse
 
 MAX_DESCRIPTORS: Final = 100
 MAX_ENTRIES: Final = 100
-"""Of one descriptor. Envoy's configuration has a line for each, so a handful; a question of as many as these
-allow takes the event loop some 10 ms."""
+"""Entries per descriptor. Envoy's configuration lists each one, so real requests have a handful. A request
+with 100 x 100 entries blocks the event loop for about 10 ms."""
 
 
-class RateLimits:
+class RateLimitService:
     """``ShouldRateLimit``.
 
-    Each descriptor is one check and is decided on its own: those whose limits allow it are charged, even if
-    another one's do not.
+    Each descriptor is an independent check: an allowed descriptor is charged even if another one is denied.
 
     Args:
-        limiter: What is asked.
-        mapping: Who is meant by a descriptor.
-        legacy_headers: Callers are told ``X-RateLimit-*`` too.
+        limiter: Limiter that answers the checks.
+        mapping: Maps descriptors to clients.
+        legacy_headers: Add the ``X-RateLimit-*`` header fields to the response.
     """
 
-    def __init__(self, limiter: Limiter, mapping: Mapping, *, legacy_headers: bool) -> None:
+    def __init__(self, limiter: Limiter, mapping: DescriptorMapping, *, legacy_headers: bool) -> None:
         self._limiter = limiter
         self._mapping = mapping
-        self._legacy = legacy_headers
+        self._legacy_headers = legacy_headers
 
     async def decide(self, request: Any) -> Any:
-        """The ``RateLimitResponse`` to a ``RateLimitRequest``.
+        """Return the ``RateLimitResponse`` for a ``RateLimitRequest``.
 
         Raises:
-            InvalidInput: no domain, no descriptors, one without entries, or too many of either; nothing was
-                charged.
+            InvalidInput: The request has no domain or no descriptors, a descriptor has no entries, or there
+                are too many of either. Nothing was charged.
         """
         answers = await self._limiter.check_many(self._checks(request))
         over = any(not answer.allowed for answer in answers)
         response = RateLimitResponse(overall_code=OVER_LIMIT if over else OK)
         for answer in answers:
-            _tell(answer, response.statuses.add())
-        for name, value in rate_limit_headers(_tightest(answers), legacy=self._legacy):
+            _fill_status(response.statuses.add(), answer)
+        for name, value in rate_limit_headers(_tightest(answers), legacy=self._legacy_headers):
             response.response_headers_to_add.add(key=name.decode(), value=value.decode())
         return response
 
@@ -69,24 +68,25 @@ class RateLimits:
                     f"send 1 to {MAX_ENTRIES}",
                 )
             entries = [(entry.key, entry.value) for entry in descriptor.entries]
-            client, plan, resource = self._mapping.who(request.domain, entries)
+            client, plan, resource = self._mapping.resolve(request.domain, entries)
             checks.append(Check(client, _cost(request, descriptor), plan, resource))
         return checks
 
 
 def _cost(request: Any, descriptor: Any) -> int:
-    """What a descriptor spends, at most what a check can: refused, it would pass Envoy.
+    """Return the cost of a descriptor, capped at the maximum.
 
-    Nothing is ever given back: who asks for that only looks.
+    Envoy allows traffic whose rate limit request fails, so a cost above the maximum must not be an error.
+    Stoplog never refunds: a descriptor with negative hits costs 0.
     """
     if descriptor.is_negative_hits:
         return 0
-    asked = descriptor.hits_addend.value if descriptor.HasField("hits_addend") else request.hits_addend or 1
-    return min(asked, MAX_COST)
+    hits = descriptor.hits_addend.value if descriptor.HasField("hits_addend") else request.hits_addend or 1
+    return min(hits, MAX_COST)
 
 
-def _tell(answer: Answer, status: Any) -> None:
-    """Write *answer* into a ``DescriptorStatus``; of one unlimited or degraded there is only the code."""
+def _fill_status(status: Any, answer: Answer) -> None:
+    """Write *answer* into a ``DescriptorStatus``; an unlimited or degraded answer sets only the code."""
     status.code = OK if answer.allowed else OVER_LIMIT
     if answer.limit is not None and answer.remaining is not None:
         status.current_limit.requests_per_unit = min(answer.limit, MAX_UINT32)
@@ -98,7 +98,11 @@ _FOREVER: Final = float("inf")
 
 
 def _tightest(answers: Sequence[Answer]) -> Answer:
-    """The one that a caller is told of: a denial before the rest, of these the one that lasts longest."""
+    """Return the answer for the response's header fields.
+
+    A denial precedes an allowed answer. Among denials, the longest wait wins; among allowed answers, the
+    smallest remaining count.
+    """
 
     def tightness(answer: Answer) -> tuple[bool, float]:
         if not answer.allowed:

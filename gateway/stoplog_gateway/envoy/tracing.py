@@ -1,21 +1,15 @@
-"""Envoy's rate limit service with tracing on."""
+"""Continue the trace that a gRPC call names in its metadata."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import grpc.aio
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 from stoplog.client.tracing import going_on
 from stoplog.tracing import FIELDS
-from stoplog_gateway.envoy.server import Server
 
 
-class TracedServer(Server):
-    """A server whose spans go on with the trace that a call's metadata name."""
-
-    async def _should_rate_limit(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        metadata = context.invocation_metadata() or ()
-        # Only what is named in "-bin" is bytes.
-        with going_on({name: str(value).encode() for name, value in metadata if name in FIELDS}):
-            return await super()._should_rate_limit(request, context)
+def continue_trace(metadata: Iterable[tuple[str, str | bytes]]) -> AbstractContextManager[None]:
+    """Return a context in which new spans continue the trace that *metadata* names, if it names one."""
+    # gRPC delivers values as bytes only for names that end in "-bin".
+    return going_on({name: str(value).encode() for name, value in metadata if name in FIELDS})

@@ -1,17 +1,19 @@
-"""The hot path: ``POST /v1/check`` and ``/v1/checks`` answered in front of the framework.
+"""The fast path: answer ``POST /v1/check`` and ``/v1/checks`` without the web framework.
 
-The framework's way to a route costs ten times what a check does, and the server's way to the framework (a
-task, an event and a dict for each request) as much as a check again. What is plainly a check, JSON whose
-length is announced, is answered here: :mod:`stoplog_gateway.http.protocol` hands its body over and is called back with the
-response. All else takes the routes in :mod:`stoplog_gateway.http.routes.check`. Both ways read and render by the same
-functions, and a property test holds one against the other, byte by byte.
+Routing a request through the framework costs several times as much CPU as the check itself. Therefore
+:mod:`stoplog_gateway.http.protocol` passes the body of a plain check (JSON with a ``Content-Length``) to this
+module, and a callback returns the response. All other requests take the routes in
+:mod:`stoplog_gateway.http.routes.check`.
+
+Both paths use the same functions to parse requests and to render responses. A property test compares their
+responses byte by byte.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
@@ -21,97 +23,113 @@ from stoplog_gateway.http.request_body import is_json
 from stoplog_gateway.http.responses import JSON, Rendered, render
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 
-_MAX_DIGITS: Final = 6
-"""Digits of a ``Content-Length``: below 1 MB a body is within every route's limit."""
+if TYPE_CHECKING:
+    from stoplog_gateway.http.tracing import RequestTracing
 
-Done = Callable[[Rendered], None]
-"""Called once, in the call that asks or later in the event loop."""
+_MAX_LENGTH_DIGITS: Final = 6
+"""Digits of ``Content-Length``. Bodies below 1 MB are within the limit of every route."""
 
-Ask = Callable[[bytes, Headers, Done], None]
-"""Answers a request by its body and its header fields."""
+SendResponse = Callable[[Rendered], None]
+"""Receives the response: within the call of the handler, or later in the event loop."""
+
+Handler = Callable[[bytes, SendResponse], None]
+"""Handles a request, given its body."""
 
 
-class HotPath:
-    """Answers checks.
+class FastPath:
+    """Handle plain checks.
 
     Args:
-        limiter: What is asked.
-        legacy_headers: As in the settings.
+        limiter: Limiter that answers the checks.
+        legacy_headers: Send the ``X-RateLimit-*`` header fields too.
+        tracing: Continues the callers' traces; ``None`` if tracing is off.
     """
 
-    def __init__(self, limiter: Limiter, *, legacy_headers: bool) -> None:
-        self._legacy = legacy_headers
+    def __init__(
+        self, limiter: Limiter, *, legacy_headers: bool, tracing: RequestTracing | None = None
+    ) -> None:
         self._limiter = limiter
-        self._asks: Final[dict[bytes, Ask]] = {b"/v1/check": self._check, b"/v1/checks": self._check_list}
+        self._legacy_headers = legacy_headers
+        self._tracing = tracing
+        self._handlers: Final[dict[bytes, Handler]] = {
+            b"/v1/check": self._handle_check,
+            b"/v1/checks": self._handle_check_list,
+        }
 
-    def of(self, url: bytes, headers: Headers) -> Ask | None:
-        """Who answers a POST to *url* with these header fields; ``None``: the routes.
+    def handler_for(self, url: bytes, headers: Headers) -> Handler | None:
+        """Return the handler of a POST request, or ``None`` if the request must take the routes.
 
-        Names are in lower case.
+        Args:
+            url: The request's target, with its query.
+            headers: Header fields, with names in lower case.
         """
-        ask = self._asks.get(url)
-        return ask if ask is not None and _is_plain(headers) else None
+        handler = self._handlers.get(url)
+        if handler is None or not _is_plain(headers):
+            return None
+        return handler if self._tracing is None else partial(self._handle_traced, handler, headers)
 
-    def ask(self, body: bytes, headers: Headers) -> PendingAnswer:
-        """Ask the limiter what *body* asks."""
-        return self._limiter.ask(parse_check(body))
+    def _handle_traced(self, handler: Handler, headers: Headers, body: bytes, send: SendResponse) -> None:
+        assert self._tracing is not None
+        with self._tracing.continue_trace(headers):
+            handler(body, send)
 
-    def ask_many(self, body: bytes, headers: Headers) -> list[PendingAnswer]:
-        """Ask the limiter all that *body* asks."""
-        return [self._limiter.ask(check) for check in parse_checks(body)]
-
-    def _check(self, body: bytes, headers: Headers, done: Done) -> None:
+    def _handle_check(self, body: bytes, send: SendResponse) -> None:
         try:
-            asked = self.ask(body, headers)
-        except Exception as exc:  # noqa: BLE001 - _failed logs it
-            done(_failed(exc, "/v1/check"))
+            pending = self._limiter.ask(parse_check(body))
+        except Exception as exc:  # noqa: BLE001 - _render_failure logs it
+            send(_render_failure(exc, "/v1/check"))
         else:
-            if isinstance(asked, Answer):
-                self._answered(done, asked)
+            if isinstance(pending, Answer):
+                self._send_answer(send, pending)
             else:
-                asked.add_done_callback(partial(self._answered, done))
+                pending.add_done_callback(partial(self._send_answer, send))
 
-    def _answered(self, done: Done, asked: PendingAnswer) -> None:
+    def _send_answer(self, send: SendResponse, pending: PendingAnswer) -> None:
         try:
-            rendered = render_answer(unwrap(asked), legacy=self._legacy)
-        except Exception as exc:  # noqa: BLE001 - _failed logs it
-            rendered = _failed(exc, "/v1/check")
-        done(rendered)
+            rendered = render_answer(unwrap(pending), legacy=self._legacy_headers)
+        except Exception as exc:  # noqa: BLE001 - _render_failure logs it
+            rendered = _render_failure(exc, "/v1/check")
+        send(rendered)
 
-    def _check_list(self, body: bytes, headers: Headers, done: Done) -> None:
+    def _handle_check_list(self, body: bytes, send: SendResponse) -> None:
         try:
-            asked = self.ask_many(body, headers)
-        except Exception as exc:  # noqa: BLE001 - _failed logs it
-            done(_failed(exc, "/v1/checks"))
+            pending = [self._limiter.ask(check) for check in parse_checks(body)]
+        except Exception as exc:  # noqa: BLE001 - _render_failure logs it
+            send(_render_failure(exc, "/v1/checks"))
         else:
-            self._all_answered(done, asked, 0)
+            self._send_answers(send, pending, 0)
 
-    def _all_answered(self, done: Done, asked: Sequence[PendingAnswer], first: int, _: object = None) -> None:
-        """Render, once all of *asked* from *first* on are there; those before it are."""
-        for index in range(first, len(asked)):
-            one = asked[index]
-            if not isinstance(one, Answer) and not one.done():
-                one.add_done_callback(partial(self._all_answered, done, asked, index + 1))
+    def _send_answers(
+        self, send: SendResponse, pending: Sequence[PendingAnswer], first: int, _: object = None
+    ) -> None:
+        """Send the response once all answers are there; those before index *first* are."""
+        for index in range(first, len(pending)):
+            item = pending[index]
+            if not isinstance(item, Answer) and not item.done():
+                item.add_done_callback(partial(self._send_answers, send, pending, index + 1))
                 return
         try:
-            rendered = render([unwrap(one) for one in asked])
-        except Exception as exc:  # noqa: BLE001 - _failed logs it
-            rendered = _failed(exc, "/v1/checks")
-        done(rendered)
+            rendered = render([unwrap(item) for item in pending])
+        except Exception as exc:  # noqa: BLE001 - _render_failure logs it
+            rendered = _render_failure(exc, "/v1/checks")
+        send(rendered)
 
 
-def _failed(exc: Exception, path: str) -> Rendered:
+def _render_failure(exc: Exception, path: str) -> Rendered:
     return render_error(exc) or render_bug({"method": "POST", "path": path})
 
 
 def _is_plain(headers: Headers) -> bool:
-    """Whether they announce JSON, and not too much; of a repeated field the first counts, as in routes."""
+    """Return whether *headers* announce a JSON body of a size that every route accepts.
+
+    The first of repeated fields counts, as it does in the routes.
+    """
     media = length = None
     for name, value in headers:
         if name == b"content-type" and media is None:
             media = value
         elif name == b"content-length" and length is None:
             length = value
-    if media is None or not length or len(length) > _MAX_DIGITS:
+    if media is None or not length or len(length) > _MAX_LENGTH_DIGITS:
         return False
     return media == JSON or is_json(media.decode("latin-1"))

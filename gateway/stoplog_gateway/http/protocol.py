@@ -1,13 +1,12 @@
-"""Uvicorn's HTTP protocol, with a hot path, one write a response, and a bound on a request's head.
+"""Uvicorn's HTTP protocol with a fast path, one write per response, and a limit for a request's head.
 
-A plain check (:mod:`stoplog_gateway.http.fast_path`) is answered without what uvicorn makes for an application: a task, an
-event, a dict, a timer for each request. One timer a connection tells that it is idle. Whatever is not the
-plainest of HTTP is uvicorn's: a connection that is to be closed, a caller that does not read, a request that
-comes before the answer to the last.
+The protocol answers a plain check (:mod:`stoplog_gateway.http.fast_path`) without the objects that uvicorn
+creates for an application: a task, an event, a dict and a timer for each request. One timer per connection
+detects idle connections. Uvicorn handles every request that needs more of HTTP: a connection to close, a
+caller that does not read, a pipelined request.
 
-Uvicorn writes a response's head and body one after the other. Each is a system call and a segment on the
-wire, which for a small answer is a tenth of all that a request costs here. And it keeps whatever comes before
-a body, however much that is.
+Uvicorn writes the head and the body of a response separately, so each response costs two system calls and two
+segments. This protocol joins them. Uvicorn also buffers a head of any size. This protocol limits it.
 """
 
 from __future__ import annotations
@@ -19,76 +18,77 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from stoplog.asgi.rate_limit_headers import Headers
-from stoplog_gateway.http.fast_path import Ask, HotPath
+from stoplog_gateway.http.fast_path import FastPath, Handler
 from stoplog_gateway.http.problems import HEAD_TOO_LARGE, problem
 from stoplog_gateway.http.responses import PROBLEM, Rendered, render
 
 MAX_HEAD: Final = 64 << 10
-"""Bytes of a request line and its header fields, and of what is sent between and after the chunks of a body:
-what proxies pass on at most (Envoy 60 KiB, nginx 32)."""
+"""Maximum bytes of a request line and its header fields, and of the chunk headers and trailers of a body.
+
+Proxies forward less by default (Envoy 60 KiB, nginx 32 KiB)."""
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """For ``uvicorn.Config(http=partial(GatewayProtocol, hot))``.
+    """Serve one connection. Use as ``uvicorn.Config(http=partial(GatewayProtocol, fast_path))``.
 
     Args:
-        hot: Answers plain checks; ``None``: nobody does but the application.
-        more: What uvicorn gives its protocols.
+        fast_path: Answers plain checks. ``None`` sends every request to the application.
+        uvicorn_args: The arguments that uvicorn passes to its protocols.
     """
 
-    def __init__(self, hot: HotPath | None, **more: Any) -> None:
-        super().__init__(**more)
-        self._hot = hot
+    def __init__(self, fast_path: FastPath | None, **uvicorn_args: Any) -> None:
+        super().__init__(**uvicorn_args)
+        self._fast_path = fast_path
         self._idle_since = inf
-        # None is served; a library for them may be there all the same, and such a request begins no cycle.
+        # The gateway serves no WebSocket. Uvicorn would find an installed WebSocket library by itself, and
+        # its upgrade would not start a request cycle.
         self.ws_protocol_class = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        """Begin, with a transport that gathers."""
-        self._wire = _Gathered(transport, get_running_loop())
-        super().connection_made(self._wire)  # type: ignore[arg-type]
-        self._unread = 0  # bytes since a head was complete, or a piece of a body came
+        """Start to serve, with a transport that joins writes."""
+        self._joined_writes = _JoinedWrites(transport, get_running_loop())
+        super().connection_made(self._joined_writes)  # type: ignore[arg-type]
+        self._head_bytes = 0  # received since the last complete head or piece of a body
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Cancel the idle timer."""
         super().connection_lost(exc)
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
 
     def data_received(self, data: bytes) -> None:
-        """Parse *data*; a request whose head is too large is answered 431, and the connection closed."""
-        self._unread += len(data)
-        if self._unread <= MAX_HEAD:
+        """Parse *data*. If a request's head is too large, send 431 and close the connection."""
+        self._head_bytes += len(data)
+        if self._head_bytes <= MAX_HEAD:
             return super().data_received(data)
-        self._unread -= len(data)
+        self._head_bytes -= len(data)
         while data and not self.transport.is_closing():
-            room = MAX_HEAD - self._unread
+            room = MAX_HEAD - self._head_bytes
             if not room:
-                self.transport.write(_REFUSAL)
+                self.transport.write(_HEAD_TOO_LARGE_RESPONSE)
                 self.transport.close()
                 return None
             piece, data = data[:room], data[room:]
-            self._unread += len(piece)
+            self._head_bytes += len(piece)
             super().data_received(piece)
         return None
 
-    # --- a request ---
+    # --- one request ---
 
     def on_message_begin(self) -> None:
-        """Begin a request, of which nothing is known."""
+        """Reset the parsed fields for a new request."""
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
-        """Begin to answer the request."""
-        self._unread = 0
-        self._idle_since = inf  # what came before it in the same piece may have been answered already
-        ask = self._hot.of(self.url, self.headers) if self._hot is not None else None
-        if ask is not None and self._is_plain():
-            self.cycle = _Hot(ask, self.headers)  # type: ignore[assignment]
+        """Choose between the fast path and uvicorn."""
+        self._head_bytes = 0
+        self._idle_since = inf  # an earlier request in the same data may already have set it
+        handler = self._fast_path.handler_for(self.url, self.headers) if self._fast_path is not None else None
+        if handler is not None and self._is_plain():
+            self.cycle = _FastCycle(handler)  # type: ignore[assignment]
             return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
@@ -97,7 +97,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _is_plain(self) -> bool:
-        """Whether there is nothing about this request that uvicorn would have to look after."""
+        """Return whether the request needs none of the HTTP features that only uvicorn implements."""
         parser = self.parser
         return (
             parser.get_method() == b"POST"
@@ -110,24 +110,24 @@ class GatewayProtocol(HttpToolsProtocol):
         )
 
     def on_body(self, body: bytes) -> None:
-        """Pass a piece of a body on."""
-        self._unread = 0
-        if isinstance(self.cycle, _Hot):
+        """Collect a piece of the body, or pass it to uvicorn."""
+        self._head_bytes = 0
+        if isinstance(self.cycle, _FastCycle):
             self.cycle.pieces.append(body)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Answer a request that is hot."""
+        """Handle a request of the fast path; uvicorn handles the others."""
         cycle = self.cycle
-        if not isinstance(cycle, _Hot):
+        if not isinstance(cycle, _FastCycle):
             super().on_message_complete()
         elif not self.transport.is_closing():
             body = b"".join(cycle.pieces)
             cycle.pieces.clear()
-            cycle.ask(body, cycle.headers, partial(self._respond, cycle))
+            cycle.handler(body, partial(self._respond, cycle))
 
-    def _respond(self, cycle: _Hot, response: Rendered) -> None:
+    def _respond(self, cycle: _FastCycle, response: Rendered) -> None:
         cycle.response_complete = True
         if self.transport.is_closing():
             return
@@ -135,7 +135,7 @@ class GatewayProtocol(HttpToolsProtocol):
         fields = [b"%s: %s\r\n" % field for field in (*self.server_state.default_headers, *headers)]
         if not cycle.keep_alive:
             fields.append(b"connection: close\r\n")
-        self._wire.write_now(b"".join((STATUS_LINE[status], *fields, b"\r\n", body)))
+        self._joined_writes.write_now(b"".join((STATUS_LINE[status], *fields, b"\r\n", body)))
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
@@ -143,7 +143,7 @@ class GatewayProtocol(HttpToolsProtocol):
     # --- between requests ---
 
     def on_response_complete(self) -> None:
-        """Go on with what has come meanwhile, or wait for the next request, but not for long."""
+        """Handle a request that arrived meanwhile, or start to wait for the next one."""
         if self.pipeline or self.transport.is_closing():
             return super().on_response_complete()
         self.server_state.total_requests += 1
@@ -157,7 +157,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close a connection that has been idle for as long as allowed, or look again when it may be."""
+        """Close the connection if it has been idle for too long; otherwise set the timer again."""
         self.timeout_keep_alive_task = None
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if left <= 0:
@@ -166,48 +166,46 @@ class GatewayProtocol(HttpToolsProtocol):
             self._wait_idle(left)
 
     def _unset_keepalive_if_required(self) -> None:
-        # The timer stays as it is: a request makes none, and ends none.
+        # The timer keeps running: requests neither create nor cancel it.
         self._idle_since = inf
 
 
-class _Hot:
-    """A hot request: what uvicorn's protocol wants to know of one, and what answers it."""
+class _FastCycle:
+    """A request on the fast path: its handler, and the attributes that uvicorn expects of a request cycle."""
 
     __slots__ = (
-        "ask",
         "disconnected",
-        "headers",
+        "handler",
         "keep_alive",
         "message_event",
         "pieces",
         "response_complete",
     )
 
-    def __init__(self, ask: Ask, headers: Headers) -> None:
-        self.ask = ask
-        self.headers = headers
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
         self.pieces: list[bytes] = []
         self.keep_alive = True
         self.response_complete = False
         self.disconnected = False
-        self.message_event = _NOBODY_WAITS
+        self.message_event = _NO_EVENT
 
 
-class _Nobody:
+class _NoEvent:
     def set(self) -> None:
-        """There is nobody who would have to be told."""
+        """Do nothing: no task waits for messages of a request on the fast path."""
 
 
-_NOBODY_WAITS: Final = _Nobody()
+_NO_EVENT: Final = _NoEvent()
 
 
-def _refusal() -> bytes:
+def _head_too_large_response() -> bytes:
     status, headers, body = render(
         problem(
             HEAD_TOO_LARGE,
-            f"the request line and header fields are over {MAX_HEAD >> 10} KiB",
+            f"the request line and header fields exceed {MAX_HEAD >> 10} KiB",
             None,
-            "send fewer or shorter header fields, and lists in the body",
+            "send fewer or shorter header fields, and send lists in the body",
         ),
         HEAD_TOO_LARGE.status,
         [(b"connection", b"close")],
@@ -217,11 +215,11 @@ def _refusal() -> bytes:
     return b"HTTP/1.1 %d Request Header Fields Too Large\r\n%s\r\n%s" % (status, head, body)
 
 
-_REFUSAL: Final = _refusal()
+_HEAD_TOO_LARGE_RESPONSE: Final = _head_too_large_response()
 
 
-class _Gathered:
-    """A transport that writes at the end of the event-loop turn, or with the next piece, all it was given."""
+class _JoinedWrites:
+    """A transport that holds a write back until the next one, or until the end of the event-loop turn."""
 
     def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
         self._transport = transport
@@ -230,7 +228,7 @@ class _Gathered:
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        """Take *data*; at the latest it is written when this turn ends."""
+        """Hold *data*, or write it together with the data that is held."""
         if self._held:
             data, self._held = self._held + data, b""
             self._send(data)
@@ -239,7 +237,7 @@ class _Gathered:
             self._loop.call_soon(self._flush)
 
     def write_now(self, data: bytes) -> None:
-        """Write *data*, after what is held."""
+        """Write the data that is held, then *data*."""
         if self._held:
             data, self._held = self._held + data, b""
         self._send(data)
@@ -250,12 +248,12 @@ class _Gathered:
             self._send(data)
 
     def _send(self, data: bytes) -> None:
-        # The connection may be reset in the turn in which data was held; uvloop's transport then raises.
+        # The peer can reset the connection while data is held; uvloop's transport would raise then.
         if not self.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:
-        """Write what is held, then close."""
+        """Write the data that is held, then close."""
         self._flush()
         self._transport.close()
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from stoplog_gateway.server.restart_backoff import Backoff
+from stoplog_gateway.server.restart_backoff import RestartBackoff
 
 USAGE_EXITS: Final = (2, 78)
 """Exit statuses that say "not with these settings": starting again would end the same way."""
@@ -33,7 +33,7 @@ class Child:
         self._command = command
         self._env = env
         self._process: subprocess.Popen[bytes] | None = None
-        self._backoff = Backoff()
+        self._backoff = RestartBackoff()
         self._read = 0
 
     @property
@@ -60,11 +60,11 @@ class Child:
                 env={**os.environ, **self._env},
                 start_new_session=True,
             )
-        self._backoff.started()
+        self._backoff.on_start()
 
     def delay(self) -> float:
         """Seconds to wait before the next start, having ended once more."""
-        return self._backoff.delay()
+        return self._backoff.next_delay()
 
     def terminate(self) -> None:
         """Ask it to stop."""

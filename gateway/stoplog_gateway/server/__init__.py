@@ -1,1 +1,1 @@
-"""A gateway as one process or several on one port."""
+"""The gateway as a server: one process, or several on one port."""

@@ -1,9 +1,9 @@
-"""`stoplog gateway --processes N`: N gateways on one port, forked from one parent that keeps them running.
+"""`stoplog gateway --processes N`: fork N gateway processes on one port, and restart those that end.
 
-Each has a listening socket of its own on the shared port, from when it can answer to its end: the kernel
-spreads new connections over those that listen, so none waits for a process that is dead or about to start.
-The parent has no thread, connection or event loop when it forks, which is what makes forking sound, and
-starting again cheap.
+Each process opens its own listening socket on the shared port when it can answer requests, and closes it when
+it ends. The kernel distributes new connections over the listening sockets, so no connection waits for a
+process that is dead or starting. The parent has no thread, no connection and no event loop when it forks.
+This makes forking safe and restarts cheap.
 """
 
 from __future__ import annotations
@@ -25,34 +25,35 @@ from typing import Final
 
 from stoplog.client.settings import Settings
 from stoplog.errors import SettingsError, StoplogError
-from stoplog_gateway.envoy import claimed_for_envoy
-from stoplog_gateway.ports import claimed, free_port
-from stoplog_gateway.server.process_slot import Peer
-from stoplog_gateway.server.restart_backoff import Backoff
+from stoplog_gateway.envoy import claim_envoy_address
+from stoplog_gateway.ports import claim_port, free_port
+from stoplog_gateway.server.process_slot import ProcessSlot
+from stoplog_gateway.server.restart_backoff import RestartBackoff
 from stoplog_gateway.server.server import serve
 
 log: Final = logging.getLogger(__name__)
 
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MAX_WAIT_S: Final = 3600.0
 
 _fork: Final = multiprocessing.get_context("fork")
 
 
 def serve_forked(settings: Settings) -> None:
-    """Serve with ``settings.processes`` processes until SIGINT, SIGTERM or SIGHUP; a second one kills them.
+    """Serve with ``settings.processes`` processes until SIGINT, SIGTERM or SIGHUP.
 
-    What ends by itself is started again, unless an error says that it would end the same way.
+    A second signal kills the processes. A process that ends by itself is restarted, unless it ended with an
+    error that a restart would meet again.
 
     Raises:
-        SettingsError: not on this system, or it lacks a folder for temporary files.
-        CannotListen: the port or the address cannot be used.
+        SettingsError: The system is not Linux, or it has no folder for temporary files.
+        CannotListen: The port or the address for Envoy cannot be used.
         TopicError: topics.yaml cannot be read, or the broker's topics contradict it.
     """
     if sys.platform != "linux":
         raise SettingsError(
-            f"STOPLOG_PROCESSES={settings.processes}: only Linux shares a port evenly; start several gateways "
-            f"on ports of their own"
+            f"STOPLOG_PROCESSES={settings.processes}: only Linux distributes the connections of a shared port "
+            f"evenly; start several gateways on ports of their own"
         )
     settings = settings.model_copy(update={"port": settings.port or free_port()})
     with ExitStack() as stack:
@@ -60,129 +61,136 @@ def serve_forked(settings: Settings) -> None:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="stoplog-gateway-")))
         except OSError as exc:
             raise SettingsError(
-                f"no folder for metrics can be made ({exc}): set TMPDIR to a writable one"
+                f"cannot create a folder for metrics ({exc}): set TMPDIR to a writable one"
             ) from exc
-        for sock in claimed(settings.port, settings.host):
+        for sock in claim_port(settings.port, settings.host):
             stack.enter_context(sock)
         if settings.envoy is not None:
-            for sock in claimed_for_envoy(settings.envoy):
+            for sock in claim_envoy_address(settings.envoy):
                 stack.enter_context(sock)
-        watched = _watched()
-        signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # they wait for sigtimedwait
-        lifeline = os.pipe()
-        first_slot = secrets.randbits(32)
-        places = [
-            _Place(settings, Peer(number, first_slot + number, folder, lifeline[0]), lifeline[1])
+        signals = _handled_signals()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # sigtimedwait receives blocked signals
+        pipe_read, pipe_write = os.pipe()
+        first_reply_slot = secrets.randbits(32)
+        processes = [
+            _SupervisedProcess(
+                settings, ProcessSlot(number, first_reply_slot + number, folder, pipe_read), pipe_write
+            )
             for number in range(1, settings.processes + 1)
         ]
-        stack.callback(_stop, places, watched, settings.stop_s)
-        _keep_running(places, watched)
+        stack.callback(_stop, processes, signals, settings.stop_s)
+        _supervise(processes, signals)
 
 
-def _watched() -> list[signal.Signals]:
-    """Signals that matter here; not what was ignored at the start (`nohup`, `&`): blocked, it would come."""
-    ending = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    return [*ending, signal.SIGCHLD]
+def _handled_signals() -> list[signal.Signals]:
+    """Return the signals to wait for.
+
+    A signal that was ignored at the start (`nohup`, `&`) is left out, because a blocked signal is delivered
+    even if it is ignored.
+    """
+    stopping = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return [*stopping, signal.SIGCHLD]
 
 
-def _keep_running(places: list[_Place], watched: list[signal.Signals]) -> None:
-    """Until a signal."""
+def _supervise(processes: list[_SupervisedProcess], signals: list[signal.Signals]) -> None:
+    """Start and restart *processes* until a stop signal arrives."""
     while True:
-        for place in places:
-            place.tend()
-        due = min(place.due for place in places) - time.monotonic()
-        got = signal.sigtimedwait(watched, min(max(due, 0.0), _MAX_WAIT_S))
-        if got is not None and got.si_signo in _ENDING:
+        for process in processes:
+            process.update()
+        seconds = min(process.start_at for process in processes) - time.monotonic()
+        received = signal.sigtimedwait(signals, min(max(seconds, 0.0), _MAX_WAIT_S))
+        if received is not None and received.si_signo in _STOP_SIGNALS:
             return
 
 
-def _stop(places: list[_Place], watched: list[signal.Signals], stop_s: float) -> None:
+def _stop(processes: list[_SupervisedProcess], signals: list[signal.Signals], stop_s: float) -> None:
+    """Terminate *processes*, and kill those that still run after *stop_s* or at a second stop signal."""
     until = time.monotonic() + stop_s
-    for place in places:
-        place.terminate()
-    while any(place.running for place in places):
-        got = signal.sigtimedwait(watched, max(until - time.monotonic(), 0.0))
-        if got is None or got.si_signo in _ENDING:
-            for place in places:
-                place.kill()
+    for process in processes:
+        process.terminate()
+    while any(process.running for process in processes):
+        received = signal.sigtimedwait(signals, max(until - time.monotonic(), 0.0))
+        if received is None or received.si_signo in _STOP_SIGNALS:
+            for process in processes:
+                process.kill()
 
 
-class _Place:
-    """One of the processes, and those started in its place when it ends.
+class _SupervisedProcess:
+    """The process in one slot, as the parent sees it: start, end, restart.
 
     Args:
-        settings: Of all.
-        peer: Its own.
-        lifeline: The parent's end of the pipe of ``peer.parent``.
+        settings: Settings of the gateway.
+        slot: Slot of the process.
+        pipe_write: The parent's end of the pipe of ``slot.parent_pipe``.
     """
 
-    def __init__(self, settings: Settings, peer: Peer, lifeline: int) -> None:
-        name = settings.node_id and f"{settings.node_id}-{peer.place}"
+    def __init__(self, settings: Settings, slot: ProcessSlot, pipe_write: int) -> None:
+        name = settings.node_id and f"{settings.node_id}-{slot.number}"
         self._settings = settings.model_copy(update={"node_id": name})
-        self._peer = peer
-        self._lifeline = lifeline
-        self._backoff = Backoff()
+        self._slot = slot
+        self._pipe_write = pipe_write
+        self._backoff = RestartBackoff()
         self._process: ForkProcess | None = None
-        self.due = 0.0
-        """When to start it, by the monotonic clock; infinite while it runs."""
+        self.start_at = 0.0
+        """Time of the next start (monotonic clock); infinite while the process runs."""
 
     @property
     def running(self) -> bool:
-        """Whether it runs now."""
+        """Whether the process runs now."""
         return self._process is not None and self._process.is_alive()
 
-    def tend(self) -> None:
-        """Start it if that is due; take note of its end.
+    def update(self) -> None:
+        """Handle the end of the process, and start it when its time has come.
 
         Raises:
-            StoplogError: what it ended of, and would again.
+            StoplogError: The process ended with this error, and a restart would meet it again.
         """
         if self._process is not None and not self._process.is_alive():
-            self._ended(self._process)
-        if time.monotonic() >= self.due:
+            self._on_end(self._process)
+        if time.monotonic() >= self.start_at:
             self._start()
 
     def terminate(self) -> None:
-        """Ask it to stop."""
+        """Send SIGTERM."""
         if self._process is not None:
             self._process.terminate()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Send SIGKILL."""
         if self._process is not None:
             self._process.kill()
 
     def _start(self) -> None:
-        self._words, words = _fork.Pipe(duplex=False)
-        self._process = _fork.Process(target=self._serve, args=(words,))
+        self._end_reason, sender = _fork.Pipe(duplex=False)
+        self._process = _fork.Process(target=self._serve, args=(sender,))
         self._process.start()
-        words.close()
-        self._backoff.started()
-        self.due = inf
+        sender.close()
+        self._backoff.on_start()
+        self.start_at = inf
 
-    def _ended(self, process: ForkProcess) -> None:
-        with self._words:
+    def _on_end(self, process: ForkProcess) -> None:
+        with self._end_reason:
             try:
-                why: StoplogError | str = self._words.recv()
+                reason: StoplogError | str = self._end_reason.recv()
             except EOFError:
-                why = f"status {process.exitcode}"
+                reason = f"status {process.exitcode}"
         self._process = None
         process.close()
-        self._peer.ended()
-        if isinstance(why, StoplogError):
-            raise why
-        delay = self._backoff.delay()
-        self.due = time.monotonic() + delay
-        log.warning("process %d ended (%s); starting it again in %.1f s", self._peer.place, why, delay)
+        self._slot.clean_up()
+        if isinstance(reason, StoplogError):
+            raise reason
+        delay = self._backoff.next_delay()
+        self.start_at = time.monotonic() + delay
+        log.warning("process %d ended (%s); starting it again in %.1f s", self._slot.number, reason, delay)
 
-    def _serve(self, words: Connection) -> None:
-        """In the process that was forked."""
-        os.setsid()  # Ctrl-C in the terminal reaches the parent alone
-        os.close(self._lifeline)
+    def _serve(self, end_reason: Connection) -> None:
+        """Run in the forked process: serve, and send the reason for its end to the parent."""
+        os.setsid()  # the terminal sends Ctrl-C to the parent alone
+        os.close(self._pipe_write)
         try:
-            failure = serve(self._settings, self._peer)
+            failure = serve(self._settings, self._slot)
         except StoplogError as exc:
-            words.send(exc)
+            end_reason.send(exc)
         else:
             if failure is not None:
-                words.send(failure)
+                end_reason.send(failure)

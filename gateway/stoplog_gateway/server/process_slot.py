@@ -1,4 +1,4 @@
-"""What a gateway process does differently where several share a port (gateway/stoplog_gateway/server/prefork.py)."""
+"""One of several gateway processes on a port: share its state with the others, and end with the parent."""
 
 from __future__ import annotations
 
@@ -13,68 +13,72 @@ from typing import Final
 
 from stoplog.client.limiter import Limiter
 from stoplog.client.shared_status import SharedState, forget_state
-from stoplog_gateway.server.shared_metrics import FLUSH_S, SharedMetrics, forget_gauges
+from stoplog_gateway.server.shared_metrics import WRITE_INTERVAL_S, SharedMetrics, remove_gauges
 
 log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Peer:
-    """The place of one process among the others.
+class ProcessSlot:
+    """One process's position among the processes of a gateway. A restarted process takes the same slot.
 
     Attributes:
-        place: Its number, from 1.
+        number: Number of the slot, from 1.
         reply_slot: See :class:`~stoplog.client.limiter.Limiter`.
-        folder: Where all keep what each must know of the others.
-        parent: Descriptor that can be read (the end of a pipe) once the parent is gone.
+        folder: Folder in which the processes share metrics and status.
+        parent_pipe: File descriptor that becomes readable when the parent process is gone.
     """
 
-    place: int
+    number: int
     reply_slot: int
     folder: Path
-    parent: int
+    parent_pipe: int
 
     @asynccontextmanager
-    async def joined(self, limiter: Limiter) -> AsyncIterator[None]:
-        """Share what *limiter* counts and knows meanwhile, and end as by SIGTERM when the parent is gone.
+    async def occupied(self, limiter: Limiter) -> AsyncIterator[None]:
+        """Share the metrics and status of *limiter* with the other processes within the block.
 
-        Signals, which the parent keeps blocked, come through from here on.
+        Raises SIGTERM in this process when the parent is gone. The parent blocks signals before it forks;
+        this method unblocks them.
         """
         loop = asyncio.get_running_loop()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        loop.add_reader(self.parent, self._orphaned, loop)
+        loop.add_reader(self.parent_pipe, self._stop_as_orphan, loop)
         metrics = limiter.metrics
-        shared = SharedMetrics(metrics.registry, self.folder, self.place)
-        state = SharedState(limiter.state, self.folder, self.place)
+        shared = SharedMetrics(metrics.registry, self.folder, self.number)
+        state = SharedState(limiter.state, self.folder, self.number)
         metrics.shown, limiter.others = shared.registry, state.others
-        flushing = loop.create_task(_flush(shared, state))
+        writing = loop.create_task(_write_periodically(shared, state))
         try:
             yield
         finally:
             metrics.shown, limiter.others = metrics.registry, list
-            flushing.cancel()
-            loop.remove_reader(self.parent)
+            writing.cancel()
+            loop.remove_reader(self.parent_pipe)
             shared.close()
 
-    def ended(self) -> None:
-        """Keep what it has counted, and forget the rest: to be called when the process has ended."""
-        forget_gauges(self.folder, self.place)
-        forget_state(self.folder, self.place)
+    def clean_up(self) -> None:
+        """Remove the gauges and the status of a process that has ended. Its counts stay."""
+        remove_gauges(self.folder, self.number)
+        forget_state(self.folder, self.number)
 
-    def _orphaned(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.remove_reader(self.parent)
+    def _stop_as_orphan(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(self.parent_pipe)
         signal.raise_signal(signal.SIGTERM)
 
 
-async def _flush(shared: SharedMetrics, state: SharedState) -> None:
+async def _write_periodically(shared: SharedMetrics, state: SharedState) -> None:
     failing = False
     while True:
         try:
-            shared.flush()
+            shared.write()
             state.flush()
             failing = False
         except Exception:
             if not failing:
-                log.exception("what this process has to say grows old on the others' pages (is TMPDIR full?)")
+                log.exception(
+                    "cannot write this process's metrics and status, so other processes show old ones "
+                    "(is TMPDIR full?)"
+                )
             failing = True
-        await asyncio.sleep(FLUSH_S)
+        await asyncio.sleep(WRITE_INTERVAL_S)

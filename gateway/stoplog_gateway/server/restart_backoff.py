@@ -1,4 +1,4 @@
-"""How long to wait before starting again what has ended by itself."""
+"""Compute how long to wait before a process that ended by itself is started again."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from typing import Final
 
 _FIRST_DELAY_S: Final = 0.5
 _MAX_DELAY_S: Final = 30.0
-_STEADY_S: Final = 60.0
-"""Having run this long, a process is taken to be sound, and its next end is the first of a row again."""
+_STABLE_S: Final = 60.0
+"""After this run time a process counts as stable, and its next end counts as the first in a row."""
 
 
-class Backoff:
-    """The ends of one process in a row."""
+class RestartBackoff:
+    """Exponential backoff for the restarts of one process."""
 
     def __init__(self) -> None:
-        self._started = 0.0
-        self._ends = 0
+        self._started_at = 0.0
+        self._failures = 0
 
-    def started(self) -> None:
-        """It was started."""
-        self._started = time.monotonic()
+    def on_start(self) -> None:
+        """Record that the process was started."""
+        self._started_at = time.monotonic()
 
-    def delay(self) -> float:
-        """Seconds to wait before the next start, having ended once more: doubled for each end in a row."""
-        if time.monotonic() - self._started > _STEADY_S:
-            self._ends = 0
-        self._ends += 1
-        return min(_FIRST_DELAY_S * 2.0 ** (self._ends - 1), _MAX_DELAY_S)
+    def next_delay(self) -> float:
+        """Record that the process ended, and return the seconds to wait before the next start.
+
+        The delay doubles with each end in a row, up to 30 s.
+        """
+        if time.monotonic() - self._started_at > _STABLE_S:
+            self._failures = 0
+        self._failures += 1
+        return min(_FIRST_DELAY_S * 2.0 ** (self._failures - 1), _MAX_DELAY_S)

@@ -1,4 +1,4 @@
-"""A gateway as a process: the application under uvicorn, its signals, and its end."""
+"""Run one gateway process: the application under uvicorn, Envoy's service beside it, signals, and its end."""
 
 from __future__ import annotations
 
@@ -18,91 +18,94 @@ from stoplog.client.limiter import Limiter
 from stoplog.client.settings import GRACE_S, Settings
 from stoplog_gateway.envoy import envoy_server
 from stoplog_gateway.http.app import create_app
-from stoplog_gateway.http.fast_path import HotPath
+from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
-from stoplog_gateway.ports import bound
-from stoplog_gateway.server.process_slot import Peer
+from stoplog_gateway.ports import bind_port
+from stoplog_gateway.server.process_slot import ProcessSlot
 
 if TYPE_CHECKING:
-    from stoplog_gateway.envoy.server import Server as EnvoyServer
+    from stoplog_gateway.envoy.server import EnvoyServer
+    from stoplog_gateway.http.tracing import RequestTracing
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(settings: Settings, peer: Peer | None = None) -> str | None:
+def serve(settings: Settings, slot: ProcessSlot | None = None) -> str | None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        settings: Read once, here.
-        peer: This process's place, if it shares the port with others.
+        settings: The gateway's settings.
+        slot: Slot of this process, if several processes share the port.
 
     Returns:
-        ``None`` after a signal; what went wrong if it stopped by itself (:attr:`Limiter.failure`).
+        ``None`` after a signal; the reason if the gateway stopped by itself (:attr:`Limiter.failure`).
 
     Raises:
-        CannotListen: the address for Envoy cannot be used.
-        SettingsError: Envoy's rate limit service lacks what it needs.
+        CannotListen: The address for Envoy cannot be used.
+        SettingsError: An extra that the settings need is not installed.
         TopicError: topics.yaml cannot be read, or the broker's topics contradict it.
     """
-    limiter = Limiter(settings, reply_slot=peer.reply_slot if peer else None)
+    limiter = Limiter(settings, reply_slot=slot.reply_slot if slot else None)
     app = create_app(settings, limiter)
-    envoy = envoy_server(settings, limiter, app.state.mapping, shared=peer is not None)
-    served: ASGIApp = app
-    hot = HotPath(limiter, legacy_headers=settings.legacy_headers)
+    envoy = envoy_server(settings, limiter, app.state.mapping, shared=slot is not None)
     with ExitStack() as stack:
-        if settings.tracing:
-            served, hot = _traced(app, limiter, settings, stack)
-        protocol: Any = partial(GatewayProtocol, hot)
+        tracing = _start_tracing(limiter, stack) if settings.tracing else None
+        served: ASGIApp = app if tracing is None else tracing.wrap(app)
+        fast_path = FastPath(limiter, legacy_headers=settings.legacy_headers, tracing=tracing)
+        protocol: Any = partial(GatewayProtocol, fast_path)
         config = uvicorn.Config(
             served,
             host=settings.host,
             port=settings.port,
             http=protocol,
-            # It would log a start that fails with a traceback, whatever the reason.
+            # _serve runs the lifespan: uvicorn would log a failed start with a traceback.
             lifespan="off",
             log_config=None,
             access_log=False,
-            # A header field and a wrapper that cost each request some microseconds; what a proxy says is
-            # looked at in security.py.
+            # Both cost CPU time for each request. http/auth.py checks the header fields of proxies.
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,
         )
-        with suppress(asyncio.CancelledError):  # a signal while it started
-            uvloop.run(_serve(app, uvicorn.Server(config), limiter, envoy, peer))
+        with suppress(asyncio.CancelledError):  # a signal during the start
+            uvloop.run(_serve(app, uvicorn.Server(config), limiter, envoy, slot))
         return limiter.failure
 
 
-def _traced(app: ASGIApp, limiter: Limiter, settings: Settings, stack: ExitStack) -> tuple[ASGIApp, HotPath]:
-    """Both ways to answer, going on with callers' traces; spans are sent until *stack* ends."""
+def _start_tracing(limiter: Limiter, stack: ExitStack) -> RequestTracing:
+    """Export spans until *stack* exits."""
     from stoplog.tracing import start
-    from stoplog_gateway.http.tracing import TracedApp, TracedHotPath
+    from stoplog_gateway.http.tracing import RequestTracing
 
     stack.callback(start("stoplog-gateway", limiter.node_id))
-    return TracedApp(app), TracedHotPath(limiter, legacy_headers=settings.legacy_headers)
+    return RequestTracing()
 
 
 async def _serve(
-    app: FastAPI, server: uvicorn.Server, limiter: Limiter, envoy: EnvoyServer | None, peer: Peer | None
+    app: FastAPI,
+    server: uvicorn.Server,
+    limiter: Limiter,
+    envoy: EnvoyServer | None,
+    slot: ProcessSlot | None,
 ) -> None:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    for number in _SIGNALS:
+    for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, task.cancel)
 
     def stop(_: int, __: FrameType | None) -> None:
         server.should_exit = True
 
     async with AsyncExitStack() as stack:
-        if peer is not None:
-            await stack.enter_async_context(peer.joined(limiter))
+        if slot is not None:
+            await stack.enter_async_context(slot.occupied(limiter))
         await stack.enter_async_context(app.router.lifespan_context(app))
         if envoy is not None:
             await stack.enter_async_context(envoy)
-        for number in _SIGNALS:
+        for number in _STOP_SIGNALS:
             loop.remove_signal_handler(number)
-            # Until uvicorn has a handler of its own. It stops gracefully and then raises the signal again:
-            # that was all, and no failure.
+            # Handles signals until uvicorn installs its own handlers. After a graceful stop, uvicorn raises
+            # the signal again and expects this handler: the default one would end the process as a failure.
             signal.signal(number, stop)
         config = server.config
-        await server.serve(bound(config.port, config.host, shared=True) if peer else None)
+        await server.serve(bind_port(config.port, config.host, shared=True) if slot else None)

@@ -1,9 +1,11 @@
-"""One page of metrics for several processes, by way of prometheus-client's multiprocess files.
+"""Merge the metrics of several processes on one port into one page.
 
-Every process counts as it would alone. Once a second, and when it is scraped, it copies what it has counted
-to files of its own in a folder of all; whichever is scraped adds up the files. A process that is started in
-the place of a dead one goes on from the dead one's counts, so no sum ever falls, and there are never more
-files than places. Gauges of the dead are removed (:func:`forget_gauges`).
+Each process counts in memory, as a single process does. Once a second, and for each scrape, it writes its
+values to its own files in a shared folder (the multiprocess format of prometheus-client). The process that
+receives the scrape merges all files.
+
+A restarted process continues the counts in the files of its slot. Therefore no counter falls, and the number
+of files is bounded by the number of slots. :func:`remove_gauges` removes the gauges of a process that ended.
 """
 
 from __future__ import annotations
@@ -20,80 +22,81 @@ from prometheus_client.registry import Collector
 
 from stoplog.client.metrics import GAUGES
 
-FLUSH_S: Final = 1.0
-"""Between two copies: as old may be what a page says of the other processes, and so much a kill loses."""
+WRITE_INTERVAL_S: Final = 1.0
+"""Seconds between two writes: the age of what other processes show, and the counts that a SIGKILL can lose."""
 
 
 class SharedMetrics(Collector):
-    """What all processes have counted; ``registry`` shows it until it is closed.
+    """The merged metrics of all processes; ``registry`` exposes them until :meth:`close`.
 
     Args:
-        own: What this process counts.
-        folder: The same for all processes, and empty when the first starts.
-        place: This process's number in it; no two that run have the same.
+        own: Metrics of this process.
+        folder: Shared by all processes, and empty when the first one starts.
+        slot: Number of this process. No two running processes have the same number.
     """
 
-    def __init__(self, own: Collector, folder: Path, place: int) -> None:
+    def __init__(self, own: Collector, folder: Path, slot: int) -> None:
         self._own = own
         self._folder = folder
-        self._place = place
+        self._slot = slot
         self._files: dict[str, MmapedDict] = {}
-        self._before: dict[str, float] = {}
+        self._inherited: dict[str, float] = {}
+        """Counts of earlier processes in this slot, by key."""
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
-    def flush(self) -> None:
-        """Copy what this process has counted to its files; 0.5 ms."""
+    def write(self) -> None:
+        """Write the values of this process to its files. Takes about 0.5 ms."""
         for family in self._own.collect():
             if family.type == "gauge":
-                file = self._file(f"gauge_{GAUGES[family.name]}", goes_on=False)
+                file = self._file(f"gauge_{GAUGES[family.name]}", inherit=False)
             else:
-                file = self._file(family.type, goes_on=True)
+                file = self._file(family.type, inherit=True)
             for name, labels, value in _increments(family):
                 key = mmap_key(family.name, name, list(labels), list(labels.values()), family.documentation)
-                file.write_value(key, self._before.get(key, 0.0) + value, 0.0)
+                file.write_value(key, self._inherited.get(key, 0.0) + value, 0.0)
 
     def close(self) -> None:
-        """Copy the last, and close the files."""
-        self.flush()
+        """Write the last values, and close the files."""
+        self.write()
         for file in self._files.values():
             file.close()
 
     def collect(self) -> Iterable[Metric]:
-        """What a scrape reads: this process as of now, the others as of their last flush."""
-        self.flush()
+        """Return the metrics for a scrape: of this process now, of the others as of their last write."""
+        self.write()
         merged: Iterable[Metric] = MultiProcessCollector(None, str(self._folder)).collect()
         return merged
 
-    def _file(self, kind: str, *, goes_on: bool) -> MmapedDict:
-        """The file for metrics of *kind*; *goes_on*: what it holds already is added to."""
+    def _file(self, kind: str, *, inherit: bool) -> MmapedDict:
+        """Return the file for metrics of *kind*; *inherit* continues the values that it already contains."""
         file = self._files.get(kind)
         if file is None:
-            path = self._folder / f"{kind}_{self._place}.db"
+            path = self._folder / f"{kind}_{self._slot}.db"
             if path.exists():
                 file = MmapedDict(str(path))
             else:
-                # Others may be reading the folder: a file is there once it has its header.
+                # Other processes read the folder at any time, so a file gets its name once it has a header.
                 new = path.with_suffix(".new")
                 file = MmapedDict(str(new))
                 new.rename(path)
-            if goes_on:
-                self._before |= {key: value for key, value, _ in file.read_all_values()}
+            if inherit:
+                self._inherited |= {key: value for key, value, _ in file.read_all_values()}
             self._files[kind] = file
         return file
 
 
-def forget_gauges(folder: Path, place: int) -> None:
-    """Remove the gauges of the process at *place*, which has ended; its counts stay."""
-    mark_process_dead(place, str(folder))
+def remove_gauges(folder: Path, slot: int) -> None:
+    """Remove the gauges of *slot*, whose process has ended. Its counts stay."""
+    mark_process_dead(slot, str(folder))
 
 
 def _increments(family: Metric) -> Iterable[tuple[str, dict[str, str], float]]:
-    """Samples of *family*, each bucket without those below it: as the files keep them."""
+    """Yield the samples of *family* as the files store them: each histogram bucket without the lower ones."""
     below = 0.0
     for sample in family.samples:
         if family.type == "histogram" and "le" in sample.labels:
             yield sample.name, sample.labels, sample.value - below
             below = 0.0 if sample.labels["le"] == "+Inf" else sample.value
-        elif not (family.type == "histogram" and sample.name.endswith("_count")):  # it is summed from buckets
-            yield sample.name, sample.labels, sample.value
+        elif not (family.type == "histogram" and sample.name.endswith("_count")):
+            yield sample.name, sample.labels, sample.value  # the reader computes _count from the buckets

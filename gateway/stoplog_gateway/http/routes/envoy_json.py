@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from stoplog.errors import InvalidInput, SettingsError
-from stoplog_gateway.envoy import REMEDY, rate_limits
+from stoplog_gateway.envoy import REMEDY, rate_limit_service
 from stoplog_gateway.http.params import LegacyHeaders, Store
 from stoplog_gateway.http.problems import BAD_QUESTION, MALFORMED, NOT_INSTALLED, ProblemError
 from stoplog_gateway.http.request_body import SlowJsonBody
@@ -23,7 +23,7 @@ async def should_rate_limit(
 ) -> Response:
     """A ``RateLimitRequest`` in proto3 JSON: 200 with the response if all is within limits, 429 if not."""
     try:
-        service = rate_limits(limiter, request.app.state.mapping, legacy_headers=legacy)
+        service = rate_limit_service(limiter, request.app.state.mapping, legacy_headers=legacy)
     except SettingsError as exc:
         raise ProblemError(NOT_INSTALLED, str(exc), None, REMEDY) from exc
     from google.protobuf.json_format import MessageToJson

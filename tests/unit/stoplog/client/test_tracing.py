@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 from starlette.types import Receive, Scope, Send
-from stoplog_gateway.http.tracing import TracedApp
+from stoplog_gateway.http.tracing import RequestTracing
 
 from stoplog.client.tracing import MAX_LINKS, TracedBatcher
 from stoplog.tracing import context_from
@@ -142,7 +142,7 @@ async def test_a_request_is_served_in_its_callers_trace_sampled_or_not() -> None
     for headers in ([(b"traceparent", TRACES[8])], [(b"traceparent", TRACES[8][:-2] + b"00")], []):
         # A server may begin a request where the one before it ends, and its trace is current there.
         with caller(TRACES[5]):
-            await TracedApp(app)({"type": "http", "headers": headers}, _nothing, _nothing)
+            await RequestTracing().wrap(app)({"type": "http", "headers": headers}, _nothing, _nothing)
     assert [(context.trace_id, context.trace_flags.sampled) for context in seen] == [
         (9, True),
         (9, False),

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stoplog_gateway.envoy.mapping import Mapping, Rule, Who, load_mapping
+from stoplog_gateway.envoy.mapping import CheckTarget, DescriptorMapping, Rule, load_mapping
 
 from stoplog.errors import SettingsError
 from stoplog.policy import check_id
@@ -18,47 +18,49 @@ edge:
 
 
 @pytest.fixture
-def mapping(tmp_path: Path) -> Mapping:
+def mapping(tmp_path: Path) -> DescriptorMapping:
     path = tmp_path / "envoy.yaml"
     path.write_text(FILE)
     return load_mapping(path)
 
 
-def test_the_first_rule_whose_entries_are_all_there_is_used(mapping: Mapping) -> None:
+def test_resolve_uses_the_first_rule_whose_entries_are_present(mapping: DescriptorMapping) -> None:
     entries = [("path", "/"), ("tier", "gold"), ("api_key", "k1"), ("remote_address", "192.0.2.1")]
-    assert mapping.who("edge", entries) == Who("k1", "gold", "/")
-    assert mapping.who("edge", entries[2:]) == Who("anonymous 192.0.2.1")
+    assert mapping.resolve("edge", entries) == CheckTarget("k1", "gold", "/")
+    assert mapping.resolve("edge", entries[2:]) == CheckTarget("anonymous 192.0.2.1")
 
 
-def test_where_none_fits_the_first_entry_is_the_client(mapping: Mapping) -> None:
+def test_resolve_without_a_matching_rule_takes_the_first_entry_as_the_client(
+    mapping: DescriptorMapping,
+) -> None:
     entries = [("user", "alice"), ("path", "/"), ("api_key", "k1")]
-    expected = Who("alice", resource="path=/,api_key=k1")
-    assert mapping.who("edge", entries) == mapping.who("other", entries) == expected
-    assert Mapping().who("edge", entries[:1]) == Who("alice")
+    expected = CheckTarget("alice", resource="path=/,api_key=k1")
+    assert mapping.resolve("edge", entries) == mapping.resolve("other", entries) == expected
+    assert DescriptorMapping().resolve("edge", entries[:1]) == CheckTarget("alice")
 
 
-def test_of_a_key_that_comes_twice_the_first_counts() -> None:
-    mapping = Mapping({"edge": [Rule("{user}")]})
-    assert mapping.who("edge", [("user", "a"), ("user", "b")]) == Who("a")
+def test_resolve_takes_the_first_of_two_entries_with_one_key() -> None:
+    mapping = DescriptorMapping({"edge": [Rule("{user}")]})
+    assert mapping.resolve("edge", [("user", "a"), ("user", "b")]) == CheckTarget("a")
 
 
-def test_an_entry_is_no_template() -> None:
-    mapping = Mapping({"edge": [Rule("{a} {b}")]})
-    assert mapping.who("edge", [("a", "{b}"), ("b", "{a}")]) == Who("{b} {a}")
+def test_resolve_does_not_expand_templates_in_entries() -> None:
+    mapping = DescriptorMapping({"edge": [Rule("{a} {b}")]})
+    assert mapping.resolve("edge", [("a", "{b}"), ("b", "{a}")]) == CheckTarget("{b} {a}")
 
 
 @pytest.mark.parametrize("value", ["", "x" * 257, "a\nb", b"\xff"])
-def test_what_is_no_id_is_replaced_by_a_digest_of_its_own(value: str | bytes) -> None:
-    who = Mapping().who("edge", [("user", value), ("path", value)])
-    assert who.client.startswith("sha256:")
-    assert check_id(who.client, "client")
-    assert check_id(who.resource, "resource")
-    assert who == Mapping().who("edge", [("user", value), ("path", value)])
-    assert who != Mapping().who("edge", [("user", "other\n"), ("path", "other\n")])
+def test_resolve_replaces_an_invalid_id_by_its_digest(value: str | bytes) -> None:
+    target = DescriptorMapping().resolve("edge", [("user", value), ("path", value)])
+    assert target.client.startswith("sha256:")
+    assert check_id(target.client, "client")
+    assert check_id(target.resource, "resource")
+    assert target == DescriptorMapping().resolve("edge", [("user", value), ("path", value)])
+    assert target != DescriptorMapping().resolve("edge", [("user", "other\n"), ("path", "other\n")])
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "message"),
     [
         ("edge: [{plan: gold}]", "client"),
         ("edge: [{client: ''}]", "a client is needed"),
@@ -69,20 +71,22 @@ def test_what_is_no_id_is_replaced_by_a_digest_of_its_own(value: str | bytes) ->
         ("edge: [", "envoy.yaml"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path: Path, text: str, why: str) -> None:
+def test_load_mapping_of_an_invalid_file_names_the_file_and_the_fault(
+    tmp_path: Path, text: str, message: str
+) -> None:
     path = tmp_path / "envoy.yaml"
     path.write_text(text)
-    with pytest.raises(SettingsError, match=why) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         load_mapping(path)
     assert str(caught.value).startswith(f"STOPLOG_ENVOY_MAPPING={path}: ")
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_load_mapping_of_a_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="No such file"):
         load_mapping(tmp_path / "envoy.yaml")
 
 
-def test_an_empty_file_is_as_none(tmp_path: Path) -> None:
+def test_load_mapping_of_an_empty_file_returns_the_default_mapping(tmp_path: Path) -> None:
     path = tmp_path / "envoy.yaml"
     path.write_text("# nothing yet\n")
-    assert load_mapping(path).who("edge", [("user", "alice")]) == Who("alice")
+    assert load_mapping(path).resolve("edge", [("user", "alice")]) == CheckTarget("alice")

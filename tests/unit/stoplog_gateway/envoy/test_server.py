@@ -1,4 +1,4 @@
-"""The service over a real gRPC connection; the limiter is faked."""
+"""The service over a real gRPC connection, with a fake limiter."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import grpc.aio
 import pytest
 from opentelemetry import trace
 from stoplog_gateway.envoy import envoy_server
-from stoplog_gateway.envoy.mapping import Mapping
+from stoplog_gateway.envoy.mapping import DescriptorMapping
 from stoplog_gateway.envoy.messages import OK, OVER_LIMIT, RateLimitRequest, RateLimitResponse
-from stoplog_gateway.envoy.server import Server
-from stoplog_gateway.envoy.service import RateLimits
+from stoplog_gateway.envoy.server import EnvoyServer
+from stoplog_gateway.envoy.service import RateLimitService
 from stoplog_gateway.ports import CannotListen, free_port
 
 from stoplog.client.answer import Answer
@@ -29,7 +29,7 @@ UNLIMITED = Answer(True, None, None, 0, 0, 7)
 
 
 class Limiter(FakeLimiter):
-    """Gives ``answers`` in turn, the last one for ever."""
+    """Return ``answers`` in turn, and then the last one again and again."""
 
     answers: Sequence[Answer] = (ALLOWED,)
 
@@ -40,24 +40,29 @@ class Limiter(FakeLimiter):
 
 
 class Envoy:
-    """A caller."""
+    """A client of the service, as Envoy is."""
 
     def __init__(self, channel: grpc.aio.Channel, limiter: Limiter) -> None:
         self.limiter = limiter
         self._raw: Any = channel.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")
 
-    async def ask_raw(self, request: bytes, *metadata: tuple[str, str]) -> Any:
+    async def call_raw(self, request: bytes, *metadata: tuple[str, str]) -> Any:
         return RateLimitResponse.FromString(await self._raw(request, metadata=metadata))
 
-    async def ask(self, **fields: Any) -> Any:
-        return await self.ask_raw(RateLimitRequest(domain="edge", **fields).SerializeToString())
+    async def call(self, **fields: Any) -> Any:
+        return await self.call_raw(RateLimitRequest(domain="edge", **fields).SerializeToString())
 
 
 @pytest.fixture
 async def envoy() -> AsyncIterator[Envoy]:
     address, limiter = f"127.0.0.1:{free_port()}", Limiter()
     async with (
-        Server(address, RateLimits(limiter, Mapping(), legacy_headers=False), grace_s=1, shared=False),
+        EnvoyServer(
+            address,
+            RateLimitService(limiter, DescriptorMapping(), legacy_headers=False),
+            grace_s=1,
+            shared=False,
+        ),
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield Envoy(channel, limiter)
@@ -67,9 +72,11 @@ def descriptor(*values: str, **fields: Any) -> dict[str, Any]:
     return {"entries": [{"key": f"key{i}", "value": value} for i, value in enumerate(values)], **fields}
 
 
-async def test_descriptors_are_checks_and_statuses_come_in_their_order(envoy: Envoy) -> None:
+async def test_each_descriptor_is_a_check_and_statuses_keep_the_order(envoy: Envoy) -> None:
     envoy.limiter.answers = (ALLOWED, DENIED, UNLIMITED)
-    response = await envoy.ask(descriptors=[descriptor("alice"), descriptor("bob", "x"), descriptor("carol")])
+    response = await envoy.call(
+        descriptors=[descriptor("alice"), descriptor("bob", "x"), descriptor("carol")]
+    )
     assert envoy.limiter.checks == [Check("alice"), Check("bob", resource="key1=x"), Check("carol")]
     assert response.overall_code == OVER_LIMIT
     assert [status.code for status in response.statuses] == [OK, OVER_LIMIT, OK]
@@ -93,8 +100,10 @@ async def test_descriptors_are_checks_and_statuses_come_in_their_order(envoy: En
         (7, {"hits_addend": {"value": 2}, "is_negative_hits": True}, 0),
     ],
 )
-async def test_what_a_descriptor_costs(envoy: Envoy, hits: int, own: dict[str, Any], cost: int) -> None:
-    await envoy.ask(descriptors=[descriptor("alice", **own)], hits_addend=hits)
+async def test_the_cost_of_a_descriptor_follows_its_hits_addend(
+    envoy: Envoy, hits: int, own: dict[str, Any], cost: int
+) -> None:
+    await envoy.call(descriptors=[descriptor("alice", **own)], hits_addend=hits)
     assert envoy.limiter.checks == [Check("alice", cost)]
 
 
@@ -114,39 +123,41 @@ async def test_what_a_descriptor_costs(envoy: Envoy, hits: int, own: dict[str, A
         ((UNLIMITED,), {}),
     ],
 )
-async def test_a_caller_is_told_of_the_tightest(
+async def test_response_headers_describe_the_tightest_answer(
     envoy: Envoy, answers: Sequence[Answer], headers: dict[str, str]
 ) -> None:
     envoy.limiter.answers = answers
-    response = await envoy.ask(descriptors=[descriptor("alice")] * len(answers))
+    response = await envoy.call(descriptors=[descriptor("alice")] * len(answers))
     assert {header.key: header.value for header in response.response_headers_to_add} == headers
 
 
-async def test_the_older_header_fields_are_sent_on_demand() -> None:
+async def test_legacy_header_fields_are_sent_if_the_settings_say_so() -> None:
     address, limiter = f"127.0.0.1:{free_port()}", Limiter()
-    server = envoy_server(Settings(envoy=address, legacy_headers=True), limiter, Mapping(), shared=False)
+    server = envoy_server(
+        Settings(envoy=address, legacy_headers=True), limiter, DescriptorMapping(), shared=False
+    )
     assert server is not None
     async with server, grpc.aio.insecure_channel(address) as channel:
-        response = await Envoy(channel, limiter).ask(descriptors=[descriptor("alice")])
+        response = await Envoy(channel, limiter).call(descriptors=[descriptor("alice")])
     headers = {header.key: header.value for header in response.response_headers_to_add}
     assert headers["x-ratelimit-limit"] == "100"
 
 
-async def test_without_the_store_it_is_let_through(envoy: Envoy) -> None:
+async def test_a_degraded_answer_is_ok_without_header_fields(envoy: Envoy) -> None:
     envoy.limiter.answers = (FAIL_OPEN[BROKER],)
-    response = await envoy.ask(descriptors=[descriptor("alice")])
+    response = await envoy.call(descriptors=[descriptor("alice")])
     assert response.overall_code == response.statuses[0].code == OK
     assert not response.response_headers_to_add
 
 
-async def test_numbers_too_large_for_the_protocol_are_its_largest(envoy: Envoy) -> None:
+async def test_numbers_above_uint32_are_capped(envoy: Envoy) -> None:
     envoy.limiter.answers = (Answer(True, 10**15, 10**14, 60_000, 0, 7),)
-    (status,) = (await envoy.ask(descriptors=[descriptor("alice")])).statuses
+    (status,) = (await envoy.call(descriptors=[descriptor("alice")])).statuses
     assert status.current_limit.requests_per_unit == status.limit_remaining == 2**32 - 1
 
 
 @pytest.mark.parametrize(
-    ("request_", "why"),
+    ("request_", "message"),
     [
         (RateLimitRequest(descriptors=[descriptor("alice")]), "domain: empty"),
         (RateLimitRequest(domain="edge"), "descriptors: 0 of them"),
@@ -161,56 +172,59 @@ async def test_numbers_too_large_for_the_protocol_are_its_largest(envoy: Envoy) 
         ),
     ],
 )
-async def test_what_is_no_question_is_an_invalid_argument(envoy: Envoy, request_: Any, why: str) -> None:
+async def test_an_invalid_request_is_an_invalid_argument(envoy: Envoy, request_: Any, message: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await envoy.ask_raw(request_.SerializeToString())
+        await envoy.call_raw(request_.SerializeToString())
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert why in str(caught.value.details())
+    assert message in str(caught.value.details())
     assert envoy.limiter.checks == []
 
 
-async def test_a_question_as_large_as_callers_can_make_it_is_answered_and_a_larger_one_not_read(
+async def test_a_request_with_the_longest_header_fields_is_answered_and_a_larger_one_refused(
     envoy: Envoy,
 ) -> None:
-    response = await envoy.ask(descriptors=[descriptor("alice", "x" * 61_440)] * 16)
+    response = await envoy.call(descriptors=[descriptor("alice", "x" * 61_440)] * 16)
     assert len(response.statuses) == 16
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await envoy.ask(descriptors=[descriptor("x" * 2**20)])
+        await envoy.call(descriptors=[descriptor("x" * 2**20)])
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert len(envoy.limiter.checks) == 16
 
 
-async def test_a_value_that_is_not_utf8_is_limited_too(envoy: Envoy) -> None:
+async def test_a_value_that_is_not_utf8_is_checked_by_its_digest(envoy: Envoy) -> None:
     request = RateLimitRequest(domain="edge", descriptors=[descriptor("alice?")]).SerializeToString()
-    response = await envoy.ask_raw(request.replace(b"alice?", b"alice\xff"))
+    response = await envoy.call_raw(request.replace(b"alice?", b"alice\xff"))
     assert response.overall_code == OK
     (check,) = envoy.limiter.checks
     assert check.client.startswith("sha256:")
 
 
-async def test_a_bug_is_an_internal_error_and_in_the_log(
+async def test_a_bug_is_an_internal_error_and_is_logged(
     envoy: Envoy, caplog: pytest.LogCaptureFixture
 ) -> None:
     envoy.limiter.error = ZeroDivisionError()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await envoy.ask(descriptors=[descriptor("alice")])
+        await envoy.call(descriptors=[descriptor("alice")])
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_an_address_belongs_to_one_gateway_unless_it_is_shared() -> None:
-    address, service = f"127.0.0.1:{free_port()}", RateLimits(Limiter(), Mapping(), legacy_headers=False)
-    async with Server(address, service, grace_s=0, shared=False):
+async def test_an_address_can_be_used_twice_only_if_both_servers_share_it() -> None:
+    address, service = (
+        f"127.0.0.1:{free_port()}",
+        RateLimitService(Limiter(), DescriptorMapping(), legacy_headers=False),
+    )
+    async with EnvoyServer(address, service, grace_s=0, shared=False):
         with pytest.raises(CannotListen, match=f"STOPLOG_ENVOY={address} .* free port"):
-            await Server(address, service, grace_s=0, shared=False).__aenter__()
+            await EnvoyServer(address, service, grace_s=0, shared=False).__aenter__()
     async with (
-        Server(address, service, grace_s=0, shared=True),
-        Server(address, service, grace_s=0, shared=True),
+        EnvoyServer(address, service, grace_s=0, shared=True),
+        EnvoyServer(address, service, grace_s=0, shared=True),
     ):
         pass
 
 
-async def test_with_tracing_on_a_call_is_answered_in_its_callers_trace_sampled_or_not() -> None:
+async def test_with_tracing_each_call_continues_its_callers_trace() -> None:
     seen: list[tuple[int, bool]] = []
 
     class Seeing(Limiter):
@@ -220,14 +234,14 @@ async def test_with_tracing_on_a_call_is_answered_in_its_callers_trace_sampled_o
             return await super().check_many(checks)
 
     address, limiter = f"127.0.0.1:{free_port()}", Seeing()
-    server = envoy_server(Settings(envoy=address, tracing=True), limiter, Mapping(), shared=False)
+    server = envoy_server(Settings(envoy=address, tracing=True), limiter, DescriptorMapping(), shared=False)
     assert server is not None
-    question = RateLimitRequest(domain="edge", descriptors=[descriptor("alice")]).SerializeToString()
+    request = RateLimitRequest(domain="edge", descriptors=[descriptor("alice")]).SerializeToString()
     async with server, grpc.aio.insecure_channel(address) as channel:
         envoy = Envoy(channel, limiter)
         for sampled in ("01", "00"):
             traceparent = f"00-{9:032x}-00000000000000aa-{sampled}"
-            await envoy.ask_raw(question, ("traceparent", traceparent), ("tracestate", "a=b"))
-        await envoy.ask_raw(question, ("traceparent", "no trace"))
-        await envoy.ask_raw(question)
+            await envoy.call_raw(request, ("traceparent", traceparent), ("tracestate", "a=b"))
+        await envoy.call_raw(request, ("traceparent", "no trace"))
+        await envoy.call_raw(request)
     assert seen == [(9, True), (9, False), (0, False), (0, False)]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from opentelemetry import trace
 from starlette.types import ASGIApp, Receive, Scope, Send
 from stoplog_gateway.http.app import create_app
-from stoplog_gateway.http.fast_path import HotPath
+from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
-from stoplog_gateway.http.tracing import TracedHotPath
+from stoplog_gateway.http.tracing import RequestTracing
 from uvicorn.server import ServerState
 
 import stoplog.client.limiter
@@ -67,7 +67,7 @@ def plain(path: str, content: bytes) -> Request:
 class Connection:
     """A connection to *app*, in front of which *hot* stands."""
 
-    def __init__(self, app: ASGIApp, hot: HotPath | None, **how: Any) -> None:
+    def __init__(self, app: ASGIApp, hot: FastPath | None, **how: Any) -> None:
         config, self.wire = uvicorn.Config(app, lifespan="off", log_config=None, **how), Wire()
         config.load()
         state = ServerState()
@@ -97,7 +97,7 @@ class Connection:
         assert not self.wire.late
 
 
-async def call(app: ASGIApp, request: Request, hot: HotPath | None = None) -> bytes:
+async def call(app: ASGIApp, request: Request, hot: FastPath | None = None) -> bytes:
     """What a connection of its own is answered."""
     connection = Connection(app, hot)
     answer = await connection.send(*request.data())
@@ -203,7 +203,7 @@ def test_every_request_has_the_answer_that_the_routes_give(
     chosen = Settings(legacy_headers=legacy)
     limiter = Limiter(chosen)
     routes = create_app(chosen, limiter)
-    hot = HotPath(limiter, legacy_headers=legacy)
+    hot = FastPath(limiter, legacy_headers=legacy)
     seen = set()
     fields: set[bytes] = set()
 
@@ -246,7 +246,7 @@ def test_every_request_has_the_answer_that_the_routes_give(
     }
 
 
-async def converse(app: ASGIApp, hot: HotPath | None, pieces: Sequence[bytes]) -> bytes:
+async def converse(app: ASGIApp, hot: FastPath | None, pieces: Sequence[bytes]) -> bytes:
     """All that a connection is answered to these *pieces*, which come without waiting for answers."""
     connection = Connection(app, hot)
     for piece in pieces:
@@ -266,7 +266,7 @@ CHECKS = plain("/v1/checks", b'[{"client_id": "b"}]').data()
 
 
 async def test_a_plain_check_does_not_come_to_the_routes(limiter: FakeLimiter) -> None:
-    connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
+    connection = Connection(refuse, FastPath(limiter, legacy_headers=False))
     assert status_of(await connection.send(*CHECK)) == 200
     assert status_of(await connection.send(*CHECKS)) == 200
     assert status_of(await connection.send(*plain("/v1/check", b"{}").data())) == 422
@@ -280,7 +280,7 @@ async def test_a_plain_check_does_not_come_to_the_routes(limiter: FakeLimiter) -
 
 
 async def test_where_uvicorn_has_to_look_after_a_request_it_is_not_hot(limiter: FakeLimiter) -> None:
-    hot = HotPath(limiter, legacy_headers=False)
+    hot = FastPath(limiter, legacy_headers=False)
     connection = Connection(create_app(Settings(), limiter), hot)
     connection.protocol.pause_writing()
     assert await connection.send(*CHECK) == b"", "the caller does not read"
@@ -291,7 +291,7 @@ async def test_where_uvicorn_has_to_look_after_a_request_it_is_not_hot(limiter: 
 
 async def test_a_websockets_handshake_is_not_the_check_before_it_once_more(limiter: FakeLimiter) -> None:
     """With a library for them on the path, which some other package may have brought."""
-    connection = Connection(refuse, HotPath(limiter, legacy_headers=False), ws=asyncio.Protocol)
+    connection = Connection(refuse, FastPath(limiter, legacy_headers=False), ws=asyncio.Protocol)
     await connection.send(*CHECK)
     upgrade = ((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))
     await connection.send(*Request("GET", "/", upgrade).data())
@@ -322,7 +322,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 async def test_a_plain_check_makes_no_task_and_no_timer(
     limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = Connection(create_app(Settings(), limiter), HotPath(limiter, legacy_headers=False))
+    connection = Connection(create_app(Settings(), limiter), FastPath(limiter, legacy_headers=False))
     await connection.send(*CHECK)
     with counted(monkeypatch) as made:
         for _ in range(20):
@@ -339,7 +339,7 @@ async def test_checks_that_wait_for_the_store_have_one_timer_a_batch(monkeypatch
     limiter = Limiter(Settings(deny_cache=0))
     async with limiter:
         log: Kafka = limiter._transport  # type: ignore[assignment]
-        connections = [Connection(refuse, HotPath(limiter, legacy_headers=False)) for _ in range(40)]
+        connections = [Connection(refuse, FastPath(limiter, legacy_headers=False)) for _ in range(40)]
         for connection in connections:
             await connection.send(*CHECK)
         log.checks.clear()
@@ -358,7 +358,7 @@ async def test_checks_that_wait_for_the_store_have_one_timer_a_batch(monkeypatch
 async def test_the_connections_one_timer_closes_it_when_it_was_idle_for_long(
     limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
+    connection = Connection(refuse, FastPath(limiter, legacy_headers=False))
     protocol, loop = connection.protocol, asyncio.get_running_loop()
     now, timers = loop.time(), list[float]()
     monkeypatch.setattr(loop, "time", lambda: now)
@@ -391,7 +391,7 @@ async def test_the_connections_one_timer_closes_it_when_it_was_idle_for_long(
 async def test_a_connection_is_not_idle_whose_request_came_with_the_one_before(
     limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
+    connection = Connection(refuse, FastPath(limiter, legacy_headers=False))
     loop = asyncio.get_running_loop()
     now = loop.time()
     monkeypatch.setattr(loop, "time", lambda: now)
@@ -407,7 +407,7 @@ async def test_what_comes_before_the_answer_is_answered_after_it(monkeypatch: py
     monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
     limiter = Limiter(Settings())
     async with limiter:
-        connection = Connection(create_app(Settings(), limiter), HotPath(limiter, legacy_headers=False))
+        connection = Connection(create_app(Settings(), limiter), FastPath(limiter, legacy_headers=False))
         get = Request("GET", "/healthz").data()
         answers = await connection.send(b"".join([*CHECK, *get, *CHECKS, *CHECK]))
         await turns()
@@ -427,7 +427,7 @@ async def test_a_shutdown_waits_for_the_answer_and_says_that_it_is_the_last(
     monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
     limiter = Limiter(Settings())
     async with limiter:
-        connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
+        connection = Connection(refuse, FastPath(limiter, legacy_headers=False))
         connection.protocol.data_received(CHECK[0])
         connection.protocol.shutdown()
         assert not connection.wire.is_closing()
@@ -444,7 +444,7 @@ async def test_nothing_is_asked_or_written_once_a_connection_is_closed(
     limiter = Limiter(Settings())
     async with limiter:
         log: Kafka = limiter._transport  # type: ignore[assignment]
-        connection = Connection(refuse, HotPath(limiter, legacy_headers=False))
+        connection = Connection(refuse, FastPath(limiter, legacy_headers=False))
         connection.protocol.data_received(CHECK[0])
         connection.wire.close()
         await turns()
@@ -466,7 +466,7 @@ async def test_each_plain_check_goes_on_with_the_trace_that_it_names_and_no_othe
         return limiter.answer
 
     limiter.ask = ask  # type: ignore[method-assign]
-    connection = Connection(refuse, TracedHotPath(limiter, legacy_headers=False))
+    connection = Connection(refuse, FastPath(limiter, legacy_headers=False, tracing=RequestTracing()))
     for path, content in (("/v1/check", b'{"client_id": "a"}'), ("/v1/checks", b'[{"client_id": "b"}]')):
         request = plain(path, content)
         traced = request._replace(headers=(*request.headers, (b"traceparent", b"00-%032x-%016x-01" % (7, 9))))
@@ -480,7 +480,7 @@ async def test_each_plain_check_goes_on_with_the_trace_that_it_names_and_no_othe
 async def test_a_bug_is_a_500_and_in_the_log(limiter: FakeLimiter, caplog: pytest.LogCaptureFixture) -> None:
     limiter.error = ZeroDivisionError("secret")
     request, routes = plain("/v1/check", b'{"client_id": "a"}'), create_app(Settings(), limiter)
-    answer = await call(refuse, request, HotPath(limiter, legacy_headers=False))
+    answer = await call(refuse, request, FastPath(limiter, legacy_headers=False))
     assert answer == await call(routes, request)
     assert status_of(answer) == 500
     assert b"secret" not in answer

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import uvicorn
 from stoplog_gateway.http.app import create_app
-from stoplog_gateway.http.fast_path import HotPath
+from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
 
 from stoplog.client.settings import Settings
@@ -47,7 +47,7 @@ async def address(limiter: FakeLimiter, request: pytest.FixtureRequest) -> Async
     hot = request.param == "hot path"
     config = uvicorn.Config(
         app,
-        http=cast(Any, partial(GatewayProtocol, HotPath(limiter, legacy_headers=False)))
+        http=cast(Any, partial(GatewayProtocol, FastPath(limiter, legacy_headers=False)))
         if hot
         else "httptools",
         port=0,

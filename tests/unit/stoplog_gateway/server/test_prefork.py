@@ -1,4 +1,4 @@
-"""Where several processes cannot be had, or do not stop; the rest is in e2e/test_gateway_processes.py."""
+"""Failures to start and to stop several processes; tests/e2e/test_gateway_processes.py covers the rest."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import NoReturn, cast
 
 import pytest
 import stoplog_gateway.server.prefork
-from stoplog_gateway.server.prefork import _Place, _stop, serve_forked
+from stoplog_gateway.server.prefork import _stop, _SupervisedProcess, serve_forked
 
 from stoplog.client.settings import Settings
 from stoplog.errors import SettingsError
 
 
-def test_another_system_than_linux_is_told_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_forked_outside_linux_raises_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(SettingsError, match=r"STOPLOG_PROCESSES=2: only Linux .* start several gateways"):
         serve_forked(Settings(processes=2))
 
 
-def test_without_a_folder_for_metrics_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_forked_without_a_temporary_folder_raises_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def nowhere(prefix: str) -> NoReturn:
         raise FileNotFoundError("No usable temporary directory")
 
@@ -29,7 +31,7 @@ def test_without_a_folder_for_metrics_the_remedy_is_told(monkeypatch: pytest.Mon
         serve_forked(Settings(processes=2))
 
 
-def test_what_does_not_stop_is_killed_when_settings_allow_it_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_kills_a_process_that_outlives_the_stop_time(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck:
         running = True
 
@@ -42,7 +44,7 @@ def test_what_does_not_stop_is_killed_when_settings_allow_it_no_more(monkeypatch
     monkeypatch.setattr(signal, "sigtimedwait", lambda _, seconds: waits.append(seconds))
     stuck = Stuck()
     _stop(
-        [cast(_Place, stuck)],
+        [cast(_SupervisedProcess, stuck)],
         [],
         Settings(deadline_ms=60_000, publish_timeout_ms=30_000, apply_timeout_ms=40_000).stop_s,
     )

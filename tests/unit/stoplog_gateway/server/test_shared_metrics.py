@@ -1,4 +1,4 @@
-"""Several processes' metrics as one page; here the processes are objects."""
+"""Merge the metrics of several processes into one page. Here, each process is an object."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from stoplog_gateway.server.shared_metrics import SharedMetrics, forget_gauges
+from stoplog_gateway.server.shared_metrics import SharedMetrics, remove_gauges
 
 from stoplog.client.metrics import GAUGES, Metrics
 
@@ -16,14 +16,14 @@ Member = Callable[[int], tuple[Metrics, SharedMetrics]]
 
 @pytest.fixture
 def member(tmp_path: Path) -> Iterator[Member]:
-    """Makes the process at a place."""
+    """Return a function that creates the process of a slot."""
     with ExitStack() as stack:
 
-        def make(place: int) -> tuple[Metrics, SharedMetrics]:
+        def make(slot: int) -> tuple[Metrics, SharedMetrics]:
             metrics = Metrics()
-            metrics.nodes = lambda: {"worker": place}
-            metrics.store = lambda: {"ok": place == 1, "recovering": place != 1}
-            shared = SharedMetrics(metrics.registry, tmp_path, place)
+            metrics.nodes = lambda: {"worker": slot}
+            metrics.store = lambda: {"ok": slot == 1, "recovering": slot != 1}
+            shared = SharedMetrics(metrics.registry, tmp_path, slot)
             metrics.shown = shared.registry
             stack.callback(shared.close)
             return metrics, shared
@@ -32,7 +32,7 @@ def member(tmp_path: Path) -> Iterator[Member]:
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
-    """Every line of the page but the process's own, which change between two looks."""
+    """Return the samples of the page, without ``process_*``, which differ from scrape to scrape."""
     lines = metrics.render().decode().splitlines()
     parts = [line.rsplit(" ", 1) for line in lines if not line.startswith(("#", "process_"))]
     return {name: float(value) for name, value in parts}
@@ -48,7 +48,7 @@ def busy(metrics: Metrics) -> None:
     metrics.batches.observe(7)
 
 
-def test_one_process_shows_what_it_would_show_alone(member: Member) -> None:
+def test_one_process_shows_the_page_of_a_single_process(member: Member) -> None:
     alone, (shared, _) = Metrics(), member(1)
     alone.nodes, alone.store = shared.nodes, shared.store
     for metrics in (alone, shared):
@@ -60,12 +60,12 @@ def test_one_process_shows_what_it_would_show_alone(member: Member) -> None:
     assert help_and_type[0] == help_and_type[1]
 
 
-def test_counts_and_buckets_of_all_are_added_up(member: Member) -> None:
-    (one, _), (two, flushed) = member(1), member(2)
+def test_counts_and_buckets_of_all_processes_are_added_up(member: Member) -> None:
+    (one, _), (two, writer) = member(1), member(2)
     busy(one)
     busy(two)
     busy(two)
-    flushed.flush()
+    writer.write()
     found = samples(one)
     assert found["stoplog_checks_received_total"] == 15
     assert found['stoplog_checks_degraded_total{reason="deadline"}'] == 6
@@ -77,11 +77,11 @@ def test_counts_and_buckets_of_all_are_added_up(member: Member) -> None:
     assert found == samples(two)
 
 
-def test_each_gauge_as_its_mode_says(member: Member) -> None:
-    (one, _), (two, flushed) = member(1), member(2)
+def test_gauges_are_merged_by_their_mode(member: Member) -> None:
+    (one, _), (two, writer) = member(1), member(2)
     one.in_flight, two.in_flight = 3, 4
     one.degraded_partitions, two.degraded_partitions = 1, 0
-    flushed.flush()
+    writer.write()
     found = samples(one)
     assert found["stoplog_checks_in_flight"] == 7
     assert found["stoplog_degraded_partitions"] == 1
@@ -89,18 +89,18 @@ def test_each_gauge_as_its_mode_says(member: Member) -> None:
     assert found['stoplog_store_state{state="ok"}'] == found['stoplog_store_state{state="recovering"}'] == 1
 
 
-def test_every_gauge_has_a_mode_and_every_mode_a_gauge() -> None:
+def test_gauges_and_modes_match_one_to_one() -> None:
     metrics = Metrics()
     gauges = {family.name for family in metrics.registry.collect() if family.type == "gauge"}
     assert gauges == GAUGES.keys()
 
 
-def test_counts_of_the_dead_stay_and_their_gauges_go(member: Member, tmp_path: Path) -> None:
-    (one, _), (two, flushed) = member(1), member(2)
+def test_counts_of_an_ended_process_stay_and_its_gauges_are_removed(member: Member, tmp_path: Path) -> None:
+    (one, _), (two, writer) = member(1), member(2)
     busy(one)
     busy(two)
-    flushed.flush()
-    forget_gauges(tmp_path, 2)
+    writer.write()
+    remove_gauges(tmp_path, 2)
     found = samples(one)
     assert found["stoplog_checks_received_total"] == 10
     assert found["stoplog_check_duration_seconds_count"] == 8
@@ -108,40 +108,38 @@ def test_counts_of_the_dead_stay_and_their_gauges_go(member: Member, tmp_path: P
     assert found['stoplog_nodes{role="worker"}'] == 1
 
 
-def test_the_next_in_the_same_place_goes_on_from_the_counts(member: Member, tmp_path: Path) -> None:
-    (one, _), (two, flushed) = member(1), member(2)
+def test_a_restarted_process_continues_the_counts_of_its_slot(member: Member, tmp_path: Path) -> None:
+    (one, _), (two, writer) = member(1), member(2)
     busy(one)
     busy(two)
-    flushed.flush()
+    writer.write()
     before = samples(one)
     for _ in range(3):
-        forget_gauges(tmp_path, 2)
+        remove_gauges(tmp_path, 2)
         files = len(list(tmp_path.iterdir()))
-        three, flushed = member(2)
-        flushed.flush()
+        three, writer = member(2)
+        writer.write()
         counted = {n: v for n, v in samples(one).items() if "nodes" not in n and "state" not in n}
         assert counted == {n: before[n] for n in counted} | {"stoplog_checks_in_flight": 3}
         busy(three)
-        flushed.flush()
+        writer.write()
         assert samples(one)["stoplog_checks_received_total"] == before["stoplog_checks_received_total"] + 5
         assert samples(one)["stoplog_checks_in_flight"] == 6
         before = samples(one)
-    forget_gauges(tmp_path, 2)
+    remove_gauges(tmp_path, 2)
     assert len(list(tmp_path.iterdir())) == files
 
 
-def test_a_look_at_the_folder_never_meets_half_a_file(
-    member: Member, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scrape_never_reads_a_half_written_file(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     (one, _), (_, new) = member(1), member(2)
     seen: list[dict[str, float]] = []
     rename = Path.rename
 
-    def look_and_rename(path: Path, target: Path) -> Path:
+    def scrape_and_rename(path: Path, target: Path) -> Path:
         seen.append(samples(one))
         return rename(path, target)
 
     one.render()
-    monkeypatch.setattr(Path, "rename", look_and_rename)
-    new.flush()
+    monkeypatch.setattr(Path, "rename", scrape_and_rename)
+    new.write()
     assert len(seen) == 5

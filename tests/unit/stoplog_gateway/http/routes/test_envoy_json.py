@@ -139,4 +139,4 @@ async def test_without_the_extra_it_is_a_501_that_says_what_to_install(
     monkeypatch.setitem(sys.modules, "google.protobuf", None)
     response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE]})
     assert response.status_code == 501
-    assert response.json()["remedy"] == "install Stoplog with it: pip install '/path/to/stoplog[envoy]'"
+    assert response.json()["remedy"] == "install Stoplog with the extra: pip install 'stoplog[envoy]'"

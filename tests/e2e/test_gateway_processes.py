@@ -209,13 +209,13 @@ STOPPED_EARLY = """
 import os, pathlib, signal, sys
 import stoplog_gateway.server.server
 from stoplog_gateway.server.process_slot import ProcessSlot
-from stoplog.client.settings import Settings
+from stoplog_gateway.settings import GatewaySettings
 bind_port = stoplog_gateway.server.server.bind_port
 def stopped(*place, **options):
     signal.raise_signal(signal.SIGTERM)
     return bind_port(*place, **options)
 stoplog_gateway.server.server.bind_port = stopped
-assert stoplog_gateway.server.server.serve(Settings(), ProcessSlot(1, 0, pathlib.Path(sys.argv[1]), os.pipe()[0])) is None
+assert stoplog_gateway.server.server.serve(GatewaySettings(), ProcessSlot(1, 0, pathlib.Path(sys.argv[1]), os.pipe()[0])) is None
 """
 """One of several processes, to which a signal comes when it has started and does not serve yet."""
 

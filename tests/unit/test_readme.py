@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from stoplog_gateway.http.app import create_app
+from stoplog_gateway.settings import GatewaySettings
 from stoplog_worker.settings import Settings as WorkerSettings
 
-from stoplog.client.settings import Settings as GatewaySettings
 from tests.support.broker import CHECKOUT
 
 

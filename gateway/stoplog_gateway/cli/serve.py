@@ -14,7 +14,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from confluent_kafka.admin import AdminClient
 
-from stoplog.client.settings import Settings
 from stoplog.errors import SettingsError, TopicError
 from stoplog.kafka.topic_admin import create_topics, verify_topics
 from stoplog.topics import MAX_LANES, TopicSpec, lane_names, lane_of, load_topics, with_lanes, worker_name
@@ -33,6 +32,7 @@ from stoplog_gateway.cli.output import (
 from stoplog_gateway.local.kafka_broker import Broker, reachable
 from stoplog_gateway.local.up import Up
 from stoplog_gateway.ports import CannotListen, ensure_free, free_port, url_of
+from stoplog_gateway.settings import GatewaySettings
 
 topics = typer.Typer(
     name="topics",
@@ -84,7 +84,7 @@ def up(
 ) -> None:
     """Start everything here: broker, topics, workers, gateways. Ctrl-C stops it; counts and limits stay."""
     with reporting():
-        settings = Settings()
+        settings = GatewaySettings()
 
         def ready(urls: list[str]) -> None:
             if as_json:
@@ -108,7 +108,7 @@ def _invite(urls: list[str]) -> None:
 def broker(as_json: AsJson = False) -> None:
     """Run the embedded Kafka broker alone, until Ctrl-C."""
     with reporting():
-        settings = Settings()
+        settings = GatewaySettings()
         node = Broker(settings.home, port=settings.broker_port)
         with stopped_by_signals():
             try:
@@ -141,7 +141,7 @@ def stopped_by_signals() -> Iterator[None]:
 def create(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -> None:
     """Create what is missing, and compare the rest with topics.yaml."""
     with reporting():
-        settings = Settings()
+        settings = GatewaySettings()
         created = create_topics(_admin(settings), _specs(settings, lanes, lane).values())
     if as_json:
         print_json({"created": created})
@@ -153,7 +153,7 @@ def create(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -
 def verify(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -> None:
     """Compare the broker's topics with topics.yaml; exit status 1 if they differ in what matters."""
     with reporting():
-        settings = Settings()
+        settings = GatewaySettings()
         specs = _specs(settings, lanes, lane)
         verify_topics(_admin(settings), specs.values())
     if as_json:
@@ -162,11 +162,11 @@ def verify(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -
         out.print(f"{len(specs)} topics are as {settings.topics} says")
 
 
-def _specs(settings: Settings, count: int, named: list[str] | None) -> dict[str, TopicSpec]:
+def _specs(settings: GatewaySettings, count: int, named: list[str] | None) -> dict[str, TopicSpec]:
     return with_lanes(load_topics(settings.topics), [*lane_names(count), *map(lane_of, named or ())])
 
 
-def _admin(settings: Settings) -> AdminClient:
+def _admin(settings: GatewaySettings) -> AdminClient:
     reachable(settings.bootstrap)
     return AdminClient({"bootstrap.servers": settings.bootstrap, "log_level": 0})
 
@@ -208,7 +208,7 @@ def gateway(
 
     with reporting():
         given: dict[str, Any] = {"processes": processes, "envoy": envoy}
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+        settings = GatewaySettings(**{name: value for name, value in given.items() if value is not None})
     if not settings.port:
         settings = settings.model_copy(update={"port": free_port()})
     try:

@@ -9,10 +9,10 @@ from socket import socket
 from typing import TYPE_CHECKING, Final
 
 from stoplog.client.limiter import Limiter
-from stoplog.client.settings import Settings
 from stoplog.errors import SettingsError
 from stoplog_gateway.envoy.mapping import DescriptorMapping
 from stoplog_gateway.ports import CannotListen, claim_port
+from stoplog_gateway.settings import GatewaySettings
 
 if TYPE_CHECKING:
     from stoplog_gateway.envoy.server import ContinueTrace, EnvoyServer
@@ -37,7 +37,7 @@ def rate_limit_service(
 
 
 def envoy_server(
-    settings: Settings, limiter: Limiter, mapping: DescriptorMapping, *, shared: bool
+    settings: GatewaySettings, limiter: Limiter, mapping: DescriptorMapping, *, shared: bool
 ) -> EnvoyServer | None:
     """Return the gRPC server for ``settings.envoy``, not started yet; ``None`` if that is not set.
 

@@ -16,7 +16,6 @@ from stoplog import __version__
 from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Status
 from stoplog.client.limiter import Limiter
-from stoplog.client.settings import Settings
 from stoplog.client.traffic import Traffic
 from stoplog_gateway.envoy.mapping import load_mapping
 from stoplog_gateway.http import openapi, problems
@@ -34,6 +33,7 @@ from stoplog_gateway.http.routes import (
 from stoplog_gateway.http.routes import envoy_json as envoy
 from stoplog_gateway.http.routes import limit_models as stored
 from stoplog_gateway.ports import url_of
+from stoplog_gateway.settings import GatewaySettings
 
 log: Final = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ async def _end_process_on_failure(limiter: Limiter) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def create_app(settings: Settings, limiter: Limiter | None = None) -> FastAPI:
+def create_app(settings: GatewaySettings, limiter: Limiter | None = None) -> FastAPI:
     """The application; its lifespan starts and stops the limiter.
 
     Args:

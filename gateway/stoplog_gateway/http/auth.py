@@ -26,8 +26,8 @@ from typing import Final
 from fastapi import Request
 from starlette.datastructures import Headers
 
-from stoplog.client.settings import Settings
 from stoplog_gateway.http.problems import FORBIDDEN, UNAUTHORIZED, ProblemError
+from stoplog_gateway.settings import GatewaySettings
 
 _SET_TOKEN: Final = "set STOPLOG_ADMIN_TOKEN and send Authorization: Bearer <token>"
 _FORWARDED: Final = (
@@ -50,7 +50,7 @@ async def guard(request: Request) -> None:
     authorize(request.app.state.settings, request.headers)
 
 
-def authorize(settings: Settings, headers: Headers) -> None:
+def authorize(settings: GatewaySettings, headers: Headers) -> None:
     """Accept a request with these *headers*, or say why not.
 
     Raises:

@@ -11,9 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.convertors import Convertor, register_url_convertor
 
 from stoplog.client.limiter import Limiter
-from stoplog.client.settings import Settings
 from stoplog.errors import InvalidId
 from stoplog.policy import check_id
+from stoplog_gateway.settings import GatewaySettings
 
 
 class _IdConvertor(Convertor[str]):
@@ -87,7 +87,7 @@ Store = Annotated[Limiter, Depends(_limiter)]
 
 
 async def _legacy(request: Request) -> bool:
-    settings: Settings = request.app.state.settings
+    settings: GatewaySettings = request.app.state.settings
     return settings.legacy_headers
 
 

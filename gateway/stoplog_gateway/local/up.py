@@ -20,7 +20,6 @@ import httpx
 from confluent_kafka.admin import AdminClient
 
 from stoplog.client.cluster_status import OK, UNDER_REPLICATED
-from stoplog.client.settings import Settings
 from stoplog.errors import StoplogError
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.topics import CHECKS, lane_names, load_topics, partition_of, with_lanes, worker_name
@@ -29,6 +28,7 @@ from stoplog_gateway.local.data_dir import Home
 from stoplog_gateway.local.kafka_broker import Broker, reachable
 from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, jars_folder
 from stoplog_gateway.ports import MAX_PORT, ensure_free, free_port, is_free, url_of
+from stoplog_gateway.settings import GatewaySettings
 
 _READY_S: Final = 90.0
 """A start takes 10 s; recovering large tables after a crash takes longer."""
@@ -56,7 +56,7 @@ class Up:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: GatewaySettings,
         *,
         workers: int,
         gateways: int,

@@ -23,13 +23,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from stoplog.client.settings import Settings
 from stoplog.errors import SettingsError, StoplogError
 from stoplog_gateway.envoy import claim_envoy_address
 from stoplog_gateway.ports import claim_port, free_port
 from stoplog_gateway.server.process_slot import ProcessSlot
 from stoplog_gateway.server.restart_backoff import RestartBackoff
 from stoplog_gateway.server.server import serve
+from stoplog_gateway.settings import GatewaySettings
 
 log: Final = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _MAX_WAIT_S: Final = 3600.0
 _fork: Final = multiprocessing.get_context("fork")
 
 
-def serve_forked(settings: Settings) -> None:
+def serve_forked(settings: GatewaySettings) -> None:
     """Serve with ``settings.processes`` processes until SIGINT, SIGTERM or SIGHUP.
 
     A second signal kills the processes. A process that ends by itself is restarted, unless it ended with an
@@ -119,12 +119,12 @@ class _SupervisedProcess:
     """The process in one slot, as the parent sees it: start, end, restart.
 
     Args:
-        settings: Settings of the gateway.
+        settings: GatewaySettings of the gateway.
         slot: Slot of the process.
         pipe_write: The parent's end of the pipe of ``slot.parent_pipe``.
     """
 
-    def __init__(self, settings: Settings, slot: ProcessSlot, pipe_write: int) -> None:
+    def __init__(self, settings: GatewaySettings, slot: ProcessSlot, pipe_write: int) -> None:
         name = settings.node_id and f"{settings.node_id}-{slot.number}"
         self._settings = settings.model_copy(update={"node_id": name})
         self._slot = slot

@@ -15,13 +15,13 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from stoplog.client.limiter import Limiter
-from stoplog.client.settings import GRACE_S, Settings
 from stoplog_gateway.envoy import envoy_server
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
 from stoplog_gateway.ports import bind_port
 from stoplog_gateway.server.process_slot import ProcessSlot
+from stoplog_gateway.settings import GRACE_S, GatewaySettings
 
 if TYPE_CHECKING:
     from stoplog_gateway.envoy.server import EnvoyServer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(settings: Settings, slot: ProcessSlot | None = None) -> str | None:
+def serve(settings: GatewaySettings, slot: ProcessSlot | None = None) -> str | None:
     """Serve until SIGINT or SIGTERM.
 
     Args:

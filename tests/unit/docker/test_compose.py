@@ -13,10 +13,10 @@ import pytest
 import typer
 import yaml
 from stoplog_gateway.cli import app
+from stoplog_gateway.settings import GatewaySettings
 from stoplog_worker.settings import Settings as WorkerSettings
 from typer.core import TyperGroup
 
-from stoplog.client.settings import Settings as GatewaySettings
 from stoplog.topics import COPARTITIONED, TopicSpec, load_topics
 from tests.support.broker import CHECKOUT
 

@@ -16,7 +16,6 @@ from stoplog.asgi.rate_limit_headers import rate_limit_headers
 from stoplog.asgi.request_check import refusal
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN
-from stoplog.client.settings import Settings
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST, check_id
 from stoplog_gateway.http import openapi
@@ -24,6 +23,7 @@ from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, Store, requir
 from stoplog_gateway.http.problems import INVALID, NO_CLIENT, RATE_LIMITED, ProblemError
 from stoplog_gateway.http.responses import respond
 from stoplog_gateway.http.routes.check import HEADERS
+from stoplog_gateway.settings import GatewaySettings
 
 _ANY_METHOD: Final[list[str]] = []  # a route without methods has them all, WebDAV's too
 _NO_STORE: Final = (b"cache-control", b"no-store")
@@ -41,7 +41,7 @@ async def _client(request: Request) -> str:
     Raises:
         ProblemError: 403, a status that every proxy passes on: what is wrong here may be the caller's doing.
     """
-    settings: Settings = request.app.state.settings
+    settings: GatewaySettings = request.app.state.settings
     name = settings.client_header
     values = [value for key, value in request.headers.raw if key == name.lower().encode()]
     if len(values) != 1:

@@ -18,9 +18,8 @@ from stoplog_gateway.cli import app
 from stoplog_gateway.http.problems import FORBIDDEN, NO_LIMITS, UNAUTHORIZED, UNAVAILABLE, Kind, problem
 from stoplog_gateway.local.kafka_broker import reachable
 from stoplog_gateway.ports import free_port
+from stoplog_gateway.settings import GatewaySettings
 from typer.testing import CliRunner, Result
-
-from stoplog.client.settings import Settings
 
 COMMANDS = [
     ["up"],
@@ -326,7 +325,7 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_shown(token: str) -> None
 
 
 def test_a_token_may_end_in_a_line_feed() -> None:
-    token = Settings(admin_token=SecretStr("correct-horse\n")).admin_token
+    token = GatewaySettings(admin_token=SecretStr("correct-horse\n")).admin_token
     assert token is not None
     assert token.get_secret_value() == "correct-horse"
 

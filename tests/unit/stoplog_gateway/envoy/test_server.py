@@ -15,10 +15,10 @@ from stoplog_gateway.envoy.messages import OK, OVER_LIMIT, RateLimitRequest, Rat
 from stoplog_gateway.envoy.server import EnvoyServer
 from stoplog_gateway.envoy.service import RateLimitService
 from stoplog_gateway.ports import CannotListen, free_port
+from stoplog_gateway.settings import GatewaySettings
 
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BROKER, FAIL_OPEN
-from stoplog.client.settings import Settings
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
 
@@ -134,7 +134,7 @@ async def test_response_headers_describe_the_tightest_answer(
 async def test_legacy_header_fields_are_sent_if_the_settings_say_so() -> None:
     address, limiter = f"127.0.0.1:{free_port()}", Limiter()
     server = envoy_server(
-        Settings(envoy=address, legacy_headers=True), limiter, DescriptorMapping(), shared=False
+        GatewaySettings(envoy=address, legacy_headers=True), limiter, DescriptorMapping(), shared=False
     )
     assert server is not None
     async with server, grpc.aio.insecure_channel(address) as channel:
@@ -234,7 +234,9 @@ async def test_with_tracing_each_call_continues_its_callers_trace() -> None:
             return await super().check_many(checks)
 
     address, limiter = f"127.0.0.1:{free_port()}", Seeing()
-    server = envoy_server(Settings(envoy=address, tracing=True), limiter, DescriptorMapping(), shared=False)
+    server = envoy_server(
+        GatewaySettings(envoy=address, tracing=True), limiter, DescriptorMapping(), shared=False
+    )
     assert server is not None
     request = RateLimitRequest(domain="edge", descriptors=[descriptor("alice")]).SerializeToString()
     async with server, grpc.aio.insecure_channel(address) as channel:

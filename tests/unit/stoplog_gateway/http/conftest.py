@@ -8,8 +8,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 from stoplog_gateway.http.app import create_app
+from stoplog_gateway.settings import GatewaySettings
 
-from stoplog.client.settings import Settings
 from tests.support.fake_limiter import FakeLimiter
 
 
@@ -18,7 +18,7 @@ async def connect(
     limiter: FakeLimiter, *, host: str = "127.0.0.1", token: str | None = None, **fields: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application with that limiter, as it would listen on *host*."""
-    settings = Settings(host=host, admin_token=SecretStr(token) if token else None, **fields)
+    settings = GatewaySettings(host=host, admin_token=SecretStr(token) if token else None, **fields)
     transport = httpx.ASGITransport(app=create_app(settings, limiter))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
         yield client

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 from stoplog_gateway.http.app import create_app
+from stoplog_gateway.settings import GatewaySettings
 
-from stoplog.client.settings import Settings
 from tests.support.fake_limiter import FakeLimiter
 
 
@@ -13,7 +13,7 @@ async def test_the_limiter_runs_as_long_as_the_application(
     limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    app = create_app(Settings(kafka="broker:9092"), limiter)
+    app = create_app(GatewaySettings(kafka="broker:9092"), limiter)
     async with app.router.lifespan_context(app):
         assert limiter.running
     assert not limiter.running

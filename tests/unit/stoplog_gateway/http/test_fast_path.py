@@ -19,12 +19,12 @@ from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
 from stoplog_gateway.http.tracing import RequestTracing
+from stoplog_gateway.settings import GatewaySettings
 from uvicorn.server import ServerState
 
 import stoplog.client.limiter
 from stoplog.client.answer import Answer
 from stoplog.client.limiter import Limiter
-from stoplog.client.settings import Settings
 from stoplog.wire.checks import Check
 from tests.support.fake_kafka import Kafka
 from tests.support.fake_limiter import FakeLimiter
@@ -200,7 +200,7 @@ def test_every_request_has_the_answer_that_the_routes_give(
     monkeypatch: pytest.MonkeyPatch, legacy: bool
 ) -> None:
     monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
-    chosen = Settings(legacy_headers=legacy)
+    chosen = GatewaySettings(legacy_headers=legacy)
     limiter = Limiter(chosen)
     routes = create_app(chosen, limiter)
     hot = FastPath(limiter, legacy_headers=legacy)
@@ -281,7 +281,7 @@ async def test_a_plain_check_does_not_come_to_the_routes(limiter: FakeLimiter) -
 
 async def test_where_uvicorn_has_to_look_after_a_request_it_is_not_hot(limiter: FakeLimiter) -> None:
     hot = FastPath(limiter, legacy_headers=False)
-    connection = Connection(create_app(Settings(), limiter), hot)
+    connection = Connection(create_app(GatewaySettings(), limiter), hot)
     connection.protocol.pause_writing()
     assert await connection.send(*CHECK) == b"", "the caller does not read"
     connection.protocol.resume_writing()
@@ -322,7 +322,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 async def test_a_plain_check_makes_no_task_and_no_timer(
     limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = Connection(create_app(Settings(), limiter), FastPath(limiter, legacy_headers=False))
+    connection = Connection(create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False))
     await connection.send(*CHECK)
     with counted(monkeypatch) as made:
         for _ in range(20):
@@ -336,7 +336,7 @@ async def test_a_plain_check_makes_no_task_and_no_timer(
 
 async def test_checks_that_wait_for_the_store_have_one_timer_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
-    limiter = Limiter(Settings(deny_cache=0))
+    limiter = Limiter(GatewaySettings(deny_cache=0))
     async with limiter:
         log: Kafka = limiter._transport  # type: ignore[assignment]
         connections = [Connection(refuse, FastPath(limiter, legacy_headers=False)) for _ in range(40)]
@@ -405,9 +405,11 @@ async def test_a_connection_is_not_idle_whose_request_came_with_the_one_before(
 
 async def test_what_comes_before_the_answer_is_answered_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
-    limiter = Limiter(Settings())
+    limiter = Limiter(GatewaySettings())
     async with limiter:
-        connection = Connection(create_app(Settings(), limiter), FastPath(limiter, legacy_headers=False))
+        connection = Connection(
+            create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False)
+        )
         get = Request("GET", "/healthz").data()
         answers = await connection.send(b"".join([*CHECK, *get, *CHECKS, *CHECK]))
         await turns()
@@ -425,7 +427,7 @@ async def test_a_shutdown_waits_for_the_answer_and_says_that_it_is_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
-    limiter = Limiter(Settings())
+    limiter = Limiter(GatewaySettings())
     async with limiter:
         connection = Connection(refuse, FastPath(limiter, legacy_headers=False))
         connection.protocol.data_received(CHECK[0])
@@ -441,7 +443,7 @@ async def test_nothing_is_asked_or_written_once_a_connection_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
-    limiter = Limiter(Settings())
+    limiter = Limiter(GatewaySettings())
     async with limiter:
         log: Kafka = limiter._transport  # type: ignore[assignment]
         connection = Connection(refuse, FastPath(limiter, legacy_headers=False))
@@ -479,7 +481,7 @@ async def test_each_plain_check_goes_on_with_the_trace_that_it_names_and_no_othe
 
 async def test_a_bug_is_a_500_and_in_the_log(limiter: FakeLimiter, caplog: pytest.LogCaptureFixture) -> None:
     limiter.error = ZeroDivisionError("secret")
-    request, routes = plain("/v1/check", b'{"client_id": "a"}'), create_app(Settings(), limiter)
+    request, routes = plain("/v1/check", b'{"client_id": "a"}'), create_app(GatewaySettings(), limiter)
     answer = await call(refuse, request, FastPath(limiter, legacy_headers=False))
     assert answer == await call(routes, request)
     assert status_of(answer) == 500

@@ -11,13 +11,13 @@ import msgspec
 import pytest
 from stoplog_gateway.http.app import _MODELS, create_app
 from stoplog_gateway.http.problems import Problem
+from stoplog_gateway.settings import GatewaySettings
 
-from stoplog.client.settings import Settings
 from stoplog.policy import parse_policy
 from stoplog.wire.limit_updates import UpdateKey
 from tests.support.fake_limiter import FakeLimiter
 
-DOCUMENT = create_app(Settings(), FakeLimiter()).openapi()
+DOCUMENT = create_app(GatewaySettings(), FakeLimiter()).openapi()
 TYPES = {model.__name__: model for model in (*_MODELS, Problem)}
 OPERATIONS = [
     (method.upper(), path, operation)

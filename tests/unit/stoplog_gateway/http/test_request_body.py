@@ -14,8 +14,8 @@ import uvicorn
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
+from stoplog_gateway.settings import GatewaySettings
 
-from stoplog.client.settings import Settings
 from tests.support.fake_limiter import FakeLimiter
 from tests.unit.stoplog_gateway.http.conftest import connect
 
@@ -43,7 +43,7 @@ def limiter() -> FakeLimiter:
 @pytest.fixture(params=["routes", "hot path"])
 async def address(limiter: FakeLimiter, request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, int]]:
     """A real server on a free port."""
-    app = create_app(Settings(), limiter)
+    app = create_app(GatewaySettings(), limiter)
     hot = request.param == "hot path"
     config = uvicorn.Config(
         app,

@@ -9,15 +9,15 @@ from typing import NoReturn, cast
 import pytest
 import stoplog_gateway.server.prefork
 from stoplog_gateway.server.prefork import _stop, _SupervisedProcess, serve_forked
+from stoplog_gateway.settings import GatewaySettings
 
-from stoplog.client.settings import Settings
 from stoplog.errors import SettingsError
 
 
 def test_serve_forked_outside_linux_raises_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(SettingsError, match=r"STOPLOG_PROCESSES=2: only Linux .* start several gateways"):
-        serve_forked(Settings(processes=2))
+        serve_forked(GatewaySettings(processes=2))
 
 
 def test_serve_forked_without_a_temporary_folder_raises_with_a_remedy(
@@ -28,7 +28,7 @@ def test_serve_forked_without_a_temporary_folder_raises_with_a_remedy(
 
     monkeypatch.setattr(stoplog_gateway.server.prefork, "TemporaryDirectory", nowhere)
     with pytest.raises(SettingsError, match="set TMPDIR to a writable one"):
-        serve_forked(Settings(processes=2))
+        serve_forked(GatewaySettings(processes=2))
 
 
 def test_stop_kills_a_process_that_outlives_the_stop_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_stop_kills_a_process_that_outlives_the_stop_time(monkeypatch: pytest.Mo
     _stop(
         [cast(_SupervisedProcess, stuck)],
         [],
-        Settings(deadline_ms=60_000, publish_timeout_ms=30_000, apply_timeout_ms=40_000).stop_s,
+        GatewaySettings(deadline_ms=60_000, publish_timeout_ms=30_000, apply_timeout_ms=40_000).stop_s,
     )
     assert not stuck.running
     assert [95 < seconds < 100 for seconds in waits] == [True]

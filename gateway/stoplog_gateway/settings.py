@@ -1,0 +1,89 @@
+"""The settings of the gateway: those of the SDK, and those of a server."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, SecretStr, field_validator
+
+from stoplog.client.settings import Settings
+
+GRACE_S: Final = 5
+"""Seconds that open HTTP requests have to end after a gateway was told to stop."""
+
+_CLOSING_S: Final = 3.0
+"""Seconds for the rest of a stop: a request to a silent broker is given up after 2 s."""
+
+_ADDRESS: Final = r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/]+):[1-9][0-9]{0,4}"
+
+
+class GatewaySettings(Settings):
+    """All settings of a gateway. The variable of each field is ``STOPLOG_<NAME>``."""
+
+    home: Path = Field(
+        Path(".stoplog"),
+        description="Directory of the embedded broker's data and of the workers' tables.",
+    )
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(
+        8080, ge=0, le=65535, description="TCP port that the gateway listens on. 0: any free port."
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Gateway processes that share the port. More than one need Linux.",
+    )
+    client_header: str = Field(
+        "X-Client-Id",
+        pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$",
+        description="Header field in which a proxy sends the client id to /v1/authorize.",
+    )
+    legacy_headers: bool = Field(
+        False,
+        description="Also send X-RateLimit-Limit, X-RateLimit-Remaining and X-RateLimit-Reset (seconds).",
+    )
+    envoy: str | None = Field(
+        None,
+        description="Address (host:port) of the gRPC rate limit service for Envoy. Unset: no such service. "
+        "Needs the extra `envoy`.",
+    )
+    envoy_mapping: Path | None = Field(
+        None,
+        description="Path of the file that maps Envoy's descriptors to clients. Unset: the first entry of "
+        "a descriptor is the client.",
+    )
+    admin_token: SecretStr | None = Field(
+        None,
+        description="Bearer token that calls which change or list limits must carry. Required if the gateway "
+        "listens beyond loopback. Set it behind a proxy, too.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."
+    )
+
+    @field_validator("envoy")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and re.fullmatch(_ADDRESS, value) is None:
+            raise ValueError("no address and port: set one such as 127.0.0.1:8081 or [::1]:8081")
+        return value
+
+    @field_validator("admin_token")
+    @classmethod
+    def _fits_a_header_field(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        token = value.get_secret_value().strip()  # the line feed at the end of a file is no part of it
+        if len(token) < 8:
+            raise ValueError("shorter than 8 characters: set a longer one, or unset it")
+        if re.fullmatch(r"[ -~]+", token) is None:
+            raise ValueError("not printable ASCII, which a header field requires: set another one")
+        return SecretStr(token)
+
+    @property
+    def stop_s(self) -> float:
+        """Seconds that a gateway may take to stop: requests end, checks are answered, all is published."""
+        return GRACE_S + (self.deadline_ms + self.publish_timeout_ms) / 1_000 + _CLOSING_S

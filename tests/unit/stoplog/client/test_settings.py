@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+from stoplog_gateway.settings import GatewaySettings
+
+from stoplog.client.settings import Settings, read_settings
+from stoplog.errors import SettingsError
+
+
+@pytest.mark.parametrize("name", sorted(GatewaySettings.model_fields.keys() - Settings.model_fields.keys()))
+def test_read_settings_with_a_setting_of_the_gateway_names_only_those_of_the_sdk(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} is not a setting; use one of kafka, ") as raised:
+        read_settings(kafka="kafka:9092", **{name: "1"})
+    listed = str(raised.value).partition("use one of ")[2].split(", ")
+    assert listed == list(Settings.model_fields)
+
+
+def test_bootstrap_without_kafka_is_the_embedded_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STOPLOG_KAFKA", raising=False)
+    assert Settings(broker_port=19092).bootstrap == "127.0.0.1:19092"
+    assert Settings(broker_port=19092, kafka="one:9092,two:9092").bootstrap == "one:9092,two:9092"
+
+
+@pytest.mark.parametrize("settings", [Settings, GatewaySettings])
+def test_every_setting_is_described_in_whole_sentences(settings: type[Settings]) -> None:
+    for name, field in settings.model_fields.items():
+        text = field.description or ""
+        assert text.endswith("."), name
+        assert text[0].isupper(), name
+
+
+def test_settings_of_the_sdk_hold_nothing_of_a_server() -> None:
+    assert Settings.model_fields.keys() == {
+        "apply_timeout_ms",
+        "breaker_misses",
+        "broker_port",
+        "deadline_ms",
+        "deny_cache",
+        "kafka",
+        "max_in_flight",
+        "node_id",
+        "publish_timeout_ms",
+        "topics",
+        "tracing",
+    }

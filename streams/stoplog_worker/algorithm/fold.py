@@ -1,9 +1,9 @@
-"""One record of ``checks`` against the ledger of its partition. Pure: no Kafka, no clock, no I/O of its own.
+"""Apply one record of ``checks`` to the ledger of its partition. Pure: no Kafka, no clock, no I/O of its own.
 
-:func:`fold` is the step of the fold, for the owner and for the oracle alike.
+:func:`fold` is one step of the fold. The partition's owner and the oracle (``stoplog verify``) both use it.
 
-Nothing but the log enters a decision: the record, its position, partition time, and what earlier records
-left in the ledger.
+Nothing but the log enters a decision: the record, its position, partition time, and what earlier records left
+in the ledger.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from stoplog_worker.algorithm.sliding_window import decide, is_live, reshape
 from stoplog_worker.algorithm.state_codec import Key, state_key
 
 Answer = Decision | str | None
-"""A decision; a text if this check cannot be judged; ``None`` if the ledger already held it."""
+"""A decision; the reason why the check cannot be decided; or ``None`` if the ledger already held the check.
+"""
 
 
 class Folded(NamedTuple):
-    """What became of a record.
+    """The outcome of a record.
 
-    ``record`` is ``None`` if it cannot be decoded, and ``refused`` then says why. ``answers`` are those to
-    its checks, in their order. ``fresh``: it is an update that had not come by before.
+    Attributes:
+        record: The decoded record; ``None`` if it was refused.
+        answers: The answers to its checks, in their order.
+        fresh: The record is an update that was not applied before.
+        refused: Why the record was refused; empty if it was not.
     """
 
     record: Batch | Denials | SingleCheck | Update | None
@@ -41,14 +45,32 @@ class Folded(NamedTuple):
 def fold(
     ledger: Ledger, offset: int, stamp_ms: int, value: bytes | None, fault: Callable[[Check], str | None]
 ) -> Folded:
-    """Take the record at *offset* into *ledger*: partition time moves, checks are judged, updates applied.
+    """Apply the record at *offset* to *ledger*: advance partition time, decide checks, apply updates.
+
+    A record that cannot be decoded, or an update for a client of another partition, is refused. Partition
+    time advances with it all the same.
 
     Args:
-        ledger: Of the record's partition, changed in place.
-        offset: Of the record; not below ``ledger.next_offset``.
-        stamp_ms: Its timestamp, the broker's.
-        value: As it was read.
+        ledger: The ledger of the record's partition, changed in place.
+        offset: The record's offset, at least ``ledger.next_offset``.
+        stamp_ms: The record's timestamp, set by the broker, ms since the Unix epoch.
+        value: The record's value.
         fault: See :func:`judge`.
+
+    Returns:
+        The decoded record with its answers, or the reason why it was refused.
+
+    >>> from stoplog.policy import parse_policy
+    >>> from stoplog.wire.checks import encode_batch
+    >>> from stoplog_worker.algorithm.state_codec import Marker
+    >>> from stoplog_worker.verify.replay import NothingStored
+    >>> ledger = Ledger(NothingStored(), Marker(0, 0, -1, -1, "", parse_policy("2/minute")))
+    >>> batch = encode_batch(Batch(0, 7, 1, [Check("alice"), Check("alice", cost=2), Check("alice")]))
+    >>> folded = fold(ledger, 0, 500_000, batch, fault_finder(0, 1))
+    >>> [(answer.allowed, answer.remaining) for answer in folded.answers]
+    [(True, 1), (False, 1), (True, 0)]
+    >>> fold(ledger, 1, 500_001, b"noise", fault_finder(0, 1)).record is None, ledger.next_offset
+    (True, 2)
     """
     now_ms = ledger.advance(offset, stamp_ms)
     try:
@@ -69,17 +91,18 @@ def fold(
 def judge(
     ledger: Ledger, offset: int, now_ms: int, checks: Sequence[Check], fault: Callable[[Check], str | None]
 ) -> list[Answer]:
-    """Decide *checks*, one after the other, as the record at *offset* brought them.
+    """Decide *checks*, one after the other, in the order of the record at *offset*.
 
     Args:
-        ledger: Of the record's partition, changed in place.
-        offset: Of the record in ``checks``.
-        now_ms: Partition time at the record (:meth:`Ledger.advance`).
-        checks: In the record's order.
-        fault: Says why a check by a client not in memory cannot be judged here (:func:`fault_finder`).
+        ledger: The ledger of the record's partition, changed in place.
+        offset: The record's offset in ``checks``.
+        now_ms: Partition time at the record (:meth:`Ledger.advance`), ms since the Unix epoch.
+        checks: The record's checks, in its order.
+        fault: Returns why a check cannot be decided in this partition, or ``None`` (:func:`fault_finder`).
+            Called for clients that are not in memory.
 
     Returns:
-        The answers in the order of *checks*.
+        The answers, in the order of *checks*.
     """
     states = ledger.states
     keys = [check.client if not check.resource else state_key(check) for check in checks]
@@ -123,10 +146,11 @@ def judge(
         if not state.shaped:
             live = is_live(windows, now_ms)
             if not live:
-                # As if never seen, whatever is stored: so it need not be stored (stoplog_worker.state.expiry).
+                # A state without live charges decides like a new client's, whatever is stored. So it need not
+                # be stored (stoplog_worker.state.expiry).
                 windows = {}
             changed = reshape(windows, limits, now_ms)
-            # With a window more than limits, one is kept until partition time has passed it by.
+            # A window that no limit uses any more is dropped by a later reshape(), at its own time.
             state.shaped = live and len(windows) == len(limits)
         decision = decide(windows, limits, now_ms, cost, state.version)
         if (decision.allowed and cost) or (changed and live):
@@ -138,7 +162,7 @@ def judge(
 
 
 def _plan_fault(plan: str) -> str | None:
-    # Not a matter of the client, so not of whether its state is in memory.
+    # Separate from fault_finder(): a plan may be invalid although the client's state is in memory.
     try:
         if plan:
             check_id(plan, "plan")
@@ -148,7 +172,13 @@ def _plan_fault(plan: str) -> str | None:
 
 
 def fault_finder(partition: int, partitions: int) -> Callable[[Check], str | None]:
-    """What makes a check's client or resource unfit for *partition* of *partitions*."""
+    """Return a function that says why a check cannot be decided in *partition* of *partitions*, or ``None``.
+
+    Invalid ids, and a client that another partition owns, are faults.
+
+    >>> fault_finder(0, 1)(Check("alice")) is None
+    True
+    """
 
     def fault(check: Check) -> str | None:
         try:
@@ -160,8 +190,9 @@ def fault_finder(partition: int, partitions: int) -> Callable[[Check], str | Non
         right = partition_of(check.client, partitions)
         if right != partition:
             return (
-                f"client {check.client!r} belongs to partition {right} and came to {partition}: hash client "
-                f"ids as the Java client does (librdkafka: partitioner=murmur2_random) over {partitions}"
+                f"client {check.client!r} belongs to partition {right} and was sent to {partition}: hash "
+                f"client ids as the Java client does (librdkafka: partitioner=murmur2_random) over "
+                f"{partitions} partitions"
             )
         return None
 

@@ -1,12 +1,13 @@
 """The state of one partition in memory: the accumulator of the fold over the partition's log.
 
-A partition's decisions are a fold over its log. The ledger holds what earlier records left: clients' counters,
-policies, the partition's clock, and how far the log has been applied. It uses no Kafka. It reads stored entries
-through a :class:`~stoplog_worker.algorithm.state_codec.StateReader`, and :meth:`Ledger.take_dirty` returns the
-entries to be written.
+A partition's decisions are a fold over its log. The ledger holds what earlier records left: clients'
+counters, policies, the partition's clock, and how far the log has been applied. It uses no Kafka. It reads
+stored entries through a :class:`~stoplog_worker.algorithm.state_codec.StateReader`, and
+:meth:`Ledger.take_dirty` returns the entries to be written.
 
-Positions make a replay harmless. A position is ``offset << 16 | index in the batch``. Each state and each policy
-stores the last position applied to it, and a record at or before that position is not applied to it again.
+Positions make a replay harmless. A position is ``offset << 16 | index in the batch``. Each state and each
+policy stores the last position applied to it, and a record at or before that position is not applied to it
+again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from stoplog_worker.algorithm.state_codec import (
 )
 
 IDLE_CLIENT_BYTES: Final = 800
-"""Memory of a client with one charge, as :attr:`~stoplog_worker.algorithm.state_codec.State.size` estimates it."""
+"""Estimated memory of a client with one charge."""
 
 
 class Entries(NamedTuple):
@@ -97,8 +98,8 @@ class Ledger:
     def advance(self, offset: int, stamp_ms: int) -> int:
         """Step past the record at *offset*, and return partition time at that record, ms.
 
-        Partition time only moves forward, by the difference between consecutive timestamps. A broker's clock that
-        is set back therefore has no effect. One that is set forward expires windows early, once.
+        Partition time only moves forward, by the difference between consecutive timestamps. A broker's clock
+        that is set back therefore has no effect. One that is set forward expires windows early, once.
 
         Args:
             offset: The record's offset.
@@ -113,7 +114,7 @@ class Ledger:
         return self.clock_ms
 
     def load(self, keys: Iterable[Key]) -> None:
-        """Load the states of *keys*, none of which is in memory. A key without a stored state gets a new one."""
+        """Load the states of *keys*, which are not in memory. A key that is not stored gets a new state."""
         wanted = [(key, encode_key(key)) for key in keys]
         clients = []
         values = self._reader.counters([name for _, name in wanted])
@@ -132,8 +133,8 @@ class Ledger:
     def apply(self, update: Update, position: int) -> bool:
         """Apply *update*, which is in force from *position* on; return whether it was new.
 
-        The partition's owner may relay an update twice. The repetition has a version that was already applied, and
-        changes nothing.
+        The partition's owner may relay an update twice. The repetition has a version that was already
+        applied, and changes nothing.
         """
         if update.version <= self.applied:
             return False
@@ -183,8 +184,8 @@ class Ledger:
     def take_dirty(self) -> tuple[Marker, Entries]:
         """Return the entries that changed since the last call, and the marker that goes with them.
 
-        Each state is encoded when the iterator reaches it, so that a large checkpoint does not delay checks. A state
-        charged in the meantime is encoded with that charge. Its position is then ahead of the marker.
+        Each state is encoded when the iterator reaches it, so that a large checkpoint does not delay checks.
+        A state charged in the meantime is encoded with that charge. Its position is then ahead of the marker.
         """
         changed, self.dirty = self.dirty, {}
         self._marker_overwritten = False
@@ -207,14 +208,14 @@ class Ledger:
         return encode_state(state) if state is not None else None
 
     def rewrite(self, counters: Iterable[bytes], policies: Iterable[bytes]) -> None:
-        """Make the entries with these stored keys dirty, and the marker: another worker has overwritten them."""
+        """Make these stored keys and the marker dirty: another worker has overwritten them."""
         self._marker_overwritten = True
         keys = {decode_key(name) for name in counters}
         self.load(key for key in keys if key not in self.states)
         for key in keys:
             state = self.dirty[key] = self.states[key]
             if state.position < 0:
-                # This worker knows nothing of the key. An empty state as of the last record is written over it.
+                # This worker has no state of the key: write an empty one, as of the last record.
                 state.position = (self.next_offset << POSITION_BITS) - 1
         self.policies.rewrite(policies)
 
@@ -233,9 +234,9 @@ class Ledger:
     def evict(self, keep: int) -> None:
         """Drop clean states until the rest takes no more memory than *keep* idle clients.
 
-        The states longest in memory are looked at first. A state that was charged in at least two checkpoints is
-        spared once (the *clock* algorithm). A state that was only read or denied is not: reading it again costs
-        little. While all states fit, this costs nothing.
+        The states longest in memory are looked at first. A state that was charged in at least two checkpoints
+        is spared once (the *clock* algorithm). A state that was only read or denied is not: reading it again
+        costs little. While all states fit, this costs nothing.
 
         Only between checkpoints: a state that is being written is clean and not yet stored.
         """

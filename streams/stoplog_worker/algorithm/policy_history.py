@@ -1,7 +1,8 @@
 """The policies of one partition, each with its history since the marker.
 
-A replay decides a check again with the policy that was in force at the check's position. So a stored policy is
-a list of changes (:class:`~stoplog_worker.algorithm.state_codec.PolicyChange`), as far back as a replay may begin.
+A replay decides a check again with the policy that was in force at the check's position. So a stored policy
+is a list of changes (:class:`~stoplog_worker.algorithm.state_codec.PolicyChange`), as far back as a replay
+may begin.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class PolicyHistory:
     def resolve(self, state: State, check: Check, position: int) -> None:
         """Set the policy that applies to *check* at *position* in *state*.
 
-        The first one in force is taken, of: the client's, the plan's, the default's. A check with a resource first
-        looks for policies of that resource, then for those without a resource. The built-in default comes last.
+        The first one in force is taken, of: the client's, the plan's, the default's. A check with a resource
+        first looks for policies of that resource, then for those without a resource. The built-in default
+        comes last.
 
         Args:
             state: Its ``policy``, ``version``, ``plan`` and ``epoch`` are set.
@@ -69,7 +71,7 @@ class PolicyHistory:
         state.policy, state.version = self._default, BUILT_IN
 
     def source_of(self, check: Check, position: int) -> UpdateKey | None:
-        """Return the key of the policy that applies to *check* at *position*; ``None`` for the built-in default."""
+        """Return the key of the policy that applies to *check*; ``None`` for the built-in default."""
         for resource in (check.resource, "") if check.resource else ("",):
             for kind, id_ in (("client", check.client), ("plan", check.plan), ("default", "")):
                 key = UpdateKey(kind, id_, resource)
@@ -78,7 +80,7 @@ class PolicyHistory:
         return None
 
     def _resolve_shared(self, plan: str, resource: str, position: int) -> tuple[Policy, int] | None:
-        """Return policy and version for a client without limits of its own: the plan's, else the default's."""
+        """Return policy and version for a client without its own limits: the plan's, else the default's."""
         key = (plan, resource)
         if key not in self._shared:
             histories = [self._history_of(UpdateKey("default", "", resource))]
@@ -99,13 +101,14 @@ class PolicyHistory:
         Args:
             update: Sets or deletes a policy.
             position: The update's position in ``checks``.
-            replay_from: No replay begins before this position, so all changes before it but the last are dropped.
+            replay_from: No replay begins before this position, so all changes before it but the last are
+                dropped.
         """
         key = encode_policy_key(update.key)
         history = self._stored_history(key)
         last = history[-1] if history else _NO_CHANGE
-        # Two gateways may change a plan at once, and partitions may receive their updates in different orders.
-        # The update that is later in the plan's home partition wins in every partition.
+        # Two gateways may change a plan at once, and partitions may receive their updates in different
+        # orders. The update that is later in the plan's home partition wins in every partition.
         outdated = 0 <= update.order < last.order
         if last.version < update.version and not outdated:
             while len(history) > 1 and history[1].position <= replay_from:

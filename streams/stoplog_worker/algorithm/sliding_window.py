@@ -1,12 +1,12 @@
 """The algorithm: strict sliding-window counters. Pure: no clock, no I/O, integers only.
 
-A window of ``window_ms`` is cut into ticks of ``ceil(window_ms / 60)``; a :class:`Window` is the sparse
-list of ticks in which something was charged. A tick is forgotten only when its *end* is at least the
-window ago, so every tick that overlaps the window counts whole, and in no interval of the window's
-length is more than the limit ever admitted. The price is at most one tick, 1/60 of the window, during
-which a charge still counts although it has left the window.
+A window of ``window_ms`` is cut into ticks of ``ceil(window_ms / 60)``. A :class:`Window` is the sparse list
+of the ticks in which something was charged. A tick is forgotten only when its *end* is at least the window
+ago. So every tick that overlaps the window counts in full, and no interval of the window's length ever admits
+more than the limit. The price: a charge may count for up to one tick, 1/60 of the window, after it has left
+the window.
 
-A client's state is a ``dict`` from window length to :class:`Window`; :func:`decide` charges it in place.
+A client's state is a ``dict`` from window length to :class:`Window`. :func:`decide` charges it in place.
 """
 
 from __future__ import annotations
@@ -22,27 +22,41 @@ from stoplog.policy import Limit
 from stoplog.wire.replies import Decision
 
 TICKS: Final = 60
-"""Ticks in a window: 61 pairs at most for a busy client, 1/60 of the window at most lost."""
+"""Ticks in a window. A busy client has at most 61 of them in memory; a charge counts at most 1/60 too long.
+"""
 
 _NEVER: Final = 1 << 62
-"""Milliseconds since the Unix epoch that no clock shows."""
+"""Later than any clock shows, ms since the Unix epoch."""
 
 
 def tick_of(window_ms: int) -> int:
-    """Milliseconds of a tick."""
+    """Return the length of a tick, ms, rounded up.
+
+    >>> tick_of(60_000), tick_of(1_000)
+    (1000, 17)
+    """
     return -(-window_ms // TICKS)
 
 
 class Window(msgspec.Struct, gc=False):
-    """Charges of one window length: for each tick when it leaves the window, ascending, and its count.
+    """The charges of one window length. All times are ms since the Unix epoch.
 
-    A tick leaves as long after its *end* as the window is. The first ``gone`` of them have left and are
-    dropped by the next charge, not before: a refusal or a peek leaves the charges as they were, so that
-    checks that came before it, and are replayed after it, find what they found. ``total`` is the sum of the
-    others, the first of which leaves at ``next_ms``. ``kept_until_ms`` is 0 while a policy asks for this
-    window; else when it is of no more use. Times are in ms since the Unix epoch.
+    A tick leaves the window ``window_ms`` after the tick's *end*. Ticks that have left stay in the lists
+    until the next charge. A denial or a check of cost 0 therefore changes nothing that is stored, and a
+    replay of earlier checks after it decides them as before.
 
-    There are millions of them, in no cycle: Python's collector need not look at them.
+    Not tracked by Python's garbage collector (``gc=False``): there are millions of them, and none is in a
+    cycle.
+
+    Attributes:
+        window_ms: Length of the window, ms.
+        leave_ms: When each tick leaves the window, ascending.
+        counts: Requests charged in each tick.
+        kept_until_ms: 0 while a limit of the policy has this length; else when the window can be dropped.
+        gone: How many ticks, from the start of the lists, have left the window.
+        tick_ms: Length of a tick, ms.
+        next_ms: When the next tick leaves.
+        total: Requests in the ticks that have not left.
     """
 
     window_ms: int
@@ -55,14 +69,14 @@ class Window(msgspec.Struct, gc=False):
     total: int = 0
 
     def __post_init__(self) -> None:
-        if not self.tick_ms:  # a copy has all of it
+        if not self.tick_ms:  # a copy has the derived fields already
             self.tick_ms = tick_of(self.window_ms)
             if self.leave_ms:
                 self.next_ms = self.leave_ms[0]
                 self.total = sum(self.counts)
 
     def forget(self, now_ms: int) -> None:
-        """Count no more any tick whose end is at least the window ago."""
+        """Stop counting the ticks that have left the window at *now_ms*."""
         if now_ms >= self.next_ms:
             leave_ms, gone = self.leave_ms, self.gone
             self.gone = bisect_right(leave_ms, now_ms, gone)
@@ -70,7 +84,7 @@ class Window(msgspec.Struct, gc=False):
             self.next_ms = leave_ms[self.gone] if self.gone < len(leave_ms) else _NEVER
 
     def charge(self, now_ms: int, cost: int) -> None:
-        """Add *cost* at *now_ms*; earlier than the newest tick is read as that tick."""
+        """Add *cost* to the tick of *now_ms*; a time before the newest tick charges the newest tick."""
         leave_ms = self.leave_ms
         if self.gone:
             del leave_ms[: self.gone], self.counts[: self.gone]
@@ -86,11 +100,15 @@ class Window(msgspec.Struct, gc=False):
         self.total += cost
 
     def charges(self) -> Iterator[tuple[int, int]]:
-        """When each of those in the window leaves it, and its count, oldest first."""
+        """Return, for each tick in the window, when it leaves and its count, oldest first."""
         return islice(zip(self.leave_ms, self.counts, strict=True), self.gone, None)
 
     def free_at_ms(self, excess: int) -> int:
-        """When charges of at least *excess* (1 to ``total``) will have been forgotten."""
+        """Return when at least *excess* requests (1 to ``total``) will have left the window.
+
+        Raises:
+            ValueError: *excess* is more than ``total``.
+        """
         for leaves, count in self.charges():
             excess -= count
             if excess <= 0:
@@ -98,10 +116,10 @@ class Window(msgspec.Struct, gc=False):
         raise ValueError("excess is more than the window holds")
 
     def rebinned(self, window_ms: int, now_ms: int) -> Window:
-        """The same charges under another window length, each as late as it may have been.
+        """Return the same charges in a window of another length.
 
-        A tick's charges are read as made at the tick's last millisecond: what the new window would not
-        allow is then never allowed, and may be refused for up to one old tick longer.
+        Each charge is taken to be made in the last millisecond of its tick. So nothing is allowed that the
+        new window would deny. A check may be denied for up to one old tick too long.
         """
         other = Window(window_ms)
         for leaves, count in self.charges():
@@ -111,29 +129,42 @@ class Window(msgspec.Struct, gc=False):
 
 
 Windows = dict[int, Window]
-"""A client's state: a :class:`Window` for each length, by ``window_ms``."""
+"""A client's charges: a :class:`Window` for each length, by ``window_ms``."""
 
 
 def is_live(windows: Windows, now_ms: int) -> bool:
-    """Whether a charge is left in any of *windows*."""
-    for window in windows.values():  # noqa: SIM110 - any() takes three times as long
+    """Return whether any of *windows* has a charge at *now_ms*."""
+    for window in windows.values():  # noqa: SIM110 - any() is three times slower
         if window.leave_ms and window.leave_ms[-1] > now_ms:
             return True
     return False
 
 
 def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
-    """Give *windows* a window for each of *limits*; returns whether anything changed.
+    """Make *windows* fit *limits*: one window for each, after the policy changed.
 
-    A new length takes over the charges of the shortest window that covers it, else of the longest there
-    is. Of the lengths no longer asked for, the longest is kept (and charged on) if it is longer than those
-    asked for, until each of the lengths it stands for has passed since that was last asked for: a policy
-    that is changed back then finds what was spent. (A longer window knows all that a shorter one does.)
+    A new length takes over the charges of the shortest window that covers it, else of the longest one.
+
+    A length without a limit is dropped, with one exception. The longest is kept, and charged, if it is longer
+    than all limits: it contains the charges of every shorter window. A policy that is changed back then finds
+    what was spent. The window is dropped once each length dropped in its favor has passed since that length
+    last had a limit.
 
     Args:
-        windows: State, changed in place.
-        limits: Of the policy in force, longest window first, not empty.
-        now_ms: Partition time.
+        windows: The state, changed in place.
+        limits: The limits of the policy in force, longest window first, not empty.
+        now_ms: Partition time, ms since the Unix epoch.
+
+    Returns:
+        Whether anything changed that is stored.
+
+    >>> windows, minute, hour = {}, Limit(100, 60_000), Limit(1_000, 3_600_000)
+    >>> reshape(windows, (hour,), 500_000), decide(windows, (hour,), 500_000, cost=9, version=1).remaining
+    (True, 991)
+    >>> reshape(windows, (minute,), 520_000), decide(windows, (minute,), 520_000, cost=1, version=2).remaining
+    (True, 90)
+    >>> reshape(windows, (hour,), 580_000), decide(windows, (hour,), 580_000, cost=1, version=3).remaining
+    (True, 989)
     """
     if len(windows) == len(limits):
         for limit in limits:
@@ -147,7 +178,7 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
                     changed = True
             return changed
     if not windows:
-        # A client never seen, or as good as that: nothing to take over.
+        # A new client, or one without live charges: nothing to take over.
         for limit in limits:
             windows[limit.window_ms] = Window(limit.window_ms)
         return True
@@ -171,7 +202,7 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
         for length in retired:
             del windows[length]
     changed = before != {length: window.kept_until_ms for length, window in windows.items()}
-    # The longest first, however it came to be: equal states are stored as equal bytes.
+    # Longest first, whatever the history, so that equal states are stored as equal bytes.
     ordered = sorted(windows.items(), reverse=True)
     windows.clear()
     windows.update(ordered)
@@ -179,7 +210,9 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
 
 
 def usage(windows: Windows, limit: Limit, now_ms: int) -> tuple[int, int]:
-    """What counts against *limit* at *now_ms*, and in how many ms nothing will, if no more is spent.
+    """Return the requests that count against *limit* at *now_ms*, and in how many ms none will.
+
+    The second assumes that nothing more is charged.
 
     >>> windows, limits = {}, (Limit(2, 60_000),)
     >>> reshape(windows, limits, 500_000), decide(windows, limits, 500_000, cost=1, version=7).allowed
@@ -195,19 +228,25 @@ def usage(windows: Windows, limit: Limit, now_ms: int) -> tuple[int, int]:
 
 
 def decide(windows: Windows, limits: Sequence[Limit], now_ms: int, cost: int, version: int) -> Decision:
-    """Charge *cost* to *windows* if all *limits* allow it at *now_ms*; a refusal charges nothing.
+    """Charge *cost* to *windows* if all *limits* allow it at *now_ms*; a denial charges nothing.
 
     Args:
-        windows: State, changed in place; :func:`reshape` has given it a window for each limit.
-        limits: Of the policy in force, not empty.
-        now_ms: Partition time in ms. Earlier than the newest tick is read as that tick.
-        cost: Requests to charge, 0 to 1,000,000; 0 only looks.
-        version: Of the policy, for the decision.
+        windows: The state, changed in place. :func:`reshape` has given it a window for each limit: sparse
+            ticks, oldest first, at most 61 of them in the window.
+        limits: The limits of the policy in force, not empty: at most ``max`` requests in any ``window_ms``
+            milliseconds, each.
+        now_ms: Partition time, ms since the Unix epoch. A time before the newest tick is read as that tick.
+        cost: Requests to charge, 0 to 1,000,000; 0 only looks. The caller has checked the range.
+        version: Version of the policy, copied into the decision.
 
     Returns:
-        The decision; its ``limit``, ``remaining`` and ``reset_after_ms`` are those of the limit nearest to
-        being used up. ``retry_after_ms`` is 0 if allowed, ``None`` if *cost* is above a limit (waiting
-        cannot help), else when the same check would pass if nothing else is charged meanwhile.
+        The decision. Its ``limit``, ``remaining`` (0 to ``limit``) and ``reset_after_ms`` are those of the
+        limit with the fewest requests left. ``retry_after_ms`` is 0 if the check is allowed, ``None`` if
+        *cost* is above a limit (waiting cannot help), else the time after which the same check passes if
+        nothing else is charged.
+
+    Raises:
+        KeyError: *windows* lacks a limit's window: :func:`reshape` was not called for *limits*.
 
     >>> windows, limits = {}, (Limit(2, 60_000),)
     >>> reshape(windows, limits, 500_000)
@@ -217,8 +256,8 @@ def decide(windows: Windows, limits: Sequence[Limit], now_ms: int, cost: int, ve
     (True, 2, 1, 61000, 0)
     >>> decide(windows, limits, 510_300, cost=1, version=7).remaining
     0
-    >>> refused = decide(windows, limits, 530_000, cost=1, version=7)
-    >>> refused.allowed, refused.reset_after_ms, refused.retry_after_ms
+    >>> denied = decide(windows, limits, 530_000, cost=1, version=7)
+    >>> denied.allowed, denied.reset_after_ms, denied.retry_after_ms
     (False, 41000, 31000)
     >>> decide(windows, limits, 561_000, cost=1, version=7).allowed
     True
@@ -243,7 +282,7 @@ def decide(windows: Windows, limits: Sequence[Limit], now_ms: int, cost: int, ve
         for window in windows.values():
             window.charge(now_ms, cost)
         left -= cost
-    # What is not empty is so until its last charge leaves.
+    # The limit is fully available again when the last charge leaves.
     reset_after_ms = nearest.leave_ms[-1] - now_ms if nearest.total else 0
     return Decision(
         allowed,

@@ -1,7 +1,7 @@
 """What is stored for one partition, and its bytes.
 
-A partition has two tables, ``counters`` and ``policies``. Each is a RocksDB database and a changelog topic with
-the same keys and values.
+A partition has two tables, ``counters`` and ``policies``. Each is a RocksDB database and a changelog topic
+with the same keys and values.
 
 Keys, UTF-8. Ids contain no control characters, so a zero byte separates them:
 
@@ -36,8 +36,8 @@ index         meaning
 3, 5, 7, ...  requests charged in that tick
 ============  ===============================================================================
 
-Policy history: an array of changes, oldest first, each ``[position, version, policy or nil, order]``. A policy is
-the array of :class:`stoplog.policy.Policy`.
+Policy history: an array of changes, oldest first, each ``[position, version, policy or nil, order]``. A
+policy is the array of :class:`stoplog.policy.Policy`.
 
 Marker: an array of the fields of :class:`Marker`, in their order.
 
@@ -92,8 +92,8 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
         applied: Highest version of ``limit-updates`` applied; -1 before the first update.
         topic_id: Id of the ``checks`` topic.
         default: The built-in default policy, as it was when the partition was first opened.
-        updates_id: Id of the ``limit-updates`` topic, whose offsets are the versions. Empty if an older worker
-            wrote the marker.
+        updates_id: Id of the ``limit-updates`` topic, whose offsets are the versions. Empty if an older
+            worker wrote the marker.
         changelog_ids: Id of each table's changelog: the marker is only valid together with them. Empty if an
             older worker wrote the marker.
     """
@@ -183,7 +183,8 @@ def encode_key(key: Key) -> bytes:
 def decode_key(stored: bytes) -> Key:
     """Return the key whose stored form is *stored*.
 
-    A foreign record in the changelog may have a key that is not UTF-8. No check asks for the key returned then.
+    A foreign record in the changelog may have a key that is not UTF-8. No check asks for the key returned
+    then.
     """
     client, _, resource = stored.decode(errors="replace").partition("\0")
     return (client, resource) if resource else client
@@ -213,7 +214,7 @@ def encode_state(state: State) -> bytes:
         flat = [window.window_ms, window.kept_until_ms]
         tick_ms = window.tick_ms
         last = window.window_ms + tick_ms  # when tick 0 leaves
-        for leaves, count in zip(window.leave_ms, window.counts):  # noqa: B905 - strict=True costs a fifth more
+        for leaves, count in zip(window.leave_ms, window.counts):  # noqa: B905 - a fifth slower if strict
             flat += (leaves - last) // tick_ms, count
             last = leaves
         lists.append(flat)
@@ -246,7 +247,7 @@ def is_state(value: bytes) -> bool:
 
 
 def expires_at_ms(value: bytes) -> int:
-    """Return the partition time at which the last charge of an encoded state leaves its window, ms; 0 without."""
+    """Return when the last charge of an encoded state leaves its window, partition time; 0 if it has none."""
     last = 0
     for flat in _decode_windows(value[9:]):
         if len(flat) > 2:

@@ -46,7 +46,7 @@ def test_envoy_server_without_an_address_is_none() -> None:
 
 @pytest.mark.parametrize("address", ["8081", "127.0.0.1", "127.0.0.1:0", "host:port", ":8081", "a b:80"])
 def test_settings_refuse_an_address_without_host_or_port(address: str) -> None:
-    with pytest.raises(ValidationError, match="give one such as"):
+    with pytest.raises(ValidationError, match="set one such as"):
         GatewaySettings(envoy=address)
 
 

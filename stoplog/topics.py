@@ -24,6 +24,9 @@ POLICIES_CHANGELOG: Final = "stoplog-policies-changelog"
 COPARTITIONED: Final = (CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG)
 """Whoever owns partition p of one of these owns it of all."""
 
+DEFAULT_LANE: Final = "a"
+"""Name of the default lane in heartbeats, status and metrics. Its topics and group carry no name."""
+
 MAX_LANES: Final = 8
 """Each judges every check: few pay for more than two."""
 
@@ -158,7 +161,7 @@ def lane_of(name: str) -> str:
     >>> lane_of("a"), lane_of("b")
     ('', 'b')
     """
-    if name in ("", "a"):
+    if name in ("", DEFAULT_LANE):
         return ""
     if not re.fullmatch(r"[a-z0-9]{1,8}", name):
         raise InvalidInput("lane", f"{name!r} cannot name topics", "use 1 to 8 of a-z and 0-9")

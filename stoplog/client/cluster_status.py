@@ -1,10 +1,7 @@
-"""Who is there, and how the store is: from beats, and from the broker's metadata.
+"""The status of the system as one gateway or program sees it: its mode, the store, the nodes.
 
-A node is there if its last beat *arrived* less than 10 s ago by this gateway's own monotonic clock. For
-beats that were in the topic before this gateway came, arrival says nothing; there the broker's stamps
-are compared with each other, with the last record's. That one, not the highest: after a change of leader
-the stamps may go on from an earlier time. Nodes that ended before such a change are then shown for 10 s
-too long at most, and where the stamps leap ahead the others are missed until they next beat.
+Several gateway processes may share one port. Each has a status of its own, and :func:`merge_status` makes one
+of all. The processes exchange them as files (``stoplog_gateway/server/shared_status.py``).
 """
 
 from __future__ import annotations
@@ -14,20 +11,12 @@ from typing import Final
 
 import msgspec
 
+from stoplog.client.top_rejected import Summary
 from stoplog.client.transport.broker_monitor import BrokerView
-from stoplog.wire.heartbeats import PartitionState, StampedHeartbeat
+from stoplog.wire.heartbeats import RUNNING, STANDBY, PartitionState
 
 LATE_S: Final = 5.0
-"""Seconds without a beat after which a node is pointed out: two are missing."""
-
-GONE_S: Final = 10.0
-"""Seconds without a beat after which a node is gone."""
-
-RUNNING: Final = "running"
-"""The state in which a worker judges a partition."""
-
-STANDBY: Final = "standby"
-"""The state in which a worker only keeps a copy; any other: it is about to judge."""
+"""Seconds without a heartbeat after which a node is marked as late: two heartbeats are missing."""
 
 CONNECTING: Final = "connecting"
 UNREACHABLE: Final = "unreachable"
@@ -38,13 +27,20 @@ UNDER_REPLICATED: Final = "under_replicated"
 OK: Final = "ok"
 
 STATES: Final = (CONNECTING, UNREACHABLE, TOPICS_WRONG, NO_WORKER, RECOVERING, UNDER_REPLICATED, OK)
-"""Of the store; the worst that holds is shown."""
+"""States of the store, the worst first. If several hold, the status shows the worst."""
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A worker or gateway that was heard of in the last 10 s.
+    """A worker or gateway whose last heartbeat is recent.
 
-    ``age_ms``: when last, by our own clock. ``lane``: of a worker, ``a`` the default one.
+    Attributes:
+        id: Name of the node.
+        role: ``worker`` or ``gateway``.
+        version: Its version of Stoplog.
+        host: Name of its machine.
+        age_ms: Milliseconds since its last heartbeat, by this process's clock.
+        partitions: State and lag of each of a worker's partitions.
+        lane: A worker's lane; ``a`` is the default one. Empty for a gateway.
     """
 
     id: str
@@ -57,20 +53,21 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """How this gateway, with all its processes, and its store are.
+    """The status of this gateway or program, and of its store.
 
     Attributes:
-        mode: ``normal`` or ``degraded`` (some partition's checks are let through without an answer).
-        since_ms: Since when, ms since the Unix epoch by this gateway's clock.
-        why: What made it degraded; ``None`` when normal.
-        degraded_partitions: Partitions let through at once.
-        let_through: Checks let through since this degraded mode began; 0 when normal.
-        uncounted: Checks of those that could not be published; 0 when normal.
+        mode: ``normal``, or ``degraded`` while checks of some partition fail open.
+        since_ms: Start of the mode, ms since the Unix epoch by this machine's clock.
+        why: Cause of degraded mode; ``None`` when normal.
+        degraded_partitions: Partitions whose checks fail open at once.
+        let_through: Checks that failed open since degraded mode began; 0 when normal.
+        uncounted: Those of them that could not be published; 0 when normal.
         store: One of :data:`STATES`.
-        store_why: What is the matter with the store and what to do; ``None`` when ok.
-        partitions: Partitions of ``checks``.
-        nodes: Workers and gateways, by role, lane and id.
-        processes: Gateways that share this port and run (``STOPLOG_PROCESSES``); all above is of all of them.
+        store_why: The problem of the store, and its remedy; ``None`` when ok.
+        partitions: Number of partitions of ``checks``.
+        nodes: Workers and gateways, sorted by role, lane and id.
+        processes: Running gateway processes that share this port (``STOPLOG_PROCESSES``). All other fields
+            are about all of them.
         degraded_processes: Those of them that are degraded.
     """
 
@@ -89,81 +86,92 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Whether checks of one partition at least are answered from the store; ``reason`` says why not."""
+    """Whether the store answers checks of at least one partition; if not, ``reason`` states why."""
 
     ready: bool
     reason: str | None = None
 
 
-class Nodes:
-    """The nodes heard of."""
+class ProcessState(msgspec.Struct, frozen=True):
+    """What one of several gateway processes shares with the others.
 
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[StampedHeartbeat, float]] = {}
-        self._last_ms = 0
+    Attributes:
+        status: Its status, without nodes: every process reads all heartbeats itself.
+        rejected: The clients that it rejected most.
+    """
 
-    def heard(self, beats: list[StampedHeartbeat], now: float) -> None:
-        """Take note of *beats*, in the topic's order, at *now* (seconds, monotonic)."""
-        for beat in beats:
-            self._last_ms = beat.at_ms
-            if beat.heartbeat.stopping:
-                self._last.pop(beat.heartbeat.id, None)
-            else:
-                self._last[beat.heartbeat.id] = (beat, now)
-
-    def alive(self, now: float) -> list[Node]:
-        """Who is there at *now*, by role, lane and id; the others are forgotten."""
-        oldest_ms = self._last_ms - GONE_S * 1000
-        self._last = {
-            id_: (beat, arrived)
-            for id_, (beat, arrived) in self._last.items()
-            if now - arrived < GONE_S and beat.at_ms > oldest_ms
-        }
-        nodes = [
-            Node(n.id, n.role, n.version, n.host, int((now - arrived) * 1000), n.partitions, n.lane)
-            for n, arrived in ((beat.heartbeat, arrived) for beat, arrived in self._last.values())
-        ]
-        return sorted(nodes, key=lambda node: (node.role, node.lane, node.id))
+    status: Status
+    rejected: Summary
 
 
-def by_role(nodes: list[Node]) -> dict[str, int]:
-    """How many of each role."""
+def merge_status(own: Status, others: list[Status]) -> Status:
+    """Return one status of all processes on a port.
+
+    It is degraded if any process is, since the first one became so. It is normal since the last one became
+    so. The store's state is the worst that any process sees. Counts are sums. The nodes are those of *own*.
+    """
+    every = [own, *others]
+    degraded = [status for status in every if status.mode == "degraded"]
+    deciding = min(degraded, key=_since) if degraded else max(every, key=_since)
+    worst = min(every, key=lambda status: STATES.index(status.store))
+    return msgspec.structs.replace(
+        own,
+        mode=deciding.mode,
+        since_ms=deciding.since_ms,
+        why=deciding.why,
+        degraded_partitions=sorted({p for status in every for p in status.degraded_partitions}),
+        let_through=sum(status.let_through for status in every),
+        uncounted=sum(status.uncounted for status in every),
+        store=worst.store,
+        store_why=worst.store_why,
+        processes=len(every),
+        degraded_processes=len(degraded),
+    )
+
+
+def _since(status: Status) -> int:
+    return status.since_ms
+
+
+def count_by_role(nodes: list[Node]) -> dict[str, int]:
+    """Return how many nodes have each role."""
     return dict(Counter(node.role for node in nodes))
 
 
 def store_state(view: BrokerView | None, partitions: int, nodes: list[Node]) -> tuple[str, str | None]:
-    """The worst that is known of the store, and for the operator what it is and what to do.
+    """Return the worst state of the store that holds, and its problem and remedy for the operator.
 
     Args:
-        view: What the broker last said; ``None``: nothing yet.
-        partitions: What topics.yaml says.
-        nodes: Who is there.
+        view: The broker's last answer; ``None`` if there was none yet.
+        partitions: Partitions of ``checks`` in topics.yaml.
+        nodes: The nodes that are alive.
     """
     if view is None:
-        return CONNECTING, "the broker has not been heard of yet"
+        return CONNECTING, "the broker has not answered yet"
     if view.error is not None:
         return UNREACHABLE, view.error
     if not view.partitions:
-        return TOPICS_WRONG, "topic checks is not there: run `stoplog topics create`"
+        return TOPICS_WRONG, "topic checks does not exist: run `stoplog topics create`"
     if view.partitions != partitions:
         return TOPICS_WRONG, (
-            f"topic checks has {view.partitions} partitions and topics.yaml says {partitions}: use the "
-            f"topics.yaml that the topics were made with"
+            f"topic checks has {view.partitions} partitions, but topics.yaml says {partitions}: use the "
+            f"topics.yaml with which the topics were created"
         )
     states: dict[int, set[str]] = {partition: set() for partition in range(partitions)}
     for node in nodes:
-        for partition, beat in node.partitions.items():
-            if beat.state != STANDBY:
-                states.setdefault(partition, set()).add(beat.state)
-    if missing := [p for p, there in states.items() if not there]:
-        return NO_WORKER, f"no worker has partition {_list(missing)}: start one with `stoplog worker`"
-    if waiting := [p for p, there in states.items() if RUNNING not in there]:
-        return RECOVERING, f"partition {_list(waiting)} is being recovered by its worker"
-    if view.under_replicated:
-        lacking = _list(list(view.under_replicated))
-        return UNDER_REPLICATED, f"partition {lacking} of checks lacks in-sync replicas: look at the brokers"
+        for partition, owned in node.partitions.items():
+            if owned.state != STANDBY:
+                states.setdefault(partition, set()).add(owned.state)
+    if missing := [p for p, found in states.items() if not found]:
+        return NO_WORKER, f"no worker has partition {_listed(missing)}: start one with `stoplog worker`"
+    if restoring := [p for p, found in states.items() if RUNNING not in found]:
+        return RECOVERING, f"a worker is restoring partition {_listed(restoring)}: wait until it is done"
+    if lacking := list(view.under_replicated):
+        return UNDER_REPLICATED, (
+            f"partition {_listed(lacking)} of checks lacks in-sync replicas: see which broker is down"
+        )
     return OK, None
 
 
-def _list(partitions: list[int]) -> str:
+def _listed(partitions: list[int]) -> str:
     return ", ".join(map(str, partitions))

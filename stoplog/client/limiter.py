@@ -24,19 +24,20 @@ from stoplog.client.cluster_status import (
     TOPICS_WRONG,
     UNREACHABLE,
     Node,
-    Nodes,
+    ProcessState,
     Readiness,
     Status,
-    by_role,
+    count_by_role,
+    merge_status,
     store_state,
 )
 from stoplog.client.degraded_mode import Mode
 from stoplog.client.deny_cache import PROOF_S, DenyCache
 from stoplog.client.limits_admin import Admin, Applied, LimitsPage, StoredLimit
 from stoplog.client.metrics import Metrics
+from stoplog.client.node_registry import NodeRegistry
 from stoplog.client.settings import Settings, read_settings
-from stoplog.client.shared_status import State, together
-from stoplog.client.top_rejected import Rejected, Rejections, added, ranked
+from stoplog.client.top_rejected import Rejected, Rejections, merge_summaries, ranked
 from stoplog.client.traffic import Traffic, traffic
 from stoplog.client.transport.broker_monitor import BrokerView
 from stoplog.client.transport.kafka_transport import Transport
@@ -111,7 +112,7 @@ class Limiter:
     def __init__(self, kafka: str | Settings, *, reply_slot: int | None = None, **fields: Any) -> None:
         settings = read_settings(kafka=kafka, **fields) if isinstance(kafka, str) else kafka
         self.metrics = Metrics()
-        self.others: Callable[[], list[State]] = list
+        self.others: Callable[[], list[ProcessState]] = list
         """What the processes that share its port said of themselves."""
         self._settings = settings
         specs = load_topics(settings.topics)
@@ -122,7 +123,7 @@ class Limiter:
         self._node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
         self._started = False
         self._know_nothing()
-        self.metrics.nodes = lambda: by_role(self._nodes.alive(time.monotonic()))
+        self.metrics.nodes = lambda: count_by_role(self._nodes.alive(time.monotonic()))
         self.metrics.store = lambda: dict.fromkeys(STATES, False) | {self._store()[0]: True}
 
     def _know_nothing(self) -> None:
@@ -130,7 +131,7 @@ class Limiter:
         self._incarnation = secrets.randbits(64)
         self.metrics.degraded_partitions = self.metrics.deny_entries = 0
         self._mode = Mode(self.metrics, time.monotonic, _wall_ms)
-        self._nodes = Nodes()
+        self._nodes = NodeRegistry()
         self._rejections = Rejections(time.monotonic)
         self._view: BrokerView | None = None
         self._positioned = False
@@ -322,7 +323,7 @@ class Limiter:
 
     def status(self) -> Status:
         """Mode, nodes and the store's state, as known now, of all processes on this port; asks nobody."""
-        return together(self._status(), [other.status for other in self.others()])
+        return merge_status(self._status(), [other.status for other in self.others()])
 
     def _status(self) -> Status:
         """Of this one alone."""
@@ -342,9 +343,9 @@ class Limiter:
             degraded_processes=int(mode.degraded),
         )
 
-    def state(self) -> State:
+    def state(self) -> ProcessState:
         """What those that share its port are to know of this one."""
-        return State(msgspec.structs.replace(self._status(), nodes=[]), self._rejections.summary())
+        return ProcessState(msgspec.structs.replace(self._status(), nodes=[]), self._rejections.summary())
 
     def traffic(self) -> Traffic:
         """What was counted so far; costs no I/O."""
@@ -353,7 +354,7 @@ class Limiter:
     def most_rejected(self) -> list[Rejected]:
         """The clients rejected most in the last minutes, by all processes on this port; at most 100."""
         others = (other.rejected for other in self.others())
-        return ranked(added((self._rejections.summary(), *others)))
+        return ranked(merge_summaries((self._rejections.summary(), *others)))
 
     @property
     def node_id(self) -> str:
@@ -421,7 +422,7 @@ class Limiter:
 
     def heard(self, beats: list[StampedHeartbeat]) -> None:
         """Beats of any node."""
-        self._nodes.heard(beats, time.monotonic())
+        self._nodes.record(beats, time.monotonic())
 
     def updated(self, updates: list[tuple[int, Update]]) -> None:
         """Limit updates that anybody wrote, each with its partition."""

@@ -100,15 +100,15 @@ class Rejections:
     def summary(self) -> Summary:
         """The clients rejected most, first those rejected more often."""
         self.tick()
-        return added(part.counts for part in self._slices)
+        return merge_summaries(part.counts for part in self._slices)
 
 
-def added(summaries: Iterable[Summary]) -> Summary:
+def merge_summaries(summaries: Iterable[Summary]) -> Summary:
     """One summary of all: the clients rejected most, first those rejected more often.
 
     0.15 ms for five full ones.
 
-    >>> added([{"a": (3, 0), "b": (1, 0)}, {"b": (5, 2)}])
+    >>> merge_summaries([{"a": (3, 0), "b": (1, 0)}, {"b": (5, 2)}])
     {'b': (6, 2), 'a': (3, 0)}
     """
     sums: dict[str, list[int]] = {}

@@ -31,8 +31,8 @@ from stoplog.errors import (
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.topic_admin import verify_topics
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
-from stoplog.topics import NODES, load_topics, with_lanes
-from stoplog.wire.heartbeats import HEARTBEAT_S, Heartbeat, encode_heartbeat
+from stoplog.topics import DEFAULT_LANE, NODES, load_topics, with_lanes
+from stoplog.wire.heartbeats import HEARTBEAT_S, RESTORING, RUNNING, STANDBY, Heartbeat, encode_heartbeat
 from stoplog_worker.assignment.coordinator import Ownership
 from stoplog_worker.assignment.faust_app import App
 from stoplog_worker.assignment.faust_tables import Tables
@@ -231,9 +231,9 @@ class Worker:
             at_ms=int(time.time() * 1_000),
             partitions={} if self._stopping else partitions,
             stopping=self._stopping,
-            lane=self.settings.lane or "a",
+            lane=self.settings.lane or DEFAULT_LANE,
         )
-        for state in ("running", "restoring", "standby"):
+        for state in (RUNNING, RESTORING, STANDBY):
             count = sum(1 for beat in partitions.values() if beat.state == state)
             self.metrics.partitions.labels(state).set(count)
         # The broker has been away for long, or the topic is being made again: the next beat will do.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from stoplog.client.limiter import Limiter
-from stoplog.client.shared_status import SharedState, forget_state
 from stoplog_gateway.server.shared_metrics import WRITE_INTERVAL_S, SharedMetrics, remove_gauges
+from stoplog_gateway.server.shared_status import SharedStatus, remove_status
 
 log: Final = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ class ProcessSlot:
         loop.add_reader(self.parent_pipe, self._stop_as_orphan, loop)
         metrics = limiter.metrics
         shared = SharedMetrics(metrics.registry, self.folder, self.number)
-        state = SharedState(limiter.state, self.folder, self.number)
-        metrics.shown, limiter.others = shared.registry, state.others
-        writing = loop.create_task(_write_periodically(shared, state))
+        status = SharedStatus(limiter.state, self.folder, self.number)
+        metrics.shown, limiter.others = shared.registry, status.others
+        writing = loop.create_task(_write_periodically(shared, status))
         try:
             yield
         finally:
@@ -60,19 +60,19 @@ class ProcessSlot:
     def clean_up(self) -> None:
         """Remove the gauges and the status of a process that has ended. Its counts stay."""
         remove_gauges(self.folder, self.number)
-        forget_state(self.folder, self.number)
+        remove_status(self.folder, self.number)
 
     def _stop_as_orphan(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.remove_reader(self.parent_pipe)
         signal.raise_signal(signal.SIGTERM)
 
 
-async def _write_periodically(shared: SharedMetrics, state: SharedState) -> None:
+async def _write_periodically(shared: SharedMetrics, status: SharedStatus) -> None:
     failing = False
     while True:
         try:
             shared.write()
-            state.flush()
+            status.write()
             failing = False
         except Exception:
             if not failing:

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import Final
 
 from stoplog.errors import Unavailable
-from stoplog.wire.heartbeats import PartitionState
+from stoplog.wire.heartbeats import RESTORING, STANDBY, PartitionState
 from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.lease import Lease
 from stoplog_worker.restore.restorer import Restored, Restorer
@@ -193,5 +193,5 @@ class Ownership:
         """Every partition here and its state: running, restoring or standby."""
         beats = self._owner.partition_states()
         for partition in self._held_by(Holder.RESTORER) - beats.keys():
-            beats[partition] = PartitionState("restoring" if partition in self._actives else "standby")
+            beats[partition] = PartitionState(RESTORING if partition in self._actives else STANDBY)
         return dict(sorted(beats.items()))

@@ -29,8 +29,8 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, To
 from stoplog.errors import OffsetGone, TopicRecreated, Unavailable, UndecodableRecord
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.batch_skipper import Steps, drain, unreadable
-from stoplog.topics import CHECKS, NODES, UPDATES
-from stoplog.wire.heartbeats import PartitionState, decode_heartbeat
+from stoplog.topics import CHECKS, DEFAULT_LANE, NODES, UPDATES
+from stoplog.wire.heartbeats import RUNNING, PartitionState, decode_heartbeat
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.consumer.peers import Peers
 from stoplog_worker.kafka.producers import Producers
@@ -122,7 +122,7 @@ class ConsumerThread(threading.Thread):
         self._kind = _traced() if settings.tracing else Partition
         self._outbox = Producers(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._peers = Peers(settings.node_id, settings.lane or "a")
+        self._peers = Peers(settings.node_id, settings.lane or DEFAULT_LANE)
         self._running: dict[int, Partition] = {}
         self._held: dict[int, Partition] = {}
         """Ours until the rebalance ends that is under way: answered, not written."""
@@ -181,7 +181,7 @@ class ConsumerThread(threading.Thread):
     def partition_states(self) -> dict[int, PartitionState]:
         """The partitions judged as ours and their lag, for the node's beat."""
         ours = (*tuple(self._running), *tuple(self._held))
-        return {p: PartitionState("running", self._lag.get(p, 0)) for p in ours}
+        return {p: PartitionState(RUNNING, self._lag.get(p, 0)) for p in ours}
 
     def stop(self, timeout_s: float) -> list[PartitionStore]:
         """End the thread and return the stores it held; none if it has not ended after *timeout_s*."""

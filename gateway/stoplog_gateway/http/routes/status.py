@@ -9,13 +9,13 @@ from starlette.responses import Response
 
 from stoplog.client.cluster_status import Node, Status
 from stoplog.client.metrics import CONTENT_TYPE
-from stoplog.wire.heartbeats import PartitionState
+from stoplog.wire.heartbeats import RUNNING, PartitionState
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.params import Store
 from stoplog_gateway.http.responses import respond
 
 _SINCE: Final = 1_760_000_000_000
-_WORKER: Final = Node("worker-1", "worker", "0.1.0", "node-a", 430, {0: PartitionState("running", 0)})
+_WORKER: Final = Node("worker-1", "worker", "0.1.0", "node-a", 430, {0: PartitionState(RUNNING, 0)})
 _GATEWAY: Final = Node("gateway-1", "gateway", "0.1.0", "node-a", 120, {})
 _NORMAL: Final = Status("normal", _SINCE, None, [], 0, 0, "ok", None, 4, [_GATEWAY, _WORKER])
 _NOBODY: Final = "no worker owns partition 0, 1, 2, 3: start one with `stoplog worker`"

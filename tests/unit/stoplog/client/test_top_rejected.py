@@ -12,7 +12,7 @@ from stoplog.client.top_rejected import (
     Rejected,
     Rejections,
     SpaceSaving,
-    added,
+    merge_summaries,
     ranked,
 )
 
@@ -83,7 +83,7 @@ def test_of_several_streams_no_count_is_too_low_either(streams: list[list[tuple[
             summary.add(str(number), times)
             exact[str(number)] += times
         summaries.append(summary.counts)
-    one = added(summaries)
+    one = merge_summaries(summaries)
     assert len(one) == min(ENTRIES, len(exact))
     for key, (count, surplus) in one.items():
         assert count - surplus <= exact[key] <= count

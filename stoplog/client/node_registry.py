@@ -1,0 +1,50 @@
+"""The nodes that are alive, by their heartbeats.
+
+A node is alive if its last heartbeat *arrived* less than 10 s ago, by this process's monotonic clock.
+
+Heartbeats that were in the topic before this process started arrive all at once. They are told apart by the
+broker's timestamps: each is compared with the timestamp of the last record. The last, not the highest, for
+a new leader may stamp earlier times than the one before. Until 10 s after such a change, nodes that have
+stopped may still be shown. If the stamps leap ahead instead, a node is missing until its next heartbeat.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stoplog.client.cluster_status import Node
+from stoplog.wire.heartbeats import StampedHeartbeat
+
+EXPIRY_S: Final = 10.0
+"""Seconds without a heartbeat after which a node is no longer alive."""
+
+
+class NodeRegistry:
+    """The last heartbeat of each node."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[StampedHeartbeat, float]] = {}
+        self._last_ms = 0
+
+    def record(self, heartbeats: list[StampedHeartbeat], now: float) -> None:
+        """Record *heartbeats*, in the topic's order, which arrived at *now* (monotonic seconds)."""
+        for stamped in heartbeats:
+            self._last_ms = stamped.at_ms
+            if stamped.heartbeat.stopping:
+                self._last.pop(stamped.heartbeat.id, None)
+            else:
+                self._last[stamped.heartbeat.id] = (stamped, now)
+
+    def alive(self, now: float) -> list[Node]:
+        """Return the nodes alive at *now*, sorted by role, lane and id; forget all others."""
+        oldest_ms = self._last_ms - EXPIRY_S * 1000
+        self._last = {
+            id_: (stamped, arrived)
+            for id_, (stamped, arrived) in self._last.items()
+            if now - arrived < EXPIRY_S and stamped.at_ms > oldest_ms
+        }
+        nodes = [
+            Node(n.id, n.role, n.version, n.host, int((now - arrived) * 1000), n.partitions, n.lane)
+            for n, arrived in ((stamped.heartbeat, arrived) for stamped, arrived in self._last.values())
+        ]
+        return sorted(nodes, key=lambda node: (node.role, node.lane, node.id))

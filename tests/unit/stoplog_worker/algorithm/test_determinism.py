@@ -1,8 +1,8 @@
-"""The same log gives the same decisions and the same state, whatever happens to those who read it.
+"""The same log gives the same decisions and the same state, whatever happens to its workers.
 
-A worker is modeled as it is: the real ledger, judge, flusher and store, with changelogs that may take
-what is sent to them late, in part, or after its sender is dead. What it decides is held against
-:func:`stoplog_worker.verify.replay.replay`, which reads the log once, from the beginning, and loses nothing.
+The model consists of the real ledger, fold, checkpoint and store. Its changelogs may accept records late, in
+part, or after their sender has died. The decisions are compared with
+:func:`stoplog_worker.verify.replay.replay`, which reads the log once, from the beginning.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ FIRST = Marker(0, 0, -1, -1, "", DEFAULT)
 
 @pytest.fixture(scope="module", autouse=True, params=[1, CHUNK])
 def _chunk(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Entries that a flush takes in a step: with one, crashes come between them."""
+    """Vary the entries written in one step of a checkpoint. With one, crashes come between entries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stoplog_worker.partition.checkpoint.CHUNK", request.param)
         yield
 
 
 class Worker:
-    """What owns the partition, one after the other; the changelogs outlive them all."""
+    """The owners of the partition, one after the other; the changelogs outlive them."""
 
     def __init__(self, log: list[Record]) -> None:
         self.log = log
@@ -70,7 +70,7 @@ class Worker:
         self.sweeper = Sweeper(store, self.changelogs.shorten)
 
     def follow(self, passes: int) -> None:
-        """The standby reads what there is, and looks through its table so often."""
+        """Bring the standby up to date, and let it make *passes* passes over its table."""
         self.changelogs.restore(self.standby)
         sweeper = Sweeper(self.standby)
         for _ in range(passes):
@@ -78,14 +78,14 @@ class Worker:
             sweeper.advance(self.now, 1)
 
     def change_over(self) -> None:
-        """The owner dies, the standby owns the partition, and the other stands by as it comes back."""
+        """The owner dies and the standby takes over. The old owner comes back as the standby."""
         self.late += self.changelogs.sent
         self.changelogs.sent = []
         self.standby, store = self.store, self.standby
         self.start(store)
 
     def sweep(self, passes: int) -> None:
-        """Time for so many passes over the table passes by."""
+        """Let the owner make *passes* passes over its table."""
         for _ in range(passes):
             self.now += PASS_S
             gone = self.sweeper.advance(self.now, 1)
@@ -101,13 +101,13 @@ class Worker:
         offset, stamp, value = record
         for index, answer in enumerate(fold(self.ledger, offset, stamp, value, self.fault).answers):
             if answer is None:
-                assert (offset, index) in self.answers, "held, but never answered"
+                assert (offset, index) in self.answers, "already applied, but never answered"
             else:
                 assert answer == self.expected[offset, index]
                 self.answers[offset, index] = answer
 
     def begin(self) -> None:
-        """Start a flush, if none is under way, as the owner does: first comes what others wrote."""
+        """Start a checkpoint, if none is in progress, after overwriting what other workers wrote."""
         if not self.flusher.idle:
             return
         for table in TABLES:
@@ -130,12 +130,12 @@ class Worker:
             self.changelogs.fail(index % len(self.changelogs.sent), arrives=arrives)
 
     def step(self, keep: int) -> None:
-        """Move the flush on; at its end, clean states are dropped from memory."""
+        """Advance the checkpoint. At its end, evict clean states."""
         if self.flusher.advance() is not None:
             self.ledger.evict(keep)
 
     def crash(self, arrived: list[int], wiped: bool, batch: int) -> None:
-        """Lose what is in memory. Of what was sent, some has arrived, some may arrive yet."""
+        """Lose the memory. Some of the records in flight have arrived, others may arrive later."""
         sent, self.changelogs.sent = self.changelogs.sent, []
         for index in arrived:
             if sent:
@@ -145,20 +145,20 @@ class Worker:
         self.start(MemoryStore() if wiped else self.store, batch)
 
     def arrive_late(self, index: int) -> None:
-        """A record of one who is dead arrives."""
+        """Deliver a record that a dead worker sent."""
         if self.late:
             one = self.late.pop(index % len(self.late))
             self.changelogs.append(one.table, one.key, one.value)
 
     def flush(self, keep: int) -> None:
-        """A flush from beginning to end."""
+        """Make a complete checkpoint."""
         self.begin()
         while not self.flusher.idle:
             self.changelogs.arrive_all()
             self.step(keep)
 
     def finish(self) -> None:
-        """Judge what is left and flush until nothing changes."""
+        """Decide the rest of the log and make checkpoints until nothing changes."""
         for _ in range(4):
             self.judge(len(self.log))
             self.flush(0)
@@ -180,13 +180,13 @@ def check_final(store: MemoryStore, log: list[Record]) -> None:
     whole = {key: histories(value) for key, value in entries.policies}
     assert found[POLICIES].keys() == whole.keys()
     for key, value in found[POLICIES].items():
-        # Of a policy's past only what may still be asked for is kept.
+        # A stored history begins where a replay may begin.
         kept = histories(value)
         assert kept == whole[key][-len(kept) :]
 
 
 def live(counters: dict[bytes, bytes], marker: Marker) -> dict[bytes, bytes]:
-    """Those that time has not forgotten: the others are as good as not there."""
+    """Return the states with charges in their windows: the others decide like new clients'."""
     return {key: value for key, value in counters.items() if expires_at_ms(value) > marker.clock_ms}
 
 
@@ -230,7 +230,7 @@ def fates(*more: st.SearchStrategy[Action]) -> st.SearchStrategy[list[Action]]:
 
 @given(logs(), fates())
 @settings(max_examples=80)
-def test_flushes_and_evictions_do_not_show(log: list[Record], actions: list[Action]) -> None:
+def test_decisions_with_checkpoints_and_evictions_are_equal(log: list[Record], actions: list[Action]) -> None:
     worker = Worker(log)
     run(worker, actions)
     check_final(restored(worker.changelogs.compacted()), log)
@@ -238,7 +238,9 @@ def test_flushes_and_evictions_do_not_show(log: list[Record], actions: list[Acti
 
 @given(logs(), fates(CRASH, CRASH, REFUSE))
 @settings(max_examples=250)
-def test_crashes_and_half_done_flushes_do_not_show(log: list[Record], actions: list[Action]) -> None:
+def test_decisions_with_crashes_and_partial_checkpoints_are_equal(
+    log: list[Record], actions: list[Action]
+) -> None:
     worker = Worker(log)
     run(worker, actions)
     check_final(restored(worker.changelogs.compacted()), log)
@@ -249,7 +251,7 @@ def test_crashes_and_half_done_flushes_do_not_show(log: list[Record], actions: l
     st.lists(st.one_of(SWEEP, SWEEP, JUDGE, FLUSH, FOLLOW, CHANGE), min_size=15, max_size=60),
 )
 @settings(max_examples=150)
-def test_changelogs_that_lose_their_beginning_do_not_show(log: list[Record], actions: list[Action]) -> None:
+def test_decisions_with_shortened_changelogs_are_equal(log: list[Record], actions: list[Action]) -> None:
     worker = Worker(log)
     run(worker, actions)
     check_final(restored(worker.changelogs.compacted()), log)
@@ -257,14 +259,16 @@ def test_changelogs_that_lose_their_beginning_do_not_show(log: list[Record], act
 
 @given(logs(), fates(CRASH, CRASH, REFUSE, LATE, LATE))
 @settings(max_examples=250)
-def test_what_the_dead_write_late_does_not_show(log: list[Record], actions: list[Action]) -> None:
+def test_decisions_with_late_writes_of_dead_workers_are_equal(
+    log: list[Record], actions: list[Action]
+) -> None:
     worker = Worker(log)
     run(worker, actions)
     check_final(restored(worker.changelogs.compacted()), log)
 
 
-def test_a_changelog_is_shortened_in_these_tests() -> None:
-    """What nobody is charged in any more goes, and the same is decided all the same."""
+def test_model_shortens_changelogs() -> None:
+    """The model would prove nothing if its changelogs were never shortened."""
     first = encode_batch(Batch(0, 7, 1, [Check(CLIENTS[1])]))
     other = encode_batch(Batch(0, 7, 1, [Check(CLIENTS[0])]))
     later = START + 3_600_000

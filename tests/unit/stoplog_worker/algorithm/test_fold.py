@@ -13,9 +13,9 @@ from stoplog.policy import MAX_COST, UNLIMITED, parse_policy
 from stoplog.wire.checks import POSITION_BITS, Check
 from stoplog.wire.limit_updates import Update, UpdateKey
 from stoplog.wire.replies import Decision
+from tests.support.ledgers import FIRST_MARKER, checkpoint
 from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, START, STRANGER
-from tests.unit.stoplog_worker.algorithm.test_ledger import FIRST, flush
 
 A, AB, ZOE = CLIENTS
 FAULT = fault_finder(PARTITION, PARTITIONS)
@@ -27,7 +27,7 @@ def take(ledger: Ledger, offset: int, *checks: Check, after_ms: int = 0) -> list
 
 
 def fresh() -> Ledger:
-    return Ledger(NothingStored(), FIRST)
+    return Ledger(NothingStored(), FIRST_MARKER)
 
 
 def decisions(answers: list[Answer]) -> list[Decision]:
@@ -36,7 +36,7 @@ def decisions(answers: list[Answer]) -> list[Decision]:
     return found
 
 
-def test_in_the_order_of_the_batch_each_client_by_itself() -> None:
+def test_judge_batch_decides_in_order_for_each_client() -> None:
     ledger = fresh()
     answers = decisions(take(ledger, 0, Check(A, 60), Check(AB, 100), Check(A, 60), Check(A, 40)))
     assert [answer.allowed for answer in answers] == [True, True, False, True]
@@ -44,12 +44,12 @@ def test_in_the_order_of_the_batch_each_client_by_itself() -> None:
     assert ledger.dirty.keys() == {A, AB}
 
 
-def test_resources_have_counters_of_their_own() -> None:
+def test_judge_resources_have_separate_counters() -> None:
     answers = decisions(take(fresh(), 0, Check(A, 100), Check(A, 100, "", "login"), Check(A, 1, "", "login")))
     assert [answer.allowed for answer in answers] == [True, True, False]
 
 
-def test_unlimited_counts_nothing() -> None:
+def test_judge_unlimited_client_charges_nothing() -> None:
     ledger = fresh()
     ledger.apply(Update(4, "client", A, "", UNLIMITED), 0)
     assert (
@@ -59,7 +59,7 @@ def test_unlimited_counts_nothing() -> None:
     assert not ledger.dirty
 
 
-def test_what_the_ledger_holds_is_not_judged_again() -> None:
+def test_judge_replayed_charge_is_not_decided_again() -> None:
     ledger = fresh()
     first = decisions(take(ledger, 5, Check(A, 60), Check(A, 60), Check(A, 30)))
     assert ledger.states[A].position == (5 << POSITION_BITS) + 2
@@ -71,7 +71,7 @@ def test_what_the_ledger_holds_is_not_judged_again() -> None:
     ]
 
 
-def test_a_refusal_that_comes_by_again_is_refused_again() -> None:
+def test_judge_replayed_denial_is_denied_again() -> None:
     ledger = fresh()
     take(ledger, 0, Check(A, 100))
     first = take(ledger, 1, Check(A), after_ms=5)
@@ -79,26 +79,26 @@ def test_a_refusal_that_comes_by_again_is_refused_again() -> None:
     assert not decisions(first)[0].allowed
 
 
-def test_a_refusal_is_answered_the_same_when_replayed_over_a_later_state() -> None:
-    """Two charges half a minute apart; what is refused between must be, though the first has left since."""
+def test_judge_denial_replayed_over_later_state_is_equal() -> None:
+    """The denied check lies between two charges. The first of them has left the window by the second."""
     store = MemoryStore()
-    ledger = Ledger(store, FIRST)
+    ledger = Ledger(store, FIRST_MARKER)
     limit = Update(0, "client", A, "", parse_policy("2/minute"))
     ledger.apply(limit, 0)
     take(ledger, 1, Check(A))
     take(ledger, 2, Check(A), after_ms=30_000)
-    refused = take(ledger, 3, Check(A), after_ms=31_000)
+    denied = take(ledger, 3, Check(A), after_ms=31_000)
     take(ledger, 4, Check(A, 2), after_ms=62_000)
     _, entries = ledger.take_dirty()
-    store.write("counters", list(entries.counters))  # and then it died: no marker
-    again = Ledger(store, FIRST)
+    store.write("counters", list(entries.counters))  # a crash before the marker was written
+    again = Ledger(store, FIRST_MARKER)
     again.apply(limit, 0)
     assert take(again, 1, Check(A)) == [None]
     assert take(again, 2, Check(A), after_ms=30_000) == [None]
-    assert take(again, 3, Check(A), after_ms=31_000) == refused
+    assert take(again, 3, Check(A), after_ms=31_000) == denied
 
 
-def test_the_plan_named_by_the_check_decides() -> None:
+def test_judge_uses_plan_of_each_check() -> None:
     ledger = fresh()
     ledger.apply(Update(0, "plan", "gold", "", parse_policy("1000/minute")), 0)
     answers = decisions(
@@ -119,20 +119,20 @@ def test_the_plan_named_by_the_check_decides() -> None:
         (Check(STRANGER), "murmur2_random"),
     ],
 )
-def test_an_unfit_check_is_told_why_and_the_rest_is_judged(check: Check, reason: str) -> None:
+def test_judge_invalid_check_returns_reason_and_decides_the_rest(check: Check, reason: str) -> None:
     ledger = fresh()
-    first, unfit, last = take(ledger, 0, Check(A), check, Check(A))
-    assert isinstance(unfit, str)
-    assert reason in unfit
+    first, invalid, last = take(ledger, 0, Check(A), check, Check(A))
+    assert isinstance(invalid, str)
+    assert reason in invalid
     assert [d.remaining for d in decisions([first, last])] == [99, 98]
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_an_unfit_plan_is_refused_whether_or_not_its_client_is_in_memory(in_memory: bool) -> None:
+def test_judge_invalid_plan_is_refused_with_client_in_memory_or_not(in_memory: bool) -> None:
     store = MemoryStore()
-    ledger = Ledger(store, FIRST)
+    ledger = Ledger(store, FIRST_MARKER)
     take(ledger, 0, Check(A))
-    flush(ledger, store)
+    checkpoint(ledger, store)
     if not in_memory:
         ledger.evict(0)
     bad, good = take(ledger, 1, Check(A, 1, "a\nb"), Check(A))
@@ -140,7 +140,7 @@ def test_an_unfit_plan_is_refused_whether_or_not_its_client_is_in_memory(in_memo
     assert decisions([good])[0].remaining == 98
 
 
-def test_one_read_brings_in_all_clients_of_a_batch() -> None:
+def test_judge_batch_loads_all_clients_in_one_read() -> None:
     class Counting(NothingStored):
         def __init__(self) -> None:
             self.reads: list[list[bytes]] = []
@@ -150,13 +150,13 @@ def test_one_read_brings_in_all_clients_of_a_batch() -> None:
             return super().counters(keys)
 
     reader = Counting()
-    ledger = Ledger(reader, FIRST)
+    ledger = Ledger(reader, FIRST_MARKER)
     take(ledger, 0, Check(A), Check(ZOE, 1, "", "login"), Check(A), Check(STRANGER), Check(ZOE))
     take(ledger, 1, Check(A), Check(ZOE))
     assert reader.reads == [[b"a", "zoë\0login".encode(), "zoë".encode()]]
 
 
-def test_what_charges_nothing_to_a_client_without_charges_is_not_stored() -> None:
+def test_judge_without_charge_stores_nothing() -> None:
     ledger = fresh()
     ledger.apply(Update(0, "client", A, "", parse_policy("0/minute")), 0)
     assert [d.allowed for d in decisions(take(ledger, 1, Check(A), Check(A, 0), Check(AB, 0)))] == [
@@ -169,8 +169,8 @@ def test_what_charges_nothing_to_a_client_without_charges_is_not_stored() -> Non
     assert ledger.dirty.keys() == {AB}
 
 
-def test_who_has_no_charges_left_is_as_one_never_seen() -> None:
-    """Else 5 an hour would still be counted on, for a client that has not been here for hours."""
+def test_judge_client_without_live_charges_is_like_a_new_one() -> None:
+    """Otherwise the hour window of the old policy would still be kept and charged."""
     ledger = fresh()
     ledger.apply(Update(0, "client", A, "", parse_policy("5/hour")), 0)
     take(ledger, 1, Check(A, 5))
@@ -179,43 +179,43 @@ def test_who_has_no_charges_left_is_as_one_never_seen() -> None:
     assert list(ledger.states[A].windows) == [60_000]
 
 
-def test_a_peek_leaves_what_has_left_as_it_was() -> None:
-    """A replay may ask for the time before; what is in memory may be written with the position it has."""
+def test_judge_check_of_cost_0_leaves_expired_charges() -> None:
+    """A replay may decide earlier checks against this state, which is stored under its old position."""
     ledger = fresh()
     take(ledger, 0, Check(A, 100))
     before = encode_state(ledger.states[A])
     ledger.apply(Update(0, "client", A, "", parse_policy("3/hour")), 1 << POSITION_BITS)
-    [peek] = decisions(take(ledger, 2, Check(A, 0), after_ms=7_200_000))
-    assert peek.remaining == 3
+    [look] = decisions(take(ledger, 2, Check(A, 0), after_ms=7_200_000))
+    assert look.remaining == 3
     assert encode_state(ledger.states[A]) == before
 
 
-def test_a_standing_tells_whose_limits_hold_and_what_counts_against_each() -> None:
+def test_usage_report_names_policy_and_usage_of_each_limit() -> None:
     ledger = fresh()
     check = Check(A, 0, "gold")
 
-    def standing(offset: int, check: Check, *, after_ms: int) -> dict[str, Any]:
+    def report(offset: int, check: Check, *, after_ms: int) -> dict[str, Any]:
         take(ledger, offset, check, after_ms=after_ms)
         return ledger.usage_report(check)
 
     take(ledger, 0, Check(A, 60))
     before = {"limit": "100/minute", "used": 60, "reset_after_ms": 60_000 - START % 1_000}
-    assert standing(1, check, after_ms=1_000) == {"held_to": None, "windows": [before]}
+    assert report(1, check, after_ms=1_000) == {"held_to": None, "windows": [before]}
     ledger.apply(Update(1, "default", "", "", parse_policy("9/day")), 2 << POSITION_BITS)
     ledger.advance(2, START + 1_000)
-    assert standing(3, check, after_ms=1_000)["held_to"] == UpdateKey("default")
+    assert report(3, check, after_ms=1_000)["held_to"] == UpdateKey("default")
     ledger.apply(Update(2, "plan", "gold", "", parse_policy(["90/day", "70/minute"])), 4 << POSITION_BITS)
     ledger.advance(4, START + 1_000)
-    found = standing(5, check, after_ms=1_000)
+    found = report(5, check, after_ms=1_000)
     assert found["held_to"] == UpdateKey("plan", "gold")
     assert [(w["limit"], w["used"]) for w in found["windows"]] == [("90/day", 60), ("70/minute", 60)]
     ledger.apply(Update(3, "client", A, "", UNLIMITED), 6 << POSITION_BITS)
     ledger.advance(6, START + 1_000)
-    assert standing(7, check, after_ms=1_000) == {"held_to": UpdateKey("client", A), "windows": []}
+    assert report(7, check, after_ms=1_000) == {"held_to": UpdateKey("client", A), "windows": []}
     ledger.apply(Update(4, "client", A, "", None), 8 << POSITION_BITS)
     ledger.apply(Update(5, "plan", "gold", "login", parse_policy("1/day")), 9 << POSITION_BITS)
     ledger.advance(9, START + 1_000)
-    assert standing(10, check, after_ms=1_000)["held_to"] == UpdateKey("plan", "gold")
-    login = standing(11, Check(A, 0, "gold", "login"), after_ms=1_000)
+    assert report(10, check, after_ms=1_000)["held_to"] == UpdateKey("plan", "gold")
+    login = report(11, Check(A, 0, "gold", "login"), after_ms=1_000)
     assert login["held_to"] == UpdateKey("plan", "gold", "login")
     assert login["windows"] == [{"limit": "1/day", "used": 0, "reset_after_ms": 0}]

@@ -26,26 +26,18 @@ from stoplog_worker.verify.replay import NothingStored
 from stoplog.policy import MAX_COST, UNLIMITED, Policy, parse_policy
 from stoplog.wire.checks import POSITION_BITS, Check
 from stoplog.wire.limit_updates import Update, UpdateKey
+from tests.support.ledgers import DEFAULT, FIRST_MARKER, checkpoint
 from tests.support.memory_store import MemoryStore
 
-DEFAULT = parse_policy("100/minute")
 NOW = 1_764_000_000_123
-FIRST = Marker(0, 0, -1, -1, "topic", DEFAULT)
 
 
-def fresh(marker: Marker = FIRST) -> Ledger:
+def fresh(marker: Marker = FIRST_MARKER) -> Ledger:
     return Ledger(NothingStored(), marker)
 
 
 def at(offset: int) -> int:
     return offset << POSITION_BITS
-
-
-def flush(ledger: Ledger, store: MemoryStore) -> None:
-    marker, entries = ledger.take_dirty()
-    store.write(COUNTERS, list(entries.counters))
-    store.write(POLICIES, [*entries.policies, (b"\x00marker", encode_marker(marker))])
-    ledger.checkpointed = marker
 
 
 def charge(ledger: Ledger, check: Check, offset: int) -> State:
@@ -74,20 +66,20 @@ def resolved(ledger: Ledger, check: Check, offset: int) -> tuple[Policy, int]:
 # --- time -------------------------------------------------------------------------------------
 
 
-def test_partition_time_starts_with_the_first_record_and_goes_on_by_what_lies_between() -> None:
+def test_advance_from_first_record_moves_by_timestamp_difference() -> None:
     ledger = fresh()
     assert ledger.advance(0, NOW) == NOW
     assert ledger.advance(1, NOW + 250) == NOW + 250
 
 
-def test_a_clock_set_back_costs_nothing() -> None:
+def test_advance_clock_set_back_has_no_effect() -> None:
     ledger = fresh()
     ledger.advance(0, NOW)
     assert ledger.advance(1, NOW - 3_600_000) == NOW
     assert ledger.advance(2, NOW - 3_600_000 + 7) == NOW + 7
 
 
-def test_a_clock_ahead_expires_once() -> None:
+def test_advance_clock_set_forward_moves_time_once() -> None:
     ledger = fresh()
     ledger.advance(0, NOW)
     assert ledger.advance(1, NOW + 3_600_000) == NOW + 3_600_000
@@ -96,7 +88,7 @@ def test_a_clock_ahead_expires_once() -> None:
 
 
 @given(st.lists(st.integers(0, 2**42), min_size=1), st.integers(0, 50))
-def test_time_never_goes_back_and_survives_a_restart_anywhere(stamps: list[int], cut: int) -> None:
+def test_advance_any_timestamps_and_restart_is_monotonic_and_equal(stamps: list[int], cut: int) -> None:
     whole, ledger = fresh(), fresh()
     times = [whole.advance(offset, stamp) for offset, stamp in enumerate(stamps)]
     assert times == sorted(times)
@@ -107,7 +99,7 @@ def test_time_never_goes_back_and_survives_a_restart_anywhere(stamps: list[int],
     assert ledger.marker == whole.marker
 
 
-def test_all_partitions_agree_on_which_change_of_a_plan_is_the_later_one() -> None:
+def test_apply_plan_updates_in_either_order_keeps_later_order() -> None:
     slow, fast = parse_policy("1/minute"), parse_policy("9/minute")
     first = Update(0, "plan", "gold", "", slow, order=10)
     second = Update(1, "plan", "gold", "", fast, order=11)
@@ -122,7 +114,7 @@ def test_all_partitions_agree_on_which_change_of_a_plan_is_the_later_one() -> No
 # --- policies ---------------------------------------------------------------------------------
 
 
-def test_the_order_in_which_policies_are_looked_for() -> None:
+def test_resolve_follows_order_of_policies() -> None:
     ledger = fresh()
     check = Check("a", 1, "gold", "login")
     order = [
@@ -139,7 +131,7 @@ def test_the_order_in_which_policies_are_looked_for() -> None:
         assert ledger.apply(Update(version, key.kind, key.id, key.resource, policy), at(version))
         assert resolved(ledger, check, version + 1) == (policy, version)
     plain = Check("a", 1, "gold")
-    assert resolved(ledger, plain, 9)[1] == 2  # the client's own, of no resource
+    assert resolved(ledger, plain, 9)[1] == 2  # the client's own, without a resource
     assert resolved(ledger, Check("b"), 9)[1] == 0
     for step, key in enumerate(order):
         assert ledger.apply(Update(10 + step, key.kind, key.id, key.resource, None), at(20 + step))
@@ -147,7 +139,7 @@ def test_the_order_in_which_policies_are_looked_for() -> None:
         assert resolved(ledger, check, 30)[1] == (left if left >= 0 else BUILT_IN)
 
 
-def test_a_check_is_held_to_what_was_in_force_at_its_position() -> None:
+def test_resolve_uses_policy_in_force_at_position() -> None:
     ledger = fresh()
     policies = [parse_policy("1/minute"), None, UNLIMITED, parse_policy("2/hour")]
     for version, policy in enumerate(policies):
@@ -156,29 +148,29 @@ def test_a_check_is_held_to_what_was_in_force_at_its_position() -> None:
     assert [resolved(ledger, Check("a"), offset) for offset in (0, 10, 20, 30, 40)] == expected
 
 
-def test_policies_flushed_ahead_of_the_marker_are_in_force_from_their_position_only() -> None:
+def test_resolve_policies_ahead_of_marker_apply_from_their_position() -> None:
     store = MemoryStore()
-    ledger = Ledger(store, FIRST)
+    ledger = Ledger(store, FIRST_MARKER)
     for offset in range(6):
         ledger.advance(offset, NOW)
         ledger.apply(Update(offset, "plan", "gold", "", parse_policy(f"{offset}/minute")), at(offset))
     _, entries = ledger.take_dirty()
-    store.write(POLICIES, entries.policies)  # and then it died: no marker
-    again = Ledger(store, FIRST)
+    store.write(POLICIES, entries.policies)  # a crash before the marker was written
+    again = Ledger(store, FIRST_MARKER)
     for offset in range(6):
         assert resolved(again, Check("a", 1, "gold"), offset)[1] == offset
-        assert again.apply(Update(offset, "plan", "gold", "", UNLIMITED), at(offset)), "its epoch begins"
+        assert again.apply(Update(offset, "plan", "gold", "", UNLIMITED), at(offset)), "a new epoch begins"
     assert resolved(again, Check("a", 1, "gold"), 9) == (parse_policy("5/minute"), 5)
 
 
-def test_of_the_past_only_what_a_replay_may_ask_for_is_kept() -> None:
+def test_policy_history_before_marker_is_dropped() -> None:
     store = MemoryStore()
-    ledger = Ledger(store, FIRST)
+    ledger = Ledger(store, FIRST_MARKER)
     for offset in range(20):
         ledger.advance(offset, NOW)
         ledger.apply(Update(offset, "client", "a", "", parse_policy(f"{offset}/minute")), at(offset))
         if offset % 5 == 4:
-            flush(ledger, store)
+            checkpoint(ledger, store)
     sizes = {len(value) for _, value in store.items(POLICIES)}
     assert max(sizes) < 200
     again = Ledger(store, ledger.checkpointed)
@@ -186,7 +178,7 @@ def test_of_the_past_only_what_a_replay_may_ask_for_is_kept() -> None:
 
 
 @pytest.mark.parametrize("kind", ["client", "plan", "default", "reset"])
-def test_relayed_twice_is_harmless(kind: str) -> None:
+def test_apply_repeated_update_changes_nothing(kind: str) -> None:
     ledger = fresh()
     update = Update(7, kind, "" if kind == "default" else "a", "", DEFAULT if kind != "reset" else None)
     assert ledger.apply(update, at(1))
@@ -200,13 +192,13 @@ def test_relayed_twice_is_harmless(kind: str) -> None:
 # --- resets -----------------------------------------------------------------------------------
 
 
-def test_a_reset_empties_all_of_a_client_and_of_nobody_else() -> None:
+def test_reset_without_resource_empties_all_of_the_client_only() -> None:
     store = MemoryStore()
-    ledger = Ledger(store, FIRST)
+    ledger = Ledger(store, FIRST_MARKER)
     checks = [Check("a"), Check("a", 1, "", "login"), Check("a", 1, "", "z"), Check("ab"), Check("b")]
     for offset, check in enumerate(checks[:4]):
         charge(ledger, check, offset)
-    flush(ledger, store)
+    checkpoint(ledger, store)
     ledger.evict(1)
     charge(ledger, checks[4], 4)
     ledger.apply(Update(0, "reset", "a", "", None), at(5))
@@ -216,7 +208,7 @@ def test_a_reset_empties_all_of_a_client_and_of_nobody_else() -> None:
     assert ledger.states["a"].position == at(5)
 
 
-def test_a_reset_of_one_resource_leaves_the_others() -> None:
+def test_reset_of_resource_leaves_other_resources() -> None:
     ledger = fresh()
     for check in (Check("a"), Check("a", 1, "", "login"), Check("a", 1, "", "z")):
         charge(ledger, check, 0)
@@ -224,32 +216,32 @@ def test_a_reset_of_one_resource_leaves_the_others() -> None:
     assert [spent(ledger.states[key]) for key in ("a", ("a", "login"), ("a", "z"))] == [1, 0, 1]
 
 
-def test_a_replayed_reset_passes_over_what_was_counted_after_it() -> None:
-    """The state was flushed with a charge after the reset, and the marker was not."""
+def test_reset_replayed_over_later_charges_keeps_them() -> None:
+    """The state was stored with a charge made after the reset; the marker was not stored."""
     store = MemoryStore()
-    ledger = Ledger(store, FIRST)
+    ledger = Ledger(store, FIRST_MARKER)
     charge(ledger, Check("a", 5), 0)
     ledger.apply(Update(0, "reset", "a", "", None), at(1))
     charge(ledger, Check("a", 2), 2)
     _, entries = ledger.take_dirty()
     store.write(COUNTERS, list(entries.counters))
-    again = Ledger(store, FIRST)
+    again = Ledger(store, FIRST_MARKER)
     assert again.apply(Update(0, "reset", "a", "", None), at(1))
     assert spent(again.states["a"]) == 2
     assert not again.dirty
 
 
-# --- memory and what is written ---------------------------------------------------------------
+# --- memory and entries to be written ---------------------------------------------------------------
 
 
-def test_eviction_keeps_what_is_not_flushed() -> None:
+def test_evict_keeps_dirty_states() -> None:
     store = MemoryStore()
-    ledger = Ledger(store, FIRST)
+    ledger = Ledger(store, FIRST_MARKER)
     for offset, client in enumerate("abc"):
         charge(ledger, Check(client), offset)
     marker, entries = ledger.take_dirty()
     counters = list(entries.counters)
-    charge(ledger, Check("b"), 3)  # judged while the flush was under way
+    charge(ledger, Check("b"), 3)  # decided while the checkpoint was being written
     store.write(COUNTERS, counters)
     ledger.checkpointed = marker
     ledger.evict(0)
@@ -259,7 +251,7 @@ def test_eviction_keeps_what_is_not_flushed() -> None:
 
 
 def stored(clients: int, ticks: int, cost: int = 1) -> MemoryStore:
-    """A store of *clients* that were charged *cost* in each of *ticks*."""
+    """Return a store of *clients*, each charged *cost* in each of *ticks*."""
     window = Window(60_000)
     for tick in range(ticks):
         window.charge(NOW + tick * 1_000, cost)
@@ -269,9 +261,9 @@ def stored(clients: int, ticks: int, cost: int = 1) -> MemoryStore:
     return store
 
 
-def test_eviction_keeps_about_as_many_quiet_clients_as_it_is_told() -> None:
+def test_evict_idle_clients_keeps_about_the_given_number() -> None:
     names = [f"client-{n:04}" for n in range(10)]
-    ledger = Ledger(stored(10, 1), FIRST)
+    ledger = Ledger(stored(10, 1), FIRST_MARKER)
     ledger.load(names)
     ledger.evict(5)
     assert list(ledger.states) == names[-4:]
@@ -284,8 +276,8 @@ def test_eviction_keeps_about_as_many_quiet_clients_as_it_is_told() -> None:
 @pytest.mark.parametrize(
     ("ticks", "cost"), [(1, 1), (20, 1), (61, 1), (61, 200), (61, 1_000), (61, MAX_COST)]
 )
-def test_memory_is_bounded_however_busy_the_clients_are(ticks: int, cost: int) -> None:
-    ledger = Ledger(stored(2_000, ticks, cost), FIRST)
+def test_evict_busy_clients_bounds_memory(ticks: int, cost: int) -> None:
+    ledger = Ledger(stored(2_000, ticks, cost), FIRST_MARKER)
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for start in range(0, 2_000, 100):
@@ -299,17 +291,17 @@ def test_memory_is_bounded_however_busy_the_clients_are(ticks: int, cost: int) -
     assert 0.4 * 500 * IDLE_CLIENT_BYTES < kept - before < 500 * IDLE_CLIENT_BYTES + table
 
 
-def test_a_state_that_grows_counts_for_what_it_has_become() -> None:
+def test_size_of_growing_state_is_updated_by_checkpoint() -> None:
     store = MemoryStore()
-    ledger = Ledger(store, FIRST)
+    ledger = Ledger(store, FIRST_MARKER)
     for client in "ab":
         charge(ledger, Check(client), 0)
-    flush(ledger, store)
+    checkpoint(ledger, store)
     small = ledger.size
     for tick in range(60):
         ledger.states["a"].windows[60_000].charge(NOW + tick * 1_000, 1)
     ledger.dirty["a"] = ledger.states["a"]
-    flush(ledger, store)
+    checkpoint(ledger, store)
     assert ledger.size > small + 60 * 48
     ledger.evict(5)
     assert ledger.states.keys() == {"a"}
@@ -318,23 +310,23 @@ def test_a_state_that_grows_counts_for_what_it_has_become() -> None:
     assert not ledger.states
 
 
-def test_who_is_charged_all_the_time_stays_in_memory() -> None:
+def test_evict_spares_constantly_charged_client() -> None:
     store = stored(1_000, 1)
-    ledger = Ledger(store, FIRST)
+    ledger = Ledger(store, FIRST_MARKER)
     read: list[str] = []
     for round_ in range(100):
         for name in ("hot", *(f"client-{n:04}" for n in range(10 * round_, 10 * round_ + 10))):
             if name not in ledger.states:
                 read.append(name)
             charge(ledger, Check(name), round_)
-        flush(ledger, store)
+        checkpoint(ledger, store)
         ledger.evict(30)
         assert ledger.size == sum(state.size for state in ledger.states.values())
     assert read.count("hot") == 1
     assert 20 <= len(ledger.states) <= 30
 
 
-def test_limits_of_a_client_are_not_looked_for_at_each_of_its_resources() -> None:
+def test_load_with_resource_does_not_read_client_limits() -> None:
     store = MemoryStore()
     asked: list[bytes] = []
 
@@ -343,11 +335,11 @@ def test_limits_of_a_client_are_not_looked_for_at_each_of_its_resources() -> Non
             asked.extend(keys)
             return store.policies(keys)
 
-    Ledger(Watched(), FIRST).load(["a", ("a", "login"), ("b", "login")])
+    Ledger(Watched(), FIRST_MARKER).load(["a", ("a", "login"), ("b", "login")])
     assert asked == [b"client\0a\0"]
 
 
-def test_changed_until_taken() -> None:
+def test_changed_is_true_until_dirty_is_taken() -> None:
     ledger = fresh()
     assert not ledger.changed
     ledger.advance(0, NOW)
@@ -356,19 +348,19 @@ def test_changed_until_taken() -> None:
     assert (list(entries.counters), entries.policies) == ([], [])
     assert not ledger.changed
     ledger.rewrite([], [])
-    assert ledger.changed, "somebody else's marker must be written over"
+    assert ledger.changed, "another worker's marker must be overwritten"
     ledger.take_dirty()
     assert not ledger.changed
 
 
-def test_rewrite_brings_back_what_is_stored_and_what_is_not() -> None:
+def test_rewrite_returns_stored_entries_and_empty_unknown_ones() -> None:
     store = MemoryStore()
-    ledger = Ledger(store, FIRST)
+    ledger = Ledger(store, FIRST_MARKER)
     charge(ledger, Check("a", 3), 0)
     charge(ledger, Check("a", 1, "", "login"), 1)
     ledger.apply(Update(0, "plan", "gold", "login", DEFAULT), at(2))
     ledger.advance(2, NOW)
-    flush(ledger, store)
+    checkpoint(ledger, store)
     before = {**dict(store.items(COUNTERS)), **dict(store.items(POLICIES))}
     again = Ledger(store, ledger.checkpointed)
     again.rewrite([b"a", b"a\0login", b"never"], [b"plan\0gold\0login", b"client\0x\0"])
@@ -400,7 +392,7 @@ def states(draw: st.DrawFn) -> State:
 
 
 @given(states())
-def test_a_state_comes_back_as_it_was(state: State) -> None:
+def test_encode_state_round_trips(state: State) -> None:
     value = encode_state(state)
     found = decode_state(value)
     assert position_of(value) == found.position == state.position
@@ -412,7 +404,7 @@ def test_a_state_comes_back_as_it_was(state: State) -> None:
     assert encode_state(found) == value
 
 
-def test_a_state_is_small() -> None:
+def test_encode_state_is_small() -> None:
     ledger = fresh()
     assert len(encode_state(charge(ledger, Check("a"), 2**40))) <= 30
     busy = State(0, {60_000: Window(60_000)})
@@ -430,7 +422,7 @@ def test_a_state_is_small() -> None:
     st.text(max_size=30),
     st.sampled_from((DEFAULT, UNLIMITED, parse_policy(["1/second", "5/1h"]))),
 )
-def test_a_marker_comes_back_as_it_was(
+def test_encode_marker_round_trips(
     offset: int, clock: int, stamp: int, applied: int, topic: str, default: Policy
 ) -> None:
     marker = Marker(offset, clock, stamp, applied, topic, default, topic[::-1], {COUNTERS: topic})
@@ -439,7 +431,7 @@ def test_a_marker_comes_back_as_it_was(
     assert position_of(value) == at(offset)
 
 
-def test_no_client_can_be_taken_for_anothers_resource() -> None:
+def test_state_key_keeps_clients_and_resources_apart() -> None:
     assert state_key(Check("a", 1, "", "b")) == ("a", "b")
     assert state_key(Check("a")) == "a"
     assert state_key(Check("a:b")) != state_key(Check("a", 1, "", "b"))

@@ -1,4 +1,4 @@
-"""The algorithm against an exact sliding log: a list of what was admitted, and when."""
+"""The algorithm compared with an exact sliding log: a list of the admitted requests and their times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Log = list[tuple[int, int]]
 
 
 def spent(log: Log, first_ms: int, last_ms: int) -> int:
-    """What was admitted from *first_ms* to *last_ms*, both included."""
+    """Return the requests admitted from *first_ms* to *last_ms*, both included."""
     return sum(cost for at, cost in log if first_ms <= at <= last_ms)
 
 
@@ -42,7 +42,7 @@ def policies(lengths: Sequence[int] = LENGTHS, highest: int = 12) -> st.SearchSt
 
 
 def steps(lengths: Sequence[int] = LENGTHS) -> st.SearchStrategy[int]:
-    """Milliseconds from one check to the next: mostly where something is about to happen."""
+    """Draw milliseconds from one check to the next, mostly near the edges of ticks and windows."""
     edges = {0, 1}
     for length in lengths:
         tick = tick_of(length)
@@ -54,7 +54,7 @@ asked = st.lists(st.tuples(steps(), st.integers(0, 6)), max_size=40)
 
 
 @given(policies(), asked)
-def test_never_over_the_limit_in_any_interval_as_long_as_the_window(
+def test_decide_never_exceeds_limit_in_any_interval_of_window_length(
     limits: Limits, checks: list[tuple[int, int]]
 ) -> None:
     windows: Windows = {}
@@ -70,7 +70,7 @@ def test_never_over_the_limit_in_any_interval_as_long_as_the_window(
 
 
 @given(policies(), asked)
-def test_never_denies_what_an_exact_log_with_one_tick_more_would_allow(
+def test_decide_never_denies_check_that_exact_log_plus_one_tick_allows(
     limits: Limits, checks: list[tuple[int, int]]
 ) -> None:
     windows: Windows = {}
@@ -89,7 +89,7 @@ def test_never_denies_what_an_exact_log_with_one_tick_more_would_allow(
 
 
 @given(policies(), asked)
-def test_retry_after_is_exact(limits: Limits, checks: list[tuple[int, int]]) -> None:
+def test_decide_retry_after_is_exact(limits: Limits, checks: list[tuple[int, int]]) -> None:
     windows: Windows = {}
     now = START
     for step, cost in checks:
@@ -107,7 +107,9 @@ def test_retry_after_is_exact(limits: Limits, checks: list[tuple[int, int]]) -> 
 
 
 @given(policies(), asked)
-def test_a_refusal_and_a_peek_leave_no_trace(limits: Limits, checks: list[tuple[int, int]]) -> None:
+def test_decide_denial_or_cost_0_leaves_charges_unchanged(
+    limits: Limits, checks: list[tuple[int, int]]
+) -> None:
     windows: Windows = {}
     reshape(windows, limits, START)
     now = START
@@ -122,30 +124,28 @@ def test_a_refusal_and_a_peek_leave_no_trace(limits: Limits, checks: list[tuple[
 
 
 @given(policies(), asked)
-def test_a_check_is_answered_the_same_after_later_refusals(
-    limits: Limits, checks: list[tuple[int, int]]
-) -> None:
-    """A replay meets states that have seen checks of later times; those that changed nothing do not show."""
+def test_decide_replayed_after_later_denials_is_equal(limits: Limits, checks: list[tuple[int, int]]) -> None:
+    """A replay finds states that have seen later checks. Those that charged nothing must leave no trace."""
     windows: Windows = {}
     now = START
-    refused: list[tuple[int, int, Decision]] = []
+    denied: list[tuple[int, int, Decision]] = []
     for step, cost in checks:
         now += step
         verdict = ask(windows, limits, now, cost)
         if verdict.allowed and cost:
-            refused.clear()
+            denied.clear()
         else:
-            refused.append((now, cost, verdict))
+            denied.append((now, cost, verdict))
     stored = {
         length: Window(length, list(window.leave_ms), list(window.counts), window.kept_until_ms)
         for length, window in windows.items()
     }
-    for at, cost, verdict in refused:
+    for at, cost, verdict in denied:
         assert ask(stored, limits, at, cost) == verdict
 
 
 @given(policies(), asked)
-def test_what_is_said_besides(limits: Limits, checks: list[tuple[int, int]]) -> None:
+def test_decide_reports_limit_nearest_to_exhaustion(limits: Limits, checks: list[tuple[int, int]]) -> None:
     windows: Windows = {}
     now = START
     for step, cost in checks:
@@ -165,7 +165,7 @@ def test_what_is_said_besides(limits: Limits, checks: list[tuple[int, int]]) -> 
 
 @given(policies(LENGTHS[:4], highest=200), st.lists(st.integers(0, 400), max_size=400))
 @settings(max_examples=20)
-def test_a_busy_client_holds_at_most_one_tick_more_than_a_window_has(
+def test_charge_busy_client_holds_at_most_one_tick_more_than_window(
     limits: Limits, spacing: list[int]
 ) -> None:
     windows: Windows = {}
@@ -207,10 +207,12 @@ changing_steps = st.sampled_from(
 
 
 def tracked_since(asks: list[tuple[int, int]], window_ms: int) -> int:
-    """Since when, without a gap, lengths of at least *window_ms* have been asked for.
+    """Return since when charges have been tracked over at least *window_ms*, without a gap.
 
-    *asks* are the checks so far: when, and the longest window of the policy in force, which is not
-    forgotten before its length has passed.
+    Args:
+        asks: The checks so far: the time, and the longest window of the policy in force. That window is kept
+            for at least its own length.
+        window_ms: A window length.
     """
     since = asks[-1][0]
     for at, length in reversed(asks):
@@ -221,10 +223,10 @@ def tracked_since(asks: list[tuple[int, int]], window_ms: int) -> int:
 
 @given(st.lists(st.tuples(changing_steps, st.sampled_from(CHANGING), st.integers(0, 4)), max_size=60))
 @settings(max_examples=300)
-def test_after_a_change_no_more_is_admitted_than_the_new_policy_allows(
+def test_reshape_changed_policy_never_exceeds_new_limits(
     checks: list[tuple[int, Limits, int]],
 ) -> None:
-    """Counted over the new window, of all that was admitted since its length, or a longer, is tracked."""
+    """Counts the requests admitted since a window of at least the new length has been tracked."""
     windows: Windows = {}
     log: Log = []
     asks: list[tuple[int, int]] = []
@@ -243,8 +245,10 @@ def test_after_a_change_no_more_is_admitted_than_the_new_policy_allows(
     st.sampled_from(CHANGING),
     st.lists(st.tuples(changing_steps, st.sampled_from(CHANGING), st.integers(0, 4)), max_size=30),
 )
-def test_there_and_back_within_the_window(policy: Limits, between: list[tuple[int, Limits, int]]) -> None:
-    """Whatever was in force between: what a policy finds on its return is all of its window."""
+def test_reshape_policy_restored_within_window_finds_all_charges(
+    policy: Limits, between: list[tuple[int, Limits, int]]
+) -> None:
+    """The policies in force in between do not matter."""
     windows: Windows = {}
     log: Log = []
     now = START
@@ -267,7 +271,7 @@ def test_there_and_back_within_the_window(policy: Limits, between: list[tuple[in
     st.lists(st.tuples(changing_steps, st.integers(0, 4)), max_size=20),
     st.lists(st.tuples(changing_steps, st.integers(0, 4)), max_size=20),
 )
-def test_a_change_costs_at_most_an_old_tick(
+def test_reshape_changed_policy_denies_at_most_one_old_tick_longer(
     old: Limits, new: Limits, before: list[tuple[int, int]], after: list[tuple[int, int]]
 ) -> None:
     windows: Windows = {}
@@ -295,7 +299,7 @@ def fill(windows: Windows, limits: Limits, now_ms: int) -> int:
     return admitted
 
 
-def test_100_a_minute_to_1000_an_hour_and_back() -> None:
+def test_reshape_minute_to_hour_and_back_keeps_quota() -> None:
     minute, hour = (Limit(100, MINUTE),), (Limit(1_000, HOUR),)
     windows: Windows = {}
     assert fill(windows, minute, START) == 100
@@ -307,12 +311,12 @@ def test_100_a_minute_to_1000_an_hour_and_back() -> None:
     assert fill(windows, hour, START + HOUR + 2 * MINUTE) == 900
 
 
-def test_a_length_kept_for_another_is_kept_for_as_long_as_that_needs() -> None:
+def test_reshape_retired_window_is_kept_as_long_as_needed() -> None:
     minute, hour, day = (Limit(10, MINUTE),), (Limit(20, HOUR),), (Limit(1_000, DAY),)
     windows: Windows = {}
     ask(windows, day, START, 0)
     ask(windows, minute, START + 1, 0)
-    gone = START + DAY  # of the day, last asked for at START
+    gone = START + DAY  # the day window had a limit at START for the last time
     assert fill(windows, hour, gone - 2_000) == 20
     ask(windows, minute, gone - 1_000, 0)
     ask(windows, minute, gone + 1_000, 0)
@@ -324,7 +328,7 @@ def test_a_length_kept_for_another_is_kept_for_as_long_as_that_needs() -> None:
     assert sorted(windows) == [MINUTE]
 
 
-def test_reshape_says_whether_anything_changed() -> None:
+def test_reshape_returns_whether_anything_changed() -> None:
     minute, hour = (Limit(100, MINUTE),), (Limit(1_000, HOUR),)
     windows: Windows = {}
     assert reshape(windows, hour, START)
@@ -337,17 +341,17 @@ def test_reshape_says_whether_anything_changed() -> None:
     assert list(windows) == [HOUR]
 
 
-# --- corners ----------------------------------------------------------------------------------
+# --- edge cases ----------------------------------------------------------------------------------
 
 
-def test_a_limit_of_zero_blocks_and_lets_peeks_look() -> None:
+def test_decide_limit_of_zero_denies_all_but_cost_0() -> None:
     windows: Windows = {}
     blocked = (Limit(0, MINUTE),)
     assert ask(windows, blocked, START, 1) == Decision(False, 0, 0, 0, None, VERSION)
     assert ask(windows, blocked, START, 0) == Decision(True, 0, 0, 0, 0, VERSION)
 
 
-def test_the_largest_limit_is_counted_exactly() -> None:
+def test_decide_largest_limit_is_exact() -> None:
     windows: Windows = {}
     huge = (Limit(MAX_LIMIT, MAX_WINDOW_MS),)
     assert ask(windows, huge, START, MAX_COST).remaining == MAX_LIMIT - MAX_COST
@@ -359,12 +363,12 @@ def test_the_largest_limit_is_counted_exactly() -> None:
 
 
 def reset_of(window_ms: int) -> int:
-    """Milliseconds until a charge at START has left the window."""
+    """Return the milliseconds until a charge at START has left the window."""
     tick = tick_of(window_ms)
     return (START // tick + 1) * tick + window_ms - START
 
 
-def test_a_lowered_limit_is_over_used_until_enough_has_left() -> None:
+def test_decide_lowered_limit_denies_until_enough_has_left() -> None:
     windows: Windows = {}
     assert ask(windows, (Limit(10, MINUTE),), START, 10).remaining == 0
     verdict = ask(windows, (Limit(3, MINUTE),), START, 1)
@@ -372,21 +376,21 @@ def test_a_lowered_limit_is_over_used_until_enough_has_left() -> None:
     assert not ask(windows, (Limit(3, MINUTE),), START, 0).allowed
 
 
-def test_of_several_limits_all_are_charged_or_none() -> None:
+def test_decide_several_limits_charges_all_or_none() -> None:
     limits = (Limit(100, HOUR), Limit(2, 1_000))
     windows: Windows = {}
     assert [ask(windows, limits, START, 1).allowed for _ in range(4)] == [True, True, False, False]
     assert {length: window.total for length, window in windows.items()} == {HOUR: 2, 1_000: 2}
 
 
-def test_earlier_than_the_newest_tick_is_read_as_that_tick() -> None:
+def test_charge_before_newest_tick_charges_newest_tick() -> None:
     window = Window(MINUTE)
     window.charge(START, 1)
     window.charge(START - 5_000, 1)
     assert (len(window.leave_ms), window.counts) == (1, [2])
 
 
-def test_no_more_can_leave_than_there_is() -> None:
+def test_free_at_ms_more_than_total_raises() -> None:
     window = Window(MINUTE)
     window.charge(START, 1)
     with pytest.raises(ValueError, match="more than the window holds"):

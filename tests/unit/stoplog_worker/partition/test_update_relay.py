@@ -19,8 +19,8 @@ from stoplog.wire.limit_updates import (
     encode_update_value,
     reply_to_header,
 )
+from tests.support.ledgers import FIRST_MARKER
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, STRANGER
-from tests.unit.stoplog_worker.algorithm.test_ledger import FIRST
 
 POLICY = parse_policy("5/minute")
 
@@ -46,7 +46,7 @@ class Message:
 
 class Bench:
     def __init__(self) -> None:
-        self.ledger = Ledger(NothingStored(), FIRST)
+        self.ledger = Ledger(NothingStored(), FIRST_MARKER)
         self.sent: list[Update] = []
         self.acknowledge: Callable[[Any, Any], None]
         self.relay = UpdateRelay(PARTITION, PARTITIONS, self.ledger, self._send)

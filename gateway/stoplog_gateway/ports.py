@@ -1,4 +1,4 @@
-"""TCP ports of this machine: bind them, claim them, find free ones, and explain why a server cannot listen."""
+"""TCP ports of this machine: bind and claim them, find free ones, and explain errors."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def _explain(exc: OSError, port: int, host: str) -> str:
             return f"port {port} is taken: set STOPLOG_PORT to a free one, or stop the server that uses it"
         case errno.EADDRNOTAVAIL:
             return (
-                f"STOPLOG_HOST={host} is not an address of this machine: set it to one that is, or to 0.0.0.0 "
-                f"for all addresses"
+                f"STOPLOG_HOST={host} is not an address of this machine: set it to one that is, or to "
+                f"0.0.0.0 for all addresses"
             )
         case errno.EACCES | errno.EPERM:
             return f"port {port} is reserved for root: set STOPLOG_PORT to 1024 or higher"

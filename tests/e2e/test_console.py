@@ -119,7 +119,7 @@ def test_client_looked_up_can_be_changed_reset_and_freed(page: Page, gateway: Ga
 
     page.get_by_label("New limits").fill("3/hour, 7/day")
     page.get_by_role("button", name="Save limits").click()
-    expect(page.locator("#done")).to_contain_text("Not done: this needs the admin token")
+    expect(page.locator("#done")).to_contain_text("Not done: this request needs the admin token")
     expect(page.get_by_label("Admin token")).to_be_focused()
     page.get_by_label("Admin token").fill(TOKEN)
     page.get_by_role("button", name="Save limits").click()

@@ -25,7 +25,7 @@ export class Silent extends Error {}
  */
 export async function call(method, path, { body, token, patience = PATIENCE_MS } = {}) {
   // A browser would not send it, and that would look as if the gateway were silent.
-  if (token && /[^ -~]/.test(token)) throw new Refused(401, { detail: 'the admin token is not this one' });
+  if (token && /[^ -~]/.test(token)) throw new Refused(401, { detail: 'the admin token is wrong' });
   const headers = {};
   if (body !== undefined) headers['Content-Type'] = 'application/json';
   if (token) headers.Authorization = `Bearer ${token}`;

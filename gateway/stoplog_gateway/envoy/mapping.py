@@ -67,11 +67,11 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DescriptorMapping:
     """Map descriptors by the rules of their domain.
 
-    >>> mapping = DescriptorMapping({"edge": [Rule("{user}", resource="{path}"), Rule("ip {remote_address}")]})
+    >>> mapping = DescriptorMapping({"edge": [Rule("{user}", resource="{path}"), Rule("{address}")]})
     >>> mapping.resolve("edge", [("path", "/"), ("user", "alice")])
     CheckTarget(client='alice', plan='', resource='/')
-    >>> mapping.resolve("edge", [("remote_address", "192.0.2.1")])
-    CheckTarget(client='ip 192.0.2.1', plan='', resource='')
+    >>> mapping.resolve("edge", [("address", "192.0.2.1")])
+    CheckTarget(client='192.0.2.1', plan='', resource='')
     >>> mapping.resolve("other", [("user", "alice"), ("path", "/"), ("method", "GET")])
     CheckTarget(client='alice', plan='', resource='path=/,method=GET')
     """
@@ -119,8 +119,8 @@ def load_mapping(path: Path | None) -> DescriptorMapping:
                 re.search("[{}]", _PLACEHOLDER.sub("", template)) for template in rule.templates
             ):
                 raise SettingsError(
-                    f"STOPLOG_ENVOY_MAPPING={path}: rule {number} of {domain}: a client is needed, and each {{ "
-                    f"must start a {{key}}; docs/envoy.md has an example"
+                    f"STOPLOG_ENVOY_MAPPING={path}: rule {number} of {domain}: a client is needed, and each "
+                    f"{{ must start a {{key}}; docs/envoy.md has an example"
                 )
     return DescriptorMapping(domains)
 

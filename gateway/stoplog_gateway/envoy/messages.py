@@ -1,7 +1,7 @@
 """The messages of Envoy's RateLimitService v3 that Stoplog reads and writes.
 
-They are defined here because the package ``xds-protos`` overwrites newer copies of ``opentelemetry.proto`` and
-``google.rpc``, which tracing needs. Field numbers and types are Envoy's
+They are defined here because the package ``xds-protos`` overwrites ``opentelemetry.proto`` and ``google.rpc``
+with older copies than tracing needs. Field numbers and types are Envoy's
 (``envoy/service/ratelimit/v3/rls.proto``, ``envoy/extensions/common/ratelimit/v3/ratelimit.proto``). The
 protobuf package has a name of its own, so that a program can load Envoy's definitions too.
 """

@@ -1,1 +1,1 @@
-"""The HTTP server: application, protocol and fast path."""
+"""The gateway's HTTP server: application, routes, protocol and fast path."""

@@ -1,4 +1,4 @@
-"""The HTTP application: routes over one :class:`~stoplog.client.limiter.Limiter`."""
+"""Build the HTTP application: routes that call one :class:`~stoplog.client.limiter.Limiter`."""
 
 from __future__ import annotations
 
@@ -25,31 +25,32 @@ from stoplog_gateway.http.routes import (
     clients,
     console,
     docs,
+    envoy_json,
     health,
+    limit_models,
     limits,
     status,
     traffic,
 )
-from stoplog_gateway.http.routes import envoy_json as envoy
-from stoplog_gateway.http.routes import limit_models as stored
 from stoplog_gateway.ports import url_of
 from stoplog_gateway.settings import GatewaySettings
 
 log: Final = logging.getLogger(__name__)
 
 _DESCRIPTION: Final = """\
-A distributed rate limiter whose store is the log.
+A distributed rate limiter whose store is a Kafka log.
 
-Bodies are JSON, `Content-Type: application/json`, at most 1 MiB (a list of checks 4 MiB). Whatever goes wrong
-is answered with `application/problem+json` (RFC 9457): `field` names the part of the request, `remedy` what
-would do, and nothing was published.
+Request bodies are JSON with `Content-Type: application/json`, of at most 1 MiB (4 MiB for a list of checks).
+The body of an error is `application/problem+json` (RFC 9457): `field` names the part of the request that
+caused it, and `remedy` suggests a solution. A request that fails with an error publishes nothing.
 
-Changes need `Authorization: Bearer` where an admin token is set. Without one they are accepted on loopback
-only, from programs on the same machine: a foreign `Host` or `Origin` is refused, and what a proxy says it
-forwards. Not every proxy says so: behind a proxy, set `STOPLOG_ADMIN_TOKEN`.
+If the gateway has an admin token, changes need `Authorization: Bearer <token>`. Without an admin token, the
+gateway accepts changes only on loopback and only from programs on the same machine. It refuses a foreign
+`Host` or `Origin`, and requests that a proxy marks as forwarded. Not every proxy marks them: behind a proxy,
+set `STOPLOG_ADMIN_TOKEN`.
 """
 
-_RESOURCES: Final = (
+_ROUTERS: Final = (
     check.router,
     authorize.router,
     limits.router,
@@ -61,7 +62,7 @@ _RESOURCES: Final = (
 _MODELS: Final = (
     check.CheckRequest,
     Answer,
-    *stored.MODELS,
+    *limit_models.MODELS,
     *clients.MODELS,
     health.Health,
     Status,
@@ -70,52 +71,53 @@ _MODELS: Final = (
 
 
 async def _end_process_on_failure(limiter: Limiter) -> None:
-    """A gateway that can only let everything through is stopped as Ctrl-C would, to be started anew."""
+    """Stop the process if the limiter fails for good: only a restart makes it use the store again."""
     await limiter.until_failure()
     signal.raise_signal(signal.SIGTERM)
 
 
 def create_app(settings: GatewaySettings, limiter: Limiter | None = None) -> FastAPI:
-    """The application; its lifespan starts and stops the limiter.
+    """Return the application. Its lifespan starts and stops the limiter.
 
     Args:
-        settings: Read once, here.
-        limiter: One not yet entered; made from *settings* if not given.
+        settings: The gateway's settings.
+        limiter: A limiter that is not started. By default, a new one with *settings*.
 
     Raises:
-        SettingsError: the mapping of Envoy's descriptors cannot be used.
+        SettingsError: The file that maps Envoy's descriptors is invalid.
     """
     limiter = limiter or Limiter(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with limiter:
-            log.info("gateway on %s, Kafka at %s", url_of(settings.host, settings.port), settings.bootstrap)
-            watching = asyncio.create_task(_end_process_on_failure(limiter))
+            log.info(
+                "the gateway listens on %s and uses Kafka at %s",
+                url_of(settings.host, settings.port),
+                settings.bootstrap,
+            )
+            failure_watch = asyncio.create_task(_end_process_on_failure(limiter))
             yield
-            watching.cancel()
+            failure_watch.cancel()
 
-    app = openapi.Api(
+    app = openapi.MsgspecFastAPI(
         title="Stoplog",
         version=__version__,
         description=_DESCRIPTION,
         openapi_tags=openapi.TAGS,
         default_response_class=Response,
         generate_unique_id_function=lambda route: route.name,
-        redirect_slashes=False,  # an id may end in a slash
-        docs_url=None,  # gateway/stoplog_gateway/http/routes/docs.py
+        redirect_slashes=False,  # ids can end with a slash
+        docs_url=None,  # routes/docs.py serves the page
         redoc_url=None,
         lifespan=lifespan,
-        telemetry={"tracing": False},  # its spans name paths, and those name clients
+        telemetry={"tracing": False},  # spans of the framework contain paths, and paths contain client ids
     )
-    app.models, app.resources = _MODELS, _RESOURCES
+    app.models, app.documented_routers = _MODELS, _ROUTERS
     app.state.settings = settings
     app.state.limiter = limiter
     app.state.mapping = load_mapping(settings.envoy_mapping)
-    for resource in _RESOURCES:
-        app.include_router(resource)
-    app.include_router(console.router)
-    app.include_router(docs.router)
-    app.include_router(envoy.router)
+    for router in (*_ROUTERS, console.router, docs.router, envoy_json.router):
+        app.include_router(router)
     problems.install(app)
     return app

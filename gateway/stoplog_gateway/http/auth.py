@@ -1,20 +1,21 @@
-"""Who may change limits, reset counters and list clients, whose ids may be API keys.
+"""Authorize the requests that change limits, reset counters or list clients (client ids can be API keys).
 
-All else, checks above all, is open to whoever can connect.
+All other routes, including checks, are open to every API caller that can connect.
 
-==================  ==============================================================================
-listens on          it is accepted
-==================  ==============================================================================
-anything, a token   with ``Authorization: Bearer <token>``; nothing else is looked at, since neither
-                    another site's page nor a proxy's caller can add a token they do not know
-loopback, no token  from programs on this machine: ``Host`` names loopback (a rebound DNS name does
-                    not), ``Origin``, which browsers send, is this very address, and no proxy says
-                    that it forwards for somebody else
-beyond, no token    never: 403 says why
-==================  ==============================================================================
+====================  ============================================================================
+the gateway           accepts these requests
+====================  ============================================================================
+has an admin token    with ``Authorization: Bearer <token>``. It ignores all other header fields: a page of
+                      another site, or a client behind a proxy, does not know the token
+listens on loopback,  from programs on the same machine: ``Host`` is a loopback name or address (this excludes
+without a token       DNS rebinding), ``Origin``, if present, is the gateway's own address, and no header
+                      field of a proxy is present
+listens elsewhere,    never; the 403 response states the reason
+without a token
+====================  ============================================================================
 
-A proxy on this machine that says nothing of itself cannot be told from a program here: behind any proxy,
-set a token.
+A proxy on the same machine that adds no header field looks like a local program. Therefore, set a token
+behind any proxy.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from stoplog_gateway.http.problems import FORBIDDEN, UNAUTHORIZED, ProblemError
 from stoplog_gateway.settings import GatewaySettings
 
 _SET_TOKEN: Final = "set STOPLOG_ADMIN_TOKEN and send Authorization: Bearer <token>"
-_FORWARDED: Final = (
+_PROXY_HEADERS: Final = (
     "forwarded",
     "via",
     "x-forwarded-for",
@@ -38,11 +39,11 @@ _FORWARDED: Final = (
     "x-forwarded-proto",
     "x-real-ip",
 )
-"""Fields by which a proxy says that it forwards for somebody else."""
+"""Header fields that proxies add to forwarded requests."""
 
 
-async def guard(request: Request) -> None:
-    """A dependency of every route that changes something or lists clients.
+async def require_admin(request: Request) -> None:
+    """Authorize a request. A dependency of every route that changes data or lists clients.
 
     Raises:
         ProblemError: 401 or 403.
@@ -51,10 +52,11 @@ async def guard(request: Request) -> None:
 
 
 def authorize(settings: GatewaySettings, headers: Headers) -> None:
-    """Accept a request with these *headers*, or say why not.
+    """Return if a request with these *headers* is authorized.
 
     Raises:
-        ProblemError: 401, the token is missing or wrong; 403, no token could help.
+        ProblemError: 401 if the token is missing or wrong; 403 if the gateway has no token and the request
+            is not local.
     """
     if settings.admin_token is not None:
         return _require_token(settings.admin_token.get_secret_value(), headers.get("authorization"))
@@ -70,7 +72,7 @@ def authorize(settings: GatewaySettings, headers: Headers) -> None:
         raise _foreign("Host", host)
     if origin is not None and origin.lower() != f"http://{host}".lower():
         raise _foreign("Origin", origin)
-    for name in _FORWARDED:
+    for name in _PROXY_HEADERS:
         if name in headers:
             raise _foreign(name.title(), headers[name])
 
@@ -79,7 +81,7 @@ def _require_token(token: str, authorization: str | None) -> None:
     scheme, _, given = (authorization or "").partition(" ")
     if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
         return
-    detail = "the admin token is not this one" if authorization else "this needs the admin token"
+    detail = "the admin token is wrong" if authorization else "this request needs the admin token"
     challenge = b'Bearer realm="stoplog"' + (b', error="invalid_token"' if authorization else b"")
     raise ProblemError(
         UNAUTHORIZED,
@@ -93,14 +95,14 @@ def _require_token(token: str, authorization: str | None) -> None:
 def _foreign(field: str, value: str) -> ProblemError:
     return ProblemError(
         FORBIDDEN,
-        f"{field} {value[:80]!r} is not this machine, and without an admin token only it may do this",
+        f"{field} {value[:80]!r} is foreign, and without an admin token only local programs have access",
         field,
         f"call http://127.0.0.1 directly, or {_SET_TOKEN}",
     )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether *host* can only be reached from this machine; a name other than localhost is not trusted.
+    """Return whether *host* is reachable only from this machine. The only trusted name is ``localhost``.
 
     >>> [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "127.9.9.9")]
     [True, True, True, True]

@@ -1,4 +1,4 @@
-"""What routes take from the URL, and from the application."""
+"""Parameters that routes take from the URL and from the application."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stoplog_gateway.settings import GatewaySettings
 
 
 class _IdConvertor(Convertor[str]):
-    """Everything up to the end. Starlette's ``path`` would drop a line feed there, and change another id."""
+    """Match the rest of the path. Starlette's ``path`` drops a line feed at the end, which changes the id."""
 
     regex = r"[\s\S]*"
 
@@ -32,23 +32,23 @@ register_url_convertor("id", _IdConvertor())
 
 ClientId = Annotated[
     str,
-    Path(description="The client, percent-encoded; a slash may stay as it is.", examples=["alice"]),
+    Path(description="Client id, percent-encoded. A slash can stay unencoded.", examples=["alice"]),
     AfterValidator(partial(check_id, field="client_id")),
 ]
 PlanId = Annotated[
     str,
-    Path(description="The plan, percent-encoded; a slash may stay as it is.", examples=["free"]),
+    Path(description="Plan id, percent-encoded. A slash can stay unencoded.", examples=["free"]),
     AfterValidator(partial(check_id, field="plan")),
 ]
 
 
 class ResourceQuery(BaseModel):
-    """``?resource=`` and nothing else: a misspelled one would change the limits of everything."""
+    """``?resource=``. Unknown parameters are errors: a misspelled name would change all resources."""
 
     model_config = ConfigDict(extra="forbid")
 
     resource: Annotated[str, AfterValidator(partial(check_id, field="resource"))] | None = Field(
-        None, description="What is limited apart from the rest, with limits and counters of its own."
+        None, description="A resource with separate limits and counters."
     )
 
 
@@ -56,20 +56,20 @@ Resource = Annotated[ResourceQuery, Query()]
 
 
 class CheckQuery(ResourceQuery):
-    """What a check says beside its client."""
+    """The parameters of a check besides its client."""
 
     plan: Annotated[str, AfterValidator(partial(check_id, field="plan"))] | None = Field(
-        None, description="Whose limits hold if the client has none of its own."
+        None, description="Plan whose limits apply if the client has no limits of its own."
     )
 
 
 async def require_utf8(request: Request) -> None:
-    """A dependency of routes with ids in their URL.
+    """Refuse a URL that is not UTF-8. A dependency of routes with ids in their URL.
 
-    The server replaces bytes that are not UTF-8, which would make one id of many.
+    The framework replaces invalid bytes, so different URLs would name the same id.
 
     Raises:
-        InvalidId: the path or the query is not UTF-8.
+        InvalidId: The path or the query is not UTF-8.
     """
     for field, raw in (("path", request.scope["raw_path"]), ("query", request.scope["query_string"])):
         try:
@@ -83,7 +83,7 @@ async def _limiter(request: Request) -> Limiter:
     return limiter
 
 
-Store = Annotated[Limiter, Depends(_limiter)]
+LimiterDep = Annotated[Limiter, Depends(_limiter)]
 
 
 async def _legacy(request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""What went wrong, as RFC 9457 has it, and how every exception becomes that."""
+"""Problem details (RFC 9457): the kinds of problems, and the conversion of exceptions."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from stoplog_gateway.http.responses import PROBLEM, Rendered, RenderedResponse, 
 
 log: Final = logging.getLogger(__name__)
 
-_LATER: Final = (
-    "try again after Retry-After seconds; many limits are read faster page by page, GET /v1/limits"
+_BUSY_REMEDY: Final = (
+    "try again after Retry-After seconds; to read many limits, use the pages of GET /v1/limits"
 )
-_SHOWN: Final = 600
-"""Characters of a detail or a field's name: two ids of 256 bytes, and what is wrong with them."""
+_MAX_TEXT: Final = 600
+"""Characters of a detail or a field name: enough for two ids of 256 bytes and an explanation."""
 
 _METHODS: Final = ("GET", "PUT", "POST", "DELETE")
 
 
 class Kind(NamedTuple):
-    """A type of problem: its status, its name in ``type``, and a title that never varies."""
+    """A kind of problem: the status, the name in ``type``, and the constant title."""
 
     status: int
     name: str
@@ -39,29 +39,29 @@ class Kind(NamedTuple):
 
 
 MALFORMED: Final = Kind(400, "malformed-json", "The body is not JSON")
-BAD_QUESTION: Final = Kind(400, "bad-question", "The rate limit service is asked nothing that it can answer")
+NO_DESCRIPTOR: Final = Kind(400, "bad-question", "The request contains no valid descriptor")
 UNAUTHORIZED: Final = Kind(401, "unauthorized", "The admin token is missing or wrong")
-FORBIDDEN: Final = Kind(403, "forbidden", "Changes are not accepted from here")
-NO_CLIENT: Final = Kind(403, "no-client", "The request names no client that can be used")
-NOT_FOUND: Final = Kind(404, "not-found", "There is no such route")
-NO_LIMITS: Final = Kind(404, "no-limits", "No limits of its own")
-METHOD: Final = Kind(405, "method-not-allowed", "The route does not know this method")
+FORBIDDEN: Final = Kind(403, "forbidden", "Access is limited to local programs")
+NO_CLIENT: Final = Kind(403, "no-client", "The request contains no valid client id")
+NOT_FOUND: Final = Kind(404, "not-found", "Route not found")
+NO_LIMITS: Final = Kind(404, "no-limits", "No limits are stored under this name")
+METHOD: Final = Kind(405, "method-not-allowed", "The route does not support this method")
 TOO_LARGE: Final = Kind(413, "too-large", "The body is too large")
-CONTENT_TYPE: Final = Kind(415, "content-type", "The body's type is not JSON")
-INVALID: Final = Kind(422, "invalid-value", "A value cannot be used")
+CONTENT_TYPE: Final = Kind(415, "content-type", "The content type is not JSON")
+INVALID: Final = Kind(422, "invalid-value", "A value is invalid")
 RATE_LIMITED: Final = Kind(429, "rate-limited", "Too many requests")
-HEAD_TOO_LARGE: Final = Kind(431, "head-too-large", "The request's head is too large")
+HEAD_TOO_LARGE: Final = Kind(431, "head-too-large", "The request header is too large")
 BUG: Final = Kind(500, "internal-error", "The gateway has a bug")
-NOT_INSTALLED: Final = Kind(501, "not-installed", "The gateway lacks packages that this needs")
+NOT_INSTALLED: Final = Kind(501, "not-installed", "The gateway lacks a required package")
 UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
 BUSY: Final = Kind(503, "busy", "Too many reads at once")
-NOT_READY: Final = Kind(503, "not-ready", "Checks are not answered from the store")
+NOT_READY: Final = Kind(503, "not-ready", "The store does not answer checks")
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why a call did not do what it asked for (RFC 9457, with two members of our own).
+    """The reason why a request failed (RFC 9457, with the additional members ``field`` and ``remedy``).
 
-    ``detail`` says what is wrong, ``field`` with which part of the request, ``remedy`` what would do.
+    ``detail`` states the cause, ``field`` names the part of the request, and ``remedy`` suggests a solution.
     """
 
     type: str
@@ -73,7 +73,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class ProblemError(Exception):
-    """Ends a request with a problem."""
+    """Ends a request with a problem response."""
 
     def __init__(
         self,
@@ -89,24 +89,26 @@ class ProblemError(Exception):
 
 
 def problem(kind: Kind, detail: str, field: str | None = None, remedy: str | None = None) -> Problem:
-    """A problem of that *kind*; a long *detail* or *field*, which may be a caller's own text, is cut."""
-    field = None if field is None else _cut(field)
-    return Problem(f"urn:stoplog:problem:{kind.name}", kind.title, kind.status, _cut(detail), field, remedy)
+    """Return a problem of *kind*. Truncate *detail* and *field*, which can contain text of the request."""
+    field = None if field is None else _truncate(field)
+    return Problem(
+        f"urn:stoplog:problem:{kind.name}", kind.title, kind.status, _truncate(detail), field, remedy
+    )
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+def _truncate(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
 
 
 def render_error(exc: Exception) -> Rendered | None:
-    """The problem an exception stands for; ``None`` if it is a bug."""
+    """Return the problem response for an expected exception, and ``None`` for any other (a bug)."""
     match exc:
         case ProblemError():
             return _render(exc.problem, exc.headers)
         case InvalidInput():
             return _render(problem(INVALID, f"{exc.field}: {exc.problem}", exc.field, exc.remedy))
         case Busy():
-            return _render(problem(BUSY, str(exc), None, _LATER), [(b"retry-after", b"1")])
+            return _render(problem(BUSY, str(exc), None, _BUSY_REMEDY), [(b"retry-after", b"1")])
         case Unavailable():
             return _render(problem(UNAVAILABLE, str(exc), None, "try again when /readyz answers 200"))
         case _:
@@ -114,33 +116,33 @@ def render_error(exc: Exception) -> Rendered | None:
 
 
 def render_bug(scope: Scope) -> Rendered:
-    """The problem that the exception being handled is, which nobody expected; the log has it."""
-    log.exception("a bug in %s %r", scope["method"], scope["path"][:200])
-    return _render(problem(BUG, "the gateway failed in a way it should not; its log has the traceback"))
+    """Log the exception that is being handled, a bug, and return its problem response."""
+    log.exception("bug in %s %r", scope["method"], scope["path"][:200])
+    return _render(problem(BUG, "an unexpected error occurred; the gateway's log has the traceback"))
 
 
-def _render(what: Problem, headers: Headers | None = None) -> Rendered:
-    return render(what, what.status, headers or (), media=PROBLEM)
+def _render(found: Problem, headers: Headers | None = None) -> Rendered:
+    return render(found, found.status, headers or (), media=PROBLEM)
 
 
 def install(app: FastAPI) -> None:
-    """Have *app* answer every exception with a problem."""
+    """Make *app* answer every exception with a problem response."""
     for kind in (ProblemError, InvalidInput, Busy, Unavailable):
-        app.add_exception_handler(kind, _expected)
-    app.add_exception_handler(RequestValidationError, _parameters)
-    app.add_exception_handler(HTTPException, _routing)
-    app.add_exception_handler(ClientDisconnect, _gone)
+        app.add_exception_handler(kind, _on_expected_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
+    app.add_exception_handler(HTTPException, _on_routing_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_middleware(CatchBugs)
 
 
-async def _expected(_: Request, exc: Exception) -> Response:
+async def _on_expected_error(_: Request, exc: Exception) -> Response:
     rendered = render_error(exc)
     assert rendered is not None
     return RenderedResponse(rendered)
 
 
-async def _parameters(_: Request, exc: Exception) -> Response:
-    """Path and query parameters are FastAPI's to read; bodies are not."""
+async def _on_invalid_parameter(_: Request, exc: Exception) -> Response:
+    """Handle FastAPI's validation errors, which concern path and query parameters only."""
     assert isinstance(exc, RequestValidationError)
     first = exc.errors()[0]
     name = str(first["loc"][-1])
@@ -151,16 +153,16 @@ async def _parameters(_: Request, exc: Exception) -> Response:
     return RenderedResponse(_render(problem(INVALID, detail, name, remedy)))
 
 
-async def _routing(request: Request, exc: Exception) -> Response:
+async def _on_routing_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     path = request.scope["path"]
     if exc.status_code == 405:
-        # The framework names the methods of the first route only; ours has a route a method.
+        # Each method is a route of its own. The framework would name the methods of the first route only.
         allowed = ", ".join(_methods_of(request))
-        what = problem(METHOD, f"{request.method} {path}", "method", f"use {allowed}")
-        return RenderedResponse(_render(what, [(b"allow", allowed.encode())]))
-    what = problem(NOT_FOUND, f"no route {path}", "path", "see /docs for the routes there are")
-    return RenderedResponse(_render(what))
+        found = problem(METHOD, f"{request.method} {path}", "method", f"use {allowed}")
+        return RenderedResponse(_render(found, [(b"allow", allowed.encode())]))
+    found = problem(NOT_FOUND, f"no route {path}", "path", "see /docs for all routes")
+    return RenderedResponse(_render(found))
 
 
 def _methods_of(request: Request) -> list[str]:
@@ -169,33 +171,36 @@ def _methods_of(request: Request) -> list[str]:
     return [s["method"] for s in scopes if any(r.matches(s)[0] is Match.FULL for r in routes)]
 
 
-async def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=400)  # read by nobody: the caller has hung up
+async def _on_disconnect(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # no one receives it: the client has disconnected
 
 
 class CatchBugs:
-    """Turns an exception that nobody expected into a 500 without internals, and one log entry.
+    """Turn an unexpected exception into one log entry and a 500 response without internals.
 
-    Inside the framework's own, which would raise it again and have the server log it twice.
+    The framework's own handler re-raises the exception, so that the server would log it a second time.
+    Therefore, this middleware runs inside it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve, and catch what nothing inside did."""
+        """Call the application, and handle an exception that it does not handle."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         started = False
 
-        async def note_start(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, note_start)
+            await self.app(scope, receive, send_and_record)
         except Exception:
-            if started:  # too late for another answer: the server logs it and hangs up
+            if (
+                started
+            ):  # too late for another response: the server logs the exception and closes the connection
                 raise
             await RenderedResponse(render_bug(scope))(scope, receive, send)

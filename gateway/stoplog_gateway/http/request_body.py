@@ -1,4 +1,4 @@
-"""Request bodies: their type, their size while they arrive, and their decoding."""
+"""Request bodies: check the type, limit the size while the body arrives, and decode JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from stoplog.errors import InvalidInput
 from stoplog_gateway.http.problems import CONTENT_TYPE, MALFORMED, TOO_LARGE, ProblemError
 
 MAX_BODY: Final = 1 << 20
-"""Bytes of any body but those below."""
+"""Maximum bytes of a body, unless one of the limits below applies."""
 
 MAX_LIST_BODY: Final = 4 << 20
-"""Bytes of a list of checks: 10,000 of them at some 400 bytes."""
+"""Maximum bytes of a list of checks: 10,000 checks of about 400 bytes."""
 
 MAX_SLOW_BODY: Final = 32 << 10
-"""Bytes of a body that protobuf parses in Python: at worst some 40 ms, in which nothing else is answered."""
+"""Maximum bytes of a body that protobuf parses in Python. Parsing blocks the event loop for up to 40 ms."""
 
 _MESSAGE: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
 _NAMED: Final = re.compile(
@@ -29,10 +29,11 @@ T = TypeVar("T")
 
 
 def json_body(limit: int) -> Callable[[Request], Awaitable[bytes]]:
-    """A dependency that reads a JSON body of at most *limit* bytes.
+    """Return a dependency that reads a JSON body of at most *limit* bytes.
 
-    The type is required: a browser's page may send a body without it to any address, loopback
-    included, without asking first; with it the browser has to ask, and is not answered.
+    The content type is required as a protection against other sites: for a JSON request to another origin, a
+    browser sends a preflight request first, which the gateway does not answer. Without the type, a page could
+    send requests to any address, including loopback.
     """
 
     async def read(request: Request) -> bytes:
@@ -48,7 +49,7 @@ SlowJsonBody = Annotated[bytes, Depends(json_body(MAX_SLOW_BODY))]
 
 
 def require_json(content_type: str | None) -> None:
-    """Refuse what does not say that it is JSON.
+    """Refuse a content type other than JSON.
 
     Raises:
         ProblemError: 415.
@@ -61,7 +62,7 @@ def require_json(content_type: str | None) -> None:
 
 
 def is_json(content_type: str) -> bool:
-    """Whether that is JSON's type, whatever its parameters.
+    """Return whether *content_type* is JSON, with any parameters.
 
     >>> [is_json(t) for t in ("application/json", "Application/JSON; charset=utf-8", "application/jsonx", "")]
     [True, True, False, False]
@@ -70,10 +71,10 @@ def is_json(content_type: str) -> bool:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Read at most *limit* bytes; more is refused before it is in memory, announced or not.
+    """Return the body. Refuse a larger one before it is in memory, with or without ``Content-Length``.
 
     Raises:
-        ProblemError: 413; the connection is closed, since the rest of the body is still in it.
+        ProblemError: 413. The response closes the connection, because the rest of the body is still unread.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit):
@@ -92,9 +93,9 @@ def _too_large(limit: int) -> ProblemError:
     most = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
     return ProblemError(
         TOO_LARGE,
-        f"the body is over {most}",
+        f"the body exceeds {most}",
         "body",
-        f"send at most {most} at once",
+        f"send at most {most} per request",
         [(b"connection", b"close")],
     )
 
@@ -103,8 +104,8 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     """Decode *body*.
 
     Raises:
-        ProblemError: 400, not JSON.
-        InvalidInput: JSON, but not what was asked for; names the field.
+        ProblemError: 400, the body is not JSON.
+        InvalidInput: The JSON does not match the schema; names the field.
     """
     try:
         return decoder.decode(body)
@@ -113,13 +114,15 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except UnicodeDecodeError as exc:
         raise ProblemError(MALFORMED, "the body is not UTF-8", "body", "send JSON in UTF-8") from exc
     except msgspec.DecodeError as exc:
-        raise ProblemError(MALFORMED, str(exc), "body", "send one JSON value and nothing else") from exc
+        raise ProblemError(MALFORMED, str(exc), "body", "send exactly one JSON value") from exc
     except RecursionError as exc:
-        raise ProblemError(MALFORMED, "nested too deeply", "body", "see its schema in /docs") from exc
+        raise ProblemError(
+            MALFORMED, "the body is nested too deeply", "body", "see its schema in /docs"
+        ) from exc
 
 
 def _invalid(message: str) -> InvalidInput:
-    """Read msgspec's text, ``Expected `int`, got `str` - at `$[3].cost```, as field, problem and remedy."""
+    """Convert msgspec's message, such as ``Expected `int`, got `str` - at `$[3].cost```."""
     match = _MESSAGE.fullmatch(message)
     assert match is not None
     what, path = match["what"], match["path"] or ""

@@ -1,4 +1,4 @@
-"""A response before any framework: what the routes and the hot path both send."""
+"""Responses that are independent of the web framework; the routes and the fast path send them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Rendered(NamedTuple):
-    """Status, header fields (``content-length`` included) and body."""
+    """Status, header fields (including ``content-length``) and body."""
 
     status: int
     headers: Headers
@@ -27,14 +27,14 @@ class Rendered(NamedTuple):
 def render(
     value: Any, status: int = 200, extra: Iterable[tuple[bytes, bytes]] = (), *, media: bytes = JSON
 ) -> Rendered:
-    """Encode *value* as JSON, with the *extra* header fields."""
+    """Return a response with *value* as JSON and with the *extra* header fields."""
     body = _encode(value)
     headers = [(b"content-type", media), (b"content-length", b"%d" % len(body)), *extra]
     return Rendered(status, headers, body)
 
 
 class RenderedResponse(Response):
-    """Sends a :class:`Rendered` from a route."""
+    """A Starlette response with the content of a :class:`Rendered`."""
 
     def __init__(self, rendered: Rendered) -> None:
         self.status_code, self.raw_headers, self.body = rendered
@@ -42,5 +42,5 @@ class RenderedResponse(Response):
 
 
 def respond(value: Any, status: int = 200, extra: Iterable[tuple[bytes, bytes]] = ()) -> RenderedResponse:
-    """A route's JSON response."""
+    """Return a route's JSON response."""
     return RenderedResponse(render(value, status, extra))

@@ -52,7 +52,7 @@ def serve_forked(settings: GatewaySettings) -> None:
     """
     if sys.platform != "linux":
         raise SettingsError(
-            f"STOPLOG_PROCESSES={settings.processes}: only Linux distributes the connections of a shared port "
+            f"STOPLOG_PROCESSES={settings.processes}: only Linux distributes connections to a shared port "
             f"evenly; start several gateways on ports of their own"
         )
     settings = settings.model_copy(update={"port": settings.port or free_port()})

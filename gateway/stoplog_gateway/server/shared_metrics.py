@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from stoplog.client.metrics import GAUGES
 
 WRITE_INTERVAL_S: Final = 1.0
-"""Seconds between two writes: the age of what other processes show, and the counts that a SIGKILL can lose."""
+"""Seconds between two writes: the age of other processes' values, and the counts that a SIGKILL can lose."""
 
 
 class SharedMetrics(Collector):

@@ -1,1 +1,1 @@
-"""The HTTP API, one module a resource."""
+"""The routes of the HTTP API, one module per resource."""

@@ -1,7 +1,7 @@
-"""``/v1/authorize``: a check as proxies ask it before they pass a request on, by status and header fields.
+"""``/v1/authorize``: check a request on behalf of a proxy, which reads the status and the header fields.
 
-For Traefik's ForwardAuth and nginx's ``auth_request``, which send GET to one URL, and for Envoy's ext_authz,
-which sends the method and puts the path of what it asks for behind its prefix.
+Traefik's ForwardAuth and nginx's ``auth_request`` send GET requests to one URL. Envoy's ext_authz sends the
+original method, and appends the original path to its path prefix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST, check_id
 from stoplog_gateway.http import openapi
-from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, Store, require_utf8
+from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, LimiterDep, require_utf8
 from stoplog_gateway.http.problems import INVALID, NO_CLIENT, RATE_LIMITED, ProblemError
 from stoplog_gateway.http.responses import respond
 from stoplog_gateway.http.routes.check import HEADERS
@@ -30,23 +30,23 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 
 
 class AuthorizeQuery(CheckQuery):
-    """What the proxy's configuration fixes. A caller must not: his query never comes to this URL."""
+    """Query of the URL in the proxy's configuration. A client's own query never reaches this route."""
 
-    cost: int = Field(1, ge=0, le=MAX_COST, description="Requests to spend; 0 only looks.")
+    cost: int = Field(1, ge=0, le=MAX_COST, description="Cost to charge; 0 charges nothing.")
 
 
 async def _client(request: Request) -> str:
-    """The client that the header of ``STOPLOG_CLIENT_HEADER`` names.
+    """Return the client id in the header field of ``STOPLOG_CLIENT_HEADER``.
 
     Raises:
-        ProblemError: 403, a status that every proxy passes on: what is wrong here may be the caller's doing.
+        ProblemError: 403. Every proxy forwards this status, and the API caller may have caused the error.
     """
     settings: GatewaySettings = request.app.state.settings
     name = settings.client_header
     values = [value for key, value in request.headers.raw if key == name.lower().encode()]
     if len(values) != 1:
-        what = "is sent more than once" if values else "is missing"
-        raise _no_client(name, f"{name} {what}", "have the proxy set it to who is limited")
+        fault = "occurs more than once" if values else "is missing"
+        raise _no_client(name, f"{name} {fault}", "configure the proxy to set it to the client id")
     try:
         return check_id(values[0].decode(), name)
     except UnicodeDecodeError:
@@ -68,14 +68,14 @@ _HEADER: Final = {
     "name": "X-Client-Id",
     "in": "header",
     "required": True,
-    "description": "Who spends, in UTF-8; `STOPLOG_CLIENT_HEADER` names another field.",
+    "description": "Client id, in UTF-8. `STOPLOG_CLIENT_HEADER` sets another header field.",
     "schema": {"type": "string", "examples": ["alice"]},
 }
 
 router = APIRouter(
     tags=["checks"],
     default_response_class=Response,
-    generate_unique_id_function=lambda route: route.name,  # FastAPI's own needs a method
+    generate_unique_id_function=lambda route: route.name,  # FastAPI's default needs a method
 )
 
 
@@ -84,36 +84,44 @@ router = APIRouter(
 )
 @router.get(
     "/v1/authorize",
-    summary="May a proxy pass this on?",
+    summary="Authorize a request for a proxy",
     dependencies=[Depends(require_utf8)],
     responses={
-        **openapi.answers(200, "Pass it on", openapi.ref(Answer), _EXAMPLES, HEADERS),
-        **openapi.fails(
+        **openapi.success(
+            200, "The proxy should forward the request", openapi.schema_of(Answer), _EXAMPLES, HEADERS
+        ),
+        **openapi.failures(
             (RATE_LIMITED, "the limit of 100 is used up", None, "try again in 12 s"),
-            (NO_CLIENT, "X-Client-Id is missing", "X-Client-Id", "have the proxy set it to who is limited"),
+            (
+                NO_CLIENT,
+                "X-Client-Id is missing",
+                "X-Client-Id",
+                "configure the proxy to set it to the client id",
+            ),
             (INVALID, "cost: out of bounds", "cost", "use 0 to 1,000,000; 0 only looks"),
         ),
     },
     openapi_extra={"parameters": [_HEADER]},
 )
 async def authorize(
-    client: Client, query: Annotated[AuthorizeQuery, Query()], limiter: Store, legacy: LegacyHeaders
+    client: Client, query: Annotated[AuthorizeQuery, Query()], limiter: LimiterDep, legacy: LegacyHeaders
 ) -> Response:
-    """Spend `cost` of the client that `X-Client-Id` names (`STOPLOG_CLIENT_HEADER`: another header field).
+    """Charge `cost` to the client in the header field `X-Client-Id` (or that of `STOPLOG_CLIENT_HEADER`).
 
-    200 if all its limits allow it, or if the store does not answer in time; 429 if not. Any method is
-    answered so, and any path below this one, whose query then means nothing here.
+    The status is 200 if all limits allow the request, or if the check fails open because the store does not
+    answer in time. Otherwise it is 429. The route accepts every method and every path below it. Below it, the
+    query is ignored.
     """
-    return await _asked(client, query, limiter, legacy)
+    return await _authorize(client, query, limiter, legacy)
 
 
 @router.api_route("/v1/authorize/{path:id}", methods=_ANY_METHOD, include_in_schema=False)
-async def authorize_below(client: Client, limiter: Store, legacy: LegacyHeaders) -> Response:
-    """The same with the caller's own path behind it; his query is not the proxy's."""
-    return await _asked(client, AuthorizeQuery(), limiter, legacy)
+async def authorize_below(client: Client, limiter: LimiterDep, legacy: LegacyHeaders) -> Response:
+    """Handle a URL to which the proxy appended the original path. Its query is the client's: ignore it."""
+    return await _authorize(client, AuthorizeQuery(), limiter, legacy)
 
 
-async def _asked(client: str, query: AuthorizeQuery, limiter: Store, legacy: bool) -> Response:
+async def _authorize(client: str, query: AuthorizeQuery, limiter: LimiterDep, legacy: bool) -> Response:
     answer = await limiter.check(client, query.cost, plan=query.plan or "", resource=query.resource or "")
     headers = [_NO_STORE, *rate_limit_headers(answer, legacy=legacy)]
     if answer.allowed:

@@ -1,7 +1,7 @@
-"""``POST /v1/check`` and ``/v1/checks``: may this client spend this now?
+"""``POST /v1/check`` and ``/v1/checks``: check whether a client may spend a cost now.
 
-Reading a check and rendering its answer are plain functions over bytes, so that a path without a
-framework gives the same answers as these routes.
+Plain functions over bytes parse the checks and render the answers. The fast path uses the same functions, so
+it sends the same responses as these routes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST, MAX_ID_BYTES, check_cost, check_id
 from stoplog.wire.checks import MAX_BATCH, Check
 from stoplog_gateway.http import openapi
-from stoplog_gateway.http.params import LegacyHeaders, Store
+from stoplog_gateway.http.params import LegacyHeaders, LimiterDep
 from stoplog_gateway.http.problems import INVALID
 from stoplog_gateway.http.request_body import JsonBody, JsonListBody, decode
 from stoplog_gateway.http.responses import Rendered, RenderedResponse, render, respond
@@ -31,53 +31,54 @@ def _id(description: str) -> msgspec.Meta:
 
 
 class CheckRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """May *client_id* spend *cost* now? Ids are 1 to 256 bytes of UTF-8 without control characters."""
+    """A check. Ids are 1 to 256 bytes of UTF-8 without control characters."""
 
-    client_id: Annotated[str, _id("Who spends: an API key, a user id.")]
+    client_id: Annotated[str, _id("Client id, such as an API key or a user id.")]
     cost: Annotated[
         int,
         msgspec.Meta(
-            description="Requests to spend; 0 only looks.",
+            description="Cost to charge; 0 charges nothing.",
             extra_json_schema={"minimum": 0, "maximum": MAX_COST},
         ),
     ] = 1
-    plan: Annotated[str | None, _id("Whose limits hold if the client has none of its own.")] = None
-    resource: Annotated[str | None, _id("What is limited apart from the rest.")] = None
+    plan: Annotated[str | None, _id("Plan whose limits apply if the client has no limits of its own.")] = None
+    resource: Annotated[str | None, _id("Resource with separate limits and counters.")] = None
 
 
-_one: Final = msgspec.json.Decoder(CheckRequest)
-_many: Final = msgspec.json.Decoder(list[CheckRequest])
+_check_decoder: Final = msgspec.json.Decoder(CheckRequest)
+_list_decoder: Final = msgspec.json.Decoder(list[CheckRequest])
 
 
 def parse_check(body: bytes) -> Check:
-    """Read the body of one check.
+    """Parse the body of one check.
 
     Raises:
-        ProblemError: 400, not JSON.
-        InvalidInput: names the field.
+        ProblemError: 400, the body is not JSON.
+        InvalidInput: A value is invalid; names the field.
     """
-    return _valid(decode(_one, body))
+    return _validated(decode(_check_decoder, body))
 
 
 def parse_checks(body: bytes) -> list[Check]:
-    """Read a list of checks; as :func:`parse_check`, fields named ``[3].cost``.
+    """Parse a list of checks.
 
     Raises:
-        InvalidInput: also for more than 10,000 checks.
+        ProblemError: 400, the body is not JSON.
+        InvalidInput: A value is invalid (the field is named as in ``[3].cost``), or the list is too long.
     """
-    requests = decode(_many, body)
+    requests = decode(_list_decoder, body)
     if len(requests) > MAX_BATCH:
-        raise InvalidInput("body", f"{len(requests)} checks", f"send at most {MAX_BATCH:,} at once")
+        raise InvalidInput("body", f"{len(requests)} checks", f"send at most {MAX_BATCH:,} per request")
     checks = []
     for i, request in enumerate(requests):
         try:
-            checks.append(_valid(request))
+            checks.append(_validated(request))
         except InvalidInput as exc:
             raise exc.within(f"[{i}].") from None
     return checks
 
 
-def _valid(request: CheckRequest) -> Check:
+def _validated(request: CheckRequest) -> Check:
     plan, resource = request.plan, request.resource
     return Check(
         check_id(request.client_id, "client_id"),
@@ -88,9 +89,9 @@ def _valid(request: CheckRequest) -> Check:
 
 
 def render_answer(answer: Answer, *, legacy: bool) -> Rendered:
-    """The response to one check; a denial is a 200 too: the call worked.
+    """Return the response to one check. The status is 200 for a denial too, because the call succeeded.
 
-    *legacy*: with the older header fields.
+    *legacy* adds the ``X-RateLimit-*`` header fields.
     """
     return render(answer, extra=rate_limit_headers(answer, legacy=legacy))
 
@@ -99,9 +100,9 @@ _ALLOWED: Final = Answer(True, 100, 99, 60_000, 0, -1)
 _DENIED: Final = Answer(False, 100, 0, 60_000, 12_000, 41)
 _EXAMPLES: Final = {"allowed": _ALLOWED, "denied": _DENIED, "degraded": FAIL_OPEN[BREAKER_OPEN]}
 HEADERS: Final = {
-    "RateLimit-Policy": '`"default";q=100`: the limit nearest to being used up; absent without one.',
-    "RateLimit": '`"default";r=99;t=60`: what is left of it, and in how many seconds it is whole again.',
-    "Retry-After": "Seconds until the same check would pass; on a denial that waiting can help.",
+    "RateLimit-Policy": '`"default";q=100`: the limit closest to exhaustion. Absent if no limit applies.',
+    "RateLimit": '`"default";r=99;t=60`: remaining cost, and seconds until the limit is fully restored.',
+    "Retry-After": "Seconds until the same check is allowed. Only on a denial that waiting can resolve.",
 }
 
 
@@ -112,13 +113,13 @@ router = APIRouter(tags=["checks"], default_response_class=Response)
 
 @router.post(
     "/v1/check",
-    summary="Spend, if the limit allows it",
+    summary="Check and charge a client",
     responses={
-        **openapi.answers(200, "Allowed or denied", openapi.ref(Answer), _EXAMPLES, HEADERS),
-        **openapi.fails(*openapi.BODY_FAILS, _BAD_COST),
+        **openapi.success(200, "Allowed or denied", openapi.schema_of(Answer), _EXAMPLES, HEADERS),
+        **openapi.failures(*openapi.BODY_FAILURES, _BAD_COST),
     },
-    openapi_extra=openapi.body(
-        openapi.ref(CheckRequest),
+    openapi_extra=openapi.json_body(
+        openapi.schema_of(CheckRequest),
         {
             "simple": {"client_id": "alice"},
             "full": {"client_id": "alice", "cost": 3, "plan": "free", "resource": "POST /orders"},
@@ -126,34 +127,34 @@ router = APIRouter(tags=["checks"], default_response_class=Response)
         },
     ),
 )
-async def check(body: JsonBody, limiter: Store, legacy: LegacyHeaders) -> Response:
-    """Spend `cost` of the client's limit if all its limits allow it; otherwise spend nothing.
+async def check(body: JsonBody, limiter: LimiterDep, legacy: LegacyHeaders) -> Response:
+    """Charge `cost` to the client if all its limits allow it; otherwise charge nothing.
 
-    A denial is a 200 with `allowed: false`. When the store does not answer within the deadline the
-    check is let through: `degraded: true`, and `reason` says why.
+    A denial has the status 200 and `allowed: false`. If the store does not answer within the deadline, the
+    check fails open: it is allowed with `degraded: true`, and `reason` states the cause.
     """
-    asked = parse_check(body)
-    answer = await limiter.check(asked.client, asked.cost, plan=asked.plan, resource=asked.resource)
+    parsed = parse_check(body)
+    answer = await limiter.check(parsed.client, parsed.cost, plan=parsed.plan, resource=parsed.resource)
     return RenderedResponse(render_answer(answer, legacy=legacy))
 
 
 @router.post(
     "/v1/checks",
-    summary="Many checks at once",
+    summary="Check and charge many clients",
     responses={
-        **openapi.answers(
+        **openapi.success(
             200,
-            "An answer for each, in order",
-            openapi.array(Answer, MAX_BATCH),
+            "One answer per check, in the same order",
+            openapi.array_of(Answer, MAX_BATCH),
             {"two": [_ALLOWED, _DENIED]},
         ),
-        **openapi.fails(*openapi.BODY_FAILS, _BAD_COST),
+        **openapi.failures(*openapi.BODY_FAILURES, _BAD_COST),
     },
-    openapi_extra=openapi.body(
-        openapi.array(CheckRequest, MAX_BATCH),
+    openapi_extra=openapi.json_body(
+        openapi.array_of(CheckRequest, MAX_BATCH),
         {"two": [{"client_id": "alice"}, {"client_id": "bob", "cost": 2, "resource": "login"}]},
     ),
 )
-async def check_list(body: JsonListBody, limiter: Store) -> Response:
-    """Up to 10,000 checks, decided each on its own. One that cannot be used refuses the whole list."""
+async def check_list(body: JsonListBody, limiter: LimiterDep) -> Response:
+    """Decide up to 10,000 checks independently. One invalid check makes the request fail as a whole."""
     return respond(await limiter.check_many(parse_checks(body)))

@@ -1,4 +1,4 @@
-"""``/v1/clients``: who is rejected most, how one of them stands, and its counters emptied."""
+"""``/v1/clients``: list the most rejected clients, show a client's usage, and reset its counters."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from starlette.responses import Response
 from stoplog.client.top_rejected import ENTRIES, SLICE_S, SLICES, Rejected
 from stoplog.wire.replies import WindowUse
 from stoplog_gateway.http import openapi
-from stoplog_gateway.http.auth import guard
-from stoplog_gateway.http.params import CheckQuery, ClientId, Resource, Store, require_utf8
+from stoplog_gateway.http.auth import require_admin
+from stoplog_gateway.http.params import CheckQuery, ClientId, LimiterDep, Resource, require_utf8
 from stoplog_gateway.http.problems import BUSY, UNAVAILABLE
 from stoplog_gateway.http.responses import respond
 
 
 class RejectedClients(msgspec.Struct, frozen=True):
-    """Clients by their rejected checks of the last `seconds`, most first.
+    """Clients with the most rejected checks in the last `seconds`, in descending order.
 
-    `gateway`: who answered, for all processes on its port.
+    `gateway` is the gateway that answered. The list includes all processes on its port.
     """
 
     gateway: str
@@ -29,7 +29,7 @@ class RejectedClients(msgspec.Struct, frozen=True):
 
 
 class HeldTo(msgspec.Struct, frozen=True):
-    """Where limits are stored; `id` is null for the default, `resource` where they hold for none."""
+    """The name under which limits are stored. `id` is null for the default; `resource` can be null."""
 
     kind: Literal["client", "plan", "default"]
     id: str | None
@@ -37,9 +37,9 @@ class HeldTo(msgspec.Struct, frozen=True):
 
 
 class ClientUsage(msgspec.Struct, frozen=True):
-    """How a client stands; `windows` is empty where it is unlimited.
+    """A client's usage. `windows` is empty if the client is unlimited.
 
-    `held_to`: whose limits these are; null: the built-in ones.
+    `held_to` names the limits that apply; null means the built-in default.
     """
 
     client_id: str
@@ -51,7 +51,7 @@ class ClientUsage(msgspec.Struct, frozen=True):
 
 
 class ResetCounters(msgspec.Struct, frozen=True):
-    """A reset; `applied` false: it is stored and will be applied, but nobody confirmed that in time."""
+    """A reset. If `applied` is false, it is stored and will be applied, but was not confirmed in time."""
 
     client_id: str
     resource: str | None
@@ -64,39 +64,39 @@ _REJECTED: Final = RejectedClients("gateway-1", 300, [Rejected("mallory", 5_210,
 _USAGE: Final = ClientUsage(
     "alice", None, None, HeldTo("client", "alice", None), 41, [WindowUse("100/minute", 60, 43_000)]
 )
-_SILENT: Final[openapi.Case] = (
+_NO_REPLY: Final[openapi.Failure] = (
     UNAVAILABLE,
     "partition 2 did not answer: is its worker running?",
     None,
     "try again when /readyz answers 200",
 )
-_BUSY: Final[openapi.Case] = (
+_BUSY: Final[openapi.Failure] = (
     BUSY,
     "64 clients are being looked up: try again later",
     None,
     "try again after Retry-After seconds",
 )
-_DONE: Final = ResetCounters("alice", None, True)
-_LATE: Final = ResetCounters("alice", None, False)
+_APPLIED: Final = ResetCounters("alice", None, True)
+_UNCONFIRMED: Final = ResetCounters("alice", None, False)
 
 router = APIRouter(tags=["clients"], default_response_class=Response)
 
 
 @router.get(
     "/v1/clients/rejected",
-    summary="Who is rejected most",
-    dependencies=[Depends(guard)],
+    summary="List the most rejected clients",
+    dependencies=[Depends(require_admin)],
     responses={
-        **openapi.answers(200, "At most 100", openapi.ref(RejectedClients), {"one": _REJECTED}),
-        **openapi.fails(openapi.NO_TOKEN, openapi.BEYOND_LOOPBACK),
+        **openapi.success(200, "At most 100 clients", openapi.schema_of(RejectedClients), {"one": _REJECTED}),
+        **openapi.failures(openapi.NO_TOKEN, openapi.BEYOND_LOOPBACK),
     },
-    openapi_extra=openapi.with_token(),
+    openapi_extra=openapi.admin_only(),
 )
-async def rejected(limiter: Store) -> Response:
-    """Those whom this gateway rejected most in the last minutes, its deny cache included.
+async def rejected(limiter: LimiterDep) -> Response:
+    """List the clients that this gateway rejected most in the last minutes, including its deny cache.
 
-    `checks` may be too high by `surplus`, where more than 100 clients were rejected. Where one port has
-    several processes, it is of all that run now, as of a second ago.
+    If more than 100 clients were rejected, `checks` can be too high by up to `surplus`. If several processes
+    share the port, the list includes all running processes; their values are up to one second old.
     """
     found = limiter.most_rejected()
     return respond(RejectedClients(limiter.node_id, int(SLICE_S * SLICES), found))
@@ -104,15 +104,17 @@ async def rejected(limiter: Store) -> Response:
 
 @router.get(
     "/v1/clients/{client_id:id}/usage",
-    summary="How a client stands",
+    summary="Show a client's usage",
     dependencies=[Depends(require_utf8)],
     responses={
-        **openapi.answers(200, "As its worker knows it", openapi.ref(ClientUsage), {"one": _USAGE}),
-        **openapi.fails(openapi.BAD_RESOURCE, _SILENT, _BUSY),
+        **openapi.success(
+            200, "The usage that the client's worker knows", openapi.schema_of(ClientUsage), {"one": _USAGE}
+        ),
+        **openapi.failures(openapi.BAD_RESOURCE, _NO_REPLY, _BUSY),
     },
 )
-async def usage(client_id: ClientId, query: Annotated[CheckQuery, Query()], limiter: Store) -> Response:
-    """The limits that hold, and what is used of each. Asks the worker and spends nothing."""
+async def usage(client_id: ClientId, query: Annotated[CheckQuery, Query()], limiter: LimiterDep) -> Response:
+    """Return the limits that apply and the usage of each. The client's worker answers; nothing is charged."""
     look = await limiter.look_up(client_id, plan=query.plan or "", resource=query.resource or "")
     key = look.held_to
     held_to = HeldTo(key.kind, key.id or None, key.resource or None) if key else None  # type: ignore[arg-type]
@@ -123,17 +125,24 @@ async def usage(client_id: ClientId, query: Annotated[CheckQuery, Query()], limi
 
 @router.post(
     "/v1/clients/{client_id:id}/reset",
-    summary="Forget what a client has spent",
-    dependencies=[Depends(guard), Depends(require_utf8)],
+    summary="Reset a client's counters",
+    dependencies=[Depends(require_admin), Depends(require_utf8)],
     responses={
-        **openapi.answers(200, "The next check sees it", openapi.ref(ResetCounters), {"applied": _DONE}),
-        **openapi.answers(202, "Not confirmed in time", openapi.ref(ResetCounters), {"unconfirmed": _LATE}),
-        **openapi.fails(*openapi.CHANGE_FAILS, openapi.BAD_RESOURCE),
+        **openapi.success(
+            200, "Applied: the next check sees it", openapi.schema_of(ResetCounters), {"applied": _APPLIED}
+        ),
+        **openapi.success(
+            202,
+            "Stored, but not confirmed in time",
+            openapi.schema_of(ResetCounters),
+            {"unconfirmed": _UNCONFIRMED},
+        ),
+        **openapi.failures(*openapi.CHANGE_FAILURES, openapi.BAD_RESOURCE),
     },
-    openapi_extra=openapi.with_token(),
+    openapi_extra=openapi.admin_only(),
 )
-async def reset(client_id: ClientId, query: Resource, limiter: Store) -> Response:
-    """Empty the client's counters, with `resource` only that resource's. Takes no body."""
-    done = await limiter.reset(client_id, query.resource or "")
-    status = 200 if done.applied else 202
-    return respond(ResetCounters(client_id, query.resource, done.applied), status)
+async def reset(client_id: ClientId, query: Resource, limiter: LimiterDep) -> Response:
+    """Reset the client's counters; with `resource`, only those of that resource. The request has no body."""
+    result = await limiter.reset(client_id, query.resource or "")
+    status = 200 if result.applied else 202
+    return respond(ResetCounters(client_id, query.resource, result.applied), status)

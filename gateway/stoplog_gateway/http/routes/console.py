@@ -1,8 +1,8 @@
-"""``/console``: one page for whoever is on call, and the files it is made of (``gateway/console/``).
+"""``/console``: a page for operators, served from the files in ``stoplog_gateway/console/``.
 
-It reads the JSON routes that anybody may read; lists clients and changes something by those that want the
-admin token, where there is one.
-Its policy lets it load and ask nothing but this gateway, and makes text of whatever it is told.
+The page uses the JSON routes of this gateway. To list clients and to change limits, it sends the admin token
+if the gateway has one. The Content-Security-Policy allows requests to this gateway only, and prevents that
+data becomes markup.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/console")
 async def page() -> Response:
-    """The page."""
+    """Serve the page."""
     return _file("index.html")
 
 
 @router.get("/console/{name}")
 async def part(name: str) -> Response:
-    """Its style, its modules, its icon."""
+    """Serve the style sheet, a script module or the icon."""
     return _file(name)
 
 

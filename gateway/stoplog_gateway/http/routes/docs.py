@@ -1,7 +1,7 @@
-"""``/docs``: the OpenAPI document in Swagger UI, whose files the package ``fastapi-offline`` carries.
+"""``/docs``: show the OpenAPI document in Swagger UI, with the files of the package ``fastapi-offline``.
 
-The page shares its origin with the console, so it runs what this gateway serves and nothing else; nor does it
-need the internet.
+The page has the same origin as the console, so it must run only scripts of this gateway. It works without
+access to the internet.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _PAGE: Final = """\
 </html>
 """
 _START: Final = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true})\n'
-_CARRIED: Final = files("fastapi_offline") / "static"
+_STATIC: Final = files("fastapi_offline") / "static"
 _TYPES: Final = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 _HEADERS: Final = {
-    # Swagger UI sets styles in attributes, and has its icons in data: URLs.
+    # Swagger UI sets styles in attributes, and loads icons from data: URLs.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "cross-origin-opener-policy": "same-origin",
@@ -43,19 +43,19 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/docs")
 async def page() -> Response:
-    """The page."""
+    """Serve the page."""
     return Response(_PAGE, headers=_HEADERS, media_type="text/html")
 
 
 @router.get("/docs/start.js")
 async def start() -> Response:
-    """What starts it."""
+    """Serve the script that starts Swagger UI."""
     return Response(_START, headers=_HEADERS, media_type="text/javascript")
 
 
 @router.get("/docs/{name}")
-async def carried(name: str) -> Response:
-    """Swagger UI itself."""
+async def static_file(name: str) -> Response:
+    """Serve Swagger UI's script or style sheet."""
     if name not in _TYPES:
         raise HTTPException(404)
-    return Response((_CARRIED / name).read_bytes(), headers=_HEADERS, media_type=_TYPES[name])
+    return Response((_STATIC / name).read_bytes(), headers=_HEADERS, media_type=_TYPES[name])

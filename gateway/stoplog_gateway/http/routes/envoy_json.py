@@ -1,4 +1,4 @@
-"""``POST /json``: Envoy's rate limit service as JSON, as envoyproxy/ratelimit serves it beside gRPC."""
+"""``POST /json``: Envoy's rate limit service as JSON, which envoyproxy/ratelimit offers beside gRPC."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from stoplog.errors import InvalidInput, SettingsError
 from stoplog_gateway.envoy import REMEDY, rate_limit_service
-from stoplog_gateway.http.params import LegacyHeaders, Store
-from stoplog_gateway.http.problems import BAD_QUESTION, MALFORMED, NOT_INSTALLED, ProblemError
+from stoplog_gateway.http.params import LegacyHeaders, LimiterDep
+from stoplog_gateway.http.problems import MALFORMED, NO_DESCRIPTOR, NOT_INSTALLED, ProblemError
 from stoplog_gateway.http.request_body import SlowJsonBody
 from stoplog_gateway.http.responses import JSON, Rendered, RenderedResponse
 
@@ -19,9 +19,9 @@ router = APIRouter(default_response_class=Response)
 
 @router.post("/json", include_in_schema=False)
 async def should_rate_limit(
-    request: Request, body: SlowJsonBody, limiter: Store, legacy: LegacyHeaders
+    request: Request, body: SlowJsonBody, limiter: LimiterDep, legacy: LegacyHeaders
 ) -> Response:
-    """A ``RateLimitRequest`` in proto3 JSON: 200 with the response if all is within limits, 429 if not."""
+    """Answer a ``RateLimitRequest`` in proto3 JSON: 200 if all limits allow it, otherwise 429."""
     try:
         service = rate_limit_service(limiter, request.app.state.mapping, legacy_headers=legacy)
     except SettingsError as exc:
@@ -31,13 +31,13 @@ async def should_rate_limit(
     from stoplog_gateway.envoy.messages import OK
 
     try:
-        answer = await service.decide(_parse(body))
+        response = await service.decide(_parse(body))
     except InvalidInput as exc:
-        raise ProblemError(BAD_QUESTION, f"{exc.field}: {exc.problem}", exc.field, exc.remedy) from exc
-    content = MessageToJson(answer, indent=None).encode()
+        raise ProblemError(NO_DESCRIPTOR, f"{exc.field}: {exc.problem}", exc.field, exc.remedy) from exc
+    content = MessageToJson(response, indent=None).encode()
     headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(content))]
-    headers += [(it.key.encode(), it.value.encode()) for it in answer.response_headers_to_add]
-    return RenderedResponse(Rendered(200 if answer.overall_code == OK else 429, headers, content))
+    headers += [(header.key.encode(), header.value.encode()) for header in response.response_headers_to_add]
+    return RenderedResponse(Rendered(200 if response.overall_code == OK else 429, headers, content))
 
 
 def _parse(body: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""``/healthz`` and ``/readyz``, for whoever starts, stops and balances gateways."""
+"""``/healthz`` and ``/readyz``: probes for orchestrators and load balancers."""
 
 from __future__ import annotations
 
@@ -9,54 +9,57 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from stoplog_gateway.http import openapi
-from stoplog_gateway.http.params import Store
+from stoplog_gateway.http.params import LimiterDep
 from stoplog_gateway.http.problems import NOT_READY, ProblemError
 from stoplog_gateway.http.responses import respond
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`alive`, or `ready` too."""
+    """The state: `alive`, or also `ready`."""
 
     status: Literal["alive", "ready"]
 
 
-_REMEDY = "see /v1/status; checks are let through meanwhile"
+_REMEDY = "see /v1/status; until then, checks fail open"
 
 router = APIRouter(tags=["operation"], default_response_class=Response)
 
 
 @router.get(
     "/healthz",
-    summary="Is the process alive?",
+    summary="Liveness of the process",
     responses={
-        **openapi.answers(200, "It is", openapi.ref(Health), {"alive": Health("alive")}),
-        **openapi.fails(),
+        **openapi.success(200, "The process is alive", openapi.schema_of(Health), {"alive": Health("alive")}),
+        **openapi.failures(),
     },
 )
 async def healthz() -> Response:
-    """200 whatever the store's state: a restart of the gateway mends no broker.
+    """Return 200 in every state of the store: a restart of the gateway does not repair a broker.
 
-    What a restart does mend, a failure inside the gateway, ends the process (exit status 1).
+    After an internal failure, which a restart does repair, the process ends by itself (exit status 1).
     """
     return respond(Health("alive"))
 
 
 @router.get(
     "/readyz",
-    summary="Are checks answered from the store?",
+    summary="Readiness to answer from the store",
     responses={
-        **openapi.answers(
-            200, "They are, of one partition at least", openapi.ref(Health), {"ready": Health("ready")}
+        **openapi.success(
+            200,
+            "The store answers checks of at least one partition",
+            openapi.schema_of(Health),
+            {"ready": Health("ready")},
         ),
-        **openapi.fails((NOT_READY, "partition 2 has not answered yet", None, _REMEDY)),
+        **openapi.failures((NOT_READY, "partition 2 has not answered yet", None, _REMEDY)),
     },
 )
-async def readyz(limiter: Store) -> Response:
-    """Whether to send checks to this gateway rather than to another.
+async def readyz(limiter: LimiterDep) -> Response:
+    """Return 200 if a load balancer should send checks to this gateway.
 
-    503 with the reason while the checks of *every* partition are let through, and after a start until every
-    partition has answered once. With some partitions let through and some answered it is 200:
-    `/v1/status` lists them in `degraded_partitions`, and a check tells of itself by `degraded`.
+    Return 503 with the reason while the checks of *every* partition fail open, and after a start until every
+    partition has answered once. If only some partitions fail open, the status is 200: `/v1/status` lists them
+    in `degraded_partitions`, and the answer to each of their checks contains `degraded: true`.
     """
     readiness = await limiter.ready()
     if not readiness.ready:

@@ -1,29 +1,35 @@
-"""The routes of limits: of a client, of a plan, the default, and all of them page by page."""
+"""``/v1/limits``, ``/v1/plans`` and ``/v1/default``: set, read, delete and list limits."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
+import msgspec
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from stoplog.client.limiter import Limiter
+from stoplog.policy import Policy, parse_policy
+from stoplog.wire.limit_updates import UpdateKey
 from stoplog_gateway.http import openapi
-from stoplog_gateway.http.auth import guard
-from stoplog_gateway.http.params import ClientId, PlanId, Resource, Store, require_utf8
-from stoplog_gateway.http.request_body import JsonBody
-from stoplog_gateway.http.routes import limit_models as stored
+from stoplog_gateway.http.auth import require_admin
+from stoplog_gateway.http.params import ClientId, LimiterDep, PlanId, Resource, ResourceQuery, require_utf8
+from stoplog_gateway.http.problems import NO_LIMITS, ProblemError
+from stoplog_gateway.http.request_body import JsonBody, decode
+from stoplog_gateway.http.responses import respond
 from stoplog_gateway.http.routes.limit_models import (
     ChangedLimits,
     LimitsRequest,
     ListedLimits,
     Page,
     StoredLimits,
+    stored_fields,
 )
 
 _LIMITS: Final = ["100/minute", "10/second"]
-_BODY: Final = openapi.body(
-    openapi.ref(LimitsRequest),
+_BODY: Final = openapi.json_body(
+    openapi.schema_of(LimitsRequest),
     {
         "several": {"limits": _LIMITS},
         "long": {"limits": [{"max": 100, "window_seconds": 60}]},
@@ -35,43 +41,47 @@ _BODY: Final = openapi.body(
 _Kind = Literal["client", "plan", "default"]
 
 
-def _changed(kind: _Kind, id_: str | None, limits: list[str] | None) -> openapi.Entry:
-    """Responses of a change; with *limits* it reads a body."""
-    schema = openapi.ref(ChangedLimits)
-    done = ChangedLimits(kind, id_, None, limits, True, 41)
-    late = ChangedLimits(kind, id_, None, limits, False, None)
+def _changed(kind: _Kind, id_: str | None, limits: list[str] | None) -> openapi.Responses:
+    """Return the responses of a route that changes limits. With *limits*, the route reads a body."""
+    schema = openapi.schema_of(ChangedLimits)
+    applied = ChangedLimits(kind, id_, None, limits, True, 41)
+    unconfirmed = ChangedLimits(kind, id_, None, limits, False, None)
     return {
-        **openapi.answers(200, "Applied: the next check sees it", schema, {"applied": done}),
-        **openapi.answers(202, "Stored, but nobody confirmed in time", schema, {"unconfirmed": late}),
-        **openapi.fails(
-            *(openapi.BODY_FAILS if limits else ()),
-            *openapi.CHANGE_FAILS,
+        **openapi.success(200, "Applied: the next check sees it", schema, {"applied": applied}),
+        **openapi.success(202, "Stored, but not confirmed in time", schema, {"unconfirmed": unconfirmed}),
+        **openapi.failures(
+            *(openapi.BODY_FAILURES if limits else ()),
+            *openapi.CHANGE_FAILURES,
             openapi.BAD_LIMIT if limits else openapi.BAD_RESOURCE,
         ),
     }
 
 
-def _found(kind: _Kind, id_: str | None) -> openapi.Entry:
+def _found(kind: _Kind, id_: str | None) -> openapi.Responses:
     found = StoredLimits(kind, id_, None, _LIMITS)
     return {
-        **openapi.answers(200, "What it is held to", openapi.ref(StoredLimits), {"stored": found}),
-        **openapi.fails(openapi.NOTHING_STORED, openapi.BAD_RESOURCE, *openapi.READ_FAILS),
+        **openapi.success(200, "The stored limits", openapi.schema_of(StoredLimits), {"stored": found}),
+        **openapi.failures(openapi.NOTHING_STORED, openapi.BAD_RESOURCE, *openapi.READ_FAILURES),
     }
 
 
 class PageQuery(BaseModel):
-    """Which page."""
+    """Selects a page."""
 
     model_config = ConfigDict(extra="forbid")
 
-    after: str | None = Field(None, description="`next` of the page before; without it, the first page.")
-    limit: int = Field(100, description="Entries to look at, 1 to 1,000.")
-    kind: str | None = Field(None, description="Only `client`, `plan` or `default`.")
+    after: str | None = Field(None, description="`next` of the previous page. Without it, the first page.")
+    limit: int = Field(100, description="Number of entries to read, 1 to 1,000.")
+    kind: str | None = Field(
+        None, description="List only limits of this kind: `client`, `plan` or `default`."
+    )
 
+
+_request_decoder: Final = msgspec.json.Decoder(LimitsRequest)
 
 _PAGE: Final = Page([ListedLimits("client", "alice", None, _LIMITS, 41)], None)
 
-_change: Final[Any] = [Depends(guard)]
+_ADMIN: Final[Any] = [Depends(require_admin)]
 
 router = APIRouter(tags=["limits"], dependencies=[Depends(require_utf8)], default_response_class=Response)
 
@@ -79,103 +89,139 @@ router = APIRouter(tags=["limits"], dependencies=[Depends(require_utf8)], defaul
 @router.get(
     "/v1/limits",
     summary="List stored limits",
-    dependencies=[Depends(guard)],
+    dependencies=_ADMIN,
     responses={
-        **openapi.answers(200, "A page", openapi.ref(Page), {"last": _PAGE}),
-        **openapi.fails(openapi.NO_TOKEN, openapi.BAD_PAGE, *openapi.READ_FAILS),
+        **openapi.success(200, "A page of limits", openapi.schema_of(Page), {"last": _PAGE}),
+        **openapi.failures(openapi.NO_TOKEN, openapi.BAD_PAGE, *openapi.READ_FAILURES),
     },
-    openapi_extra=openapi.with_token(),
+    openapi_extra=openapi.admin_only(),
 )
-async def list_limits(query: Annotated[PageQuery, Query()], limiter: Store) -> Response:
-    """Read from the log as it is: an entry changed between two pages may come by twice, the newer later."""
-    return await stored.page(limiter, query.after, query.limit, query.kind)
+async def list_limits(query: Annotated[PageQuery, Query()], limiter: LimiterDep) -> Response:
+    """List limits in the order of the log. An entry that changes between two pages can occur in both."""
+    found = await limiter.list_limits(query.after, query.limit, query.kind)
+    items = [
+        ListedLimits(**stored_fields(item.key, item.policy), policy_version=item.version)
+        for item in found.items
+    ]
+    return respond(Page(items, found.next))
 
 
 @router.put(
     "/v1/limits/{client_id:id}",
     summary="Set a client's limits",
-    dependencies=_change,
+    dependencies=_ADMIN,
     responses=_changed("client", "alice", _LIMITS),
-    openapi_extra=openapi.with_token(_BODY),
+    openapi_extra=openapi.admin_only(_BODY),
 )
-async def put_client(client_id: ClientId, query: Resource, body: JsonBody, limiter: Store) -> Response:
-    """Hold one client to these limits, with `resource` in that resource only."""
-    return await stored.put(limiter, stored.key_of("client", client_id, query), body)
+async def put_client(client_id: ClientId, query: Resource, body: JsonBody, limiter: LimiterDep) -> Response:
+    """Set the limits of one client; with `resource`, only for that resource."""
+    return await _set(limiter, _key("client", client_id, query), body)
 
 
-@router.get("/v1/limits/{client_id:id}", summary="A client's own limits", responses=_found("client", "alice"))
-async def get_client(client_id: ClientId, query: Resource, limiter: Store) -> Response:
-    """What is stored for this client; not the plan's or default limits that hold without."""
-    return await stored.get(limiter, stored.key_of("client", client_id, query))
+@router.get(
+    "/v1/limits/{client_id:id}", summary="Read a client's own limits", responses=_found("client", "alice")
+)
+async def get_client(client_id: ClientId, query: Resource, limiter: LimiterDep) -> Response:
+    """Return the limits stored for this client, without the limits of plans and the default."""
+    return await _read(limiter, _key("client", client_id, query))
 
 
 @router.delete(
     "/v1/limits/{client_id:id}",
     summary="Delete a client's limits",
-    dependencies=_change,
+    dependencies=_ADMIN,
     responses=_changed("client", "alice", None),
-    openapi_extra=openapi.with_token(),
+    openapi_extra=openapi.admin_only(),
 )
-async def delete_client(client_id: ClientId, query: Resource, limiter: Store) -> Response:
-    """Its plan's limits, or the default, hold again. Nothing to delete is no error."""
-    return await stored.delete(limiter, stored.key_of("client", client_id, query))
+async def delete_client(client_id: ClientId, query: Resource, limiter: LimiterDep) -> Response:
+    """Delete the client's own limits, so that its plan's or the default limits apply. Can be repeated."""
+    return await _delete(limiter, _key("client", client_id, query))
 
 
 @router.put(
     "/v1/plans/{plan:id}",
     summary="Set a plan's limits",
-    dependencies=_change,
+    dependencies=_ADMIN,
     responses=_changed("plan", "free", _LIMITS),
-    openapi_extra=openapi.with_token(_BODY),
+    openapi_extra=openapi.admin_only(_BODY),
 )
-async def put_plan(plan: PlanId, query: Resource, body: JsonBody, limiter: Store) -> Response:
-    """Hold every client whose check names this plan, and that has no limits of its own, to these limits."""
-    return await stored.put(limiter, stored.key_of("plan", plan, query), body)
+async def put_plan(plan: PlanId, query: Resource, body: JsonBody, limiter: LimiterDep) -> Response:
+    """Set a plan's limits, which apply to its clients that have no limits of their own."""
+    return await _set(limiter, _key("plan", plan, query), body)
 
 
-@router.get("/v1/plans/{plan:id}", summary="A plan's limits", responses=_found("plan", "free"))
-async def get_plan(plan: PlanId, query: Resource, limiter: Store) -> Response:
-    """What is stored for this plan."""
-    return await stored.get(limiter, stored.key_of("plan", plan, query))
+@router.get("/v1/plans/{plan:id}", summary="Read a plan's limits", responses=_found("plan", "free"))
+async def get_plan(plan: PlanId, query: Resource, limiter: LimiterDep) -> Response:
+    """Return the limits stored for this plan."""
+    return await _read(limiter, _key("plan", plan, query))
 
 
 @router.delete(
     "/v1/plans/{plan:id}",
     summary="Delete a plan's limits",
-    dependencies=_change,
+    dependencies=_ADMIN,
     responses=_changed("plan", "free", None),
-    openapi_extra=openapi.with_token(),
+    openapi_extra=openapi.admin_only(),
 )
-async def delete_plan(plan: PlanId, query: Resource, limiter: Store) -> Response:
-    """The default holds for its clients again."""
-    return await stored.delete(limiter, stored.key_of("plan", plan, query))
+async def delete_plan(plan: PlanId, query: Resource, limiter: LimiterDep) -> Response:
+    """Delete the plan's limits, so that the default limits apply to its clients."""
+    return await _delete(limiter, _key("plan", plan, query))
 
 
 @router.put(
     "/v1/default",
     summary="Set the default limits",
-    dependencies=_change,
+    dependencies=_ADMIN,
     responses=_changed("default", None, _LIMITS),
-    openapi_extra=openapi.with_token(_BODY),
+    openapi_extra=openapi.admin_only(_BODY),
 )
-async def put_default(query: Resource, body: JsonBody, limiter: Store) -> Response:
-    """Hold every client without limits of its own or of a plan to these limits."""
-    return await stored.put(limiter, stored.key_of("default", "", query), body)
+async def put_default(query: Resource, body: JsonBody, limiter: LimiterDep) -> Response:
+    """Set the limits of all clients that have no limits of their own or of a plan."""
+    return await _set(limiter, _key("default", "", query), body)
 
 
-@router.get("/v1/default", summary="The default limits", responses=_found("default", None))
-async def get_default(query: Resource, limiter: Store) -> Response:
-    """What is stored as the default; 404 while the workers' built-in default holds."""
-    return await stored.get(limiter, stored.key_of("default", "", query))
+@router.get("/v1/default", summary="Read the default limits", responses=_found("default", None))
+async def get_default(query: Resource, limiter: LimiterDep) -> Response:
+    """Return the stored default limits. The status is 404 while the workers' built-in default applies."""
+    return await _read(limiter, _key("default", "", query))
 
 
 @router.delete(
     "/v1/default",
     summary="Delete the default limits",
-    dependencies=_change,
+    dependencies=_ADMIN,
     responses=_changed("default", None, None),
-    openapi_extra=openapi.with_token(),
+    openapi_extra=openapi.admin_only(),
 )
-async def delete_default(query: Resource, limiter: Store) -> Response:
-    """The workers' built-in default holds again."""
-    return await stored.delete(limiter, stored.key_of("default", "", query))
+async def delete_default(query: Resource, limiter: LimiterDep) -> Response:
+    """Delete the default limits, so that the workers' built-in default applies."""
+    return await _delete(limiter, _key("default", "", query))
+
+
+def _key(kind: _Kind, id_: str, query: ResourceQuery) -> UpdateKey:
+    return UpdateKey(kind, id_, query.resource or "")
+
+
+async def _set(limiter: Limiter, key: UpdateKey, body: bytes) -> Response:
+    return await _change(limiter, key, parse_policy(decode(_request_decoder, body).limits))
+
+
+async def _delete(limiter: Limiter, key: UpdateKey) -> Response:
+    return await _change(limiter, key, None)
+
+
+async def _read(limiter: Limiter, key: UpdateKey) -> Response:
+    policy = await limiter.get_limits(key)
+    if policy is None:
+        name = f"{key.kind} {key.id}".strip() + (f" for resource {key.resource}" if key.resource else "")
+        field = "client_id" if key.kind == "client" else key.kind
+        raise ProblemError(NO_LIMITS, f"{name} has no limits of its own", field, "set some with PUT")
+    return respond(StoredLimits(**stored_fields(key, policy)))
+
+
+async def _change(limiter: Limiter, key: UpdateKey, policy: Policy | None) -> Response:
+    """Respond with 200 if the change is applied, and with 202 if no worker confirmed it in time."""
+    change = await limiter.set_limits(key, policy)
+    version = change.version if change.applied else None
+    changed = ChangedLimits(**stored_fields(key, policy), applied=change.applied, policy_version=version)
+    return respond(changed, 200 if change.applied else 202)

@@ -1,4 +1,4 @@
-"""``GET /v1/status`` and ``/metrics``: how the gateway and its store are, for people and for Prometheus."""
+"""``GET /v1/status`` and ``/metrics``: the state of the gateway and its store, as JSON and for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stoplog.client.cluster_status import Node, Status
 from stoplog.client.metrics import CONTENT_TYPE
 from stoplog.wire.heartbeats import RUNNING, PartitionState
 from stoplog_gateway.http import openapi
-from stoplog_gateway.http.params import Store
+from stoplog_gateway.http.params import LimiterDep
 from stoplog_gateway.http.responses import respond
 
 _SINCE: Final = 1_760_000_000_000
@@ -28,18 +28,19 @@ router = APIRouter(tags=["operation"], default_response_class=Response)
 
 @router.get(
     "/v1/status",
-    summary="Mode, nodes, and the store's state",
+    summary="Mode, nodes and state of the store",
     responses={
-        **openapi.answers(
-            200, "As known now", openapi.ref(Status), {"normal": _NORMAL, "degraded": _DEGRADED}
+        **openapi.success(
+            200, "The current state", openapi.schema_of(Status), {"normal": _NORMAL, "degraded": _DEGRADED}
         ),
-        **openapi.fails(),
+        **openapi.failures(),
     },
 )
-async def status(limiter: Store) -> Response:
-    """What this gateway knows, without asking anybody: a gateway that has lost the store answers too.
+async def status(limiter: LimiterDep) -> Response:
+    """Return what this gateway knows. It sends no request, so it also answers while the store is unreachable.
 
-    Where one port has several processes it is of all, as of a second ago: degraded if any of them is.
+    If several processes share the port, the status covers all of them, and their values are up to one second
+    old. The mode is `degraded` if any process is degraded.
     """
     return respond(limiter.status())
 
@@ -49,7 +50,7 @@ async def status(limiter: Store) -> Response:
     summary="Prometheus metrics",
     responses={
         200: {
-            "description": "Prometheus text",
+            "description": "Metrics in the Prometheus text format",
             "content": {
                 "text/plain": {
                     "schema": {"type": "string"},
@@ -57,9 +58,9 @@ async def status(limiter: Store) -> Response:
                 }
             },
         },
-        **openapi.fails(),
+        **openapi.failures(),
     },
 )
-async def metrics(limiter: Store) -> Response:
-    """Counts, gauges and histograms of this gateway, with their `# HELP`; stoplog/client/metrics.py lists them."""
+async def metrics(limiter: LimiterDep) -> Response:
+    """Return the counters, gauges and histograms of this gateway, with a `# HELP` line for each."""
     return Response(limiter.metrics.render(), headers={"content-type": CONTENT_TYPE})

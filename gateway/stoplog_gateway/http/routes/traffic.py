@@ -1,4 +1,4 @@
-"""``GET /v1/traffic``: how many checks came, and how they were answered."""
+"""``GET /v1/traffic``: counts of checks by their outcome, and latencies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from stoplog.client.traffic import LatencyBucket, Traffic
 from stoplog_gateway.http import openapi
-from stoplog_gateway.http.params import Store
+from stoplog_gateway.http.params import LimiterDep
 from stoplog_gateway.http.responses import respond
 
 _LATENCY: Final = [LatencyBucket(1.0, 700), LatencyBucket(2.0, 990), LatencyBucket(None, 1_000)]
@@ -20,12 +20,12 @@ router = APIRouter(tags=["operation"], default_response_class=Response)
 
 @router.get(
     "/v1/traffic",
-    summary="Checks counted so far",
+    summary="Counts of checks",
     responses={
-        **openapi.answers(200, "As counted now", openapi.ref(Traffic), {"some": _TRAFFIC}),
-        **openapi.fails(),
+        **openapi.success(200, "The current counts", openapi.schema_of(Traffic), {"some": _TRAFFIC}),
+        **openapi.failures(),
     },
 )
-async def traffic(limiter: Store) -> Response:
-    """A few of the counts of `/metrics` as JSON: of all processes on this port, as old as a second."""
+async def traffic(limiter: LimiterDep) -> Response:
+    """Return some counters of `/metrics` as JSON: of all processes on this port, up to one second old."""
     return respond(limiter.traffic())

@@ -18,5 +18,5 @@ async def test_the_limiter_runs_as_long_as_the_application(
         assert limiter.running
     assert not limiter.running
     assert [r.getMessage() for r in caplog.records] == [
-        "gateway on http://127.0.0.1:8080, Kafka at broker:9092"
+        "the gateway listens on http://127.0.0.1:8080 and uses Kafka at broker:9092"
     ]

@@ -486,4 +486,4 @@ async def test_a_bug_is_a_500_and_in_the_log(limiter: FakeLimiter, caplog: pytes
     assert answer == await call(routes, request)
     assert status_of(answer) == 500
     assert b"secret" not in answer
-    assert [r.getMessage() for r in caplog.records] == ["a bug in POST '/v1/check'"] * 2
+    assert [r.getMessage() for r in caplog.records] == ["bug in POST '/v1/check'"] * 2

@@ -85,4 +85,4 @@ async def test_a_path_cannot_forge_a_line_of_the_log(
     limiter.error = ZeroDivisionError()
     assert (await http.get("/v1/authorize/a%0Ab", headers={"x-client-id": "a"})).status_code == 500
     [record] = [r for r in caplog.records if r.levelno >= logging.ERROR]
-    assert record.getMessage() == r"a bug in GET '/v1/authorize/a\nb'"
+    assert record.getMessage() == r"bug in GET '/v1/authorize/a\nb'"

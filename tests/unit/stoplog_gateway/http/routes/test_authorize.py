@@ -68,7 +68,7 @@ async def test_any_method_and_a_callers_own_path_are_one_check(
     ("headers", "detail"),
     [
         ([], "X-Client-Id is missing"),
-        ([("x-client-id", "a"), ("X-CLIENT-ID", "b")], "X-Client-Id is sent more than once"),
+        ([("x-client-id", "a"), ("X-CLIENT-ID", "b")], "X-Client-Id occurs more than once"),
         ([("x-client-id", "")], "X-Client-Id: empty"),
         ([("x-client-id", b"\xff")], "X-Client-Id: not UTF-8"),
         ([("x-client-id", "a" * 257)], "X-Client-Id: longer than 256 bytes of UTF-8"),

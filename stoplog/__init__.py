@@ -1,6 +1,6 @@
-"""Stoplog's SDK: ask a distributed rate limiter whether a client may make a request now.
+"""The SDK of Stoplog, a distributed rate limiter.
 
-The public names are imported on first use, so that ``import stoplog`` loads nothing else.
+A public name is imported on first use, so that ``import stoplog`` itself loads nothing else.
 """
 
 from __future__ import annotations
@@ -43,10 +43,14 @@ _MODULES: Final = {
     "RateLimitMiddleware": "stoplog.asgi.middleware",
     "Settings": "stoplog.client.settings",
 }
+"""Modules of the public names; all others are in ``stoplog.errors``."""
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+if not TYPE_CHECKING:  # a type checker would accept any name as one of the package
 
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(_MODULES.get(name, "stoplog.errors")), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

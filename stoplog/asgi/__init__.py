@@ -1,1 +1,1 @@
-"""Rate limiting for ASGI applications: a middleware and a FastAPI dependency."""
+"""ASGI middleware and a FastAPI dependency. The middleware needs Starlette only."""

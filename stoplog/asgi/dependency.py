@@ -1,39 +1,47 @@
-"""A FastAPI dependency: single routes, each with limits or a price of its own."""
+"""A FastAPI dependency for single routes, each with limits or a cost of its own."""
 
-from fastapi import HTTPException, Response, WebSocketException
+try:
+    from fastapi import HTTPException, Response, WebSocketException
+except ImportError as exc:
+    raise ImportError(
+        "RateLimit needs FastAPI, which is not installed: run pip install fastapi", name=exc.name
+    ) from exc
+
 from starlette.requests import HTTPConnection
 
+from stoplog.asgi.denial import denial_text
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
-from stoplog.asgi.request_check import TRY_AGAIN_LATER, Asking, Identify, Of, refusal
+from stoplog.asgi.request_check import TRY_AGAIN_LATER, Identify, Of, RequestCheck
 from stoplog.client.answer import Answer
 from stoplog.client.limiter import Limiter
 
-# FastAPI reads the signature of __call__ as it stands: no annotations as strings in this module.
+# FastAPI evaluates the annotations of __call__, so this module does not postpone annotations.
 
 
 class RateLimit:
-    """Asks a limiter before a route runs; what it returns to the route is the answer.
+    """Checks a request with a limiter before its route runs, and returns the answer to the route.
 
     ::
 
         @app.post("/reports", dependencies=[Depends(RateLimit(limiter, who, cost=10, resource="reports"))])
 
-    A denial is an ``HTTPException`` of 429 with ``Retry-After``, which the application may render as it
-    does others; by itself FastAPI makes a problem (RFC 9457) of it. A WebSocket is closed with 1013. Whatever
-    fails in here, the route runs. FastAPI puts the header fields of an allowed request on the responses that
-    it makes itself, not on a ``Response`` that the route returns.
+    A denied request raises an ``HTTPException`` of 429 with ``Retry-After``. The application may render it as
+    it renders others; by default FastAPI answers with a JSON problem. A denied WebSocket is closed with 1013.
+    A failure of the limiter never fails the route. FastAPI adds the header fields of an allowed request to the
+    responses that it creates, not to a ``Response`` that the route returns.
 
-    The limiter is started by whoever has a lifespan: the application (``async with limiter:``), or a
-    :class:`~stoplog.asgi.middleware.RateLimitMiddleware` with the same one.
+    The application starts the limiter in its lifespan (``async with limiter:``), or shares it with a
+    :class:`~stoplog.asgi.middleware.RateLimitMiddleware`, which does.
 
     Args:
-        limiter: What is asked.
-        identify: The client's id, or ``None``: not limited. A function of the request, as all of these may
-            be: sync or async, given a Starlette ``HTTPConnection``, raising what the application shall see.
-        cost: Requests to spend; 0 only looks.
-        plan: Whose limits hold if the client has none of its own.
-        resource: What is limited apart from the rest.
-        legacy_headers: Send ``X-RateLimit-Limit``, ``-Remaining`` and ``-Reset`` too.
+        limiter: Decides.
+        identify: Returns the client id of a request, or ``None`` if the request is not limited. Like the
+            functions for *cost*, *plan* and *resource*, it may be sync or async, and its argument is a
+            Starlette ``HTTPConnection``. Its exceptions reach the application's error handlers.
+        cost: Requests to charge; 0 only looks. A value or a function.
+        plan: Plan whose limits apply if the client has none of its own. A value or a function.
+        resource: Resource with limits and counters of its own. A value or a function.
+        legacy_headers: Also send ``X-RateLimit-Limit``, ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``.
     """
 
     def __init__(
@@ -47,25 +55,25 @@ class RateLimit:
         legacy_headers: bool = False,
     ) -> None:
         self._legacy = legacy_headers
-        self._asking = Asking(limiter, identify, cost=cost, plan=plan, resource=resource)
+        self._request_check = RequestCheck(limiter, identify, cost=cost, plan=plan, resource=resource)
 
     async def __call__(self, connection: HTTPConnection, response: Response) -> Answer | None:
-        """The answer to this request; ``None``: it is not limited, or could not be asked about.
+        """Return the answer to this request; ``None`` if it is not limited or the check failed.
 
         Raises:
-            HTTPException: it is denied.
-            WebSocketException: likewise, a WebSocket.
+            HTTPException: The request is denied.
+            WebSocketException: The WebSocket is denied.
         """
-        answer = await self._asking.ask(connection)
+        answer = await self._request_check.check(connection)
         if answer is None:
             return None
-        given = rate_limit_headers(answer, legacy=self._legacy)
-        headers = {name.decode(): value.decode() for name, value in given}
+        fields = rate_limit_headers(answer, legacy=self._legacy)
+        headers = {name.decode(): value.decode() for name, value in fields}
         if answer.allowed:
             response.headers.update(headers)
             return answer
-        detail, remedy = refusal(answer)
+        detail, remedy = denial_text(answer)
         if connection.scope["type"] == "websocket":
             raise WebSocketException(TRY_AGAIN_LATER, detail)
-        told = f"{detail}; {remedy}" if remedy else detail
-        raise HTTPException(429, told, {**headers, "content-type": "application/problem+json"})
+        text = f"{detail}; {remedy}" if remedy else detail
+        raise HTTPException(429, text, {**headers, "content-type": "application/problem+json"})

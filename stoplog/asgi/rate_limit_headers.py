@@ -1,10 +1,10 @@
-"""The header fields that tell a caller how it stands: ``RateLimit-Policy``, ``RateLimit``, ``Retry-After``.
+"""Header fields that show a caller its limit: ``RateLimit-Policy``, ``RateLimit`` and ``Retry-After``.
 
-Syntax of draft-ietf-httpapi-ratelimit-headers-11 (structured fields, RFC 9651). The draft's optional
-window is left out: an answer knows the limit nearest to being used up, not how long its window is.
+Their syntax is that of draft-ietf-httpapi-ratelimit-headers-11 (structured fields, RFC 9651). The draft's
+optional window is left out: an answer contains the limit nearest to being used up, not that limit's window.
 
-The older ``X-RateLimit-*`` are no standard; of what is in use, ours are plain integers, and the reset is in
-seconds from now, as ``RateLimit`` has it.
+The older ``X-RateLimit-*`` fields are not standardized, and implementations differ. Here all of them are plain
+integers. The reset is in seconds from now, as in ``RateLimit``.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from typing import Final
 from stoplog.client.answer import Answer
 
 Headers = list[tuple[bytes, bytes]]
-"""As ASGI wants them: names in lower case."""
+"""Header fields as ASGI requires them: names in lower case."""
 
 MAX_INTEGER: Final = 999_999_999_999_999
-"""The largest integer a structured field can hold; a limit may be larger, and is then shown as this."""
+"""The largest integer of a structured field. A larger limit is shown as this."""
 
 
 def rate_limit_headers(answer: Answer, *, legacy: bool = False) -> Headers:
-    """The fields of one answer; none where nothing is counted or nothing is known (unlimited, degraded).
+    """Return the header fields of one answer; none if it is unlimited or degraded.
 
-    ``t`` is when the limit is whole again, except on a denial that waiting can help: the draft wants it
-    to say the same as ``Retry-After`` there. Seconds are rounded up, so that who waits them has waited
-    long enough.
+    ``t`` is the number of seconds until the limit is whole again. On a denial that waiting can help, it equals
+    ``Retry-After``, as the draft requires. Seconds are rounded up, so that waiting them is always enough.
 
     Args:
-        answer: The store's, or a degraded one.
-        legacy: With ``X-RateLimit-Limit``, ``-Remaining`` and ``-Reset`` too.
+        answer: The store's answer, or a degraded one.
+        legacy: Add ``X-RateLimit-Limit``, ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``.
 
     >>> for name, value in rate_limit_headers(Answer(False, 100, 0, 60_000, 2_001, 7)):
     ...     print(name.decode(), value.decode())
@@ -57,7 +56,7 @@ def rate_limit_headers(answer: Answer, *, legacy: bool = False) -> Headers:
 
 
 def reset_s(answer: Answer) -> int:
-    """Whole seconds until waiting has helped: until the same check passes, else until the limit is whole.
+    """Return the whole seconds until the same check can pass, or, if allowed, until the limit is whole again.
 
     >>> reset_s(Answer(False, 100, 0, 60_000, 2_001, 7)), reset_s(Answer(True, 100, 99, 60_000, 0, 7))
     (3, 60)

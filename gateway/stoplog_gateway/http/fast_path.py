@@ -16,11 +16,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from stoplog.asgi.rate_limit_headers import Headers
+from stoplog.asgi.responses import JSON, Rendered, render
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
 from stoplog.client.limiter import Limiter
 from stoplog_gateway.http.problems import render_bug, render_error
 from stoplog_gateway.http.request_body import is_json
-from stoplog_gateway.http.responses import JSON, Rendered, render
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from stoplog.asgi.problem import Kind, Problem, problem
 from stoplog_gateway.http.problems import (
     BUG,
     BUSY,
@@ -22,9 +23,6 @@ from stoplog_gateway.http.problems import (
     TOO_LARGE,
     UNAUTHORIZED,
     UNAVAILABLE,
-    Kind,
-    Problem,
-    problem,
 )
 
 Responses = dict[int | str, dict[str, Any]]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Final, NamedTuple
+from typing import Final
 
-import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -14,28 +13,19 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stoplog.asgi.problem import Kind, Problem, problem
 from stoplog.asgi.rate_limit_headers import Headers
+from stoplog.asgi.responses import PROBLEM, Rendered, render
 from stoplog.client.limits_admin import Busy
 from stoplog.errors import InvalidInput, Unavailable
-from stoplog_gateway.http.responses import PROBLEM, Rendered, RenderedResponse, render
+from stoplog_gateway.http.responses import RenderedResponse
 
 log: Final = logging.getLogger(__name__)
 
 _BUSY_REMEDY: Final = (
     "try again after Retry-After seconds; to read many limits, use the pages of GET /v1/limits"
 )
-_MAX_TEXT: Final = 600
-"""Characters of a detail or a field name: enough for two ids of 256 bytes and an explanation."""
-
 _METHODS: Final = ("GET", "PUT", "POST", "DELETE")
-
-
-class Kind(NamedTuple):
-    """A kind of problem: the status, the name in ``type``, and the constant title."""
-
-    status: int
-    name: str
-    title: str
 
 
 MALFORMED: Final = Kind(400, "malformed-json", "The body is not JSON")
@@ -49,27 +39,12 @@ METHOD: Final = Kind(405, "method-not-allowed", "The route does not support this
 TOO_LARGE: Final = Kind(413, "too-large", "The body is too large")
 CONTENT_TYPE: Final = Kind(415, "content-type", "The content type is not JSON")
 INVALID: Final = Kind(422, "invalid-value", "A value is invalid")
-RATE_LIMITED: Final = Kind(429, "rate-limited", "Too many requests")
 HEAD_TOO_LARGE: Final = Kind(431, "head-too-large", "The request header is too large")
 BUG: Final = Kind(500, "internal-error", "The gateway has a bug")
 NOT_INSTALLED: Final = Kind(501, "not-installed", "The gateway lacks a required package")
 UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
 BUSY: Final = Kind(503, "busy", "Too many reads at once")
 NOT_READY: Final = Kind(503, "not-ready", "The store does not answer checks")
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """The reason why a request failed (RFC 9457, with the additional members ``field`` and ``remedy``).
-
-    ``detail`` states the cause, ``field`` names the part of the request, and ``remedy`` suggests a solution.
-    """
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    field: str | None = None
-    remedy: str | None = None
 
 
 class ProblemError(Exception):
@@ -86,18 +61,6 @@ class ProblemError(Exception):
         super().__init__(detail)
         self.problem = problem(kind, detail, field, remedy)
         self.headers = headers or []
-
-
-def problem(kind: Kind, detail: str, field: str | None = None, remedy: str | None = None) -> Problem:
-    """Return a problem of *kind*. Truncate *detail* and *field*, which can contain text of the request."""
-    field = None if field is None else _truncate(field)
-    return Problem(
-        f"urn:stoplog:problem:{kind.name}", kind.title, kind.status, _truncate(detail), field, remedy
-    )
-
-
-def _truncate(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
 
 
 def render_error(exc: Exception) -> Rendered | None:

@@ -18,9 +18,10 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from stoplog.asgi.problem import problem
+from stoplog.asgi.responses import PROBLEM, Rendered, render
 from stoplog_gateway.http.fast_path import FastPath, Handler
-from stoplog_gateway.http.problems import HEAD_TOO_LARGE, problem
-from stoplog_gateway.http.responses import PROBLEM, Rendered, render
+from stoplog_gateway.http.problems import HEAD_TOO_LARGE
 
 MAX_HEAD: Final = 64 << 10
 """Maximum bytes of a request line and its header fields, and of the chunk headers and trailers of a body.

@@ -12,15 +12,16 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from stoplog.asgi.denial import denial_text
+from stoplog.asgi.problem import RATE_LIMITED
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
-from stoplog.asgi.request_check import refusal
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST, check_id
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, LimiterDep, require_utf8
-from stoplog_gateway.http.problems import INVALID, NO_CLIENT, RATE_LIMITED, ProblemError
+from stoplog_gateway.http.problems import INVALID, NO_CLIENT, ProblemError
 from stoplog_gateway.http.responses import respond
 from stoplog_gateway.http.routes.check import HEADERS
 from stoplog_gateway.settings import GatewaySettings
@@ -126,5 +127,5 @@ async def _authorize(client: str, query: AuthorizeQuery, limiter: LimiterDep, le
     headers = [_NO_STORE, *rate_limit_headers(answer, legacy=legacy)]
     if answer.allowed:
         return respond(answer, extra=headers)
-    detail, remedy = refusal(answer)
+    detail, remedy = denial_text(answer)
     raise ProblemError(RATE_LIMITED, detail, None, remedy, headers)

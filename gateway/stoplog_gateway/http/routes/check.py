@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
+from stoplog.asgi.responses import Rendered, render
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN
 from stoplog.errors import InvalidInput
@@ -22,7 +23,7 @@ from stoplog_gateway.http import openapi
 from stoplog_gateway.http.params import LegacyHeaders, LimiterDep
 from stoplog_gateway.http.problems import INVALID
 from stoplog_gateway.http.request_body import JsonBody, JsonListBody, decode
-from stoplog_gateway.http.responses import Rendered, RenderedResponse, render, respond
+from stoplog_gateway.http.responses import RenderedResponse, respond
 
 
 def _id(description: str) -> msgspec.Meta:

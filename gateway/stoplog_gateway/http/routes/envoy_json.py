@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from stoplog.asgi.responses import JSON, Rendered
 from stoplog.errors import InvalidInput, SettingsError
 from stoplog_gateway.envoy import REMEDY, rate_limit_service
 from stoplog_gateway.http.params import LegacyHeaders, LimiterDep
 from stoplog_gateway.http.problems import MALFORMED, NO_DESCRIPTOR, NOT_INSTALLED, ProblemError
 from stoplog_gateway.http.request_body import SlowJsonBody
-from stoplog_gateway.http.responses import JSON, Rendered, RenderedResponse
+from stoplog_gateway.http.responses import RenderedResponse
 
 router = APIRouter(default_response_class=Response)
 

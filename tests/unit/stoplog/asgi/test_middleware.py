@@ -71,7 +71,7 @@ def test_an_allowed_request_gets_its_response_and_is_told_how_it_stands(limiter:
     ("answer", "told", "after"),
     [
         (DENIED, {"detail": "the limit of 100 is used up", "remedy": "try again in 3 s"}, "3"),
-        (NEVER, {"detail": "this is more than the limit of 2 ever allows"}, None),
+        (NEVER, {"detail": "the cost exceeds the limit of 2"}, None),
     ],
     ids=["used up", "never"],
 )
@@ -162,7 +162,7 @@ def test_whatever_fails_lets_through_and_is_said_once_a_minute(
     now += 60
     assert client.get("/", headers=KEY).text == "hello"
     first, second = (r.getMessage() for r in caplog.records if r.levelno == logging.ERROR)
-    assert first == f"a request was let through without being counted: {error}"
+    assert first == f"a request failed open and was not counted: {error}"
     assert second == f"{first} (similar lines suppressed: 2)"
 
 

@@ -15,11 +15,13 @@ import stoplog_gateway.cli.bench
 import stoplog_gateway.cli.serve
 from pydantic import SecretStr
 from stoplog_gateway.cli import app
-from stoplog_gateway.http.problems import FORBIDDEN, NO_LIMITS, UNAUTHORIZED, UNAVAILABLE, Kind, problem
+from stoplog_gateway.http.problems import FORBIDDEN, NO_LIMITS, UNAUTHORIZED, UNAVAILABLE
 from stoplog_gateway.local.kafka_broker import reachable
 from stoplog_gateway.ports import free_port
 from stoplog_gateway.settings import GatewaySettings
 from typer.testing import CliRunner, Result
+
+from stoplog.asgi.problem import Kind, problem
 
 COMMANDS = [
     ["up"],

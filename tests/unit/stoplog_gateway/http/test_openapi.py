@@ -10,9 +10,9 @@ import httpx
 import msgspec
 import pytest
 from stoplog_gateway.http.app import _MODELS, create_app
-from stoplog_gateway.http.problems import Problem
 from stoplog_gateway.settings import GatewaySettings
 
+from stoplog.asgi.problem import Problem
 from stoplog.policy import parse_policy
 from stoplog.wire.limit_updates import UpdateKey
 from tests.support.fake_limiter import FakeLimiter

@@ -43,7 +43,7 @@ async def test_a_cost_above_the_limit_is_not_told_to_wait(
     response = await http.get("/v1/authorize?cost=11", headers=ALICE)
     assert response.status_code == 429
     assert "retry-after" not in response.headers
-    assert response.json()["detail"] == "this is more than the limit of 10 ever allows"
+    assert response.json()["detail"] == "the cost exceeds the limit of 10"
 
 
 async def test_without_the_store_it_is_let_through(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:

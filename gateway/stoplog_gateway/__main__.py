@@ -1,4 +1,4 @@
-"""``python -m gateway`` is ``stoplog``."""
+"""``python -m stoplog_gateway`` runs the command ``stoplog``."""
 
 from stoplog_gateway.cli import main
 

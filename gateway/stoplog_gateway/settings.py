@@ -26,6 +26,11 @@ class GatewaySettings(Settings):
         Path(".stoplog"),
         description="Directory of the embedded broker's data and of the workers' tables.",
     )
+    maven_mirror: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="URL of the Maven repository from which Kafka is downloaded, once. Unset: Maven Central.",
+    )
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(
         8080, ge=0, le=65535, description="TCP port that the gateway listens on. 0: any free port."

@@ -78,7 +78,7 @@ def test_what_the_ready_lines_offer_works(tmp_path: Path) -> None:
         gateway, worker, _ = children = running.children()
         os.kill(worker, signal.SIGSTOP)  # it will not stop by itself
         running.process.send_signal(signal.SIGINT)
-        running.wait_for("stopping ... (again to stop at once)")
+        running.wait_for("stopping ... (press Ctrl-C again to stop at once)")
         eventually("the gateway has ended", lambda: not psutil.pid_exists(gateway))
         assert running.stop() == 0
     assert [pid for pid in children if psutil.pid_exists(pid)] == []

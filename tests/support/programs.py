@@ -57,6 +57,7 @@ PROGRAMS: Final = {
         _debian("curl"),
         _debian("faketime", pattern="*/faketime/libfaketime.so.1"),
         _debian("nginx", "nginx-light"),
+        _debian("openssl"),
         _debian("prometheus"),
         _debian("promtool", "prometheus"),
         Program("envoy", "make .venv/envoy", file=_CHECKOUT / ".venv" / "envoy" / "envoy" / "_bin" / "envoy"),

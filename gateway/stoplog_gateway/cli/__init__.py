@@ -1,32 +1,24 @@
-"""The command ``stoplog``: runs the parts, and asks a running gateway.
+"""The command ``stoplog``: runs the parts of Stoplog, and calls a running gateway.
 
-Exit status: 0 done (a check: allowed), 1 denied or refused, 2 a usage or settings error, 3 no gateway there,
-78 a gateway or worker whose topics or settings must be mended first.
+Exit statuses:
+
+==  ====================================================================
+0   done; for a check: allowed
+1   denied or refused
+2   a usage or settings error
+3   no gateway answers
+78  a gateway or worker cannot run with these topics or settings
+==  ====================================================================
 """
 
 from __future__ import annotations
 
-import typer
-
-from stoplog_gateway.cli import bench, limits, verify, watch
-from stoplog_gateway.cli import check as checks
-from stoplog_gateway.cli import serve as processes
-
-app = typer.Typer(
-    name="stoplog",
-    help="A distributed rate limiter whose store is the log.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-processes.register(app)
-checks.register(app)
-watch.register(app)
-verify.register(app)
-bench.register(app)
-app.add_typer(limits.app)
+from stoplog_gateway.cli.extras import require_command
 
 
 def main() -> None:
     """Run the command line."""
+    require_command()
+    from stoplog_gateway.cli.app import app  # needs the packages of the command
+
     app(prog_name="stoplog")

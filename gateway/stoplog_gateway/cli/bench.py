@@ -1,4 +1,4 @@
-"""``stoplog bench``: how fast checks are answered here and now."""
+"""``stoplog bench``: measure how fast a running system answers checks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stoplog.client.settings import Settings
+from stoplog_gateway.cli.extras import require
 from stoplog_gateway.cli.http_client import DEFAULT_URL, Url, call
-from stoplog_gateway.cli.load_generator import MOST, Ask, Tally, put_load
+from stoplog_gateway.cli.load_generator import MAX_CHECKS, SendCheck, Tally, generate_load
 from stoplog_gateway.cli.output import AsJson, err, examples, out, print_json, reporting
-from stoplog_gateway.cli.raw_client import connected
-from stoplog_gateway.local.kafka_broker import reachable
+from stoplog_gateway.kafka_reachable import ensure_reachable
 
 _SECONDS: Final = 10.0
 _QUICK_S: Final = 2.0
-_LOOK_S: Final = 0.1
-"""Between two looks at how far it is."""
+_REFRESH_S: Final = 0.1
+"""Seconds between two updates of the progress bar."""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,35 +33,45 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help=f"{_QUICK_S:g} seconds, not {_SECONDS:g}.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"Measure for {_QUICK_S:g} seconds instead of {_SECONDS:g}.")
+    ] = False,
     sdk: Annotated[
         bool,
-        typer.Option("--sdk", help="Ask Kafka (STOPLOG_KAFKA) without a gateway, as Python programs can."),
+        typer.Option("--sdk", help="Check through the SDK and Kafka (STOPLOG_KAFKA), without a gateway."),
     ] = False,
     callers: Annotated[
-        int, typer.Option(min=1, max=1024, help="Callers, each of which waits for its answer.")
+        int,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Concurrent callers. Each sends its next check when the last one is answered.",
+        ),
     ] = 32,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Put a short load of checks on a running system and say how fast they were answered.
+    """Send checks to a running system for a short time and report throughput and latency.
 
-    They are at most 1,000,000, of 10,000 clients (stoplog-bench-0 and on), and counted as any others. All
-    callers run in this one process: what it reaches is not all that a gateway can do.
+    It sends at most 1,000,000 checks of 10,000 clients (stoplog-bench-0 and so on). They count like any
+    others. All callers run in this one process, so a gateway can do more than this measures.
     """
     seconds = _QUICK_S if quick else _SECONDS
     with reporting():
         if sdk:
             settings = Settings()
-            reachable(settings.bootstrap)
-            through, ways = f"Kafka at {settings.bootstrap}", _sharing_a_limiter(settings, callers)
+            ensure_reachable(settings.bootstrap)
+            target, opened = f"Kafka at {settings.bootstrap}", _sdk_callers(settings, callers)
         else:
+            require("gateway")  # brings httptools
+            from stoplog_gateway.cli.raw_client import connected
+
             call(url, "GET", "/v1/status")
-            through, ways = url, connected(url, callers)
-        tally = _run(ways, seconds)
+            target, opened = url, connected(url, callers)
+        tally = _run(opened, seconds)
     p50, p99, p999 = tally.percentiles_ms(50, 99, 99.9)
-    told: dict[str, Any] = {
-        "through": through,
+    result: dict[str, Any] = {
+        "through": target,
         "callers": callers,
         "seconds": round(tally.seconds, 3),
         "checks": tally.checks,
@@ -74,26 +84,27 @@ def bench(
         "degraded": tally.degraded,
     }
     if as_json:
-        print_json(told)
+        print_json(result)
     else:
-        _show(told)
+        _show(result)
     if tally.degraded:
         err.print(
-            f"stoplog: {tally.degraded:,} checks were let through without the store's answer: "
-            f"`stoplog status` says why",
+            f"stoplog: {tally.degraded:,} checks failed open without an answer of a worker: "
+            f"`stoplog status` shows the reason",
             style="yellow",
         )
 
 
 @asynccontextmanager
-async def _sharing_a_limiter(settings: Settings, callers: int) -> AsyncIterator[list[Ask]]:
+async def _sdk_callers(settings: Settings, callers: int) -> AsyncIterator[list[SendCheck]]:
+    """Return the check of one limiter for all callers."""
     from stoplog.client.limiter import Limiter  # the other commands start faster without it
 
     async with Limiter(settings) as limiter:
         yield [limiter.check] * callers
 
 
-def _run(ways: AbstractAsyncContextManager[list[Ask]], seconds: float) -> Tally:
+def _run(opened: AbstractAsyncContextManager[list[SendCheck]], seconds: float) -> Tally:
     import uvloop
 
     tally = Tally()
@@ -105,11 +116,11 @@ def _run(ways: AbstractAsyncContextManager[list[Ask]], seconds: float) -> Tally:
     )
 
     async def run() -> None:
-        async with ways as callers:
+        async with opened as callers:
             with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
                 showing = asyncio.create_task(_show_progress(progress, tally, seconds))
                 try:
-                    await put_load(callers, tally, seconds=seconds)
+                    await generate_load(callers, tally, seconds=seconds)
                 finally:
                     showing.cancel()
 
@@ -121,21 +132,21 @@ async def _show_progress(progress: Progress, tally: Tally, seconds: float) -> No
     task = progress.add_task("measuring", total=seconds, checks=0)
     began = monotonic()
     while True:
-        # Whichever of the two bounds is nearer.
-        done = max((monotonic() - began) / seconds, tally.checks / MOST)
+        # The run ends at the first of two bounds.
+        done = max((monotonic() - began) / seconds, tally.checks / MAX_CHECKS)
         progress.update(task, completed=done * seconds, checks=tally.checks)
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(_REFRESH_S)
 
 
-def _show(told: dict[str, Any]) -> None:
-    checks, seconds, callers = told["checks"], told["seconds"], told["callers"]
-    out.print(f"{checks:,} checks in {seconds:.1f} s by {callers} callers of {told['through']}")
+def _show(result: dict[str, Any]) -> None:
+    checks, seconds, callers = result["checks"], result["seconds"], result["callers"]
+    out.print(f"{checks:,} checks in {seconds:.1f} s by {callers} callers of {result['through']}")
     table = Table()
     for name in ("checks/s", "p50 ms", "p99 ms", "p99.9 ms", "allowed", "denied", "degraded"):
         table.add_column(name, justify="right")
     table.add_row(
-        f"{told['checks_per_s']:,.0f}",
-        *(f"{told[name]:.2f}" for name in ("p50_ms", "p99_ms", "p99_9_ms")),
-        *(f"{told[name]:,}" for name in ("allowed", "denied", "degraded")),
+        f"{result['checks_per_s']:,.0f}",
+        *(f"{result[name]:.2f}" for name in ("p50_ms", "p99_ms", "p99_9_ms")),
+        *(f"{result[name]:,}" for name in ("allowed", "denied", "degraded")),
     )
     out.print(table)

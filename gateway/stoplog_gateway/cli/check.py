@@ -10,21 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 from stoplog_gateway.cli import completion
-from stoplog_gateway.cli.formatting import printable, through
+from stoplog_gateway.cli.formatting import failed_open, printable
 from stoplog_gateway.cli.http_client import DEFAULT_URL, Url, call, segment
 from stoplog_gateway.cli.output import REFUSED, AsJson, examples, out, print_json
 
 Client = Annotated[
     str,
     typer.Argument(
-        help="Who spends: an API key, a user id.", show_default=False, autocompletion=completion.clients
+        help="Client id, such as an API key or a user id.",
+        show_default=False,
+        autocompletion=completion.clients,
     ),
 ]
 ResourceOption = Annotated[
     str | None,
     typer.Option(
         "--resource",
-        help="What is limited apart from the rest.",
+        help="Resource with limits and counts of its own.",
         metavar="R",
         autocompletion=completion.resources,
     ),
@@ -44,11 +46,11 @@ def register(app: typer.Typer) -> None:
 
 def check(
     client: Client,
-    cost: Annotated[int, typer.Option(help="Requests to spend; 0 only looks.")] = 1,
+    cost: Annotated[int, typer.Option(help="Requests to count. 0 shows the state and counts nothing.")] = 1,
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Whose limits hold if the client has none of its own.",
+            help="Plan whose limits apply if the client has none of its own.",
             metavar="P",
             autocompletion=completion.plans,
         ),
@@ -57,7 +59,7 @@ def check(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Spend one request, or more, of a client's limit; exit status 1 if it is denied."""
+    """Count one request, or more, against a client's limits. Exit status 1: denied."""
     body = {"client_id": client, "cost": cost, "plan": plan, "resource": resource}
     answer = call(url, "POST", "/v1/check", body={k: v for k, v in body.items() if v is not None})
     if as_json:
@@ -70,8 +72,8 @@ def check(
 
 def _sentence(answer: dict[str, Any]) -> Text:
     if answer.get("degraded"):
-        told = " without the store (degraded): nothing is known of the limit"
-        return Text.assemble(("allowed", "yellow"), told)
+        why = " without the store (degraded): the limit is not known"
+        return Text.assemble(("allowed", "yellow"), why)
     if answer["allowed"]:
         limited = answer.get("limit") is not None
         left = f"{answer['remaining']} of {answer['limit']} left" if limited else "unlimited"
@@ -86,7 +88,7 @@ def _sentence(answer: dict[str, Any]) -> Text:
 def reset(
     client: Client, resource: ResourceOption = None, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Forget what a client has spent; its limits stay."""
+    """Set the counters of a client to zero. Its limits stay."""
     answer = call(url, "POST", f"/v1/clients/{segment(client)}/reset", resource=resource)
     if as_json:
         print_json(answer)
@@ -95,12 +97,12 @@ def reset(
 
 
 def applied(what: str, answer: dict[str, Any]) -> str:
-    """*what*, and whether the worker has confirmed it."""
+    """Return *what*, and a note if no worker has confirmed it yet."""
     return what if answer.get("applied", True) else f"{what}: stored, but no worker has confirmed it yet"
 
 
 def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Show whether checks are answered from the store, and who is there."""
+    """Show whether workers answer the checks, and all gateways and workers."""
     answer = call(url, "GET", "/v1/status")
     if as_json:
         print_json(answer)
@@ -112,9 +114,8 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     mode = Text.assemble((answer["mode"], color), f" since {since}", some if several else "")
     out.print(Text.assemble("mode   ", mode, _because(answer["why"])))
     if answer["mode"] != "normal":
-        out.print(
-            f"       {through(answer['degraded_partitions'], answer['let_through'], answer['uncounted'])}"
-        )
+        counts = (answer["degraded_partitions"], answer["let_through"], answer["uncounted"])
+        out.print(f"       {failed_open(*counts)}")
     out.print(printable(f"store  {answer['store']}") + _because(answer["store_why"]))
     table = Table("node", "role", "lane", "version", "partitions", "lag")
     for node in answer["nodes"]:
@@ -126,7 +127,7 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 
 def _by_state(held: dict[str, dict[str, Any]]) -> str:
-    """``running 0, 1; standby 2``."""
+    """Return partitions by state: ``running 0, 1; standby 2``."""
     states: dict[str, list[str]] = {}
     for number, partition in held.items():
         states.setdefault(partition["state"], []).append(number)

@@ -1,4 +1,4 @@
-"""What the shell offers when Tab is pressed: clients, plans and resources that have limits, and limits."""
+"""Shell completion: the clients, plans and resources that have limits, and limits."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import typer
 from stoplog_gateway.cli.http_client import DEFAULT_URL, stored
 
 _PLAIN: Final = re.compile(r"[\w.@:/+=-]+", re.ASCII)
-"""Shells evaluate what they are offered, and ids are anybody's: others are to be typed."""
+"""Ids that are completed. Shells evaluate completions and ids are untrusted, so all others must be typed."""
 
 _UNITS: Final = ("second", "minute", "hour", "day")
 
 
 def clients(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Clients with limits of their own."""
+    """Return the clients with limits of their own."""
     return _distinct(ctx, "client", "id", incomplete)
 
 
 def client_then_limits(ctx: typer.Context, incomplete: str) -> list[str]:
-    """A client first, unless limits of a plan or the default are meant; then limits, of the number typed."""
+    """Return clients for the first word and limits for the others; after --plan or --default, only limits."""
     given = ctx.params
     if not (given.get("words") or given.get("plan") is not None or given.get("default")):
         return clients(ctx, incomplete)
@@ -33,12 +33,12 @@ def client_then_limits(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def plans(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Plans that have limits."""
+    """Return the plans that have limits."""
     return _distinct(ctx, "plan", "id", incomplete)
 
 
 def resources(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Resources for which somebody has limits."""
+    """Return the resources that any limits name."""
     kinds = ("default", "plan", "client")
     return sorted({name for kind in kinds for name in _distinct(ctx, kind, "resource", incomplete)})
 

@@ -1,4 +1,4 @@
-"""Numbers, times and other people's texts, as a terminal shows them; the console's page.js is like it."""
+"""Numbers, times and untrusted texts for a terminal; the console formats them alike (page.js)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import ceil
 
 
 def rate(per_s: float) -> str:
-    """A rate, in checks a second.
+    """Return a rate in checks per second.
 
     >>> [rate(value) for value in (0, 0.25, 7.5, 1234.4)]
     ['0', '0.2', '7.5', '1,234']
@@ -18,7 +18,7 @@ def rate(per_s: float) -> str:
 
 
 def latency(ms: float) -> str:
-    """Milliseconds, to about three places.
+    """Return a latency to about three digits.
 
     >>> [latency(value) for value in (0.707, 12.3, 1500)]
     ['0.71 ms', '12 ms', '1.5 s']
@@ -27,7 +27,7 @@ def latency(ms: float) -> str:
 
 
 def duration(ms: float) -> str:
-    """How long, to the two largest units.
+    """Return a duration in its two largest units.
 
     >>> [duration(value) for value in (0, 43_000, 303_000, 7_500_000, 86_400_000 * 3)]
     ['0 s', '43 s', '5 min 3 s', '2 h 5 min', '3 d']
@@ -45,12 +45,12 @@ def duration(ms: float) -> str:
 
 
 def moment(ms: float) -> str:
-    """A moment, ms since the Unix epoch, as date and time here."""
+    """Return the local date and time of *ms* milliseconds since the Unix epoch."""
     return f"{datetime.fromtimestamp(ms / 1000, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Partitions.
+    """Return partition numbers as ranges.
 
     >>> ranges([9, 0, 1, 2, 7, 10])
     '0-2, 7, 9-10'
@@ -60,22 +60,22 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ends)
 
 
-def through(partitions: list[int], let_through: int, uncounted: int) -> str:
-    """What degraded mode lets through now, and has so far.
+def failed_open(partitions: list[int], checks: int, uncounted: int) -> str:
+    """Return which partitions fail open now, and how many checks have failed open so far.
 
-    >>> print(through([0, 1, 3], 5_120, 7))
-    let through now: partition 0-1, 3; so far 5,120 checks, 7 of them in no count
-    >>> print(through([], 5_120, 0))
-    every partition answers again; let through so far 5,120 checks, all will count
+    >>> print(failed_open([0, 1, 3], 5_120, 7))
+    failing open: partitions 0-1, 3; so far 5,120 checks, 7 of them never counted
+    >>> print(failed_open([], 5_120, 0))
+    every partition answers again; failed open so far: 5,120 checks, all of them counted later
     """
-    where = f"now: partition {ranges(partitions)}; " if partitions else ""
-    again = "" if partitions else "every partition answers again; "
-    lost = f"{uncounted:,} of them in no count" if uncounted else "all will count"
-    return f"{again}let through {where}so far {let_through:,} checks, {lost}"
+    lost = f"{uncounted:,} of them never counted" if uncounted else "all of them counted later"
+    if partitions:
+        return f"failing open: partitions {ranges(partitions)}; so far {checks:,} checks, {lost}"
+    return f"every partition answers again; failed open so far: {checks:,} checks, {lost}"
 
 
 def printable(text: str) -> str:
-    r"""*text*, whoever chose it, with what a terminal would obey or hide written as an escape.
+    r"""Return untrusted *text* with all that a terminal would obey or hide written as escapes.
 
     >>> print(printable("zoë \x1b[2J [red]\u202e"))
     zoë \x1b[2J [red]\u202e

@@ -1,4 +1,4 @@
-"""A running gateway's HTTP API, for the commands."""
+"""A client of the gateway's HTTP API, for the commands."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from stoplog.errors import StoplogError
 from stoplog_gateway.cli.output import REFUSED, UNREACHABLE, USAGE, fail
 
 _TIMEOUT_S: Final = 30.0
-"""Longer than a change waits to be confirmed; an ordinary answer takes a millisecond."""
+"""Longer than a limit change waits for its confirmation. An ordinary answer takes a millisecond."""
 
-_TYPING_S: Final = 1.0
-"""Who presses Tab waits no longer."""
+_COMPLETION_TIMEOUT_S: Final = 1.0
+"""The longest time that a press of Tab may take."""
 
-_OFFERED: Final = 1_000
+_COMPLETIONS: Final = 1_000
 
 _REMEDIES: Final = {
     "unauthorized": "set STOPLOG_ADMIN_TOKEN to the gateway's token",
     "forbidden": "run this on the gateway's machine with --url http://127.0.0.1:<port>, or set the same "
     "STOPLOG_ADMIN_TOKEN for the gateway and here",
-    "no-limits": "set some with `stoplog limits set`; `stoplog limits list` shows who has any",
-    "store-unavailable": "try again when `stoplog status` says that the store is ok",
+    "no-limits": "set some with `stoplog limits set`; `stoplog limits list` shows all that are stored",
+    "store-unavailable": "try again when `stoplog status` shows that the store is ok",
 }
-"""What a person at a shell does about a problem whose own remedy is for programs, by its name."""
+"""Remedies for a person at a shell, by the problem's name; the remedies of the HTTP API are for programs."""
 
-Url = Annotated[str, typer.Option("--url", envvar="STOPLOG_URL", help="The gateway to ask.")]
+Url = Annotated[str, typer.Option("--url", envvar="STOPLOG_URL", help="URL of the gateway.")]
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
 
-class Unanswered(StoplogError):
-    """No gateway answers, or it refuses; the text says what to do, ``status`` how a command ends."""
+class CallFailed(StoplogError):
+    """No gateway answers, or it refuses the call.
+
+    Attributes:
+        status: The exit status of the command.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -42,46 +46,47 @@ class Unanswered(StoplogError):
 
 
 def call(url: str, method: str, path: str, *, body: Any = None, **query: str | None) -> Any:
-    """Call the gateway at *url*; ends the command if it is not there or refuses.
+    """Call the gateway at *url* and return its answer; end the command if the call fails.
 
     Args:
-        url: As the user gave it.
-        method: ``GET``, ``PUT`` …
-        path: Escaped where it holds an id (:func:`segment`).
-        body: Sent as JSON if given.
-        **query: Parameters; those that are ``None`` are left out.
+        url: URL from the command line.
+        method: HTTP method.
+        path: Path, with ids escaped by :func:`segment`.
+        body: Sent as JSON, unless it is ``None``.
+        **query: Query parameters; those with the value ``None`` are left out.
 
     Returns:
-        The answer's JSON.
+        The decoded JSON body.
     """
     try:
         with connection() as client:
-            return ask(client, url, method, path, body=body, **query)
-    except Unanswered as exc:
+            return request(client, url, method, path, body=body, **query)
+    except CallFailed as exc:
         fail(str(exc), exc.status)
 
 
 def connection(timeout_s: float = _TIMEOUT_S) -> httpx.Client:
-    """A connection for :func:`ask`, kept alive; to be closed. Ends the command if the admin token is none."""
+    """Return a client for :func:`request`, to be closed; end the command if the admin token is not valid."""
     token = os.environ.get("STOPLOG_ADMIN_TOKEN", "").strip()
     if not token.isascii() or not token.isprintable():
         fail(
-            "STOPLOG_ADMIN_TOKEN is not printable ASCII, so it is no gateway's: set it to the gateway's",
+            "STOPLOG_ADMIN_TOKEN is not printable ASCII, so no gateway accepts it: set it to the gateway's "
+            "token",
             USAGE,
         )
-    # No proxy and no .netrc of the environment: a gateway is called directly.
+    # A gateway is called directly, so proxies and .netrc are ignored.
     return httpx.Client(
         timeout=timeout_s, trust_env=False, headers={"Authorization": f"Bearer {token}"} if token else {}
     )
 
 
-def ask(
+def request(
     client: httpx.Client, url: str, method: str, path: str, *, body: Any = None, **query: str | None
 ) -> Any:
-    """Call the gateway at *url* by *client*; the rest is as for :func:`call`.
+    """Call the gateway at *url* through *client*; the other arguments are those of :func:`call`.
 
     Raises:
-        Unanswered: it is not there or refuses.
+        CallFailed: no gateway answers, or it refuses.
     """
     try:
         response = client.request(
@@ -91,7 +96,7 @@ def ask(
             params={name: value for name, value in query.items() if value is not None},
         )
     except (httpx.TransportError, httpx.InvalidURL) as exc:
-        raise Unanswered(
+        raise CallFailed(
             f"no gateway answers at {url} ({exc}): start one with `stoplog up`, or name yours with --url or "
             f"STOPLOG_URL",
             UNREACHABLE,
@@ -99,19 +104,19 @@ def ask(
     try:
         answer = response.json()
     except ValueError:
-        raise Unanswered(
-            f"{url} answered {response.status_code} and no JSON: is it a Stoplog gateway?", UNREACHABLE
+        raise CallFailed(
+            f"{url} answered {response.status_code} without JSON: is it a Stoplog gateway?", UNREACHABLE
         ) from None
     if response.is_error:
-        raise Unanswered(_told(answer), REFUSED)
+        raise CallFailed(_sentence(answer), REFUSED)
     return answer
 
 
 def stored(url: str, kind: str) -> list[dict[str, Any]]:
-    """The first limits stored for *kind*, for whoever types; none if the gateway does not say."""
-    query: dict[str, str | int] = {"kind": kind, "limit": _OFFERED}
+    """Return the first limits stored for *kind*, for completion; none if the gateway does not answer."""
+    query: dict[str, str | int] = {"kind": kind, "limit": _COMPLETIONS}
     try:
-        with connection(_TYPING_S) as client:
+        with connection(_COMPLETION_TIMEOUT_S) as client:
             answer = client.get(f"{url.rstrip('/')}/v1/limits", params=query)
         items: list[dict[str, Any]] = answer.raise_for_status().json()["items"]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, typer.Exit):
@@ -120,16 +125,16 @@ def stored(url: str, kind: str) -> list[dict[str, Any]]:
 
 
 def segment(id_: str) -> str:
-    """*id_* as one segment of a path.
+    """Return *id_* escaped as one segment of a path.
 
-    >>> segment("a/b"), segment("..")  # the latter would go up
+    >>> segment("a/b"), segment("..")  # an unescaped ".." would go up
     ('a%2Fb', '%2E%2E')
     """
     return "%2E" * len(id_) if id_ in (".", "..") else quote(id_, safe="")
 
 
-def _told(problem: Any) -> str:
-    """A problem+json document as a sentence."""
+def _sentence(problem: Any) -> str:
+    """Return a problem+json document as a sentence."""
     if not isinstance(problem, dict):
         return str(problem)
     text = f"{problem.get('title', 'refused')}: {problem.get('detail', '')}"

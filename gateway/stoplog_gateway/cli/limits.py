@@ -1,4 +1,4 @@
-"""``stoplog limits``: of a client, of a plan (``--plan``), the default (``--default``)."""
+"""``stoplog limits``: limits of a client, of a plan (``--plan``), and the default (``--default``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stoplog_gateway.cli.output import USAGE, AsJson, examples, fail, out, print
 
 app = typer.Typer(
     name="limits",
-    help="Set, show and delete limits while everything runs.",
+    help="Set, show and delete limits in a running system.",
     no_args_is_help=True,
     epilog=examples("stoplog limits set alice 100/minute 10/second", "stoplog limits list"),
 )
@@ -27,7 +27,7 @@ Words = Annotated[
     typer.Argument(
         metavar="[CLIENT] LIMIT",
         help="A client, then its limits: 100/minute, 40/2s, 1000/1h, 0/minute (blocks) or unlimited. "
-        "With --plan or --default: limits only.",
+        "With --plan or --default, only limits.",
         show_default=False,
         autocompletion=completion.client_then_limits,
     ),
@@ -38,11 +38,11 @@ OneClient = Annotated[
 ]
 Plan = Annotated[
     str | None,
-    typer.Option(
-        "--plan", help="Of a plan instead of a client.", metavar="P", autocompletion=completion.plans
-    ),
+    typer.Option("--plan", help="A plan instead of a client.", metavar="P", autocompletion=completion.plans),
 ]
-Default = Annotated[bool, typer.Option("--default", help="Of everybody who has none of their own.")]
+Default = Annotated[
+    bool, typer.Option("--default", help="The default for clients without limits of their own.")
+]
 
 
 @app.command(
@@ -62,12 +62,12 @@ def set_(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Set limits, all of which must pass; returns when the next check sees them."""
+    """Set limits, all of which a check must pass. Returns when the next check uses them."""
     given = list(words or ())
     client = None if plan is not None or default else (given.pop(0) if given else None)
     path = _path(client, plan, default)
     if not given:
-        fail("no limit given: name one, such as 100/minute, or unlimited", USAGE)
+        fail("no limit given: add one such as 100/minute, or unlimited", USAGE)
     limits = "unlimited" if given == ["unlimited"] else given
     answer = call(url, "PUT", path, body={"limits": limits}, resource=resource)
     _show(answer, applied(_written(answer["limits"]), answer), as_json)
@@ -96,15 +96,15 @@ def delete(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Delete limits: the plan's, or the default, hold again."""
+    """Delete limits. Then those of the plan apply, or the default."""
     answer = call(url, "DELETE", _path(client, plan, default), resource=resource)
     _show(answer, applied("deleted", answer), as_json)
 
 
 @app.command("list", epilog=examples("stoplog limits list", "stoplog limits list --json | jq length"))
 def list_(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """List all limits that are stored."""
-    # A key that was changed, or deleted, can come on two pages: the later one is right.
+    """List all stored limits."""
+    # A key that changes meanwhile can be on two pages; the later one has the current limits.
     pages = {(item["kind"], item["id"], item["resource"]): item for item in _pages(url)}
     found = [item for item in pages.values() if item["limits"] is not None]
     if as_json:
@@ -128,9 +128,9 @@ def _pages(url: str) -> Iterator[dict[str, Any]]:
 
 
 def _path(client: str | None, plan: str | None, default: bool) -> str:
-    """The route of exactly one of the three."""
+    """Return the path for the one of the three that is given; end the command unless it is exactly one."""
     if (client is not None) + (plan is not None) + default != 1:
-        fail("whose limits? Name a client, or --plan P, or --default: one of them", USAGE)
+        fail("give exactly one of: a client, --plan P, --default", USAGE)
     if plan is not None:
         return f"/v1/plans/{segment(plan)}"
     return f"/v1/limits/{segment(client)}" if client is not None else "/v1/default"

@@ -1,4 +1,4 @@
-"""A short load of checks, as so many callers put it that each asks again as soon as it was answered."""
+"""A closed-loop load: each caller sends its next check as soon as the last one is answered."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import Final
 from stoplog.client.answer import Answer
 from stoplog.errors import StoplogError
 
-Ask = Callable[[str], Awaitable[Answer]]
-"""Asks for one check of a client."""
+SendCheck = Callable[[str], Awaitable[Answer]]
+"""Sends one check of a client id and returns its answer."""
 
 CLIENTS: Final = 10_000
-"""So many that none reaches the built-in default limit soon: to be measured is asking, not the deny cache."""
+"""Enough that no client soon reaches the default limit: the deny cache would answer without a worker."""
 
-MOST: Final = 1_000_000
-"""Checks at most: 8 MB of latencies here, and 200 MB of log at worst."""
+MAX_CHECKS: Final = 1_000_000
+"""Bounds memory (8 MB of latencies) and the log (200 MB at worst)."""
 
 
 class LoadFailed(StoplogError):
-    """A caller was not answered; the text says what it got."""
+    """A check got no valid answer; the text says what happened."""
 
 
 @dataclass
 class Tally:
-    """What the callers were answered, and how long that took."""
+    """The answers of all callers, and their latencies."""
 
     allowed: int = 0
     denied: int = 0
@@ -40,11 +40,11 @@ class Tally:
 
     @property
     def checks(self) -> int:
-        """All that were answered."""
+        """The number of answered checks."""
         return len(self.latencies_ns)
 
-    def note(self, answer: Answer, ns: int) -> None:
-        """Add one answer, which took *ns* nanoseconds."""
+    def add(self, answer: Answer, ns: int) -> None:
+        """Add one answer that took *ns* nanoseconds."""
         self.latencies_ns.append(ns)
         if answer.degraded:
             self.degraded += 1
@@ -54,7 +54,7 @@ class Tally:
             self.denied += 1
 
     def percentiles_ms(self, *percents: float) -> list[float]:
-        """The latencies, in milliseconds, that so many percent of the checks did not exceed; 0 without any.
+        """Return percentiles of the latency in milliseconds; 0 if there were no checks.
 
         >>> Tally(latencies_ns=array("Q", range(10**6, 101 * 10**6, 10**6))).percentiles_ms(50, 99, 99.9)
         [50.0, 99.0, 100.0]
@@ -63,39 +63,44 @@ class Tally:
         return [ordered[max(ceil(len(ordered) * p / 100), 1) - 1] / 1e6 for p in percents]
 
 
-async def put_load(
-    callers: Sequence[Ask], tally: Tally, *, seconds: float, clients: int = CLIENTS, most: int = MOST
+async def generate_load(
+    callers: Sequence[SendCheck],
+    tally: Tally,
+    *,
+    seconds: float,
+    clients: int = CLIENTS,
+    max_checks: int = MAX_CHECKS,
 ) -> None:
-    """Have every one of *callers* ask for one check after the other.
+    """Let each of *callers* send one check after another.
 
     Args:
-        callers: How each of them asks.
-        tally: Takes the answers; may be looked at meanwhile.
-        seconds: How long new checks are begun.
-        clients: So many take turns, ``stoplog-bench-0`` and on.
-        most: Checks that are begun at most.
+        callers: One function per caller.
+        tally: Collects the answers; another task may read it meanwhile.
+        seconds: Time in which new checks are sent.
+        clients: Number of client ids that take turns: ``stoplog-bench-0`` and so on.
+        max_checks: Number of checks after which no more are sent.
 
     Raises:
-        LoadFailed: a caller was not answered.
+        LoadFailed: a check got no valid answer.
     """
     names = cycle([f"stoplog-bench-{number}" for number in range(clients)])
-    began = perf_counter()
-    begun = 0
+    started = perf_counter()
+    sent = 0
 
-    async def call(ask: Ask) -> None:
-        nonlocal begun
-        while begun < most and perf_counter() - began < seconds:
-            begun += 1
-            asked = perf_counter_ns()
-            answer = await ask(next(names))
-            tally.note(answer, perf_counter_ns() - asked)
+    async def call(send_check: SendCheck) -> None:
+        nonlocal sent
+        while sent < max_checks and perf_counter() - started < seconds:
+            sent += 1
+            sent_ns = perf_counter_ns()
+            answer = await send_check(next(names))
+            tally.add(answer, perf_counter_ns() - sent_ns)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for ask in callers:
-                group.create_task(call(ask))
+            for send_check in callers:
+                group.create_task(call(send_check))
     except ExceptionGroup as several:
-        # Raised from an `except*`, it may be in a group again (CPython 3.11, now and then).
+        # Not `except*`: CPython 3.11 sometimes puts what it raises into a group again.
         raise several.exceptions[0] from None
     finally:
-        tally.seconds = perf_counter() - began
+        tally.seconds = perf_counter() - started

@@ -1,4 +1,4 @@
-"""What the commands print: results to stdout, everything else to stderr."""
+"""The output of the commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ REFUSED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 CONFIG: Final = 78
-"""Started again it would end the same way (sysexits' EX_CONFIG)."""
+"""A restart would end the same way (EX_CONFIG of sysexits)."""
 
-# What should be styled is rich.text.Text. Ids are anybody's: figures.printable makes them safe to show.
+# Ids are untrusted, so markup is off, and formatting.printable makes them safe to show.
+# Styled output is rich.text.Text.
 out: Final = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err: Final = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON value, and nothing else, on standard output.")
+    bool, typer.Option("--json", help="Print one JSON value and nothing else on standard output.")
 ]
 
 
 def examples(*lines: str) -> str:
-    """An epilog that shows *lines*; rich keeps only line breaks that are doubled."""
+    """Return the epilog of a help text that shows *lines*. Rich keeps only doubled line breaks."""
     return "\n\n".join(("Examples:", *(f"$ {line}" for line in lines)))
 
 
 def print_json(value: Any) -> None:
-    """One line, at once, so that a program reading a pipe sees it."""
+    """Print *value* on one line, without buffering, so that a program that reads a pipe sees it at once."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Say what went wrong and end with *status*."""
-    # It may quote others; the end of a log has lines and tabs.
+    """Print *message* and end with *status*."""
+    # The message may quote untrusted text. The end of a log has line breaks and tabs.
     shown = "\n".join(map(printable, message.expandtabs().split("\n")))
     err.print(f"stoplog: {shown}", style="red")
     raise typer.Exit(status)
@@ -50,7 +51,7 @@ def fail(message: str, status: int) -> NoReturn:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Turn the errors that an operator can cause or mend into one message each."""
+    """Turn each error that an operator can cause or repair into one message and an exit status."""
     try:
         yield
     except StoplogError as exc:

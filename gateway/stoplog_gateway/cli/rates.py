@@ -1,4 +1,4 @@
-"""Counts, as a gateway tells them now and then, to rates and latencies of the last seconds."""
+"""Compute rates and latencies of the last seconds from a gateway's counters."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import msgspec
 from stoplog.client.traffic import LatencyBucket, Traffic
 
 MEAN_MS: Final = 10_000
-"""Rates are means of so long: they are read by people, and checks come in bursts."""
+"""Rates are means over this time, because checks come in bursts."""
 
 
 class Rates(msgspec.Struct, frozen=True):
-    """Checks a second, and the latencies that half and 99 % of them did not exceed.
+    """Checks per second by outcome, and the median and 99th percentile of their latency.
 
-    ``None``: not known from one sample alone, or there were no checks. A latency past the last bucket's bound
-    is given as that bound.
+    A value is ``None`` if there is only one sample, or if there were no checks. A latency beyond the bound of
+    the last bucket is given as that bound.
     """
 
     allowed_per_s: float | None = None
@@ -28,19 +28,19 @@ class Rates(msgspec.Struct, frozen=True):
     p99_ms: float | None = None
 
 
-class Recent:
+class RecentSamples:
     """The samples of the last seconds."""
 
     def __init__(self) -> None:
         self._samples: deque[Traffic] = deque()
 
     def add(self, now: Traffic) -> Rates:
-        """Take note of *now*, and tell the rates since the oldest sample that is not too old."""
+        """Add the sample *now*; return the rates since the oldest sample that is not too old."""
         samples = self._samples
         if samples and (now.received < samples[-1].received or now.at_ms < samples[-1].at_ms):
-            samples.clear()  # the gateway was started anew
+            samples.clear()  # the gateway was restarted
         samples.append(now)
-        # One that is older stays if it is the only one before.
+        # An older sample stays if there is no other one before *now*.
         while len(samples) > 2 and samples[0].at_ms < now.at_ms - MEAN_MS:
             samples.popleft()
         return _between(samples[0], now)
@@ -64,7 +64,7 @@ def _between(before: Traffic, now: Traffic) -> Rates:
 
 
 def quantile(share: float, buckets: list[LatencyBucket]) -> float | None:
-    """The latency, in ms, that a *share* of the checks did not exceed, as far as *buckets* tell.
+    """Return the latency in ms that a *share* of the checks did not exceed, interpolated in *buckets*.
 
     >>> quantile(0.5, [LatencyBucket(1.0, 0), LatencyBucket(2.0, 10), LatencyBucket(None, 10)])
     1.5

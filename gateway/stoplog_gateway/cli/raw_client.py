@@ -1,4 +1,4 @@
-"""A caller of a gateway's ``/v1/check`` that costs little itself: one connection, one request at a time."""
+"""A client of ``/v1/check`` that uses little CPU: one connection, one request at a time."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import httptools
 import msgspec
 
 from stoplog.client.answer import Answer
-from stoplog_gateway.cli.load_generator import Ask, LoadFailed
+from stoplog_gateway.cli.load_generator import LoadFailed, SendCheck
 
-_ANSWER_S: Final = 10.0
-"""A gateway answers within its deadline; past this it is gone."""
+_TIMEOUT_S: Final = 10.0
+"""A gateway answers within its deadline. After this time it is considered gone."""
 
 _decode: Final = msgspec.json.Decoder(Answer).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
 @asynccontextmanager
-async def connected(url: str, callers: int) -> AsyncIterator[list[Ask]]:
-    """So many callers of the gateway at *url*, each on a connection of its own.
+async def connected(url: str, callers: int) -> AsyncIterator[list[SendCheck]]:
+    """Return functions that send checks to the gateway at *url*, each on a connection of its own.
 
     Raises:
-        LoadFailed: it takes no connection.
+        LoadFailed: the gateway accepts no more connections.
     """
     connections = [_Connection(url) for _ in range(callers)]
     try:
@@ -39,7 +39,7 @@ async def connected(url: str, callers: int) -> AsyncIterator[list[Ask]]:
 
 
 class _Connection(asyncio.Protocol):
-    """Kept alive; its methods named ``on_…`` are httptools'."""
+    """A kept-alive connection. httptools calls the methods named ``on_…``."""
 
     _transport: asyncio.Transport | None = None
     _answer: asyncio.Future[Answer]
@@ -58,34 +58,34 @@ class _Connection(asyncio.Protocol):
         loop, secure = asyncio.get_running_loop(), self._parts.scheme == "https"
         port = self._parts.port or (443 if secure else 80)
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(_TIMEOUT_S):
                 await loop.create_connection(
                     lambda: self, self._parts.hostname or "", port, ssl=True if secure else None
                 )
         except OSError as exc:
-            raise LoadFailed(f"{self._url} takes no more connections ({exc}): use fewer --callers") from exc
+            raise LoadFailed(f"{self._url} accepts no more connections ({exc}): use fewer --callers") from exc
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
 
     async def check(self, client: str) -> Answer:
-        """One check, of cost 1.
+        """Send one check of cost 1 and return its answer.
 
         Raises:
-            LoadFailed: the connection was lost, or what came is no answer.
+            LoadFailed: the connection was lost, or the answer is not valid.
         """
         assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
         body = _encode({"client_id": client})
         self._transport.write(b"%sContent-Length: %d\r\n\r\n%s" % (self._head, len(body), body))
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(_TIMEOUT_S):
                 return await self._answer
         except TimeoutError:
-            raise LoadFailed(f"{self._url} did not answer a check in {_ANSWER_S:g} s") from None
+            raise LoadFailed(f"{self._url} did not answer a check in {_TIMEOUT_S:g} s") from None
 
-    # --- what comes -------------------------------------------------------------------------
+    # --- events of the connection ------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -94,7 +94,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as exc:
-            self._fail(f"answered no HTTP ({exc})")
+            self._fail(f"did not answer in HTTP ({exc})")
 
     def on_body(self, part: bytes) -> None:
         self._body += part
@@ -106,7 +106,7 @@ class _Connection(asyncio.Protocol):
         try:
             answer = _decode(body)
         except msgspec.MsgspecError as exc:
-            return self._fail(f"answered a check with something else: {exc}")
+            return self._fail(f"gave an invalid answer to a check: {exc}")
         if not self._answer.done():
             self._answer.set_result(answer)
 

@@ -1,4 +1,4 @@
-"""``stoplog verify``: the proof, on a running system, that what was decided follows from the log."""
+"""``stoplog verify``: prove on a running system that the decisions follow from the log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from stoplog_gateway.cli.extras import require
 from stoplog_gateway.cli.output import AsJson, examples
 
 
@@ -19,16 +20,17 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    seconds: Annotated[float, typer.Option(min=0, help="How long to let the log go on meanwhile.")] = 5.0,
-    lane: Annotated[str | None, typer.Option(help="The lane to verify; the default one is a.")] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds to follow the log.")] = 5.0,
+    lane: Annotated[str | None, typer.Option(help="Lane to verify. The default lane is a.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute what workers decide meanwhile, and compare. Only reads.
+    """Recompute the decisions of the workers from the log and compare. Writes nothing.
 
-    Exit status: 0 if nothing differs, 1 if anything does, 3 if it could not be verified.
+    Exit status: 0 no difference, 1 a difference, 3 not verified.
     """
+    require("worker")
     if lane is not None:
         os.environ["STOPLOG_LANE"] = lane
-    # Another program in this process: the gateway's side imports nothing of the worker.
+    # Replace this process by another program: the gateway's package imports nothing of the worker's.
     command = [sys.executable, "-m", "stoplog_worker", "verify", "--seconds", str(seconds)]
     os.execv(sys.executable, [*command, "--json"] if as_json else command)

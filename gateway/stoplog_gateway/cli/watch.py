@@ -1,4 +1,4 @@
-"""``stoplog watch``: a running gateway as it goes, in a terminal."""
+"""``stoplog watch``: show the state of a running gateway, refreshed every second."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from stoplog_gateway.cli.http_client import DEFAULT_URL, Unanswered, Url, ask, connection
+from stoplog_gateway.cli.http_client import DEFAULT_URL, CallFailed, Url, connection, request
 from stoplog_gateway.cli.output import REFUSED, UNREACHABLE, AsJson, examples, fail, print_json
-from stoplog_gateway.cli.rates import Rates, Recent
-from stoplog_gateway.cli.serve import stopped_by_signals
-from stoplog_gateway.cli.watch_view import Told, view
+from stoplog_gateway.cli.rates import Rates, RecentSamples
+from stoplog_gateway.cli.up import stopped_by_signals
+from stoplog_gateway.cli.watch_view import Snapshot, view
 
-_PATIENCE_S: Final = 3.0
-"""An answer takes milliseconds, and whoever watches wants to see that none comes."""
+_TIMEOUT_S: Final = 3.0
+"""Short, so that the view soon shows that the gateway does not answer."""
 
-# Unlike that of the other commands it wraps and cuts at the terminal's width.
+# Unlike the console of the other commands, this one wraps and cuts at the width of the terminal.
 _screen: Final = Console(highlight=False, markup=False, emoji=False)
 
 
@@ -34,77 +34,79 @@ def register(app: typer.Typer) -> None:
 
 
 def watch(
-    interval: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds between two requests.")] = 1.0,
     once: Annotated[
         bool,
-        typer.Option("--once", help="Show it once and end, as into a pipe: two looks, with rates between."),
+        typer.Option(
+            "--once", help="Show the state once and end, as into a pipe. Two requests give the rates."
+        ),
     ] = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Watch a gateway: mode, checks a second, latency, nodes, most rejected clients. Ctrl-C ends it."""
-    # Rich would take a pipe for a terminal where FORCE_COLOR is set.
+    """Watch a gateway: mode, checks per second, latency, nodes, most rejected clients. Ctrl-C ends it."""
+    # With FORCE_COLOR, Rich takes a pipe for a terminal.
     live = sys.stdout.isatty() and not _screen.is_dumb_terminal
-    with connection(_PATIENCE_S) as client:
+    with connection(_TIMEOUT_S) as client:
         if as_json or once or not live:
             _show_once(client, url, interval, as_json)
         else:
             with suppress(KeyboardInterrupt), stopped_by_signals():
-                _show_on(client, url, interval)
+                _show_repeatedly(client, url, interval)
 
 
 def _show_once(client: httpx.Client, url: str, interval: float, as_json: bool) -> None:
-    recent = Recent()
+    samples = RecentSamples()
     try:
-        recent.add(_look(client, url).traffic)
+        samples.add(_fetch(client, url).traffic)
         sleep(interval)
-        told = _look(client, url)
-    except Unanswered as exc:
+        snapshot = _fetch(client, url)
+    except CallFailed as exc:
         fail(str(exc), exc.status)
-    rates = recent.add(told.traffic)
+    rates = samples.add(snapshot.traffic)
     if as_json:
-        seen = {"rates": rates, **msgspec.structs.asdict(told)}
-        print_json(msgspec.to_builtins(seen, str_keys=True))
+        shown = {"rates": rates, **msgspec.structs.asdict(snapshot)}
+        print_json(msgspec.to_builtins(shown, str_keys=True))
     else:
-        _screen.print(view(url, told, rates))
+        _screen.print(view(url, snapshot, rates))
 
 
-def _show_on(client: httpx.Client, url: str, interval: float) -> None:
-    recent, rates, told = Recent(), Rates(), None
-    with Live(view(url, told, rates), console=_screen, screen=True, auto_refresh=False) as live:
+def _show_repeatedly(client: httpx.Client, url: str, interval: float) -> None:
+    samples, rates, snapshot = RecentSamples(), Rates(), None
+    with Live(view(url, snapshot, rates), console=_screen, screen=True, auto_refresh=False) as live:
         while True:
             began = monotonic()
-            silent = None
+            error = None
             try:
-                told = _look(client, url)
-                rates = recent.add(told.traffic)
-            except Unanswered as exc:
-                silent = str(exc)
-            live.update(view(url, told, rates, silent=silent), refresh=True)
+                snapshot = _fetch(client, url)
+                rates = samples.add(snapshot.traffic)
+            except CallFailed as exc:
+                error = str(exc)
+            live.update(view(url, snapshot, rates, error=error), refresh=True)
             sleep(max(0.0, interval - (monotonic() - began)))
 
 
-def _look(client: httpx.Client, url: str) -> Told:
-    """One look.
+def _fetch(client: httpx.Client, url: str) -> Snapshot:
+    """Return the current state of the gateway at *url*.
 
     Raises:
-        Unanswered: the gateway does not answer, or not as one of this version does.
+        CallFailed: the gateway does not answer, or its answer is not one of this version.
     """
 
-    def answer(path: str) -> Any:
-        return ask(client, url, "GET", path)
+    def get(path: str) -> Any:
+        return request(client, url, "GET", path)
 
-    # One after the other, over one connection: of several processes one answers all three, for all.
-    said = {"status": answer("/v1/status"), "traffic": answer("/v1/traffic")}
+    # All three go over one connection, so the same process of the gateway answers them, for all processes.
+    answers = {"status": get("/v1/status"), "traffic": get("/v1/traffic")}
     try:
-        said["rejected"] = answer("/v1/clients/rejected")
-    except Unanswered as exc:
+        answers["rejected"] = get("/v1/clients/rejected")
+    except CallFailed as exc:
         if exc.status != REFUSED:
             raise
-        said["withheld"] = str(exc)  # without the admin token all else is told
+        answers["withheld"] = str(exc)  # only this part needs the admin token
     try:
-        return msgspec.convert(said, Told, str_keys=True)
+        return msgspec.convert(answers, Snapshot, str_keys=True)
     except msgspec.ValidationError as exc:
-        raise Unanswered(
-            f"{url} answered something else ({exc}): is it a gateway of this version?", UNREACHABLE
+        raise CallFailed(
+            f"{url} gave an unexpected answer ({exc}): is it a gateway of this version?", UNREACHABLE
         ) from exc

@@ -1,4 +1,4 @@
-"""One process that `stoplog up` keeps running: its log, its end, and its next start."""
+"""One process that `stoplog up` keeps running: its log, its exit status and its restarts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Final
 from stoplog_gateway.server.restart_backoff import RestartBackoff
 
 USAGE_EXITS: Final = (2, 78)
-"""Exit statuses that say "not with these settings": starting again would end the same way."""
+"""Exit statuses for unusable settings or topics: a restart would end the same way."""
 
 _MAX_LOG: Final = 10 * 1024**2
 _SHOWN: Final = (" WARNING ", " ERROR ", " CRITICAL ")
 
 
 class Child:
-    """A process started from *command*, again and again if it must be.
+    """A process that can be started again, with its output in a log file.
 
     Args:
-        name: What it is called on the terminal.
+        name: Its name on the terminal.
         command: Program and arguments.
-        env: Added to this process's environment.
-        log: File that its output is appended to.
+        env: Variables to add to the environment of this process.
+        log: File to which its output is appended.
     """
 
     def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
@@ -38,16 +38,16 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Its process id, if it was started."""
+        """The process id; ``None`` before the first start."""
         return self._process.pid if self._process else None
 
     @property
     def status(self) -> int | None:
-        """Its exit status; ``None`` while it runs; negative: the signal that ended it."""
+        """The exit status; ``None`` while it runs, negative if a signal ended it."""
         return self._process.poll() if self._process else None
 
     def start(self) -> None:
-        """Start it; Ctrl-C in the terminal does not reach it."""
+        """Start the process in a session of its own, which Ctrl-C in the terminal does not reach."""
         if self.log.exists() and self.log.stat().st_size > _MAX_LOG:
             self.log.replace(self.log.with_suffix(".log.1"))
         with self.log.open("ab") as log:
@@ -62,17 +62,17 @@ class Child:
             )
         self._backoff.on_start()
 
-    def delay(self) -> float:
-        """Seconds to wait before the next start, having ended once more."""
+    def next_delay(self) -> float:
+        """Record that the process has ended; return the seconds to wait before the next start."""
         return self._backoff.next_delay()
 
     def terminate(self) -> None:
-        """Ask it to stop."""
+        """Send SIGTERM."""
         if self._process is not None:
             self._process.terminate()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for its end; kill it after *timeout_s*."""
+        """Wait until the process ends; kill it after *timeout_s*."""
         if self._process is None:
             return
         try:
@@ -81,13 +81,13 @@ class Child:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once; one that has ended is left alone."""
+        """Kill the process, unless it has ended."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def warnings(self) -> list[str]:
-        """Lines logged since the last call that an operator should see."""
+        """Return the warnings and errors that were logged since the last call."""
         try:
             with self.log.open("rb") as log:
                 log.seek(self._read)
@@ -100,7 +100,7 @@ class Child:
         return [line for line in lines if any(level in line for level in _SHOWN)]
 
     def tail(self, lines: int = 12) -> str:
-        """The last lines of its log."""
+        """Return the last lines of the log."""
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         except OSError:

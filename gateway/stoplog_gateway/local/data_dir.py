@@ -1,4 +1,4 @@
-"""The home folder belongs to one `stoplog up` at a time."""
+"""The data folder (``STOPLOG_HOME``), which one `stoplog up` at a time may use."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from stoplog.errors import StoplogError
 _STOP_S: Final = 10.0
 _POLL_S: Final = 0.05
 _SAME_S: Final = 2.0
-"""Start times are computed from the boot time, which the clock's adjustments move a little."""
+"""Start times are computed from the boot time, and clock adjustments move that by up to a second or two."""
 
 
-class HomeTaken(StoplogError):
-    """Another `stoplog up` runs on this home."""
+class DataDirInUse(StoplogError):
+    """Another `stoplog up` runs on this folder."""
 
 
-class Home:
-    """Holds *folder* until :meth:`release`, or until this process ends, however it ends.
+class DataDir:
+    """A data folder, locked until :meth:`release` or until this process ends.
 
     Args:
-        folder: Made if it is not there.
-        url: Where the gateway will be: what a second start is told.
+        folder: The folder; created if it does not exist.
+        url: URL of the gateway. A second `stoplog up` on this folder shows it in its error.
 
     Raises:
-        HomeTaken: another one holds it.
+        DataDirInUse: another process has locked the folder.
     """
 
     def __init__(self, folder: Path, url: str) -> None:
@@ -45,15 +45,15 @@ class Home:
         except BlockingIOError:
             holder = self._load()
             self._file.close()
-            raise HomeTaken(
+            raise DataDirInUse(
                 f"stoplog is already running on {self.folder} (process {holder.get('pid', '?')}, "
                 f"{holder.get('url', '?')}): use or stop that one, or set STOPLOG_HOME to another folder"
             ) from None
 
     def stop_leftovers(self) -> int:
-        """Stop what a `stoplog up` that was killed left running here; returns how many processes.
+        """Stop the processes that a killed `stoplog up` left running; return how many they were.
 
-        A process counts only with its start time: its number may belong to somebody else by now.
+        A process is recognized by its id and its start time, because another process may have got its id.
         """
         stopped = 0
         for pid, created in self._load().get("children", []):
@@ -67,7 +67,7 @@ class Home:
         return stopped
 
     def record(self, pids: Iterable[int | None]) -> None:
-        """Note which processes belong to this one, in the order in which they must be stopped."""
+        """Record the child processes, in the order in which they must be stopped."""
         children = []
         for pid in pids:
             if pid is not None and psutil.pid_exists(pid):
@@ -78,7 +78,7 @@ class Home:
         self._file.flush()
 
     def release(self) -> None:
-        """Let another one have it; all processes must have been stopped."""
+        """Unlock the folder; all child processes must have ended."""
         self._file.truncate(0)
         self._file.close()
 
@@ -86,14 +86,14 @@ class Home:
         self._file.seek(0)
         try:
             return dict(json.loads(self._file.read() or "{}"))
-        except ValueError:  # cut off by a crash
+        except ValueError:  # a crash left the file incomplete
             return {}
 
 
 def _stop(process: psutil.Process) -> None:
     process.terminate()
     deadline = time.monotonic() + _STOP_S
-    # Nobody may be there to collect the exit status of an orphan: one that has ended counts as gone.
+    # A container's init may not collect the exit status of an orphan, so a zombie counts as ended.
     while process.status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > deadline:
             process.kill()

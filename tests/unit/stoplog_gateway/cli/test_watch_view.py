@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from stoplog_gateway.cli.rates import Rates, Recent
-from stoplog_gateway.cli.watch_view import FEW, Told, view
+from stoplog_gateway.cli.rates import Rates, RecentSamples
+from stoplog_gateway.cli.watch_view import REJECTED_ROWS, Snapshot, view
 
 from stoplog.client.traffic import LatencyBucket, Traffic
 
@@ -19,7 +19,7 @@ URL = "http://127.0.0.1:8080"
 RATES = Rates(1234.0, 7.5, 0.0, 0.71, 12.0)
 
 
-def told(items: tuple[Any, ...] = (), nodes: tuple[Any, ...] = (), **status: Any) -> Told:
+def told(items: tuple[Any, ...] = (), nodes: tuple[Any, ...] = (), **status: Any) -> Snapshot:
     """As the routes answer."""
     normal = {"mode": "normal", "since_ms": NOW - 303_000, "why": None, "store": "ok", "store_why": None}
     known = {"degraded_partitions": [], "let_through": 0, "uncounted": 0, "partitions": 4, "nodes": nodes}
@@ -33,7 +33,7 @@ def told(items: tuple[Any, ...] = (), nodes: tuple[Any, ...] = (), **status: Any
         "traffic": {**counts, **traffic},
         "rejected": {"gateway": "gateway-1", "seconds": 300, "items": items},
     }
-    return msgspec.convert(msgspec.json.decode(msgspec.json.encode(said)), Told, str_keys=True)
+    return msgspec.convert(msgspec.json.decode(msgspec.json.encode(said)), Snapshot, str_keys=True)
 
 
 def node(id_: str, role: str, partitions: dict[int, tuple[str, int]], **more: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_a_normal_gateway() -> None:
     shown = lines(URL, told(items, (node("gateway-1", "gateway", {}), worker)), RATES)
     assert shown[0].startswith(f"stoplog watch {URL}  gateway-1  20")
     assert shown[1].startswith("NORMAL since 20")
-    assert shown[1].endswith("(5 min 3 s): answered from the store")
+    assert shown[1].endswith("(5 min 3 s): workers answer the checks")
     assert line(shown, "checks/s") == ["checks/s", "1,234", "7.5", "0"]
     assert line(shown, "in all") == ["in", "all", "12,345", "678", "9"]
     assert "median 0.71 ms, p99 12 ms; in flight 3" in " ".join(line(shown, "latency"))
@@ -106,7 +106,7 @@ def test_a_degraded_gateway_says_why_and_what_it_has_cost() -> None:
     assert shown[1].startswith("DEGRADED since")
     assert shown[2:4] == [
         f"because {why}",
-        "let through now: partition 0-1, 3; so far 5,120 checks, 7 of them in no count",
+        "failing open: partitions 0-1, 3; so far 5,120 checks, 7 of them never counted",
     ]
     assert "no_worker" not in "".join(shown)  # it is the same reason
 
@@ -123,13 +123,13 @@ def test_a_node_that_misses_beats_is_pointed_out() -> None:
 
 
 def test_a_silent_gateway_keeps_what_was_known() -> None:
-    shown = lines(URL, told(), RATES, silent="connection refused")
-    assert shown[1] == "NO ANSWER, asked again: connection refused"
+    shown = lines(URL, told(), RATES, error="connection refused")
+    assert shown[1] == "NO ANSWER, trying again: connection refused"
     assert "NORMAL" not in "".join(shown)
     assert line(shown, "in all")[2] == "12,345"
-    assert lines(URL, None, Rates(), silent="[b]x") == [
+    assert lines(URL, None, Rates(), error="[b]x") == [
         f"stoplog watch {URL}",
-        "NO ANSWER, asked again: [b]x",
+        "NO ANSWER, trying again: [b]x",
     ]
 
 
@@ -158,7 +158,7 @@ def test_ids_are_shown_as_text(id_: str, escaped: str) -> None:
 
     partitions = {0: (id_, 0)}
     status = told(nodes=(node(id_, id_, partitions),), why=id_, store=id_, store_why="x", mode=id_)
-    told_all = "".join(lines(id_, status, RATES, silent=None))
+    told_all = "".join(lines(id_, status, RATES, error=None))
     assert not any(character in told_all for character in id_ if not character.isprintable())
 
 
@@ -175,7 +175,7 @@ def test_it_fits_80_columns_and_with_three_nodes_24_lines(id_: str) -> None:
     assert max(map(cell_len, shown)) <= 80
     assert len(shown) <= 24
     rejected = [line for line in shown if line.startswith("1,200,000 to 1,234,567  ")]
-    assert len(rejected) == FEW
+    assert len(rejected) == REJECTED_ROWS
     assert all(line.endswith("…") for line in rejected)
 
 
@@ -185,7 +185,7 @@ def sample(at_ms: int, received: int, latency: list[LatencyBucket] | None = None
 
 
 def test_rates_are_means_of_the_last_ten_seconds() -> None:
-    recent = Recent()
+    recent = RecentSamples()
     assert recent.add(sample(0, 0)) == Rates()
     assert recent.add(sample(1_000, 50, allowed=40, rejected=10)).allowed_per_s == 40
     rates = recent.add(sample(11_000, 90, allowed=60, rejected=20, degraded=10))
@@ -199,7 +199,7 @@ def test_latencies_are_those_between_two_samples() -> None:
     def buckets(*checks: int) -> list[LatencyBucket]:
         return [LatencyBucket(le, n) for le, n in zip((1.0, 2.0, 4.0, None), checks, strict=True)]
 
-    recent = Recent()
+    recent = RecentSamples()
     recent.add(sample(0, 0, buckets(1_000, 1_000, 1_000, 1_000)))
     rates = recent.add(sample(1_000, 0, buckets(1_000, 1_100, 1_100, 1_100)))
     assert (rates.p50_ms, rates.p99_ms) == (1.5, 1.99)

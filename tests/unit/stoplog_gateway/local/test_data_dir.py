@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stoplog_gateway.local.data_dir import Home, HomeTaken
+from stoplog_gateway.local.data_dir import DataDir, DataDirInUse
 
 
 @pytest.fixture
@@ -22,21 +22,21 @@ def left() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_second_one_is_told_of_the_first(tmp_path: Path) -> None:
-    first = Home(tmp_path, "http://here")
+    first = DataDir(tmp_path, "http://here")
     first.record([])
-    with pytest.raises(HomeTaken, match=rf"process {os.getpid()}, http://here.*STOPLOG_HOME"):
-        Home(tmp_path, "http://there")
+    with pytest.raises(DataDirInUse, match=rf"process {os.getpid()}, http://here.*STOPLOG_HOME"):
+        DataDir(tmp_path, "http://there")
 
     first.release()
-    Home(tmp_path, "http://there").release()
+    DataDir(tmp_path, "http://there").release()
 
 
 def test_what_was_left_is_stopped(tmp_path: Path, left: subprocess.Popen[bytes]) -> None:
-    killed = Home(tmp_path, "http://here")
+    killed = DataDir(tmp_path, "http://here")
     killed.record([left.pid, None])
     killed._file.close()
 
-    home = Home(tmp_path, "http://here")
+    home = DataDir(tmp_path, "http://here")
     assert home.stop_leftovers() == 1
     assert left.wait(10) != 0
     home.record([])
@@ -50,7 +50,7 @@ def test_a_number_that_belongs_to_somebody_else_by_now_is_let_be(
     earlier = psutil.Process(left.pid).create_time() - 3600
     (tmp_path / "up.json").write_text(json.dumps({"children": [[left.pid, earlier]]}))
 
-    home = Home(tmp_path, "http://here")
+    home = DataDir(tmp_path, "http://here")
     assert home.stop_leftovers() == 0
     assert left.poll() is None
     home.release()
@@ -58,6 +58,6 @@ def test_a_number_that_belongs_to_somebody_else_by_now_is_let_be(
 
 def test_a_record_cut_off_by_a_crash(tmp_path: Path) -> None:
     (tmp_path / "up.json").write_text('{"children": [[1')
-    home = Home(tmp_path, "http://here")
+    home = DataDir(tmp_path, "http://here")
     assert home.stop_leftovers() == 0
     home.release()

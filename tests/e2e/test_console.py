@@ -119,7 +119,7 @@ def test_client_looked_up_can_be_changed_reset_and_freed(page: Page, gateway: Ga
 
     page.get_by_label("New limits").fill("3/hour, 7/day")
     page.get_by_role("button", name="Save limits").click()
-    expect(page.locator("#done")).to_contain_text("Not done: this request needs the admin token")
+    expect(page.locator("#done")).to_contain_text("Failed: this request needs the admin token")
     expect(page.get_by_label("Admin token")).to_be_focused()
     page.get_by_label("Admin token").fill(TOKEN)
     page.get_by_role("button", name="Save limits").click()
@@ -128,18 +128,18 @@ def test_client_looked_up_can_be_changed_reset_and_freed(page: Page, gateway: Ga
     assert [gateway.check(client)["allowed"] for _ in range(2)] == [True, False]
 
     page.get_by_role("button", name="Reset counters").click()
-    dialog = page.get_by_role("dialog", name="Reset its counters?")
+    dialog = page.get_by_role("dialog", name=re.compile("^Reset the client.s counters"))
     expect(dialog).to_contain_text(SHOWN + "2")
     dialog.get_by_role("button", name="Reset counters").click()
     expect(page.locator("#done")).to_have_text("Counters reset.")
     expect(row).to_have_text([re.compile(r"^7 per day\s*0\s*7"), re.compile(r"^3 per hour\s*0\s*3")])
     assert gateway.check(client)["allowed"]
 
-    page.get_by_role("button", name="Remove its own limits").click()
-    page.get_by_role("dialog").get_by_role("button", name="Remove limits").click()
-    expect(page.locator("#done")).to_have_text("Limits removed.")
+    page.get_by_role("button", name="Delete own limits").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete limits").click()
+    expect(page.locator("#done")).to_have_text("Limits deleted.")
     expect(page.locator("#found-policy")).to_contain_text("the built-in default")
-    expect(page.get_by_role("button", name="Remove its own limits")).to_be_hidden()
+    expect(page.get_by_role("button", name="Delete own limits")).to_be_hidden()
     assert gateway.check(client)["limit"] == 100
 
     page.get_by_label("New limits").fill("many")
@@ -153,16 +153,16 @@ def test_lookup_with_plan_and_resource_shows_their_limits(page: Page, gateway: G
     page.get_by_label("Plan").fill("gold")
     page.get_by_label("Resource").fill("login")
     look_up(page, "alice")
-    expect(page.locator("#found-policy")).to_contain_text("those of plan gold for resource login")
+    expect(page.locator("#found-policy")).to_contain_text("the limits of plan gold for resource login")
     expect(page.locator("#window-rows tr")).to_have_text([re.compile("^9 per minute")])
-    expect(page.get_by_role("button", name="Remove its own limits")).to_be_hidden()
+    expect(page.get_by_role("button", name="Delete own limits")).to_be_hidden()
     page.get_by_label("Plan").fill("")
     page.get_by_label("Resource").fill("")
     look_up(page, "free")
-    expect(page.locator("#found")).to_contain_text("Unlimited: nothing is counted.")
+    expect(page.locator("#found")).to_contain_text("Unlimited: no check is counted.")
     page.get_by_label("Client id").fill("..")
     page.keyboard.press("Enter")
-    expect(page.locator("#outcome")).to_contain_text("a browser cannot ask for this id")
+    expect(page.locator("#outcome")).to_contain_text("a browser cannot request this id")
 
 
 def test_console_by_keyboard_alone_offers_every_action(page: Page, gateway: Gateway) -> None:
@@ -176,7 +176,7 @@ def test_console_by_keyboard_alone_offers_every_action(page: Page, gateway: Gate
                 return
         raise AssertionError(f"{name} is not reached")
 
-    focus_on("Skip to looking up")
+    focus_on("Skip to the client lookup")
     page.keyboard.press("Enter")
     expect(page.get_by_label("Client id")).to_be_focused()
     page.keyboard.type("keen")
@@ -216,7 +216,7 @@ def test_console_for_screen_readers_has_no_violations(page: Page, gateway: Gatew
         assert page.evaluate(ACCESSIBLE) == []
     expect(page.get_by_role("banner")).to_be_visible()
     expect(page.get_by_role("main")).to_be_visible()
-    for region in ("Checks per second", "Most rejected clients", "Look a client up", "Nodes"):
+    for region in ("Checks per second", "Most rejected clients", "Look up a client", "Nodes"):
         expect(page.get_by_role("region", name=region)).to_be_visible()
 
 
@@ -251,7 +251,7 @@ def test_console_during_outage_shows_degraded_and_silence(
     expect(page.locator("#mode-name")).to_have_text("Degraded")
     stopped = page.locator("#node-rows").get_by_role("row").filter(has_text="worker-1")
     expect(stopped.locator(".late")).to_have_text(re.compile(r"^silent ([5-9]|10) s$"))
-    expect(page.locator("#mode-through")).to_contain_text("Partitions let through:")
+    expect(page.locator("#mode-through")).to_contain_text("Partitions that fail open:")
     expect(page.locator("#mode-why")).to_contain_text("is its worker running?")
     expect(announcement).to_have_text("Mode: Degraded")
     expect(page).to_have_title("DEGRADED · Stoplog")
@@ -264,5 +264,5 @@ def test_console_during_outage_shows_degraded_and_silence(
     expect(announcement).to_have_text("Mode: Normal")
     gateway.stop()
     expect(page.locator("#mode-name")).to_have_text("This gateway does not answer")
-    expect(page.locator("#mode-since")).to_contain_text("What is below is as of")
+    expect(page.locator("#mode-since")).to_contain_text("The values below are as of")
     expect(page).to_have_title("No answer · Stoplog")

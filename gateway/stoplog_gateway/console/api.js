@@ -1,8 +1,8 @@
-// The gateway's JSON routes.
+// Requests to the gateway's JSON routes.
 
-const PATIENCE_MS = 10_000;
+const TIMEOUT_MS = 10_000;
 
-/** The gateway refused: `message` says why and what would do; `status` is 401 where a token is missing or wrong. */
+/** The gateway refused a request. `message` has cause and remedy; `status` is 401 if the token is missing or wrong. */
 export class Refused extends Error {
   constructor(status, problem) {
     const { title = `status ${status}`, detail = '', remedy } = problem;
@@ -11,20 +11,20 @@ export class Refused extends Error {
   }
 }
 
-/** The gateway did not answer at all. */
-export class Silent extends Error {}
+/** The gateway did not answer. */
+export class NoAnswer extends Error {}
 
 /**
- * Ask the gateway that this page came from.
+ * Send a request to the gateway that served this page.
  *
  * @param {string} method GET, PUT, POST or DELETE
- * @param {string} path without a leading slash, ids escaped by `segment`
- * @param {{body?: object, token?: string, patience?: number}} options
- * @returns {Promise<any>} the answer's JSON
- * @throws {Refused|Silent}
+ * @param {string} path without a leading slash; ids are escaped by `segment`
+ * @param {{body?: object, token?: string, timeout?: number}} options timeout in ms
+ * @returns {Promise<any>} the JSON of the response
+ * @throws {Refused|NoAnswer}
  */
-export async function call(method, path, { body, token, patience = PATIENCE_MS } = {}) {
-  // A browser would not send it, and that would look as if the gateway were silent.
+export async function call(method, path, { body, token, timeout = TIMEOUT_MS } = {}) {
+  // A browser does not send such a header field, and its error would look like a gateway that does not answer.
   if (token && /[^ -~]/.test(token)) throw new Refused(401, { detail: 'the admin token is wrong' });
   const headers = {};
   if (body !== undefined) headers['Content-Type'] = 'application/json';
@@ -36,23 +36,23 @@ export async function call(method, path, { body, token, patience = PATIENCE_MS }
       headers,
       body: body === undefined ? undefined : JSON.stringify(body),
       cache: 'no-store',
-      signal: AbortSignal.timeout(patience),
+      signal: AbortSignal.timeout(timeout),
     });
     answer = await response.json();
   } catch (error) {
-    throw new Silent('the gateway does not answer', { cause: error });
+    throw new NoAnswer('the gateway does not answer', { cause: error });
   }
   if (!response.ok) throw new Refused(response.status, answer);
   return answer;
 }
 
-/** `id` as one segment of a path. */
+/** Return `id` as one segment of a path. */
 export function segment(id) {
-  if (id === '.' || id === '..') throw new Refused(0, { detail: 'a browser cannot ask for this id', remedy: 'use the command line' });
+  if (id === '.' || id === '..') throw new Refused(0, { detail: 'a browser cannot request this id', remedy: 'use the command line' });
   return encodeURIComponent(id);
 }
 
-/** `?a=b` of those that are not empty. */
+/** Return the query `?a=b` with the parameters that are not empty. */
 export function query(parameters) {
   const given = Object.entries(parameters).filter(([, value]) => value);
   return given.length ? `?${new URLSearchParams(given)}` : '';

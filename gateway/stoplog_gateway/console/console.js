@@ -1,35 +1,35 @@
-// Asks the gateway once a second while the page is seen, and shows what it says.
+// Request the gateway's state once a second while the page is visible, and show it.
 
-import { call, Refused, Silent } from './api.js';
+import { call, NoAnswer, Refused } from './api.js';
 import * as rejected from './rejected.js';
 import * as status from './status.js';
 import * as traffic from './traffic.js';
 
-const EVERY_MS = 1_000;
-const PATIENCE_MS = 3_000;
+const INTERVAL_MS = 1_000;
+const TIMEOUT_MS = 3_000;
 
 let timer;
 
-async function round() {
-  const began = performance.now();
+async function update() {
+  const started = performance.now();
   try {
-    // One after the other, over one connection: of several processes on the port one answers all three, for all.
-    status.took(await ask('v1/status'));
-    traffic.took(await ask('v1/traffic'));
-    await rejected.round(ask);
+    // One after the other over one connection: if several processes share the port, the same one answers all three.
+    status.show(await get('v1/status'));
+    traffic.show(await get('v1/traffic'));
+    await rejected.update(get);
   } catch (error) {
-    if (!(error instanceof Silent || error instanceof Refused)) throw error;
-    status.silent();
+    if (!(error instanceof NoAnswer || error instanceof Refused)) throw error;
+    status.showNoAnswer();
   } finally {
-    schedule(EVERY_MS - (performance.now() - began));
+    schedule(INTERVAL_MS - (performance.now() - started));
   }
 }
 
-const ask = (path, token) => call('GET', path, { token, patience: PATIENCE_MS });
+const get = (path, token) => call('GET', path, { token, timeout: TIMEOUT_MS });
 
 function schedule(ms) {
   clearTimeout(timer);
-  if (!document.hidden) timer = setTimeout(round, Math.max(0, ms));
+  if (!document.hidden) timer = setTimeout(update, Math.max(0, ms));
 }
 
 document.addEventListener('visibilitychange', () => schedule(0));

@@ -1,145 +1,145 @@
-// One client: looked up, its limits changed, its counters emptied.
+// Look up one client, change its limits, and reset its counters.
 
-import { call, query, Refused, segment, Silent } from './api.js';
-import { at, count, duration, make, moment, name, show } from './page.js';
+import { call, NoAnswer, query, Refused, segment } from './api.js';
+import { byId, create, formatCount, formatDuration, formatTime, idElement, setText } from './page.js';
 
-/** Who is shown: client, plan, resource. */
+/** The client, plan and resource on display. */
 let shown = null;
 
-/** Who was asked for last: an answer on another, which came late, is not shown. */
+/** The latest lookup. A late answer to an earlier one is not shown. */
 let latest = null;
 
-/** Fill in the form and send it. */
+/** Fill in the form and submit it. */
 export function lookUp(client) {
-  at('client-id').value = client;
-  at('plan').value = at('resource').value = '';
-  at('lookup').requestSubmit();
+  byId('client-id').value = client;
+  byId('plan').value = byId('resource').value = '';
+  byId('lookup').requestSubmit();
 }
 
-at('lookup').addEventListener('submit', (event) => {
+byId('lookup').addEventListener('submit', (event) => {
   event.preventDefault();
-  const asked = { client: at('client-id').value, plan: at('plan').value, resource: at('resource').value };
+  const target = { client: byId('client-id').value, plan: byId('plan').value, resource: byId('resource').value };
   attempt(event.submitter, 'outcome', async () => {
-    at('found').hidden = true;
-    await look(asked);
-    at('limits').value = '';
-    at('found-title').focus();
+    byId('found').hidden = true;
+    await look(target);
+    byId('limits').value = '';
+    byId('found-title').focus();
     return '';
   });
 });
 
-at('refresh').addEventListener('click', (event) =>
+byId('refresh').addEventListener('click', (event) =>
   attempt(event.target, 'done', async () => {
     await look(shown);
     return 'Refreshed.';
   }));
 
-at('change').addEventListener('submit', (event) => {
+byId('change').addEventListener('submit', (event) => {
   event.preventDefault();
-  const text = at('limits').value.trim();
+  const text = byId('limits').value.trim();
   const limits = text === 'unlimited' ? text : text.split(',').map((limit) => limit.trim());
-  const who = shown;
-  attempt(event.submitter, 'done', () => change(who, 'PUT', limitsOf(who), 'Limits saved', { limits }));
+  const target = shown;
+  attempt(event.submitter, 'done', () => change(target, 'PUT', limitsPath(target), 'Limits saved', { limits }));
 });
 
-at('remove').addEventListener('click', (event) =>
+byId('remove').addEventListener('click', (event) =>
   confirmed(
-    'Remove its own limits?',
-    'Its plan’s limits hold again, or the default ones. What it has spent stays counted.',
-    'Remove limits',
-    (who) => attempt(event.target, 'done', () => change(who, 'DELETE', limitsOf(who), 'Limits removed')),
+    'Delete the client’s own limits?',
+    'The limits of its plan or the default limits will apply. Its usage stays counted.',
+    'Delete limits',
+    (target) => attempt(event.target, 'done', () => change(target, 'DELETE', limitsPath(target), 'Limits deleted')),
   ));
 
-at('reset').addEventListener('click', (event) =>
+byId('reset').addEventListener('click', (event) =>
   confirmed(
-    'Reset its counters?',
-    'What it has spent is forgotten: it may spend its whole limit again at once.',
+    'Reset the client’s counters?',
+    'Its usage is deleted, so it can use its whole limit again at once.',
     'Reset counters',
-    (who) => attempt(event.target, 'done', () => change(who, 'POST', countersOf(who), 'Counters reset')),
+    (target) => attempt(event.target, 'done', () => change(target, 'POST', countersPath(target), 'Counters reset')),
   ));
 
-const limitsOf = ({ client, resource }) => `v1/limits/${segment(client)}${query({ resource })}`;
-const countersOf = ({ client, resource }) => `v1/clients/${segment(client)}/reset${query({ resource })}`;
+const limitsPath = ({ client, resource }) => `v1/limits/${segment(client)}${query({ resource })}`;
+const countersPath = ({ client, resource }) => `v1/clients/${segment(client)}/reset${query({ resource })}`;
 
-/** Change something of `who`; another one may have been looked up meanwhile. */
-async function change(who, method, path, done, body) {
-  const { applied } = await call(method, path, { body, token: at('token').value });
-  const told = who === latest ? done : `${done} for ${who.client}`;
-  if (!applied) return `${told}, but no worker has confirmed it yet.`;
-  if (who === latest) await look(who);
-  return `${told}.`;
+/** Change limits or counters of `target`. The user can look up another client in the meantime. */
+async function change(target, method, path, done, body) {
+  const { applied } = await call(method, path, { body, token: byId('token').value });
+  const message = target === latest ? done : `${done} for ${target.client}`;
+  if (!applied) return `${message}, but no worker has confirmed it yet.`;
+  if (target === latest) await look(target);
+  return `${message}.`;
 }
 
-async function look(asked) {
-  latest = asked;
-  const { client, plan, resource } = asked;
+async function look(target) {
+  latest = target;
+  const { client, plan, resource } = target;
   const usage = await call('GET', `v1/clients/${segment(client)}/usage${query({ plan, resource })}`);
-  if (asked !== latest) return;
-  shown = asked;
-  at('found-title').replaceChildren(name(client));
-  at('found-policy').replaceChildren('Held to ', ...source(usage), `, as of ${moment(Date.now())}`);
-  at('found-unlimited').hidden = usage.windows.length > 0;
-  at('windows').hidden = !usage.windows.length;
-  at('window-rows').replaceChildren(...usage.windows.map(row));
-  // Nothing else is removed by this page than what is shown.
-  at('remove').hidden = usage.held_to?.kind !== 'client' || (usage.held_to.resource ?? '') !== resource;
-  at('found').hidden = false;
+  if (target !== latest) return;
+  shown = target;
+  byId('found-title').replaceChildren(idElement(client));
+  byId('found-policy').replaceChildren('Limits in effect: ', ...source(usage), `, as of ${formatTime(Date.now())}`);
+  byId('found-unlimited').hidden = usage.windows.length > 0;
+  byId('windows').hidden = !usage.windows.length;
+  byId('window-rows').replaceChildren(...usage.windows.map(row));
+  // Only the limits on display can be deleted.
+  byId('remove').hidden = usage.held_to?.kind !== 'client' || (usage.held_to.resource ?? '') !== resource;
+  byId('found').hidden = false;
 }
 
-/** Whose limits these are, in words. */
-function source({ held_to: held }) {
-  if (held === null) return ['the built-in default'];
-  const whose = { client: ['its own limits'], plan: ['those of plan ', name(held.id ?? '')], default: ['the default'] }[held.kind];
-  return held.resource === null ? whose : [...whose, ' for resource ', name(held.resource)];
+/** Describe where the limits are stored. */
+function source({ held_to: origin }) {
+  if (origin === null) return ['the built-in default'];
+  const text = { client: ['its own limits'], plan: ['the limits of plan ', idElement(origin.id ?? '')], default: ['the default limits'] }[origin.kind];
+  return origin.resource === null ? text : [...text, ' for resource ', idElement(origin.resource)];
 }
 
 function row({ limit, used, reset_after_ms: resetMs }) {
   const [max, window] = limit.split('/');
   const most = Number(max);
-  const bar = make('span', { class: 'bar', 'aria-hidden': 'true' });
+  const bar = create('span', { class: 'bar', 'aria-hidden': 'true' });
   bar.style.setProperty('--share', most ? Math.min(1, used / most) : 1);
   bar.classList.toggle('full', used >= most);
-  return make(
+  return create(
     'tr', {},
-    make('th', { scope: 'row' }, most ? `${count(most)} per ${window}` : `blocked (${limit})`, bar),
-    make('td', { class: 'number' }, count(used)),
-    make('td', { class: 'number' }, count(Math.max(0, most - used))),
-    make('td', { class: 'number' }, resetMs ? duration(resetMs) : '–'),
+    create('th', { scope: 'row' }, most ? `${formatCount(most)} per ${window}` : `blocked (${limit})`, bar),
+    create('td', { class: 'number' }, formatCount(used)),
+    create('td', { class: 'number' }, formatCount(Math.max(0, most - used))),
+    create('td', { class: 'number' }, resetMs ? formatDuration(resetMs) : '–'),
   );
 }
 
-/** Do what `button` asks for, once at a time, and tell in the element `where` how it went. */
+/** Run `work` for `button`, one at a time, and show the outcome in the element with the id `where`. */
 async function attempt(button, where, work) {
   if (button?.getAttribute('aria-disabled') === 'true') return;
   button?.setAttribute('aria-disabled', 'true');
-  for (const id of ['outcome', 'done']) tell(id, '', false);
+  for (const id of ['outcome', 'done']) showOutcome(id, '', false);
   try {
-    tell(where, await work(), false);
+    showOutcome(where, await work(), false);
   } catch (error) {
-    if (!(error instanceof Refused || error instanceof Silent)) throw error;
-    tell(where, `Not done: ${error.message}.`, true);
-    if (error.status === 401) at('token').focus();
+    if (!(error instanceof Refused || error instanceof NoAnswer)) throw error;
+    showOutcome(where, `Failed: ${error.message}.`, true);
+    if (error.status === 401) byId('token').focus();
   } finally {
     button?.removeAttribute('aria-disabled');
   }
 }
 
-function tell(id, text, failed) {
-  at(id).classList.toggle('failed', failed);
-  show(id, text);
+function showOutcome(id, text, failed) {
+  byId(id).classList.toggle('failed', failed);
+  setText(id, text);
 }
 
-/** Ask first, and do it to who was shown then; Escape says no, and focus goes back to where it was. */
+/** Ask for confirmation, then run `work` for the client on display. Escape cancels, and the focus returns. */
 function confirmed(title, text, yes, work) {
-  const who = shown;
-  show('confirm-title', title);
-  at('confirm-text').replaceChildren(name(shown.client), ...(shown.resource ? [', resource ', name(shown.resource)] : []), `: ${text}`);
-  show('confirm-yes', yes);
-  at('confirm-yes').onclick = () => {
-    at('confirm').close();
-    work(who);
+  const target = shown;
+  setText('confirm-title', title);
+  byId('confirm-text').replaceChildren(idElement(shown.client), ...(shown.resource ? [', resource ', idElement(shown.resource)] : []), `: ${text}`);
+  setText('confirm-yes', yes);
+  byId('confirm-yes').onclick = () => {
+    byId('confirm').close();
+    work(target);
   };
-  at('confirm').showModal();
+  byId('confirm').showModal();
 }
 
-at('confirm-no').addEventListener('click', () => at('confirm').close());
+byId('confirm-no').addEventListener('click', () => byId('confirm').close());

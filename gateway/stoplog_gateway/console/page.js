@@ -1,49 +1,50 @@
-// The document, by its ids; whatever is shown is text, never markup.
+// Access to the document, and formats. All data is shown as text, never as markup.
 
-/** The element of that id. */
-export const at = (id) => document.getElementById(id);
+/** Return the element with `id`. */
+export const byId = (id) => document.getElementById(id);
 
-/** Show `text` in the element of that id; touched only if it differs, so that nothing is read out again. */
-export function show(id, text) {
-  const element = at(id);
+/** Set the text of the element with `id`. Equal text is left alone, so that screen readers do not repeat it. */
+export function setText(id, text) {
+  const element = byId(id);
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** An element with `children`, texts or elements; `attributes` as in HTML. */
-export function make(name, attributes = {}, ...children) {
+/** Create an element with `attributes` as in HTML; `children` are texts or elements. */
+export function create(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   element.append(...children);
   return element;
 }
 
-/** An id that anybody may have chosen: as text, its direction kept to itself, with escapes for what cannot be seen. */
-export const name = (id) => make('bdi', { class: 'id' }, id.replace(/[\p{C}\p{Z}]/gu, (sign) => (sign === ' ' ? sign : escaped(sign))));
+/** Show an id that an API caller chose: isolate its writing direction, and escape invisible characters. */
+export const idElement = (id) =>
+  create('bdi', { class: 'id' }, id.replace(/[\p{C}\p{Z}]/gu, (character) => (character === ' ' ? character : escaped(character))));
 
-/** As the command line writes it: \x1b, \u202e, \U000e0001. */
-function escaped(sign) {
-  const code = sign.codePointAt(0);
+/** Escape as the command line does: \x1b, \u202e, \U000e0001. */
+function escaped(character) {
+  const code = character.codePointAt(0);
   const [mark, digits] = code < 0x100 ? ['x', 2] : code < 0x10000 ? ['u', 4] : ['U', 8];
   return `\\${mark}${code.toString(16).padStart(digits, '0')}`;
 }
 
-const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
-const small = new Intl.NumberFormat('en', { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+const noDecimals = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
+const oneDecimal = new Intl.NumberFormat('en', { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 
-/** 12,345. */
-export const count = (number) => whole.format(number);
+/** Format a count: 12,345. */
+export const formatCount = (number) => noDecimals.format(number);
 
-/** A rate: 0, 0.3, 7.5, 1,234. */
-export const rate = (number) => (number === 0 || number >= 100 ? whole : small).format(number);
+/** Format a rate: 0, 0.3, 7.5, 1,234. */
+export const formatRate = (number) => (number === 0 || number >= 100 ? noDecimals : oneDecimal).format(number);
 
-/** Milliseconds, to three places: 0.71 ms, 12 ms, 1.5 s. */
-export function latency(ms) {
-  if (ms >= 1_000) return `${small.format(ms / 1_000)} s`;
-  return `${ms < 10 ? ms.toFixed(2) : whole.format(ms)} ms`;
+/** Format a latency with up to three digits: 0.71 ms, 12 ms, 1.5 s. */
+export function formatLatency(ms) {
+  if (ms >= 1_000) return `${oneDecimal.format(ms / 1_000)} s`;
+  return `${ms < 10 ? ms.toFixed(2) : noDecimals.format(ms)} ms`;
 }
 
-/** How long, to the two largest units: 43 s, 5 min 3 s, 2 h 5 min, 3 d 4 h. */
-export function duration(ms) {
+/** Format a duration with its two largest units: 43 s, 5 min 3 s, 2 h 5 min, 3 d 4 h. */
+export function formatDuration(ms) {
   const seconds = Math.max(0, Math.ceil(ms / 1_000));
   const parts = [
     [Math.floor(seconds / 86_400), 'd'],
@@ -57,8 +58,8 @@ export function duration(ms) {
   return shown.map(([number, unit]) => `${number} ${unit}`).join(' ');
 }
 
-/** A moment: the time, and the date if it is not today's. */
-export function moment(ms) {
+/** Format a point in time: the time of day, preceded by the date unless it is today. */
+export function formatTime(ms) {
   const date = new Date(ms);
   const time = date.toLocaleTimeString('en-GB');
   return date.toDateString() === new Date().toDateString() ? time : `${date.toLocaleDateString('en-CA')} ${time}`;

@@ -1,67 +1,67 @@
-// Who is rejected most.
+// The list of the most rejected clients.
 
 import { Refused } from './api.js';
-import { at, count, make, name, show } from './page.js';
+import { byId, create, formatCount, idElement, setText } from './page.js';
 import { lookUp } from './lookup.js';
 
-const FEW = 8;
+const SHORT_LIST = 8;
 
-let all = false;
+let showAll = false;
 let shown = '';
-let refused;
+let refusedToken;
 
 /**
- * Ask who is rejected most, and show it, or why not: all else on the page stays as it is.
+ * Request the list and show it, or show why it is refused; the rest of the page stays as it is.
  *
- * A token that was refused, or that there is none, is not said twice.
+ * A refused token is not sent again. (A missing token counts as an empty one.)
  */
-export async function round(ask) {
-  const token = at('token').value;
-  if (token === refused) return;
+export async function update(get) {
+  const token = byId('token').value;
+  if (token === refusedToken) return;
   try {
-    took(await ask('v1/clients/rejected', token));
-    refused = undefined;
+    show(await get('v1/clients/rejected', token));
+    refusedToken = undefined;
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     const locked = error.status === 401;
-    if (locked || error.status === 403) refused = token;
-    for (const part of ['empty', 'table', 'more']) at(`rejected-${part}`).hidden = true;
-    at('rejected-locked').hidden = !locked;
-    at('rejected-refused').hidden = locked;
-    show('rejected-refused', error.message);
+    if (locked || error.status === 403) refusedToken = token;
+    for (const part of ['empty', 'table', 'more']) byId(`rejected-${part}`).hidden = true;
+    byId('rejected-locked').hidden = !locked;
+    byId('rejected-refused').hidden = locked;
+    setText('rejected-refused', error.message);
   }
 }
 
-function took({ gateway, items }) {
-  show('gateway', gateway);
-  at('rejected-locked').hidden = at('rejected-refused').hidden = true;
-  at('rejected-empty').hidden = items.length > 0;
-  at('rejected-table').hidden = !items.length;
-  at('rejected-more').hidden = items.length <= FEW;
-  const some = all ? items : items.slice(0, FEW);
-  const now = JSON.stringify(some);
-  if (now === shown) return;
-  shown = now;
+function show({ gateway, items }) {
+  setText('gateway', gateway);
+  byId('rejected-locked').hidden = byId('rejected-refused').hidden = true;
+  byId('rejected-empty').hidden = items.length > 0;
+  byId('rejected-table').hidden = !items.length;
+  byId('rejected-more').hidden = items.length <= SHORT_LIST;
+  const visible = showAll ? items : items.slice(0, SHORT_LIST);
+  const content = JSON.stringify(visible);
+  if (content === shown) return;
+  shown = content;
   const focused = document.activeElement?.dataset?.client;
-  at('rejected-rows').replaceChildren(...some.map((item) => row(item, items[0].checks)));
-  // The rows are new ones: whoever was on one of them stays on that client.
+  byId('rejected-rows').replaceChildren(...visible.map((item) => row(item, items[0].checks)));
+  // The rows are new elements: return the focus to the same client.
   if (focused !== undefined) buttons().find((button) => button.dataset.client === focused)?.focus();
 }
 
-const buttons = () => [...at('rejected-rows').querySelectorAll('button')];
+const buttons = () => [...byId('rejected-rows').querySelectorAll('button')];
 
 function row({ client_id: client, checks, surplus }, most) {
-  const button = make('button', { type: 'button', class: 'link', title: 'Look this client up' }, name(client));
+  const button = create('button', { type: 'button', class: 'link', title: 'Look up this client' }, idElement(client));
   button.dataset.client = client;
   button.addEventListener('click', () => lookUp(client));
-  const bar = make('span', { class: 'bar', 'aria-hidden': 'true' });
+  const bar = create('span', { class: 'bar', 'aria-hidden': 'true' });
   bar.style.setProperty('--share', checks / most);
-  const exact = surplus ? `${count(checks - surplus)} to ${count(checks)}` : count(checks);
-  return make('tr', {}, make('td', {}, button, bar), make('td', { class: 'number' }, exact));
+  const number = surplus ? `${formatCount(checks - surplus)} to ${formatCount(checks)}` : formatCount(checks);
+  return create('tr', {}, create('td', {}, button, bar), create('td', { class: 'number' }, number));
 }
 
-at('rejected-more').addEventListener('click', () => {
-  all = !all;
-  at('rejected-more').setAttribute('aria-expanded', all);
-  show('rejected-more', all ? 'Show fewer' : 'Show all');
+byId('rejected-more').addEventListener('click', () => {
+  showAll = !showAll;
+  byId('rejected-more').setAttribute('aria-expanded', showAll);
+  setText('rejected-more', showAll ? 'Show fewer' : 'Show all');
 });

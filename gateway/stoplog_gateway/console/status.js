@@ -1,85 +1,90 @@
-// The mode, and the nodes.
+// The gateway's mode, and the nodes of the cluster.
 
-import { at, count, duration, make, moment, name, show } from './page.js';
+import { byId, create, formatCount, formatDuration, formatTime, idElement, setText } from './page.js';
 
-const NAMES = { normal: 'Normal', degraded: 'Degraded', silent: 'This gateway does not answer' };
+const MODE_NAMES = { normal: 'Normal', degraded: 'Degraded', silent: 'This gateway does not answer' };
 
-const LATE_MS = 5_000; // two beats are missing
+const LATE_MS = 5_000; // two heartbeats are missing
 
 let mode = 'waiting';
-let heardMs = 0;
+let answeredMs = 0;
 
-/** Show what /v1/status said. */
-export function took(status) {
-  heardMs = Date.now();
-  const lasting = duration(Date.now() - status.since_ms);
-  turn(status.mode);
-  show('mode-since', `since ${moment(status.since_ms)} (${lasting})${status.mode === 'normal' ? ': checks are answered from the store' : ''}`);
+/** Show a response of /v1/status. */
+export function show(status) {
+  answeredMs = Date.now();
+  setMode(status.mode);
   const degraded = status.mode === 'degraded';
-  show('processes', status.processes > 1 ? `one of ${status.processes} processes` : '');
-  optional('mode-through', degraded ? through(status) : '');
-  optional('mode-why', degraded ? `Because ${status.why}.` : '');
-  optional('store', status.store === 'ok' ? '' : `Store ${status.store.replaceAll('_', ' ')}: ${status.store_why}`);
-  nodes(status.nodes);
+  const since = `since ${formatTime(status.since_ms)} (${formatDuration(Date.now() - status.since_ms)})`;
+  setText('mode-since', degraded ? since : `${since}: the store answers checks`);
+  setText('processes', status.processes > 1 ? `one of ${status.processes} processes` : '');
+  setOptionalText('mode-through', degraded ? degradedText(status) : '');
+  setOptionalText('mode-why', degraded ? `Cause: ${status.why}.` : '');
+  setOptionalText('store', status.store === 'ok' ? '' : `Store ${status.store.replaceAll('_', ' ')}: ${status.store_why}`);
+  showNodes(status.nodes);
 }
 
-/** What degraded mode has cost so far. */
-function through({ degraded_partitions: partitions, partitions: all, let_through: checks, uncounted, processes, degraded_processes: these }) {
-  const who = processes > 1 ? `${these} of ${processes} processes of this gateway ${these > 1 ? 'are' : 'is'} degraded. ` : '';
-  const where = partitions.length ? `Partitions let through: ${ranges(partitions)} of ${all}. ` : 'Every partition answers again: normal once that has lasted. ';
-  const lost = uncounted ? `${count(uncounted)} of them could not be published and are in no count` : 'all of them were published and will be counted';
-  return `${who}${where}${count(checks)} checks were let through; ${lost}.`;
+/** Describe the effects of degraded mode so far. */
+function degradedText({ degraded_partitions: partitions, partitions: total, let_through: checks, uncounted, processes, degraded_processes: affected }) {
+  const where = processes > 1 ? `${affected} of ${processes} processes of this gateway ${affected > 1 ? 'are' : 'is'} degraded. ` : '';
+  const open = partitions.length
+    ? `Partitions that fail open: ${ranges(partitions)} of ${total}. `
+    : 'Every partition answers again. The mode becomes normal after a short wait. ';
+  const lost = uncounted ? `${formatCount(uncounted)} of them could not be published and are not counted` : 'all of them were published and will be counted';
+  return `${where}${open}${formatCount(checks)} checks failed open; ${lost}.`;
 }
 
-/** Nobody answered. */
-export function silent() {
-  turn('silent');
-  const known = heardMs ? `What is below is as of ${moment(heardMs)}.` : 'Nothing is known yet.';
-  show('mode-since', `${known} Is the process running? It is asked again every second.`);
-  for (const id of ['mode-through', 'mode-why', 'store']) optional(id, '');
+/** Show that the gateway does not answer. */
+export function showNoAnswer() {
+  setMode('silent');
+  const age = answeredMs ? `The values below are as of ${formatTime(answeredMs)}.` : 'There are no values yet.';
+  setText('mode-since', `${age} Is the process running? This page retries every second.`);
+  for (const id of ['mode-through', 'mode-why', 'store']) setOptionalText(id, '');
 }
 
-function turn(to) {
-  if (to === mode) return;
+function setMode(next) {
+  if (next === mode) return;
   const first = mode === 'waiting';
-  mode = to;
-  at('mode').dataset.mode = to;
-  document.body.classList.toggle('stale', to === 'silent');
-  show('mode-name', NAMES[to]);
-  document.title = to === 'normal' ? 'Stoplog' : `${to === 'silent' ? 'No answer' : 'DEGRADED'} · Stoplog`;
-  if (!first || to !== 'normal') show('announcement', `Mode: ${NAMES[to]}`);
+  mode = next;
+  byId('mode').dataset.mode = next;
+  document.body.classList.toggle('stale', next === 'silent');
+  setText('mode-name', MODE_NAMES[next]);
+  document.title = next === 'normal' ? 'Stoplog' : `${next === 'silent' ? 'No answer' : 'DEGRADED'} · Stoplog`;
+  if (!first || next !== 'normal') setText('announcement', `Mode: ${MODE_NAMES[next]}`);
 }
 
-function optional(id, text) {
-  at(id).hidden = !text;
-  show(id, text);
+function setOptionalText(id, text) {
+  byId(id).hidden = !text;
+  setText(id, text);
 }
 
-function nodes(all) {
-  const workers = all.filter((node) => node.role === 'worker').length;
-  show('nodes-count', all.length ? `${workers} worker${workers === 1 ? '' : 's'}, ${all.length - workers} gateway${all.length - workers === 1 ? '' : 's'}` : '');
-  at('nodes-empty').hidden = all.length > 0;
-  at('nodes').hidden = !all.length;
-  at('node-rows').replaceChildren(...all.map(row));
+function showNodes(nodes) {
+  const workers = nodes.filter((node) => node.role === 'worker').length;
+  const gateways = nodes.length - workers;
+  setText('nodes-count', nodes.length ? `${workers} worker${workers === 1 ? '' : 's'}, ${gateways} gateway${gateways === 1 ? '' : 's'}` : '');
+  byId('nodes-empty').hidden = nodes.length > 0;
+  byId('nodes').hidden = !nodes.length;
+  byId('node-rows').replaceChildren(...nodes.map(row));
 }
 
 function row(node) {
-  const held = Object.entries(node.partitions);
-  const lag = held.reduce((sum, [, partition]) => sum + partition.lag, 0);
-  const states = Map.groupBy(held, ([, partition]) => partition.state);
-  const told = [...states].map(([state, those]) => `${state} ${ranges(those.map(([number]) => Number(number)))}`).join('; ');
-  return make(
+  const partitions = Object.entries(node.partitions);
+  const lag = partitions.reduce((sum, [, partition]) => sum + partition.lag, 0);
+  const byState = Map.groupBy(partitions, ([, partition]) => partition.state);
+  const states = [...byState].map(([state, group]) => `${state} ${ranges(group.map(([number]) => Number(number)))}`).join('; ');
+  return create(
     'tr', {},
-    make('th', { scope: 'row' }, name(node.id)),
+    create('th', { scope: 'row' }, idElement(node.id)),
     cell('Role', node.role === 'worker' ? `worker, lane ${node.lane || 'a'}` : node.role),
     cell('Version', node.version),
-    cell('Partitions', told || '–'),
-    cell('Lag', held.length ? count(lag) : '–', 'number'),
-    node.age_ms < LATE_MS ? cell('Heard', `${duration(node.age_ms)} ago`, 'number') : cell('Heard', `silent ${duration(node.age_ms)}`, 'number late'),
+    cell('Partitions', states || '–'),
+    cell('Lag', partitions.length ? formatCount(lag) : '–', 'number'),
+    node.age_ms < LATE_MS
+      ? cell('Heartbeat', `${formatDuration(node.age_ms)} ago`, 'number')
+      : cell('Heartbeat', `silent ${formatDuration(node.age_ms)}`, 'number late'),
   );
 }
 
-/** 0–3, 7, 9–11. */
+/** Format numbers as ranges: 0–3, 7, 9–11. */
 function ranges(numbers) {
   const runs = [];
   for (const number of numbers.sort((a, b) => a - b)) {
@@ -89,4 +94,4 @@ function ranges(numbers) {
   return runs.map((run) => (run.length > 1 ? `${run[0]}–${run.at(-1)}` : `${run[0]}`)).join(', ');
 }
 
-const cell = (label, text, kind = '') => make('td', { 'data-label': label, class: kind }, text);
+const cell = (label, text, kind = '') => create('td', { 'data-label': label, class: kind }, text);

@@ -13,14 +13,14 @@ import org.apache.kafka.common.serialization.StringDeserializer;
 import org.apache.kafka.common.serialization.StringSerializer;
 
 /**
- * Publishes three checks of a client to Kafka, without a gateway, and waits for their answers.
+ * Publishes three checks of a client to Kafka, without a gateway, and prints the replies.
  *
  * <pre>java -cp "kafka/libs/*" examples/PublishChecks.java 127.0.0.1:9092 alice</pre>
  *
- * The Java client's own partitioner is the right one: the client's id is the key.
+ * The client id is the key, and the Java client's default partitioner chooses the partition.
  */
 public final class PublishChecks {
-    /** Any partition of "replies" will do; a service best takes one for itself. */
+    /** Any partition of "replies" works. A service should use one of its own. */
     private static final TopicPartition REPLIES = new TopicPartition("replies", 3);
 
     private static final Duration PATIENCE = Duration.ofSeconds(30);
@@ -31,7 +31,7 @@ public final class PublishChecks {
         try (KafkaConsumer<String, String> replies =
                 new KafkaConsumer<>(
                         Map.of("bootstrap.servers", bootstrap), new StringDeserializer(), new StringDeserializer())) {
-            // From here on no answer can be missed: the position is known before anything is asked.
+            // Find the position before publishing, so that no reply can be missed.
             replies.assign(List.of(REPLIES));
             replies.seekToEnd(List.of(REPLIES));
             replies.position(REPLIES, PATIENCE);
@@ -43,13 +43,13 @@ public final class PublishChecks {
 
     private static List<String> publish(String bootstrap, String client) {
         List<String> ids = new ArrayList<>();
-        // With acks=all and idempotence, the client's defaults, a check that is sent again is counted once.
+        // The client's defaults, acks=all and idempotence, ensure that a check sent twice is counted once.
         try (KafkaProducer<String, String> producer =
                 new KafkaProducer<>(
                         Map.of("bootstrap.servers", bootstrap), new StringSerializer(), new StringSerializer())) {
             for (int i = 0; i < 3; i++) {
                 String id = UUID.randomUUID().toString();
-                // A client's id from outside needs a JSON library: it may hold quotes.
+                // Use a JSON library for ids from outside: they may contain quotes.
                 String check =
                         """
                         {"client_id": "%s", "cost": 1, "reply_to": {"partition": %d, "id": "%s"}}
@@ -59,17 +59,17 @@ public final class PublishChecks {
                 ids.add(id);
             }
         }
-        return ids; // closing has sent them all
+        return ids; // closing the producer has sent all records
     }
 
-    /** The answers to {@code ids}, in the order of the log; others read and write the same partition. */
+    /** Returns the replies to {@code ids}, in log order. Other services use the same partition. */
     private static List<String> answers(KafkaConsumer<String, String> replies, List<String> ids) {
         Set<String> waiting = new HashSet<>(ids);
         List<String> answers = new ArrayList<>();
         long until = System.nanoTime() + PATIENCE.toNanos();
         while (!waiting.isEmpty()) {
             if (System.nanoTime() > until) {
-                throw new IllegalStateException("no answer to " + waiting + ": does a worker run?");
+                throw new IllegalStateException("no reply to " + waiting + ": is a worker running?");
             }
             replies.poll(Duration.ofSeconds(1))
                     .forEach(

@@ -1,11 +1,11 @@
-"""A FastAPI application whose callers are limited: every request by API key, one costly route once more.
+"""A FastAPI application with limits per API key: one for all requests, and one more for an expensive route.
 
 ::
 
     uvicorn examples.app:app --port 8000
     curl -i http://127.0.0.1:8000/books -H 'X-API-Key: alice'
 
-``STOPLOG_KAFKA`` says where Kafka is. While it does not answer, everything is allowed.
+``STOPLOG_KAFKA`` sets the address of Kafka. While Kafka does not answer, every request is allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stoplog import Answer, Limiter, RateLimit, RateLimitMiddleware, Settings
 
 
 def api_key(connection: HTTPConnection) -> str | None:
-    """Who asks; health checks and whoever has no key yet are not limited here."""
+    """Return the client id of a request. Requests without a key, such as health checks, are not limited."""
     return connection.headers.get("x-api-key")
 
 
@@ -27,17 +27,17 @@ limiter = Limiter(Settings())
 reports = RateLimit(limiter, api_key, resource="reports", cost=2)
 
 app = FastAPI()
-app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=api_key)  # starts and stops it, too
+app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=api_key)  # starts and stops the limiter
 
 
 @app.get("/books")
 async def books() -> list[str]:
-    """Costs 1 of the key's limit."""
+    """Charge 1 to the limit of the key."""
     return ["Nineteen Eighty-Four"]
 
 
 @app.post("/reports")
 async def report(answer: Annotated[Answer | None, Depends(reports)]) -> dict[str, int | None]:
-    """Costs 2 of what the key may spend on reports, and 1 as every request does."""
+    """Charge 2 to the key's limit for reports, and 1 to its limit for all requests."""
     left = answer.remaining if answer is not None else None
     return {"left_for_reports": left}

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Asks a gateway over HTTP until it denies:
+# Check a client over HTTP until the gateway denies it:
 #
 #   examples/check.sh alice
 #
-# STOPLOG_URL says where the gateway is. A denial is a 200 too: the call worked. When the store does not answer
-# the gateway lets through, and when the gateway does not, so does this.
+# STOPLOG_URL sets the address of the gateway. A denial has status 200 as well, because the call itself worked.
+# If the store does not answer, the gateway fails open. If the gateway does not answer, this script fails open.
 set -eu
 
 client=${1:?usage: examples/check.sh CLIENT}

@@ -1,10 +1,10 @@
-"""A worker of jobs that asks before each, from asyncio.
+"""An asyncio program that checks the client's limits before each job.
 
 ::
 
     python examples/check_async.py alice
 
-``STOPLOG_KAFKA`` says where Kafka is.
+``STOPLOG_KAFKA`` sets the address of Kafka.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from stoplog import Limiter, Settings
 
 
 async def main(client: str) -> None:
-    """Do five jobs of *client*, as far as its limits allow."""
+    """Do up to five jobs for *client*, as its limits allow."""
     async with Limiter(Settings()) as limiter:
-        # Asked at once, they share a batch.
+        # Checks that are made at the same time share a batch.
         answers = await asyncio.gather(*(limiter.check(client, resource="jobs") for _ in range(5)))
         for job, answer in enumerate(answers, 1):
             if answer.degraded:

@@ -4,7 +4,7 @@
 
     python examples/check_sync.py alice
 
-``STOPLOG_KAFKA`` says where Kafka is.
+``STOPLOG_KAFKA`` sets the address of Kafka.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stoplog import BlockingLimiter, Settings
 
 
 def main(client: str) -> None:
-    """Send ten messages of *client*, as far as its limits allow."""
+    """Send up to ten messages for *client*, as its limits allow."""
     with BlockingLimiter(Settings()) as limiter, ThreadPoolExecutor(4) as pool:
 
         def send(message: int) -> bool:

@@ -1,18 +1,18 @@
 #!/bin/sh
-# Publishes checks with Kafka's own console producer, without a gateway, and shows their answers:
+# Publish checks with Kafka's console producer, without a gateway, and print the replies:
 #
 #   PATH=$PATH:/opt/kafka/bin examples/publish.sh alice 3
 #
-# STOPLOG_KAFKA says where Kafka is. The console producer hashes keys as Stoplog wants them.
+# STOPLOG_KAFKA sets the address of Kafka. The console producer hashes keys as Stoplog requires.
 set -eu
 
 client=${1:?usage: examples/publish.sh CLIENT CHECKS}
 checks=${2:?usage: examples/publish.sh CLIENT CHECKS}
 kafka=${STOPLOG_KAFKA:-127.0.0.1:9092}
-replies=2  # any partition of the topic will do
+replies=2  # any partition of the topic works
 run=$$-$(date +%s)
 
-# Answers are read from here on: who looks for the end only after having asked may miss one.
+# Find the end of the topic before publishing. Afterwards, a reply could already be behind it.
 end=$(kafka-get-offsets.sh --bootstrap-server "$kafka" --topic replies --partitions $replies | cut -d: -f3)
 
 i=0
@@ -23,6 +23,6 @@ while [ "$i" -lt "$checks" ]; do
 done | kafka-console-producer.sh --bootstrap-server "$kafka" --topic checks \
   --reader-property parse.key=true
 
-# Others' answers are on the topic as well; it is over when none has come for three seconds.
+# Other services' replies are on the topic as well, so filter by id. Stop after three seconds without a reply.
 kafka-console-consumer.sh --bootstrap-server "$kafka" --topic replies --partition $replies --offset "$end" \
   --timeout-ms 3000 2>/dev/null | grep --text "\"$run-"

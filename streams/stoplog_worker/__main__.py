@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
             return verify(options)
     print(
         "usage: python -m streams worker | verify [--seconds N] [--json]   "
-        "(settings: STOPLOG_* variables, see README)",
+        "(settings: STOPLOG_* variables, see docs/configuration.md)",
         file=sys.stderr,
     )
     return 2

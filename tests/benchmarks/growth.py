@@ -7,6 +7,7 @@ from typing import Final
 
 from tests.benchmarks.plan import CALLERS, FULL, PARTITION_CALLERS, PARTITIONS
 from tests.benchmarks.samples import Run, Sample
+from tests.benchmarks.table import wrapped
 from tests.benchmarks.targets import short
 
 _Figure = Callable[[Sample], float | None]
@@ -19,7 +20,7 @@ _WAYS: Final = {
 }
 
 MOST_UNDECIDED: Final = 0.1
-"""Percent of the checks: where more were let through, what they cost is no point of any curve."""
+"""Percent of the checks: a case in which more failed open is no point of any curve."""
 
 
 def together(sample: Sample) -> float | None:
@@ -72,12 +73,12 @@ def _clients(run: Run) -> str:
 
 
 def _million(callers: dict[str, list[float | None]]) -> str:
-    """A microsecond a check is a core at a million checks a second."""
+    """Return how many cores a million checks a second would take."""
     found = {name: [value for value in row if value is not None] for name, row in callers.items()}
     said = ", ".join(f"{name} {short(min(values))}" for name, values in found.items() if values)
-    return (
-        "A microsecond a check is a core at 1,000,000 checks/s. At the cheapest point of each way that would "
-        f"be, in cores like these, callers of the SDK included: {said or 'not measured'}."
+    return wrapped(
+        "At 1,000,000 checks/s, one microsecond per check is one CPU core. At the cheapest point of each row "
+        f"that would take this many cores, callers of the SDK included: {said or 'not measured'}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -70,7 +71,13 @@ def markdown(run: Run) -> str:
     """All rows, the facts above and what is missing below."""
     goals = targets(run)
     rows = _table(COLUMNS, (cells(run, result, goals) for result in run.results))
-    return f"{title(run)}\n\n{rows}\n\n{caption(run)}"
+    notes = "\n\n".join(wrapped(note) for note in caption(run).splitlines())
+    return f"{wrapped(title(run))}\n\n{rows}\n\n{notes}"
+
+
+def wrapped(text: str) -> str:
+    """Return *text* in lines of at most 100 columns, as the pages have."""
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def title(run: Run) -> str:
@@ -81,16 +88,17 @@ def title(run: Run) -> str:
 def caption(run: Run) -> str:
     """How to read it, and what could not be measured."""
     said = [
-        f"Medians of {run.rounds} runs of {run.seconds:g} s each, taken in turn (one run: a hot client at 10 "
-        "x its limit; recovery). µs: CPU of a check. RSS: resident memory; servers go on from row to row.",
-        "In SDK and echo rows the gateway is the process of the callers, so that together includes them; in "
-        "HTTP rows and peers' it does not: load is the generator's own CPU. Checks/s of the Redis rows are "
-        "those of one client, redis-py, that waits for each answer.",
-        f"Workers flush every {FLUSH_MS / 1_000:g} s, or sooner if there is much: shorter windows see part "
-        "of that.",
+        f"Figures are medians of {run.rounds} interleaved runs of {run.seconds:g} s each. The rows of a hot "
+        "client at 10 times its limit and of recovery have one run. µs: CPU per check. RSS: resident memory. "
+        "Servers keep running from row to row.",
+        "In SDK and echo rows, the gateway is the process of the callers, so the total includes them. In HTTP "
+        "rows and in the peers' rows it does not: load is the CPU of the load generator. The Redis rows have "
+        "one client, redis-py, that waits for each answer.",
+        f"Workers write a checkpoint every {FLUSH_MS / 1_000:g} s, or earlier under load. A shorter run sees "
+        "only part of that cost.",
     ]
     said += [
-        f"{int(clients):,} clients: {short(size)} bytes each on a worker's disk, with RocksDB's own files."
+        f"{int(clients):,} clients: {short(size)} bytes each on a worker's disk, including RocksDB's files."
         for clients, size in run.disk_bytes.items()
     ]
     said += [f"Not measured: {it.what}: {it.why}" for it in run.skipped]

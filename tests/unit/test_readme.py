@@ -1,4 +1,4 @@
-"""The README's configuration table is the settings'."""
+"""The README's bounds, and docs/configuration.md, which is generated from the settings."""
 
 from __future__ import annotations
 
@@ -8,29 +8,43 @@ from stoplog_gateway.http.app import create_app
 from stoplog_gateway.settings import GatewaySettings
 from stoplog_worker.settings import Settings as WorkerSettings
 
+from tests.docs_settings import PAGE, page
 from tests.support.broker import CHECKOUT
 
-
-def rows() -> dict[str, list[str]]:
-    text = (CHECKOUT / "README.md").read_text()
-    cells = [
-        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "| `STOPLOG_" in line
-    ]
-    return {row[0].strip("`"): row[1:] for row in cells}
+README = (CHECKOUT / "README.md").read_text()
 
 
-def test_every_setting_is_in_the_table_with_its_default_and_its_reader() -> None:
-    table = rows()
-    gateway, worker = GatewaySettings.model_fields, WorkerSettings.model_fields
-    for name in gateway.keys() | worker.keys():
-        default, reader, meaning = table.pop(f"STOPLOG_{name.upper()}")
-        shared = name in gateway and name in worker
-        assert reader == ("all" if shared else "gateway" if name in gateway else "worker"), name
-        assert meaning
-        actual = (gateway.get(name) or worker[name]).default
-        if isinstance(actual, int) or (isinstance(actual, str) and actual):
-            assert default == str(actual), name
-    assert table.keys() == {"STOPLOG_URL"}
+def test_the_readme_has_at_most_150_lines() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_readme_names_both_commands() -> None:
+    assert re.search(r"^make run ", README, re.MULTILINE)
+    assert re.search(r"^make test ", README, re.MULTILINE)
+
+
+def test_the_readme_links_to_every_page_for_users() -> None:
+    for file in (CHECKOUT / "docs").glob("*.md"):
+        assert f"(docs/{file.name}" in README, file.name
+
+
+def test_the_configuration_page_is_current() -> None:
+    assert PAGE.read_text() == page(), "run python -m tests.docs_settings"
+
+
+def test_the_configuration_page_has_every_setting_with_its_default() -> None:
+    rows = {
+        cells[1].strip(" `"): cells[2].strip(" `")
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("| `STOPLOG_")
+        for cells in [line.split("|")]
+    }
+    for settings in (GatewaySettings, WorkerSettings):
+        for name, field in settings.model_fields.items():
+            default = rows[f"STOPLOG_{name.upper()}"]
+            if isinstance(field.default, int) and not isinstance(field.default, bool):
+                assert default == str(field.default), name
+    assert rows["STOPLOG_URL"] == "http://127.0.0.1:8080"
 
 
 def test_no_default_differs_between_gateway_and_worker() -> None:
@@ -39,13 +53,10 @@ def test_no_default_differs_between_gateway_and_worker() -> None:
         assert gateway[name].default == worker[name].default, name
 
 
-def test_whoever_uses_a_proxy_is_told_of_the_token() -> None:
-    *_, meaning = rows()["STOPLOG_ADMIN_TOKEN"]
-    assert "set it behind a proxy" in meaning
-    assert "behind a proxy, set `STOPLOG_ADMIN_TOKEN`" in create_app(GatewaySettings()).description
-
-
-def test_the_readme_names_both_commands() -> None:
-    text = (CHECKOUT / "README.md").read_text()
-    assert re.search(r"^make run ", text, re.MULTILINE)
-    assert re.search(r"^make test ", text, re.MULTILINE)
+def test_the_docs_and_the_api_tell_users_of_proxies_to_set_a_token() -> None:
+    for name in ("http-api", "proxies"):
+        text = " ".join((CHECKOUT / "docs" / f"{name}.md").read_text().split())
+        assert re.search(r"[Bb]ehind a proxy, set `STOPLOG_ADMIN_TOKEN`", text), name
+    assert "behind a proxy, set `STOPLOG_ADMIN_TOKEN`" in " ".join(
+        create_app(GatewaySettings()).description.split()
+    )

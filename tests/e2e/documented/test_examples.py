@@ -48,7 +48,7 @@ def run(system: System, *command: str | Path, path: Path | None = None) -> list[
     return done.stdout.splitlines()
 
 
-def test_every_example_is_run_here_and_named_in_the_readme() -> None:
+def test_every_example_is_run_here_and_linked_from_the_readme() -> None:
     readme, tests = (CHECKOUT / "README.md").read_text(), Path(__file__).read_text()
     names = [path.name for path in EXAMPLES.iterdir() if path.is_file()]
     assert len(names) == 6

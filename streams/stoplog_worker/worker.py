@@ -40,7 +40,7 @@ from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.instance_lock import lock_instance
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.restore.lane_bootstrap import Copier, changelogs
+from stoplog_worker.restore.lane_bootstrap import LaneCopier, changelogs
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.rocksdb import Rocks
@@ -95,7 +95,7 @@ class Worker:
             on_restored=self._restored,
             on_ends=lambda ends: self._owner.set_changelog_ends(ends),
             on_fatal=self._fatal,
-            copier=Copier(
+            copier=LaneCopier(
                 settings.bootstrap,
                 settings.send_timeout_ms,
                 changelogs(""),

@@ -28,7 +28,7 @@ from stoplog_worker.algorithm.state_codec import (
 )
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.restore.lane_bootstrap import Copier, changelogs
+from stoplog_worker.restore.lane_bootstrap import LaneCopier, changelogs
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
 
 from stoplog.clock import now
@@ -53,18 +53,18 @@ def kafka_of_lanes(fresh_kafka: Broker) -> Broker:
 
 
 @contextmanager
-def copier_of(broker: Broker, name: str, lease: Lease | None = None, **options: Any) -> Iterator[Copier]:
+def copier_of(broker: Broker, name: str, lease: Lease | None = None, **options: Any) -> Iterator[LaneCopier]:
     if lease is None:
         lease = Lease(600_000, 2_000)
         lease.extend(now())
-    copier = Copier(broker.bootstrap, 2_000, SOURCE, changelogs(name), Metrics(), lease, **options)
+    copier = LaneCopier(broker.bootstrap, 2_000, SOURCE, changelogs(name), Metrics(), lease, **options)
     try:
         yield copier
     finally:
         copier.close()
 
 
-def finish(copier: Copier, partition: int = PARTITION, **how: Any) -> None:
+def finish(copier: LaneCopier, partition: int = PARTITION, **how: Any) -> None:
     for _ in range(2_000):
         if copier.advance(partition, **how):
             return

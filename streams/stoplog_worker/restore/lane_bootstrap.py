@@ -1,31 +1,34 @@
-"""A new lane takes over what the default lane has: its changelogs of a partition, copied into our own.
+"""Start a new lane with the default lane's state: copy its changelogs of a partition into the lane's own.
 
-A lane judges every check, as all others do, with a group, tables and changelogs of its own. One that comes
-later would have to judge the log from its beginning; instead it copies the default lane's state and goes on
-from that lane's marker. What is copied is read back and merged by position as at any restart
-(:mod:`stoplog_worker.restore.restorer`), so a copy that breaks off is begun again, and two at once do no harm.
-It is written under the group's lease only, as all that an owner writes is: what came after the states of the
-partition's next owner would have to be found and mended (:mod:`stoplog_worker.consumer.consumer_thread`).
+Every lane decides every check, with its own group, tables and changelogs. A new lane would have to decide the
+log from its beginning. Instead it copies the default lane's state and continues from that lane's marker. The
+restorer reads the copy and merges it by position, as after any restart
+(:mod:`stoplog_worker.restore.restorer`). So an interrupted copy can begin again, and two copies at once do no
+harm. A copy writes only under the group's lease, like an owner: the partition's next owner would have to find
+and repair anything written later.
 
-The default lane goes on writing meanwhile, and four rules keep what is copied whole:
+The default lane continues to write during the copy. Four rules make the copy complete:
 
-- The end of the policies' changelog is asked for *before* that of the counters'. A marker is written only
-  after the states below it are acknowledged, so all states below any marker that is read are read too. States
-  beyond it may be read as well: they tell by their position what they hold already.
-- No policy beyond that end is taken: it may have left out what was in force at the marker.
-- What a copy that broke off has left is without_charges first, under its own positions: of a client that has been
-  reset since, and then was idle, the default lane's changelog may have nothing any more
+- The end of the policies' changelog is read *before* the end of the counters' changelog. A marker is written
+after
+  all states below it are acknowledged, so every state below a marker that is read is read too. States beyond
+  the marker may be read as well. Their positions tell which checks they contain.
+- No policy beyond that end is copied: it may have dropped the version in force at the marker.
+- The states that an interrupted copy left are emptied first, under their own positions. A client may have
+been reset
+  and idle since, and then the default lane's changelog may have no record of it
   (:mod:`stoplog_worker.state.expiry`).
-- Reading up to the ends is repeated until it is quick: compaction leaves alone what is younger than
-  ``min_compaction_lag``, so within that time no record goes because of one that lies beyond the ends.
+- Reading up to the ends is repeated until it is fast enough. Compaction keeps records younger than
+  ``min_compaction_lag``, so within that time no record disappears because of a newer one beyond the ends.
 
-The marker is written last, when all else is acknowledged.
+The marker is written last, after everything else is acknowledged.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from enum import Enum, auto
 from itertools import islice
 from time import monotonic
 from typing import Any, Final
@@ -50,10 +53,11 @@ from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
 
 _log = logging.getLogger("stoplog.lane")
 
-_QUICK_S: Final = 60.0
-"""What counts as quick; topics.yaml has a ``min_compaction_lag`` of ten times that."""
-_EMPTIED: Final = 10_000
-"""Counters without_charges at a time."""
+_MAX_READ_S: Final = 60.0
+"""Seconds in which the changelogs must be read to their ends: a tenth of ``min_compaction_lag`` in
+topics.yaml."""
+_LEFTOVERS: Final = 10_000
+"""Leftover states emptied in one step."""
 _POLL_S: Final = 0.02
 
 Entry = tuple[str, bytes, bytes]
@@ -61,23 +65,23 @@ Entry = tuple[str, bytes, bytes]
 
 
 def changelogs(lane: str) -> dict[str, str]:
-    """The changelog topic of each table of *lane*."""
+    """Return the changelog topic of each table of *lane*; the default lane is ``""``."""
     topics = changelogs_of(lane)
     return {COUNTERS: topics[COUNTERS_CHANGELOG], POLICIES: topics[POLICIES_CHANGELOG]}
 
 
-class Copier:
-    """Copies one partition after the other; used by the restorer's thread only.
+class LaneCopier:
+    """Copies partitions, one after the other. Used by the restorer's thread only.
 
     Args:
-        bootstrap: Servers.
-        send_timeout_ms: After which a record that was not acknowledged is sent again.
+        bootstrap: Bootstrap servers.
+        send_timeout_ms: Milliseconds after which an unacknowledged record is sent again.
         source: The default lane's changelog of each table.
-        target: This lane's.
-        metrics: Counts what is copied.
-        lease: What is written without it may come after what the partition's next owner writes.
-        chunk: Records read, written and acknowledged at a time: what a copy holds in memory.
-        clock: Monotonic seconds.
+        target: This lane's changelog of each table.
+        metrics: Counts copied entries.
+        lease: A copy only writes while it holds.
+        chunk: Records read, written and acknowledged in one step. They are held in memory.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -100,76 +104,125 @@ class Copier:
         self._lease = lease
         self._chunk = chunk
         self._clock = clock
-        self._copy: _Copy | None = None
+        self._copy: PartitionCopy | None = None
 
     def advance(self, partition: int, stored: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple) -> bool:
-        """Move the copy of *partition* on by a chunk, unless another is under way; ``True`` when it is done.
+        """Advance the copy of *partition* by one step, unless another partition's is in progress.
 
-        Without the lease nothing moves, and a copy that was under way is dropped.
+        Without the lease, a copy in progress is dropped.
 
         Args:
-            partition: Its number.
-            stored: The counters that our changelog has of it: of a copy that broke off.
+            partition: The partition.
+            stored: Returns the counters in this lane's store: what an interrupted copy left.
+
+        Returns:
+            Whether the copy is complete.
 
         Raises:
-            Unavailable: the broker does not answer; the copy begins again with the next call.
+            Unavailable: the broker does not answer. The next call begins the copy again.
         """
         if not self._lease.holds():
             self.drop(partition)
             return False
         if self._copy is None:
-            reader = AssignedConsumer(self._bootstrap, on_missing="error", most=self._chunk)
+            consumer = AssignedConsumer(self._bootstrap, on_missing="error", most=self._chunk)
             producer = kafka.changelog_producer(self._bootstrap, self._send_timeout_ms)
-            self._copy = _Copy(partition, reader, producer, self._source, self._target, self._clock, stored())
+            self._copy = PartitionCopy(
+                partition, consumer, producer, self._source, self._target, self._clock, stored()
+            )
             _log.info("partition %s: copying the state of the default lane", partition)
         copy = self._copy
         if copy.partition != partition:
             return False
         try:
-            done = copy.advance()
+            complete = copy.advance()
         except (KafkaException, Unavailable) as exc:
             self.drop(partition)
             raise Unavailable(f"the default lane's state cannot be copied: {exc}") from exc
-        if done:
+        if complete:
             _log.info("partition %s: copied %s entries", partition, copy.copied)
             self._metrics.copied.inc(copy.copied)
             self.drop(partition)
-        return done
+        return complete
 
     @property
     def partition(self) -> int | None:
-        """Whose copy is under way."""
+        """The partition being copied."""
         return self._copy.partition if self._copy is not None else None
 
     def drop(self, partition: int) -> None:
-        """Forget the copy of *partition*, if it is under way."""
+        """Interrupt the copy of *partition*, if it is in progress."""
         if self._copy is not None and self._copy.partition == partition:
             self._copy.close()
             self._copy = None
 
     def close(self) -> None:
-        """Break off."""
+        """Interrupt the copy in progress."""
         if self._copy is not None:
             self.drop(self._copy.partition)
 
 
-class _Copy:
-    """The copy of one partition."""
+class CopyPhase(Enum):
+    """What a copy does next. Before the next step, all records of a step are acknowledged, or sent again.
+
+    ==============  ===================================================================================
+    phase           meaning
+    ==============  ===================================================================================
+    EMPTYING        overwrites the states that an interrupted copy left with empty ones
+    FINDING_ENDS    asks where the default lane's changelogs end
+    COPYING         reads them up to these ends, and writes the entries
+    WRITING_MARKER  the marker is on its way
+    COMPLETE        the lane has everything
+    ==============  ===================================================================================
+
+    ==============  ==============  ===================================================================
+    from            to              when
+    ==============  ==============  ===================================================================
+    EMPTYING        FINDING_ENDS    no state is left to be emptied
+    FINDING_ENDS    COPYING         the ends are known
+    COPYING         FINDING_ENDS    at the ends, but reading has taken more than 60 s
+    COPYING         WRITING_MARKER  at the ends
+    COPYING         COMPLETE        at the ends, without a marker: the default lane has decided nothing yet
+    WRITING_MARKER  COMPLETE        the marker is acknowledged
+    ==============  ==============  ===================================================================
+    """
+
+    EMPTYING = auto()
+    FINDING_ENDS = auto()
+    COPYING = auto()
+    WRITING_MARKER = auto()
+    COMPLETE = auto()
+
+
+class PartitionCopy:
+    """The copy of one partition.
+
+    Args:
+        partition: The partition.
+        consumer: Reads the default lane's changelogs.
+        producer: Writes this lane's changelogs.
+        source: The default lane's changelog of each table.
+        target: This lane's changelog of each table.
+        clock: Returns monotonic seconds.
+        leftovers: The counters that an interrupted copy left.
+    """
 
     def __init__(
         self,
         partition: int,
-        reader: AssignedConsumer,
+        consumer: AssignedConsumer,
         producer: Producer,
         source: dict[str, str],
         target: dict[str, str],
         clock: Callable[[], float],
-        stored: Iterable[tuple[bytes, bytes]],
+        leftovers: Iterable[tuple[bytes, bytes]],
     ) -> None:
         self.partition = partition
-        self._left = iter(stored)
+        self.phase = CopyPhase.EMPTYING
         self.copied = 0
-        self._reader = reader
+        """Entries acknowledged."""
+        self._leftovers = iter(leftovers)
+        self._consumer = consumer
         self._producer = producer
         self._source = source
         self._target = target
@@ -177,61 +230,81 @@ class _Copy:
         self._tables = {topic: table for table, topic in source.items()}
         self._next = dict.fromkeys(TABLES, 0)
         self._ends: dict[str, int] = {}
-        self._asked = 0.0
+        self._ends_found_at = 0.0
         self._chunk: list[Entry] = []
-        self._waiting = 0
+        self._unacknowledged = 0
         self._failed = False
         self._marker: bytes | None = None
-        self._sealed = False
 
     def advance(self) -> bool:
-        self._producer.poll(_POLL_S if self._waiting else 0)
-        if self._waiting:
+        """Take one step; return whether the copy is complete.
+
+        Raises:
+            Unavailable: the broker does not answer, or a changelog lost its beginning while it was read.
+            KafkaException: the consumer or the producer cannot continue.
+        """
+        self._producer.poll(_POLL_S if self._unacknowledged else 0)
+        if self._unacknowledged:
             return False
         if self._failed:
             self._send(self._chunk)
-        elif chunk := [
-            (COUNTERS, key, without_charges(value)) for key, value in islice(self._left, _EMPTIED)
-        ]:
-            self._send(chunk)
-        elif self._sealed:
-            return True
-        elif not self._ends or (self._at_ends and self._clock() - self._asked > _QUICK_S):
-            self._ask_for_ends()
-        elif not self._at_ends:
-            self._send(self._read())
-        elif self._marker is None:
-            # That lane has judged nothing yet: this one begins where the log does, as it will.
-            return True
-        else:
-            self._sealed = True
-            # Our changelogs, which the owner notes, hold what is below it.
-            marker = msgspec.structs.replace(decode_marker(self._marker), changelog_ids={})
-            self._send([(POLICIES, MARKER_KEY, encode_marker(marker))])
-        return False
+        elif self.phase is CopyPhase.EMPTYING:
+            self._empty_leftovers()
+        elif self.phase is CopyPhase.FINDING_ENDS:
+            self._find_ends()
+        elif self.phase is CopyPhase.COPYING:
+            if self._at_ends:
+                self._finish_reading()
+            else:
+                self._send(self._read())
+        elif self.phase is CopyPhase.WRITING_MARKER:
+            self.phase = CopyPhase.COMPLETE
+        return self.phase is CopyPhase.COMPLETE
 
     def close(self) -> None:
+        """Discard unsent records and disconnect."""
         self._producer.purge()
-        self._reader.close()
+        self._consumer.close()
+
+    def _empty_leftovers(self) -> None:
+        chunk = [
+            (COUNTERS, key, without_charges(value)) for key, value in islice(self._leftovers, _LEFTOVERS)
+        ]
+        if chunk:
+            self._send(chunk)
+        else:
+            self.phase = CopyPhase.FINDING_ENDS
 
     @property
     def _at_ends(self) -> bool:
         return all(self._next[table] >= end for table, end in self._ends.items())
 
-    def _ask_for_ends(self) -> None:
-        self._asked = self._clock()
-        for table in (POLICIES, COUNTERS):
-            _, self._ends[table] = self._reader.offset_range(self._source[table], self.partition)
-        self._reader.assign(
+    def _find_ends(self) -> None:
+        self._ends_found_at = self._clock()
+        for table in (POLICIES, COUNTERS):  # in this order: see the module's docstring
+            _, self._ends[table] = self._consumer.offset_range(self._source[table], self.partition)
+        self._consumer.assign(
             [
                 TopicPartition(self._source[table], self.partition, self._next[table] or OFFSET_BEGINNING)
                 for table in TABLES
             ]
         )
+        self.phase = CopyPhase.COPYING
+
+    def _finish_reading(self) -> None:
+        if self._clock() - self._ends_found_at > _MAX_READ_S:
+            self.phase = CopyPhase.FINDING_ENDS
+        elif self._marker is None:
+            self.phase = CopyPhase.COMPLETE
+        else:
+            self.phase = CopyPhase.WRITING_MARKER
+            # The marker is valid with this lane's changelogs now. Their owner adds their ids.
+            marker = msgspec.structs.replace(decode_marker(self._marker), changelog_ids={})
+            self._send([(POLICIES, MARKER_KEY, encode_marker(marker))])
 
     def _read(self) -> list[Entry]:
-        """Of each key the highest of the next records; markers are kept back."""
-        messages, ends, gone = self._reader.consume(_POLL_S)
+        """Read the next records; return each key's entry with the highest position, without markers."""
+        messages, ends, gone = self._consumer.consume(_POLL_S)
         if gone:
             raise Unavailable(f"the beginning of {sorted(gone)} was deleted while it was read")
         highest: dict[tuple[str, bytes], bytes] = {}
@@ -254,7 +327,7 @@ class _Copy:
         return [(table, key, value) for (table, key), value in highest.items()]
 
     def _send(self, chunk: list[Entry]) -> None:
-        self._chunk, self._failed, self._waiting = chunk, False, len(chunk)
+        self._chunk, self._failed, self._unacknowledged = chunk, False, len(chunk)
         for table, key, value in chunk:
             self._produce(self._target[table], key, value)
 
@@ -262,14 +335,14 @@ class _Copy:
         while True:
             try:
                 self._producer.produce(
-                    topic, value, key, partition=self.partition, on_delivery=self._delivered
+                    topic, value, key, partition=self.partition, on_delivery=self._on_delivery
                 )
                 return
             except BufferError:
                 self._producer.poll(_POLL_S)
 
-    def _delivered(self, error: Any, _message: Any) -> None:
-        self._waiting -= 1
+    def _on_delivery(self, error: Any, _message: Any) -> None:
+        self._unacknowledged -= 1
         if error is None:
             self.copied += 1
         else:
@@ -277,4 +350,5 @@ class _Copy:
 
 
 def _higher(known: bytes | None, value: bytes) -> bytes:
+    """Return the value with the higher position, the later one of two equal ones."""
     return value if known is None or position_of(value) >= position_of(known) else known

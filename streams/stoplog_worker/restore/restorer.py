@@ -1,7 +1,7 @@
-"""Changelogs into stores: partitions that are to be judged here, and those that stand by.
+"""Read changelogs into stores: of partitions that are to become active here, and of standbys.
 
-One thread with a consumer of its own reads all of them in large batches: Faust's recovery takes 100 µs a
-record, this a tenth, and a standby must keep up with what a busy owner writes.
+One thread with its own consumer reads all changelogs in large batches. Faust's recovery takes ten times as
+long for a record, and a standby must keep up with a busy owner.
 """
 
 from __future__ import annotations
@@ -12,42 +12,45 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
-from confluent_kafka.admin import OffsetSpec
 
 from stoplog.errors import StateError, StoplogError, TopicError, Unavailable
-from stoplog.kafka import clients as kafka
-from stoplog.kafka.topic_admin import describe
 from stoplog.topics import CHECKS, UPDATES
 from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG
-from stoplog_worker.restore.lane_bootstrap import Copier
-from stoplog_worker.state.expiry import Sweeper
+from stoplog_worker.restore.changelog_offsets import ChangelogOffsets
+from stoplog_worker.restore.lane_bootstrap import LaneCopier
+from stoplog_worker.restore.partition_restore import PartitionRestore, RestorePhase
 from stoplog_worker.state.store import COUNTERS, TABLES, PartitionStore, Record
 
 _log = logging.getLogger("stoplog.restore")
 
 _POLL_S: Final = 0.05
-_LOOK_S: Final = 1.0
-"""How often the ends of owned changelogs are looked at for foreign writes."""
-_RPC_S: Final = 2.0
+"""Seconds that one read waits for records."""
+_WATCH_S: Final = 1.0
+"""Seconds between two looks at the ends of owned changelogs, for writes of other workers."""
 _RETRY_S: Final = 0.5
+"""Seconds before a broker that did not answer is asked again."""
 _STOP_S: Final = 10.0
-"""Seconds for the end of the thread, which may be waiting for brokers that are away."""
+"""Seconds in which the thread must end: it may be waiting for a broker that is away."""
 
 
 class Restored(NamedTuple):
-    """A partition whose store holds all that its changelogs held when it was asked for.
+    """A partition whose store holds everything that its changelogs held after it was assigned.
 
-    ``topic_id`` is that of ``checks``, ``updates_id`` that of ``limit-updates``, ``changelog_ids`` has
-    that of each table's changelog; ``log_start`` is the first offset that ``checks`` still holds there.
-    Checks below ``answer_from`` are not to be answered: a further lane, which may be new and have much to
-    catch up with, leaves what came before it to the default one.
+    Attributes:
+        generation: The generation of the group for which it was restored.
+        store: The partition's tables.
+        topic_id: Id of the ``checks`` topic.
+        updates_id: Id of the ``limit-updates`` topic.
+        changelog_ids: Id of each table's changelog.
+        log_start: First offset that ``checks`` still holds in this partition.
+        answer_from: Checks before this offset are decided but not answered. A further lane may have much to
+            catch up with, so the default lane answers what came before it.
     """
 
     generation: int
@@ -59,39 +62,19 @@ class Restored(NamedTuple):
     answer_from: int = 0
 
 
-class _Followed:
-    """A partition being read; ``ends`` are the offsets to reach, while it is to become active.
-
-    ``copied``: the lane is new, and what the default lane had is in its changelogs. ``read_anew``: a copy may
-    begin, for all that an earlier one has left is read.
-    """
-
-    def __init__(self, store: PartitionStore) -> None:
-        self.store = store
-        self.sweeper = Sweeper(store)
-        self.generation: int | None = None
-        self.ends: dict[str, int] = {}
-        self.copied = self.read_anew = False
-        self.not_before = 0.0
-
-    @property
-    def caught_up(self) -> bool:
-        """Whether it has been read to its ends, which are known."""
-        return bool(self.ends) and all(self.store.next[table] >= end for table, end in self.ends.items())
-
-
 class Restorer(threading.Thread):
     """The thread that reads changelogs.
 
     Args:
-        bootstrap: Servers.
+        bootstrap: Bootstrap servers.
         topics: The changelog topic of each table.
         open_store: Opens a partition's tables.
         metrics: Counts records.
-        on_restored: Called in this thread for each partition that has caught up; it then owns the store.
+        on_restored: Called in this thread with each partition that has caught up. It then owns the store.
         on_ends: Called in this thread with the next offset of each watched ``(table, partition)``.
-        on_fatal: Called in this thread with what ended it.
-        copier: Of a further lane: has the state of the default one for partitions that have none.
+        on_fatal: Called in this thread with the error that ended it.
+        copier: Copies the default lane's state to a new partition of a further lane; ``None`` in the default
+            lane.
     """
 
     def __init__(
@@ -103,7 +86,7 @@ class Restorer(threading.Thread):
         on_restored: Callable[[Restored], None],
         on_ends: Callable[[dict[tuple[str, int], int]], None],
         on_fatal: Callable[[BaseException], None],
-        copier: Copier | None = None,
+        copier: LaneCopier | None = None,
     ) -> None:
         super().__init__(name="restorer", daemon=True)
         self._copier = copier
@@ -114,21 +97,21 @@ class Restorer(threading.Thread):
         self._on_restored = on_restored
         self._on_ends = on_ends
         self._on_fatal = on_fatal
-        self._servers = bootstrap
-        self._reader = AssignedConsumer(bootstrap, on_missing="error")
-        self._admin = kafka.worker_admin(bootstrap)
+        self._consumer = AssignedConsumer(bootstrap, on_missing="error")
+        self._offsets = ChangelogOffsets(bootstrap, topics)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._followed: dict[int, _Followed] = {}
-        self._gone: set[tuple[str, int]] = set()
-        self._begin_again_at = 0.0
+        self._restores: dict[int, PartitionRestore] = {}
+        self._truncated: set[tuple[str, int]] = set()
+        """Changelogs that no longer hold the offset to be read next, as ``(topic, partition)``."""
+        self._reread_at = 0.0
         self._watched: set[int] = set()
-        self._looked = 0.0
+        self._watched_at = 0.0
         self._stopping = False
 
-    # --- from other threads ---
+    # --- called by other threads ---
 
     def open(self, partition: int) -> None:
-        """Open *partition*, which nobody holds, and keep it up to date."""
+        """Open *partition*, which is open nowhere, and keep it up to date."""
         self._commands.put(lambda: self._follow(self._open(partition)))
 
     def follow(self, store: PartitionStore) -> None:
@@ -136,24 +119,24 @@ class Restorer(threading.Thread):
         self._commands.put(lambda: self._follow(store))
 
     def activate(self, generation: int | None, partition: int) -> None:
-        """Hand *partition* to ``on_restored`` once it has caught up; ``None``: let it stand by.
+        """Restore *partition* and pass it to ``on_restored``; with ``None`` keep it as a standby.
 
-        Without effect if it is not here: then it has just been handed over, for an older generation.
+        Has no effect if the partition is not here: it was then handed over for an earlier generation.
         """
         self._commands.put(lambda: self._activate(generation, partition))
 
     def release(self, partition: int) -> Future[PartitionStore | None]:
-        """Stop reading *partition*; its store, or ``None`` if it is not here."""
+        """Stop reading *partition*; return its store, or ``None`` if it is not here."""
         future: Future[PartitionStore | None] = Future()
         self._commands.put(lambda: future.set_result(self._release(partition)))
         return future
 
     def watch(self, partitions: set[int]) -> None:
-        """Look at the changelog ends of these, which the owner writes to."""
+        """Report the changelog ends of *partitions*, to which the owner writes."""
         self._commands.put(lambda: setattr(self, "_watched", set(partitions)))
 
     def stop(self) -> None:
-        """End the thread, which closes what it holds."""
+        """End the thread. It closes the stores it holds."""
 
         def end() -> None:
             self._stopping = True
@@ -164,24 +147,24 @@ class Restorer(threading.Thread):
     # --- the thread ---
 
     def run(self) -> None:
-        """Read until told to stop."""
+        """Read until :meth:`stop`."""
         try:
-            self._reader.prefetch_metadata(self._tables)
+            self._consumer.prefetch_metadata(self._tables)
             while not self._stopping:
                 self._run_commands()
-                self._hand_over()
+                self._advance_restores()
                 self._read()
-                self._look()
+                self._report_ends()
         except (StoplogError, KafkaException, OSError) as exc:
             self._on_fatal(exc)
         except Exception as exc:  # noqa: BLE001 - a bug here must end the worker, not only this thread
             self._on_fatal(exc)
         finally:
-            for followed in self._followed.values():
-                followed.store.close()
+            for restore in self._restores.values():
+                restore.store.close()
             if self._copier is not None:
                 self._copier.close()
-            self._reader.close()
+            self._consumer.close()
 
     def _run_commands(self) -> None:
         while True:
@@ -192,10 +175,10 @@ class Restorer(threading.Thread):
 
     def _follow(self, store: PartitionStore) -> None:
         if not store.next[COUNTERS]:
-            # It holds nothing, or what is left of a table that was being cleared.
+            # The table is empty, or a crash has interrupted the clearing of it.
             store.clear_counters()
-        self._followed[store.partition] = _Followed(store)
-        self._reader.add(
+        self._restores[store.partition] = PartitionRestore(store, self._copier)
+        self._consumer.add(
             [
                 TopicPartition(self._topics[table], store.partition, store.next[table] or OFFSET_BEGINNING)
                 for table in TABLES
@@ -203,103 +186,93 @@ class Restorer(threading.Thread):
         )
 
     def _activate(self, generation: int | None, partition: int) -> None:
-        followed = self._followed.get(partition)
-        if followed is not None:
-            followed.generation, followed.ends = generation, {}
+        restore = self._restores.get(partition)
+        if restore is not None:
+            restore.activate(generation)
 
     def _release(self, partition: int) -> PartitionStore | None:
-        followed = self._followed.pop(partition, None)
-        if followed is None:
+        restore = self._restores.pop(partition, None)
+        if restore is None:
             return None
-        self._reader.remove([TopicPartition(self._topics[table], partition) for table in TABLES])
-        self._gone -= {(topic, partition) for topic in self._tables}
+        self._consumer.remove([TopicPartition(self._topics[table], partition) for table in TABLES])
+        self._truncated -= {(topic, partition) for topic in self._tables}
         if self._copier is not None:
             self._copier.drop(partition)
-        return followed.store
+        return restore.store
 
-    def _hand_over(self) -> None:
-        """Give away the stores that are asked for and have reached their ends.
+    # --- restoring ---
 
-        All are asked about at once: while a broker is away each question takes seconds.
+    def _advance_restores(self) -> None:
+        """Advance the partitions that are to become active, and hand over those that are ready.
+
+        Brokers are asked about all partitions at once: while a broker is away, each question takes seconds.
         """
         now = monotonic()
-        due = [f for f in self._followed.values() if f.generation is not None and now >= f.not_before]
-        if not due:
+        due = [
+            restore
+            for restore in self._restores.values()
+            if restore.phase is not RestorePhase.STANDBY and now >= restore.retry_at
+        ]
+        # Asked after the assignment: what the previous owner wrote before it gave up the partition lies
+        # below.
+        self._find_ends([restore for restore in due if restore.finding_ends])
+        for restore in due:
+            try:
+                restore.advance()
+            except (Unavailable, TopicError) as exc:
+                self._postpone([restore], exc)
+        self._hand_over([restore for restore in due if restore.phase is RestorePhase.READY])
+
+    def _postpone(self, restores: list[PartitionRestore], reason: object) -> None:
+        """Try again later, with a new client."""
+        if not restores:
             return
-        # Asked for after the assignment: what the owner before flushed as it let go lies below.
-        self._find_ends([followed for followed in due if not followed.ends])
-        ready = [followed for followed in due if followed.caught_up and self._is_copied(followed)]
-        if ready:
-            self._give(ready)
+        partitions = [restore.store.partition for restore in restores]
+        _log.warning("partitions %s cannot be restored yet: %s", partitions, reason)
+        self._offsets.reconnect()
+        for restore in restores:
+            restore.retry_at = monotonic() + _RETRY_S
 
-    def _postpone(self, followed: list[_Followed], why: object) -> None:
-        """Try again later, by a client that knows nothing.
+    def _find_ends(self, restores: list[PartitionRestore]) -> None:
+        found, reason = self._offsets.ends([restore.store.partition for restore in restores])
+        without = []
+        for restore in restores:
+            ends = found.get(restore.store.partition, {})
+            if len(ends) == len(TABLES):
+                self._check_not_truncated(restore.store, ends)
+                restore.found_ends(ends)
+            else:
+                without.append(restore)
+        self._postpone(without, reason)
 
-        One that has asked a broker which then died, or was restarted, may go on asking it, or with a leader's
-        old epoch.
-        """
-        if not followed:
+    def _check_not_truncated(self, store: PartitionStore, ends: dict[str, int]) -> None:
+        for table, end in ends.items():
+            if store.next[table] > end:
+                raise StateError(
+                    f"the local {table} of partition {store.partition} have read their changelog to offset "
+                    f"{store.next[table]}, but the changelog ends at {end}: topic {self._topics[table]} was "
+                    f"deleted or truncated, and these tables may be the last copy of its content. If that was "
+                    f"meant: {REBUILD_FROM_LOG}"
+                )
+
+    def _hand_over(self, ready: list[PartitionRestore]) -> None:
+        if not ready:
             return
-        partitions = [one.store.partition for one in followed]
-        _log.warning("partitions %s cannot be restored yet: %s", partitions, why)
-        self._admin = kafka.worker_admin(self._servers)
-        for one in followed:
-            one.not_before = monotonic() + _RETRY_S
-
-    def _find_ends(self, asking: list[_Followed]) -> None:
-        found, why = self._ends({followed.store.partition for followed in asking})
-        lacking = []
-        for followed in asking:
-            store = followed.store
-            ends = {table: found.get((table, store.partition), -1) for table in TABLES}
-            if min(ends.values()) < 0:
-                lacking.append(followed)
-                continue
-            for table, end in ends.items():
-                if store.next[table] > end:
-                    raise StateError(
-                        f"the local {table} of partition {store.partition} have read their changelog to "
-                        f"offset {store.next[table]} and it ends at {end}: the topic {self._topics[table]} "
-                        f"was deleted or cut, and these tables are the last that hold what it held. If that "
-                        f"was meant: {REBUILD_FROM_LOG}"
-                    )
-            followed.ends = ends
-        self._postpone(lacking, why)
-
-    def _is_copied(self, followed: _Followed) -> bool:
-        """Whether nothing is to be copied (any more) from the default lane."""
-        if self._copier is None or followed.copied or followed.store.marker() is not None:
-            return True
-        store = followed.store
-        if self._copier.partition is None and not followed.read_anew:
-            followed.ends, followed.read_anew = {}, True
-            return False
-        if self._copier.partition in (None, store.partition):
-            followed.read_anew = False
         try:
-            if self._copier.advance(store.partition, partial(store.items, COUNTERS)):
-                followed.copied, followed.ends = True, {}  # what was copied is to be read
-        except (Unavailable, TopicError) as exc:
-            self._postpone([followed], exc)
-        return False
-
-    def _give(self, ready: list[_Followed]) -> None:
-        try:
-            described = describe(self._admin, [CHECKS, UPDATES, *self._tables], _RPC_S * 2)
+            ids = self._offsets.topic_ids()
         except (Unavailable, TopicError) as exc:
             self._postpone(ready, exc)
             return
-        ids = {name: str(topic.topic_id) for name, topic in described.items()}
-        of_changelogs = {table: ids[topic] for table, topic in self._topics.items()}
-        place_of = {TopicPartition(CHECKS, followed.store.partition): followed for followed in ready}
-        starts, why = self._offsets(list(place_of), OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-        answered = dict.fromkeys(place_of, 0)
+        changelog_ids = {table: ids[topic] for table, topic in self._topics.items()}
+        restores = {TopicPartition(CHECKS, restore.store.partition): restore for restore in ready}
+        starts, reason = self._offsets.earliest(restores)
+        answer_from = dict.fromkeys(restores, 0)
         if self._copier is not None:
-            answered, why = self._offsets(list(starts), OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        known = starts.keys() & answered.keys()
-        self._postpone([followed for place, followed in place_of.items() if place not in known], why)
-        for place in (place for place in place_of if place in known):
-            store, generation = place_of[place].store, place_of[place].generation
+            answer_from, reason = self._offsets.latest(starts)
+        known = starts.keys() & answer_from.keys()
+        self._postpone([restore for place, restore in restores.items() if place not in known], reason)
+        for place in (place for place in restores if place in known):
+            store, generation = restores[place].store, restores[place].generation
             assert generation is not None
             self._release(store.partition)
             self._on_restored(
@@ -308,54 +281,59 @@ class Restorer(threading.Thread):
                     store,
                     ids[CHECKS],
                     ids[UPDATES],
-                    of_changelogs,
+                    changelog_ids,
                     starts[place],
-                    answered[place],
+                    answer_from[place],
                 )
             )
 
+    # --- reading ---
+
     def _read(self) -> None:
-        messages, ends, gone = self._reader.consume(_POLL_S)
-        taken: dict[tuple[str, int], list[Record]] = defaultdict(list)
+        messages, ends, gone = self._consumer.consume(_POLL_S)
+        batches: dict[tuple[str, int], list[Record]] = defaultdict(list)
         for message in messages:
             record = Record(message.offset(), message.key(), message.value())
-            taken[self._tables[message.topic()], message.partition()].append(record)
-        for (table, partition), records in taken.items():
-            if partition in self._followed:
-                self._followed[partition].store.merge(table, records)
+            batches[self._tables[message.topic()], message.partition()].append(record)
+        for (table, partition), records in batches.items():
+            if partition in self._restores:
+                self._restores[partition].store.merge(table, records)
                 self._metrics.restored.inc(len(records))
         for (topic, partition), end in ends.items():
-            if partition in self._followed:
-                followed, table = self._followed[partition], self._tables[topic]
-                followed.store.next[table] = max(followed.store.next[table], end)
-        self._gone |= gone
-        self._begin_again()
-        now, among = monotonic(), len(self._followed)
-        for followed in list(self._followed.values()):
-            self._metrics.swept.inc(len(followed.sweeper.advance(now, among)))
+            if partition in self._restores:
+                store, table = self._restores[partition].store, self._tables[topic]
+                store.next[table] = max(store.next[table], end)
+        self._truncated |= gone
+        self._reread_truncated()
+        now, among = monotonic(), len(self._restores)
+        for restore in list(self._restores.values()):
+            self._metrics.swept.inc(len(restore.sweeper.advance(now, among)))
 
-    def _begin_again(self) -> None:
-        """Go on at the beginning of changelogs that have lost what was to be read next."""
+    def _reread_truncated(self) -> None:
+        """Read changelogs from their beginning if they no longer hold the offset to be read next."""
         now = monotonic()
-        if not self._gone or now < self._begin_again_at:
+        if not self._truncated or now < self._reread_at:
             return
-        self._begin_again_at = now + _RETRY_S
-        places = {TopicPartition(topic, partition): (topic, partition) for topic, partition in self._gone}
-        starts, why = self._offsets(list(places), OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        self._reread_at = now + _RETRY_S
+        places = {
+            TopicPartition(topic, partition): (topic, partition) for topic, partition in self._truncated
+        }
+        starts, reason = self._offsets.earliest(places)
         if len(starts) < len(places):
-            _log.warning("changelogs %s cannot be read on yet: %s", sorted(self._gone), why)
-            self._admin = kafka.worker_admin(self._servers)
+            _log.warning("changelogs %s cannot be read yet: %s", sorted(self._truncated), reason)
+            self._offsets.reconnect()
         for place, start in starts.items():
-            self._gone.remove(places[place])
-            followed, table = self._followed.get(place.partition), self._tables[place.topic]
-            if followed is None:
+            self._truncated.remove(places[place])
+            restore, table = self._restores.get(place.partition), self._tables[place.topic]
+            if restore is None:
                 continue
-            store = followed.store
-            # A topic that ends before that was made again: what is stored then stays, and is not judged by.
+            store = restore.store
+            # A changelog that begins before was created again. Its partition is not handed over
+            # (_check_not_truncated), and the store keeps what may be the last copy.
             if store.next[table] < start:
                 _log.warning(
-                    "partition %s: the %s were read to offset %s of %s, which now begins at %s: they are "
-                    "read again from there",
+                    "partition %s: the %s were read to offset %s of %s, which now begins at %s: reading them "
+                    "again from there",
                     store.partition,
                     table,
                     store.next[table],
@@ -363,46 +341,20 @@ class Restorer(threading.Thread):
                     start,
                 )
                 if table == COUNTERS:
-                    # What was deleted says nothing any more (stoplog_worker.state.expiry), but may have followed on what is
-                    # stored here: of a client that has been reset, say.
+                    # The deleted records are not needed (stoplog_worker.state.expiry). But the store may hold
+                    # states that they replaced, of a client that was reset, for example.
                     store.clear_counters()
-            self._reader.remove([place])
-            self._reader.add([TopicPartition(place.topic, place.partition, OFFSET_BEGINNING)])
+            self._consumer.remove([place])
+            self._consumer.add([TopicPartition(place.topic, place.partition, OFFSET_BEGINNING)])
 
-    def _look(self) -> None:
+    def _report_ends(self) -> None:
         now = monotonic()
-        if not self._watched or now - self._looked < _LOOK_S:
+        if not self._watched or now - self._watched_at < _WATCH_S:
             return
-        self._looked = now
-        found, _ = self._ends(self._watched)
-        if len(found) < len(self._watched) * len(TABLES):
-            # The owner's own writes will tell, or its lease runs out.
-            self._admin = kafka.worker_admin(self._servers)
-        self._on_ends(found)
-
-    def _ends(self, partitions: set[int]) -> tuple[dict[tuple[str, int], int], str]:
-        places = [TopicPartition(topic, p) for topic in self._topics.values() for p in partitions]
-        found, why = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        return {(self._tables[place.topic], place.partition): end for place, end in found.items()}, why
-
-    def _offsets(
-        self, places: list[TopicPartition], which: OffsetSpec
-    ) -> tuple[dict[TopicPartition, int], str]:
-        """Those that can be had, and why the others cannot."""
-        found: dict[TopicPartition, int] = {}
-        why = ""
-        if not places:
-            return found, why
-        try:
-            asked: dict[TopicPartition, Any] = dict.fromkeys(places, which)
-            answers = self._admin.list_offsets(asked, request_timeout=_RPC_S)
-        except KafkaException as exc:
-            return found, f"offsets cannot be read: {exc}"
-        for place, future in answers.items():
-            try:
-                found[place] = future.result(timeout=_RPC_S * 2).offset
-            except (KafkaException, TimeoutError) as exc:
-                why = f"offsets cannot be read: {exc}"
-        # A partition without a leader is answered so, not by an error.
-        known = {place: offset for place, offset in found.items() if offset >= 0}
-        return known, why or "a partition has no leader"
+        self._watched_at = now
+        found, _ = self._offsets.ends(self._watched)
+        ends = {(table, partition): end for partition, of in found.items() for table, end in of.items()}
+        if len(ends) < len(self._watched) * len(TABLES):
+            # No warning: the owner's own writes fail as well, or its lease expires.
+            self._offsets.reconnect()
+        self._on_ends(ends)

@@ -17,7 +17,7 @@ from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch
 from tests.support.memory_store import Changelogs, MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
-from tests.unit.stoplog_worker.restore.test_new_lane import Message
+from tests.support.records import Message
 
 
 class Flushing:

@@ -1,73 +1,93 @@
-"""A copy under the lease, broker and clients faked; tests/integration/test_lane_bootstrap.py uses a real one."""
+"""A copy with a fake broker; tests/integration/test_lane_bootstrap.py uses a real one."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, decode_marker, encode_marker
 from stoplog_worker.kafka.assigned_consumer import Consumed
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.restore.lane_bootstrap import Copier, changelogs
-from stoplog_worker.state.store import COUNTERS
+from stoplog_worker.restore.lane_bootstrap import (
+    CopyPhase,
+    LaneCopier,
+    PartitionCopy,
+    changelogs,
+)
+from stoplog_worker.state.store import COUNTERS, POLICIES
+
+from tests.support.ledgers import FIRST_MARKER
+from tests.support.phase_table import edges_of
 
 SOURCE, TARGET = changelogs(""), changelogs("b")
 STATES = 3
+P = CopyPhase
 
 
 class Message:
-    """A state of a client's."""
+    """A record of one of the default lane's changelogs."""
 
-    def __init__(self, offset: int) -> None:
-        self._offset = offset
+    def __init__(self, table: str, offset: int, key: bytes, value: bytes) -> None:
+        self._table, self._offset, self._key, self._value = table, offset, key, value
 
     def topic(self) -> str:
-        return SOURCE[COUNTERS]
+        return SOURCE[self._table]
 
     def offset(self) -> int:
         return self._offset
 
     def key(self) -> bytes:
-        return b"client-%d" % self._offset
+        return self._key
 
     def value(self) -> bytes:
-        return b"\x01" + self._offset.to_bytes(8) + b"\x90"
+        return self._value
+
+
+def state(offset: int) -> Message:
+    return Message(COUNTERS, offset, b"client-%d" % offset, b"\x01" + offset.to_bytes(8) + b"\x90")
 
 
 class Broker:
-    """Consumer and producer: has a few states, of which one is read at a time, and keeps what is written."""
+    """Consumer and producer in one: has a few records, read one at a time, and keeps what is written."""
 
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
+    def __init__(self, records: list[Message] | None = None) -> None:
+        self.records = [state(offset) for offset in range(STATES)] if records is None else records
+        self.written: list[tuple[bytes, bytes]] = []
         self.purged = 0
+        self.error: str | None = None
         self._at = 0
-        self._unheard: list[Any] = []
+        self._deliveries: list[Any] = []
 
     def offset_range(self, topic: str, _partition: int) -> tuple[int, int]:
-        return 0, STATES if topic == SOURCE[COUNTERS] else 0
+        return 0, sum(record.topic() == topic for record in self.records)
 
     def assign(self, _places: object) -> None:
         self._at = 0
 
     def consume(self, _wait_s: float) -> Consumed:
         self._at += 1
-        return Consumed([Message(self._at - 1)], {}, set())
+        return Consumed(list(self.records[self._at - 1 : self._at]), {}, set())
 
-    def produce(self, topic: str, _value: bytes, key: bytes, *, partition: int, on_delivery: Any) -> None:
-        assert (topic, partition) == (TARGET[COUNTERS], 0)
-        self.written.append(key)
-        self._unheard.append(on_delivery)
+    def produce(self, topic: str, value: bytes, key: bytes, *, partition: int, on_delivery: Any) -> None:
+        assert (topic, partition) in ((TARGET[COUNTERS], 0), (TARGET[POLICIES], 0))
+        self.written.append((key, value))
+        self._deliveries.append(on_delivery)
 
     def poll(self, _wait_s: float) -> None:
-        while self._unheard:
-            self._unheard.pop()(None, None)
+        while self._deliveries:
+            self._deliveries.pop()(self.error, None)
 
     def purge(self) -> None:
         self.purged += 1
 
     def close(self) -> None:
         pass
+
+    @property
+    def keys(self) -> list[bytes]:
+        return [key for key, _ in self.written]
 
 
 @pytest.fixture
@@ -82,10 +102,10 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     return broker
 
 
-def test_without_the_lease_nothing_is_written_and_the_copy_begins_again(broker: Broker) -> None:
-    """Another worker may own the partition by then, and have copied and judged it."""
+def test_copier_without_lease_writes_nothing_and_begins_again(broker: Broker) -> None:
+    """Another worker may own the partition by then, and have copied and decided it."""
     lease = Lease(6_000, 2_000, clock=lambda: 0.0)
-    copier = Copier("nowhere", 2_000, SOURCE, TARGET, Metrics(), lease)
+    copier = LaneCopier("nowhere", 2_000, SOURCE, TARGET, Metrics(), lease)
     assert not copier.advance(0)
     assert not broker.written
     lease.extend(0.0)
@@ -99,4 +119,92 @@ def test_without_the_lease_nothing_is_written_and_the_copy_begins_again(broker: 
     lease.extend(0.0)
     while not copier.advance(0):
         pass
-    assert broker.written[2:] == [b"client-0", b"client-1", b"client-2"]
+    assert broker.keys[2:] == [b"client-0", b"client-1", b"client-2"]
+
+
+class Clock:
+    """Seconds that a test advances."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def copy_of(
+    broker: Broker, clock: Clock | None = None, leftovers: tuple[tuple[bytes, bytes], ...] = ()
+) -> PartitionCopy:
+    fake = cast(Any, broker)
+    return PartitionCopy(0, fake, fake, SOURCE, TARGET, clock or Clock(), leftovers)
+
+
+def path_of(copy: PartitionCopy, clock: Clock | None = None, slow_reads: int = 0) -> list[CopyPhase]:
+    """Advance *copy* to its end; return its phases. The first *slow_reads* readings take a minute."""
+    path = [copy.phase]
+    while not copy.advance():
+        if copy.phase is not path[-1]:
+            path.append(copy.phase)
+            if copy.phase is P.COPYING and clock is not None and path.count(P.COPYING) <= slow_reads:
+                clock.now += 60.1
+    return [*path, copy.phase]
+
+
+MARKER = Message(POLICIES, 0, MARKER_KEY, encode_marker(FIRST_MARKER))
+
+
+def test_copy_without_marker_is_complete_at_the_ends() -> None:
+    broker = Broker()
+    assert path_of(copy_of(broker)) == [P.EMPTYING, P.FINDING_ENDS, P.COPYING, P.COMPLETE]
+    assert broker.keys == [b"client-0", b"client-1", b"client-2"]
+
+
+def test_copy_with_marker_writes_it_last_without_changelog_ids() -> None:
+    broker = Broker([MARKER, *(state(offset) for offset in range(STATES))])
+    path = path_of(copy_of(broker))
+    assert path == [P.EMPTYING, P.FINDING_ENDS, P.COPYING, P.WRITING_MARKER, P.COMPLETE]
+    assert broker.keys == [b"client-0", b"client-1", b"client-2", MARKER_KEY]
+    assert decode_marker(broker.written[-1][1]) == FIRST_MARKER
+
+
+def test_copy_read_too_slowly_finds_the_ends_again() -> None:
+    clock, broker = Clock(), Broker()
+    path = path_of(copy_of(broker, clock), clock, slow_reads=1)
+    assert path == [P.EMPTYING, P.FINDING_ENDS, P.COPYING, P.FINDING_ENDS, P.COPYING, P.COMPLETE]
+
+
+def test_copy_with_leftovers_empties_them_first() -> None:
+    broker = Broker()
+    copy = copy_of(broker, leftovers=((b"zoe", b"\x01" + bytes(8) + b"\x91\x92\xcd\xea\x60\x00"),))
+    assert path_of(copy)[0] is P.EMPTYING
+    assert broker.written[0] == (b"zoe", b"\x01" + bytes(8) + b"\x90")
+
+
+@pytest.mark.parametrize("records", [[], [MARKER]])
+def test_copy_failed_delivery_is_sent_again_in_every_phase(records: list[Message]) -> None:
+    broker = Broker([*records, state(0)])
+    copy = copy_of(broker, leftovers=((b"zoe", b"\x01" + bytes(8) + b"\x90"),))
+    seen: set[CopyPhase] = set()
+    while True:
+        phase, before = copy.phase, len(broker.written)
+        if copy.advance():
+            break
+        if len(broker.written) > before and phase not in seen:
+            seen.add(phase)
+            sent = broker.written[before:]
+            broker.error = "timed out"
+            copy.advance()
+            broker.error = None
+            assert broker.written[before + len(sent) :] == sent, "sent again"
+    assert broker.keys.count(b"zoe") == 2
+    assert broker.keys.count(b"client-0") == 2
+
+
+def test_copy_phase_table_states_exactly_the_edges_of_the_code() -> None:
+    assert edges_of(CopyPhase) == {
+        (P.EMPTYING, P.FINDING_ENDS),
+        (P.FINDING_ENDS, P.COPYING),
+        (P.COPYING, P.FINDING_ENDS),
+        (P.COPYING, P.WRITING_MARKER),
+        (P.COPYING, P.COMPLETE),
+        (P.WRITING_MARKER, P.COMPLETE),
+    }

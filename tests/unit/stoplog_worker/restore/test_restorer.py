@@ -1,4 +1,4 @@
-"""Partitions handed over: what a broker may answer to the question where their changelogs end."""
+"""The restorer hands partitions over, whatever a broker answers about their changelogs' ends."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import stoplog_worker.restore.changelog_offsets
 import stoplog_worker.restore.restorer
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, TopicPartition
 from stoplog_worker.kafka.assigned_consumer import Consumed
@@ -26,17 +27,17 @@ from tests.support.memory_store import MemoryStore
 CHANGELOGS = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
 WAIT_S = 30
 Offset = Callable[[TopicPartition, int], int]
-"""Of a place, as the client of that number says."""
+"""Returns the offset of a place, as seen by the client with that number."""
 
 
 class Silent:
-    """A reader of topics to which nobody writes."""
+    """A consumer of topics without records."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.places: list[TopicPartition] = []
 
     def prefetch_metadata(self, topics: Iterable[str]) -> None:
-        """It knows all of them."""
+        """All are known."""
 
     def add(self, places: list[TopicPartition]) -> None:
         self.places += places
@@ -48,11 +49,11 @@ class Silent:
         return Consumed([], {}, set())
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing is to be closed."""
 
 
 class Admin:
-    """Answers with what the test says."""
+    """Answers with the offsets that the test gives."""
 
     def __init__(self, offset: Offset, number: int) -> None:
         self._offset = offset
@@ -75,12 +76,12 @@ def restoring(
     reader: type[Silent] = Silent,
     standby: bool = False,
 ) -> Iterator[tuple[queue.SimpleQueue[Restored], queue.SimpleQueue[BaseException]]]:
-    """Has *store* asked for, or stand by; yields what is handed over, and what ended the thread."""
+    """Restore *store*, or keep it as a standby; yield what is handed over, and errors that end the thread."""
     monkeypatch.setattr(stoplog_worker.restore.restorer, "AssignedConsumer", reader)
     numbers = count(1)
     monkeypatch.setattr("stoplog.kafka.clients.worker_admin", lambda _: Admin(offset, next(numbers)))
     monkeypatch.setattr(
-        stoplog_worker.restore.restorer,
+        stoplog_worker.restore.changelog_offsets,
         "describe",
         lambda _, names, __: {name: SimpleNamespace(topic_id=f"{name}-id") for name in names},
     )
@@ -104,11 +105,11 @@ def restoring(
 
 
 @pytest.mark.parametrize("topic", [COUNTERS_CHANGELOG, CHECKS])
-def test_a_partition_without_a_leader_is_asked_for_again_by_a_new_client(
+def test_activate_partition_without_leader_asks_again_with_new_client(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, topic: str
 ) -> None:
     def offset(place: TopicPartition, client: int) -> int:
-        # What a client believes of a leader that is gone, it may believe for minutes.
+        # A client may keep a leader that is gone in its metadata for minutes.
         return OFFSET_INVALID if place.topic == topic and client == 1 else 0
 
     store = MemoryStore(2)
@@ -121,7 +122,7 @@ def test_a_partition_without_a_leader_is_asked_for_again_by_a_new_client(
     assert "partitions [2] cannot be restored yet: a partition has no leader" in warning
 
 
-def test_a_changelog_that_was_made_again_ends_the_worker_with_the_remedy(
+def test_activate_changelog_created_again_ends_worker_with_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = MemoryStore(2)
@@ -135,10 +136,10 @@ def test_a_changelog_that_was_made_again_ends_the_worker_with_the_remedy(
 
 
 @pytest.mark.parametrize(("start", "left"), [(9, []), (0, [b"zoe"])])
-def test_counters_go_only_if_their_changelog_has_lost_its_beginning(
+def test_read_truncated_changelog_clears_counters_only_if_it_is_further_on(
     monkeypatch: pytest.MonkeyPatch, start: int, left: list[bytes]
 ) -> None:
-    """One that ends before what was read was made again: what is stored may be all there is."""
+    """A changelog that ends before the read offset was created again. The store may be the last copy."""
     read_again = queue.SimpleQueue[list[bytes]]()
 
     class Losing(Silent):
@@ -161,7 +162,7 @@ def test_counters_go_only_if_their_changelog_has_lost_its_beginning(
         assert read_again.get(timeout=WAIT_S) == left
 
 
-def test_what_is_left_of_a_table_that_was_being_cleared_is_not_judged_by(
+def test_follow_half_cleared_table_clears_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = MemoryStore(2)

@@ -1,4 +1,4 @@
-"""A partition of a further lane: judged in silence up to where it is to answer from."""
+"""A partition of a further lane decides without answering, up to the offset from which it answers."""
 
 from __future__ import annotations
 
@@ -15,33 +15,14 @@ from stoplog.wire.checks import Batch, Check, Denials, Denied, encode_batch, enc
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, Reply, decode_reply
 from tests.support.memory_store import MemoryStore
-from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, START
+from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
+from tests.support.records import Message
 
 FIRST = Marker(0, 0, -1, -1, "topic", parse_policy("3/minute"))
 
 
-class Message:
-    def __init__(self, offset: int, value: bytes, key: bytes | None = None) -> None:
-        self._offset, self._value, self._key = offset, value, key
-
-    def offset(self) -> int:
-        return self._offset
-
-    def value(self) -> bytes:
-        return self._value
-
-    def key(self) -> bytes | None:
-        return self._key
-
-    def timestamp(self) -> tuple[int, int]:
-        return 2, START
-
-    def headers(self) -> None:
-        return None
-
-
 class Sent:
-    """An outbox that keeps what it is given."""
+    """Producers that keep what they are given."""
 
     changelogs: dict[str, str]
 
@@ -57,13 +38,13 @@ class Sent:
         self.letters.append(message)
 
     def changelog(self, *_: Any) -> None:
-        """Never acknowledged."""
+        """Accept a record that is never acknowledged."""
 
     def update(self, _partition: int, value: bytes, _delivered: Any) -> None:
         self.updates.append(value)
 
     def shorten(self, *_: Any) -> None:
-        """Nobody is idle for so long."""
+        """Accept a request that no test checks."""
 
 
 def opened(answer_from: int) -> tuple[Partition, Sent]:
@@ -80,7 +61,7 @@ def batch(offset: int) -> Message:
     return Message(offset, encode_batch(Batch(0, 7, offset, [Check(CLIENTS[0])])))
 
 
-def test_it_judges_and_says_nothing_until_it_has_caught_up() -> None:
+def test_take_before_answer_from_decides_without_answering() -> None:
     owned, sent = opened(answer_from=3)
     for offset in range(3):
         owned.take(Message(offset, b"\x01 poison") if offset == 1 else batch(offset))
@@ -96,7 +77,7 @@ def test_it_judges_and_says_nothing_until_it_has_caught_up() -> None:
     assert len(sent.letters) == 1
 
 
-def test_it_relays_no_update_before_it_has_seen_what_was_relayed() -> None:
+def test_tend_before_answer_from_relays_no_update() -> None:
     owned, sent = opened(answer_from=2)
     policy = parse_policy("9/minute")
     for version in (0, 1):
@@ -112,7 +93,7 @@ def test_it_relays_no_update_before_it_has_seen_what_was_relayed() -> None:
     assert sent.updates == [encode_update(Update(1, "client", CLIENTS[0], "", policy))]
 
 
-def test_what_gateways_denied_is_counted_and_nothing_else() -> None:
+def test_take_denials_counts_them_and_charges_nothing() -> None:
     owned, sent = opened(answer_from=0)
     client = CLIENTS[0]
     for offset in range(2):
@@ -131,7 +112,7 @@ def test_what_gateways_denied_is_counted_and_nothing_else() -> None:
     assert (counted["cached"], counted["allowed"], counted["rejected"]) == (10, 1, 0)
 
 
-def test_any_other_answers_at_once() -> None:
+def test_take_in_default_lane_answers_at_once() -> None:
     owned, sent = opened(answer_from=0)
     owned.take(batch(0))
     assert len(sent.replies) == 1

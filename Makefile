@@ -34,10 +34,11 @@ bench-full: .venv/dev ## the same with 10,000,000 clients, 1 to 16 partitions, 2
 bench-readme: .venv/dev ## put the last full run into README and docs (RUN=build/bench/quick.json: another run)
 	@$(BIN)/python -m tests.benchmarks.readme $(or $(RUN),build/bench/full.json)
 
-check: .venv/dev ## lint, check the format and check the types
+check: .venv/dev ## lint code and docs, check the format and check the types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m tests.docs_lint
 
 COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --quiet --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --upgrade

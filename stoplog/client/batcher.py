@@ -31,7 +31,7 @@ from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.clock import now
 from stoplog.errors import Unavailable
-from stoplog.topics import partition_of
+from stoplog.partitioning import partition_of
 from stoplog.wire.checks import Batch, Check, encode_batch
 from stoplog.wire.format import NO_REPLY
 from stoplog.wire.replies import Reply

@@ -18,7 +18,8 @@ from stoplog.client.deny_cache import PROOF_S
 from stoplog.clock import now
 from stoplog.errors import UndecodableRecord
 from stoplog.kafka.batch_skipper import Steps, drain
-from stoplog.topics import UPDATES, partition_of
+from stoplog.partitioning import partition_of
+from stoplog.topics import UPDATES
 from stoplog.wire.format import headers_of
 from stoplog.wire.limit_updates import Update, decode_update
 

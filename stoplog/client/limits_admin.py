@@ -23,8 +23,8 @@ from typing import Final, Protocol, TypeVar, TypeVarTuple
 import msgspec
 
 from stoplog.errors import InvalidInput, StoplogError, Unavailable
+from stoplog.partitioning import home_of, partition_of
 from stoplog.policy import Policy, check_id
-from stoplog.topics import home_of, partition_of
 from stoplog.wire.limit_updates import KINDS, Update, UpdateKey, encode_update_key, encode_update_value
 from stoplog.wire.replies import UpdateReply
 

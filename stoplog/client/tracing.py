@@ -21,7 +21,8 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
 from stoplog.client.answer import Answer, Outcome
 from stoplog.client.batcher import Batcher, Carried
 from stoplog.client.in_flight import PendingBatch
-from stoplog.topics import CHECKS, partition_of
+from stoplog.partitioning import partition_of
+from stoplog.topics import CHECKS
 from stoplog.tracing import context_from, headers_to
 from stoplog.wire.checks import Check
 

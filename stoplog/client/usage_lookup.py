@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from stoplog.client.limits_admin import Busy
 from stoplog.errors import Unavailable
-from stoplog.topics import partition_of
+from stoplog.partitioning import partition_of
 from stoplog.wire.checks import Check, SingleCheck, encode_single
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.replies import LookupReply

@@ -1,4 +1,4 @@
-"""Topics on the broker: create them, verify them against topics.yaml, describe them."""
+"""Create the topics of topics.yaml on the broker, verify them, describe them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from stoplog.errors import TopicError, Unavailable
 from stoplog.topics import TopicSpec
 
 _TIMEOUT_S: Final = 15.0
+"""Seconds that one request to the broker may take."""
 
 _POLL_S: Final = 0.05
+"""Seconds between two looks for a topic that was just created."""
 
 
 def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
-    """Create what is missing, then verify all; returns the names created.
+    """Create the missing topics of *specs*, then verify all of them; return the names created.
 
     Raises:
-        TopicError: the broker refused, or an existing topic differs (see :func:`verify_topics`).
-        Unavailable: no broker answered.
+        TopicError: The broker refused, or an existing topic differs (see :func:`verify_topics`).
+        Unavailable: No broker answered.
     """
     wanted = {spec.name: spec for spec in specs}
-    with _asking("which topics there are"):
+    with _mapped_errors("list the topics"):
         present = admin.list_topics(timeout=_TIMEOUT_S).topics
     new = [
         NewTopic(s.name, s.partitions, s.replication, config=s.config())
@@ -38,46 +40,49 @@ def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
     created = []
     futures: dict[str, Future[None]] = admin.create_topics(new, operation_timeout=_TIMEOUT_S) if new else {}
     for name, future in futures.items():
-        with _asking(f"to create {name}"):
+        with _mapped_errors(f"create topic {name}"):
             try:
                 future.result(timeout=_TIMEOUT_S)
                 created.append(name)
             except KafkaException as exc:
                 error = exc.args[0]
-                if error.code() < 0:  # librdkafka's own: the broker has not said a word
+                if error.code() < 0:  # librdkafka's own error: no broker has answered
                     raise
                 if error.name() != "TOPIC_ALREADY_EXISTS":
-                    raise TopicError(f"the broker did not create {name}: {error.str()}") from exc
+                    raise TopicError(
+                        f"the broker refused to create topic {name} ({error.str()}): see its log, and the "
+                        f"replication and min_insync of topics.yaml"
+                    ) from exc
     deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
             verify_topics(admin, wanted.values())
             return created
-        except _NotThere:
-            # One broker may know of it, and the next one asked not yet.
+        except _MissingTopic:
+            # The broker that is asked may learn of the topic later than the one that created it.
             if time.monotonic() > deadline:
                 raise
             time.sleep(_POLL_S)
 
 
-class _NotThere(TopicError):
-    """A topic that no broker, or not the one asked, knows of."""
+class _MissingTopic(TopicError):
+    """A topic does not exist, or the broker that was asked does not know it yet."""
 
 
 def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
     """Compare the broker's topics with *specs*.
 
     Raises:
-        TopicError: one is missing, or differs in partition count or timestamp type: with another count
-            clients would be hashed elsewhere, with another clock decisions could not be recomputed.
-        Unavailable: no broker answered.
+        TopicError: A topic is missing, or differs in its partitions or timestamps. With other partitions,
+            clients would hash elsewhere. With other timestamps, a replay would decide differently.
+        Unavailable: No broker answered.
     """
     wanted = {spec.name: spec for spec in specs}
     described = describe(admin, wanted, _TIMEOUT_S)
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in wanted]
     configs = {}
     for resource, future in admin.describe_configs(resources).items():
-        with _asking("how the topics are set up"), _present(resource.name):
+        with _mapped_errors("describe the configuration of the topics"), _missing_named(resource.name):
             configs[resource.name] = future.result(timeout=_TIMEOUT_S)
     for name, spec in wanted.items():
         partitions = len(described[name].partitions)
@@ -99,46 +104,46 @@ def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
 def describe(
     admin: AdminClient, names: Iterable[str], timeout_s: float = _TIMEOUT_S
 ) -> dict[str, TopicDescription]:
-    """The broker's description (partitions, topic id) of each topic.
+    """Return the broker's description of each topic (partitions, topic id).
 
     Raises:
-        TopicError: one does not exist.
-        Unavailable: no broker answered.
+        TopicError: A topic does not exist.
+        Unavailable: No broker answered.
     """
     found = {}
     for name, future in admin.describe_topics(TopicCollection(list(names))).items():
-        with _asking(f"for topic {name}"), _present(name):
+        with _mapped_errors(f"describe topic {name}"), _missing_named(name):
             found[name] = future.result(timeout=timeout_s)
     return found
 
 
 @contextmanager
-def _present(topic: str) -> Iterator[None]:
-    """A broker that was asked about *topic* may not know it."""
+def _missing_named(topic: str) -> Iterator[None]:
+    """Turn the broker's error about an unknown topic into one that names *topic* and the remedy."""
     try:
         yield
     except KafkaException as exc:
         if exc.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
             raise
-        raise _NotThere(f"topic {topic} is not there: run `{_creates(topic)}`") from exc
+        raise _MissingTopic(f"topic {topic} does not exist: run `{_create_command(topic)}`") from exc
 
 
 @contextmanager
-def _asking(what: str) -> Iterator[None]:
-    """Map the client's errors to ours: the broker was asked *what*, and did not tell."""
+def _mapped_errors(action: str) -> Iterator[None]:
+    """Turn the client's errors into :class:`Unavailable`; *action* completes "cannot ..."."""
     try:
         yield
     except TimeoutError as exc:
         raise Unavailable(
-            f"no broker answered in time, asked {what}: see that Kafka runs at STOPLOG_KAFKA"
+            f"cannot {action}: no broker answered in time; check that Kafka runs at STOPLOG_KAFKA"
         ) from exc
     except KafkaException as exc:
         raise Unavailable(
-            f"no answer from Kafka ({exc.args[0].str()}), asked {what}: see that it runs at STOPLOG_KAFKA"
+            f"cannot {action}: {exc.args[0].str()}; check that Kafka runs at STOPLOG_KAFKA"
         ) from exc
 
 
-def _creates(topic: str) -> str:
-    """The command that makes *topic*."""
+def _create_command(topic: str) -> str:
+    """Return the command that creates *topic*."""
     match = re.fullmatch(r"stoplog-([a-z0-9]+)-(counters|policies)-changelog", topic)
     return "stoplog topics create" + (f" --lane {match[1]}" if match else "")

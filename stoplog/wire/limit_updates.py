@@ -32,7 +32,7 @@ class Update(msgspec.Struct, frozen=True, array_like=True):
     """A limit update as it comes by in ``checks``; ``version`` is its offset in ``limit-updates``.
 
     ``policy`` is ``None`` for a deletion and for a reset. ``order``: of a plan's or the default's update, its
-    offset in the home partition (:func:`stoplog.topics.home_of`), by which all partitions agree on
+    offset in the home partition (:func:`stoplog.partitioning.home_of`), by which all partitions agree on
     which of two is the later; -1 if whoever wrote it did not say.
     """
 

@@ -9,8 +9,9 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from stoplog.lanes import app_id, lane_of, worker_name
 from stoplog.policy import Policy, parse_policy
-from stoplog.topics import DEFAULT_FILE, app_id, lane_of, worker_name
+from stoplog.topics import DEFAULT_FILE
 
 
 class Settings(BaseSettings):

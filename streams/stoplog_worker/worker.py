@@ -30,8 +30,9 @@ from stoplog.errors import (
 )
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.topic_admin import verify_topics
+from stoplog.lanes import DEFAULT_LANE, with_lanes
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
-from stoplog.topics import DEFAULT_LANE, NODES, load_topics, with_lanes
+from stoplog.topics import NODES, load_topics
 from stoplog.wire.heartbeats import HEARTBEAT_S, RESTORING, RUNNING, STANDBY, Heartbeat, encode_heartbeat
 from stoplog_worker.assignment.coordinator import Ownership
 from stoplog_worker.assignment.faust_app import App

@@ -27,8 +27,8 @@ from stoplog_worker.state.rocksdb import Rocks
 from stoplog_worker.state.store import COUNTERS, TABLES, PartitionStore
 from stoplog_worker.worker import GC_THRESHOLDS
 
+from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
-from stoplog.topics import partition_of
 from stoplog.wire.checks import Batch, Check, encode_batch
 
 PARTITIONS = 4

@@ -20,7 +20,8 @@ from typing import Any, Final
 import uvloop
 
 from stoplog import Check, Limiter
-from stoplog.topics import CHECKS, load_topics, partition_of
+from stoplog.partitioning import partition_of
+from stoplog.topics import CHECKS, load_topics
 from tests.benchmarks.clients import client_id, picker
 from tests.benchmarks.orders import Stopwatch, orders, say
 

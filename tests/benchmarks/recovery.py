@@ -23,8 +23,9 @@ from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.rocksdb import Rocks
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
+from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
-from stoplog.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, partition_of
+from stoplog.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG
 from stoplog.wire.checks import POSITION_BITS
 from tests.support.broker import fresh_broker
 

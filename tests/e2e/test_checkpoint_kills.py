@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stoplog_gateway.ports import is_free
 
-from stoplog.topics import partition_of
+from stoplog.partitioning import partition_of
 from tests.support.broker import fresh_broker
 from tests.support.dying_worker import DIED, FIRST_POINTS, POINTS
 from tests.support.faults.oracle import Oracle, check_state, flushed, read_tables

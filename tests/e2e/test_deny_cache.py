@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from stoplog_worker.verify.replay import replay
 
+from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
-from stoplog.topics import partition_of
 from stoplog.wire.checks import Denials, Denied, decode_checks_record
 from tests.support.broker import fresh_broker
 from tests.support.system import Gateway, System, eventually, running_system

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from stoplog_gateway.local.kafka_broker import Broker
 
-from stoplog.topics import COPARTITIONED, DEFAULT_FILE, partition_of
+from stoplog.partitioning import partition_of
+from stoplog.topics import COPARTITIONED, DEFAULT_FILE
 from stoplog.wire.checks import Batch, decode_checks_record
 from tests.support.system import Gateway, eventually, running_system
 from tests.support.up import BROKEN_GATEWAY, environment, stoplog

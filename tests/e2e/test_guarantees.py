@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stoplog.topics import partition_of
+from stoplog.partitioning import partition_of
 from tests.support.broker import fresh_broker
 from tests.support.system import Gateway, System, eventually, running_system
 

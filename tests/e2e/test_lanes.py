@@ -23,7 +23,9 @@ from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
 from stoplog.kafka.topic_admin import create_topics
-from stoplog.topics import REPLIES, load_topics, partition_of, with_lanes
+from stoplog.lanes import with_lanes
+from stoplog.partitioning import partition_of
+from stoplog.topics import REPLIES, load_topics
 from stoplog.wire.checks import Batch, decode_checks_record
 from stoplog.wire.replies import Decision, Reply, decode_reply, encode_reply
 from tests.support.broker import fresh_broker

@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, State, encode_state
 
+from stoplog.partitioning import partition_of
 from stoplog.topics import (
     CHECKS,
     COUNTERS_CHANGELOG,
@@ -23,7 +24,6 @@ from stoplog.topics import (
     POLICIES_CHANGELOG,
     REPLIES,
     UPDATES,
-    partition_of,
 )
 from stoplog.wire.checks import HEADER, Batch, Check, encode_batch
 from stoplog.wire.format import KIND_BATCH

@@ -14,7 +14,8 @@ import stoplog_worker.metrics
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 from stoplog_gateway.local.kafka_broker import Broker
 
-from stoplog.topics import CHECKS, DEAD_LETTERS, REPLIES, load_topics, partition_of
+from stoplog.partitioning import partition_of
+from stoplog.topics import CHECKS, DEAD_LETTERS, REPLIES, load_topics
 from tests.support.system import System, running_system
 
 PARTITIONS = 4

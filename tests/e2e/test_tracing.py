@@ -18,7 +18,8 @@ from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_gateway.ports import free_port
 
-from stoplog.topics import CHECKS, partition_of
+from stoplog.partitioning import partition_of
+from stoplog.topics import CHECKS
 from stoplog.wire.format import headers_of
 from tests.support import raw
 from tests.support.system import System, eventually, running_system

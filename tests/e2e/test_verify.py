@@ -18,7 +18,8 @@ from stoplog_worker.state.store import COUNTERS, POLICIES
 from stoplog_worker.verify.progress_reader import Reading
 from stoplog_worker.verify.verifier import Verification
 
-from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLIES, load_topics, partition_of
+from stoplog.partitioning import partition_of
+from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLIES, load_topics
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
 from stoplog.wire.replies import Decision, Reply, encode_reply
 from tests.support.broker import fresh_broker

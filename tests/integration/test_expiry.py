@@ -13,7 +13,8 @@ from stoplog_worker.algorithm.state_codec import State, encode_state
 from stoplog_worker.state import expiry as sweep
 from stoplog_worker.state.store import COUNTERS, PartitionStore
 
-from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, partition_of
+from stoplog.partitioning import partition_of
+from stoplog.topics import CHECKS, COUNTERS_CHANGELOG
 from stoplog.wire.checks import Batch, Check, encode_batch
 from tests.integration.test_guards import restorer
 from tests.support.system import eventually

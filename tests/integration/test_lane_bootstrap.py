@@ -33,8 +33,9 @@ from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
 
 from stoplog.clock import now
 from stoplog.kafka.topic_admin import create_topics
+from stoplog.lanes import with_lanes
 from stoplog.policy import parse_policy
-from stoplog.topics import load_topics, with_lanes
+from stoplog.topics import load_topics
 from stoplog.wire.checks import POSITION_BITS
 from tests.support import raw
 from tests.support.memory_store import MemoryStore, contents

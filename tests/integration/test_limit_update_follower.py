@@ -11,8 +11,9 @@ from confluent_kafka import Producer
 from stoplog.client.limit_update_follower import TAIL
 from stoplog.client.limiter import Limiter
 from stoplog.client.settings import Settings
+from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
-from stoplog.topics import UPDATES, partition_of
+from stoplog.topics import UPDATES
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey, encode_update_key, encode_update_value
 from stoplog.wire.replies import Decision, Reply

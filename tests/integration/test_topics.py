@@ -36,7 +36,7 @@ def spec(request: pytest.FixtureRequest) -> TopicSpec:
 
 
 def test_verify_topics_with_missing_topic_names_remedy(admin: AdminClient, spec: TopicSpec) -> None:
-    with pytest.raises(TopicError, match=rf"topic {spec.name} is not there: run `stoplog topics create`"):
+    with pytest.raises(TopicError, match=rf"topic {spec.name} does not exist: run `stoplog topics create`"):
         verify_topics(admin, [spec])
 
 
@@ -82,7 +82,7 @@ def test_verify_topics_with_other_timestamp_type_is_refused(admin: AdminClient, 
 
 
 def test_create_topics_with_too_many_replicas_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
-    with pytest.raises(TopicError, match=rf"did not create {spec.name}"):
+    with pytest.raises(TopicError, match=rf"refused to create topic {spec.name} "):
         create_topics(admin, [msgspec.structs.replace(spec, replication=3)])
 
 

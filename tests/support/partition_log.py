@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from stoplog_worker.verify.replay import Record
 
+from stoplog.partitioning import partition_of
 from stoplog.policy import UNLIMITED, parse_policy
-from stoplog.topics import partition_of
 from stoplog.wire.checks import (
     Batch,
     Check,

@@ -21,7 +21,8 @@ from stoplog_worker.settings import Settings
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
 from stoplog.kafka.topic_admin import describe
-from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLIES, UPDATES, partition_of
+from stoplog.partitioning import partition_of
+from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLIES, UPDATES
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
 from stoplog.wire.replies import Decision, Reply, decode_reply
 from tests.support.system import eventually

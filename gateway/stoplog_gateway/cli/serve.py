@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from stoplog.errors import SettingsError, TopicError
-from stoplog.topics import lane_of, worker_name
+from stoplog.lanes import lane_of, worker_name
 from stoplog_gateway.cli.extras import require
 from stoplog_gateway.cli.output import CONFIG, REFUSED, USAGE, AsJson, examples, fail, print_json, reporting
 from stoplog_gateway.ports import CannotListen, ensure_free, free_port, url_of

@@ -8,7 +8,8 @@ import typer
 from confluent_kafka.admin import AdminClient
 
 from stoplog.kafka.topic_admin import create_topics, verify_topics
-from stoplog.topics import MAX_LANES, TopicSpec, lane_names, lane_of, load_topics, with_lanes
+from stoplog.lanes import MAX_LANES, lane_names, lane_of, with_lanes
+from stoplog.topics import TopicSpec, load_topics
 from stoplog_gateway.cli.output import AsJson, examples, out, print_json, reporting
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.settings import GatewaySettings

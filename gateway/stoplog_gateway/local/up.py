@@ -22,7 +22,9 @@ from confluent_kafka.admin import AdminClient
 from stoplog.client.cluster_status import OK, UNDER_REPLICATED
 from stoplog.errors import StoplogError
 from stoplog.kafka.topic_admin import create_topics
-from stoplog.topics import CHECKS, lane_names, load_topics, partition_of, with_lanes, worker_name
+from stoplog.lanes import lane_names, with_lanes, worker_name
+from stoplog.partitioning import partition_of
+from stoplog.topics import CHECKS, load_topics
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.local.child_process import USAGE_EXITS, Child
 from stoplog_gateway.local.data_dir import DataDir

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from stoplog.errors import InvalidId, UndecodableRecord
+from stoplog.partitioning import partition_of
 from stoplog.policy import check_id
-from stoplog.topics import partition_of
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, Denials, SingleCheck, decode_checks_record
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision

@@ -29,7 +29,8 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, To
 from stoplog.errors import OffsetGone, TopicRecreated, Unavailable, UndecodableRecord
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.batch_skipper import Steps, drain, unreadable
-from stoplog.topics import CHECKS, DEFAULT_LANE, NODES, UPDATES
+from stoplog.lanes import DEFAULT_LANE
+from stoplog.topics import CHECKS, NODES, UPDATES
 from stoplog.wire.heartbeats import RUNNING, PartitionState, decode_heartbeat
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.consumer.peers import Peers

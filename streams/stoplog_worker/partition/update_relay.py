@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from stoplog.errors import MisroutedRecord
-from stoplog.topics import home_of, partition_of
+from stoplog.partitioning import home_of, partition_of
 from stoplog.wire.checks import encode_update
 from stoplog.wire.format import headers_of
 from stoplog.wire.limit_updates import Update, decode_update

@@ -38,7 +38,8 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaException, Producer, TopicPar
 
 from stoplog.errors import Unavailable
 from stoplog.kafka import clients as kafka
-from stoplog.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG, changelogs_of
+from stoplog.lanes import changelogs_of
+from stoplog.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
     decode_marker,

@@ -20,7 +20,8 @@ from rich.table import Table
 from stoplog.errors import StoplogError
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.topic_admin import verify_topics
-from stoplog.topics import load_topics, with_lanes
+from stoplog.lanes import with_lanes
+from stoplog.topics import load_topics
 from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.settings import Settings
 from stoplog_worker.verify.progress_reader import Reading

@@ -19,6 +19,7 @@ from stoplog_gateway.local.child_process import USAGE_EXITS
 from stoplog_worker.worker import EXIT_CONFIG
 
 from stoplog.kafka.topic_admin import create_topics
+from stoplog.partitioning import partition_of
 from stoplog.topics import (
     CHECKS,
     COUNTERS_CHANGELOG,
@@ -28,7 +29,6 @@ from stoplog.topics import (
     REPLIES,
     UPDATES,
     load_topics,
-    partition_of,
 )
 from stoplog.wire.format import headers_of
 from tests.support.faults.cluster import Cluster, running_cluster

@@ -13,7 +13,8 @@ from confluent_kafka.admin import AdminClient
 
 from stoplog.errors import Unavailable
 from stoplog.kafka.topic_admin import create_topics
-from stoplog.topics import CHECKS, DEFAULT_FILE, load_topics, with_lanes
+from stoplog.lanes import with_lanes
+from stoplog.topics import CHECKS, DEFAULT_FILE, load_topics
 from tests.support.broker import fresh_cluster
 from tests.support.programs import path_of
 from tests.support.system import eventually

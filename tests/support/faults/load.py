@@ -13,7 +13,7 @@ from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 
-from stoplog.topics import partition_of
+from stoplog.partitioning import partition_of
 from tests.support.broker import CHECKOUT
 
 PARTITIONS: Final = 4

@@ -25,8 +25,9 @@ from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES
 from stoplog_worker.verify.replay import Record, replay
 
+from stoplog.lanes import app_id
 from stoplog.policy import Policy, parse_policy
-from stoplog.topics import CHECKS, REPLIES, UPDATES, app_id
+from stoplog.topics import CHECKS, REPLIES, UPDATES
 from stoplog.wire.checks import Batch, SingleCheck, decode_checks_record
 from stoplog.wire.replies import Decision, decode_reply
 from tests.support.faults.load import PARTITIONS, Asked

@@ -12,7 +12,7 @@ from stoplog.client.answer import Answer, Outcome
 from stoplog.client.batcher import GATHER_S
 from stoplog.client.fail_open import BROKER, FAIL_OPEN, STOPPING
 from stoplog.errors import InvalidInput
-from stoplog.topics import partition_of
+from stoplog.partitioning import partition_of
 from stoplog.wire.checks import MAX_BATCH, Batch, Check, encode_batch
 from stoplog.wire.format import NO_REPLY
 from stoplog.wire.replies import Decision, Reply

@@ -19,7 +19,7 @@ from stoplog.client.top_rejected import Rejected
 from stoplog.client.transport.broker_monitor import BrokerView
 from stoplog.clock import now
 from stoplog.errors import InvalidCost, InvalidId, InvalidInput, SettingsError, TopicError
-from stoplog.topics import partition_of
+from stoplog.partitioning import partition_of
 from stoplog.wire.checks import Batch, Check, Denied
 from stoplog.wire.heartbeats import Heartbeat, PartitionState, StampedHeartbeat
 from stoplog.wire.limit_updates import Update, UpdateKey

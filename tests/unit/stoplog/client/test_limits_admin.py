@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from stoplog.client.limits_admin import MAX_WAITING, Admin, Busy, LimitsPage
 from stoplog.errors import InvalidId, InvalidInput, Unavailable
+from stoplog.partitioning import home_of, partition_of
 from stoplog.policy import Policy, parse_policy
-from stoplog.topics import home_of, partition_of
 from stoplog.wire.limit_updates import Update, UpdateKey, decode_update
 from stoplog.wire.replies import UpdateReply
 

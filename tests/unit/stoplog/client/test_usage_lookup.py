@@ -8,7 +8,7 @@ import stoplog.client.usage_lookup
 from stoplog.client.limits_admin import Busy
 from stoplog.client.usage_lookup import MAX_WAITING, Lookup
 from stoplog.errors import Unavailable
-from stoplog.topics import partition_of
+from stoplog.partitioning import partition_of
 from stoplog.wire.checks import Check, SingleCheck, decode_checks_record
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.limit_updates import UpdateKey

@@ -19,8 +19,8 @@ from stoplog_worker.partition.partition import _RETRY_S, Partition
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
+from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
-from stoplog.topics import partition_of
 from stoplog.wire.checks import Check
 from tests.support.memory_store import Changelogs, MemoryStore
 

@@ -13,8 +13,8 @@ from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.checkpoint import CHUNK, Checkpointer, Overtaken
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
+from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
-from stoplog.topics import partition_of
 from stoplog.wire.checks import POSITION_BITS, Check
 from stoplog.wire.limit_updates import Update
 from tests.support.memory_store import Changelogs, MemoryStore, contents

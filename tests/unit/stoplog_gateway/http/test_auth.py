@@ -5,7 +5,7 @@ import pytest
 from stoplog_gateway.http.auth import is_loopback
 
 from tests.support.fake_limiter import FakeLimiter
-from tests.unit.stoplog_gateway.http.conftest import connect
+from tests.support.gateway_http import connect
 
 TOKEN = "correct horse"
 CHANGES = [
@@ -18,10 +18,10 @@ CHANGES = [
     ("POST", "/v1/clients/alice/reset"),
 ]
 
-LISTS = ["/v1/limits", "/v1/clients/rejected"]
+CLIENT_LISTS = ["/v1/limits", "/v1/clients/rejected"]
 
 
-async def ask(
+async def send(
     client: httpx.AsyncClient, method: str, url: str, headers: dict[str, str] | httpx.Headers
 ) -> httpx.Response:
     return await client.request(
@@ -43,12 +43,14 @@ async def ask(
         (f"bearer {TOKEN}", 200),
     ],
 )
-async def test_with_a_token(host: str, authorization: str | None, status: int, method: str, url: str) -> None:
+async def test_changes_with_an_admin_token_set_need_it(
+    host: str, authorization: str | None, status: int, method: str, url: str
+) -> None:
     limiter = FakeLimiter()
     given = {} if authorization is None else {"authorization": authorization}
     headers = httpx.Headers({"host": "stoplog.example.com", **given}, encoding="latin-1")
     async with connect(limiter, host=host, token=TOKEN) as client:
-        response = await ask(client, method, url, headers)
+        response = await send(client, method, url, headers)
     assert response.status_code == status
     assert bool(limiter.changes) == (status == 200)
     if status == 401:
@@ -59,10 +61,12 @@ async def test_with_a_token(host: str, authorization: str | None, status: int, m
 
 @pytest.mark.parametrize(("method", "url"), CHANGES)
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "gateway-1", ""])
-async def test_beyond_loopback_without_a_token_nothing_changes(host: str, method: str, url: str) -> None:
+async def test_changes_beyond_loopback_without_an_admin_token_are_forbidden(
+    host: str, method: str, url: str
+) -> None:
     limiter = FakeLimiter()
     async with connect(limiter, host=host) as client:
-        response = await ask(client, method, url, {"authorization": "Bearer anything"})
+        response = await send(client, method, url, {"authorization": "Bearer anything"})
     assert response.status_code == 403
     assert "beyond loopback" in response.json()["detail"]
     assert "STOPLOG_ADMIN_TOKEN" in response.json()["remedy"]
@@ -93,12 +97,12 @@ async def test_beyond_loopback_without_a_token_nothing_changes(host: str, method
         ({"x-real-ip": "203.0.113.9"}, "X-Real-Ip"),
     ],
 )
-async def test_on_loopback_without_a_token(
+async def test_changes_on_loopback_without_an_admin_token_are_limited_to_local_programs(
     headers: dict[str, str], field: str | None, method: str, url: str
 ) -> None:
     limiter = FakeLimiter()
     async with connect(limiter) as client:
-        response = await ask(client, method, url, headers)
+        response = await send(client, method, url, headers)
     assert response.status_code == (200 if field is None else 403)
     assert bool(limiter.changes) == (field is None)
     if field is not None:
@@ -106,14 +110,14 @@ async def test_on_loopback_without_a_token(
 
 
 @pytest.mark.parametrize("url", ["/v1/status", "/healthz", "/readyz", "/metrics", "/v1/clients/alice/usage"])
-async def test_reading_and_checking_are_open(url: str) -> None:
+async def test_reads_and_checks_need_no_token(url: str) -> None:
     async with connect(FakeLimiter(), host="0.0.0.0", token=TOKEN) as client:
         assert (await client.get(url)).status_code == 200
         assert (await client.post("/v1/check", json={"client_id": "alice"})).status_code == 200
 
 
-@pytest.mark.parametrize("url", LISTS)
-async def test_lists_of_clients_want_the_token_where_there_is_one(url: str) -> None:
+@pytest.mark.parametrize("url", CLIENT_LISTS)
+async def test_lists_of_clients_with_an_admin_token_set_need_it(url: str) -> None:
     async with connect(FakeLimiter(), token=TOKEN) as client:
         for headers in ({}, {"authorization": "Bearer wrong token"}):
             response = await client.get(url, headers=headers)
@@ -123,8 +127,8 @@ async def test_lists_of_clients_want_the_token_where_there_is_one(url: str) -> N
         assert (await client.get(url, headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
 
 
-@pytest.mark.parametrize("url", LISTS)
-async def test_lists_of_clients_without_a_token_are_for_this_machine(url: str) -> None:
+@pytest.mark.parametrize("url", CLIENT_LISTS)
+async def test_lists_of_clients_without_an_admin_token_are_limited_to_local_programs(url: str) -> None:
     async with connect(FakeLimiter()) as client:
         assert (await client.get(url)).status_code == 200
         assert (await client.get(url, headers={"host": "rebound.example"})).status_code == 403
@@ -137,12 +141,12 @@ async def test_lists_of_clients_without_a_token_are_for_this_machine(url: str) -
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "LOCALHOST", "::ffff:127.0.0.1"]
 )
-def test_loopback(host: str) -> None:
+def test_is_loopback_of_a_loopback_host_is_true(host: str) -> None:
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize(
     "host", ["", "0.0.0.0", "::", "128.0.0.1", "localhost.example", "127.1", "2130706433"]
 )
-def test_not_loopback(host: str) -> None:
+def test_is_loopback_of_another_host_is_false(host: str) -> None:
     assert not is_loopback(host)

@@ -26,10 +26,10 @@ import stoplog.client.limiter
 from stoplog.client.answer import Answer
 from stoplog.client.limiter import Limiter
 from stoplog.wire.checks import Check
+from tests.support.check_bodies import check_bodies
 from tests.support.fake_kafka import Kafka
 from tests.support.fake_limiter import FakeLimiter
 from tests.support.raw_replies import Wire
-from tests.unit.stoplog_gateway.http.routes.test_check import bodies
 
 JSON = (b"content-type", b"application/json")
 TURNS = 300
@@ -118,7 +118,7 @@ checks = st.fixed_dictionaries(
 contents = (
     (checks | st.lists(checks, max_size=4)).map(lambda asked: json.dumps(asked).encode())
     | checks.map(lambda asked: json.dumps(asked, ensure_ascii=False).encode("utf-8", "replace"))
-    | bodies
+    | check_bodies
 )
 media = st.sampled_from(
     [b"application/json", b"Application/JSON ; charset=utf-8", b"text/plain", b"", b"\xff"]

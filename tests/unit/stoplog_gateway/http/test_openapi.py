@@ -1,4 +1,4 @@
-"""The document is complete, and what it shows really works."""
+"""The OpenAPI document is complete, and its examples work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = [f"{method} {path}" for method, path, _ in OPERATIONS]
 
 
 def struct_of(schema: dict[str, Any]) -> Any:
-    """The struct a schema was made from."""
+    """Return the struct that a schema was generated from."""
     if schema.get("type") == "array":
         return list[struct_of(schema["items"])]  # type: ignore[misc]
     return TYPES[schema["$ref"].rpartition("/")[2]]
@@ -45,13 +45,13 @@ def refs(node: Any) -> Iterator[str]:
             yield from refs(child)
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_has_a_schema() -> None:
     known = {f"#/components/schemas/{name}" for name in DOCUMENT["components"]["schemas"]}
     assert set(refs(DOCUMENT)) <= known
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS, ids=NAMES)
-def test_every_operation_is_described(method: str, path: str, operation: dict[str, Any]) -> None:
+def test_every_operation_is_documented(method: str, path: str, operation: dict[str, Any]) -> None:
     assert operation["summary"]
     assert operation["description"]
     assert operation["tags"]
@@ -80,7 +80,7 @@ def test_operation_ids_are_unique() -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS, ids=NAMES)
-async def test_every_example_works(
+async def test_every_example_request_succeeds(
     method: str, path: str, operation: dict[str, Any], http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     limiter.stored = {
@@ -109,7 +109,7 @@ async def test_the_document_is_served(http: httpx.AsyncClient) -> None:
     assert (await http.get("/openapi.json")).json() == DOCUMENT
 
 
-async def test_its_page_is_all_served_here_under_a_policy(http: httpx.AsyncClient) -> None:
+async def test_the_docs_page_loads_only_files_of_the_gateway(http: httpx.AsyncClient) -> None:
     page = await http.get("/docs")
     parts = re.findall(r'(?:src|href)="(?!data:)(.*?)"', page.text)
     assert len(parts) == 3

@@ -23,7 +23,7 @@ HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-len
 
 
 async def served(app: ASGIApp, *requests: bytes) -> list[bytes]:
-    """What is written to a connection on which *requests* come, until *app* closes it."""
+    """Return what is written to a connection that receives *requests*, until *app* closes it."""
     config, wire = uvicorn.Config(app, lifespan="off", log_config=None), Wire()
     config.load()
     protocol = GatewayProtocol(None, config=config, server_state=ServerState(), app_state={})
@@ -41,8 +41,8 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def get(method: str = "GET", *, last: bool = True) -> bytes:
-    then = "close" if last else "keep-alive"
-    return f"{method} / HTTP/1.1\r\nHost: h\r\nConnection: {then}\r\n\r\n".encode()
+    connection = "close" if last else "keep-alive"
+    return f"{method} / HTTP/1.1\r\nHost: h\r\nConnection: {connection}\r\n\r\n".encode()
 
 
 def post(field: bytes) -> bytes:
@@ -54,7 +54,7 @@ def batched(data: bytes, size: int) -> Iterator[bytes]:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Says how many bytes it was sent."""
+    """Respond with the number of bytes in the request's body."""
     size, more = 0, True
     while more:
         message = await receive()
@@ -68,7 +68,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 @asynccontextmanager
 async def running(app: ASGIApp) -> AsyncIterator[tuple[str, int]]:
-    """A real server; its address."""
+    """Run a real server, and return its address."""
     server = uvicorn.Server(
         uvicorn.Config(
             app, http=cast(Any, partial(GatewayProtocol, None)), port=0, lifespan="off", log_config=None
@@ -83,23 +83,23 @@ async def running(app: ASGIApp) -> AsyncIterator[tuple[str, int]]:
         await server.shutdown()
 
 
-async def test_a_response_is_one_write() -> None:
+async def test_a_response_is_written_at_once() -> None:
     [response] = await served(answer, get())
     assert response.startswith(b"HTTP/1.1 200 OK\r\n")
     assert response.endswith(b"\r\n\r\ndone")
 
 
-async def test_responses_on_one_connection_come_whole_and_in_order() -> None:
+async def test_pipelined_requests_get_complete_responses_in_order() -> None:
     written = await served(answer, get(last=False) + get(last=False) + get())
     assert b"".join(written).count(b"\r\n\r\ndone") == 3
 
 
-async def test_a_head_without_a_body_is_written() -> None:
+async def test_a_response_without_a_body_is_written() -> None:
     [response] = await served(answer, get("HEAD"))
     assert response.endswith(b"\r\n\r\n")
 
 
-async def test_a_head_does_not_wait_for_a_body_that_takes_its_time() -> None:
+async def test_the_head_of_a_slow_response_is_sent_before_its_body() -> None:
     seen = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,13 +118,13 @@ async def test_a_head_does_not_wait_for_a_body_that_takes_its_time() -> None:
 
 
 def padded(size: int, *, then: str = "close") -> bytes:
-    """A GET whose head has *size* bytes."""
+    """Return a GET request with a head of *size* bytes."""
     head = f"GET / HTTP/1.1\r\nHost: h\r\nConnection: {then}\r\nPad: ".encode()
     return head.ljust(size - 4, b"x") + b"\r\n\r\n"
 
 
 async def exchange(address: tuple[str, int], *parts: bytes) -> bytes:
-    """Send *parts* as they are and read until the server hangs up."""
+    """Send *parts* and read until the server closes the connection."""
     reader, writer = await asyncio.open_connection(*address)
     for part in parts:
         writer.write(part)
@@ -134,7 +134,7 @@ async def exchange(address: tuple[str, int], *parts: bytes) -> bytes:
     return response
 
 
-async def test_a_head_of_64_kib_is_read_and_one_byte_more_is_not() -> None:
+async def test_a_head_of_64_kib_is_accepted_and_one_byte_more_is_a_431() -> None:
     async with running(answer) as address:
         assert (await exchange(address, padded(MAX_HEAD))).endswith(b"done")
         for parts in ([padded(MAX_HEAD + 1)], [*batched(padded(MAX_HEAD + 1), 4_000)]):
@@ -145,13 +145,13 @@ async def test_a_head_of_64_kib_is_read_and_one_byte_more_is_not() -> None:
             assert json.loads(body)["type"] == "urn:stoplog:problem:head-too-large"
 
 
-async def test_each_head_on_a_connection_may_be_as_large() -> None:
+async def test_the_limit_applies_to_each_head_on_a_connection() -> None:
     async with running(answer) as address:
         response = await exchange(address, padded(MAX_HEAD, then="keep-alive"), padded(MAX_HEAD))
     assert response.count(b"done") == 2
 
 
-async def test_the_head_of_a_pipelined_request_is_not_what_came_before_it() -> None:
+async def test_an_earlier_body_does_not_count_as_the_head_of_a_pipelined_request() -> None:
     async with running(echo) as address:
         large = post(b"Content-Length: 200000") + b"x" * 200_000
         response = await exchange(address, large + padded(50_000))
@@ -169,22 +169,22 @@ CHUNKED = post(b"Transfer-Encoding: chunked")
         (CHUNKED, b"1;extension=" + b"x" * MAX_HEAD),
         (CHUNKED, b"0\r\n" + b"trailer: x\r\n" * MAX_HEAD),
     ],
-    ids=["URL", "nothing", "extension", "trailers"],
+    ids=["URL", "empty lines", "extension", "trailers"],
 )
-async def test_what_never_ends_is_refused(begun: bytes, endless: bytes) -> None:
+async def test_an_endless_head_is_a_431(begun: bytes, endless: bytes) -> None:
     written = await served(answer, begun, endless)
     assert written[0].startswith(b"HTTP/1.1 431 ")
 
 
-async def test_a_body_has_no_bound_here() -> None:
+async def test_the_protocol_does_not_limit_bodies() -> None:
     async with running(echo) as address:
         chunks = [b"%x\r\n%s\r\n" % (size, b"x" * size) for size in (1, 100_000, 300_000, 7)]
         response = await exchange(address, post(b"Transfer-Encoding: chunked"), *chunks, b"0\r\n\r\n" + get())
     assert b"\r\n\r\n400008" in response
 
 
-def test_what_is_held_when_the_connection_is_reset_is_no_error() -> None:
-    """On uvloop, whose transport raises when it is written to after its end."""
+def test_a_reset_connection_with_a_held_write_raises_no_error() -> None:
+    """uvloop's transport raises an error for a write after the end of the connection."""
     errors: list[dict[str, Any]] = []
 
     class Late(GatewayProtocol):

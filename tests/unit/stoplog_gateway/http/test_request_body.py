@@ -1,4 +1,4 @@
-"""Limits of size and type, through a real server where the way the bytes arrive matters."""
+"""Limits of size and type; on a real server where the arrival of the bytes matters."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from stoplog_gateway.http.protocol import GatewayProtocol
 from stoplog_gateway.settings import GatewaySettings
 
 from tests.support.fake_limiter import FakeLimiter
-from tests.unit.stoplog_gateway.http.conftest import connect
+from tests.support.gateway_http import connect
 
 MIB = 1 << 20
 JSON = {"content-type": "application/json"}
 
 
 class Server(uvicorn.Server):
-    """One that says when it listens."""
+    """A server with an event that is set when it listens."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -40,15 +40,15 @@ def limiter() -> FakeLimiter:
     return FakeLimiter()
 
 
-@pytest.fixture(params=["routes", "hot path"])
+@pytest.fixture(params=["routes", "fast path"])
 async def address(limiter: FakeLimiter, request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, int]]:
-    """A real server on a free port."""
+    """The address of a real server, with and without the fast path."""
     app = create_app(GatewaySettings(), limiter)
-    hot = request.param == "hot path"
+    fast = request.param == "fast path"
     config = uvicorn.Config(
         app,
         http=cast(Any, partial(GatewayProtocol, FastPath(limiter, legacy_headers=False)))
-        if hot
+        if fast
         else "httptools",
         port=0,
         log_config=None,
@@ -63,14 +63,14 @@ async def address(limiter: FakeLimiter, request: pytest.FixtureRequest) -> Async
 
 
 def body_of(size: int, url: str) -> bytes:
-    """A valid body of exactly *size* bytes."""
+    """Return a valid body of exactly *size* bytes."""
     check = b'{"client_id": "alice"%s}'
     wrap = b"[%s]" % check if url == "/v1/checks" else check
     return wrap % (b" " * (size - len(wrap % b"")))
 
 
 @pytest.mark.parametrize(("url", "limit"), [("/v1/check", MIB), ("/v1/checks", 4 * MIB)])
-async def test_a_body_up_to_the_limit_is_read_and_one_byte_more_is_not(
+async def test_a_body_of_the_maximum_size_is_accepted_and_one_byte_more_is_a_413(
     url: str, limit: int, limiter: FakeLimiter
 ) -> None:
     async with connect(limiter) as client:
@@ -82,7 +82,7 @@ async def test_a_body_up_to_the_limit_is_read_and_one_byte_more_is_not(
     assert len(limiter.checks) == 1
 
 
-async def test_limits_have_a_limit(limiter: FakeLimiter) -> None:
+async def test_a_body_of_limits_above_the_maximum_size_is_a_413(limiter: FakeLimiter) -> None:
     async with connect(limiter) as client:
         response = await client.put("/v1/default", content=b" " * (MIB + 1), headers=JSON)
     assert response.status_code == 413
@@ -90,7 +90,7 @@ async def test_limits_have_a_limit(limiter: FakeLimiter) -> None:
 
 
 async def exchange(address: tuple[str, int], *parts: bytes) -> bytes:
-    """Send *parts* as they are and read until the server hangs up."""
+    """Send *parts* and read until the server closes the connection."""
     reader, writer = await asyncio.open_connection(*address)
     try:
         for part in parts:
@@ -104,24 +104,24 @@ async def exchange(address: tuple[str, int], *parts: bytes) -> bytes:
 HEAD = b"POST /v1/check HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 
 
-async def test_an_announced_size_is_refused_before_it_is_sent(address: tuple[str, int]) -> None:
+async def test_a_large_content_length_is_a_413_before_the_body_arrives(address: tuple[str, int]) -> None:
     for size in (b"1048577", b"9" * 17):
         answer = await exchange(address, HEAD + b"Content-Length: %s\r\n\r\n" % size)
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b"application/problem+json" in answer
 
 
-async def test_chunks_are_refused_once_they_are_too_many(
+async def test_chunks_above_the_maximum_size_are_a_413_before_the_body_ends(
     address: tuple[str, int], limiter: FakeLimiter
 ) -> None:
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    # One MiB and one chunk; the end of the body is never sent, and nobody waits for it.
+    # One MiB and one chunk. The test never sends the end of the body, and the server must not wait for it.
     answer = await exchange(address, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 17)
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert not limiter.checks
 
 
-async def test_chunks_within_the_limit_are_a_body(address: tuple[str, int], limiter: FakeLimiter) -> None:
+async def test_chunks_within_the_limit_are_accepted(address: tuple[str, int], limiter: FakeLimiter) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield b'{"client_id":'
         yield b' "alice"}'
@@ -132,7 +132,7 @@ async def test_chunks_within_the_limit_are_a_body(address: tuple[str, int], limi
     assert len(limiter.checks) == 1
 
 
-async def test_hanging_up_in_a_body_is_nobodys_bug(
+async def test_a_disconnect_within_a_body_logs_no_error(
     address: tuple[str, int], limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, writer = await asyncio.open_connection(*address)
@@ -152,7 +152,7 @@ async def test_hanging_up_in_a_body_is_nobodys_bug(
 @pytest.mark.parametrize(
     ("method", "url"), [("POST", "/v1/check"), ("POST", "/v1/checks"), ("PUT", "/v1/default")]
 )
-async def test_another_type_is_refused(
+async def test_a_content_type_other_than_json_is_a_415(
     type_: str | None, method: str, url: str, limiter: FakeLimiter
 ) -> None:
     headers = {} if type_ is None else {"content-type": type_}
@@ -165,7 +165,7 @@ async def test_another_type_is_refused(
     assert not limiter.changes
 
 
-async def test_a_charset_is_fine(limiter: FakeLimiter) -> None:
+async def test_a_content_type_with_a_charset_is_accepted(limiter: FakeLimiter) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     async with connect(limiter) as client:
         response = await client.post("/v1/check", content=b'{"client_id": "alice"}', headers=headers)

@@ -7,13 +7,13 @@ from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BROKER, FAIL_OPEN
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
-from tests.unit.stoplog_gateway.http.conftest import connect
+from tests.support.gateway_http import connect
 
 ALICE = {"x-client-id": "alice"}
 DENIED = Answer(False, 100, 0, 60_000, 2_001, 7)
 
 
-async def test_what_the_limit_allows_is_200_with_the_headers(
+async def test_authorize_allowed_is_a_200_with_rate_limit_headers(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.get("/v1/authorize?cost=2&plan=gold&resource=login", headers=ALICE)
@@ -24,7 +24,7 @@ async def test_what_the_limit_allows_is_200_with_the_headers(
     assert limiter.checks == [Check("alice", 2, "gold", "login")]
 
 
-async def test_a_denial_is_a_429_that_says_when_to_come_back(
+async def test_authorize_denied_is_a_429_with_retry_after(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     limiter.answer = DENIED
@@ -36,7 +36,7 @@ async def test_a_denial_is_a_429_that_says_when_to_come_back(
     assert response.json()["remedy"] == "try again in 3 s"
 
 
-async def test_a_cost_above_the_limit_is_not_told_to_wait(
+async def test_authorize_with_a_cost_above_the_limit_is_a_429_without_retry_after(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     limiter.answer = Answer(False, 10, 10, 0, None, 7)
@@ -46,7 +46,7 @@ async def test_a_cost_above_the_limit_is_not_told_to_wait(
     assert response.json()["detail"] == "the cost exceeds the limit of 10"
 
 
-async def test_without_the_store_it_is_let_through(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_authorize_without_a_store_fails_open(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
     limiter.answer = FAIL_OPEN[BROKER]
     response = await http.get("/v1/authorize", headers=ALICE)
     assert response.status_code == 200
@@ -55,7 +55,7 @@ async def test_without_the_store_it_is_let_through(http: httpx.AsyncClient, limi
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "TRACE", "PROPFIND"])
-async def test_any_method_and_a_callers_own_path_are_one_check(
+async def test_authorize_accepts_any_method_and_any_path_below(
     http: httpx.AsyncClient, limiter: FakeLimiter, method: str
 ) -> None:
     here = await http.request(method, "/v1/authorize", headers=ALICE)
@@ -74,7 +74,7 @@ async def test_any_method_and_a_callers_own_path_are_one_check(
         ([("x-client-id", "a" * 257)], "X-Client-Id: longer than 256 bytes of UTF-8"),
     ],
 )
-async def test_a_client_that_cannot_be_used_is_a_403_which_nginx_passes_on(
+async def test_authorize_without_a_valid_client_is_a_403(
     http: httpx.AsyncClient, limiter: FakeLimiter, headers: list[tuple[str, str | bytes]], detail: str
 ) -> None:
     response = await http.get("/v1/authorize", headers=httpx.Headers(headers))  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ async def test_a_client_that_cannot_be_used_is_a_403_which_nginx_passes_on(
     assert limiter.checks == []
 
 
-async def test_an_id_may_be_any_utf8(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_authorize_accepts_client_ids_in_utf8(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
     await http.get("/v1/authorize", headers={b"x-client-id": "zoë".encode()})
     assert limiter.checks == [Check("zoë")]
 
@@ -99,7 +99,7 @@ async def test_an_id_may_be_any_utf8(http: httpx.AsyncClient, limiter: FakeLimit
         ("plan=%FF", "query"),
     ],
 )
-async def test_a_query_that_cannot_be_used_is_a_422(
+async def test_authorize_with_an_invalid_query_is_a_422(
     http: httpx.AsyncClient, limiter: FakeLimiter, query: str, field: str
 ) -> None:
     response = await http.get(f"/v1/authorize?{query}", headers=ALICE)
@@ -108,7 +108,9 @@ async def test_a_query_that_cannot_be_used_is_a_422(
     assert limiter.checks == []
 
 
-async def test_the_header_is_a_setting_and_so_are_the_legacy_fields(limiter: FakeLimiter) -> None:
+async def test_authorize_uses_the_client_header_and_legacy_headers_of_the_settings(
+    limiter: FakeLimiter,
+) -> None:
     async with connect(limiter, client_header="X-User", legacy_headers=True) as http:
         response = await http.get("/v1/authorize", headers={**ALICE, "x-user": "bob"})
     assert response.headers["x-ratelimit-remaining"] == "99"

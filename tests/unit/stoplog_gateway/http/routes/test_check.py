@@ -6,7 +6,6 @@ from typing import Any
 import httpx
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 
@@ -14,10 +13,11 @@ from stoplog.client.answer import Answer
 from stoplog.client.fail_open import DEADLINE, FAIL_OPEN
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
+from tests.support.check_bodies import check_bodies
 from tests.support.fake_limiter import FakeLimiter
 
 
-async def test_a_check_reaches_the_limiter_and_its_answer_comes_back(
+async def test_check_passes_the_request_to_the_limiter_and_returns_its_answer(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.post("/v1/check", json={"client_id": "zoë/ 1", "cost": 3, "plan": "free"})
@@ -38,9 +38,7 @@ async def test_a_check_reaches_the_limiter_and_its_answer_comes_back(
     assert limiter.checks == [Check("zoë/ 1", 3, "free", "")]
 
 
-async def test_a_denial_is_a_200_that_says_when_to_come_back(
-    http: httpx.AsyncClient, limiter: FakeLimiter
-) -> None:
+async def test_check_denied_is_a_200_with_retry_after(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
     limiter.answer = Answer(False, 100, 0, 60_000, 12_001, 41)
     response = await http.post("/v1/check", json={"client_id": "alice"})
     assert response.status_code == 200
@@ -48,7 +46,7 @@ async def test_a_denial_is_a_200_that_says_when_to_come_back(
     assert response.headers["retry-after"] == "13"
 
 
-async def test_a_degraded_answer_says_why(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_check_degraded_returns_the_reason(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
     limiter.answer = FAIL_OPEN[DEADLINE]
     response = await http.post("/v1/check", json={"client_id": "alice"})
     assert response.json()["degraded"] is True
@@ -67,19 +65,19 @@ async def test_the_plain_functions_and_the_route_give_the_same_bytes(
     assert response.headers.raw == rendered.headers
 
 
-async def test_a_list_is_answered_in_order(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_checks_returns_answers_in_order(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
     checks = [{"client_id": f"client {i}", "cost": i} for i in range(10_000)]
     response = await http.post("/v1/checks", json=checks)
     assert [answer["remaining"] for answer in response.json()] == [99 - i for i in range(10_000)]
     assert limiter.checks == [Check(f"client {i}", i) for i in range(10_000)]
 
 
-async def test_an_empty_list_has_no_answers(http: httpx.AsyncClient) -> None:
+async def test_checks_of_an_empty_list_returns_an_empty_list(http: httpx.AsyncClient) -> None:
     assert (await http.post("/v1/checks", json=[])).json() == []
 
 
 A = "alice"
-BAD: list[tuple[Any, str]] = [
+INVALID: list[tuple[Any, str]] = [
     ({}, "client_id"),
     ({"client_id": ""}, "client_id"),
     ({"client_id": None}, "client_id"),
@@ -106,8 +104,8 @@ BAD: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "field"), BAD)
-async def test_what_cannot_be_used_is_refused_by_name(
+@pytest.mark.parametrize(("body", "field"), INVALID)
+async def test_an_invalid_check_is_a_422_that_names_the_field(
     body: Any, field: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.post("/v1/check", json=body)
@@ -120,8 +118,8 @@ async def test_what_cannot_be_used_is_refused_by_name(
     assert not limiter.checks
 
 
-@pytest.mark.parametrize(("body", "field"), [b for b in BAD if isinstance(b[0], dict)])
-async def test_in_a_list_the_name_has_the_place(
+@pytest.mark.parametrize(("body", "field"), [b for b in INVALID if isinstance(b[0], dict)])
+async def test_an_invalid_check_in_a_list_is_named_with_its_index(
     body: Any, field: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.post("/v1/checks", json=[{"client_id": A}, body])
@@ -130,7 +128,9 @@ async def test_in_a_list_the_name_has_the_place(
     assert not limiter.checks
 
 
-async def test_a_list_over_ten_thousand_is_refused(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_a_list_of_more_than_ten_thousand_checks_is_a_422(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
     response = await http.post("/v1/checks", json=[{"client_id": A}] * 10_001)
     assert response.status_code == 422
     assert response.json()["field"] == "body"
@@ -141,28 +141,17 @@ async def test_a_list_over_ten_thousand_is_refused(http: httpx.AsyncClient, limi
     "body",
     [b"", b"{", b"alice", b'{"client_id": "\xff"}', b'{"client_id": "a"} x', b'{"client_id": "\\ud800"}'],
 )
-async def test_what_is_not_json_is_a_400(body: bytes, http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_a_body_that_is_not_json_is_a_400(
+    body: bytes, http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
     response = await http.post("/v1/check", content=body, headers={"content-type": "application/json"})
     assert response.status_code == response.json()["status"] == 400
     assert response.json()["field"] == "body"
     assert not limiter.checks
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-fields = st.sampled_from(["client_id", "cost", "plan", "resource"]) | st.text()
-bodies = (
-    st.binary()
-    | json_values.map(lambda value: json.dumps(value).encode())
-    | st.dictionaries(fields, json_values, max_size=4).map(lambda value: json.dumps(value).encode())
-)
-
-
-@given(bodies)
-def test_any_bytes_are_a_check_or_a_problem_with_a_field(body: bytes) -> None:
+@given(check_bodies)
+def test_parsing_any_bytes_returns_a_check_or_raises_a_problem_with_a_field(body: bytes) -> None:
     for parse in (parse_check, lambda raw: parse_checks(b"[" + raw + b"]")):
         try:
             parse(body)

@@ -11,7 +11,9 @@ from tests.support.fake_limiter import FakeLimiter
 
 
 @pytest.mark.parametrize(("applied", "status"), [(True, 200), (False, 202)])
-async def test_reset(applied: bool, status: int, http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_reset_is_a_200_if_applied_and_a_202_otherwise(
+    applied: bool, status: int, http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
     limiter.applied = Applied(applied, 4)
     response = await http.post("/v1/clients/alice/reset?resource=login")
     assert response.status_code == status
@@ -28,7 +30,7 @@ async def test_reset(applied: bool, status: int, http: httpx.AsyncClient, limite
         ("/v1/clients/a/reset?resource=", "resource"),
     ],
 )
-async def test_bad_names_reset_nothing(
+async def test_reset_with_an_invalid_name_is_a_422(
     url: str, field: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.post(url)
@@ -37,7 +39,7 @@ async def test_bad_names_reset_nothing(
     assert not limiter.changes
 
 
-async def test_usage_is_of_every_window_and_says_whose_limits_hold(
+async def test_usage_returns_every_window_and_the_source_of_the_limits(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.get("/v1/clients/a/usage/usage?plan=gold&resource=login")
@@ -54,14 +56,14 @@ async def test_usage_is_of_every_window_and_says_whose_limits_hold(
     assert (await http.get("/v1/clients/a/usage")).json()["held_to"] is None
 
 
-async def test_a_worker_that_is_silent_is_a_503(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_usage_without_a_worker_is_a_503(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
     limiter.error = Unavailable("partition 2 did not answer: is its worker running?")
     response = await http.get("/v1/clients/alice/usage")
     assert response.status_code == 503
     assert "partition 2" in response.json()["detail"]
 
 
-async def test_a_client_may_be_named_as_the_list_of_rejected_ones_is(
+async def test_a_client_with_the_id_rejected_does_not_hide_the_list(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     assert (await http.get("/v1/clients/rejected")).json() == {

@@ -11,12 +11,12 @@ import pytest
 from stoplog.client.answer import Answer
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
-from tests.unit.stoplog_gateway.http.conftest import connect
+from tests.support.gateway_http import connect
 
 ALICE = {"entries": [{"key": "user", "value": "alice"}]}
 
 
-async def test_within_limits_it_is_a_200_in_proto3_json(
+async def test_a_request_within_limits_is_a_200_in_proto3_json(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE]})
@@ -41,7 +41,7 @@ async def test_within_limits_it_is_a_200_in_proto3_json(
     assert limiter.checks == [Check("alice")]
 
 
-async def test_over_a_limit_it_is_a_429(
+async def test_a_request_over_a_limit_is_a_429(
     http: httpx.AsyncClient, limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def denied(_: Any) -> list[Answer]:
@@ -70,7 +70,7 @@ async def test_over_a_limit_it_is_a_429(
         ),
     ],
 )
-async def test_fields_may_have_either_name_and_numbers_be_text(
+async def test_fields_with_either_name_and_numbers_as_text_are_accepted(
     http: httpx.AsyncClient, limiter: FakeLimiter, fields: dict[str, Any], cost: int
 ) -> None:
     response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE], **fields})
@@ -95,7 +95,7 @@ async def test_fields_may_have_either_name_and_numbers_be_text(
         b'{"domain": "edge", "descriptors": [{"entries": [{"key": "a", "value": 7}]}]}',
     ],
 )
-async def test_what_is_no_question_is_a_400(
+async def test_an_invalid_request_is_a_400(
     http: httpx.AsyncClient, limiter: FakeLimiter, body: bytes
 ) -> None:
     response = await http.post("/json", content=body, headers={"content-type": "application/json"})
@@ -112,7 +112,7 @@ async def test_what_is_no_question_is_a_400(
     ],
     ids=["descriptors", "entries"],
 )
-async def test_what_would_take_long_to_read_is_refused(
+async def test_a_body_that_would_take_long_to_parse_is_refused(
     http: httpx.AsyncClient, limiter: FakeLimiter, start: bytes, unit: bytes, end: bytes
 ) -> None:
     for size, status in ((32 * 1024, 400), (32 * 1024 + 1, 413)):
@@ -124,14 +124,14 @@ async def test_what_would_take_long_to_read_is_refused(
     assert limiter.checks == []
 
 
-async def test_the_older_header_fields_are_sent_on_demand(limiter: FakeLimiter) -> None:
+async def test_legacy_header_fields_are_sent_if_the_settings_say_so(limiter: FakeLimiter) -> None:
     async with connect(limiter, legacy_headers=True) as http:
         response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE]})
     added = {it["key"]: it["value"] for it in response.json()["responseHeadersToAdd"]}
     assert response.headers["x-ratelimit-remaining"] == added["x-ratelimit-remaining"] == "99"
 
 
-async def test_without_the_extra_it_is_a_501_that_says_what_to_install(
+async def test_without_the_extra_the_response_is_a_501_with_a_remedy(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("messages", "service", "server"):

@@ -26,7 +26,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize(("path", "key"), PATHS)
-async def test_set_read_delete(
+async def test_limits_can_be_set_read_and_deleted(
     path: str, key: UpdateKey, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     names = {"kind": key.kind, "id": key.id or None, "resource": key.resource or None}
@@ -59,13 +59,15 @@ async def test_set_read_delete(
         (["40/2s", {"max": 5, "window_seconds": 600}], ["5/10m", "40/2s"]),
     ],
 )
-async def test_every_way_to_write_limits(limits: Any, stored: Any, http: httpx.AsyncClient) -> None:
+async def test_limits_in_every_notation_are_stored(limits: Any, stored: Any, http: httpx.AsyncClient) -> None:
     response = await http.put("/v1/limits/alice", json={"limits": limits})
     assert response.json()["limits"] == stored
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
-async def test_unconfirmed_is_a_202(method: str, http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_an_unconfirmed_change_is_a_202(
+    method: str, http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
     limiter.applied = Applied(False, -1)
     body = {"limits": "1/day"} if method == "PUT" else None
     response = await http.request(method, "/v1/limits/alice", json=body)
@@ -75,7 +77,7 @@ async def test_unconfirmed_is_a_202(method: str, http: httpx.AsyncClient, limite
 
 
 @pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
-async def test_a_store_out_of_reach_is_a_503_that_says_so(
+async def test_a_change_without_a_store_is_a_503_with_the_cause(
     method: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     limiter.error = Unavailable("the change could not be published: no broker")
@@ -89,7 +91,9 @@ async def test_a_store_out_of_reach_is_a_503_that_says_so(
 @pytest.mark.parametrize(
     "id_", ["a/b", "a/b/", "/", "é 漢字", "50%", "a?b#c", "a+b", "reset", "a&resource=b", "default"]
 )
-async def test_any_id_works_percent_encoded(id_: str, http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_any_id_can_be_used_percent_encoded(
+    id_: str, http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
     encoded = quote(id_, safe="")
     await http.put(f"/v1/limits/{encoded}?resource={encoded}", json={"limits": "1/day"})
     await http.put(f"/v1/plans/{encoded}", json={"limits": "1/day"})
@@ -101,7 +105,9 @@ async def test_any_id_works_percent_encoded(id_: str, http: httpx.AsyncClient, l
     ]
 
 
-async def test_a_client_named_like_the_end_of_a_route(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_an_id_that_ends_like_a_route_is_that_client(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
     await http.post("/v1/clients/a/reset/reset")
     assert limiter.changes == [UpdateKey("reset", "a/reset")]
 
@@ -125,7 +131,7 @@ async def test_a_client_named_like_the_end_of_a_route(http: httpx.AsyncClient, l
     ],
 )
 @pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
-async def test_bad_names_change_nothing(
+async def test_an_invalid_name_changes_nothing(
     method: str, url: str, field: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     body = {"limits": "1/day"} if method == "PUT" else None
@@ -158,7 +164,7 @@ async def test_bad_names_change_nothing(
         ({"limits": [{"max": 1, "window_seconds": 10**4299}]}, "limits[0].window_seconds"),
     ],
 )
-async def test_bad_limits_change_nothing(
+async def test_invalid_limits_change_nothing(
     body: Any, field: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.put("/v1/limits/alice", json=body)
@@ -200,7 +206,7 @@ async def test_any_json_is_a_policy_or_a_problem_with_a_field(
         assert not limiter.changes
 
 
-# Clients of HTTP take "." and ".." out of a URL, however they are written.
+# HTTP clients remove "." and ".." from a URL, even if they are percent-encoded.
 @given(st.text(max_size=300).filter(lambda id_: id_ not in (".", "..")))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_id_is_that_client_or_a_problem(
@@ -215,7 +221,7 @@ async def test_any_id_is_that_client_or_a_problem(
         assert response.json()["field"] in ("client_id", "path")
 
 
-async def test_pages(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_list_limits_returns_pages(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
     limiter.stored = {UpdateKey("plan", "free", "login"): parse_policy("5/minute")}
     gone = {"kind": "client", "id": "gone", "resource": None, "limits": None, "policy_version": 3}
     free = {
@@ -227,14 +233,14 @@ async def test_pages(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
     }
     first = await http.get("/v1/limits", params={"limit": 10, "kind": "plan"})
     assert first.json() == {"items": [free], "next": "cursor"}
-    # Later pages tell of deletions: an earlier one may have shown what is gone.
+    # Later pages contain deletions, because an earlier page can have shown the deleted entry.
     second = await http.get("/v1/limits", params={"after": "cursor 0", "limit": 10, "kind": "plan"})
     assert second.json() == {"items": [gone, free], "next": "cursor"}
     assert limiter.pages == [(None, 10, "plan"), ("cursor 0", 10, "plan")]
 
 
 @pytest.mark.parametrize("query", ["limit=many", "limit=1.5", "page=2"])
-async def test_bad_page_queries(query: str, http: httpx.AsyncClient) -> None:
+async def test_list_limits_with_an_invalid_query_is_a_422(query: str, http: httpx.AsyncClient) -> None:
     response = await http.get(f"/v1/limits?{query}")
     assert response.status_code == 422
     assert response.json()["field"] == query.partition("=")[0]

@@ -6,7 +6,7 @@ from stoplog.client.cluster_status import Readiness
 from tests.support.fake_limiter import FakeLimiter
 
 
-async def test_status(http: httpx.AsyncClient) -> None:
+async def test_status_returns_the_limiters_status(http: httpx.AsyncClient) -> None:
     status = (await http.get("/v1/status")).json()
     assert status["mode"] == "normal"
     assert status["store"] == "ok"
@@ -20,13 +20,15 @@ async def test_metrics_are_prometheus_text(http: httpx.AsyncClient) -> None:
     assert "# TYPE stoplog_checks_received_total counter" in response.text
 
 
-async def test_alive_whatever_the_store_does(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_healthz_without_a_store_is_200(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
     limiter.readiness = Readiness(False, "no broker")
     response = await http.get("/healthz")
     assert (response.status_code, response.json()) == (200, {"status": "alive"})
 
 
-async def test_ready(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+async def test_readyz_without_a_store_is_503_with_the_reason(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
     response = await http.get("/readyz")
     assert (response.status_code, response.json()) == (200, {"status": "ready"})
     limiter.readiness = Readiness(False, "no broker at 127.0.0.1:9092")

@@ -16,6 +16,7 @@ from stoplog_gateway.cli.app import app
 from stoplog_gateway.envoy.mapping import load_mapping
 from typer.testing import CliRunner
 
+import stoplog
 from stoplog.wire.checks import SingleCheck, decode_checks_record
 from tests.support.broker import CHECKOUT
 from tests.support.docs import COMMANDS, Block, all_blocks, blocks
@@ -146,3 +147,12 @@ def test_the_mapping_shown_for_envoy_is_accepted(tmp_path: Path) -> None:
 def test_the_check_shown_for_producers_is_accepted() -> None:
     block = next(it for it in all_blocks() if it.page == "docs/kafka-producers.md" and it.language == "json")
     assert isinstance(decode_checks_record(block.text.strip().encode()), SingleCheck)
+
+
+def test_the_calls_that_the_page_on_the_sdk_lists_exist() -> None:
+    page = (CHECKOUT / "docs" / "python-sdk.md").read_text()
+    rows = [line for line in page.splitlines() if re.match(r"\| `\w+\(", line)]
+    names = [name for row in rows for name in re.findall(r"`(\w+)\(", row)]
+    assert len(names) > 10
+    for kind in (stoplog.Limiter, stoplog.BlockingLimiter):
+        assert [name for name in names if not callable(getattr(kind, name, None))] == []

@@ -29,7 +29,7 @@ main()
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """Settings for a world of its own: free ports, and nothing of the caller's STOPLOG_* variables."""
+    """Return settings for a system of its own: free ports, and none of the caller's STOPLOG_* variables."""
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("STOPLOG_")},
         "STOPLOG_HOME": str(home),
@@ -37,7 +37,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
         "STOPLOG_BROKER_PORT": str(free_port()),
         "STOPLOG_METRICS_PORT": "0",
         "JAVA_TOOL_OPTIONS": " ".join(quick_java()),
-        # Nothing is let through, or left unconfirmed, only because the machine is busy with other tests.
+        # Long, so that no check fails open and no change stays unconfirmed while other tests run.
         "STOPLOG_DEADLINE_MS": "2000",
         "STOPLOG_APPLY_TIMEOUT_MS": "25000",
         **extra,
@@ -45,64 +45,80 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 
 
 def stoplog(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command until it ends."""
     command = [sys.executable, "-m", "stoplog_gateway", *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=STOP_S, check=False)
 
 
 class Running:
-    """A `stoplog up` that was started; ``said`` collects what it prints, both streams."""
+    """A running `stoplog up`; ``said`` has the lines that it printed, on both streams.
 
-    def __init__(self, home: Path, env: dict[str, str], *arguments: str) -> None:
+    Args:
+        home: Its data folder.
+        env: Its environment.
+        *arguments: Options of the command.
+        python: The interpreter, in whose environment Stoplog is installed.
+        folder: Its working directory.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        env: dict[str, str],
+        *arguments: str,
+        python: str = sys.executable,
+        folder: Path | None = None,
+    ) -> None:
         self.home = home
         self.env = env
         self.url = f"http://127.0.0.1:{env['STOPLOG_PORT']}"
         self.said: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "stoplog_gateway", "up", *arguments],
+            [python, "-m", "stoplog_gateway", "up", *arguments],
             env=env,
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
     def wait_for(self, text: str) -> str:
-        """The next line that contains *text*."""
+        """Return the next line that contains *text*."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.said.append(line.rstrip("\n"))
             if text in line:
                 return self.said[-1]
-        raise AssertionError(f"it ended and never said {text!r}; it said:\n" + "\n".join(self.said))
+        raise AssertionError(f"it ended without printing {text!r}; it printed:\n" + "\n".join(self.said))
 
     def stop(self, number: int = signal.SIGINT) -> int:
-        """Send a signal and read to the end; returns the exit status."""
+        """Send a signal, wait for the end and return the exit status."""
         self.process.send_signal(number)
         rest, _ = self.process.communicate(timeout=STOP_S)
         self.said += rest.splitlines()
         return self.process.returncode
 
     def kill(self) -> None:
-        """End it at once, and it alone: what it started goes on."""
+        """Kill this process alone: its children go on."""
         self.process.kill()
         self.process.communicate(timeout=STOP_S)
 
     def children(self) -> list[int]:
-        """Process ids of broker, workers and gateways."""
+        """Return the process ids of gateways, workers and broker."""
         return [pid for pid, _ in self.record()["children"]]
 
     def record(self) -> dict[str, Any]:
-        """What it noted of itself in its home."""
+        """Return what it recorded in its data folder."""
         return dict(json.loads((self.home / "up.json").read_text()))
 
     def log(self, name: str) -> str:
-        """A child's log."""
+        """Return the log of the child *name*."""
         return (self.home / "logs" / f"{name}.log").read_text()
 
 
 @contextmanager
 def stoplog_up(home: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[Running]:
-    """Start it and wait until it is ready; it is stopped afterwards."""
+    """Start `stoplog up` and wait until it is ready; stop it afterwards."""
     if not (home / "kafka").exists():
         home_with_jars(home)
     running = Running(home, env or environment(home), *arguments)

@@ -1,4 +1,4 @@
-"""``healthy URL``: exit status 0 if it answers with success within two seconds; for health checks."""
+"""``healthy URL``: end with 0 if the URL answers with success within two seconds, for health checks."""
 
 import sys
 from urllib.request import ProxyHandler, build_opener
@@ -6,7 +6,7 @@ from urllib.request import ProxyHandler, build_opener
 _TIMEOUT_S = 2
 
 try:
-    with build_opener(ProxyHandler({})).open(sys.argv[1], timeout=_TIMEOUT_S):  # others than 2xx raise
+    with build_opener(ProxyHandler({})).open(sys.argv[1], timeout=_TIMEOUT_S):  # raises unless the status is 2xx
         pass
 except OSError as exc:
     sys.exit(f"{sys.argv[1]}: {exc}")

@@ -1,4 +1,4 @@
-"""`stoplog up`: ready, stopped, started again, and what it says when it cannot."""
+"""`stoplog up`: start, stop, restarts, and one line for each reason why it cannot run."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def check(running: Running, client: str, cost: int = 1) -> dict[str, Any]:
     return answer
 
 
-def test_counts_and_limits_outlive_a_stop_and_the_next_start_is_quick(tmp_path: Path) -> None:
+def test_up_after_a_stop_keeps_counts_and_limits_and_starts_as_quickly(tmp_path: Path) -> None:
     env = environment(tmp_path)
     started = time.monotonic()
     with stoplog_up(tmp_path, env=env) as running:
         first_s = time.monotonic() - started
-        assert running.said[-1] == f"stoplog is ready: {running.url}"
+        assert running.printed[-1] == f"stoplog is ready: {running.url}"
         limits = {"limits": ["5/hour"]}
         httpx.put(f"{running.url}/v1/limits/alice", json=limits, timeout=10).raise_for_status()
         answers = [check(running, "alice") for _ in range(3)]
@@ -45,7 +45,7 @@ def test_counts_and_limits_outlive_a_stop_and_the_next_start_is_quick(tmp_path: 
 
     started = time.monotonic()
     with stoplog_up(tmp_path, env=env) as running:
-        # 10 s on an idle machine; the first start, which has more to do, tells how busy this one is.
+        # 10 s on an idle machine. The first start has more to do, and shows how busy this machine is.
         assert time.monotonic() - started < max(15, 2 * first_s)
         answers = [check(running, "alice") for _ in range(3)]
         assert [(answer["allowed"], answer["remaining"]) for answer in answers] == [
@@ -56,7 +56,7 @@ def test_counts_and_limits_outlive_a_stop_and_the_next_start_is_quick(tmp_path: 
         assert running.stop(signal.SIGTERM) == 0
 
 
-def test_what_the_ready_lines_offer_works(tmp_path: Path) -> None:
+def test_up_shows_requests_that_work_and_refuses_a_second_one(tmp_path: Path) -> None:
     with stoplog_up(tmp_path) as running:
         assert running.process.stdout is not None
         put, post = running.process.stdout.readline(), running.process.stdout.readline()
@@ -76,7 +76,7 @@ def test_what_the_ready_lines_offer_works(tmp_path: Path) -> None:
         assert not check(running, "alice")["degraded"]
 
         gateway, worker, _ = children = running.children()
-        os.kill(worker, signal.SIGSTOP)  # it will not stop by itself
+        os.kill(worker, signal.SIGSTOP)  # a stopped process does not end by itself
         running.process.send_signal(signal.SIGINT)
         running.wait_for("stopping ... (press Ctrl-C again to stop at once)")
         eventually("the gateway has ended", lambda: not psutil.pid_exists(gateway))
@@ -84,9 +84,9 @@ def test_what_the_ready_lines_offer_works(tmp_path: Path) -> None:
     assert [pid for pid in children if psutil.pid_exists(pid)] == []
 
 
-def test_two_workers_and_two_gateways_count_as_one(tmp_path: Path) -> None:
+def test_up_with_two_workers_and_two_gateways_counts_as_one(tmp_path: Path) -> None:
     envoy = free_port()
-    env = environment(tmp_path, STOPLOG_ENVOY=f"127.0.0.1:{envoy}")  # the first gateway's
+    env = environment(tmp_path, STOPLOG_ENVOY=f"127.0.0.1:{envoy}")  # for the first gateway
     with stoplog_up(tmp_path, "--workers", "2", "--gateways", "2", env=env) as running:
         assert not is_free(envoy)
         port = int(running.env["STOPLOG_PORT"])
@@ -97,7 +97,7 @@ def test_two_workers_and_two_gateways_count_as_one(tmp_path: Path) -> None:
         ]
         assert [answer["remaining"] for answer in answers] == [99, 98, 97, 96, 95, 94]
 
-        def judged() -> list[list[str]]:
+        def running_partitions() -> list[list[str]]:
             status = httpx.get(f"{running.url}/v1/status", timeout=10).json()
             return [
                 [number for number, held in node["partitions"].items() if held["state"] == "running"]
@@ -105,12 +105,14 @@ def test_two_workers_and_two_gateways_count_as_one(tmp_path: Path) -> None:
                 if node["role"] == "worker"
             ]
 
-        # All are answered as soon as one worker is there; the other may join a moment later.
-        eventually("each worker has half", lambda: [len(numbers) for numbers in judged()] == [2, 2])
-        assert sorted(chain(*judged())) == ["0", "1", "2", "3"]
+        # One worker is enough to answer all checks. The other may join a moment later.
+        eventually(
+            "each worker has half", lambda: [len(numbers) for numbers in running_partitions()] == [2, 2]
+        )
+        assert sorted(chain(*running_partitions())) == ["0", "1", "2", "3"]
 
 
-def test_what_dies_is_started_again(tmp_path: Path) -> None:
+def test_up_starts_killed_processes_again(tmp_path: Path) -> None:
     with stoplog_up(tmp_path) as running:
         assert check(running, "carol")["remaining"] == 99
         gateway, worker, broker = running.children()
@@ -127,7 +129,7 @@ def test_what_dies_is_started_again(tmp_path: Path) -> None:
 
 
 def await_counted(running: Running, client: str) -> dict[str, Any]:
-    """A check that spends nothing until checks are answered again, then one that spends."""
+    """Send checks of cost 0 until workers answer again, then one of cost 1."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -138,7 +140,7 @@ def await_counted(running: Running, client: str) -> dict[str, Any]:
     raise AssertionError("no check was answered again in 60 s")
 
 
-def test_a_killed_one_leaves_nothing_in_the_way_of_the_next(tmp_path: Path) -> None:
+def test_up_after_a_killed_one_stops_its_processes(tmp_path: Path) -> None:
     env = environment(tmp_path)
     with stoplog_up(tmp_path, env=env) as running:
         check(running, "dave")
@@ -147,12 +149,12 @@ def test_a_killed_one_leaves_nothing_in_the_way_of_the_next(tmp_path: Path) -> N
     assert all(psutil.pid_exists(pid) for pid in left)
 
     with stoplog_up(tmp_path, env=env) as running:
-        assert any("stopped 3 processes" in line for line in running.said)
+        assert any("stopped 3 processes" in line for line in running.printed)
         assert check(running, "dave")["remaining"] == 98
 
 
 @pytest.mark.parametrize("variable", ["STOPLOG_PORT", "STOPLOG_BROKER_PORT"])
-def test_a_taken_port_is_one_line_with_the_remedy(tmp_path: Path, variable: str) -> None:
+def test_up_with_a_taken_port_ends_with_the_remedy(tmp_path: Path, variable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = stoplog("up", env=environment(home_with_jars(tmp_path), **{variable: str(port)}))
@@ -165,36 +167,38 @@ def test_a_taken_port_is_one_line_with_the_remedy(tmp_path: Path, variable: str)
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "problem"),
     [
-        ({"STOPLOG_PORT": "65535"}, "port 65536 is past the last one"),
-        ({"STOPLOG_HOST": "192.0.2.1"}, "STOPLOG_HOST=192.0.2.1 is no address of this machine"),
+        ({"STOPLOG_PORT": "65535"}, "port 65536 is above the highest port"),
+        ({"STOPLOG_HOST": "192.0.2.1"}, "STOPLOG_HOST=192.0.2.1 is not an address of this machine"),
         ({"STOPLOG_HOST": "nowhere.invalid"}, "STOPLOG_HOST=nowhere.invalid cannot be resolved"),
         ({"STOPLOG_METRICS_PORT": "99999"}, "STOPLOG_METRICS_PORT=99999 is not a port"),
     ],
 )
-def test_where_nobody_can_listen_is_one_line(tmp_path: Path, settings: dict[str, str], told: str) -> None:
+def test_up_with_an_unusable_address_ends_with_one_line(
+    tmp_path: Path, settings: dict[str, str], problem: str
+) -> None:
     ended = stoplog("up", "--gateways", "2", env=environment(tmp_path, **settings))
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1
-    assert told in ended.stderr
+    assert problem in ended.stderr
 
 
-def test_a_kafka_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_up_without_its_kafka_ends_with_one_line(tmp_path: Path) -> None:
     ended = stoplog("up", env=environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1"))
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1
     assert "no Kafka answers at 127.0.0.1:1" in ended.stderr
 
 
-def test_settings_that_cannot_be_are_one_line(tmp_path: Path) -> None:
+def test_up_with_invalid_settings_ends_with_one_line(tmp_path: Path) -> None:
     ended = stoplog("up", env=environment(tmp_path, STOPLOG_DEADLINE_MS="soon"))
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert "STOPLOG_DEADLINE_MS='soon'" in ended.stderr
 
 
-def test_a_worker_that_cannot_run_stops_all_with_its_own_words(tmp_path: Path) -> None:
+def test_up_with_a_worker_that_cannot_run_shows_its_error(tmp_path: Path) -> None:
     ended = stoplog("up", env=environment(home_with_jars(tmp_path), STOPLOG_SESSION_TIMEOUT_MS="5"))
     assert ended.returncode == 1
     assert ended.stdout == ""

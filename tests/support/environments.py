@@ -1,8 +1,9 @@
-"""Environments that Stoplog is installed into as users do: from a built wheel, with its packages from the index."""
+"""Virtual environments with Stoplog, installed as users do: a wheel, and its packages from the index."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,12 @@ ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
 def uv(*arguments: str | Path) -> str:
     """Run uv, which must succeed, and return its output."""
     done = subprocess.run(
-        [find_uv_bin(), *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        [find_uv_bin(), *arguments],
+        env={**os.environ, "UV_SYSTEM_CERTS": "true"},  # as pip: a proxy may have its own CA
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

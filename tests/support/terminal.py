@@ -1,4 +1,4 @@
-"""A command in a terminal, for tests."""
+"""A command in a pseudo-terminal, for tests."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _PATIENCE_S: Final = 20.0
 
 
 class Terminal:
-    """80 columns and 24 lines, and `stoplog` in it; ``said`` is all that came to the screen."""
+    """A terminal of 80 columns and 24 lines that runs `stoplog`; ``printed`` has all output."""
 
     def __init__(self, *arguments: str, env: dict[str, str]) -> None:
         self._screen, keyboard = pty.openpty()
         termios.tcsetwinsize(keyboard, (24, 80))
         self._keyboard, self._before = keyboard, termios.tcgetattr(keyboard)
-        # Made its controlling terminal, so that Ctrl-C is a signal as it is to a person.
+        # The controlling terminal of the command, so that Ctrl-C sends a signal.
         command = ["setsid", "--ctty", sys.executable, "-m", "stoplog_gateway", *arguments]
         plain = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
         self.process = subprocess.Popen(
             command, env={**plain, "TERM": "xterm"}, stdin=keyboard, stdout=keyboard, stderr=keyboard
         )
-        self.said = ""
+        self.printed = ""
 
     def wait_for(self, *texts: str) -> str:
-        """Read until all of *texts* have come since the last call; returns what was read."""
+        """Read until all of *texts* were printed since the last call; return what was read."""
         began, read = monotonic(), ""
         while not all(text in read for text in texts):
             assert monotonic() - began < _PATIENCE_S, read
             if select.select([self._screen], [], [], 0.1)[0]:
                 read += os.read(self._screen, 65_536).decode(errors="replace")
-        self.said += read
+        self.printed += read
         return read
 
     def press(self, key: bytes) -> None:
@@ -48,19 +48,19 @@ class Terminal:
         os.write(self._screen, key)
 
     def ended(self) -> int:
-        """Wait for the end; returns the exit status."""
+        """Wait until the command ends; return its exit status."""
         self.wait_for("\x1b[?1049l")
         return self.process.wait(_PATIENCE_S)
 
     @property
     def as_before(self) -> bool:
-        """Whether it is left as it was found: the cursor, the screen, and how keys are read."""
-        shown = self.said.rfind("\x1b[?25h") > self.said.rfind("\x1b[?25l")
-        first = self.said.rfind("\x1b[?1049l") > self.said.rfind("\x1b[?1049h")
+        """Whether cursor, screen and keyboard mode are as before the command."""
+        shown = self.printed.rfind("\x1b[?25h") > self.printed.rfind("\x1b[?25l")
+        first = self.printed.rfind("\x1b[?1049l") > self.printed.rfind("\x1b[?1049h")
         return shown and first and termios.tcgetattr(self._keyboard) == self._before
 
     def close(self) -> None:
-        """End the command if it goes on."""
+        """Kill the command if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

@@ -51,7 +51,7 @@ def stoplog(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess
 
 
 class Running:
-    """A running `stoplog up`; ``said`` has the lines that it printed, on both streams.
+    """A running `stoplog up`; ``printed`` has the lines that it printed, on both streams.
 
     Args:
         home: Its data folder.
@@ -72,7 +72,7 @@ class Running:
         self.home = home
         self.env = env
         self.url = f"http://127.0.0.1:{env['STOPLOG_PORT']}"
-        self.said: list[str] = []
+        self.printed: list[str] = []
         self.process = subprocess.Popen(
             [python, "-m", "stoplog_gateway", "up", *arguments],
             env=env,
@@ -86,16 +86,16 @@ class Running:
         """Return the next line that contains *text*."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said.append(line.rstrip("\n"))
+            self.printed.append(line.rstrip("\n"))
             if text in line:
-                return self.said[-1]
-        raise AssertionError(f"it ended without printing {text!r}; it printed:\n" + "\n".join(self.said))
+                return self.printed[-1]
+        raise AssertionError(f"it ended without printing {text!r}; it printed:\n" + "\n".join(self.printed))
 
     def stop(self, number: int = signal.SIGINT) -> int:
         """Send a signal, wait for the end and return the exit status."""
         self.process.send_signal(number)
         rest, _ = self.process.communicate(timeout=STOP_S)
-        self.said += rest.splitlines()
+        self.printed += rest.splitlines()
         return self.process.returncode
 
     def kill(self) -> None:

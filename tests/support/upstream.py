@@ -1,4 +1,4 @@
-"""An upstream for tests of proxies: what stands behind them."""
+"""An upstream server for tests of proxies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Upstream(ThreadingHTTPServer):
-    """Answers what comes through to it; ``status`` with which, ``paths`` what came."""
+    """An HTTP server that answers with ``status`` and records the ``paths`` of all requests."""
 
     daemon_threads = True
 
@@ -34,12 +34,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PROPFIND = answer  # noqa: N815 - named by http.server
 
     def log_message(self, *_: object) -> None:
-        """Nothing: a test's output is its own."""
+        """Print nothing into the output of a test."""
 
 
 @contextmanager
 def upstream() -> Iterator[Upstream]:
-    """One that listens, on ``server_port``."""
+    """Run an upstream server; it listens on ``server_port``."""
     with Upstream() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

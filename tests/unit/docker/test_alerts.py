@@ -1,4 +1,4 @@
-"""Alerts: promtool's verdict, their unit tests, and that each says what to do."""
+"""Alerts: promtool accepts them, their unit tests pass, and the runbook covers each."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ TESTS: Final = FOLDER / "alerts_test.yml"
 
 
 def promtool(*arguments: str | Path) -> str:
-    """What it prints; it must find nothing wrong."""
+    """Return the output of promtool, which must find no fault."""
     done = subprocess.run([path_of("promtool"), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.needs("promtool")
-def test_prometheus_takes_its_configuration() -> None:
+def test_prometheus_accepts_its_configuration() -> None:
     assert f"{len(RULES)} rules found" in promtool("check", "config", FOLDER / "prometheus.yml")
 
 
 @pytest.mark.needs("promtool")
-def test_alerts_fire_when_they_should_and_only_then() -> None:
+def test_alerts_pass_their_unit_tests() -> None:
     assert "SUCCESS" in promtool("test", "rules", TESTS)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_each_is_tested_and_says_what_to_do(rule: dict[str, Any]) -> None:
+def test_alert_is_tested_and_has_a_section_in_the_runbook(rule: dict[str, Any]) -> None:
     name = rule["alert"]
     assert re.search(rf"\b{name}\b", TESTS.read_text())
     assert rule["labels"]["severity"] in ("page", "ticket")
@@ -51,7 +51,7 @@ def test_each_is_tested_and_says_what_to_do(rule: dict[str, Any]) -> None:
     assert section[1].split("\n## ")[0].strip()
 
 
-def test_the_dashboards_panels_fit_beside_each_other() -> None:
+def test_dashboard_panels_do_not_overlap() -> None:
     dashboard = json.loads((CHECKOUT / "docker" / "grafana" / "dashboards" / "stoplog.json").read_text())
     taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:

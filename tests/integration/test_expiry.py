@@ -89,5 +89,5 @@ def test_reader_behind_changelog_beginning_restores_from_scratch(
     deleted.result(WAIT_S)
     with restorer(fresh_kafka, standby) as hand_over:
         assert dict(hand_over().items(COUNTERS)) == {b"amy": state(3, 1)}
-        assert standby.next[COUNTERS] == 3
+        assert standby.next_offset[COUNTERS] == 3
     assert "now begins at 2" in caplog.text

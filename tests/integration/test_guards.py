@@ -255,12 +255,12 @@ def test_restored_record_never_replaces_later_position(
     store = open_store(0, tmp_path / "fresh")
     with restorer(fresh_kafka, store) as hand_over:
         if standby:
-            eventually("it has caught up", lambda: store.next[COUNTERS] == bench.end(COUNTERS))
+            eventually("it has caught up", lambda: store.next_offset[COUNTERS] == bench.end(COUNTERS))
         write((12, 2), (40, 5), (39, 3))
         assert hand_over() is store
     [value] = store.counters([b"zoe"])
     assert value == state(40, 5)
-    assert store.outrun[COUNTERS] == {b"zoe"}, "its last record is to be written over"
+    assert store.outdated[COUNTERS] == {b"zoe"}, "its last record is to be written over"
     store.close()
 
 

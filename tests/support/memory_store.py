@@ -38,9 +38,9 @@ class MemoryStore(PartitionStore):
         for key in keys:
             del self._dbs[COUNTERS][key]
 
-    def _write(self, table: str, entries: Iterable[tuple[bytes, bytes]], outrun: set[bytes]) -> None:
+    def _write(self, table: str, entries: Iterable[tuple[bytes, bytes]], outdated: set[bytes]) -> None:
         self._dbs[table].update(entries)
-        self.outrun[table] = outrun
+        self.outdated[table] = outdated
 
 
 class Sent(NamedTuple):
@@ -105,10 +105,10 @@ class Changelogs:
 
     def restore(self, store: PartitionStore, batch: int = 1_000) -> None:
         """Bring *store* up to the end, as the restorer does."""
-        if store.next[COUNTERS] < self.start:
+        if store.next_offset[COUNTERS] < self.start:
             store.clear_counters()
         for table in TABLES:
-            for records in _batches(self.read(table, store.next[table]), batch):
+            for records in _batches(self.read(table, store.next_offset[table]), batch):
                 store.merge(table, records)
 
     def compacted(self) -> Changelogs:

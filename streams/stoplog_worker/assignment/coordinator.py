@@ -1,8 +1,8 @@
-"""From what Faust assigns to who holds which partition's store: the restorer or the owner.
+"""Move each partition's store to the thread that Faust's assignment demands: the restorer's or the owner's.
 
-All of it runs on the event loop; restorer and owner call back into it through the loop. A store is held by
-exactly one of them, or lies here between two moves, or is closed. One that has been given up by its holder
-and whose callback has not run yet still counts as held: it is placed when the callback comes.
+The coordinator runs on the event loop. Restorer and owner call back into it through the loop. Exactly one of
+them holds a store, or the coordinator does between two moves, or the store is closed. A store that its holder
+has given up, and whose callback has not run yet, still counts as held. The callback places it.
 """
 
 from __future__ import annotations
@@ -23,30 +23,54 @@ from stoplog_worker.state.store import PartitionStore
 
 _log = logging.getLogger("stoplog.ownership")
 
-_FLUSH_S: Final = 5.0
-"""Seconds a flush may take when partitions are let go; what it does not write is replayed."""
-_LEAVE_S: Final = 30.0
-"""Seconds for which a partition that has moved is answered here, unless its new owner begins."""
+_CHECKPOINT_S: Final = 5.0
+"""Seconds a checkpoint may take when partitions are revoked; what it does not write is replayed."""
+_HAND_OVER_S: Final = 30.0
+"""Seconds for which checks of a partition that has moved are answered here, unless its new owner begins."""
 _STOP_S: Final = 5.0
 """The same for a worker that stops."""
+_LEASE_POLL_S: Final = 0.05
 
 
 class Holder(Enum):
-    """Which thread has a partition's store."""
+    """Who holds a partition's store.
 
-    OWNER = auto()
+    ===========  ==================================================================================
+    holder       meaning
+    ===========  ==================================================================================
+    CLOSED       the store is open nowhere
+    RESTORER     the restorer reads its changelogs: a standby, or a partition to become active
+    OWNER        the consumer thread decides the partition's checks
+    COORDINATOR  the store is between two moves
+    ===========  ==================================================================================
+
+    ===========  ===========  =====================================================================
+    from         to           when
+    ===========  ===========  =====================================================================
+    CLOSED       RESTORER     the partition is assigned, as active or standby
+    RESTORER     OWNER        it is restored, and the owner starts it
+    RESTORER     COORDINATOR  it is no longer assigned; or it is restored for an earlier generation
+    OWNER        COORDINATOR  it has moved, or its generation ended, or the lease ran out
+    COORDINATOR  RESTORER     it is assigned
+    COORDINATOR  CLOSED       it is not assigned
+    ===========  ===========  =====================================================================
+    """
+
+    CLOSED = auto()
     RESTORER = auto()
+    OWNER = auto()
+    COORDINATOR = auto()
 
 
-class Ownership:
+class AssignmentCoordinator:
     """Moves partitions between restorer and owner.
 
     Args:
-        owner: Judges active partitions.
-        restorer: Opens and restores them, and follows the standbys.
-        lease: After it ran out, dropped partitions start again only when it holds.
-        member: The current member id in the group.
-        changed: Called when :meth:`partition_states` has something new to say.
+        owner: Decides the checks of active partitions.
+        restorer: Opens and restores partitions, and keeps standbys up to date.
+        lease: A partition that was dropped because the lease ran out is placed again when the lease holds.
+        member: Returns the current member id in the group.
+        on_change: Called when :meth:`partition_states` has changed.
     """
 
     def __init__(
@@ -55,38 +79,50 @@ class Ownership:
         restorer: Restorer,
         lease: Lease,
         member: Callable[[], str],
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
         self._owner = owner
         self._restorer = restorer
         self._lease = lease
         self._member = member
-        self._changed = changed
+        self._on_change = on_change
         self._generation = -1
         self._last_member = ""
         self._actives: set[int] = set()
         self._standbys: set[int] = set()
-        self._held: dict[int, Holder] = {}
-        self._here: dict[int, PartitionStore] = {}
+        self._holders: dict[int, Holder] = {}
+        """Without those that are closed."""
+        self._stores: dict[int, PartitionStore] = {}
+        """The stores that the coordinator holds."""
         self._stopping = False
         self._lock = asyncio.Lock()
-        self._moved = asyncio.Condition(self._lock)
+        self._owner_gave_up = asyncio.Condition(self._lock)
+
+    def holder(self, partition: int) -> Holder:
+        """Return who holds the store of *partition*."""
+        return self._holders.get(partition, Holder.CLOSED)
 
     def _held_by(self, holder: Holder) -> set[int]:
-        return {partition for partition, by in self._held.items() if by is holder}
+        return {partition for partition, by in self._holders.items() if by is holder}
 
-    async def revoked(self) -> None:
-        """A rebalance begins: flush, and write no more; checks are answered on."""
+    async def on_revoked(self) -> None:
+        """A rebalance begins: make a checkpoint and write nothing after it. Checks are still answered."""
         self._owner.generation = None
-        await asyncio.wrap_future(self._owner.revoke_all(_FLUSH_S))
+        await asyncio.wrap_future(self._owner.revoke_all(_CHECKPOINT_S))
 
-    async def assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
-        """A rebalance ended: keep what stayed, let go of what left, restore what came."""
+    async def on_assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
+        """A rebalance ended: keep the partitions that stayed, hand over those that left, restore new ones.
+
+        Args:
+            generation: The group's new generation.
+            actives: Partitions whose checks this worker decides.
+            standbys: Partitions of which this worker keeps a copy.
+        """
         async with self._lock:
             if self._stopping:
                 return
             member = self._member()
-            # Nobody can have owned them between two generations of one member, one after the other.
+            # No other worker can have owned a partition between two consecutive generations of one member.
             unbroken = generation == self._generation + 1 and member == self._last_member
             self._generation, self._last_member = generation, member
             self._actives, self._standbys = actives, standbys
@@ -94,16 +130,16 @@ class Ownership:
             owned = self._held_by(Holder.OWNER)
             stay = owned & actives if unbroken else set()
             kept = await asyncio.wrap_future(self._owner.resume(generation, stay))
-            await asyncio.wrap_future(self._owner.hand_over(owned - actives, _LEAVE_S))
+            await asyncio.wrap_future(self._owner.hand_over(owned - actives, _HAND_OVER_S))
             for partition in owned & actives - kept:
-                # Another may have written meanwhile: what that was is to be read first.
-                self._returned(partition, await asyncio.wrap_future(self._owner.release(partition)))
+                # Another worker may have written in the meantime, so the changelogs must be read first.
+                self._take_back(partition, await asyncio.wrap_future(self._owner.release(partition)))
             for partition in self._held_by(Holder.RESTORER) - actives - standbys:
-                self._returned(partition, await asyncio.wrap_future(self._restorer.release(partition)))
-            for partition in sorted(actives | standbys | self._here.keys()):
+                self._take_back(partition, await asyncio.wrap_future(self._restorer.release(partition)))
+            for partition in sorted(actives | standbys | self._stores.keys()):
                 await self._place(partition)
             self._restorer.watch(kept)
-        self._changed()
+        self._on_change()
         _log.info(
             "generation %s: active %s (kept %s), standby %s",
             generation,
@@ -112,26 +148,30 @@ class Ownership:
             sorted(standbys),
         )
 
-    def _returned(self, partition: int, store: PartitionStore | None) -> None:
-        """Its holder has let go of it; without a store, that is on its way here already."""
+    def _take_back(self, partition: int, store: PartitionStore | None) -> None:
+        """Hold the store that its holder returned. Without a store, the holder's callback is on its way."""
         if store is not None:
-            del self._held[partition]
-            self._here[partition] = store
+            self._hold(store)
+
+    def _hold(self, store: PartitionStore) -> None:
+        self._holders[store.partition] = Holder.COORDINATOR
+        self._stores[store.partition] = store
 
     async def _place(self, partition: int) -> None:
-        """Bring what lies here, or is open nowhere, to where the assignment wants it."""
-        holder, store = self._held.get(partition), self._here.pop(partition, None)
+        """Move a store that the coordinator holds, or that is closed, to where the assignment demands it."""
+        holder = self.holder(partition)
         if partition not in self._actives and partition not in self._standbys:
-            if store is not None:
-                await asyncio.to_thread(store.close)
+            if holder is Holder.COORDINATOR:
+                del self._holders[partition]
+                await asyncio.to_thread(self._stores.pop(partition).close)
             return
         if holder is Holder.OWNER:
             return
-        if store is not None:
-            self._restorer.follow(store)
-        elif holder is None:
+        if holder is Holder.COORDINATOR:
+            self._restorer.follow(self._stores.pop(partition))
+        elif holder is Holder.CLOSED:
             self._restorer.open(partition)
-        self._held[partition] = Holder.RESTORER
+        self._holders[partition] = Holder.RESTORER
         self._restorer.activate(self._generation if partition in self._actives else None, partition)
 
     @property
@@ -139,59 +179,57 @@ class Ownership:
         """Whether the assignment is in force: no rebalance has begun since."""
         return self._owner.generation == self._generation
 
-    async def restored(self, restored: Restored) -> None:
-        """The restorer has caught up with a partition: the owner takes it, if that is still wanted."""
+    async def on_restored(self, restored: Restored) -> None:
+        """A partition is restored: pass it to the owner, unless its generation is over."""
         async with self._lock:
             partition = restored.store.partition
-            del self._held[partition]
             if await asyncio.wrap_future(self._owner.start_partition(restored)):
-                self._held[partition] = Holder.OWNER
+                self._holders[partition] = Holder.OWNER
                 self._restorer.watch(self._held_by(Holder.OWNER))
-                self._changed()
+                self._on_change()
             else:
-                self._here[partition] = restored.store
+                self._hold(restored.store)
                 if self._settled:
                     await self._place(partition)
 
-    async def dropped(self, stores: list[PartitionStore]) -> None:
-        """The owner judges partitions no longer: place them, as soon as the lease holds (again)."""
+    async def on_dropped(self, stores: list[PartitionStore]) -> None:
+        """The owner has given up partitions: place them as soon as the lease holds."""
         async with self._lock:
             for store in stores:
-                del self._held[store.partition]
-                self._here[store.partition] = store
+                self._hold(store)
             self._restorer.watch(self._held_by(Holder.OWNER))
-            self._moved.notify_all()
+            self._owner_gave_up.notify_all()
         while not self._lease.holds():  # noqa: ASYNC110 - a lease is a time, not an event
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_LEASE_POLL_S)
         async with self._lock:
             for store in stores:
-                # Otherwise the assignment that follows a rebalance places it, or has done so.
-                if self._settled and store.partition in self._here:
+                # Otherwise the assignment after the rebalance places it, or has placed it already.
+                if self._settled and self.holder(store.partition) is Holder.COORDINATOR:
                     await self._place(store.partition)
 
-    async def let_go(self) -> None:
-        """Flush, and write no more; awaited before the group is left. No assignment changes that."""
+    async def prepare_to_leave(self) -> None:
+        """Make a checkpoint and write nothing after it, before the group is left. Assignments are ignored."""
         async with self._lock:
             self._stopping = True
             self._owner.generation = None
-            await asyncio.wrap_future(self._owner.revoke_all(_FLUSH_S))
+            await asyncio.wrap_future(self._owner.revoke_all(_CHECKPOINT_S))
 
     async def stop(self) -> None:
-        """Answer on until others do, if there are any; then close everything."""
+        """Answer checks until other workers do, if there are any; then close everything."""
         with suppress(Unavailable, TimeoutError):  # the owner has ended, or waits for brokers
             async with asyncio.timeout(_STOP_S + 1):
                 if await asyncio.wrap_future(self._owner.has_peers()):
                     await asyncio.wrap_future(self._owner.hand_over(self._held_by(Holder.OWNER), _STOP_S))
-                    async with self._moved:
-                        await self._moved.wait_for(lambda: not self._held_by(Holder.OWNER))
+                    async with self._owner_gave_up:
+                        await self._owner_gave_up.wait_for(lambda: not self._held_by(Holder.OWNER))
         stores = await asyncio.to_thread(self._owner.stop, _STOP_S)
         await asyncio.to_thread(self._restorer.stop)
-        for store in (*stores, *self._here.values()):
+        for store in (*stores, *self._stores.values()):
             await asyncio.to_thread(store.close)
 
     def partition_states(self) -> dict[int, PartitionState]:
-        """Every partition here and its state: running, restoring or standby."""
-        beats = self._owner.partition_states()
-        for partition in self._held_by(Holder.RESTORER) - beats.keys():
-            beats[partition] = PartitionState(RESTORING if partition in self._actives else STANDBY)
-        return dict(sorted(beats.items()))
+        """Return the state of every partition here: running, restoring or standby."""
+        states = self._owner.partition_states()
+        for partition in self._held_by(Holder.RESTORER) - states.keys():
+            states[partition] = PartitionState(RESTORING if partition in self._actives else STANDBY)
+        return dict(sorted(states.items()))

@@ -1,9 +1,9 @@
 """The two tables, as Faust knows them.
 
-Faust names them, assigns their partitions (standbys too, and stickily) and says where their RocksDB files
-are. It does not open, restore or write them: its recovery reads 100 µs a record and
-knows nothing of positions, and it closes files only by garbage collection. That is done by
-:mod:`stoplog_worker.restore.restorer` and :mod:`stoplog_worker.consumer.consumer_thread`, for which :class:`Tables` is the way in.
+Faust names the tables, assigns their partitions (standbys too, and sticky) and decides where their RocksDB
+files are. It does not open, restore or write them. Its recovery is slow and ignores positions, and it closes
+files only by garbage collection. Instead :mod:`stoplog_worker.restore.restorer` and
+:mod:`stoplog_worker.consumer.consumer_thread` do that, through :class:`FaustTables`.
 """
 
 from __future__ import annotations
@@ -16,84 +16,85 @@ from faust.stores import rocksdb
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
 
-from stoplog_worker.state.rocksdb import Rocks
+from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import TABLES, PartitionStore
 
-Assigned = Callable[[int, set[int], set[int]], Awaitable[None]]
-"""Called after each assignment with generation, active and standby partitions."""
+OnAssigned = Callable[[int, set[int], set[int]], Awaitable[None]]
+"""Awaited after each assignment, with generation, active and standby partitions."""
 
 
-class Store(rocksdb.Store):
-    """A RocksDB store that Faust leaves alone."""
+class UnmanagedStore(rocksdb.Store):
+    """A RocksDB store that Faust does not open or close."""
 
     def persisted_offset(self, tp: Any) -> int | None:
-        """Not Faust's to know: see :attr:`stoplog_worker.state.store.PartitionStore.next`."""
+        """Return ``None``: the offset is in :attr:`stoplog_worker.state.store.PartitionStore.next_offset`."""
         return None
 
     async def on_rebalance(self, *_args: Any, **_kwargs: Any) -> None:
-        """Open and close nothing."""
+        """Do nothing."""
 
 
-class Table(faust.tables.Table):
-    """A table over :class:`Store`."""
+class UnmanagedTable(faust.tables.Table):
+    """A table over :class:`UnmanagedStore`."""
 
-    def _new_store(self) -> Store:
-        return Store("rocksdb://", self.app, self, table_name=self.name, loop=self.loop)
+    def _new_store(self) -> UnmanagedStore:
+        return UnmanagedStore("rocksdb://", self.app, self, table_name=self.name, loop=self.loop)
 
 
-class HandOver(Recovery):
-    """In place of Faust's recovery: tells who owns what, and is done."""
+class AssignmentRecovery(Recovery):
+    """Replaces Faust's recovery: passes the assignment on and completes at once."""
 
-    assigned: Assigned
+    on_assigned: OnAssigned
 
     async def on_rebalance(
         self, assigned: Any, revoked: Any, newly_assigned: Any, generation_id: int = 0
     ) -> None:
-        """Pass the assignment of *generation_id* on, unless another has begun since."""
+        """Pass the assignment of *generation_id* on, unless a newer generation has begun."""
         app = self.app
         if generation_id != app.consumer_generation_id:
             return
         topics = self.tables.changelog_topics
         actives = {tp.partition for tp in app.assignor.assigned_actives() if tp.topic in topics}
         standbys = {tp.partition for tp in app.assignor.assigned_standbys() if tp.topic in topics}
-        await self.assigned(generation_id, actives, standbys - actives)
+        await self.on_assigned(generation_id, actives, standbys - actives)
         self.completed.set()
         self.tables.on_actives_ready()
         self.tables.on_standbys_ready()
         app.on_rebalance_end()
 
 
-class Manager(TableManager):
-    """Faust's table manager with :class:`HandOver` for its recovery."""
+class UnmanagedTableManager(TableManager):
+    """Faust's table manager with :class:`AssignmentRecovery` as its recovery."""
 
-    assigned: Assigned
-    _hand_over: HandOver | None = None
+    on_assigned: OnAssigned
+    _assignment_recovery: AssignmentRecovery | None = None
 
     @property
-    def recovery(self) -> HandOver:
-        """Made when first asked for, as Faust's is."""
-        if self._hand_over is None:
-            self._recovery = self._hand_over = HandOver(self.app, self, beacon=self.beacon, loop=self.loop)
-            self._hand_over.assigned = self.assigned
-        return self._hand_over
+    def recovery(self) -> AssignmentRecovery:
+        """The recovery, created at its first use, like Faust's."""
+        if self._assignment_recovery is None:
+            recovery = AssignmentRecovery(self.app, self, beacon=self.beacon, loop=self.loop)
+            recovery.on_assigned = self.on_assigned
+            self._recovery = self._assignment_recovery = recovery
+        return self._assignment_recovery
 
     async def on_start(self) -> None:
-        """As Faust's, without its second of waiting: there are no agents that could still add tables."""
+        """Start like Faust's manager, without its second of waiting for agents, which might add tables."""
         await self._update_channels()
         await self.recovery.start()
 
 
-class Tables:
-    """Both tables of an app.
+class FaustTables:
+    """Both tables of a Faust app.
 
     Args:
-        app: Whose id names the changelogs.
-        partitions: Of each.
-        rocks: Opens their files.
+        app: The app. Its id is part of the changelogs' names.
+        partitions: Partitions of each table.
+        databases: Opens their files.
     """
 
-    def __init__(self, app: Any, partitions: int, rocks: Rocks) -> None:
-        self._rocks = rocks
+    def __init__(self, app: Any, partitions: int, databases: RocksDbFactory) -> None:
+        self._databases = databases
         self._tables = {
             table: app.Table(table, partitions=partitions, key_type=bytes, value_type=bytes)
             for table in TABLES
@@ -107,4 +108,4 @@ class Tables:
     def open(self, partition: int) -> PartitionStore:
         """Open both tables of *partition*."""
         paths = {name: table.data.partition_path(partition) for name, table in self._tables.items()}
-        return PartitionStore(partition, self._rocks.open, paths)
+        return PartitionStore(partition, self._databases.open, paths)

@@ -1,14 +1,16 @@
-"""Static membership, as aiokafka 0.14 does not have it: a member that is told apart, leaves, and is fenced.
+"""Static membership in the consumer group (KIP-345): the parts that aiokafka 0.14 lacks.
 
-A worker joins under its instance id (KIP-345). Killed and started again within the session timeout it takes
-its place at once, and nobody else's partitions move. aiokafka joins under that id, but
+A worker joins the group with its instance id. If it is killed and restarted within the session timeout, it
+takes its old place at once, and no other worker's partitions move. aiokafka joins with that id, but
 
-- its heartbeats do not carry it, so the broker cannot tell a member whose id was taken over from one that
-  timed out: the two would throw each other out for ever;
-- it sends no LeaveGroup, so after a stop that is meant to last the partitions would wait for the timeout;
+- its heartbeats do not contain the id. The broker then cannot distinguish a member whose id was taken over
+from one
+  that timed out, and the two members would evict each other for ever;
+- it sends no LeaveGroup, so the partitions of a stopped worker would wait for the session timeout;
 - it does not know the error FENCED_INSTANCE_ID.
 
-So the coordinator's requests pass through here, where the lease is told what the group has confirmed, too.
+So the requests of aiokafka's coordinator pass through :class:`StaticMembership`, which also extends the
+lease.
 """
 
 from __future__ import annotations
@@ -97,13 +99,13 @@ class _Leave(Request[_LeaveStruct]):
         return request_struct_class(*self._fields)
 
 
-class Membership:
+class StaticMembership:
     """One member's requests to the group's coordinator.
 
     Args:
-        coordinator: aiokafka's; its requests pass through this from now on.
-        lease: Told what the group confirms.
-        fenced: Called, in the coordinator's thread, when another member has taken the instance id.
+        coordinator: aiokafka's coordinator, whose requests are intercepted.
+        lease: Extended when the group confirms the membership, and ended when the group denies it.
+        fenced: Called in the coordinator's thread when another member has taken the instance id.
     """
 
     def __init__(self, coordinator: Any, lease: Lease, fenced: Callable[[], None]) -> None:
@@ -116,12 +118,13 @@ class Membership:
         coordinator._maybe_leave_group = self.leave
 
     async def send(self, request: Any) -> Any:
-        """Send *request*, and note what its answer says of this member.
+        """Send *request*, and extend or end the lease by its response.
 
-        A heartbeat answered "rebalance in progress" confirms nothing, though aiokafka takes it for a success.
+        The response "rebalance in progress" to a heartbeat confirms nothing, although aiokafka counts it as
+        success.
 
         Raises:
-            KafkaError: of aiokafka's; for a fenced member one after which aiokafka tries again.
+            KafkaError: aiokafka's errors; for a fenced member an error that makes aiokafka retry.
         """
         coordinator = self._coordinator
         if isinstance(request, HeartbeatRequest):
@@ -143,18 +146,23 @@ class Membership:
         return response
 
     async def leave(self) -> None:
-        """Leave the group for good, so that others take over at once."""
+        """Leave the group, so that other workers take over at once."""
         coordinator = self._coordinator
-        # Without a member id of our own this would remove whoever has taken our place.
+        # Without its own member id, this request would remove the member that has taken the instance id.
         if coordinator.generation > 0 and coordinator.member_id:
             member = (coordinator.member_id, self._instance)
-            why: object = None
+            failure: object = None
             try:
-                answer = await self._send(_Leave(coordinator.group_id, [member]))
-                if codes := [code for code in (answer.error_code, *(m[2] for m in answer.members)) if code]:
-                    why = f"error {codes[0]}"
+                response = await self._send(_Leave(coordinator.group_id, [member]))
+                if codes := [
+                    code for code in (response.error_code, *(m[2] for m in response.members)) if code
+                ]:
+                    failure = f"error {codes[0]}"
             except KafkaError as exc:
-                why = exc
-            if why is not None:
-                _log.warning("the group was not told that this worker leaves (%s); it waits for it", why)
+                failure = exc
+            if failure is not None:
+                _log.warning(
+                    "leaving the group failed (%s): it waits for this worker until the session timeout",
+                    failure,
+                )
         coordinator.reset_generation()

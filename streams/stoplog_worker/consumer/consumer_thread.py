@@ -329,7 +329,7 @@ class ConsumerThread(threading.Thread):
         store, changelogs = restored.store, self._outbox.changelogs
         if marker is None:
             # The marker is written before the first counter is; and all counters may be gone again since.
-            if store.next[COUNTERS] > 0:
+            if store.next_offset[COUNTERS] > 0:
                 raise TopicRecreated(
                     f"partition {store.partition} has counters and no marker, which was in a topic "
                     f"{changelogs[POLICIES]} that is gone, and the limits with it. If it was deleted on "

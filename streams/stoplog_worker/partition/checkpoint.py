@@ -77,11 +77,11 @@ class Checkpointer:
         self._stored = 0
         self._marker = ledger.checkpointed
         self._began = 0.0
-        self._expected = dict(store.next)
+        self._expected = dict(store.next_offset)
         self._callbacks: dict[str, Delivered] = {table: partial(self._delivered, table) for table in TABLES}
         self.foreign: list[tuple[str, int, int]] = []
-        if any(store.outrun.values()):
-            ledger.rewrite(store.outrun[COUNTERS], store.outrun[POLICIES])
+        if any(store.outdated.values()):
+            ledger.rewrite(store.outdated[COUNTERS], store.outdated[POLICIES])
 
     @property
     def idle(self) -> bool:
@@ -171,10 +171,10 @@ class Checkpointer:
             # How far the changelog is read stays as it was: after a crash it is read again from there.
             store.write(COUNTERS, chunk)
             return False
-        store.next.update(self._expected)
+        store.next_offset.update(self._expected)
         for table, start, _ in self.foreign:
             # Whoever opens these tables next must read what is not yet mended.
-            store.next[table] = min(store.next[table], start)
+            store.next_offset[table] = min(store.next_offset[table], start)
         if chunk:
             store.write(COUNTERS, chunk)
         store.write(POLICIES, [*self._policies, (MARKER_KEY, encode_marker(self._marker))])

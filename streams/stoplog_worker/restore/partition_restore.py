@@ -99,7 +99,9 @@ class PartitionRestore:
     @property
     def at_ends(self) -> bool:
         """Whether the changelogs have been read up to their ends, which are known."""
-        return bool(self._ends) and all(self.store.next[table] >= end for table, end in self._ends.items())
+        return bool(self._ends) and all(
+            self.store.next_offset[table] >= end for table, end in self._ends.items()
+        )
 
     def activate(self, generation: int | None) -> None:
         """Restore the partition for *generation*; ``None`` makes it a standby."""

@@ -174,13 +174,15 @@ class Restorer(threading.Thread):
                 return
 
     def _follow(self, store: PartitionStore) -> None:
-        if not store.next[COUNTERS]:
+        if not store.next_offset[COUNTERS]:
             # The table is empty, or a crash has interrupted the clearing of it.
             store.clear_counters()
         self._restores[store.partition] = PartitionRestore(store, self._copier)
         self._consumer.add(
             [
-                TopicPartition(self._topics[table], store.partition, store.next[table] or OFFSET_BEGINNING)
+                TopicPartition(
+                    self._topics[table], store.partition, store.next_offset[table] or OFFSET_BEGINNING
+                )
                 for table in TABLES
             ]
         )
@@ -247,11 +249,11 @@ class Restorer(threading.Thread):
 
     def _check_not_truncated(self, store: PartitionStore, ends: dict[str, int]) -> None:
         for table, end in ends.items():
-            if store.next[table] > end:
+            if store.next_offset[table] > end:
                 raise StateError(
                     f"the local {table} of partition {store.partition} have read their changelog to offset "
-                    f"{store.next[table]}, but the changelog ends at {end}: topic {self._topics[table]} was "
-                    f"deleted or truncated, and these tables may be the last copy of its content. If that was "
+                    f"{store.next_offset[table]}, but the changelog ends at {end}: topic {self._topics[table]} was "
+                    f"deleted or truncated, and these tables may hold its last copy. If that was "
                     f"meant: {REBUILD_FROM_LOG}"
                 )
 
@@ -302,7 +304,7 @@ class Restorer(threading.Thread):
         for (topic, partition), end in ends.items():
             if partition in self._restores:
                 store, table = self._restores[partition].store, self._tables[topic]
-                store.next[table] = max(store.next[table], end)
+                store.next_offset[table] = max(store.next_offset[table], end)
         self._truncated |= gone
         self._reread_truncated()
         now, among = monotonic(), len(self._restores)
@@ -330,13 +332,13 @@ class Restorer(threading.Thread):
             store = restore.store
             # A changelog that begins before was created again. Its partition is not handed over
             # (_check_not_truncated), and the store keeps what may be the last copy.
-            if store.next[table] < start:
+            if store.next_offset[table] < start:
                 _log.warning(
                     "partition %s: the %s were read to offset %s of %s, which now begins at %s: reading them "
                     "again from there",
                     store.partition,
                     table,
-                    store.next[table],
+                    store.next_offset[table],
                     place.topic,
                     start,
                 )

@@ -1,6 +1,6 @@
-"""How RocksDB files are opened: all of a worker's under one bound of memory.
+"""Open RocksDB databases, all of a worker's under one memory bound.
 
-RocksDB's defaults allow gigabytes, and there is a database for each table and partition.
+A worker has two databases for each partition. RocksDB's defaults would allow them gigabytes.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from typing import Final
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBufferManager
 
 _WRITE_BUFFER: Final = 16 << 20
-"""Bytes that a database holds unsorted, if all of them together may have as much."""
+"""Bytes of unsorted entries that one database may hold, within the memory of all write buffers."""
 _BLOCK: Final = 2 << 10
-"""Bytes read and unpacked for one client of its many: half of RocksDB's default, at twice the index."""
+"""Bytes read and decompressed to find one client: half of RocksDB's default, with an index twice the size."""
 _BLOOM_BITS: Final = 10
-"""A client never seen costs 0.3 µs by its bloom filter, and some µs without."""
+"""Bits of the bloom filter for each key. The filter makes the lookup of a new client ten times cheaper."""
 _UNSORTED_FILES: Final = 2
-"""Files that a client is looked for in one after the other before they are merged into one that is sorted."""
+"""Level-0 files before they are merged. A lookup may have to search each of them."""
 _OPEN_FILES: Final = 64
 
 
-class Rocks:
-    """Opens databases that share *memory* bytes: blocks read, bloom filters, indexes and write buffers.
+class RocksDbFactory:
+    """Opens databases that share memory for blocks, bloom filters, indexes and write buffers.
 
-    Write buffers have at most half of it.
+    Args:
+        memory: Bytes for all databases. Write buffers use at most half of them.
     """
 
     def __init__(self, memory: int) -> None:
@@ -34,7 +35,7 @@ class Rocks:
         )
 
     def open(self, path: Path) -> Rdict:
-        """Open the database at *path*; it is made if there is none."""
+        """Open the database at *path*, and create it if it does not exist."""
         blocks = BlockBasedOptions()
         blocks.set_block_cache(self._cache)
         blocks.set_cache_index_and_filter_blocks(True)
@@ -48,12 +49,12 @@ class Rocks:
         options.set_write_buffer_manager(self._buffers)
         options.set_write_buffer_size(_WRITE_BUFFER)
         options.set_max_write_buffer_number(2)
-        # What is not in a write buffer is not searched for in it.
+        # A bloom filter of the write buffer saves the search in it for keys that it does not hold.
         options.set_memtable_whole_key_filtering(True)
         options.set_memtable_prefix_bloom_ratio(0.1)
         options.set_level_zero_file_num_compaction_trigger(_UNSORTED_FILES)
         options.set_max_open_files(_OPEN_FILES)
         options.set_keep_log_file_num(2)
-        # Without being named, the default family of a database that is there already is opened with what is
-        # on disk of its options: a cache of its own of 8 MiB, and no bloom filter.
+        # The default column family must be named. Otherwise an existing database is opened with its stored
+        # options: its own cache of 8 MiB, and no bloom filter.
         return Rdict(str(path), options, column_families={"default": options})

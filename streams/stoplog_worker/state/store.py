@@ -1,7 +1,7 @@
-"""What is stored of one partition: two RocksDB tables, and how far each has read its changelog.
+"""The store of one partition: two RocksDB tables, and how far each has read its changelog.
 
-Used by one thread at a time: the restorer's while the partition is restored or stands by, the owner's
-while it is judged; it is handed over whole.
+One thread uses a store at a time: the restorer's while the partition is restored or a standby, and the
+owner's while it is active. The store is handed over as a whole.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ POLICIES: Final = "policies"
 TABLES: Final = (COUNTERS, POLICIES)
 
 _OFFSET_KEY: Final = b"\x00changelog"
-"""Next changelog offset to read. Ids hold no control characters, so no client's key begins like this."""
+"""Next changelog offset to read. An id has no control characters, so no client's key begins like this."""
 
-_OUTRUN_KEY: Final = b"\x00outrun"
+_OUTDATED_KEY: Final = b"\x00outrun"
 _MILESTONES_KEY: Final = b"\x00milestones"
-_OWN_KEYS: Final = (_OFFSET_KEY, _OUTRUN_KEY, _MILESTONES_KEY)
+_OWN_KEYS: Final = (_OFFSET_KEY, _OUTDATED_KEY, _MILESTONES_KEY)
 
-_CLEARED: Final = 10_000
-"""Entries removed at a time."""
+_CLEARED_AT_ONCE: Final = 10_000
+"""Entries removed in one batch."""
 
 
 class Record(NamedTuple):
@@ -47,9 +47,9 @@ class Record(NamedTuple):
     value: bytes | None
 
     def entry(self, table: str) -> tuple[bytes, bytes] | None:
-        """Key and value if it is an entry of *table*; anything else that strays in is passed over.
+        """Return key and value if the record is an entry of *table*; ``None`` for any foreign record.
 
-        What cannot be decoded would stop every worker that loads it, one after the other.
+        A value that cannot be decoded must not be stored. It would stop every worker that loads it.
         """
         if (
             self.key
@@ -60,121 +60,127 @@ class Record(NamedTuple):
         ):
             try:
                 if table == COUNTERS:
-                    sound = is_state(self.value)
+                    valid = is_state(self.value)
                 elif self.key == MARKER_KEY:
-                    sound = bool(decode_marker(self.value))
+                    valid = bool(decode_marker(self.value))
                 else:
-                    sound = bool(decode_history(self.value))
+                    valid = bool(decode_history(self.value))
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 return None
-            if sound:
+            if valid:
                 return self.key, self.value
         return None
 
 
 class Milestone(NamedTuple):
-    """Before offset *end* of the changelog of counters none that counts has a position above *highest*."""
+    """A finding of a pass over the counters: what the changelog holds before an offset.
+
+    Attributes:
+        end: Changelog offset.
+        highest: No needed record before ``end`` has a higher position.
+    """
 
     end: int
     highest: int
 
 
 class PartitionStore:
-    """Both tables of *partition*, opened.
+    """Both tables of a partition, opened.
 
     Args:
-        partition: Its number.
-        open_table: Opens the RocksDB at a path.
-        paths: Where each table is.
+        partition: The partition.
+        open_table: Opens the RocksDB database at a path.
+        paths: The path of each table.
     """
 
     def __init__(self, partition: int, open_table: Callable[[Path], Rdict], paths: dict[str, Path]) -> None:
         self.partition = partition
         self._dbs: dict[str, Any] = {table: open_table(paths[table]) for table in TABLES}
-        self.next = {table: self._stored_offset(table) for table in TABLES}
-        self.outrun = {table: self._stored_outrun(table) for table in TABLES}
-        """Keys whose last changelog record is older than what is stored, by table: a worker that had lost
-        the partition wrote late. Compaction would keep that record, so the owner writes them again."""
+        self.next_offset = {table: self._stored_offset(table) for table in TABLES}
+        """Next changelog offset to read, by table."""
+        self.outdated = {table: self._stored_outdated(table) for table in TABLES}
+        """Keys whose last changelog record is older than the stored value, by table. A worker that lost the
+        partition wrote it late. Compaction would keep that record, so the owner writes these keys again."""
         raw = self._dbs[COUNTERS].get(_MILESTONES_KEY)
         self.milestones = msgspec.msgpack.decode(raw, type=list[Milestone]) if raw is not None else []
-        """Of passes over the counters (:mod:`stoplog_worker.state.expiry`), oldest first."""
+        """The findings of passes over the counters (:mod:`stoplog_worker.state.expiry`), oldest first."""
 
     def _stored_offset(self, table: str) -> int:
         raw = self._dbs[table].get(_OFFSET_KEY)
         return int.from_bytes(raw) if raw is not None else 0
 
-    def _stored_outrun(self, table: str) -> set[bytes]:
-        raw = self._dbs[table].get(_OUTRUN_KEY)
+    def _stored_outdated(self, table: str) -> set[bytes]:
+        raw = self._dbs[table].get(_OUTDATED_KEY)
         return msgspec.msgpack.decode(raw, type=set[bytes]) if raw is not None else set()
 
     def counters(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Values of *keys* in their order."""
+        """Return the values of *keys* in the table of counters, in their order."""
         return self._dbs[COUNTERS].get(list(keys))  # type: ignore[no-any-return]
 
     def counters_of(self, client: bytes) -> Iterable[tuple[bytes, bytes]]:
-        """The client's own entry and those of its resources."""
+        """Return the entries of *client*, with and without a resource."""
         for key, value in self._dbs[COUNTERS].items(from_key=client):
-            # A zero byte sorts before all that an id may hold: they stand together.
+            # A zero byte sorts before every character of an id, so these entries are adjacent.
             if key != client and not key.startswith(client + b"\0"):
                 return
             yield key, value
 
     def policies(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Values of *keys* in the table of policies, in their order."""
+        """Return the values of *keys* in the table of policies, in their order."""
         return self._dbs[POLICIES].get(list(keys))  # type: ignore[no-any-return]
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        """Value of *key* in *table*."""
+        """Return the value of *key* in *table*."""
         return None if key in _OWN_KEYS else self._dbs[table].get(key)
 
     def marker(self) -> Marker | None:
-        """Where the last completed flush ended; ``None`` before the first."""
+        """Return the marker of the last complete checkpoint; ``None`` before the first."""
         raw = self.get(POLICIES, MARKER_KEY)
         return decode_marker(raw) if raw is not None else None
 
     def items(self, table: str) -> Iterable[tuple[bytes, bytes]]:
-        """All entries of *table*."""
+        """Return all entries of *table*, in the order of their keys."""
         return ((k, v) for k, v in self._dbs[table].items() if k not in _OWN_KEYS)
 
     def states_from(self, key: bytes, count: int) -> list[tuple[bytes, bytes]]:
-        """The first *count* counters not before *key*, in the order of their keys."""
+        """Return the first *count* entries of counters from *key* on, in the order of their keys."""
         found = self._dbs[COUNTERS].items(from_key=key) if key else self._dbs[COUNTERS].items()
         return list(islice(((k, v) for k, v in found if k not in _OWN_KEYS), count))
 
     def remove(self, keys: Sequence[bytes]) -> None:
-        """Forget these counters; the changelog is as it was."""
+        """Remove these keys from the counters. The changelog keeps them."""
         if keys:
             batch = WriteBatch(raw_mode=True)
             for key in keys:
                 batch.delete(key)
             self._dbs[COUNTERS].write(batch)
 
-    def keep_milestones(self, milestones: list[Milestone]) -> None:
-        """Have these from now on, and when the store is opened again."""
+    def save_milestones(self, milestones: list[Milestone]) -> None:
+        """Replace the milestones, in memory and on disk."""
         self.milestones = milestones
         self._dbs[COUNTERS].put(_MILESTONES_KEY, msgspec.msgpack.encode(milestones))
 
     def clear_counters(self) -> None:
-        """Have no counters, and their changelog to read from its beginning."""
-        self.next[COUNTERS] = 0
-        # That first: who opens the table after a crash clears what is left.
+        """Remove all counters. Their changelog is read from its beginning again."""
+        self.next_offset[COUNTERS] = 0
+        # The offset first: after a crash, the worker that opens the table clears the rest.
         self._write(COUNTERS, (), set())
-        self.keep_milestones([])
+        self.save_milestones([])
         begin = b""
-        while entries := self.states_from(begin, _CLEARED):
+        while entries := self.states_from(begin, _CLEARED_AT_ONCE):
             self.remove([key for key, _ in entries])
-            begin = entries[-1][0] + b"\0"  # not from the start again, over all that was removed
+            begin = entries[-1][0] + b"\0"  # not from the start: it would visit all removed entries
 
     def write(self, table: str, entries: Sequence[tuple[bytes, bytes]]) -> None:
-        """Put *entries*, which stand at the changelog's end, and how far it is read, all or nothing."""
-        outrun = self.outrun[table]
-        self._write(table, entries, outrun - {key for key, _ in entries} if outrun else outrun)
+        """Store *entries*, the latest in the changelog, and its next offset, atomically."""
+        outdated = self.outdated[table]
+        self._write(table, entries, outdated - {key for key, _ in entries} if outdated else outdated)
 
     def merge(self, table: str, records: Sequence[Record]) -> None:
-        """Take over changelog *records*, in offset order: of each key what has the highest position.
+        """Store changelog *records*, given in offset order: for each key the value with the highest position.
 
-        An entry never replaces one with a higher position: a worker that has lost the partition may have
-        written late. What is no entry takes nothing from the one before it.
+        A value never replaces one with a higher position: a worker that has lost the partition may have
+        written late. A foreign record changes nothing, except that its key becomes outdated in the changelog.
         """
         entries = [
             record.entry(table) or (record.key, None)
@@ -188,32 +194,32 @@ class PartitionStore:
             if value is not None
         }
         new: dict[bytes, bytes] = {}
-        outrun = set(self.outrun[table])
+        outdated = set(self.outdated[table])
         for key, value in entries:
             known = highest.get(key)
             if value is None:
-                # Noise, or a deletion that none of us writes: compaction would keep only that.
+                # A foreign record, or a deletion, which no worker writes. Compaction would keep only that.
                 if known is not None:
-                    outrun.add(key)
+                    outdated.add(key)
             elif known is None or position_of(value) >= position_of(known):
                 highest[key] = new[key] = value
-                outrun.discard(key)
+                outdated.discard(key)
             else:
-                outrun.add(key)
-        self.next[table] = max(self.next[table], records[-1].offset + 1)
-        self._write(table, new.items(), outrun)
+                outdated.add(key)
+        self.next_offset[table] = max(self.next_offset[table], records[-1].offset + 1)
+        self._write(table, new.items(), outdated)
 
-    def _write(self, table: str, entries: Iterable[tuple[bytes, bytes]], outrun: set[bytes]) -> None:
+    def _write(self, table: str, entries: Iterable[tuple[bytes, bytes]], outdated: set[bytes]) -> None:
         batch = WriteBatch(raw_mode=True)
         for key, value in entries:
             batch.put(key, value)
-        batch.put(_OFFSET_KEY, self.next[table].to_bytes(8))
-        if outrun != self.outrun[table]:
-            batch.put(_OUTRUN_KEY, msgspec.msgpack.encode(outrun))
-            self.outrun[table] = outrun
+        batch.put(_OFFSET_KEY, self.next_offset[table].to_bytes(8))
+        if outdated != self.outdated[table]:
+            batch.put(_OUTDATED_KEY, msgspec.msgpack.encode(outdated))
+            self.outdated[table] = outdated
         self._dbs[table].write(batch)
 
     def close(self) -> None:
-        """Release the files; the store is of no use after."""
+        """Close the databases. The store cannot be used afterwards."""
         for db in self._dbs.values():
             db.close()

@@ -106,7 +106,7 @@ class Verification:
         for number, store in enumerate(self._bases):
             for table in TABLES:
                 self._merge_whole(store, table, ends[number][table])
-                self._laters[number].next[table] = store.next[table] = ends[number][table]
+                self._laters[number].next_offset[table] = store.next_offset[table] = ends[number][table]
 
     def finish(self) -> list[Finding]:
         """Wait for later markers, recompute and compare.
@@ -146,7 +146,7 @@ class Verification:
 
     def _merge(self, store: PartitionStore, table: str, end: int, below: int | None = None) -> None:
         """Take the changelog up to *end* into *store*; with *below* only what is of lower positions."""
-        topic, begin = self._changelogs[table], store.next[table]
+        topic, begin = self._changelogs[table], store.next_offset[table]
         batch: list[Record] = []
         for message in self._reading.read(
             topic, store.partition, begin, end, "error" if begin else "earliest"
@@ -187,7 +187,7 @@ class Verification:
 
     def _last_marker(self, number: int, end: int) -> Marker | None:
         last = None
-        start = self._laters[number].next[POLICIES]
+        start = self._laters[number].next_offset[POLICIES]
         for message in self._reading.read(self._changelogs[POLICIES], number, start, end):
             entry = Record(message.offset(), message.key(), message.value()).entry(POLICIES)
             if entry is not None and entry[0] == MARKER_KEY:

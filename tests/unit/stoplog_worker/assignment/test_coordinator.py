@@ -1,4 +1,4 @@
-"""Whatever comes in whatever order: at rest, each partition is where the assignment wants it, open once."""
+"""After any sequence of events, each partition is where the assignment demands it, and open once."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stoplog_worker.assignment.coordinator import Ownership
+from stoplog_worker.assignment.coordinator import AssignmentCoordinator, Holder
 from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.lease import Lease
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.store import PartitionStore
+
+from tests.support.phase_table import edges_of
 
 PARTITIONS = range(4)
 T = TypeVar("T")
@@ -26,7 +29,7 @@ def done(value: T) -> Future[T]:
 
 
 class Store:
-    """Tables that, like RocksDB, cannot be open twice."""
+    """Tables that cannot be open twice, like RocksDB's."""
 
     def __init__(self, partition: int, opened: set[int]) -> None:
         assert partition not in opened, "open twice"
@@ -54,7 +57,7 @@ class World:
         lease.extend(0.0)
         self.member = "m1"
         self.unbroken = False
-        self.ownership = Ownership(
+        self.coordinator = AssignmentCoordinator(
             cast(ConsumerThread, self), cast(Restorer, self), lease, lambda: self.member, lambda: None
         )
 
@@ -71,7 +74,7 @@ class World:
         return done(None)
 
     def resume(self, generation: int, partitions: set[int]) -> Future[set[int]]:
-        assert self.unbroken or not partitions, "somebody else may have owned them meanwhile"
+        assert self.unbroken or not partitions, "another worker may have owned them meanwhile"
         resumed = partitions & self.held.keys() if generation == self.generation else set()
         for partition in resumed:
             self.running[partition] = self.held.pop(partition)
@@ -89,7 +92,7 @@ class World:
         stores = [cast(PartitionStore, store) for store in judged.values()]
         judged.clear()
         if stores:
-            self.callbacks.append(self.ownership.dropped(stores))
+            self.callbacks.append(self.coordinator.on_dropped(stores))
 
     def lapse(self) -> None:
         self.drop(self.running)
@@ -103,13 +106,13 @@ class World:
         return done(True)
 
     def callbacks_soon(self) -> None:
-        """What is left by then is taken over by others at once."""
+        """Let other workers take over the remaining partitions."""
         loop = asyncio.get_running_loop()
         loop.call_later(0.001, self.new_owners_begin)
         loop.call_later(0.002, lambda: [loop.create_task(callback) for callback in self.callbacks])
 
     def stop(self, timeout_s: float | None = None) -> list[Any]:
-        """The owner's with a timeout, the restorer's without."""
+        """Stop the owner if there is a timeout, else the restorer."""
         if timeout_s is not None:
             return [*self.running.values(), *self.held.values(), *self.leaving.values()]
         for store in self.followed.values():
@@ -144,7 +147,7 @@ class World:
         if partition in self.followed and generation is not None:
             store = cast(PartitionStore, self.followed.pop(partition))
             restored = Restored(generation, store, "topic", "updates", {}, 0)
-            self.callbacks.append(self.ownership.restored(restored))
+            self.callbacks.append(self.coordinator.on_restored(restored))
 
 
 sets = st.sets(st.sampled_from(PARTITIONS))
@@ -165,7 +168,7 @@ actions = st.lists(
 
 
 async def settle(world: World, tasks: list[asyncio.Task[None]]) -> None:
-    """Let everything that is under way come to its end."""
+    """Let everything in progress finish."""
     for _ in range(10):
         tasks += [asyncio.create_task(callback) for callback in world.callbacks]
         world.callbacks.clear()
@@ -183,15 +186,15 @@ async def play(script: list[tuple[Any, ...]], racing: int) -> None:
     standbys: set[int] = set()
     for name, *args in [*script, ("revoke",), ("assign", {0, 1}, {2}, 1)]:
         if name == "revoke" and not revoked:
-            await world.ownership.revoked()
+            await world.coordinator.on_revoked()
             revoked = True
         elif name == "assign" and revoked:
             generation += args[2]
             world.unbroken = args[2] == 1 and world.member == member
             member = world.member
             actives, standbys = args[0], args[1] - args[0]
-            # As with Faust: nothing else of the group happens until it returns; callbacks do.
-            await world.ownership.assigned(generation, actives, standbys)
+            # As with Faust, no other event of the group happens until it returns. Callbacks do.
+            await world.coordinator.on_assigned(generation, actives, standbys)
             revoked = False
         elif name == "rejoin":
             world.member += "'"
@@ -215,22 +218,122 @@ async def play(script: list[tuple[Any, ...]], racing: int) -> None:
     assert world.opened == actives | standbys
 
     if racing:
-        await world.ownership.revoked()
+        await world.coordinator.on_revoked()
         generation, world.unbroken = generation + 1, world.member == member
         last = [
-            world.ownership.assigned(generation, actives | standbys, set()),
-            world.ownership.let_go(),
+            world.coordinator.on_assigned(generation, actives | standbys, set()),
+            world.coordinator.prepare_to_leave(),
         ]
         await asyncio.gather(*last[::racing])
     else:
-        await world.ownership.let_go()
-    assert not world.running, "what is written now is written without being a member"
-    await world.ownership.stop()
+        await world.coordinator.prepare_to_leave()
+    assert not world.running, "anything written now would be written without being a member"
+    await world.coordinator.stop()
     assert not world.opened
 
 
 @given(actions, st.sampled_from([0, 1, -1]))
-def test_at_rest_every_partition_is_where_it_belongs_and_after_a_stop_closed(
+def test_any_sequence_of_events_places_every_partition_and_stop_closes_all(
     script: list[tuple[Any, ...]], racing: int
 ) -> None:
     asyncio.run(play(script, racing))
+
+
+# --- who holds a store ---
+
+
+@pytest.fixture
+async def world() -> World:
+    """A world whose first assignment is over."""
+    world = World()
+    await assign(world, 1, set(), set())
+    return world
+
+
+async def assign(world: World, generation: int, actives: set[int], standbys: set[int]) -> None:
+    await world.coordinator.on_revoked()
+    world.unbroken = True
+    await world.coordinator.on_assigned(generation, actives, standbys)
+
+
+async def call_back(world: World) -> None:
+    """Run the callbacks of owner and restorer."""
+    while world.callbacks:
+        await world.callbacks.pop(0)
+
+
+async def own(world: World) -> None:
+    """Have the owner decide partition 0, in generation 2."""
+    await assign(world, 2, {0}, set())
+    world.catch_up(0)
+    await call_back(world)
+    assert world.coordinator.holder(0) is Holder.OWNER
+
+
+@pytest.mark.parametrize("standby", [False, True])
+async def test_assigned_closed_partition_goes_to_restorer(world: World, standby: bool) -> None:
+    assert world.coordinator.holder(0) is Holder.CLOSED
+    await assign(world, 2, set() if standby else {0}, {0} if standby else set())
+    assert world.coordinator.holder(0) is Holder.RESTORER
+
+
+async def test_restored_partition_goes_to_owner(world: World) -> None:
+    await own(world)
+
+
+async def test_unassigned_partition_goes_from_restorer_through_coordinator_and_is_closed(
+    world: World,
+) -> None:
+    await assign(world, 2, {0}, set())
+    await assign(world, 3, set(), set())
+    assert world.coordinator.holder(0) is Holder.CLOSED
+    assert not world.opened
+
+
+async def test_partition_restored_for_earlier_generation_stays_with_coordinator(world: World) -> None:
+    await assign(world, 2, {0}, set())
+    world.catch_up(0)
+    await world.coordinator.on_revoked()
+    await call_back(world)
+    assert world.coordinator.holder(0) is Holder.COORDINATOR
+    await world.coordinator.on_assigned(3, {0}, set())
+    assert world.coordinator.holder(0) is Holder.RESTORER
+
+
+async def test_partition_owned_in_broken_generation_goes_back_to_restorer(world: World) -> None:
+    await own(world)
+    world.member += "'"
+    await world.coordinator.on_revoked()
+    world.unbroken = False
+    await world.coordinator.on_assigned(3, {0}, set())
+    assert world.coordinator.holder(0) is Holder.RESTORER
+
+
+async def test_dropped_partition_is_placed_only_after_the_rebalance(world: World) -> None:
+    await own(world)
+    world.lapse()
+    await world.coordinator.on_revoked()
+    await call_back(world)
+    assert world.coordinator.holder(0) is Holder.COORDINATOR
+    await world.coordinator.on_assigned(3, set(), set())
+    assert world.coordinator.holder(0) is Holder.CLOSED
+
+
+async def test_partition_handed_over_is_closed_when_its_new_owner_begins(world: World) -> None:
+    await own(world)
+    await assign(world, 3, set(), set())
+    assert world.coordinator.holder(0) is Holder.OWNER
+    world.new_owners_begin()
+    await call_back(world)
+    assert world.coordinator.holder(0) is Holder.CLOSED
+
+
+def test_holder_table_states_exactly_the_edges_of_the_code() -> None:
+    assert edges_of(Holder) == {
+        (Holder.CLOSED, Holder.RESTORER),
+        (Holder.RESTORER, Holder.OWNER),
+        (Holder.RESTORER, Holder.COORDINATOR),
+        (Holder.OWNER, Holder.COORDINATOR),
+        (Holder.COORDINATOR, Holder.RESTORER),
+        (Holder.COORDINATOR, Holder.CLOSED),
+    }

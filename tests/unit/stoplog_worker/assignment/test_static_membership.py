@@ -1,4 +1,4 @@
-"""A member's requests, as aiokafka's own coordinator makes them and a broker would get and answer them."""
+"""The requests of a member, made by aiokafka's coordinator and answered by a fake broker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import KafkaError, RequestTimedOutError
 from aiokafka.protocol.api import Response
 from aiokafka.protocol.group import SyncGroupRequest
-from stoplog_worker.assignment.static_membership import Membership
+from stoplog_worker.assignment.static_membership import StaticMembership
 from stoplog_worker.lease import Lease
 
 HEARTBEAT, LEAVE, SYNC = 12, 13, 14
@@ -21,14 +21,14 @@ ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS, FENCED = 22, 25, 2
 
 
 class Broker:
-    """In place of aiokafka's client: keeps what is sent, and gives the next of the answers, or 0."""
+    """Replaces aiokafka's client: keeps the requests, and returns the next of the answers, or 0."""
 
     def __init__(self) -> None:
         self.cluster = ClusterMetadata()
         self.requests: list[Any] = []
         self.answers: list[int | KafkaError] = []
         self.of_member = 0
-        """What LeaveGroup says of the one member that leaves."""
+        """The error code of the leaving member in the response to LeaveGroup."""
 
     async def send(self, _node: int, request: Any, *, group: object) -> Response:
         struct = request.prepare({HEARTBEAT: (0, 4), LEAVE: (0, 5), SYNC: (0, 5)})
@@ -43,7 +43,7 @@ class Broker:
 
 
 class Member:
-    """aiokafka's coordinator of a member of generation 5, and our part in it."""
+    """aiokafka's coordinator of a member of generation 5, with the worker's extension."""
 
     def __init__(self) -> None:
         self.broker = Broker()
@@ -54,18 +54,18 @@ class Member:
         self.coordinator.generation, self.coordinator.member_id = 5, "m1"
         self.lease = Lease(60_000, 1_000)
         self.fenced = 0
-        Membership(self.coordinator, self.lease, self._count_fencing)
+        StaticMembership(self.coordinator, self.lease, self._count_fencing)
 
     def _count_fencing(self) -> None:
         self.fenced += 1
 
-    async def beat(self, answer: int | KafkaError) -> None:
-        """One heartbeat."""
+    async def heartbeat(self, answer: int | KafkaError) -> None:
+        """Send one heartbeat."""
         self.broker.answers = [answer]
         await self.coordinator._do_heartbeat()
 
     async def sync(self, answer: int) -> None:
-        """The end of a rebalance."""
+        """End a rebalance."""
         self.broker.answers = [answer]
         await self.coordinator._send_req(SyncGroupRequest("g", 5, "m1", "w1", []))
 
@@ -77,9 +77,9 @@ async def member() -> AsyncIterator[Member]:
     await member.coordinator.close()
 
 
-async def test_heartbeats_and_syncs_that_are_confirmed_extend_the_lease(member: Member) -> None:
+async def test_send_confirmed_heartbeat_or_sync_extends_lease(member: Member) -> None:
     assert not member.lease.holds()
-    await member.beat(0)
+    await member.heartbeat(0)
     assert member.lease.holds()
     member.lease.end()
     await member.sync(0)
@@ -88,50 +88,52 @@ async def test_heartbeats_and_syncs_that_are_confirmed_extend_the_lease(member: 
 
 @pytest.mark.parametrize("answer", [REBALANCE_IN_PROGRESS, RequestTimedOutError()])
 @pytest.mark.parametrize("held", [False, True])
-async def test_what_confirms_nothing_leaves_the_lease_as_it_is(
+async def test_send_unconfirmed_heartbeat_leaves_lease_unchanged(
     member: Member, answer: int | KafkaError, held: bool
 ) -> None:
     if held:
-        await member.beat(0)
-    await member.beat(answer)
+        await member.heartbeat(0)
+    await member.heartbeat(answer)
     assert member.lease.holds() is held
 
 
-async def test_a_sync_during_the_next_rebalance_confirms_nothing(member: Member) -> None:
+async def test_send_sync_during_next_rebalance_does_not_extend_lease(member: Member) -> None:
     await member.sync(REBALANCE_IN_PROGRESS)
     assert not member.lease.holds()
 
 
 @pytest.mark.parametrize("answer", [ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID])
-@pytest.mark.parametrize("of", ["beat", "sync"])
-async def test_one_whom_the_group_no_longer_knows_has_no_lease(member: Member, of: str, answer: int) -> None:
-    await member.beat(0)
+@pytest.mark.parametrize("of", ["heartbeat", "sync"])
+async def test_send_as_unknown_member_ends_lease(member: Member, of: str, answer: int) -> None:
+    await member.heartbeat(0)
     await getattr(member, of)(answer)
     assert not member.lease.holds()
     assert not member.fenced
 
 
-async def test_the_lease_counts_from_the_sending(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_send_confirmed_heartbeat_extends_lease_from_time_of_sending(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times = iter([100.0, 200.0])
     monkeypatch.setattr("stoplog_worker.assignment.static_membership.now", lambda: next(times))
     lasts: list[Any] = []
     monkeypatch.setattr(member.lease, "extend", lasts.append)
-    await member.beat(0)
+    await member.heartbeat(0)
     assert lasts == [100.0]
 
 
-async def test_a_heartbeat_says_whose_it_is(member: Member) -> None:
-    await member.beat(0)
+async def test_send_heartbeat_contains_instance_id(member: Member) -> None:
+    await member.heartbeat(0)
     [sent] = member.broker.requests
     assert (sent.API_KEY, sent.group, sent.generation_id) == (HEARTBEAT, "g", 5)
     assert (sent.member_id, sent.group_instance_id) == ("m1", "w1")
 
 
-@pytest.mark.parametrize("of", ["beat", "sync"])
-async def test_one_whose_place_was_taken_ends(member: Member, of: str) -> None:
-    await member.beat(0)
-    if of == "beat":
-        await member.beat(FENCED)
+@pytest.mark.parametrize("of", ["heartbeat", "sync"])
+async def test_send_as_fenced_member_ends_lease_and_worker(member: Member, of: str) -> None:
+    await member.heartbeat(0)
+    if of == "heartbeat":
+        await member.heartbeat(FENCED)
     else:
         with pytest.raises(KafkaError, match="fenced"):
             await member.sync(FENCED)
@@ -139,7 +141,7 @@ async def test_one_whose_place_was_taken_ends(member: Member, of: str) -> None:
     assert not member.lease.holds()
 
 
-async def test_whoever_closes_leaves_by_its_name(member: Member, caplog: pytest.LogCaptureFixture) -> None:
+async def test_leave_names_member_and_instance(member: Member, caplog: pytest.LogCaptureFixture) -> None:
     await member.coordinator.close()
     [sent] = member.broker.requests
     assert (sent.API_KEY, sent.group, sent.members) == (LEAVE, "g", [("m1", "w1")])
@@ -148,8 +150,8 @@ async def test_whoever_closes_leaves_by_its_name(member: Member, caplog: pytest.
     assert not caplog.records
 
 
-async def test_whoever_has_joined_nothing_removes_nobody(member: Member) -> None:
-    await member.beat(UNKNOWN_MEMBER_ID)
+async def test_leave_without_membership_sends_nothing(member: Member) -> None:
+    await member.heartbeat(UNKNOWN_MEMBER_ID)
     member.broker.requests.clear()
     await member.coordinator.close()
     assert not member.broker.requests
@@ -163,7 +165,7 @@ async def test_whoever_has_joined_nothing_removes_nobody(member: Member) -> None
         (RequestTimedOutError(), 0, "RequestTimedOutError"),
     ],
 )
-async def test_a_leave_that_fails_is_told(
+async def test_leave_failed_logs_warning(
     member: Member, caplog: pytest.LogCaptureFixture, answer: int | KafkaError, of_member: int, why: str
 ) -> None:
     member.broker.answers, member.broker.of_member = [answer], of_member

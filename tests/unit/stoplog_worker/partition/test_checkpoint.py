@@ -101,7 +101,7 @@ def test_entries_then_the_marker_then_the_store() -> None:
     assert flusher.advance() is None
     assert (bench.stored(A), bench.stored(AB)) == (2, 1)
     assert bench.store.get(POLICIES, b"client\0a\0") is not None
-    assert bench.store.next == {COUNTERS: 2, POLICIES: 2}
+    assert bench.store.next_offset == {COUNTERS: 2, POLICIES: 2}
     assert not bench.ledger.changed
     assert not flusher.foreign
 
@@ -156,10 +156,10 @@ def test_a_large_flush_is_done_in_steps_and_takes_with_it_what_is_judged_meanwhi
     bench.changelogs.arrive_all()
     assert bench.flusher.advance() is None
     bench.changelogs.arrive_all()
-    before = dict(bench.store.next)
+    before = dict(bench.store.next_offset)
     assert bench.flusher.advance() is None
     assert bench.stored(clients[0]) == 1
-    assert bench.store.next == before, "not all of the changelog is in the tables yet"
+    assert bench.store.next_offset == before, "not all of the changelog is in the tables yet"
     marker = bench.flusher.advance(until=inf)
     assert marker == bench.store.marker()
     assert marker is not None
@@ -233,7 +233,7 @@ def test_what_others_wrote_shows_as_a_gap() -> None:
     bench.flush()
     assert bench.flusher.foreign == [(COUNTERS, 1, 3)]
     # Should this worker die before it has mended the gap, the next reads from there.
-    assert bench.store.next[COUNTERS] == 1
+    assert bench.store.next_offset[COUNTERS] == 1
 
 
 def test_what_others_wrote_is_found_at_the_end_too_and_once() -> None:

@@ -104,7 +104,7 @@ def test_default_lane_partition_catches_up_and_is_ready() -> None:
     assert restore.restore.finding_ends
     restore.found_ends(counters=3)
     assert restore.advance() is P.CATCHING_UP
-    restore.store.next[COUNTERS] = 3
+    restore.store.next_offset[COUNTERS] = 3
     assert restore.advance() is P.READY
     assert restore.path == [P.STANDBY, P.FINDING_ENDS, P.CATCHING_UP, P.READY]
 
@@ -119,12 +119,12 @@ def test_further_lane_partition_with_marker_is_ready_without_copy(lane: Restore)
 def test_ready_with_truncated_changelog_catches_up_again(lane: Restore) -> None:
     lane.write_marker()
     lane.activate()
-    lane.store.next[COUNTERS] = 5
+    lane.store.next_offset[COUNTERS] = 5
     lane.found_ends(counters=5)
     assert lane.advance() is P.READY
     lane.store.clear_counters()
     assert lane.advance() is P.CATCHING_UP
-    lane.store.next[COUNTERS] = 5
+    lane.store.next_offset[COUNTERS] = 5
     assert lane.advance() is P.READY
 
 

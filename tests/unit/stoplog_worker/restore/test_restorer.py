@@ -126,7 +126,7 @@ def test_activate_changelog_created_again_ends_worker_with_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = MemoryStore(2)
-    store.next[POLICIES] = 8
+    store.next_offset[POLICIES] = 8
     with restoring(monkeypatch, store, lambda *_: 7) as (restored, failures):
         failure = failures.get(timeout=WAIT_S)
     assert isinstance(failure, StateError)
@@ -156,7 +156,7 @@ def test_read_truncated_changelog_clears_counters_only_if_it_is_further_on(
             return Consumed([], {}, set(lost))
 
     store = MemoryStore(2)
-    store.next[COUNTERS] = 8
+    store.next_offset[COUNTERS] = 8
     store.write(COUNTERS, [(b"zoe", b"charged")])
     with restoring(monkeypatch, store, lambda *_: start, reader=Losing, standby=True):
         assert read_again.get(timeout=WAIT_S) == left

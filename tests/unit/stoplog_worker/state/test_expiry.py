@@ -8,8 +8,8 @@ from stoplog_worker.algorithm.fold import fault_finder, judge
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, State, encode_marker, encode_state
-from stoplog_worker.state.expiry import KEYS, MILESTONES, PASS_S, STEP_S, Sweeper
-from stoplog_worker.state.rocksdb import Rocks
+from stoplog_worker.state.expiry import KEYS_PER_STEP, MAX_MILESTONES, PASS_S, STEP_S, Sweeper
+from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
 from stoplog.policy import UNLIMITED, parse_policy
@@ -19,8 +19,8 @@ from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, START
 
 MINUTE, HOUR = 60_000, 3_600_000
-LEFT = START + MINUTE + 1_000
-"""A charge at START has left a minute by then, whatever its tick."""
+EXPIRED = START + MINUTE + 1_000
+"""By then a charge at START has left a window of a minute, whatever its tick."""
 
 
 @pytest.fixture(params=["files", "memory"])
@@ -28,14 +28,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PartitionS
     if request.param == "memory":
         yield MemoryStore()
     else:
-        rocks = Rocks(16 << 20)
+        rocks = RocksDbFactory(16 << 20)
         made = PartitionStore(0, rocks.open, {table: tmp_path / table for table in TABLES})
         yield made
         made.close()
 
 
 def charged(offset: int, *lengths: int) -> bytes:
-    """A state with a charge at START in windows of these *lengths*."""
+    """Return an encoded state with a charge at START in windows of these *lengths*."""
     windows = {length: Window(length) for length in lengths}
     for window in windows.values():
         window.charge(START, 1)
@@ -52,13 +52,14 @@ def keys(store: PartitionStore) -> set[bytes]:
 
 
 def sweep(store: PartitionStore, passes: int = 2) -> int:
-    """A sweeper's first *passes*, the first of which only notes where the marker is."""
+    """Make a sweeper's first *passes*; the first one only notes the marker. Return how many states it
+    removed."""
     sweeper = Sweeper(store)
     return sum(len(sweeper.advance(PASS_S * number, 1)) for number in range(passes))
 
 
-def test_what_has_left_all_its_windows_is_removed_and_nothing_else(store: PartitionStore) -> None:
-    store.next[COUNTERS] = 17
+def test_sweep_removes_only_states_without_live_charges(store: PartitionStore) -> None:
+    store.next_offset[COUNTERS] = 17
     store.write(
         COUNTERS,
         [
@@ -70,14 +71,14 @@ def test_what_has_left_all_its_windows_is_removed_and_nothing_else(store: Partit
             (b"new", charged(5, MINUTE)),
         ],
     )
-    mark(store, 5, LEFT)
+    mark(store, 5, EXPIRED)
     assert sweep(store) == 3
     assert keys(store) == {b"live", b"half", b"new"}
-    assert store.next[COUNTERS] == 17
+    assert store.next_offset[COUNTERS] == 17
     assert list(store.counters([b"gone", b"live"])) == [None, charged(0, HOUR)]
 
 
-def test_to_the_millisecond(store: PartitionStore) -> None:
+def test_sweep_removes_state_at_the_millisecond_of_expiry(store: PartitionStore) -> None:
     window = Window(MINUTE)
     window.charge(START, 1)
     store.write(COUNTERS, [(b"a", charged(0, MINUTE))])
@@ -87,71 +88,73 @@ def test_to_the_millisecond(store: PartitionStore) -> None:
     assert sweep(store) == 1
 
 
-def test_only_what_had_left_a_pass_ago_is_removed(store: PartitionStore) -> None:
+def test_sweep_removes_only_states_expired_a_pass_ago(store: PartitionStore) -> None:
     store.write(COUNTERS, [(b"a", charged(0, MINUTE))])
     sweeper = Sweeper(store)
     assert sweeper.advance(0, 1) == []
-    mark(store, 5, LEFT)
-    assert sweeper.advance(PASS_S - 1, 1) == [], "no time for a pass"
+    mark(store, 5, EXPIRED)
+    assert sweeper.advance(PASS_S - 1, 1) == [], "not yet time for a pass"
     assert sweeper.advance(PASS_S, 1) == [], "a pass ago there was no marker"
     assert sweeper.advance(PASS_S * 2, 1) == [b"a"]
 
 
-def test_without_a_marker_nothing_is_removed(store: PartitionStore) -> None:
+def test_sweep_without_marker_removes_nothing(store: PartitionStore) -> None:
     store.write(COUNTERS, [(b"a", charged(0, MINUTE))])
     assert sweep(store, 4) == 0
 
 
-def test_a_large_table_takes_many_steps_at_a_pace_shared_with_other_partitions() -> None:
+def test_sweep_large_table_takes_steps_at_pace_shared_with_other_partitions() -> None:
     store = MemoryStore()
-    store.write(COUNTERS, [(b"client-%d" % n, charged(0, MINUTE)) for n in range(KEYS * 2 + 1)])
-    mark(store, 5, LEFT)
+    store.write(COUNTERS, [(b"client-%d" % n, charged(0, MINUTE)) for n in range(KEYS_PER_STEP * 2 + 1)])
+    mark(store, 5, EXPIRED)
     sweeper = Sweeper(store)
     assert sweeper.advance(0, 4) == []
     assert [len(sweeper.advance(PASS_S + STEP_S * step, 4)) for step in range(0, 13, 2)] == [
-        KEYS, 0, KEYS, 0, 1, 0, 0
+        KEYS_PER_STEP, 0, KEYS_PER_STEP, 0, 1, 0, 0
     ]  # fmt: skip
     assert keys(store) == set()
 
 
 class Passing:
-    """Passes over a table, whose changelog grows meanwhile."""
+    """Passes over a table whose changelog grows in the meantime."""
 
     def __init__(self, store: PartitionStore) -> None:
-        self.store, self.now, self.told = store, 0.0, list[int]()
-        self.sweeper = Sweeper(store, self.told.append)
+        self.store, self.now, self.obsolete = store, 0.0, list[int]()
+        self.sweeper = Sweeper(store, self.obsolete.append)
 
     def write(self, offset: int, **lengths: int) -> None:
-        """Clients, each charged at START in a window so long, by a check at *offset*."""
-        self.store.next[COUNTERS] += len(lengths)
+        """Store clients, each charged at START in a window of the given length, by a check at *offset*."""
+        self.store.next_offset[COUNTERS] += len(lengths)
         self.store.write(COUNTERS, [(name.encode(), charged(offset, ms)) for name, ms in lengths.items()])
 
     def passes(self, clock_ms: int, count: int = 1) -> list[int]:
-        """The offsets that the changelog may begin at, by *count* passes of that time."""
-        before = len(self.told)
+        """Make *count* passes at *clock_ms*; return the offsets at which the changelog may begin."""
+        before = len(self.obsolete)
         for _ in range(count):
             mark(self.store, 100, clock_ms)
             self.now += PASS_S
             self.sweeper.advance(self.now, 1)
-        return self.told[before:]
+        return self.obsolete[before:]
 
 
-def test_a_changelog_loses_what_all_have_left_or_written_again(store: PartitionStore) -> None:
+def test_pass_releases_changelog_before_expired_and_rewritten_states(store: PartitionStore) -> None:
     passing = Passing(store)
     passing.write(1, short=MINUTE, long=HOUR, comes_again=HOUR)
-    assert passing.passes(START, 3) == [], "all of it counts"
+    assert passing.passes(START, 3) == [], "every state is needed"
     passing.write(2, comes_again=HOUR)
     passing.write(3, late=HOUR)
-    assert passing.passes(START + 2 * MINUTE, 3) == [], "one of the first pass still counts"
+    assert passing.passes(START + 2 * MINUTE, 3) == [], "one state of the first pass is still needed"
     assert keys(store) == {b"long", b"comes_again", b"late"}
     passing.write(4, long=HOUR)
-    assert passing.passes(START + 2 * MINUTE) == [3], "what came first; what came then is not behind us yet"
-    assert passing.passes(START + 3 * HOUR, 3)[-1] == 6, "nobody is left"
+    assert passing.passes(START + 2 * MINUTE) == [3], (
+        "only the first records: the later ones are not behind a milestone yet"
+    )
+    assert passing.passes(START + 3 * HOUR, 3)[-1] == 6, "no state is left"
     assert keys(store) == set()
 
 
-def test_how_far_a_changelog_says_nothing_is_known_to_who_opens_the_store_next(tmp_path: Path) -> None:
-    rocks = Rocks(16 << 20)
+def test_milestones_survive_reopening_and_clear_counters_removes_them(tmp_path: Path) -> None:
+    rocks = RocksDbFactory(16 << 20)
     paths = {table: tmp_path / table for table in TABLES}
     first = PartitionStore(0, rocks.open, paths)
     passing = Passing(first)
@@ -161,50 +164,50 @@ def test_how_far_a_changelog_says_nothing_is_known_to_who_opens_the_store_next(t
     second = PartitionStore(0, rocks.open, paths)
     assert second.milestones == first.milestones != []
     passing = Passing(second)
-    assert passing.passes(LEFT, 3)[-1] == 2
+    assert passing.passes(EXPIRED, 3)[-1] == 2
     second.clear_counters()
-    assert (second.next[COUNTERS], second.milestones, keys(second)) == (0, [], set())
+    assert (second.next_offset[COUNTERS], second.milestones, keys(second)) == (0, [], set())
     second.close()
 
 
-def test_milestones_are_few_and_the_oldest_stays() -> None:
+def test_milestones_are_bounded_and_oldest_stays() -> None:
     store = MemoryStore()
     passing = Passing(store)
     passing.write(0, first=HOUR)
     passing.passes(START, 2)
-    for offset in range(1, 10 * MILESTONES):
+    for offset in range(1, 10 * MAX_MILESTONES):
         passing.write(offset, other=HOUR)
         assert passing.passes(START) == []
-        assert len(store.milestones) <= MILESTONES
-    passing.write(10 * MILESTONES, first=HOUR)
+        assert len(store.milestones) <= MAX_MILESTONES
+    passing.write(10 * MAX_MILESTONES, first=HOUR)
     [end] = passing.passes(START)
-    assert end > 9 * MILESTONES, "a few passes' worth of it is left"
+    assert end > 9 * MAX_MILESTONES, "only a few passes' records are left"
 
 
-def test_a_changelog_follows_its_longest_window_at_a_sixteenth_of_it() -> None:
-    """However many passes fit into the window: here three times as many as milestones are kept."""
-    store, window = MemoryStore(), 3 * MILESTONES
+def test_changelog_is_at_most_a_sixteenth_longer_than_longest_window() -> None:
+    """The window here has three times as many passes as milestones are kept."""
+    store, window = MemoryStore(), 3 * MAX_MILESTONES
     passing = Passing(store)
     clock = START
     for offset in range(1, 5 * window):
-        # Each comes once, and has left a window later.
+        # Each client comes once, and its charge leaves a window later.
         state = Window(window * MINUTE)
         state.charge(clock, 1)
         value = encode_state(State(offset << POSITION_BITS, {state.window_ms: state}))
-        store.next[COUNTERS] += 1
+        store.next_offset[COUNTERS] += 1
         store.write(COUNTERS, [(b"client-%d" % offset, value)])
         mark(store, offset + 1, clock)
         passing.now += PASS_S
         passing.sweeper.advance(passing.now, 1)
-        assert len(store.milestones) <= MILESTONES
+        assert len(store.milestones) <= MAX_MILESTONES
         clock += MINUTE
         if offset > 2 * window:
-            behind = store.next[COUNTERS] - passing.told[-1]
+            behind = store.next_offset[COUNTERS] - passing.obsolete[-1]
             assert behind <= window * 17 / 16 + 5, behind
 
 
-def test_a_client_that_is_swept_is_judged_as_if_it_were_not() -> None:
-    """Policies changed meanwhile: what a stored window had been kept for does not show."""
+def test_swept_client_gets_the_same_decisions() -> None:
+    """The policy changes in between. A window kept in the stored state must make no difference."""
     client = CLIENTS[0]
     answers = []
     for swept in (False, True):

@@ -1,17 +1,17 @@
-"""How RocksDB files are opened: the second time as the first."""
+"""A RocksDB database is opened with the same options the second time."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from stoplog_worker.state.rocksdb import Rocks
+from stoplog_worker.state.rocksdb import RocksDbFactory
 
 MEMORY = 16 << 20
 
 
-def test_a_database_that_was_there_has_the_shared_memory_and_filters_too(tmp_path: Path) -> None:
+def test_open_existing_database_uses_shared_cache_and_bloom_filter(tmp_path: Path) -> None:
     for entries in (1, 2):
-        database = Rocks(MEMORY).open(tmp_path / "counters")
+        database = RocksDbFactory(MEMORY).open(tmp_path / "counters")
         database[b"client-%d" % entries] = b"state"
         database.flush()
         assert database.property_int_value("rocksdb.block-cache-capacity") == MEMORY

@@ -25,7 +25,7 @@ def opened(path: Path) -> Rdict:
 
 @pytest.fixture
 def reopen(tmp_path: Path) -> Iterator[Callable[[], PartitionStore]]:
-    """Close the store, if there is one, and open it again."""
+    """Return a function that closes the store, if there is one, and opens it again."""
     stores: list[PartitionStore] = []
 
     def open_again() -> PartitionStore:
@@ -40,16 +40,16 @@ def reopen(tmp_path: Path) -> Iterator[Callable[[], PartitionStore]]:
 
 @pytest.fixture(params=["files", "memory"])
 def store(request: pytest.FixtureRequest) -> PartitionStore:
-    """The real store, and the fake that other tests stand on."""
+    """The real store, and the fake that other tests use."""
     if request.param == "memory":
         return MemoryStore(3)
     made: PartitionStore = request.getfixturevalue("reopen")()
     return made
 
 
-def test_an_empty_store(store: PartitionStore) -> None:
+def test_new_store_is_empty(store: PartitionStore) -> None:
     assert store.partition == 3
-    assert store.next == {COUNTERS: 0, POLICIES: 0}
+    assert store.next_offset == {COUNTERS: 0, POLICIES: 0}
     assert store.marker() is None
     assert store.get(POLICIES, b"client\0a\0") is None
     assert list(store.counters([b"a", b"b"])) == [None, None]
@@ -57,38 +57,40 @@ def test_an_empty_store(store: PartitionStore) -> None:
     assert list(store.items(COUNTERS)) == []
 
 
-def test_write_and_read(store: PartitionStore) -> None:
+def test_write_stores_entries_in_their_table_only(store: PartitionStore) -> None:
     store.write(COUNTERS, [(b"a", value(1)), (b"b", value(2)), (b"a", value(3))])
     assert list(store.counters([b"b", b"x", b"a"])) == [value(2), None, value(3)]
     assert dict(store.items(COUNTERS)) == {b"a": value(3), b"b": value(2)}
-    assert store.get(POLICIES, b"a") is None, "the tables are apart"
+    assert store.get(POLICIES, b"a") is None, "the tables are separate"
 
 
-def test_merge_takes_the_highest_position_of_each_key(store: PartitionStore) -> None:
+def test_merge_keeps_highest_position_of_each_key(store: PartitionStore) -> None:
     store.merge(COUNTERS, [Record(0, b"a", value(5)), Record(1, b"a", value(4)), Record(2, b"b", value(1))])
     assert list(store.counters([b"a", b"b"])) == [value(5), value(1)]
     store.merge(COUNTERS, [Record(3, b"a", value(3)), Record(4, b"b", value(2))])
     assert list(store.counters([b"a", b"b"])) == [value(5), value(2)]
     store.merge(COUNTERS, [Record(5, b"a", value(5, b"\x91\x92\x01\x00"))])
-    assert list(store.counters([b"a"])) == [value(5, b"\x91\x92\x01\x00")], "of equals the later"
-    assert store.next == {COUNTERS: 6, POLICIES: 0}
+    assert list(store.counters([b"a"])) == [value(5, b"\x91\x92\x01\x00")], (
+        "of two equal positions, the later record wins"
+    )
+    assert store.next_offset == {COUNTERS: 6, POLICIES: 0}
 
 
-def test_merge_passes_over_what_no_worker_writes(store: PartitionStore) -> None:
+def test_merge_skips_foreign_records(store: PartitionStore) -> None:
     store.write(COUNTERS, [(b"a", value(1))])
     foreign = [(None, value(9)), (b"a", None), (b"", value(9)), (b"a", b""), (b"a", b"\x01short")]
     store.merge(COUNTERS, [Record(offset, *entry) for offset, entry in enumerate(foreign, 7)])
     assert dict(store.items(COUNTERS)) == {b"a": value(1)}
-    assert store.next[COUNTERS] == 12
+    assert store.next_offset[COUNTERS] == 12
 
 
-def test_merge_never_goes_back_in_the_changelog(store: PartitionStore) -> None:
+def test_merge_older_record_does_not_move_offset_back(store: PartitionStore) -> None:
     store.merge(POLICIES, [Record(9, b"k", value(1))])
     store.merge(POLICIES, [Record(4, b"k", value(1))])
-    assert store.next[POLICIES] == 10
+    assert store.next_offset[POLICIES] == 10
 
 
-def test_counters_of_a_client_and_its_resources(store: PartitionStore) -> None:
+def test_counters_of_returns_client_with_its_resources_only(store: PartitionStore) -> None:
     mine = [b"a", b"a\0", b"a\0login", b"a\0\xc3\xa9", b"a\0\xff"]
     others = [b"A", b"a!", b"a\x01", b"a\xff", b"ab", b"ab\0login", b"b", b"\xc3\xa9", b"\xff\xff"]
     store.write(COUNTERS, [(key, value(1)) for key in mine + others])
@@ -98,12 +100,12 @@ def test_counters_of_a_client_and_its_resources(store: PartitionStore) -> None:
     assert list(store.counters_of(b"aa")) == []
 
 
-def test_a_client_without_counters_of_its_own_may_have_resources(store: PartitionStore) -> None:
+def test_counters_of_client_with_resources_only_returns_them(store: PartitionStore) -> None:
     store.write(COUNTERS, [(b"a\0login", value(1)), (b"b", value(1))])
     assert [key for key, _ in store.counters_of(b"a")] == [b"a\0login"]
 
 
-def test_the_marker(store: PartitionStore) -> None:
+def test_marker_is_not_replaced_by_older_one(store: PartitionStore) -> None:
     marker = Marker(17, 5, 4, 3, "topic", parse_policy("100/minute"))
     store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
     assert store.marker() == marker
@@ -113,29 +115,29 @@ def test_the_marker(store: PartitionStore) -> None:
     assert store.marker() == marker
 
 
-def test_all_of_it_is_there_after_a_restart(reopen: Callable[[], PartitionStore]) -> None:
+def test_reopened_store_has_entries_offsets_and_marker(reopen: Callable[[], PartitionStore]) -> None:
     store = reopen()
     marker = Marker(17, 5, 4, 3, "topic", parse_policy("100/minute"))
-    store.next.update({COUNTERS: 2**40, POLICIES: 7})
+    store.next_offset.update({COUNTERS: 2**40, POLICIES: 7})
     store.write(COUNTERS, [(b"a", value(1)), (b"a\0login", value(2))])
     store.write(POLICIES, [(b"client\0a\0", value(3)), (MARKER_KEY, encode_marker(marker))])
     store = reopen()
-    assert store.next == {COUNTERS: 2**40, POLICIES: 7}
+    assert store.next_offset == {COUNTERS: 2**40, POLICIES: 7}
     assert dict(store.items(COUNTERS)) == {b"a": value(1), b"a\0login": value(2)}
     assert store.get(POLICIES, b"client\0a\0") == value(3)
     assert store.marker() == marker
     assert Ledger(store, marker).next_offset == 17
 
 
-def test_how_far_the_changelog_is_read_is_kept_with_what_was_read(
+def test_merge_stores_offset_with_records(
     reopen: Callable[[], PartitionStore],
 ) -> None:
     store = reopen()
     store.merge(COUNTERS, [Record(41, b"a", value(1))])
-    assert reopen().next == {COUNTERS: 42, POLICIES: 0}
+    assert reopen().next_offset == {COUNTERS: 42, POLICIES: 0}
 
 
-def test_a_long_merge(store: PartitionStore) -> None:
+def test_merge_many_records_keeps_last_of_each_key(store: PartitionStore) -> None:
     records = [Record(n, b"client-%d" % (n % 700), value(n)) for n in range(5_000)]
     store.merge(COUNTERS, records)
     found = dict(store.items(COUNTERS))

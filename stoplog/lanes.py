@@ -22,7 +22,7 @@ MAX_LANES: Final = 8
 """Lanes that a command can start. Each processes every check, so more than two are rarely worth it."""
 
 _RESERVED: Final = ("owner", "restore", "gateway")
-"""``stoplog-<name>`` of these is the group id of a client that joins no group. Markers are committed to one."""
+"""``stoplog-<name>`` of these is the group id of a client that joins no group."""
 
 
 def lane_names(count: int) -> list[str]:

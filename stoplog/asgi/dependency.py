@@ -27,8 +27,8 @@ class RateLimit:
 
     A denied request raises an ``HTTPException`` of 429 with ``Retry-After``. The application may render it as
     it renders others; by default FastAPI answers with a JSON problem. A denied WebSocket is closed with 1013.
-    A failure of the limiter never fails the route. FastAPI adds the header fields of an allowed request to the
-    responses that it creates, not to a ``Response`` that the route returns.
+    A failure of the limiter never fails the route. FastAPI adds the header fields of an allowed request to
+    the responses that it creates, not to a ``Response`` that the route returns.
 
     The application starts the limiter in its lifespan (``async with limiter:``), or shares it with a
     :class:`~stoplog.asgi.middleware.RateLimitMiddleware`, which does.

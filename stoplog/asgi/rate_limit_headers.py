@@ -3,8 +3,8 @@
 Their syntax is that of draft-ietf-httpapi-ratelimit-headers-11 (structured fields, RFC 9651). The draft's
 optional window is left out: an answer contains the limit nearest to being used up, not that limit's window.
 
-The older ``X-RateLimit-*`` fields are not standardized, and implementations differ. Here all of them are plain
-integers. The reset is in seconds from now, as in ``RateLimit``.
+The older ``X-RateLimit-*`` fields are not standardized, and implementations differ. Here all of them are
+plain integers. The reset is in seconds from now, as in ``RateLimit``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MAX_INTEGER: Final = 999_999_999_999_999
 def rate_limit_headers(answer: Answer, *, legacy: bool = False) -> Headers:
     """Return the header fields of one answer; none if it is unlimited or degraded.
 
-    ``t`` is the number of seconds until the limit is whole again. On a denial that waiting can help, it equals
-    ``Retry-After``, as the draft requires. Seconds are rounded up, so that waiting them is always enough.
+    ``t`` is the number of seconds until the limit is whole again. On a denial that waiting can help, it
+    equals ``Retry-After``, as the draft requires. Seconds are rounded up, so waiting them is always enough.
 
     Args:
         answer: The store's answer, or a degraded one.

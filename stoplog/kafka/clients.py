@@ -130,7 +130,7 @@ def changelog_producer(bootstrap: str, send_timeout_ms: int) -> Producer:
 def reply_producer(
     bootstrap: str, send_timeout_ms: int, failed: Callable[[Any, Any], None] | None = None
 ) -> Producer:
-    """Return the producer of replies and heartbeats: at once and without certainty, for late ones are useless.
+    """Return the producer of replies and heartbeats: at once, and never again, for late ones are useless.
 
     Args:
         bootstrap: Bootstrap servers.
@@ -187,7 +187,7 @@ def worker_consumer(
 
 
 def worker_admin(bootstrap: str) -> AdminClient:
-    """Return an admin client for offsets and topic descriptions; its errors are raised, so it logs nothing."""
+    """Return an admin client for offsets and topic descriptions. Its errors are raised, never logged."""
     return AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
 
 

@@ -1,10 +1,45 @@
-"""``checks``: the log that decides.
+"""``checks``: the log that decides. Its records in the order of a partition are the order of all decisions.
 
-Gateways and workers write *batches*, *denials* and *updates* in binary: a fixed header (:data:`HEADER`), then
-msgpack. The header can be read even where the body cannot, so that a broken batch is answered with an error.
-Any other producer writes *single checks* in JSON::
+Batches, relayed updates and denials begin with the same header, :data:`HEADER`. It can be read even if the
+body cannot, so that a broken batch is answered with an error::
 
-    {"client_id": "alice", "cost": 1, "reply_to": {"partition": 3, "id": "req-17"}}
+    offset  size  type      field
+    0       1     u8        version: 1
+    1       1     u8        kind: "B" (0x42) batch, "U" (0x55) relayed update, "D" (0x44) denials
+    2       4     i32       reply partition, of replies; -1: no reply wanted
+    6       8     u64       incarnation: random, identifies one run of the sender; 0 for an update
+    14      8     u64       number: of the batch; for an update its version, for denials 0
+    22      -     msgpack   body: an array
+
+    body of a batch: at most 10,000 checks, each an array
+    index   msgpack type    field
+    0       string          client: 1 to 256 bytes, no control characters
+    1       integer         cost: 0 to 1,000,000; 0 only looks
+    2       string          plan; empty: none
+    3       string          resource; empty: none
+
+    body of a relayed update (the reply partition in the header is -1)
+    index   msgpack type    field
+    0       integer         version: offset of the record in limit-updates
+    1       string          kind: client, plan, default or reset
+    2       string          id; empty for the default
+    3       string          resource; empty: none
+    4       array or nil    policy: [[[max, window_ms], ...]]; nil: deletion or reset
+    5       array or nil    reply_to: [partition, id] of the confirmation
+    6       integer         order: offset in the home partition; -1: none
+
+    body of denials: rows, each an array
+    index   msgpack type    field
+    0       string          client
+    1       string          plan; empty: none
+    2       string          resource; empty: none
+    3       integer         checks: how many were denied, at least 1
+    4       integer         cost: their total cost, at least 1
+
+Other producers write *single checks* in JSON. Only ``client_id`` is required; unknown fields are refused::
+
+    {"client_id": "alice", "cost": 1, "plan": null, "resource": null,
+     "reply_to": {"partition": 3, "id": "req-17"}}
 """
 
 from __future__ import annotations
@@ -21,21 +56,30 @@ from stoplog.wire.format import KIND_BATCH, NO_REPLY, VERSION, ReplyTo, check_si
 from stoplog.wire.limit_updates import Update, check_key
 
 HEADER: Final = Struct(">BBiQQ")
-"""Version, kind, reply partition (-1: no reply wanted), incarnation of the sender, batch number."""
+"""Version, kind, reply partition, incarnation, number."""
 
 KIND_UPDATE: Final = ord("U")
+"""Kind of a relayed limit update."""
 
 KIND_DENIALS: Final = ord("D")
+"""Kind of a report of denials."""
 
 MAX_BATCH: Final = 10_000
-"""Checks in one batch: the longest list that one HTTP call may bring."""
+"""Checks in one batch, and in the list of one HTTP call."""
 
 POSITION_BITS: Final = 16
-"""A position is ``offset << 16 | index in the batch``; MAX_BATCH must stay below 2**16."""
+"""A position is ``offset << 16 | index in the batch``, so MAX_BATCH must stay below 2**16."""
 
 
 class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """May *client* spend *cost* now? Empty plan or resource: none."""
+    """A question to the store: may a client spend this now?
+
+    Attributes:
+        client: Id of the client.
+        cost: Requests to charge; 0 only looks.
+        plan: Plan whose limits apply if the client has none of its own; empty for none.
+        resource: Resource with limits and counters of its own; empty for none.
+    """
 
     client: str
     cost: int = 1
@@ -44,7 +88,7 @@ class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
-    """Checks of one partition, sent as one record; ``partition`` is where the reply goes."""
+    """Checks of one partition in one record. ``partition`` is the partition of ``replies`` for the reply."""
 
     partition: int
     incarnation: int
@@ -53,14 +97,14 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
 
 
 class SingleCheck(msgspec.Struct, frozen=True, gc=False):
-    """A check published on its own."""
+    """A check in a record of its own."""
 
     check: Check
     reply_to: ReplyTo | None
 
     @property
     def checks(self) -> list[Check]:
-        """As a batch has them: this one."""
+        """The check as a list, like the checks of a batch."""
         return [self.check]
 
 
@@ -68,7 +112,7 @@ _Count = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 
 
 class Denied(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How many checks of *client* a gateway has denied by itself, and what they would have cost in all."""
+    """How many checks of one client the deny cache denied, and their total cost."""
 
     client: str
     plan: str
@@ -78,7 +122,7 @@ class Denied(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Denials(msgspec.Struct, frozen=True, gc=False):
-    """What a gateway has denied without asking, for the trail: it decides nothing and charges nothing."""
+    """A gateway's report of what its deny cache denied. It decides nothing and charges nothing."""
 
     incarnation: int
     sums: list[Denied]
@@ -108,23 +152,23 @@ _json_check = msgspec.json.Decoder(_JsonCheck)
 
 
 def encode_batch(batch: Batch) -> bytes:
-    """Header, then the checks."""
+    """Return the value of a batch."""
     head = HEADER.pack(VERSION, KIND_BATCH, batch.partition, batch.incarnation, batch.number)
     return head + pack(batch.checks)
 
 
 def encode_denials(denials: Denials) -> bytes:
-    """Header, then the sums; no reply is wanted."""
+    """Return the value of a report of denials."""
     return HEADER.pack(VERSION, KIND_DENIALS, NO_REPLY, denials.incarnation, 0) + pack(denials.sums)
 
 
 def encode_update(update: Update) -> bytes:
-    """A relayed limit update; its reply address travels in the body."""
+    """Return the value of a relayed limit update. Its reply address is in the body, not in the header."""
     return HEADER.pack(VERSION, KIND_UPDATE, NO_REPLY, 0, update.version) + pack(update)
 
 
 def encode_single(single: SingleCheck) -> bytes:
-    """The JSON form that any producer may write."""
+    """Return the value of a single check, which any producer may write."""
     check, to = single.check, single.reply_to
     return to_json(
         {
@@ -138,10 +182,11 @@ def encode_single(single: SingleCheck) -> bytes:
 
 
 def decode_checks_record(value: bytes | None) -> Batch | Denials | Update | SingleCheck:
-    """Read a record of ``checks``.
+    """Return the content of a record of ``checks``.
 
     Raises:
-        UndecodableRecord: with the reason; :func:`reply_address` may still know who asked.
+        UndecodableRecord: The record is malformed; the error states the reason. :func:`reply_address` may
+            still return where to report it.
     """
     if not value:
         raise UndecodableRecord("the record has no value")
@@ -174,14 +219,14 @@ def decode_checks_record(value: bytes | None) -> Batch | Denials | Update | Sing
 
 
 def _array_length(body: memoryview) -> int:
-    """How long the msgpack array in *body* claims to be, known before anything is made for it."""
+    """Return the length that the msgpack array in *body* claims, before decoding allocates memory for it."""
     if body and body[0] in (0xDC, 0xDD):
         return int.from_bytes(body[1 : 3 if body[0] == 0xDC else 5])
-    return 0  # a short one, or none at all: decoding tells
+    return 0  # an array of at most 15 items, or no array: decoding finds out
 
 
 def _relayed(update: Update) -> Update:
-    """Return *update* if an owner can have relayed it: what cannot be enforced must not come into force."""
+    """Return *update* if a worker can have relayed it. An invalid policy must never come into force."""
     if not 0 <= update.version < 2**63:
         raise UndecodableRecord(f"version {update.version} is no offset")
     check_key(update.key)
@@ -203,7 +248,10 @@ def _single(value: bytes) -> SingleCheck:
 
 
 def reply_address(value: bytes | None) -> tuple[int, int, int] | None:
-    """Partition, incarnation and number to answer a batch whose body cannot be read, if it has them."""
+    """Return partition, incarnation and number for the reply to a batch whose body cannot be decoded.
+
+    ``None`` if *value* is no batch, or wants no reply.
+    """
     if value is None or len(value) < HEADER.size or value[:2] != bytes((VERSION, KIND_BATCH)):
         return None
     _, _, partition, incarnation, number = HEADER.unpack_from(value)

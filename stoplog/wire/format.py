@@ -1,7 +1,12 @@
 """What the formats of all topics share: the version byte, bounds, JSON and record headers.
 
-The first byte of every binary value is the format's version, so that a reader can refuse a format that it
-does not know. JSON values begin with ``{``, which is no version.
+The first byte of every binary value is the version of its format::
+
+    offset  size  type   field
+    0       1     u8     version: 1; a JSON value begins with "{" (0x7B) instead
+    1       1     u8     kind of record, an ASCII letter
+
+All integers are big-endian. A reader refuses a version or kind that it does not know.
 """
 
 from __future__ import annotations
@@ -14,46 +19,49 @@ import msgspec
 from stoplog.errors import UndecodableRecord
 
 VERSION: Final = 1
+"""The only version of every binary format."""
 
 KIND_BATCH: Final = ord("B")
+"""Kind of a batch of checks, and of the reply to one."""
 
 NO_REPLY: Final = -1
+"""Reply partition of a record that wants no reply."""
 
 MAX_RECORD: Final = 4 * 1024 * 1024
-"""Bytes of a record's value, unpacked; a topic's ``max.message.bytes`` bounds only what is compressed."""
+"""Bytes of a record's value, decompressed; a topic's ``max.message.bytes`` bounds compressed bytes only."""
 
 to_json = msgspec.json.Encoder().encode
 
 pack = msgspec.msgpack.Encoder().encode
 
-# Given a name that is not UTF-8, confluent-kafka's method sets an exception and returns a list all the same,
-# with a null pointer in it. A call by `methodcaller` raises then; one written out is specialized by CPython
-# once it has run a few times, no longer looks, and the process dies. So it does at a second call.
+# For a header name that is not UTF-8, confluent-kafka's method sets an exception and still returns a list,
+# with a null pointer in it. `methodcaller` notices the exception. A plain call does not once CPython has
+# specialized it, and the process crashes. It also crashes at the second call for the same message.
 _headers = methodcaller("headers")
 
 
 class ReplyTo(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Where a JSON reply goes, and the id it carries."""
+    """The partition of ``replies`` for a JSON reply, and the id that the reply carries."""
 
     partition: int
     id: str
 
 
 def check_size(value: bytes) -> None:
-    """Refuse a value or key of more than :data:`MAX_RECORD` bytes.
+    """Refuse a key or value of more than :data:`MAX_RECORD` bytes.
 
     Raises:
-        UndecodableRecord: it is too large.
+        UndecodableRecord: It is larger.
     """
     if len(value) > MAX_RECORD:
         raise UndecodableRecord(f"{len(value):,} bytes; a record has at most {MAX_RECORD:,}")
 
 
 def headers_of(message: Any) -> list[tuple[str, bytes]] | None:
-    """The headers of *message*, a record as consumed; to be called once a message.
+    """Return the headers of *message*, a consumed record. Call this at most once per message.
 
     Raises:
-        UndecodableRecord: with the reason.
+        UndecodableRecord: A header's name is not UTF-8.
     """
     try:
         return _headers(message)  # type: ignore[no-any-return]

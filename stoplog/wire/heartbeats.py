@@ -1,4 +1,17 @@
-"""``nodes``: heartbeats of workers and gateways, JSON keyed by node id."""
+"""``nodes``: the heartbeats of workers and gateways.
+
+=====  =========================================================================================
+part   contents
+=====  =========================================================================================
+key    the node's id, UTF-8
+value  JSON, the fields of :class:`Heartbeat`; readers ignore unknown fields
+=====  =========================================================================================
+
+::
+
+    {"id": "worker-1@host", "role": "worker", "version": "0.2.0", "host": "host", "at_ms": 1764457200000,
+     "partitions": {"0": {"state": "running", "lag": 3}}, "stopping": false, "lane": "a"}
+"""
 
 from __future__ import annotations
 
@@ -10,27 +23,43 @@ from stoplog.errors import UndecodableRecord
 from stoplog.wire.format import to_json
 
 HEARTBEAT_S: Final = 2.0
-"""Seconds between two heartbeats of a node; a worker also sends one when its partitions have changed."""
+"""Seconds between two heartbeats of a node. A worker also sends one when its partitions have changed."""
 
 RUNNING: Final = "running"
-"""State of a partition that the worker judges."""
+"""State of a partition whose checks the worker decides."""
 
 RESTORING: Final = "restoring"
-"""State of a partition that the worker is about to judge."""
+"""State of a partition that the worker owns and still restores."""
 
 STANDBY: Final = "standby"
-"""State of a partition of which the worker only keeps a copy."""
+"""State of a partition of which the worker only keeps a copy, to take it over quickly."""
 
 
 class PartitionState(msgspec.Struct, frozen=True):
-    """What a worker says of one partition: its state, and records not yet judged."""
+    """A worker's state of one partition.
+
+    Attributes:
+        state: ``running``, ``restoring`` or ``standby``.
+        lag: Records of ``checks`` that are not decided yet.
+    """
 
     state: str
     lag: int = 0
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """A worker or gateway saying that it is there, and how it is; a worker also in which lane."""
+    """A sign of life of a worker or gateway.
+
+    Attributes:
+        id: Name of the node, unique among all nodes.
+        role: ``worker`` or ``gateway``.
+        version: Its version of Stoplog.
+        host: Name of its machine.
+        at_ms: Milliseconds since the Unix epoch by the node's own clock. Nothing depends on it.
+        partitions: A worker's partitions and their states.
+        stopping: Whether this is the node's last heartbeat.
+        lane: A worker's lane, ``a`` being the default one; empty for a gateway.
+    """
 
     id: str
     role: str
@@ -43,7 +72,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 class StampedHeartbeat(msgspec.Struct, frozen=True):
-    """A heartbeat and the broker's timestamp of its record, in ms since the Unix epoch by the broker's clock."""
+    """A heartbeat, and the broker's timestamp of its record (ms since the Unix epoch)."""
 
     heartbeat: Heartbeat
     at_ms: int
@@ -52,18 +81,18 @@ class StampedHeartbeat(msgspec.Struct, frozen=True):
 _heartbeat = msgspec.json.Decoder(Heartbeat)
 
 
-def encode_heartbeat(beat: Heartbeat) -> bytes:
-    """JSON."""
-    return to_json(beat)
+def encode_heartbeat(heartbeat: Heartbeat) -> bytes:
+    """Return the value of a record of ``nodes``."""
+    return to_json(heartbeat)
 
 
 def decode_heartbeat(value: bytes | None) -> Heartbeat:
-    """Read a beat.
+    """Return the heartbeat in a record of ``nodes``.
 
     Raises:
-        UndecodableRecord: not one.
+        UndecodableRecord: The value is no heartbeat.
     """
     try:
         return _heartbeat.decode(value or b"")
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        raise UndecodableRecord(f"not a beat: {exc}") from exc
+        raise UndecodableRecord(f"not a heartbeat: {exc}") from exc

@@ -1,9 +1,19 @@
-"""``limit-updates``: changes of limits, as administrators write them.
+"""``limit-updates``: changes of limits, as gateways and operators write them.
 
-Key: JSON ``["client", "alice", "login"]`` (kind, id, resource). Value: JSON ``{"limits": [...]}``; a record
-without a value deletes. A header ``reply-to`` of ``<partition>:<id>`` asks for a confirmation on ``replies`` when the update
-is applied. Updates of plans and of the default go to every partition: first to their home partition, then to the
-others with a header ``order`` that carries the offset in the home partition.
+=================  ===============================================================================
+part               contents
+=================  ===============================================================================
+key                JSON ``["client", "alice", "login"]``: kind, id, resource; kinds are ``client``,
+                   ``plan``, ``default`` (with an empty id) and ``reset``
+value              JSON ``{"limits": ["100/minute"]}`` or ``{"limits": "unlimited"}``; no value
+                   deletes the limits; the value of a ``reset`` is ignored
+header `reply-to`  ``<partition>:<id>`` in UTF-8: asks for a confirmation on ``replies``
+header `order`     digits: offset in the home partition, of an update of a plan or the default
+=================  ===============================================================================
+
+An update of a client or a reset goes to the client's partition. An update of a plan or of the default goes to
+every partition: first to its home partition, then to the others, with the header ``order``. A worker relays
+each update into ``checks``, where it takes effect (:mod:`stoplog.wire.checks`).
 """
 
 from __future__ import annotations
@@ -17,11 +27,11 @@ from stoplog.policy import Policy, check_id, parse_policy
 from stoplog.wire.format import ReplyTo, check_size, to_json
 
 KINDS: Final = ("client", "plan", "default", "reset")
-"""What a limit update can be about; ``reset`` empties a client's counters."""
+"""Kinds of limit updates. A ``reset`` empties a client's counters."""
 
 
 class UpdateKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Key of a ``limit-updates`` record; ``id`` is empty for the default."""
+    """The key of a record of ``limit-updates``. The id of the default is empty."""
 
     kind: str
     id: str = ""
@@ -29,11 +39,17 @@ class UpdateKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Update(msgspec.Struct, frozen=True, array_like=True):
-    """A limit update as it comes by in ``checks``; ``version`` is its offset in ``limit-updates``.
+    """A limit update, as workers relay it into ``checks``.
 
-    ``policy`` is ``None`` for a deletion and for a reset. ``order``: of a plan's or the default's update, its
-    offset in the home partition (:func:`stoplog.partitioning.home_of`), by which all partitions agree on
-    which of two is the later; -1 if whoever wrote it did not say.
+    Attributes:
+        version: Its offset in ``limit-updates``.
+        kind: One of :data:`KINDS`.
+        id: Id of the client or plan; empty for the default.
+        resource: The resource that is limited; empty for none.
+        policy: The new policy; ``None`` for a deletion or a reset.
+        reply_to: Where to confirm it; ``None`` if no confirmation is wanted.
+        order: Offset in the home partition (:func:`stoplog.partitioning.home_of`) of an update of a plan or
+            the default. By it all partitions agree which of two updates is later. -1 if the writer gave none.
     """
 
     version: int
@@ -46,7 +62,7 @@ class Update(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def key(self) -> UpdateKey:
-        """The key it was written under."""
+        """The key of its record."""
         return UpdateKey(self.kind, self.id, self.resource)
 
 
@@ -61,22 +77,22 @@ _json_limits = msgspec.json.Decoder(_JsonLimits)
 
 
 def encode_update_key(key: UpdateKey) -> bytes:
-    """``["client", "alice", ""]``."""
+    """Return the key of a record, such as ``["client", "alice", ""]``."""
     return to_json(key)
 
 
 def encode_update_value(policy: Policy | None) -> bytes | None:
-    """``{"limits": ["100/minute"]}``; ``None`` deletes."""
+    """Return the value of a record, such as ``{"limits": ["100/minute"]}``; ``None`` for a deletion."""
     return None if policy is None else to_json({"limits": policy.spec()})
 
 
 def decode_update(
     offset: int, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]] | None
 ) -> Update:
-    """Read a record of ``limit-updates``.
+    """Return the update in a record of ``limit-updates``.
 
     Raises:
-        UndecodableRecord: with the reason.
+        UndecodableRecord: The record is no valid update; the error states the reason.
     """
     try:
         for part in (key, value):
@@ -94,11 +110,11 @@ def decode_update(
 
 
 def check_key(key: UpdateKey) -> None:
-    """Refuse a key that no limit can be stored under.
+    """Refuse a key under which no limits can be stored.
 
     Raises:
-        InvalidInput: its id or resource is invalid.
-        UndecodableRecord: its kind is unknown, or the default has an id.
+        InvalidInput: The id or resource is invalid.
+        UndecodableRecord: The kind is unknown, or the default has an id.
     """
     if key.kind not in KINDS:
         raise UndecodableRecord(f"unknown kind {key.kind!r}; use one of {', '.join(KINDS)}")
@@ -127,10 +143,10 @@ def _reply_to(headers: list[tuple[str, bytes]] | None) -> ReplyTo | None:
 
 
 def reply_to_header(to: ReplyTo) -> tuple[str, bytes]:
-    """The header that asks for a word when an update is applied."""
+    """Return the header that asks for a confirmation of an update."""
     return "reply-to", f"{to.partition}:{to.id}".encode()
 
 
 def order_header(order: int) -> tuple[str, bytes]:
-    """The header that says where in its home partition a plan's or the default's update stands."""
+    """Return the header with the offset, in its home partition, of an update of a plan or the default."""
     return "order", str(order).encode()

@@ -1,7 +1,36 @@
-"""``replies``: the answers to checks and updates.
+"""``replies``: the replies to checks and limit updates. Records have no key.
 
-A batch is answered by a binary :class:`Reply`; a single check or an update by JSON ``{"id": ..., ...}``. The reply
-to a single check of cost 0 also describes each window.
+A batch gets a binary :class:`Reply`::
+
+    offset  size  type      field
+    0       1     u8        version: 1
+    1       1     u8        kind: "B" (0x42) answers, "E" (0x45) error
+    2       8     u64       incarnation: that of the batch
+    10      8     u64       number: that of the batch
+    18      8     i64       offset: of the batch in checks
+    26      8     i64       applied: offset in limit-updates up to which all updates are applied; -1: none
+    34      -     msgpack   kind B: an array with one answer per check, in order
+    34      -     UTF-8     kind E: the reason why the batch could not be decided
+
+    answer  msgpack type    meaning
+            nil             the check was decided before a restart; its answer is lost
+            string          the reason why this check could not be decided
+            array           a decision:
+
+    index   msgpack type    field of a decision
+    0       boolean         allowed
+    1       integer or nil  limit: the one nearest to being used up; nil: unlimited
+    2       integer or nil  remaining: of that limit
+    3       integer         reset_after_ms
+    4       integer or nil  retry_after_ms
+    5       integer         policy_version
+
+A single check or a limit update that names a reply partition gets JSON::
+
+    {"id": ..., "allowed": ..., "limit": ..., ...}              a decision's fields
+    {"id": ..., ..., "held_to": [...], "windows": [...]}        for a cost of 0: LookupReply
+    {"id": ..., "error": "..."}                                 a check that could not be decided
+    {"id": ..., "applied": true, "version": 41, "partition": 1} an update: UpdateReply
 """
 
 from __future__ import annotations
@@ -19,16 +48,20 @@ from stoplog.wire.limit_updates import UpdateKey
 _REPLY: Final = Struct(">BBQQqq")
 
 KIND_ERROR: Final = ord("E")
+"""Kind of a reply to a batch that could not be decided."""
 
 
 class Decision(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The answer to one check.
+    """The store's answer to one check.
 
-    ``limit`` and ``remaining`` are those of the limit that is nearest to being used up, ``None`` when
-    unlimited. ``reset_after_ms``: when that limit is whole again if nothing more is spent.
-    ``retry_after_ms``: 0 if allowed; ``None`` if waiting cannot help (cost above the limit).
-    ``policy_version``: the offset in ``limit-updates`` of the policy that decided, -1 for the built-in
-    default.
+    Attributes:
+        allowed: Whether the client may go ahead.
+        limit: The limit that is nearest to being used up; ``None`` if the client is unlimited.
+        remaining: What remains of that limit; ``None`` if the client is unlimited.
+        reset_after_ms: Milliseconds until that limit is whole again if nothing more is spent.
+        retry_after_ms: Milliseconds until the same check can pass; 0 if it is allowed, ``None`` if waiting
+            cannot help (the cost exceeds the limit).
+        policy_version: Offset in ``limit-updates`` of the policy that decided; -1 for the built-in default.
     """
 
     allowed: bool
@@ -40,11 +73,16 @@ class Decision(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
-    """Answers to one batch, in its order.
+    """The reply to one batch.
 
-    ``answers``: a decision; ``None`` where the log had already decided it before a restart; a text
-    where this one check could not be judged. ``error`` is set instead when nothing could be.
-    ``applied``: all updates up to this offset of ``limit-updates`` had been applied.
+    Attributes:
+        incarnation: That of the batch: the run of the sender.
+        number: That of the batch.
+        offset: Offset of the batch in ``checks``.
+        applied: Offset in ``limit-updates`` up to which all updates are applied; -1 for none.
+        answers: One answer per check, in order. ``None``: decided before a restart, and the answer is lost.
+            A text: the reason why this check could not be decided.
+        error: The reason why the whole batch could not be decided; then there are no answers.
     """
 
     incarnation: int
@@ -56,9 +94,13 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 
 
 class UpdateReply(msgspec.Struct, frozen=True):
-    """A worker's reply to a limit update: whether one partition applied it, and as which version.
+    """A worker's reply to a limit update.
 
-    ``version`` is the update's offset in ``limit-updates``.
+    Attributes:
+        id: The id that the update's ``reply-to`` header gave.
+        applied: Whether the partition has applied it.
+        version: The update's offset in ``limit-updates``.
+        partition: The partition that applied it.
     """
 
     id: str
@@ -68,7 +110,10 @@ class UpdateReply(msgspec.Struct, frozen=True):
 
 
 class WindowUse(msgspec.Struct, frozen=True):
-    """A limit: `used` counts against it now, and in `reset_after_ms` nothing will, if no more is spent."""
+    """The use of one limit.
+
+    `used` is what counts against it now. After `reset_after_ms` nothing does, if no more is spent.
+    """
 
     limit: str
     used: int
@@ -76,11 +121,14 @@ class WindowUse(msgspec.Struct, frozen=True):
 
 
 class LookupReply(msgspec.Struct, frozen=True):
-    """A worker's reply to a single check of cost 0, which describes every window.
+    """What a worker's reply to a single check of cost 0 describes besides the decision.
 
-    ``held_to`` is the key of the limits in force, ``None`` for the built-in default. ``windows`` is empty for an
-    unlimited client, and ``None`` from a worker of an older version. ``error`` is set if the worker could not
-    judge the check.
+    Attributes:
+        id: The id that the check's ``reply_to`` gave.
+        policy_version: Offset in ``limit-updates`` of the policy in force; -1 for the built-in default.
+        held_to: Key of that policy; ``None`` for the built-in default.
+        windows: The use of every limit, empty for an unlimited client. Workers of older versions omit it.
+        error: The reason why the check could not be decided.
     """
 
     id: str
@@ -94,17 +142,17 @@ _answers = msgspec.msgpack.Decoder(list[Decision | str | None])
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """Header, then the answers, or the error."""
+    """Return the value of a binary reply."""
     kind = KIND_BATCH if reply.error is None else KIND_ERROR
     head = _REPLY.pack(VERSION, kind, reply.incarnation, reply.number, reply.offset, reply.applied)
     return head + (pack(reply.answers) if reply.error is None else reply.error.encode())
 
 
 def decode_reply(value: bytes) -> Reply:
-    """Read a binary reply.
+    """Return the reply in a binary value.
 
     Raises:
-        UndecodableRecord: not one.
+        UndecodableRecord: The value is no reply.
     """
     try:
         version, kind, incarnation, number, offset, applied = _REPLY.unpack_from(value)
@@ -119,10 +167,10 @@ def decode_reply(value: bytes) -> Reply:
 
 
 def reply_incarnation(value: bytes) -> int | None:
-    """Whose reply it is, without reading its answers; ``None`` if it is too short to be one."""
+    """Return the incarnation of a reply without decoding its answers; ``None`` if it is too short."""
     return int(_REPLY.unpack_from(value)[2]) if len(value) >= _REPLY.size else None
 
 
 def encode_json_reply(to: ReplyTo, **facts: Any) -> bytes:
-    """A reply to a single check or an update: its id and the facts."""
+    """Return a JSON reply to a single check or an update: the id of *to*, and *facts*."""
     return to_json({"id": to.id, **facts})

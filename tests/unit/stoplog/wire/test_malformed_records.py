@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from time import perf_counter
 from typing import Any
@@ -11,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoplog.errors import UndecodableRecord
-from stoplog.policy import MAX_COST, UNLIMITED, Limit, Policy, parse_policy
+from stoplog.policy import MAX_COST, Limit, Policy, parse_policy
 from stoplog.wire.checks import (
     HEADER,
     KIND_UPDATE,
     MAX_BATCH,
-    POSITION_BITS,
     Batch,
     Check,
     Denials,
@@ -30,157 +28,26 @@ from stoplog.wire.checks import (
     reply_address,
 )
 from stoplog.wire.format import KIND_BATCH, MAX_RECORD, NO_REPLY, VERSION, ReplyTo
-from stoplog.wire.heartbeats import Heartbeat, PartitionState, decode_heartbeat, encode_heartbeat
+from stoplog.wire.heartbeats import decode_heartbeat
 from stoplog.wire.limit_updates import (
     KINDS,
     Update,
-    UpdateKey,
     decode_update,
-    encode_update_key,
-    encode_update_value,
-    reply_to_header,
 )
 from stoplog.wire.replies import (
     Decision,
     Reply,
     decode_reply,
-    encode_json_reply,
     encode_reply,
     reply_incarnation,
 )
-
-U64 = st.integers(0, 2**64 - 1)
-I63 = st.integers(0, 2**63 - 1)
-I31 = st.integers(0, 2**31 - 1)
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-ids = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=20)
-checks = st.builds(Check, texts, st.integers(0, MAX_COST), texts, texts)
-batches = st.builds(Batch, st.integers(-1, 2**31 - 1), U64, U64, st.lists(checks, max_size=20))
-reply_tos = st.builds(ReplyTo, I31, ids.filter(lambda id_: not id_.isspace()))
-singles = st.builds(
-    SingleCheck,
-    st.builds(Check, ids, st.integers(0, MAX_COST), ids | st.just(""), ids | st.just("")),
-    reply_tos | st.none(),
-)
-policies = st.sampled_from([None, UNLIMITED, parse_policy("100/minute"), parse_policy(["5/1500ms", "1/day"])])
-keys = st.one_of(
-    st.builds(UpdateKey, st.sampled_from(("client", "plan", "reset")), ids, ids | st.just("")),
-    st.builds(UpdateKey, st.just("default"), st.just(""), ids | st.just("")),
-)
-updates = st.builds(
-    lambda version, key, policy, to: Update(
-        version, key.kind, key.id, key.resource, None if key.kind == "reset" else policy, to
-    ),
-    I63,
-    keys,
-    policies,
-    reply_tos | st.none(),
-)
-decisions = st.builds(
-    Decision,
-    st.booleans(),
-    I63 | st.none(),
-    I63 | st.none(),
-    I63,
-    I63 | st.none(),
-    st.integers(-1, 2**63 - 1),
-)
-replies = st.builds(Reply, U64, U64, I63, st.integers(-1, 2**63 - 1), st.lists(decisions | texts | st.none()))
-
-
-# --- there and back ---------------------------------------------------------------------------
-
-
-@given(batches)
-def test_batches(batch: Batch) -> None:
-    value = encode_batch(batch)
-    assert decode_checks_record(value) == batch
-    address = (batch.partition, batch.incarnation, batch.number) if batch.partition >= 0 else None
-    assert reply_address(value) == address
-
-
-@given(singles)
-def test_single_checks(single: SingleCheck) -> None:
-    assert decode_checks_record(encode_single(single)) == single
-
-
-def test_single_checks_as_others_write_them() -> None:
-    value = b'{"client_id": "alice", "cost": 1, "reply_to": {"partition": 3, "id": "req-17"}}'
-    assert decode_checks_record(value) == SingleCheck(Check("alice"), ReplyTo(3, "req-17"))
-    assert decode_checks_record(b'{"client_id": "zo\\u00eb"}') == SingleCheck(Check("zoë"), None)
-
-
-@given(updates)
-def test_relayed_updates(update: Update) -> None:
-    assert decode_checks_record(encode_update(update)) == update
-
-
-def test_denials() -> None:
-    denials = Denials(77, [Denied("alice", "gold", "login", 3, 7), Denied("zoë", "", "", 1, 2**53)])
-    value = encode_denials(denials)
-    assert decode_checks_record(value) == denials
-    assert reply_address(value) is None
-
-
-@given(I63, keys, policies, reply_tos | st.none())
-def test_updates(offset: int, key: UpdateKey, policy: Policy | None, to: ReplyTo | None) -> None:
-    headers = [("other", b"x"), *([reply_to_header(to)] if to else [])]
-    found = decode_update(offset, encode_update_key(key), encode_update_value(policy), headers)
-    expected = None if key.kind == "reset" else policy
-    assert found == Update(offset, key.kind, key.id, key.resource, expected, to)
-    assert found.key == key
-
-
-@given(replies)
-def test_replies(reply: Reply) -> None:
-    value = encode_reply(reply)
-    assert decode_reply(value) == reply
-    assert reply_incarnation(value) == reply.incarnation
-
-
-@given(U64, U64, I63, texts)
-def test_replies_that_are_errors(incarnation: int, number: int, offset: int, error: str) -> None:
-    reply = Reply(incarnation, number, offset, -1, [], error)
-    assert decode_reply(encode_reply(reply)) == reply
-
-
-@given(
-    st.builds(
-        Heartbeat,
-        texts,
-        st.sampled_from(("worker", "gateway")),
-        texts,
-        texts,
-        I63,
-        st.dictionaries(st.integers(0, 63), st.builds(PartitionState, texts, I63)),
-        st.booleans(),
-    )
-)
-def test_beats(beat: Heartbeat) -> None:
-    assert decode_heartbeat(encode_heartbeat(beat)) == beat
-
-
-@given(reply_tos)
-def test_json_replies(to: ReplyTo) -> None:
-    assert json.loads(encode_json_reply(to, allowed=True, retry_after_ms=None)) == {
-        "id": to.id,
-        "allowed": True,
-        "retry_after_ms": None,
-    }
-
-
-def test_a_position_holds_the_index_of_any_check() -> None:
-    assert MAX_BATCH < 2**POSITION_BITS
-
-
-# --- poison -----------------------------------------------------------------------------------
 
 HEAD = HEADER.pack(VERSION, KIND_BATCH, 2, 77, 5)
 GOOD = Batch(2, 77, 5, [Check("alice", 1, "gold", "login"), Check("zoë")])
 
 
 def refused(value: bytes | None) -> str:
-    """The reason, given in no time and short enough for a header."""
+    """Return the reason of a refusal, which is quick and short enough for a header."""
     began = perf_counter()
     with pytest.raises(UndecodableRecord) as caught:
         decode_checks_record(value)
@@ -191,13 +58,13 @@ def refused(value: bytes | None) -> str:
 
 
 @pytest.mark.parametrize(("checks", "cost"), [(0, 1), (-1, 1), (1, -1), (2**53 + 1, 1)])
-def test_denials_that_nobody_can_have_given(checks: int, cost: int) -> None:
+def test_denials_with_impossible_counts_are_refused(checks: int, cost: int) -> None:
     assert "Expected `int`" in refused(encode_denials(Denials(77, [Denied("alice", "", "", checks, cost)])))
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
-def test_random_bytes(value: bytes) -> None:
+def test_random_bytes_raise_nothing_but_undecodable_record(value: bytes) -> None:
     for read in (decode_checks_record, decode_reply, decode_heartbeat):
         with suppress(UndecodableRecord):
             read(value)
@@ -209,7 +76,7 @@ def test_random_bytes(value: bytes) -> None:
     st.sampled_from([HEAD, HEADER.pack(VERSION, KIND_UPDATE, -1, 0, 1), b"{", b'{"client_id":']), st.binary()
 )
 @settings(max_examples=300)
-def test_random_bodies(head: bytes, body: bytes) -> None:
+def test_random_bodies_raise_nothing_but_undecodable_record(head: bytes, body: bytes) -> None:
     try:
         decode_checks_record(head + body)
     except UndecodableRecord as error:
@@ -217,7 +84,7 @@ def test_random_bodies(head: bytes, body: bytes) -> None:
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60), st.binary(max_size=20))
-def test_random_updates(key: bytes, value: bytes, header: bytes) -> None:
+def test_random_updates_raise_nothing_but_undecodable_record(key: bytes, value: bytes, header: bytes) -> None:
     for a, b in ((key, value), (b'["client","a",""]', value), (key, None), (b"[" + key, b"{" + value)):
         try:
             decode_update(1, a, b, [("reply-to", header)])
@@ -233,12 +100,12 @@ def test_random_updates(key: bytes, value: bytes, header: bytes) -> None:
         encode_single(SingleCheck(Check("alice", 2, "gold", "login"), ReplyTo(1, "r"))),
     ],
 )
-def test_every_truncation(value: bytes) -> None:
+def test_every_truncation_of_a_checks_record_is_refused(value: bytes) -> None:
     for length in range(len(value)):
         refused(value[:length])
 
 
-def test_every_truncation_of_a_reply() -> None:
+def test_every_truncation_of_a_reply_is_refused() -> None:
     value = encode_reply(Reply(1, 2, 3, 4, [Decision(True, 1, 1, 1, 0, 1), None, "no"]))
     for length in range(len(value)):
         with pytest.raises(UndecodableRecord):
@@ -268,12 +135,12 @@ BOMBS = {
 
 @pytest.mark.parametrize("body", BOMBS.values(), ids=BOMBS.keys())
 @pytest.mark.parametrize("kind", [KIND_BATCH, KIND_UPDATE])
-def test_msgpack_bombs(body: bytes, kind: int) -> None:
+def test_a_msgpack_bomb_in_checks_is_refused_quickly(body: bytes, kind: int) -> None:
     refused(HEADER.pack(VERSION, kind, 0, 1, 1) + body)
 
 
 @pytest.mark.parametrize("body", BOMBS.values(), ids=BOMBS.keys())
-def test_msgpack_bombs_as_replies(body: bytes) -> None:
+def test_a_msgpack_bomb_in_a_reply_is_refused(body: bytes) -> None:
     value = bytearray(encode_reply(Reply(1, 2, 3, 4, []))[:-1] + body)
     with pytest.raises(UndecodableRecord):
         decode_reply(bytes(value))
@@ -311,15 +178,15 @@ def test_msgpack_bombs_as_replies(body: bytes) -> None:
         b'{"client_id": "\xed\xa0\x80"}',
     ],
 )
-def test_json_that_is_no_check(value: bytes) -> None:
+def test_json_that_is_no_valid_check_is_refused(value: bytes) -> None:
     refused(value)
 
 
 @pytest.mark.parametrize(
     "half", [b"\\ud800", b"\\udc00", b"\\ud800abcdef", b"\\ud800\\u0041", b"\\ud800\\ud800"]
 )
-def test_lone_surrogates_never_come_in(half: bytes) -> None:
-    """A text with one cannot be written out again, not even as a reason."""
+def test_a_lone_surrogate_is_refused(half: bytes) -> None:
+    # A text with a lone surrogate cannot be encoded again, not even in a dead letter's reason.
     for value in (
         b'{"client_id": "%s"}',
         b'{"client_id": "a", "plan": "%s"}',
@@ -339,21 +206,21 @@ def test_lone_surrogates_never_come_in(half: bytes) -> None:
         caught.value.reason.encode()
 
 
-def test_no_value_and_unknown_formats() -> None:
+def test_a_missing_value_and_unknown_formats_are_refused() -> None:
     assert refused(None) == refused(b"") == "the record has no value"
     assert "version 2" in refused(b"\x02" + encode_batch(GOOD)[1:])
     assert "upgrade" in refused(b"\x02")
     assert "kind 88" in refused(HEADER.pack(VERSION, ord("X"), 0, 1, 1) + b"\x90")
 
 
-def test_too_many_checks() -> None:
+def test_a_batch_with_too_many_checks_is_refused() -> None:
     whole = Batch(0, 1, 1, [Check("a")] * MAX_BATCH)
     assert decode_checks_record(encode_batch(whole)) == whole
     assert "10001" in refused(encode_batch(Batch(0, 1, 1, [Check("a")] * (MAX_BATCH + 1))))
     assert "100000" in refused(encode_batch(Batch(0, 1, 1, [Check("a")] * 100_000)))
 
 
-def test_a_record_too_large_is_refused_by_its_size_alone() -> None:
+def test_an_oversized_record_is_refused_before_decoding() -> None:
     assert "bytes; a record has at most" in refused(HEAD + b"\xdd" + bytes(MAX_RECORD))
     assert "bytes; a record has at most" in refused(b"{" + b" " * MAX_RECORD)
     for key, value in ((b" " * (MAX_RECORD + 1), b"{}"), (b'["default"]', b" " * (MAX_RECORD + 1))):
@@ -361,15 +228,18 @@ def test_a_record_too_large_is_refused_by_its_size_alone() -> None:
             decode_update(0, key, value, None)
 
 
-def test_a_length_claimed_is_refused_before_anything_is_made_for_it() -> None:
+def test_an_oversized_array_is_refused_before_decoding() -> None:
     claimed = HEAD + b"\xdd" + (1_000_000).to_bytes(4) + b"\x91\xa1a" * 1_000_000
     began = perf_counter()
+    msgspec.msgpack.decode(claimed[len(HEAD) :])
+    decoding_s = perf_counter() - began
+    began = perf_counter()
     assert "1000000 checks" in refused(claimed)
-    assert perf_counter() - began < 0.05, "decoding takes longer"
+    assert perf_counter() - began < decoding_s / 2
 
 
 @pytest.mark.parametrize("cost", [-1, MAX_COST + 1, 2**63, -(2**63), 1.5, None, "1", True])
-def test_a_cost_out_of_bounds_in_a_batch(cost: Any) -> None:
+def test_a_batch_with_an_invalid_cost_is_refused(cost: Any) -> None:
     refused(HEAD + msgspec.msgpack.encode([["alice", 1], ["alice", cost]]))
 
 
@@ -393,7 +263,7 @@ def test_a_cost_out_of_bounds_in_a_batch(cost: Any) -> None:
         Update(1, "client", "a", "", Policy((Limit(1, 60_000),) * 1_000)),
     ],
 )
-def test_an_update_that_could_not_be_enforced_does_not_come_into_force(update: Update) -> None:
+def test_a_relayed_update_with_an_invalid_policy_is_refused(update: Update) -> None:
     refused(HEADER.pack(VERSION, KIND_UPDATE, NO_REPLY, 0, 1) + msgspec.msgpack.encode(update))
 
 
@@ -430,7 +300,7 @@ def test_an_update_that_could_not_be_enforced_does_not_come_into_force(update: U
         ),
     ],
 )
-def test_updates_that_cannot_be_used(key: bytes | None, value: bytes | None) -> None:
+def test_an_invalid_limit_update_is_refused(key: bytes | None, value: bytes | None) -> None:
     with pytest.raises(UndecodableRecord) as caught:
         decode_update(1, key, value, None)
     caught.value.reason.encode()
@@ -440,15 +310,12 @@ def test_updates_that_cannot_be_used(key: bytes | None, value: bytes | None) -> 
     "header",
     [b"", None, b"3", b":x", b"3:", b"-1:x", b"x:y", b"\xff:\xff", "٣:x".encode(), b"9" * 5_000 + b":x"],
 )
-def test_a_reply_address_that_cannot_be_read_asks_for_no_reply(header: Any) -> None:
+def test_an_invalid_reply_to_header_wants_no_reply(header: Any) -> None:
     found = decode_update(1, b'["client", "a"]', None, [("reply-to", header)])
     assert found.reply_to is None
 
 
-# --- who is told ------------------------------------------------------------------------------
-
-
-def test_a_broken_batch_knows_who_asked() -> None:
+def test_the_reply_address_of_a_broken_batch_is_known() -> None:
     assert reply_address(HEAD + b"\xc1") == (2, 77, 5)
     assert reply_address(HEAD) == (2, 77, 5)
     assert reply_address(encode_batch(Batch(NO_REPLY, 77, 5, []))) is None
@@ -462,10 +329,10 @@ def test_a_broken_batch_knows_who_asked() -> None:
 
 
 @pytest.mark.parametrize("value", [b"\x02" + encode_reply(Reply(1, 2, 3, 4, []))[1:], b"", b"\x01B"])
-def test_replies_that_are_none(value: bytes) -> None:
+def test_an_invalid_reply_is_refused(value: bytes) -> None:
     with pytest.raises(UndecodableRecord):
         decode_reply(value)
 
 
-def test_what_an_update_can_be_about() -> None:
+def test_the_kinds_of_limit_updates_are_fixed() -> None:
     assert KINDS == ("client", "plan", "default", "reset")

@@ -1,4 +1,4 @@
-"""The rules of docs/design/overview.md on who may import whom, read from the sources."""
+"""The rules of DESIGN.md on which package may import which, read from the sources."""
 
 from __future__ import annotations
 

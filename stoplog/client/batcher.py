@@ -1,447 +1,245 @@
-"""Checks into batches: at most one batch of a partition is in flight, so batches grow with the load.
+"""Route checks to their partitions, and send their batches at the end of a turn of the event loop.
 
-An idle partition's batch leaves at the end of the event-loop turn that began it, a busy one's at the end of
-that in which the one before it is answered, so that whoever was answered and asks again at once is in it.
+At most one batch of a partition is in flight, so batches grow with the load. The batch of an idle partition is
+sent at the end of the turn in which it began. The batch of a busy partition is sent at the end of the turn in
+which the reply to the previous one arrives, so a caller that checks again at once is in it.
 
-Deadlines: each batch has one timer, which runs from the moment its oldest check was asked, *not* from its
-sending; a check that waits behind a slow batch is let through at its own deadline all the same. Whoever
-gives up first frees the partition's slot only for itself: a late reply finds its number gone.
-
-Lanes: with several, each batch gets several replies. The first settles it; see :mod:`stoplog.client.lane_divergence`.
-
-Breaker open: a check is answered at once, and still published, gathered for a moment; these
-batches hold no slot and expire a deadline after their *sending*; a reply by then closes the breaker.
+:mod:`stoplog.client.partition_queue` describes the life of a batch, and :mod:`stoplog.client.fail_open` the rule
+for checks without a timely reply. With several lanes each batch gets several replies. The first one answers the
+checks; the others are compared with it (:mod:`stoplog.client.lane_divergence`).
 """
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, Future, TimerHandle
-from collections import deque
+from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable
-from typing import Final, Protocol
 
-from stoplog.client.answer import Answer, Outcome
-from stoplog.client.circuit_breaker import Breaker
-from stoplog.client.degraded_mode import Mode
+from stoplog.client.answer import Answer, Outcome, PendingAnswer
+from stoplog.client.batch_sender import BatchSender, CheckTransport
+from stoplog.client.circuit_breaker import CLOSED
+from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
-from stoplog.client.fail_open import BROKER, DEADLINE, FAIL_OPEN, OVERLOAD, STOPPING, UNPUBLISHED
-from stoplog.client.in_flight import Pending, PendingBatch, size_of
-from stoplog.client.lane_divergence import Answered
+from stoplog.client.fail_open import FAIL_OPEN, OVERLOAD, STOPPING, Deadlines
+from stoplog.client.in_flight import InFlight
+from stoplog.client.instrumentation import Instrumentation
+from stoplog.client.lane_divergence import DivergenceDetector
 from stoplog.client.metrics import Metrics
+from stoplog.client.partition_queue import PartitionQueue
+from stoplog.client.pending_batch import PendingBatch
 from stoplog.client.top_rejected import Rejections
 from stoplog.clock import now
-from stoplog.errors import Unavailable
 from stoplog.partitioning import partition_of
-from stoplog.wire.checks import Batch, Check, encode_batch
-from stoplog.wire.format import NO_REPLY
+from stoplog.wire.checks import Check
 from stoplog.wire.replies import Reply
-
-GATHER_S: Final = 0.05
-"""While a breaker is open nobody waits, so its checks are gathered this long into one record: brokers in
-trouble, and the worker that comes back, have enough to do."""
-
-
-class Carried(Protocol):
-    """What goes with a batch beside its checks: a trace."""
-
-    headers: list[tuple[str, bytes]]
-    """Of the record."""
-
-    def done(self, error: str | None) -> None:
-        """The broker has acknowledged the record (``None``), or it is not published; any thread."""
-
-
-class Outbox(Protocol):
-    """Where batches go out: the transport."""
-
-    incarnation: int
-    reply_partition: int
-
-    def send_checks(
-        self, partition: int, value: bytes, number: int, checks: int, carried: Carried | None = None
-    ) -> None:
-        """Publish a batch, without blocking; one that fails later is told to :meth:`Batcher.undelivered`.
-
-        Raises:
-            Unavailable: it will not be published.
-        """
-
-
-class _Queue:
-    """One partition's batches: ``flying``, then ``full`` ones, then the one that is ``filling``."""
-
-    __slots__ = ("breaker", "due", "filling", "flying", "full", "index", "silent", "tried")
-
-    def __init__(self, index: int, misses: int) -> None:
-        self.index = index
-        self.breaker = Breaker(misses)
-        self.flying: PendingBatch | None = None
-        self.full: deque[PendingBatch] = deque()
-        self.filling: PendingBatch | None = None
-        self.silent: PendingBatch | None = None  # no reply wanted
-        self.due = False  # listed for the end of the turn
-        self.tried = False  # published to since the last probe
-
-    def pop(self) -> PendingBatch | None:
-        """The next to send."""
-        if self.full:
-            return self.full.popleft()
-        batch, self.filling = self.filling, None
-        return batch
-
-    def withdraw(self, batch: PendingBatch) -> None:
-        """Take out one that has not been sent."""
-        if batch is self.filling:
-            self.filling = None
-        else:
-            self.full.remove(batch)
 
 
 class Batcher:
-    """All partitions' batches of one gateway; of its event loop alone.
+    """The batches of all partitions of one gateway. Use it from its event loop only.
 
     Args:
-        loop: Turns and timers.
-        outbox: Where batches go.
-        denials: Those that need no asking.
-        rejections: What the store rejects is noted there.
-        partitions: Partitions of ``checks``.
-        deadline_s: Seconds until a check is let through.
-        misses: Deadlines missed in a row that open a partition's breaker.
+        loop: Runs turns and timers.
+        transport: Publishes batches.
+        metrics: Counts checks and batches.
+        mode: Learns when a partition's circuit breaker opens and closes.
+        denials: Answers checks that are known to be denied.
+        rejections: Counts rejected checks by client.
+        partitions: Number of partitions of ``checks``.
+        deadline_s: Seconds until a check fails open.
+        max_misses: Deadlines missed in a row that open a partition's circuit breaker.
         max_in_flight: Checks that may wait for an answer.
-        clock: Seconds; for latencies, finer than some loops' own time, and the deny cache's.
+        instrumentation: Observes checks and batches, if given.
+        clock: Returns monotonic seconds, at a finer resolution than the time of some event loops. The deny
+            cache must use the same clock.
     """
 
     def __init__(
         self,
         loop: AbstractEventLoop,
-        outbox: Outbox,
+        transport: CheckTransport,
         metrics: Metrics,
-        mode: Mode,
+        mode: DegradedMode,
         denials: DenyCache,
         rejections: Rejections,
         *,
         partitions: int,
         deadline_s: float,
-        misses: int,
+        max_misses: int,
         max_in_flight: int,
+        instrumentation: Instrumentation | None = None,
         clock: Callable[[], float] = now,
     ) -> None:
         self._loop = loop
-        self._outbox = outbox
         self._metrics = metrics
-        self._mode = mode
         self._denials = denials
         self._rejections = rejections
-        self._deadline_s = deadline_s
-        self._misses = misses
         self._max_in_flight = max_in_flight
+        self._instrumentation = instrumentation
         self._clock = clock
         self._partitions = partitions
-        self._queues = [_Queue(index, misses) for index in range(partitions)]
-        self._pending = Pending()
-        self._answered = Answered(metrics, partitions, clock)
-        self._now = 0.0  # when this turn's first check was asked; 0 between turns
-        self._due: list[_Queue] = []
+        self._in_flight = InFlight()
+        self._divergence = DivergenceDetector(metrics, partitions, clock)
+        sender = BatchSender(transport, self._in_flight, metrics, instrumentation, clock)
+        deadlines = Deadlines(loop, deadline_s, self._on_deadline)
+        self._queues = [
+            PartitionQueue(index, loop, self._in_flight, sender, deadlines, mode, metrics, clock, max_misses)
+            for index in range(partitions)
+        ]
+        self._turn_began = 0.0  # when this turn's first check was asked; 0 between turns
+        self._scheduled: list[PartitionQueue] = []
         self._closed = False
 
-    # --- asking -----------------------------------------------------------------------------
+    # --- checks -----------------------------------------------------------------------------
 
-    def ask(self, check: Check) -> Future[Outcome] | Answer:
-        """Have *check* answered: a future, or the answer if there is nothing to wait for.
+    def ask(self, check: Check) -> PendingAnswer:
+        """Return the answer to *check* if it need not wait, else a future that resolves to it.
 
-        That is a denial that still holds, whatever the state of its partition, or a degraded one.
+        A check need not wait if the deny cache holds its denial, or if it fails open at once.
         """
         if (denial := self._denials.get(check)) is not None:
+            if self._instrumentation is not None:
+                self._instrumentation.on_answer(check, denial, None)
             return denial
         metrics = self._metrics
         metrics.received += 1
         queue = self._queues[partition_of(check.client, self._partitions)]
-        if queue.breaker.reason is not None and not self._closed:
-            self._publish_aside(queue, check)
-            return self._at_once(queue.breaker.reason)
+        if queue.breaker.state is not CLOSED and not self._closed:
+            queue.gather(check)
+            return self._fail_open(check, queue.breaker.state.value, queue.filling)
         if metrics.in_flight >= self._max_in_flight or self._closed:
             metrics.uncounted += 1
-            return self._at_once(STOPPING if self._closed else OVERLOAD)
-        size = size_of(check)
-        batch = queue.filling
-        if batch is None or not batch.has_room(size):
-            if batch is not None:
-                queue.full.append(batch)
-            batch = queue.filling = self._pending.new(queue.index)
-            batch.timer = self._loop.call_later(self._deadline_s, self._on_timer, batch)
-            if queue.flying is None:
-                self._at_end_of_turn(queue)
+            return self._fail_open(check, STOPPING if self._closed else OVERLOAD, None)
         future: Future[Outcome] = self._loop.create_future()
-        batch.add(check, size, future, self._now or self._begin_turn())
+        if queue.enqueue(check, future, self._turn_began or self._begin_turn()) and queue.slot is None:
+            self._schedule(queue)
         metrics.in_flight += 1
+        if self._instrumentation is not None and queue.filling is not None:
+            self._instrumentation.on_wait(check, future, queue.filling)
         return future
 
     def publish(self, check: Check) -> None:
-        """Have *check* counted only."""
+        """Have *check* counted without an answer."""
         self._metrics.received += 1
         self._metrics.published += 1
         if self._closed:
             self._metrics.uncounted += 1
             return
         queue = self._queues[partition_of(check.client, self._partitions)]
-        size = size_of(check)
-        batch = queue.silent
-        if batch is None or not batch.has_room(size):
-            self._send_silent(queue)
-            batch = queue.silent = self._pending.new(queue.index)
-            self._at_end_of_turn(queue)
-        batch.add(check, size, None, 0.0)
+        if queue.enqueue_without_reply(check):
+            self._schedule(queue)
+        if self._instrumentation is not None and queue.no_reply is not None:
+            self._instrumentation.on_publish_only(queue.no_reply)
 
-    def _at_once(self, reason: str) -> Answer:
+    def _fail_open(self, check: Check, reason: str, batch: PendingBatch | None) -> Answer:
         self._metrics.degraded[reason] += 1
         self._metrics.latency.observe(0.0)
-        return FAIL_OPEN[reason]
+        answer = FAIL_OPEN[reason]
+        if self._instrumentation is not None:
+            self._instrumentation.on_answer(check, answer, batch)
+        return answer
 
-    def _publish_aside(self, queue: _Queue, check: Check) -> None:
-        size = size_of(check)
-        batch = queue.filling
-        if batch is None or not batch.has_room(size):
-            if batch is not None:
-                self._send_aside(batch)
-            batch = queue.filling = self._pending.new(queue.index)
-            batch.timer = self._loop.call_later(GATHER_S, self._gathered, queue, batch)
-        batch.add(check, size, None, 0.0)
-
-    def _gathered(self, queue: _Queue, batch: PendingBatch) -> None:
-        if queue.filling is batch:
-            queue.filling = None
-            self._send_aside(batch)
-
-    # --- sending ----------------------------------------------------------------------------
+    # --- the turn of the event loop -----------------------------------------------------------
 
     def _begin_turn(self) -> float:
-        self._now = self._clock()
+        self._turn_began = self._clock()
         self._loop.call_soon(self._end_turn)
-        return self._now
+        return self._turn_began
 
-    def _at_end_of_turn(self, queue: _Queue) -> None:
-        if not queue.due:
-            queue.due = True
-            self._due.append(queue)
-            if not self._now:
+    def _schedule(self, queue: PartitionQueue) -> None:
+        """Have *queue* send its next batch at the end of this turn."""
+        if not queue.scheduled:
+            queue.scheduled = True
+            self._scheduled.append(queue)
+            if not self._turn_began:
                 self._begin_turn()
 
     def _end_turn(self) -> None:
-        self._now = 0.0
-        due, self._due = self._due, []
-        for queue in due:
-            queue.due = False
-            self._send_silent(queue)
-            if queue.breaker.reason is None:
-                self._send_next(queue)
+        self._turn_began = 0.0
+        scheduled, self._scheduled = self._scheduled, []
+        for queue in scheduled:
+            queue.on_turn_end()
 
-    def _send_next(self, queue: _Queue) -> None:
-        while queue.flying is None and (batch := queue.pop()) is not None:
-            queue.flying = batch
-            if not self._send(batch):
-                queue.flying = None
+    # --- events -----------------------------------------------------------------------------
 
-    def _send_aside(self, batch: PendingBatch) -> None:
-        """Send *batch*, for which nobody waits, without a slot."""
-        batch.disarm()
-        if self._send(batch):
-            batch.timer = self._loop.call_later(self._deadline_s, self._on_timer, batch)
-
-    def _send_silent(self, queue: _Queue) -> None:
-        batch, queue.silent = queue.silent, None
-        if batch is not None:
-            self._publish(batch, NO_REPLY)
-
-    def _send(self, batch: PendingBatch) -> bool:
-        batch.sent_at = self._clock()
-        self._queues[batch.partition].tried = True
-        self._pending.expect(batch)
-        if self._publish(batch, self._outbox.reply_partition):
-            return True
-        self._pending.take(batch.number)
-        batch.disarm()
-        batch.fail_open(UNPUBLISHED, self._metrics, self._clock())
-        return False
-
-    def _publish(self, batch: PendingBatch, reply_to: int) -> bool:
-        checks = len(batch.checks)
-        value = encode_batch(Batch(reply_to, self._outbox.incarnation, batch.number, batch.checks))
-        carried = self._carried(batch)
-        try:
-            self._outbox.send_checks(batch.partition, value, batch.number, checks, carried)
-        except Unavailable as exc:
-            if carried is not None:
-                carried.done(str(exc))
-            self._metrics.publish_failures += 1
-            self._metrics.uncounted += checks
-            return False
-        if checks:
-            self._metrics.batches.observe(checks)
-        return True
-
-    def _carried(self, batch: PendingBatch) -> Carried | None:
-        """What goes with *batch*, which is about to be published; stoplog/client/tracing.py has something."""
-
-    # --- what comes back --------------------------------------------------------------------
-
-    def replied(self, replies: list[Reply]) -> None:
-        """Replies to this gateway's batches, late ones and those of further lanes among them."""
+    def on_replies(self, replies: list[Reply]) -> None:
+        """Handle replies to this gateway's batches, including late ones and those of further lanes."""
         now = self._clock()
-        landed = []
+        freed = []
         for reply in replies:
-            batch = self._pending.take(reply.number)
+            batch = self._in_flight.take(reply.number)
             if batch is None:
-                self._replied_again(reply)
+                self._on_further_reply(reply)
                 continue
-            self._answered.keep(batch.partition, reply)
-            batch.disarm()
+            self._divergence.remember(batch.partition, reply)
             queue = self._queues[batch.partition]
-            if queue.breaker.hit():
-                self._on_closed(queue)
+            slot_freed = queue.on_reply(batch)
             self._denials.learn(batch.partition, batch.checks, reply, batch.sent_at)
-            batch.settle(reply, self._metrics, self._rejections, now)
-            if queue.flying is batch:
-                queue.flying = None
-                landed.append(queue)
-        for queue in landed:  # only now: those whom these replies answer come before the end of the turn
-            self._at_end_of_turn(queue)
+            batch.resolve(reply, self._metrics, self._rejections, now)
+            if slot_freed:
+                freed.append(queue)
+        # Scheduled last: the callers that these replies answer run before the end of the turn.
+        for queue in freed:
+            self._schedule(queue)
 
-    def _replied_again(self, reply: Reply) -> None:
-        """A reply to a batch that has been answered, by another lane, or given up."""
-        partition = self._pending.forgive(reply.number)
+    def _on_further_reply(self, reply: Reply) -> None:
+        """Handle a reply to a batch that another lane has answered, or that was given up."""
+        partition = self._in_flight.take_given_up(reply.number)
         if partition is None:
-            self._answered.compare(reply)
+            self._divergence.compare(reply)
         else:
             self._metrics.late += 1
-            self._answered.keep(partition, reply)
+            self._divergence.remember(partition, reply)
 
-    def undelivered(self, number: int, checks: int) -> None:
-        """The batch of that number could not be published, *checks* checks in it."""
+    def on_undelivered(self, number: int, checks: int) -> None:
+        """Handle a batch of *checks* checks that could not be published."""
         self._metrics.publish_failures += 1
         self._metrics.uncounted += checks
-        batch = self._pending.give_up(number)
+        batch = self._in_flight.give_up(number)
         if batch is not None:
-            batch.disarm()
-            self._give_up(batch, UNPUBLISHED)
+            self._queues[batch.partition].on_undelivered(batch)
 
-    def _on_timer(self, batch: PendingBatch) -> None:
-        # Some loops run timers before callbacks from other threads: after a stall of this loop, replies that
-        # came in time may be waiting there. Let them go first.
-        self._loop.call_soon(self._expire, batch, batch.timer)
+    def _on_deadline(self, batch: PendingBatch) -> None:
+        self._queues[batch.partition].on_deadline(batch)
 
-    def _expire(self, batch: PendingBatch, timer: TimerHandle | None) -> None:
-        if timer is None or batch.timer is not timer:  # answered meanwhile, or sent on
-            return
-        batch.timer = None
-        if batch.sent_at:
-            self._pending.give_up(batch.number)
-            self._give_up(batch, DEADLINE)
-        else:
-            # The one before it is due in this very moment, or the loop has only now come to it.
-            batch.fail_open(DEADLINE, self._metrics, self._clock())
-            self._queues[batch.partition].withdraw(batch)
-            self._send_aside(batch)
-
-    def _give_up(self, batch: PendingBatch, reason: str) -> None:
-        batch.fail_open(reason, self._metrics, self._clock())
-        queue = self._queues[batch.partition]
-        if queue.flying is not batch:
-            return  # sent while the breaker was open: its miss says nothing new
-        queue.flying = None
-        if queue.breaker.miss():
-            self._on_opened(queue, self._told(queue.index, reason))
-        elif queue.breaker.reason is None:
-            self._send_next(queue)
-
-    def _told(self, partition: int, reason: str) -> str:
-        """Why a breaker opened, for the operator; *reason* ended the last batch."""
-        if reason == UNPUBLISHED:
-            last = "could not be published: are the brokers well?"
-        else:
-            last = f"had no answer within {self._deadline_s * 1000:g} ms: is its worker running?"
-        failed = f"partition {partition}: {self._misses} batches in a row failed"
-        return f"{failed}, the last {last} GET /v1/status shows who is there"
-
-    # --- breakers ---------------------------------------------------------------------------
-
-    def broker_down(self, why: str) -> None:
-        """No broker can be reached: let all partitions through at once until they answer again."""
+    def on_broker_down(self, why: str) -> None:
+        """Open every partition's circuit breaker, because no broker can be reached."""
         for queue in self._queues:
-            if queue.breaker.trip(BROKER):
-                self._on_opened(queue, why)
+            queue.trip(why)
 
-    def _on_opened(self, queue: _Queue, why: str) -> None:
-        self._mode.opened(queue.index, why)
-        now, reason = self._clock(), queue.breaker.reason
-        assert reason is not None
-        if queue.flying is not None:  # stays pending, without the slot: its reply may close the breaker
-            queue.flying.fail_open(reason, self._metrics, now)
-            queue.flying = None
-        while (batch := queue.pop()) is not None:
-            batch.fail_open(reason, self._metrics, now)
-            self._send_aside(batch)
-
-    def _on_closed(self, queue: _Queue) -> None:
-        self._mode.closed(queue.index)
-        if queue.filling is not None:
-            batch, queue.filling = queue.filling, None
-            self._send_aside(batch)
-
-    def probe(self, *, doubtful: bool = False) -> None:
-        """Publish an empty batch where only an answer can tell that a partition is well.
-
-        That is: never answered yet, or open without traffic of its own. Once a tick.
-
-        Args:
-            doubtful: The broker seems away: every partition without traffic is asked.
-        """
+    def probe(self, *, broker_in_doubt: bool = False) -> None:
+        """Probe every partition that needs it (:meth:`PartitionQueue.probe`)."""
         for queue in self._queues:
-            if not queue.tried and queue.breaker.reason is not None:
-                self._send_aside(self._pending.new(queue.index))
-            elif not queue.tried and (doubtful or not queue.breaker.proven) and queue.flying is None:
-                queue.flying = batch = self._pending.new(queue.index)
-                batch.timer = self._loop.call_later(self._deadline_s, self._on_timer, batch)
-                if not self._send(batch):
-                    queue.flying = None
-            queue.tried = False
+            queue.probe(broker_in_doubt=broker_in_doubt)
+
+    # --- state ------------------------------------------------------------------------------
 
     @property
-    def calm(self) -> bool:
-        """Whether every partition's last batch was answered in time."""
-        return not any(queue.breaker.missed or queue.breaker.reason for queue in self._queues)
+    def healthy(self) -> bool:
+        """Whether every partition replied in time to its last batch."""
+        return not any(queue.breaker.misses or queue.breaker.state is not CLOSED for queue in self._queues)
 
     @property
-    def unproven(self) -> list[int]:
-        """Partitions that have never answered."""
-        return [queue.index for queue in self._queues if not queue.breaker.proven]
+    def never_replied(self) -> list[int]:
+        """The partitions that have never replied in time."""
+        return [queue.index for queue in self._queues if not queue.breaker.has_replied]
 
     # --- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take no more checks; those asked before may still be answered."""
+        """Accept no more checks. Checks that wait may still be answered."""
         self._closed = True
         self._denials.close()
 
     def waiting(self) -> list[Future[Outcome]]:
-        """The futures of all checks that have no answer yet."""
-        return [future for batch in self._unanswered() for future in batch.futures]
+        """Return the futures of all checks that wait."""
+        return [future for queue in self._queues for batch in queue.unanswered() for future in batch.futures]
 
-    def let_go(self) -> None:
-        """Answer whoever still waits, publish what is still open, and expect no more replies."""
+    def stop(self) -> None:
+        """Answer every check that still waits, send every batch, and expect no more replies."""
         self._end_turn()
-        for batch in self._unanswered():
-            batch.fail_open(STOPPING, self._metrics, self._clock())
         for queue in self._queues:
-            while (unsent := queue.pop()) is not None:
-                self._send_aside(unsent)
-        for batch in self._pending.drain():
-            batch.disarm()
-
-    def _unanswered(self) -> list[PendingBatch]:
-        return [
-            batch
-            for queue in self._queues
-            for batch in (queue.flying, *queue.full, queue.filling)
-            if batch is not None
-        ]
+            for batch in queue.unanswered():
+                batch.fail_open(STOPPING, self._metrics, self._clock())
+        for queue in self._queues:
+            queue.send_all()
+        for batch in self._in_flight.drain():
+            batch.cancel_timer()

@@ -1,45 +1,81 @@
-"""One partition's breaker: after some deadlines missed in a row, its checks are not waited for.
-
-Open, it is no wall: checks are still published, and any timely reply closes it. There is no half-open
-state, because every batch published while it is open is a trial.
-"""
+"""Decide whether the checks of one partition wait for replies."""
 
 from __future__ import annotations
 
-from stoplog.client.fail_open import BREAKER_OPEN
+from enum import Enum
+from typing import Final
+
+from stoplog.client.fail_open import BREAKER_OPEN, BROKER
 
 
-class Breaker:
-    """Closed while ``reason`` is ``None``; open, it is the reason that degraded answers give.
+class BreakerState(Enum):
+    """Whether checks wait, and if not, why. The value of an open state is the reason in degraded answers.
 
-    ``missed`` counts the deadlines missed since the last answer; ``proven`` tells whether there ever was one.
+    ==============  =====================================  ==============  ============
+    state           deadline missed                        broker down     timely reply
+    ==============  =====================================  ==============  ============
+    ``CLOSED``      ``NO_REPLIES`` at the last of several  ``NO_BROKER``   ``CLOSED``
+                    in a row, else ``CLOSED``
+    ``NO_REPLIES``  ``NO_REPLIES``                         ``NO_REPLIES``  ``CLOSED``
+    ``NO_BROKER``   ``NO_BROKER``                          ``NO_BROKER``   ``CLOSED``
+    ==============  =====================================  ==============  ============
+
+    There is no half-open state: every batch published while the breaker is open is a trial.
     """
 
-    __slots__ = ("_limit", "missed", "proven", "reason")
+    CLOSED = "closed"
+    """Checks wait for the reply to their batch."""
 
-    def __init__(self, misses: int) -> None:
-        self._limit = misses
-        self.missed = 0
-        self.proven = False
-        self.reason: str | None = None
+    NO_REPLIES = BREAKER_OPEN
+    """Checks are answered at once and published, because several deadlines in a row were missed."""
 
-    def miss(self) -> bool:
-        """A deadline passed without a reply; returns whether that opened the breaker."""
-        self.missed += 1
-        return self.missed >= self._limit and self.trip(BREAKER_OPEN)
+    NO_BROKER = BROKER
+    """Checks are answered at once and published, because no broker can be reached."""
 
-    def trip(self, reason: str) -> bool:
-        """Open at once, for *reason*; returns whether it was closed."""
-        if self.reason is not None:
+
+CLOSED: Final = BreakerState.CLOSED
+"""The state that the hot path tests for, without an attribute lookup."""
+
+
+class CircuitBreaker:
+    """The circuit breaker of one partition; :class:`BreakerState` has its table.
+
+    Args:
+        max_misses: Deadlines missed in a row that open the breaker.
+
+    Attributes:
+        state: The current state.
+        misses: Deadlines missed since the last timely reply.
+        has_replied: Whether there has ever been a timely reply.
+    """
+
+    __slots__ = ("_max_misses", "has_replied", "misses", "state")
+
+    def __init__(self, max_misses: int) -> None:
+        self._max_misses = max_misses
+        self.state = CLOSED
+        self.misses = 0
+        self.has_replied = False
+
+    def on_miss(self) -> bool:
+        """Count a missed deadline. Return whether it opened the breaker."""
+        self.misses += 1
+        return self.misses >= self._max_misses and self._open(BreakerState.NO_REPLIES)
+
+    def on_broker_down(self) -> bool:
+        """Open, because no broker can be reached. Return whether the breaker was closed."""
+        return self._open(BreakerState.NO_BROKER)
+
+    def on_reply(self) -> bool:
+        """Close after a timely reply. Return whether the breaker was open."""
+        self.misses = 0
+        self.has_replied = True
+        was_open = self.state is not CLOSED
+        self.state = CLOSED
+        return was_open
+
+    def _open(self, state: BreakerState) -> bool:
+        if self.state is not CLOSED:
             return False
-        self.reason = reason
-        return True
-
-    def hit(self) -> bool:
-        """A timely reply came; returns whether that closed the breaker."""
-        self.missed = 0
-        self.proven = True
-        if self.reason is None:
-            return False
-        self.reason = None
+        self.state = state
         return True

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from stoplog.client.top_rejected import Summary
-from stoplog.client.transport.broker_monitor import BrokerView
+from stoplog.client.transport.broker_view import BrokerView
 from stoplog.wire.heartbeats import RUNNING, STANDBY, PartitionState
 
 LATE_S: Final = 5.0

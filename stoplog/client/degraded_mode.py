@@ -1,9 +1,10 @@
-"""Normal or degraded, for the gateway as a whole: one line in the log when it begins, one when it ends."""
+"""Degraded mode of the whole gateway: one line in the log when it begins and one when it ends."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from enum import Enum
 from typing import Final
 
 from stoplog.client.metrics import Metrics
@@ -11,19 +12,50 @@ from stoplog.client.metrics import Metrics
 log = logging.getLogger(__name__)
 
 SETTLE_S: Final = 1.0
-"""Degraded mode ends when every partition has answered for this long."""
+"""Seconds for which every partition must have answered before degraded mode ends."""
 
 MAX_SETTLE_S: Final = 60.0
-"""A partition that flaps doubles the time to settle, up to this: at most two lines a minute."""
+"""Upper bound of the settling time. It doubles while degraded mode returns within this time of its end, so a
+partition that keeps failing causes at most two lines a minute."""
 
 
-class Mode:
-    """Which partitions are degraded, since when and why.
+class ModeState(Enum):
+    """The mode of the gateway.
+
+    =============  ==============  =================  =====================  =========================
+    state          breaker opened  a breaker closed   the last one closed    tick after settling time
+    =============  ==============  =================  =====================  =========================
+    ``NORMAL``     ``DEGRADED``                                              ``NORMAL``
+    ``DEGRADED``   ``DEGRADED``    ``DEGRADED``       ``SETTLING``           ``DEGRADED``
+    ``SETTLING``   ``DEGRADED``                                              ``NORMAL``
+    =============  ==============  =================  =====================  =========================
+
+    A tick before the settling time is over changes nothing. An empty cell cannot happen.
+    """
+
+    NORMAL = "normal"
+    """Every partition's checks wait for their replies."""
+
+    DEGRADED = "degraded"
+    """The circuit breaker of at least one partition is open."""
+
+    SETTLING = "settling"
+    """Every circuit breaker is closed again, but not for long enough. Shown to operators as degraded."""
+
+
+class DegradedMode:
+    """Tracks which partitions fail open, since when and why; :class:`ModeState` has its table.
 
     Args:
-        metrics: Where let-through and uncounted checks are counted; ``degraded_partitions`` is set here.
-        clock: Seconds, monotonic.
-        wall_ms: Milliseconds since the Unix epoch; only shown.
+        metrics: Counts checks that failed open and uncounted checks; ``degraded_partitions`` is set here.
+        clock: Returns monotonic seconds.
+        wall_ms: Returns milliseconds since the Unix epoch. It is only shown.
+
+    Attributes:
+        state: The current state.
+        since_ms: When the gateway last became degraded or normal, in milliseconds since the Unix epoch.
+        why: What made the gateway degraded, for the operator; ``None`` when normal.
+        partitions: The partitions whose circuit breaker is open.
     """
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float], wall_ms: Callable[[], int]) -> None:
@@ -32,64 +64,69 @@ class Mode:
         self._wall_ms = wall_ms
         self._settle_s = SETTLE_S
         self._began = 0.0
-        self._well_since = self._ended = float("-inf")
-        self._failed_open = self._uncounted = 0
+        self._settling_since = self._ended = float("-inf")
+        self._failed_open_before = self._uncounted_before = 0
+        self.state = ModeState.NORMAL
         self.since_ms = wall_ms()
         self.why: str | None = None
         self.partitions: set[int] = set()
 
     @property
     def degraded(self) -> bool:
-        """Whether degraded mode is on; it outlasts the last partition's breaker until things have settled."""
-        return self.why is not None
+        """Whether the mode is not normal; it still is while the partitions settle."""
+        return self.state is not ModeState.NORMAL
 
     @property
     def failed_open(self) -> int:
-        """Checks let through since degraded mode began; 0 when normal."""
-        return self._metrics.failed_open - self._failed_open if self.degraded else 0
+        """Checks that failed open since degraded mode began; 0 when normal."""
+        return self._metrics.failed_open - self._failed_open_before if self.degraded else 0
 
     @property
     def uncounted(self) -> int:
         """Checks that could not be published since degraded mode began; 0 when normal."""
-        return self._metrics.uncounted - self._uncounted if self.degraded else 0
+        return self._metrics.uncounted - self._uncounted_before if self.degraded else 0
 
-    def opened(self, partition: int, why: str) -> None:
-        """The breaker of *partition* opened; *why* is for the operator."""
+    def on_breaker_open(self, partition: int, why: str) -> None:
+        """Enter degraded mode, or stay in it. *why* is for the operator."""
         self.partitions.add(partition)
         self._metrics.degraded_partitions = len(self.partitions)
-        if self.degraded:
+        before, self.state = self.state, ModeState.DEGRADED
+        if before is not ModeState.NORMAL:
             return
         now = self._clock()
-        flapping = now - self._ended < MAX_SETTLE_S
-        self._settle_s = min(self._settle_s * 2, MAX_SETTLE_S) if flapping else SETTLE_S
+        returned_soon = now - self._ended < MAX_SETTLE_S
+        self._settle_s = min(self._settle_s * 2, MAX_SETTLE_S) if returned_soon else SETTLE_S
         self._began, self.since_ms, self.why = now, self._wall_ms(), why
-        log.warning("degraded: checks are let through without an answer: %s", why)
+        log.warning("degraded: checks fail open: %s", why)
 
-    def closed(self, partition: int) -> None:
-        """The breaker of *partition* closed."""
+    def on_breaker_closed(self, partition: int) -> None:
+        """Begin to settle if *partition* was the last one with an open breaker."""
         self.partitions.discard(partition)
         self._metrics.degraded_partitions = len(self.partitions)
-        self._well_since = self._clock()
+        if self.state is ModeState.DEGRADED and not self.partitions:
+            self.state = ModeState.SETTLING
+            self._settling_since = self._clock()
 
-    def tick(self, *, calm: bool) -> None:
-        """End degraded mode if all has been well for long enough; to be called about twice a second.
+    def on_tick(self, *, healthy: bool) -> None:
+        """End degraded mode once the partitions have settled. Call this about twice a second.
 
         Args:
-            calm: No partition is missing deadlines. The checks let through in an episode are counted from
-                the last calm tick before it, since those that opened the breaker belong to it.
+            healthy: No partition is missing deadlines. An episode counts checks from the last healthy tick
+                before it, because the checks that opened the breaker belong to the episode.
         """
-        now = self._clock()
-        if not self.degraded:
-            if calm:
-                self._failed_open, self._uncounted = self._metrics.failed_open, self._metrics.uncounted
+        if self.state is ModeState.NORMAL:
+            if healthy:
+                self._failed_open_before = self._metrics.failed_open
+                self._uncounted_before = self._metrics.uncounted
             return
-        if self.partitions or now - self._well_since < self._settle_s:
+        now = self._clock()
+        if self.state is ModeState.DEGRADED or now - self._settling_since < self._settle_s:
             return
         log.warning(
-            "normal again after %.1f s degraded: %s checks were let through, %s could not be published "
-            "and are uncounted",
+            "normal again after %.1f s: %s checks failed open, %s could not be published and are not counted",
             now - self._began,
             f"{self.failed_open:,}",
             f"{self.uncounted:,}",
         )
+        self.state = ModeState.NORMAL
         self._ended, self.since_ms, self.why = now, self._wall_ms(), None

@@ -1,20 +1,22 @@
-"""Denials that still hold, so that a flood from one client need not reach the log. Pure: no Kafka.
+"""Answer checks that the log is certain to deny, so that a flood from one client does not reach the log.
 
-A denial says when the same check would pass if nothing more were charged. What is charged meanwhile only puts
-that off, so until then the log denies every check of the client (under the same plan, to the same resource)
-that costs as much or more, unless a limit update comes between: a policy, a plan, the default, a reset.
-Hence three conditions, by which a denial is given only where the log would have denied:
+This module is pure: it uses neither Kafka nor timers.
 
-- *Time.* A denial holds from the *sending* of its check, which was not later than partition time at its
-  record, for a little less than it says (:data:`MARGIN`) and never longer than :data:`MAX_HOLD_S`.
-- *Updates.* An update that is heard of in ``limit-updates`` has all forgotten that it may touch. A denial is
-  kept only if its reply had applied all that was heard of: none from before an update is kept after it.
-- *Proof.* A denial is given only while it is proven that all updates written more than :data:`PROOF_S` ago
-  were heard of (:mod:`stoplog.client.limit_update_follower`); who cannot read the updates has no proof.
+A denial states when the same check would be allowed if the client spent nothing more. What the client spends
+meanwhile only delays that time. Until then the log therefore denies every check with the same client, plan and
+resource and the same or a higher cost, unless a limit update intervenes: a change of a policy, a plan or the
+default, or a reset. Three conditions follow. While all of them hold, the log would deny the check as well:
 
-So a denial given at an instant is right for the log as it was at some instant of the last ``PROOF_S``; and
-because a change of limits is confirmed only ``PROOF_S`` after it was applied, whoever asks after the
-confirmation, at whichever gateway, is answered by the new limits.
+- *Time.* A denial holds from the *sending* of its check, which was not later than partition time at its record.
+  It holds for slightly less than it states (:data:`MARGIN`), and never longer than :data:`MAX_HOLD_S`.
+- *Updates.* An update read from ``limit-updates`` removes every denial that it may concern. A denial is stored
+  only if the worker had applied every update that this cache has seen, so no denial outlives an update.
+- *Proof.* A denial is used only while it is proven that every update older than :data:`PROOF_S` has been read
+  (:mod:`stoplog.client.limit_update_follower`). Without a connection to the broker there is no proof.
+
+So a denial is correct for the log as it was at some instant of the last ``PROOF_S``. A change of limits is
+confirmed only ``PROOF_S`` after it was applied. Every check after the confirmation, at any gateway, is therefore
+decided by the new limits.
 """
 
 from __future__ import annotations
@@ -30,40 +32,49 @@ from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import Decision, Reply
 
 PROOF_S: Final = 0.2
-"""How old a proof may be. A change waits as long to be confirmed. Half of it would do for an idle gateway;
-one at its core's limit comes to its next proof late, and would ask for one check in 300 in between."""
+"""Maximum age of a proof, in seconds. The confirmation of a change is delayed by the same time. A gateway at its
+core's limit gets its next proof late, so a shorter time would send more checks to the log."""
 
 MAX_HOLD_S: Final = 60.0
-"""What a denial is worth at most, one that only an update can end too: it bounds what a broker's clock that
-jumps ahead (and frees windows early) can make wrong, and costs one check a minute."""
+"""Maximum seconds that a denial holds, including a denial that only an update can end. It bounds the error if a
+broker's clock jumps ahead, which empties windows early. It costs one check a minute."""
 
 MARGIN: Final = 61
-"""A denial is held for one part in this many less than it says: clocks may differ in rate, and charges in a
-window that another plan does not ask for are kept for the window, not for the last tick's rest (1/60)."""
+"""A denial holds for one part in this many less than it states. Clocks may differ in rate. And a check with a plan
+of shorter windows drops older requests at the end of the window, without the rest of the last tick (1/60)."""
 
-KEEN_S: Final = 1.0
-"""Proof is asked for until this long after the last check that it might have served."""
+WANTED_S: Final = 1.0
+"""Proof is fetched until this many seconds after the last check that it could have served."""
 
 MAX_ROWS: Final = 1_000
-"""Sums in one record: at most 800 bytes each, with three ids of 256 bytes."""
+"""Rows in one record of denials. A row has at most 800 bytes, with three ids of 256 bytes."""
 
 
 class _Partition:
-    """What is known of one partition's updates, and whether denials that refer to it are proven.
+    """The state of one partition's updates, to which its denials refer.
 
-    ``heard``: the last update heard of. ``proven_until``: see :data:`PROOF_S`; -inf before the first proof.
+    Attributes:
+        index: The partition.
+        last_update: Offset of the last update read; -1 before the first.
+        proven_until: When the proof expires, in seconds; -inf before the first proof.
     """
 
-    __slots__ = ("heard", "index", "proven_until")
+    __slots__ = ("index", "last_update", "proven_until")
 
-    def __init__(self, index: int, heard: int = -1, proven_until: float = -inf) -> None:
+    def __init__(self, index: int, last_update: int = -1, proven_until: float = -inf) -> None:
         self.index = index
-        self.heard = heard
+        self.last_update = last_update
         self.proven_until = proven_until
 
 
 class _Denial:
-    """A denial of *check*, and what was answered by it: ``checks``, and ``spent``, their costs in all."""
+    """A denial of *check*, and the sum of the checks that it has answered.
+
+    Attributes:
+        until: When the denial ends, in seconds.
+        checks: Checks answered since the last sum.
+        spent: Their total cost.
+    """
 
     __slots__ = ("check", "checks", "decision", "home", "sent_at", "spent", "until")
 
@@ -79,23 +90,23 @@ class _Denial:
         self.spent = 0
 
     def answer(self, cost: int, now: float) -> Answer:
-        """What the log would say at *now*, but that a higher cost may have to wait for longer."""
-        decision, ago_ms = self.decision, int((now - self.sent_at) * 1_000)
+        """Return the log's answer to a check of *cost* at *now*. A higher cost may have to wait longer."""
+        decision, elapsed_ms = self.decision, int((now - self.sent_at) * 1_000)
         limit, wait_ms = decision.limit, decision.retry_after_ms
         if wait_ms is not None:
-            wait_ms = None if limit is not None and cost > limit else wait_ms - ago_ms
-        left_ms = max(0, decision.reset_after_ms - ago_ms)
-        return Answer(False, limit, decision.remaining, left_ms, wait_ms, decision.policy_version)
+            wait_ms = None if limit is not None and cost > limit else wait_ms - elapsed_ms
+        reset_ms = max(0, decision.reset_after_ms - elapsed_ms)
+        return Answer(False, limit, decision.remaining, reset_ms, wait_ms, decision.policy_version)
 
 
 class DenyCache:
-    """The denials that one gateway remembers; of its event loop alone.
+    """The denials of one gateway. Use it from the event loop only.
 
     Args:
-        metrics: Counts what is stored and given.
-        partitions: Of ``checks``.
-        capacity: Denials at most; beyond it those stored first are dropped. 0: none.
-        clock: Seconds, monotonic; the one by which checks' sending and proofs are timed.
+        metrics: Counts denials that are stored and used.
+        partitions: Number of partitions of ``checks``.
+        capacity: Maximum number of denials; the client stored first is removed first. 0 stores none.
+        clock: Returns monotonic seconds. The times of sent checks and of proofs must be from the same clock.
     """
 
     def __init__(self, metrics: Metrics, partitions: int, capacity: int, clock: Callable[[], float]) -> None:
@@ -104,11 +115,11 @@ class DenyCache:
         self._clock = clock
         self._partitions = [_Partition(index) for index in range(partitions)]
         self._clients: dict[str, dict[tuple[str, str], _Denial]] = {}
-        self._given: list[_Denial] = []  # those with something to sum up
+        self._used: list[_Denial] = []  # denials with checks to sum up
         self._wanted_at = -inf
 
     def get(self, check: Check) -> Answer | None:
-        """The denial of *check* if the log is known to deny it; ``None``: ask."""
+        """Return the denial of *check* if the log is certain to deny it, else ``None``."""
         denials = self._clients.get(check.client)
         if denials is None:
             return None
@@ -122,7 +133,7 @@ class DenyCache:
         if now >= denial.home.proven_until:
             return None
         if not denial.checks:
-            self._given.append(denial)
+            self._used.append(denial)
         denial.checks += 1
         denial.spent += check.cost
         metrics = self._metrics
@@ -133,73 +144,79 @@ class DenyCache:
         return denial.answer(check.cost, now)
 
     def learn(self, partition: int, checks: Sequence[Check], reply: Reply, sent_at: float) -> None:
-        """Keep the denials among the answers to *checks*, a batch of *partition* sent at *sent_at*."""
+        """Store the denials in *reply* to *checks*, a batch of *partition* that was sent at *sent_at*."""
         for check, answer in zip(checks, reply.answers, strict=False):
             if type(answer) is Decision and not answer.allowed and check.cost:
-                self._keep(partition, check, answer, reply.applied, sent_at)
+                self._store(partition, check, answer, reply.applied, sent_at)
 
-    def _keep(self, partition: int, check: Check, decision: Decision, applied: int, sent_at: float) -> None:
+    def _store(self, partition: int, check: Check, decision: Decision, applied: int, sent_at: float) -> None:
         home, now = self._partitions[partition], self._clock()
         self._wanted_at = now
-        if applied < home.heard or home.proven_until == -inf or not self._capacity:
+        if applied < home.last_update or home.proven_until == -inf or not self._capacity:
             return
         denial = _Denial(check, decision, home, sent_at)
         if now >= denial.until:
             return
         denials = self._clients.pop(check.client, {})
-        self._clients[check.client] = denials  # the youngest
+        self._clients[check.client] = denials  # now the last to be removed
         key = check.plan, check.resource
         other = denials.get(key)
         if other is None:
             self._metrics.deny_entries += 1
         elif other.home is home and other.check.cost < check.cost and now < other.until:
-            return  # it serves this cost, and lower ones
+            return  # it serves this cost, and lower costs too
         denials[key] = denial
         self._metrics.deny_stores += 1
         while self._metrics.deny_entries > self._capacity:
             self._forget(next(iter(self._clients)))
 
-    def heard(self, partition: int, update: UpdateKey, version: int) -> None:
-        """An update stands in ``limit-updates[partition]`` at offset *version*, applied or not."""
+    def on_update(self, partition: int, update: UpdateKey, version: int) -> None:
+        """Remove the denials that *update* may concern, whether or not a worker has applied it.
+
+        Args:
+            partition: Partition of ``limit-updates``.
+            update: Key of the update.
+            version: Its offset.
+        """
         home = self._partitions[partition]
-        home.heard = version
+        home.last_update = version
         if update.kind in ("client", "reset"):
             self._forget(update.id)
         else:
-            # Denials refer to the one they were kept under: none of them is ever proven again.
+            # Stored denials refer to the old object, which is never proven again.
             self._partitions[partition] = _Partition(partition, version, home.proven_until)
             home.proven_until = -inf
 
     def _forget(self, client: str) -> None:
         self._metrics.deny_entries -= len(self._clients.pop(client, ()))
 
-    def proven(self, partitions: Sequence[int], at: float) -> None:
-        """All updates of *partitions* that were written before *at* have been heard of."""
+    def on_proof(self, partitions: Sequence[int], at: float) -> None:
+        """Note that every update written to *partitions* before *at* (seconds) has been read."""
         for partition in partitions:
             self._partitions[partition].proven_until = at + PROOF_S
 
     @property
     def wants_proof(self) -> bool:
-        """Whether a proof would be of use; the only thing here that any thread may ask."""
-        return self._clock() - self._wanted_at < KEEN_S
+        """Whether a proof would be used. This property may be read from any thread; nothing else may."""
+        return self._clock() - self._wanted_at < WANTED_S
 
     def take_sums(self) -> list[tuple[int, list[Denied]]]:
-        """What was denied since the last call, by partition, at most :data:`MAX_ROWS` rows at a time."""
+        """Return the sums of checks denied since the last call: partitions, each with up to :data:`MAX_ROWS` rows."""
         rows: list[list[Denied]] = [[] for _ in self._partitions]
-        for denial in self._given:
+        for denial in self._used:
             check = denial.check
             row = Denied(check.client, check.plan, check.resource, denial.checks, denial.spent)
             rows[denial.home.index].append(row)
             denial.checks = denial.spent = 0
-        self._given.clear()
+        self._used.clear()
         return [
-            (partition, of_it[at : at + MAX_ROWS])
-            for partition, of_it in enumerate(rows)
-            for at in range(0, len(of_it), MAX_ROWS)
+            (partition, sums[start : start + MAX_ROWS])
+            for partition, sums in enumerate(rows)
+            for start in range(0, len(sums), MAX_ROWS)
         ]
 
     def close(self) -> None:
-        """Give and keep no more denials; what was given can still be summed up."""
+        """Use and store no more denials. :meth:`take_sums` still returns the sums of those used before."""
         self._capacity = 0
         self._clients.clear()
         self._metrics.deny_entries = 0

@@ -29,15 +29,21 @@ The rule is carried out in three places. Each uses the reasons and answers of th
 
 - :meth:`stoplog.client.batcher.Batcher.ask` answers at once when there is nothing to wait for: the circuit breaker
   of the partition is open, too many checks wait, or the gateway has stopped.
-- :class:`Deadlines` ends the wait of a batch; :mod:`stoplog.client.partition_queue` then answers its checks.
+- :class:`Deadlines` ends the wait of a batch; :class:`~stoplog.client.partition_queue.PartitionQueue` then
+  answers its checks.
 - :mod:`stoplog.client.circuit_breaker` decides when a partition's checks no longer wait.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from asyncio import AbstractEventLoop, TimerHandle
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from stoplog.client.answer import Answer
+
+if TYPE_CHECKING:
+    from stoplog.client.pending_batch import PendingBatch
 
 DEADLINE: Final = "deadline"
 """No reply came within ``deadline_ms``. The check was published and will be counted."""
@@ -79,3 +85,38 @@ REASONS: Final = (
 
 FAIL_OPEN: Final = {reason: Answer(True, None, None, 0, 0, -1, True, reason) for reason in REASONS}
 """The degraded answer for each reason. Answers are frozen, so all callers share them."""
+
+
+class Deadlines:
+    """The timers that end the wait for replies: one for each batch, however many checks it holds.
+
+    The timer of a batch starts when its oldest check is asked, not when the batch is sent. A check that waits
+    behind a slow batch therefore still fails open at its own deadline.
+
+    Args:
+        loop: Runs the timers.
+        seconds: The deadline.
+        on_deadline: Called with each batch whose deadline has passed.
+    """
+
+    def __init__(
+        self, loop: AbstractEventLoop, seconds: float, on_deadline: Callable[[PendingBatch], None]
+    ) -> None:
+        self._loop = loop
+        self._on_deadline = on_deadline
+        self.seconds = seconds
+
+    def start(self, batch: PendingBatch) -> None:
+        """Start the timer of *batch*."""
+        batch.timer = self._loop.call_later(self.seconds, self._on_timer, batch)
+
+    def _on_timer(self, batch: PendingBatch) -> None:
+        # Some loops run timers before callbacks from other threads. After a stall of the loop, replies that
+        # came in time may be waiting there: let them be handled first.
+        self._loop.call_soon(self._expire, batch, batch.timer)
+
+    def _expire(self, batch: PendingBatch, timer: TimerHandle | None) -> None:
+        if timer is None or batch.timer is not timer:  # answered meanwhile, or sent with a new timer
+            return
+        batch.timer = None
+        self._on_deadline(batch)

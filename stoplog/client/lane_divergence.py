@@ -1,7 +1,8 @@
-"""The second answer to a batch: with more than one lane, every lane's worker answers every batch.
+"""Detect lanes that answer the same batch differently.
 
-The first answer has been given to the callers. Any other is only compared with it: the lanes fold the same
-log, so they must agree, and if they do not, one of them has wrong counters.
+With several lanes, one worker of each lane replies to every batch. The first reply answers the callers. Every
+further reply is compared with it: all lanes process the same log, so their replies must agree. If two replies
+differ, one of the lanes has wrong counters.
 """
 
 from __future__ import annotations
@@ -18,95 +19,96 @@ from stoplog.wire.replies import Reply
 log = logging.getLogger(__name__)
 
 KEPT_ANSWERS: Final = 65_536
-"""Answers kept over all partitions, 100 to 200 bytes each; a reply counts as :data:`REPLY_COST` more."""
+"""Answers kept over all partitions, 100 to 200 bytes each. A reply costs :data:`REPLY_COST` more."""
 
 REPLY_COST: Final = 4
+"""What a reply costs besides its answers, in answers."""
 
-QUIET_S: Final = 10.0
-"""Between two lines on divergence in the log: lanes that differ may differ in every batch."""
+LOG_PAUSE_S: Final = 10.0
+"""Seconds between two lines about divergence in the log. Lanes that differ may differ in every batch."""
 
-_SHOWN: Final = 200
-"""Characters of an answer in the log: an error may quote a record."""
+_MAX_SHOWN: Final = 200
+"""Characters of an answer in the log. An error may quote a record."""
 
 
-class Answered:
-    """The first replies to the batches last answered, by number, until their partition needs the room.
+class DivergenceDetector:
+    """Keeps the first replies to recent batches, and compares further replies with them.
 
     Args:
-        metrics: Counts divergence.
-        partitions: Of ``checks``; each has an equal share of the room, so that a busy one takes none of
-            another's.
-        clock: Seconds, monotonic.
+        metrics: Counts batches that diverge.
+        partitions: Number of partitions of ``checks``. Each has an equal share of the memory, so a busy
+            partition takes none of another's.
+        clock: Returns monotonic seconds.
     """
 
-    __slots__ = ("_metrics", "_numbers", "_replies", "_room", "_throttle")
+    __slots__ = ("_kept", "_metrics", "_replies", "_room", "_throttle")
 
     def __init__(self, metrics: Metrics, partitions: int, clock: Callable[[], float]) -> None:
         self._metrics = metrics
         self._replies: dict[int, tuple[int, Reply]] = {}
-        self._numbers: list[deque[tuple[int, int]]] = [deque() for _ in range(partitions)]
+        self._kept: list[deque[tuple[int, int]]] = [deque() for _ in range(partitions)]
         self._room = [KEPT_ANSWERS // partitions] * partitions
-        self._throttle = LogThrottle(QUIET_S, clock)
+        self._throttle = LogThrottle(LOG_PAUSE_S, clock)
 
-    def keep(self, partition: int, reply: Reply) -> None:
-        """Note the first reply to a batch of *partition*."""
+    def remember(self, partition: int, reply: Reply) -> None:
+        """Keep the first reply to a batch of *partition*, and drop the oldest replies if there is no room."""
         cost = len(reply.answers) + REPLY_COST
-        numbers = self._numbers[partition]
+        kept = self._kept[partition]
         room = self._room[partition] - cost
-        while room < 0 and numbers:
-            number, freed = numbers.popleft()
+        while room < 0 and kept:
+            number, freed = kept.popleft()
             self._replies.pop(number, None)
             room += freed
         self._room[partition] = room
-        numbers.append((reply.number, cost))
+        kept.append((reply.number, cost))
         self._replies[reply.number] = (partition, reply)
 
     def compare(self, reply: Reply) -> None:
-        """Hold another reply to a batch against the first; one that is not kept (any more) is passed over.
+        """Compare a further reply with the first one; ignore it if the first one is not kept.
 
-        Checks that either lane had judged before, in a replay, have no answer in its reply: they say
-        nothing. A batch is found to diverge once, however many replies it gets.
+        A check that a lane decided before a restart has no answer in that lane's reply, so it is not compared.
+        A batch is counted once, however many replies differ.
         """
         found = self._replies.get(reply.number)
         if found is None:
             return
         partition, first = found
-        if (at := _difference(first, reply)) is not None:
+        if (index := _first_difference(first, reply)) is not None:
             del self._replies[reply.number]
             self._metrics.divergence += 1
-            self._tell(partition, first, reply, at)
+            self._log(partition, first, reply, index)
 
-    def _tell(self, partition: int, first: Reply, second: Reply, at: int) -> None:
+    def _log(self, partition: int, first: Reply, second: Reply, index: int) -> None:
         if (suppressed := self._throttle.admit()) is None:
             return
         log.error(
-            "two lanes answered differently: batch %s of partition %s (offset %s; %s), check %s: the first "
-            "said %s, another %s%s. One lane's counters are wrong, or its workers are of another version or "
-            "were first started with another STOPLOG_DEFAULT_LIMITS: `stoplog verify` tells which",
+            "two lanes answered differently: batch %s of partition %s (offsets %s and %s), check %s: the first "
+            "answer is %s, another is %s%s. Either the counters of one lane are wrong, or its workers have "
+            "another version or were first started with other STOPLOG_DEFAULT_LIMITS. `stoplog verify` tells which",
             first.number,
             partition,
             first.offset,
             second.offset,
-            at,
-            _shown(first, at),
-            _shown(second, at),
+            index,
+            _shown(first, index),
+            _shown(second, index),
             suppressed,
         )
 
 
-def _difference(first: Reply, second: Reply) -> int | None:
-    """Index of the first check that the two answer differently; ``None``: they agree."""
+def _first_difference(first: Reply, second: Reply) -> int | None:
+    """Return the index of the first check with different answers; ``None`` if the replies agree."""
     if first.error != second.error:
         return 0
     if first.answers == second.answers:
         return None
-    for at, (one, other) in enumerate(zip(first.answers, second.answers, strict=False)):
+    for index, (one, other) in enumerate(zip(first.answers, second.answers, strict=False)):
         if one is not None and other is not None and one != other:
-            return at
+            return index
     shorter, longer = sorted((len(first.answers), len(second.answers)))
     return shorter if shorter < longer else None
 
 
-def _shown(reply: Reply, at: int) -> str:
-    what = reply.error or (reply.answers[at] if at < len(reply.answers) else "nothing")
-    return f"{what!s:.{_SHOWN}}"
+def _shown(reply: Reply, index: int) -> str:
+    answer = reply.error or (reply.answers[index] if index < len(reply.answers) else "missing")
+    return f"{answer!s:.{_MAX_SHOWN}}"

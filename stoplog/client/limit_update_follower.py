@@ -1,8 +1,8 @@
-"""Following ``limit-updates``: what is written there is told at once, and how far that is known is proven.
+"""Follow ``limit-updates``: report each update at once, and prove how far the topic has been read.
 
-A consumer that gets nothing cannot tell whether there is nothing. So the end of each partition is asked for,
-as long as anybody wants to know; when all before that end has been told, all that was written before the
-*asking* has been.
+A consumer that receives nothing cannot tell whether there is nothing. So while a proof is wanted, the follower
+requests the end offset of each partition. Once every record before that end has been reported, every update that
+was written before the *request* has been reported.
 """
 
 from __future__ import annotations
@@ -25,104 +25,114 @@ from stoplog.wire.limit_updates import Update, decode_update
 
 log = logging.getLogger(__name__)
 
-ASK_S: Final = PROOF_S / 8
-"""Between two questions for the ends: one that is slow, or lost, leaves the last proof standing."""
+REQUEST_S: Final = PROOF_S / 8
+"""Seconds between two requests for the end offsets. One slow or lost answer does not let the last proof expire."""
 
-ANSWER_S: Final = 1.0
-"""An answer that takes longer proves nothing any more."""
+TIMEOUT_S: Final = 1.0
+"""Seconds to wait for the end offsets. A later answer proves nothing anymore."""
 
-AGAIN_S: Final = 0.5
-"""Until a position that could not be had is tried again."""
+RETRY_S: Final = 0.5
+"""Seconds until a failed request for the position, or a failed read, is repeated."""
 
 TAIL: Final = 1_000
-"""Updates read back at the start. The last of them tells what an owner must have applied for its decisions to
-count; that of a partition whose last thousand have all been compacted away was applied a month ago."""
+"""Updates read at the start. The last one tells which updates a worker must have applied for its denials to be
+stored. In a partition whose last thousand updates were all compacted away, it was applied long ago."""
 
-DRAIN: Final = 1_000
-"""Records taken at once when there are several."""
+MAX_RECORDS: Final = 1_000
+"""Records taken at once."""
 
 
-class Told(Protocol):
-    """Who wants to know."""
+class UpdateListener(Protocol):
+    """Receives the follower's reports."""
 
-    def updated(self, updates: list[tuple[int, Update]]) -> None:
-        """Updates, each with its partition."""
+    def on_updates(self, updates: list[tuple[int, Update]]) -> None:
+        """Handle limit updates, each with its partition."""
 
-    def followed(self, partitions: list[int], at: float) -> None:
-        """All that was written to *partitions* before *at* (``stoplog.clock``) has been told."""
+    def on_updates_read(self, partitions: list[int], at: float) -> None:
+        """Handle the proof that every update written to *partitions* before *at* has been reported.
+
+        Args:
+            partitions: Partitions of ``limit-updates``.
+            at: Seconds by :func:`stoplog.clock.now`.
+        """
 
     def wants_proof(self) -> bool:
-        """Whether :meth:`followed` would be of use; asked in the follower's thread."""
+        """Return whether :meth:`on_updates_read` would be of use. This is called in the follower's thread."""
 
 
-class Following:
-    """The work of one thread.
+class LimitUpdateFollower:
+    """Follows every partition of ``limit-updates``, in one thread.
 
     Args:
-        consumer: Reads, with ``enable.partition.eof``; of this thread alone, as the next.
-        asker: Asks for the ends. Behind the fetch of one that reads, which waits for what may come, a broker
-            would keep a question for half a second.
-        partitions: Of ``limit-updates``.
-        told: Whom to tell.
-        tell: Calls a function with arguments where *told* belongs, in the order told.
+        consumer: Reads the topic, and reports the ends of partitions. Nothing else may use it.
+        offset_client: Requests end offsets. Nothing else may use it. On the connection of a consumer, a request
+            would wait behind its fetch for up to half a second.
+        partitions: Number of partitions of ``limit-updates``.
+        listener: Handles the reports.
+        call_in_listener: Calls a function of *listener* where it belongs, in the order of the calls.
     """
 
     def __init__(
-        self, consumer: Consumer, asker: Consumer, partitions: int, told: Told, tell: Callable[..., None]
+        self,
+        consumer: Consumer,
+        offset_client: Consumer,
+        partitions: int,
+        listener: UpdateListener,
+        call_in_listener: Callable[..., None],
     ) -> None:
         self._consumer = consumer
-        self._asker = asker
+        self._offset_client = offset_client
         self._steps = Steps(consumer)
-        self._told = told
-        self._tell = tell
-        self._all = range(partitions)
-        self._next: dict[int, int] = {}  # all before it has been told
-        self._ends: dict[int, int] = {}  # as the last question found them
-        self._asked_at = 0.0
+        self._listener = listener
+        self._call = call_in_listener
+        self._partitions = range(partitions)
+        self._next: dict[int, int] = {}  # every record before this offset has been reported
+        self._ends: dict[int, int] = {}  # end offsets of the last request that have not been reached
+        self._requested_at = 0.0
 
     def run(self, stopping: Event) -> None:
-        """Follow until *stopping*."""
+        """Follow until *stopping* is set."""
         while not self._take_position():
-            if stopping.wait(AGAIN_S):
+            if stopping.wait(RETRY_S):
                 return
         while not stopping.is_set():
             try:
                 self._read()
             except KafkaException as exc:
-                log.warning("%s could not be read, and is tried again: %s", UPDATES, exc)
-                self._read_on()
-                stopping.wait(AGAIN_S)
-            self._prove()
-            if self._told.wants_proof() and now() - self._asked_at >= ASK_S:
-                self._ask()
-                self._prove()
+                log.warning("cannot read %s, will retry: %s", UPDATES, exc)
+                self._assign()
+                stopping.wait(RETRY_S)
+            self._report_reached_ends()
+            if self._listener.wants_proof() and now() - self._requested_at >= REQUEST_S:
+                self._request_ends()
+                self._report_reached_ends()
 
     def _take_position(self) -> bool:
-        self._asked_at = now()
+        self._requested_at = now()
         try:
-            for partition in self._all:
+            for partition in self._partitions:
                 place = TopicPartition(UPDATES, partition)
-                low, high = self._asker.get_watermark_offsets(place, ANSWER_S)
+                low, high = self._offset_client.get_watermark_offsets(place, TIMEOUT_S)
                 self._next[partition], self._ends[partition] = max(low, high - TAIL), high
         except KafkaException as exc:
             log.debug("no position in %s yet: %s", UPDATES, exc)
             return False
-        self._read_on()
+        self._assign()
         return True
 
-    def _read_on(self) -> None:
-        """Read from where all before has been told: what was taken from the consumer and not told, too."""
-        for partition in self._all:
+    def _assign(self) -> None:
+        """Read from the first record that has not been reported, even if the consumer has returned it."""
+        for partition in self._partitions:
             self._steps.forget(UPDATES, partition)
         self._consumer.assign([TopicPartition(UPDATES, *position) for position in self._next.items()])
 
     def _read(self) -> None:
-        """Tell what is there, or comes within :data:`ASK_S`."""
+        """Report the records that are there or arrive within :data:`REQUEST_S`."""
         updates: list[tuple[int, Update]] = []
-        for message in self._steps.sift(drain(self._consumer, DRAIN, ASK_S)):
+        for message in self._steps.sift(drain(self._consumer, MAX_RECORDS, REQUEST_S)):
             self._take(message, updates)
         if updates:
-            self._tell(self._told.updated, updates)
+            self._call(self._listener.on_updates, updates)
 
     def _take(self, message: Any, updates: list[tuple[int, Update]]) -> None:
         partition, offset, error = message.partition(), message.offset(), message.error()
@@ -131,42 +141,40 @@ class Following:
             if (update := self._update_of(message)) is not None:
                 updates.append((partition, update))
         elif error.code() == KafkaError._PARTITION_EOF:
-            # Past records that compaction has removed.
+            # The end may lie behind records that compaction has removed.
             self._next[partition] = offset
         else:
             log.debug("%s[%s] cannot be read: %s", UPDATES, partition, error.str())
 
     def _update_of(self, message: Any) -> Update | None:
-        """The update, if its owner can apply it."""
+        """Return the update in *message*; ``None`` if no worker would apply it."""
         try:
             update = decode_update(message.offset(), message.key(), message.value(), headers_of(message))
         except UndecodableRecord:
             return None
         if (
             update.kind in ("client", "reset")
-            and partition_of(update.id, len(self._all)) != message.partition()
+            and partition_of(update.id, len(self._partitions)) != message.partition()
         ):
             return None
         return update
 
-    def _ask(self) -> None:
-        """Ask where the partitions end now."""
-        self._asked_at, self._ends = now(), {}
-        places = [TopicPartition(UPDATES, partition, OFFSET_END) for partition in self._all]
+    def _request_ends(self) -> None:
+        self._requested_at, self._ends = now(), {}
+        places = [TopicPartition(UPDATES, partition, OFFSET_END) for partition in self._partitions]
         try:
-            found = self._asker.offsets_for_times(places, ANSWER_S)
+            found = self._offset_client.offsets_for_times(places, TIMEOUT_S)
         except KafkaException as exc:
-            log.debug("where %s ends is not known: %s", UPDATES, exc)
+            log.debug("the ends of %s are unknown: %s", UPDATES, exc)
             return
         for place in found:
-            # A topic that was made again may end before what was told of the old one: that proves nothing.
+            # A topic that was created again may end before the last record of the old one: that proves nothing.
             if place.error is None and place.offset >= self._next[place.partition]:
                 self._ends[place.partition] = place.offset
 
-    def _prove(self) -> None:
-        """Tell which partitions' ends have been reached."""
+    def _report_reached_ends(self) -> None:
         reached = [partition for partition, end in self._ends.items() if self._next[partition] >= end]
         if reached:
             for partition in reached:
                 del self._ends[partition]
-            self._tell(self._told.followed, reached, self._asked_at)
+            self._call(self._listener.on_updates_read, reached, self._requested_at)

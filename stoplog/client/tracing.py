@@ -1,10 +1,14 @@
-"""A gateway's spans: ``stoplog.check`` from asked to answered, ``stoplog.publish`` from sent to acknowledged.
+"""OpenTelemetry's instrumentation: a span for each check and a span for each published batch.
 
-A batch carries the checks of many callers, and its record one trace: that of the first sampled check in it,
-whose span is the parent of the batch's; it links the others. A batch without a sampled check has neither span
-nor header, so whoever samples one check in a thousand pays for those.
+``stoplog.check`` lasts from the check to its answer, ``stoplog.publish`` from the sending of a batch to the
+broker's acknowledgment.
 
-No span names a client: ids may be secrets.
+A batch carries the checks of many callers, but its record carries one trace: the trace of the first sampled
+check in it. The span of that check is the parent of the batch's span, which links to the other sampled checks.
+A batch without a sampled check has neither a span nor a header, so sampling one check in a thousand costs a
+thousandth.
+
+No span names a client, because client ids may be secrets.
 """
 
 from __future__ import annotations
@@ -12,65 +16,56 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
 
 from stoplog.client.answer import Answer, Outcome
-from stoplog.client.batcher import Batcher, Carried
-from stoplog.client.in_flight import PendingBatch
-from stoplog.partitioning import partition_of
+from stoplog.client.instrumentation import PublishedRecord
+from stoplog.client.pending_batch import PendingBatch
 from stoplog.topics import CHECKS
 from stoplog.tracing import context_from, headers_to
 from stoplog.wire.checks import Check
 
 MAX_LINKS: Final = 127
-"""What OpenTelemetry keeps of a span's links, less the parent."""
+"""The number of links that OpenTelemetry keeps in a span, less one for the parent."""
 
 
-class TracedBatcher(Batcher):
-    """A batcher that tells of checks and batches."""
+class OpenTelemetryInstrumentation:
+    """Implements :class:`~stoplog.client.instrumentation.Instrumentation`.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    The span of a check is a child of its caller's current span.
+    """
+
+    def __init__(self) -> None:
         self._tracer = trace.get_tracer("stoplog.gateway")
-        self._asking: dict[int, list[SpanContext]] = {}
-        """The sampled checks of batches not yet sent, by number."""
+        self._sampled: dict[int, list[SpanContext]] = {}
+        """The sampled checks of batches not yet sent, by batch number."""
 
-    def ask(self, check: Check) -> Future[Outcome] | Answer:
-        """As a batcher does; the span is a child of the caller's current one."""
-        span = self._tracer.start_span("stoplog.check", attributes={"stoplog.cost": check.cost})
-        outcome = super().ask(check)
-        queue = self._queue_of(check)
-        self._note(queue.filling, check, span.get_span_context())
-        if isinstance(outcome, Answer):
-            _end(span, outcome)
-        else:
-            span.set_attribute("messaging.destination.partition.id", str(queue.index))
-            outcome.add_done_callback(lambda future: _end_future(span, future))
-        return outcome
+    def on_answer(self, check: Check, answer: Answer, batch: PendingBatch | None) -> None:
+        """Record a check that was answered at once."""
+        _end(self._begin(check, batch), answer)
 
-    def publish(self, check: Check) -> None:
-        """As a batcher does; the batch's span goes on with the caller's current one."""
-        super().publish(check)
-        self._note(self._queue_of(check).silent, check, trace.get_current_span().get_span_context())
+    def on_wait(self, check: Check, future: Future[Outcome], batch: PendingBatch) -> None:
+        """Begin the span of a check, which ends when *future* is done."""
+        span = self._begin(check, batch)
+        span.set_attribute("messaging.destination.partition.id", str(batch.partition))
+        future.add_done_callback(partial(_end_with_future, span))
 
-    def _queue_of(self, check: Check) -> Any:
-        return self._queues[partition_of(check.client, self._partitions)]
+    def on_publish_only(self, batch: PendingBatch) -> None:
+        """Have the record of *batch* continue the caller's current trace."""
+        self._remember(batch, trace.get_current_span().get_span_context())
 
-    def _note(self, batch: PendingBatch | None, check: Check, context: SpanContext) -> None:
-        # Not all checks get into a batch: some denials need none, and an overload none either.
-        if context.trace_flags.sampled and batch is not None and batch.checks[-1] is check:
-            self._asking.setdefault(batch.number, []).append(context)
-
-    def _carried(self, batch: PendingBatch) -> Carried | None:
-        asking = self._asking.pop(batch.number, None)
-        if asking is None:
+    def on_send(self, batch: PendingBatch) -> PublishedRecord | None:
+        """Begin the span of *batch*, if it contains a sampled check."""
+        sampled = self._sampled.pop(batch.number, None)
+        if sampled is None:
             return None
-        first, *others = asking
-        return _Publishing(
+        first, *others = sampled
+        return _TracedRecord(
             self._tracer.start_span(
                 "stoplog.publish",
                 context=trace.set_span_in_context(trace.NonRecordingSpan(first), contexts.Context()),
@@ -86,22 +81,32 @@ class TracedBatcher(Batcher):
             )
         )
 
+    def _begin(self, check: Check, batch: PendingBatch | None) -> Span:
+        span = self._tracer.start_span("stoplog.check", attributes={"stoplog.cost": check.cost})
+        if batch is not None:
+            self._remember(batch, span.get_span_context())
+        return span
 
-class _Publishing:
-    """A batch under way to the broker."""
+    def _remember(self, batch: PendingBatch, context: SpanContext) -> None:
+        if context.trace_flags.sampled:
+            self._sampled.setdefault(batch.number, []).append(context)
+
+
+class _TracedRecord:
+    """The record of a batch until the broker acknowledges it."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
         self.headers = headers_to(span)
 
     def done(self, error: str | None) -> None:
-        """The broker has it, or never will; any thread."""
+        """End the span; any thread."""
         if error is not None:
             self._span.set_status(StatusCode.ERROR, error)
         self._span.end()
 
 
-def _end_future(span: Span, future: Future[Outcome]) -> None:
+def _end_with_future(span: Span, future: Future[Outcome]) -> None:
     _end(span, None if future.cancelled() else future.result())
 
 
@@ -122,9 +127,13 @@ def _end(span: Span, outcome: Outcome | None) -> None:
 
 
 @contextmanager
-def going_on(fields: Mapping[str, bytes]) -> Iterator[None]:
-    """Spans that begin in the block go on with the trace that *fields*, as of a header, name, or none."""
-    # One that names none begins its own: what is current may be that of whoever came before it.
+def continued_trace(fields: Mapping[str, bytes]) -> Iterator[None]:
+    """Have spans that begin in the block continue the trace that *fields* name, or begin a new trace.
+
+    Args:
+        fields: Header fields or metadata, with names in lower case (:data:`stoplog.tracing.FIELDS`).
+    """
+    # Without a trace in the fields the context is empty: the current one may belong to the previous request.
     token = contexts.attach(context_from(fields) or contexts.Context())
     try:
         yield

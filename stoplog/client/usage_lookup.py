@@ -29,7 +29,7 @@ class Checks(Protocol):
 
     reply_partition: int
 
-    def send_look(self, partition: int, value: bytes) -> None:
+    def send_lookup(self, partition: int, value: bytes) -> None:
         """Publish a single check; raises Unavailable. One that fails later is not told: nobody answers."""
 
 
@@ -64,7 +64,7 @@ class Lookup:
         future: asyncio.Future[LookupReply] = asyncio.get_running_loop().create_future()
         self._waiting[id_] = future
         try:
-            self._checks.send_look(
+            self._checks.send_lookup(
                 partition, encode_single(SingleCheck(Check(client, 0, plan, resource), to))
             )
             async with asyncio.timeout(LOOK_S):

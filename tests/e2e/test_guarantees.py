@@ -42,7 +42,7 @@ def peek(gateway: Gateway, client: str) -> dict[str, Any]:
 def told(gateway: Gateway) -> tuple[int, int]:
     """How often its log has said that degraded mode began, and that it ended."""
     return (
-        len(gateway.lines("WARNING", "degraded: checks are let through")),
+        len(gateway.lines("WARNING", "degraded: checks fail open")),
         len(gateway.lines("WARNING", "normal again")),
     )
 

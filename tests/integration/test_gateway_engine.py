@@ -16,8 +16,9 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from stoplog_gateway.local.kafka_broker import Broker
 
+from stoplog.client.answer import Answer
 from stoplog.client.blocking import BlockingLimiter
-from stoplog.client.limiter import Answer, Limiter
+from stoplog.client.limiter import Limiter
 from stoplog.client.settings import Settings
 from stoplog.errors import InvalidId, InvalidInput, Unavailable
 from stoplog.policy import parse_policy
@@ -105,7 +106,7 @@ async def limiter_at(bootstrap: str, **settings: Any) -> AsyncIterator[Limiter]:
 @asynccontextmanager
 async def ready_limiter(bootstrap: str, **settings: Any) -> AsyncIterator[Limiter]:
     async with limiter_at(bootstrap, **settings) as limiter:
-        await until(lambda: not limiter._batcher.unproven)
+        await until(lambda: not limiter._engine.batcher.never_replied)
         yield limiter
 
 
@@ -160,7 +161,7 @@ async def test_gateways_sharing_reply_partition_get_their_own_replies(
     one, two = (Limiter(Settings(kafka=fresh_kafka.bootstrap, deadline_ms=500)) for _ in range(2))
     two._reply_partition = one._reply_partition
     async with one, two:
-        await until(lambda: not one._batcher.unproven and not two._batcher.unproven)
+        await until(lambda: not one._engine.batcher.never_replied and not two._engine.batcher.never_replied)
         late = one.metrics.late + two.metrics.late  # first probes, maybe
         answers = await asyncio.gather(*(g.check("shared") for g in (one, two) for _ in range(64)))
         assert one.metrics.late + two.metrics.late == late
@@ -171,9 +172,11 @@ async def test_producer_after_fatal_error_is_replaced(
     fresh_kafka: Broker, responder: Responder, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ready_limiter(fresh_kafka.bootstrap) as limiter:
-        dead = limiter._transport._producer
-        limiter._transport._fatal = "out of order sequence"  # as its error callback would say
-        await until(lambda: limiter._transport._producer is not dead)
+        dead = limiter._engine.transport._producer._producer
+        limiter._engine.transport._producer._fatal = (
+            "out of order sequence"  # as its error callback would say
+        )
+        await until(lambda: limiter._engine.transport._producer._producer is not dead)
         assert not (await limiter.check("hugo")).degraded
         assert "out of order sequence" in caplog.text
 
@@ -243,9 +246,9 @@ async def test_limiter_without_worker_fails_open(
         await until(lambda: limiter.status().mode == "normal")
         assert (await limiter.check("carol")).remaining == 76
         began_line, ended_line = warnings(caplog)
-        assert "3 batches in a row failed, the last had no answer within 100 ms" in began_line
+        assert "3 batches in a row failed, the last one had no reply within 100 ms" in began_line
         assert "normal again" in ended_line
-        assert "23 checks were let through, 0 could not" in ended_line
+        assert "23 checks failed open, 0 could not" in ended_line
 
 
 async def test_limits_are_applied_read_and_listed(fresh_kafka: Broker, responder: Responder) -> None:
@@ -275,7 +278,7 @@ async def test_limits_are_applied_read_and_listed(fresh_kafka: Broker, responder
         assert {i.key.kind for i in (await limiter.list_limits(kind="plan")).items} == {"plan"}
 
         responder.answers = False
-        limiter._admin._timeout_s = 0.2
+        limiter._engine.admin._timeout_s = 0.2
         assert not (await limiter.set_limits(UpdateKey("client", "dora"), None)).applied
 
 

@@ -35,11 +35,11 @@ def deny(limiter: Limiter, client: str, applied: int) -> None:
     """As if a reply had come to a check just sent."""
     decision = Decision(False, 1, 0, 60_000, 60_000, 0)
     reply = Reply(0, 1, 0, applied, [decision])
-    limiter._denials.learn(HOME, [Check(client)], reply, limiter._denials._clock())
+    limiter._engine.denials.learn(HOME, [Check(client)], reply, limiter._engine.denials._clock())
 
 
 def denied(limiter: Limiter, client: str) -> bool:
-    return limiter._denials.get(Check(client)) is not None
+    return limiter._engine.denials.get(Check(client)) is not None
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -92,7 +92,7 @@ async def test_follower_receives_updates_and_needs_broker_for_proof() -> None:
 async def test_follower_without_deny_cache_reads_nothing() -> None:
     with fresh_broker() as broker:
         async with Limiter(Settings(kafka=broker.bootstrap, deny_cache=0)) as limiter:
-            assert [thread.name for thread in limiter._transport._threads] == [
+            assert [thread.name for thread in limiter._engine.transport._threads] == [
                 "stoplog-replies",
                 "stoplog-broker",
             ]

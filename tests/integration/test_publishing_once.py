@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from stoplog.client.limiter import Limiter
+from stoplog.client.engine import Engine
+from stoplog.client.metrics import Metrics
 from stoplog.client.settings import Settings
-from stoplog.client.transport.kafka_transport import Transport
+from stoplog.client.transport.kafka_transport import KafkaTransport
 from stoplog.topics import CHECKS
 from tests.support.broker import fresh_cluster, make_topics
 from tests.support.wire import Wired
@@ -27,18 +28,25 @@ SILENCE_S = 3.1
 """librdkafka looks every second for what has timed out."""
 
 
-class Listener(Limiter):
-    """Remembers what was not delivered."""
+class Listener(Engine):
+    """Remembers which batches were not delivered."""
 
     def __init__(self) -> None:
-        super().__init__(Settings())
+        super().__init__(
+            Settings(),
+            Metrics(),
+            node_id="test",
+            partitions=PARTITIONS,
+            reply_partition=0,
+            instrumentation=None,
+        )
         self.lost: list[int] = []
-        self.is_positioned = asyncio.Event()
+        self.has_position = asyncio.Event()
 
-    def positioned(self) -> None:
-        self.is_positioned.set()
+    def on_position(self) -> None:
+        self.has_position.set()
 
-    def undelivered(self, failures: list[tuple[int, int]]) -> None:
+    def on_undelivered(self, failures: list[tuple[int, int]]) -> None:
         self.lost += [number for number, _ in failures]
 
 
@@ -72,17 +80,17 @@ async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: Wired) -> N
     again under a new epoch: each of the 18 that were sent so in six rounds was there twice.
     """
     loop, listener = asyncio.get_running_loop(), Listener()
-    transport = Transport(
+    transport = KafkaTransport(
         f"127.0.0.1:{broker.wire.port}",
         incarnation=1,
         reply_partition=0,
-        follow=0,
+        followed_partitions=0,
         publish_timeout_ms=TIMEOUT_MS,
         loop=loop,
         listener=listener,
     )
     transport.start()
-    await asyncio.wait_for(listener.is_positioned.wait(), 30)
+    await asyncio.wait_for(listener.has_position.wait(), 30)
     numbers = count(1)
 
     def publish(*partitions: int) -> None:
@@ -92,7 +100,7 @@ async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: Wired) -> N
 
     for _ in range(ROUNDS):
         publish(*range(PARTITIONS))
-        assert await asyncio.to_thread(transport._producer.flush, 30) == 0
+        assert await asyncio.to_thread(transport._producer._producer.flush, 30) == 0
         broker.wire.cut_back()
         # Times, not events, are what this is about: one batch too late, the others not yet.
         publish(0)
@@ -100,7 +108,7 @@ async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: Wired) -> N
         publish(1, 2, 3)
         await asyncio.sleep(SILENCE_S - LATER_S)
         broker.wire.heal()
-        await asyncio.to_thread(transport._producer.flush, 30)
+        await asyncio.to_thread(transport._producer._producer.flush, 30)
     await asyncio.to_thread(transport.stop)
     await asyncio.sleep(0)  # what was told last
     sent = next(numbers) - 1

@@ -1,4 +1,4 @@
-"""An event loop that moves only when told to, and an outbox that keeps what it is given."""
+"""An event loop that runs only when a test advances it, and a transport that keeps what it is given."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import heapq
 from collections import deque
 from typing import Any
 
-from stoplog.client.batcher import Batcher, Carried
-from stoplog.client.degraded_mode import Mode
+from stoplog.client.batcher import Batcher
+from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
+from stoplog.client.instrumentation import Instrumentation, PublishedRecord
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.errors import Unavailable
@@ -18,6 +19,8 @@ from stoplog.wire.replies import Decision, Reply
 
 
 class Clockwork(asyncio.BaseEventLoop):
+    """An event loop whose time stands still until a test advances it."""
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 1_000.0
@@ -25,7 +28,7 @@ class Clockwork(asyncio.BaseEventLoop):
         self.timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
 
     def __del__(self) -> None:
-        """Nothing was opened: no need to close."""
+        """Do not warn that the loop is open: it holds no resources."""
 
     def time(self) -> float:
         return self.now
@@ -34,14 +37,14 @@ class Clockwork(asyncio.BaseEventLoop):
         raise context["exception"]
 
     def turn(self) -> None:
-        """Run what is ready, until nothing is."""
+        """Run callbacks until none is ready."""
         while self.ready:
             handle = self.ready.popleft()
             if not handle.cancelled():
                 handle._run()
 
     def advance(self, seconds: float) -> None:
-        """Let *seconds* pass, each timer firing at its time."""
+        """Let *seconds* pass; each timer fires at its time."""
         self.turn()
         end = self.now + seconds
         while self.timers and self.timers[0].when() <= end:
@@ -53,17 +56,19 @@ class Clockwork(asyncio.BaseEventLoop):
         self.now = end
 
 
-class Outbox:
+class FakeTransport:
+    """Keeps the batches that it is given; raises instead while ``broken``."""
+
     incarnation = 7
     reply_partition = 2
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, Batch]] = []
         self.broken = False
-        self.carried: list[Carried | None] = []
+        self.records: list[PublishedRecord | None] = []
 
     def send_checks(
-        self, partition: int, value: bytes, number: int, checks: int, carried: Carried | None = None
+        self, partition: int, value: bytes, number: int, checks: int, record: PublishedRecord | None = None
     ) -> None:
         if self.broken:
             raise Unavailable("queue full")
@@ -71,7 +76,7 @@ class Outbox:
         assert isinstance(batch, Batch)
         assert (batch.number, len(batch.checks)) == (number, checks)
         self.sent.append((partition, batch))
-        self.carried.append(carried)
+        self.records.append(record)
 
     @property
     def last(self) -> Batch:
@@ -79,7 +84,7 @@ class Outbox:
 
 
 class Bench:
-    """A batcher with everything around it faked."""
+    """A batcher with a fake event loop, clock and transport."""
 
     deadline_s = 0.25
 
@@ -89,31 +94,32 @@ class Bench:
         partitions: int = 1,
         misses: int = 3,
         max_in_flight: int = 100_000,
-        kind: type[Batcher] = Batcher,
+        instrumentation: Instrumentation | None = None,
     ) -> None:
         self.loop = Clockwork()
-        self.outbox = Outbox()
+        self.transport = FakeTransport()
         self.metrics = Metrics()
-        self.mode = Mode(self.metrics, self.loop.time, lambda: int(self.loop.now * 1000))
+        self.mode = DegradedMode(self.metrics, self.loop.time, lambda: int(self.loop.now * 1000))
         self.denials = DenyCache(self.metrics, partitions, 100, self.loop.time)
         self.rejections = Rejections(self.loop.time)
-        self.batcher = kind(
+        self.batcher = Batcher(
             self.loop,
-            self.outbox,
+            self.transport,
             self.metrics,
             self.mode,
             self.denials,
             self.rejections,
             partitions=partitions,
             deadline_s=self.deadline_s,
-            misses=misses,
+            max_misses=misses,
             max_in_flight=max_in_flight,
+            instrumentation=instrumentation,
             clock=self.loop.time,
         )
 
 
 def answer_to(batch: Batch) -> Reply:
-    """Allows even costs; the cost comes back as ``remaining``, so that answers can be told apart."""
+    """Return a reply that allows even costs. ``remaining`` is the cost, so that tests can tell answers apart."""
     return Reply(
         batch.incarnation,
         batch.number,

@@ -1,4 +1,4 @@
-"""In place of the transport: a broker and workers that answer at once, unless told otherwise."""
+"""A fake transport, with a broker and workers that answer at once unless a test replaces ``answer``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from stoplog.client.batcher import Carried
-from stoplog.client.limiter import Limiter
-from stoplog.client.transport.broker_monitor import BrokerView
+from stoplog.client.engine import Engine
+from stoplog.client.instrumentation import PublishedRecord
+from stoplog.client.transport.broker_view import BrokerView
 from stoplog.wire.checks import Batch, Check, Denials, Denied, SingleCheck, decode_checks_record
 from stoplog.wire.heartbeats import Heartbeat, decode_heartbeat
 from stoplog.wire.limit_updates import Update, decode_update
@@ -19,39 +19,39 @@ PARTITIONS = 4
 
 
 class Kafka:
-    """What a limiter's ``Transport`` is replaced by."""
+    """Replaces ``KafkaTransport`` in an engine."""
 
-    prefix = "g."
-    look_prefix = "g?"
+    update_prefix = "g."
+    lookup_prefix = "g?"
     incarnation = 7
     reply_partition = 0
     view = BrokerView(PARTITIONS)
 
-    def __init__(self, bootstrap: str, *, listener: Limiter, **_: Any) -> None:
+    def __init__(self, bootstrap: str, *, listener: Engine, **_: Any) -> None:
         self.listener = listener
         self.loop = asyncio.get_running_loop()
         self.answer: Callable[[Batch], Reply | None] = answer_to
         self.checks: list[Check] = []
         self.denied: list[Denied] = []
-        self.beats: list[Heartbeat] = []
+        self.heartbeats: list[Heartbeat] = []
         self.updates: list[list[Update]] = [[] for _ in range(PARTITIONS)]
         self.stopped = False
 
     def start(self) -> None:
-        self.loop.call_soon(self.listener.positioned)
-        self.loop.call_soon(self.listener.broker_seen, self.view)
+        self.loop.call_soon(self.listener.on_position)
+        self.loop.call_soon(self.listener.on_broker_view, self.view)
 
     def stop(self) -> None:
         self.stopped = True
 
     def send_checks(
-        self, partition: int, value: bytes, number: int, checks: int, carried: Carried | None = None
+        self, partition: int, value: bytes, number: int, checks: int, record: PublishedRecord | None = None
     ) -> None:
         batch = decode_checks_record(value)
         assert isinstance(batch, Batch)
         self.checks += batch.checks
         if batch.partition >= 0 and (reply := self.answer(batch)) is not None:
-            self.loop.call_soon(self.listener.replied, [reply])
+            self.loop.call_soon(self.listener.on_replies, [reply])
 
     def send_denials(self, partition: int, value: bytes, checks: int) -> None:
         record = decode_checks_record(value)
@@ -59,16 +59,16 @@ class Kafka:
         assert sum(row.checks for row in record.sums) == checks
         self.denied += record.sums
 
-    def send_look(self, partition: int, value: bytes) -> None:
+    def send_lookup(self, partition: int, value: bytes) -> None:
         single = decode_checks_record(value)
         assert isinstance(single, SingleCheck)
         assert single.reply_to is not None
-        look = LookupReply(single.reply_to.id, -1, None, [WindowUse("100/minute", 1, 60_000)])
+        reply = LookupReply(single.reply_to.id, -1, None, [WindowUse("100/minute", 1, 60_000)])
         for _lane in "ab":
-            self.loop.call_soon(self.listener.looked, [look])
+            self.loop.call_soon(self.listener.on_lookup_replies, [reply])
 
-    def send_beat(self, key: bytes, value: bytes) -> None:
-        self.beats.append(decode_heartbeat(value))
+    def send_heartbeat(self, key: bytes, value: bytes) -> None:
+        self.heartbeats.append(decode_heartbeat(value))
 
     def send_update(
         self,
@@ -83,7 +83,9 @@ class Kafka:
         update = decode_update(len(log), key, value, None)
         log.append(update)
         self.loop.call_soon(done, None, update.version)
-        self.loop.call_soon(self.listener.told, [UpdateReply(id_, True, update.version, partition)])
+        self.loop.call_soon(
+            self.listener.on_update_replies, [UpdateReply(id_, True, update.version, partition)]
+        )
 
     def read_updates(self, partition: int, start: int | None) -> Iterator[Update]:
         yield from self.updates[partition][start or 0 :]

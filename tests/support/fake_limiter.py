@@ -26,7 +26,7 @@ class FakeLimiter(Limiter):
 
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self._started = False
+        self._running = False
         self.checks: list[Check] = []
         self.stored: dict[UpdateKey, Policy] = {}
         self.changes: list[UpdateKey] = []
@@ -37,13 +37,13 @@ class FakeLimiter(Limiter):
         self.pages: list[tuple[str | None, int, str | None]] = []
 
     async def __aenter__(self) -> Self:
-        self._started = True
+        self._running = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._started = False
+        self._running = False
 
     def _fail(self) -> None:
         if self.error is not None:

@@ -1,4 +1,4 @@
-"""In place of a connection's transport."""
+"""A fake transport of an HTTP connection."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 
 
 class Wire(asyncio.Transport):
-    """Keeps what is written."""
+    """Keeps what the protocol writes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.written: list[bytes] = []
         self.late: list[bytes] = []
-        """Written after the end."""
+        """What was written after the connection had been closed."""
         self.ended = asyncio.Event()
         self.reading: list[bool] = []
-        """As it was told."""
+        """``True`` for each call of ``resume_reading``, ``False`` for each of ``pause_reading``."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         (self.late if self.ended.is_set() else self.written).append(bytes(data))

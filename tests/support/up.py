@@ -19,9 +19,9 @@ from tests.support.broker import home_with_jars, quick_java
 STOP_S: Final = 60
 
 BROKEN_GATEWAY: Final = """
-from stoplog.client.transport.kafka_transport import Transport
+from stoplog.client.transport.reply_consumer import ReplyConsumer
 def fail(self): raise RuntimeError("a bug")
-Transport._take_position = fail
+ReplyConsumer.take_position = fail
 from stoplog_gateway.cli import main
 main()
 """

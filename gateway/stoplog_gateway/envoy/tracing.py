@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
-from stoplog.client.tracing import going_on
+from stoplog.client.tracing import continued_trace
 from stoplog.tracing import FIELDS
 
 
 def continue_trace(metadata: Iterable[tuple[str, str | bytes]]) -> AbstractContextManager[None]:
     """Return a context in which new spans continue the trace that *metadata* names, if it names one."""
     # gRPC delivers values as bytes only for names that end in "-bin".
-    return going_on({name: str(value).encode() for name, value in metadata if name in FIELDS})
+    return continued_trace({name: str(value).encode() for name, value in metadata if name in FIELDS})

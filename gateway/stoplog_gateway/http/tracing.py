@@ -8,7 +8,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from stoplog.client.tracing import going_on
+from stoplog.client.tracing import continued_trace
 from stoplog.tracing import FIELDS
 
 _FIELDS: Final = frozenset(name.encode() for name in FIELDS)
@@ -19,7 +19,7 @@ class RequestTracing:
 
     def continue_trace(self, headers: Iterable[tuple[bytes, bytes]]) -> AbstractContextManager[None]:
         """Return a context in which new spans continue the trace that *headers* name, if they name one."""
-        return going_on({name.decode(): value for name, value in headers if name in _FIELDS})
+        return continued_trace({name.decode(): value for name, value in headers if name in _FIELDS})
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
         """Return an ASGI application that continues the trace of each request to *app*."""

@@ -46,13 +46,13 @@ class ProcessSlot:
         loop.add_reader(self.parent_pipe, self._stop_as_orphan, loop)
         metrics = limiter.metrics
         shared = SharedMetrics(metrics.registry, self.folder, self.number)
-        status = SharedStatus(limiter.state, self.folder, self.number)
-        metrics.shown, limiter.others = shared.registry, status.others
+        status = SharedStatus(limiter.process_state, self.folder, self.number)
+        metrics.shown, limiter.other_processes = shared.registry, status.others
         writing = loop.create_task(_write_periodically(shared, status))
         try:
             yield
         finally:
-            metrics.shown, limiter.others = metrics.registry, list
+            metrics.shown, limiter.other_processes = metrics.registry, list
             writing.cancel()
             loop.remove_reader(self.parent_pipe)
             shared.close()

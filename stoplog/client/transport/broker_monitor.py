@@ -1,13 +1,58 @@
-"""What the broker's metadata says of the topic ``checks``."""
+"""Ask the broker for metadata, so that a missing broker is noticed without any check."""
 
 from __future__ import annotations
 
-import msgspec
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from confluent_kafka import KafkaException
+
+from stoplog.client.transport.broker_view import BrokerView
+from stoplog.kafka import clients
+from stoplog.topics import CHECKS
+
+INTERVAL_S: Final = 5.0
+"""Seconds between two requests for metadata while the broker answers."""
+
+RETRY_S: Final = 1.0
+"""Seconds between two requests while the broker does not answer, or has no topics yet."""
+
+TIMEOUT_S: Final = 2.0
+"""Seconds to wait for the broker's answer."""
 
 
-class BrokerView(msgspec.Struct, frozen=True):
-    """What the broker reports of ``checks``; ``partitions`` 0: no such topic; ``error``: no answer, and why."""
+class BrokerMonitor:
+    """Asks the broker at regular intervals, in a thread of its own.
 
-    partitions: int = 0
-    under_replicated: tuple[int, ...] = ()
-    error: str | None = None
+    Args:
+        bootstrap: Bootstrap servers.
+        stopping: Ends :meth:`run`; call :meth:`wake` after setting it.
+        report: Called with each view.
+    """
+
+    def __init__(
+        self, bootstrap: str, stopping: threading.Event, report: Callable[[BrokerView], None]
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._stopping = stopping
+        self._report = report
+        self._wake = threading.Event()
+
+    def run(self) -> None:
+        """Ask until stopped."""
+        admin = clients.sdk_admin(self._bootstrap)
+        while not self._stopping.is_set():
+            try:
+                topic = admin.list_topics(CHECKS, TIMEOUT_S).topics[CHECKS]
+                lacking = tuple(p for p, it in topic.partitions.items() if len(it.isrs) < len(it.replicas))
+                view = BrokerView(len(topic.partitions), lacking)
+            except KafkaException as exc:
+                view = BrokerView(error=f"{self._bootstrap} does not answer: {exc.args[0].str()}")
+            self._report(view)
+            self._wake.wait(INTERVAL_S if view.partitions else RETRY_S)
+            self._wake.clear()
+
+    def wake(self) -> None:
+        """Ask now instead of at the end of the interval. Any thread."""
+        self._wake.set()

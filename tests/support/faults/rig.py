@@ -33,7 +33,7 @@ HARMLESS_S: Final = 5.0
 DEADLINE_MS: Final = 250
 """Deadline of the gateways, unless a scenario sets another."""
 
-BEGAN: Final = "degraded: checks are let through"
+BEGAN: Final = "degraded: checks fail open"
 ENDED: Final = "normal again"
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from stoplog.client.answer import Answer, Outcome
-from stoplog.client.batcher import GATHER_S
 from stoplog.client.fail_open import BROKER, FAIL_OPEN, STOPPING
+from stoplog.client.partition_queue import GATHER_S
 from stoplog.errors import InvalidInput
 from stoplog.partitioning import partition_of
 from stoplog.wire.checks import MAX_BATCH, Batch, Check, encode_batch
@@ -41,74 +41,74 @@ def open_breaker(bench: Bench) -> None:
     assert isinstance(bench.batcher.ask(Check("alice")), Answer)
 
 
-def test_an_idle_partition_sends_at_the_end_of_the_turn() -> None:
+def test_batch_of_idle_partition_is_sent_at_end_of_turn() -> None:
     bench = Bench()
     futures = ask(bench, 2, 3, 4)
-    assert not bench.outbox.sent
+    assert not bench.transport.sent
     bench.loop.turn()
-    assert costs(bench.outbox.last) == [2, 3, 4]
-    assert bench.outbox.last.partition == bench.outbox.reply_partition
-    bench.batcher.replied([answer_to(bench.outbox.last)])
+    assert costs(bench.transport.last) == [2, 3, 4]
+    assert bench.transport.last.partition == bench.transport.reply_partition
+    bench.batcher.on_replies([answer_to(bench.transport.last)])
     assert remaining(futures) == [2, 3, 4]
     assert [f.result().allowed for f in futures] == [True, False, True]  # type: ignore[union-attr]
     assert (bench.metrics.allowed, bench.metrics.rejected, bench.metrics.in_flight) == (2, 1, 0)
 
 
-def test_a_batch_has_one_timer_however_many_ask() -> None:
+def test_batch_with_many_checks_has_one_timer() -> None:
     bench = Bench()
     ask(bench, *range(100))
     bench.loop.turn()
     assert [timer.cancelled() for timer in bench.loop.timers] == [False]
 
 
-def test_a_busy_partition_gathers_until_the_reply() -> None:
+def test_batch_of_busy_partition_is_sent_after_reply() -> None:
     bench = Bench()
     ask(bench, 1)
     bench.loop.turn()
-    first = bench.outbox.last
+    first = bench.transport.last
     for cost in (2, 3, 4):
         ask(bench, cost)
         bench.loop.turn()
-    assert len(bench.outbox.sent) == 1
-    bench.batcher.replied([answer_to(first)])
+    assert len(bench.transport.sent) == 1
+    bench.batcher.on_replies([answer_to(first)])
     bench.loop.turn()
-    assert costs(bench.outbox.last) == [2, 3, 4]
+    assert costs(bench.transport.last) == [2, 3, 4]
 
 
-def test_whoever_is_answered_and_asks_again_is_in_the_next_batch() -> None:
+def test_caller_that_asks_again_after_its_answer_is_in_next_batch() -> None:
     bench = Bench(partitions=4)
     clients = {partition_of(name, 4): name for name in "abcdefgh"}
     first = [ask(bench, 2, client=client)[0] for client in clients.values()]
     bench.loop.turn()
-    flying = [answer_to(batch) for _, batch in bench.outbox.sent]
+    in_flight = [answer_to(batch) for _, batch in bench.transport.sent]
     for client in clients.values():
         ask(bench, 3, client=client)
     bench.loop.turn()
     for future, client in zip(first, reversed(clients.values()), strict=True):
         future.add_done_callback(lambda _, client=client: ask(bench, 4, client=client))  # type: ignore[misc]
-    bench.batcher.replied(flying)
+    bench.batcher.on_replies(in_flight)
     bench.loop.turn()
-    assert {p: costs(batch) for p, batch in bench.outbox.sent[4:]} == {p: [3, 4] for p in clients}
+    assert {p: costs(batch) for p, batch in bench.transport.sent[4:]} == {p: [3, 4] for p in clients}
 
 
-def test_what_is_known_to_be_denied_is_not_sent_even_while_the_breaker_is_open() -> None:
+def test_known_denial_is_answered_without_sending_even_while_breaker_is_open() -> None:
     bench = Bench()
-    bench.denials.proven([0], bench.loop.now)
+    bench.denials.on_proof([0], bench.loop.now)
     [first] = ask(bench, 3)
     bench.loop.advance(0.125)
     decision = Decision(False, 5, 1, 9_000, 6_100, 3)
-    bench.batcher.replied([Reply(7, bench.outbox.last.number, 0, -1, [decision])])
+    bench.batcher.on_replies([Reply(7, bench.transport.last.number, 0, -1, [decision])])
     assert first.result() == Answer(False, 5, 1, 9_000, 6_100, 3)
     bench.loop.advance(1)
-    bench.denials.proven([0], bench.loop.now)
-    # Counted from when the batch was sent.
+    bench.denials.on_proof([0], bench.loop.now)
+    # The wait is counted from the time the batch was sent.
     assert bench.batcher.ask(Check("alice", 3)) == Answer(False, 5, 1, 7_875, 4_975, 3)
-    sent = len(bench.outbox.sent)
-    bench.batcher.broker_down("no broker")
+    sent = len(bench.transport.sent)
+    bench.batcher.on_broker_down("no broker")
     assert bench.batcher.ask(Check("alice", 3)) == Answer(False, 5, 1, 7_875, 4_975, 3)
     assert bench.batcher.ask(Check("alice", 2)) == FAIL_OPEN[BROKER]
     bench.loop.advance(GATHER_S)
-    assert [costs(batch) for _, batch in bench.outbox.sent[sent:]] == [[2]]
+    assert [costs(batch) for _, batch in bench.transport.sent[sent:]] == [[2]]
     assert (bench.metrics.received, bench.metrics.rejected) == (4, 3)
     bench.batcher.close()
     assert bench.batcher.ask(Check("alice", 3)) == FAIL_OPEN[STOPPING]
@@ -120,34 +120,34 @@ def test_partitions_do_not_wait_for_each_other() -> None:
     for client in clients.values():
         ask(bench, 1, client=client)
     bench.loop.turn()
-    assert sorted(partition for partition, _ in bench.outbox.sent) == sorted(clients)
+    assert sorted(partition for partition, _ in bench.transport.sent) == sorted(clients)
 
 
-def test_a_long_list_is_split_and_goes_one_batch_after_the_other() -> None:
+def test_long_list_is_split_into_batches_sent_one_after_another() -> None:
     bench = Bench()
     futures = ask(bench, *range(MAX_BATCH + 5))
     bench.loop.turn()
-    assert [len(batch.checks) for _, batch in bench.outbox.sent] == [MAX_BATCH]
-    bench.batcher.replied([answer_to(bench.outbox.last)])
+    assert [len(batch.checks) for _, batch in bench.transport.sent] == [MAX_BATCH]
+    bench.batcher.on_replies([answer_to(bench.transport.last)])
     bench.loop.turn()
-    assert len(bench.outbox.last.checks) == 5
-    bench.batcher.replied([answer_to(bench.outbox.last)])
+    assert len(bench.transport.last.checks) == 5
+    bench.batcher.on_replies([answer_to(bench.transport.last)])
     assert remaining(futures) == list(range(MAX_BATCH + 5))
 
 
-def test_a_record_stays_below_what_the_broker_takes() -> None:
+def test_record_of_large_checks_stays_below_broker_limit() -> None:
     bench = Bench()
     wide = "\U0001f300" * 64
     for cost in range(2_000):
         bench.batcher.ask(Check(wide, 1_000_000 - cost, wide, wide))
     bench.batcher.publish(Check("alice"))
     bench.loop.turn()
-    silent, first = (batch for _, batch in bench.outbox.sent)
-    assert silent.partition == NO_REPLY
+    without_reply, first = (batch for _, batch in bench.transport.sent)
+    assert without_reply.partition == NO_REPLY
     assert 500_000 < len(encode_batch(first)) < 950_000
 
 
-def test_the_deadline_lets_through_and_a_late_reply_changes_nothing() -> None:
+def test_check_fails_open_at_deadline_and_late_reply_changes_nothing() -> None:
     bench = Bench()
     (first,) = ask(bench, 1)
     bench.loop.advance(0.1)
@@ -156,113 +156,113 @@ def test_the_deadline_lets_through_and_a_late_reply_changes_nothing() -> None:
     assert not first.done()
     bench.loop.advance(0.0002)
     assert first.result() is FAIL_OPEN["deadline"]
-    assert costs(bench.outbox.last) == [2]  # the slot is free
+    assert costs(bench.transport.last) == [2]  # the slot is free
     ask(bench, 3)
-    bench.batcher.replied([answer_to(bench.outbox.sent[0][1])])
+    bench.batcher.on_replies([answer_to(bench.transport.sent[0][1])])
     assert bench.metrics.late == 1
-    assert len(bench.outbox.sent) == 2  # and was not freed again
+    assert len(bench.transport.sent) == 2  # the late reply does not free it again
     assert not second.done()
     bench.loop.advance(0.1)
-    assert second.result() is FAIL_OPEN["deadline"]  # its own deadline, not that of its sending
+    assert second.result() is FAIL_OPEN["deadline"]  # its own deadline, not one from the time it was sent
 
 
-def test_a_reply_that_is_there_when_the_timer_fires_counts() -> None:
+def test_reply_that_waits_when_timer_fires_counts() -> None:
     bench = Bench()
     (future,) = ask(bench, 4)
     bench.loop.turn()
-    bench.loop.now += 1  # the loop was stalled; on uvloop timers come first
+    bench.loop.now += 1  # the loop was stalled; uvloop runs timers first
     timer = bench.loop.timers[0]
-    bench.loop.call_soon(bench.batcher.replied, [answer_to(bench.outbox.last)])
+    bench.loop.call_soon(bench.batcher.on_replies, [answer_to(bench.transport.last)])
     timer._run()
     bench.loop.turn()
     assert remaining([future]) == [4]
 
 
-def test_misses_open_the_breaker_and_checks_are_still_published() -> None:
+def test_misses_open_breaker_and_checks_are_still_published() -> None:
     bench = Bench()
     open_breaker(bench)
-    published = len(bench.outbox.sent)
+    published = len(bench.transport.sent)
     answers = [bench.batcher.ask(Check("alice", cost)) for cost in (5, 6)]
     assert {answer.reason for answer in answers if isinstance(answer, Answer)} == {"breaker_open"}
     bench.loop.advance(GATHER_S)
-    assert len(bench.outbox.sent) == published + 1
-    assert costs(bench.outbox.last) == [1, 5, 6]
+    assert len(bench.transport.sent) == published + 1
+    assert costs(bench.transport.last) == [1, 5, 6]
 
-    bench.loop.advance(bench.deadline_s)  # too late to be timely
-    bench.batcher.replied([answer_to(bench.outbox.last)])
+    bench.loop.advance(bench.deadline_s)  # its deadline passes
+    bench.batcher.on_replies([answer_to(bench.transport.last)])
     assert isinstance(bench.batcher.ask(Check("alice", 7)), Answer)
 
     bench.loop.advance(GATHER_S)
     bench.batcher.ask(Check("alice", 8))
-    bench.batcher.replied([answer_to(bench.outbox.last)])
-    assert costs(bench.outbox.last) == [8]  # what was being gathered goes before the next check
+    bench.batcher.on_replies([answer_to(bench.transport.last)])
+    assert costs(bench.transport.last) == [8]  # gathered checks are sent before the next check
     ask(bench, 9)
     bench.loop.turn()
-    assert costs(bench.outbox.last) == [9]
+    assert costs(bench.transport.last) == [9]
 
 
-def test_opening_lets_go_whoever_waits() -> None:
+def test_breaker_that_opens_answers_waiting_checks() -> None:
     bench = Bench()
-    flying = ask(bench, 1)
+    in_flight = ask(bench, 1)
     bench.loop.turn()
     waiting = ask(bench, 2)
-    bench.batcher.broker_down("no broker")
-    assert [f.result() for f in flying + waiting] == [FAIL_OPEN["broker"]] * 2
-    assert costs(bench.outbox.last) == [2]
+    bench.batcher.on_broker_down("no broker")
+    assert [f.result() for f in in_flight + waiting] == [FAIL_OPEN["broker"]] * 2
+    assert costs(bench.transport.last) == [2]
     assert bench.mode.partitions == {0}
-    bench.batcher.replied([answer_to(bench.outbox.sent[0][1])])
+    bench.batcher.on_replies([answer_to(bench.transport.sent[0][1])])
     assert not bench.mode.partitions
     ask(bench, 3)
     bench.loop.turn()
-    assert costs(bench.outbox.last) == [3]
+    assert costs(bench.transport.last) == [3]
 
 
 @pytest.mark.parametrize("answered", [True, False])
-def test_what_was_sent_while_open_never_frees_the_slot_of_another(answered: bool) -> None:
+def test_batch_sent_while_breaker_was_open_does_not_free_slot(answered: bool) -> None:
     bench = Bench(misses=1)
-    bench.batcher.broker_down("no broker")
+    bench.batcher.on_broker_down("no broker")
     for cost in (1, 2):
         bench.batcher.ask(Check("alice", cost))
         bench.loop.advance(GATHER_S)
-    closing, other = (batch for _, batch in bench.outbox.sent)
-    bench.batcher.replied([answer_to(closing)])
+    closing, other = (batch for _, batch in bench.transport.sent)
+    bench.batcher.on_replies([answer_to(closing)])
     bench.loop.advance(bench.deadline_s - 2 * GATHER_S)
     ask(bench, 3)
     bench.loop.turn()
     ask(bench, 4)
     if answered:
-        bench.batcher.replied([answer_to(other)])
+        bench.batcher.on_replies([answer_to(other)])
     else:
         bench.loop.advance(2 * GATHER_S)
-    assert costs(bench.outbox.last) == [3]
-    assert not bench.mode.partitions  # nor is it a miss
+    assert costs(bench.transport.last) == [3]
+    assert not bench.mode.partitions  # and it is not a miss
 
 
-def test_a_batch_in_flight_when_the_breaker_opens_does_not_hold_up_what_comes_after() -> None:
+def test_batch_in_flight_when_breaker_opens_does_not_block_next_batch() -> None:
     bench = Bench()
     ask(bench, 1)
     bench.loop.turn()
-    bench.batcher.broker_down("no broker")
+    bench.batcher.on_broker_down("no broker")
     bench.batcher.probe()
     bench.batcher.probe()
-    bench.batcher.replied([answer_to(bench.outbox.last)])
+    bench.batcher.on_replies([answer_to(bench.transport.last)])
     ask(bench, 2)
     bench.loop.turn()
-    assert costs(bench.outbox.last) == [2]
+    assert costs(bench.transport.last) == [2]
 
 
-def test_what_is_gathered_while_open_is_not_sent_at_the_end_of_the_turn() -> None:
+def test_checks_gathered_while_breaker_is_open_are_not_sent_at_end_of_turn() -> None:
     bench = Bench()
     ask(bench, 1)
-    bench.batcher.broker_down("no broker")
+    bench.batcher.on_broker_down("no broker")
     bench.batcher.ask(Check("alice", 2))
     bench.loop.turn()
-    assert costs(bench.outbox.last) == [1]
+    assert costs(bench.transport.last) == [1]
     bench.loop.advance(GATHER_S)
-    assert costs(bench.outbox.last) == [2]
+    assert costs(bench.transport.last) == [2]
 
 
-def test_a_hit_forgives_earlier_misses() -> None:
+def test_timely_reply_resets_misses() -> None:
     bench = Bench()
     for _ in range(2):
         for _ in range(2):
@@ -270,119 +270,121 @@ def test_a_hit_forgives_earlier_misses() -> None:
             bench.loop.advance(bench.deadline_s)
         ask(bench, 2)
         bench.loop.turn()
-        bench.batcher.replied([answer_to(bench.outbox.last)])
-        assert bench.batcher.calm
+        bench.batcher.on_replies([answer_to(bench.transport.last)])
+        assert bench.batcher.healthy
     assert not bench.mode.degraded
 
 
-def test_beyond_the_bound_checks_are_let_through_unpublished() -> None:
+def test_check_beyond_max_in_flight_fails_open_unpublished() -> None:
     bench = Bench(max_in_flight=2)
     ask(bench, 1, 2)
     assert bench.batcher.ask(Check("alice", 3)) is FAIL_OPEN["overload"]
     bench.loop.turn()
-    assert costs(bench.outbox.last) == [1, 2]
+    assert costs(bench.transport.last) == [1, 2]
     assert bench.metrics.uncounted == 1
 
 
-def test_what_cannot_be_published_is_let_through_and_counted() -> None:
+def test_unpublished_checks_fail_open_and_are_counted() -> None:
     bench = Bench()
-    bench.outbox.broken = True
+    bench.transport.broken = True
     futures = ask(bench, 1, 2)
     bench.batcher.publish(Check("alice", 3))
     bench.loop.turn()
     assert {f.result() for f in futures} == {FAIL_OPEN["unpublished"]}
     assert (bench.metrics.uncounted, bench.metrics.publish_failures) == (3, 2)
 
-    bench.outbox.broken = False
+    bench.transport.broken = False
     futures = ask(bench, 4)
     bench.loop.turn()
-    bench.batcher.undelivered(bench.outbox.last.number, 1)
+    bench.batcher.on_undelivered(bench.transport.last.number, 1)
     assert futures[0].result() is FAIL_OPEN["unpublished"]
     assert bench.metrics.uncounted == 4
 
 
-def test_a_breaker_tells_what_opened_it() -> None:
-    silent, deaf = Bench(), Bench()
+def test_degraded_mode_states_why_breaker_opened() -> None:
+    no_reply, no_broker = Bench(), Bench()
     for _ in range(3):
-        ask(silent, 1)
-        silent.loop.advance(0.3)
-        ask(deaf, 1)
-        deaf.loop.turn()
-        deaf.batcher.undelivered(deaf.outbox.last.number, 1)
-    assert (silent.mode.why or "").startswith(
-        "partition 0: 3 batches in a row failed, the last had no answer within 250 ms: is its worker running?"
+        ask(no_reply, 1)
+        no_reply.loop.advance(0.3)
+        ask(no_broker, 1)
+        no_broker.loop.turn()
+        no_broker.batcher.on_undelivered(no_broker.transport.last.number, 1)
+    assert (no_reply.mode.why or "").startswith(
+        "partition 0: 3 batches in a row failed, the last one had no reply within 250 ms. Is its worker running?"
     )
-    assert (deaf.mode.why or "").startswith(
-        "partition 0: 3 batches in a row failed, the last could not be published: are the brokers well?"
+    assert (no_broker.mode.why or "").startswith(
+        "partition 0: 3 batches in a row failed, the last one could not be published. Are the brokers healthy?"
     )
 
 
-def test_publish_wants_no_reply() -> None:
+def test_publish_sends_batch_without_reply_address() -> None:
     bench = Bench()
     for cost in (1, 2):
         bench.batcher.publish(Check("alice", cost))
     bench.loop.turn()
-    assert bench.outbox.last.partition == NO_REPLY
-    assert costs(bench.outbox.last) == [1, 2]
+    assert bench.transport.last.partition == NO_REPLY
+    assert costs(bench.transport.last) == [1, 2]
     assert bench.metrics.published == 2
 
 
 @pytest.mark.parametrize("error", ["cannot read it", None])
-def test_a_reply_that_is_no_answer_lets_through(error: str | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_reply_without_answers_fails_open_and_logs_once(
+    error: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     bench = Bench()
     for _ in range(2):
         futures = ask(bench, 1)
         bench.loop.turn()
-        bench.batcher.replied([Reply(7, bench.outbox.last.number, 0, 0, [], error)])
+        bench.batcher.on_replies([Reply(7, bench.transport.last.number, 0, 0, [], error)])
         assert futures[0].result() is FAIL_OPEN["rejected_batch"]
     assert len(caplog.records) == 1
 
 
-def test_replayed_and_unjudged_checks() -> None:
+def test_replayed_check_fails_open_and_refused_check_is_an_error() -> None:
     bench = Bench()
     replayed, unjudged, gone = ask(bench, 1, 2, 3)
     gone.cancel()
     bench.loop.turn()
-    (good,) = answer_to(bench.outbox.last).answers[2:]
-    bench.batcher.replied([Reply(7, bench.outbox.last.number, 0, 0, [None, "wrong partition", good])])
+    (good,) = answer_to(bench.transport.last).answers[2:]
+    bench.batcher.on_replies([Reply(7, bench.transport.last.number, 0, 0, [None, "wrong partition", good])])
     assert replayed.result() is FAIL_OPEN["replayed"]
     assert isinstance(unjudged.result(), InvalidInput)
     assert bench.metrics.in_flight == 0
 
 
-def test_probes_go_where_nothing_is_known() -> None:
+def test_probe_is_sent_to_partitions_without_proof_of_a_reply() -> None:
     bench = Bench(partitions=2)
-    assert bench.batcher.unproven == [0, 1]
+    assert bench.batcher.never_replied == [0, 1]
     bench.batcher.probe()
-    assert [(p, costs(b)) for p, b in bench.outbox.sent] == [(0, []), (1, [])]
-    bench.batcher.replied([answer_to(batch) for _, batch in bench.outbox.sent])
-    assert bench.batcher.unproven == []
+    assert [(p, costs(b)) for p, b in bench.transport.sent] == [(0, []), (1, [])]
+    bench.batcher.on_replies([answer_to(batch) for _, batch in bench.transport.sent])
+    assert bench.batcher.never_replied == []
     bench.batcher.probe()
-    assert len(bench.outbox.sent) == 2
+    assert len(bench.transport.sent) == 2
 
-    bench.batcher.broker_down("gone")
+    bench.batcher.on_broker_down("gone")
     bench.batcher.probe()
     bench.batcher.probe()
-    assert len(bench.outbox.sent) == 6
+    assert len(bench.transport.sent) == 6
     assert not bench.metrics.received
 
 
-def test_stopping_leaves_nobody_waiting() -> None:
+def test_stop_answers_every_waiting_check() -> None:
     bench = Bench()
-    flying = ask(bench, 1)
+    in_flight = ask(bench, 1)
     bench.loop.turn()
     waiting = ask(bench, 2)
     bench.batcher.close()
     assert bench.batcher.ask(Check("alice", 3)) is FAIL_OPEN["stopping"]
-    assert set(bench.batcher.waiting()) == {*flying, *waiting}
-    bench.batcher.let_go()
-    assert {f.result() for f in flying + waiting} == {FAIL_OPEN["stopping"]}
-    assert costs(bench.outbox.last) == [2]
+    assert set(bench.batcher.waiting()) == {*in_flight, *waiting}
+    bench.batcher.stop()
+    assert {f.result() for f in in_flight + waiting} == {FAIL_OPEN["stopping"]}
+    assert costs(bench.transport.last) == [2]
     assert not [timer for timer in bench.loop.timers if not timer.cancelled()]
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Asks, replies (prompt, late, twice), failures and time in any order."""
+    """Checks, replies (timely, late, repeated), failures and time in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -409,21 +411,21 @@ class AnyOrder(RuleBasedStateMachine):
     def advance(self, ms: int) -> None:
         self.bench.loop.advance(ms / 1000)
 
-    @precondition(lambda self: self.bench.outbox.sent)
+    @precondition(lambda self: self.bench.transport.sent)
     @rule(data=st.data())
     def reply(self, data: st.DataObject) -> None:
-        batches = [batch for _, batch in self.bench.outbox.sent[-4:]]
-        self.bench.batcher.replied([answer_to(data.draw(st.sampled_from(batches)))])
+        batches = [batch for _, batch in self.bench.transport.sent[-4:]]
+        self.bench.batcher.on_replies([answer_to(data.draw(st.sampled_from(batches)))])
 
-    @precondition(lambda self: self.bench.outbox.sent)
+    @precondition(lambda self: self.bench.transport.sent)
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
-        batch = data.draw(st.sampled_from([batch for _, batch in self.bench.outbox.sent[-4:]]))
-        self.bench.batcher.undelivered(batch.number, len(batch.checks))
+        batch = data.draw(st.sampled_from([batch for _, batch in self.bench.transport.sent[-4:]]))
+        self.bench.batcher.on_undelivered(batch.number, len(batch.checks))
 
     @rule()
     def lose_broker(self) -> None:
-        self.bench.batcher.broker_down("gone")
+        self.bench.batcher.on_broker_down("gone")
 
     @rule()
     def probe(self) -> None:
@@ -445,15 +447,15 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def one_batch_in_flight(self) -> None:
         waiting = {cost for cost, _, future in self.asked if not future.done()}
-        flying = [p for p, batch in self.bench.outbox.sent if waiting.intersection(costs(batch))]
-        assert len(flying) == len(set(flying))
+        in_flight = [p for p, batch in self.bench.transport.sent if waiting.intersection(costs(batch))]
+        assert len(in_flight) == len(set(in_flight))
 
     def teardown(self) -> None:
         self.bench.batcher.close()
-        self.bench.batcher.let_go()
+        self.bench.batcher.stop()
         assert all(future.done() for *_, future in self.asked)
         sent: dict[int, list[int]] = defaultdict(list)
-        for partition, batch in self.bench.outbox.sent:
+        for partition, batch in self.bench.transport.sent:
             sent[partition] += costs(batch)
         assert {p: ids for p, ids in sent.items() if ids} == self.published  # each once, in order
         counted = self.bench.metrics

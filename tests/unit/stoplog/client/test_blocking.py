@@ -7,14 +7,12 @@ from functools import partial
 
 import pytest
 
-import stoplog.client.limiter
+import stoplog.client.engine
 from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.cluster_status import Readiness
-from stoplog.client.limit_update_follower import Told
 from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, StoredLimit
-from stoplog.client.transport.broker_monitor import BrokerView
-from stoplog.client.transport.kafka_transport import Listener
+from stoplog.client.transport.broker_view import BrokerView
 from stoplog.errors import InvalidId, TopicError
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, Check
@@ -28,7 +26,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> type[Kafka]:
     class Mine(Kafka):
         pass
 
-    monkeypatch.setattr(stoplog.client.limiter, "Transport", Mine)
+    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Mine)
     return Mine
 
 
@@ -37,7 +35,7 @@ def blocking(deadline_ms: int = 60_000) -> BlockingLimiter:
 
 
 def log_of(limiter: BlockingLimiter) -> Kafka:
-    return limiter._limiter._transport  # type: ignore[return-value]
+    return limiter._limiter._engine.transport  # type: ignore[return-value]
 
 
 def test_every_call_waits_for_its_answer(kafka: type[Kafka]) -> None:
@@ -87,9 +85,8 @@ def test_it_has_every_call_of_the_other() -> None:
             if inspect.isfunction(call) and not name.startswith("_")
         }
 
-    told = calls(Listener) | calls(Told)
-    theirs = {name: call for name, call in calls(Limiter).items() if name not in told}
-    del theirs["until_failure"], theirs["state"], theirs["ask"]
+    theirs = calls(Limiter)
+    del theirs["until_failure"], theirs["process_state"], theirs["ask"]
     assert calls(BlockingLimiter) == theirs
 
 
@@ -115,7 +112,7 @@ def test_who_waits_at_the_end_gets_an_answer(kafka: type[Kafka]) -> None:
             answer = pool.submit(limiter.check, "alice", 4)
             assert asked.wait(30)
             reply = partial(
-                log.loop.call_later, 0.01, lambda: log.listener.replied(list(map(answer_to, held)))
+                log.loop.call_later, 0.01, lambda: log.listener.on_replies(list(map(answer_to, held)))
             )
             log.loop.call_soon_threadsafe(reply)
         assert answer.result(30).remaining == 4

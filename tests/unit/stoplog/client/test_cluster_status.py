@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stoplog.client.cluster_status import NO_WORKER, OK, Node, Status, merge_status, store_state
-from stoplog.client.transport.broker_monitor import BrokerView
+from stoplog.client.transport.broker_view import BrokerView
 from stoplog.wire.heartbeats import PartitionState
 
 NORMAL = Status("normal", 5_000, None, [], 0, 0, OK, None, 4, [])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stoplog.client.answer import Answer
-from stoplog.client.deny_cache import KEEN_S, MAX_HOLD_S, MAX_ROWS, PROOF_S, DenyCache
+from stoplog.client.deny_cache import MAX_HOLD_S, MAX_ROWS, PROOF_S, WANTED_S, DenyCache
 from stoplog.client.metrics import Metrics
 from stoplog.wire.checks import Check, Denied
 from stoplog.wire.limit_updates import UpdateKey
@@ -14,13 +14,13 @@ ALL = range(2)
 
 
 class Bench:
-    """A cache of two partitions under a clock that is told."""
+    """A cache of two partitions, with a clock that the test sets."""
 
     def __init__(self, capacity: int = 100) -> None:
         self.now = 500.0
         self.metrics = Metrics()
         self.cache = DenyCache(self.metrics, len(ALL), capacity, lambda: self.now)
-        self.cache.proven(ALL, self.now)
+        self.cache.on_proof(ALL, self.now)
 
     def deny(
         self, *checks: Check, retry_ms: int | None = 6_100, applied: int = -1, partition: int = 0
@@ -30,15 +30,15 @@ class Bench:
         self.cache.learn(partition, checks, reply, self.now)
 
     def after(self, seconds: float) -> None:
-        """Let time pass, in which all updates are known to have been heard of."""
+        """Let time pass, and prove that every update has been read."""
         self.now += seconds
-        self.cache.proven(ALL, self.now)
+        self.cache.on_proof(ALL, self.now)
 
     def denies(self, check: Check) -> bool:
         return self.cache.get(check) is not None
 
 
-def test_a_denial_counts_down_until_it_is_over() -> None:
+def test_denial_counts_down_until_it_ends() -> None:
     bench = Bench()
     bench.deny(ALICE)
     assert bench.cache.get(ALICE) == Answer(False, 10, 1, 9_000, 6_100, 3)
@@ -50,7 +50,7 @@ def test_a_denial_counts_down_until_it_is_over() -> None:
     assert bench.cache.get(ALICE) is None
 
 
-def test_what_only_an_update_ends_is_asked_for_now_and_then() -> None:
+def test_denial_that_only_an_update_ends_holds_for_the_maximum_time() -> None:
     bench = Bench()
     bench.deny(ALICE, retry_ms=None)
     bench.deny(Check("bob"), retry_ms=86_400_000)
@@ -62,7 +62,7 @@ def test_what_only_an_update_ends_is_asked_for_now_and_then() -> None:
     assert not bench.denies(Check("bob"))
 
 
-def test_a_smaller_cost_is_asked_and_a_larger_is_not() -> None:
+def test_lower_cost_is_not_denied_and_higher_cost_is() -> None:
     bench = Bench()
     bench.deny(ALICE)
     assert not bench.denies(Check("alice", 1))
@@ -75,20 +75,20 @@ def test_a_smaller_cost_is_asked_and_a_larger_is_not() -> None:
     assert never.retry_after_ms is None
 
 
-def test_the_smallest_cost_that_is_denied_serves_all() -> None:
+def test_denial_of_lowest_cost_serves_every_higher_cost() -> None:
     bench = Bench()
     bench.deny(Check("alice", 3), Check("alice", 1), Check("alice", 2))
     assert bench.denies(Check("alice", 1))
     bench.after(6.05)
     bench.deny(Check("alice", 2))
-    assert bench.denies(ALICE), "the one of lower cost is over"
+    assert bench.denies(ALICE), "the denial of the lower cost has ended"
     assert bench.metrics.deny_entries == 1
 
 
 @pytest.mark.parametrize(
     "other", [Check("bob", 2), Check("alice", 2, plan="gold"), Check("alice", 2, resource="login")]
 )
-def test_client_plan_and_resource_make_the_key(other: Check) -> None:
+def test_denial_applies_to_same_client_plan_and_resource_only(other: Check) -> None:
     bench = Bench()
     bench.deny(ALICE)
     assert not bench.denies(other)
@@ -97,7 +97,7 @@ def test_client_plan_and_resource_make_the_key(other: Check) -> None:
     assert bench.denies(ALICE)
 
 
-def test_peeks_and_what_is_no_denial_are_not_kept() -> None:
+def test_peeks_and_answers_other_than_denials_are_not_stored() -> None:
     bench = Bench()
     bench.deny(Check("alice", 0))
     allowed = Decision(True, 10, 1, 9_000, 0, 3)
@@ -108,10 +108,10 @@ def test_peeks_and_what_is_no_denial_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize("kind", ["client", "reset"])
-def test_an_update_of_the_client_forgets_it(kind: str) -> None:
+def test_update_of_client_removes_its_denials(kind: str) -> None:
     bench = Bench()
     bench.deny(ALICE, Check("alice", 2, resource="login"), Check("bob"))
-    bench.cache.heard(0, UpdateKey(kind, "alice", "login"), 0)
+    bench.cache.on_update(0, UpdateKey(kind, "alice", "login"), 0)
     assert not bench.denies(ALICE)
     assert not bench.denies(Check("alice", 2, resource="login"))
     assert bench.denies(Check("bob"))
@@ -119,44 +119,44 @@ def test_an_update_of_the_client_forgets_it(kind: str) -> None:
 
 
 @pytest.mark.parametrize("key", [UpdateKey("plan", "gold"), UpdateKey("default")])
-def test_an_update_of_a_plan_or_the_default_forgets_its_partition(key: UpdateKey) -> None:
+def test_update_of_plan_or_default_removes_denials_of_partition(key: UpdateKey) -> None:
     bench = Bench()
     bench.deny(ALICE)
     bench.deny(Check("bob"), partition=1)
-    bench.cache.heard(0, key, 0)
+    bench.cache.on_update(0, key, 0)
     assert not bench.denies(ALICE)
     assert bench.denies(Check("bob"))
     bench.after(1)
     assert not bench.denies(ALICE)
     bench.deny(ALICE, applied=0)
-    assert bench.denies(ALICE), "what was decided after it counts, and the proof still stands"
+    assert bench.denies(ALICE), "a denial decided after the update is used, and the proof still holds"
 
 
-def test_a_denial_from_before_an_update_is_not_kept_after_it() -> None:
+def test_denial_decided_before_update_is_not_stored_after_it() -> None:
     bench = Bench()
-    bench.cache.heard(0, UpdateKey("client", "bob"), 7)
+    bench.cache.on_update(0, UpdateKey("client", "bob"), 7)
     bench.deny(ALICE, applied=6)
     assert not bench.metrics.deny_stores
     bench.deny(ALICE, applied=7)
     assert bench.denies(ALICE)
     bench.deny(Check("carol"), partition=1)
-    assert bench.denies(Check("carol")), "versions are each partition's own"
+    assert bench.denies(Check("carol")), "each partition has its own versions"
 
 
-def test_without_proof_nothing_is_denied() -> None:
+def test_denial_without_proof_is_not_used() -> None:
     bench = Bench()
     bench.deny(ALICE)
     bench.now += PROOF_S
     assert not bench.denies(ALICE)
-    bench.cache.proven([1], bench.now)
+    bench.cache.on_proof([1], bench.now)
     assert not bench.denies(ALICE)
-    bench.cache.proven([0], bench.now - PROOF_S / 2)
+    bench.cache.on_proof([0], bench.now - PROOF_S / 2)
     assert bench.denies(ALICE)
     bench.now += PROOF_S / 2
     assert not bench.denies(ALICE)
 
 
-def test_before_the_first_proof_nothing_is_kept() -> None:
+def test_denial_before_first_proof_is_not_stored() -> None:
     bench = Bench()
     bench.cache = DenyCache(bench.metrics, len(ALL), 10, lambda: bench.now)
     bench.deny(ALICE)
@@ -164,22 +164,22 @@ def test_before_the_first_proof_nothing_is_kept() -> None:
     assert not bench.metrics.deny_stores
 
 
-def test_proof_is_wanted_while_it_is_of_use() -> None:
+def test_proof_is_wanted_only_while_denials_are_in_use() -> None:
     bench = Bench()
     assert not bench.cache.wants_proof
     bench.deny(ALICE)
     assert bench.cache.wants_proof
-    bench.now += KEEN_S
+    bench.now += WANTED_S
     assert not bench.cache.wants_proof
     assert not bench.denies(ALICE)
-    assert bench.cache.wants_proof, "a proof would have served"
-    bench.now += KEEN_S
+    assert bench.cache.wants_proof, "a proof would have been used"
+    bench.now += WANTED_S
     bench.cache.get(Check("bob"))
     bench.cache.get(Check("alice", 1))
     assert not bench.cache.wants_proof
 
 
-def test_the_cache_is_bounded_and_keeps_the_youngest() -> None:
+def test_full_cache_removes_oldest_client() -> None:
     bench = Bench(capacity=3)
     bench.deny(*(Check(name) for name in "abc"))
     bench.deny(Check("a"), Check("d"))
@@ -188,20 +188,20 @@ def test_the_cache_is_bounded_and_keeps_the_youngest() -> None:
     assert bench.metrics.deny_entries <= 3
 
 
-def test_without_room_nothing_is_kept() -> None:
+def test_cache_of_capacity_zero_stores_nothing() -> None:
     bench = Bench(capacity=0)
     bench.deny(ALICE)
     assert not bench.denies(ALICE)
     assert bench.metrics.deny_entries == 0
 
 
-def test_sums_tell_each_denial_once() -> None:
+def test_sums_contain_each_denied_check_once() -> None:
     bench = Bench()
     bench.deny(ALICE, Check("alice", 2, "gold", "login"))
     bench.deny(Check("carol"), partition=1)
     for check in (ALICE, Check("alice", 5), Check("alice", 2, "gold", "login"), Check("carol"), Check("bob")):
         bench.cache.get(check)
-    bench.cache.heard(0, UpdateKey("client", "alice"), 0)
+    bench.cache.on_update(0, UpdateKey("client", "alice"), 0)
     assert bench.cache.take_sums() == [
         (0, [Denied("alice", "", "", 2, 7), Denied("alice", "gold", "login", 1, 2)]),
         (1, [Denied("carol", "", "", 1, 1)]),
@@ -213,7 +213,7 @@ def test_sums_tell_each_denial_once() -> None:
     assert (counted.deny_hits, counted.received, counted.rejected, counted.allowed) == (5, 5, 5, 0)
 
 
-def test_long_sums_take_several_records() -> None:
+def test_many_sums_are_split_into_several_records() -> None:
     bench = Bench(capacity=MAX_ROWS + 1)
     clients = [Check(f"client-{number}") for number in range(MAX_ROWS + 1)]
     bench.deny(*clients)
@@ -221,7 +221,7 @@ def test_long_sums_take_several_records() -> None:
     assert [len(rows) for _, rows in bench.cache.take_sums()] == [MAX_ROWS, 1]
 
 
-def test_closed_it_gives_and_keeps_nothing_but_its_sums() -> None:
+def test_closed_cache_denies_and_stores_nothing_but_returns_its_sums() -> None:
     bench = Bench()
     bench.deny(ALICE)
     assert bench.denies(ALICE)

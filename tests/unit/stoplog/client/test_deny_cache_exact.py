@@ -67,7 +67,7 @@ class World:
         self.end: tuple[int, float] | None = None
         self.metrics = Metrics()
         self.cache = DenyCache(self.metrics, 1, 20, self.clock)
-        self.cache.proven([0], self.clock())
+        self.cache.on_proof([0], self.clock())
         self.did: Counter[str] = Counter()
 
     def clock(self) -> float:
@@ -136,15 +136,15 @@ class World:
         if self.heard < len(self.updates):
             update = self.updates[self.heard]
             self.heard += 1
-            self.cache.heard(0, update.key, update.version)
+            self.cache.on_update(0, update.key, update.version)
 
     def prove(self) -> None:
         """Tell what was asked for, or ask anew."""
         if self.end is not None and self.heard >= self.end[0]:
-            self.cache.proven([0], self.end[1])
+            self.cache.on_proof([0], self.end[1])
         self.end = len(self.updates), self.clock()
         if self.heard == len(self.updates):
-            self.cache.proven([0], self.clock())
+            self.cache.on_proof([0], self.clock())
 
     def settle(self) -> None:
         """All that is on its way arrives."""
@@ -204,7 +204,7 @@ STEPS = {
 
 @settings(max_examples=60)
 @given(st.randoms(use_true_random=True))
-def test_the_cache_denies_what_the_log_denies(random: Random) -> None:
+def test_cache_under_random_events_denies_only_what_log_denies(random: Random) -> None:
     world = World(random)
     for _ in range(200):
         world.step()
@@ -224,7 +224,7 @@ def check_trail(log: list[Record]) -> None:
     assert all(with_sums[offset] == found for offset, found in without.items())
 
 
-def test_why_a_denial_is_held_for_less_than_it_says() -> None:
+def test_denial_with_plan_of_shorter_windows_ends_before_its_stated_time() -> None:
     """A plan with shorter windows leaves of a charge what the window needs, and not its last tick's rest."""
     asked, other = Check("a", plan="gold"), Check("a", 0, plan="tin")
     start, denied_at, says = 60_000 * 30_000_000, 101, 60_899
@@ -246,10 +246,10 @@ def test_why_a_denial_is_held_for_less_than_it_says() -> None:
     def cache_denies_after(wait_ms: int) -> bool:
         now = [0.0]
         cache = DenyCache(Metrics(), 1, 1, lambda: now[0])
-        cache.proven([0], now[0])
+        cache.on_proof([0], now[0])
         cache.learn(0, [asked], Reply(7, 1, 0, 0, [Decision(False, 1, 0, says, says, 0)]), now[0])
         now[0] = wait_ms / 1_000
-        cache.proven([0], now[0])
+        cache.on_proof([0], now[0])
         return cache.get(asked) is not None
 
     waits_ms = (59_899, 60_000, 60_001, says)
@@ -257,7 +257,7 @@ def test_why_a_denial_is_held_for_less_than_it_says() -> None:
     assert [cache_denies_after(wait_ms) for wait_ms in waits_ms] == [True, False, False, False]
 
 
-def test_the_model_has_denials_to_give() -> None:
+def test_model_of_cache_exercises_denials_and_delayed_updates() -> None:
     did: Counter[str] = Counter()
     for seed in range(100):
         world = World(Random(seed))

@@ -1,4 +1,4 @@
-"""Several lanes answer each batch: the first wins, the others must say the same."""
+"""Several lanes reply to each batch: the first reply answers, the others are compared with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoplog.client.answer import Answer
-from stoplog.client.lane_divergence import KEPT_ANSWERS, QUIET_S, REPLY_COST, Answered
+from stoplog.client.lane_divergence import KEPT_ANSWERS, LOG_PAUSE_S, REPLY_COST, DivergenceDetector
 from stoplog.client.metrics import Metrics
 from stoplog.wire.checks import Check
 from stoplog.wire.replies import Decision, Reply
@@ -26,17 +26,17 @@ def reply(number: int, answers: Answers, error: str | None = None, offset: int =
     return Reply(7, number, offset, -1, answers, error)
 
 
-class Kept:
-    """An :class:`Answered` and a clock that is set."""
+class Detector:
+    """A detector, with a clock that the test sets."""
 
     def __init__(self, partitions: int = 1) -> None:
         self.now = 0.0
         self.metrics = Metrics()
-        self.answered = Answered(self.metrics, partitions, lambda: self.now)
+        self.detector = DivergenceDetector(self.metrics, partitions, lambda: self.now)
 
     def pair(self, first: Reply, second: Reply) -> int:
-        self.answered.keep(0, first)
-        self.answered.compare(second)
+        self.detector.remember(0, first)
+        self.detector.compare(second)
         return self.metrics.divergence
 
 
@@ -51,8 +51,8 @@ class Kept:
         (["no such client"], [None]),
     ],
 )
-def test_the_same_or_nothing_is_no_divergence(first: Answers, second: Answers) -> None:
-    assert Kept().pair(reply(1, first), reply(1, second, offset=18)) == 0
+def test_equal_or_missing_answers_do_not_diverge(first: Answers, second: Answers) -> None:
+    assert Detector().pair(reply(1, first), reply(1, second, offset=18)) == 0
 
 
 @pytest.mark.parametrize(
@@ -67,71 +67,71 @@ def test_the_same_or_nothing_is_no_divergence(first: Answers, second: Answers) -
         (reply(1, [], "cannot be read"), reply(1, [YES])),
     ],
 )
-def test_a_difference_counts_once_whatever_comes_after(first: Reply, second: Reply) -> None:
-    kept = Kept()
-    assert kept.pair(first, second) == 1
+def test_batch_with_different_answers_is_counted_once(first: Reply, second: Reply) -> None:
+    bench = Detector()
+    assert bench.pair(first, second) == 1
     for again in (second, first, second):
-        kept.answered.compare(again)
-    assert kept.metrics.divergence == 1
+        bench.detector.compare(again)
+    assert bench.metrics.divergence == 1
 
 
-def test_what_is_not_kept_is_passed_over() -> None:
-    kept = Kept()
-    kept.answered.compare(reply(5, [NO]))
-    assert kept.metrics.divergence == 0
+def test_reply_without_a_kept_first_reply_is_ignored() -> None:
+    bench = Detector()
+    bench.detector.compare(reply(5, [NO]))
+    assert bench.metrics.divergence == 0
 
 
-def test_each_partition_keeps_its_share_however_busy_another_is() -> None:
-    kept = Kept(partitions=2)
-    kept.answered.keep(1, reply(1, [YES]))
+def test_busy_partition_takes_no_memory_of_another() -> None:
+    bench = Detector(partitions=2)
+    bench.detector.remember(1, reply(1, [YES]))
     each = 100
     fit = KEPT_ANSWERS // 2 // (each + REPLY_COST)
-    for number in range(2, fit + 3):  # one more than there is room for
-        kept.answered.keep(0, reply(number, [YES] * each))
-    for number, kept_still in ((1, 1), (2, 0), (3, 1), (fit + 2, 1)):
-        before = kept.metrics.divergence
-        kept.answered.compare(reply(number, [NO]))
-        assert kept.metrics.divergence - before == kept_still, number
+    for number in range(2, fit + 3):  # one more than fits
+        bench.detector.remember(0, reply(number, [YES] * each))
+    for number, expected in ((1, 1), (2, 0), (3, 1), (fit + 2, 1)):
+        before = bench.metrics.divergence
+        bench.detector.compare(reply(number, [NO]))
+        assert bench.metrics.divergence - before == expected, number
 
 
-def test_one_that_is_larger_than_the_room_is_kept_until_the_next() -> None:
-    kept = Kept(partitions=64)
-    kept.answered.keep(0, reply(1, [YES] * 10_000))
-    kept.answered.keep(0, reply(2, [YES]))
-    kept.answered.compare(reply(1, [NO] * 10_000))
-    assert kept.metrics.divergence == 0
-    kept.answered.compare(reply(2, [NO]))
-    assert kept.metrics.divergence == 1
+def test_reply_larger_than_the_memory_is_kept_until_the_next() -> None:
+    bench = Detector(partitions=64)
+    bench.detector.remember(0, reply(1, [YES] * 10_000))
+    bench.detector.remember(0, reply(2, [YES]))
+    bench.detector.compare(reply(1, [NO] * 10_000))
+    assert bench.metrics.divergence == 0
+    bench.detector.compare(reply(2, [NO]))
+    assert bench.metrics.divergence == 1
 
 
-def test_the_log_says_where_and_what_and_does_not_repeat_itself(caplog: pytest.LogCaptureFixture) -> None:
-    kept = Kept()
+def test_divergence_is_logged_with_its_place_and_throttled(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Detector()
     caplog.set_level(logging.ERROR)
-    kept.pair(reply(11, [YES, YES], offset=40), reply(11, [YES, NO], offset=41))
+    bench.pair(reply(11, [YES, YES], offset=40), reply(11, [YES, NO], offset=41))
     (line,) = caplog.messages
-    assert "batch 11 of partition 0 (offset 40; 41), check 1:" in line
+    assert "batch 11 of partition 0 (offsets 40 and 41), check 1:" in line
     assert str(YES) in line
     assert str(NO) in line
 
-    kept.pair(reply(12, [YES]), reply(12, ["x" * 100_000]))
+    bench.pair(reply(12, [YES]), reply(12, ["x" * 100_000]))
     assert len(caplog.messages) == 1
-    kept.now += QUIET_S
-    kept.pair(reply(13, ["x" * 100_000]), reply(13, [], "y" * 100_000))
+    bench.now += LOG_PAUSE_S
+    bench.pair(reply(13, ["x" * 100_000]), reply(13, [], "y" * 100_000))
     assert len(caplog.messages) == 2
     assert "suppressed: 1" in caplog.messages[1]
     assert len(caplog.messages[1]) < 1_000
-    assert kept.metrics.divergence == 3
+    assert bench.metrics.divergence == 3
 
 
 # --- in the batcher ---
 
 
-def test_the_first_reply_wins_and_the_second_is_not_late() -> None:
+def test_first_reply_answers_and_second_is_not_late() -> None:
     bench = Bench()
     future = bench.batcher.ask(Check("alice", 2))
     bench.loop.turn()
-    first = answer_to(bench.outbox.last)
-    bench.batcher.replied([first, first, reply(first.number, [NO])])
+    first = answer_to(bench.transport.last)
+    bench.batcher.on_replies([first, first, reply(first.number, [NO])])
     assert isinstance(future, asyncio.Future)
     answer = future.result()
     assert isinstance(answer, Answer)
@@ -139,57 +139,57 @@ def test_the_first_reply_wins_and_the_second_is_not_late() -> None:
     assert (bench.metrics.late, bench.metrics.divergence, bench.metrics.allowed) == (0, 1, 1)
 
 
-def test_of_two_late_replies_the_first_is_late_and_the_second_compared() -> None:
+def test_second_of_two_late_replies_is_compared() -> None:
     bench = Bench()
     bench.batcher.ask(Check("alice", 2))
     bench.loop.advance(bench.deadline_s)
-    late = answer_to(bench.outbox.last)
-    bench.batcher.replied([late])
+    late = answer_to(bench.transport.last)
+    bench.batcher.on_replies([late])
     assert (bench.metrics.late, bench.metrics.divergence) == (1, 0)
-    bench.batcher.replied([late, reply(late.number, [NO])])
+    bench.batcher.on_replies([late, reply(late.number, [NO])])
     assert (bench.metrics.late, bench.metrics.divergence) == (1, 1)
 
 
-def test_one_timely_lane_keeps_the_breaker_closed() -> None:
+def test_one_timely_lane_keeps_breaker_closed() -> None:
     bench = Bench(misses=2)
     for _ in range(5):
         bench.batcher.ask(Check("alice", 2))
         bench.loop.turn()
-        one = answer_to(bench.outbox.last)
-        bench.batcher.replied([one])
+        one = answer_to(bench.transport.last)
+        bench.batcher.on_replies([one])
         bench.loop.advance(1.0)
-        bench.batcher.replied([one])  # the other lane is slower than any deadline
+        bench.batcher.on_replies([one])  # the other lane misses every deadline
     assert not isinstance(bench.batcher.ask(Check("alice", 2)), Answer)
     assert (bench.metrics.late, bench.metrics.failed_open, bench.metrics.divergence) == (0, 0, 0)
 
 
 @given(st.data())
-def test_any_order_any_number_of_replies(data: st.DataObject) -> None:
+def test_replies_in_any_order_and_number_are_counted_right(data: st.DataObject) -> None:
     bench = Bench(partitions=3)
     futures = [bench.batcher.ask(Check(client, 2)) for client in "abcdef" for _ in range(2)]
     bench.loop.turn()
-    batches = {batch.number: batch for _, batch in bench.outbox.sent}
+    batches = {batch.number: batch for _, batch in bench.transport.sent}
     right = {number: answer_to(batch).answers for number, batch in batches.items()}
 
     def answers(number: int) -> Answers:
-        said = data.draw(
-            st.tuples(*(st.sampled_from((decision, None, NO)) for decision in right[number])), label="said"
+        given = data.draw(
+            st.tuples(*(st.sampled_from((decision, None, NO)) for decision in right[number])), label="given"
         )
-        return list(said)
+        return list(given)
 
     order = data.draw(st.lists(st.sampled_from(sorted(batches)), max_size=12), label="order")
     first: dict[int, Answers] = {}
     diverged = set()
     for number in order:
-        said = answers(number)
-        bench.batcher.replied([reply(number, said)])
-        known = first.setdefault(number, said)
-        if any(a != b for a, b in zip(known, said, strict=True) if a is not None and b is not None):
+        given = answers(number)
+        bench.batcher.on_replies([reply(number, given)])
+        known = first.setdefault(number, given)
+        if any(a != b for a, b in zip(known, given, strict=True) if a is not None and b is not None):
             diverged.add(number)
         assert bench.metrics.divergence == len(diverged)
     assert bench.metrics.late == 0
 
     settled = sum(len(batches[number].checks) for number in first)
     assert sum(future.done() for future in futures if isinstance(future, asyncio.Future)) == settled
-    allowed = sum(1 for said in first.values() for one in said if one is not None and one is not NO)
+    allowed = sum(1 for given in first.values() for one in given if one is not None and one is not NO)
     assert bench.metrics.allowed == allowed

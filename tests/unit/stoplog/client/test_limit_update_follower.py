@@ -1,4 +1,4 @@
-"""What cannot be had of a broker at will; all else is in tests/integration/test_limit_update_follower.py."""
+"""What a broker cannot be made to do at will; all else is in tests/integration/test_limit_update_follower.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 import stoplog.client.limit_update_follower
-from stoplog.client.limit_update_follower import Following
+from stoplog.client.limit_update_follower import LimitUpdateFollower
 from stoplog.policy import parse_policy
 from stoplog.topics import UPDATES
 from stoplog.wire.limit_updates import Update, UpdateKey, encode_update_key, encode_update_value
@@ -45,7 +45,7 @@ class Message:
 
 
 class Log:
-    """Both consumers, and who is told: ``limit-updates`` of one partition, three records long."""
+    """Both consumers and the listener, of one partition of ``limit-updates`` with three records."""
 
     def __init__(self) -> None:
         self.messages = [Message(offset) for offset in range(3)]
@@ -56,9 +56,9 @@ class Log:
         self._next = 0
 
     def follow(self) -> None:
-        """Until there is proof."""
+        """Follow until there is a proof."""
         both = cast(Consumer, self)
-        Following(both, both, 1, self, lambda what, *arguments: what(*arguments)).run(self.stopping)
+        LimitUpdateFollower(both, both, 1, self, lambda what, *arguments: what(*arguments)).run(self.stopping)
 
     # --- the consumers ---
 
@@ -88,12 +88,12 @@ class Log:
         self._next += 1
         return self.messages[self._next - 1]
 
-    # --- who is told ---
+    # --- the listener ---
 
-    def updated(self, updates: list[tuple[int, Update]]) -> None:
+    def on_updates(self, updates: list[tuple[int, Update]]) -> None:
         self.versions += [update.version for _, update in updates]
 
-    def followed(self, partitions: list[int], at: float) -> None:
+    def on_updates_read(self, partitions: list[int], at: float) -> None:
         self.proofs += 1
         self.stopping.set()
 
@@ -102,8 +102,8 @@ class Log:
 
 
 @pytest.mark.parametrize("call", ["poll", "consume"])
-def test_what_cannot_be_read_once_is_read_again(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stoplog.client.limit_update_follower, "AGAIN_S", 0.0)
+def test_failed_read_is_repeated(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stoplog.client.limit_update_follower, "RETRY_S", 0.0)
     log = Log()
     log.failures.append(call)
     log.follow()
@@ -111,7 +111,7 @@ def test_what_cannot_be_read_once_is_read_again(call: str, monkeypatch: pytest.M
     assert not log.failures
 
 
-def test_an_update_that_its_owner_refuses_for_a_header_is_not_told() -> None:
+def test_update_with_unreadable_header_is_not_reported() -> None:
     class Odd(Message):
         def headers(self) -> Any:
             raise SystemError("a result with an exception set")

@@ -23,7 +23,7 @@ class Checks:
     def __init__(self) -> None:
         self.sent: list[tuple[int, object]] = []
 
-    def send_look(self, partition: int, value: bytes) -> None:
+    def send_lookup(self, partition: int, value: bytes) -> None:
         self.sent.append((partition, decode_checks_record(value)))
 
 

@@ -22,7 +22,7 @@ from stoplog_gateway.http.tracing import RequestTracing
 from stoplog_gateway.settings import GatewaySettings
 from uvicorn.server import ServerState
 
-import stoplog.client.limiter
+import stoplog.client.engine
 from stoplog.client.answer import Answer
 from stoplog.client.limiter import Limiter
 from stoplog.wire.checks import Check
@@ -199,7 +199,7 @@ CASES = cases("/v1/check", b'{"client_id": "alice"}') + cases("/v1/checks", b'[{
 def test_every_request_has_the_answer_that_the_routes_give(
     monkeypatch: pytest.MonkeyPatch, legacy: bool
 ) -> None:
-    monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
+    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
     chosen = GatewaySettings(legacy_headers=legacy)
     limiter = Limiter(chosen)
     routes = create_app(chosen, limiter)
@@ -209,7 +209,7 @@ def test_every_request_has_the_answer_that_the_routes_give(
 
     with asyncio.Runner() as runner:
         runner.run(limiter.__aenter__())
-        log: Kafka = limiter._transport  # type: ignore[assignment]
+        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
 
         @given(requests())
         @settings(max_examples=250)
@@ -335,10 +335,10 @@ async def test_a_plain_check_makes_no_task_and_no_timer(
 
 
 async def test_checks_that_wait_for_the_store_have_one_timer_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
+    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
     limiter = Limiter(GatewaySettings(deny_cache=0))
     async with limiter:
-        log: Kafka = limiter._transport  # type: ignore[assignment]
+        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
         connections = [Connection(refuse, FastPath(limiter, legacy_headers=False)) for _ in range(40)]
         for connection in connections:
             await connection.send(*CHECK)
@@ -404,7 +404,7 @@ async def test_a_connection_is_not_idle_whose_request_came_with_the_one_before(
 
 
 async def test_what_comes_before_the_answer_is_answered_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
+    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
     limiter = Limiter(GatewaySettings())
     async with limiter:
         connection = Connection(
@@ -426,7 +426,7 @@ async def test_what_comes_before_the_answer_is_answered_after_it(monkeypatch: py
 async def test_a_shutdown_waits_for_the_answer_and_says_that_it_is_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
+    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
     limiter = Limiter(GatewaySettings())
     async with limiter:
         connection = Connection(refuse, FastPath(limiter, legacy_headers=False))
@@ -442,10 +442,10 @@ async def test_a_shutdown_waits_for_the_answer_and_says_that_it_is_the_last(
 async def test_nothing_is_asked_or_written_once_a_connection_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stoplog.client.limiter, "Transport", Kafka)
+    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
     limiter = Limiter(GatewaySettings())
     async with limiter:
-        log: Kafka = limiter._transport  # type: ignore[assignment]
+        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
         connection = Connection(refuse, FastPath(limiter, legacy_headers=False))
         connection.protocol.data_received(CHECK[0])
         connection.wire.close()

@@ -1,0 +1,356 @@
+"""One run of a limiter: its parts, the events of the transport, and housekeeping."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import time
+from contextlib import suppress
+from typing import Final, NoReturn, cast
+
+import msgspec
+
+from stoplog import __version__
+from stoplog.client.batcher import Batcher
+from stoplog.client.cluster_status import (
+    CONNECTING,
+    TOPICS_WRONG,
+    UNREACHABLE,
+    ProcessState,
+    Readiness,
+    Status,
+    store_state,
+)
+from stoplog.client.degraded_mode import DegradedMode
+from stoplog.client.deny_cache import DenyCache
+from stoplog.client.instrumentation import Instrumentation
+from stoplog.client.limits_admin import Admin
+from stoplog.client.metrics import Metrics
+from stoplog.client.node_registry import NodeRegistry
+from stoplog.client.settings import Settings
+from stoplog.client.top_rejected import Rejections
+from stoplog.client.transport.broker_view import BrokerView
+from stoplog.client.transport.kafka_transport import KafkaTransport
+from stoplog.client.usage_lookup import Lookup
+from stoplog.clock import now
+from stoplog.errors import TopicError, Unavailable
+from stoplog.topics import REPLIES
+from stoplog.wire.checks import Denials, encode_denials
+from stoplog.wire.heartbeats import HEARTBEAT_S, Heartbeat, StampedHeartbeat, encode_heartbeat
+from stoplog.wire.limit_updates import Update
+from stoplog.wire.replies import LookupReply, Reply, UpdateReply
+
+log = logging.getLogger(__name__)
+
+START_S: Final = 5.0
+"""Longest wait for the broker's first answer at the start. The engine then starts without it."""
+
+DENIALS_S: Final = 1.0
+"""Seconds between two records of the sums of denied checks."""
+
+TICK_S: Final = 0.5
+"""Seconds between two rounds of housekeeping."""
+
+
+class NotStarted:
+    """Stands for an attribute that is set at the start, and tells how to start the limiter."""
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise RuntimeError("the limiter was not started: use it within `async with Limiter(...):`")
+
+
+class Engine:
+    """Connects the parts of a limiter, from its start to its stop. Use it from its event loop only.
+
+    A limiter that is started again gets a new engine. So it knows nothing of an earlier run, and replies to
+    that run do not concern it.
+
+    Args:
+        settings: The settings of the limiter.
+        metrics: Counts everything; its gauges are reset.
+        node_id: The name in heartbeats.
+        partitions: Number of partitions of ``checks``.
+        reply_partition: The partition of ``replies`` to read.
+        instrumentation: Observes checks and batches, if given.
+
+    Attributes:
+        batcher: Answers checks.
+        admin: Writes and reads limits.
+        lookup: Looks up what a client has used.
+        mode: Whether the gateway is degraded.
+        nodes: The nodes that are alive.
+        rejections: The clients that were rejected most.
+        failure: Why no check will ever be answered by the store again; ``None`` while the engine works.
+        failed: Set once there is a failure.
+    """
+
+    batcher: Batcher = cast(Batcher, NotStarted())
+    admin: Admin = cast(Admin, NotStarted())
+    lookup: Lookup = cast(Lookup, NotStarted())
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        node_id: str,
+        partitions: int,
+        reply_partition: int,
+        instrumentation: Instrumentation | None,
+    ) -> None:
+        self.incarnation = secrets.randbits(64)
+        self.mode = DegradedMode(metrics, time.monotonic, wall_ms)
+        self.nodes = NodeRegistry()
+        self.rejections = Rejections(time.monotonic)
+        self.denials = DenyCache(metrics, partitions, settings.deny_cache, now)
+        self.failure: str | None = None
+        self.failed = asyncio.Event()
+        self._settings = settings
+        self._metrics = metrics
+        self._node_id = node_id
+        self._partitions = partitions
+        self._reply_partition = reply_partition
+        self._instrumentation = instrumentation
+        self._view: BrokerView | None = None
+        self._has_position = False
+        self._broker_answered = asyncio.Event()
+        self._started = False
+        metrics.degraded_partitions = metrics.deny_entries = 0
+
+    # --- start and stop -----------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start. Without a broker the engine starts as well, and checks fail open.
+
+        Raises:
+            TopicError: The broker's topics contradict topics.yaml.
+        """
+        loop = asyncio.get_running_loop()
+        settings, partitions = self._settings, self._partitions
+        self.transport = transport = KafkaTransport(
+            settings.bootstrap,
+            incarnation=self.incarnation,
+            reply_partition=self._reply_partition,
+            publish_timeout_ms=settings.publish_timeout_ms,
+            followed_partitions=partitions if settings.deny_cache else 0,
+            loop=loop,
+            listener=self,
+        )
+        self.batcher = Batcher(
+            loop,
+            transport,
+            self._metrics,
+            self.mode,
+            self.denials,
+            self.rejections,
+            partitions=partitions,
+            deadline_s=settings.deadline_ms / 1000,
+            max_misses=settings.breaker_misses,
+            max_in_flight=settings.max_in_flight,
+            instrumentation=self._instrumentation,
+        )
+        self.admin = Admin(
+            transport,
+            partitions=partitions,
+            prefix=transport.update_prefix,
+            timeout_s=settings.apply_timeout_ms / 1000,
+        )
+        self.lookup = Lookup(transport, partitions=partitions, prefix=transport.lookup_prefix)
+        transport.start()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(START_S):
+                    await self._broker_answered.wait()
+            if (error := self._topic_error()) is not None:
+                raise TopicError(error)
+        except BaseException:
+            await asyncio.to_thread(transport.stop)
+            raise
+        self._started = True
+        self._housekeeping = loop.create_task(self._keep_house())
+        self._housekeeping.add_done_callback(self._on_housekeeping_end)
+
+    async def stop(self) -> None:
+        """Stop. Every check that waits gets its answer first."""
+        self.batcher.close()
+        if waiting := self.batcher.waiting():
+            await asyncio.wait(waiting, timeout=self._settings.deadline_ms / 1000)
+        self.batcher.stop()
+        self._housekeeping.cancel()
+        self._publish_denials()
+        self._publish_heartbeat(stopping=True)
+        await asyncio.to_thread(self.transport.stop)
+
+    # --- state ------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """Return the status of this process alone."""
+        mode = self.mode
+        store, store_why = self.store_state()
+        return Status(
+            mode="degraded" if mode.degraded else "normal",
+            since_ms=mode.since_ms,
+            why=mode.why,
+            degraded_partitions=sorted(mode.partitions),
+            let_through=mode.failed_open,
+            uncounted=mode.uncounted,
+            store=store,
+            store_why=store_why,
+            partitions=self._partitions,
+            nodes=self.nodes.alive(time.monotonic()),
+            degraded_processes=int(mode.degraded),
+        )
+
+    def process_state(self) -> ProcessState:
+        """Return what this process shares with the other processes on its port."""
+        return ProcessState(msgspec.structs.replace(self.status(), nodes=[]), self.rejections.summary())
+
+    def readiness(self) -> Readiness:
+        """Return whether the store answers checks of at least one partition.
+
+        After a start the engine is not ready until every partition has replied once.
+        """
+        reason = self.failure or self._topic_error() or self._reason_not_ready()
+        return Readiness(reason is None, reason)
+
+    def _reason_not_ready(self) -> str | None:
+        """Return why no partition's checks are answered, or why some never were; ``None`` if they are.
+
+        The circuit breakers decide. A broker that is slow to return its metadata is only a reason to probe
+        every partition (:meth:`_keep_house`).
+        """
+        state, why = self.store_state()
+        if state == CONNECTING:
+            return why
+        broker = why if state in (UNREACHABLE, TOPICS_WRONG) else None
+        if not self._has_position:
+            return broker or f"no position in topic {REPLIES} yet"
+        if never_replied := self.batcher.never_replied:
+            listed = ", ".join(map(str, never_replied))
+            return broker or f"partition {listed} has not answered yet: is a worker running?"
+        return self.mode.why if len(self.mode.partitions) == self._partitions else None
+
+    def store_state(self) -> tuple[str, str | None]:
+        """Return the state of the store, and its problem and remedy for the operator."""
+        return store_state(self._view, self._partitions, self.nodes.alive(time.monotonic()))
+
+    def _topic_error(self) -> str | None:
+        """Return what is wrong with the topics; ``None`` if they are right, or may still be created."""
+        state, why = self.store_state()
+        return why if state == TOPICS_WRONG and self._view is not None and self._view.partitions else None
+
+    # --- events of the transport --------------------------------------------------------------
+
+    def on_position(self) -> None:
+        """Note that no reply can be missed from now on."""
+        self._has_position = True
+        if self._view is not None:
+            self._broker_answered.set()
+
+    def on_replies(self, replies: list[Reply]) -> None:
+        """Answer checks."""
+        self.batcher.on_replies(replies)
+
+    def on_update_replies(self, replies: list[UpdateReply]) -> None:
+        """Confirm changes of limits."""
+        self.admin.told(replies)
+
+    def on_lookup_replies(self, replies: list[LookupReply]) -> None:
+        """Answer lookups."""
+        self.lookup.looked(replies)
+
+    def on_heartbeats(self, heartbeats: list[StampedHeartbeat]) -> None:
+        """Record which nodes are alive."""
+        self.nodes.record(heartbeats, time.monotonic())
+
+    def on_updates(self, updates: list[tuple[int, Update]]) -> None:
+        """Remove denials that the updates may concern."""
+        for partition, update in updates:
+            self.denials.on_update(partition, update.key, update.version)
+
+    def on_updates_read(self, partitions: list[int], at: float) -> None:
+        """Extend the proof by which denials are used."""
+        self.denials.on_proof(partitions, at)
+
+    def wants_proof(self) -> bool:
+        """Return whether a proof would be used. Any thread."""
+        return self.denials.wants_proof
+
+    def on_denials_lost(self, checks: int) -> None:
+        """Count denied checks that are missing from the log."""
+        self._metrics.deny_unlogged += checks
+
+    def on_undelivered(self, failures: list[tuple[int, int]]) -> None:
+        """Have the checks of unpublished batches fail open."""
+        for number, checks in failures:
+            self.batcher.on_undelivered(number, checks)
+
+    def on_broker_down(self, why: str) -> None:
+        """Have the checks of every partition fail open."""
+        self._view = BrokerView(error=why)
+        self.batcher.on_broker_down(why)
+        self._broker_answered.set()
+
+    def on_undecodable(self, records: int) -> None:
+        """Count records that were skipped."""
+        self._metrics.undecodable += records
+
+    def on_failure(self, why: str) -> None:
+        """Report that no check will be answered anymore."""
+        self.failure = why
+        self.failed.set()
+
+    def on_broker_view(self, view: BrokerView) -> None:
+        """Keep the broker's metadata, and log an error in the topics once."""
+        before, self._view = self._topic_error(), view
+        error = self._topic_error()
+        if self._started and error is not None and error != before:
+            log.error("checks fail open until this is fixed: %s", error)
+        if self._has_position or view.error is not None:
+            self._broker_answered.set()
+
+    # --- housekeeping -------------------------------------------------------------------------
+
+    async def _keep_house(self) -> None:
+        heartbeat_at = denials_at = 0.0
+        while True:
+            self.batcher.probe(broker_in_doubt=self._view is not None and self._view.error is not None)
+            self.mode.on_tick(healthy=self.batcher.healthy)
+            if (at := time.monotonic()) >= heartbeat_at:
+                heartbeat_at = at + HEARTBEAT_S
+                self._publish_heartbeat()
+            if at >= denials_at:
+                denials_at = at + DENIALS_S
+                self.rejections.tick()
+                self._publish_denials()
+            await asyncio.sleep(TICK_S)
+
+    def _on_housekeeping_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("the limiter's housekeeping failed", exc_info=error)
+            self.on_failure(f"the limiter's housekeeping failed: {error!r}")
+
+    def _publish_denials(self) -> None:
+        for partition, sums in self.denials.take_sums():
+            for row in sums:
+                self.rejections.add(row.client, row.checks)
+            checks = sum(row.checks for row in sums)
+            value = encode_denials(Denials(self.incarnation, sums))
+            try:
+                self.transport.send_denials(partition, value, checks)
+            except Unavailable:
+                self.on_denials_lost(checks)
+
+    def _publish_heartbeat(self, *, stopping: bool = False) -> None:
+        heartbeat = Heartbeat(
+            self._node_id, "gateway", __version__, socket.gethostname(), wall_ms(), stopping=stopping
+        )
+        with suppress(Unavailable):
+            self.transport.send_heartbeat(heartbeat.id.encode(), encode_heartbeat(heartbeat))
+
+
+def wall_ms() -> int:
+    """Return the milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000

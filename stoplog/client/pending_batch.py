@@ -1,0 +1,134 @@
+"""A batch of checks, and the callers that wait for its answers."""
+
+from __future__ import annotations
+
+import logging
+from asyncio import Future, TimerHandle
+from typing import Final
+
+from stoplog.client.answer import Outcome, from_decision
+from stoplog.client.fail_open import FAIL_OPEN, REJECTED_BATCH, REPLAYED
+from stoplog.client.metrics import Metrics
+from stoplog.client.top_rejected import Rejections
+from stoplog.errors import InvalidInput
+from stoplog.wire.checks import MAX_BATCH, Check
+from stoplog.wire.replies import Decision, Reply
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES: Final = 900 * 1024
+"""Bytes of msgpack in one batch, estimated by :func:`size_of`. A record of ``checks`` may have 1 MiB, and
+librdkafka sends at most 1,000,000 bytes."""
+
+
+def size_of(check: Check) -> int:
+    """Return an upper bound of the bytes that *check* adds to a batch: four per character, and overhead."""
+    return 16 + 4 * (len(check.client) + len(check.plan) + len(check.resource))
+
+
+class PendingBatch:
+    """Checks of one partition, in the order in which they were asked.
+
+    Attributes:
+        number: Identifies the batch in its reply.
+        partition: The partition of ``checks``.
+        checks: The checks.
+        futures: One future for each check, in the same order; empty if no caller waits.
+        sent_at: When the batch was given to the transport, in seconds; 0 before that.
+        timer: The timer of the deadline, or of the end of gathering; ``None`` if none runs.
+    """
+
+    __slots__ = ("_asked", "_bytes", "checks", "futures", "number", "partition", "sent_at", "timer")
+
+    def __init__(self, number: int, partition: int) -> None:
+        self.number = number
+        self.partition = partition
+        self.checks: list[Check] = []
+        self.futures: list[Future[Outcome]] = []
+        self.sent_at = 0.0
+        self.timer: TimerHandle | None = None
+        self._asked: list[tuple[float, int]] = []  # time of each turn of the loop, index of its first future
+        self._bytes = 0
+
+    def add(self, check: Check, size: int, future: Future[Outcome] | None, asked_at: float) -> bool:
+        """Append *check* if it fits. Return whether it did.
+
+        Args:
+            check: The check.
+            size: Its size by :func:`size_of`.
+            future: Resolved with the answer; ``None`` if no caller waits. All checks of a batch that waits
+                have a future.
+            asked_at: Seconds; all checks of one turn of the event loop have the same time.
+        """
+        if len(self.checks) >= MAX_BATCH or self._bytes + size > MAX_BYTES:
+            return False
+        if future is not None:
+            if not self._asked or self._asked[-1][0] != asked_at:
+                self._asked.append((asked_at, len(self.futures)))
+            self.futures.append(future)
+        self.checks.append(check)
+        self._bytes += size
+        return True
+
+    def cancel_timer(self) -> None:
+        """Cancel the timer, if one runs."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def resolve(self, reply: Reply, metrics: Metrics, rejections: Rejections, now: float) -> None:
+        """Resolve every future with its answer in *reply*."""
+        if not self.futures:
+            return
+        if reply.error is not None or len(reply.answers) != len(self.checks):
+            why = reply.error or f"{len(reply.answers)} answers to {len(self.checks)} checks"
+            if not metrics.degraded[REJECTED_BATCH]:
+                log.error(
+                    "a worker could not read a batch: %s. Do all workers have this gateway's version? "
+                    "This is logged once; stoplog_checks_degraded_total{reason=%r} counts the checks",
+                    why,
+                    REJECTED_BATCH,
+                )
+            self.fail_open(REJECTED_BATCH, metrics, now)
+            return
+        allowed = rejected = replayed = invalid = 0
+        for future, check, decision in zip(self.futures, self.checks, reply.answers, strict=True):
+            outcome: Outcome
+            if type(decision) is Decision:
+                if decision.allowed:
+                    allowed += 1
+                else:
+                    rejected += 1
+                    rejections.add(check.client)
+                outcome = from_decision(decision)
+            elif decision is None:
+                replayed += 1
+                outcome = FAIL_OPEN[REPLAYED]
+            else:
+                invalid += 1
+                outcome = InvalidInput("client_id", str(decision), "correct the check, then ask again")
+            if not future.done():  # its caller may have canceled it
+                future.set_result(outcome)
+        metrics.allowed += allowed
+        metrics.rejected += rejected
+        metrics.degraded[REPLAYED] += replayed
+        metrics.invalid += invalid
+        self._release_futures(metrics, now)
+
+    def fail_open(self, reason: str, metrics: Metrics, now: float) -> None:
+        """Resolve every future that still waits with the degraded answer for *reason*."""
+        answer = FAIL_OPEN[reason]
+        for future in self.futures:
+            if not future.done():
+                future.set_result(answer)
+        metrics.degraded[reason] += len(self.futures)
+        self._release_futures(metrics, now)
+
+    def _release_futures(self, metrics: Metrics, now: float) -> None:
+        left = len(self.futures)
+        metrics.in_flight -= left
+        for asked_at, first in reversed(self._asked):
+            metrics.latency.observe(now - asked_at, left - first)
+            left = first
+        self._asked.clear()
+        self.futures.clear()

@@ -1,0 +1,167 @@
+"""Publish records exactly once, and replace a producer that can no longer be used."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from time import monotonic
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from stoplog.errors import Unavailable
+from stoplog.kafka import clients
+from stoplog.topics import CHECKS
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 0.5
+"""Seconds to wait for the metadata of ``checks``."""
+
+WARM_UP_S: Final = 0.1
+"""Seconds to wait for the producer's id, which takes about 10 ms once it is connected."""
+
+PURGE_S: Final = 0.5
+"""Seconds to wait for the reports of purged records, which come from other threads."""
+
+DeliveryReport = Callable[[KafkaError | None, Message], None]
+"""Called with the error, or ``None``, and the record."""
+
+
+class ReplaceableProducer:
+    """A producer that drops a record after the publish timeout, and never publishes one twice.
+
+    The producer is replaced in two cases. It has failed for good (a fatal error). Or a record was not delivered
+    within the publish timeout: librdkafka would drop that record itself (``message.timeout.ms``), but then send
+    the others again under a new epoch. No broker can compare that epoch with the old one, so a batch that was
+    stored before would be stored, and counted, twice.
+
+    Args:
+        bootstrap: Bootstrap servers.
+        publish_timeout_ms: Milliseconds until a record that was not delivered is dropped.
+        stopping: Ends waits early.
+    """
+
+    def __init__(self, bootstrap: str, publish_timeout_ms: int, stopping: threading.Event) -> None:
+        self._bootstrap = bootstrap
+        self._publish_timeout_ms = publish_timeout_ms
+        self._stopping = stopping
+        self._broker_down: str | None = None
+        self._fatal: str | None = None
+        self._lock = threading.Lock()
+        self._tokens = count()
+        self._unreported: dict[int, float] = {}  # when each record was given to the producer, oldest first
+        self._producer = self._new_producer()
+
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        on_delivery: DeliveryReport | None = None,
+        **options: Any,
+    ) -> None:
+        """Publish a record without blocking.
+
+        Args:
+            topic: The topic.
+            value: The value; ``None`` for a tombstone.
+            on_delivery: Called, in another thread, once the record is delivered or dropped.
+            options: Further arguments of ``Producer.produce``.
+
+        Raises:
+            Unavailable: The record will not be published.
+        """
+        token = next(self._tokens)
+
+        def report(error: KafkaError | None, message: Message) -> None:
+            self._forget(token)
+            if on_delivery is not None:
+                on_delivery(error, message)
+
+        try:
+            with self._lock:
+                self._unreported[token] = monotonic()
+                self._producer.produce(topic, value, on_delivery=report, **options)
+        except BufferError as exc:
+            self._forget(token)
+            raise Unavailable("the producer's queue is full: the broker takes records too slowly") from exc
+        except KafkaException as exc:
+            self._forget(token)
+            raise Unavailable(f"the producer refused a record: {exc.args[0].str()}") from exc
+
+    def _forget(self, token: int) -> None:
+        with self._lock:  # a flush reports in a thread of its own, while another looks for the oldest record
+            self._unreported.pop(token, None)
+
+    def connect(self) -> None:
+        """Connect, so that the first record need not wait. Blocks.
+
+        Without an id, an idempotent producer takes half a second for its first record.
+
+        Raises:
+            KafkaException: The broker did not answer.
+        """
+        self._warm_up(self._producer)
+
+    def _warm_up(self, producer: Producer) -> None:
+        producer.list_topics(CHECKS, CONNECT_TIMEOUT_S)
+        self._stopping.wait(WARM_UP_S)
+
+    def poll(self) -> None:
+        """Run the delivery reports that are due."""
+        self._producer.poll(0)
+
+    def take_broker_down(self) -> str | None:
+        """Return the error if no broker can be reached, once for each time that librdkafka reports it."""
+        why, self._broker_down = self._broker_down, None
+        return why
+
+    def replace_if_needed(self) -> None:
+        """Replace the producer if it has failed for good, or if a record is overdue. Blocks if it does."""
+        if self._fatal is not None:
+            log.error("the producer failed for good and is replaced: %s", self._fatal)
+            self._fatal = None
+            self._replace()
+        elif self._has_overdue_record():
+            self._replace()
+
+    def _has_overdue_record(self) -> bool:
+        with self._lock:
+            oldest = next(iter(self._unreported.values()), None)
+        return oldest is not None and monotonic() - oldest > self._publish_timeout_ms / 1_000
+
+    def _replace(self) -> None:
+        """Replace the producer. Records of the old one are reported as undelivered and not sent again."""
+        new = self._new_producer()
+        with suppress(KafkaException):
+            self._warm_up(new)
+        with self._lock:  # a concurrent send() uses the old producer before its purge, or the new one
+            old, self._producer = self._producer, new
+            self._unreported.clear()
+        _drop_records(old)
+
+    def _new_producer(self) -> Producer:
+        return clients.check_producer(self._bootstrap, self._publish_timeout_ms, self._on_error)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = error.str()
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._broker_down = f"the broker at {self._bootstrap} cannot be reached"
+
+    def flush(self) -> None:
+        """Wait until every record is delivered, up to the publish timeout."""
+        self._producer.flush(self._publish_timeout_ms / 1_000)
+
+    def close(self) -> None:
+        """Drop the records that were not delivered, and report them."""
+        _drop_records(self._producer)
+
+
+def _drop_records(producer: Producer) -> None:
+    """Have every record that *producer* still holds reported as undelivered."""
+    producer.purge()
+    producer.flush(PURGE_S)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoplog.client.fail_open import FAIL_OPEN
+from stoplog.client.metrics import Metrics
+from stoplog.client.pending_batch import MAX_BYTES, PendingBatch, size_of
+from stoplog.client.top_rejected import Rejections
+from stoplog.wire.checks import MAX_BATCH, Batch, Check, encode_batch
+from stoplog.wire.replies import Decision, Reply
+from tests.support.clockwork import Clockwork, answer_to
+
+ids = st.text(max_size=64)
+
+
+@given(st.builds(Check, ids, st.integers(0, 1_000_000), ids, ids))
+def test_encoded_check_is_never_larger_than_its_estimate(check: Check) -> None:
+    one, two = (len(encode_batch(Batch(0, 0, 0, [check] * n))) for n in (1, 2))
+    assert two - one <= size_of(check)
+
+
+def test_batch_is_bounded_by_count_and_by_bytes() -> None:
+    batch = PendingBatch(1, 0)
+    check = Check("a")
+    for _ in range(MAX_BATCH):
+        assert batch.add(check, 10, None, 0.0)
+    assert not batch.add(check, 10, None, 0.0)
+    assert len(batch.checks) == MAX_BATCH
+    assert not PendingBatch(2, 0).add(check, MAX_BYTES + 1, None, 0.0)
+
+
+def test_checks_of_each_turn_have_their_own_latency() -> None:
+    loop, metrics, batch = Clockwork(), Metrics(), PendingBatch(1, 0)
+    for asked, checks in ((10.0, 2), (10.1, 3)):
+        for _ in range(checks):
+            batch.add(Check("a", 2), 10, loop.create_future(), asked)
+    metrics.in_flight = 5
+    batch.resolve(answer_to(Batch(0, 0, 1, batch.checks)), metrics, Rejections(loop.time), 10.2)
+    (family,) = (f for f in metrics.collect() if f.name == "stoplog_check_duration_seconds")
+    values = {s.labels.get("le", s.name): s.value for s in family.samples}
+    assert (values["0.1"], values["0.25"]) == (3, 5)
+    assert values["stoplog_check_duration_seconds_sum"] == pytest.approx(2 * 0.2 + 3 * 0.1)
+    assert metrics.in_flight == 0
+
+
+def test_each_answered_check_is_counted_once_by_its_outcome() -> None:
+    loop, metrics, batch = Clockwork(), Metrics(), PendingBatch(1, 0)
+    answers = [
+        Decision(True, 0, 0, 0, 0, 7),
+        Decision(False, 0, 0, 0, 0, 7),
+        None,
+        "no such plan",
+        "nor this",
+    ]
+    for _ in answers:
+        batch.add(Check("a"), 10, loop.create_future(), 1.0)
+    batch.resolve(Reply(1, 0, 0, 0, answers), metrics, Rejections(loop.time), 2.0)
+    counts = (metrics.allowed, metrics.rejected, metrics.degraded["replayed"], metrics.invalid)
+    assert counts == (1, 1, 1, 2)
+
+
+def test_batch_that_fails_open_twice_is_counted_once() -> None:
+    loop, metrics, batch = Clockwork(), Metrics(), PendingBatch(1, 0)
+    future = loop.create_future()
+    batch.add(Check("a"), 10, future, 1.0)
+    batch.fail_open("deadline", metrics, 2.0)
+    batch.fail_open("broker", metrics, 3.0)
+    assert future.result() is FAIL_OPEN["deadline"]
+    assert metrics.failed_open == 1

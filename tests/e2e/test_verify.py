@@ -15,8 +15,8 @@ from confluent_kafka import Producer
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import State, encode_state
 from stoplog_worker.state.store import COUNTERS, POLICIES
-from stoplog_worker.verify.progress_reader import Reading
-from stoplog_worker.verify.verifier import Verification
+from stoplog_worker.verify.progress_reader import ProgressReader
+from stoplog_worker.verify.verifier import Verifier
 
 from stoplog.partitioning import partition_of
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLIES, load_topics
@@ -29,7 +29,7 @@ from tests.support.up import environment, stoplog
 
 PARTITIONS = 4
 CLIENTS = [f"client-{number}" for number in range(40)]
-WAITING = "letting the log go on"
+WAITING = "waiting for new checks"
 RUN = re.compile(r"\x1b\[([\d;]+)m([━╸╺]+)\x1b\[0m")
 """A piece of a bar, and its color."""
 
@@ -102,7 +102,7 @@ def test_verify_without_decisions_says_so(system: System, tmp_path: Path) -> Non
     def at_rest() -> bool:
         done = stoplog("verify", "--seconds", "0", env=env)
         assert done.returncode == 0, done.stderr
-        return "nothing was decided meanwhile" in done.stdout
+        return "no check was decided" in done.stdout
 
     # What the test before has published may just now be flushed.
     eventually("the log is at rest", at_rest, on_failure=system.logs)
@@ -185,12 +185,12 @@ def test_verify_with_false_reply_reports_it(system: System, tmp_path: Path) -> N
 
 def test_verify_with_false_state_reports_it(system: System, tmp_path: Path) -> None:
     gateway = system.gateways[0]
-    reading = Reading(system.broker.bootstrap, lambda *_: None)
+    reader = ProgressReader(system.broker.bootstrap, lambda *_: None)
     changelogs = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
-    verification = Verification(reading, load_topics(), changelogs, tmp_path)
+    verifier = Verifier(reader, load_topics(), changelogs, tmp_path)
     partition = partition_of("victim", PARTITIONS)
     gateway.check("victim")
-    verification.begin()
+    verifier.begin()
     gateway.check("victim")
     assert system.workers[0].stop() == 0  # it has flushed, and nobody is there to write over this
     offset = system.records(partition)[-1].offset
@@ -205,9 +205,9 @@ def test_verify_with_false_state_reports_it(system: System, tmp_path: Path) -> N
     producer.produce(COUNTERS_CHANGELOG, encode_state(state), late.encode(), partition=partition)
     producer.flush(10)
 
-    findings = verification.finish()
-    verification.close()
-    reading.close()
+    findings = verifier.finish()
+    verifier.close()
+    reader.close()
 
     wrong = findings[partition]
     assert sum(finding.differ for finding in findings) == wrong.differ == 2

@@ -1,4 +1,4 @@
-"""What ``stoplog verify`` reads: ranges of partitions, while it says how far it is."""
+"""Read ranges of partitions, and report the progress."""
 
 from __future__ import annotations
 
@@ -7,46 +7,57 @@ from typing import Any
 
 from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 
+OnProgress = Callable[[str, float, float], None]
+"""Called with the name of the current step, how much of it is done, and how much there is."""
 
-class Reading:
+
+class ProgressReader:
     """Reads ranges of partitions.
 
     Args:
-        bootstrap: Servers.
-        progress: Called with the topic and how many offsets were passed, and how many there are to pass.
+        bootstrap: Bootstrap servers.
+        on_progress: Called with the topic and offsets as they are read.
     """
 
-    def __init__(self, bootstrap: str, progress: Callable[[str, float, float], None]) -> None:
-        self._progress = progress
-        # Two, for where to begin if an offset is gone: a changelog goes on with what it has.
-        self._readers = {
-            reset: AssignedConsumer(bootstrap, on_missing=reset) for reset in ("earliest", "error")
+    def __init__(self, bootstrap: str, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+        # If the start offset is gone, a changelog is read from its beginning. For the log, that is an error.
+        self._consumers = {
+            on_missing: AssignedConsumer(bootstrap, on_missing=on_missing)
+            for on_missing in ("earliest", "error")
         }
 
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
-        """The first offset and the one after the last.
+        """Return the first offset and the one after the last.
 
         Raises:
             Unavailable: no broker answered.
         """
-        return self._readers["error"].offset_range(topic, partition)
+        return self._consumers["error"].offset_range(topic, partition)
 
     def read(
-        self, topic: str, partition: int, start: int, end: int, reset: str = "earliest"
+        self, topic: str, partition: int, start: int, end: int, on_missing: str = "earliest"
     ) -> Iterator[Any]:
-        """Messages from *start* up to *end*.
+        """Yield the messages from *start* up to *end*.
+
+        Args:
+            topic: The topic.
+            partition: The partition.
+            start: First offset.
+            end: Offset after the last.
+            on_missing: Where to begin if *start* is gone: at the ``earliest`` offset, or nowhere (``error``).
 
         Raises:
-            OffsetGone: with *reset* ``error``, if the topic no longer holds *start*.
-            Unavailable: the broker fell silent.
+            OffsetGone: *start* is gone, and *on_missing* is ``error``.
+            Unavailable: the broker stopped answering.
         """
 
-        def passed(offset: int) -> None:
-            self._progress(topic, offset - start, end - start)
+        def on_read(offset: int) -> None:
+            self._on_progress(topic, offset - start, end - start)
 
-        return self._readers[reset].read(topic, partition, start, end, passed)
+        return self._consumers[on_missing].read(topic, partition, start, end, on_read)
 
     def close(self) -> None:
         """Disconnect."""
-        for reader in self._readers.values():
-            reader.close()
+        for consumer in self._consumers.values():
+            consumer.close()

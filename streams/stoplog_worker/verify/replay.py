@@ -1,8 +1,8 @@
-"""The log as oracle: the records of one partition of ``checks``, folded again from its beginning.
+"""The log as oracle: fold the records of one partition of ``checks`` again from its beginning.
 
-What a worker decided is a pure fold over the log, so folding the log once more, with nothing stored, gives
-the same decisions. It takes each record as :mod:`stoplog_worker.partition.partition` does: one that cannot be decoded is not
-judged, but partition time advances with it.
+A worker's decisions are a pure fold over the log. So folding the log again, with nothing stored, gives the
+same decisions. A record that cannot be decoded is not decided, but it advances partition time, as in
+:mod:`stoplog_worker.partition.partition`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stoplog_worker.algorithm.state_codec import Marker
 
 
 class Record(NamedTuple):
-    """A record of ``checks`` as it was read; the timestamp is the broker's, ms since the Unix epoch."""
+    """A record of ``checks``; the timestamp is the broker's, ms since the Unix epoch."""
 
     offset: int
     timestamp_ms: int
@@ -25,18 +25,18 @@ class Record(NamedTuple):
 
 
 class NothingStored:
-    """A :class:`stoplog_worker.algorithm.ledger.Reader` of a partition that was never flushed."""
+    """A :class:`~stoplog_worker.algorithm.state_codec.StateReader` of a partition without stored entries."""
 
     def counters(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """None of them."""
+        """Return ``None`` for each key."""
         return [None] * len(keys)
 
     def counters_of(self, client: bytes) -> Iterable[tuple[bytes, bytes]]:
-        """No entries."""
+        """Return no entries."""
         return ()
 
     def policies(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """None of them."""
+        """Return ``None`` for each key."""
         return [None] * len(keys)
 
 
@@ -46,14 +46,14 @@ def replay(
     """Decide all of a partition's checks again.
 
     Args:
-        records: Of ``checks[partition]``, in offset order, from the topic's beginning.
-        partition: Its number.
-        partitions: How many there are.
-        default: What applies where nothing is configured, as it was when the partition was first opened.
+        records: The records of ``checks[partition]``, in offset order, from the topic's beginning.
+        partition: The partition.
+        partitions: The number of partitions.
+        default: The built-in default policy, as it was when the partition was first opened.
 
     Yields:
-        For each record its offset and the answers to its checks in their order; no answers for an update
-        and for what cannot be decoded.
+        For each record, its offset and the answers to its checks, in their order. Updates and records that
+        cannot be decoded have no answers.
 
     Returns:
         The ledger after the last record.

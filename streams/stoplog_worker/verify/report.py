@@ -1,10 +1,10 @@
-"""``python -m streams verify``: what ``stoplog verify`` runs."""
+"""The command ``stoplog verify``: run the verification, and print its findings."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,76 +24,79 @@ from stoplog.lanes import with_lanes
 from stoplog.topics import load_topics
 from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.settings import Settings
-from stoplog_worker.verify.progress_reader import Reading
-from stoplog_worker.verify.verifier import Finding, Verification
+from stoplog_worker.verify.compare import Finding
+from stoplog_worker.verify.progress_reader import OnProgress, ProgressReader
+from stoplog_worker.verify.verifier import Verifier
 
-DIFFERS: Final = 1
-USAGE: Final = 2
-"""As of any command that cannot be read."""
-UNVERIFIED: Final = 3
-"""Nothing was compared: neither good news nor bad."""
+EXIT_DIFFERENT: Final = 1
+"""Something that was stored or answered differs from what was recomputed."""
+EXIT_USAGE: Final = 2
+"""The arguments or the settings are invalid."""
+EXIT_UNVERIFIED: Final = 3
+"""The system could not be verified, so nothing is known about it."""
 
-_WAITING: Final = "letting the log go on"
+_WAITING: Final = "waiting for new checks"
 
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def verify(
-    settings: Settings, seconds: float, progress: Callable[[str, float, float], None]
-) -> list[Finding]:
-    """Verify the system that *settings* name.
+def verify(settings: Settings, seconds: float, on_progress: OnProgress) -> list[Finding]:
+    """Verify the system to which *settings* connect.
 
     Args:
-        settings: A worker's, of the lane that is meant.
-        seconds: How long to let the log go on between the markers.
-        progress: Called with what is being done, how far it is, and how far it goes.
+        settings: The settings of a worker of the lane to be verified.
+        seconds: How long to wait for new checks after the first markers.
+        on_progress: Called with the current step.
+
+    Returns:
+        A finding for each partition.
 
     Raises:
-        StoplogError: it could not be verified; the text says why.
+        StoplogError: the system could not be verified. The text says why.
     """
     specs = load_topics(settings.topics)
     verify_topics(kafka.worker_admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
-    reading = Reading(settings.bootstrap, progress)
+    reader = ProgressReader(settings.bootstrap, on_progress)
     try:
         with TemporaryDirectory(prefix="stoplog-verify-") as folder:
-            verification = Verification(reading, specs, changelogs(settings.lane), Path(folder))
+            verifier = Verifier(reader, specs, changelogs(settings.lane), Path(folder))
             try:
                 began = monotonic()
-                verification.begin()
+                verifier.begin()
                 while (passed := monotonic() - began) < seconds:
-                    progress(_WAITING, passed, seconds)
+                    on_progress(_WAITING, passed, seconds)
                     sleep(min(0.1, seconds - passed))
-                return verification.finish()
+                return verifier.finish()
             finally:
-                verification.close()
+                verifier.close()
     finally:
-        reading.close()
+        reader.close()
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; return its exit status."""
     parser = argparse.ArgumentParser("stoplog verify")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--json", action="store_true", dest="as_json")
     options = parser.parse_args(arguments)
     try:
         settings = Settings()
-        with _progress() as progress:
-            findings = verify(settings, options.seconds, progress)
+        with _progress_bar() as on_progress:
+            findings = verify(settings, options.seconds, on_progress)
     except (StoplogError, ValidationError) as exc:
         _err.print(f"stoplog: {exc}", style="red", markup=False)
-        return UNVERIFIED if isinstance(exc, StoplogError) else USAGE
+        return EXIT_UNVERIFIED if isinstance(exc, StoplogError) else EXIT_USAGE
     if options.as_json:
         sys.stdout.write(msgspec.json.encode({**_total(findings), "partitions": findings}).decode() + "\n")
     else:
         _show(findings)
-    return DIFFERS if any(finding.differ for finding in findings) else 0
+    return EXIT_DIFFERENT if any(finding.differ for finding in findings) else 0
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, float, float], None]]:
-    """A bar on a terminal, nothing elsewhere."""
+def _progress_bar() -> Iterator[OnProgress]:
+    """Show a progress bar on a terminal, and nothing elsewhere."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -103,15 +106,15 @@ def _progress() -> Iterator[Callable[[str, float, float], None]]:
     ) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def progress(what: str, done: float, of: float) -> None:
-            if what not in tasks:
+        def on_progress(step: str, done: float, total: float) -> None:
+            if step not in tasks:
                 for other in tasks.values():
                     bars.remove_task(other)
                 tasks.clear()
-                tasks[what] = bars.add_task(what)
-            bars.update(tasks[what], completed=done, total=of)
+                tasks[step] = bars.add_task(step)
+            bars.update(tasks[step], completed=done, total=total)
 
-        yield progress
+        yield on_progress
 
 
 def _total(findings: Sequence[Finding]) -> dict[str, int]:
@@ -132,11 +135,10 @@ def _show(findings: Sequence[Finding]) -> None:
             _out.print(f"partition {f.partition}: {difference}", markup=False)
     total = _total(findings)
     if all(f.start == f.end for f in findings):
-        _out.print("nothing was decided meanwhile: there was nothing to compare; run it again under load")
+        _out.print("no check was decided in this time, so nothing was compared: run it again under load")
     else:
         _out.print(
             f"{total['decisions']:,} decisions recomputed, {total['replies']:,} of them compared with "
             f"replies; {total['states']:,} states and {total['policies']:,} policies compared with the "
-            f"changelogs: "
-            f"{total['differ']:,} differ"
+            f"changelogs: {total['differ']:,} differ"
         )

@@ -1,14 +1,14 @@
-"""Proof on a running system: state at one marker and the log up to a later one make the state there.
+"""Verify a running system: the state at a marker and the log after it must give the state at a later marker.
 
-For each partition the changelogs are read to their end, which gives a first marker and the state there.
-When the owner has flushed a later marker, the log between the two is folded over that state
-(:func:`stoplog_worker.algorithm.fold.fold`), and what comes out is held against what the owner wrote meanwhile, and against
-the replies that callers got. Nothing is written to any topic, and no group is joined.
+For each partition, the changelogs are read to their end. That gives a first marker and the state there. When
+the owner has written a later marker, the log between the two is folded over that state
+(:func:`stoplog_worker.algorithm.fold.fold`). The result is compared with what the owner wrote in the meantime
+and with the replies to API callers. Nothing is written to any topic, and no group is joined.
 
-States may be ahead of the marker they are read with: of the first, the fold passes over what they hold, as
-a worker's does after a crash; of the later one, the fold goes on until it comes to theirs. What was stored
-before the first marker is on disk in a folder of the caller's; the clients seen and the replies sent between
-the markers are held in memory.
+States may be ahead of the marker that they are read with. The fold skips checks that a state at the first
+marker already contains, as a worker does after a crash. For a state ahead of the later marker, the fold
+continues up to that state's position. Entries from before the first marker are on disk, in a folder that the
+caller provides. Clients seen and replies sent between the markers are held in memory.
 """
 
 from __future__ import annotations
@@ -25,132 +25,110 @@ from rocksdict import Options, Rdict
 from stoplog.errors import Unavailable, UndecodableRecord
 from stoplog.topics import CHECKS, REPLIES, TopicSpec
 from stoplog.wire.checks import POSITION_BITS, Batch
-from stoplog.wire.replies import Decision, decode_reply
-from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
+from stoplog.wire.replies import decode_reply
+from stoplog_worker.algorithm.fold import fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
-from stoplog_worker.algorithm.state_codec import (
-    MARKER_KEY,
-    Marker,
-    PolicyChange,
-    decode_history,
-    decode_marker,
-    decode_state,
-    position_of,
-)
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, decode_marker, position_of
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
-from stoplog_worker.verify.progress_reader import Reading
+from stoplog_worker.verify.compare import (
+    Finding,
+    changed_entries,
+    compare_answers,
+    compare_policies,
+    compare_states,
+)
+from stoplog_worker.verify.progress_reader import ProgressReader
 
 _BATCH: Final = 10_000
-_FLUSH_S: Final = 75.0
-"""How long a worker that has judged may take to flush: the longest interval allowed, and some."""
-_SHOWN: Final = 10
-"""Differences told of in words, per partition; the others are only counted."""
+"""Changelog records stored at a time."""
+_CHECKPOINT_S: Final = 75.0
+"""Seconds to wait for a checkpoint: more than the longest interval allowed."""
+_POLL_S: Final = 0.1
 
 _Replies = dict[tuple[int, int], list[bytes]]
-"""Replies by incarnation and number of the batch they answer."""
+"""Encoded replies by incarnation and number of their batch."""
 
 
-class Finding(msgspec.Struct):
-    """What was found in one partition.
-
-    ``start`` and ``end`` are the offsets of the markers, equal if nothing moved. ``decisions`` were
-    recomputed, ``replies`` of them compared with what a caller was told; ``states`` and ``policies`` were
-    compared with the changelogs, but for policies ``ahead``, which were changed after ``end``. ``differ``
-    counts all that is not as it was recomputed, and ``differences`` says how.
-    """
-
-    partition: int
-    start: int
-    end: int
-    decisions: int = 0
-    replies: int = 0
-    states: int = 0
-    policies: int = 0
-    ahead: int = 0
-    differ: int = 0
-    differences: list[str] = msgspec.field(default_factory=list)
-
-    def note(self, difference: str) -> None:
-        """Count a difference."""
-        self.differ += 1
-        if len(self.differences) < _SHOWN:
-            self.differences.append(difference)
-
-
-class Verification:
-    """Of all partitions of a running system: :meth:`begin`, let the log go on, :meth:`finish`.
+class Verifier:
+    """Verifies all partitions of a running system: :meth:`begin`, wait, :meth:`finish`.
 
     Args:
-        reading: Reads the topics.
+        reader: Reads the topics.
         specs: The topics.
         changelogs: The changelog topic of each table.
-        folder: An empty one, for what the changelogs hold.
+        folder: An empty folder for the content of the changelogs.
     """
 
     def __init__(
-        self, reading: Reading, specs: dict[str, TopicSpec], changelogs: dict[str, str], folder: Path
+        self, reader: ProgressReader, specs: dict[str, TopicSpec], changelogs: dict[str, str], folder: Path
     ) -> None:
-        self._reading = reading
-        self._partitions = specs[CHECKS].partitions
+        self._reader = reader
+        self._partitions = range(specs[CHECKS].partitions)
         self._changelogs = changelogs
         self._reply_starts = {
-            partition: reading.offset_range(REPLIES, partition)[1]
+            partition: reader.offset_range(REPLIES, partition)[1]
             for partition in range(specs[REPLIES].partitions)
         }
-        self._bases = [_new_store(number, folder / "base") for number in range(self._partitions)]
-        self._laters = [_new_store(number, folder / "later") for number in range(self._partitions)]
+        self._bases = [_new_store(partition, folder / "base") for partition in self._partitions]
+        """Entries at the first markers."""
+        self._laters = [_new_store(partition, folder / "later") for partition in self._partitions]
+        """Entries written after them."""
 
     def begin(self) -> None:
-        """Read the changelogs to their present end: the first markers, and the states there."""
-        ends = [self._ends(number) for number in range(self._partitions)]
-        for number, store in enumerate(self._bases):
+        """Read the changelogs to their present ends: the first markers, and the states there."""
+        ends = [self._ends(partition) for partition in self._partitions]
+        for partition, store in enumerate(self._bases):
             for table in TABLES:
-                self._merge_whole(store, table, ends[number][table])
-                self._laters[number].next_offset[table] = store.next_offset[table] = ends[number][table]
+                end = ends[partition][table]
+                self._merge_whole(store, table, end)
+                self._laters[partition].next_offset[table] = store.next_offset[table] = end
 
     def finish(self) -> list[Finding]:
         """Wait for later markers, recompute and compare.
 
+        Returns:
+            A finding for each partition.
+
         Raises:
-            Unavailable: records were published and no worker has flushed what it made of them.
-            OffsetGone: the log no longer reaches back to a first marker.
+            Unavailable: the log has new records, but no worker has made a checkpoint.
+            OffsetGone: the log no longer holds the records after a first marker.
         """
-        markers = [self._later_marker(number) for number in range(self._partitions)]
+        markers = [self._wait_for_marker(partition) for partition in self._partitions]
         replies = self._read_replies()
-        return [self._compare(number, marker, replies) for number, marker in enumerate(markers)]
+        return [self._compare(partition, marker, replies) for partition, marker in enumerate(markers)]
 
     def close(self) -> None:
-        """Close the stores; the folder may then be removed."""
+        """Close the stores. The folder may then be removed."""
         for store in (*self._bases, *self._laters):
             store.close()
 
     # --- reading ---
 
-    def _ends(self, number: int) -> dict[str, int]:
-        # Policies first: all states up to a marker found there lie below the counters' end asked for after.
+    def _ends(self, partition: int) -> dict[str, int]:
+        # Policies first: every state below a marker found there is then below the counters' end.
         return {
-            table: self._reading.offset_range(self._changelogs[table], number)[1]
+            table: self._reader.offset_range(self._changelogs[table], partition)[1]
             for table in (POLICIES, COUNTERS)
         }
 
     def _merge_whole(self, store: PartitionStore, table: str, end: int) -> None:
-        """Take the changelog up to *end* into *store*, which is empty."""
-        topic, number = self._changelogs[table], store.partition
+        """Store the changelog up to *end* in *store*, which is empty."""
+        topic, partition = self._changelogs[table], store.partition
         while True:
-            begin, _ = self._reading.offset_range(topic, number)
+            begin, _ = self._reader.offset_range(topic, partition)
             self._merge(store, table, end)
-            if self._reading.offset_range(topic, number)[0] == begin:
+            if self._reader.offset_range(topic, partition)[0] == begin:
                 return
-            # Its owner has shortened it meanwhile: what was deleted may have followed on what was read.
+            # The owner has shortened the changelog meanwhile. The deleted records may have replaced some of
+            # those read.
             store.clear_counters()
 
     def _merge(self, store: PartitionStore, table: str, end: int, below: int | None = None) -> None:
-        """Take the changelog up to *end* into *store*; with *below* only what is of lower positions."""
+        """Store the changelog up to *end* in *store*; with *below*, only entries of lower positions."""
         topic, begin = self._changelogs[table], store.next_offset[table]
         batch: list[Record] = []
-        for message in self._reading.read(
-            topic, store.partition, begin, end, "error" if begin else "earliest"
-        ):
+        on_missing = "error" if begin else "earliest"
+        for message in self._reader.read(topic, store.partition, begin, end, on_missing):
             record = Record(message.offset(), message.key(), message.value())
             entry = record.entry(table)
             if below is None or (entry is not None and position_of(entry[1]) < below):
@@ -161,34 +139,35 @@ class Verification:
         if batch:
             store.merge(table, batch)
 
-    def _later_marker(self, number: int) -> Marker | None:
-        """Wait for a later marker and read both changelogs up to it; ``None`` if nothing has moved."""
-        later, first = self._laters[number], self._bases[number].marker()
-        give_up = monotonic() + _FLUSH_S
+    def _wait_for_marker(self, partition: int) -> Marker | None:
+        """Wait for a later marker, and read both changelogs up to it; ``None`` if the log has not moved."""
+        later, first = self._laters[partition], self._bases[partition].marker()
+        give_up_at = monotonic() + _CHECKPOINT_S
         while True:
-            low, high = self._reading.offset_range(CHECKS, number)
+            low, high = self._reader.offset_range(CHECKS, partition)
             start = first.next_offset if first else low
-            ends = self._ends(number)
-            marker = self._last_marker(number, ends[POLICIES])
+            ends = self._ends(partition)
+            marker = self._last_marker(partition, ends[POLICIES])
             if marker is not None and marker.next_offset > start:
                 break
             if high <= start:
                 return None
-            if monotonic() > give_up:
+            if monotonic() > give_up_at:
                 raise Unavailable(
-                    f"{CHECKS}[{number}] has records from offset {start} on, and no worker has flushed them "
-                    f"in {_FLUSH_S:.0f} s: see that a worker runs and owns the partition (`stoplog status`)"
+                    f"{CHECKS}[{partition}] has records from offset {start} on, and no worker has made a "
+                    f"checkpoint in {_CHECKPOINT_S:.0f} s: see that a worker runs and owns the partition "
+                    f"(`stoplog status`)"
                 )
-            sleep(0.1)
+            sleep(_POLL_S)
         below = marker.next_offset << POSITION_BITS
         self._merge(later, COUNTERS, ends[COUNTERS])
         self._merge(later, POLICIES, ends[POLICIES], below)
         return marker
 
-    def _last_marker(self, number: int, end: int) -> Marker | None:
+    def _last_marker(self, partition: int, end: int) -> Marker | None:
         last = None
-        start = self._laters[number].next_offset[POLICIES]
-        for message in self._reading.read(self._changelogs[POLICIES], number, start, end):
+        start = self._laters[partition].next_offset[POLICIES]
+        for message in self._reader.read(self._changelogs[POLICIES], partition, start, end):
             entry = Record(message.offset(), message.key(), message.value()).entry(POLICIES)
             if entry is not None and entry[0] == MARKER_KEY:
                 found = decode_marker(entry[1])
@@ -199,88 +178,85 @@ class Verification:
     def _read_replies(self) -> _Replies:
         replies: _Replies = {}
         for partition, start in self._reply_starts.items():
-            _, end = self._reading.offset_range(REPLIES, partition)
-            for message in self._reading.read(REPLIES, partition, start, end):
+            _, end = self._reader.offset_range(REPLIES, partition)
+            for message in self._reader.read(REPLIES, partition, start, end):
                 value = message.value() or b""
                 try:
                     reply = decode_reply(value)
                 except UndecodableRecord:
-                    continue  # to a single check, or noise
+                    continue  # the JSON reply to a single check, or a foreign record
                 replies.setdefault((reply.incarnation, reply.number), []).append(value)
         return replies
 
     # --- comparing ---
 
-    def _compare(self, number: int, marker: Marker | None, replies: _Replies) -> Finding:
-        base, later = self._bases[number], self._laters[number]
+    def _compare(self, partition: int, marker: Marker | None, replies: _Replies) -> Finding:
+        base, later = self._bases[partition], self._laters[partition]
         first = base.marker()
         if marker is None:
             offset = first.next_offset if first else 0
-            return Finding(number, offset, offset)
+            return Finding(partition, offset, offset)
         if first is None:
-            low, _ = self._reading.offset_range(CHECKS, number)
+            low, _ = self._reader.offset_range(CHECKS, partition)
             first = Marker(low, 0, -1, -1, marker.topic_id, marker.default)
-        # It may have been written before markers had them, or be the copy that a lane began with.
+        # An older worker, or a new lane's copy, may have written the marker without these ids.
         first = msgspec.structs.replace(
             first,
             updates_id=first.updates_id or marker.updates_id,
             changelog_ids=first.changelog_ids or marker.changelog_ids,
         )
-        finding = Finding(number, first.next_offset, marker.next_offset)
+        finding = Finding(partition, first.next_offset, marker.next_offset)
         ledger = Ledger(base, first)
-        for _ in self._fold(ledger, number, marker.next_offset, replies, finding):
-            pass  # what there is to say is in the finding
+        for _ in self._fold(ledger, partition, marker.next_offset, replies, finding):
+            pass  # the fold fills the finding
         recomputed, entries = ledger.take_dirty()
         if recomputed != marker:
             finding.note(f"the marker: recomputed {recomputed}, stored {marker}")
         ahead = marker.next_offset << POSITION_BITS
         counters = dict(entries.counters)
         beyond: dict[int, list[tuple[bytes, bytes]]] = {}
-        for key, before, found in _changes(base, later, COUNTERS, counters):
-            if found is not None and position_of(found) >= ahead:
-                beyond.setdefault(position_of(found) >> POSITION_BITS, []).append((key, found))
+        for key, before, stored in changed_entries(base, later, COUNTERS, counters):
+            if stored is not None and position_of(stored) >= ahead:
+                beyond.setdefault(position_of(stored) >> POSITION_BITS, []).append((key, stored))
             else:
-                _compare_states(key, counters.get(key, before), found, marker.clock_ms, finding)
+                compare_states(finding, key, counters.get(key, before), stored, marker.clock_ms)
         policies = dict(entries.policies)
-        for key, before, found in _changes(base, later, POLICIES, policies):
+        for key, before, stored in changed_entries(base, later, POLICIES, policies):
             value = policies.get(key, before)
             if key == MARKER_KEY:
                 continue
-            if any(v is not None and position_of(v) >= ahead for v in (value, found)):
+            if any(each is not None and position_of(each) >= ahead for each in (value, stored)):
                 finding.ahead += 1
-                continue
-            finding.policies += 1
-            if not _same_history(value, found):
-                name = key.decode(errors="replace").replace("\0", " ").strip()
-                finding.note(f"limits of {name}: not those that came by in the log")
-        self._compare_beyond(ledger, number, beyond, replies, finding)
+            else:
+                compare_policies(finding, key, value, stored)
+        self._compare_beyond(ledger, partition, beyond, replies, finding)
         return finding
 
     def _compare_beyond(
         self,
         ledger: Ledger,
-        number: int,
+        partition: int,
         beyond: dict[int, list[tuple[bytes, bytes]]],
         replies: _Replies,
         finding: Finding,
     ) -> None:
-        """States flushed as they were after the marker, by offset: the fold goes on and comes by each."""
+        """Continue the fold up to the states that are ahead of the marker, which are given by offset."""
         if not beyond:
             return
-        _, high = self._reading.offset_range(CHECKS, number)
-        for offset in self._fold(ledger, number, min(max(beyond) + 1, high), replies, finding):
-            for key, found in beyond.pop(offset, ()):
-                _compare_states(key, ledger.encoded_state(key), found, ledger.clock_ms, finding)
-        # The log has nothing there.
-        for key, found in chain.from_iterable(beyond.values()):
-            _compare_states(key, ledger.encoded_state(key), found, ledger.clock_ms, finding)
+        _, high = self._reader.offset_range(CHECKS, partition)
+        for offset in self._fold(ledger, partition, min(max(beyond) + 1, high), replies, finding):
+            for key, stored in beyond.pop(offset, ()):
+                compare_states(finding, key, ledger.encoded_state(key), stored, ledger.clock_ms)
+        # The log holds no record at the offsets of the rest.
+        for key, stored in chain.from_iterable(beyond.values()):
+            compare_states(finding, key, ledger.encoded_state(key), stored, ledger.clock_ms)
 
     def _fold(
-        self, ledger: Ledger, number: int, end: int, replies: _Replies, finding: Finding
+        self, ledger: Ledger, partition: int, end: int, replies: _Replies, finding: Finding
     ) -> Iterator[int]:
-        """Fold the log up to *end*, and say after each record which offset it had."""
-        fault = fault_finder(number, self._partitions)
-        for message in self._reading.read(CHECKS, number, ledger.next_offset, end, "error"):
+        """Fold the log up to *end*; yield the offset of each record after it was applied."""
+        fault = fault_finder(partition, len(self._partitions))
+        for message in self._reader.read(CHECKS, partition, ledger.next_offset, end, "error"):
             offset = message.offset()
             folded = fold(ledger, offset, message.timestamp()[1], message.value(), fault)
             finding.decisions += sum(answer is not None for answer in folded.answers)
@@ -288,69 +264,11 @@ class Verification:
                 for value in replies.get((folded.record.incarnation, folded.record.number), ()):
                     reply = decode_reply(value)
                     if reply.offset == offset:
-                        _compare_answers(folded.answers, reply.answers, offset, finding)
+                        compare_answers(finding, offset, folded.answers, reply.answers)
             yield offset
 
 
-def _compare_states(
-    key: bytes, mine: bytes | None, theirs: bytes | None, clock_ms: int, finding: Finding
-) -> None:
-    finding.states += 1
-    recomputed, stored = (_charges(value, clock_ms) for value in (mine, theirs))
-    if recomputed != stored:
-        name = key.decode(errors="replace").replace("\0", " / ")
-        finding.note(f"counters of {name}: recomputed {recomputed}, stored {stored}")
-
-
-def _compare_answers(
-    mine: list[Answer], theirs: list[Decision | str | None], offset: int, finding: Finding
-) -> None:
-    if len(mine) != len(theirs):
-        finding.note(f"offset {offset}: {len(mine)} checks, and {len(theirs)} answers in the reply")
-        return
-    for index, (answer, told) in enumerate(zip(mine, theirs, strict=True)):
-        # What was held already, here or by the worker, had been answered before.
-        if answer is None or told is None:
-            continue
-        finding.replies += 1
-        if answer != told:
-            finding.note(f"offset {offset}, check {index}: recomputed {answer}, the reply said {told}")
-
-
-def _changes(
-    base: PartitionStore, later: PartitionStore, table: str, recomputed: dict[bytes, bytes]
-) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
-    """Each key that was written or recomputed since the first marker, its value there, and its value now."""
-    for key, value in later.items(table):
-        before = base.get(table, key)
-        newer = before is None or position_of(value) >= position_of(before)
-        yield key, before, value if newer else before
-    for key in recomputed:
-        if later.get(table, key) is None:
-            before = base.get(table, key)
-            yield key, before, before
-
-
-def _charges(value: bytes | None, clock_ms: int) -> dict[int, list[tuple[int, int]]]:
-    """Ticks and counts in the window at *clock_ms*, by window length."""
-    charges = {}
-    for length, window in decode_state(value).windows.items() if value is not None else ():
-        window.forget(clock_ms)
-        if found := list(window.charges()):
-            charges[length] = found
-    return charges
-
-
-def _same_history(mine: bytes | None, theirs: bytes | None) -> bool:
-    """Whether both end alike: how much of its past a policy carries depends on when it was flushed."""
-    one, other = (
-        decode_history(value) if value is not None else list[PolicyChange]() for value in (mine, theirs)
-    )
-    shorter = min(len(one), len(other))
-    return shorter == max(len(one), len(other)) or (shorter > 0 and one[-shorter:] == other[-shorter:])
-
-
-def _new_store(number: int, folder: Path) -> PartitionStore:
-    paths = {table: folder / f"{number}-{table}" for table in TABLES}
+def _new_store(partition: int, folder: Path) -> PartitionStore:
+    paths = {table: folder / f"{partition}-{table}" for table in TABLES}
     folder.mkdir(exist_ok=True)
-    return PartitionStore(number, lambda path: Rdict(str(path), Options(raw_mode=True)), paths)
+    return PartitionStore(partition, lambda path: Rdict(str(path), Options(raw_mode=True)), paths)

@@ -21,7 +21,7 @@ def batch(*checks: Check) -> bytes:
     return encode_batch(Batch(0, 1, 1, list(checks)))
 
 
-def test_each_record_in_its_turn() -> None:
+def test_replay_decides_records_in_order() -> None:
     records = [
         Record(3, START, batch(Check(CLIENT, 4), Check(STRANGER), Check(CLIENT, 3))),
         Record(4, START, encode_update(Update(9, "client", CLIENT, "", BLOCKED))),
@@ -42,7 +42,7 @@ def test_each_record_in_its_turn() -> None:
     assert (last.allowed, last.limit, last.policy_version) == (False, 0, 9)
 
 
-def test_time_goes_on_past_what_cannot_be_decoded() -> None:
+def test_replay_undecodable_record_advances_time() -> None:
     records = [
         Record(0, START, batch(Check(CLIENT, 6))),
         Record(1, START + 120_000, b"not a check"),
@@ -53,7 +53,7 @@ def test_time_goes_on_past_what_cannot_be_decoded() -> None:
     assert [isinstance(answer, Decision) and answer.allowed for answer in answers] == [True, True]
 
 
-def test_the_ledger_is_returned() -> None:
+def test_replay_returns_ledger() -> None:
     ledgers: list[Ledger] = []
 
     def whole() -> Iterator[tuple[int, list[Answer]]]:
@@ -63,7 +63,7 @@ def test_the_ledger_is_returned() -> None:
     assert ledgers[0].marker == Marker(6, START, START, -1, "", DEFAULT)
 
 
-def test_nothing_stored() -> None:
+def test_nothing_stored_returns_no_entries() -> None:
     nothing = NothingStored()
     assert nothing.counters([b"a", b"b"]) == [None, None]
     assert list(nothing.counters_of(b"a")) == []

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from stoplog_worker.verify import report
-from stoplog_worker.verify.verifier import Finding
+from stoplog_worker.verify.compare import Finding
 
 from stoplog.errors import Unavailable
 
@@ -17,7 +17,7 @@ from stoplog.errors import Unavailable
         (Unavailable("no broker answered"), 3),
     ],
 )
-def test_the_exit_status_tells_a_difference_from_no_answer(
+def test_main_returns_exit_status_of_findings(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     found: list[Finding] | Unavailable,
@@ -30,12 +30,12 @@ def test_the_exit_status_tells_a_difference_from_no_answer(
 
     monkeypatch.setattr(report, "verify", verify)
     assert report.main(["--json"]) == status
-    told = capsys.readouterr()
-    assert ("no broker answered" in told.err) == (status == 3)
-    assert ('"differ":1' in told.out) == (status == 1)
+    output = capsys.readouterr()
+    assert ("no broker answered" in output.err) == (status == 3)
+    assert ('"differ":1' in output.out) == (status == 1)
 
 
-def test_settings_that_cannot_be_used_are_a_usage_error(
+def test_main_with_invalid_settings_is_usage_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("STOPLOG_FLUSH_INTERVAL_MS", "soon")

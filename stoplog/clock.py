@@ -1,4 +1,4 @@
-"""The clock of what must not outlast its time: leases, proofs."""
+"""The clock for leases and for other facts that must not outlast their time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import time
 from typing import Final
 
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Linux has a monotonic clock that continues while the machine is suspended."""
 
 
 def now() -> float:
-    """Seconds of a clock that is never set back and, where it can, goes on while the machine is suspended."""
+    """Return seconds of a monotonic clock that, where possible, continues while the machine is suspended."""
     return time.clock_gettime(_CLOCK)

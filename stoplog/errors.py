@@ -1,22 +1,25 @@
-"""Every error Stoplog raises on purpose.
+"""Every error that Stoplog raises on purpose. Its text states what happened and what to do.
 
 ::
 
     StoplogError
-    ├── InvalidInput          a caller's mistake: names the field and the remedy
-    │   ├── InvalidId         client, plan, resource
+    ├── InvalidInput           a mistake of the caller: names the field, the problem and the remedy
+    │   ├── InvalidId          of a client, plan or resource
     │   ├── InvalidCost
-    │   └── InvalidLimit      a limit or a policy
-    ├── SettingsError         a setting cannot be followed on this machine
-    ├── InstanceTaken         another worker runs under this one's instance id
-    ├── RecordError           a record on a topic cannot be used; it goes to dead-letters
-    │   ├── UndecodableRecord
-    │   └── MisroutedRecord   the wrong partition for its client
-    ├── TopicError            the broker's topics are not those of topics.yaml
-    ├── StateError            stored state cannot be used as it is
-    │   ├── TopicRecreated    a marker belongs to another incarnation of the topic
-    │   └── OffsetGone        a marker points before the log's beginning or past its end
-    └── Unavailable           an answer did not come: nothing is known to have been applied
+    │   └── InvalidLimit       of a limit or a policy
+    ├── Unavailable            no answer in time; a retry may succeed
+    ├── Busy                   too many requests of one kind at once; a later one may succeed
+    ├── SettingsError          a setting that cannot be used on this machine
+    ├── TopicError             the broker's topics contradict topics.yaml
+    ├── InstanceTaken          another worker uses this worker's instance id
+    ├── StateError             a worker's stored state and the log do not belong together
+    │   ├── TopicRecreated     the topic was deleted and created again
+    │   └── OffsetGone         the log does not hold the offset of the state
+    └── RecordError            a record that cannot be used; a worker moves it to dead-letters
+        ├── UndecodableRecord
+        └── MisroutedRecord    in a partition that is not its client's
+
+Only :class:`Unavailable` and :class:`Busy` can be retried. All others need a change first.
 """
 
 from __future__ import annotations
@@ -25,16 +28,16 @@ from typing import Self
 
 
 class StoplogError(Exception):
-    """Base of all; its text says what happened and what to do."""
+    """Base class of all errors."""
 
 
 class InvalidInput(StoplogError):
-    """A caller's mistake.
+    """A mistake of the caller. Nothing was published.
 
     Args:
-        field: The offending field, as the caller wrote it (``client_id``, ``limits[1]``).
+        field: Name of the invalid field, as the caller wrote it (``client_id``, ``limits[1]``).
         problem: What is wrong with it.
-        remedy: What would be accepted.
+        remedy: What would be valid.
     """
 
     def __init__(self, field: str, problem: str, remedy: str) -> None:
@@ -44,32 +47,56 @@ class InvalidInput(StoplogError):
         self.remedy = remedy
 
     def within(self, place: str) -> Self:
-        """The same mistake, in one of several: *place* (``checks[3].``) goes before the field."""
+        """Return the same error for an item of a list: *place* (``checks[3].``) precedes the field."""
         return type(self)(f"{place}{self.field}", self.problem, self.remedy)
 
 
 class InvalidId(InvalidInput):
-    """A client, plan or resource id that cannot be used."""
+    """An invalid id of a client, plan or resource."""
 
 
 class InvalidCost(InvalidInput):
-    """A cost that is not a whole number from 0 to 1,000,000."""
+    """A cost that is no whole number from 0 to 1,000,000."""
 
 
 class InvalidLimit(InvalidInput):
     """A limit or a policy that cannot be enforced."""
 
 
+class Unavailable(StoplogError):
+    """A broker or worker did not answer in time. Whether a change was applied is unknown."""
+
+
+class Busy(StoplogError):
+    """Too many requests of this kind are waiting already."""
+
+
 class SettingsError(StoplogError):
-    """A setting is well-formed and cannot be followed here: a port is taken, a folder not writable."""
+    """A setting that cannot be used on this machine: a port is taken, a directory is not writable."""
+
+
+class TopicError(StoplogError):
+    """A topic is missing, or differs from topics.yaml in a way that would corrupt counters."""
 
 
 class InstanceTaken(StoplogError):
-    """The group knows another worker under this one's instance id."""
+    """Another worker has joined the group under this worker's instance id."""
+
+
+class StateError(StoplogError):
+    """A worker's stored state and the log do not belong together. The text describes the recovery."""
+
+
+class TopicRecreated(StateError):
+    """The state belongs to an earlier topic of the same name, which was deleted."""
+
+
+class OffsetGone(StateError):
+    """The log no longer holds the offset at which the state ends, or does not hold it yet."""
 
 
 class RecordError(StoplogError):
-    """A record that cannot be used; ``reason`` goes into its dead letter's header."""
+    """A record that cannot be used. ``reason`` becomes a header of its dead letter."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -77,28 +104,8 @@ class RecordError(StoplogError):
 
 
 class UndecodableRecord(RecordError):
-    """Not one of the formats of :mod:`stoplog.wire`."""
+    """A record in none of the formats of :mod:`stoplog.wire`."""
 
 
 class MisroutedRecord(RecordError):
-    """In a partition that its client does not hash to."""
-
-
-class TopicError(StoplogError):
-    """A topic is missing, or differs from topics.yaml in a way that would corrupt counting."""
-
-
-class StateError(StoplogError):
-    """Stored state and the log do not belong together; the text says how to go on."""
-
-
-class TopicRecreated(StateError):
-    """The marker was written for a topic of the same name that has been deleted since."""
-
-
-class OffsetGone(StateError):
-    """The log no longer holds (or does not yet hold) the offset the marker points at."""
-
-
-class Unavailable(StoplogError):
-    """No answer in time."""
+    """A record in a partition to which its client does not hash."""

@@ -1,7 +1,7 @@
-"""Limits and policies: ``"100/minute"`` to a value and back, and what is allowed in them.
+"""Limits and policies, and the rules for ids and costs.
 
-A policy is what a client, a plan or the default is held to: several limits, all of which must
-pass, or nothing to count at all (``unlimited``).
+A policy applies to a client, a plan or the default. It is a list of limits, all of which must pass, or
+``unlimited``, which counts nothing.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import msgspec
 from stoplog.errors import InvalidCost, InvalidId, InvalidLimit
 
 MAX_ID_BYTES: Final = 256
-"""Bytes of UTF-8 in a client, plan or resource id: they are keys in every state record."""
+"""Bytes of UTF-8 in an id of a client, plan or resource: ids are in the key of every state."""
 
 MAX_COST: Final = 1_000_000
-"""Requests one check may spend; a bound on what one mistake can charge."""
+"""Requests that one check may charge: bounds the damage of a mistake."""
 
 MAX_LIMIT: Final = 2**53
-"""The largest limit: what every JSON reader still holds exactly."""
+"""The largest limit: every JSON reader holds it exactly."""
 
 MIN_WINDOW_MS: Final = 1_000
 MAX_WINDOW_MS: Final = 31 * 86_400_000
-"""31 days: counters must outlive their window in the changelog (topics.yaml keeps two of these)."""
+"""31 days: the changelog must keep counters longer than their window (topics.yaml keeps twice as long)."""
 
 MAX_LIMITS: Final = 8
-"""Limits in one policy: each is a list to keep for each of its clients."""
+"""Limits in one policy: each costs a list of counts per client."""
 
 _UNITS_MS: Final = {
     "s": 1_000, "sec": 1_000, "second": 1_000, "seconds": 1_000,
@@ -53,13 +53,13 @@ _FORMS: Final = 'write it as "100/minute", "40/2s", "5/10m", "1000/1h", "1/day" 
 
 
 class Limit(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """At most ``max`` requests in any ``window_ms`` milliseconds; ``max`` 0 blocks."""
+    """At most ``max`` requests in any ``window_ms`` milliseconds. A ``max`` of 0 blocks the client."""
 
     max: int
     window_ms: int
 
     def __str__(self) -> str:
-        """Write it the way :func:`parse_limit` reads it.
+        """Return the form that :func:`parse_limit` reads.
 
         >>> str(Limit(100, 60_000)), str(Limit(40, 2_000)), str(Limit(5, 1_500))
         ('100/minute', '40/2s', '5/1500ms')
@@ -73,17 +73,17 @@ class Limit(msgspec.Struct, frozen=True, array_like=True, order=True):
 
 
 class Policy(msgspec.Struct, frozen=True, array_like=True):
-    """Limits that must all pass, longest window first; none at all means unlimited."""
+    """Limits that must all pass, the longest window first. An empty policy is unlimited."""
 
     limits: tuple[Limit, ...] = ()
 
     @property
     def unlimited(self) -> bool:
-        """Whether nothing is counted."""
+        """Whether the policy counts nothing."""
         return not self.limits
 
     def spec(self) -> list[str] | str:
-        """Write it the way :func:`parse_policy` reads it."""
+        """Return the form that :func:`parse_policy` reads."""
         return [str(limit) for limit in self.limits] or "unlimited"
 
 
@@ -91,14 +91,14 @@ UNLIMITED: Final = Policy()
 
 
 def parse_limit(text: str, field: str = "limits") -> Limit:
-    """Read one limit.
+    """Return the limit that *text* describes.
 
     Args:
         text: ``<max>/<window>``; the window is a unit (``minute``) or a number and a unit (``10m``).
-        field: The name that an error gives to the field.
+        field: Name of the field in errors.
 
     Raises:
-        InvalidLimit: not of that form, or out of bounds.
+        InvalidLimit: The text has another form, or a number is out of bounds.
 
     >>> parse_limit("100/minute"), parse_limit("40/2s")
     (Limit(max=100, window_ms=60000), Limit(max=40, window_ms=2000))
@@ -127,15 +127,15 @@ def _bounded(count: int, window_ms: int, field: str) -> Limit:
 
 
 def parse_policy(value: Any, field: str = "limits") -> Policy:
-    """Read a policy as it stands in JSON.
+    """Return the policy that a JSON value describes.
 
     Args:
         value: ``"unlimited"``, one limit, or a list of limits. A limit is text (``"100/minute"``) or
             the long form ``{"max": 100, "window_seconds": 60}``.
-        field: The name that errors give to the field.
+        field: Name of the field in errors.
 
     Raises:
-        InvalidLimit: anything else, more than ``MAX_LIMITS`` limits, or a window given twice.
+        InvalidLimit: The value has another form, more than ``MAX_LIMITS`` limits, or two limits of one window.
 
     >>> parse_policy(["10/second", {"max": 100, "window_seconds": 60}]).spec()
     ['100/minute', '10/second']
@@ -149,8 +149,8 @@ def parse_policy(value: Any, field: str = "limits") -> Policy:
         raise InvalidLimit(field, "an empty list", 'give at least one limit, or "unlimited"')
     if len(items) > MAX_LIMITS:
         raise InvalidLimit(field, f"{len(items)} limits", f"a policy has at most {MAX_LIMITS}")
-    alone = items is not value
-    limits = [_one(item, field if alone else f"{field}[{i}]") for i, item in enumerate(items)]
+    is_single = items is not value
+    limits = [_limit_of(item, field if is_single else f"{field}[{i}]") for i, item in enumerate(items)]
     limits.sort(key=lambda limit: -limit.window_ms)
     for a, b in pairwise(limits):
         if a.window_ms == b.window_ms:
@@ -159,17 +159,17 @@ def parse_policy(value: Any, field: str = "limits") -> Policy:
 
 
 def check_policy(policy: Policy, field: str = "policy") -> Policy:
-    """Return *policy* if :func:`parse_policy` could have made it.
+    """Return *policy* if :func:`parse_policy` can return it.
 
     Raises:
-        InvalidLimit: it could not.
+        InvalidLimit: The policy is invalid.
     """
     if policy.limits and parse_policy([str(limit) for limit in policy.limits], field) != policy:
         raise InvalidLimit(field, "limits out of order", "put the longest window first")
     return policy
 
 
-def _one(item: Any, field: str) -> Limit:
+def _limit_of(item: Any, field: str) -> Limit:
     if isinstance(item, str):
         if item == "unlimited":
             raise InvalidLimit(field, '"unlimited" among limits', 'give "unlimited" alone')
@@ -190,10 +190,10 @@ def _one(item: Any, field: str) -> Limit:
 
 
 def check_id(value: str, field: str) -> str:
-    """Return *value* if it can name a client, plan or resource.
+    """Return *value* if it is a valid id of a client, plan or resource.
 
     Raises:
-        InvalidId: empty, over 256 bytes of UTF-8, or with control characters.
+        InvalidId: The id is empty, over 256 bytes of UTF-8, or contains control characters.
     """
     if not value:
         raise InvalidId(field, "empty", "give an id of 1 to 256 bytes")
@@ -205,9 +205,9 @@ def check_id(value: str, field: str) -> str:
 
 
 def usable_id(value: str) -> str:
-    """Return *value*, or the digest of it if :func:`check_id` would refuse it.
+    """Return *value* if it is a valid id, else its digest.
 
-    For ids that come from whoever is limited: refused, they would pass unlimited.
+    Use this for ids that a limited caller chooses: refusing an invalid one would exempt it from its limits.
 
     >>> usable_id("alice"), usable_id("")[:15]
     ('alice', 'sha256:e3b0c442')
@@ -219,15 +219,15 @@ def usable_id(value: str) -> str:
 
 
 def digest_id(value: bytes) -> str:
-    """Return the id of what is none, ``sha256:`` and 64 digits: the same for the same bytes."""
+    """Return the id that replaces an invalid id: ``sha256:`` and 64 hexadecimal digits."""
     return f"sha256:{hashlib.sha256(value).hexdigest()}"
 
 
 def check_cost(value: int, field: str = "cost") -> int:
-    """Return *value* if it can be charged.
+    """Return *value* if it is a valid cost.
 
     Raises:
-        InvalidCost: not a whole number from 0 to ``MAX_COST``.
+        InvalidCost: The cost is no whole number from 0 to ``MAX_COST``.
     """
     if type(value) is not int:
         raise InvalidCost(field, "not a whole number", "use a whole number; 0 only looks")

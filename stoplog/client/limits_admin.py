@@ -22,7 +22,7 @@ from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import msgspec
 
-from stoplog.errors import InvalidInput, StoplogError, Unavailable
+from stoplog.errors import Busy, InvalidInput, Unavailable
 from stoplog.partitioning import home_of, partition_of
 from stoplog.policy import Policy, check_id
 from stoplog.wire.limit_updates import KINDS, Update, UpdateKey, encode_update_key, encode_update_value
@@ -39,10 +39,6 @@ MAX_SCAN: Final = 50_000
 
 MAX_WAITING: Final = 16
 """Reads that wait for the one under way to end; a scan of a large partition takes seconds."""
-
-
-class Busy(StoplogError):
-    """Too many such reads wait already; a later one may find room."""
 
 
 class Applied(msgspec.Struct, frozen=True):

@@ -10,8 +10,7 @@ import asyncio
 from itertools import count
 from typing import Final, Protocol
 
-from stoplog.client.limits_admin import Busy
-from stoplog.errors import Unavailable
+from stoplog.errors import Busy, Unavailable
 from stoplog.partitioning import partition_of
 from stoplog.wire.checks import Check, SingleCheck, encode_single
 from stoplog.wire.format import ReplyTo

@@ -16,8 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stoplog.asgi.problem import Kind, Problem, problem
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import PROBLEM, Rendered, render
-from stoplog.client.limits_admin import Busy
-from stoplog.errors import InvalidInput, Unavailable
+from stoplog.errors import Busy, InvalidInput, Unavailable
 from stoplog_gateway.http.responses import RenderedResponse
 
 log: Final = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ def drawn() -> dict[str, str | None]:
     return parents
 
 
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
+def test_the_tree_in_the_docstring_equals_the_classes() -> None:
     real = {
         name: None if kind is StoplogError else kind.__mro__[1].__name__
         for name, kind in vars(errors).items()
@@ -32,11 +32,11 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     assert drawn() == real
 
 
-def test_the_only_error_raised_on_purpose_elsewhere_in_the_fold_hangs_from_it() -> None:
+def test_the_workers_own_error_is_a_state_error() -> None:
     assert flush.Overtaken.__base__ is errors.StateError
 
 
-def test_a_callers_mistake_names_field_problem_and_remedy() -> None:
+def test_invalid_input_states_field_problem_and_remedy() -> None:
     error = InvalidLimit("limits[1]", "a negative limit", "0 blocks")
     assert str(error) == "limits[1]: a negative limit; 0 blocks"
     assert (error.field, error.problem, error.remedy) == ("limits[1]", "a negative limit", "0 blocks")
@@ -44,7 +44,7 @@ def test_a_callers_mistake_names_field_problem_and_remedy() -> None:
     assert (str(error.within("[3].")), type(error.within(""))) == (f"[3].{error}", InvalidLimit)
 
 
-def test_a_record_error_knows_its_reason() -> None:
+def test_a_record_error_has_a_reason() -> None:
     with pytest.raises(RecordError) as caught:
         raise UndecodableRecord("why")
     assert caught.value.reason == str(caught.value) == "why"

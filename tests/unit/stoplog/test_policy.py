@@ -42,12 +42,12 @@ policies = st.lists(limits, max_size=MAX_LIMITS, unique_by=lambda limit: limit.w
 
 
 @given(limits)
-def test_a_limit_is_read_as_it_is_written(limit: Limit) -> None:
+def test_parse_limit_of_a_written_limit_returns_it(limit: Limit) -> None:
     assert parse_limit(str(limit)) == limit
 
 
 @given(policies, st.randoms(use_true_random=False))
-def test_a_policy_is_read_as_it_is_written_in_any_order(policy: Policy, random: Any) -> None:
+def test_parse_policy_of_a_written_policy_in_any_order_returns_it(policy: Policy, random: Any) -> None:
     spec = policy.spec()
     if isinstance(spec, list):
         random.shuffle(spec)
@@ -56,7 +56,7 @@ def test_a_policy_is_read_as_it_is_written_in_any_order(policy: Policy, random: 
 
 
 @given(policies)
-def test_the_long_form_says_the_same(policy: Policy) -> None:
+def test_parse_policy_of_the_long_form_returns_the_same(policy: Policy) -> None:
     whole = Policy(tuple(limit for limit in policy.limits if limit.window_ms % 1_000 == 0))
     long = [{"max": limit.max, "window_seconds": limit.window_ms // 1_000} for limit in whole.limits]
     assert parse_policy(long or "unlimited") == whole
@@ -77,13 +77,13 @@ def test_the_long_form_says_the_same(policy: Policy) -> None:
         (f"{2**53}/s", Limit(2**53, 1_000)),
     ],
 )
-def test_the_forms_of_a_limit(text: str, limit: Limit) -> None:
+def test_parse_limit_accepts_every_documented_form(text: str, limit: Limit) -> None:
     assert parse_limit(text) == limit
     assert parse_policy(text).limits == (limit,)
     assert parse_policy([text]).limits == (limit,)
 
 
-def test_unlimited() -> None:
+def test_parse_policy_of_unlimited_counts_nothing() -> None:
     assert parse_policy("unlimited") == UNLIMITED
     assert UNLIMITED.unlimited
     assert UNLIMITED.spec() == "unlimited"
@@ -137,7 +137,7 @@ BAD_LIMITS: list[tuple[Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("value", "field", "problem"), BAD_LIMITS, ids=range(len(BAD_LIMITS)))
-def test_a_bad_limit_names_its_field_and_a_remedy(value: Any, field: str, problem: str) -> None:
+def test_an_invalid_limit_names_its_field_and_a_remedy(value: Any, field: str, problem: str) -> None:
     with pytest.raises(InvalidLimit) as caught:
         parse_policy(value)
     assert caught.value.field == field
@@ -153,7 +153,7 @@ def test_a_bad_limit_names_its_field_and_a_remedy(value: Any, field: str, proble
         max_leaves=6,
     )
 )
-def test_whatever_is_given_it_is_a_policy_or_a_callers_mistake(value: Any) -> None:
+def test_parse_policy_of_any_value_returns_a_policy_or_raises_invalid_limit(value: Any) -> None:
     with suppress(InvalidLimit):
         assert check_policy(parse_policy(value))
 
@@ -169,20 +169,20 @@ def test_whatever_is_given_it_is_a_policy_or_a_callers_mistake(value: Any) -> No
         Policy(tuple(Limit(1, n * 1_000) for n in range(9, 0, -1))),
     ],
 )
-def test_a_policy_that_could_not_have_been_read_is_refused(policy: Policy) -> None:
+def test_check_policy_of_an_invalid_policy_raises_invalid_limit(policy: Policy) -> None:
     with pytest.raises(InvalidLimit, match=r"^policy"):
         check_policy(policy)
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=64))
-def test_ids_in_any_script(value: str) -> None:
+def test_check_id_accepts_any_script(value: str) -> None:
     assert check_id(value, "client_id") == value
 
 
 @pytest.mark.parametrize(
     "value", ["a", "x" * 256, "é" * 128, "\U0001f600" * 64, "key one", "a:b/c|d", "日本"]
 )
-def test_good_ids(value: str) -> None:
+def test_check_id_of_a_valid_id_returns_it(value: str) -> None:
     assert check_id(value, "client_id") == value
 
 
@@ -196,7 +196,7 @@ def test_good_ids(value: str) -> None:
         *((f"a{control}", "control character") for control in "\0\n\x1f\x7f\x85\u2028\u2029\ud800\udfff"),
     ],
 )
-def test_bad_ids_name_their_field(value: str, problem: str) -> None:
+def test_check_id_of_an_invalid_id_names_its_field(value: str, problem: str) -> None:
     with pytest.raises(InvalidId, match=problem) as caught:
         check_id(value, "plan")
     assert caught.value.field == "plan"
@@ -204,22 +204,22 @@ def test_bad_ids_name_their_field(value: str, problem: str) -> None:
 
 
 @given(st.text(st.characters(), max_size=300))
-def test_any_text_has_an_id(value: str) -> None:
+def test_usable_id_of_any_text_is_valid(value: str) -> None:
     assert check_id(usable_id(value), "client_id") == usable_id(value)
 
 
-def test_what_is_an_id_stays_and_what_is_none_has_a_digest_of_its_own() -> None:
+def test_usable_id_keeps_valid_ids_and_digests_invalid_ones() -> None:
     assert usable_id("x" * 256) == "x" * 256
     assert len({usable_id(text) for text in ("", "x" * 257, "x" * 258, "\n", "\ud800", "\ud801")}) == 6
 
 
 @pytest.mark.parametrize("value", [0, 1, MAX_COST])
-def test_good_costs(value: int) -> None:
+def test_check_cost_of_a_valid_cost_returns_it(value: int) -> None:
     assert check_cost(value) == value
 
 
 @pytest.mark.parametrize("value", [-1, MAX_COST + 1, 10**400, 1.0, True, "1", None])
-def test_bad_costs_name_their_field(value: Any) -> None:
+def test_check_cost_of_an_invalid_cost_names_its_field(value: Any) -> None:
     with pytest.raises(InvalidCost, match=r"^cost: ") as caught:
         check_cost(value)
     assert caught.value.remedy
@@ -228,7 +228,7 @@ def test_bad_costs_name_their_field(value: Any) -> None:
 @pytest.mark.parametrize(
     "wrong", [lambda: parse_policy("x", "default_limits"), lambda: parse_limit("x", "default_limits")]
 )
-def test_the_caller_names_the_field(wrong: Callable[[], object]) -> None:
+def test_errors_name_the_field_that_the_caller_gave(wrong: Callable[[], object]) -> None:
     with pytest.raises(InvalidInput) as caught:
         wrong()
     assert caught.value.field == "default_limits"

@@ -28,7 +28,7 @@ class Poisoned:
         raise SystemError("returned a result with an exception set")
 
 
-def test_what_is_written_is_read() -> None:
+def test_context_of_a_record_is_the_span_that_wrote_it() -> None:
     context = context_of(Message([("other", b"x"), ("traceparent", TRACEPARENT), ("tracestate", b"a=1")]))
     assert context is not None
     headers = headers_to(trace.get_current_span(context))
@@ -48,16 +48,16 @@ def test_what_is_written_is_read() -> None:
     ],
     ids=("none", "empty", "null", "not sampled", "garbage", "too long", "a name that is not UTF-8"),
 )
-def test_nothing_to_go_on_with_is_no_error(message: Message | Poisoned) -> None:
+def test_context_of_a_record_without_a_trace_is_none(message: Message | Poisoned) -> None:
     assert context_of(message) is None
 
 
 @given(st.binary(max_size=600) | st.just(TRACEPARENT), st.binary(max_size=600))
-def test_whatever_the_headers_hold(traceparent: bytes, tracestate: bytes) -> None:
+def test_context_of_any_headers_raises_nothing(traceparent: bytes, tracestate: bytes) -> None:
     context_from({"traceparent": traceparent, "tracestate": tracestate})
 
 
-def test_without_the_packages_the_operator_is_told_what_to_install() -> None:
+def test_import_without_opentelemetry_names_the_packages_to_install() -> None:
     program = "import sys; sys.modules['opentelemetry.sdk.trace'] = None\nimport stoplog.tracing"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode != 0

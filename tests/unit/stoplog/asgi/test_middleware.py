@@ -59,7 +59,7 @@ def starlette(limiter: Limiter, identify: Any = key, **options: Any) -> Starlett
     return app
 
 
-def test_an_allowed_request_gets_its_response_and_is_told_how_it_stands(limiter: FakeLimiter) -> None:
+def test_an_allowed_request_gets_its_response_with_rate_limit_headers(limiter: FakeLimiter) -> None:
     response = TestClient(starlette(limiter)).get("/", headers=KEY)
     assert (response.status_code, response.text) == (200, "hello")
     assert response.headers["ratelimit"] == '"default";r=99;t=60'
@@ -75,7 +75,7 @@ def test_an_allowed_request_gets_its_response_and_is_told_how_it_stands(limiter:
     ],
     ids=["used up", "never"],
 )
-def test_a_denied_request_never_reaches_the_application(
+def test_a_denied_request_gets_429_and_never_reaches_the_application(
     limiter: FakeLimiter, answer: Answer, told: dict[str, str], after: str | None
 ) -> None:
     async def unreachable(scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +97,7 @@ def test_a_denied_request_never_reaches_the_application(
     }
 
 
-def test_nobody_is_limited_whom_identify_does_not_name(limiter: FakeLimiter) -> None:
+def test_a_request_without_a_client_id_is_not_limited(limiter: FakeLimiter) -> None:
     limiter.answer = DENIED
     response = TestClient(starlette(limiter)).get("/")
     assert (response.status_code, response.text) == (200, "hello")
@@ -105,7 +105,7 @@ def test_nobody_is_limited_whom_identify_does_not_name(limiter: FakeLimiter) -> 
     assert limiter.checks == []
 
 
-def test_what_is_asked_may_depend_on_the_request_and_be_awaited(limiter: FakeLimiter) -> None:
+def test_options_may_be_sync_or_async_functions_of_the_request(limiter: FakeLimiter) -> None:
     async def who(connection: HTTPConnection) -> str:
         return connection.headers["x-api-key"]
 
@@ -121,7 +121,7 @@ def test_what_is_asked_may_depend_on_the_request_and_be_awaited(limiter: FakeLim
 
 
 @pytest.mark.parametrize("text", ["x" * 257, "mallory\x80", "a\nb", "\ud800"])
-def test_what_is_no_id_is_counted_by_its_digest(limiter: FakeLimiter, text: str) -> None:
+def test_an_invalid_id_is_replaced_by_its_digest(limiter: FakeLimiter, text: str) -> None:
     limiter.answer = DENIED
     app = starlette(limiter, lambda _: text, plan=lambda _: text, resource=lambda _: text)
     assert TestClient(app).get("/").status_code == 429
@@ -130,17 +130,17 @@ def test_what_is_no_id_is_counted_by_its_digest(limiter: FakeLimiter, text: str)
     assert limiter.checks == [Check(digest, 1, digest, digest)]
 
 
-def test_an_empty_client_is_one_client_and_an_empty_plan_is_none(limiter: FakeLimiter) -> None:
+def test_an_empty_client_is_a_client_and_an_empty_plan_is_none(limiter: FakeLimiter) -> None:
     assert TestClient(starlette(limiter)).get("/", headers={"x-api-key": ""}).status_code == 200
     assert limiter.checks == [Check(usable_id(""))]
 
 
-def test_what_identify_raises_is_the_applications(limiter: FakeLimiter) -> None:
+def test_an_exception_of_identify_reaches_the_application(limiter: FakeLimiter) -> None:
     with pytest.raises(KeyError):
         TestClient(starlette(limiter, lambda connection: connection.headers["nobody"])).get("/")
 
 
-def test_a_degraded_answer_lets_through_and_says_nothing_of_a_limit(limiter: FakeLimiter) -> None:
+def test_a_degraded_answer_fails_open_without_headers(limiter: FakeLimiter) -> None:
     limiter.answer = FAIL_OPEN[BROKER]
     response = TestClient(starlette(limiter)).get("/", headers=KEY)
     assert response.status_code == 200
@@ -150,7 +150,7 @@ def test_a_degraded_answer_lets_through_and_says_nothing_of_a_limit(limiter: Fak
 @pytest.mark.parametrize(
     "error", [InvalidId("client_id", "empty", "give one"), RuntimeError("a bug"), TypeError("another")]
 )
-def test_whatever_fails_lets_through_and_is_said_once_a_minute(
+def test_a_failing_check_fails_open_and_is_logged_once_a_minute(
     limiter: FakeLimiter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     now = 1_000.0
@@ -166,13 +166,13 @@ def test_whatever_fails_lets_through_and_is_said_once_a_minute(
     assert second == f"{first} (similar lines suppressed: 2)"
 
 
-def test_a_limiter_that_was_never_started_lets_through(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_limiter_that_was_not_started_fails_open(caplog: pytest.LogCaptureFixture) -> None:
     app = starlette(Limiter("127.0.0.1:9"))
     assert TestClient(app).get("/", headers=KEY).text == "hello"  # outside its lifespan
     assert "the limiter was not started" in caplog.text
 
 
-def test_the_applications_own_word_on_a_limit_stays(limiter: FakeLimiter) -> None:
+def test_a_ratelimit_field_of_the_application_is_kept(limiter: FakeLimiter) -> None:
     async def route(request: Request) -> PlainTextResponse:
         return PlainTextResponse("hello", headers={"RateLimit": '"mine";r=1'})
 
@@ -183,7 +183,7 @@ def test_the_applications_own_word_on_a_limit_stays(limiter: FakeLimiter) -> Non
     assert "ratelimit-policy" not in response.headers
 
 
-def test_the_older_header_fields_are_sent_on_demand(limiter: FakeLimiter) -> None:
+def test_legacy_header_fields_are_sent_on_demand(limiter: FakeLimiter) -> None:
     for app in (starlette(limiter, legacy_headers=True), fastapi(limiter, legacy_headers=True)):
         for limiter.answer in (Answer(True, 100, 99, 60_000, 0, -1), DENIED):
             response = TestClient(app).get("/", headers=KEY)
@@ -194,14 +194,14 @@ def test_the_older_header_fields_are_sent_on_demand(limiter: FakeLimiter) -> Non
 # --- WebSockets ---------------------------------------------------------------------------------
 
 
-def test_a_websocket_is_asked_about_once(limiter: FakeLimiter) -> None:
+def test_a_websocket_is_checked_once(limiter: FakeLimiter) -> None:
     with TestClient(starlette(limiter)).websocket_connect("/socket", headers=KEY) as socket:
         assert socket.receive_text() == "hello"
         assert (b"ratelimit", b'"default";r=99;t=60') in (socket.extra_headers or [])
     assert limiter.checks == [Check("alice")]
 
 
-def test_a_denied_websocket_is_answered_429(limiter: FakeLimiter) -> None:
+def test_a_denied_websocket_gets_429(limiter: FakeLimiter) -> None:
     limiter.answer = DENIED
     client = TestClient(starlette(limiter))
     with (
@@ -214,7 +214,9 @@ def test_a_denied_websocket_is_answered_429(limiter: FakeLimiter) -> None:
     assert denied.value.json()["title"] == "Too many requests"
 
 
-async def test_a_denied_websocket_is_closed_where_a_server_cannot_answer(limiter: FakeLimiter) -> None:
+async def test_a_denied_websocket_is_closed_if_the_server_cannot_send_a_response(
+    limiter: FakeLimiter,
+) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -229,7 +231,7 @@ async def test_a_denied_websocket_is_closed_where_a_server_cannot_answer(limiter
 # --- lifespan -----------------------------------------------------------------------------------
 
 
-def test_it_starts_and_stops_a_limiter_that_nobody_else_does(limiter: FakeLimiter) -> None:
+def test_the_middleware_starts_and_stops_the_limiter(limiter: FakeLimiter) -> None:
     app = starlette(limiter)
     for _ in range(2):  # as tests of an application do
         with TestClient(app):
@@ -237,7 +239,9 @@ def test_it_starts_and_stops_a_limiter_that_nobody_else_does(limiter: FakeLimite
         assert not limiter.running
 
 
-async def test_the_server_hears_of_it_when_it_is_done(limiter: FakeLimiter) -> None:
+async def test_lifespan_messages_are_sent_after_the_limiter_has_started_or_stopped(
+    limiter: FakeLimiter,
+) -> None:
     heard: list[tuple[str, bool]] = []
     asked = iter(("lifespan.startup", "lifespan.shutdown"))
 
@@ -259,7 +263,7 @@ async def running(app: Starlette) -> AsyncIterator[None]:
         assert limiter.running
 
 
-def test_it_leaves_one_alone_that_the_application_starts(limiter: FakeLimiter) -> None:
+def test_a_limiter_that_the_application_starts_is_left_alone(limiter: FakeLimiter) -> None:
     app = Starlette(routes=ROUTES, lifespan=running)
     app.state.limiter = limiter
     app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=key)
@@ -268,7 +272,7 @@ def test_it_leaves_one_alone_that_the_application_starts(limiter: FakeLimiter) -
     assert not limiter.running
 
 
-def test_two_of_them_share_one_limiter(limiter: FakeLimiter) -> None:
+def test_two_middlewares_share_one_limiter(limiter: FakeLimiter) -> None:
     app = starlette(limiter)
     app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=lambda _: "all", resource="all")
     with TestClient(app) as client:
@@ -278,7 +282,7 @@ def test_two_of_them_share_one_limiter(limiter: FakeLimiter) -> None:
     assert len(response.headers.get_list("ratelimit")) == 1
 
 
-def test_wrong_topics_end_the_startup(limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contradicting_topics_fail_the_startup(limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch) -> None:
     cleaned: list[bool] = []
 
     async def refuse(_: FakeLimiter) -> FakeLimiter:
@@ -317,14 +321,14 @@ def fastapi(limiter: FakeLimiter, **options: Any) -> FastAPI:
     return app
 
 
-def test_a_route_has_the_answer_and_its_response_the_headers(limiter: FakeLimiter) -> None:
+def test_the_dependency_returns_the_answer_and_adds_headers(limiter: FakeLimiter) -> None:
     response = TestClient(fastapi(limiter, cost=3, resource="reports")).get("/", headers=KEY)
     assert response.json() == {"left": 99}
     assert response.headers["ratelimit"] == '"default";r=99;t=60'
     assert limiter.checks == [Check("alice", 3, "", "reports")]
 
 
-def test_a_route_that_is_denied_does_not_run(limiter: FakeLimiter) -> None:
+def test_the_dependency_answers_a_denied_request_with_429(limiter: FakeLimiter) -> None:
     limiter.answer = DENIED
     response = TestClient(fastapi(limiter)).get("/", headers=KEY)
     assert response.status_code == 429
@@ -333,7 +337,7 @@ def test_a_route_that_is_denied_does_not_run(limiter: FakeLimiter) -> None:
     assert response.json() == {"detail": "the limit of 100 is used up; try again in 3 s"}
 
 
-def test_the_application_may_render_the_denial(limiter: FakeLimiter) -> None:
+def test_the_application_may_handle_the_denial_of_the_dependency(limiter: FakeLimiter) -> None:
     app = fastapi(limiter)
 
     @app.exception_handler(HTTPException)
@@ -345,7 +349,7 @@ def test_the_application_may_render_the_denial(limiter: FakeLimiter) -> None:
     assert (response.status_code, response.text) == (429, "slow down")
 
 
-def test_a_denied_websocket_of_a_route_is_closed(limiter: FakeLimiter) -> None:
+def test_the_dependency_closes_a_denied_websocket(limiter: FakeLimiter) -> None:
     client = TestClient(fastapi(limiter))
     with client.websocket_connect("/socket", headers=KEY) as socket:
         assert socket.receive_text() == "hello"
@@ -358,14 +362,14 @@ def test_a_denied_websocket_of_a_route_is_closed(limiter: FakeLimiter) -> None:
     assert (closed.value.code, closed.value.reason) == (1013, "the limit of 100 is used up")
 
 
-def test_a_route_runs_when_nobody_is_limited_or_the_limiter_fails(limiter: FakeLimiter) -> None:
+def test_the_dependency_returns_none_if_unlimited_or_failed(limiter: FakeLimiter) -> None:
     client = TestClient(fastapi(limiter))
     assert client.get("/").json() == {"left": None}
     limiter.error = RuntimeError("a bug")
     assert client.get("/", headers=KEY).json() == {"left": None}
 
 
-def test_a_dependencys_headers_go_before_the_middlewares(limiter: FakeLimiter) -> None:
+def test_headers_of_the_dependency_take_precedence_over_the_middlewares(limiter: FakeLimiter) -> None:
     app = fastapi(limiter)
     app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=lambda _: "all")
     response = TestClient(app).get("/", headers=KEY)

@@ -30,7 +30,7 @@ def item(value: bytes) -> tuple[str, dict[str, int]]:
 
 
 @given(answers())
-def test_values_are_structured_fields_that_never_promise_too_early(answer: Answer) -> None:
+def test_headers_are_structured_fields_whose_seconds_are_enough(answer: Answer) -> None:
     headers = dict(rate_limit_headers(answer))
     assert all(name == name.lower() for name in headers)
     policy, quota = item(headers[b"ratelimit-policy"])
@@ -49,7 +49,7 @@ def test_values_are_structured_fields_that_never_promise_too_early(answer: Answe
 
 
 @given(answers())
-def test_legacy_fields_say_the_same(answer: Answer) -> None:
+def test_legacy_fields_equal_the_standard_ones(answer: Answer) -> None:
     headers = rate_limit_headers(answer)
     added = rate_limit_headers(answer, legacy=True)[len(headers) :]
     (_, quota), (_, service) = item(headers[0][1]), item(headers[1][1])
@@ -60,12 +60,12 @@ def test_legacy_fields_say_the_same(answer: Answer) -> None:
     }
 
 
-def test_nothing_is_said_of_what_is_not_counted() -> None:
+def test_unlimited_and_degraded_answers_have_no_headers() -> None:
     assert rate_limit_headers(Answer(True, None, None, 0, 0, 7)) == []
     for answer in FAIL_OPEN.values():
         assert rate_limit_headers(answer, legacy=True) == []
 
 
-def test_a_cost_that_can_never_pass_has_no_retry_after() -> None:
+def test_a_cost_above_the_limit_has_no_retry_after() -> None:
     names = [name for name, _ in rate_limit_headers(Answer(False, 10, 10, 0, None, 7))]
     assert names == [b"ratelimit-policy", b"ratelimit"]

@@ -38,7 +38,7 @@ def log_of(limiter: BlockingLimiter) -> Kafka:
     return limiter._limiter._engine.transport  # type: ignore[return-value]
 
 
-def test_every_call_waits_for_its_answer(kafka: type[Kafka]) -> None:
+def test_every_call_returns_its_answer(kafka: type[Kafka]) -> None:
     with blocking() as limiter:
         assert limiter.check("alice", 2, plan="gold", resource="login").remaining == 2
         assert [a.remaining for a in limiter.check_many([Check("bob", 4), Check("eve", 6)])] == [4, 6]
@@ -52,7 +52,7 @@ def test_every_call_waits_for_its_answer(kafka: type[Kafka]) -> None:
     assert log.stopped
 
 
-def test_limits_are_changed_and_read(kafka: type[Kafka]) -> None:
+def test_limits_are_written_and_read(kafka: type[Kafka]) -> None:
     alice, policy = UpdateKey("client", "alice"), parse_policy("5/minute")
     with blocking() as limiter:
         assert limiter.set_limits(alice, policy) == Applied(True, 0)
@@ -68,14 +68,16 @@ def test_limits_are_changed_and_read(kafka: type[Kafka]) -> None:
         assert limiter.look_up("alice").windows
 
 
-def test_it_says_why_it_is_not_ready(kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ready_without_a_broker_states_the_reason(
+    kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
     kafka.view = BrokerView(error="no broker")
     monkeypatch.setattr(kafka, "send_checks", lambda *_: None)
     with blocking() as limiter:
         assert limiter.ready() == Readiness(False, "no broker")
 
 
-def test_it_has_every_call_of_the_other() -> None:
+def test_it_has_every_call_of_the_async_limiter() -> None:
     """All but what only makes sense in a loop or for who supervises one."""
 
     def calls(of: type) -> dict[str, list[inspect.Parameter]]:
@@ -90,13 +92,13 @@ def test_it_has_every_call_of_the_other() -> None:
     assert calls(BlockingLimiter) == theirs
 
 
-def test_threads_ask_at_the_same_time(kafka: type[Kafka]) -> None:
+def test_checks_of_many_threads_are_all_answered(kafka: type[Kafka]) -> None:
     with blocking() as limiter, ThreadPoolExecutor(16) as pool:
         answers = pool.map(lambda cost: limiter.check(f"client-{cost % 7}", cost), range(500))
         assert [answer.remaining for answer in answers] == list(range(500))
 
 
-def test_who_waits_at_the_end_gets_an_answer(kafka: type[Kafka]) -> None:
+def test_checks_that_wait_at_exit_are_answered(kafka: type[Kafka]) -> None:
     asked, held = threading.Event(), list[Batch]()
 
     def hold(batch: Batch) -> None:
@@ -119,7 +121,7 @@ def test_who_waits_at_the_end_gets_an_answer(kafka: type[Kafka]) -> None:
     assert not limiter._thread.is_alive()
 
 
-def test_outside_its_block_it_says_so(kafka: type[Kafka]) -> None:
+def test_a_call_outside_the_with_block_raises_runtime_error(kafka: type[Kafka]) -> None:
     limiter = blocking()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="use it within `with BlockingLimiter"):
@@ -129,7 +131,7 @@ def test_outside_its_block_it_says_so(kafka: type[Kafka]) -> None:
                 pass
 
 
-def test_topics_of_another_shape_are_refused(kafka: type[Kafka]) -> None:
+def test_entering_with_contradicting_topics_raises_topic_error(kafka: type[Kafka]) -> None:
     kafka.view = BrokerView(8)
     limiter = blocking()
     with pytest.raises(TopicError, match="8 partitions"):

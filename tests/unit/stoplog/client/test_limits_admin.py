@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoplog.client.limits_admin import MAX_WAITING, Admin, Busy, LimitsPage
-from stoplog.errors import InvalidId, InvalidInput, Unavailable
+from stoplog.client.limits_admin import MAX_WAITING, Admin, LimitsPage
+from stoplog.errors import Busy, InvalidId, InvalidInput, Unavailable
 from stoplog.partitioning import home_of, partition_of
 from stoplog.policy import Policy, parse_policy
 from stoplog.wire.limit_updates import Update, UpdateKey, decode_update
@@ -64,7 +64,7 @@ def client(name: str) -> UpdateKey:
     return UpdateKey("client", name)
 
 
-async def test_a_clients_change_is_done_when_its_owner_says_so() -> None:
+async def test_write_for_a_client_returns_when_its_partition_confirms() -> None:
     log = Log()
     admin = admin_over(log)
     change = asyncio.create_task(admin.write(client("alice"), SLOW))
@@ -78,7 +78,9 @@ async def test_a_clients_change_is_done_when_its_owner_says_so() -> None:
 
 
 @pytest.mark.parametrize("key", [UpdateKey("plan", "gold"), UpdateKey("default")])
-async def test_a_plans_change_is_ordered_by_its_home_and_done_when_all_owners_say_so(key: UpdateKey) -> None:
+async def test_write_for_a_plan_takes_its_order_from_home_and_returns_when_all_confirm(
+    key: UpdateKey,
+) -> None:
     log = Log()
     admin = admin_over(log)
     change = asyncio.create_task(admin.write(key, SLOW))
@@ -101,7 +103,7 @@ async def test_a_plans_change_is_ordered_by_its_home_and_done_when_all_owners_sa
     assert (await change).version == 9
 
 
-async def test_a_plans_change_that_its_home_does_not_take_goes_nowhere() -> None:
+async def test_write_for_a_plan_that_its_home_does_not_take_is_sent_nowhere_else() -> None:
     log = Log()
     change = asyncio.create_task(admin_over(log).write(UpdateKey("plan", "gold"), SLOW))
     await asyncio.sleep(0)
@@ -111,7 +113,7 @@ async def test_a_plans_change_that_its_home_does_not_take_goes_nowhere() -> None
     assert len(log.asked) == 1
 
 
-async def test_a_plans_change_reaches_all_partitions_though_nobody_waits_any_more() -> None:
+async def test_write_for_a_plan_reaches_all_partitions_after_its_timeout() -> None:
     for timeout_s in (0.0, 60.0):
         log = Log()
         change = asyncio.create_task(admin_over(log, timeout_s).write(UpdateKey("plan", "gold"), SLOW))
@@ -126,7 +128,7 @@ async def test_a_plans_change_reaches_all_partitions_though_nobody_waits_any_mor
         assert log.orders == [None, 17, 17]
 
 
-async def test_a_plans_change_that_another_partition_does_not_take_is_told() -> None:
+async def test_write_for_a_plan_that_one_partition_does_not_take_raises_unavailable() -> None:
     log = Log()
     change = asyncio.create_task(admin_over(log).write(UpdateKey("plan", "gold"), SLOW))
     await asyncio.sleep(0)
@@ -136,7 +138,7 @@ async def test_a_plans_change_that_another_partition_does_not_take_is_told() -> 
         await change
 
 
-async def test_a_change_that_is_not_confirmed() -> None:
+async def test_write_without_a_confirmation_returns_not_applied() -> None:
     log = Log()
     assert not (await admin_over(log, 0.0).write(client("alice"), None)).applied
     admin = admin_over(log)
@@ -146,7 +148,7 @@ async def test_a_change_that_is_not_confirmed() -> None:
     assert not (await change).applied
 
 
-async def test_a_change_that_is_not_published() -> None:
+async def test_write_that_cannot_be_published_raises_unavailable() -> None:
     log = Log()
     change = asyncio.create_task(admin_over(log).write(client("alice"), SLOW))
     await asyncio.sleep(0)
@@ -170,7 +172,7 @@ async def test_a_change_that_is_not_published() -> None:
         (UpdateKey("other", "a"), "kind"),
     ],
 )
-async def test_a_key_that_cannot_be(key: UpdateKey, field: str) -> None:
+async def test_an_invalid_key_names_its_field(key: UpdateKey, field: str) -> None:
     log = Log()
     for call in (admin_over(log).write(key, SLOW), admin_over(log).get(key)):
         with pytest.raises(InvalidInput) as caught:
@@ -180,7 +182,7 @@ async def test_a_key_that_cannot_be(key: UpdateKey, field: str) -> None:
     assert not log.asked
 
 
-async def test_the_newest_value_of_a_key_is_got() -> None:
+async def test_get_returns_the_newest_policy_of_a_key() -> None:
     log = Log()
     log.store(client("alice"), SLOW)
     log.store(UpdateKey("client", "alice", "login"), SLOW)
@@ -194,7 +196,7 @@ async def test_the_newest_value_of_a_key_is_got() -> None:
     assert await admin.get(UpdateKey("default")) is None
 
 
-async def test_reads_wait_for_each_other_up_to_a_point() -> None:
+async def test_reads_are_queued_and_too_many_raise_busy() -> None:
     may_end = threading.Event()
     alone = threading.Lock()
 
@@ -244,7 +246,7 @@ stored = st.lists(
 
 
 @given(stored, st.integers(1, 5), st.sampled_from([None, "client", "plan", "default"]))
-def test_keeping_the_last_seen_of_each_key_gives_what_is_stored(
+def test_the_last_item_of_each_key_on_all_pages_is_what_is_stored(
     updates: list[tuple[UpdateKey, Policy | None]], limit: int, kind: str | None
 ) -> None:
     log = Log()
@@ -266,12 +268,12 @@ def test_keeping_the_last_seen_of_each_key_gives_what_is_stored(
 
 
 @pytest.mark.parametrize("after", ["", "x", "1", "1.-2", "3.0", "99999999.0", "0.1x"])
-async def test_a_cursor_that_is_none(after: str) -> None:
+async def test_page_with_an_invalid_cursor_names_it(after: str) -> None:
     with pytest.raises(InvalidInput, match="after"):
         await admin_over(Log()).page(after, 10, None)
 
 
 @pytest.mark.parametrize(("limit", "kind"), [(0, None), (1_001, None), (10, "reset"), (10, "x")])
-async def test_a_page_that_cannot_be(limit: int, kind: str | None) -> None:
+async def test_page_with_an_invalid_limit_or_kind_is_refused(limit: int, kind: str | None) -> None:
     with pytest.raises(InvalidInput):
         await admin_over(Log()).page(None, limit, kind)

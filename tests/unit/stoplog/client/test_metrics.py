@@ -10,7 +10,7 @@ def page(metrics: Metrics) -> str:
     return metrics.render().decode()
 
 
-def test_every_metric_shown_is_documented_and_the_other_way_round() -> None:
+def test_the_table_in_the_docstring_lists_exactly_the_metrics_shown() -> None:
     metrics = Metrics()
     metrics.nodes = lambda: {"worker": 1}
     metrics.store = lambda: {"ok": True}
@@ -24,7 +24,7 @@ def test_every_metric_shown_is_documented_and_the_other_way_round() -> None:
     assert all(name.startswith("stoplog_") for name, _ in shown)
 
 
-def test_counts_are_shown() -> None:
+def test_render_shows_the_counts() -> None:
     metrics = Metrics()
     metrics.received = 3
     metrics.degraded["deadline"] = 2
@@ -42,13 +42,13 @@ def test_counts_are_shown() -> None:
         assert line in text.splitlines()
 
 
-def test_two_gateways_in_one_process_count_apart() -> None:
+def test_two_metrics_in_one_process_count_independently() -> None:
     one, two = Metrics(), Metrics()
     one.received = 1
     assert "stoplog_checks_received_total 0.0" in page(two)
 
 
-def test_a_histogram_is_cumulative() -> None:
+def test_a_histogram_family_is_cumulative() -> None:
     histogram = Histogram((1, 5))
     histogram.observe(1)
     histogram.observe(3, 2)

@@ -25,7 +25,7 @@ class Time:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefghij"), st.integers(1, 9))), st.integers(1, 8))
-def test_a_summary_is_never_too_low_and_says_by_how_much_it_may_be_too_high(
+def test_a_summary_is_never_too_low_and_its_surplus_bounds_its_error(
     stream: list[tuple[str, int]], entries: int
 ) -> None:
     summary, exact = SpaceSaving(entries), Counter[str]()
@@ -41,7 +41,7 @@ def test_a_summary_is_never_too_low_and_says_by_how_much_it_may_be_too_high(
     assert {key for key, count in exact.items() if count > total / entries} <= summary.counts.keys()
 
 
-def test_the_most_rejected_come_first_and_the_least_leave() -> None:
+def test_summary_lists_the_most_rejected_first_and_drops_the_least() -> None:
     rejections = Rejections(Time())
     for i in range(10 * ENTRIES):
         rejections.add(f"once-{i}")
@@ -53,7 +53,7 @@ def test_the_most_rejected_come_first_and_the_least_leave() -> None:
     assert len(others) == ENTRIES - 2
 
 
-def test_what_was_minutes_ago_is_forgotten() -> None:
+def test_rejections_older_than_five_minutes_are_forgotten() -> None:
     time = Time()
     rejections = Rejections(time)
     rejections.add("early")
@@ -74,7 +74,7 @@ def test_what_was_minutes_ago_is_forgotten() -> None:
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from(range(3 * ENTRIES)), st.integers(1, 9))), max_size=4))
-def test_of_several_streams_no_count_is_too_low_either(streams: list[list[tuple[int, int]]]) -> None:
+def test_merged_summaries_are_never_too_low(streams: list[list[tuple[int, int]]]) -> None:
     exact, summaries = Counter[str](), []
     for stream in streams:
         summary = SpaceSaving(ENTRIES)

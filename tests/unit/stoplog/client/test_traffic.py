@@ -19,7 +19,7 @@ def counted(received: int) -> Metrics:
     return metrics
 
 
-def test_it_says_what_the_metrics_say() -> None:
+def test_traffic_equals_the_metrics() -> None:
     seen = traffic(counted(15), 1_000)
     assert (seen.at_ms, seen.received, seen.allowed, seen.rejected, seen.degraded) == (1_000, 15, 4, 3, 6)
     assert (seen.published, seen.uncounted, seen.in_flight) == (8, 6, 2)
@@ -27,7 +27,7 @@ def test_it_says_what_the_metrics_say() -> None:
     assert seen.latency[-2:] == [LatencyBucket(1_000.0, 9), LatencyBucket(None, 10)]
 
 
-def test_of_several_processes_it_says_the_sum(tmp_path: Path) -> None:
+def test_traffic_of_several_processes_is_their_sum(tmp_path: Path) -> None:
     own = counted(15)
     others = SharedMetrics(counted(100).registry, tmp_path, 2)
     others.close()

@@ -5,9 +5,8 @@ import asyncio
 import pytest
 
 import stoplog.client.usage_lookup
-from stoplog.client.limits_admin import Busy
 from stoplog.client.usage_lookup import MAX_WAITING, Lookup
-from stoplog.errors import Unavailable
+from stoplog.errors import Busy, Unavailable
 from stoplog.partitioning import partition_of
 from stoplog.wire.checks import Check, SingleCheck, decode_checks_record
 from stoplog.wire.format import ReplyTo
@@ -43,7 +42,9 @@ async def asked(lookup: Lookup) -> asyncio.Task[LookupReply]:
     return looking
 
 
-async def test_the_owner_is_asked_by_a_peek_and_its_first_reply_taken(checks: Checks, lookup: Lookup) -> None:
+async def test_look_up_sends_a_check_of_cost_0_and_takes_the_first_reply(
+    checks: Checks, lookup: Lookup
+) -> None:
     looking = await asked(lookup)
     peek = SingleCheck(Check("alice", 0, "gold", "login"), ReplyTo(3, "g?1"))
     assert checks.sent == [(partition_of("alice", 4), peek)]
@@ -59,14 +60,16 @@ async def test_the_owner_is_asked_by_a_peek_and_its_first_reply_taken(checks: Ch
         (LookupReply("g?1", 7), "upgrade it"),
     ],
 )
-async def test_a_worker_that_cannot_tell(reply: LookupReply, told: str, lookup: Lookup) -> None:
+async def test_look_up_without_windows_in_the_reply_raises_unavailable(
+    reply: LookupReply, told: str, lookup: Lookup
+) -> None:
     looking = await asked(lookup)
     lookup.looked([reply])
     with pytest.raises(Unavailable, match=told):
         await looking
 
 
-async def test_so_many_wait_and_no_more(checks: Checks, lookup: Lookup) -> None:
+async def test_too_many_lookups_raise_busy(checks: Checks, lookup: Lookup) -> None:
     looking = [await asked(lookup) for _ in range(MAX_WAITING)]
     with pytest.raises(Busy, match="64 clients"):
         await lookup.look("alice", "gold", "login")
@@ -77,7 +80,9 @@ async def test_so_many_wait_and_no_more(checks: Checks, lookup: Lookup) -> None:
     assert len(checks.sent) == MAX_WAITING + 1
 
 
-async def test_a_worker_that_does_not_answer(lookup: Lookup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_look_up_without_a_reply_raises_unavailable(
+    lookup: Lookup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stoplog.client.usage_lookup, "LOOK_S", 0.0)
     with pytest.raises(Unavailable, match="is its worker running"):
         await lookup.look("alice", "", "")

@@ -84,7 +84,7 @@ def read(log: Log) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 100])
 @pytest.mark.parametrize("behind", [0, 1, 2, 50])
-def test_a_batch_is_stepped_over_whole_and_what_is_behind_it_is_read_once(count: int, behind: int) -> None:
+def test_an_unreadable_batch_is_skipped_and_later_records_are_read_once(count: int, behind: int) -> None:
     batches = [(0, 5, False), (5, 5 + count, True)]
     if behind:
         batches.append((5 + count, 5 + count + behind, False))
@@ -95,7 +95,7 @@ def test_a_batch_is_stepped_over_whole_and_what_is_behind_it_is_read_once(count:
 
 @pytest.mark.parametrize("first", range(1, 12))
 @pytest.mark.parametrize("between", range(4))
-def test_one_behind_the_other(first: int, between: int) -> None:
+def test_two_unreadable_batches_in_a_row_are_both_skipped(first: int, between: int) -> None:
     ends = [first, first + between, first + between + 9]
     batches = [(0, ends[0], True), (ends[0], ends[1], False), (ends[1], ends[2], True), (ends[2], 60, False)]
     records, errors = read(Log(*batches))
@@ -104,20 +104,20 @@ def test_one_behind_the_other(first: int, between: int) -> None:
 
 
 @pytest.mark.parametrize("gap", range(12))
-def test_what_compaction_left(gap: int) -> None:
+def test_offsets_removed_by_compaction_do_not_end_the_search_wrongly(gap: int) -> None:
     records, errors = read(Log((0, 3, True), (3 + gap, 20, False), (25, 30, True)))
     assert records == list(range(3 + gap, 20))
     assert errors == [0, 25]
 
 
-def test_few_are_asked_for() -> None:
+def test_the_search_needs_logarithmically_many_requests() -> None:
     log = Log((0, 10_000, True), (10_000, 50_000, False), most=50_000)
     records, _ = read(log)
     assert len(records) == 40_000
     assert log.asked < 30
 
 
-def test_partitions_do_not_meddle() -> None:
+def test_searches_of_two_partitions_are_independent() -> None:
     log = Log((7, 9, True), (9, 20, False))
     steps = Steps(log)  # type: ignore[arg-type]
     others = [Message(1, partition=1), Message(2, END, partition=1)]
@@ -125,7 +125,7 @@ def test_partitions_do_not_meddle() -> None:
     assert log.at == 8
 
 
-def test_begun_anew_once_left() -> None:
+def test_a_forgotten_partition_starts_a_new_search() -> None:
     log = Log((7, 90, True))
     steps = Steps(log)  # type: ignore[arg-type]
     for _ in range(3):
@@ -135,7 +135,7 @@ def test_begun_anew_once_left() -> None:
     assert log.at == 8
 
 
-def test_other_errors_are_none_of_it() -> None:
+def test_other_errors_pass_unchanged() -> None:
     log = Log((7, 90, True))
     steps = Steps(log)  # type: ignore[arg-type]
     steps.sift([Message(7, BAD)])
@@ -144,7 +144,7 @@ def test_other_errors_are_none_of_it() -> None:
     assert log.asked == 1
 
 
-def test_a_partition_that_is_no_longer_assigned() -> None:
+def test_a_partition_that_is_no_longer_assigned_is_ignored() -> None:
     log = Log((7, 90, True))
     log.assigned = False
     steps = Steps(log)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import logging
 import httpx
 import pytest
 
-from stoplog.client.limits_admin import Busy
+from stoplog.errors import Busy
 from tests.support.fake_limiter import FakeLimiter
 
 

@@ -1,4 +1,4 @@
-"""The command line where no gateway is: usage, help, and what is said when none answers."""
+"""The command line without a system: usage, help, and errors of a gateway that answers or does not."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(*arguments: str, **env: str) -> Result:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_help_has_an_example_and_json(command: list[str]) -> None:
+def test_help_of_a_command_has_an_example_and_json(command: list[str]) -> None:
     done = run(*command, "--help")
     assert done.exit_code == 0
     assert "$ " in done.stdout
@@ -72,7 +72,7 @@ def test_help_has_an_example_and_json(command: list[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_usage_errors_end_with_2(arguments: list[str]) -> None:
+def test_command_with_invalid_arguments_ends_with_2(arguments: list[str]) -> None:
     done = run(*arguments)
     assert done.exit_code == 2
     assert done.stdout == ""
@@ -92,7 +92,7 @@ def test_usage_errors_end_with_2(arguments: list[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_no_gateway_is_one_line_that_says_what_to_do(arguments: list[str]) -> None:
+def test_command_without_a_gateway_ends_with_one_line_and_3(arguments: list[str]) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     done = run(*arguments, STOPLOG_URL=url)
     assert done.exit_code == 3
@@ -104,13 +104,13 @@ def test_no_gateway_is_one_line_that_says_what_to_do(arguments: list[str]) -> No
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://127.0.0.1", "http://127.0.0.1:99999"])
-def test_a_url_that_is_none(url: str) -> None:
+def test_command_with_an_invalid_url_ends_with_3(url: str) -> None:
     done = run("status", "--url", url)
     assert done.exit_code == 3
     assert f"no gateway answers at {url}" in done.stderr
 
 
-def test_a_gateway_that_hangs_up() -> None:
+def test_command_with_a_gateway_that_closes_the_connection_ends_with_3() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         Thread(target=lambda: server.accept()[0].close()).start()
         done = run("status", "--url", f"http://127.0.0.1:{server.getsockname()[1]}")
@@ -119,7 +119,7 @@ def test_a_gateway_that_hangs_up() -> None:
 
 
 class Canned(BaseHTTPRequestHandler):
-    """Answers everything with one response."""
+    """Answers every request with the same response."""
 
     response: tuple[int, bytes] = (200, b"")
     authorization: str | None = None
@@ -133,7 +133,7 @@ class Canned(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Print nothing into the output of a test."""
 
 
 @pytest.fixture
@@ -146,24 +146,26 @@ def canned() -> Iterator[str]:
         thread.join()
 
 
-def test_something_else_that_listens_there(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_with_another_server_asks_whether_it_is_a_gateway(
+    canned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Canned, "response", (200, b"<html>"))
     done = run("status", "--url", canned)
     assert done.exit_code == 3
     assert "is it a Stoplog gateway?" in done.stderr
 
 
-def test_a_refusal_is_told_with_its_remedy(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = {"title": "A title", "detail": "alice[bold]: wrong", "field": "client_id", "remedy": "mend it"}
+def test_refused_command_shows_detail_and_remedy(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = {"title": "A title", "detail": "alice[bold]: wrong", "field": "client_id", "remedy": "repair it"}
     monkeypatch.setattr(Canned, "response", (422, json.dumps(problem).encode()))
     done = run("limits", "get", "alice", "--json", "--url", canned)
     assert done.exit_code == 1
     assert done.stdout == ""
-    assert done.stderr == "stoplog: A title: alice[bold]: wrong; mend it\n"
+    assert done.stderr == "stoplog: A title: alice[bold]: wrong; repair it\n"
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "shown"),
     [
         (UNAUTHORIZED, "set STOPLOG_ADMIN_TOKEN to the gateway's token"),
         (FORBIDDEN, "--url http://127.0.0.1:<port>"),
@@ -172,18 +174,18 @@ def test_a_refusal_is_told_with_its_remedy(canned: str, monkeypatch: pytest.Monk
     ],
     ids=lambda value: value.name if isinstance(value, Kind) else "",
 )
-def test_a_remedy_is_one_for_a_shell(
-    canned: str, monkeypatch: pytest.MonkeyPatch, kind: Kind, told: str
+def test_refused_command_replaces_the_remedy_for_programs(
+    canned: str, monkeypatch: pytest.MonkeyPatch, kind: Kind, shown: str
 ) -> None:
     body = msgspec.json.encode(problem(kind, "refused", "client_id", "for programs"))
     monkeypatch.setattr(Canned, "response", (kind.status, body))
     done = run("limits", "get", "alice", "--url", canned)
     assert done.exit_code == 1
-    assert told in done.stderr
+    assert shown in done.stderr
     assert "for programs" not in done.stderr
 
 
-def test_no_kafka_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_without_kafka_ends_with_one_line_and_1(monkeypatch: pytest.MonkeyPatch) -> None:
     soon = partial(ensure_reachable, timeout_s=0.1)
     monkeypatch.setattr(stoplog_gateway.cli.bench, "ensure_reachable", soon)
     monkeypatch.setattr(stoplog_gateway.cli.topics, "ensure_reachable", soon)
@@ -198,8 +200,8 @@ def test_no_kafka_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("id_", ["user[admin]x", "x[/red]", "[red]", "a\\\\[b]", ":smile:", "zoë"])
-def test_ids_are_shown_as_they_are(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str) -> None:
-    count_shown(canned, monkeypatch, id_, id_)
+def test_id_is_shown_unchanged(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str) -> None:
+    assert_shown(canned, monkeypatch, id_, id_)
 
 
 @pytest.mark.parametrize(
@@ -211,14 +213,14 @@ def test_ids_are_shown_as_they_are(canned: str, monkeypatch: pytest.MonkeyPatch,
         ("a\r\nb", r"a\r\nb"),
     ],
 )
-def test_what_a_terminal_would_obey_is_shown_as_an_escape(
+def test_id_with_control_characters_is_shown_with_escapes(
     canned: str, monkeypatch: pytest.MonkeyPatch, id_: str, shown: str
 ) -> None:
-    count_shown(canned, monkeypatch, id_, shown)
+    assert_shown(canned, monkeypatch, id_, shown)
 
 
-def count_shown(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str, shown: str) -> None:
-    """Wherever an answer has *id_*, *shown* is what is printed."""
+def assert_shown(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str, shown: str) -> None:
+    """Check that the commands print *shown* for each *id_* in an answer."""
     stored = {"kind": "client", "id": id_, "resource": id_, "limits": [id_], "policy_version": 1}
     monkeypatch.setattr(Canned, "response", (200, json.dumps(stored).encode()))
     assert run("limits", "get", id_, "--url", canned).stdout == f"client {shown} {shown}: {shown}\n"
@@ -237,7 +239,7 @@ def count_shown(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str, shown: s
     assert done.stdout.count(shown) == 8
 
 
-def test_it_is_told_how_many_processes_are_degraded_and_what_that_costs(
+def test_status_when_degraded_shows_how_many_processes_and_checks(
     canned: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status = {
@@ -259,8 +261,8 @@ def test_it_is_told_how_many_processes_are_degraded_and_what_that_costs(
     assert store == "store  ok"
 
 
-def offered(line: str) -> list[str]:
-    """What the shell offers at the end of *line*."""
+def completions(line: str) -> list[str]:
+    """Return the completions at the end of *line*."""
     tab = {"_STOPLOG_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
     return CliRunner().invoke(app, [], prog_name="stoplog", env=tab).stdout.split()
 
@@ -282,7 +284,7 @@ def offered(line: str) -> list[str]:
         ("stoplog check{} zoe --resource lo", ["login"]),
     ],
 )
-def test_tab_offers_what_has_limits(
+def test_completion_offers_names_with_limits(
     canned: str, monkeypatch: pytest.MonkeyPatch, line: str, names: list[str]
 ) -> None:
     stored = [
@@ -295,22 +297,22 @@ def test_tab_offers_what_has_limits(
     monkeypatch.setattr(Canned, "response", (200, json.dumps({"items": stored, "next": None}).encode()))
     monkeypatch.setenv("STOPLOG_ADMIN_TOKEN", "correct horse")
     monkeypatch.setattr(Canned, "authorization", None)
-    assert offered(line.format(f" --url {canned}")) == names
-    asked = {"alice", "albert", "login"} >= set(names)  # not for limits
+    assert completions(line.format(f" --url {canned}")) == names
+    asked = {"alice", "albert", "login"} >= set(names)  # limits need no request
     assert Canned.authorization == ("Bearer correct horse" if asked else None)
 
 
 @pytest.mark.parametrize("answer", [(503, b"{}"), (200, b"<html>"), (200, b"{}")])
-def test_tab_offers_nothing_where_nobody_says(
+def test_completion_without_an_answer_offers_nothing(
     canned: str, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bytes]
 ) -> None:
     monkeypatch.setattr(Canned, "response", answer)
-    assert offered(f"stoplog check --url {canned} al") == []
-    assert offered(f"stoplog check --url http://127.0.0.1:{free_port()} al") == []
-    assert offered("stoplog ben") == ["bench"]
+    assert completions(f"stoplog check --url {canned} al") == []
+    assert completions(f"stoplog check --url http://127.0.0.1:{free_port()} al") == []
+    assert completions("stoplog ben") == ["bench"]
 
 
-def test_settings_that_cannot_be_name_the_variable() -> None:
+def test_command_with_an_invalid_setting_names_the_variable() -> None:
     done = run("topics", "create", STOPLOG_BROKER_PORT="0")
     assert done.exit_code == 2
     assert "STOPLOG_BROKER_PORT='0'" in done.stderr
@@ -318,7 +320,7 @@ def test_settings_that_cannot_be_name_the_variable() -> None:
 
 
 @pytest.mark.parametrize("token", ["hunter2", "schlüssel-bund", "two\nlines, and more"])
-def test_a_token_that_cannot_be_one_is_refused_and_not_shown(token: str) -> None:
+def test_gateway_with_an_invalid_token_ends_with_2_and_hides_it(token: str) -> None:
     done = run("gateway", STOPLOG_ADMIN_TOKEN=token)
     assert done.exit_code == 2
     assert "STOPLOG_ADMIN_TOKEN: " in done.stderr
@@ -326,13 +328,13 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_shown(token: str) -> None
     assert token not in done.stderr
 
 
-def test_a_token_may_end_in_a_line_feed() -> None:
+def test_token_with_a_final_line_feed_is_stripped() -> None:
     token = GatewaySettings(admin_token=SecretStr("correct-horse\n")).admin_token
     assert token is not None
     assert token.get_secret_value() == "correct-horse"
 
 
-def test_a_token_that_no_header_can_hold(canned: str) -> None:
+def test_command_with_a_token_that_is_not_ascii_ends_with_2(canned: str) -> None:
     done = run("status", "--url", canned, STOPLOG_ADMIN_TOKEN="schlüssel-bund")
     assert done.exit_code == 2
     assert "STOPLOG_ADMIN_TOKEN is not printable ASCII" in done.stderr

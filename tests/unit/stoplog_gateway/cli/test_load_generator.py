@@ -1,4 +1,4 @@
-"""The load of ``stoplog bench``, and its callers of a gateway that fails."""
+"""The load of ``stoplog bench``, and its client when the gateway fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
 DENIED = Answer(False, 100, 0, 60_000, 2_001, 7)
 
 
-async def test_it_ends_when_so_many_checks_were_asked_for() -> None:
+async def test_load_ends_after_the_maximum_of_checks() -> None:
     asked: list[str] = []
     answers = {"stoplog-bench-0": ALLOWED, "stoplog-bench-1": DENIED, "stoplog-bench-2": FAIL_OPEN[BROKER]}
 
@@ -35,7 +35,7 @@ async def test_it_ends_when_so_many_checks_were_asked_for() -> None:
     assert 0 < tally.seconds < 60
 
 
-async def test_it_ends_when_its_time_is_over() -> None:
+async def test_load_ends_after_its_time() -> None:
     async def ask(_: str) -> Answer:
         await asyncio.sleep(0.001)
         return ALLOWED
@@ -47,7 +47,7 @@ async def test_it_ends_when_its_time_is_over() -> None:
     assert min(tally.percentiles_ms(0)) >= 1
 
 
-async def test_it_ends_with_the_first_failure() -> None:
+async def test_load_ends_with_the_first_failure() -> None:
     async def ask(client: str) -> Answer:
         if client == "stoplog-bench-50":
             raise LoadFailed("gone")
@@ -58,13 +58,13 @@ async def test_it_ends_with_the_first_failure() -> None:
         await generate_load([ask] * 3, Tally(), seconds=60)
 
 
-def test_percentiles_of_nothing() -> None:
+def test_percentiles_without_checks_are_0() -> None:
     assert Tally().percentiles_ms(50, 99) == [0, 0]
 
 
 @asynccontextmanager
 async def serving(answer: Callable[[bytes], bytes]) -> AsyncIterator[str]:
-    """A server that answers what it gets, and hangs up on an empty answer."""
+    """Run a server that sends *answer* of what it got, and closes the connection after an empty one."""
 
     served: list[asyncio.Task[None]] = []
 
@@ -87,18 +87,18 @@ def response(body: bytes, status: bytes = b"200 OK") -> bytes:
     return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
 
 
-async def test_a_caller_asks_as_http_wants_it() -> None:
+async def test_raw_client_sends_valid_http_on_one_connection() -> None:
     got: list[bytes] = []
-    told = Answer(True, 9, 8, 1, 0, 1)
+    expected = Answer(True, 9, 8, 1, 0, 1)
 
     def answer(data: bytes) -> bytes:
         got.append(data)
-        return response(msgspec.json.encode(told))
+        return response(msgspec.json.encode(expected))
 
     async with serving(answer) as url, connected(url, 2) as callers:
         for ask in callers:
             for _ in range(2):
-                assert await ask("zoë") == told
+                assert await ask("zoë") == expected
         host = url.split("/")[2].encode()
     asked = b'{"client_id":"zo\xc3\xab"}'
     head = b"POST /base/v1/check HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\n" % host
@@ -106,7 +106,7 @@ async def test_a_caller_asks_as_http_wants_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "expected"),
     [
         (response(b"busy", b"503 Service Unavailable"), "answered a check with 503: busy"),
         (response(b"[]"), "gave an invalid answer to a check"),
@@ -115,13 +115,13 @@ async def test_a_caller_asks_as_http_wants_it() -> None:
     ],
     ids=["refused", "no answer", "no HTTP", "hung up"],
 )
-async def test_a_caller_that_is_not_answered_says_what_it_got(what: bytes, told: str) -> None:
+async def test_raw_client_without_a_valid_answer_says_what_it_got(what: bytes, expected: str) -> None:
     async with serving(lambda _: what) as url, connected(url, 1) as [ask]:
-        with pytest.raises(LoadFailed, match=told):
+        with pytest.raises(LoadFailed, match=expected):
             await ask("alice")
 
 
-async def test_a_gateway_that_takes_no_connection() -> None:
+async def test_raw_client_without_a_connection_names_the_remedy() -> None:
     with pytest.raises(LoadFailed, match="use fewer --callers"):
         async with connected(f"http://127.0.0.1:{free_port()}", 1):
             raise AssertionError

@@ -1,4 +1,4 @@
-"""`stoplog watch` in a terminal and into a pipe; the gateway is a canned one, which comes and goes."""
+"""`stoplog watch` in a terminal and into a pipe, with a fake gateway that starts and stops."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ REJECTED = {"gateway": "gateway-1", "seconds": 300, "items": [EVE]}
 
 
 class Canned(BaseHTTPRequestHandler):
-    """Answers as a gateway that is asked for 50 checks between two looks, 100 ms apart by its clock."""
+    """A gateway that gets 50 checks between two requests, which are 100 ms apart by its clock."""
 
     looks: ClassVar[int] = 0
     refusal: ClassVar[int | None] = None
-    """The status with which it refuses to tell who is rejected."""
+    """HTTP status with which it refuses to list rejected clients."""
 
     def do_GET(self) -> None:
         status = self.refusal if self.path == "/v1/clients/rejected" else None
@@ -55,7 +55,7 @@ class Canned(BaseHTTPRequestHandler):
                 return {**counts, "at_ms": 100 * self.looks, "latency": []}
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Print nothing into the output of a test."""
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def canned(port: int) -> Iterator[str]:
             thread.join()
 
 
-def test_it_goes_on_trying_and_leaves_the_terminal_as_it_was() -> None:
+def test_watch_survives_restarts_of_the_gateway_and_restores_the_terminal() -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with terminal("watch", "--interval", "0.1", "--url", url, env={**os.environ}) as tty:
@@ -86,7 +86,7 @@ def test_it_goes_on_trying_and_leaves_the_terminal_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--once"], ["--json"]], ids=" ".join)
-def test_into_a_pipe_it_is_shown_once(options: list[str]) -> None:
+def test_watch_into_a_pipe_shows_the_state_once(options: list[str]) -> None:
     with canned(free_port()) as url:
         done = CliRunner().invoke(app, ["watch", "--interval", "0.1", *options, "--url", url])
     assert (done.exit_code, done.stderr) == (0, "")
@@ -100,7 +100,7 @@ def test_into_a_pipe_it_is_shown_once(options: list[str]) -> None:
         assert "\x1b" not in done.stdout
 
 
-def test_another_gateway_than_this_version_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_with_an_unexpected_answer_asks_for_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REJECTED, "items", None)
     with canned(free_port()) as url:
         done = CliRunner().invoke(app, ["watch", "--once", "--url", url])
@@ -109,7 +109,7 @@ def test_another_gateway_than_this_version_s(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("options", [["--once"], ["--json"]], ids=" ".join)
-def test_without_the_admin_token_all_else_is_shown(
+def test_watch_without_the_admin_token_shows_all_but_rejected_clients(
     options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Canned, "refusal", 401)

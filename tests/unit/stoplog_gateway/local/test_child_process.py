@@ -1,4 +1,4 @@
-"""A process that is kept running: real ones, of a few lines."""
+"""Child processes of `stoplog up`, with real processes of a few lines."""
 
 from __future__ import annotations
 
@@ -8,54 +8,54 @@ from pathlib import Path
 from stoplog_gateway.local.child_process import Child
 
 
-def child(tmp_path: Path, program: str) -> Child:
-    return Child("it", [sys.executable, "-c", program], env={"WHO": "me"}, log=tmp_path / "it.log")
+def create(tmp_path: Path, program: str) -> Child:
+    return Child("child", [sys.executable, "-c", program], env={"WHO": "me"}, log=tmp_path / "child.log")
 
 
-def test_its_output_and_environment(tmp_path: Path) -> None:
-    it = child(tmp_path, "import os, sys; print(os.environ['WHO']); sys.exit(78)")
-    it.start()
-    it.join(30)
-    assert it.status == 78
-    assert it.tail() == "me"
+def test_child_gets_its_environment_and_logs_its_output(tmp_path: Path) -> None:
+    child = create(tmp_path, "import os, sys; print(os.environ['WHO']); sys.exit(78)")
+    child.start()
+    child.join(30)
+    assert child.status == 78
+    assert child.tail() == "me"
 
 
-def test_only_what_an_operator_should_see_is_shown_and_once(tmp_path: Path) -> None:
+def test_warnings_returns_new_warnings_and_errors_once(tmp_path: Path) -> None:
     lines = ["12:00 INFO a: fine", "12:00 WARNING a: careful", "12:00 ERROR a: bad"]
-    it = child(tmp_path, "\n".join(f"print({line!r})" for line in lines) + "\nprint('x WARNING', end='')")
-    it.log.write_text("12:00 ERROR a: of an earlier run\n")
-    it.start()
-    it.join(30)
-    assert it.warnings() == lines[1:]
-    assert it.warnings() == []
+    child = create(tmp_path, "\n".join(f"print({line!r})" for line in lines) + "\nprint('x WARNING', end='')")
+    child.log.write_text("12:00 ERROR a: of an earlier run\n")
+    child.start()
+    child.join(30)
+    assert child.warnings() == lines[1:]
+    assert child.warnings() == []
 
 
-def test_one_that_will_not_stop_is_killed(tmp_path: Path) -> None:
-    it = child(
+def test_join_kills_a_child_that_does_not_end(tmp_path: Path) -> None:
+    child = create(
         tmp_path,
         "import signal, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)",
     )
-    it.start()
-    while it.tail() != "ready":
-        assert it.status is None
-    it.terminate()
-    it.join(0.2)
-    assert it.status == -9
+    child.start()
+    while child.tail() != "ready":
+        assert child.status is None
+    child.terminate()
+    child.join(0.2)
+    assert child.status == -9
 
 
-def test_a_long_log_makes_room(tmp_path: Path) -> None:
-    it = child(tmp_path, "print('new')")
-    it.log.write_bytes(b"old\n" * (3 * 1024**2))
-    it.start()
-    it.join(30)
-    assert it.log.read_text() == "new\n"
-    assert (tmp_path / "it.log.1").stat().st_size > 10 * 1024**2
+def test_start_with_a_large_log_rotates_it(tmp_path: Path) -> None:
+    child = create(tmp_path, "print('new')")
+    child.log.write_bytes(b"old\n" * (3 * 1024**2))
+    child.start()
+    child.join(30)
+    assert child.log.read_text() == "new\n"
+    assert (tmp_path / "child.log.1").stat().st_size > 10 * 1024**2
 
 
-def test_killed_after_its_end_nothing_happens(tmp_path: Path) -> None:
-    it = child(tmp_path, "")
-    it.start()
-    it.join(30)
-    it.kill()
-    assert it.status == 0
+def test_kill_of_an_ended_child_keeps_its_status(tmp_path: Path) -> None:
+    child = create(tmp_path, "")
+    child.start()
+    child.join(30)
+    child.kill()
+    assert child.status == 0

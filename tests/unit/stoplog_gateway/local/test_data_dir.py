@@ -1,4 +1,4 @@
-"""One `stoplog up` on a home, and what a killed one left."""
+"""The lock of a data folder, and the processes that a killed `stoplog up` left running."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def left() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_a_second_one_is_told_of_the_first(tmp_path: Path) -> None:
+def test_data_dir_in_use_names_its_process_and_url(tmp_path: Path) -> None:
     first = DataDir(tmp_path, "http://here")
     first.record([])
     with pytest.raises(DataDirInUse, match=rf"process {os.getpid()}, http://here.*STOPLOG_HOME"):
@@ -31,7 +31,7 @@ def test_a_second_one_is_told_of_the_first(tmp_path: Path) -> None:
     DataDir(tmp_path, "http://there").release()
 
 
-def test_what_was_left_is_stopped(tmp_path: Path, left: subprocess.Popen[bytes]) -> None:
+def test_stop_leftovers_stops_recorded_processes(tmp_path: Path, left: subprocess.Popen[bytes]) -> None:
     killed = DataDir(tmp_path, "http://here")
     killed.record([left.pid, None])
     killed._file.close()
@@ -44,7 +44,7 @@ def test_what_was_left_is_stopped(tmp_path: Path, left: subprocess.Popen[bytes])
     home.release()
 
 
-def test_a_number_that_belongs_to_somebody_else_by_now_is_let_be(
+def test_stop_leftovers_spares_a_process_with_a_reused_id(
     tmp_path: Path, left: subprocess.Popen[bytes]
 ) -> None:
     earlier = psutil.Process(left.pid).create_time() - 3600
@@ -56,7 +56,7 @@ def test_a_number_that_belongs_to_somebody_else_by_now_is_let_be(
     home.release()
 
 
-def test_a_record_cut_off_by_a_crash(tmp_path: Path) -> None:
+def test_stop_leftovers_with_an_incomplete_record_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "up.json").write_text('{"children": [[1')
     home = DataDir(tmp_path, "http://here")
     assert home.stop_leftovers() == 0

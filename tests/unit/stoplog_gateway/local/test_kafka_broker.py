@@ -1,4 +1,4 @@
-"""The embedded broker as a process: starts, refusals and restarts on the same data."""
+"""The embedded broker as a process: start, refusal, and restart on the same data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def topics(broker: Broker) -> set[str]:
     return {name for name in found if not name.startswith("__")}
 
 
-def test_restart_keeps_the_data(broker: Broker) -> None:
+def test_broker_after_a_stop_keeps_its_data(broker: Broker) -> None:
     make_topics(broker.bootstrap)
     before = topics(broker)
     assert "checks" in before
@@ -37,7 +37,7 @@ def test_restart_keeps_the_data(broker: Broker) -> None:
     assert topics(broker) == before
 
 
-def test_a_hard_kill_leaves_data_that_starts_again(broker: Broker) -> None:
+def test_broker_after_a_kill_keeps_its_data(broker: Broker) -> None:
     make_topics(broker.bootstrap)
     before = topics(broker)
 
@@ -47,7 +47,7 @@ def test_a_hard_kill_leaves_data_that_starts_again(broker: Broker) -> None:
     assert topics(broker) == before
 
 
-def test_a_second_broker_on_the_same_home_is_told_who_runs(broker: Broker) -> None:
+def test_second_broker_on_a_home_names_the_first(broker: Broker) -> None:
     with pytest.raises(BrokerFailed) as refused:
         Broker(broker.home, port=free_port()).start()
 
@@ -57,7 +57,7 @@ def test_a_second_broker_on_the_same_home_is_told_who_runs(broker: Broker) -> No
     assert "\n" not in text
 
 
-def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
+def test_broker_with_a_taken_port_names_it_and_the_remedy(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(BrokerFailed) as refused:
@@ -70,7 +70,7 @@ def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
     assert "\n" not in text
 
 
-def test_a_broker_that_dies_shows_its_log(tmp_path: Path) -> None:
+def test_broker_that_ends_while_starting_shows_its_log(tmp_path: Path) -> None:
     broker = Broker(home_with_jars(tmp_path), port=free_port(), heap="8m")
     with pytest.raises(BrokerFailed, match=r"OutOfMemoryError|heap"):
         broker.start()

@@ -53,8 +53,9 @@ def bench(
 ) -> None:
     """Send checks to a running system for a short time and report throughput and latency.
 
-    It sends at most 1,000,000 checks of 10,000 clients (stoplog-bench-0 and so on). They count like any
-    others. All callers run in this one process, so a gateway can do more than this measures.
+    The checks, at most 1,000,000, are counted for 10,000 clients, stoplog-bench-0 and so on.
+
+    All callers run in this one process, so a gateway can do more than this measures.
     """
     seconds = _QUICK_S if quick else _SECONDS
     with reporting():

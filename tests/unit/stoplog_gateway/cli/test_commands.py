@@ -156,7 +156,12 @@ def test_command_with_another_server_asks_whether_it_is_a_gateway(
 
 
 def test_refused_command_shows_detail_and_remedy(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = {"title": "A title", "detail": "alice[bold]: wrong", "field": "client_id", "remedy": "repair it"}
+    problem = {
+        "title": "A title",
+        "detail": "alice[bold]: wrong",
+        "field": "client_id",
+        "remedy": "repair it",
+    }
     monkeypatch.setattr(Canned, "response", (422, json.dumps(problem).encode()))
     done = run("limits", "get", "alice", "--json", "--url", canned)
     assert done.exit_code == 1

@@ -1,17 +1,16 @@
+"""Time, memory, resets and entries of the ledger."""
+
 from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Sequence
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stoplog_worker.algorithm.ledger import IDLE_CLIENT_BYTES, Ledger
-from stoplog_worker.algorithm.sliding_window import Window, decide, reshape, tick_of
+from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
-    BUILT_IN,
-    Marker,
     State,
     decode_marker,
     decode_state,
@@ -21,47 +20,12 @@ from stoplog_worker.algorithm.state_codec import (
     state_key,
 )
 from stoplog_worker.state.store import COUNTERS, POLICIES
-from stoplog_worker.verify.replay import NothingStored
 
-from stoplog.policy import MAX_COST, UNLIMITED, Policy, parse_policy
-from stoplog.wire.checks import POSITION_BITS, Check
-from stoplog.wire.limit_updates import Update, UpdateKey
-from tests.support.ledgers import DEFAULT, FIRST_MARKER, checkpoint
+from stoplog.policy import MAX_COST
+from stoplog.wire.checks import Check
+from stoplog.wire.limit_updates import Update
+from tests.support.ledgers import DEFAULT, FIRST_MARKER, NOW, at, charge, checkpoint, fresh, spent
 from tests.support.memory_store import MemoryStore
-
-NOW = 1_764_000_000_123
-
-
-def fresh(marker: Marker = FIRST_MARKER) -> Ledger:
-    return Ledger(NothingStored(), marker)
-
-
-def at(offset: int) -> int:
-    return offset << POSITION_BITS
-
-
-def charge(ledger: Ledger, check: Check, offset: int) -> State:
-    key = state_key(check)
-    if key not in ledger.states:
-        ledger.load([key])
-    state = ledger.states[key]
-    ledger.policies.resolve(state, check, at(offset))
-    reshape(state.windows, state.policy.limits, NOW)
-    assert decide(state.windows, state.policy.limits, NOW, check.cost, state.version).allowed
-    state.position = at(offset)
-    ledger.dirty[key] = state
-    return state
-
-
-def spent(state: State) -> int:
-    return max((window.total for window in state.windows.values()), default=0)
-
-
-def resolved(ledger: Ledger, check: Check, offset: int) -> tuple[Policy, int]:
-    state = State()
-    ledger.policies.resolve(state, check, at(offset))
-    return state.policy, state.version
-
 
 # --- time -------------------------------------------------------------------------------------
 
@@ -97,96 +61,6 @@ def test_advance_any_timestamps_and_restart_is_monotonic_and_equal(stamps: list[
             ledger = fresh(decode_marker(encode_marker(ledger.marker)))
         assert ledger.advance(offset, stamp) == times[offset]
     assert ledger.marker == whole.marker
-
-
-def test_apply_plan_updates_in_either_order_keeps_later_order() -> None:
-    slow, fast = parse_policy("1/minute"), parse_policy("9/minute")
-    first = Update(0, "plan", "gold", "", slow, order=10)
-    second = Update(1, "plan", "gold", "", fast, order=11)
-    for one, other in ((first, second), (second, first)):
-        ledger = fresh()
-        for version, update in enumerate((one, other)):
-            assert ledger.apply(msgspec.structs.replace(update, version=version), at(version))
-        policy, _ = resolved(ledger, Check("a", plan="gold"), 5)
-        assert policy == fast
-
-
-# --- policies ---------------------------------------------------------------------------------
-
-
-def test_resolve_follows_order_of_policies() -> None:
-    ledger = fresh()
-    check = Check("a", 1, "gold", "login")
-    order = [
-        UpdateKey("client", "a", "login"),
-        UpdateKey("plan", "gold", "login"),
-        UpdateKey("default", "", "login"),
-        UpdateKey("client", "a", ""),
-        UpdateKey("plan", "gold", ""),
-        UpdateKey("default", "", ""),
-    ]
-    assert resolved(ledger, check, 0) == (DEFAULT, BUILT_IN)
-    for version, key in enumerate(reversed(order)):
-        policy = parse_policy(f"{version}/minute")
-        assert ledger.apply(Update(version, key.kind, key.id, key.resource, policy), at(version))
-        assert resolved(ledger, check, version + 1) == (policy, version)
-    plain = Check("a", 1, "gold")
-    assert resolved(ledger, plain, 9)[1] == 2  # the client's own, without a resource
-    assert resolved(ledger, Check("b"), 9)[1] == 0
-    for step, key in enumerate(order):
-        assert ledger.apply(Update(10 + step, key.kind, key.id, key.resource, None), at(20 + step))
-        left = 4 - step
-        assert resolved(ledger, check, 30)[1] == (left if left >= 0 else BUILT_IN)
-
-
-def test_resolve_uses_policy_in_force_at_position() -> None:
-    ledger = fresh()
-    policies = [parse_policy("1/minute"), None, UNLIMITED, parse_policy("2/hour")]
-    for version, policy in enumerate(policies):
-        ledger.apply(Update(version, "client", "a", "", policy), at(10 * version + 5))
-    expected = [(DEFAULT, BUILT_IN), (policies[0], 0), (DEFAULT, BUILT_IN), (UNLIMITED, 2), (policies[3], 3)]
-    assert [resolved(ledger, Check("a"), offset) for offset in (0, 10, 20, 30, 40)] == expected
-
-
-def test_resolve_policies_ahead_of_marker_apply_from_their_position() -> None:
-    store = MemoryStore()
-    ledger = Ledger(store, FIRST_MARKER)
-    for offset in range(6):
-        ledger.advance(offset, NOW)
-        ledger.apply(Update(offset, "plan", "gold", "", parse_policy(f"{offset}/minute")), at(offset))
-    _, entries = ledger.take_dirty()
-    store.write(POLICIES, entries.policies)  # a crash before the marker was written
-    again = Ledger(store, FIRST_MARKER)
-    for offset in range(6):
-        assert resolved(again, Check("a", 1, "gold"), offset)[1] == offset
-        assert again.apply(Update(offset, "plan", "gold", "", UNLIMITED), at(offset)), "a new epoch begins"
-    assert resolved(again, Check("a", 1, "gold"), 9) == (parse_policy("5/minute"), 5)
-
-
-def test_policy_history_before_marker_is_dropped() -> None:
-    store = MemoryStore()
-    ledger = Ledger(store, FIRST_MARKER)
-    for offset in range(20):
-        ledger.advance(offset, NOW)
-        ledger.apply(Update(offset, "client", "a", "", parse_policy(f"{offset}/minute")), at(offset))
-        if offset % 5 == 4:
-            checkpoint(ledger, store)
-    sizes = {len(value) for _, value in store.items(POLICIES)}
-    assert max(sizes) < 200
-    again = Ledger(store, ledger.checkpointed)
-    assert resolved(again, Check("a"), 20)[1] == 19
-
-
-@pytest.mark.parametrize("kind", ["client", "plan", "default", "reset"])
-def test_apply_repeated_update_changes_nothing(kind: str) -> None:
-    ledger = fresh()
-    update = Update(7, kind, "" if kind == "default" else "a", "", DEFAULT if kind != "reset" else None)
-    assert ledger.apply(update, at(1))
-    epoch = ledger.policies.epoch
-    assert not ledger.apply(update, at(2))
-    assert not ledger.apply(Update(6, kind, update.id, "", UNLIMITED), at(3))
-    assert (ledger.applied, ledger.policies.epoch) == (7, epoch)
-    assert resolved(ledger, Check("a", 1, "a"), 9)[0] == DEFAULT
 
 
 # --- resets -----------------------------------------------------------------------------------
@@ -371,67 +245,3 @@ def test_rewrite_returns_stored_entries_and_empty_unknown_ones() -> None:
     assert decode_state(never).windows == {}
     assert written == {key: before[key] for key in (b"a", b"a\0login")}
     assert dict(entries.policies) == {b"plan\0gold\0login": before[b"plan\0gold\0login"]}
-
-
-# --- formats ----------------------------------------------------------------------------------
-
-_ticks = st.lists(st.tuples(st.integers(1, 2**40), st.integers(1, 2**53)), max_size=61)
-
-
-@st.composite
-def states(draw: st.DrawFn) -> State:
-    windows = {}
-    for length in draw(st.lists(st.integers(1_000, 31 * 86_400_000), unique=True, max_size=4)):
-        leaves, leave_ms, counts = length + tick_of(length), [], []
-        for step, count in draw(_ticks):
-            leaves += step * tick_of(length)
-            leave_ms.append(leaves)
-            counts.append(count)
-        windows[length] = Window(length, leave_ms, counts, draw(st.sampled_from((0, NOW))))
-    return State(draw(st.integers(0, 2**63 - 1)), windows)
-
-
-@given(states())
-def test_encode_state_round_trips(state: State) -> None:
-    value = encode_state(state)
-    found = decode_state(value)
-    assert position_of(value) == found.position == state.position
-    assert list(found.windows) == list(state.windows)
-    for length, window in state.windows.items():
-        back = found.windows[length]
-        assert (back.leave_ms, back.counts, back.total) == (window.leave_ms, window.counts, window.total)
-        assert back.kept_until_ms == window.kept_until_ms
-    assert encode_state(found) == value
-
-
-def test_encode_state_is_small() -> None:
-    ledger = fresh()
-    assert len(encode_state(charge(ledger, Check("a"), 2**40))) <= 30
-    busy = State(0, {60_000: Window(60_000)})
-    for second in range(70):
-        busy.windows[60_000].forget(NOW + second * 1_000)
-        busy.windows[60_000].charge(NOW + second * 1_000, MAX_COST)
-    assert len(encode_state(busy)) < 500
-
-
-@given(
-    st.integers(0, 2**46),
-    st.integers(0, 2**53),
-    st.integers(-1, 2**53),
-    st.integers(-1, 2**62),
-    st.text(max_size=30),
-    st.sampled_from((DEFAULT, UNLIMITED, parse_policy(["1/second", "5/1h"]))),
-)
-def test_encode_marker_round_trips(
-    offset: int, clock: int, stamp: int, applied: int, topic: str, default: Policy
-) -> None:
-    marker = Marker(offset, clock, stamp, applied, topic, default, topic[::-1], {COUNTERS: topic})
-    value = encode_marker(marker)
-    assert decode_marker(value) == marker
-    assert position_of(value) == at(offset)
-
-
-def test_state_key_keeps_clients_and_resources_apart() -> None:
-    assert state_key(Check("a", 1, "", "b")) == ("a", "b")
-    assert state_key(Check("a")) == "a"
-    assert state_key(Check("a:b")) != state_key(Check("a", 1, "", "b"))

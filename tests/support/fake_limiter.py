@@ -1,4 +1,4 @@
-"""A limiter without a store behind it, at the edge where the HTTP layer ends."""
+"""A limiter without a store, for tests of the layers above it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
 
 
 class FakeLimiter(Limiter):
-    """Answers every check with ``answer``, keeps policies in a dict; raises ``error`` instead if set."""
+    """Answer every check with ``answer``, and keep policies in a dict. If ``error`` is set, raise it instead."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()

@@ -26,7 +26,6 @@ _BUSY_REMEDY: Final = (
 )
 _METHODS: Final = ("GET", "PUT", "POST", "DELETE")
 
-
 MALFORMED: Final = Kind(400, "malformed-json", "The body is not JSON")
 NO_DESCRIPTOR: Final = Kind(400, "bad-question", "The request contains no valid descriptor")
 UNAUTHORIZED: Final = Kind(401, "unauthorized", "The admin token is missing or wrong")
@@ -83,8 +82,8 @@ def render_bug(scope: Scope) -> Rendered:
     return _render(problem(BUG, "an unexpected error occurred; the gateway's log has the traceback"))
 
 
-def _render(found: Problem, headers: Headers | None = None) -> Rendered:
-    return render(found, found.status, headers or (), media=PROBLEM)
+def _render(details: Problem, headers: Headers | None = None) -> Rendered:
+    return render(details, details.status, headers or (), media=PROBLEM)
 
 
 def install(app: FastAPI) -> None:
@@ -121,10 +120,10 @@ async def _on_routing_error(request: Request, exc: Exception) -> Response:
     if exc.status_code == 405:
         # Each method is a route of its own. The framework would name the methods of the first route only.
         allowed = ", ".join(_methods_of(request))
-        found = problem(METHOD, f"{request.method} {path}", "method", f"use {allowed}")
-        return RenderedResponse(_render(found, [(b"allow", allowed.encode())]))
-    found = problem(NOT_FOUND, f"no route {path}", "path", "see /docs for all routes")
-    return RenderedResponse(_render(found))
+        details = problem(METHOD, f"{request.method} {path}", "method", f"use {allowed}")
+        return RenderedResponse(_render(details, [(b"allow", allowed.encode())]))
+    details = problem(NOT_FOUND, f"no route {path}", "path", "see /docs for all routes")
+    return RenderedResponse(_render(details))
 
 
 def _methods_of(request: Request) -> list[str]:
@@ -161,8 +160,6 @@ class CatchBugs:
         try:
             await self.app(scope, receive, send_and_record)
         except Exception:
-            if (
-                started
-            ):  # too late for another response: the server logs the exception and closes the connection
+            if started:  # too late for another response: the server logs it and closes the connection
                 raise
             await RenderedResponse(render_bug(scope))(scope, receive, send)

@@ -26,14 +26,14 @@ from stoplog.client.cluster_status import (
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
 from stoplog.client.instrumentation import Instrumentation
-from stoplog.client.limits_admin import Admin
+from stoplog.client.limits_admin import LimitsAdmin
 from stoplog.client.metrics import Metrics
 from stoplog.client.node_registry import NodeRegistry
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejections
 from stoplog.client.transport.broker_view import BrokerView
 from stoplog.client.transport.kafka_transport import KafkaTransport
-from stoplog.client.usage_lookup import Lookup
+from stoplog.client.usage_lookup import UsageLookup
 from stoplog.clock import now
 from stoplog.errors import TopicError, Unavailable
 from stoplog.topics import REPLIES
@@ -87,8 +87,8 @@ class Engine:
     """
 
     batcher: Batcher = cast(Batcher, NotStarted())
-    admin: Admin = cast(Admin, NotStarted())
-    lookup: Lookup = cast(Lookup, NotStarted())
+    admin: LimitsAdmin = cast(LimitsAdmin, NotStarted())
+    lookup: UsageLookup = cast(UsageLookup, NotStarted())
 
     def __init__(
         self,
@@ -151,13 +151,13 @@ class Engine:
             max_in_flight=settings.max_in_flight,
             instrumentation=self._instrumentation,
         )
-        self.admin = Admin(
+        self.admin = LimitsAdmin(
             transport,
             partitions=partitions,
             prefix=transport.update_prefix,
             timeout_s=settings.apply_timeout_ms / 1000,
         )
-        self.lookup = Lookup(transport, partitions=partitions, prefix=transport.lookup_prefix)
+        self.lookup = UsageLookup(transport, partitions=partitions, prefix=transport.lookup_prefix)
         transport.start()
         try:
             with suppress(TimeoutError):
@@ -255,11 +255,11 @@ class Engine:
 
     def on_update_replies(self, replies: list[UpdateReply]) -> None:
         """Confirm changes of limits."""
-        self.admin.told(replies)
+        self.admin.on_replies(replies)
 
     def on_lookup_replies(self, replies: list[LookupReply]) -> None:
         """Answer lookups."""
-        self.lookup.looked(replies)
+        self.lookup.on_replies(replies)
 
     def on_heartbeats(self, heartbeats: list[StampedHeartbeat]) -> None:
         """Record which nodes are alive."""

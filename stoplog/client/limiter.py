@@ -172,7 +172,7 @@ class Limiter:
             Unavailable: The client's worker did not answer.
         """
         _validate(Check(client, 0, plan, resource))
-        return await self._engine.lookup.look(client, plan, resource)
+        return await self._engine.lookup.look_up(client, plan, resource)
 
     async def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
         """Set the policy of a client, a plan or the default (``key.kind``); ``None`` deletes it.

@@ -1,13 +1,13 @@
-"""Limits written and read.
+"""Write and read limits.
 
-*Writing*: an update goes to the partition of ``limit-updates`` whose owner must apply it, with a reply
-address, and is done when the owner has said so. That of a plan or the default goes to all of them: to its
-home first, and to the others with its offset there, so that all agree which of two changes is the later.
+*Writing.* An update of a client goes to the client's partition of ``limit-updates``. An update of a plan or of
+the default goes to all partitions: first to its home partition, then to the others, with its offset at home.
+By that offset all partitions agree which of two changes is later. A change is complete when every worker
+concerned has confirmed it.
 
-*Reading* scans the compacted topic, because no copy of all limits is kept here. ``get`` reads one
-partition from its beginning, and the newest value wins: 40,000 records a second on two busy cores, 8 µs of
-CPU each, so milliseconds for hundreds of limits and half a minute for a million. It is an admin's call, not
-a check's, and must not hold checks up: one scan at a time, which rests between a few records and the next.
+*Reading* scans the compacted topic, for no copy of all limits is kept here. ``get`` reads one partition from
+its beginning, and the newest value wins. It takes milliseconds for hundreds of limits, and half a minute for a
+million. Reads must not delay checks, so there is one scan at a time, with pauses.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 MAX_PAGE: Final = 1_000
-"""Entries of one page."""
+"""Entries of one page, at most."""
 
 MAX_SCAN: Final = 50_000
-"""Records read for one page, in about a second: with a filter, or many old versions, it may stay short."""
+"""Records read for one page, which takes about a second. Filters and old versions can leave it short."""
 
 MAX_WAITING: Final = 16
-"""Reads that wait for the one under way to end; a scan of a large partition takes seconds."""
+"""Reads that may wait for the current one. The scan of a large partition takes seconds."""
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """Whether all owners confirmed a change, and its version (the offset in ``limit-updates``).
+    """The result of a change.
 
-    The version of a plan or default, which is written to every partition, is the highest of them; -1 when
-    ``applied`` is false.
+    Attributes:
+        applied: Whether all workers concerned confirmed it in time. If not, it is applied later.
+        version: Its offset in ``limit-updates``, the highest one of a plan or the default; -1 if not applied.
     """
 
     applied: bool
@@ -56,7 +57,7 @@ NOT_CONFIRMED: Final = Applied(False, -1)
 
 
 class StoredLimit(msgspec.Struct, frozen=True):
-    """A policy as stored; ``policy`` is ``None`` for a deletion that is still in the log."""
+    """A stored policy and its version. ``policy`` is ``None`` for a deletion that is still in the log."""
 
     key: UpdateKey
     policy: Policy | None
@@ -64,10 +65,10 @@ class StoredLimit(msgspec.Struct, frozen=True):
 
 
 class LimitsPage(msgspec.Struct, frozen=True):
-    """Some stored policies, and the cursor of the page after; ``None`` at the end.
+    """Some stored policies, and the cursor of the next page; ``None`` on the last page.
 
-    A page may be short, even empty, and yet have a next. Until the topic is compacted, a key that was
-    changed can come again on a later page, with its newer value, or deleted: the last one seen is right.
+    A page with a next one may be short, even empty. Until the topic is compacted, a changed key can come
+    again on a later page, with its newer policy or deleted. The last one is right.
     """
 
     items: list[StoredLimit]
@@ -75,7 +76,7 @@ class LimitsPage(msgspec.Struct, frozen=True):
 
 
 class Updates(Protocol):
-    """The topic ``limit-updates``: the transport."""
+    """The topic ``limit-updates``, as the transport provides it."""
 
     def send_update(
         self,
@@ -86,44 +87,47 @@ class Updates(Protocol):
         done: Callable[[str | None, int], None],
         order: int | None = None,
     ) -> None:
-        """Publish an update whose word comes under *id_*; raises Unavailable, or says why, or where."""
+        """Publish an update whose confirmations carry *id_*; raise Unavailable if that is impossible now.
+
+        *done* gets the reason of a later failure, or ``None`` and the update's offset.
+        """
 
     def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
-        """The partition from *start* to its present end; blocks; raises Unavailable."""
+        """Yield the updates of *partition* from offset *start* to its end. Blocks; raises Unavailable."""
 
 
 class _Unconfirmed:
-    """An update that not all owners have confirmed."""
+    """An update that not all workers concerned have confirmed."""
 
     def __init__(self, partitions: set[int], future: asyncio.Future[Applied]) -> None:
         self.partitions = partitions
         self.future = future
         self.version = -1
 
-    def confirm(self, word: UpdateReply) -> None:
-        self.partitions.discard(word.partition)
-        self.version = max(self.version, word.version)
+    def confirm(self, reply: UpdateReply) -> None:
+        self.partitions.discard(reply.partition)
+        self.version = max(self.version, reply.version)
         if self.future.done():
             return
-        if not word.applied:
+        if not reply.applied:
             self.future.set_result(NOT_CONFIRMED)
         elif not self.partitions:
             self.future.set_result(Applied(True, self.version))
 
-    def published(self, why_not: str | None, _: int) -> None:
-        if why_not is not None and not self.future.done():
-            failure = Unavailable(f"the change could not be published ({why_not}): try again")
-            self.future.set_exception(failure)
+    def published(self, failure: str | None, _: int) -> None:
+        if failure is not None and not self.future.done():
+            error = Unavailable(f"the change could not be published ({failure}): try again")
+            self.future.set_exception(error)
 
 
-class Admin:
-    """Changes and lists of limits, for one gateway.
+class LimitsAdmin:
+    """Writes and reads limits. Belongs to one event loop.
 
     Args:
-        updates: The topic.
-        partitions: Its partitions.
-        prefix: What the ids of this gateway's updates begin with.
-        timeout_s: Seconds that a change waits to be confirmed.
+        updates: The topic ``limit-updates``.
+        partitions: Its number of partitions.
+        prefix: Prefix of the ids of this process's updates.
+        timeout_s: Seconds that a change waits for its confirmations.
     """
 
     def __init__(self, updates: Updates, *, partitions: int, prefix: str, timeout_s: float) -> None:
@@ -133,31 +137,31 @@ class Admin:
         self._timeout_s = timeout_s
         self._numbers = count(1)
         self._unconfirmed: dict[str, _Unconfirmed] = {}
-        # One thread of its own: a scan goes on though whoever asked has gone, and the next waits for it.
+        # One thread: a scan continues if its caller is canceled, and the next scan waits for it.
         self._thread = ThreadPoolExecutor(1, "stoplog-limits")
         self._reading = 0
 
     async def write(self, key: UpdateKey, policy: Policy | None) -> Applied:
-        """Publish an update; returns when all owners have confirmed it, or not confirmed after the timeout.
+        """Publish an update, and wait until all workers concerned confirm it or the timeout is over.
 
         Raises:
-            InvalidInput: a key that cannot be used.
-            Unavailable: it could not be published; of a plan or default, not to all partitions.
+            InvalidInput: The key is invalid.
+            Unavailable: The update could not be published, or not to all partitions.
         """
         _check_key(key)
-        home, *others = self._owners(key)
+        home, *others = self._partitions_of(key)
         id_ = f"{self._prefix}{next(self._numbers)}"
         update = _Unconfirmed({home, *others}, asyncio.get_running_loop().create_future())
         self._unconfirmed[id_] = update
         raw_key, value = encode_update_key(key), encode_update_value(policy)
 
-        def published(why_not: str | None, order: int) -> None:
-            """What its home has, the others must get, though nobody waits any more.
+        def published(failure: str | None, order: int) -> None:
+            """Send the update to the other partitions once its home has it, even if the caller has gone.
 
-            Unless the gateway stops in just this moment: then the change is to be made once more.
+            If the process stops at this very moment, the change has to be made once more.
             """
-            update.published(why_not, order)
-            for partition in others if why_not is None else ():
+            update.published(failure, order)
+            for partition in others if failure is None else ():
                 try:
                     self._updates.send_update(partition, raw_key, value, id_, update.published, order)
                 except Unavailable as exc:
@@ -172,49 +176,49 @@ class Admin:
         finally:
             del self._unconfirmed[id_]
 
-    def told(self, words: list[UpdateReply]) -> None:
-        """Owners' words; those that came too late are dropped."""
-        for word in words:
-            if (update := self._unconfirmed.get(word.id)) is not None:
-                update.confirm(word)
+    def on_replies(self, replies: list[UpdateReply]) -> None:
+        """Take confirmations of workers. Late ones are dropped."""
+        for reply in replies:
+            if (update := self._unconfirmed.get(reply.id)) is not None:
+                update.confirm(reply)
 
     async def get(self, key: UpdateKey) -> Policy | None:
-        """The policy stored under *key*; ``None`` if there is none.
+        """Return the policy stored under *key*; ``None`` if there is none.
 
         Raises:
-            Busy: too many other reads are waiting.
-            InvalidInput: a key that cannot be used.
-            Unavailable: the broker did not answer.
+            Busy: Too many other reads wait.
+            InvalidInput: The key is invalid.
+            Unavailable: The broker did not answer.
         """
         _check_key(key)
-        return await self._read(self._find, key, self._owners(key)[0])
+        return await self._read(self._find, key, self._partitions_of(key)[0])
 
     async def page(self, after: str | None, limit: int, kind: str | None) -> LimitsPage:
-        """Up to *limit* stored policies from the cursor *after* on, of one *kind* or all.
+        """Return up to *limit* stored policies after the cursor *after*, of one *kind* or of all.
 
         Raises:
-            Busy: too many other reads are waiting.
-            InvalidInput: *after*, *limit* or *kind* cannot be used.
-            Unavailable: the broker did not answer.
+            Busy: Too many other reads wait.
+            InvalidInput: *after*, *limit* or *kind* is invalid.
+            Unavailable: The broker did not answer.
         """
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidInput("limit", "out of bounds", f"use 1 to {MAX_PAGE:,}")
         if kind not in (None, "client", "plan", "default"):
-            raise InvalidInput("kind", f"{kind!r} is not one", "use client, plan or default")
+            raise InvalidInput("kind", f"{kind!r} is not a kind of limits", "use client, plan or default")
         partition, offset = self._read_cursor(after)
         return await self._read(self._scan, partition, offset, limit, kind)
 
     async def _read(self, scan: Callable[[*Ts], T], *args: *Ts) -> T:
         if self._reading == 1 + MAX_WAITING:
-            raise Busy(f"a read of limits is under way and {MAX_WAITING} wait: try again later")
+            raise Busy(f"{MAX_WAITING} reads of limits are waiting already: try again later")
         self._reading += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, scan, *args)
         finally:
             self._reading -= 1
 
-    def _owners(self, key: UpdateKey) -> list[int]:
-        """The partitions of *key*; of a plan and the default all, their home first: it orders changes."""
+    def _partitions_of(self, key: UpdateKey) -> list[int]:
+        """Return the partitions of *key*: for a plan and the default all, the home partition first."""
         if key.kind in ("client", "reset"):
             return [partition_of(key.id, self._partitions)]
         home = home_of(key.kind, key.id, self._partitions)
@@ -238,9 +242,9 @@ class Admin:
                     budget -= 1
                     if not _listed(update, partition, self._partitions, kind):
                         continue
-                    items.pop(update.key, None)  # the newest comes last
-                    # A page that began where the partition does has seen all there was to delete; a later
-                    # one must tell, for the key may have been on the page before.
+                    items.pop(update.key, None)  # the newest value stands last
+                    # A page that starts at the beginning of the partition has no earlier page with the key.
+                    # Any other page has to report the deletion, for an earlier page may have listed the key.
                     if update.policy is not None or offset is not None:
                         items[update.key] = StoredLimit(update.key, update.policy, update.version)
             partition, offset = partition + 1, None
@@ -251,12 +255,12 @@ class Admin:
             return 0, None
         match = re.fullmatch(r"(\d{1,6})\.(\d{1,18})", after, re.ASCII)
         if match is None or int(match[1]) >= self._partitions:
-            raise InvalidInput("after", "not a cursor", "give `next` of the page before, or leave it out")
+            raise InvalidInput("after", "not a cursor", "use `next` of the previous page, or leave it out")
         return int(match[1]), int(match[2])
 
 
 def _listed(update: Update, partition: int, partitions: int, kind: str | None) -> bool:
-    """Whether a page shows *update*: a plan or the default, which every partition holds, only its home's."""
+    """Return whether a page lists *update*; one of a plan or the default only in its home partition."""
     if update.kind == "reset" or kind not in (None, update.kind):
         return False
     return update.kind == "client" or partition == home_of(update.kind, update.id, partitions)
@@ -264,10 +268,10 @@ def _listed(update: Update, partition: int, partitions: int, kind: str | None) -
 
 def _check_key(key: UpdateKey) -> None:
     if key.kind not in KINDS:
-        raise InvalidInput("kind", f"{key.kind!r} is not one", f"use one of {', '.join(KINDS)}")
+        raise InvalidInput("kind", f"{key.kind!r} is not a kind of update", f"use one of {', '.join(KINDS)}")
     if key.kind != "default":
         check_id(key.id, "plan" if key.kind == "plan" else "client_id")
     elif key.id:
-        raise InvalidInput("id", "the default has none", "leave it out")
+        raise InvalidInput("id", "the default has no id", "leave it out")
     if key.resource:
         check_id(key.resource, "resource")

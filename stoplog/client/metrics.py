@@ -1,39 +1,39 @@
-"""The gateway's metrics, counted in plain integers and read only when they are scraped.
+"""The metrics of the SDK and the gateway: plain integers, turned into Prometheus samples by a scrape.
 
-A ``Counter.inc`` costs half a microsecond, more than the rest of a check's way through the batcher; so
-the hot path adds to attributes of :class:`Metrics`, a batch at a time where it can.
+``Counter.inc`` of prometheus-client takes half a microsecond, more than the rest of a check's way through the
+batcher. The hot path therefore adds to attributes of :class:`Metrics`, where possible once per batch.
 
-========================================  =========  =======  ==============================================
+========================================  =========  =======  ============================================
 name                                      type       label    what
-========================================  =========  =======  ==============================================
-``stoplog_checks_received_total``          counter             checks asked for, answered or only published
-``stoplog_checks_allowed_total``           counter             allowed by the store
-``stoplog_checks_rejected_total``          counter             rejected by the store, or by a denial that holds
-``stoplog_checks_invalid_total``           counter             refused by a worker: an error, and nothing spent
-``stoplog_checks_degraded_total``          counter    reason   let through without the store's decision
-``stoplog_checks_published_total``         counter             published without an answer wanted
-``stoplog_checks_uncounted_total``         counter             not published, so in no client's count; at most
-``stoplog_check_duration_seconds``         histogram           asked to answered, degraded answers too
-``stoplog_batch_checks``                   histogram           checks in a published batch
-``stoplog_checks_in_flight``               gauge               checks waiting for an answer
-``stoplog_replies_late_total``             counter             first replies after their batch's deadline
-``stoplog_lane_divergence_total``          counter             batches that two lanes answered differently
-``stoplog_deny_cache_hits_total``          counter             checks denied from the deny cache
-``stoplog_deny_cache_stores_total``        counter             denials stored in it
-``stoplog_deny_cache_entries``             gauge               denials in it
-``stoplog_deny_cache_unlogged_total``      counter             its checks whose sum could not be published
-``stoplog_publish_failures_total``         counter             records that could not be published
-``stoplog_undecodable_records_total``      counter             of ``replies`` and ``nodes``; passed over
-``stoplog_degraded_partitions``            gauge               partitions whose checks are let through at once
-``stoplog_nodes``                          gauge      role     nodes heard of in the last 10 s
-``stoplog_store_state``                    gauge      state    1 for the state the store is in, else 0
-========================================  =========  =======  ==============================================
+========================================  =========  =======  ============================================
+``stoplog_checks_received_total``         counter             checks received, with or without an answer
+``stoplog_checks_allowed_total``          counter             allowed by the store
+``stoplog_checks_rejected_total``         counter             denied by the store or by the deny cache
+``stoplog_checks_invalid_total``          counter             refused by a worker; nothing was charged
+``stoplog_checks_degraded_total``         counter    reason   failed open: no decision of the store
+``stoplog_checks_published_total``        counter             published without waiting for an answer
+``stoplog_checks_uncounted_total``        counter             not published, so counted nowhere; at most
+``stoplog_check_duration_seconds``        histogram           from call to answer, degraded ones included
+``stoplog_batch_checks``                  histogram           checks in a published batch
+``stoplog_checks_in_flight``              gauge               checks waiting for a reply
+``stoplog_replies_late_total``            counter             first replies after their batch's deadline
+``stoplog_lane_divergence_total``         counter             batches that two lanes answered differently
+``stoplog_deny_cache_hits_total``         counter             checks denied from the deny cache
+``stoplog_deny_cache_stores_total``       counter             denials stored in it
+``stoplog_deny_cache_entries``            gauge               denials in it
+``stoplog_deny_cache_unlogged_total``     counter             its checks whose report was not published
+``stoplog_publish_failures_total``        counter             records that could not be published
+``stoplog_undecodable_records_total``     counter             skipped records of ``replies`` and ``nodes``
+``stoplog_degraded_partitions``           gauge               partitions whose checks fail open at once
+``stoplog_nodes``                         gauge      role     nodes with a heartbeat in the last 10 s
+``stoplog_store_state``                   gauge      state    1 for the state of the store, else 0
+========================================  =========  =======  ============================================
 
-Where one port has several processes, a page of any of them shows the counts and histograms of all, and
-each gauge as :data:`GAUGES` says (gateway/stoplog_gateway/server/shared_metrics.py).
+If several processes share a port, the page of each shows the sums of all counters and histograms. Gauges are
+combined as :data:`GAUGES` says (``stoplog_gateway/server/shared_metrics.py``).
 
-Reasons are those of :mod:`stoplog.client.fail_open`, states those of :mod:`stoplog.client.cluster_status`. No label takes a
-client id: there can be billions of them.
+Reasons are those of :mod:`stoplog.client.fail_open`, states those of :mod:`stoplog.client.cluster_status`. No
+label contains a client id, for there can be billions of them.
 """
 
 from __future__ import annotations
@@ -55,14 +55,15 @@ LATENCY_S: Final = (
     0.0002, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25,
     0.5, 1.0,
 )  # fmt: skip
-"""From a lone broker's round trip (0.6 ms) to well past the default deadline."""
+"""Bucket bounds in seconds: from the round trip of one broker (0.6 ms) to well past the default deadline."""
 
 BATCH_CHECKS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+"""Bucket bounds in checks."""
 
 GAUGES: Final = {
     "stoplog_checks_in_flight": "livesum",
     "stoplog_deny_cache_entries": "livesum",
-    # Each process has breakers of its own and hears of nodes for itself: the worst, and the best informed.
+    # Each process has circuit breakers of its own and reads heartbeats itself: show the worst, and the most.
     "stoplog_degraded_partitions": "livemax",
     "stoplog_nodes": "livemax",
     "stoplog_store_state": "livemax",
@@ -72,11 +73,11 @@ GAUGES: Final = {
     "process_max_fds": "livemin",
     "process_start_time_seconds": "livemax",
 }
-"""How prometheus-client makes one value of several running processes', by the gauge's name."""
+"""How prometheus-client combines the values of several running processes, by name of the gauge."""
 
 
 class Histogram:
-    """Observations in buckets; adding many alike costs what one does."""
+    """Observations in buckets. Adding many equal ones costs as much as adding one."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -86,19 +87,19 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Add *value*, *times* over."""
+        """Add *value* as often as *times* says."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 
     def family(self, name: str, text: str) -> HistogramMetricFamily:
-        """As prometheus-client shows it."""
+        """Return the metric family of prometheus-client."""
         names = [*map(str, map(float, self._bounds)), "+Inf"]
         buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))
         return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
 
 
 class Metrics(Collector):
-    """Counts of one gateway, and the registry that shows them; other parts may register theirs in it."""
+    """The counts of one limiter, and the registry that shows them. Others may register metrics in it."""
 
     def __init__(self) -> None:
         self.received = self.allowed = self.rejected = self.invalid = self.published = 0
@@ -109,14 +110,14 @@ class Metrics(Collector):
         self.latency = Histogram(LATENCY_S)
         self.batches = Histogram(BATCH_CHECKS)
         self.nodes: Callable[[], dict[str, int]] = dict
-        """Nodes by role."""
+        """Returns the number of nodes by role."""
         self.store: Callable[[], dict[str, bool]] = dict
-        """Every state the store can be in, and whether it is."""
+        """Returns for every state of the store whether it holds."""
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self.shown = self.registry
-        """What is rendered: with several processes, not these counts alone."""
+        """The registry that is rendered: with several processes, that of all their metrics."""
 
     @property
     def failed_open(self) -> int:
@@ -124,42 +125,56 @@ class Metrics(Collector):
         return sum(self.degraded.values())
 
     def render(self) -> bytes:
-        """The page of ``/metrics``; its type is :data:`CONTENT_TYPE`."""
+        """Return the page of ``/metrics``. Its type is :data:`CONTENT_TYPE`."""
         return generate_latest(self.shown)
 
     def collect(self) -> Iterator[Metric]:
-        """What a scrape reads."""
+        """Yield all metric families, for a scrape."""
         for name, text, count in (
-            ("stoplog_checks_received", "Checks asked for", self.received),
+            ("stoplog_checks_received", "Checks received", self.received),
             ("stoplog_checks_allowed", "Checks allowed by the store", self.allowed),
-            ("stoplog_checks_rejected", "Checks rejected by the store", self.rejected),
-            ("stoplog_checks_invalid", "Checks refused by a worker, nothing spent", self.invalid),
-            ("stoplog_checks_published", "Checks published without an answer wanted", self.published),
-            ("stoplog_checks_uncounted", "Checks not published, in no count; at most", self.uncounted),
+            ("stoplog_checks_rejected", "Checks denied by the store or the deny cache", self.rejected),
+            ("stoplog_checks_invalid", "Checks refused by a worker, nothing charged", self.invalid),
+            ("stoplog_checks_published", "Checks published without waiting for an answer", self.published),
+            ("stoplog_checks_uncounted", "Checks not published, counted nowhere; at most", self.uncounted),
             ("stoplog_replies_late", "Replies after their batch's deadline", self.late),
             ("stoplog_lane_divergence", "Batches that two lanes answered differently", self.divergence),
-            ("stoplog_deny_cache_hits", "Checks denied without asking", self.deny_hits),
+            ("stoplog_deny_cache_hits", "Checks denied from the deny cache", self.deny_hits),
             ("stoplog_deny_cache_stores", "Denials stored", self.deny_stores),
-            ("stoplog_deny_cache_unlogged", "Denied checks missing from the log", self.deny_unlogged),
+            (
+                "stoplog_deny_cache_unlogged",
+                "Checks denied from the deny cache whose report was not published",
+                self.deny_unlogged,
+            ),
             ("stoplog_publish_failures", "Records that could not be published", self.publish_failures),
-            ("stoplog_undecodable_records", "Records of replies and nodes passed over", self.undecodable),
+            (
+                "stoplog_undecodable_records",
+                "Records of replies and nodes skipped as undecodable",
+                self.undecodable,
+            ),
         ):
             yield CounterMetricFamily(name, text, value=count)
         for name, text, value in (
-            ("stoplog_checks_in_flight", "Checks waiting for an answer", self.in_flight),
+            ("stoplog_checks_in_flight", "Checks waiting for a reply", self.in_flight),
             ("stoplog_deny_cache_entries", "Denials in the deny cache", self.deny_entries),
-            ("stoplog_degraded_partitions", "Partitions let through at once", self.degraded_partitions),
+            (
+                "stoplog_degraded_partitions",
+                "Partitions whose checks fail open at once",
+                self.degraded_partitions,
+            ),
         ):
             yield GaugeMetricFamily(name, text, value=value)
-        yield self.latency.family("stoplog_check_duration_seconds", "Asked to answered, in seconds")
+        yield self.latency.family("stoplog_check_duration_seconds", "Seconds from call to answer")
         yield self.batches.family("stoplog_batch_checks", "Checks in a published batch")
-        degraded = CounterMetricFamily("stoplog_checks_degraded", "Let through undecided", labels=["reason"])
+        degraded = CounterMetricFamily(
+            "stoplog_checks_degraded", "Checks that failed open", labels=["reason"]
+        )
         for reason, count in self.degraded.items():
             degraded.add_metric([reason], count)
-        nodes = GaugeMetricFamily("stoplog_nodes", "Nodes heard of in the last 10 s", labels=["role"])
+        nodes = GaugeMetricFamily("stoplog_nodes", "Nodes with a heartbeat in the last 10 s", labels=["role"])
         for role, count in self.nodes().items():
             nodes.add_metric([role], count)
-        store = GaugeMetricFamily("stoplog_store_state", "1 for the store's state", labels=["state"])
+        store = GaugeMetricFamily("stoplog_store_state", "1 for the state of the store", labels=["state"])
         for state, holds in self.store().items():
             store.add_metric([state], holds)
         yield from (degraded, nodes, store)

@@ -1,8 +1,8 @@
-"""The clients rejected most of late: bounded, whoever they are and however many.
+"""The clients rejected most in the last minutes, in bounded memory for any number of clients.
 
-Counted by Space-Saving (Metwally, Agrawal, El Abbadi 2005): of a stream of N, a summary of m entries holds
-every key that came more than N / m times, with a count at most N / m too high, and says how much it may be.
-Summaries of several streams add up to one of all (Agarwal and others, "Mergeable summaries", 2012).
+The counts use Space-Saving (Metwally, Agrawal, El Abbadi 2005). Of a stream of N keys, a summary of m entries
+holds every key that came more than N / m times. Each count is at most N / m too high, and the summary states
+by how much. Summaries of several streams can be merged (Agarwal and others, "Mergeable summaries", 2012).
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from typing import Final, TypeAlias
 import msgspec
 
 ENTRIES: Final = 100
-"""Clients in a summary; each id has at most 256 bytes."""
+"""Clients in a summary. Each id has at most 256 bytes."""
 
 Summary: TypeAlias = dict[str, tuple[int, int]]
-"""A count for each client, never too low, and by how much it may be too high; of a full one (:data:`ENTRIES`
-clients), any other client came no more often than the least of it."""
+"""For each client its count, which is never too low, and by how much it may be too high.
+
+Of a full summary (:data:`ENTRIES` clients), no other client came more often than the least of its clients.
+"""
 
 SLICE_S: Final = 60.0
+"""Seconds of one slice of time."""
+
 SLICES: Final = 5
-"""What is shown is the present slice and those before it: the last 4 to 5 minutes."""
+"""Slices that are kept, the current one included: the last 4 to 5 minutes."""
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -35,9 +39,9 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 class SpaceSaving:
-    """Counts of the keys that came most often, none of them too low.
+    """Counts of the most frequent keys. None of them is too low.
 
-    ``counts`` holds for each key its count and by how much that may be too high.
+    ``counts`` holds each key's count, and by how much it may be too high.
     """
 
     __slots__ = ("_entries", "_heap", "counts")
@@ -45,11 +49,11 @@ class SpaceSaving:
     def __init__(self, entries: int) -> None:
         self._entries = entries
         self.counts: Summary = {}
-        # Counts as they were when last looked at, so none too high: the smallest is found by mending the top.
+        # Outdated counts, none of them too high: the smallest is found by correcting the top of the heap.
         self._heap: list[tuple[int, str]] = []
 
     def add(self, key: str, times: int = 1) -> None:
-        """Count *key*; if it is new and there is no room, in the place of the one that came least.
+        """Count *key*. A new key replaces the least frequent one if the summary is full.
 
         >>> summary = SpaceSaving(2)
         >>> for key in "aaabbc":
@@ -75,10 +79,10 @@ class SpaceSaving:
 
 
 class Rejections:
-    """Rejected checks by client, over the last minutes; of one event loop.
+    """Counts the rejected checks of each client over the last minutes. Belongs to one event loop.
 
     Args:
-        clock: Seconds, monotonic.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -87,32 +91,30 @@ class Rejections:
         self._until = clock() + SLICE_S
 
     def add(self, client: str, checks: int = 1) -> None:
-        """Count *checks* rejected checks of *client*; 0.2 µs, 0.6 in a flood of ever new clients."""
+        """Count *checks* rejected checks of *client*. Takes 0.2 µs, or 0.6 µs if every client is new."""
         self._slices[-1].add(client, checks)
 
     def tick(self) -> None:
-        """Begin a new slice when it is time; to be called now and then."""
+        """Start a new slice when it is time. Call this regularly."""
         over = int((self._clock() - self._until) // SLICE_S) + 1
         for _ in range(min(over, SLICES)):
             self._slices.append(SpaceSaving(ENTRIES))
         self._until += over * SLICE_S
 
     def summary(self) -> Summary:
-        """The clients rejected most, first those rejected more often."""
+        """Return the clients rejected most, in descending order."""
         self.tick()
         return merge_summaries(part.counts for part in self._slices)
 
 
 def merge_summaries(summaries: Iterable[Summary]) -> Summary:
-    """One summary of all: the clients rejected most, first those rejected more often.
-
-    0.15 ms for five full ones.
+    """Return one summary of all *summaries*, in descending order. Takes 0.15 ms for five full ones.
 
     >>> merge_summaries([{"a": (3, 0), "b": (1, 0)}, {"b": (5, 2)}])
     {'b': (6, 2), 'a': (3, 0)}
     """
     sums: dict[str, list[int]] = {}
-    missed = 0  # by a client that is in none of the full ones
+    missed = 0  # the most that a client in none of the full summaries can have
     for part in summaries:
         least = min(checks for checks, _ in part.values()) if len(part) >= ENTRIES else 0
         for client, (checks, surplus) in part.items():
@@ -125,5 +127,5 @@ def merge_summaries(summaries: Iterable[Summary]) -> Summary:
 
 
 def ranked(summary: Summary) -> list[Rejected]:
-    """As it is shown."""
+    """Return the clients of a summary, in its order."""
     return [Rejected(client, checks, surplus) for client, (checks, surplus) in summary.items()]

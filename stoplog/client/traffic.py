@@ -1,7 +1,6 @@
-"""What a gateway has counted so far, in one value: what a chart of checks a second is drawn from.
+"""The few counts from which the console draws checks per second. ``/metrics`` has them as well.
 
-All of it is in ``/metrics`` too; this is the little that a page asks for once a second. Where one port has
-several processes it counts for all of them, as ``/metrics`` does.
+If several processes share a port, the counts are those of all of them, as in ``/metrics``.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ _BUCKET: Final = "stoplog_check_duration_seconds_bucket"
 
 
 class LatencyBucket(msgspec.Struct, frozen=True):
-    """Checks that took at most `le_ms` milliseconds, those of the buckets before included; null: any time."""
+    """Checks that took at most `le_ms` milliseconds, including the smaller buckets. null: any time."""
 
     le_ms: float | None
     checks: int
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """Counts since the gateway was started; take two, and divide their difference by that of `at_ms`.
+    """Counts since the gateway started. For a rate, divide the difference of two by that of their `at_ms`.
 
-    `degraded`: let through without an answer. `uncounted`: of these, and of those only published, could not
-    be published. `latency`: from asked to answered, degraded answers too.
+    `degraded` checks failed open. `uncounted` checks could not be published, so no client's counter has them.
+    `latency` is the time from call to answer, degraded answers included.
     """
 
     at_ms: int
@@ -43,7 +42,7 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 def traffic(metrics: Metrics, at_ms: int) -> Traffic:
-    """Read *metrics* at *at_ms*, ms since the Unix epoch; 0.5 ms, and 2 for four processes."""
+    """Return the counts of *metrics* at *at_ms* (ms since the Unix epoch)."""
     totals: Counter[str] = Counter()
     buckets: Counter[float] = Counter()
     for family in metrics.shown.collect():

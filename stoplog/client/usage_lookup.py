@@ -1,7 +1,7 @@
-"""A client looked up: what it is held to, and what it has used of each window.
+"""Look up the limits of a client, and what it has used of each window.
 
-The worker that owns the client knows. It is asked by a single check of cost 0, which charges nothing; its
-reply tells of every window, where a batch's tells only of the one nearest to being used up.
+The worker that owns the client's partition knows. A lookup is a single check of cost 0, which charges
+nothing. Its reply describes every window; the reply to a batch only has the one nearest to being used up.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from stoplog.wire.checks import Check, SingleCheck, encode_single
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.replies import LookupReply
 
-LOOK_S: Final = 2.0
-"""Seconds that a look waits for the worker: a person asks, so longer than a check."""
+LOOKUP_S: Final = 2.0
+"""Seconds that a lookup waits for the worker: longer than a check, for a person is waiting."""
 
 MAX_WAITING: Final = 64
-"""Looks at the same time: each is a record of its own, and costs a worker what many batched checks do."""
+"""Lookups at the same time. Each is a record of its own and costs a worker as much as many batched checks."""
 
 
 class Checks(Protocol):
-    """The topic ``checks``: the transport."""
+    """The topic ``checks``, as the transport provides it."""
 
     reply_partition: int
 
     def send_lookup(self, partition: int, value: bytes) -> None:
-        """Publish a single check; raises Unavailable. One that fails later is not told: nobody answers."""
+        """Publish a single check; raise Unavailable if that fails now. A later failure is not reported."""
 
 
-class Lookup:
-    """Looks that wait for their reply; of one event loop.
+class UsageLookup:
+    """Sends lookups and waits for their replies. Belongs to one event loop.
 
     Args:
-        checks: The topic.
-        partitions: Its partitions.
-        prefix: What the ids of this gateway's looks begin with.
+        checks: The topic ``checks``.
+        partitions: Its number of partitions.
+        prefix: Prefix of the ids of this process's lookups.
     """
 
     def __init__(self, checks: Checks, *, partitions: int, prefix: str) -> None:
@@ -48,15 +48,15 @@ class Lookup:
         self._numbers = count(1)
         self._waiting: dict[str, asyncio.Future[LookupReply]] = {}
 
-    async def look(self, client: str, plan: str, resource: str) -> LookupReply:
-        """Ask the owner of *client*.
+    async def look_up(self, client: str, plan: str, resource: str) -> LookupReply:
+        """Return what the worker of *client* knows about it.
 
         Raises:
-            Busy: :data:`MAX_WAITING` looks wait already.
-            Unavailable: it did not answer within :data:`LOOK_S`, or cannot tell.
+            Busy: :data:`MAX_WAITING` lookups are waiting already.
+            Unavailable: The worker did not reply within :data:`LOOKUP_S`, or is too old to describe windows.
         """
         if len(self._waiting) == MAX_WAITING:
-            raise Busy(f"{MAX_WAITING} clients are being looked up: try again later")
+            raise Busy(f"{MAX_WAITING} lookups are waiting already: try again later")
         id_ = f"{self._prefix}{next(self._numbers)}"
         to = ReplyTo(self._checks.reply_partition, id_)
         partition = partition_of(client, self._partitions)
@@ -66,19 +66,21 @@ class Lookup:
             self._checks.send_lookup(
                 partition, encode_single(SingleCheck(Check(client, 0, plan, resource), to))
             )
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(LOOKUP_S):
                 found = await future
         except TimeoutError:
-            raise Unavailable(f"partition {partition} did not answer: is its worker running?") from None
+            raise Unavailable(
+                f"the worker of partition {partition} did not reply: check that it runs (`stoplog status`)"
+            ) from None
         finally:
             del self._waiting[id_]
         if found.error is not None or found.windows is None:
-            raise Unavailable(found.error or "the worker is too old to tell of windows: upgrade it")
+            raise Unavailable(found.error or "the worker is too old to describe windows: upgrade it")
         return found
 
-    def looked(self, looks: list[LookupReply]) -> None:
-        """Replies; a further lane's, or one that comes too late, is dropped."""
-        for look in looks:
-            future = self._waiting.get(look.id)
+    def on_replies(self, replies: list[LookupReply]) -> None:
+        """Take replies of workers. Late ones, and those of a second lane, are dropped."""
+        for reply in replies:
+            future = self._waiting.get(reply.id)
             if future is not None and not future.done():
-                future.set_result(look)
+                future.set_result(reply)

@@ -258,7 +258,7 @@ def test_console_during_outage_shows_degraded_and_silence(
     expect(page.locator("#degraded")).to_have_text(f"{gateway.metric('stoplog_checks_degraded_total'):,.0f}")
     page.get_by_label("Client id").fill("anybody")
     page.keyboard.press("Enter")
-    expect(page.locator("#outcome")).to_contain_text("did not answer: is its worker running?")
+    expect(page.locator("#outcome")).to_contain_text("did not reply: check that it runs")
     worker.signal(signal.SIGCONT)
     expect(page.locator("#mode-name")).to_have_text("Normal")
     expect(announcement).to_have_text("Mode: Normal")

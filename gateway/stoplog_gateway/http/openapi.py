@@ -46,7 +46,7 @@ READ_FAILURES: Final[tuple[Failure, ...]] = (
     ),
     (
         BUSY,
-        "a read of limits is under way and 16 wait: try again later",
+        "16 reads of limits are waiting already: try again later",
         None,
         "try again after Retry-After seconds",
     ),

@@ -66,13 +66,13 @@ _USAGE: Final = ClientUsage(
 )
 _NO_REPLY: Final[openapi.Failure] = (
     UNAVAILABLE,
-    "partition 2 did not answer: is its worker running?",
+    "the worker of partition 2 did not reply: check that it runs (`stoplog status`)",
     None,
     "try again when /readyz answers 200",
 )
 _BUSY: Final[openapi.Failure] = (
     BUSY,
-    "64 clients are being looked up: try again later",
+    "64 lookups are waiting already: try again later",
     None,
     "try again after Retry-After seconds",
 )

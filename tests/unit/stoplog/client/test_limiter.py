@@ -15,7 +15,7 @@ from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import PROOF_S
 from stoplog.client.fail_open import STOPPING
 from stoplog.client.limiter import Limiter
-from stoplog.client.limits_admin import Admin, Applied
+from stoplog.client.limits_admin import Applied, LimitsAdmin
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejected
 from stoplog.client.transport.broker_view import BrokerView
@@ -120,7 +120,7 @@ async def test_change_is_confirmed_once_no_gateway_denies_by_the_old_limits(
     async def write(*_: Any) -> Applied:
         return Applied(True, 5)
 
-    monkeypatch.setattr(Admin, "write", write)
+    monkeypatch.setattr(LimitsAdmin, "write", write)
     async with running() as (limiter, _):
         for change in (limiter.reset("alice"), limiter.set_limits(UpdateKey("client", "alice"), None)):
             began = now()

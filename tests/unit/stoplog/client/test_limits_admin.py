@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoplog.client.limits_admin import MAX_WAITING, Admin, LimitsPage
+from stoplog.client.limits_admin import MAX_WAITING, LimitsAdmin, LimitsPage
 from stoplog.errors import Busy, InvalidId, InvalidInput, Unavailable
 from stoplog.partitioning import home_of, partition_of
 from stoplog.policy import Policy, parse_policy
@@ -56,8 +56,8 @@ class Log:
             log.append(Update(len(log), key.kind, key.id, key.resource, policy))
 
 
-def admin_over(log: Log, timeout_s: float = 5.0) -> Admin:
-    return Admin(log, partitions=PARTITIONS, prefix="g1.", timeout_s=timeout_s)
+def admin_over(log: Log, timeout_s: float = 5.0) -> LimitsAdmin:
+    return LimitsAdmin(log, partitions=PARTITIONS, prefix="g1.", timeout_s=timeout_s)
 
 
 def client(name: str) -> UpdateKey:
@@ -71,10 +71,10 @@ async def test_write_for_a_client_returns_when_its_partition_confirms() -> None:
     await asyncio.sleep(0)
     ((partition, id_),) = log.asked
     assert partition == partition_of("alice", PARTITIONS)
-    admin.told([UpdateReply("g1.999", True, 7, partition), UpdateReply(id_, True, 8, partition)])
+    admin.on_replies([UpdateReply("g1.999", True, 7, partition), UpdateReply(id_, True, 8, partition)])
     applied = await change
     assert (applied.applied, applied.version) == (True, 8)
-    admin.told([UpdateReply(id_, True, 8, partition)])  # said twice
+    admin.on_replies([UpdateReply(id_, True, 8, partition)])  # said twice
 
 
 @pytest.mark.parametrize("key", [UpdateKey("plan", "gold"), UpdateKey("default")])
@@ -94,12 +94,12 @@ async def test_write_for_a_plan_takes_its_order_from_home_and_returns_when_all_c
     assert log.orders == [None, 17, 17]
     id_ = log.asked[0][1]
     one, other = {0, 1, 2} - {home}
-    admin.told(
+    admin.on_replies(
         [UpdateReply(id_, True, 5, home), UpdateReply(id_, True, 9, one), UpdateReply(id_, True, 5, home)]
     )
     await asyncio.sleep(0)
     assert not change.done()
-    admin.told([UpdateReply(id_, True, 4, other)])
+    admin.on_replies([UpdateReply(id_, True, 4, other)])
     assert (await change).version == 9
 
 
@@ -144,7 +144,7 @@ async def test_write_without_a_confirmation_returns_not_applied() -> None:
     admin = admin_over(log)
     change = asyncio.create_task(admin.write(client("alice"), None))
     await asyncio.sleep(0)
-    admin.told([UpdateReply(log.asked[-1][1], False)])
+    admin.on_replies([UpdateReply(log.asked[-1][1], False)])
     assert not (await change).applied
 
 
@@ -224,7 +224,7 @@ async def test_reads_are_queued_and_too_many_raise_busy() -> None:
     assert await admin.get(client("alice")) == FAST
 
 
-async def pages(admin: Admin, limit: int, kind: str | None = None) -> list[LimitsPage]:
+async def pages(admin: LimitsAdmin, limit: int, kind: str | None = None) -> list[LimitsPage]:
     found = [await admin.page(None, limit, kind)]
     while found[-1].next is not None:
         found.append(await admin.page(found[-1].next, limit, kind))

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 import stoplog.client.usage_lookup
-from stoplog.client.usage_lookup import MAX_WAITING, Lookup
+from stoplog.client.usage_lookup import MAX_WAITING, UsageLookup
 from stoplog.errors import Busy, Unavailable
 from stoplog.partitioning import partition_of
 from stoplog.wire.checks import Check, SingleCheck, decode_checks_record
@@ -32,25 +32,25 @@ def checks() -> Checks:
 
 
 @pytest.fixture
-def lookup(checks: Checks) -> Lookup:
-    return Lookup(checks, partitions=4, prefix="g?")
+def lookup(checks: Checks) -> UsageLookup:
+    return UsageLookup(checks, partitions=4, prefix="g?")
 
 
-async def asked(lookup: Lookup) -> asyncio.Task[LookupReply]:
-    looking = asyncio.create_task(lookup.look("alice", "gold", "login"))
+async def asked(lookup: UsageLookup) -> asyncio.Task[LookupReply]:
+    looking = asyncio.create_task(lookup.look_up("alice", "gold", "login"))
     await asyncio.sleep(0)
     return looking
 
 
 async def test_look_up_sends_a_check_of_cost_0_and_takes_the_first_reply(
-    checks: Checks, lookup: Lookup
+    checks: Checks, lookup: UsageLookup
 ) -> None:
     looking = await asked(lookup)
     peek = SingleCheck(Check("alice", 0, "gold", "login"), ReplyTo(3, "g?1"))
     assert checks.sent == [(partition_of("alice", 4), peek)]
-    lookup.looked([LookupReply("g?99", 1), FOUND, FOUND])  # somebody else's, and that of a second lane
+    lookup.on_replies([LookupReply("g?99", 1), FOUND, FOUND])  # somebody else's, and that of a second lane
     assert await looking == FOUND
-    lookup.looked([FOUND])  # nobody waits any more
+    lookup.on_replies([FOUND])  # nobody waits any more
 
 
 @pytest.mark.parametrize(
@@ -61,28 +61,28 @@ async def test_look_up_sends_a_check_of_cost_0_and_takes_the_first_reply(
     ],
 )
 async def test_look_up_without_windows_in_the_reply_raises_unavailable(
-    reply: LookupReply, told: str, lookup: Lookup
+    reply: LookupReply, told: str, lookup: UsageLookup
 ) -> None:
     looking = await asked(lookup)
-    lookup.looked([reply])
+    lookup.on_replies([reply])
     with pytest.raises(Unavailable, match=told):
         await looking
 
 
-async def test_too_many_lookups_raise_busy(checks: Checks, lookup: Lookup) -> None:
+async def test_too_many_lookups_raise_busy(checks: Checks, lookup: UsageLookup) -> None:
     looking = [await asked(lookup) for _ in range(MAX_WAITING)]
     with pytest.raises(Busy, match="64 clients"):
-        await lookup.look("alice", "gold", "login")
+        await lookup.look_up("alice", "gold", "login")
     assert len(checks.sent) == MAX_WAITING
-    lookup.looked([LookupReply(f"g?{number + 1}", 7, None, []) for number in range(MAX_WAITING)])
+    lookup.on_replies([LookupReply(f"g?{number + 1}", 7, None, []) for number in range(MAX_WAITING)])
     await asyncio.gather(*looking)
     await asked(lookup)
     assert len(checks.sent) == MAX_WAITING + 1
 
 
 async def test_look_up_without_a_reply_raises_unavailable(
-    lookup: Lookup, monkeypatch: pytest.MonkeyPatch
+    lookup: UsageLookup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stoplog.client.usage_lookup, "LOOK_S", 0.0)
+    monkeypatch.setattr(stoplog.client.usage_lookup, "LOOKUP_S", 0.0)
     with pytest.raises(Unavailable, match="is its worker running"):
-        await lookup.look("alice", "", "")
+        await lookup.look_up("alice", "", "")

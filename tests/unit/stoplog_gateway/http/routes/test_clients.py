@@ -57,7 +57,9 @@ async def test_usage_returns_every_window_and_the_source_of_the_limits(
 
 
 async def test_usage_without_a_worker_is_a_503(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
-    limiter.error = Unavailable("partition 2 did not answer: is its worker running?")
+    limiter.error = Unavailable(
+        "the worker of partition 2 did not reply: check that it runs (`stoplog status`)"
+    )
     response = await http.get("/v1/clients/alice/usage")
     assert response.status_code == 503
     assert "partition 2" in response.json()["detail"]

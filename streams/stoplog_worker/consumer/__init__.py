@@ -1,1 +1,1 @@
-"""The consumer thread, the only one that touches owned partitions."""
+"""The consumer thread: it consumes records and advances every partition that this worker processes."""

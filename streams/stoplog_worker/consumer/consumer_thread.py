@@ -1,98 +1,91 @@
-"""The owner thread: it alone touches the partitions that are this worker's.
+"""The consumer thread: it alone touches the partitions that this worker processes.
 
-Consume from the marker, judge, answer, relay limit updates, flush; one thread, no lock. Faust says which
-partitions are ours (:mod:`stoplog_worker.assignment.coordinator` passes that on as commands); what it says belongs to a
-generation of the group, and a command of any but the current one is refused.
+It consumes each partition from its marker on, judges and answers the records, relays limit updates and writes
+checkpoints. One thread does all of it, so nothing needs a lock. Faust assigns the partitions, and
+:mod:`stoplog_worker.assignment.coordinator` passes the assignments on as commands. An assignment belongs to a
+generation of the group. A command that makes the thread write again names its generation, and is refused unless
+that generation is current.
 
-Writing and answering are two things. Nothing is *written* (changelog, relayed update, table) unless the
-partition is ours in the current generation and the group lease surely holds. *Answers* need neither: a
-decision is a function of the log, so whoever folds it says the same. A partition is therefore judged and
-answered on while a rebalance is under way, while the group cannot be reached, and, once it is another
-worker's, until that one says that it judges.
+Writing and answering follow different rules. The worker *writes* (changelogs, relayed updates, tables) only
+while it owns the partition in the current generation and the group lease holds. It *answers* without either: a
+decision is a function of the log, so every worker that judges a record gives the same answer. It therefore
+answers during a rebalance, while the group cannot be reached, and after a partition has moved, until the new
+owner's heartbeat arrives.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
-from stoplog.errors import OffsetGone, TopicRecreated, Unavailable, UndecodableRecord
+from stoplog.errors import OffsetGone, TopicRecreated, UndecodableRecord
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.batch_skipper import Steps, drain, unreadable
 from stoplog.lanes import DEFAULT_LANE
 from stoplog.topics import CHECKS, NODES, UPDATES
 from stoplog.wire.heartbeats import RUNNING, PartitionState, decode_heartbeat
 from stoplog_worker.algorithm.state_codec import Marker
+from stoplog_worker.consumer.commands import CommandQueue
+from stoplog_worker.consumer.partition_set import PartitionSet
 from stoplog_worker.consumer.peers import Peers
+from stoplog_worker.consumer.progress import ProgressReporter
+from stoplog_worker.consumer.revocation import Revocation
+from stoplog_worker.consumer.startup_checks import check_topics
 from stoplog_worker.kafka.producers import Producers
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.partition.checkpoint import Overtaken
+from stoplog_worker.partition.changelog_repair import Overtaken
 from stoplog_worker.partition.partition import Partition
+from stoplog_worker.partition.phase import PartitionPhase
 from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG, START_EMPTY
 from stoplog_worker.restore.restorer import Restored
 from stoplog_worker.settings import Settings
-from stoplog_worker.state.store import COUNTERS, POLICIES, PartitionStore
+from stoplog_worker.state.store import PartitionStore
 
-_log = logging.getLogger("stoplog.owner")
+if TYPE_CHECKING:
+    from stoplog_worker.partition.tracing import PartitionTracing
+
+_log = logging.getLogger("stoplog.consumer")
 
 _POLL_S: Final = 0.02
-"""Longest wait for a record: how late a command or an acknowledgment may be noticed."""
-_READ: Final = 500
-"""Records taken at once, so that a backlog does not keep flushes and commands waiting."""
-_FLUSH_S: Final = 0.001
-"""Of flushing in a turn, about: how long it holds up a check."""
-_REPLAYED: Final = 80_000
-"""Checks judged since they were flushed, over all partitions: what a worker replays in about a second."""
-_UNFLUSHED: Final = 8
-"""Of the clients kept in memory one in so many may wait for a flush, till which it cannot be dropped."""
-_CROWDED_S: Final = 0.05
-"""Between two looks at the lease while a flush holds up all checks."""
-_LAG_S: Final = 1.0
-"""Between two looks at how far there is to go, and two commits of how far it went."""
+"""Longest wait for a record, and so the longest delay of a command or an acknowledgment."""
+_MAX_RECORDS: Final = 500
+"""Records consumed in one turn, so that a backlog does not delay checkpoints and commands."""
+_CHECKPOINT_S: Final = 0.001
+"""Seconds of checkpoint work in one turn when idle; a check waits about this long."""
+_MAX_REPLAY: Final = 80_000
+"""Checks judged since the last checkpoints, over all partitions: a worker replays them in about a second."""
+_DIRTY_SHARE: Final = 8
+"""At most one in this many clients in memory may be dirty. A dirty client cannot be evicted."""
+_OVER_BUDGET_S: Final = 0.05
+"""Seconds between two looks at the lease while a checkpoint holds up all checks."""
+_REPORT_S: Final = 1.0
+"""Seconds between two measurements of the lag, and between two commits."""
 UNWRITTEN_S: Final = 30.0
-"""What is judged and may not be written grows; after this long it is dropped, and read from the log again."""
-
-T = TypeVar("T")
-
-
-class _Holding(NamedTuple):
-    """A rebalance under way: what each held partition is still to write up to, and for how long."""
-
-    done: Future[None]
-    goals: dict[int, int]
-    write_until: float
-    drop_at: float
-
-    def end(self) -> None:
-        """Nothing more is written."""
-        if not self.done.done():
-            self.done.set_result(None)
+"""Seconds after which partitions that may not be written are dropped: their dirty state grows meanwhile."""
 
 
 class ConsumerThread(threading.Thread):
-    """The thread.
+    """The thread, and the commands that other threads give it.
 
     Args:
-        settings: The worker's.
-        partitions: How many ``checks`` has.
+        settings: The worker's settings.
+        partitions: The number of partitions of ``checks``.
         changelogs: The changelog topic of each table.
-        lease: Extended by the group's heartbeats.
-        metrics: What it counts.
-        on_dropped: Called in this thread with the stores of partitions that are judged here no longer: the
-            next owner has begun, the lease ran out for long, or another worker is ahead. Nothing of them
-            is lost, the log has it.
-        on_fatal: Called in this thread with what ended it.
+        lease: The group lease.
+        metrics: The worker's metrics.
+        on_dropped: Called in this thread with the stores of dropped partitions: the new owner has begun, the
+            lease stayed lost, or another worker is ahead. Nothing is lost, because the log has everything.
+        on_fatal: Called in this thread with the exception that ended it.
     """
 
     def __init__(
@@ -105,84 +98,80 @@ class ConsumerThread(threading.Thread):
         on_dropped: Callable[[list[PartitionStore]], None],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
-        super().__init__(name="owner", daemon=True)
+        super().__init__(name="consumer", daemon=True)
         self.generation: int | None = None
-        """Of the group; ``None`` from a revocation to the next assignment."""
+        """The group's generation; ``None`` from a revocation to the next assignment."""
         self._settings = settings
-        self._partitions = partitions
+        self._partition_count = partitions
         self._lease = lease
         self._metrics = metrics
         self._on_dropped = on_dropped
         self._on_fatal = on_fatal
-        # Markers are committed under it, for lag monitors. It has no members: Faust's group assigns.
+        self._progress = ProgressReporter(metrics)
+        # Lag monitors read the offsets committed under this group. It has no members: Faust's group assigns.
         self._consumer: Consumer = kafka.worker_consumer(
-            settings.bootstrap, f"{settings.app_id}-owner", on_commit=self._committed_are
+            settings.bootstrap, f"{settings.app_id}-owner", on_commit=self._progress.on_commit
         )
-        self._committed: dict[int, int] = {}
         self._steps = Steps(self._consumer)
-        self._kind = _traced() if settings.tracing else Partition
-        self._outbox = Producers(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
-        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._tracing = _load_tracing() if settings.tracing else None
+        self._producers = Producers(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
+        self._commands = CommandQueue()
         self._peers = Peers(settings.node_id, settings.lane or DEFAULT_LANE)
-        self._running: dict[int, Partition] = {}
-        self._held: dict[int, Partition] = {}
-        """Ours until the rebalance ends that is under way: answered, not written."""
-        self._leaving: dict[int, tuple[Partition, float]] = {}
-        """Another worker's: answered until that one judges, or until a time."""
-        self._holding: _Holding | None = None
-        self._unsure_until: float | None = None
-        self._updates_paused: set[int] = set()
-        self._ends: dict[tuple[str, int], int] = {}
-        self._lag: dict[int, int] = {}
-        self._lag_at = 0.0
-        self._flushing = False
-        """Whether flushes that may go on have something to do that waits for nobody."""
+        self._partitions = PartitionSet()
+        self._revocation: Revocation | None = None
+        self._lapse_ends_at: float | None = None
+        """While the lease is lost: when the active partitions are dropped, monotonic seconds."""
+        self._paused_updates: set[int] = set()
+        self._changelog_ends: dict[tuple[str, int], int] = {}
+        self._reported_at = 0.0
+        self._checkpoint_ready = False
+        """Whether a checkpoint can go on without an acknowledgment, so that the next turn must not wait."""
         self._stopping = False
-        self._ended = False
 
-    # --- from other threads -----------------------------------------------------------------
-
-    def _call(self, command: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
-        self._commands.put((command, future))
-        if self._ended:
-            self._refuse_commands()
-        return future
+    # --- called by other threads ---
 
     def start_partition(self, restored: Restored) -> Future[bool]:
-        """Judge a restored partition from its marker on; ``False`` if its generation is over."""
-        return self._call(lambda: self._start(restored))
+        """Process a restored partition from its marker on; ``False`` if its generation is over."""
+        return self._commands.call(lambda: self._start(restored))
 
     def revoke_all(self, timeout_s: float) -> Future[None]:
-        """Write what was judged so far, and then nothing more; answer on. Done after *timeout_s* at last."""
+        """Write a last checkpoint of every partition and nothing after it, but go on answering.
+
+        The future completes when nothing more is written, *timeout_s* later at the latest.
+        """
         done: Future[None] = Future()
-        self._call(lambda: self._hold(timeout_s, done)).add_done_callback(partial(_pass_on_failure, done))
+        command = self._commands.call(lambda: self._revoke(timeout_s, done))
+        command.add_done_callback(partial(_pass_on_failure, done))
         return done
 
     def resume(self, generation: int, partitions: set[int]) -> Future[set[int]]:
-        """Write again what is held of *partitions*; none if the generation is over."""
-        return self._call(lambda: self._resume(generation, partitions))
+        """Write revoked *partitions* again; return which. None of them if *generation* is over."""
+        return self._commands.call(lambda: self._resume(generation, partitions))
 
     def hand_over(self, partitions: set[int], for_s: float) -> Future[None]:
-        """Answer what is held of *partitions* until another worker judges it, *for_s* at most."""
-        return self._call(lambda: self._leave(partitions, for_s))
+        """Answer revoked *partitions* until their new owner's heartbeat arrives, for *for_s* at most."""
+        return self._commands.call(lambda: self._partitions.hand_over(partitions, monotonic() + for_s))
 
     def release(self, partition: int) -> Future[PartitionStore | None]:
-        """Let go of a partition that is held or left; what was not flushed is forgotten, the log has it."""
-        return self._call(lambda: self._release(partition))
+        """Stop processing a partition that is not active; return its store, or ``None`` if it has none here.
+
+        State that is in no checkpoint is dropped. The log has it.
+        """
+        return self._commands.call(lambda: self._release(partition))
 
     def has_peers(self) -> Future[bool]:
-        """Whether there are other workers in this lane, of which one could take over."""
-        return self._call(lambda: self._peers.any_alive(monotonic()))
+        """Return whether another worker of this lane could take over."""
+        return self._commands.call(lambda: self._peers.any_alive(monotonic()))
 
     def set_changelog_ends(self, ends: dict[tuple[str, int], int]) -> None:
-        """The next offsets of owned changelogs, as the broker has them."""
-        self._call(lambda: self._ends.update(ends))
+        """Pass on the next offsets of changelogs, by table and partition, as the broker reports them."""
+        self._commands.call(lambda: self._changelog_ends.update(ends))
 
     def partition_states(self) -> dict[int, PartitionState]:
-        """The partitions judged as ours and their lag, for the node's beat."""
-        ours = (*tuple(self._running), *tuple(self._held))
-        return {p: PartitionState(RUNNING, self._lag.get(p, 0)) for p in ours}
+        """Return the partitions that this worker owns, and their lag, for its heartbeat."""
+        owned = self._partitions.in_phase(PartitionPhase.ACTIVE, PartitionPhase.REVOKING)
+        lag = self._progress.lag
+        return {one.number: PartitionState(RUNNING, lag.get(one.number, 0)) for one in owned}
 
     def stop(self, timeout_s: float) -> list[PartitionStore]:
         """End the thread and return the stores it held; none if it has not ended after *timeout_s*."""
@@ -190,378 +179,282 @@ class ConsumerThread(threading.Thread):
         def end() -> None:
             self._stopping = True
 
-        self._call(end)
+        self._commands.call(end)
         self.join(timeout_s)
-        return [] if self.is_alive() else [owned.store for owned in self._judged()]
+        return [] if self.is_alive() else [partition.store for partition in self._partitions.all()]
 
-    # --- the thread -------------------------------------------------------------------------
+    # --- the loop ---
 
     def run(self) -> None:
-        """Turn until told to stop."""
+        """Take turns until the thread is stopped."""
         cause = None
         try:
-            # A worker that judges nothing yet may be the one to take over.
+            # Without delay at the first assignment: this worker may have to take over at any time.
             kafka.fetch_metadata(self._consumer, (CHECKS, UPDATES, NODES))
-            self._outbox.acquaint()
-            self._listen()
+            self._producers.fetch_metadata()
+            self._consume_heartbeats()
             while not self._stopping:
                 self._turn()
-        except Exception as exc:  # noqa: BLE001 - whatever ended it must end the worker, not only this thread
+        except Exception as exc:  # noqa: BLE001 - every exception must end the worker, not only this thread
             cause = exc
-        self._outbox.close()
+        self._producers.close()
         self._consumer.close()
-        self._ended = True
-        self._refuse_commands()
-        if self._holding is not None:
-            self._holding.end()
+        self._commands.close()
+        if self._revocation is not None:
+            self._revocation.end()
         if cause is not None:
             self._on_fatal(cause)
 
-    def _listen(self) -> None:
-        """Hear the beats of others from now on."""
+    def _consume_heartbeats(self) -> None:
         self._consumer.incremental_assign([TopicPartition(NODES, 0, OFFSET_END)])
 
     def _turn(self) -> None:
-        self._run_commands()
-        messages = drain(self._consumer, _READ, 0 if self._flushing else _POLL_S)
+        self._commands.run_pending()
+        messages = drain(self._consumer, _MAX_RECORDS, 0 if self._checkpoint_ready else _POLL_S)
         began = monotonic()
         for message in self._steps.sift(messages):
             self._take(message)
-        self._outbox.poll()
+        self._producers.poll()
         now = monotonic()
-        # While there is much to judge, flushes have a third of the time, or they would never end.
-        until = now + max(_FLUSH_S, (now - began) / 2)
-        self._flushing = False
-        for owned in tuple(self._running.values()):
-            if not self._sure(now):
-                break
-            self._tend(owned, now, until)
-        if self._holding is not None:
-            self._write_last(self._holding, now, until)
-        if self._leaving:
-            self._end_leaving({p for p, (_, until) in self._leaving.items() if now >= until})
-        if now - self._lag_at >= _LAG_S:
-            self._lag_at = now
-            self._measure_lag()
-            self._commit()
+        # Under load, writing gets a third of the time; otherwise checkpoints would never end.
+        until = now + max(_CHECKPOINT_S, (now - began) / 2)
+        self._checkpoint_ready = False
+        self._write_active(now, until)
+        self._write_revoking(now, until)
+        handing_over = self._partitions.in_phase(PartitionPhase.HANDING_OVER)
+        self._drop(partition for partition in handing_over if now >= partition.answer_until)
+        if now - self._reported_at >= _REPORT_S:
+            self._reported_at = now
+            self._report()
 
-    def _judged(self) -> list[Partition]:
-        leaving = (owned for owned, _ in self._leaving.values())
-        return [*self._running.values(), *self._held.values(), *leaving]
+    def _write_active(self, now: float, until: float) -> None:
+        """Advance everything that active partitions write, as long as the lease holds."""
+        active = self._partitions.in_phase(PartitionPhase.ACTIVE)
+        for partition in active:
+            if not self._lease.holds():
+                self._on_lease_lost(active, now)
+                return
+            self._lapse_ends_at = None
+            self._advance(partition, now, until, len(active))
 
-    def _sure(self, now: float) -> bool:
-        """Whether what runs is surely still ours, and may be written."""
-        if self._lease.holds():
-            self._unsure_until = None
-            return True
-        if self._unsure_until is None:
-            self._unsure_until = now + UNWRITTEN_S
+    def _on_lease_lost(self, active: list[Partition], now: float) -> None:
+        """Note that *active* partitions may not be written, and drop them if that lasts."""
+        numbers = sorted(partition.number for partition in active)
+        if self._lapse_ends_at is None:
+            self._lapse_ends_at = now + UNWRITTEN_S
             self._metrics.lapses.inc()
             _log.warning(
-                "the group lease ran out (no heartbeat answered in time): partitions %s are answered and "
-                "nothing of them is written until the group answers",
-                sorted(self._running),
+                "the group lease ran out: no heartbeat was answered in time. Partitions %s are answered, but not "
+                "written, until the group answers",
+                numbers,
             )
-        elif now >= self._unsure_until:
+        elif now >= self._lapse_ends_at:
             _log.warning(
-                "the group has not answered for %g s more: partitions %s are dropped until it does; what was "
-                "not flushed is read from the log again",
+                "the group has not answered for another %g s: dropping partitions %s until it does. State that "
+                "is in no checkpoint will be read from the log again",
                 UNWRITTEN_S,
-                sorted(self._running),
+                numbers,
             )
-            self._unsure_until = None
-            self._drop(list(self._running.values()))
-        return False
+            self._lapse_ends_at = None
+            self._drop(self._partitions.in_phase(PartitionPhase.ACTIVE))
 
-    def _run_commands(self) -> None:
-        with suppress(queue.Empty):
-            while True:
-                command, future = self._commands.get_nowait()
-                try:
-                    future.set_result(command())
-                except BaseException as exc:
-                    future.set_exception(exc)
-                    raise
+    def _advance(self, partition: Partition, now: float, until: float, active: int) -> None:
+        for table in self._producers.changelogs:
+            end = self._changelog_ends.pop((table, partition.number), None)
+            if end is not None:
+                partition.note_changelog_end(table, end)
+        max_clients = self._settings.cached_clients // active
+        over_budget = partition.ledger.over_budget(max_clients)
+        limits = _MAX_REPLAY // active, max_clients // _DIRTY_SHARE
+        try:
+            marker = partition.advance(now, until, *limits)
+            # Memory is short, and dirty state cannot be evicted: for once, checks wait for the checkpoint.
+            while over_budget and partition.busy and self._lease.holds():
+                now = monotonic()
+                marker = partition.advance(now, now + _OVER_BUDGET_S, *limits)
+        except Overtaken as exc:
+            _log.warning("%s; dropping the partition and restoring it", exc)
+            self._drop([partition])
+            return
+        if partition.number in self._paused_updates and not partition.relay.full:
+            self._resume_updates(partition.number)
+        if marker is not None:
+            partition.ledger.evict(max_clients)
+        self._checkpoint_ready |= partition.busy
 
-    def _refuse_commands(self) -> None:
-        """Nobody will run them any more."""
-        with suppress(queue.Empty):
-            while True:
-                _, future = self._commands.get_nowait()
-                future.set_exception(Unavailable("the owner thread has ended"))
+    def _write_revoking(self, now: float, until: float) -> None:
+        revocation = self._revocation
+        if revocation is None:
+            return
+        if revocation.writing:
+            self._checkpoint_ready |= revocation.advance(self._partitions, self._lease, now, until)
+        elif revocation.overdue(now):
+            revoking = self._partitions.in_phase(PartitionPhase.REVOKING)
+            if revoking:
+                _log.warning(
+                    "a rebalance has not ended for %g s: dropping partitions %s until it does",
+                    UNWRITTEN_S,
+                    sorted(partition.number for partition in revoking),
+                )
+                self._drop(revoking)
 
-    # --- partitions come and go -------------------------------------------------------------
+    def _report(self) -> None:
+        active = self._partitions.in_phase(PartitionPhase.ACTIVE)
+        revoking = self._partitions.in_phase(PartitionPhase.REVOKING)
+        self._progress.measure_lag(self._consumer, (*active, *revoking))
+        self._metrics.cached.set(sum(len(one.ledger.states) for one in self._partitions.all()))
+        if self._lease.holds():
+            self._progress.commit(self._consumer, active)
+
+    # --- partitions ---
 
     def _start(self, restored: Restored) -> bool:
         if restored.generation != self.generation:
             return False
         store = restored.store
-        # Without a marker the counters are recomputed from all that the log still holds.
+        stored = store.marker()
+        check_topics(restored, stored, self._producers.changelogs)
+        # Without a marker, the counters are computed from everything that the log still holds.
         default = self._settings.default_policy
         first = Marker(restored.log_start, 0, -1, -1, restored.topic_id, default)
-        stored = store.marker()
-        self._refuse_remains(restored, stored)
         marker = msgspec.structs.replace(
             stored or first, updates_id=restored.updates_id, changelog_ids=restored.changelog_ids
         )
-        owned = self._kind(
+        partition = Partition(
             self._settings,
-            self._partitions,
+            self._partition_count,
             store,
             marker,
-            self._outbox,
+            self._producers,
             self._metrics,
             answer_from=restored.answer_from,
+            tracing=self._tracing,
         )
         if stored != marker:
-            # The default of the first start holds from now on, be there records or not; so do topics' ids.
-            owned.ledger.rewrite((), ())
-        self._begin(owned)
-        _log.info("partition %s: judging from offset %s", store.partition, marker.next_offset)
-        return True
-
-    def _refuse_remains(self, restored: Restored, marker: Marker | None) -> None:
-        """See that what is stored and the topics it came from are all still there.
-
-        Raises:
-            TopicRecreated: one was deleted and made again, and the others remain.
-        """
-        store, changelogs = restored.store, self._outbox.changelogs
-        if marker is None:
-            # The marker is written before the first counter is; and all counters may be gone again since.
-            if store.next_offset[COUNTERS] > 0:
-                raise TopicRecreated(
-                    f"partition {store.partition} has counters and no marker, which was in a topic "
-                    f"{changelogs[POLICIES]} that is gone, and the limits with it. If it was deleted on "
-                    f"purpose: {REBUILD_FROM_LOG}"
-                )
-            return
-        if marker.topic_id != restored.topic_id:
-            raise TopicRecreated(
-                f"the counters of partition {store.partition} belong to a topic {CHECKS} that is gone (id "
-                f"{marker.topic_id}, now {restored.topic_id}). If it was deleted on purpose: {REBUILD_FROM_LOG}"
-            )
-        for table, topic in changelogs.items():
-            known, now = marker.changelog_ids.get(table), restored.changelog_ids[table]
-            if known not in (None, now):
-                raise TopicRecreated(
-                    f"the {table} of partition {store.partition} were in a topic {topic} that is gone (id "
-                    f"{known}, now {now}), and the new one lacks what came before. If it was deleted on "
-                    f"purpose: {REBUILD_FROM_LOG}"
-                )
-        if marker.updates_id not in ("", restored.updates_id):
-            raise TopicRecreated(
-                f"the limits of partition {store.partition} belong to a topic {UPDATES} that is gone (id "
-                f"{marker.updates_id}, now {restored.updates_id}), and updates in the new one would be taken "
-                f"for known ones. If it was deleted on purpose: {START_EMPTY}"
-            )
-
-    def _begin(self, owned: Partition) -> None:
-        partition, ledger = owned.partition, owned.ledger
-        self._running[partition] = owned
-        owned.begin(monotonic())
+            # The first start's default limits and the topics' ids hold from now on, even without records.
+            partition.ledger.rewrite((), ())
+        self._partitions.add(partition, monotonic())
         self._consumer.incremental_assign(
             [
-                TopicPartition(CHECKS, partition, ledger.next_offset),
-                TopicPartition(UPDATES, partition, ledger.applied + 1),
+                TopicPartition(CHECKS, partition.number, partition.ledger.next_offset),
+                TopicPartition(UPDATES, partition.number, partition.ledger.applied + 1),
             ]
         )
+        _log.info("partition %s: judging from offset %s", partition.number, marker.next_offset)
+        return True
 
-    def _end(self, owned: Partition) -> None:
-        """Judge it no longer."""
-        for judged in (self._running, self._held, self._leaving):
-            judged.pop(owned.partition, None)
-        if owned.partition in self._updates_paused:
-            # librdkafka would keep it paused for whoever is assigned it next, here.
-            self._resume_updates(owned.partition)
-        if self._lag.pop(owned.partition, None) is not None:
-            self._metrics.lag.remove(str(owned.partition))
-        self._consumer.incremental_unassign(
-            [TopicPartition(CHECKS, owned.partition), TopicPartition(UPDATES, owned.partition)]
-        )
-        for topic in (CHECKS, UPDATES):
-            self._steps.forget(topic, owned.partition)
-
-    def _hold(self, timeout_s: float, done: Future[None]) -> None:
-        # What is held already has had its last flush: the group may have given it away by now.
-        goals = {partition: owned.ledger.next_offset for partition, owned in self._running.items()}
-        if self._holding is not None:
-            if not self._holding.done.done():
-                goals |= self._holding.goals
-            self._holding.end()
-        self._held.update(self._running)
-        self._running.clear()
-        self._unsure_until = None
+    def _revoke(self, timeout_s: float, done: Future[None]) -> None:
+        # A partition that was revoked before has had its last checkpoint: the group may have moved it by now.
+        goals = self._partitions.revoke()
+        if self._revocation is not None:
+            goals |= self._revocation.unfinished_goals()
+            self._revocation.end()
+        self._lapse_ends_at = None
         now = monotonic()
-        self._holding = _Holding(done, goals, now + timeout_s, now + UNWRITTEN_S)
-
-    def _write_last(self, holding: _Holding, now: float, until: float) -> None:
-        """Move the flushes of what is held on; once done, no more is written."""
-        if not holding.done.done():
-            for partition, goal in tuple(holding.goals.items()):
-                held = self._held.get(partition)
-                if held is None or (self._lease.holds() and held.flush_to(goal, until)):
-                    del holding.goals[partition]
-                elif self._lease.holds():
-                    self._flushing |= held.busy
-            if not holding.goals or now >= holding.write_until or not self._lease.holds():
-                holding.end()
-        elif now >= holding.drop_at and self._held:
-            _log.warning(
-                "a rebalance has not ended for %g s: partitions %s are dropped until it does",
-                UNWRITTEN_S,
-                sorted(self._held),
-            )
-            self._drop(list(self._held.values()))
+        self._revocation = Revocation(done, goals, write_until=now + timeout_s, drop_at=now + UNWRITTEN_S)
 
     def _resume(self, generation: int, partitions: set[int]) -> set[int]:
-        resumed = partitions & self._held.keys() if generation == self.generation else set()
-        for partition in resumed:
-            owned = self._running[partition] = self._held.pop(partition)
-            owned.begin(monotonic())
-        return resumed
+        return self._partitions.resume(partitions, monotonic()) if generation == self.generation else set()
 
-    def _leave(self, partitions: set[int], for_s: float) -> None:
-        for partition in partitions & self._held.keys():
-            self._leaving[partition] = self._held.pop(partition), monotonic() + for_s
-
-    def _end_leaving(self, partitions: set[int]) -> None:
-        ended = [self._leaving[partition][0] for partition in partitions & self._leaving.keys()]
-        if ended:
-            self._drop(ended)
-
-    def _release(self, partition: int) -> PartitionStore | None:
-        owned = self._held.get(partition) or self._leaving.get(partition, (None,))[0]
-        if owned is None:
+    def _release(self, number: int) -> PartitionStore | None:
+        partition = self._partitions.by_number.get(number)
+        if partition is None or partition.phase is PartitionPhase.ACTIVE:
             return None
-        self._end(owned)
-        return owned.store
+        self._remove(partition)
+        return partition.store
 
-    def _drop(self, dropped: list[Partition]) -> None:
-        for owned in dropped:
-            self._end(owned)
-        self._on_dropped([owned.store for owned in dropped])
+    def _drop(self, partitions: Iterable[Partition]) -> None:
+        dropped = list(partitions)
+        for partition in dropped:
+            self._remove(partition)
+        if dropped:
+            self._on_dropped([partition.store for partition in dropped])
 
-    # --- records ----------------------------------------------------------------------------
+    def _remove(self, partition: Partition) -> None:
+        number = partition.number
+        self._partitions.remove(partition)
+        if number in self._paused_updates:
+            # librdkafka would keep it paused for the next assignment.
+            self._resume_updates(number)
+        self._progress.forget(number)
+        self._consumer.incremental_unassign([TopicPartition(CHECKS, number), TopicPartition(UPDATES, number)])
+        for topic in (CHECKS, UPDATES):
+            self._steps.forget(topic, number)
+
+    # --- records ---
 
     def _take(self, message: Any) -> None:
         error = message.error()
         if error is not None:
-            self._consumer_error(error, message)
+            self._handle_error(error, message)
             return
-        if message.topic() == NODES:
-            self._take_beat(message)
+        topic = message.topic()
+        if topic == NODES:
+            self._take_heartbeat(message)
             return
-        partition = message.partition()
-        owned = self._running.get(partition) or self._held.get(partition)
-        if owned is None:
-            if partition not in self._leaving:
-                return
-            owned, _ = self._leaving[partition]
-        if message.topic() != UPDATES:
-            owned.take(message)
+        partition = self._partitions.by_number.get(message.partition())
+        if partition is None:
             return
-        owned.take_update(message)
-        if owned.relay.full and partition not in self._updates_paused:
-            self._consumer.pause([TopicPartition(UPDATES, partition)])
-            self._updates_paused.add(partition)
+        if topic != UPDATES:
+            partition.take(message)
+            return
+        partition.take_update(message)
+        if partition.relay.full and partition.number not in self._paused_updates:
+            self._consumer.pause([TopicPartition(UPDATES, partition.number)])
+            self._paused_updates.add(partition.number)
 
-    def _take_beat(self, message: Any) -> None:
+    def _resume_updates(self, number: int) -> None:
+        self._consumer.resume([TopicPartition(UPDATES, number)])
+        self._paused_updates.discard(number)
+
+    def _take_heartbeat(self, message: Any) -> None:
         with suppress(UndecodableRecord):
-            self._end_leaving(self._peers.on_heartbeat(decode_heartbeat(message.value()), monotonic()))
+            running = self._peers.on_heartbeat(decode_heartbeat(message.value()), monotonic())
+            self._drop(self._partitions.handed_over(running))
 
-    def _consumer_error(self, error: Any, message: Any) -> None:
-        code = error.code()
+    def _handle_error(self, error: Any, message: Any) -> None:
+        code, topic, number = error.code(), message.topic(), message.partition()
         if code == KafkaError._PARTITION_EOF:
             return
         if unreadable(message):
-            partition = message.partition()
-            if message.topic() != NODES and (partition in self._running or partition in self._held):
-                reason = f"the batch that begins here cannot be unpacked: {error.str()}"
-                self._outbox.dead_letter(message, reason)
+            partition = self._partitions.by_number.get(number)
+            owned = partition is not None and partition.phase is not PartitionPhase.HANDING_OVER
+            if topic != NODES and owned:
+                reason = f"the batch that begins here cannot be decompressed: {error.str()}"
+                self._producers.dead_letter(message, reason)
             return
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            if message.topic() == NODES:  # beats of the past say nothing
+            if topic == NODES:  # old heartbeats are of no use
                 self._consumer.incremental_unassign([TopicPartition(NODES, 0)])
-                self._listen()
+                self._consume_heartbeats()
                 return
-            if message.topic() == UPDATES:  # it is compacted, never cut
-                raise TopicRecreated(
-                    f"{UPDATES}[{message.partition()}] does not hold the offset to go on from "
-                    f"({error.str()}): the topic was deleted and made again. If that was meant: {START_EMPTY}"
-                )
-            raise OffsetGone(
-                f"{message.topic()}[{message.partition()}] does not hold the offset to go on from "
-                f"({error.str()}): the worker was away for longer than the topic keeps records, or the topic "
-                f"was cut. To go on with what the log still holds: {REBUILD_FROM_LOG}"
-            )
+            raise _offset_gone(topic, number, error)
         if error.fatal():
             raise KafkaException(error)
-        _log.warning("reading %s[%s]: %s", message.topic(), message.partition(), error.str())
-
-    def _tend(self, owned: Partition, now: float, until: float) -> None:
-        for table in self._outbox.changelogs:
-            end = self._ends.pop((table, owned.partition), None)
-            if end is not None:
-                owned.look_at_end(table, end)
-        keep = self._settings.cached_clients // len(self._running)
-        crowded = owned.ledger.over_budget(keep)
-        limits = _REPLAYED // len(self._running), keep // _UNFLUSHED
-        try:
-            marker = owned.tend(now, until, *limits)
-            # Only what is flushed can be dropped from memory: checks wait for that, for once.
-            while crowded and owned.busy and self._sure(now := monotonic()):
-                marker = owned.tend(now, now + _CROWDED_S, *limits)
-        except Overtaken as exc:
-            _log.warning("%s; it is dropped here and restored", exc)
-            self._drop([owned])
-            return
-        if owned.partition in self._updates_paused and not owned.relay.full:
-            self._resume_updates(owned.partition)
-        if marker is not None:
-            owned.ledger.evict(keep)
-        self._flushing |= owned.busy
-
-    def _resume_updates(self, partition: int) -> None:
-        self._consumer.resume([TopicPartition(UPDATES, partition)])
-        self._updates_paused.discard(partition)
-
-    def _commit(self) -> None:
-        """Commit the markers, for lag monitors; what has failed is tried again."""
-        markers = {
-            partition: owned.ledger.checkpointed.next_offset for partition, owned in self._running.items()
-        }
-        places = [
-            TopicPartition(CHECKS, p, end) for p, end in markers.items() if self._committed.get(p) != end
-        ]
-        if places and self._lease.holds():
-            with suppress(KafkaException):
-                self._consumer.commit(offsets=places, asynchronous=True)
-
-    def _committed_are(self, error: Any, places: list[TopicPartition]) -> None:
-        if error is None:
-            self._committed |= {place.partition: place.offset for place in places if place.error is None}
-
-    def _measure_lag(self) -> None:
-        for partition, owned in (*self._running.items(), *self._held.items()):
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(CHECKS, partition), cached=True)
-            self._lag[partition] = max(0, end - owned.ledger.next_offset) if end >= 0 else 0
-            self._metrics.lag.labels(str(partition)).set(self._lag[partition])
-        self._metrics.cached.set(sum(len(owned.ledger.states) for owned in self._judged()))
+        _log.warning("consuming %s[%s]: %s", topic, number, error.str())
 
 
-def _traced() -> type[Partition]:
-    """The partition that tells of its records by OpenTelemetry.
+def _offset_gone(topic: str, number: int, error: Any) -> TopicRecreated | OffsetGone:
+    """Return the exception for a partition that no longer holds the next offset."""
+    missing = f"{topic}[{number}] does not hold the next offset ({error.str()})"
+    if topic == UPDATES:  # compaction never removes the next offset
+        return TopicRecreated(
+            f"{missing}: the topic was deleted and created again. If that was intended: {START_EMPTY}"
+        )
+    return OffsetGone(
+        f"{missing}: the worker was away for longer than the topic's retention, or records were deleted. To "
+        f"continue with what the log still holds: {REBUILD_FROM_LOG}"
+    )
 
-    Raises:
-        SettingsError: the packages are not there.
-    """
-    from stoplog_worker.partition.tracing import TracedPartition
 
-    return TracedPartition
+def _load_tracing() -> PartitionTracing:
+    """Return the instrumentation of OpenTelemetry, which is imported only when tracing is on."""
+    from stoplog_worker.partition.tracing import PartitionTracing
+
+    return PartitionTracing()
 
 
-def _pass_on_failure(done: Future[None], called: Future[None]) -> None:
-    error = called.exception()
+def _pass_on_failure(done: Future[None], command: Future[None]) -> None:
+    error = command.exception()
     if error is not None:
         done.set_exception(error)

@@ -1,1 +1,1 @@
-"""Producers and readers of the worker."""
+"""The worker's producers and its consumer of assigned partitions."""

@@ -1,4 +1,4 @@
-"""Partitions read by who is in no group: on and on, or once from one offset to another."""
+"""Consume partitions outside any group: continuously, or once from one offset to another."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from stoplog.errors import OffsetGone, Unavailable
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.batch_skipper import Steps, drain, unreadable
 
-_log = logging.getLogger("stoplog.reader")
+_log = logging.getLogger("stoplog.consumer")
 
 _POLL_S: Final = 0.5
 _SILENCE_S: Final = 15.0
-"""How long a broker may take for the next records of a topic that has more."""
-_GONE: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+"""Seconds that a broker may take for the next records of a topic that has more."""
+_MISSING_OFFSET: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
 class Consumed(NamedTuple):
-    """What was there to be read.
+    """What one call of :meth:`AssignedConsumer.consume` found.
 
-    ``ends`` has the next offset of each ``(topic, partition)`` that was read to its end: the last records may
-    have been compacted or have expired, so the end is where the broker says it is. ``gone``: those that no
-    longer hold the offset to be read next, and are read no more.
+    ``records``: messages without an error. ``ends``: the next offset of each ``(topic, partition)`` that was
+    read to its end; the broker reports it, because the last records may be compacted or expired. ``gone``:
+    each ``(topic, partition)`` that no longer holds the next offset, and is not read any further.
     """
 
     records: list[Any]
@@ -35,43 +35,44 @@ class Consumed(NamedTuple):
 
 
 class AssignedConsumer:
-    """A consumer of the partitions that it is told; what it cannot unpack it steps over.
+    """A consumer with manual assignment. It skips batches that it cannot decompress.
 
     Args:
-        bootstrap: Servers.
-        on_missing: Where to begin if an offset is gone: ``earliest``, or nowhere: ``error``.
-        most: Records consumed at once.
+        bootstrap: Bootstrap servers.
+        on_missing: What to do where an offset is gone: continue at the ``earliest``, or ``error``.
+        most: Records returned by one call at most.
     """
 
     def __init__(self, bootstrap: str, *, on_missing: str = "earliest", most: int = 10_000) -> None:
+        # The group's name is part of no contract: nothing is committed under it.
         self._consumer = kafka.worker_consumer(bootstrap, "stoplog-reader", on_missing=on_missing)
         self._steps = Steps(self._consumer)
         self._most = most
 
-    def prefetch_metadata(self, topics: Iterable[str]) -> None:
-        """Know where *topics* are before they are read; blocks for a moment."""
+    def fetch_metadata(self, topics: Iterable[str]) -> None:
+        """Look up *topics* before they are assigned. Blocks up to a second a topic."""
         kafka.fetch_metadata(self._consumer, topics)
 
     def add(self, places: Sequence[TopicPartition]) -> None:
-        """Read *places*, too, from their offsets."""
+        """Consume *places* from their offsets, in addition to the others."""
         self._consumer.incremental_assign(list(places))
 
     def remove(self, places: Sequence[TopicPartition]) -> None:
-        """Read *places* no more."""
+        """Stop consuming *places*."""
         self._consumer.incremental_unassign(list(places))
         for place in places:
             self._steps.forget(place.topic, place.partition)
 
     def assign(self, places: Sequence[TopicPartition]) -> None:
-        """Read *places* from their offsets, and nothing else."""
+        """Consume *places* from their offsets, and nothing else."""
         self.remove(self._consumer.assignment())
         self.add(places)
 
     def consume(self, wait_s: float) -> Consumed:
-        """All that is there, up to ``most`` records; waits up to *wait_s* for the first.
+        """Return all that is available, up to ``most`` records. Waits up to *wait_s* for the first one.
 
         Raises:
-            KafkaException: it cannot go on.
+            KafkaException: a fatal error.
         """
         consumed = Consumed([], {}, set())
         for message in self._steps.sift(drain(self._consumer, self._most, wait_s)):
@@ -82,20 +83,20 @@ class AssignedConsumer:
                 consumed.ends[message.topic(), message.partition()] = message.offset()
             elif unreadable(message):
                 _log.warning(
-                    "%s[%s]: the batch at offset %s is stepped over: %s",
+                    "%s[%s]: skipping the batch at offset %s: %s",
                     message.topic(),
                     message.partition(),
                     message.offset(),
                     error.str(),
                 )
-            elif error.code() in _GONE:
+            elif error.code() in _MISSING_OFFSET:
                 consumed.gone.add((message.topic(), message.partition()))
             elif error.fatal():
                 raise KafkaException(error)
         return consumed
 
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
-        """The first offset and the one after the last.
+        """Return a partition's first offset, and the one after its last.
 
         Raises:
             Unavailable: no broker answered.
@@ -105,7 +106,9 @@ class AssignedConsumer:
                 TopicPartition(topic, partition), timeout=_SILENCE_S
             )
         except KafkaException as exc:
-            raise Unavailable(f"{topic}[{partition}]: {exc.args[0].str()}: see that Kafka runs") from exc
+            raise Unavailable(
+                f"{topic}[{partition}]: {exc.args[0].str()}: check that Kafka is running"
+            ) from exc
         return low, high
 
     def read(
@@ -114,20 +117,20 @@ class AssignedConsumer:
         partition: int,
         start: int,
         end: int,
-        passed: Callable[[int], None] = lambda _: None,
+        on_progress: Callable[[int], None] = lambda _: None,
     ) -> Iterator[Any]:
-        """Messages from *start* up to *end*, fewer where it has been compacted.
+        """Yield the messages from *start* up to *end*; fewer than that if the topic was compacted.
 
         Args:
-            topic: Read instead of all else.
-            partition: Of it.
-            start: An offset.
-            end: Another.
-            passed: Called with each offset up to which has been read.
+            topic: Topic to read; every other assignment ends.
+            partition: Its partition.
+            start: First offset to read.
+            end: Offset to stop before.
+            on_progress: Called with each offset before which everything is read.
 
         Raises:
-            OffsetGone: without *on_missing* ``earliest``, if the topic no longer holds *start*.
-            Unavailable: the broker fell silent.
+            OffsetGone: the topic no longer holds *start*, and ``on_missing`` is not ``earliest``.
+            Unavailable: the broker sent nothing for 15 seconds.
         """
         if start >= end:
             return
@@ -137,8 +140,8 @@ class AssignedConsumer:
             consumed = self.consume(_POLL_S)
             if consumed.gone:
                 raise OffsetGone(
-                    f"{topic}[{partition}] no longer holds offset {start}: what was decided from there "
-                    f"on cannot be recomputed; raise the topic's retention"
+                    f"{topic}[{partition}] no longer holds offset {start}, so decisions from there on cannot "
+                    f"be recomputed: raise the topic's retention"
                 )
             for message in consumed.records:
                 reached = message.offset() + 1
@@ -148,9 +151,11 @@ class AssignedConsumer:
                 reached = end
             if consumed.records or consumed.ends:
                 until = monotonic() + _SILENCE_S
-                passed(min(reached, end))
+                on_progress(min(reached, end))
             elif monotonic() > until:
-                raise Unavailable(f"{topic}[{partition}] could not be read to {end}: see that Kafka runs")
+                raise Unavailable(
+                    f"{topic}[{partition}] cannot be read to offset {end}: check that Kafka is running"
+                )
 
     def close(self) -> None:
         """Disconnect."""

@@ -1,4 +1,12 @@
-"""What the owner thread sends: replies at once; changelogs, relayed updates and dead letters for sure."""
+"""Send what the consumer thread has to send: replies at once, everything else with certainty.
+
+==================  =================================================  =====================================
+producer            records                                            guarantee
+==================  =================================================  =====================================
+reply producer      replies                                            sent at once, never repeated
+changelog producer  changelogs, relayed updates, dead letters          in order, once, on all replicas
+==================  =================================================  =====================================
+"""
 
 from __future__ import annotations
 
@@ -17,29 +25,33 @@ from stoplog.topics import CHECKS, DEAD_LETTERS, REPLIES
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG
 
-_log = logging.getLogger("stoplog.outbox")
+_log = logging.getLogger("stoplog.producers")
 
-_NO_SUCH: Final = (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
+_MISSING_TOPIC: Final = (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 
 Delivered = Callable[[Any, Any], None]
 """Called from :meth:`Producers.poll` with an error and ``None``, or ``None`` and a message with its offset."""
 
 _MAX_REASON: Final = 2_000
-"""Characters of a dead letter's reason: it may quote the record."""
+"""Characters of a dead letter's reason, which may quote the record."""
 _MAX_PART: Final = 256 * 1024
-"""Bytes of a dead letter's key and value: what was unpacked may be larger than any record may be."""
+"""Bytes of a dead letter's key and of its value. A decompressed record may be larger than any record may be."""
 _PAUSE_S: Final = 1.0
 """Seconds between two log lines of one kind: a flood of bad records must not flood the log."""
+_FULL_QUEUE_WAIT_S: Final = 0.01
+"""Seconds to wait for room in the producer's queue. Records leave it within the send timeout."""
+_CLOSE_S: Final = 1.0
+"""Seconds to wait for replies in flight when the worker stops."""
 
 
 class Producers:
-    """Both producers; used by the owner thread only.
+    """Both producers. Only the consumer thread uses them.
 
     Args:
-        bootstrap: Servers.
-        send_timeout_ms: After which a record that could not be sent is given up.
+        bootstrap: Bootstrap servers.
+        send_timeout_ms: Milliseconds after which an unsent record is given up.
         changelogs: The changelog topic of each table.
-        metrics: Counts dead letters.
+        metrics: Counts lost replies and dead letters.
     """
 
     def __init__(
@@ -47,45 +59,45 @@ class Producers:
     ) -> None:
         self.changelogs = changelogs
         self._metrics = metrics
-        self._sure = kafka.changelog_producer(bootstrap, send_timeout_ms)
-        self._quick = kafka.reply_producer(bootstrap, send_timeout_ms, self._failed)
+        self._changelog_producer = kafka.changelog_producer(bootstrap, send_timeout_ms)
+        self._reply_producer = kafka.reply_producer(bootstrap, send_timeout_ms, self._reply_failed)
         self._admin = kafka.worker_admin(bootstrap)
         self._throttle = LogThrottle(_PAUSE_S)
 
-    def acquaint(self) -> None:
-        """Have both know where they will send; blocks for a moment."""
-        kafka.fetch_metadata(self._quick, [REPLIES])
-        kafka.fetch_metadata(self._sure, [CHECKS, *self.changelogs.values()])
+    def fetch_metadata(self) -> None:
+        """Look up all topics before the first record is sent. Blocks up to a second a topic."""
+        kafka.fetch_metadata(self._reply_producer, [REPLIES])
+        kafka.fetch_metadata(self._changelog_producer, [CHECKS, *self.changelogs.values()])
 
-    def poll(self, timeout_s: float = 0) -> None:
-        """Call back for what has been delivered; waits up to *timeout_s* for a changelog write."""
-        self._quick.poll(0)
-        self._sure.poll(timeout_s)
+    def poll(self) -> None:
+        """Run the callbacks of records that were delivered or given up."""
+        self._reply_producer.poll(0)
+        self._changelog_producer.poll(0)
 
     def close(self) -> None:
-        """Give replies that are under way a second."""
-        self._quick.flush(1.0)
+        """Wait for replies in flight, for a second at most."""
+        self._reply_producer.flush(_CLOSE_S)
 
-    def _failed(self, error: Any, message: Any) -> None:
-        """A reply was given up: its gateway lets the checks through, and they are counted all the same."""
+    def _reply_failed(self, error: Any, message: Any) -> None:
+        """Count a lost reply: its gateway fails open, and the checks are charged all the same."""
         self._metrics.reply_failures.inc()
         if (suppressed := self._throttle.admit("reply")) is not None:
             topic, partition = message.topic(), message.partition()
             _log.warning("a reply to %s[%s] was not sent: %s%s", topic, partition, error, suppressed)
 
     def reply(self, partition: int, value: bytes) -> None:
-        """Answer to *partition* of ``replies``, which the asker named: it may not exist."""
+        """Send a reply to *partition* of ``replies``. The API caller named it, so it may not exist."""
         try:
-            self._quick.produce(REPLIES, value, partition=partition)
+            self._reply_producer.produce(REPLIES, value, partition=partition)
         except (BufferError, KafkaException, OverflowError) as exc:
             self._metrics.reply_failures.inc()
             if (suppressed := self._throttle.admit("reply")) is not None:
                 _log.warning("a reply to partition %s was not sent: %s%s", partition, exc, suppressed)
 
     def dead_letter(self, message: Any, reason: str) -> None:
-        """Set *message* aside, with where it came from and the reason in its headers.
+        """Copy *message* to the dead letters; the headers hold its topic, partition, offset and the reason.
 
-        Of a large one the beginning, and how large it was: the whole of it is still at its place.
+        A large key or value is cut, and a header then holds its size. The original stays in its topic.
         """
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         self._metrics.dead_letters.labels(topic).inc()
@@ -108,36 +120,38 @@ class Producers:
                 _log.error("the dead letter of %s[%s]@%s was lost: %s", topic, partition, offset, error)
 
         try:
-            self._surely(DEAD_LETTERS, None, _cut(key), _cut(value), delivered, headers)
-        except KafkaException as exc:  # the topic is gone, or is being made again
+            self._produce(DEAD_LETTERS, None, _cut(key), _cut(value), delivered, headers)
+        except KafkaException as exc:  # the topic is missing, or is being created again
             delivered(exc.args[0], None)
 
-    def changelog(self, partition: int, table: str, key: bytes, value: bytes, delivered: Delivered) -> None:
-        """Write to *partition* of a table's changelog.
+    def write_changelog(
+        self, partition: int, table: str, key: bytes, value: bytes, delivered: Delivered
+    ) -> None:
+        """Write a record to *partition* of a table's changelog.
 
         Raises:
-            TopicError: it is gone.
+            TopicError: the topic was deleted.
         """
-        self._existing(self.changelogs[table], partition, key, value, delivered)
+        self._produce_to_existing(self.changelogs[table], partition, key, value, delivered)
 
-    def update(self, partition: int, value: bytes, delivered: Delivered) -> None:
-        """UpdateRelay a limit update into *partition* of ``checks``.
+    def relay_update(self, partition: int, value: bytes, delivered: Delivered) -> None:
+        """Write a limit update to *partition* of ``checks``.
 
         Raises:
-            TopicError: it is gone.
+            TopicError: the topic was deleted.
         """
-        self._existing(CHECKS, partition, None, value, delivered)
+        self._produce_to_existing(CHECKS, partition, None, value, delivered)
 
-    def shorten(self, table: str, partition: int, offset: int) -> None:
-        """Have *partition* of a table's changelog begin at *offset*, if it does not yet; waits for nobody."""
+    def truncate_changelog(self, table: str, partition: int, offset: int) -> None:
+        """Have the broker delete the records before *offset* in a changelog partition. Does not block."""
         place = TopicPartition(self.changelogs[table], partition, offset)
 
         def done(future: Future[Any]) -> None:
             error = future.exception()
             if error is not None:
                 _log.warning(
-                    "%s[%s] still holds clients that are gone, before offset %s (%s): it will be tried "
-                    "again; if it is always refused, allow the worker to delete records of that topic",
+                    "the broker did not delete expired records of %s[%s] before offset %s (%s). The worker will "
+                    "try again. If every attempt fails, allow the worker to delete records of that topic",
                     place.topic,
                     partition,
                     offset,
@@ -147,20 +161,20 @@ class Producers:
         for future in self._admin.delete_records([place]).values():
             future.add_done_callback(done)
 
-    def _existing(
+    def _produce_to_existing(
         self, topic: str, partition: int, key: bytes | None, value: bytes, delivered: Delivered
     ) -> None:
         try:
-            self._surely(topic, partition, key, value, delivered)
+            self._produce(topic, partition, key, value, delivered)
         except KafkaException as exc:
-            if exc.args[0].code() not in _NO_SUCH:
+            if exc.args[0].code() not in _MISSING_TOPIC:
                 raise
             raise TopicError(
-                f"nothing can be written to topic {topic} any more ({exc.args[0].str()}): it was deleted. "
-                f"If that was meant: {REBUILD_FROM_LOG}"
+                f"cannot write to topic {topic} ({exc.args[0].str()}): it was deleted. "
+                f"If that was intended: {REBUILD_FROM_LOG}"
             ) from exc
 
-    def _surely(
+    def _produce(
         self,
         topic: str,
         partition: int | None,
@@ -169,17 +183,17 @@ class Producers:
         delivered: Delivered,
         headers: dict[str, str | bytes | None] | None = None,
     ) -> None:
-        # -1: wherever librdkafka's partitioner puts it.
+        # -1: librdkafka's partitioner chooses.
         where = -1 if partition is None else partition
-        # Headers, be it an empty dict, double what producing a record costs.
-        produce = partial(self._sure.produce, headers=headers) if headers else self._sure.produce
+        # Headers, even an empty dict, double the cost of producing a record.
+        producer = self._changelog_producer
+        produce = partial(producer.produce, headers=headers) if headers else producer.produce
         while True:
             try:
                 produce(topic, value, key, where, delivered)
                 return
             except BufferError:
-                # The queue is full; what is in it is sent or given up within the send timeout.
-                self._sure.poll(0.01)
+                producer.poll(_FULL_QUEUE_WAIT_S)
 
 
 def _cut(part: bytes | None) -> bytes | None:

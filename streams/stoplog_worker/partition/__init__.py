@@ -1,1 +1,1 @@
-"""One owned partition: its records judged, its state checkpointed."""
+"""One partition that this worker processes."""

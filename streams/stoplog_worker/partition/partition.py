@@ -1,53 +1,51 @@
-"""One partition that is ours: its records judged and answered, its updates relayed, its state flushed."""
+"""One partition on this worker: judge its records, answer them, relay its updates, checkpoint its state."""
 
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future
 from functools import partial
-from threading import Thread
-from time import monotonic, time
-from typing import Any, Final
+from time import time
+from typing import TYPE_CHECKING, Any, Final
 
-from stoplog.errors import RecordError, Unavailable
+from stoplog.errors import RecordError
 from stoplog.wire.checks import Batch, Denials, SingleCheck, reply_address
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, Reply, encode_json_reply, encode_reply
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import Marker
-from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 from stoplog_worker.kafka.producers import Producers
 from stoplog_worker.metrics import RESULTS, Metrics
+from stoplog_worker.partition.changelog_repair import ChangelogRepair, read_in_background
 from stoplog_worker.partition.checkpoint import Checkpointer
+from stoplog_worker.partition.checkpoint_schedule import CheckpointSchedule
+from stoplog_worker.partition.phase import PartitionPhase
 from stoplog_worker.partition.update_relay import UpdateRelay
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.expiry import Sweeper
-from stoplog_worker.state.store import COUNTERS, PartitionStore, Record
+from stoplog_worker.state.store import COUNTERS, PartitionStore
 
-_log = logging.getLogger("stoplog.owned")
+if TYPE_CHECKING:
+    from stoplog_worker.partition.tracing import PartitionTracing
 
-_JUMP_MS: Final = 2_000
-"""What a timestamp may go back, or jump ahead of this host's clock, before it is worth a warning."""
+_log = logging.getLogger("stoplog.partition")
 
-_SOON_S: Final = 1.0
-"""Between flushes at least, if the interval is longer: what was charged in it is written once."""
-
-_RETRY_S: Final = 0.5
-"""From the beginning of a flush that is due at once to that of the next one, if it fails."""
+_CLOCK_JUMP_MS: Final = 2_000
+"""How far a timestamp may go back, or be ahead of this host's clock, without a warning."""
 
 
 class Partition:
     """A partition.
 
     Args:
-        settings: The worker's.
-        partitions: How many there are.
-        store: Its tables.
-        marker: Where to go on from.
-        outbox: What is sent goes there.
-        metrics: What is counted.
-        answer_from: The first offset that is answered; those before it are another lane's.
+        settings: The worker's settings.
+        partitions: The number of partitions of ``checks``.
+        store: The partition's tables.
+        marker: Where to continue.
+        producers: Send replies, changelog records, relayed updates and dead letters.
+        metrics: Count them.
+        answer_from: The first offset to answer. The checks before it were answered by another lane.
+        tracing: Creates spans; ``None`` when tracing is off.
     """
 
     def __init__(
@@ -56,54 +54,62 @@ class Partition:
         partitions: int,
         store: PartitionStore,
         marker: Marker,
-        outbox: Producers,
+        producers: Producers,
         metrics: Metrics,
         *,
         answer_from: int = 0,
+        tracing: PartitionTracing | None = None,
     ) -> None:
-        self.partition = store.partition
-        self._answer_from = answer_from
+        number = self.number = store.partition
+        self.phase: PartitionPhase | None = None
+        """Changed by :class:`stoplog_worker.consumer.partition_set.PartitionSet` only."""
+        self.answer_until = 0.0
+        """In HANDING_OVER: when this worker stops answering, monotonic seconds."""
         self.store = store
         self.ledger = Ledger(store, marker)
-        self._settings = settings
         self._partitions = partitions
-        self._outbox = outbox
+        self._producers = producers
         self._metrics = metrics
-        self._results = [metrics.checks.labels(result) for result in RESULTS]
-        self._fault = fault_finder(store.partition, partitions)
-        self._flusher = Checkpointer(self.ledger, store, partial(outbox.changelog, store.partition), metrics)
-        self._sweeper = Sweeper(store, partial(outbox.shorten, COUNTERS, store.partition))
-        self._interval_s = settings.flush_interval_ms / 1_000
-        self._soon_s = min(_SOON_S, self._interval_s)
-        self._flush_at = self._flush_soon_at = 0.0
+        self._answer_from = answer_from
+        self._tracing = tracing
+        self._result_counters = [metrics.checks.labels(result) for result in RESULTS]
+        self._find_fault = fault_finder(number, partitions)
+        read = partial(read_in_background, settings.bootstrap)
+        self.repair = ChangelogRepair(self.ledger, store, producers.changelogs, metrics, read)
+        write = partial(producers.write_changelog, number)
+        self.checkpointer = Checkpointer(self.ledger, store, write, self.repair, metrics)
+        self.schedule = CheckpointSchedule(settings.flush_interval_ms / 1_000, number / partitions)
+        self.relay = UpdateRelay(number, partitions, self.ledger, partial(producers.relay_update, number))
+        self._sweeper = Sweeper(store, partial(producers.truncate_changelog, COUNTERS, number))
+        self._expired: list[bytes] = []
         self._judged = 0
-        self._swept: list[bytes] = []
-        self._retry_at = 0.0
-        self._gap: tuple[tuple[str, int, int], Future[list[Record]]] | None = None
-        send = partial(outbox.update, self.partition)
-        self.relay = UpdateRelay(self.partition, partitions, self.ledger, send)
-
-    def begin(self, now: float) -> None:
-        """Flush from *now* on, monotonic seconds, once an interval; partitions one after the other."""
-        turn = 1 + self.partition / self._partitions
-        self._flush_at = self._flush_soon_at = now + turn * self._soon_s
+        """Checks judged since the last checkpoint began."""
 
     # --- records ---
 
     def take_update(self, message: Any) -> None:
-        """A record of ``limit-updates``: to be relayed."""
+        """Queue a record of ``limit-updates`` for the relay."""
         try:
             self.relay.take(message)
         except RecordError as exc:
-            self._outbox.dead_letter(message, exc.reason)
+            self._producers.dead_letter(message, exc.reason)
 
     def take(self, message: Any) -> None:
-        """A record of ``checks``: judge it and answer; one that is known already is passed over."""
-        offset, stamp_ms = message.offset(), message.timestamp()[1]
-        if offset < self.ledger.next_offset:
+        """Judge and answer a record of ``checks``. A record that the ledger already holds is skipped."""
+        if self._tracing is None:
+            self._judge(message)
+        else:
+            with self._tracing.judging(self.number, message):
+                self._judge(message)
+
+    def _judge(self, message: Any) -> None:
+        ledger, offset = self.ledger, message.offset()
+        if offset < ledger.next_offset:
             return
-        self._watch_clock(stamp_ms)
-        folded = fold(self.ledger, offset, stamp_ms, message.value(), self._fault)
+        stamp_ms = message.timestamp()[1]
+        if not -_CLOCK_JUMP_MS <= stamp_ms - ledger.stamp_ms <= _CLOCK_JUMP_MS:
+            self._report_clock_jump(stamp_ms)
+        folded = fold(ledger, offset, stamp_ms, message.value(), self._find_fault)
         self._judged += len(folded.answers)
         self._metrics.records.inc()
         if offset < self._answer_from:
@@ -111,32 +117,37 @@ class Partition:
         if folded.record is None:
             self._refuse(message, folded.refused)
         elif isinstance(folded.record, Update):
-            self._applied(folded.record, folded.fresh)
+            self._confirm(folded.record, folded.fresh)
         elif isinstance(folded.record, Denials):
             denied = sum(row.checks for row in folded.record.sums)
             self._metrics.checks.labels("cached").inc(denied)
         else:
-            self._answer(folded.record, folded.answers, offset)
+            if self._tracing is None:
+                self._answer(folded.record, folded.answers, offset)
+            else:
+                with self._tracing.replying(len(folded.answers)):
+                    self._answer(folded.record, folded.answers, offset)
             self._count(folded.answers, message)
 
     def _refuse(self, message: Any, reason: str) -> None:
-        self._outbox.dead_letter(message, reason)
+        """Send an undecodable record to the dead letters, and the reason to its sender if it has an address."""
+        self._producers.dead_letter(message, reason)
         address = reply_address(message.value())
         if address is not None:
             partition, incarnation, number = address
             reply = Reply(incarnation, number, message.offset(), self.ledger.applied, [], reason)
-            self._outbox.reply(partition, encode_reply(reply))
+            self._producers.reply(partition, encode_reply(reply))
 
     def _answer(self, record: Batch | SingleCheck, answers: list[Answer], offset: int) -> None:
         if isinstance(record, Batch):
             if record.partition >= 0:
                 reply = Reply(record.incarnation, record.number, offset, self.ledger.applied, answers)
-                self._outbox.reply(record.partition, encode_reply(reply))
+                self._producers.reply(record.partition, encode_reply(reply))
         elif record.reply_to is not None and answers[0] is not None:
-            facts = _facts(answers[0])
-            if record.check.cost == 0 and "error" not in facts:
-                facts |= self.ledger.usage_report(record.check)
-            self._outbox.reply(record.reply_to.partition, encode_json_reply(record.reply_to, **facts))
+            fields = _json_fields(answers[0])
+            if record.check.cost == 0 and "error" not in fields:
+                fields |= self.ledger.usage_report(record.check)
+            self._producers.reply(record.reply_to.partition, encode_json_reply(record.reply_to, **fields))
 
     def _count(self, answers: list[Answer], message: Any) -> None:
         allowed = rejected = replayed = 0
@@ -151,157 +162,116 @@ class Partition:
                 replayed += 1
             else:
                 unfit.append(answer)
-        for counter, count in zip(self._results, (allowed, rejected, len(unfit), replayed), strict=True):
+        counts = allowed, rejected, len(unfit), replayed
+        for counter, count in zip(self._result_counters, counts, strict=True):
             if count:
                 counter.inc(count)
         if unfit:
-            self._outbox.dead_letter(message, unfit[0])
+            self._producers.dead_letter(message, unfit[0])
 
-    def _applied(self, update: Update, fresh: bool) -> None:
+    def _confirm(self, update: Update, fresh: bool) -> None:
+        """Tell the sender of an update that it has taken effect."""
         self._metrics.updates.labels("applied" if fresh else "repeated").inc()
         to = update.reply_to
         if to is not None:
-            facts = {"applied": True, "version": update.version, "partition": self.partition}
-            self._outbox.reply(to.partition, encode_json_reply(to, **facts))
+            fields = {"applied": True, "version": update.version, "partition": self.number}
+            self._producers.reply(to.partition, encode_json_reply(to, **fields))
 
-    def _watch_clock(self, stamp_ms: int) -> None:
-        """Warn of a leader whose clock is off; no decision depends on it."""
+    def _report_clock_jump(self, stamp_ms: int) -> None:
+        """Warn of a partition leader whose clock is wrong. No decision depends on this host's clock."""
         step_ms = stamp_ms - self.ledger.stamp_ms
         ahead_ms = stamp_ms - int(time() * 1_000)
-        if step_ms < -_JUMP_MS:
+        if step_ms < 0:
             direction, by_ms = "back", -step_ms
-        elif step_ms > _JUMP_MS and ahead_ms > _JUMP_MS:
-            # Only the step itself: every record of a leader that is ahead is ahead.
+        elif ahead_ms > _CLOCK_JUMP_MS:
+            # Only the first record after the jump gets here: later ones make no large step.
             direction, by_ms = "ahead", ahead_ms
         else:
             return
         self._metrics.clock_jumps.labels(direction).inc()
         _log.warning(
-            "partition %s: its leader's clock jumped %s by about %s ms; keep the brokers on NTP",
-            self.partition,
+            "partition %s: the clock of its leader jumped %s by about %s ms; keep the brokers on NTP",
+            self.number,
             direction,
             by_ms,
         )
 
-    # --- flushing ---
+    # --- writing ---
 
-    def tend(self, now: float, until: float, enough: int, many: int) -> Marker | None:
-        """Move relay and flush on; returns the marker of a flush that ended.
+    def advance(self, now: float, until: float, max_replay: int, max_dirty: int) -> Marker | None:
+        """Do what is due of relay, expiry, repair and checkpoint, a little at a time.
 
         Args:
             now: Monotonic seconds.
-            until: When the next records should be looked at; the flush takes one step all the same.
-            enough: Checks judged since the last flush after which the next does not wait for its time.
-            many: Clients not yet flushed, of which the same is true.
+            until: When the caller needs to go on; the checkpoint takes at least one step.
+            max_replay: Checks judged since the last checkpoint that make the next one urgent.
+            max_dirty: Dirty clients that make it urgent.
+
+        Returns:
+            The marker of a checkpoint that is now complete, else ``None``.
 
         Raises:
-            Overtaken: another worker is ahead: the partition is not ours.
+            Overtaken: another worker is ahead and owns the partition.
         """
         if self.ledger.next_offset >= self._answer_from:
-            # A further lane waits until those have come by that another has relayed.
+            # A further lane waits until it has read every update that another lane relayed.
             self.relay.advance()
-        if gone := self._sweeper.advance(now, self._partitions):
-            self._metrics.swept.inc(len(gone))
-            self._swept += gone
-        if not self._flusher.idle:
-            return self._flusher.advance(until)
-        if self._swept:
-            self.ledger.expire(self._swept)
-            self._swept.clear()
-        waiting = self._judged >= enough or len(self.ledger.dirty) >= many
-        urgent = waiting or self._flusher.foreign or self._flusher.failed
-        if now >= (self._flush_soon_at if urgent else self._flush_at):
-            self._flush_at, self._flush_soon_at = now + self._interval_s, now + self._soon_s
-            if self._flusher.foreign:
-                # It may have taken long: the lease is to be looked at before anything is written.
-                self._mend()
+        if expired := self._sweeper.advance(now, self._partitions):
+            self._metrics.swept.inc(len(expired))
+            self._expired += expired
+        checkpointer = self.checkpointer
+        if not checkpointer.idle:
+            return checkpointer.advance(until)
+        if self._expired:
+            self.ledger.expire(self._expired)
+            self._expired.clear()
+        crowded = self._judged >= max_replay or len(self.ledger.dirty) >= max_dirty
+        if self.schedule.is_due(now, urgent=crowded or bool(self.repair.gaps) or checkpointer.failed):
+            self.schedule.begun(now)
+            if self.repair.gaps:
+                # This may take long, so the caller checks the lease before the checkpoint begins.
+                if self.repair.advance():
+                    self.schedule.expedite()
             elif self.ledger.changed:
-                self._judged = 0
-                self._begin_flush()
+                self._begin_checkpoint()
         return None
 
-    def _begin_flush(self) -> None:
+    def _begin_checkpoint(self) -> None:
+        self._judged = 0
         if self.store.marker() is None:
-            self._flusher.begin_with_marker()
+            self.checkpointer.begin_with_marker()
         else:
-            self._flusher.begin()
+            self.checkpointer.begin()
 
     @property
     def busy(self) -> bool:
-        """Whether a flush is under way that waits for nobody."""
-        return self._flusher.ready
+        """Whether a checkpoint is under way that waits for no acknowledgment."""
+        return self.checkpointer.ready
 
-    def flush_to(self, offset: int, until: float) -> bool:
-        """Move on to where all before *offset* is written, without waiting for its time; whether it is.
+    def checkpoint_to(self, offset: int, now: float, until: float) -> bool:
+        """Advance the last checkpoint of a revoked partition; return whether it is complete.
 
-        It goes on until *until*, as :meth:`tend` does.
+        Args:
+            offset: The goal: every record before it must be in a complete checkpoint.
+            now: Monotonic seconds.
+            until: When the caller needs to go on; the checkpoint takes at least one step.
         """
-        if self._flusher.idle and self.ledger.checkpointed.next_offset < offset:
-            now = monotonic()
-            if self._flusher.failed and now < self._retry_at:
+        checkpointer = self.checkpointer
+        if checkpointer.idle and self.ledger.checkpointed.next_offset < offset:
+            if not self.schedule.last_is_due(now, failed=checkpointer.failed):
                 return False
-            self._retry_at = now + _RETRY_S
-            self._begin_flush()
-        self._flusher.advance(until)
-        return self._flusher.idle and self.ledger.checkpointed.next_offset >= offset
+            self.schedule.last_begun(now)
+            self._begin_checkpoint()
+        checkpointer.advance(until)
+        return checkpointer.idle and self.ledger.checkpointed.next_offset >= offset
 
-    def look_at_end(self, table: str, end: int) -> None:
-        """The broker says that *end* is the next offset of the changelog of *table*."""
-        if self._flusher.idle:
-            self._flusher.look_at_end(table, end)
-
-    def _mend(self) -> None:
-        """Write over what somebody else wrote to our changelogs, once it has been read.
-
-        It is read in a thread of its own: a broker may take seconds, and checks go on meanwhile.
-        """
-        gaps = self._flusher.foreign
-        if self._gap is None:
-            if gaps:
-                table = gaps[0][0]
-                same = [gap for gap in gaps if gap[0] == table]
-                whole = table, min(start for _, start, _ in same), max(end for _, _, end in same)
-                self._gap = whole, self._read_aside(*whole)
-            return
-        (table, start, end), reading = self._gap
-        if not reading.done():
-            return
-        self._gap = None
-        try:
-            records = reading.result()
-        except Unavailable as exc:
-            _log.warning("%s; will be tried again", exc)
-            return
-        self._flusher.foreign = [gap for gap in gaps if gap[0] != table or gap[2] > end]
-        _log.warning(
-            "%s[%s] holds records from offset %s to %s that were not written here: writing over them",
-            self._outbox.changelogs[table],
-            self.partition,
-            start,
-            end,
-        )
-        self._flusher.mend(table, records)
-        self._flush_at = self._flush_soon_at
-
-    def _read_aside(self, table: str, start: int, end: int) -> Future[list[Record]]:
-        future: Future[list[Record]] = Future()
-        topic = self._outbox.changelogs[table]
-
-        def read() -> None:
-            reader = AssignedConsumer(self._settings.bootstrap)
-            try:
-                found = reader.read(topic, self.partition, start, end)
-                future.set_result([Record(it.offset(), it.key(), it.value()) for it in found])
-            except Exception as exc:  # noqa: BLE001 - raised where the future is asked
-                future.set_exception(exc)
-            finally:
-                reader.close()
-
-        Thread(target=read, name=f"gap-{self.partition}", daemon=True).start()
-        return future
+    def note_changelog_end(self, table: str, end: int) -> None:
+        """Compare *end*, the changelog's next offset at the broker, with this worker's own writes."""
+        if self.checkpointer.idle:
+            self.repair.note_end(table, end)
 
 
-def _facts(answer: Decision | str) -> dict[str, Any]:
+def _json_fields(answer: Decision | str) -> dict[str, Any]:
     if isinstance(answer, str):
         return {"error": answer}
     return {name: getattr(answer, name) for name in Decision.__struct_fields__}

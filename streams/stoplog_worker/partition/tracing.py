@@ -1,12 +1,12 @@
-"""A worker's spans: ``stoplog.judge`` a record, and within it ``stoplog.reply``.
+"""A worker's spans: ``stoplog.judge`` for a record, and ``stoplog.reply`` within it.
 
-Only of records whose headers name a sampled trace: a gateway's batches, or a check that any producer
-published with a ``traceparent`` of its own. All others cost a look at their headers, and without
-``STOPLOG_TRACING`` not even that.
+The worker traces only records whose headers name a sampled trace: a gateway's batches, or a check that another
+producer published with a ``traceparent``. Every other record costs a look at its headers.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from opentelemetry import trace
@@ -14,42 +14,38 @@ from opentelemetry.trace import SpanKind
 
 from stoplog.topics import CHECKS, REPLIES
 from stoplog.tracing import context_of
-from stoplog.wire.checks import Batch, SingleCheck
-from stoplog_worker.algorithm.fold import Answer
-from stoplog_worker.partition.partition import Partition
 
 _tracer = trace.get_tracer("stoplog.worker")
 
 
-class TracedPartition(Partition):
-    """A partition that tells of its records."""
+class PartitionTracing:
+    """The spans of all partitions. A partition holds it only while ``STOPLOG_TRACING`` is on."""
 
-    def take(self, message: Any) -> None:
-        """As any partition does."""
+    def judging(self, partition: int, message: Any) -> AbstractContextManager[object]:
+        """Return the span of judging *message*, a record of ``checks``."""
         context = context_of(message)
         if context is None:
-            return super().take(message)
-        where = {
+            return nullcontext()
+        attributes = {
             "messaging.system": "kafka",
             "messaging.operation.type": "process",
             "messaging.destination.name": CHECKS,
-            "messaging.destination.partition.id": str(self.partition),
+            "messaging.destination.partition.id": str(partition),
             "messaging.kafka.offset": message.offset(),
         }
-        with _tracer.start_as_current_span(
-            "stoplog.judge", context=context, kind=SpanKind.CONSUMER, attributes=where
-        ):
-            super().take(message)
+        return _tracer.start_as_current_span(
+            "stoplog.judge", context=context, kind=SpanKind.CONSUMER, attributes=attributes
+        )
 
-    def _answer(self, record: Batch | SingleCheck, answers: list[Answer], offset: int) -> None:
+    def replying(self, checks: int) -> AbstractContextManager[object]:
+        """Return the span of answering the record that is being judged, with its number of *checks*."""
         judging = trace.get_current_span()
         if not judging.is_recording():
-            return super()._answer(record, answers, offset)
-        judging.set_attribute("messaging.batch.message_count", len(answers))
-        where = {
+            return nullcontext()
+        judging.set_attribute("messaging.batch.message_count", checks)
+        attributes = {
             "messaging.system": "kafka",
             "messaging.operation.type": "send",
             "messaging.destination.name": REPLIES,
         }
-        with _tracer.start_as_current_span("stoplog.reply", kind=SpanKind.PRODUCER, attributes=where):
-            super()._answer(record, answers, offset)
+        return _tracer.start_as_current_span("stoplog.reply", kind=SpanKind.PRODUCER, attributes=attributes)

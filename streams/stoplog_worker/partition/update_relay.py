@@ -1,8 +1,8 @@
-"""Limit updates into the log that decides: from ``limit-updates[p]`` to ``checks[p]``, one at a time.
+"""Relay limit updates into the log that decides: from ``limit-updates[p]`` to ``checks[p]``, one at a time.
 
-An update takes effect only when it comes by in ``checks``, with its offset in ``limit-updates`` as its
-version. After a restart the relay goes on after the highest version that has come by; what it then sends
-twice is skipped there.
+An update takes effect where it stands in ``checks``. Its version is its offset in ``limit-updates``. After a
+restart the relay continues after the highest version found in ``checks``. An update that is relayed twice is
+skipped there.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from stoplog.wire.limit_updates import Update, decode_update
 from stoplog_worker.algorithm.ledger import Ledger
 
 BACKLOG: Final = 1_000
-"""Updates read ahead; beyond it reading pauses, so that a long backlog does not fill the memory."""
+"""Updates read ahead. Consuming pauses at this number, so that a long backlog does not fill the memory."""
 
 
 class UpdateRelay:
-    """The relay of one owned partition.
+    """The relay of one partition.
 
     Args:
-        partition: Of both topics.
-        partitions: How many there are.
-        ledger: Knows what has come by.
-        send: Produces a value to this partition of ``checks`` and calls back with an error or ``None``.
+        partition: The partition's number, in both topics.
+        partitions: The number of partitions.
+        ledger: Knows which updates are already in ``checks``.
+        send: Produces a value to this partition of ``checks``, and calls back with an error or ``None``.
     """
 
     def __init__(
@@ -50,21 +50,21 @@ class UpdateRelay:
 
     @property
     def full(self) -> bool:
-        """Whether reading should pause."""
+        """Whether consuming should pause."""
         return len(self._waiting) >= BACKLOG
 
     def take(self, message: Any) -> None:
         """Queue a record of ``limit-updates``.
 
         Raises:
-            RecordError: it cannot be used; nothing is queued.
+            RecordError: the record is invalid; nothing is queued.
         """
         update = decode_update(message.offset(), message.key(), message.value(), headers_of(message))
         if update.kind in ("client", "reset"):
             right = partition_of(update.id, self._partitions)
             if right != self._partition:
                 raise MisroutedRecord(
-                    f"client {update.id!r} belongs to partition {right} and its update came to "
+                    f"client {update.id!r} belongs to partition {right}, but its update is in partition "
                     f"{self._partition}: choose the partition by murmur2 of the client id alone"
                 )
         elif home_of(update.kind, update.id, self._partitions) == self._partition:
@@ -72,16 +72,16 @@ class UpdateRelay:
         self._waiting.append(update)
 
     def advance(self) -> None:
-        """Send the next update unless one is on its way."""
+        """Send the next update, unless one is in flight."""
         if self._in_flight:
             return
         while self._waiting and self._waiting[0].version <= self._ledger.applied:
             self._waiting.popleft()
         if self._waiting:
             self._in_flight = True
-            self._send(encode_update(self._waiting[0]), self._sent)
+            self._send(encode_update(self._waiting[0]), self._delivered)
 
-    def _sent(self, error: Any, _message: Any) -> None:
+    def _delivered(self, error: Any, _message: Any) -> None:
         self._in_flight = False
         if error is None:
             self._waiting.popleft()

@@ -1,0 +1,83 @@
+"""The partitions that this worker processes, each in one phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from stoplog_worker.partition.partition import Partition
+from stoplog_worker.partition.phase import TRANSITIONS, PartitionPhase
+
+_ACTIVE = PartitionPhase.ACTIVE
+_REVOKING = PartitionPhase.REVOKING
+_HANDING_OVER = PartitionPhase.HANDING_OVER
+
+
+class PartitionSet:
+    """Partitions by number. Only this class changes a partition's phase.
+
+    The moves follow the table of :class:`~stoplog_worker.partition.phase.PartitionPhase`. Each move of several
+    partitions skips those in another phase: a command may arrive after the partition was dropped.
+    """
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, Partition] = {}
+
+    def all(self) -> list[Partition]:
+        """Return every partition; safe in every thread."""
+        return list(self.by_number.values())
+
+    def in_phase(self, *phases: PartitionPhase) -> list[Partition]:
+        """Return the partitions in one of *phases*; safe in every thread."""
+        return [partition for partition in self.all() if partition.phase in phases]
+
+    def add(self, partition: Partition, now: float) -> None:
+        """Begin to process a restored partition (absent to ACTIVE) at *now*, monotonic seconds."""
+        if partition.number in self.by_number:
+            raise ValueError(f"partition {partition.number} is already processed")
+        self._move(partition, _ACTIVE)
+        self.by_number[partition.number] = partition
+        partition.schedule.start(now)
+
+    def revoke(self) -> dict[int, int]:
+        """Revoke every active partition (ACTIVE to REVOKING).
+
+        Returns:
+            The goal of each one's last checkpoint: the offset before which every record is judged.
+        """
+        goals = {}
+        for partition in self.in_phase(_ACTIVE):
+            self._move(partition, _REVOKING)
+            goals[partition.number] = partition.ledger.next_offset
+        return goals
+
+    def resume(self, numbers: Iterable[int], now: float) -> set[int]:
+        """Make revoked partitions active again (REVOKING to ACTIVE); return their numbers."""
+        resumed = self._select(numbers, _REVOKING)
+        for partition in resumed:
+            self._move(partition, _ACTIVE)
+            partition.schedule.start(now)
+        return {partition.number for partition in resumed}
+
+    def hand_over(self, numbers: Iterable[int], until: float) -> None:
+        """Answer revoked partitions for their new owner (REVOKING to HANDING_OVER), until *until* at most."""
+        for partition in self._select(numbers, _REVOKING):
+            self._move(partition, _HANDING_OVER)
+            partition.answer_until = until
+
+    def handed_over(self, numbers: Iterable[int]) -> list[Partition]:
+        """Return those of *numbers* that are in HANDING_OVER."""
+        return self._select(numbers, _HANDING_OVER)
+
+    def remove(self, partition: Partition) -> None:
+        """Stop to process a partition (to absent)."""
+        self._move(partition, None)
+        del self.by_number[partition.number]
+
+    def _select(self, numbers: Iterable[int], phase: PartitionPhase) -> list[Partition]:
+        found = (self.by_number.get(number) for number in numbers)
+        return [partition for partition in found if partition is not None and partition.phase is phase]
+
+    def _move(self, partition: Partition, phase: PartitionPhase | None) -> None:
+        if (partition.phase, phase) not in TRANSITIONS:
+            raise ValueError(f"partition {partition.number} cannot go from {partition.phase} to {phase}")
+        partition.phase = phase

@@ -1,0 +1,167 @@
+"""Overwrite what another worker wrote to the changelogs of this worker's partition.
+
+A worker that lost the partition may still write late. Its records would replace newer states when the broker
+compacts the changelog. The offsets of this worker's own writes reveal such records: they leave a gap. This
+worker reads the gap and writes the current state of every key found there again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from threading import Thread
+from typing import NamedTuple
+
+from stoplog.errors import StateError, Unavailable
+from stoplog.wire.checks import POSITION_BITS
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, position_of
+from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.state.store import COUNTERS, POLICIES, PartitionStore, Record
+
+_log = logging.getLogger("stoplog.repair")
+
+
+class Overtaken(StateError):
+    """Another worker has written states of positions that this worker has not reached: it owns the partition."""
+
+
+class Gap(NamedTuple):
+    """Changelog records that this worker did not write: offsets *start* to *end*, without *end*."""
+
+    table: str
+    start: int
+    end: int
+
+
+class ChangelogRepair:
+    """Finds the gaps of one partition and overwrites what they hold.
+
+    Args:
+        ledger: Marks the overwritten keys dirty; the next checkpoint writes them.
+        store: The partition's tables.
+        topics: The changelog topic of each table.
+        metrics: Counts the records found.
+        read: Reads offsets *start* to *end* of a topic's partition without blocking the caller.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: PartitionStore,
+        topics: Mapping[str, str],
+        metrics: Metrics,
+        read: Callable[[str, int, int, int], Future[list[Record]]],
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._topics = topics
+        self._metrics = metrics
+        self._read = read
+        self._reading: tuple[Gap, Future[list[Record]]] | None = None
+        self.gaps: list[Gap] = []
+        """Gaps not yet overwritten, oldest first."""
+        self.next_offsets = dict(store.next_offset)
+        """The offset that the next record written by this worker should get, by table."""
+        if any(store.outdated.values()):
+            ledger.rewrite(store.outdated[COUNTERS], store.outdated[POLICIES])
+
+    def note_end(self, table: str, end: int) -> None:
+        """Record a gap if *end*, the changelog's next offset, is beyond this worker's own writes."""
+        expected = self.next_offsets[table]
+        if end > expected:
+            self.gaps.append(Gap(table, expected, end))
+            self.next_offsets[table] = end
+
+    def advance(self) -> bool:
+        """Start to read a gap, or overwrite one that was read; return whether one was overwritten.
+
+        Call it only between two checkpoints.
+
+        Raises:
+            Overtaken: the writer of the gap is ahead of this worker.
+        """
+        if self._reading is None:
+            if self.gaps:
+                gap = self._all_of(self.gaps[0].table)
+                future = self._read(self._topics[gap.table], self._store.partition, gap.start, gap.end)
+                self._reading = gap, future
+            return False
+        gap, reading = self._reading
+        if not reading.done():
+            return False
+        self._reading = None
+        try:
+            records = reading.result()
+        except Unavailable as exc:
+            _log.warning("%s; trying again", exc)
+            return False
+        self.gaps = [other for other in self.gaps if other.table != gap.table or other.end > gap.end]
+        _log.warning(
+            "%s[%s]: another worker wrote the records from offset %s to %s; overwriting them",
+            self._topics[gap.table],
+            self._store.partition,
+            gap.start,
+            gap.end,
+        )
+        self.overwrite(gap.table, records)
+        return True
+
+    def _all_of(self, table: str) -> Gap:
+        """Return one gap that covers all gaps of *table*."""
+        gaps = [gap for gap in self.gaps if gap.table == table]
+        return Gap(table, min(gap.start for gap in gaps), max(gap.end for gap in gaps))
+
+    def overwrite(self, table: str, records: Sequence[Record]) -> None:
+        """Have the next checkpoint write every key of *records* again, and the marker after them.
+
+        Args:
+            table: The table of the changelog.
+            records: The records found in a gap.
+
+        Raises:
+            Overtaken: the writer is ahead of this worker, which no longer owns the partition.
+        """
+        reached = self._ledger.next_offset << POSITION_BITS
+        keys = []
+        for record in records:
+            entry = record.entry(table)
+            if entry is None:
+                # Compaction would keep this record instead of the valid one before it.
+                if record.key and self._store.get(table, record.key) is not None:
+                    keys.append(record.key)
+                continue
+            key, value = entry
+            is_marker = key == MARKER_KEY
+            # A marker stores the first position not applied, every other entry the last one applied.
+            if position_of(value) >= reached + is_marker:
+                raise Overtaken(f"partition {self._store.partition}: another worker has judged further")
+            if not is_marker:
+                keys.append(key)
+        self._metrics.gaps_mended.inc(len(records))
+        self._ledger.rewrite(*((keys, ()) if table == COUNTERS else ((), keys)))
+
+
+def read_in_background(
+    bootstrap: str, topic: str, partition: int, start: int, end: int
+) -> Future[list[Record]]:
+    """Read offsets *start* to *end* in a thread of its own: a broker may take seconds, and checks go on.
+
+    The future raises ``Unavailable`` if no broker answers.
+    """
+    future: Future[list[Record]] = Future()
+
+    def read() -> None:
+        consumer = AssignedConsumer(bootstrap)
+        try:
+            found = consumer.read(topic, partition, start, end)
+            future.set_result([Record(it.offset(), it.key(), it.value()) for it in found])
+        except Exception as exc:  # noqa: BLE001 - the future raises it where its result is taken
+            future.set_exception(exc)
+        finally:
+            consumer.close()
+
+    Thread(target=read, name=f"gap-{partition}", daemon=True).start()
+    return future

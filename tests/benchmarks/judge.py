@@ -52,7 +52,7 @@ class Result(NamedTuple):
 
 
 class Instant:
-    """An outbox whose changelog writes are acknowledged when next polled."""
+    """Producers whose changelog writes are acknowledged at the next poll."""
 
     def __init__(self) -> None:
         self.changelogs = dict.fromkeys(TABLES, "")
@@ -62,15 +62,15 @@ class Instant:
     def reply(self, partition: int, value: bytes) -> None:
         """Gone."""
 
-    def changelog(self, partition: int, table: str, key: bytes, value: bytes, delivered: Any) -> None:
+    def write_changelog(self, partition: int, table: str, key: bytes, value: bytes, delivered: Any) -> None:
         place = table, partition
         self._waiting.append((delivered, self._next[place]))
         self._next[place] += 1
 
-    def update(self, partition: int, value: bytes, delivered: Any) -> None:
+    def relay_update(self, partition: int, value: bytes, delivered: Any) -> None:
         """There are none."""
 
-    def shorten(self, table: str, partition: int, offset: int) -> None:
+    def truncate_changelog(self, table: str, partition: int, offset: int) -> None:
         """It is none that takes room."""
 
     def poll(self) -> None:
@@ -99,7 +99,7 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
     """Judge *checks* of *clients*, drawn uniformly, all of them stored already."""
     gc.set_threshold(*GC_THRESHOLDS)
     settings = Settings(cached_clients=cached)
-    outbox: Any = Instant()
+    producers: Any = Instant()
     metrics = Metrics()
     rocks = RocksDbFactory(settings.store_memory_mb << 20)
     stores = [
@@ -108,7 +108,7 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
     populate(stores, clients)
     offset = clients // BATCH + 1
     marker = Marker(offset, START, -1, -1, "", parse_policy(LIMITS))
-    owned = [Partition(settings, PARTITIONS, store, marker, outbox, metrics) for store in stores]
+    owned = [Partition(settings, PARTITIONS, store, marker, producers, metrics) for store in stores]
     draw = random.Random(seed)
     process = psutil.Process()
     judging = flushing = 0.0
@@ -127,8 +127,8 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
         judging += time.thread_time() - t
         t = time.thread_time()
         for one in owned:
-            while not one.flush_to(one.ledger.next_offset, 0.0):
-                outbox.poll()
+            while not one.checkpoint_to(one.ledger.next_offset, 0.0, 0.0):
+                producers.poll()
             one.ledger.evict(cached // PARTITIONS)
         flushing += time.thread_time() - t
         done += len(records) * BATCH

@@ -19,7 +19,7 @@ def first_record_s(broker: Broker, *, acquainted: bool) -> float:
     reader = AssignedConsumer(broker.bootstrap)
     try:
         if acquainted:
-            reader.prefetch_metadata([COUNTERS_CHANGELOG])
+            reader.fetch_metadata([COUNTERS_CHANGELOG])
         reader.add([TopicPartition(NODES, 0, 0)])
         assert reader.consume(WAIT_S).ends
         # A client that has just connected looks topics up at once; later, by a timer that has just gone off.

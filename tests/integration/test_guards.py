@@ -124,9 +124,9 @@ def test_checkpoint_after_lease_end_does_not_begin(bench: Bench) -> None:
     # In one turn of the owner, in which no record comes: its lease ends, and the time to flush has come.
     def lose_and_be_due() -> None:
         bench.lease.held = False
-        bench.owner._running[bench.partition]._flush_at = 0.0
+        bench.owner._partitions.by_number[bench.partition].schedule._due_at = 0.0
 
-    bench.owner._call(lose_and_be_due).result(WAIT_S)
+    bench.owner._commands.call(lose_and_be_due).result(WAIT_S)
     for _ in range(5):
         bench.owner.has_peers().result(WAIT_S)  # a turn
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends

@@ -1,4 +1,4 @@
-"""A worker that dies in its flush, as if killed there: ``python -m tests.support.dying_worker <point>``."""
+"""A worker that dies in a checkpoint, as if killed: ``python -m tests.support.dying_worker <point>``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 import stoplog_worker.partition.checkpoint
 import stoplog_worker.partition.partition
 from stoplog_worker.algorithm.state_codec import Marker
-from stoplog_worker.partition.checkpoint import Checkpointer
+from stoplog_worker.partition.checkpoint import Checkpointer, CheckpointPhase
 from stoplog_worker.state.store import POLICIES, PartitionStore
 from stoplog_worker.worker import main
 
@@ -27,22 +27,22 @@ POINTS: Final = (
     "counters stored",
     "all stored",
 )
-"""Between every two steps of a flush."""
+"""Between every two steps of a checkpoint."""
 
 FIRST_POINTS: Final = tuple(
     f"first {point}" for point in ("before", "marker produced", "marker acknowledged", "all stored")
 )
-"""The same of a partition's first flush, which writes the marker alone."""
+"""The same for a partition's first checkpoint, which writes the marker alone."""
 
 DIED: Final = 70
 
-_flushes = count(1)
+_checkpoints = count(1)
 _FUSE: Final = 5
-"""The flush (of any partition, with counters in it) at which it dies: those before it went well."""
+"""The checkpoint, of any partition and with counters in it, at which the worker dies. Earlier ones succeed."""
 
 
 class DyingCheckpointer(Checkpointer):
-    """Ends the process, without any cleaning up, when it comes to the point."""
+    """Ends the process at the point, without any cleaning up."""
 
     point: str
     armed = False
@@ -64,32 +64,34 @@ class DyingCheckpointer(Checkpointer):
     def begin(self) -> None:
         self.first = False
         if self._ledger.dirty:
-            self.armed = next(_flushes) >= _FUSE
+            self.armed = next(_checkpoints) >= _FUSE
         self._reached("before")
         super().begin()
-        if self._unsent is not None:
+        if self.phase is CheckpointPhase.PRODUCING_ENTRIES:
             self._reached("some entries produced")
 
     def _delivered(self, table: str, error: Any, message: Any) -> None:
         super()._delivered(table, error, message)
-        if self._step == "entries":
+        if self.phase in (CheckpointPhase.PRODUCING_ENTRIES, CheckpointPhase.AWAITING_ENTRIES):
             self._reached("one entry acknowledged")
 
-    def _step_on(self) -> Marker | None:
-        before, sending = self._step, self._unsent is not None
-        if not self._waiting and not sending:
-            self._reached(f"{before} acknowledged")
-        marker = super()._step_on()
-        if sending and self._unsent is None:
+    def _step(self) -> Marker | None:
+        before = self.phase
+        if not self._unacknowledged and before is CheckpointPhase.AWAITING_ENTRIES:
+            self._reached("entries acknowledged")
+        if not self._unacknowledged and before is CheckpointPhase.AWAITING_MARKER:
+            self._reached("marker acknowledged")
+        marker = super()._step()
+        if (before, self.phase) == (CheckpointPhase.PRODUCING_ENTRIES, CheckpointPhase.AWAITING_ENTRIES):
             self._reached("entries produced")
-        if before == "entries" and self._step == "marker":
+        if (before, self.phase) == (CheckpointPhase.AWAITING_ENTRIES, CheckpointPhase.AWAITING_MARKER):
             self._reached("marker produced")
         if marker is not None:
             self._reached("all stored")
         return marker
 
-    def _persist_some(self) -> bool:
-        last = super()._persist_some()
+    def _store_chunk(self) -> bool:
+        last = super()._store_chunk()
         if not last:
             self._reached("some counters stored")
         return last
@@ -98,7 +100,7 @@ class DyingCheckpointer(Checkpointer):
 def dying_write(
     write: Callable[[PartitionStore, str, Sequence[tuple[bytes, bytes]]], None],
 ) -> Callable[[PartitionStore, str, Sequence[tuple[bytes, bytes]]], None]:
-    """Between the writes to one table and to the other."""
+    """Wrap *write* so that the process ends between the writes to one table and to the other."""
     writes = count(1)
 
     def wrapped(store: PartitionStore, table: str, entries: Sequence[tuple[bytes, bytes]]) -> None:
@@ -112,7 +114,7 @@ def dying_write(
 if __name__ == "__main__":
     DyingCheckpointer.point = sys.argv[1]
     assert DyingCheckpointer.point in POINTS + FIRST_POINTS
-    setattr(stoplog_worker.partition.partition, "Checkpointer", DyingCheckpointer)  # noqa: B010 - a name that it imports
-    setattr(stoplog_worker.partition.checkpoint, "CHUNK", 2)  # noqa: B010 - so that a flush has several
+    setattr(stoplog_worker.partition.partition, "Checkpointer", DyingCheckpointer)  # noqa: B010 - the name that it imports
+    setattr(stoplog_worker.partition.checkpoint, "CHUNK", 2)  # noqa: B010 - so that a checkpoint has several
     PartitionStore.write = dying_write(PartitionStore.write)  # type: ignore[method-assign, assignment]
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from stoplog_worker.state.store import COUNTERS, TABLES, PartitionStore, Record
 
 
 class MemoryDb(dict[bytes, bytes]):
-    """The few methods of a RocksDB that a store calls."""
+    """The methods of a RocksDB that a store calls."""
 
     def get(self, key: Any, default: Any = None) -> Any:
         return [super(MemoryDb, self).get(k) for k in key] if isinstance(key, list) else super().get(key)
@@ -44,7 +45,7 @@ class MemoryStore(PartitionStore):
 
 
 class Sent(NamedTuple):
-    """A produced record that has not arrived."""
+    """A produced record that has not reached the broker."""
 
     table: str
     key: bytes
@@ -53,7 +54,7 @@ class Sent(NamedTuple):
 
 
 class Delivered:
-    """What a producer knows of a record that arrived."""
+    """The message in the delivery report of a record that arrived."""
 
     def __init__(self, offset: int) -> None:
         self._offset = offset
@@ -63,13 +64,13 @@ class Delivered:
 
 
 class Changelogs:
-    """Both changelogs of a partition, and what is on its way to them."""
+    """Both changelogs of a partition, and the records in flight to them."""
 
     def __init__(self) -> None:
         self.logs: dict[str, list[tuple[bytes, bytes]]] = {table: [] for table in TABLES}
         self.sent: list[Sent] = []
         self.start = 0
-        """Of the counters: what came before is deleted."""
+        """First offset of the counters' changelog: the records before it are deleted."""
 
     def send(self, table: str, key: bytes, value: bytes, delivered: Callable[[Any, Any], None]) -> None:
         self.sent.append(Sent(table, key, value, delivered))
@@ -79,7 +80,7 @@ class Changelogs:
         return len(self.logs[table]) - 1
 
     def arrive(self, index: int = 0) -> None:
-        """The broker takes the record and says so."""
+        """Deliver the record and acknowledge it."""
         sent = self.sent.pop(index)
         sent.delivered(None, Delivered(self.append(sent.table, sent.key, sent.value)))
 
@@ -88,7 +89,7 @@ class Changelogs:
             self.arrive()
 
     def fail(self, index: int = 0, *, arrives: bool = False) -> None:
-        """The producer gives the record up; it may have arrived all the same."""
+        """Have the producer give up the record, which may have arrived nevertheless."""
         sent = self.sent.pop(index)
         if arrives:
             self.append(sent.table, sent.key, sent.value)
@@ -103,6 +104,12 @@ class Changelogs:
         found = enumerate(self.logs[table][start:end], start)
         return [Record(offset, key, value) for offset, (key, value) in found]
 
+    def read_later(self, table: str, _partition: int, start: int, end: int) -> Future[list[Record]]:
+        """Read as a :class:`~stoplog_worker.partition.changelog_repair.ChangelogRepair` does, without delay."""
+        future: Future[list[Record]] = Future()
+        future.set_result(self.read(table, start, end))
+        return future
+
     def restore(self, store: PartitionStore, batch: int = 1_000) -> None:
         """Bring *store* up to the end, as the restorer does."""
         if store.next_offset[COUNTERS] < self.start:
@@ -112,7 +119,7 @@ class Changelogs:
                 store.merge(table, records)
 
     def compacted(self) -> Changelogs:
-        """What is left when only the last record of each key stays."""
+        """Return what compaction leaves: the last record of each key."""
         other = Changelogs()
         for table in TABLES:
             left = {record.key: record.value for record in self.read(table)}

@@ -149,7 +149,7 @@ class Restorer(threading.Thread):
     def run(self) -> None:
         """Read until :meth:`stop`."""
         try:
-            self._consumer.prefetch_metadata(self._tables)
+            self._consumer.fetch_metadata(self._tables)
             while not self._stopping:
                 self._run_commands()
                 self._advance_restores()

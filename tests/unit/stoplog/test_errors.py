@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from stoplog_worker.partition import checkpoint as flush
+from stoplog_worker.partition.changelog_repair import Overtaken
 
 from stoplog import errors
 from stoplog.errors import InvalidInput, InvalidLimit, RecordError, StoplogError, UndecodableRecord
@@ -33,7 +33,7 @@ def test_the_tree_in_the_docstring_equals_the_classes() -> None:
 
 
 def test_the_workers_own_error_is_a_state_error() -> None:
-    assert flush.Overtaken.__base__ is errors.StateError
+    assert Overtaken.__base__ is errors.StateError
 
 
 def test_invalid_input_states_field_problem_and_remedy() -> None:

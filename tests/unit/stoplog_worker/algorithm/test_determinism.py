@@ -22,7 +22,8 @@ from stoplog_worker.algorithm.state_codec import (
     expires_at_ms,
 )
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.partition.checkpoint import CHUNK, Checkpointer, Overtaken
+from stoplog_worker.partition.changelog_repair import ChangelogRepair, Overtaken
+from stoplog_worker.partition.checkpoint import CHUNK, Checkpointer
 from stoplog_worker.state.expiry import PASS_S, Sweeper
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES
 from stoplog_worker.verify.replay import Record, replay
@@ -66,7 +67,8 @@ class Worker:
         self.changelogs.restore(store, batch)
         self.store = store
         self.ledger = Ledger(store, store.marker() or FIRST)
-        self.flusher = Checkpointer(self.ledger, store, self.changelogs.send, METRICS)
+        self.repair = ChangelogRepair(self.ledger, store, {}, METRICS, self.changelogs.read_later)
+        self.checkpointer = Checkpointer(self.ledger, store, self.changelogs.send, self.repair, METRICS)
         self.sweeper = Sweeper(store, self.changelogs.shorten)
 
     def follow(self, passes: int) -> None:
@@ -89,7 +91,7 @@ class Worker:
         for _ in range(passes):
             self.now += PASS_S
             gone = self.sweeper.advance(self.now, 1)
-            if self.flusher.idle:
+            if self.checkpointer.idle:
                 self.ledger.expire(gone)
 
     def judge(self, count: int) -> None:
@@ -108,18 +110,18 @@ class Worker:
 
     def begin(self) -> None:
         """Start a checkpoint, if none is in progress, after overwriting what other workers wrote."""
-        if not self.flusher.idle:
+        if not self.checkpointer.idle:
             return
         for table in TABLES:
-            self.flusher.look_at_end(table, len(self.changelogs.logs[table]))
-        foreign, self.flusher.foreign = self.flusher.foreign, []
+            self.repair.note_end(table, len(self.changelogs.logs[table]))
+        gaps, self.repair.gaps = self.repair.gaps, []
         try:
-            for table, start, end in foreign:
-                self.flusher.mend(table, self.changelogs.read(table, start, end))
+            for table, start, end in gaps:
+                self.repair.overwrite(table, self.changelogs.read(table, start, end))
         except Overtaken:
             self.start(self.store)
         if self.ledger.changed:
-            self.flusher.begin()
+            self.checkpointer.begin()
 
     def acknowledge(self, count: int) -> None:
         for _ in range(min(count, len(self.changelogs.sent))):
@@ -131,7 +133,7 @@ class Worker:
 
     def step(self, keep: int) -> None:
         """Advance the checkpoint. At its end, evict clean states."""
-        if self.flusher.advance() is not None:
+        if self.checkpointer.advance() is not None:
             self.ledger.evict(keep)
 
     def crash(self, arrived: list[int], wiped: bool, batch: int) -> None:
@@ -153,7 +155,7 @@ class Worker:
     def flush(self, keep: int) -> None:
         """Make a complete checkpoint."""
         self.begin()
-        while not self.flusher.idle:
+        while not self.checkpointer.idle:
             self.changelogs.arrive_all()
             self.step(keep)
 

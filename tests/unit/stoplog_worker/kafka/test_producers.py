@@ -1,4 +1,4 @@
-"""What the outbox hands to librdkafka, which is never reached here."""
+"""The records that the worker's producers hand to librdkafka, without a broker."""
 
 from __future__ import annotations
 
@@ -13,32 +13,15 @@ from stoplog_worker.state.store import COUNTERS
 
 from stoplog.errors import TopicError
 from stoplog.topics import COUNTERS_CHANGELOG, DEAD_LETTERS
+from tests.support.records import Message
 
 
-class Message:
-    """A record as librdkafka hands it over."""
-
-    def __init__(self, key: bytes | None, value: bytes | None) -> None:
-        self._key, self._value = key, value
-
-    def topic(self) -> str:
-        return "checks"
-
-    def partition(self) -> int:
-        return 3
-
-    def offset(self) -> int:
-        return 17
-
-    def key(self) -> bytes | None:
-        return self._key
-
-    def value(self) -> bytes | None:
-        return self._value
+def dead(key: bytes | None, value: bytes | None) -> Message:
+    return Message(17, value, key, partition=3)
 
 
 class Producer:
-    """Keeps what it is given."""
+    """Keeps the records that it is given."""
 
     def __init__(self) -> None:
         self.produced: list[tuple[Any, ...]] = []
@@ -54,14 +37,14 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> Producer:
     return made
 
 
-def test_a_dead_letter_says_where_it_came_from(producer: Producer) -> None:
-    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k", b"v"), "no check")
+def test_dead_letter_headers_hold_origin_and_reason(producer: Producer) -> None:
+    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(dead(b"k", b"v"), "no check")
     facts = {"reason": b"no check", "topic": b"checks", "partition": b"3", "offset": b"17"}
     assert producer.produced == [(DEAD_LETTERS, b"k", b"v", facts)]
 
 
-def test_of_a_large_record_the_beginning_and_the_size(producer: Producer) -> None:
-    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k" * 2**20, b"v" * 2**24), "é" * 10_000)
+def test_dead_letter_of_a_large_record_holds_its_beginning_and_its_size(producer: Producer) -> None:
+    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(dead(b"k" * 2**20, b"v" * 2**24), "é" * 10_000)
     [(_, key, value, headers)] = producer.produced
     assert (headers["key-bytes"], headers["value-bytes"]) == (b"1048576", b"16777216")
     assert set(key) == {ord("k")}
@@ -70,24 +53,24 @@ def test_of_a_large_record_the_beginning_and_the_size(producer: Producer) -> Non
     assert len(headers["reason"]) == 4_000
 
 
-def test_nothing_of_a_record_without_anything(producer: Producer) -> None:
-    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(Message(None, None), "empty")
+def test_dead_letter_of_an_empty_record_is_empty(producer: Producer) -> None:
+    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(dead(None, None), "empty")
     assert producer.produced[0][1:3] == (None, None)
 
 
-def test_a_dead_letter_without_a_topic_is_lost_and_told_of_and_that_is_all(
+def test_dead_letter_without_topic_is_logged_and_dropped(
     producer: Producer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC, "no such topic"))
 
     monkeypatch.setattr(producer, "produce", refuse)
-    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(Message(b"k", b"v"), "no check")
+    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(dead(b"k", b"v"), "no check")
     assert "the dead letter of checks[3]@17 was lost" in caplog.text
     assert "no such topic" in caplog.text
 
 
-def test_a_changelog_that_may_not_be_shortened_is_told_of_with_the_remedy(
+def test_refused_truncation_is_logged_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused = Future[Any]()
@@ -99,7 +82,9 @@ def test_a_changelog_that_may_not_be_shortened_is_told_of_with_the_remedy(
             return {asked[0]: refused}
 
     monkeypatch.setattr("stoplog.kafka.clients.worker_admin", lambda _: Admin())
-    Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).shorten(COUNTERS, 2, 4711)
+    Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).truncate_changelog(
+        COUNTERS, 2, 4711
+    )
     refused.set_exception(KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
     assert [(place.topic, place.partition, place.offset) for place in places] == [
         (COUNTERS_CHANGELOG, 2, 4711)
@@ -108,20 +93,20 @@ def test_a_changelog_that_may_not_be_shortened_is_told_of_with_the_remedy(
         assert word in caplog.text
 
 
-def test_a_changelog_that_is_gone_ends_the_worker_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_to_a_deleted_topic_raises_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone:
         def produce(self, *_: Any) -> None:
             raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
 
     monkeypatch.setattr("stoplog.kafka.clients.changelog_producer", lambda *_: Gone())
-    outbox = Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics())
+    producers = Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics())
     with pytest.raises(TopicError, match=f"{COUNTERS_CHANGELOG} .* deleted.* `stoplog topics create`"):
-        outbox.changelog(0, COUNTERS, b"key", b"value", lambda *_: None)
+        producers.write_changelog(0, COUNTERS, b"key", b"value", lambda *_: None)
     with pytest.raises(TopicError, match="topic checks "):
-        outbox.update(0, b"value", lambda *_: None)
+        producers.relay_update(0, b"value", lambda *_: None)
 
 
-def test_a_changelog_that_refuses_for_another_reason_is_no_reason_to_delete_it(
+def test_write_that_fails_for_another_reason_raises_without_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Failed:
@@ -130,6 +115,6 @@ def test_a_changelog_that_refuses_for_another_reason_is_no_reason_to_delete_it(
 
     monkeypatch.setattr("stoplog.kafka.clients.changelog_producer", lambda *_: Failed())
     with pytest.raises(KafkaException):
-        Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).changelog(
+        Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).write_changelog(
             0, COUNTERS, b"key", b"value", lambda *_: None
         )

@@ -24,9 +24,8 @@ FIRST = Marker(0, 0, -1, -1, "topic", parse_policy("3/minute"))
 class Sent:
     """Producers that keep what they are given."""
 
-    changelogs: dict[str, str]
-
     def __init__(self) -> None:
+        self.changelogs: dict[str, str] = {}
         self.replies: list[Reply] = []
         self.letters: list[Any] = []
         self.updates: list[bytes] = []
@@ -37,13 +36,13 @@ class Sent:
     def dead_letter(self, message: Any, _reason: str) -> None:
         self.letters.append(message)
 
-    def changelog(self, *_: Any) -> None:
+    def write_changelog(self, *_: Any) -> None:
         """Accept a record that is never acknowledged."""
 
-    def update(self, _partition: int, value: bytes, _delivered: Any) -> None:
+    def relay_update(self, _partition: int, value: bytes, _delivered: Any) -> None:
         self.updates.append(value)
 
-    def shorten(self, *_: Any) -> None:
+    def truncate_changelog(self, *_: Any) -> None:
         """Accept a request that no test checks."""
 
 
@@ -53,7 +52,7 @@ def opened(answer_from: int) -> tuple[Partition, Sent]:
     owned = Partition(
         Settings(), PARTITIONS, store, FIRST, cast("Producers", sent), Metrics(), answer_from=answer_from
     )
-    owned.begin(0.0)
+    owned.schedule.start(0.0)
     return owned, sent
 
 
@@ -83,13 +82,13 @@ def test_tend_before_answer_from_relays_no_update() -> None:
     for version in (0, 1):
         key = b'["client", "%s", ""]' % CLIENTS[0].encode()
         owned.take_update(Message(version, b'{"limits": ["9/minute"]}', key))
-    owned.tend(0.0, 0.0, 1, 1)
+    owned.advance(0.0, 0.0, 1, 1)
     assert not sent.updates
     owned.take(Message(0, encode_update(Update(0, "client", CLIENTS[0], "", policy))))
-    owned.tend(0.0, 0.0, 1, 1)
+    owned.advance(0.0, 0.0, 1, 1)
     assert not sent.updates
     owned.take(batch(1))
-    owned.tend(0.0, 0.0, 1, 1)
+    owned.advance(0.0, 0.0, 1, 1)
     assert sent.updates == [encode_update(Update(1, "client", CLIENTS[0], "", policy))]
 
 

@@ -21,27 +21,9 @@ from stoplog.wire.limit_updates import (
 )
 from tests.support.ledgers import FIRST_MARKER
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, STRANGER
+from tests.support.records import Message
 
 POLICY = parse_policy("5/minute")
-
-
-class Message:
-    """A record of limit-updates, as librdkafka hands it over."""
-
-    def __init__(self, offset: int, key: bytes | None, value: bytes | None, headers: Any = None) -> None:
-        self._facts = (offset, key, value, headers)
-
-    def offset(self) -> int:
-        return self._facts[0]
-
-    def key(self) -> bytes | None:
-        return self._facts[1]
-
-    def value(self) -> bytes | None:
-        return self._facts[2]
-
-    def headers(self) -> Any:
-        return self._facts[3]
 
 
 class Bench:
@@ -66,14 +48,14 @@ class Bench:
         headers: Any = None,
     ) -> None:
         key = encode_update_key(UpdateKey(kind, id_))
-        self.relay.take(Message(offset, key, encode_update_value(policy), headers))
+        self.relay.take(Message(offset, encode_update_value(policy), key, headers=headers))
 
     @property
     def versions(self) -> list[int]:
         return [update.version for update in self.sent]
 
 
-def test_one_at_a_time_in_order() -> None:
+def test_updates_are_relayed_one_at_a_time_in_order() -> None:
     bench = Bench()
     for offset in (3, 4, 7):
         bench.take(offset)
@@ -92,7 +74,7 @@ def test_one_at_a_time_in_order() -> None:
     assert bench.versions == [3, 4, 7]
 
 
-def test_sent_again_until_acknowledged() -> None:
+def test_update_without_acknowledgment_is_sent_again() -> None:
     bench = Bench()
     bench.take(0)
     bench.take(1)
@@ -105,7 +87,7 @@ def test_sent_again_until_acknowledged() -> None:
     assert bench.versions == [0, 0, 0, 0, 1]
 
 
-def test_what_has_come_by_is_not_sent_again() -> None:
+def test_update_already_in_checks_is_not_sent_again() -> None:
     bench = Bench()
     for offset in range(4):
         bench.take(offset)
@@ -116,7 +98,7 @@ def test_what_has_come_by_is_not_sent_again() -> None:
     assert bench.versions == [0, 3]
 
 
-def test_what_comes_by_while_its_word_is_awaited_drops_nothing_else() -> None:
+def test_update_seen_before_its_acknowledgment_drops_no_other() -> None:
     bench = Bench()
     bench.take(0)
     bench.take(1)
@@ -128,7 +110,7 @@ def test_what_comes_by_while_its_word_is_awaited_drops_nothing_else() -> None:
     assert bench.versions == [0, 1]
 
 
-def test_all_of_an_update_travels() -> None:
+def test_relayed_update_keeps_every_field() -> None:
     bench = Bench()
     to = ReplyTo(2, "r-1")
     bench.take(5, headers=[reply_to_header(to)])
@@ -146,24 +128,24 @@ def test_an_update_in_the_wrong_partition_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "id_"), [("plan", STRANGER), ("default", "")])
-def test_plans_and_the_default_belong_to_every_partition(kind: str, id_: str) -> None:
+def test_plan_and_default_updates_are_relayed_in_every_partition(kind: str, id_: str) -> None:
     bench = Bench()
     bench.take(0, kind, id_)
     bench.relay.advance()
     assert bench.versions == [0]
 
 
-def test_what_cannot_be_read_is_refused_and_the_rest_goes_on() -> None:
+def test_undecodable_update_is_refused_and_the_next_is_relayed() -> None:
     bench = Bench()
     for key, value in ((None, None), (b"{", None), (b'["client", "a"]', b"{}"), (b'["nobody", "a"]', None)):
         with pytest.raises(UndecodableRecord):
-            bench.relay.take(Message(0, key, value))
+            bench.relay.take(Message(0, value, key))
     bench.take(1)
     bench.relay.advance()
     assert bench.versions == [1]
 
 
-def test_reading_pauses_when_the_backlog_is_full() -> None:
+def test_relay_with_full_backlog_pauses_consuming() -> None:
     bench = Bench()
     for offset in range(BACKLOG):
         assert not bench.relay.full
@@ -177,13 +159,13 @@ def test_reading_pauses_when_the_backlog_is_full() -> None:
 @pytest.mark.parametrize(
     "error", [SystemError("a result with an exception set"), UnicodeDecodeError("utf-8", b"", 0, 1, "")]
 )
-def test_a_header_name_that_is_not_utf_8(error: Exception) -> None:
+def test_update_with_a_header_name_that_is_not_utf_8_is_refused(error: Exception) -> None:
     class Odd(Message):
         def headers(self) -> Any:
             raise error
 
     bench = Bench()
     with pytest.raises(UndecodableRecord, match="a header has a name that is not UTF-8"):
-        bench.relay.take(Odd(0, encode_update_key(UpdateKey("client", CLIENTS[0])), None))
+        bench.relay.take(Odd(0, None, encode_update_key(UpdateKey("client", CLIENTS[0]))))
     bench.relay.advance()
     assert bench.sent == []

@@ -36,7 +36,7 @@ class Silent:
     def __init__(self, *_: Any, **__: Any) -> None:
         self.places: list[TopicPartition] = []
 
-    def prefetch_metadata(self, topics: Iterable[str]) -> None:
+    def fetch_metadata(self, topics: Iterable[str]) -> None:
         """All are known."""
 
     def add(self, places: list[TopicPartition]) -> None:

@@ -1,0 +1,177 @@
+"""Records that another worker wrote to a changelog are found and overwritten."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, encode_marker, position_of
+from stoplog_worker.partition.changelog_repair import Gap, Overtaken
+from stoplog_worker.state.store import COUNTERS, POLICIES, Record
+
+from stoplog.errors import Unavailable
+from stoplog.wire.checks import POSITION_BITS, Check
+from tests.support.checkpoint_bench import A, CheckpointBench, restored, zombie
+from tests.support.memory_store import Changelogs, contents
+
+
+def test_foreign_records_before_an_own_write_are_a_gap() -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    bench.write_foreign(COUNTERS, (b"a", b"\x01" + bytes(8)), (b"zzz", b"\x01" + bytes(8)))
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    assert bench.repair.gaps == [Gap(COUNTERS, 1, 3)]
+    # If this worker dies before it has overwritten the gap, the next owner reads from there.
+    assert bench.store.next_offset[COUNTERS] == 1
+
+
+def test_foreign_records_at_the_end_are_one_gap() -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    bench.note_ends()
+    assert bench.repair.gaps == []
+    bench.write_foreign(POLICIES, (b"x", b""))
+    bench.note_ends()
+    bench.note_ends()
+    bench.repair.note_end(POLICIES, 1)  # an answer that was in flight for long
+    assert bench.repair.gaps == [Gap(POLICIES, 1, 2)]
+
+
+def test_everything_that_a_zombie_wrote_is_overwritten() -> None:
+    awake, late = zombie()
+    before = contents(awake.store)
+    for entry in late:
+        awake.changelogs.append(*entry)
+    assert contents(restored(awake.changelogs.compacted())) != before, "what compaction would leave"
+    awake.note_ends()
+    awake.overwrite_gaps()
+    awake.checkpoint()
+    assert contents(restored(awake.changelogs.compacted())) == before
+    assert contents(awake.store) == before
+    assert awake.metrics.registry.get_sample_value("stoplog_worker_gaps_mended_total") == 4
+
+
+def test_a_lone_marker_of_a_zombie_is_overwritten() -> None:
+    awake, late = zombie()
+    awake.changelogs.append(*late[-1])
+    assert not awake.ledger.changed
+    awake.note_ends()
+    awake.overwrite_gaps()
+    assert awake.ledger.changed
+    marker = awake.checkpoint()
+    assert restored(awake.changelogs.compacted()).marker() == marker
+
+
+@pytest.mark.parametrize("which", ["entry", "marker"])
+def test_worker_that_is_behind_the_writer_is_overtaken(which: str) -> None:
+    awake, late = zombie()
+    behind = CheckpointBench(changelogs=Changelogs())
+    for table, key, value in late:
+        if (key == MARKER_KEY) == (which == "marker"):
+            behind.changelogs.append(table, key, value)
+    behind.note_ends()
+    with pytest.raises(Overtaken, match="has judged further"):
+        behind.overwrite_gaps()
+    assert not behind.ledger.dirty
+    assert awake.ledger.next_offset == 4
+
+
+def test_next_position_of_the_writer_overtakes_and_an_equal_marker_does_not() -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    reached = bench.ledger.next_offset << POSITION_BITS
+    bench.repair.overwrite(POLICIES, [Record(0, MARKER_KEY, encode_marker(bench.ledger.marker))])
+    bench.repair.overwrite(COUNTERS, [Record(0, b"a", b"\x01" + (reached - 1).to_bytes(8) + b"\x90")])
+    with pytest.raises(Overtaken):
+        bench.repair.overwrite(COUNTERS, [Record(0, b"a", b"\x01" + reached.to_bytes(8) + b"\x90")])
+
+
+NOISE: list[Any] = [b"\x01" + bytes(8), None, b"", b"short", b"\x01" * 90, b"\x02" + bytes(8) + b"\x90"]
+"""Values that no worker writes."""
+
+
+def test_noise_under_unknown_keys_is_ignored() -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    records = [Record(n, key, value) for n, value in enumerate(NOISE) for key in (None, b"", b"stranger")]
+    bench.repair.overwrite(COUNTERS, records)
+    assert not bench.ledger.dirty
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_state_that_noise_would_replace_at_compaction_is_written_again(noise: bytes | None) -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.update(0, A, "5/minute")
+    bench.checkpoint()
+    spoiled: Any = noise
+    bench.write_foreign(COUNTERS, (b"a", spoiled))
+    bench.write_foreign(POLICIES, (b"client\0a\0", spoiled), (MARKER_KEY, spoiled))
+    bench.note_ends()
+    bench.overwrite_gaps()
+    bench.checkpoint()
+    assert contents(restored(bench.changelogs.compacted())) == contents(bench.store)
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_state_that_noise_replaced_while_no_worker_ran_is_written_again(noise: bytes | None) -> None:
+    before = CheckpointBench()
+    before.check(Check(A, 2))
+    before.checkpoint()
+    spoiled: Any = noise
+    before.write_foreign(COUNTERS, (b"a", spoiled))
+    bench = CheckpointBench(restored(before.changelogs), before.changelogs)
+    bench.checkpoint()
+    assert contents(restored(bench.changelogs.compacted())) == contents(bench.store)
+    assert bench.stored(A) == 2
+
+
+def test_key_unknown_to_this_worker_is_overwritten_with_an_empty_state() -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    bench.write_foreign(COUNTERS, (b"ghost", b"\x01" + bytes(8) + b"\x90"))
+    bench.note_ends()
+    bench.overwrite_gaps()
+    bench.checkpoint()
+    [value] = restored(bench.changelogs).counters([b"ghost"])
+    assert value is not None
+    assert position_of(value) == (1 << POSITION_BITS) - 1
+
+
+def test_gap_is_read_in_the_background_and_again_if_no_broker_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    asked: list[tuple[tuple[str, int, int, int], Future[list[Record]]]] = []
+
+    def read(*place: Any) -> Future[list[Record]]:
+        asked.append((place, Future()))
+        return asked[-1][1]
+
+    monkeypatch.setattr(bench.repair, "_read", read)
+    for _ in range(2):
+        bench.write_foreign(COUNTERS, (b"a", b"short"))
+        bench.write_foreign(POLICIES, (b"x", b"short"))
+        bench.note_ends()
+    assert not bench.repair.advance()
+    assert [place for place, _ in asked] == [(COUNTERS, bench.store.partition, 1, 3)], "both gaps at once"
+    assert not bench.repair.advance(), "the checks go on meanwhile"
+    asked[0][1].set_exception(Unavailable("no broker"))
+    assert not bench.repair.advance()
+    assert "no broker; trying again" in caplog.text
+    assert len(bench.repair.gaps) == 4
+    bench.repair.advance()
+    bench.write_foreign(COUNTERS, (b"a", b"short"))
+    bench.note_ends()
+    asked[1][1].set_result([Record(1, b"a", b"short"), Record(2, b"a", b"short")])
+    assert bench.repair.advance()
+    assert bench.repair.gaps == [Gap(POLICIES, 1, 2), Gap(POLICIES, 2, 3), Gap(COUNTERS, 3, 4)]
+    assert bench.ledger.dirty.keys() == {A}

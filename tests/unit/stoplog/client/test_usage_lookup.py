@@ -54,24 +54,24 @@ async def test_look_up_sends_a_check_of_cost_0_and_takes_the_first_reply(
 
 
 @pytest.mark.parametrize(
-    ("reply", "told"),
+    ("reply", "text"),
     [
         (LookupReply("g?1", error="belongs to partition 2"), "partition 2"),
         (LookupReply("g?1", 7), "upgrade it"),
     ],
 )
 async def test_look_up_without_windows_in_the_reply_raises_unavailable(
-    reply: LookupReply, told: str, lookup: UsageLookup
+    reply: LookupReply, text: str, lookup: UsageLookup
 ) -> None:
     looking = await asked(lookup)
     lookup.on_replies([reply])
-    with pytest.raises(Unavailable, match=told):
+    with pytest.raises(Unavailable, match=text):
         await looking
 
 
 async def test_too_many_lookups_raise_busy(checks: Checks, lookup: UsageLookup) -> None:
     looking = [await asked(lookup) for _ in range(MAX_WAITING)]
-    with pytest.raises(Busy, match="64 clients"):
+    with pytest.raises(Busy, match="64 lookups"):
         await lookup.look_up("alice", "gold", "login")
     assert len(checks.sent) == MAX_WAITING
     lookup.on_replies([LookupReply(f"g?{number + 1}", 7, None, []) for number in range(MAX_WAITING)])
@@ -84,5 +84,5 @@ async def test_look_up_without_a_reply_raises_unavailable(
     lookup: UsageLookup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stoplog.client.usage_lookup, "LOOKUP_S", 0.0)
-    with pytest.raises(Unavailable, match="is its worker running"):
+    with pytest.raises(Unavailable, match="check that it runs"):
         await lookup.look_up("alice", "", "")

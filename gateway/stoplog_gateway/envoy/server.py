@@ -19,8 +19,10 @@ from stoplog_gateway.envoy.service import RateLimitService
 log: Final = logging.getLogger(__name__)
 
 MAX_MESSAGE: Final = 1 << 20
-"""Maximum bytes of a request. Envoy allows traffic whose rate limit request fails, so the limit is far above
-the 60 KiB of header fields that an API caller can send, and still parses in a few milliseconds."""
+"""Maximum bytes of a request, which parses in a few milliseconds.
+
+Envoy allows traffic whose rate limit request fails, so API callers must not be able to exceed the maximum. It
+is far above the 60 KiB of header fields that Envoy accepts."""
 
 ContinueTrace: TypeAlias = Callable[[Iterable[tuple[str, str | bytes]]], AbstractContextManager[None]]
 

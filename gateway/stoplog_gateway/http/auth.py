@@ -2,17 +2,18 @@
 
 All other routes, including checks, are open to every API caller that can connect.
 
-====================  ============================================================================
-the gateway           accepts these requests
-====================  ============================================================================
-has an admin token    with ``Authorization: Bearer <token>``. It ignores all other header fields: a page of
-                      another site, or a client behind a proxy, does not know the token
-listens on loopback,  from programs on the same machine: ``Host`` is a loopback name or address (this excludes
-without a token       DNS rebinding), ``Origin``, if present, is the gateway's own address, and no header
-                      field of a proxy is present
-listens elsewhere,    never; the 403 response states the reason
-without a token
-====================  ============================================================================
+================================  ==============================================================
+the gateway                       accepts these requests
+================================  ==============================================================
+has an admin token                with ``Authorization: Bearer <token>``
+has no token, on loopback         from programs on the same machine, by the checks below
+has no token, beyond loopback     none; the 403 response states the reason
+================================  ==============================================================
+
+With a token, no other header field matters: a page of another site and a client behind a proxy do not know
+the token. Without one, a request from a program on the same machine passes three checks. ``Host`` is a
+loopback name or address, which excludes DNS rebinding. ``Origin``, if present, is the gateway's own address,
+which excludes pages of other sites. No header field of a proxy is present.
 
 A proxy on the same machine that adds no header field looks like a local program. Therefore, set a token
 behind any proxy.

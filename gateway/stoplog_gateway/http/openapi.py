@@ -181,11 +181,11 @@ def success(
     return {status: response}
 
 
-def failures(*examples_of: Failure) -> Responses:
+def failures(*cases: Failure) -> Responses:
     """Return ``responses`` for errors, with an example each. The error of a bug is always included."""
     responses: Responses = {}
     bug: Failure = (BUG, "an unexpected error occurred; the gateway's log has the traceback", None, None)
-    for kind, detail, field, remedy in (*examples_of, bug):
+    for kind, detail, field, remedy in (*cases, bug):
         shown = examples({kind.name: problem(kind, detail, field, remedy)})
         if (response := responses.get(kind.status)) is None:
             content = {"schema": schema_of(Problem), "examples": shown}

@@ -115,11 +115,13 @@ async def rejected(limiter: LimiterDep) -> Response:
 )
 async def usage(client_id: ClientId, query: Annotated[CheckQuery, Query()], limiter: LimiterDep) -> Response:
     """Return the limits that apply and the usage of each. The client's worker answers; nothing is charged."""
-    look = await limiter.look_up(client_id, plan=query.plan or "", resource=query.resource or "")
-    key = look.held_to
+    lookup = await limiter.look_up(client_id, plan=query.plan or "", resource=query.resource or "")
+    key = lookup.held_to
     held_to = HeldTo(key.kind, key.id or None, key.resource or None) if key else None  # type: ignore[arg-type]
     return respond(
-        ClientUsage(client_id, query.plan, query.resource, held_to, look.policy_version, look.windows or [])
+        ClientUsage(
+            client_id, query.plan, query.resource, held_to, lookup.policy_version, lookup.windows or []
+        )
     )
 
 

@@ -18,9 +18,9 @@ _SINCE: Final = 1_760_000_000_000
 _WORKER: Final = Node("worker-1", "worker", "0.1.0", "node-a", 430, {0: PartitionState(RUNNING, 0)})
 _GATEWAY: Final = Node("gateway-1", "gateway", "0.1.0", "node-a", 120, {})
 _NORMAL: Final = Status("normal", _SINCE, None, [], 0, 0, "ok", None, 4, [_GATEWAY, _WORKER])
-_NOBODY: Final = "no worker owns partition 0, 1, 2, 3: start one with `stoplog worker`"
+_NO_WORKER: Final = "no worker owns partition 0, 1, 2, 3: start one with `stoplog worker`"
 _DEGRADED: Final = Status(
-    "degraded", _SINCE, _NOBODY, [0, 1, 2, 3], 512, 0, "no_worker", _NOBODY, 4, [_GATEWAY], 1, 1
+    "degraded", _SINCE, _NO_WORKER, [0, 1, 2, 3], 512, 0, "no_worker", _NO_WORKER, 4, [_GATEWAY], 1, 1
 )
 
 router = APIRouter(tags=["operation"], default_response_class=Response)

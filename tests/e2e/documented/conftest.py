@@ -1,4 +1,4 @@
-"""One system for everything that is shown to users."""
+"""One system for all commands and examples of the documentation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ from tests.support.system import System, running_system
 @pytest.fixture(scope="package")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("documented")
-    # A deadline that a busy machine does not miss: what is let through is none of these tests.
+    # A deadline that a busy machine does not miss, because a check that fails open prints something else.
     with fresh_broker() as broker, running_system(broker, folder, deadline_ms=10_000) as system:
         yield system

@@ -1,4 +1,4 @@
-"""The examples, run as their users would, against a real broker, worker and gateway."""
+"""The examples, run as users run them, against a real broker, worker and gateway."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def limit(system: System, client: str, limit: str, resource: str) -> None:
 
 
 def run(system: System, *command: str | Path, path: Path | None = None) -> list[str]:
-    """The lines that *command* prints."""
+    """Return the lines that *command* prints; it must succeed."""
     env = environment(system)
     if path is not None:
         env["PATH"] = f"{path}{os.pathsep}{env['PATH']}"
@@ -57,7 +57,7 @@ def test_every_example_is_run_here_and_linked_from_the_readme() -> None:
         assert name.removesuffix(".py") in tests
 
 
-def test_python_async(system: System) -> None:
+def test_check_async_with_a_limit_of_three_does_three_jobs(system: System) -> None:
     limit(system, "async", "3/day", "jobs")
     assert run(system, sys.executable, EXAMPLES / "check_async.py", "async") == [
         "job 1: done; 2 of 3 left",
@@ -68,40 +68,40 @@ def test_python_async(system: System) -> None:
     ]
 
 
-def test_python_with_threads(system: System) -> None:
+def test_check_sync_with_a_limit_of_seven_sends_seven_messages(system: System) -> None:
     limit(system, "sync", "7/day", "messages")
     printed = run(system, sys.executable, EXAMPLES / "check_sync.py", "sync")
     assert printed == ["7 sent, 3 held back, 0 left"]
 
 
 @pytest.mark.needs("curl")
-def test_curl(system: System) -> None:
+def test_check_sh_with_a_limit_of_two_is_denied_after_two_calls(system: System) -> None:
     system.gateways[0].set_limits("curl", "2/day")
     assert run(system, EXAMPLES / "check.sh", "curl") == ["call 1", "call 2", "denied after 2 calls"]
 
 
-def left(line: str) -> tuple[bool, int]:
+def allowed_and_remaining(line: str) -> tuple[bool, int]:
     answer = json.loads(line)
     return answer["allowed"], answer["remaining"]
 
 
-def test_java(system: System, tmp_path: Path) -> None:
+def test_publish_checks_java_prints_the_reply_to_each_check(system: System, tmp_path: Path) -> None:
     system.gateways[0].set_limits("java", "2/day")
     compile_java(EXAMPLES / "PublishChecks.java", tmp_path)
     answers = run(system, *java(tmp_path), "PublishChecks", system.bootstrap, "java")
-    assert [left(line) for line in answers] == [(True, 1), (True, 0), (False, 0)]
+    assert [allowed_and_remaining(line) for line in answers] == [(True, 1), (True, 0), (False, 0)]
 
 
-def test_kafkas_console_producer(system: System, tmp_path: Path) -> None:
+def test_publish_sh_prints_the_reply_to_each_check(system: System, tmp_path: Path) -> None:
     system.gateways[0].set_limits("console", "2/day")
     kafka_scripts(tmp_path)
     answers = run(system, EXAMPLES / "publish.sh", "console", "3", path=tmp_path)
-    assert [left(line) for line in answers] == [(True, 1), (True, 0), (False, 0)]
+    assert [allowed_and_remaining(line) for line in answers] == [(True, 1), (True, 0), (False, 0)]
 
 
 @pytest.fixture
 def app(system: System, tmp_path: Path) -> Iterator[httpx.Client]:
-    """The web application, as a process of its own."""
+    """A client of the web application, which is a process of its own."""
     port = free_port()
     process = Process(
         "app",
@@ -119,16 +119,16 @@ def app(system: System, tmp_path: Path) -> Iterator[httpx.Client]:
     assert process.lines("Application shutdown complete"), process.tail()
 
 
-def test_a_web_application(system: System, app: httpx.Client) -> None:
+def test_app_limits_all_requests_of_a_key_and_its_reports(system: System, app: httpx.Client) -> None:
     system.gateways[0].set_limits("web", "4/day")
     limit(system, "web", "5/day", "reports")
     key = {"X-API-Key": "web"}
 
-    told = app.post("/reports", headers=key)
-    assert (told.status_code, told.json()) == (200, {"left_for_reports": 3})
-    assert told.headers["ratelimit"].startswith('"default";r=3;t=')
+    allowed = app.post("/reports", headers=key)
+    assert (allowed.status_code, allowed.json()) == (200, {"left_for_reports": 3})
+    assert allowed.headers["ratelimit"].startswith('"default";r=3;t=')
     assert app.post("/reports", headers=key).json() == {"left_for_reports": 1}
-    denied = app.post("/reports", headers=key)  # 1 report is left, and 2 are asked for
+    denied = app.post("/reports", headers=key)  # 1 is left, and a report costs 2
     assert (denied.status_code, denied.headers["ratelimit"].split(";")[1]) == (429, "r=1")
 
     books = app.get("/books", headers=key)
@@ -137,7 +137,7 @@ def test_a_web_application(system: System, app: httpx.Client) -> None:
     assert denied.status_code == 429
     assert denied.json()["detail"] == "the limit of 4 is used up"
     assert int(denied.headers["retry-after"]) > 0
-    # Nobody else is held to that, and who names no key to none.
+    # Other keys have limits of their own. A request without a key is not limited.
     assert app.get("/books", headers={"X-API-Key": "another"}).status_code == 200
     assert app.get("/books").status_code == 200
     # The gateway and the application count in one place.

@@ -25,12 +25,17 @@ TAGGED: Final = [
     # page, tag, number of blocks: what is listed here is not run as it stands.
     ("README.md", "app", 1),  # a fragment, run within an application
     ("README.md", "checkout", 2),  # installs, or runs all tests
+    ("docs/benchmarks.md", "checkout", 1),  # half an hour
     ("docs/operations.md", "cluster", 2),
     ("docs/operations.md", "docker", 1),
     ("docs/python-sdk.md", "checkout", 1),
     ("docs/runbook.md", "cluster", 1),
     ("docs/web-apps.md", "app", 2),
 ]
+
+
+RUNNABLE: Final = ("stoplog", "curl", "uvicorn")
+"""Programs that tests/e2e/documented/ may start."""
 
 
 def tagged(*tags: str) -> list[Block]:
@@ -44,6 +49,15 @@ def commands_of(tag: str) -> list[str]:
 def test_only_the_listed_blocks_are_tagged() -> None:
     found = [(block.page, block.tag) for block in all_blocks() if block.tag]
     assert sorted((*it, found.count(it)) for it in set(found)) == TAGGED
+
+
+def test_a_block_without_a_tag_runs_only_programs_that_the_tests_expect() -> None:
+    for block in all_blocks():
+        for line in block.lines() if block.language == "sh" and not block.tag else ():
+            words = [word for word in line.split() if "=" not in word]
+            assert words[0] in RUNNABLE or words[0].startswith("examples/"), (
+                f"{block.id}: tag it, or add {words[0]}"
+            )
 
 
 def test_a_tag_is_recognized_only_directly_before_its_block(tmp_path: Path) -> None:

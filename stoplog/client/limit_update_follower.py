@@ -17,7 +17,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, To
 from stoplog.client.deny_cache import PROOF_S
 from stoplog.clock import now
 from stoplog.errors import UndecodableRecord
-from stoplog.kafka.batch_skipper import Steps, drain
+from stoplog.kafka.batch_skipper import BatchSkipper, drain
 from stoplog.partitioning import partition_of
 from stoplog.topics import UPDATES
 from stoplog.wire.format import headers_of
@@ -82,7 +82,7 @@ class LimitUpdateFollower:
     ) -> None:
         self._consumer = consumer
         self._offset_client = offset_client
-        self._steps = Steps(consumer)
+        self._skipper = BatchSkipper(consumer)
         self._listener = listener
         self._call = call_in_listener
         self._partitions = range(partitions)
@@ -123,13 +123,13 @@ class LimitUpdateFollower:
     def _assign(self) -> None:
         """Read from the first record that has not been reported, even if the consumer has returned it."""
         for partition in self._partitions:
-            self._steps.forget(UPDATES, partition)
+            self._skipper.forget(UPDATES, partition)
         self._consumer.assign([TopicPartition(UPDATES, *position) for position in self._next.items()])
 
     def _read(self) -> None:
         """Report the records that are there or arrive within :data:`REQUEST_S`."""
         updates: list[tuple[int, Update]] = []
-        for message in self._steps.sift(drain(self._consumer, MAX_RECORDS, REQUEST_S)):
+        for message in self._skipper.keep(drain(self._consumer, MAX_RECORDS, REQUEST_S)):
             self._take(message, updates)
         if updates:
             self._call(self._listener.on_updates, updates)

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaException, Message, TopicPartition
 from stoplog.client.transport.listener import TransportListener
 from stoplog.errors import UndecodableRecord
 from stoplog.kafka import clients
-from stoplog.kafka.batch_skipper import Steps, drain
+from stoplog.kafka.batch_skipper import BatchSkipper, drain
 from stoplog.topics import NODES, REPLIES
 from stoplog.wire.heartbeats import StampedHeartbeat, decode_heartbeat
 from stoplog.wire.replies import LookupReply, Reply, UpdateReply, decode_reply, reply_incarnation
@@ -76,7 +76,7 @@ class ReplyConsumer:
         self._listener = listener
         self._call_in_loop = call_in_loop
         self._consumer = clients.sdk_consumer(bootstrap)
-        self._steps = Steps(self._consumer)
+        self._skipper = BatchSkipper(self._consumer)
 
     def take_position(self) -> None:
         """Read from the present end of ``replies``, and from the recent heartbeats in ``nodes``.
@@ -113,7 +113,7 @@ class ReplyConsumer:
         lookup_replies: list[LookupReply] = []
         heartbeats: list[StampedHeartbeat] = []
         undecodable = 0
-        for message in self._steps.sift(messages):
+        for message in self._skipper.keep(messages):
             if message.error() is not None:
                 continue
             value = message.value()

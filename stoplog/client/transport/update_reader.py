@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from stoplog.errors import Unavailable, UndecodableRecord
 from stoplog.kafka import clients
-from stoplog.kafka.batch_skipper import Steps, drain, unreadable
+from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
 from stoplog.topics import UPDATES
 from stoplog.wire.format import headers_of
 from stoplog.wire.limit_updates import Update, decode_update
@@ -51,16 +51,16 @@ def read_updates(bootstrap: str, partition: int, start: int | None) -> Generator
         if start >= high:
             return
         consumer.assign([TopicPartition(UPDATES, partition, start)])
-        steps = Steps(consumer)
+        skipper = BatchSkipper(consumer)
         while messages := drain(consumer, MAX_RECORDS, TIMEOUT_S):
-            for message in steps.sift(messages):
+            for message in skipper.keep(messages):
                 error = message.error()
                 if error is None:
                     with suppress(UndecodableRecord):
                         yield _update_of(message)
                 elif error.code() == KafkaError._PARTITION_EOF:
                     return
-                elif not unreadable(message):
+                elif not is_unreadable(message):
                     raise Unavailable(f"{UPDATES} cannot be read: {error.str()}")
             sleep(REST_S)
         raise Unavailable(f"{bootstrap} returned no record of {UPDATES} for {TIMEOUT_S:g} s")

@@ -29,7 +29,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, To
 
 from stoplog.errors import OffsetGone, TopicRecreated, UndecodableRecord
 from stoplog.kafka import clients as kafka
-from stoplog.kafka.batch_skipper import Steps, drain, unreadable
+from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
 from stoplog.lanes import DEFAULT_LANE
 from stoplog.topics import CHECKS, NODES, UPDATES
 from stoplog.wire.heartbeats import RUNNING, PartitionState, decode_heartbeat
@@ -112,7 +112,7 @@ class ConsumerThread(threading.Thread):
         self._consumer: Consumer = kafka.worker_consumer(
             settings.bootstrap, f"{settings.app_id}-owner", on_commit=self._progress.on_commit
         )
-        self._steps = Steps(self._consumer)
+        self._skipper = BatchSkipper(self._consumer)
         self._tracing = _load_tracing() if settings.tracing else None
         self._producers = Producers(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
         self._commands = CommandQueue()
@@ -212,7 +212,7 @@ class ConsumerThread(threading.Thread):
         self._commands.run_pending()
         messages = drain(self._consumer, _MAX_RECORDS, 0 if self._checkpoint_ready else _POLL_S)
         began = monotonic()
-        for message in self._steps.sift(messages):
+        for message in self._skipper.keep(messages):
             self._take(message)
         self._producers.poll()
         now = monotonic()
@@ -379,7 +379,7 @@ class ConsumerThread(threading.Thread):
         self._progress.forget(number)
         self._consumer.incremental_unassign([TopicPartition(CHECKS, number), TopicPartition(UPDATES, number)])
         for topic in (CHECKS, UPDATES):
-            self._steps.forget(topic, number)
+            self._skipper.forget(topic, number)
 
     # --- records ---
 
@@ -416,7 +416,7 @@ class ConsumerThread(threading.Thread):
         code, topic, number = error.code(), message.topic(), message.partition()
         if code == KafkaError._PARTITION_EOF:
             return
-        if unreadable(message):
+        if is_unreadable(message):
             partition = self._partitions.by_number.get(number)
             owned = partition is not None and partition.phase is not PartitionPhase.HANDING_OVER
             if topic != NODES and owned:

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stoplog.errors import OffsetGone, Unavailable
 from stoplog.kafka import clients as kafka
-from stoplog.kafka.batch_skipper import Steps, drain, unreadable
+from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
 
 _log = logging.getLogger("stoplog.consumer")
 
@@ -46,7 +46,7 @@ class AssignedConsumer:
     def __init__(self, bootstrap: str, *, on_missing: str = "earliest", most: int = 10_000) -> None:
         # The group's name is part of no contract: nothing is committed under it.
         self._consumer = kafka.worker_consumer(bootstrap, "stoplog-reader", on_missing=on_missing)
-        self._steps = Steps(self._consumer)
+        self._skipper = BatchSkipper(self._consumer)
         self._most = most
 
     def fetch_metadata(self, topics: Iterable[str]) -> None:
@@ -61,7 +61,7 @@ class AssignedConsumer:
         """Stop consuming *places*."""
         self._consumer.incremental_unassign(list(places))
         for place in places:
-            self._steps.forget(place.topic, place.partition)
+            self._skipper.forget(place.topic, place.partition)
 
     def assign(self, places: Sequence[TopicPartition]) -> None:
         """Consume *places* from their offsets, and nothing else."""
@@ -75,13 +75,13 @@ class AssignedConsumer:
             KafkaException: a fatal error.
         """
         consumed = Consumed([], {}, set())
-        for message in self._steps.sift(drain(self._consumer, self._most, wait_s)):
+        for message in self._skipper.keep(drain(self._consumer, self._most, wait_s)):
             error = message.error()
             if error is None:
                 consumed.records.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 consumed.ends[message.topic(), message.partition()] = message.offset()
-            elif unreadable(message):
+            elif is_unreadable(message):
                 _log.warning(
                     "%s[%s]: skipping the batch at offset %s: %s",
                     message.topic(),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from stoplog.kafka.batch_skipper import Steps, unreadable
+from stoplog.kafka.batch_skipper import BatchSkipper, is_unreadable
 
 BAD, END = KafkaError._BAD_COMPRESSION, KafkaError._PARTITION_EOF
 
@@ -69,13 +69,13 @@ class Log:
 
 def read(log: Log) -> tuple[list[int], list[int]]:
     """The offsets of the records, and of the errors, up to the end."""
-    steps = Steps(log)  # type: ignore[arg-type]
+    skipper = BatchSkipper(log)  # type: ignore[arg-type]
     records, errors = [], []
     for _ in range(1_000):
-        for message in steps.sift(log.consume()):
+        for message in skipper.keep(log.consume()):
             if message.error() is None:
                 records.append(message.offset())
-            elif unreadable(message):
+            elif is_unreadable(message):
                 errors.append(message.offset())
             else:
                 return records, errors
@@ -119,34 +119,34 @@ def test_the_search_needs_logarithmically_many_requests() -> None:
 
 def test_searches_of_two_partitions_are_independent() -> None:
     log = Log((7, 9, True), (9, 20, False))
-    steps = Steps(log)  # type: ignore[arg-type]
+    skipper = BatchSkipper(log)  # type: ignore[arg-type]
     others = [Message(1, partition=1), Message(2, END, partition=1)]
-    assert steps.sift([Message(7, BAD), *others, Message(7, BAD)])[1:] == others
+    assert skipper.keep([Message(7, BAD), *others, Message(7, BAD)])[1:] == others
     assert log.at == 8
 
 
 def test_a_forgotten_partition_starts_a_new_search() -> None:
     log = Log((7, 90, True))
-    steps = Steps(log)  # type: ignore[arg-type]
+    skipper = BatchSkipper(log)  # type: ignore[arg-type]
     for _ in range(3):
-        steps.sift([Message(7, BAD)])
-    steps.forget("checks", 0)
-    assert len(steps.sift([Message(7, BAD)])) == 1
+        skipper.keep([Message(7, BAD)])
+    skipper.forget("checks", 0)
+    assert len(skipper.keep([Message(7, BAD)])) == 1
     assert log.at == 8
 
 
 def test_other_errors_pass_unchanged() -> None:
     log = Log((7, 90, True))
-    steps = Steps(log)  # type: ignore[arg-type]
-    steps.sift([Message(7, BAD)])
+    skipper = BatchSkipper(log)  # type: ignore[arg-type]
+    skipper.keep([Message(7, BAD)])
     other: Sequence[Any] = [Message(-1001, KafkaError._ALL_BROKERS_DOWN)]
-    assert steps.sift(other) == other
+    assert skipper.keep(other) == other
     assert log.asked == 1
 
 
 def test_a_partition_that_is_no_longer_assigned_is_ignored() -> None:
     log = Log((7, 90, True))
     log.assigned = False
-    steps = Steps(log)  # type: ignore[arg-type]
-    steps.sift([Message(7, BAD)])
+    skipper = BatchSkipper(log)  # type: ignore[arg-type]
+    skipper.keep([Message(7, BAD)])
     assert log.at == 7

@@ -21,13 +21,13 @@ class SharedStatus:
     Args:
         own: Returns this process's state.
         folder: The folder of all processes. It is empty when the first process starts.
-        number: This process's slot. No two running processes have the same.
+        slot: Number of this process. No two running processes have the same number.
     """
 
-    def __init__(self, own: Callable[[], ProcessState], folder: Path, number: int) -> None:
+    def __init__(self, own: Callable[[], ProcessState], folder: Path, slot: int) -> None:
         self._own = own
         self._folder = folder
-        self._file = _file(folder, number)
+        self._file = _file(folder, slot)
 
     def write(self) -> None:
         """Write this process's state; takes 0.3 ms for at most 30 kB."""
@@ -47,10 +47,10 @@ class SharedStatus:
         return found
 
 
-def remove_status(folder: Path, number: int) -> None:
-    """Remove the state of the process in slot *number*, which has ended."""
-    _file(folder, number).unlink(missing_ok=True)
+def remove_status(folder: Path, slot: int) -> None:
+    """Remove the state of the process in *slot*, which has ended."""
+    _file(folder, slot).unlink(missing_ok=True)
 
 
-def _file(folder: Path, number: int | str) -> Path:
-    return folder / f"state_{number}.msgpack"
+def _file(folder: Path, slot: int | str) -> Path:
+    return folder / f"state_{slot}.msgpack"

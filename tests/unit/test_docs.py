@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import stoplog
 from stoplog.wire.checks import SingleCheck, decode_checks_record
+from stoplog.wire.replies import Decision
 from tests.support.broker import CHECKOUT
 from tests.support.docs import COMMANDS, Block, all_blocks, blocks
 
@@ -170,3 +171,8 @@ def test_the_calls_that_the_page_on_the_sdk_lists_exist() -> None:
     assert len(names) > 10
     for kind in (stoplog.Limiter, stoplog.BlockingLimiter):
         assert [name for name in names if not callable(getattr(kind, name, None))] == []
+
+
+def test_the_reply_shown_to_producers_has_the_fields_of_a_decision() -> None:
+    _, block = (it for it in all_blocks() if it.page == "docs/kafka-producers.md" and it.language == "json")
+    assert list(json.loads(block.text)) == ["id", *Decision.__struct_fields__]

@@ -135,7 +135,7 @@ def parse_policy(value: Any, field: str = "limits") -> Policy:
         field: Name of the field in errors.
 
     Raises:
-        InvalidLimit: The value has another form, more than ``MAX_LIMITS`` limits, or two limits of one window.
+        InvalidLimit: The value has another form, over ``MAX_LIMITS`` limits, or two limits of one window.
 
     >>> parse_policy(["10/second", {"max": 100, "window_seconds": 60}]).spec()
     ['100/minute', '10/second']

@@ -1,6 +1,6 @@
-"""Spans of OpenTelemetry: where they go, and how a trace travels in a record's headers (W3C Trace Context).
+"""Export OpenTelemetry spans, and carry a trace in the headers of a record (W3C Trace Context).
 
-Imported only where ``STOPLOG_TRACING`` is on; the packages come with the extra ``tracing``.
+Only imported if ``STOPLOG_TRACING`` is on. The packages belong to the extra ``tracing``.
 """
 
 from __future__ import annotations
@@ -23,62 +23,63 @@ try:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as exc:
     raise SettingsError(
-        f"STOPLOG_TRACING is on and {exc.name} is not there: pip install '/path/to/stoplog[tracing]', or "
-        "unset it"
+        f"STOPLOG_TRACING is on, but {exc.name} is not installed: run pip install 'stoplog[tracing]', or "
+        "unset the variable"
     ) from exc
 
 FIELDS: Final = ("traceparent", "tracestate")
-"""Headers of a record, and fields of an HTTP request."""
+"""Headers of a record, and header fields of an HTTP request."""
 
-_LONGEST: Final = 512
-"""Bytes of one of them; longer ones are a mistake, and reading them costs every other check's time."""
+_MAX_FIELD: Final = 512
+"""Bytes of one field. Longer ones are invalid, and reading them would delay other checks."""
 
-_LAST_S: Final = 1.0
-"""What is not exported this long after a stop is lost: a collector that is gone must not delay it."""
+_EXPORT_S: Final = 1.0
+"""Seconds for the last export at a stop. A missing collector must not delay the stop any longer."""
 
 _propagator: Final = TraceContextTextMapPropagator()
 
 
 def start(service: str, node: str) -> Callable[[], None]:
-    """Have this process's spans sent by OTLP over HTTP.
+    """Export this process's spans with OTLP over HTTP.
 
-    Where to, how many are kept and how they are sampled is read by OpenTelemetry from its own variables:
-    ``OTEL_EXPORTER_OTLP_ENDPOINT`` (http://localhost:4318), ``OTEL_TRACES_SAMPLER`` (all), …
+    OpenTelemetry's own variables configure the endpoint, the queue and the sampling. Examples are
+    ``OTEL_EXPORTER_OTLP_ENDPOINT`` (default http://localhost:4318) and ``OTEL_TRACES_SAMPLER`` (all).
 
     Args:
-        service: ``service.name``, unless ``OTEL_SERVICE_NAME`` says otherwise.
+        service: ``service.name``, unless ``OTEL_SERVICE_NAME`` is set.
         node: ``service.instance.id``.
 
     Returns:
-        What sends the last ones; blocks for a second at most.
+        A function that exports the last spans. It blocks for at most a second.
     """
-    # It would tell of each try to reach a collector; that it failed is an ERROR.
+    # Without this, each retry to reach a collector is a log line. A failed export is an ERROR.
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)
-    ours = Resource({"service.name": service, "service.instance.id": node})
-    resource = Resource.create().merge(ours).merge(OTELResourceDetector().detect())
+    own = Resource({"service.name": service, "service.instance.id": node})
+    resource = Resource.create().merge(own).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
 
     def stop() -> None:
-        last = Thread(target=provider.shutdown, daemon=True)
-        last.start()
-        last.join(_LAST_S)
+        export = Thread(target=provider.shutdown, daemon=True)
+        export.start()
+        export.join(_EXPORT_S)
 
     return stop
 
 
-def headers_to(span: trace.Span) -> list[tuple[str, bytes]]:
-    """The headers by which a record's reader goes on with *span*."""
+def trace_headers(span: trace.Span) -> list[tuple[str, bytes]]:
+    """Return the record headers with which a reader continues the trace of *span*."""
     carrier: dict[str, str] = {}
     _propagator.inject(carrier, trace.set_span_in_context(span, Context()))
     return [(name, value.encode()) for name, value in carrier.items()]
 
 
 def context_of(message: Any) -> Context | None:
-    """What *message*, a record as consumed, goes on with; ``None`` if that is nothing, or not sampled.
+    """Return the trace context in the headers of *message*, a consumed record.
 
-    Whatever its headers hold, none of it is an error: a trace decides nothing.
+    ``None`` if there is none, or if it is not sampled. Malformed headers are no error, for a trace must never
+    affect a decision.
     """
     try:
         headers = headers_of(message)
@@ -91,8 +92,8 @@ def context_of(message: Any) -> Context | None:
 
 
 def context_from(fields: Mapping[str, bytes]) -> Context | None:
-    """What header fields of any protocol, named in lower case, go on with; ``None`` if they name no trace."""
+    """Return the trace context in header fields (names in lower case); ``None`` without a ``traceparent``."""
     if FIELDS[0] not in fields:
         return None
-    carrier = {name: raw.decode("latin-1") for name, raw in fields.items() if len(raw) <= _LONGEST}
+    carrier = {name: raw.decode("latin-1") for name, raw in fields.items() if len(raw) <= _MAX_FIELD}
     return _propagator.extract(carrier, Context())

@@ -1,4 +1,4 @@
-"""The limiter for threads: the same calls, each of which waits for its answer."""
+"""The limiter for threads: the calls of :class:`~stoplog.client.limiter.Limiter`, without ``await``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
-
-import uvloop
 
 from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Readiness, Status
@@ -27,18 +25,22 @@ T = TypeVar("T")
 
 
 class BlockingLimiter:
-    """A :class:`~stoplog.client.limiter.Limiter` in a thread of its own, for any number of other threads.
+    """A :class:`~stoplog.client.limiter.Limiter` in a thread of its own. Any number of threads may call it.
 
     ::
 
         with BlockingLimiter("127.0.0.1:9092") as limiter:
             answer = limiter.check("alice")
 
-    Checks that threads ask at the same time share batches, so one is enough for a process.
+    Simultaneous checks of several threads share batches, so a process needs only one.
 
     Args:
-        kafka: As :class:`~stoplog.client.limiter.Limiter`.
-        fields: Likewise.
+        kafka: Bootstrap servers (``host:port``, comma separated), or all settings.
+        fields: Settings by name, besides bootstrap servers. See :class:`~stoplog.client.limiter.Limiter`.
+
+    Raises:
+        SettingsError: A setting is unknown or invalid.
+        TopicError: The topics file cannot be read.
     """
 
     def __init__(self, kafka: str | Settings, **fields: Any) -> None:
@@ -50,10 +52,10 @@ class BlockingLimiter:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __enter__(self) -> Self:
-        """Start; can be done once. A broker that is not there is no error, as with ``Limiter``.
+        """Start; possible once. Without a broker the limiter starts as well, and checks fail open.
 
         Raises:
-            TopicError: the broker's topics contradict topics.yaml.
+            TopicError: The broker's topics contradict topics.yaml.
         """
         self._thread.start()
         self._loop = self._started.result()
@@ -62,82 +64,83 @@ class BlockingLimiter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop: every thread still waiting gets its answer first."""
-        with self._submitting:  # what was submitted before is asked before; nothing is submitted after
+        """Stop, once every waiting thread has its answer."""
+        with self._submitting:  # no call is submitted after the stop, and earlier ones run before it
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._loop = None
         self._thread.join()
 
     def check(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> Answer:
-        """Spend *cost* of *client*'s limit if it allows that; a cost of 0 only looks.
+        """Charge *cost* to *client* if its limits allow it; a cost of 0 only looks.
 
         Raises:
-            InvalidInput: an id or a cost that cannot be used; nothing was published.
+            InvalidInput: An id or the cost is invalid. Nothing was published.
         """
         return self._wait(self._limiter.check(client, cost, plan=plan, resource=resource))
 
     def check_many(self, checks: Sequence[Check]) -> list[Answer]:
-        """Check a list of any length; answers come in its order.
+        """Return the answers to a list of checks of any length, in its order.
 
         Raises:
-            InvalidInput: names the first offender, ``checks[3].client_id``; nothing was published.
+            InvalidInput: An id or a cost is invalid; the field is named like ``checks[3].client_id``. Nothing
+                was published.
         """
         return self._wait(self._limiter.check_many(checks))
 
     def publish(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> None:
-        """Have *cost* counted, without waiting for an answer.
+        """Charge *cost* to *client* without waiting for an answer.
 
         Raises:
-            InvalidInput: as :meth:`check`.
+            InvalidInput: An id or the cost is invalid.
         """
         self._wait(self._limiter.publish(client, cost, plan=plan, resource=resource))
 
     def peek(self, client: str, *, plan: str = "", resource: str = "") -> Answer:
-        """How *client* stands; nothing is spent.
+        """Return what a check of *client* would leave, without spending anything.
 
         Raises:
-            InvalidInput: as :meth:`check`.
+            InvalidInput: An id is invalid.
         """
         return self._wait(self._limiter.peek(client, plan=plan, resource=resource))
 
     def look_up(self, client: str, *, plan: str = "", resource: str = "") -> LookupReply:
-        """What *client* is held to and has used: :meth:`Limiter.look_up`, and its errors."""
+        """Return the limits of *client* and its use of each window, as :meth:`Limiter.look_up` does."""
         return self._wait(self._limiter.look_up(client, plan=plan, resource=resource))
 
     def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
-        """Hold a client, plan or the default to *policy*: :meth:`Limiter.set_limits`, and its errors."""
+        """Set the policy of a client, a plan or the default, as :meth:`Limiter.set_limits` does."""
         return self._wait(self._limiter.set_limits(key, policy))
 
     def get_limits(self, key: UpdateKey) -> Policy | None:
-        """The policy stored under exactly this key: :meth:`Limiter.get_limits`, and its errors."""
+        """Return the policy stored under exactly this key, as :meth:`Limiter.get_limits` does."""
         return self._wait(self._limiter.get_limits(key))
 
     def list_limits(self, after: str | None = None, limit: int = 100, kind: str | None = None) -> LimitsPage:
-        """One page of the stored policies: :meth:`Limiter.list_limits`, and its errors."""
+        """Return one page of the stored policies, as :meth:`Limiter.list_limits` does."""
         return self._wait(self._limiter.list_limits(after, limit, kind))
 
     def reset(self, client: str, resource: str = "") -> Applied:
-        """Forget what *client* has spent: :meth:`Limiter.reset`, and its errors."""
+        """Forget what *client* has spent, as :meth:`Limiter.reset` does."""
         return self._wait(self._limiter.reset(client, resource))
 
     def status(self) -> Status:
-        """Mode, nodes and the store's state, as known now; costs no I/O."""
+        """Return the mode, the state of the store and the nodes. No I/O."""
         return self._wait(self._in_loop(self._limiter.status))
 
     def traffic(self) -> Traffic:
-        """What was counted so far; costs no I/O."""
+        """Return what was counted so far. No I/O."""
         return self._wait(self._in_loop(self._limiter.traffic))
 
     def most_rejected(self) -> list[Rejected]:
-        """The clients rejected most in the last minutes; at most 100."""
+        """Return up to 100 clients rejected most in the last minutes."""
         return self._wait(self._in_loop(self._limiter.most_rejected))
 
     async def _in_loop(self, read: Callable[[], T]) -> T:
-        return read()  # of the loop alone, as all of it
+        return read()  # a limiter belongs to its loop
 
     def ready(self) -> Readiness:
-        """Whether checks of one partition at least are answered from the store; if not, why."""
+        """Return whether the store answers checks of at least one partition, and if not, why."""
         return self._wait(self._limiter.ready())
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
@@ -145,15 +148,15 @@ class BlockingLimiter:
             if self._loop is None:
                 call.close()
                 raise RuntimeError(
-                    "the limiter does not run: use it within `with BlockingLimiter(...) as limiter:`"
+                    "the limiter is not running: use it within `with BlockingLimiter(...) as limiter:`"
                 )
             answer = asyncio.run_coroutine_threadsafe(call, self._loop)
         return answer.result()
 
-    # --- in its own thread ------------------------------------------------------------------
+    # --- in the limiter's own thread ----------------------------------------------------------
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
@@ -165,3 +168,12 @@ class BlockingLimiter:
             if self._started.done():
                 raise
             self._started.set_exception(exc)
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop of uvloop, or of asyncio where uvloop does not exist (Windows, PyPy)."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -2,8 +2,8 @@
 
 *Writing.* An update of a client goes to the client's partition of ``limit-updates``. An update of a plan or
 of the default goes to all partitions: first to its home partition, then to the others, with its offset at
-home. By that offset all partitions agree which of two changes is later. A change is complete when every worker
-concerned has confirmed it.
+home. By that offset all partitions agree which of two changes is later. A change is complete when every
+worker concerned has confirmed it.
 
 *Reading* scans the compacted topic, for no copy of all limits is kept here. ``get`` reads one partition from
 its beginning, and the newest value wins. It takes milliseconds for hundreds of limits, and half a minute for

@@ -27,7 +27,7 @@ from stoplog.client.answer import Answer, Outcome
 from stoplog.client.instrumentation import PublishedRecord
 from stoplog.client.pending_batch import PendingBatch
 from stoplog.topics import CHECKS
-from stoplog.tracing import context_from, headers_to
+from stoplog.tracing import context_from, trace_headers
 from stoplog.wire.checks import Check
 
 MAX_LINKS: Final = 127
@@ -97,7 +97,7 @@ class _TracedRecord:
 
     def __init__(self, span: Span) -> None:
         self._span = span
-        self.headers = headers_to(span)
+        self.headers = trace_headers(span)
 
     def done(self, error: str | None) -> None:
         """End the span; any thread."""

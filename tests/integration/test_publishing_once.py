@@ -17,7 +17,7 @@ from stoplog.client.settings import Settings
 from stoplog.client.transport.kafka_transport import KafkaTransport
 from stoplog.topics import CHECKS
 from tests.support.broker import fresh_cluster, make_topics
-from tests.support.wire import Wired
+from tests.support.network_proxy import ProxiedBroker
 
 PARTITIONS = 4
 TIMEOUT_MS = 2_000
@@ -65,15 +65,15 @@ def values(bootstrap: str) -> Iterator[bytes]:
 
 
 @pytest.fixture
-def broker() -> Iterator[Wired]:
-    with fresh_cluster(1, kind=Wired) as [broker]:
+def broker() -> Iterator[ProxiedBroker]:
+    with fresh_cluster(1, kind=ProxiedBroker) as [broker]:
         make_topics(broker.bootstrap)
         yield broker
-        broker.wire.close()
+        broker.proxy.close()
 
 
 @pytest.mark.timeout(120)
-async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: Wired) -> None:
+async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: ProxiedBroker) -> None:
     """The broker stores what it is sent, and what it says of that is not heard.
 
     Left alone with the oldest batch's timing out (``message.timeout.ms``), librdkafka sends those after it
@@ -81,7 +81,7 @@ async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: Wired) -> N
     """
     loop, listener = asyncio.get_running_loop(), Listener()
     transport = KafkaTransport(
-        f"127.0.0.1:{broker.wire.port}",
+        f"127.0.0.1:{broker.proxy.port}",
         incarnation=1,
         reply_partition=0,
         followed_partitions=0,
@@ -101,13 +101,13 @@ async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: Wired) -> N
     for _ in range(ROUNDS):
         publish(*range(PARTITIONS))
         assert await asyncio.to_thread(transport._producer._producer.flush, 30) == 0
-        broker.wire.cut_back()
+        broker.proxy.cut_answers()
         # Times, not events, are what this is about: one batch too late, the others not yet.
         publish(0)
         await asyncio.sleep(LATER_S)
         publish(1, 2, 3)
         await asyncio.sleep(SILENCE_S - LATER_S)
-        broker.wire.heal()
+        broker.proxy.heal()
         await asyncio.to_thread(transport._producer._producer.flush, 30)
     await asyncio.to_thread(transport.stop)
     await asyncio.sleep(0)  # what was told last

@@ -1,4 +1,4 @@
-"""Record batches made byte by byte, and a Produce request on a socket: what no client library would send."""
+"""Record batches and a Produce request, built byte by byte: what no client library would send."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TABLE: Final = _crc_table()
 
 
 def crc32c(data: bytes) -> int:
-    """Castagnoli's, as Kafka's batches carry it.
+    """Return the CRC-32C (Castagnoli), the checksum of Kafka's batches.
 
     >>> hex(crc32c(b"123456789"))
     '0xe3069283'
@@ -43,7 +43,7 @@ def crc32c(data: bytes) -> int:
 
 
 def varint(number: int) -> bytes:
-    """Zigzag, as records use it."""
+    """Return *number* as a zigzag varint, the integers of Kafka's records."""
     number = (number << 1) ^ (number >> 63)
     out = bytearray()
     while number > 0x7F:
@@ -56,7 +56,7 @@ def varint(number: int) -> bytes:
 def record(
     key: bytes | None, value: bytes | None, headers: Sequence[tuple[bytes, bytes]] = (), delta: int = 0
 ) -> bytes:
-    """One record of a batch."""
+    """Return one record of a batch."""
 
     def sized(data: bytes | None) -> bytes:
         return varint(-1) if data is None else varint(len(data)) + data
@@ -68,14 +68,14 @@ def record(
 
 
 def batch(records: bytes, count: int = 1, codec: int = 0) -> bytes:
-    """A batch of format 2 around *records*, which are compressed already if *codec* says so."""
+    """Return a batch of format 2 with *records*, which are already compressed with *codec*."""
     now = int(time.time() * 1_000)
     tail = struct.pack(">hiqqqhii", codec, count - 1, now, now, -1, -1, -1, count) + records
     return struct.pack(">qiibI", 0, len(tail) + 9, -1, 2, crc32c(tail)) + tail
 
 
 def bomb(codec: int, mib: int, records: int = 1) -> bytes:
-    """A batch of *records* of *mib* MiB of zeros each, in a few KiB."""
+    """Return a batch of a few KiB that decompresses to *records* records of *mib* MiB of zeros."""
     inside = b"".join(record(b"a", bytes(mib * 2**20), delta=delta) for delta in range(records))
     packed = gzip.compress(inside) if codec == GZIP else bytes(cramjam.zstd.compress(inside))
     assert len(packed) < 2**20
@@ -83,10 +83,10 @@ def bomb(codec: int, mib: int, records: int = 1) -> bytes:
 
 
 def produce(bootstrap: str, topic: str, partition: int, records: bytes) -> int:
-    """Send a batch to the one broker there is; returns Kafka's error code, 0 if it was taken.
+    """Send a batch to the only broker of a cluster; return Kafka's error code, 0 if it was accepted.
 
     Raises:
-        ConnectionError: the broker hung up instead of answering.
+        ConnectionError: The broker closed the connection without an answer.
     """
     host, _, port = bootstrap.rpartition(":")
     name = topic.encode()
@@ -101,8 +101,8 @@ def produce(bootstrap: str, topic: str, partition: int, records: bytes) -> int:
         while len(reply) < 4 or len(reply) < 4 + struct.unpack(">i", reply[:4])[0]:
             more = connection.recv(4096)
             if not more:
-                raise ConnectionError("the broker hung up")
+                raise ConnectionError("the broker closed the connection")
             reply += more
-    # correlation, topics, name, partitions, index: then the error.
+    # The error follows correlation, topics, name, partitions and index.
     (error,) = struct.unpack_from(">h", reply, 4 + 4 + 4 + 2 + len(name) + 4 + 4)
     return int(error)

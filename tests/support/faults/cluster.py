@@ -16,9 +16,9 @@ from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import with_lanes
 from stoplog.topics import CHECKS, DEFAULT_FILE, load_topics
 from tests.support.broker import fresh_cluster
+from tests.support.network_proxy import ProxiedBroker
 from tests.support.programs import path_of
 from tests.support.system import eventually
-from tests.support.wire import Wired
 
 NODES: Final = 3
 
@@ -42,8 +42,8 @@ def _faketime(ahead_s: int) -> dict[str, str]:
     }
 
 
-class Node(Wired):
-    """A broker with a clock that can be set, and a listener behind a :class:`~tests.support.wire.Wire`."""
+class Node(ProxiedBroker):
+    """A broker with a clock that can be set, and a listener behind a :class:`~tests.support.network_proxy.NetworkProxy`."""
 
     ahead_s = 0
     """What its wall clock shows more than ours, from its next start on."""
@@ -63,7 +63,7 @@ class Cluster:
         self.nodes = nodes
         self.topics = topics
         self.bootstrap = ",".join(node.bootstrap for node in nodes)
-        self.over_wires = ",".join(f"127.0.0.1:{node.wire.port}" for node in nodes)
+        self.over_proxies = ",".join(f"127.0.0.1:{node.proxy.port}" for node in nodes)
         self._admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
 
     def create_lane(self, lane: str) -> None:
@@ -108,7 +108,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
     with ExitStack() as stack:
         nodes = stack.enter_context(fresh_cluster(NODES, kind=Node))
         for node in nodes:
-            stack.callback(node.wire.close)
+            stack.callback(node.proxy.close)
         cluster = Cluster(nodes, topics)
         admin = AdminClient({"bootstrap.servers": cluster.bootstrap, "log_level": 0})
 

@@ -1,4 +1,4 @@
-"""A trace in a record's headers: what is read of it, and that nothing in them can hurt."""
+"""A trace in the headers of a record. No content of the headers can cause an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace
 
-from stoplog.tracing import context_from, context_of, headers_to
+from stoplog.tracing import context_from, context_of, trace_headers
 
 TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -31,7 +31,7 @@ class Poisoned:
 def test_context_of_a_record_is_the_span_that_wrote_it() -> None:
     context = context_of(Message([("other", b"x"), ("traceparent", TRACEPARENT), ("tracestate", b"a=1")]))
     assert context is not None
-    headers = headers_to(trace.get_current_span(context))
+    headers = trace_headers(trace.get_current_span(context))
     assert headers == [("traceparent", TRACEPARENT), ("tracestate", b"a=1")]
 
 
@@ -61,4 +61,4 @@ def test_import_without_opentelemetry_names_the_packages_to_install() -> None:
     program = "import sys; sys.modules['opentelemetry.sdk.trace'] = None\nimport stoplog.tracing"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "pip install '/path/to/stoplog[tracing]', or unset it" in done.stderr
+    assert "pip install 'stoplog[tracing]', or unset the variable" in done.stderr

@@ -13,7 +13,7 @@ from tests.support.faults.rig import Rig
 
 
 def worker_cut_off_from_brokers(rig: Rig) -> None:
-    worker = rig.restart_with_partitions(rig.system.workers[-1], kafka=rig.cluster.over_wires)
+    worker = rig.restart_with_partitions(rig.system.workers[-1], kafka=rig.cluster.over_proxies)
     with rig.fault(
         "network: a worker cut off from all brokers for 12 s",
         targets=Targets(kept_s=0.5),
@@ -23,11 +23,11 @@ def worker_cut_off_from_brokers(rig: Rig) -> None:
         fault.moved = rig.owned_by(fault.gateways[0], worker)
         assert fault.moved
         for node in rig.cluster.nodes:
-            node.wire.cut()
+            node.proxy.cut()
         time.sleep(12)
         with rig.joining(worker):
             for node in rig.cluster.nodes:
-                node.wire.heal()
+                node.proxy.heal()
     assert worker.status is None
     assert worker.lines("WARNING", "the group lease ran out")
     rig.restart(worker)

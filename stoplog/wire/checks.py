@@ -204,7 +204,7 @@ def decode_checks_record(value: bytes | None) -> Batch | Denials | Update | Sing
             raise UndecodableRecord(f"record kind {kind} is not known here; upgrade the worker")
         claimed = _array_length(body)
         if claimed > MAX_BATCH:
-            raise UndecodableRecord(f"{claimed} checks in a batch; at most {MAX_BATCH:,} are judged")
+            raise UndecodableRecord(f"{claimed} checks in a batch; at most {MAX_BATCH:,} are accepted")
         if kind == KIND_DENIALS:
             return Denials(incarnation, _denied_list.decode(body))
         checks = _check_list.decode(body)

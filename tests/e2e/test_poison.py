@@ -184,7 +184,7 @@ def test_batch_of_100_000_checks_is_answered_with_error(system: System) -> None:
         decode_reply(value) for value in (m.value() for m in read(system, REPLIES, 0)) if value[:1] == b"\x01"
     ]
     [answer] = [reply for reply in told if reply.incarnation == 4711]
-    assert "at most 10,000 are judged" in (answer.error or "")
+    assert "at most 10,000 are accepted" in (answer.error or "")
 
 
 POISONED_UPDATES = {

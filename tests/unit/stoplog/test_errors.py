@@ -8,7 +8,7 @@ from stoplog.errors import InvalidInput, InvalidLimit, RecordError, StoplogError
 
 
 def drawn() -> dict[str, str | None]:
-    """Each class in the docstring's drawing, and the one it hangs from."""
+    """Return each class that the docstring draws, and its base class there."""
     parents: dict[str, str | None] = {}
     above: list[str] = []
     for line in (errors.__doc__ or "").splitlines():

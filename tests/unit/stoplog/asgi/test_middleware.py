@@ -1,4 +1,4 @@
-"""The middleware around real applications; the limiter has no store behind it."""
+"""The middleware and the dependency in real applications. The limiter is a fake without a store."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def answers(draw: st.DrawFn) -> Answer:
 
 
 def item(value: bytes) -> tuple[str, dict[str, int]]:
-    """The one policy of a field: the draft wants a List of Strings, the policies' names, with parameters."""
+    """Return the only policy in a field, which is a List of Strings (policy names) with parameters."""
     [(name, parameters)] = cast(Any, http_sf.parse(value, tltype="list"))
     assert type(name) is str  # not a Token
     return name, parameters

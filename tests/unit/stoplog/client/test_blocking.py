@@ -78,7 +78,7 @@ def test_ready_without_a_broker_states_the_reason(
 
 
 def test_it_has_every_call_of_the_async_limiter() -> None:
-    """All but what only makes sense in a loop or for who supervises one."""
+    # The exceptions only make sense in an event loop, or for the supervisor of a process.
 
     def calls(of: type) -> dict[str, list[inspect.Parameter]]:
         return {

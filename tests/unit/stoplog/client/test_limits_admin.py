@@ -21,7 +21,7 @@ FAST = parse_policy("100/second")
 
 
 class Log:
-    """limit-updates in memory."""
+    """The topic ``limit-updates`` in memory."""
 
     def __init__(self) -> None:
         self.partitions: list[list[Update]] = [[] for _ in range(PARTITIONS)]
@@ -74,7 +74,7 @@ async def test_write_for_a_client_returns_when_its_partition_confirms() -> None:
     admin.on_replies([UpdateReply("g1.999", True, 7, partition), UpdateReply(id_, True, 8, partition)])
     applied = await change
     assert (applied.applied, applied.version) == (True, 8)
-    admin.on_replies([UpdateReply(id_, True, 8, partition)])  # said twice
+    admin.on_replies([UpdateReply(id_, True, 8, partition)])  # a second confirmation is ignored
 
 
 @pytest.mark.parametrize("key", [UpdateKey("plan", "gold"), UpdateKey("default")])

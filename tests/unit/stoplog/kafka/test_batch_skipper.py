@@ -29,9 +29,9 @@ class Message:
 
 
 class Log:
-    """A consumer of a partition whose batches are ``(first offset, offset after it, whether it is bad)``.
+    """A consumer of a partition with batches ``(first offset, offset behind it, whether unreadable)``.
 
-    Offsets between the batches are gone, as after compaction.
+    Offsets between the batches do not exist, as after compaction.
     """
 
     def __init__(self, *batches: tuple[int, int, bool], most: int = 3) -> None:
@@ -52,7 +52,7 @@ class Log:
         return 0, self._batches[-1][1]
 
     def consume(self) -> list[Message]:
-        """As librdkafka does: up to some records, or the error twice, which is where it stays."""
+        """Return some records, or the error twice without moving on, as librdkafka does."""
         found: list[Message] = []
         for first, behind, bad in self._batches:
             if self.at >= behind:
@@ -68,7 +68,7 @@ class Log:
 
 
 def read(log: Log) -> tuple[list[int], list[int]]:
-    """The offsets of the records, and of the errors, up to the end."""
+    """Return the offsets of all records, and of all errors, up to the end."""
     skipper = BatchSkipper(log)  # type: ignore[arg-type]
     records, errors = [], []
     for _ in range(1_000):

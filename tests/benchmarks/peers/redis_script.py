@@ -1,7 +1,7 @@
 """Load on Redis: a sliding window as a script, called one by one or 50 in a pipeline. No HTTP.
 
 Two buckets, the older one weighted by how much of it the window still covers: the usual script, and the
-cheaper for it; it can admit almost twice the limit (DESIGN.md, 2). Runs in the peers' environment.
+cheaper for it; it can admit almost twice the limit (docs/design/algorithm.md). Runs in the peers' environment.
 """
 
 from __future__ import annotations

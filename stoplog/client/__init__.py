@@ -1,1 +1,1 @@
-"""A check, from call to answer."""
+"""The way of a check, from the call to the answer."""

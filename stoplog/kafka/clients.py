@@ -1,16 +1,16 @@
 """Create every librdkafka client of the SDK, the gateway and the worker; each setting states its reason.
 
-========================  ===========  ================================================================
-function                  used by      for
-========================  ===========  ================================================================
-:func:`check_producer`    SDK          ``checks`` and ``limit-updates``
-:func:`sdk_consumer`      SDK          ``replies``, ``nodes`` and ``limit-updates``
-:func:`sdk_admin`         SDK          metadata
-:func:`changelog_producer`  worker     changelogs, relayed updates and dead letters
-:func:`reply_producer`    worker       ``replies`` and ``nodes``
-:func:`worker_consumer`   worker       every topic
-:func:`worker_admin`      worker       offsets and topic descriptions
-========================  ===========  ================================================================
+===========================  =======  ==============================================
+function                     used by  for
+===========================  =======  ==============================================
+:func:`check_producer`       SDK      ``checks`` and ``limit-updates``
+:func:`sdk_consumer`         SDK      ``replies``, ``nodes`` and ``limit-updates``
+:func:`sdk_admin`            SDK      metadata
+:func:`changelog_producer`   worker   changelogs, relayed updates and dead letters
+:func:`reply_producer`       worker   ``replies`` and ``nodes``
+:func:`worker_consumer`      worker   every topic
+:func:`worker_admin`         worker   offsets and topic descriptions
+===========================  =======  ==============================================
 """
 
 from __future__ import annotations

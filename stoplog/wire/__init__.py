@@ -1,1 +1,1 @@
-"""The records on each topic, to bytes and back."""
+"""The records of every topic: one module a topic, each opening with its byte table."""

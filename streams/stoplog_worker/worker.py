@@ -39,6 +39,7 @@ from stoplog_worker.assignment.faust_app import FaustApp
 from stoplog_worker.assignment.faust_tables import FaustTables
 from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.instance_lock import lock_instance
+from stoplog_worker.kafka.group_coordinator import wait_for_coordinator
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.lane_bootstrap import LaneCopier, changelogs
@@ -80,7 +81,9 @@ class Worker:
         self.metrics = Metrics()
         self._claim = lock_instance(settings.tables)
         specs = load_topics(settings.topics)
-        verify_topics(kafka.worker_admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
+        admin = kafka.worker_admin(settings.bootstrap)
+        verify_topics(admin, with_lanes(specs, [settings.lane]).values())
+        wait_for_coordinator(admin, settings.app_id)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -1,0 +1,45 @@
+"""A healthy system logs neither warnings nor errors, from its first start on."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from stoplog_gateway.local.kafka_broker import Broker
+
+from stoplog.partitioning import partition_of
+from tests.support.system import running_system
+
+TIMEOUT_S = 1
+"""Faust's stream timeout in this test, of 300 s by default: a stream without progress then counts as stuck."""
+COMMIT_INTERVAL_S = 0.2
+"""Faust looks at its streams every 2.5 intervals, of 2.8 s by default."""
+WATCHED_S = 8
+CLIENTS = {partition_of(name, 4): name for name in (f"client-{number}" for number in range(40))}
+"""A client of each partition."""
+FAULT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
+FAUST = {"STREAM_PROCESSING_TIMEOUT": str(TIMEOUT_S), "BROKER_COMMIT_INTERVAL": str(COMMIT_INTERVAL_S)}
+
+
+@pytest.mark.timeout(180)
+def test_healthy_system_logs_no_warning_or_error_from_its_first_start_on(
+    fresh_kafka: Broker, tmp_path: Path
+) -> None:
+    with running_system(fresh_kafka, tmp_path, workers=0, gateways=0) as system:
+        for _ in range(2):
+            system.add_worker(env=FAUST)
+        gateway = system.add_gateway()
+        system.wait_ready()
+        for client in CLIENTS.values():
+            # Faust assigns the partitions of limit-updates: each has a record now.
+            gateway.set_limits(client, "5/minute")
+        until = time.monotonic() + WATCHED_S
+        while time.monotonic() < until:
+            for client in CLIENTS.values():
+                gateway.check(client)
+            time.sleep(0.2)
+        lines = {process.name: process.log.read_text().splitlines() for process in (*system.workers, gateway)}
+    assert any("judging from offset" in line for line in lines["worker-1"]), "its log is written"
+    assert [line for found in lines.values() for line in found if FAULT.search(line)] == []

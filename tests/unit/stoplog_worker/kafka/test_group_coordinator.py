@@ -49,7 +49,7 @@ def test_answer_of_a_coordinator_ends_the_wait_even_if_it_refuses(code: int) -> 
 
 
 def test_coordinator_that_stays_unavailable_is_reported_with_the_remedy() -> None:
-    with pytest.raises(Unavailable, match="no broker coordinates the group stoplog .*__consumer_offsets"):
+    with pytest.raises(Unavailable, match=r"no broker coordinates the group stoplog .*__consumer_offsets"):
         wait(Admin(*[NOT_AVAILABLE] * 100), timeout_s=0.2)
 
 

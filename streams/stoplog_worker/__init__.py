@@ -1,1 +1,1 @@
-"""The worker: judges checks in the order of the log and keeps the counters."""
+"""The worker: it decides the checks in the order of the log and keeps the counters."""

@@ -1,4 +1,4 @@
-"""``python -m streams worker | verify``: what ``stoplog worker`` and ``stoplog verify`` run."""
+"""``python -m stoplog_worker worker | verify``: what ``stoplog worker`` and ``stoplog verify`` run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 
 
 def main(arguments: list[str]) -> int:
-    """Run what the first of *arguments* names; returns its exit status."""
+    """Run the command in *arguments*; return its exit status."""
     match arguments:
         case ["worker"]:
-            from stoplog_worker.worker import main as work  # takes Faust along
+            from stoplog_worker.worker import main as work  # imports Faust
 
             return work()
         case ["verify", *options]:
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
 
             return verify(options)
     print(
-        "usage: python -m streams worker | verify [--seconds N] [--json]   "
+        "usage: python -m stoplog_worker worker | verify [--seconds N] [--json]   "
         "(settings: STOPLOG_* variables, see docs/configuration.md)",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-"""A worker's folder is its own: two workers with one instance id on one machine would share their tables."""
+"""Lock a worker's directory: two workers with one instance id on one machine would share their tables."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from typing import IO, Final
 
 from stoplog.errors import SettingsError
 
-_PATIENCE_S: Final = 5.0
-"""A worker that has been told to stop may still be at it when its successor starts."""
+_WAIT_S: Final = 5.0
+"""Seconds to wait for the lock: the worker before may still be stopping."""
+_RETRY_S: Final = 0.05
 
 
 def lock_instance(folder: Path) -> IO[str]:
-    """Take *folder*, made if it is not there, until the process ends or the file returned is closed.
+    """Create *folder* if necessary and lock it, until the process ends or the returned file is closed.
 
     Raises:
-        SettingsError: a live process has it.
+        SettingsError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "lock").open("a+")
-    give_up = time.monotonic() + _PATIENCE_S
+    give_up_at = time.monotonic() + _WAIT_S
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if time.monotonic() > give_up:
+            if time.monotonic() > give_up_at:
                 file.seek(0)
                 holder = file.read() or "?"
                 file.close()
                 raise SettingsError(
-                    f"a worker (process {holder}) already uses {folder}: stop it, or give each worker an "
-                    f"STOPLOG_INSTANCE_ID of its own"
+                    f"a worker (process {holder}) already uses {folder}: stop it, or give each worker its own "
+                    f"STOPLOG_INSTANCE_ID"
                 ) from None
-        time.sleep(0.05)
+        time.sleep(_RETRY_S)
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

@@ -1,43 +1,48 @@
-"""How long this worker may still believe that its partitions are its own, and write."""
+"""How long this worker may assume that it owns its partitions, and write."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from stoplog.clock import now
 
+_CLOCK_MARGIN: Final = 0.1
+"""Share of the session timeout subtracted for clocks that run at different speeds."""
+
 
 class Lease:
-    """Time until which the group cannot have given this member's partitions to another.
+    """The time until which the group cannot have assigned this member's partitions to another one.
 
-    The group waits ``session_timeout`` after the last heartbeat it received. A heartbeat that was
-    answered was received no earlier than it was *sent*; what is written under the lease may travel for
-    ``send_timeout`` more. So a heartbeat sent at t is worth ``session_timeout - send_timeout`` from t,
-    less a margin of a tenth for clocks that do not run alike.
+    The group waits ``session_timeout`` after the last heartbeat that it received. It received a confirmed
+    heartbeat no earlier than the worker *sent* it. A record written under the lease may travel for another
+    ``send_timeout``. A heartbeat sent at t therefore keeps the lease until
+    ``t + 0.9 * session_timeout - send_timeout``.
 
-    Read by the owner thread, extended by the consumer's: one float, assigned whole.
+    The consumer thread reads the lease, and the thread of Faust's consumer extends it: one float, assigned as a
+    whole.
 
     Args:
-        session_timeout_ms: The group's.
-        send_timeout_ms: After which the producers give an unsent record up.
-        clock: Seconds; never set back.
+        session_timeout_ms: The group's session timeout, milliseconds.
+        send_timeout_ms: Milliseconds after which the producers give up an unsent record.
+        clock: Returns seconds; it never goes back.
     """
 
     def __init__(
         self, session_timeout_ms: int, send_timeout_ms: int, clock: Callable[[], float] = now
     ) -> None:
-        self._worth = (session_timeout_ms * 0.9 - send_timeout_ms) / 1_000
+        self._lasts_s = (session_timeout_ms * (1 - _CLOCK_MARGIN) - send_timeout_ms) / 1_000
         self._clock = clock
         self._until = float("-inf")
 
     def extend(self, sent_at: float) -> None:
-        """A heartbeat or sync sent at *sent_at* (seconds of the clock) was answered without error."""
-        self._until = max(self._until, sent_at + self._worth)
+        """Extend the lease: the group confirmed a heartbeat or a sync sent at *sent_at*, in clock seconds."""
+        self._until = max(self._until, sent_at + self._lasts_s)
 
     def end(self) -> None:
-        """The group has said that it no longer knows this member."""
+        """End the lease: the group no longer knows this member."""
         self._until = float("-inf")
 
     def holds(self) -> bool:
-        """Whether what is sent now arrives while the partitions are still ours."""
+        """Return whether a record sent now arrives while this worker still owns its partitions."""
         return self._clock() < self._until

@@ -1,4 +1,4 @@
-"""What an operator does when topics are gone: said by whoever finds out."""
+"""What an operator has to do after topics were deleted. Error messages end with these instructions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Final
 
 REBUILD_FROM_LOG: Final = (
     "stop all workers, delete their tables and the topics of the changelogs, run `stoplog topics create` and "
-    "start them again: counters are recomputed from the log, limits taken from limit-updates"
+    "start the workers again. They count the checks in the log again and take the limits from limit-updates"
 )
+"""For a deleted changelog, and for a ``checks`` topic of which only the beginning is missing."""
 
 START_EMPTY: Final = (
     "stop all workers, delete their tables and the topics of the changelogs and `checks`, run `stoplog topics "
-    "create`, start the workers and set the limits again: nothing has been counted yet then"
+    "create`, start the workers and set the limits again. No check is counted then"
 )
-"""Where the versions of limit updates begin again: in `checks` are those of old."""
+"""For a deleted ``limit-updates``: its new versions start again, and ``checks`` holds the old, higher ones."""

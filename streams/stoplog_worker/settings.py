@@ -1,4 +1,4 @@
-"""The worker's settings: read once from ``STOPLOG_*`` variables, then frozen."""
+"""The worker's settings, read once from ``STOPLOG_*`` variables, then frozen."""
 
 from __future__ import annotations
 
@@ -15,58 +15,71 @@ from stoplog.topics import DEFAULT_FILE
 
 
 class Settings(BaseSettings):
-    """One value, read at start. Every field is ``STOPLOG_<NAME>`` in the environment."""
+    """All settings of a worker. The variable of each field is ``STOPLOG_<NAME>``."""
 
     model_config = SettingsConfigDict(
         env_prefix="STOPLOG_", env_ignore_empty=True, frozen=True, extra="ignore"
     )
 
-    home: Path = Field(Path(".stoplog"), description="Folder; tables are kept under it, by instance id.")
+    home: Path = Field(
+        Path(".stoplog"),
+        description="Directory of the embedded broker's data and of the workers' tables.",
+    )
     kafka: str | None = Field(
         None,
-        description="Bootstrap servers (host:port, …); unset: the embedded broker on broker_port.",
+        description="Bootstrap servers of Kafka (host:port, comma separated). Unset: the embedded broker, "
+        "on broker_port.",
     )
-    broker_port: int = Field(9092, ge=1, le=65535, description="Port of the embedded broker.")
-    topics: Path = Field(DEFAULT_FILE, description="The topics file.")
-    lane: str = Field("", description="The lane that this worker judges in; unset, or a: the default one.")
+    broker_port: int = Field(
+        9092, ge=1, le=65535, description="TCP port of the embedded broker on this machine."
+    )
+    topics: Path = Field(DEFAULT_FILE, description="Path of the file that defines the topics (topics.yaml).")
+    lane: str = Field("", description="Lane of this worker. Unset or `a`: the default lane.")
     instance_id: str = Field(
         default_factory=lambda data: worker_name(data.get("lane", ""), 1),
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="Name of this worker, its own and lasting: its tables are found again by it.",
+        description="Permanent name of this worker, unique among all workers. Its tables are stored under it.",
     )
     default_limits: str = Field(
         "100/minute",
-        description="Limits where nothing is configured, comma separated; read at the first start only.",
+        description="Limits of clients without limits of their own, comma separated, or `unlimited`. A "
+        "partition reads them at its first start only.",
     )
     flush_interval_ms: int = Field(
         5_000,
         ge=10,
         le=60_000,
-        description="Milliseconds between flushes, under load less: what a crash has to replay.",
+        description="Milliseconds between two checkpoints of a partition, at most one second under load. "
+        "After a crash, the checks since the last checkpoint are replayed.",
     )
     session_timeout_ms: int = Field(
         6_000,
         ge=1_000,
         le=300_000,
-        description="Milliseconds without a heartbeat until a worker's partitions move.",
+        description="Milliseconds without a heartbeat after which a worker's partitions move to others.",
     )
     cached_clients: int = Field(
         150_000,
         ge=1_000,
-        description="Quiet clients' states kept in memory, of 800 bytes, over all partitions; of busy ones "
-        "as many as take no more, which are a fifth.",
+        description="Cache size over all partitions, in idle clients of about 800 bytes (the default is "
+        "about 120 MB). A constantly busy client counts as up to five.",
     )
     store_memory_mb: int = Field(
-        192, ge=16, description="MiB that RocksDB may use, over all partitions: read and write buffers."
+        192, ge=16, description="MiB of memory for RocksDB's read and write buffers, over all partitions."
     )
-    metrics_host: str = Field("127.0.0.1", description="Address of the worker's /metrics.")
-    metrics_port: int = Field(9101, ge=0, le=65535, description="Port of the worker's /metrics; 0: any free.")
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address that the worker's /metrics endpoint listens on."
+    )
+    metrics_port: int = Field(
+        9101, ge=0, le=65535, description="TCP port of the worker's /metrics endpoint. 0: any free port."
+    )
     tracing: bool = Field(
         False,
-        description="Send spans by OpenTelemetry (OTEL_* variables say where to); needs stoplog[tracing].",
+        description="Send OpenTelemetry spans. The OTEL_* variables configure the exporter. Needs the extra "
+        "`tracing`.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="DEBUG, INFO, WARNING or ERROR."
+        "INFO", description="Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."
     )
 
     @field_validator("lane")
@@ -82,37 +95,37 @@ class Settings(BaseSettings):
 
     @property
     def bootstrap(self) -> str:
-        """Where Kafka is."""
+        """Kafka's bootstrap servers."""
         return self.kafka or f"127.0.0.1:{self.broker_port}"
 
     @property
     def app_id(self) -> str:
-        """Names the lane's group and, with the tables' names, its changelogs."""
+        """The id of the lane's consumer group, and the prefix of its changelogs' names."""
         return app_id(self.lane)
 
     @property
     def tables(self) -> Path:
-        """Folder of this worker's tables."""
+        """The directory of this worker's tables."""
         folder = self.home / f"lane-{self.lane}" if self.lane else self.home
         return folder / self.instance_id
 
     @property
     def default_policy(self) -> Policy:
-        """What applies where nothing is configured."""
+        """The policy of clients without limits of their own."""
         return _policy(self.default_limits)
 
     @property
     def send_timeout_ms(self) -> int:
-        """Milliseconds after which a record not yet sent is given up: a third of the session timeout.
+        """Milliseconds after which an unsent record is given up: a third of the session timeout.
 
-        What a worker sends must not arrive after its partitions have moved, so this, too, is taken off
-        the time for which a heartbeat is worth something (:class:`stoplog_worker.lease.Lease`).
+        A worker's records must not arrive after its partitions have moved. The lease is therefore shorter
+        by this time (:class:`stoplog_worker.lease.Lease`).
         """
         return self.session_timeout_ms // 3
 
     @property
     def node_id(self) -> str:
-        """What others know this worker by."""
+        """This worker's id in the status and in heartbeats."""
         return f"{self.instance_id}@{socket.gethostname()}"
 
 

@@ -1,4 +1,4 @@
-"""A worker process: owner, restorer and Faust app put together, run until told to stop."""
+"""A worker process: the consumer thread, the restorer and the Faust app, from start to stop."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
-import time
+from collections.abc import Coroutine
 from contextlib import ExitStack, suppress
-from typing import Final
+from typing import Any, Final
 
 import uvloop
-from confluent_kafka import KafkaException
 from prometheus_client import start_http_server
 from pydantic import ValidationError
 
-from stoplog import __version__
 from stoplog.errors import (
     InstanceTaken,
     InvalidInput,
@@ -30,14 +27,14 @@ from stoplog.errors import (
 )
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.topic_admin import verify_topics
-from stoplog.lanes import DEFAULT_LANE, with_lanes
+from stoplog.lanes import with_lanes
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
-from stoplog.topics import NODES, load_topics
-from stoplog.wire.heartbeats import HEARTBEAT_S, RESTORING, RUNNING, STANDBY, Heartbeat, encode_heartbeat
+from stoplog.topics import load_topics
 from stoplog_worker.assignment.coordinator import AssignmentCoordinator
 from stoplog_worker.assignment.faust_app import FaustApp
 from stoplog_worker.assignment.faust_tables import FaustTables
 from stoplog_worker.consumer.consumer_thread import ConsumerThread
+from stoplog_worker.heartbeats import HeartbeatSender
 from stoplog_worker.instance_lock import lock_instance
 from stoplog_worker.kafka.group_coordinator import wait_for_coordinator
 from stoplog_worker.lease import Lease
@@ -52,34 +49,42 @@ _log = logging.getLogger("stoplog.worker")
 
 EXIT_FATAL: Final = 1
 EXIT_CONFIG: Final = 78
-"""Starting again would not help: an operator has to do what the message says (sysexits' EX_CONFIG)."""
+"""A restart would not help: an operator has to do what the message says (EX_CONFIG of sysexits.h)."""
 
 GC_THRESHOLDS: Final = (50_000, 20, 20)
-"""Python's collector: clients' states are many and in no cycle. With its defaults it would look through them
-for 5 µs a check when most clients come from disk."""
+"""Thresholds of Python's garbage collector. The states of clients are many and in no cycle. With the default
+thresholds it would examine them so often that a check costs 5 µs more when most clients come from disk."""
+
+_SWITCH_INTERVAL_S: Final = 0.0005
+"""Seconds after which Python lets another thread run. The consumer thread shares the interpreter with two threads
+that mostly wait. With the default it would wait 5 ms for each of them."""
 
 _SAME_TEXT_S: Final = 600.0
 """Seconds between two identical log lines of a Kafka client."""
 
 _STOP_S: Final = 20.0
-"""Seconds a stop may take, flush included; what is not flushed by then is replayed."""
+"""Seconds that a stop may take, with the last checkpoints. The rest is replayed by the next owner."""
+
+_RETRY_S: Final = 1.0
+"""Seconds between two attempts to start while no broker answers."""
 
 
 class Worker:
     """One worker.
 
     Args:
-        settings: Read once.
+        settings: The worker's settings.
 
     Raises:
-        TopicError: the topics are not those of topics.yaml.
+        TopicError: the topics differ from topics.yaml.
         SettingsError: another worker uses the same tables.
+        Unavailable: no broker answers, or none coordinates the group.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self._claim = lock_instance(settings.tables)
+        self._lock = lock_instance(settings.tables)
         specs = load_topics(settings.topics)
         admin = kafka.worker_admin(settings.bootstrap)
         verify_topics(admin, with_lanes(specs, [settings.lane]).values())
@@ -87,9 +92,10 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping = False
         lease = Lease(settings.session_timeout_ms, settings.send_timeout_ms)
-        self.app = FaustApp(settings, lease, self._revoked, self._assigned, self._let_go, self._fenced)
+        self.app = FaustApp(
+            settings, lease, self._on_revoked, self._on_assigned, self._on_leaving, self._on_fenced
+        )
         tables = FaustTables(
             self.app, specs["checks"].partitions, RocksDbFactory(settings.store_memory_mb << 20)
         )
@@ -98,9 +104,9 @@ class Worker:
             tables.changelogs,
             tables.open,
             self.metrics,
-            on_restored=self._restored,
-            on_ends=lambda ends: self._owner.set_changelog_ends(ends),
-            on_fatal=self._fatal,
+            on_restored=self._on_restored,
+            on_ends=lambda ends: self._consumer.set_changelog_ends(ends),
+            on_fatal=self._on_fatal,
             copier=LaneCopier(
                 settings.bootstrap,
                 settings.send_timeout_ms,
@@ -112,49 +118,52 @@ class Worker:
             if settings.lane
             else None,
         )
-        self._owner = ConsumerThread(
+        self._consumer = ConsumerThread(
             settings,
             specs["checks"].partitions,
             tables.changelogs,
             lease,
             self.metrics,
-            on_dropped=self._dropped,
-            on_fatal=self._fatal,
+            on_dropped=self._on_dropped,
+            on_fatal=self._on_fatal,
         )
         self.coordinator = AssignmentCoordinator(
-            self._owner, self._restorer, lease, lambda: self.app.member, self._send_beat
+            self._consumer,
+            self._restorer,
+            lease,
+            lambda: self.app.member,
+            lambda: self._heartbeats.send(),
         )
-        self._beats = kafka.reply_producer(settings.bootstrap, settings.send_timeout_ms)
+        self._heartbeats = HeartbeatSender(settings, self.metrics, self.coordinator.partition_states)
 
     async def run(self) -> int:
-        """Work until SIGTERM, SIGINT or a fatal error; returns the exit code."""
+        """Work until SIGTERM, SIGINT or a fatal error; return the exit status."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self._end, None)
         self._serve_metrics()
-        self._owner.start()
+        self._consumer.start()
         self._restorer.start()
-        starting = asyncio.create_task(self._run_app())
-        beating = asyncio.create_task(self._beat())
+        app = asyncio.create_task(self._run_app())
+        heartbeats = asyncio.create_task(self._heartbeats.run())
         cause = await self._ended
-        beating.cancel()
-        self._stopping = True
-        self._send_beat()
+        heartbeats.cancel()
+        self._heartbeats.announce_stop()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.app.stop(), _STOP_S)
         await self.coordinator.stop()
-        waiting = (starting, beating, *self._tasks)
-        for task in waiting:
+        tasks = (app, heartbeats, *self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        self._beats.flush(1.0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._heartbeats.close()
         if cause is None:
             _log.info("stopped")
             return 0
         if isinstance(cause, StoplogError):
             _log.critical("%s", cause)
         else:
-            _log.critical("the worker cannot go on: %r", cause, exc_info=cause)
-        return _exit_code(cause)
+            _log.critical("the worker failed: %r", cause, exc_info=cause)
+        return _exit_status(cause)
 
     def _serve_metrics(self) -> None:
         host, port = self.settings.metrics_host, self.settings.metrics_port
@@ -170,7 +179,7 @@ class Worker:
         try:
             await self.app.start()
             await self.app.wait_until_stopped()
-        except Exception as exc:  # noqa: BLE001 - whatever stops Faust stops the worker
+        except Exception as exc:  # noqa: BLE001 - every failure of Faust stops the worker
             self._end(exc)
         else:
             self._end(self.app.crash_reason)
@@ -179,118 +188,94 @@ class Worker:
         if not self._ended.done():
             self._ended.set_result(cause)
 
-    # --- called on the loop by Faust ---
+    # --- called by Faust, on the event loop ---
 
-    async def _revoked(self) -> None:
+    async def _on_revoked(self) -> None:
         await self.coordinator.on_revoked()
 
-    async def _assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
+    async def _on_assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
         await self.coordinator.on_assigned(generation, actives, standbys)
 
-    async def _let_go(self) -> None:
-        with suppress(Unavailable):  # the owner has ended
+    async def _on_leaving(self) -> None:
+        with suppress(Unavailable):  # the consumer thread has ended
             await self.coordinator.prepare_to_leave()
 
-    # --- called by the threads ---
+    # --- called by other threads ---
 
-    def _restored(self, restored: Restored) -> None:
-        self._loop.call_soon_threadsafe(lambda: self._keep(self.coordinator.on_restored(restored)))
+    def _on_restored(self, restored: Restored) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self.coordinator.on_restored(restored)))
 
-    def _dropped(self, stores: list[PartitionStore]) -> None:
-        self._loop.call_soon_threadsafe(lambda: self._keep(self.coordinator.on_dropped(stores)))
+    def _on_dropped(self, stores: list[PartitionStore]) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self.coordinator.on_dropped(stores)))
 
-    def _fenced(self) -> None:
-        self._fatal(
+    def _on_fenced(self) -> None:
+        self._on_fatal(
             InstanceTaken(
-                f"another worker has joined the group as {self.settings.instance_id}, so this one ends. If "
-                f"it was replaced, all is well; if not, give each worker an STOPLOG_INSTANCE_ID of its own"
+                f"another worker has joined the group as {self.settings.instance_id}, so this one stops. If it "
+                f"is a replacement, nothing is wrong. Otherwise give each worker its own STOPLOG_INSTANCE_ID"
             )
         )
 
-    def _fatal(self, cause: BaseException) -> None:
+    def _on_fatal(self, cause: BaseException) -> None:
         self._loop.call_soon_threadsafe(self._end, cause)
 
-    def _keep(self, coroutine: object) -> None:
-        task: asyncio.Task[None] = self._loop.create_task(coroutine)  # type: ignore[arg-type]
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_task_done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             self._end(exc)
 
-    # --- beats ---
 
-    async def _beat(self) -> None:
-        while True:
-            self._send_beat()
-            await asyncio.sleep(HEARTBEAT_S)
-
-    def _send_beat(self) -> None:
-        partitions = self.coordinator.partition_states()
-        beat = Heartbeat(
-            id=self.settings.node_id,
-            role="worker",
-            version=__version__,
-            host=socket.gethostname(),
-            at_ms=int(time.time() * 1_000),
-            partitions={} if self._stopping else partitions,
-            stopping=self._stopping,
-            lane=self.settings.lane or DEFAULT_LANE,
-        )
-        for state in (RUNNING, RESTORING, STANDBY):
-            count = sum(1 for beat in partitions.values() if beat.state == state)
-            self.metrics.partitions.labels(state).set(count)
-        # The broker has been away for long, or the topic is being made again: the next beat will do.
-        with suppress(BufferError, KafkaException):
-            self._beats.produce(NODES, encode_heartbeat(beat), self.settings.node_id.encode())
-        self._beats.poll(0)
+def _exit_status(cause: BaseException) -> int:
+    # A worker that took its instance id back would be fenced again, and so on.
+    needs_operator = (InstanceTaken, SettingsError, StateError, TopicError)
+    return EXIT_CONFIG if isinstance(cause, needs_operator) else EXIT_FATAL
 
 
-def _exit_code(cause: BaseException) -> int:
-    # An instance id that was taken would be taken back, and so on.
-    for_operators = (InstanceTaken, SettingsError, StateError, TopicError)
-    return EXIT_CONFIG if isinstance(cause, for_operators) else EXIT_FATAL
-
-
-def main() -> int:
-    """Run a worker as a process; returns its exit code."""
-    try:
-        settings = Settings()
-    except (ValidationError, InvalidInput) as exc:
-        print(f"the worker's STOPLOG_* settings cannot be used: {exc}", file=sys.stderr)
-        return EXIT_CONFIG
+def _configure_logging(level: str) -> None:
     logging.basicConfig(
-        level=settings.log_level,
+        level=level,
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    # "stoplog_worker": Faust logs its services' comings and goings under the modules that subclass them.
+    # "stoplog_worker": Faust logs the start and stop of its services under the modules of their subclasses.
     for noisy in ("faust", "mode", "asyncio", "stoplog_worker"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # Both clients say the same many times a second while a broker is away. What that means is said when the
-    # lease runs out; but why the group refuses this worker, say, nobody else tells.
+    # While a broker is away, both Kafka clients repeat their lines many times a second. The worker itself logs
+    # the consequence when the lease runs out. But only aiokafka logs why the group refuses this worker.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
         for noisy in ("aiokafka", "stoplog.kafka"):
             handler.addFilter(ThrottleFilter(noisy, LogThrottle(_SAME_TEXT_S)))
-    # The owner thread shares the interpreter with two that mostly wait: do not let it wait 5 ms for them.
-    sys.setswitchinterval(0.0005)
+
+
+async def _work(settings: Settings) -> int:
+    while True:
+        try:
+            return await Worker(settings).run()
+        except Unavailable as exc:
+            # The broker may be starting as well.
+            _log.warning("%s; trying again", exc)
+            await asyncio.sleep(_RETRY_S)
+        except StoplogError as exc:
+            _log.critical("%s", exc)
+            return _exit_status(exc)
+
+
+def main() -> int:
+    """Run a worker as a process; return its exit status."""
+    try:
+        settings = Settings()
+    except (ValidationError, InvalidInput) as exc:
+        print(f"invalid STOPLOG_* settings of the worker: {exc}", file=sys.stderr)
+        return EXIT_CONFIG
+    _configure_logging(settings.log_level)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(*GC_THRESHOLDS)
-
-    async def work() -> int:
-        while True:
-            try:
-                return await Worker(settings).run()
-            except Unavailable as exc:
-                # The broker may be starting as well; there is nothing to lose by waiting for it.
-                _log.warning("%s; trying again", exc)
-                await asyncio.sleep(1)
-            except StoplogError as exc:
-                _log.critical("%s", exc)
-                return _exit_code(exc)
-
     with ExitStack() as stack:
         if settings.tracing:
             try:
@@ -299,7 +284,7 @@ def main() -> int:
                 _log.critical("%s", exc)
                 return EXIT_CONFIG
             stack.callback(start("stoplog-worker", settings.node_id))
-        code = uvloop.run(work())
+        status = uvloop.run(_work(settings))
     logging.shutdown()
-    # Faust's consumer thread may outlive its loop; nothing is left to be done.
-    os._exit(code)
+    # Faust's consumer thread may outlive its event loop, and nothing is left to do.
+    os._exit(status)

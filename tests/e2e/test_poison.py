@@ -295,14 +295,14 @@ def test_noise_in_changelogs_is_overwritten(system: System) -> None:
     # Made beforehand: their checksums would keep the callers beside from running.
     poison = [raw.batch(raw.record(key, value, [(b"\xff", b"x")])) for value in garbage for key in keys]
     poison.append(bomb(ZSTD, 200))
-    before = len(worker.lines("WARNING", "not written here"))
+    before = len(worker.lines("WARNING", "another worker wrote"))
     with undisturbed(system):
         for records in poison:
             for topic in (COUNTERS_CHANGELOG, POLICIES_CHANGELOG):
                 took(system, topic, partition, records)
         eventually(
             "it was found",
-            lambda: len(worker.lines("WARNING", "not written here")) > before,
+            lambda: len(worker.lines("WARNING", "another worker wrote")) > before,
             on_failure=system.logs,
         )
     assert gateway.check(client, cost=0)["remaining"] == 43

@@ -1,4 +1,4 @@
-"""One worker a folder."""
+"""Only one worker uses a directory."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
-from stoplog_worker import instance_lock as folder
+from stoplog_worker import instance_lock
 
 from stoplog.errors import SettingsError
 
 
-def test_a_second_claim_is_refused_and_names_the_holder(
+def test_second_lock_of_a_directory_is_refused_and_names_the_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(instance_lock, "_WAIT_S", 0.1)
     home = tmp_path / "worker-1"
-    held = folder.lock_instance(home)
+    held = instance_lock.lock_instance(home)
     with pytest.raises(SettingsError, match=rf"process {os.getpid()}\) already uses .*STOPLOG_INSTANCE_ID"):
-        folder.lock_instance(home)
+        instance_lock.lock_instance(home)
     held.close()
-    folder.lock_instance(home).close()
+    instance_lock.lock_instance(home).close()

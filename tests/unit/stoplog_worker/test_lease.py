@@ -18,15 +18,15 @@ def clock() -> Clock:
 
 @pytest.fixture
 def lease(clock: Clock) -> Lease:
-    """Worth 6 s less a tenth, less 2 s: 3.4 s from the sending of a heartbeat."""
+    """A lease of 3.4 s from the sending of a heartbeat: 6 s less a tenth, less 2 s."""
     return Lease(6_000, 2_000, clock)
 
 
-def test_nothing_holds_before_the_first_answer(lease: Lease) -> None:
+def test_lease_does_not_hold_before_the_first_confirmed_heartbeat(lease: Lease) -> None:
     assert not lease.holds()
 
 
-def test_it_holds_from_the_sending_of_the_heartbeat(lease: Lease, clock: Clock) -> None:
+def test_lease_lasts_from_the_sending_of_the_heartbeat(lease: Lease, clock: Clock) -> None:
     lease.extend(clock.now - 1.0)
     clock.now += 2.39
     assert lease.holds()
@@ -34,19 +34,19 @@ def test_it_holds_from_the_sending_of_the_heartbeat(lease: Lease, clock: Clock) 
     assert not lease.holds()
 
 
-def test_an_answer_that_comes_too_late_is_worth_nothing(lease: Lease, clock: Clock) -> None:
+def test_heartbeat_confirmed_too_late_extends_nothing(lease: Lease, clock: Clock) -> None:
     lease.extend(clock.now - 3.5)
     assert not lease.holds()
 
 
-def test_answers_out_of_order_never_shorten_it(lease: Lease, clock: Clock) -> None:
+def test_older_heartbeat_never_shortens_the_lease(lease: Lease, clock: Clock) -> None:
     lease.extend(clock.now)
     lease.extend(clock.now - 2.0)
     clock.now += 3.3
     assert lease.holds()
 
 
-def test_it_ends_at_once_and_begins_again(lease: Lease, clock: Clock) -> None:
+def test_ended_lease_begins_again_with_the_next_heartbeat(lease: Lease, clock: Clock) -> None:
     lease.extend(clock.now)
     lease.end()
     assert not lease.holds()
@@ -55,7 +55,7 @@ def test_it_ends_at_once_and_begins_again(lease: Lease, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("session_ms", [1_000, 6_000, 300_000])
-def test_what_is_sent_under_it_arrives_before_the_partitions_move(clock: Clock, session_ms: int) -> None:
+def test_record_sent_under_the_lease_arrives_before_partitions_move(clock: Clock, session_ms: int) -> None:
     send_ms = session_ms // 3
     lease = Lease(session_ms, send_ms, clock)
     lease.extend(clock.now)

@@ -12,12 +12,12 @@ from stoplog.policy import UNLIMITED, parse_policy
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that says nothing of Stoplog."""
+    """An environment without a setting of Stoplog."""
     for field in Settings.model_fields:
         monkeypatch.delenv(f"STOPLOG_{field.upper()}", raising=False)
 
 
-def test_with_nothing_configured() -> None:
+def test_settings_without_environment_have_their_defaults() -> None:
     settings = Settings()
     assert settings.default_policy == parse_policy("100/minute")
     assert settings.bootstrap == "127.0.0.1:9092"
@@ -25,7 +25,7 @@ def test_with_nothing_configured() -> None:
     assert settings.topics.is_file()
 
 
-def test_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOPLOG_KAFKA", "a:1,b:2")
     monkeypatch.setenv("STOPLOG_HOME", "elsewhere")
     monkeypatch.setenv("STOPLOG_INSTANCE_ID", "w.2")
@@ -37,14 +37,14 @@ def test_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a"])
-def test_the_default_lane_has_todays_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_default_lane_has_names_without_suffix(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("STOPLOG_LANE", name)
     settings = Settings()
     assert (settings.lane, settings.app_id, settings.instance_id) == ("", "stoplog", "worker-1")
     assert settings.tables == Path(".stoplog/worker-1")
 
 
-def test_a_further_lane_has_a_group_tables_and_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_further_lane_has_its_own_group_tables_and_worker_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOPLOG_LANE", "b")
     settings = Settings()
     assert (settings.app_id, settings.instance_id) == ("stoplog-b", "worker-b-1")
@@ -54,13 +54,13 @@ def test_a_further_lane_has_a_group_tables_and_a_name_of_its_own(monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["B", "ninechars", "../up", " ", "owner", "b\n"])
-def test_a_lane_that_cannot_name_topics(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_lane_that_cannot_name_topics_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("STOPLOG_LANE", name)
     with pytest.raises(InvalidInput, match="lane"):
         Settings()
 
 
-def test_frozen() -> None:
+def test_settings_cannot_be_changed() -> None:
     settings = Settings()
     with pytest.raises(ValidationError, match="frozen"):
         settings.kafka = "x:1"  # type: ignore[misc]
@@ -75,13 +75,13 @@ def test_frozen() -> None:
         ("10/second, 1000/1h", parse_policy(["1000/hour", "10/second"])),
     ],
 )
-def test_default_limits(monkeypatch: pytest.MonkeyPatch, text: str, policy: object) -> None:
+def test_default_limits_are_parsed(monkeypatch: pytest.MonkeyPatch, text: str, policy: object) -> None:
     monkeypatch.setenv("STOPLOG_DEFAULT_LIMITS", text)
     assert Settings().default_policy == policy
 
 
 @pytest.mark.parametrize("text", [" ", "lots", "10/second,", "1/second,2/1s", "unlimited,1/day"])
-def test_limits_that_cannot_be_read_name_the_setting(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_invalid_default_limits_are_refused_with_field_and_remedy(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("STOPLOG_DEFAULT_LIMITS", text)
     with pytest.raises(InvalidLimit, match="default_limits") as caught:
         Settings()
@@ -113,7 +113,7 @@ def test_every_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
-def test_what_is_sent_is_given_up_well_before_partitions_move() -> None:
+def test_unsent_record_is_given_up_long_before_partitions_move() -> None:
     for session_ms in (1_000, 6_000, 300_000):
         settings = Settings(session_timeout_ms=session_ms)
         assert 0 < settings.send_timeout_ms <= session_ms / 3

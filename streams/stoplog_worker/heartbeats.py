@@ -1,0 +1,86 @@
+"""Send the heartbeats of a worker: what it processes, and that it is running."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from confluent_kafka import KafkaException
+
+from stoplog import __version__
+from stoplog.kafka import clients as kafka
+from stoplog.lanes import DEFAULT_LANE
+from stoplog.topics import NODES
+from stoplog.wire.heartbeats import (
+    HEARTBEAT_S,
+    RESTORING,
+    RUNNING,
+    STANDBY,
+    Heartbeat,
+    PartitionState,
+    encode_heartbeat,
+)
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.settings import Settings
+
+_LAST_S: Final = 1.0
+"""Seconds to wait for the last heartbeat to be sent."""
+
+
+class HeartbeatSender:
+    """Sends a heartbeat every two seconds, and one whenever the worker's partitions have changed.
+
+    Args:
+        settings: The worker's settings.
+        metrics: Receives the number of partitions by state.
+        partition_states: Returns the partitions of this worker.
+    """
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, partition_states: Callable[[], dict[int, PartitionState]]
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._partition_states = partition_states
+        self._stopping = False
+        self._producer = kafka.reply_producer(settings.bootstrap, settings.send_timeout_ms)
+
+    async def run(self) -> None:
+        """Send heartbeats until canceled."""
+        while True:
+            self.send()
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def send(self) -> None:
+        """Send a heartbeat now."""
+        partitions = self._partition_states()
+        heartbeat = Heartbeat(
+            id=self._settings.node_id,
+            role="worker",
+            version=__version__,
+            host=socket.gethostname(),
+            at_ms=int(time.time() * 1_000),
+            partitions={} if self._stopping else partitions,
+            stopping=self._stopping,
+            lane=self._settings.lane or DEFAULT_LANE,
+        )
+        for state in (RUNNING, RESTORING, STANDBY):
+            count = sum(1 for of in partitions.values() if of.state == state)
+            self._metrics.partitions.labels(state).set(count)
+        # The broker has been away for long, or the topic is being created again. Another heartbeat follows.
+        with suppress(BufferError, KafkaException):
+            self._producer.produce(NODES, encode_heartbeat(heartbeat), self._settings.node_id.encode())
+        self._producer.poll(0)
+
+    def announce_stop(self) -> None:
+        """Send a heartbeat that says that this worker is stopping, and so do all later ones."""
+        self._stopping = True
+        self.send()
+
+    def close(self) -> None:
+        """Wait for the last heartbeat, for a second at most."""
+        self._producer.flush(_LAST_S)

@@ -81,7 +81,7 @@ def test_default_limits_are_parsed(monkeypatch: pytest.MonkeyPatch, text: str, p
 
 
 @pytest.mark.parametrize("text", [" ", "lots", "10/second,", "1/second,2/1s", "unlimited,1/day"])
-def test_invalid_default_limits_are_refused_with_field_and_remedy(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_invalid_default_limits_are_refused_with_remedy(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("STOPLOG_DEFAULT_LIMITS", text)
     with pytest.raises(InvalidLimit, match="default_limits") as caught:
         Settings()

@@ -104,7 +104,7 @@ class Batcher:
         queue = self._queues[partition_of(check.client, self._partitions)]
         if queue.breaker.state is not CLOSED and not self._closed:
             queue.gather(check)
-            return self._fail_open(check, queue.breaker.state.value, queue.filling)
+            return self._fail_open(check, queue.breaker.state, queue.filling)
         if metrics.in_flight >= self._max_in_flight or self._closed:
             metrics.uncounted += 1
             return self._fail_open(check, STOPPING if self._closed else OVERLOAD, None)

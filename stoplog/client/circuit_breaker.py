@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Final
 
 from stoplog.client.fail_open import BREAKER_OPEN, BROKER
 
 
-class BreakerState(Enum):
-    """Whether checks wait, and if not, why. The value of an open state is the reason in degraded answers.
+class BreakerState(StrEnum):
+    """Whether checks wait, and if not, why. An open state is itself the reason in degraded answers.
 
     ==============  =====================================  ==============  ============
     state           deadline missed                        broker down     timely reply

@@ -14,7 +14,7 @@ from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.fail_open import DEADLINE, UNPUBLISHED, Deadlines
 from stoplog.client.in_flight import InFlight
 from stoplog.client.metrics import Metrics
-from stoplog.client.pending_batch import PendingBatch, size_of
+from stoplog.client.pending_batch import PendingBatch
 from stoplog.wire.checks import Check
 
 GATHER_S: Final = 0.05
@@ -114,38 +114,35 @@ class PartitionQueue:
             future: Resolved with the answer.
             asked_at: Seconds; the same for all checks of one turn of the event loop.
         """
-        size = size_of(check)
         batch = self.filling
         if batch is not None:
-            if batch.add(check, size, future, asked_at):
+            if batch.add(check, future, asked_at):
                 return False
             self._full.append(batch)
         self.filling = batch = self._in_flight.new_batch(self.index)
-        batch.add(check, size, future, asked_at)
+        batch.add(check, future, asked_at)
         self._deadlines.start(batch)
         return True
 
     def enqueue_without_reply(self, check: Check) -> bool:
         """Append a check that is only to be counted. Return whether it began a batch."""
-        size = size_of(check)
         batch = self.no_reply
-        if batch is not None and batch.add(check, size, None, 0.0):
+        if batch is not None and batch.add(check, None, 0.0):
             return False
         self._send_no_reply()
         self.no_reply = batch = self._in_flight.new_batch(self.index)
-        batch.add(check, size, None, 0.0)
+        batch.add(check, None, 0.0)
         return True
 
     def gather(self, check: Check) -> None:
         """Append a check that has failed open already, because the circuit breaker is open."""
-        size = size_of(check)
         batch = self.filling
         if batch is not None:
-            if batch.add(check, size, None, 0.0):
+            if batch.add(check, None, 0.0):
                 return
             self._send_without_slot(batch)
         self.filling = batch = self._in_flight.new_batch(self.index)
-        batch.add(check, size, None, 0.0)
+        batch.add(check, None, 0.0)
         batch.timer = self._loop.call_later(GATHER_S, self._end_gathering, batch)
 
     def _end_gathering(self, batch: PendingBatch) -> None:
@@ -267,7 +264,7 @@ class PartitionQueue:
 
     def _on_breaker_open(self, why: str) -> None:
         self._mode.on_breaker_open(self.index, why)
-        now, reason = self._clock(), self.breaker.state.value
+        now, reason = self._clock(), self.breaker.state
         if self.slot is not None:  # stays in flight without the slot: its reply may close the breaker
             self.slot.fail_open(reason, self._metrics, now)
             self.slot = None

@@ -17,13 +17,8 @@ from stoplog.wire.replies import Decision, Reply
 log = logging.getLogger(__name__)
 
 MAX_BYTES: Final = 900 * 1024
-"""Bytes of msgpack in one batch, estimated by :func:`size_of`. A record of ``checks`` may have 1 MiB, and
-librdkafka sends at most 1,000,000 bytes."""
-
-
-def size_of(check: Check) -> int:
-    """Return an upper bound of the bytes that *check* adds to a batch: four per character, and overhead."""
-    return 16 + 4 * (len(check.client) + len(check.plan) + len(check.resource))
+"""Upper bound of a batch's :attr:`PendingBatch.size`. A record of ``checks`` may have 1 MiB, and librdkafka sends
+at most 1,000,000 bytes."""
 
 
 class PendingBatch:
@@ -34,40 +29,41 @@ class PendingBatch:
         partition: The partition of ``checks``.
         checks: The checks.
         futures: One future for each check, in the same order; empty if no caller waits.
+        size: Upper bound of the bytes of msgpack: four for each character of an id, and overhead.
         sent_at: When the batch was given to the transport, in seconds; 0 before that.
         timer: The timer of the deadline, or of the end of gathering; ``None`` if none runs.
     """
 
-    __slots__ = ("_asked", "_bytes", "checks", "futures", "number", "partition", "sent_at", "timer")
+    __slots__ = ("_asked", "checks", "futures", "number", "partition", "sent_at", "size", "timer")
 
     def __init__(self, number: int, partition: int) -> None:
         self.number = number
         self.partition = partition
         self.checks: list[Check] = []
         self.futures: list[Future[Outcome]] = []
+        self.size = 0
         self.sent_at = 0.0
         self.timer: TimerHandle | None = None
         self._asked: list[tuple[float, int]] = []  # time of each turn of the loop, index of its first future
-        self._bytes = 0
 
-    def add(self, check: Check, size: int, future: Future[Outcome] | None, asked_at: float) -> bool:
+    def add(self, check: Check, future: Future[Outcome] | None, asked_at: float) -> bool:
         """Append *check* if it fits. Return whether it did.
 
         Args:
             check: The check.
-            size: Its size by :func:`size_of`.
             future: Resolved with the answer; ``None`` if no caller waits. All checks of a batch that waits
                 have a future.
             asked_at: Seconds; all checks of one turn of the event loop have the same time.
         """
-        if len(self.checks) >= MAX_BATCH or self._bytes + size > MAX_BYTES:
+        size = self.size + 16 + 4 * (len(check.client) + len(check.plan) + len(check.resource))
+        if size > MAX_BYTES or len(self.checks) >= MAX_BATCH:
             return False
+        self.size = size
         if future is not None:
             if not self._asked or self._asked[-1][0] != asked_at:
                 self._asked.append((asked_at, len(self.futures)))
             self.futures.append(future)
         self.checks.append(check)
-        self._bytes += size
         return True
 
     def cancel_timer(self) -> None:

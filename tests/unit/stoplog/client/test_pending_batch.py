@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from stoplog.client.fail_open import FAIL_OPEN
 from stoplog.client.metrics import Metrics
-from stoplog.client.pending_batch import MAX_BYTES, PendingBatch, size_of
+from stoplog.client.pending_batch import MAX_BYTES, PendingBatch
 from stoplog.client.top_rejected import Rejections
 from stoplog.wire.checks import MAX_BATCH, Batch, Check, encode_batch
 from stoplog.wire.replies import Decision, Reply
@@ -18,24 +18,29 @@ ids = st.text(max_size=64)
 @given(st.builds(Check, ids, st.integers(0, 1_000_000), ids, ids))
 def test_encoded_check_is_never_larger_than_its_estimate(check: Check) -> None:
     one, two = (len(encode_batch(Batch(0, 0, 0, [check] * n))) for n in (1, 2))
-    assert two - one <= size_of(check)
+    batch = PendingBatch(1, 0)
+    assert batch.add(check, None, 0.0)
+    assert two - one <= batch.size
 
 
 def test_batch_is_bounded_by_count_and_by_bytes() -> None:
     batch = PendingBatch(1, 0)
     check = Check("a")
     for _ in range(MAX_BATCH):
-        assert batch.add(check, 10, None, 0.0)
-    assert not batch.add(check, 10, None, 0.0)
+        assert batch.add(check, None, 0.0)
+    assert not batch.add(check, None, 0.0)
     assert len(batch.checks) == MAX_BATCH
-    assert not PendingBatch(2, 0).add(check, MAX_BYTES + 1, None, 0.0)
+    wide = PendingBatch(2, 0)
+    wide.size = MAX_BYTES
+    assert not wide.add(check, None, 0.0)
+    assert (wide.size, wide.checks) == (MAX_BYTES, [])
 
 
 def test_checks_of_each_turn_have_their_own_latency() -> None:
     loop, metrics, batch = Clockwork(), Metrics(), PendingBatch(1, 0)
     for asked, checks in ((10.0, 2), (10.1, 3)):
         for _ in range(checks):
-            batch.add(Check("a", 2), 10, loop.create_future(), asked)
+            batch.add(Check("a", 2), loop.create_future(), asked)
     metrics.in_flight = 5
     batch.resolve(answer_to(Batch(0, 0, 1, batch.checks)), metrics, Rejections(loop.time), 10.2)
     (family,) = (f for f in metrics.collect() if f.name == "stoplog_check_duration_seconds")
@@ -55,7 +60,7 @@ def test_each_answered_check_is_counted_once_by_its_outcome() -> None:
         "nor this",
     ]
     for _ in answers:
-        batch.add(Check("a"), 10, loop.create_future(), 1.0)
+        batch.add(Check("a"), loop.create_future(), 1.0)
     batch.resolve(Reply(1, 0, 0, 0, answers), metrics, Rejections(loop.time), 2.0)
     counts = (metrics.allowed, metrics.rejected, metrics.degraded["replayed"], metrics.invalid)
     assert counts == (1, 1, 1, 2)
@@ -64,7 +69,7 @@ def test_each_answered_check_is_counted_once_by_its_outcome() -> None:
 def test_batch_that_fails_open_twice_is_counted_once() -> None:
     loop, metrics, batch = Clockwork(), Metrics(), PendingBatch(1, 0)
     future = loop.create_future()
-    batch.add(Check("a"), 10, future, 1.0)
+    batch.add(Check("a"), future, 1.0)
     batch.fail_open("deadline", metrics, 2.0)
     batch.fail_open("broker", metrics, 3.0)
     assert future.result() is FAIL_OPEN["deadline"]

@@ -34,8 +34,8 @@ def lock_instance(folder: Path) -> IO[str]:
                 holder = file.read() or "?"
                 file.close()
                 raise SettingsError(
-                    f"a worker (process {holder}) already uses {folder}: stop it, or give each worker its own "
-                    f"STOPLOG_INSTANCE_ID"
+                    f"a worker (process {holder}) already uses {folder}: stop it, or give each worker its "
+                    f"own STOPLOG_INSTANCE_ID"
                 ) from None
         time.sleep(_RETRY_S)
     file.truncate(0)

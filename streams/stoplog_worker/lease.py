@@ -19,8 +19,8 @@ class Lease:
     ``send_timeout``. A heartbeat sent at t therefore keeps the lease until
     ``t + 0.9 * session_timeout - send_timeout``.
 
-    The consumer thread reads the lease, and the thread of Faust's consumer extends it: one float, assigned as a
-    whole.
+    The consumer thread reads the lease, and the thread of Faust's consumer extends it. It is one float, which
+    is assigned as a whole.
 
     Args:
         session_timeout_ms: The group's session timeout, milliseconds.

@@ -1,28 +1,28 @@
 """The metrics of a worker, served at ``/metrics``; by default on loopback only.
 
-=============================================  ==========  =====================================================
-name                                           label       meaning
-=============================================  ==========  =====================================================
-``stoplog_worker_records_total``                           records of ``checks`` consumed
-``stoplog_worker_checks_total``                result      checks decided: allowed, rejected, unfit (invalid),
-                                                           replayed; cached: denied from a gateway's deny cache
-``stoplog_worker_updates_total``               result      limit updates found in ``checks``: applied, repeated
-``stoplog_worker_reply_failures_total``                    replies that could not be sent
-``stoplog_worker_dead_letters_total``          topic       records copied to the dead letters, by their topic
-``stoplog_worker_record_lag``                  partition   records of ``checks`` not yet judged
-``stoplog_worker_flush_entries``                           entries written in one checkpoint of one partition
-``stoplog_worker_flush_seconds``                           duration of one checkpoint of one partition
-``stoplog_worker_flush_failures_total``                    checkpoints not acknowledged in time, and repeated
-``stoplog_worker_restored_records_total``                  changelog records read
-``stoplog_worker_copied_entries_total``                    entries that a new lane copied from the default lane
-``stoplog_worker_swept_clients_total``                     expired clients removed from the disk
-``stoplog_worker_gaps_mended_total``                       records of other workers found in an owned changelog
-``stoplog_worker_clock_jumps_total``           direction   jumps of a broker's clock: back, ahead
-``stoplog_worker_lease_lapses_total``                      times that the group lease ran out
-``stoplog_worker_partitions``                  state       partitions: running, restoring, standby
-``stoplog_worker_cached_clients``                          clients' states in memory
-``process_*``                                              CPU, memory, open files and start of the process
-=============================================  ==========  =====================================================
+===========================================  ==========  =================================================
+name                                         label       meaning
+===========================================  ==========  =================================================
+``stoplog_worker_records_total``                         records of ``checks`` consumed
+``stoplog_worker_checks_total``              result      checks decided: allowed, rejected, unfit (invalid),
+                                                         replayed; cached: denied by a gateway's deny cache
+``stoplog_worker_updates_total``             result      limit updates found in ``checks``: applied, repeated
+``stoplog_worker_reply_failures_total``                  replies that could not be sent
+``stoplog_worker_dead_letters_total``        topic       records copied to the dead letters, by their topic
+``stoplog_worker_record_lag``                partition   records of ``checks`` not yet judged
+``stoplog_worker_flush_entries``                         entries written in one checkpoint of one partition
+``stoplog_worker_flush_seconds``                         duration of one checkpoint of one partition
+``stoplog_worker_flush_failures_total``                  checkpoints not acknowledged in time, and repeated
+``stoplog_worker_restored_records_total``                changelog records read
+``stoplog_worker_copied_entries_total``                  entries that a new lane copied
+``stoplog_worker_swept_clients_total``                   expired clients removed from the disk
+``stoplog_worker_gaps_mended_total``                     foreign records found in an owned changelog
+``stoplog_worker_clock_jumps_total``         direction   jumps of a broker's clock: back, ahead
+``stoplog_worker_lease_lapses_total``                    times that the group lease ran out
+``stoplog_worker_partitions``                state       partitions: running, restoring, standby
+``stoplog_worker_cached_clients``                        clients' states in memory
+``process_*``                                            CPU, memory, open files and start of the process
+===========================================  ==========  =================================================
 
 No label contains a client id. A counter with an alert has all its labels from the start: Prometheus sees no
 increase in a series that appears with its first event.

@@ -11,7 +11,7 @@ REBUILD_FROM_LOG: Final = (
 """For a deleted changelog, and for a ``checks`` topic of which only the beginning is missing."""
 
 START_EMPTY: Final = (
-    "stop all workers, delete their tables and the topics of the changelogs and `checks`, run `stoplog topics "
-    "create`, start the workers and set the limits again. No check is counted then"
+    "stop all workers, delete their tables and the topics of the changelogs and `checks`, run `stoplog "
+    "topics create`, start the workers and set the limits again. No check is counted then"
 )
-"""For a deleted ``limit-updates``: its new versions start again, and ``checks`` holds the old, higher ones."""
+"""For a deleted ``limit-updates``: versions start again, and ``checks`` still holds the higher ones."""

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     instance_id: str = Field(
         default_factory=lambda data: worker_name(data.get("lane", ""), 1),
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="Permanent name of this worker, unique among all workers. Its tables are stored under it.",
+        description="Permanent and unique name of this worker. Its tables are stored under this name.",
     )
     default_limits: str = Field(
         "100/minute",

@@ -56,8 +56,8 @@ GC_THRESHOLDS: Final = (50_000, 20, 20)
 thresholds it would examine them so often that a check costs 5 µs more when most clients come from disk."""
 
 _SWITCH_INTERVAL_S: Final = 0.0005
-"""Seconds after which Python lets another thread run. The consumer thread shares the interpreter with two threads
-that mostly wait. With the default it would wait 5 ms for each of them."""
+"""Seconds after which Python lets another thread run. The consumer thread shares the interpreter with two
+threads that mostly wait. With the default it would wait 5 ms for each of them."""
 
 _SAME_TEXT_S: Final = 600.0
 """Seconds between two identical log lines of a Kafka client."""
@@ -211,8 +211,9 @@ class Worker:
     def _on_fenced(self) -> None:
         self._on_fatal(
             InstanceTaken(
-                f"another worker has joined the group as {self.settings.instance_id}, so this one stops. If it "
-                f"is a replacement, nothing is wrong. Otherwise give each worker its own STOPLOG_INSTANCE_ID"
+                f"another worker has joined the group as {self.settings.instance_id}, so this one stops. "
+                f"If it is a replacement, nothing is wrong. Otherwise give each worker its own "
+                f"STOPLOG_INSTANCE_ID"
             )
         )
 
@@ -245,8 +246,8 @@ def _configure_logging(level: str) -> None:
     # "stoplog_worker": Faust logs the start and stop of its services under the modules of their subclasses.
     for noisy in ("faust", "mode", "asyncio", "stoplog_worker"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # While a broker is away, both Kafka clients repeat their lines many times a second. The worker itself logs
-    # the consequence when the lease runs out. But only aiokafka logs why the group refuses this worker.
+    # While a broker is away, both Kafka clients repeat their lines many times a second. The worker itself
+    # logs the consequence when the lease runs out. But only aiokafka logs why the group refuses this worker.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
         for noisy in ("aiokafka", "stoplog.kafka"):

@@ -38,7 +38,7 @@ DIED: Final = 70
 
 _checkpoints = count(1)
 _FUSE: Final = 5
-"""The checkpoint, of any partition and with counters in it, at which the worker dies. Earlier ones succeed."""
+"""The number of the checkpoint with counters, of any partition, at which the worker dies."""
 
 
 class DyingCheckpointer(Checkpointer):
@@ -114,7 +114,7 @@ def dying_write(
 if __name__ == "__main__":
     DyingCheckpointer.point = sys.argv[1]
     assert DyingCheckpointer.point in POINTS + FIRST_POINTS
-    setattr(stoplog_worker.partition.partition, "Checkpointer", DyingCheckpointer)  # noqa: B010 - the name that it imports
+    setattr(stoplog_worker.partition.partition, "Checkpointer", DyingCheckpointer)  # noqa: B010 - imported
     setattr(stoplog_worker.partition.checkpoint, "CHUNK", 2)  # noqa: B010 - so that a checkpoint has several
     PartitionStore.write = dying_write(PartitionStore.write)  # type: ignore[method-assign, assignment]
     sys.exit(main())

@@ -105,7 +105,7 @@ class Changelogs:
         return [Record(offset, key, value) for offset, (key, value) in found]
 
     def read_later(self, table: str, _partition: int, start: int, end: int) -> Future[list[Record]]:
-        """Read as a :class:`~stoplog_worker.partition.changelog_repair.ChangelogRepair` does, without delay."""
+        """Read as the repair of a changelog does, without delay."""
         future: Future[list[Record]] = Future()
         future.set_result(self.read(table, start, end))
         return future

@@ -1,16 +1,17 @@
 """The consumer thread: it alone touches the partitions that this worker processes.
 
-It consumes each partition from its marker on, judges and answers the records, relays limit updates and writes
-checkpoints. One thread does all of it, so nothing needs a lock. Faust assigns the partitions, and
-:mod:`stoplog_worker.assignment.coordinator` passes the assignments on as commands. An assignment belongs to a
-generation of the group. A command that makes the thread write again names its generation, and is refused unless
-that generation is current.
+It consumes each partition from its marker on. It judges and answers the records, relays limit updates and
+writes checkpoints. One thread does all of it, so nothing needs a lock.
+
+Faust assigns the partitions, and :mod:`stoplog_worker.assignment.coordinator` passes the assignments on as
+commands. An assignment belongs to a generation of the group. A command that makes the thread write again
+names its generation. The thread refuses it unless that generation is current.
 
 Writing and answering follow different rules. The worker *writes* (changelogs, relayed updates, tables) only
-while it owns the partition in the current generation and the group lease holds. It *answers* without either: a
-decision is a function of the log, so every worker that judges a record gives the same answer. It therefore
-answers during a rebalance, while the group cannot be reached, and after a partition has moved, until the new
-owner's heartbeat arrives.
+while it owns the partition in the current generation and the group lease holds. It *answers* without either.
+A decision is a function of the log, so every worker that judges a record gives the same answer. The worker
+therefore answers during a rebalance and while the group cannot be reached. After a partition has moved, it
+answers until the new owner's heartbeat arrives.
 """
 
 from __future__ import annotations
@@ -244,14 +245,14 @@ class ConsumerThread(threading.Thread):
             self._lapse_ends_at = now + UNWRITTEN_S
             self._metrics.lapses.inc()
             _log.warning(
-                "the group lease ran out: no heartbeat was answered in time. Partitions %s are answered, but not "
-                "written, until the group answers",
+                "the group lease ran out: no heartbeat was answered in time. Partitions %s are answered, but "
+                "not written, until the group answers",
                 numbers,
             )
         elif now >= self._lapse_ends_at:
             _log.warning(
-                "the group has not answered for another %g s: dropping partitions %s until it does. State that "
-                "is in no checkpoint will be read from the log again",
+                "the group has not answered for another %g s: dropping partitions %s until it does. State "
+                "that is in no checkpoint will be read from the log again",
                 UNWRITTEN_S,
                 numbers,
             )

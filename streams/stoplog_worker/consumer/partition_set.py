@@ -15,8 +15,8 @@ _HANDING_OVER = PartitionPhase.HANDING_OVER
 class PartitionSet:
     """Partitions by number. Only this class changes a partition's phase.
 
-    The moves follow the table of :class:`~stoplog_worker.partition.phase.PartitionPhase`. Each move of several
-    partitions skips those in another phase: a command may arrive after the partition was dropped.
+    The moves follow the table of :class:`~stoplog_worker.partition.phase.PartitionPhase`. A move of several
+    partitions skips those in another phase, because a command may arrive after its partition was dropped.
     """
 
     def __init__(self) -> None:

@@ -35,20 +35,21 @@ def check_topics(restored: Restored, marker: Marker | None, changelogs: Mapping[
         return
     if marker.topic_id != restored.topic_id:
         raise TopicRecreated(
-            f"the counters of partition {store.partition} belong to topic {CHECKS} with id {marker.topic_id}, "
-            f"which was deleted; its id is now {restored.topic_id}. If that was intended: {REBUILD_FROM_LOG}"
+            f"the counters of partition {store.partition} belong to topic {CHECKS} with id "
+            f"{marker.topic_id}, which was deleted; its id is now {restored.topic_id}. If that was "
+            f"intended: {REBUILD_FROM_LOG}"
         )
     for table, topic in changelogs.items():
         known, now = marker.changelog_ids.get(table), restored.changelog_ids[table]
         if known not in (None, now):
             raise TopicRecreated(
-                f"the {table} of partition {store.partition} were in topic {topic} with id {known}, which was "
-                f"deleted; its id is now {now}, and the new topic lacks the older records. If that was "
+                f"the {table} of partition {store.partition} were in topic {topic} with id {known}, which "
+                f"was deleted; its id is now {now}, and the new topic lacks the older records. If that was "
                 f"intended: {REBUILD_FROM_LOG}"
             )
     if marker.updates_id not in ("", restored.updates_id):
         raise TopicRecreated(
-            f"the limits of partition {store.partition} belong to topic {UPDATES} with id {marker.updates_id}, "
-            f"which was deleted; its id is now {restored.updates_id}, and its updates would be mistaken for "
-            f"known ones. If that was intended: {START_EMPTY}"
+            f"the limits of partition {store.partition} belong to topic {UPDATES} with id "
+            f"{marker.updates_id}, which was deleted; its id is now {restored.updates_id}, and its updates would "
+            f"be mistaken for known ones. If that was intended: {START_EMPTY}"
         )

@@ -1,7 +1,8 @@
 """Wait for a group's coordinator before a worker joins the group.
 
-A broker creates the topic of the groups' offsets when the first client asks for a coordinator. Until the topic
-exists, no coordinator is available. On a new cluster that takes a moment, and aiokafka logs it as an error.
+A broker creates the topic of the groups' offsets when the first client asks for a coordinator. Until the
+topic exists, no coordinator is available. On a new cluster that takes a moment, in which aiokafka would log
+errors.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def wait_for_coordinator(admin: AdminClient, group: str, timeout_s: float = _TIM
                 continue
             if error.code() in _NOT_YET or error.code() < 0:  # negative: of the client, without an answer
                 raise Unavailable(
-                    f"no broker coordinates the group {group} ({error.str()}): check that Kafka is running and "
-                    f"can create the topic __consumer_offsets"
+                    f"no broker coordinates the group {group} ({error.str()}): check that Kafka is running "
+                    f"and can create the topic __consumer_offsets"
                 ) from exc
         return

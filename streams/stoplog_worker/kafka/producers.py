@@ -30,12 +30,12 @@ _log = logging.getLogger("stoplog.producers")
 _MISSING_TOPIC: Final = (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 
 Delivered = Callable[[Any, Any], None]
-"""Called from :meth:`Producers.poll` with an error and ``None``, or ``None`` and a message with its offset."""
+"""Called from :meth:`Producers.poll` with an error and ``None``, or with ``None`` and a message."""
 
 _MAX_REASON: Final = 2_000
 """Characters of a dead letter's reason, which may quote the record."""
 _MAX_PART: Final = 256 * 1024
-"""Bytes of a dead letter's key and of its value. A decompressed record may be larger than any record may be."""
+"""Bytes of a dead letter's key and of its value. A decompressed record may be too large to be sent again."""
 _PAUSE_S: Final = 1.0
 """Seconds between two log lines of one kind: a flood of bad records must not flood the log."""
 _FULL_QUEUE_WAIT_S: Final = 0.01
@@ -150,8 +150,8 @@ class Producers:
             error = future.exception()
             if error is not None:
                 _log.warning(
-                    "the broker did not delete expired records of %s[%s] before offset %s (%s). The worker will "
-                    "try again. If every attempt fails, allow the worker to delete records of that topic",
+                    "the broker did not delete expired records of %s[%s] before offset %s (%s). The worker "
+                    "will try again. If every attempt fails, allow it to delete records of that topic",
                     place.topic,
                     partition,
                     offset,

@@ -25,7 +25,7 @@ _log = logging.getLogger("stoplog.repair")
 
 
 class Overtaken(StateError):
-    """Another worker has written states of positions that this worker has not reached: it owns the partition."""
+    """Another worker has written positions that this worker has not reached: it owns the partition."""
 
 
 class Gap(NamedTuple):

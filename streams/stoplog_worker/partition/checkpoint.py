@@ -8,9 +8,11 @@ A checkpoint takes these steps, and each begins only after the one before is ack
 4. Commit the marker's offset, for lag monitors (:mod:`stoplog_worker.consumer.consumer_thread`).
 
 After a crash between any two steps, the next owner replays the log from the last marker. The positions in the
-states tell what is already applied. The worker goes on judging during a checkpoint, and a checkpoint handles
-only a few entries at a time, so that no check waits long. A state may therefore be written ahead of the marker.
-Its position tells so, and a replay skips what it already holds.
+states tell what is already applied.
+
+The worker goes on judging during a checkpoint. A checkpoint handles a few entries at a time, so no check
+waits long. It may therefore write a state that is ahead of the marker. The state's position shows this, and a
+replay skips the checks that the state already holds.
 """
 
 from __future__ import annotations
@@ -144,7 +146,7 @@ class Checkpointer:
     def begin_with_marker(self) -> None:
         """Begin a checkpoint of the marker alone. Call it only when idle.
 
-        It is the first checkpoint of a partition. Afterwards, counters without a marker tell that the topic of
+        It is the first checkpoint of a partition. Afterwards, counters without a marker show that the topic of
         the marker was deleted.
         """
         self._start(CheckpointPhase.AWAITING_ENTRIES)
@@ -235,7 +237,8 @@ class Checkpointer:
         if error is not None:
             if not self._failed:
                 _log.warning(
-                    "partition %s: a changelog write was not acknowledged (%s); the checkpoint will be repeated",
+                    "partition %s: a changelog write was not acknowledged (%s). The checkpoint will be "
+                    "repeated",
                     self._store.partition,
                     error,
                 )
@@ -247,8 +250,8 @@ class Checkpointer:
             return
         if offset < expected:
             raise StateError(
-                f"the changelog of {table}, partition {self._store.partition}, has lost records: a new record "
-                f"got offset {offset}, although the changelog had {expected} records. The topic was deleted or "
+                f"the changelog of {table}, partition {self._store.partition}, has lost records: a new "
+                f"record got offset {offset}, although offset {expected} was next. The topic was deleted or "
                 f"truncated, so a lost disk would now lose counters. If that was intended: {REBUILD_FROM_LOG}"
             )
         self._repair.note_end(table, offset)

@@ -14,13 +14,13 @@ RETRY_S: Final = 0.5
 class CheckpointSchedule:
     """Decides when a checkpoint is due.
 
-    ===========  ===================================================  =======================================
-    checkpoint   is due                                               reason
-    ===========  ===================================================  =======================================
-    regular      an interval after the one before began               what a crash has to replay is bounded
-    urgent       a second after the one before began                  much is dirty, or a write has to be redone
-    last         at once; after a failure, half a second later        the partition is being revoked
-    ===========  ===================================================  =======================================
+    ===========  ==============================================  ======================================
+    checkpoint   is due                                          reason
+    ===========  ==============================================  ======================================
+    regular      an interval after the one before began          what a crash has to replay is bounded
+    urgent       a second after the one before began             much is dirty, or a write failed
+    last         at once; after a failure, half a second later   the partition is being revoked
+    ===========  ==============================================  ======================================
 
     Args:
         interval_s: Seconds between two regular checkpoints. Below a second it also holds for urgent ones.

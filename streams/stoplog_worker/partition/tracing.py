@@ -1,7 +1,7 @@
 """A worker's spans: ``stoplog.judge`` for a record, and ``stoplog.reply`` within it.
 
-The worker traces only records whose headers name a sampled trace: a gateway's batches, or a check that another
-producer published with a ``traceparent``. Every other record costs a look at its headers.
+The worker traces only records whose headers name a sampled trace: a gateway's batches, and checks that
+another producer published with a ``traceparent``. Every other record costs a look at its headers.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def _array_length(body: memoryview) -> int:
 def _relayed(update: Update) -> Update:
     """Return *update* if a worker can have relayed it. An invalid policy must never come into force."""
     if not 0 <= update.version < 2**63:
-        raise UndecodableRecord(f"version {update.version} is no offset")
+        raise UndecodableRecord(f"version {update.version} is not an offset of limit-updates")
     check_key(update.key)
     if update.policy is not None:
         check_policy(update.policy)

@@ -121,7 +121,7 @@ def check_key(key: UpdateKey) -> None:
     if key.kind != "default":
         check_id(key.id, "id")
     elif key.id:
-        raise UndecodableRecord("the default has no id")
+        raise UndecodableRecord("the default has no id; leave it empty")
     if key.resource:
         check_id(key.resource, "resource")
 

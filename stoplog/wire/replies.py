@@ -157,7 +157,7 @@ def decode_reply(value: bytes) -> Reply:
     try:
         version, kind, incarnation, number, offset, applied = _REPLY.unpack_from(value)
         if version != VERSION or kind not in (KIND_BATCH, KIND_ERROR):
-            raise UndecodableRecord(f"reply format {version}/{kind} is not known here")
+            raise UndecodableRecord(f"reply format {version}/{kind} is not known here; upgrade the gateway")
         body = memoryview(value)[_REPLY.size :]
         if kind == KIND_ERROR:
             return Reply(incarnation, number, offset, applied, [], bytes(body).decode(errors="replace"))

@@ -19,7 +19,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
         limit: Requests that the limit nearest to being used up allows in its window; ``None`` when
             unlimited or degraded.
         remaining: Requests left of that limit; ``None`` when unlimited or degraded.
-        reset_after_ms: Milliseconds until that limit is unused again, provided that the client spends nothing.
+        reset_after_ms: Milliseconds until that limit is unused again, provided that the client spends
+            nothing.
         retry_after_ms: Milliseconds until the same check would be allowed; 0 if allowed, ``None`` if waiting
             cannot help (the cost exceeds the limit).
         policy_version: Offset in ``limit-updates`` of the policy that decided; -1 for the built-in

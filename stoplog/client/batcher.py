@@ -1,12 +1,12 @@
 """Route checks to their partitions, and send their batches at the end of a turn of the event loop.
 
-At most one batch of a partition is in flight, so batches grow with the load. The batch of an idle partition is
-sent at the end of the turn in which it began. The batch of a busy partition is sent at the end of the turn in
-which the reply to the previous one arrives, so a caller that checks again at once is in it.
+At most one batch of a partition is in flight, so batches grow with the load. The batch of an idle partition
+is sent at the end of the turn in which it began. The batch of a busy partition is sent at the end of the turn
+in which the reply to the previous one arrives, so a caller that checks again at once is in it.
 
-:mod:`stoplog.client.partition_queue` describes the life of a batch, and :mod:`stoplog.client.fail_open` the rule
-for checks without a timely reply. With several lanes each batch gets several replies. The first one answers the
-checks; the others are compared with it (:mod:`stoplog.client.lane_divergence`).
+:mod:`stoplog.client.partition_queue` describes the life of a batch, and :mod:`stoplog.client.fail_open` the
+rule for checks without a timely reply. With several lanes each batch gets several replies. The first one
+answers the checks; the others are compared with it (:mod:`stoplog.client.lane_divergence`).
 """
 
 from __future__ import annotations

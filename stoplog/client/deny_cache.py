@@ -3,20 +3,22 @@
 This module is pure: it uses neither Kafka nor timers.
 
 A denial states when the same check would be allowed if the client spent nothing more. What the client spends
-meanwhile only delays that time. Until then the log therefore denies every check with the same client, plan and
-resource and the same or a higher cost, unless a limit update intervenes: a change of a policy, a plan or the
-default, or a reset. Three conditions follow. While all of them hold, the log would deny the check as well:
+meanwhile only delays that time. Until then the log denies every check of the same client, plan and resource
+whose cost is the same or higher. Only a limit update can change that: of a policy, a plan or the default, or
+a reset. This gives three conditions. While all of them hold, the log would deny the check as well:
 
-- *Time.* A denial holds from the *sending* of its check, which was not later than partition time at its record.
-  It holds for slightly less than it states (:data:`MARGIN`), and never longer than :data:`MAX_HOLD_S`.
-- *Updates.* An update read from ``limit-updates`` removes every denial that it may concern. A denial is stored
-  only if the worker had applied every update that this cache has seen, so no denial outlives an update.
+- *Time.* A denial holds from the *sending* of its check, which was not later than partition time at its
+  record. It holds for slightly less than it states (:data:`MARGIN`), and never longer than
+  :data:`MAX_HOLD_S`.
+- *Updates.* An update read from ``limit-updates`` removes every denial that it may concern. A denial is
+  stored only if the worker had applied every update that this cache has seen, so no denial outlives an
+  update.
 - *Proof.* A denial is used only while it is proven that every update older than :data:`PROOF_S` has been read
   (:mod:`stoplog.client.limit_update_follower`). Without a connection to the broker there is no proof.
 
 So a denial is correct for the log as it was at some instant of the last ``PROOF_S``. A change of limits is
-confirmed only ``PROOF_S`` after it was applied. Every check after the confirmation, at any gateway, is therefore
-decided by the new limits.
+confirmed only ``PROOF_S`` after it was applied. Every check after the confirmation, at any gateway, is
+therefore decided by the new limits.
 """
 
 from __future__ import annotations
@@ -32,16 +34,17 @@ from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import Decision, Reply
 
 PROOF_S: Final = 0.2
-"""Maximum age of a proof, in seconds. The confirmation of a change is delayed by the same time. A gateway at its
-core's limit gets its next proof late, so a shorter time would send more checks to the log."""
+"""Maximum age of a proof, in seconds. The confirmation of a change is delayed by the same time. A gateway at
+its core's limit gets its next proof late, so a shorter time would send more checks to the log."""
 
 MAX_HOLD_S: Final = 60.0
-"""Maximum seconds that a denial holds, including a denial that only an update can end. It bounds the error if a
-broker's clock jumps ahead, which empties windows early. It costs one check a minute."""
+"""Maximum seconds that a denial holds, including a denial that only an update can end. It bounds the error if
+a broker's clock jumps ahead, which empties windows early. It costs one check a minute."""
 
 MARGIN: Final = 61
-"""A denial holds for one part in this many less than it states. Clocks may differ in rate. And a check with a plan
-of shorter windows drops older requests at the end of the window, without the rest of the last tick (1/60)."""
+"""A denial holds for one part in this many less than it states, for two reasons. Clocks may differ in rate.
+And a check under a plan with shorter windows makes the worker forget older requests up to one tick (1/60 of
+the window) early."""
 
 WANTED_S: Final = 1.0
 """Proof is fetched until this many seconds after the last check that it could have served."""
@@ -201,7 +204,10 @@ class DenyCache:
         return self._clock() - self._wanted_at < WANTED_S
 
     def take_sums(self) -> list[tuple[int, list[Denied]]]:
-        """Return the sums of checks denied since the last call: partitions, each with up to :data:`MAX_ROWS` rows."""
+        """Return the sums of the checks denied since the last call, as pairs of a partition and its rows.
+
+        A pair has at most :data:`MAX_ROWS` rows.
+        """
         rows: list[list[Denied]] = [[] for _ in self._partitions]
         for denial in self._used:
             check = denial.check

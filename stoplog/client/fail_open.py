@@ -1,15 +1,15 @@
-"""THE RULE: a check that the store does not decide in time is allowed, and its answer says so.
+"""THE RULE: a check that the store does not decide in time is allowed, and its answer states that.
 
-A caller never waits longer than ``deadline_ms``. Within that time a check gets one of two answers:
+A check waits for the store no longer than ``deadline_ms``. Within that time it gets one of two answers:
 
 - the decision of the store, or
 - a *degraded* answer: ``allowed`` is true, ``degraded`` is true, and ``reason`` is one of :data:`REASONS`.
 
-One kind of check is denied without the store: a check that the deny cache proves the store would deny
-(:mod:`stoplog.client.deny_cache`). Such an answer is a decision, and is not degraded.
+The gateway itself denies only a check that the store is certain to deny (:mod:`stoplog.client.deny_cache`).
+Such a denial is not degraded.
 
-Failing open skips the decision, not the count. A check is published wherever that is possible, and a published
-check counts against its client as soon as a worker reads it.
+Failing open skips the decision, not the count. A check is published wherever that is possible, and a
+published check counts against its client as soon as a worker reads it.
 
 ==================  ==========================================  =========  ==================================
 reason              the check was answered because              published  counted
@@ -27,8 +27,8 @@ reason              the check was answered because              published  count
 
 The rule is carried out in three places. Each uses the reasons and answers of this module:
 
-- :meth:`stoplog.client.batcher.Batcher.ask` answers at once when there is nothing to wait for: the circuit breaker
-  of the partition is open, too many checks wait, or the gateway has stopped.
+- :meth:`stoplog.client.batcher.Batcher.ask` answers at once if the circuit breaker of the partition is open,
+  if too many checks wait, or if the gateway has stopped.
 - :class:`Deadlines` ends the wait of a batch; :class:`~stoplog.client.partition_queue.PartitionQueue` then
   answers its checks.
 - :mod:`stoplog.client.circuit_breaker` decides when a partition's checks no longer wait.

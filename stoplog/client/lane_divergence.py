@@ -66,8 +66,8 @@ class DivergenceDetector:
     def compare(self, reply: Reply) -> None:
         """Compare a further reply with the first one; ignore it if the first one is not kept.
 
-        A check that a lane decided before a restart has no answer in that lane's reply, so it is not compared.
-        A batch is counted once, however many replies differ.
+        A check that a lane decided before a restart has no answer in that lane's reply, so it is not
+        compared. A batch is counted once, however many replies differ.
         """
         found = self._replies.get(reply.number)
         if found is None:
@@ -82,9 +82,10 @@ class DivergenceDetector:
         if (suppressed := self._throttle.admit()) is None:
             return
         log.error(
-            "two lanes answered differently: batch %s of partition %s (offsets %s and %s), check %s: the first "
-            "answer is %s, another is %s%s. Either the counters of one lane are wrong, or its workers have "
-            "another version or were first started with other STOPLOG_DEFAULT_LIMITS. `stoplog verify` tells which",
+            "two lanes answered differently: batch %s of partition %s (offsets %s and %s), check %s: the "
+            "first answer is %s, another is %s%s. Either the counters of one lane are wrong, or its workers "
+            "have another version or were first started with other STOPLOG_DEFAULT_LIMITS. `stoplog verify` "
+            "tells which",
             first.number,
             partition,
             first.offset,

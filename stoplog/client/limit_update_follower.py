@@ -1,8 +1,8 @@
 """Follow ``limit-updates``: report each update at once, and prove how far the topic has been read.
 
-A consumer that receives nothing cannot tell whether there is nothing. So while a proof is wanted, the follower
-requests the end offset of each partition. Once every record before that end has been reported, every update that
-was written before the *request* has been reported.
+A consumer that receives nothing cannot tell whether there is nothing. So while a proof is wanted, the
+follower requests the end offset of each partition. Once every record before that end has been reported, every
+update that was written before the *request* has been reported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from stoplog.wire.limit_updates import Update, decode_update
 log = logging.getLogger(__name__)
 
 REQUEST_S: Final = PROOF_S / 8
-"""Seconds between two requests for the end offsets. One slow or lost answer does not let the last proof expire."""
+"""Seconds between two requests for the end offsets. One slow or lost answer does not let the last proof
+expire."""
 
 TIMEOUT_S: Final = 1.0
 """Seconds to wait for the end offsets. A later answer proves nothing anymore."""
@@ -35,8 +36,8 @@ RETRY_S: Final = 0.5
 """Seconds until a failed request for the position, or a failed read, is repeated."""
 
 TAIL: Final = 1_000
-"""Updates read at the start. The last one tells which updates a worker must have applied for its denials to be
-stored. In a partition whose last thousand updates were all compacted away, it was applied long ago."""
+"""Updates read at the start. The last one tells which updates a worker must have applied for its denials to
+be stored. In a partition whose last thousand updates were all compacted away, it was applied long ago."""
 
 MAX_RECORDS: Final = 1_000
 """Records taken at once."""
@@ -65,8 +66,8 @@ class LimitUpdateFollower:
 
     Args:
         consumer: Reads the topic, and reports the ends of partitions. Nothing else may use it.
-        offset_client: Requests end offsets. Nothing else may use it. On the connection of a consumer, a request
-            would wait behind its fetch for up to half a second.
+        offset_client: Requests end offsets. Nothing else may use it. On the connection of a consumer, a
+            request would wait behind its fetch for up to half a second.
         partitions: Number of partitions of ``limit-updates``.
         listener: Handles the reports.
         call_in_listener: Calls a function of *listener* where it belongs, in the order of the calls.
@@ -168,7 +169,8 @@ class LimitUpdateFollower:
             log.debug("the ends of %s are unknown: %s", UPDATES, exc)
             return
         for place in found:
-            # A topic that was created again may end before the last record of the old one: that proves nothing.
+            # A topic that was created again may end before the last record of the old one: that proves
+            # nothing.
             if place.error is None and place.offset >= self._next[place.partition]:
                 self._ends[place.partition] = place.offset
 

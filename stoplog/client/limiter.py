@@ -125,7 +125,7 @@ class Limiter:
         return pending if isinstance(pending, Answer) else answer_of(await pending)
 
     def ask(self, check: Check) -> PendingAnswer:
-        """Like :meth:`check`, for a check that is known to be valid. Return its answer, or a future for it."""
+        """Return the answer to a check that is known to be valid, or a future for it. Do not wait."""
         return self._batcher.ask(check)
 
     async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
@@ -178,8 +178,8 @@ class Limiter:
         """Set the policy of a client, a plan or the default (``key.kind``); ``None`` deletes it.
 
         Returns:
-            The result, once the workers have applied the change and no gateway denies by the old policy. After
-            ``apply_timeout_ms`` it has ``applied`` false.
+            The result, once the workers have applied the change and no gateway denies by the old policy.
+            After ``apply_timeout_ms`` it has ``applied`` false.
 
         Raises:
             InvalidInput: An id is invalid.

@@ -18,8 +18,8 @@ from stoplog.client.pending_batch import PendingBatch
 from stoplog.wire.checks import Check
 
 GATHER_S: Final = 0.05
-"""Seconds for which checks are gathered into one batch while the circuit breaker is open. Nobody waits for them,
-and brokers in trouble, or a worker that returns, have enough to do."""
+"""Seconds for which checks are gathered into one batch while the circuit breaker is open. No caller waits
+for them, and few large records are less work for brokers in trouble and for a worker that returns."""
 
 
 class PartitionQueue:
@@ -160,7 +160,7 @@ class PartitionQueue:
             self._send_next()
 
     def next_batch(self) -> PendingBatch | None:
-        """Give the slot to the oldest batch and return it; ``None`` if the slot is taken or no batch waits."""
+        """Give the free slot to the oldest batch and return it, or return ``None``."""
         if self.slot is None:
             self.slot = self._pop()
             return self.slot
@@ -283,7 +283,8 @@ class PartitionQueue:
         if reason == UNPUBLISHED:
             last = "the last one could not be published. Are the brokers healthy?"
         else:
-            last = f"the last one had no reply within {self._deadlines.seconds * 1000:g} ms. Is its worker running?"
+            waited_ms = self._deadlines.seconds * 1000
+            last = f"the last one had no reply within {waited_ms:g} ms. Is its worker running?"
         failed = f"partition {self.index}: {self.breaker.misses} batches in a row failed"
         return f"{failed}, {last} GET /v1/status lists the nodes"
 

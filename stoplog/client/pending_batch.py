@@ -17,8 +17,8 @@ from stoplog.wire.replies import Decision, Reply
 log = logging.getLogger(__name__)
 
 MAX_BYTES: Final = 900 * 1024
-"""Upper bound of a batch's :attr:`PendingBatch.size`. A record of ``checks`` may have 1 MiB, and librdkafka sends
-at most 1,000,000 bytes."""
+"""Upper bound of a batch's :attr:`PendingBatch.size`. A record of ``checks`` may have 1 MiB, and librdkafka
+sends at most 1,000,000 bytes."""
 
 
 class PendingBatch:

@@ -4,9 +4,9 @@
 broker's acknowledgment.
 
 A batch carries the checks of many callers, but its record carries one trace: the trace of the first sampled
-check in it. The span of that check is the parent of the batch's span, which links to the other sampled checks.
-A batch without a sampled check has neither a span nor a header, so sampling one check in a thousand costs a
-thousandth.
+check in it. The span of that check is the parent of the batch's span, which links to the other sampled
+checks. A batch without a sampled check has neither a span nor a header, so sampling one check in a thousand
+costs a thousandth.
 
 No span names a client, because client ids may be secrets.
 """

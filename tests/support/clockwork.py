@@ -119,7 +119,7 @@ class Bench:
 
 
 def answer_to(batch: Batch) -> Reply:
-    """Return a reply that allows even costs. ``remaining`` is the cost, so that tests can tell answers apart."""
+    """Return a reply that allows even costs, with the cost as ``remaining`` to tell answers apart."""
     return Reply(
         batch.incarnation,
         batch.number,

@@ -1,4 +1,4 @@
-"""What the broker's metadata says about the topic ``checks``."""
+"""The broker's metadata of the topic ``checks``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class BrokerView(msgspec.Struct, frozen=True):
-    """What the broker's metadata says about the topic ``checks``.
+    """The broker's metadata of the topic ``checks``.
 
     Attributes:
         partitions: Number of partitions; 0 if the topic does not exist.

@@ -1,7 +1,7 @@
 """Kafka, as the engine uses it: one producer, one consumer, and the threads that serve them.
 
-The *reply thread* reads replies and heartbeats, and serves the producer. The *broker thread* asks the broker for
-metadata. The *update thread*, if there is one, follows ``limit-updates``.
+The *reply thread* reads replies and heartbeats, and serves the producer. The *broker thread* asks the broker
+for metadata. The *update thread*, if there is one, follows ``limit-updates``.
 
 Nothing here blocks the event loop. No other part of a running gateway talks to Kafka. `stoplog up` and the
 commands about brokers and topics do, with an admin client of their own.

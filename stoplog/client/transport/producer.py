@@ -34,10 +34,10 @@ DeliveryReport = Callable[[KafkaError | None, Message], None]
 class ReplaceableProducer:
     """A producer that drops a record after the publish timeout, and never publishes one twice.
 
-    The producer is replaced in two cases. It has failed for good (a fatal error). Or a record was not delivered
-    within the publish timeout: librdkafka would drop that record itself (``message.timeout.ms``), but then send
-    the others again under a new epoch. No broker can compare that epoch with the old one, so a batch that was
-    stored before would be stored, and counted, twice.
+    The producer is replaced in two cases. It has failed for good (a fatal error). Or a record was not
+    delivered within the publish timeout: librdkafka would drop that record itself (``message.timeout.ms``),
+    but then send the others again under a new epoch. No broker can compare that epoch with the old one, so a
+    batch that was stored before would be stored, and counted, twice.
 
     Args:
         bootstrap: Bootstrap servers.

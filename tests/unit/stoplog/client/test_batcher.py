@@ -310,10 +310,12 @@ def test_degraded_mode_states_why_breaker_opened() -> None:
         no_broker.loop.turn()
         no_broker.batcher.on_undelivered(no_broker.transport.last.number, 1)
     assert (no_reply.mode.why or "").startswith(
-        "partition 0: 3 batches in a row failed, the last one had no reply within 250 ms. Is its worker running?"
+        "partition 0: 3 batches in a row failed, the last one had no reply within 250 ms. "
+        "Is its worker running?"
     )
     assert (no_broker.mode.why or "").startswith(
-        "partition 0: 3 batches in a row failed, the last one could not be published. Are the brokers healthy?"
+        "partition 0: 3 batches in a row failed, the last one could not be published. "
+        "Are the brokers healthy?"
     )
 
 

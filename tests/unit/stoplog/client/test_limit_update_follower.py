@@ -1,4 +1,5 @@
-"""What a broker cannot be made to do at will; all else is in tests/integration/test_limit_update_follower.py."""
+"""What a broker cannot be made to do at will; all else is in
+tests/integration/test_limit_update_follower.py."""
 
 from __future__ import annotations
 

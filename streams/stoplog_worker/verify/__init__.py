@@ -1,1 +1,1 @@
-"""``stoplog verify`` and replay: the log as the oracle."""
+"""Recompute decisions from the log: ``stoplog verify``, and the oracle of the tests."""

@@ -6,7 +6,7 @@ stored entries through a :class:`~stoplog_worker.algorithm.state_codec.StateRead
 :meth:`Ledger.take_dirty` returns the entries to be written.
 
 Positions make a replay harmless. A position is ``offset << 16 | index in the batch``. Each state and each
-policy stores the last position applied to it, and a record at or before that position is not applied to it
+policy stores the last position applied to it. A record at or before that position is not applied to it
 again.
 """
 

@@ -42,8 +42,8 @@ class Window(msgspec.Struct, gc=False):
     """The charges of one window length. All times are ms since the Unix epoch.
 
     A tick leaves the window ``window_ms`` after the tick's *end*. Ticks that have left stay in the lists
-    until the next charge. A denial or a check of cost 0 therefore changes nothing that is stored, and a
-    replay of earlier checks after it decides them as before.
+    until the next charge. A denial or a check of cost 0 therefore changes no stored byte. A replay of earlier
+    checks against this state decides them as before.
 
     Not tracked by Python's garbage collector (``gc=False``): there are millions of them, and none is in a
     cycle.
@@ -241,9 +241,9 @@ def decide(windows: Windows, limits: Sequence[Limit], now_ms: int, cost: int, ve
 
     Returns:
         The decision. Its ``limit``, ``remaining`` (0 to ``limit``) and ``reset_after_ms`` are those of the
-        limit with the fewest requests left. ``retry_after_ms`` is 0 if the check is allowed, ``None`` if
-        *cost* is above a limit (waiting cannot help), else the time after which the same check passes if
-        nothing else is charged.
+        limit with the fewest requests left. ``retry_after_ms`` is 0 if the check is allowed, and ``None`` if
+        *cost* is above a limit, where waiting cannot help. Otherwise the same check passes after that time,
+        unless more is charged.
 
     Raises:
         KeyError: *windows* lacks a limit's window: :func:`reshape` was not called for *limits*.

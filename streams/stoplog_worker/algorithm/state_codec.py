@@ -1,4 +1,4 @@
-"""What is stored for one partition, and its bytes.
+"""The values that are stored for one partition, and their bytes.
 
 A partition has two tables, ``counters`` and ``policies``. Each is a RocksDB database and a changelog topic
 with the same keys and values.

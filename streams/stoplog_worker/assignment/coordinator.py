@@ -24,7 +24,7 @@ from stoplog_worker.state.store import PartitionStore
 _log = logging.getLogger("stoplog.ownership")
 
 _CHECKPOINT_S: Final = 5.0
-"""Seconds a checkpoint may take when partitions are revoked; what it does not write is replayed."""
+"""Seconds a checkpoint may take when partitions are revoked; the rest is replayed."""
 _HAND_OVER_S: Final = 30.0
 """Seconds for which checks of a partition that has moved are answered here, unless its new owner begins."""
 _STOP_S: Final = 5.0
@@ -33,7 +33,7 @@ _LEASE_POLL_S: Final = 0.05
 
 
 class Holder(Enum):
-    """Who holds a partition's store.
+    """The holder of a partition's store.
 
     ===========  ==================================================================================
     holder       meaning

@@ -5,7 +5,7 @@ takes its old place at once, and no other worker's partitions move. aiokafka joi
 
 - its heartbeats do not contain the id. The broker then cannot distinguish a member whose id was taken over
 from one
-  that timed out, and the two members would evict each other for ever;
+  that timed out. The two members would remove each other from the group for ever;
 - it sends no LeaveGroup, so the partitions of a stopped worker would wait for the session timeout;
 - it does not know the error FENCED_INSTANCE_ID.
 

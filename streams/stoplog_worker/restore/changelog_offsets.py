@@ -1,8 +1,7 @@
-"""Where changelogs begin and end, and the ids of their topics: what the restorer asks brokers.
+"""Ask brokers where changelogs begin and end, and for the ids of their topics.
 
-A client that has asked a broker which then died or was restarted may keep asking it, or ask with an old epoch
-of the partition's leader. So after a failure the caller replaces the client
-(:meth:`ChangelogOffsets.reconnect`).
+A client may keep asking a broker that has died. Or it asks with an old epoch of the partition's leader. So
+after a failure the caller replaces the client (:meth:`ChangelogOffsets.reconnect`).
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class LaneCopier:
 
         Args:
             partition: The partition.
-            stored: Returns the counters in this lane's store: what an interrupted copy left.
+            stored: Returns the counters in this lane's store, which an interrupted copy left.
 
         Returns:
             Whether the copy is complete.
@@ -164,7 +164,7 @@ class LaneCopier:
 
 
 class CopyPhase(Enum):
-    """What a copy does next. Before the next step, all records of a step are acknowledged, or sent again.
+    """The next step of a copy. Before it, all records of the step before are acknowledged, or sent again.
 
     ==============  ===================================================================================
     phase           meaning

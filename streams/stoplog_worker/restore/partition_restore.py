@@ -12,7 +12,7 @@ from stoplog_worker.state.store import COUNTERS, PartitionStore
 
 
 class RestorePhase(Enum):
-    """What the restorer does with a partition. It reads the partition's changelogs in every phase.
+    """The phase of a partition's restore. The restorer reads the changelogs in every phase.
 
     =================  ==================================================================================
     phase              meaning

@@ -215,8 +215,7 @@ class Restorer(threading.Thread):
             for restore in self._restores.values()
             if restore.phase is not RestorePhase.STANDBY and now >= restore.retry_at
         ]
-        # Asked after the assignment: what the previous owner wrote before it gave up the partition lies
-        # below.
+        # After the assignment, so that the ends include the last writes of the previous owner.
         self._find_ends([restore for restore in due if restore.finding_ends])
         for restore in due:
             try:
@@ -252,9 +251,9 @@ class Restorer(threading.Thread):
             if store.next_offset[table] > end:
                 raise StateError(
                     f"the local {table} of partition {store.partition} have read their changelog to offset "
-                    f"{store.next_offset[table]}, but the changelog ends at {end}: topic {self._topics[table]} was "
-                    f"deleted or truncated, and these tables may hold its last copy. If that was "
-                    f"meant: {REBUILD_FROM_LOG}"
+                    f"{store.next_offset[table]}, but the changelog ends at {end}: topic {self._topics[table]} "
+                    f"was deleted or truncated, and these tables may hold its last copy. If that was meant: "
+                    f"{REBUILD_FROM_LOG}"
                 )
 
     def _hand_over(self, ready: list[PartitionRestore]) -> None:

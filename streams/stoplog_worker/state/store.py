@@ -73,7 +73,7 @@ class Record(NamedTuple):
 
 
 class Milestone(NamedTuple):
-    """A finding of a pass over the counters: what the changelog holds before an offset.
+    """A finding of a pass over the counters, about the changelog before an offset.
 
     Attributes:
         end: Changelog offset.

@@ -1,4 +1,4 @@
-"""What counts as a difference, and what does not."""
+"""Differences are counted, and equal or incomparable values are not."""
 
 from __future__ import annotations
 

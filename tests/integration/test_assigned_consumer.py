@@ -1,4 +1,4 @@
-"""A reader on a real broker: what it was acquainted with it reads without waiting for a timer."""
+"""A consumer on a real broker: it reads a topic whose metadata it knows without waiting for a timer."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ WAIT_S = 30
 JUST_OVER_A_TICK_S = 1.1
 
 
-def first_record_s(broker: Broker, *, acquainted: bool) -> float:
-    """Seconds from when a connected reader is told what to read to the first record."""
-    reader = AssignedConsumer(broker.bootstrap)
+def first_record_s(broker: Broker, *, knows_topic: bool) -> float:
+    """Return the seconds from the assignment of a connected consumer to its first record."""
+    consumer = AssignedConsumer(broker.bootstrap)
     try:
-        if acquainted:
-            reader.fetch_metadata([COUNTERS_CHANGELOG])
-        reader.add([TopicPartition(NODES, 0, 0)])
-        assert reader.consume(WAIT_S).ends
-        # A client that has just connected looks topics up at once; later, by a timer that has just gone off.
-        assert not reader.consume(JUST_OVER_A_TICK_S).records
+        if knows_topic:
+            consumer.fetch_metadata([COUNTERS_CHANGELOG])
+        consumer.add([TopicPartition(NODES, 0, 0)])
+        assert consumer.consume(WAIT_S).ends
+        # A new client looks up topics at once. Later it waits for a timer, which has just expired.
+        assert not consumer.consume(JUST_OVER_A_TICK_S).records
         began = monotonic()
-        reader.add([TopicPartition(COUNTERS_CHANGELOG, 0, 0)])
-        assert reader.consume(WAIT_S).records
+        consumer.add([TopicPartition(COUNTERS_CHANGELOG, 0, 0)])
+        assert consumer.consume(WAIT_S).records
         return monotonic() - began
     finally:
-        reader.close()
+        consumer.close()
 
 
-def test_reader_of_known_topic_starts_at_once(fresh_kafka: Broker) -> None:
+def test_consumer_of_known_topic_starts_at_once(fresh_kafka: Broker) -> None:
     producer = Producer({"bootstrap.servers": fresh_kafka.bootstrap})
     producer.produce(COUNTERS_CHANGELOG, b"value", b"key", partition=0)
     assert producer.flush(WAIT_S) == 0
-    known, new = (first_record_s(fresh_kafka, acquainted=it) for it in (True, False))
+    known, new = (first_record_s(fresh_kafka, knows_topic=it) for it in (True, False))
     assert known < new / 2, (known, new)

@@ -1,7 +1,7 @@
-"""What keeps two workers from deciding one partition, each guard by a test that fails without it.
+"""The guards that keep two workers from writing one partition. Each test fails without its guard.
 
-The owner and restorer threads run here against a real broker, without a group: the test says who owns what,
-and whether the lease holds.
+The consumer thread and the restorer run here against a real broker, without a group: the test assigns the
+partitions and holds the lease.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def spent(value: bytes) -> int:
 def test_command_of_old_generation_is_refused(bench: Bench) -> None:
     assert not bench.start(generation=0)
     assert not bench.start(generation=2)
-    assert bench.owner.partition_states() == {}
+    assert bench.thread.partition_states() == {}
     assert bench.start(generation=1)
     assert bench.check(1).remaining == 99
 
-    bench.owner.generation = None
-    bench.owner.revoke_all(5).result(WAIT_S)
-    assert bench.owner.resume(1, {0}).result(WAIT_S) == set(), "a rebalance is under way"
-    bench.owner.generation = 3
-    assert bench.owner.resume(2, {0}).result(WAIT_S) == set()
-    assert bench.owner.resume(3, {0}).result(WAIT_S) == {0}
+    bench.thread.generation = None
+    bench.thread.revoke_all(5).result(WAIT_S)
+    assert bench.thread.resume(1, {0}).result(WAIT_S) == set(), "a rebalance is under way"
+    bench.thread.generation = 3
+    assert bench.thread.resume(2, {0}).result(WAIT_S) == set()
+    assert bench.thread.resume(3, {0}).result(WAIT_S) == {0}
     assert bench.check(1).remaining == 98
 
 
@@ -96,7 +96,7 @@ def test_counters_without_marker_stop_worker(bench: Bench, left: bool) -> None:
 def refuses_to_start(bench: Bench, topic: str) -> None:
     with pytest.raises(TopicRecreated, match=rf" topic {topic}[ ,].*was deleted.* delete their tables"):
         bench.start()
-    eventually("the owner has ended", lambda: not bench.owner.is_alive())
+    eventually("the thread has ended", lambda: not bench.thread.is_alive())
     assert [type(failure) for failure in bench.failures] == [TopicRecreated]
     bench.failures.clear()
 
@@ -110,7 +110,7 @@ def test_partitions_revoked_without_lease_are_not_written(bench: Bench) -> None:
     assert bench.start()
     bench.check(1)
     bench.lease.held = False
-    bench.owner.revoke_all(0.5).result(WAIT_S)
+    bench.thread.revoke_all(0.5).result(WAIT_S)
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
     bench.lease.held = True
 
@@ -121,14 +121,14 @@ def test_checkpoint_after_lease_end_does_not_begin(bench: Bench) -> None:
     assert bench.start()
     bench.check(1)
 
-    # In one turn of the owner, in which no record comes: its lease ends, and the time to flush has come.
+    # In one turn without records, the lease ends and a checkpoint is due.
     def lose_and_be_due() -> None:
         bench.lease.held = False
-        bench.owner._partitions.by_number[bench.partition].schedule._due_at = 0.0
+        bench.thread._partitions.by_number[bench.partition].schedule._due_at = 0.0
 
-    bench.owner._commands.call(lose_and_be_due).result(WAIT_S)
+    bench.thread._commands.call(lose_and_be_due).result(WAIT_S)
     for _ in range(5):
-        bench.owner.has_peers().result(WAIT_S)  # a turn
+        bench.thread.has_peers().result(WAIT_S)  # a turn
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
     bench.lease.held = True
 
@@ -170,19 +170,22 @@ def test_foreign_changelog_record_is_overwritten_before_compaction(
     assert bench.start()
     key = bench.client.encode()
     bench.check(5)
-    eventually("flushed", bench.flushed)
+    eventually("a checkpoint covers everything", bench.checkpointed)
     old = bench.changelog(COUNTERS_CHANGELOG)[-1]
     assert old[0] == key
     marker = next(v for k, v in reversed(bench.changelog(POLICIES_CHANGELOG)) if k == MARKER_KEY)
     assert bench.check(6).remaining == 89
-    eventually("flushed", bench.flushed)
+    eventually("a checkpoint covers everything", bench.checkpointed)
 
     # A zombie wakes: its state, its marker and, for good measure, a deletion of ours.
     bench.produce(COUNTERS_CHANGELOG, old[1], key)
     bench.produce(POLICIES_CHANGELOG, marker, MARKER_KEY)
-    bench.owner.set_changelog_ends({(table, 2): bench.end(table) for table in TABLES})
+    bench.thread.set_changelog_ends({(table, 2): bench.end(table) for table in TABLES})
     eventually("it was mended", lambda: bench.metrics.gaps_mended._value.get() >= 2)
-    eventually("flushed", lambda: spent(last(bench, COUNTERS_CHANGELOG, key)) == 11 and bench.flushed())
+    eventually(
+        "a checkpoint covers everything",
+        lambda: spent(last(bench, COUNTERS_CHANGELOG, key)) == 11 and bench.checkpointed(),
+    )
 
     def compacted() -> bool:
         # Only segments that are full are compacted; each record begins another.
@@ -194,7 +197,7 @@ def test_foreign_changelog_record_is_overwritten_before_compaction(
         return keys.count(key) == 1 and marks.count(MARKER_KEY) <= 2
 
     eventually("the broker has compacted", compacted)
-    bench.owner.stop(5)
+    bench.thread.stop(5)
     with restorer(fresh_kafka, open_store(2, tmp_path / "fresh")) as hand_over:
         fresh = hand_over()
     [value] = fresh.counters([key])
@@ -281,19 +284,19 @@ def test_update_relayed_twice_takes_effect_once(bench: Bench) -> None:
 
     eventually("both came by", lambda: len(came_by()) >= 2)
     assert bench.check(10).remaining == 40
-    # Its owner died before it knew that the reset had come by; the next relays it again.
+    # The owner died before the reset was acknowledged, so the next owner relays it again.
     bench.produce(CHECKS, encode_update(Update(version, "reset", bench.client, "", None)))
     bench.produce(CHECKS, encode_update(Update(version - 1, "client", bench.client, "", None)))
     again = bench.check(0)
     assert (again.limit, again.remaining, again.policy_version) == (50, 40, version - 1)
 
-    # What was relayed before is not relayed by the next owner, who goes on after the last that came by.
+    # The next owner relays only updates after the last one in checks.
     count = len(came_by())
-    eventually("flushed", bench.flushed)
-    bench.owner.generation = None
-    bench.owner.revoke_all(5).result(WAIT_S)
-    bench.owner.generation = 2
-    assert bench.owner.resume(2, {3}).result(WAIT_S) == {3}
+    eventually("a checkpoint covers everything", bench.checkpointed)
+    bench.thread.generation = None
+    bench.thread.revoke_all(5).result(WAIT_S)
+    bench.thread.generation = 2
+    assert bench.thread.resume(2, {3}).result(WAIT_S) == {3}
     third = bench.produce(
         UPDATES, encode_update_value(parse_policy("60/hour")), b'["client","%s",""]' % bench.client.encode()
     )

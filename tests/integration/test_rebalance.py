@@ -1,13 +1,13 @@
-"""Answers go on where writing must not: without a lease, during a rebalance, after a partition has moved.
+"""The worker answers where it must not write: without a lease, in a rebalance, after a partition has moved.
 
-The owner thread runs here against a real broker, without a group: the test says who owns what, and whether
-the lease holds.
+The consumer thread runs here against a real broker, without a group: the test assigns the partitions and
+holds the lease.
 """
 
 from __future__ import annotations
 
 import pytest
-from stoplog_worker.consumer import consumer_thread as owner
+from stoplog_worker.consumer import consumer_thread
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
 from stoplog.policy import parse_policy
@@ -34,33 +34,33 @@ def relayed(bench: Bench) -> bool:
 def test_worker_without_lease_answers_and_writes_nothing(bench: Bench) -> None:
     assert bench.start()
     assert bench.check(3).remaining == 97
-    eventually("flushed", bench.flushed)
+    eventually("a checkpoint covers everything", bench.checkpointed)
     ends = bench.end(COUNTERS), bench.end(POLICIES)
     bench.lease.held = False
     name = encode_update_key(UpdateKey("client", bench.client))
     bench.produce(UPDATES, encode_update_value(parse_policy("700/hour")), name)
     assert bench.check(4).remaining == 93
-    for _ in range(20):  # turns of the owner, each of which would have flushed
-        bench.owner.has_peers().result(WAIT_S)
+    for _ in range(20):  # turns, each of which would make a checkpoint
+        bench.thread.has_peers().result(WAIT_S)
     assert bench.check(1).remaining == 92
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
-    assert bench.owner.partition_states().keys() == {0}
+    assert bench.thread.partition_states().keys() == {0}
     assert not relayed(bench)
 
     bench.lease.held = True
     eventually("relayed", lambda: relayed(bench))
-    eventually("flushed", bench.flushed)
+    eventually("a checkpoint covers everything", bench.checkpointed)
 
 
 @pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
 def test_partition_unwritable_for_long_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner, "UNWRITTEN_S", 0.1)
+    monkeypatch.setattr(consumer_thread, "UNWRITTEN_S", 0.1)
     assert bench.start()
     assert bench.check(3).remaining == 97
     bench.lease.held = False
     [store] = bench.dropped.get(timeout=WAIT_S)
     assert store is bench.store
-    assert bench.owner.partition_states() == {}
+    assert bench.thread.partition_states() == {}
     unanswered = bench.publish(4)
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == (0, 0)
 
@@ -76,26 +76,26 @@ def test_partition_unwritable_for_long_is_dropped(bench: Bench, monkeypatch: pyt
 def test_rebalance_in_progress_answers_and_writes_nothing(bench: Bench) -> None:
     assert bench.start()
     assert bench.check(1).remaining == 99
-    bench.owner.generation = None
-    bench.owner.revoke_all(5).result(WAIT_S)
-    assert bench.flushed(), "what was judged before is written before the group is joined again"
+    bench.thread.generation = None
+    bench.thread.revoke_all(5).result(WAIT_S)
+    assert bench.checkpointed(), "what was judged before is written before the group is joined again"
     ends = bench.end(COUNTERS), bench.end(POLICIES)
     assert bench.check(1).remaining == 98
     for _ in range(20):
-        bench.owner.has_peers().result(WAIT_S)
+        bench.thread.has_peers().result(WAIT_S)
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
-    bench.owner.generation = 2
-    assert bench.owner.resume(2, {2}).result(WAIT_S) == {2}
-    eventually("flushed", bench.flushed)
+    bench.thread.generation = 2
+    assert bench.thread.resume(2, {2}).result(WAIT_S) == {2}
+    eventually("a checkpoint covers everything", bench.checkpointed)
 
 
 @pytest.mark.parametrize("bench", [(3, FAST)], indirect=True)
 def test_moved_partition_is_answered_until_new_owner_judges(bench: Bench) -> None:
     assert bench.start()
-    bench.owner.generation = None
-    bench.owner.revoke_all(5).result(WAIT_S)
-    bench.owner.hand_over({3}, WAIT_S).result(WAIT_S)
-    assert bench.owner.partition_states() == {}
+    bench.thread.generation = None
+    bench.thread.revoke_all(5).result(WAIT_S)
+    bench.thread.hand_over({3}, WAIT_S).result(WAIT_S)
+    assert bench.thread.partition_states() == {}
     assert bench.check(1).remaining == 99
     beats = {
         "restoring": worker_beat("new", "a", {3: PartitionState("restoring")}),
@@ -107,7 +107,7 @@ def test_moved_partition_is_answered_until_new_owner_judges(bench: Bench) -> Non
         # Beats come again and again: who has just begun to listen has missed those of before.
         for beat in beats.values():
             bench.produce(NODES, encode_heartbeat(beat), partition=0)
-        return bench.owner.has_peers().result(WAIT_S)
+        return bench.thread.has_peers().result(WAIT_S)
 
     eventually("they were heard", heard)
     assert bench.check(1).remaining == 98

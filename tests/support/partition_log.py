@@ -1,4 +1,4 @@
-"""Random logs of one partition of ``checks``, as gateways, owners and strangers would write them."""
+"""Random logs of one partition of ``checks``, as gateways, workers and other producers write them."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ _updates = st.one_of(
     st.tuples(st.just("reset"), st.sampled_from(CLIENTS), st.sampled_from(("", "login")), st.none()),
 )
 _version_steps = st.sampled_from((1, 1, 1, 3, 0, -1))
-"""0: relayed twice; -1: an update of long ago once more."""
+"""From one update's version to the next. 0: relayed twice; -1: an old update, relayed again."""
 
 _stamp_steps = st.sampled_from((0, 1, 40, 1_000, 9_999, 10_167, 30_000, 61_000, 3_600_000, -5_000, -70_000))
 
 
 @st.composite
 def logs(draw: st.DrawFn, min_size: int = 8, max_size: int = 20) -> list[Record]:
-    """Records in offset order, with holes; the broker's clock goes back and forth."""
+    """Draw records in offset order, with gaps. The broker's clock goes back and forth."""
     offset, stamp, version = 0, START, 0
     records = []
     kinds = st.sampled_from((*("batch",) * 3, "single", *("update",) * 3, "denials", "poison"))

@@ -1,4 +1,4 @@
-"""An owner thread on a real broker, without a group: the test says what it owns and if the lease holds."""
+"""A consumer thread on a real broker, without a group: the test assigns partitions and holds the lease."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import (
-    AdminClient,
-)
+from confluent_kafka.admin import AdminClient
 from rocksdict import Options, Rdict
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, position_of
@@ -32,10 +30,11 @@ CHANGELOGS = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
 CLIENTS = {partition_of(name, PARTITIONS): name for name in (f"client-{number}" for number in range(40))}
 """A client of each partition."""
 WAIT_S = 30
+"""Seconds until an operation counts as failed; a hundredth of it on an idle machine."""
 
 
 class Lease:
-    """Holds while the test says so."""
+    """A lease that holds as long as the test wants."""
 
     held = True
 
@@ -44,13 +43,14 @@ class Lease:
 
 
 def open_store(partition: int, folder: Path) -> PartitionStore:
+    """Open the tables of *partition* under *folder*."""
     folder.mkdir(exist_ok=True)
     paths = {table: folder / f"{partition}-{table}" for table in TABLES}
     return PartitionStore(partition, lambda path: Rdict(str(path), Options(raw_mode=True)), paths)
 
 
 class Bench:
-    """An owner of one partition, and those who talk to it."""
+    """A consumer thread with one partition, and a gateway's view of it."""
 
     def __init__(self, broker: Broker, folder: Path, partition: int, **settings: Any) -> None:
         self.partition, self.client = partition, CLIENTS[partition]
@@ -58,7 +58,7 @@ class Bench:
         self.failures: list[BaseException] = []
         self.metrics = Metrics()
         self.bootstrap = broker.bootstrap
-        self.owner = ConsumerThread(
+        self.thread = ConsumerThread(
             Settings(kafka=broker.bootstrap, home=folder, **settings),
             PARTITIONS,
             CHANGELOGS,
@@ -67,12 +67,12 @@ class Bench:
             on_dropped=self.dropped.put,
             on_fatal=self.failures.append,
         )
-        self.owner.generation = 1
-        self.owner.start()
+        self.thread.generation = 1
+        self.thread.start()
         self.store = open_store(partition, folder)
         self._producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0})
         self._replies = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "test"})
-        eventually("topics just made have leaders", self._has_leaders)
+        eventually("the new topics have leaders", self._has_leaders)
         _, end = self._replies.get_watermark_offsets(TopicPartition(REPLIES, partition), timeout=WAIT_S)
         self._replies.assign([TopicPartition(REPLIES, partition, end or 0)])
         self._number = 0
@@ -86,18 +86,18 @@ class Bench:
         return True
 
     def start(self, generation: int = 1) -> bool:
-        """Give the store to the owner."""
+        """Hand the restored partition to the thread; return whether it accepted."""
         admin = AdminClient({"bootstrap.servers": self.bootstrap})
         described = describe(admin, [CHECKS, UPDATES, *CHANGELOGS.values()])
         ids = {name: str(topic.topic_id) for name, topic in described.items()}
         of_changelogs = {table: ids[topic] for table, topic in CHANGELOGS.items()}
         restored = Restored(generation, self.store, ids[CHECKS], ids[UPDATES], of_changelogs, 0)
-        return self.owner.start_partition(restored).result(WAIT_S)
+        return self.thread.start_partition(restored).result(WAIT_S)
 
     def produce(
         self, topic: str, value: bytes | None, key: bytes | None = None, partition: int | None = None
     ) -> int:
-        """Returns the offset."""
+        """Write a record; return its offset."""
         done: list[int] = []
 
         def delivered(error: Any, message: Any) -> None:
@@ -110,14 +110,14 @@ class Bench:
         return done[0]
 
     def publish(self, cost: int) -> int:
-        """A check that nobody waits for; returns the number of its batch."""
+        """Publish a check without waiting; return the number of its batch."""
         self._number += 1
         batch = Batch(self.partition, 4711, self._number, [Check(self.client, cost)])
         self.produce(CHECKS, encode_batch(batch))
         return self._number
 
     def reply(self, number: int) -> Reply:
-        """The reply to a batch; those before it are passed over."""
+        """Return the reply to batch *number*; skip replies to earlier batches."""
         until = time.monotonic() + WAIT_S
         while time.monotonic() < until:
             message: Any = self._replies.poll(0.1)
@@ -128,19 +128,19 @@ class Bench:
         raise AssertionError(f"no reply to batch {number}; {self.failures}")
 
     def check(self, cost: int) -> Decision:
-        """Ask and be answered."""
+        """Publish a check and return its decision."""
         [answer] = self.reply(self.publish(cost)).answers
         assert isinstance(answer, Decision), answer
         return answer
 
     def end(self, table: str) -> int:
-        """The next offset of a changelog."""
+        """Return the next offset of a table's changelog."""
         place = TopicPartition(CHANGELOGS[table], self.partition)
         _, end = self._replies.get_watermark_offsets(place, timeout=WAIT_S)
         return end or 0
 
     def changelog(self, topic: str) -> list[tuple[bytes, bytes]]:
-        """All that the partition of a topic still holds."""
+        """Return key and value of every record in the partition of *topic*."""
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "test"})
         place = TopicPartition(topic, self.partition)
         low, end = consumer.get_watermark_offsets(place, timeout=WAIT_S)
@@ -154,19 +154,21 @@ class Bench:
         consumer.close()
         return found
 
-    def flushed(self) -> bool:
-        """Whether all that was judged is in the changelog and in the store's marker."""
-        marks = [value for key, value in self.changelog(POLICIES_CHANGELOG) if key == MARKER_KEY]
+    def checkpointed(self) -> bool:
+        """Return whether the last marker covers every record of ``checks``."""
+        markers = [value for key, value in self.changelog(POLICIES_CHANGELOG) if key == MARKER_KEY]
         checks = TopicPartition(CHECKS, self.partition)
         _, end = self._replies.get_watermark_offsets(checks, timeout=WAIT_S)
-        return bool(marks) and position_of(marks[-1]) == (end or 0) << POSITION_BITS
+        return bool(markers) and position_of(markers[-1]) == (end or 0) << POSITION_BITS
 
     def close(self) -> None:
-        self.owner.stop(5)
+        self.thread.stop(5)
         self._replies.close()
         self.store.close()
         assert not self.failures
 
 
 SLOW = {"flush_interval_ms": 60_000}
+"""Settings with which no regular checkpoint comes during a test."""
 FAST = {"flush_interval_ms": 50}
+"""Settings with which checkpoints follow each other closely."""

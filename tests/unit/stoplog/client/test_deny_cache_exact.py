@@ -1,8 +1,9 @@
-"""What the cache denies, the log denies: held against the oracle, for random checks, updates and delays.
+"""The cache denies only what the log denies: a comparison with the algorithm, under random events.
 
-One partition is modeled with all that is asynchronous about it: records that wait to be judged, replies on
-their way, updates written and not yet relayed, relayed and not yet heard of, proofs asked for and not yet
-told. Time is true and everywhere the same, so that a check asked now would be judged at this very moment.
+The model is one partition and everything that is asynchronous about it. Records wait for the worker, and
+replies for the gateway. Updates are written but not relayed, or relayed but not read by the cache. Proofs
+have been requested but not reported. All clocks are equal, so the worker would decide a check at the moment
+it is asked.
 """
 
 from __future__ import annotations
@@ -52,18 +53,18 @@ def new_ledger() -> Ledger:
 
 
 class World:
-    """A gateway with a cache, another one without, and the partition that both ask."""
+    """A gateway with a cache, a gateway without one, and the partition of both."""
 
     def __init__(self, random: Random) -> None:
         self.random = random
         self.now_ms = 1_764_000_000_123
         self.log: list[Record] = []
-        self.grown: deque[tuple[int, int]] = deque([(0, 0)])  # until when the log had how many records
+        self.grown: deque[tuple[int, int]] = deque([(0, 0)])  # time, and the length of the log from then on
         self.ledger = new_ledger()
         self.sent: dict[int, tuple[list[Check], float]] = {}
         self.replies: deque[Reply] = deque()
         self.updates: list[Update] = []
-        self.relayed = self.heard = self.judged = 0
+        self.relayed = self.seen = self.decided = 0
         self.end: tuple[int, float] | None = None
         self.metrics = Metrics()
         self.cache = DenyCache(self.metrics, 1, 20, self.clock)
@@ -77,7 +78,7 @@ class World:
         [do] = self.random.choices(list(STEPS), list(STEPS.values()))
         do(self)
 
-    # --- what happens ---
+    # --- events ---
 
     def wait(self) -> None:
         self.now_ms += self.random.choice((0, 1, 5, 5, 20, 20, 60, 60, 210, 700, 1_900, 4_000))
@@ -97,7 +98,7 @@ class World:
         self.did["before the log"] += decisions[-1].allowed
 
     def other(self) -> None:
-        """Somebody else's checks, and one of another's plan."""
+        """The other gateway sends a batch."""
         self.append(encode_batch(Batch(-1, 8, 1, [self.a_check() for _ in range(3)])))
 
     def a_check(self) -> Check:
@@ -116,12 +117,12 @@ class World:
             self.append(encode_update(self.updates[self.relayed]))
             self.relayed += 1
 
-    def judge(self) -> None:
-        """The owner takes the next record."""
-        if self.judged == len(self.log):
+    def decide(self) -> None:
+        """The worker processes the next record."""
+        if self.decided == len(self.log):
             return
-        record = self.log[self.judged]
-        self.judged += 1
+        record = self.log[self.decided]
+        self.decided += 1
         answers = fold(self.ledger, *record, FAULT).answers
         if record.offset in self.sent:
             self.replies.append(Reply(7, record.offset, record.offset, self.ledger.applied, answers))
@@ -132,28 +133,28 @@ class World:
             checks, sent_at = self.sent[reply.number]
             self.cache.learn(0, checks, reply, sent_at)
 
-    def hear(self) -> None:
-        if self.heard < len(self.updates):
-            update = self.updates[self.heard]
-            self.heard += 1
+    def see_update(self) -> None:
+        if self.seen < len(self.updates):
+            update = self.updates[self.seen]
+            self.seen += 1
             self.cache.on_update(0, update.key, update.version)
 
     def prove(self) -> None:
-        """Tell what was asked for, or ask anew."""
-        if self.end is not None and self.heard >= self.end[0]:
+        """Report the requested proof if it is complete, then request another."""
+        if self.end is not None and self.seen >= self.end[0]:
             self.cache.on_proof([0], self.end[1])
         self.end = len(self.updates), self.clock()
-        if self.heard == len(self.updates):
+        if self.seen == len(self.updates):
             self.cache.on_proof([0], self.clock())
 
     def settle(self) -> None:
-        """All that is on its way arrives."""
-        while self.judged < len(self.log):
-            self.judge()
+        """Everything under way arrives."""
+        while self.decided < len(self.log):
+            self.decide()
         while self.replies:
             self.reply()
-        while self.heard < len(self.updates):
-            self.hear()
+        while self.seen < len(self.updates):
+            self.see_update()
         self.prove()
 
     def sum_up(self) -> None:
@@ -162,14 +163,14 @@ class World:
             self.did["summed"] += sum(row.checks for row in sums)
             self.append(encode_denials(Denials(7, sums)))
 
-    # --- the log, and what it says ---
+    # --- the log and its decisions ---
 
     def append(self, value: bytes) -> None:
         self.log.append(Record(len(self.log), self.now_ms, value))
         self.grown.append((self.now_ms, len(self.log)))
 
     def decisions(self, check: Check) -> list[Decision]:
-        """On *check* at this moment, behind the log as it was at each instant of the last PROOF_S."""
+        """Return the decisions on *check* now, after each state of the log in the last PROOF_S."""
         lengths = {length for at_ms, length in self.grown if at_ms >= self.now_ms - PROOF_MS}
         lengths.add(
             max(length for at_ms, length in self.grown if length == 0 or at_ms <= self.now_ms - PROOF_MS)
@@ -191,15 +192,15 @@ STEPS = {
     World.wait: 10,
     World.settle: 8,
     World.prove: 8,
-    World.judge: 8,
+    World.decide: 8,
     World.reply: 8,
-    World.hear: 2,
+    World.see_update: 2,
     World.relay: 5,
     World.write: 3,
     World.other: 1,
     World.sum_up: 1,
 }
-"""How often each of them happens."""
+"""Weight of each event."""
 
 
 @settings(max_examples=60)
@@ -214,7 +215,7 @@ def test_cache_under_random_events_denies_only_what_log_denies(random: Random) -
 
 
 def check_trail(log: list[Record]) -> None:
-    """Without the sums in the log, all else is decided as with them."""
+    """The sums in the log change no other decision."""
 
     def answers(records: list[Record]) -> dict[int, list[Answer]]:
         return dict(replay(records, 0, 1, DEFAULT))
@@ -225,9 +226,9 @@ def check_trail(log: list[Record]) -> None:
 
 
 def test_denial_with_plan_of_shorter_windows_ends_before_its_stated_time() -> None:
-    """A plan with shorter windows leaves of a charge what the window needs, and not its last tick's rest."""
+    """A plan with shorter windows forgets a request at the end of the window, up to one tick early."""
     asked, other = Check("a", plan="gold"), Check("a", 0, plan="tin")
-    start, denied_at, says = 60_000 * 30_000_000, 101, 60_899
+    start, denied_at, stated_ms = 60_000 * 30_000_000, 101, 60_899
 
     def log_allows_after(wait_ms: int) -> bool:
         checks = [(100, asked), (denied_at, asked), (denied_at, other)]
@@ -240,19 +241,19 @@ def test_denial_with_plan_of_shorter_windows_ends_before_its_stated_time() -> No
         records = [Record(offset, start + at_ms, value) for offset, (at_ms, value) in enumerate(values)]
         answers = [answers[0] for _, answers in replay(records, 0, 1, DEFAULT) if answers]
         decisions = [answer for answer in answers if isinstance(answer, Decision)]
-        assert (decisions[1].allowed, decisions[1].retry_after_ms) == (False, says)
+        assert (decisions[1].allowed, decisions[1].retry_after_ms) == (False, stated_ms)
         return decisions[-1].allowed
 
     def cache_denies_after(wait_ms: int) -> bool:
         now = [0.0]
         cache = DenyCache(Metrics(), 1, 1, lambda: now[0])
         cache.on_proof([0], now[0])
-        cache.learn(0, [asked], Reply(7, 1, 0, 0, [Decision(False, 1, 0, says, says, 0)]), now[0])
+        cache.learn(0, [asked], Reply(7, 1, 0, 0, [Decision(False, 1, 0, stated_ms, stated_ms, 0)]), now[0])
         now[0] = wait_ms / 1_000
         cache.on_proof([0], now[0])
         return cache.get(asked) is not None
 
-    waits_ms = (59_899, 60_000, 60_001, says)
+    waits_ms = (59_899, 60_000, 60_001, stated_ms)
     assert [log_allows_after(wait_ms) for wait_ms in waits_ms] == [False, False, True, True]
     assert [cache_denies_after(wait_ms) for wait_ms in waits_ms] == [True, False, False, False]
 
@@ -265,4 +266,4 @@ def test_model_of_cache_exercises_denials_and_delayed_updates() -> None:
             world.step()
         did += world.did
     assert did["denied"] > 200, did
-    assert did["before the log"], "none was given in the moment between an update and its hearing"
+    assert did["before the log"], "no denial was used between an update and its arrival at the cache"

@@ -29,7 +29,7 @@ class PartitionQueue:
     move              effect
     ================  =======================================================================================
     enqueue           A check joins the batch being filled. A full batch waits behind the slot.
-    next_batch        The oldest batch takes the free slot and is sent.
+    next_batch        The oldest batch takes the free slot; it is sent next.
     on_reply          The slot becomes free, and the circuit breaker closes if it was open.
     on_deadline       The checks of the batch fail open. The slot becomes free; the miss may open the breaker.
     on_undelivered    The same, for a batch that could not be published.
@@ -52,6 +52,8 @@ class PartitionQueue:
         max_misses: Deadlines missed in a row that open the circuit breaker.
 
     Attributes:
+        index: The partition.
+        breaker: The circuit breaker of the partition.
         slot: The batch that holds the slot; ``None`` if it is free.
         filling: The batch that the next check joins; ``None`` if the next check begins one.
         no_reply: The batch of checks that want no reply.

@@ -16,6 +16,8 @@ from confluent_kafka.admin import AdminClient
 from stoplog.errors import Unavailable
 
 _TIMEOUT_S: Final = 15.0
+_REQUEST_S: Final = 2.0
+"""Seconds for one request: a coordinator that has just died is asked no longer than that."""
 _RETRY_S: Final = 0.1
 _NOT_YET: Final = (
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -27,7 +29,7 @@ _NOT_YET: Final = (
 def wait_for_coordinator(admin: AdminClient, group: str, timeout_s: float = _TIMEOUT_S) -> None:
     """Return when a broker coordinates *group*.
 
-    A coordinator that refuses to describe the group is one as well. Joining the group then reports why.
+    A broker that refuses to describe the group coordinates it as well. Joining the group then reports why.
 
     Args:
         admin: A client for any of the brokers.
@@ -38,18 +40,21 @@ def wait_for_coordinator(admin: AdminClient, group: str, timeout_s: float = _TIM
         Unavailable: no broker answered, or none coordinates the group.
     """
     give_up_at = time.monotonic() + timeout_s
-    while True:
-        left_s = give_up_at - time.monotonic()
-        try:
-            admin.describe_consumer_groups([group], request_timeout=max(left_s, _RETRY_S))[group].result()
-        except KafkaException as exc:
-            error = exc.args[0]
-            if error.code() in _NOT_YET and left_s > 0:
-                time.sleep(_RETRY_S)
-                continue
-            if error.code() in _NOT_YET or error.code() < 0:  # negative: of the client, without an answer
-                raise Unavailable(
-                    f"no broker coordinates the group {group} ({error.str()}): check that Kafka is running "
-                    f"and can create the topic __consumer_offsets"
-                ) from exc
-        return
+    while (error := _describe(admin, group)) is not None:
+        if time.monotonic() >= give_up_at:
+            raise Unavailable(
+                f"no broker coordinates the group {group} ({error.str()}): check that Kafka is running and can "
+                f"create the topic __consumer_offsets"
+            )
+        time.sleep(_RETRY_S)
+
+
+def _describe(admin: AdminClient, group: str) -> KafkaError | None:
+    """Return ``None`` if a coordinator of *group* answered, else why none did."""
+    try:
+        admin.describe_consumer_groups([group], request_timeout=_REQUEST_S)[group].result()
+    except KafkaException as exc:
+        error: KafkaError = exc.args[0]
+        if error.code() in _NOT_YET or error.code() < 0:  # negative: of the client, without an answer
+            return error
+    return None

@@ -54,6 +54,9 @@ def test_coordinator_that_stays_unavailable_is_reported_with_the_remedy() -> Non
 
 
 @pytest.mark.parametrize("code", [KafkaError._TIMED_OUT, KafkaError._TRANSPORT])
-def test_silent_brokers_are_reported(code: int) -> None:
+def test_silent_brokers_are_asked_again_and_then_reported(code: int) -> None:
+    admin = Admin(code)
+    wait(admin)
+    assert admin.asked == 2
     with pytest.raises(Unavailable, match="check that Kafka is running"):
-        wait(Admin(code))
+        wait(Admin(*[code] * 100), timeout_s=0.2)

@@ -89,7 +89,7 @@ def test_refused_truncation_is_logged_with_the_remedy(
     assert [(place.topic, place.partition, place.offset) for place in places] == [
         (COUNTERS_CHANGELOG, 2, 4711)
     ]
-    for word in (f"{COUNTERS_CHANGELOG}[2]", "4711", "allow the worker to delete records"):
+    for word in (f"{COUNTERS_CHANGELOG}[2]", "4711", "allow it to delete records"):
         assert word in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""How the consumer thread waits: it does not spin while a checkpoint may not go on."""
+"""Turns of the consumer thread: how it waits, makes checkpoints, and drops partitions without a lease."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from confluent_kafka import TopicPartition
 from stoplog_worker.algorithm.fold import fault_finder, judge
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, encode_marker
-from stoplog_worker.consumer.consumer_thread import ConsumerThread
+from stoplog_worker.consumer.consumer_thread import UNWRITTEN_S, ConsumerThread
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.checkpoint import CHUNK
 from stoplog_worker.partition.checkpoint_schedule import RETRY_S
@@ -22,6 +23,7 @@ from stoplog_worker.state.store import COUNTERS, POLICIES
 
 from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
+from stoplog.topics import CHECKS, UPDATES
 from stoplog.wire.checks import Check
 from tests.support.memory_store import Changelogs, MemoryStore
 
@@ -166,3 +168,30 @@ def test_urgency_limits_are_shared_among_the_active_partitions(
     bench.thread._partitions.by_number |= others
     bench.thread._write_active(0.0, 0.0)
     assert limits == [(80_000, 150_000 // 8), (20_000, 150_000 // 4 // 8)]
+
+
+def test_active_partitions_are_dropped_when_the_lease_stays_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread, dropped = bench.thread, list[Any]()
+    monkeypatch.setattr(thread, "_on_dropped", dropped.append)
+    thread._consumer.incremental_assign([TopicPartition(topic, 0) for topic in (CHECKS, UPDATES)])
+    now = monotonic()
+
+    def turn(after_s: float) -> None:
+        thread._write_active(now + after_s, now + after_s)
+
+    bench.lease.held = False
+    turn(0.0)
+    turn(UNWRITTEN_S - 0.1)
+    lines = [record for record in caplog.records if record.name == "stoplog.consumer"]
+    assert len(lines) == thread._metrics.lapses._value.get() == 1, "one line a lapse"
+    bench.lease.held = True
+    turn(UNWRITTEN_S)
+    bench.lease.held = False
+    turn(UNWRITTEN_S + 1.0)
+    turn(2 * UNWRITTEN_S)
+    assert not dropped, "the time of the second lapse starts anew"
+    turn(2 * UNWRITTEN_S + 1.0)
+    assert dropped == [[bench.partition.store]]
+    assert thread.partition_states() == {}

@@ -15,8 +15,8 @@ from stoplog_gateway.http.params import LimiterDep
 from stoplog_gateway.http.responses import respond
 
 _SINCE: Final = 1_760_000_000_000
-_WORKER: Final = Node("worker-1", "worker", "0.1.0", "node-a", 430, {0: PartitionState(RUNNING, 0)})
-_GATEWAY: Final = Node("gateway-1", "gateway", "0.1.0", "node-a", 120, {})
+_WORKER: Final = Node("worker-1", "worker", "0.2.0", "node-a", 430, {0: PartitionState(RUNNING, 0)})
+_GATEWAY: Final = Node("gateway-1", "gateway", "0.2.0", "node-a", 120, {})
 _NORMAL: Final = Status("normal", _SINCE, None, [], 0, 0, "ok", None, 4, [_GATEWAY, _WORKER])
 _NO_WORKER: Final = "no worker owns partition 0, 1, 2, 3: start one with `stoplog worker`"
 _DEGRADED: Final = Status(

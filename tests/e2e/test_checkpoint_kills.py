@@ -101,7 +101,7 @@ def die_and_be_followed(system: System) -> None:
     [worker], [gateway] = system.workers, system.gateways
     eventually("it died", lambda: worker.status is not None, on_failure=system.logs)
     assert worker.status == DIED, worker.tail()
-    run_as(worker, "streams", "worker")
+    run_as(worker, "stoplog_worker", "worker")
     eventually("another has taken over", lambda: answered(gateway), on_failure=system.logs)
 
 

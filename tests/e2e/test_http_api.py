@@ -61,9 +61,9 @@ def api(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     common: dict[str, Any] = {"kafka": fresh_kafka.bootstrap, "home": folder, "folder": folder}
     port = free_port()
     with (
-        running("worker", "streams", "worker", metrics_port=free_port(), **common) as worker,
+        running("worker", "stoplog_worker", "worker", metrics_port=free_port(), **common) as worker,
         # Deadlines that a busy machine does not miss: what is tested here is the store's answer.
-        running("gateway", "gateway", "gateway", port=port, **PATIENT, **common) as gateway,
+        running("gateway", "stoplog_gateway", "gateway", port=port, **PATIENT, **common) as gateway,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client,
     ):
         wait_ready(client, worker, gateway)

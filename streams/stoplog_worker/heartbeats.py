@@ -77,7 +77,7 @@ class HeartbeatSender:
         self._producer.poll(0)
 
     def announce_stop(self) -> None:
-        """Send a heartbeat that says that this worker is stopping, and so do all later ones."""
+        """Send a heartbeat with ``stopping`` set. All later ones have it as well."""
         self._stopping = True
         self.send()
 

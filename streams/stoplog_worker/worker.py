@@ -49,7 +49,7 @@ _log = logging.getLogger("stoplog.worker")
 
 EXIT_FATAL: Final = 1
 EXIT_CONFIG: Final = 78
-"""A restart would not help: an operator has to do what the message says (EX_CONFIG of sysexits.h)."""
+"""A restart would not help: an operator has to follow the message (EX_CONFIG of sysexits.h)."""
 
 GC_THRESHOLDS: Final = (50_000, 20, 20)
 """Thresholds of Python's garbage collector. The states of clients are many and in no cycle. With the default

@@ -16,8 +16,8 @@ class Revocation:
         done: Completed once nothing more is written.
         goals: The offset before which each partition's records must be in a checkpoint.
         write_until: When to give up writing, monotonic seconds.
-        drop_at: When to drop the partitions if the rebalance has not ended, monotonic seconds. What is judged
-            and not written takes memory.
+        drop_at: When to drop the partitions if the rebalance has not ended, monotonic seconds. State
+            that is judged and not written takes memory.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from stoplog.errors import Unavailable
 
 _TIMEOUT_S: Final = 15.0
 _REQUEST_S: Final = 2.0
-"""Seconds for one request: a coordinator that has just died is asked no longer than that."""
+"""Seconds that one request may take. A coordinator that has just died never answers."""
 _RETRY_S: Final = 0.1
 _NOT_YET: Final = (
     KafkaError.COORDINATOR_NOT_AVAILABLE,

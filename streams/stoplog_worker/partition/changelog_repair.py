@@ -147,7 +147,7 @@ class ChangelogRepair:
 def read_in_background(
     bootstrap: str, topic: str, partition: int, start: int, end: int
 ) -> Future[list[Record]]:
-    """Read offsets *start* to *end* in a thread of its own: a broker may take seconds, and checks go on.
+    """Read offsets *start* to *end* in a separate thread, because a broker may take seconds.
 
     The future raises ``Unavailable`` if no broker answers.
     """

@@ -8,7 +8,7 @@ A checkpoint takes these steps, and each begins only after the one before is ack
 4. Commit the marker's offset, for lag monitors (:mod:`stoplog_worker.consumer.consumer_thread`).
 
 After a crash between any two steps, the next owner replays the log from the last marker. The positions in the
-states tell what is already applied.
+states show which checks are already applied.
 
 The worker goes on judging during a checkpoint. A checkpoint handles a few entries at a time, so no check
 waits long. It may therefore write a state that is ahead of the marker. The state's position shows this, and a
@@ -221,7 +221,7 @@ class Checkpointer:
             return False
         store.next_offset.update(self._next_offsets)
         for table, start, _ in self._repair.gaps:
-            # The next worker that opens these tables must read what is not yet overwritten.
+            # The next worker that opens these tables must read the gaps that remain.
             store.next_offset[table] = min(store.next_offset[table], start)
         if chunk:
             store.write(COUNTERS, chunk)

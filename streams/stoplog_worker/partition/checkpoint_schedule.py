@@ -52,7 +52,7 @@ class CheckpointSchedule:
         self._due_at = self._urgent_due_at
 
     def last_is_due(self, now: float, *, failed: bool) -> bool:
-        """Return whether the last checkpoint should begin; *failed* tells how the one before ended."""
+        """Return whether the last checkpoint should begin; *failed*: the checkpoint before it failed."""
         return not failed or now >= self._last_due_at
 
     def last_begun(self, now: float) -> None:

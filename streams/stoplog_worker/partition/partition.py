@@ -170,7 +170,7 @@ class Partition:
             self._producers.dead_letter(message, unfit[0])
 
     def _confirm(self, update: Update, fresh: bool) -> None:
-        """Tell the sender of an update that it has taken effect."""
+        """Confirm to the sender that the update has taken effect."""
         self._metrics.updates.labels("applied" if fresh else "repeated").inc()
         to = update.reply_to
         if to is not None:
@@ -199,7 +199,7 @@ class Partition:
     # --- writing ---
 
     def advance(self, now: float, until: float, max_replay: int, max_dirty: int) -> Marker | None:
-        """Do what is due of relay, expiry, repair and checkpoint, a little at a time.
+        """Advance the relay, the expiry, the repair and the checkpoint by a small step each.
 
         Args:
             now: Monotonic seconds.

@@ -11,7 +11,7 @@ from stoplog_worker.partition.phase import PartitionPhase
 
 
 class FakePartition:
-    """A partition whose last checkpoint is complete when the test says so."""
+    """A partition whose last checkpoint completes when the test sets ``complete``."""
 
     phase = PartitionPhase.REVOKING
     busy = True

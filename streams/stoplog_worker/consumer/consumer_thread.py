@@ -221,16 +221,17 @@ class ConsumerThread(threading.Thread):
         until = now + max(_CHECKPOINT_S, (now - began) / 2)
         self._checkpoint_ready = False
         self._write_active(now, until)
-        self._write_revoking(now, until)
-        handing_over = self._partitions.in_phase(PartitionPhase.HANDING_OVER)
-        self._drop(partition for partition in handing_over if now >= partition.answer_until)
+        if self._revocation is not None:
+            self._write_revoking(self._revocation, now, until)
+        if self._partitions.handing_over:
+            self._drop(one for one in self._partitions.handing_over if now >= one.answer_until)
         if now - self._reported_at >= _REPORT_S:
             self._reported_at = now
             self._report()
 
     def _write_active(self, now: float, until: float) -> None:
         """Advance everything that active partitions write, as long as the lease holds."""
-        active = self._partitions.in_phase(PartitionPhase.ACTIVE)
+        active = self._partitions.active
         for partition in active:
             if not self._lease.holds():
                 self._on_lease_lost(active, now)
@@ -238,7 +239,7 @@ class ConsumerThread(threading.Thread):
             self._lapse_ends_at = None
             self._advance(partition, now, until, len(active))
 
-    def _on_lease_lost(self, active: list[Partition], now: float) -> None:
+    def _on_lease_lost(self, active: tuple[Partition, ...], now: float) -> None:
         """Note that *active* partitions may not be written, and drop them if that lasts."""
         numbers = sorted(partition.number for partition in active)
         if self._lapse_ends_at is None:
@@ -257,7 +258,7 @@ class ConsumerThread(threading.Thread):
                 numbers,
             )
             self._lapse_ends_at = None
-            self._drop(self._partitions.in_phase(PartitionPhase.ACTIVE))
+            self._drop(active)
 
     def _advance(self, partition: Partition, now: float, until: float, active: int) -> None:
         for table in self._producers.changelogs:
@@ -283,10 +284,8 @@ class ConsumerThread(threading.Thread):
             partition.ledger.evict(max_clients)
         self._checkpoint_ready |= partition.busy
 
-    def _write_revoking(self, now: float, until: float) -> None:
-        revocation = self._revocation
-        if revocation is None:
-            return
+    def _write_revoking(self, revocation: Revocation, now: float, until: float) -> None:
+        """Advance the last checkpoints, and drop revoked partitions if the rebalance does not end."""
         if revocation.writing:
             self._checkpoint_ready |= revocation.advance(self._partitions, self._lease, now, until)
         elif revocation.overdue(now):
@@ -300,7 +299,7 @@ class ConsumerThread(threading.Thread):
                 self._drop(revoking)
 
     def _report(self) -> None:
-        active = self._partitions.in_phase(PartitionPhase.ACTIVE)
+        active = self._partitions.active
         revoking = self._partitions.in_phase(PartitionPhase.REVOKING)
         self._progress.measure_lag(self._consumer, (*active, *revoking))
         self._metrics.cached.set(sum(len(one.ledger.states) for one in self._partitions.all()))

@@ -21,6 +21,10 @@ class PartitionSet:
 
     def __init__(self) -> None:
         self.by_number: dict[int, Partition] = {}
+        self.active: tuple[Partition, ...] = ()
+        """Those in ACTIVE; every turn of the consumer thread needs them."""
+        self.handing_over: tuple[Partition, ...] = ()
+        """Those in HANDING_OVER."""
 
     def all(self) -> list[Partition]:
         """Return every partition; safe in every thread."""
@@ -34,8 +38,8 @@ class PartitionSet:
         """Begin to process a restored partition (absent to ACTIVE) at *now*, monotonic seconds."""
         if partition.number in self.by_number:
             raise ValueError(f"partition {partition.number} is already processed")
-        self._move(partition, _ACTIVE)
         self.by_number[partition.number] = partition
+        self._move([partition], _ACTIVE)
         partition.schedule.start(now)
 
     def revoke(self) -> dict[int, int]:
@@ -44,25 +48,24 @@ class PartitionSet:
         Returns:
             The goal of each one's last checkpoint: the offset before which every record is judged.
         """
-        goals = {}
-        for partition in self.in_phase(_ACTIVE):
-            self._move(partition, _REVOKING)
-            goals[partition.number] = partition.ledger.next_offset
-        return goals
+        revoked = self.active
+        self._move(revoked, _REVOKING)
+        return {partition.number: partition.ledger.next_offset for partition in revoked}
 
     def resume(self, numbers: Iterable[int], now: float) -> set[int]:
         """Make revoked partitions active again (REVOKING to ACTIVE); return their numbers."""
         resumed = self._select(numbers, _REVOKING)
+        self._move(resumed, _ACTIVE)
         for partition in resumed:
-            self._move(partition, _ACTIVE)
             partition.schedule.start(now)
         return {partition.number for partition in resumed}
 
     def hand_over(self, numbers: Iterable[int], until: float) -> None:
         """Answer revoked partitions for their new owner (REVOKING to HANDING_OVER), until *until* at most."""
-        for partition in self._select(numbers, _REVOKING):
-            self._move(partition, _HANDING_OVER)
+        moved = self._select(numbers, _REVOKING)
+        for partition in moved:
             partition.answer_until = until
+        self._move(moved, _HANDING_OVER)
 
     def handed_over(self, numbers: Iterable[int]) -> list[Partition]:
         """Return those of *numbers* that are in HANDING_OVER."""
@@ -70,14 +73,18 @@ class PartitionSet:
 
     def remove(self, partition: Partition) -> None:
         """Stop to process a partition (to absent)."""
-        self._move(partition, None)
-        del self.by_number[partition.number]
+        self._move([partition], None)
 
     def _select(self, numbers: Iterable[int], phase: PartitionPhase) -> list[Partition]:
         found = (self.by_number.get(number) for number in numbers)
         return [partition for partition in found if partition is not None and partition.phase is phase]
 
-    def _move(self, partition: Partition, phase: PartitionPhase | None) -> None:
-        if (partition.phase, phase) not in TRANSITIONS:
-            raise ValueError(f"partition {partition.number} cannot go from {partition.phase} to {phase}")
-        partition.phase = phase
+    def _move(self, partitions: Iterable[Partition], phase: PartitionPhase | None) -> None:
+        for partition in partitions:
+            if (partition.phase, phase) not in TRANSITIONS:
+                raise ValueError(f"partition {partition.number} cannot go from {partition.phase} to {phase}")
+            partition.phase = phase
+            if phase is None:
+                del self.by_number[partition.number]
+        self.active = tuple(self.in_phase(_ACTIVE))
+        self.handing_over = tuple(self.in_phase(_HANDING_OVER))

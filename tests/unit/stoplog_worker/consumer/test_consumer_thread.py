@@ -155,17 +155,16 @@ def test_urgency_limits_are_shared_among_the_active_partitions(
         bench.partition, "advance", lambda _now, _until, replay, dirty: limits.append((replay, dirty))
     )
     bench.thread._write_active(0.0, 0.0)
-    others: Any = {
-        number: SimpleNamespace(
+    for number in (1, 2, 3):
+        other: Any = SimpleNamespace(
             number=number,
-            phase=bench.partition.phase,
+            phase=None,
+            schedule=bench.partition.schedule,
             ledger=bench.partition.ledger,
             advance=lambda *_: None,
             busy=False,
         )
-        for number in (1, 2, 3)
-    }
-    bench.thread._partitions.by_number |= others
+        bench.thread._partitions.add(other, 0.0)
     bench.thread._write_active(0.0, 0.0)
     assert limits == [(80_000, 150_000 // 8), (20_000, 150_000 // 4 // 8)]
 

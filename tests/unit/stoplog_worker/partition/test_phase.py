@@ -77,6 +77,8 @@ def test_move_from_each_phase_follows_the_table(move: str, phase: PartitionPhase
         expected = LEADS_TO.get((move, phase), phase)
     assert partition.phase is expected
     assert (partitions.by_number.get(3) is partition) == (expected is not None)
+    assert (partition in partitions.active) == (expected is ACTIVE)
+    assert (partition in partitions.handing_over) == (expected is HANDING_OVER)
 
 
 def test_moves_walk_every_edge_of_the_table_and_no_other() -> None:
@@ -89,7 +91,7 @@ def test_edge_outside_the_table_is_refused(
 ) -> None:
     partitions, partition = partition_in(edge[0])
     with pytest.raises(ValueError, match="partition 3 cannot go from"):
-        partitions._move(partition, edge[1])
+        partitions._move([partition], edge[1])
     assert partition.phase is edge[0]
 
 
@@ -117,3 +119,4 @@ def test_handed_over_partition_is_answered_until_its_time() -> None:
     assert partitions.handed_over([2]) == []
     assert partitions.in_phase(ACTIVE, REVOKING) == []
     assert partitions.in_phase(HANDING_OVER) == partitions.all() == [partition]
+    assert (partitions.active, partitions.handing_over) == ((), (partition,))

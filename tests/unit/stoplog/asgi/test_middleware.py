@@ -1,51 +1,31 @@
-"""The middleware and the dependency in real applications. The limiter is a fake without a store."""
+"""The middleware in real applications. The limiter is a fake without a store."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI, HTTPException, Request, WebSocket
+from fastapi import Request
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Route
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import Message, Receive, Scope, Send
-from starlette.websockets import WebSocketDisconnect
 
 import stoplog.asgi.request_check
-from stoplog import Limiter, RateLimit, RateLimitMiddleware
+from stoplog import Limiter, RateLimitMiddleware
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BROKER, FAIL_OPEN
 from stoplog.errors import InvalidId, TopicError
 from stoplog.policy import usable_id
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
+from tests.support.web_apps import DENIED, KEY, ROUTES, api_key, starlette_app
 
-DENIED = Answer(False, 100, 0, 60_000, 2_001, 7)
 NEVER = Answer(False, 2, 2, 0, None, 7)
-KEY = {"x-api-key": "alice"}
-
-
-def key(connection: HTTPConnection) -> str | None:
-    return connection.headers.get("x-api-key")
-
-
-async def hello(request: Request) -> PlainTextResponse:
-    return PlainTextResponse("hello")
-
-
-async def greet(socket: WebSocket) -> None:
-    await socket.accept()
-    await socket.send_text("hello")
-    await socket.close()
-
-
-ROUTES = [Route("/", hello), WebSocketRoute("/socket", greet)]
 
 
 @pytest.fixture
@@ -53,14 +33,8 @@ def limiter() -> FakeLimiter:
     return FakeLimiter()
 
 
-def starlette(limiter: Limiter, identify: Any = key, **options: Any) -> Starlette:
-    app = Starlette(routes=ROUTES)
-    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=identify, **options)
-    return app
-
-
 def test_an_allowed_request_gets_its_response_with_rate_limit_headers(limiter: FakeLimiter) -> None:
-    response = TestClient(starlette(limiter)).get("/", headers=KEY)
+    response = TestClient(starlette_app(limiter)).get("/", headers=KEY)
     assert (response.status_code, response.text) == (200, "hello")
     assert response.headers["ratelimit"] == '"default";r=99;t=60'
     assert response.headers["ratelimit-policy"] == '"default";q=100'
@@ -82,7 +56,7 @@ def test_a_denied_request_gets_429_and_never_reaches_the_application(
         raise AssertionError
 
     limiter.answer = answer
-    app = RateLimitMiddleware(unreachable, limiter=limiter, identify=key)
+    app = RateLimitMiddleware(unreachable, limiter=limiter, identify=api_key)
     response = TestClient(app).get("/", headers=KEY)
     assert response.status_code == 429
     assert response.headers["content-type"] == "application/problem+json"
@@ -99,7 +73,7 @@ def test_a_denied_request_gets_429_and_never_reaches_the_application(
 
 def test_a_request_without_a_client_id_is_not_limited(limiter: FakeLimiter) -> None:
     limiter.answer = DENIED
-    response = TestClient(starlette(limiter)).get("/")
+    response = TestClient(starlette_app(limiter)).get("/")
     assert (response.status_code, response.text) == (200, "hello")
     assert "ratelimit" not in response.headers
     assert limiter.checks == []
@@ -115,7 +89,7 @@ def test_options_may_be_sync_or_async_functions_of_the_request(limiter: FakeLimi
     def cost(connection: HTTPConnection) -> int:
         return int(connection.query_params["n"])
 
-    app = starlette(limiter, who, cost=cost, plan=plan, resource="export")
+    app = starlette_app(limiter, who, cost=cost, plan=plan, resource="export")
     assert TestClient(app).get("/?n=7", headers={**KEY, "x-plan": "gold"}).status_code == 200
     assert limiter.checks == [Check("alice", 7, "gold", "export")]
 
@@ -123,7 +97,7 @@ def test_options_may_be_sync_or_async_functions_of_the_request(limiter: FakeLimi
 @pytest.mark.parametrize("text", ["x" * 257, "mallory\x80", "a\nb", "\ud800"])
 def test_an_invalid_id_is_replaced_by_its_digest(limiter: FakeLimiter, text: str) -> None:
     limiter.answer = DENIED
-    app = starlette(limiter, lambda _: text, plan=lambda _: text, resource=lambda _: text)
+    app = starlette_app(limiter, lambda _: text, plan=lambda _: text, resource=lambda _: text)
     assert TestClient(app).get("/").status_code == 429
     digest = usable_id(text)
     assert digest.startswith("sha256:")
@@ -131,18 +105,18 @@ def test_an_invalid_id_is_replaced_by_its_digest(limiter: FakeLimiter, text: str
 
 
 def test_an_empty_client_is_a_client_and_an_empty_plan_is_none(limiter: FakeLimiter) -> None:
-    assert TestClient(starlette(limiter)).get("/", headers={"x-api-key": ""}).status_code == 200
+    assert TestClient(starlette_app(limiter)).get("/", headers={"x-api-key": ""}).status_code == 200
     assert limiter.checks == [Check(usable_id(""))]
 
 
 def test_an_exception_of_identify_reaches_the_application(limiter: FakeLimiter) -> None:
     with pytest.raises(KeyError):
-        TestClient(starlette(limiter, lambda connection: connection.headers["nobody"])).get("/")
+        TestClient(starlette_app(limiter, lambda connection: connection.headers["nobody"])).get("/")
 
 
 def test_a_degraded_answer_fails_open_without_headers(limiter: FakeLimiter) -> None:
     limiter.answer = FAIL_OPEN[BROKER]
-    response = TestClient(starlette(limiter)).get("/", headers=KEY)
+    response = TestClient(starlette_app(limiter)).get("/", headers=KEY)
     assert response.status_code == 200
     assert "ratelimit" not in response.headers
 
@@ -156,7 +130,7 @@ def test_a_failing_check_fails_open_and_is_logged_once_a_minute(
     now = 1_000.0
     monkeypatch.setattr(stoplog.asgi.request_check, "monotonic", lambda: now)
     limiter.error = error
-    client = TestClient(starlette(limiter))
+    client = TestClient(starlette_app(limiter))
     for _ in range(3):
         assert client.get("/", headers=KEY).text == "hello"
     now += 60
@@ -167,7 +141,7 @@ def test_a_failing_check_fails_open_and_is_logged_once_a_minute(
 
 
 def test_a_limiter_that_was_not_started_fails_open(caplog: pytest.LogCaptureFixture) -> None:
-    app = starlette(Limiter("127.0.0.1:9"))
+    app = starlette_app(Limiter("127.0.0.1:9"))
     assert TestClient(app).get("/", headers=KEY).text == "hello"  # outside its lifespan
     assert "the limiter was not started" in caplog.text
 
@@ -177,25 +151,24 @@ def test_a_ratelimit_field_of_the_application_is_kept(limiter: FakeLimiter) -> N
         return PlainTextResponse("hello", headers={"RateLimit": '"mine";r=1'})
 
     app = Starlette(routes=[Route("/", route)])
-    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=key)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=api_key)
     response = TestClient(app).get("/", headers=KEY)
     assert response.headers.get_list("ratelimit") == ['"mine";r=1']
     assert "ratelimit-policy" not in response.headers
 
 
 def test_legacy_header_fields_are_sent_on_demand(limiter: FakeLimiter) -> None:
-    for app in (starlette(limiter, legacy_headers=True), fastapi(limiter, legacy_headers=True)):
-        for limiter.answer in (Answer(True, 100, 99, 60_000, 0, -1), DENIED):
-            response = TestClient(app).get("/", headers=KEY)
-            assert response.headers["x-ratelimit-limit"] == "100"
-    assert "x-ratelimit-limit" not in TestClient(starlette(limiter)).get("/", headers=KEY).headers
+    client = TestClient(starlette_app(limiter, legacy_headers=True))
+    for limiter.answer in (Answer(True, 100, 99, 60_000, 0, -1), DENIED):
+        assert client.get("/", headers=KEY).headers["x-ratelimit-limit"] == "100"
+    assert "x-ratelimit-limit" not in TestClient(starlette_app(limiter)).get("/", headers=KEY).headers
 
 
 # --- WebSockets ---------------------------------------------------------------------------------
 
 
 def test_a_websocket_is_checked_once(limiter: FakeLimiter) -> None:
-    with TestClient(starlette(limiter)).websocket_connect("/socket", headers=KEY) as socket:
+    with TestClient(starlette_app(limiter)).websocket_connect("/socket", headers=KEY) as socket:
         assert socket.receive_text() == "hello"
         assert (b"ratelimit", b'"default";r=99;t=60') in (socket.extra_headers or [])
     assert limiter.checks == [Check("alice")]
@@ -203,7 +176,7 @@ def test_a_websocket_is_checked_once(limiter: FakeLimiter) -> None:
 
 def test_a_denied_websocket_gets_429(limiter: FakeLimiter) -> None:
     limiter.answer = DENIED
-    client = TestClient(starlette(limiter))
+    client = TestClient(starlette_app(limiter))
     with (
         pytest.raises(WebSocketDenialResponse) as denied,
         client.websocket_connect("/socket", headers=KEY),
@@ -224,7 +197,7 @@ async def test_a_denied_websocket_is_closed_if_the_server_cannot_send_a_response
 
     limiter.answer = DENIED
     scope = {"type": "websocket", "path": "/socket", "headers": [(b"x-api-key", b"alice")]}
-    await starlette(limiter)(scope, None, send)  # type: ignore[arg-type]
+    await starlette_app(limiter)(scope, None, send)  # type: ignore[arg-type]
     assert sent == [{"type": "websocket.close", "code": 1013, "reason": "the limit of 100 is used up"}]
 
 
@@ -232,7 +205,7 @@ async def test_a_denied_websocket_is_closed_if_the_server_cannot_send_a_response
 
 
 def test_the_middleware_starts_and_stops_the_limiter(limiter: FakeLimiter) -> None:
-    app = starlette(limiter)
+    app = starlette_app(limiter)
     for _ in range(2):  # as tests of an application do
         with TestClient(app):
             assert limiter.running
@@ -251,7 +224,7 @@ async def test_lifespan_messages_are_sent_after_the_limiter_has_started_or_stopp
     async def send(message: Message) -> None:
         heard.append((message["type"], limiter.running))
 
-    await starlette(limiter)({"type": "lifespan"}, receive, send)
+    await starlette_app(limiter)({"type": "lifespan"}, receive, send)
     assert heard == [("lifespan.startup.complete", True), ("lifespan.shutdown.complete", False)]
 
 
@@ -266,14 +239,14 @@ async def running(app: Starlette) -> AsyncIterator[None]:
 def test_a_limiter_that_the_application_starts_is_left_alone(limiter: FakeLimiter) -> None:
     app = Starlette(routes=ROUTES, lifespan=running)
     app.state.limiter = limiter
-    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=key)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=api_key)
     with TestClient(app):
         assert limiter.running
     assert not limiter.running
 
 
 def test_two_middlewares_share_one_limiter(limiter: FakeLimiter) -> None:
-    app = starlette(limiter)
+    app = starlette_app(limiter)
     app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=lambda _: "all", resource="all")
     with TestClient(app) as client:
         response = client.get("/", headers=KEY)
@@ -297,81 +270,7 @@ def test_contradicting_topics_fail_the_startup(limiter: FakeLimiter, monkeypatch
 
     monkeypatch.setattr(FakeLimiter, "__aenter__", refuse)
     app = Starlette(lifespan=lifespan)
-    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=key)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=api_key)
     with pytest.raises(TopicError, match="4 partitions instead of 64"), TestClient(app):
         raise AssertionError
     assert cleaned
-
-
-# --- the dependency -----------------------------------------------------------------------------
-
-
-def fastapi(limiter: FakeLimiter, **options: Any) -> FastAPI:
-    app = FastAPI()
-    limited = RateLimit(limiter, key, **options)
-
-    @app.get("/")
-    async def route(answer: Answer | None = Depends(limited)) -> dict[str, Any]:  # noqa: B008
-        return {"left": answer and answer.remaining}
-
-    @app.websocket("/socket", dependencies=[Depends(limited)])
-    async def socket(socket: WebSocket) -> None:
-        await greet(socket)
-
-    return app
-
-
-def test_the_dependency_returns_the_answer_and_adds_headers(limiter: FakeLimiter) -> None:
-    response = TestClient(fastapi(limiter, cost=3, resource="reports")).get("/", headers=KEY)
-    assert response.json() == {"left": 99}
-    assert response.headers["ratelimit"] == '"default";r=99;t=60'
-    assert limiter.checks == [Check("alice", 3, "", "reports")]
-
-
-def test_the_dependency_answers_a_denied_request_with_429(limiter: FakeLimiter) -> None:
-    limiter.answer = DENIED
-    response = TestClient(fastapi(limiter)).get("/", headers=KEY)
-    assert response.status_code == 429
-    assert response.headers["content-type"] == "application/problem+json"
-    assert response.headers["retry-after"] == "3"
-    assert response.json() == {"detail": "the limit of 100 is used up; try again in 3 s"}
-
-
-def test_the_application_may_handle_the_denial_of_the_dependency(limiter: FakeLimiter) -> None:
-    app = fastapi(limiter)
-
-    @app.exception_handler(HTTPException)
-    async def render(_: Request, exc: HTTPException) -> PlainTextResponse:
-        return PlainTextResponse("slow down", exc.status_code)
-
-    limiter.answer = DENIED
-    response = TestClient(app).get("/", headers=KEY)
-    assert (response.status_code, response.text) == (429, "slow down")
-
-
-def test_the_dependency_closes_a_denied_websocket(limiter: FakeLimiter) -> None:
-    client = TestClient(fastapi(limiter))
-    with client.websocket_connect("/socket", headers=KEY) as socket:
-        assert socket.receive_text() == "hello"
-    limiter.answer = DENIED
-    with (
-        pytest.raises(WebSocketDisconnect) as closed,
-        client.websocket_connect("/socket", headers=KEY),
-    ):
-        raise AssertionError
-    assert (closed.value.code, closed.value.reason) == (1013, "the limit of 100 is used up")
-
-
-def test_the_dependency_returns_none_if_unlimited_or_failed(limiter: FakeLimiter) -> None:
-    client = TestClient(fastapi(limiter))
-    assert client.get("/").json() == {"left": None}
-    limiter.error = RuntimeError("a bug")
-    assert client.get("/", headers=KEY).json() == {"left": None}
-
-
-def test_headers_of_the_dependency_take_precedence_over_the_middlewares(limiter: FakeLimiter) -> None:
-    app = fastapi(limiter)
-    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=lambda _: "all")
-    response = TestClient(app).get("/", headers=KEY)
-    assert [check.client for check in limiter.checks] == ["all", "alice"]
-    assert len(response.headers.get_list("ratelimit")) == 1

@@ -249,11 +249,11 @@ class Restorer(threading.Thread):
     def _check_not_truncated(self, store: PartitionStore, ends: dict[str, int]) -> None:
         for table, end in ends.items():
             if store.next_offset[table] > end:
+                topic = self._topics[table]
                 raise StateError(
                     f"the local {table} of partition {store.partition} have read their changelog to offset "
-                    f"{store.next_offset[table]}, but the changelog ends at {end}: topic {self._topics[table]} "
-                    f"was deleted or truncated, and these tables may hold its last copy. If that was meant: "
-                    f"{REBUILD_FROM_LOG}"
+                    f"{store.next_offset[table]}, but the changelog ends at {end}: topic {topic} was deleted or "
+                    f"truncated, and these tables may hold its last copy. If that was meant: {REBUILD_FROM_LOG}"
                 )
 
     def _hand_over(self, ready: list[PartitionRestore]) -> None:

@@ -13,9 +13,9 @@ from stoplog.partitioning import partition_of
 from tests.support.system import running_system
 
 TIMEOUT_S = 1
-"""Faust's stream timeout in this test, of 300 s by default: a stream without progress then counts as stuck."""
+"""Faust's stream timeout in this test (300 s by default). A stream without progress then counts as stuck."""
 COMMIT_INTERVAL_S = 0.2
-"""Faust looks at its streams every 2.5 intervals, of 2.8 s by default."""
+"""Faust's commit interval (2.8 s by default). Faust examines its streams every 2.5 intervals."""
 WATCHED_S = 8
 CLIENTS = {partition_of(name, 4): name for name in (f"client-{number}" for number in range(40))}
 """A client of each partition."""

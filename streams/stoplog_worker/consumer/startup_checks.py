@@ -50,6 +50,6 @@ def check_topics(restored: Restored, marker: Marker | None, changelogs: Mapping[
     if marker.updates_id not in ("", restored.updates_id):
         raise TopicRecreated(
             f"the limits of partition {store.partition} belong to topic {UPDATES} with id "
-            f"{marker.updates_id}, which was deleted; its id is now {restored.updates_id}, and its updates would "
-            f"be mistaken for known ones. If that was intended: {START_EMPTY}"
+            f"{marker.updates_id}, which was deleted; its id is now {restored.updates_id}, and its updates "
+            f"would be mistaken for known ones. If that was intended: {START_EMPTY}"
         )

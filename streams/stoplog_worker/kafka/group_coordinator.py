@@ -43,8 +43,8 @@ def wait_for_coordinator(admin: AdminClient, group: str, timeout_s: float = _TIM
     while (error := _describe(admin, group)) is not None:
         if time.monotonic() >= give_up_at:
             raise Unavailable(
-                f"no broker coordinates the group {group} ({error.str()}): check that Kafka is running and can "
-                f"create the topic __consumer_offsets"
+                f"no broker coordinates the group {group} ({error.str()}): check that Kafka is running and "
+                f"can create the topic __consumer_offsets"
             )
         time.sleep(_RETRY_S)
 

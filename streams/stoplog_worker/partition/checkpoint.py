@@ -146,8 +146,8 @@ class Checkpointer:
     def begin_with_marker(self) -> None:
         """Begin a checkpoint of the marker alone. Call it only when idle.
 
-        It is the first checkpoint of a partition. Afterwards, counters without a marker show that the topic of
-        the marker was deleted.
+        It is the first checkpoint of a partition. If counters are found later without a marker, the marker's
+        topic was deleted.
         """
         self._start(CheckpointPhase.AWAITING_ENTRIES)
         self._marker = self._ledger.checkpointed

@@ -130,7 +130,7 @@ class Partition:
             self._count(folded.answers, message)
 
     def _refuse(self, message: Any, reason: str) -> None:
-        """Send an undecodable record to the dead letters, and the reason to its sender if it names one."""
+        """Copy an undecodable record to the dead letters. Reply with the reason if it has a reply address."""
         self._producers.dead_letter(message, reason)
         address = reply_address(message.value())
         if address is not None:

@@ -252,8 +252,9 @@ class Restorer(threading.Thread):
                 topic = self._topics[table]
                 raise StateError(
                     f"the local {table} of partition {store.partition} have read their changelog to offset "
-                    f"{store.next_offset[table]}, but the changelog ends at {end}: topic {topic} was deleted or "
-                    f"truncated, and these tables may hold its last copy. If that was meant: {REBUILD_FROM_LOG}"
+                    f"{store.next_offset[table]}, but the changelog ends at {end}: topic {topic} was deleted "
+                    f"or truncated, and these tables may hold its last copy. If that was meant: "
+                    f"{REBUILD_FROM_LOG}"
                 )
 
     def _hand_over(self, ready: list[PartitionRestore]) -> None:

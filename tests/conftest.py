@@ -1,4 +1,4 @@
-"""What all suites share: skips for missing programs, child processes that never outlive a run, and a broker."""
+"""Shared by all suites: skips for missing programs, an end for every child process, and a broker."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.programs import install_commands, missing
 from tests.support.reaper import reaping
 from tests.support.signals import default_signals_for_children
 
-# Property tests use random inputs each time and print what reproduces a failure. A slow machine is no failure.
+# Property tests use random inputs and print what reproduces a failure. A slow machine is no failure.
 settings.register_profile("stoplog", deadline=None, print_blob=True)
 settings.load_profile("stoplog")
 
-# pytest-xdist sets the terminal's size for its processes, and a Rich console keeps the size it was created with.
+# pytest-xdist sets the size of the terminal for its processes, and a Rich console keeps its first size.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
 

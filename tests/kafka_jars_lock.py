@@ -1,6 +1,7 @@
-"""Write the list of Kafka's jars that the package ships (``make jars-lock``), after a change of ``KAFKA_VERSION``.
+"""Write the list of Kafka's jars that the package ships: ``make jars-lock``.
 
-It resolves the dependencies of Kafka as Maven does, and downloads all jars to get their sizes and digests.
+Run it after a change of ``KAFKA_VERSION``. It resolves the dependencies of Kafka as Maven does, and downloads
+all jars to get their sizes and digests.
 """
 
 from __future__ import annotations

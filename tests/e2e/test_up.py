@@ -13,10 +13,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from stoplog_gateway.local.kafka_jars import KAFKA_VERSION
 from stoplog_gateway.ports import free_port, is_free
 
 from tests.support.broker import home_with_jars
 from tests.support.system import eventually
+from tests.support.terminal import CTRL_C, terminal
 from tests.support.up import Running, environment, stoplog, stoplog_up
 
 
@@ -82,6 +84,25 @@ def test_up_shows_requests_that_work_and_refuses_a_second_one(tmp_path: Path) ->
         eventually("the gateway has ended", lambda: not psutil.pid_exists(gateway))
         assert running.stop() == 0
     assert [pid for pid in children if psutil.pid_exists(pid)] == []
+
+
+def test_up_in_a_terminal_shows_steps_and_ready_lines_and_nothing_else(tmp_path: Path) -> None:
+    env = environment(home_with_jars(tmp_path))
+    with terminal("up", env=env) as tty:
+        assert "\x1b[2K" in tty.wait_for('{"client_id": "alice"}')  # steps were shown and erased
+        time.sleep(3)  # a warning would follow now
+        tty.press(CTRL_C)
+        tty.wait_for("stopping ...")
+        assert tty.process.wait(60) == 0
+        *shown, put, post, stopping = tty.lines()
+    assert shown == [
+        f"starting Apache Kafka {KAFKA_VERSION} ...",
+        "starting worker and gateway ...",
+        f"stoplog is ready: http://127.0.0.1:{env['STOPLOG_PORT']}",
+    ]
+    assert put.startswith("  curl -X PUT ")
+    assert post.startswith("  curl http")
+    assert stopping.removeprefix("^C") == "stopping ... (press Ctrl-C again to stop at once)"
 
 
 def test_up_with_two_workers_and_two_gateways_counts_as_one(tmp_path: Path) -> None:

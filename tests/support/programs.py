@@ -79,11 +79,7 @@ def missing(names: Iterable[str]) -> list[Program]:
 
 
 def install_commands(names: Iterable[str]) -> list[str]:
-    """Return as few shell commands as possible that install the programs *names*.
-
-    >>> install_commands(["promtool", "prometheus", "envoy", "nginx"])
-    ['make .venv/envoy', 'apt-get install --no-install-recommends nginx-light prometheus']
-    """
+    """Return as few shell commands as possible that install the programs *names*."""
     packages, others = set(), set()
     for name in names:
         command, _, package = PROGRAMS[name].install.rpartition(" ")

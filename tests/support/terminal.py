@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from typing import Final
 
 CTRL_C: Final = b"\x03"
 
-_PATIENCE_S: Final = 20.0
+_PATIENCE_S: Final = 90.0
+"""Time for any output; a tenth of it is enough on an idle machine."""
+
+_TOKENS: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+")
 
 
 class Terminal:
@@ -58,6 +62,24 @@ class Terminal:
         shown = self.printed.rfind("\x1b[?25h") > self.printed.rfind("\x1b[?25l")
         first = self.printed.rfind("\x1b[?1049l") > self.printed.rfind("\x1b[?1049h")
         return shown and first and termios.tcgetattr(self._keyboard) == self._before
+
+    def lines(self) -> list[str]:
+        """Return the lines on screen, for output that erases lines and moves up. Long lines stay whole."""
+        lines, row, column = [""], 0, 0
+        for token in _TOKENS.findall(self.printed):
+            if token == "\n":
+                row += 1
+                lines += [""] * (row == len(lines))
+            elif token == "\r":
+                column = 0
+            elif token == "\x1b[2K":
+                lines[row] = ""
+            elif token[0] == "\x1b":
+                row -= int(token[2:-1] or 1) if token[-1] == "A" else 0
+            else:
+                before, after = lines[row][:column], lines[row][column + len(token) :]
+                lines[row], column = before.ljust(column) + token + after, column + len(token)
+        return [line.rstrip() for line in lines if line.strip()]
 
     def close(self) -> None:
         """Kill the command if it still runs."""

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from tests.support.broker import CHECKOUT
+from tests.support.programs import install_commands
 from tests.support.signals import default_signals_for_children
 
 CONFTEST: Final = """
@@ -71,6 +72,13 @@ def test_no_test_selected_is_a_failure_unless_allowed(
     tmp_path: Path, options: list[str], status: int
 ) -> None:
     assert run_pytest(tmp_path, "-k", "nowhere", *options).returncode == status
+
+
+def test_install_commands_join_packages_of_debian() -> None:
+    assert install_commands(["promtool", "prometheus", "envoy", "nginx"]) == [
+        "make .venv/envoy",
+        "apt-get install --no-install-recommends nginx-light prometheus",
+    ]
 
 
 def test_child_processes_find_no_ignored_signals() -> None:

@@ -243,7 +243,7 @@ def test_process_with_dead_thread_is_restarted_with_reason(tmp_path: Path) -> No
     env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1", STOPLOG_PROCESSES="2")
     with started([sys.executable, "-c", BROKEN_GATEWAY, "gateway"], env) as process:
         wait_for_line(
-            process, "process 1 ended (thread stoplog-replies ended: ", "starting it again in 0.5 s"
+            process, "process 1 ended (thread stoplog-replies failed: ", "starting it again in 0.5 s"
         )
         wait_for_line(process, "process 1 ended (", "starting it again in 1.0 s")
         process.terminate()

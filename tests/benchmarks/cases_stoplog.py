@@ -1,14 +1,14 @@
-"""Cases of Stoplog itself: through HTTP, through the SDK, published without an answer."""
+"""Cases of Stoplog itself: over HTTP, through the SDK, and published without a reply."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from tests.benchmarks.case import Case
+from tests.benchmarks.bench_case import BenchCase
 from tests.benchmarks.cpu import Meter
 from tests.benchmarks.load_http import drive
 from tests.benchmarks.loader import Loader
-from tests.benchmarks.plan import CLIENTS, Plan
+from tests.benchmarks.plan import CLIENT_COUNT, BenchPlan
 from tests.benchmarks.stoplog_system import Stoplog
 
 LIST: Final = 100
@@ -18,17 +18,17 @@ _WARMING_CALLERS: Final = 256
 
 def http(
     stoplog: Stoplog,
-    plan: Plan,
+    plan: BenchPlan,
     *,
     stage: str,
     callers: int,
     key: str,
-    what: str = "HTTP, one by one",
+    what: str = "HTTP, single checks",
     size: int = 1,
-    clients: int = CLIENTS,
+    clients: int = CLIENT_COUNT,
     distribution: str = "uniform",
-) -> Case:
-    """wrk on the first gateway; with a *size*, in lists of it."""
+) -> BenchCase:
+    """Return the case of wrk on the first gateway, in lists of *size* checks if that is not 1."""
     gateway = stoplog.system.gateways[0]
     url = f"{stoplog.url}/v1/check{'' if size == 1 else 's'}"
 
@@ -44,21 +44,23 @@ def http(
             distribution=distribution,
             size=size,
         )
-        let_through = gateway.metric("stoplog_checks_degraded_total") - before
-        return {**figures, "let_through": int(let_through)}
+        failed_open = gateway.metric("stoplog_checks_degraded_total") - before
+        return {**figures, "failed_open": int(failed_open)}
 
-    return Case(key, stage, what, callers, stoplog.pids(), load)
+    return BenchCase(key, stage, what, callers, stoplog.pids(), load)
 
 
-def sdk(stoplog: Stoplog, plan: Plan, loader: Loader, *, stage: str, callers: int, key: str) -> Case:
-    """Callers in a process with a Limiter; it stands where the gateway would."""
+def sdk(
+    stoplog: Stoplog, plan: BenchPlan, loader: Loader, *, stage: str, callers: int, key: str
+) -> BenchCase:
+    """Return the case of callers in a process with a Limiter. It stands in the gateway's place."""
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         figures = loader.run(
             meter,
             mode="check",
             callers=callers,
-            clients=CLIENTS,
+            clients=CLIENT_COUNT,
             distribution="uniform",
             seed=seed,
             warmup_s=plan.warmup_s,
@@ -67,12 +69,12 @@ def sdk(stoplog: Stoplog, plan: Plan, loader: Loader, *, stage: str, callers: in
         return {**figures, "load_cpu_s": None}
 
     parts = {"gateway": [loader.pid], **stoplog.pids(None)}
-    return Case(key, stage, "SDK", callers, parts, load)
+    return BenchCase(key, stage, "SDK", callers, parts, load)
 
 
 def published(
     stoplog: Stoplog,
-    plan: Plan,
+    plan: BenchPlan,
     loader: Loader,
     *,
     stage: str,
@@ -83,21 +85,21 @@ def published(
     partitions: list[int] | None = None,
     callers: int = 0,
     rate: int = 0,
-) -> Case:
-    """Checks that nobody waits for, judged within the window.
+) -> BenchCase:
+    """Return the case of checks that are published without waiting, and judged within the window.
 
     Args:
         stoplog: The system.
-        plan: How long.
-        loader: Publishes them.
-        stage: Of the case.
-        key: Of the case.
-        what: Of the case.
-        clients: How many there are.
-        distribution: How they ask.
-        partitions: Only of clients of these.
-        callers: Who publish one each in a turn; 0: in each turn what makes batches of 100.
-        rate: Checks a second; 0: as many as can be.
+        plan: Length of the window.
+        loader: Publishes the checks.
+        stage: Stage of the case.
+        key: Key of the case.
+        what: Label of the case.
+        clients: Number of clients.
+        distribution: Distribution of the checks among them.
+        partitions: Use only clients of these partitions.
+        callers: Callers that publish one check each per turn; 0 publishes batches of 100 per turn.
+        rate: Checks per second; 0 publishes as many as possible.
     """
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
@@ -115,13 +117,13 @@ def published(
         )
         return {**figures, "load_cpu_s": None}
 
-    return Case(key, stage, what, callers, {"gateway": [loader.pid], **stoplog.pids(None)}, load)
+    return BenchCase(key, stage, what, callers, {"gateway": [loader.pid], **stoplog.pids(None)}, load)
 
 
-def warm(loader: Loader, plan: Plan, clients: int) -> None:
-    """Load it with checks of *clients* until the broker's virtual machine has compiled what it runs.
+def warm(loader: Loader, plan: BenchPlan, clients: int) -> None:
+    """Create load with checks of *clients* until the broker's JVM has compiled its hot code.
 
-    Until then a record costs four times as much: 380 µs a check instead of 90, measured with 32 callers.
+    Until then a record costs about four times as much.
     """
     loader.run(
         Meter({}),
@@ -136,7 +138,7 @@ def warm(loader: Loader, plan: Plan, clients: int) -> None:
 
 
 def fill(stoplog: Stoplog, loader: Loader, clients: int) -> None:
-    """Have each of *clients* counted once."""
+    """Publish one check of each of *clients*, and wait until the worker has judged them."""
     loader.run(
         Meter(stoplog.pids(None)),
         mode="publish",

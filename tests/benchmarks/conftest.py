@@ -1,3 +1,3 @@
-"""What runs in the peers' environment cannot be imported for its doctests here."""
+"""Exclude the modules of the peers' environment from doctests: they cannot be imported here."""
 
 collect_ignore = ["plot.py", "peers/limits_app.py", "peers/redis_script.py"]

@@ -1,4 +1,4 @@
-"""CPU and memory of processes, threads and children included, as the kernel counts them."""
+"""CPU time and memory of processes, including threads and children, as the kernel counts them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import psutil
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time so far of processes and all their descendants, ended ones included.
+    """Return the user and system time so far of processes and all their descendants, including ended ones.
 
-    Read from each process's CPU clock, in nanoseconds: ``/proc`` has ticks of 10 ms, a tenth of what a light
-    load takes in a second. What descendants took that have ended is in ticks.
+    Each process's CPU clock counts nanoseconds. ``/proc`` counts ticks of 10 ms, which is too coarse for a
+    light load, so only the time of ended descendants is read from there.
     """
     total = 0.0
     for process in _tree(pids):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             total += time.clock_gettime(_cpu_clock(process.pid))
     for pid in pids:
         total += sum(psutil.Process(pid).cpu_times()[2:4])  # children that were waited for
@@ -25,12 +25,12 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 
 def _cpu_clock(pid: int) -> int:
-    """Linux's clock of a process's CPU time, as clock_getcpuclockid(3) makes it."""
+    """Return the id of Linux's CPU clock of a process, as clock_getcpuclockid(3) does."""
     return ~pid << 3 | 2
 
 
 def rss_mb(pids: Sequence[int]) -> float:
-    """Resident megabytes (10^6 bytes) of processes and their descendants; shared pages count in each."""
+    """Return the resident megabytes (10^6 bytes) of processes and descendants. Shared pages count in each."""
     total = 0
     for process in _tree(pids):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -39,7 +39,7 @@ def rss_mb(pids: Sequence[int]) -> float:
 
 
 class Meter:
-    """CPU of several parts between two moments.
+    """The CPU time of several parts in a measured window.
 
     Args:
         parts: Process ids by part.
@@ -51,16 +51,16 @@ class Meter:
         self.cpu_s: dict[str, float] = {}
 
     def begin(self) -> None:
-        """The measured window begins."""
+        """Begin the measured window."""
         self._began = {part: cpu_seconds(pids) for part, pids in self._parts.items()}
 
     def end(self) -> None:
-        """It ends."""
+        """End the measured window."""
         now = {part: cpu_seconds(pids) for part, pids in self._parts.items()}
         self.cpu_s = {part: now[part] - began for part, began in self._began.items()}
 
     def rss_mb(self) -> dict[str, float]:
-        """Resident megabytes by part, now."""
+        """Return the resident megabytes of each part, now."""
         return {part: rss_mb(pids) for part, pids in self._parts.items()}
 
 

@@ -1,9 +1,9 @@
-"""The physical line: records to the broker and back, with nothing decided on the way.
+"""The floor of any check through Kafka: records to the broker and back, without a decision.
 
-Two processes on topics of their own: ``call``, in a gateway's place, keeps one record in flight in each of
-some partitions; ``serve``, in a worker's, sends every record of ``echo-out`` back on ``echo-in``. Each has
-the producer and the consumer of the part that it stands for. No Faust, no HTTP. A record that stands for a
-batch carries as many bytes as the batch would.
+Two processes use topics of their own. ``caller`` stands in the gateway's place and keeps one record in flight
+in each of some partitions. ``server`` stands in the worker's place and sends every record of ``echo-out``
+back on ``echo-in``. Each has the producer and the consumer of the part in whose place it stands. There is no
+Faust and no HTTP. A record that stands for a batch has as many bytes as the batch.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from confluent_kafka.admin import AdminClient, NewTopic
 import stoplog.kafka.clients
 from stoplog.client.settings import Settings
 from stoplog.kafka.batch_skipper import drain
-from tests.benchmarks.orders import Stopwatch, say, serve
+from tests.benchmarks.orders import Stopwatch, carry_out_orders, say
 
 PARTITIONS: Final = 4
 _OUT: Final = "echo-out"
 _IN: Final = "echo-in"
 _BYTES: Final = 14
-"""A check's share of a batch record: an id of nine bytes, cost and framing."""
+"""Bytes of a check in a batch record: an id of nine bytes, cost and framing."""
 
 _DRAIN: Final = 1_000
-"""Records taken at once when there are several."""
+"""Most records that are consumed at once."""
 
 _TIMEOUT_MS: Final = Settings.model_fields["publish_timeout_ms"].default
 
 
 def create_echo_topics(bootstrap: str) -> None:
-    """Make both topics."""
+    """Create both topics."""
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     topics = [NewTopic(name, PARTITIONS, 1) for name in (_OUT, _IN)]
     for future in admin.create_topics(topics).values():
         future.result()
 
 
-def _read(consumer: Consumer, topic: str) -> None:
-    """Have *consumer* read what comes to all partitions from now on."""
+def _read_from_end(consumer: Consumer, topic: str) -> None:
+    """Assign all partitions of *topic* to *consumer*, from their present ends."""
     places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
     for place in places:
         _, place.offset = consumer.get_watermark_offsets(place, 10)
@@ -50,7 +50,7 @@ def _read(consumer: Consumer, topic: str) -> None:
 
 def _partition(message: Message) -> int:
     partition = message.partition()
-    assert partition is not None  # it was consumed
+    assert partition is not None  # consumed messages have one
     return partition
 
 
@@ -58,11 +58,11 @@ def _failed(error: KafkaError) -> None:
     print(error.str(), file=sys.stderr)
 
 
-def echo(bootstrap: str) -> None:
-    """Send back whatever comes, until stopped."""
+def run_echo_server(bootstrap: str) -> None:
+    """Send every record back, until stopped."""
     consumer = stoplog.kafka.clients.worker_consumer(bootstrap, "echo")
     producer = stoplog.kafka.clients.reply_producer(bootstrap, _TIMEOUT_MS)
-    _read(consumer, _OUT)
+    _read_from_end(consumer, _OUT)
     say("ready")
     while True:
         for message in drain(consumer, _DRAIN, 1.0):
@@ -71,37 +71,37 @@ def echo(bootstrap: str) -> None:
         producer.poll(0)
 
 
-def call(bootstrap: str) -> None:
-    """Carry out orders: ``partitions`` in flight, ``size`` checks in each record."""
+def run_echo_caller(bootstrap: str) -> None:
+    """Carry out orders: a record of ``size`` checks in flight in each of ``partitions``."""
     consumer = stoplog.kafka.clients.sdk_consumer(bootstrap)
     producer = stoplog.kafka.clients.check_producer(bootstrap, _TIMEOUT_MS, _failed)
-    _read(consumer, _IN)
+    _read_from_end(consumer, _IN)
 
     def run(order: dict[str, Any]) -> dict[str, Any]:
         watch = Stopwatch(order["warmup_s"], order["seconds"])
         size = order["size"]
         value = b"x" * (_BYTES * size)
-        asked = [0.0] * PARTITIONS
+        sent_at = [0.0] * PARTITIONS
 
-        def ask(partition: int) -> None:
-            asked[partition] = perf_counter()
+        def send(partition: int) -> None:
+            sent_at[partition] = perf_counter()
             producer.produce(_OUT, value, partition=partition)
 
         for partition in range(order["partitions"]):
-            ask(partition)
-        flying = order["partitions"]
-        while flying:
+            send(partition)
+        in_flight = order["partitions"]
+        while in_flight:
             for message in drain(consumer, _DRAIN, 10.0):
                 partition = _partition(message)
-                if watch.done(size, asked[partition]):
-                    ask(partition)
+                if watch.done(size, sent_at[partition]):
+                    send(partition)
                 else:
-                    flying -= 1
+                    in_flight -= 1
             producer.poll(0)
         return watch.figures()
 
-    serve(run)
+    carry_out_orders(run)
 
 
 if __name__ == "__main__":
-    {"serve": echo, "call": call}[sys.argv[1]](sys.argv[2])
+    {"server": run_echo_server, "caller": run_echo_caller}[sys.argv[1]](sys.argv[2])

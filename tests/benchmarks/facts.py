@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine and the versions that a run was measured on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.broker import CHECKOUT
 
 
 def machine_facts() -> dict[str, str]:
-    """Machine, load, versions and commit, for whoever compares."""
+    """Return machine, load, versions and commit, so that a reader can compare runs."""
     load = os.getloadavg()
     return {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -1,8 +1,8 @@
-"""What a check costs a worker, without Kafka: batches through the real :class:`Partition` and RocksDB.
+"""The cost of a check at a worker, without Kafka: batches through the real :class:`Partition` and RocksDB.
 
-``python -m tests.benchmarks.judge 8000 1000000`` prints a line for each number of clients. All that lies
-between the bytes of a record and those of its reply is in the figures: decoding, judging, encoding, metrics,
-flushing, RocksDB and its background threads; librdkafka is not.
+``python -m tests.benchmarks.judge 8000 1000000`` prints a line for each number of clients. The figures
+contain everything between the bytes of a record and those of its reply: decoding, judging, encoding, metrics,
+checkpoints, RocksDB and its background threads. They do not contain librdkafka.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ BATCH = 100
 LIMITS = "1000/minute"
 START = 1_764_000_000_000
 RECORDS_A_FLUSH = 40
-"""Of one partition: as 16,000 checks/s flushed four times a second. A worker waits longer."""
+"""Records of one partition between two checkpoints. A worker waits longer."""
 
 
-class Result(NamedTuple):
-    """Figures of one run; microseconds of CPU are of all threads."""
+class JudgeResult(NamedTuple):
+    """Figures of one run. Microseconds are CPU time per check."""
 
     clients: int
     checks: int
@@ -51,8 +51,8 @@ class Result(NamedTuple):
     disk_bytes_a_client: float
 
 
-class Instant:
-    """Producers whose changelog writes are acknowledged at the next poll."""
+class InstantProducers:
+    """Fake producers: changelog records are acknowledged at the next poll, all others are dropped."""
 
     def __init__(self) -> None:
         self.changelogs = dict.fromkeys(TABLES, "")
@@ -60,7 +60,7 @@ class Instant:
         self._waiting: list[Any] = []
 
     def reply(self, partition: int, value: bytes) -> None:
-        """Gone."""
+        """Drop the reply."""
 
     def write_changelog(self, partition: int, table: str, key: bytes, value: bytes, delivered: Any) -> None:
         place = table, partition
@@ -68,19 +68,19 @@ class Instant:
         self._next[place] += 1
 
     def relay_update(self, partition: int, value: bytes, delivered: Any) -> None:
-        """There are none."""
+        """Do nothing: there are no updates."""
 
     def truncate_changelog(self, table: str, partition: int, offset: int) -> None:
-        """It is none that takes room."""
+        """Do nothing: there is no changelog to truncate."""
 
     def poll(self) -> None:
         waiting, self._waiting = self._waiting, []
         for delivered, offset in waiting:
-            delivered(None, Message(offset, b""))
+            delivered(None, FakeMessage(offset, b""))
 
 
-class Message:
-    """As librdkafka hands records over."""
+class FakeMessage:
+    """A consumed record, with the methods of librdkafka's."""
 
     def __init__(self, offset: int, value: bytes) -> None:
         self._offset, self._value = offset, value
@@ -95,11 +95,11 @@ class Message:
         return 2, START + self._offset * 6
 
 
-def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: int = 200_000) -> Result:
-    """Judge *checks* of *clients*, drawn uniformly, all of them stored already."""
+def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: int = 200_000) -> JudgeResult:
+    """Judge *checks* of *clients*, drawn uniformly. All clients have a stored state."""
     gc.set_threshold(*GC_THRESHOLDS)
     settings = Settings(cached_clients=cached)
-    producers: Any = Instant()
+    producers: Any = InstantProducers()
     metrics = Metrics()
     rocks = RocksDbFactory(settings.store_memory_mb << 20)
     stores = [
@@ -115,14 +115,14 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
     peak = 0
     done = 0
     began = time.process_time()
-    made = 0.0
+    encoding = 0.0
     while done < checks:
         t = time.thread_time()
         records = list(batches(draw, clients, RECORDS_A_FLUSH * PARTITIONS))
-        made += time.thread_time() - t
+        encoding += time.thread_time() - t
         t = time.thread_time()
         for partition, value in records:
-            owned[partition].take(Message(offset, value))
+            owned[partition].take(FakeMessage(offset, value))
             offset += 1
         judging += time.thread_time() - t
         t = time.thread_time()
@@ -133,18 +133,18 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
         flushing += time.thread_time() - t
         done += len(records) * BATCH
         peak = max(peak, process.memory_info().rss)
-    total = time.process_time() - began - made
+    total = time.process_time() - began - encoding
     for store in stores:
         store.close()
     disk = sum(file.stat().st_size for file in folder.rglob("*.sst"))
     judging, flushing, background = (
         seconds / done * 1e6 for seconds in (judging, flushing, total - judging - flushing)
     )
-    return Result(clients, done, judging, flushing, background, peak / 1e6, disk / clients)
+    return JudgeResult(clients, done, judging, flushing, background, peak / 1e6, disk / clients)
 
 
 def batches(draw: random.Random, clients: int, count: int) -> Iterator[tuple[int, bytes]]:
-    """Encoded batches of clients of one partition each."""
+    """Yield partition and bytes of *count* batches."""
     waiting: list[list[Check]] = [[] for _ in range(PARTITIONS)]
     while count:
         client = name(draw.randrange(clients))
@@ -161,13 +161,13 @@ def name(number: int) -> str:
 
 
 def populate(stores: list[PartitionStore], clients: int) -> None:
-    """A charge of each client in the minute before, in the order in which they came."""
+    """Store one charge of each client, within the last minute."""
     tails = [charged(START - age) for age in range(0, 50_000, 1_000)]
     chunk = 50_000
     for start in range(0, clients, chunk):
         entries: list[list[tuple[bytes, bytes]]] = [[] for _ in stores]
         for number in range(start, min(start + chunk, clients)):
-            # A bijection that scatters them.
+            # A bijection that scatters the clients.
             client = name(number * 7_368_787 % clients if clients % 7_368_787 else number)
             position = number // BATCH << 16 | number % BATCH
             value = FORMAT + position.to_bytes(8) + tails[number % len(tails)]
@@ -177,7 +177,7 @@ def populate(stores: list[PartitionStore], clients: int) -> None:
 
 
 def charged(at_ms: int) -> bytes:
-    """An encoded state with one charge, less what comes first: format and position."""
+    """Return an encoded state with one charge, without its first bytes (format and position)."""
     window = Window(60_000)
     window.charge(at_ms, 1)
     return encode_state(State(0, {60_000: window}))[9:]

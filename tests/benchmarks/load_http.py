@@ -1,4 +1,4 @@
-"""Load through HTTP: wrk, which takes 5 to 20 microseconds a request where a server in Python takes 50."""
+"""Load over HTTP: wrk, which uses less CPU per request than the servers that it measures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.benchmarks.cpu import Meter
-from tests.benchmarks.loader import LoadFailed
+from tests.benchmarks.loader import LoadGeneratorFailed
 
 MISSING: Final = "wrk is not on the PATH: install it (Debian: apt-get install wrk)"
 _SCRIPT: Final = Path(__file__).with_name("wrk.lua")
@@ -18,7 +18,7 @@ _CHECK: Final = ('{"client_id":"', '"}')
 
 
 def wrk_missing() -> str | None:
-    """Why there can be no load through HTTP; ``None``: there can."""
+    """Return why there can be no load over HTTP; ``None`` if there can."""
     return None if shutil.which("wrk") else MISSING
 
 
@@ -34,21 +34,21 @@ def drive(
     size: int = 1,
     check: tuple[str, str] = _CHECK,
 ) -> dict[str, Any]:
-    """Have wrk ask as fast as answers come, one request at a time on each connection.
+    """Run wrk: each connection sends its next request as soon as it has the response.
 
     Args:
-        url: What to POST to.
+        url: URL of the POST requests.
         meter: Runs while wrk does.
-        connections: Kept open.
-        seconds: Whole seconds.
-        seed: Of the clients' sequence.
-        clients: How many there are.
+        connections: Number of open connections.
+        seconds: Duration, in whole seconds.
+        seed: Seed of the sequence of clients.
+        clients: Number of clients.
         distribution: ``uniform`` or ``zipf``.
-        size: Checks a request; more than one makes a list.
-        check: What stands in a check before and after the client's id.
+        size: Checks per request; more than one are sent as a list.
+        check: Text of a check before and after the client's id.
 
     Raises:
-        LoadFailed: wrk failed, or an answer was not a success.
+        LoadGeneratorFailed: wrk failed, or a response was not a success.
     """
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(_SCRIPT), url]
     arguments = [str(clients), distribution, str(size), str(seed), *check]
@@ -57,14 +57,14 @@ def drive(
         [*command, "--", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as wrk:
         assert wrk.stdout is not None
-        said = wrk.stdout.read()
+        output = wrk.stdout.read()
         _, status, usage = os.wait4(wrk.pid, 0)
         wrk.returncode = os.waitstatus_to_exitcode(status)
     meter.end()
     if wrk.returncode:
-        raise LoadFailed(f"wrk ended with status {wrk.returncode}: {said}")
-    figures: dict[str, Any] = json.loads(said.splitlines()[-1])
+        raise LoadGeneratorFailed(f"wrk ended with status {wrk.returncode}: {output}")
+    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
     if errors := figures.pop("errors"):
-        raise LoadFailed(f"{errors} requests to {url} failed")
+        raise LoadGeneratorFailed(f"{errors} requests to {url} failed")
     checks = figures.pop("requests") * size
     return {**figures, "checks": checks, "load_cpu_s": usage.ru_utime + usage.ru_stime}

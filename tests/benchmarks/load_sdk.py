@@ -1,9 +1,9 @@
-"""Load through the SDK: a process with a Limiter in it and any number of callers in its event loop.
+"""Load through the SDK: a process with a Limiter, and any number of callers in its event loop.
 
-``check``: each caller asks, waits for the answer, and asks again. ``publish``: nobody waits; in each turn of
-the event loop each caller publishes one check, or, without callers, as many are published as make batches of
-100 in every partition; as fast as it goes, or at a rate. Every so often the worker is waited for, by a check
-in each partition, so that what is counted is what was judged.
+In mode ``check``, each caller sends a check, waits for the answer, and sends the next. In mode ``publish``,
+no caller waits. In each turn of the event loop each caller publishes one check. Without callers, each turn
+publishes batches of 100 in every partition. Checks are published at a rate, or as fast as possible. From time
+to time a check in each partition waits for the worker, so that only judged checks are counted.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ import uvloop
 from stoplog import Check, Limiter
 from stoplog.partitioning import partition_of
 from stoplog.topics import CHECKS, load_topics
-from tests.benchmarks.clients import client_id, picker
+from tests.benchmarks.client_ids import client_id, picker
 from tests.benchmarks.orders import Stopwatch, orders, say
 
 BATCH: Final = 100
-"""Checks a partition in each turn of ``publish``."""
+"""Checks per partition in each turn of ``publish``."""
 
 _LOT: Final = 10 * BATCH
-"""Checks a partition between two waits for the worker."""
+"""Checks per partition between two waits for the worker."""
 
 _PATIENT_MS: Final = 30_000
-"""The deadline: what is slow shall show as slow, not as let through."""
+"""The deadline: a slow check shall be reported as slow, and not fail open."""
 
 
 async def main(bootstrap: str, topics: str) -> None:
-    """Carry out orders until there are no more."""
+    """Carry out orders until standard input ends."""
     partitions = load_topics(Path(topics))[CHECKS].partitions
     async with Limiter(bootstrap, topics=topics, deadline_ms=_PATIENT_MS) as limiter:
-        while not await limiter.ready():  # noqa: ASYNC110 - it is a probe's question, not an event
+        while not await limiter.ready():  # noqa: ASYNC110 - readiness is probed, there is no event
             await asyncio.sleep(0.05)
         say("ready")
         given = orders()
         while (order := await asyncio.to_thread(next, given, None)) is not None:
             before = limiter.metrics.failed_open
             figures = await _carry_out(limiter, order, partitions)
-            say(json.dumps({**figures, "let_through": limiter.metrics.failed_open - before}))
+            say(json.dumps({**figures, "failed_open": limiter.metrics.failed_open - before}))
 
 
 async def _carry_out(limiter: Limiter, order: dict[str, Any], partitions: int) -> dict[str, Any]:
@@ -69,9 +69,9 @@ async def _carry_out(limiter: Limiter, order: dict[str, Any], partitions: int) -
 async def _call(limiter: Limiter, watch: Stopwatch, pick: Callable[[], int]) -> None:
     going = True
     while going:
-        asked = perf_counter()
+        sent_at = perf_counter()
         await limiter.check(client_id(pick()))
-        going = watch.done(1, asked)
+        going = watch.done(1, sent_at)
 
 
 async def _publish(
@@ -83,7 +83,7 @@ async def _publish(
     turns: int,
     pause_s: float,
 ) -> None:
-    """Publish *turns* of *turn* checks and have them judged, the next lot being published meanwhile."""
+    """Publish *turns* of *turn* checks, and publish the next ones while the worker judges them."""
     due = perf_counter()
     judged: asyncio.Future[Any] | None = None
     going = True
@@ -102,7 +102,7 @@ async def _publish(
 
 
 def _within(among: list[int], partitions: int, pick: Callable[[], int]) -> Callable[[], str]:
-    """Ids of clients whose partition is one of *among*."""
+    """Return a function that returns ids of clients whose partition is one of *among*."""
     if len(among) == partitions:
         return lambda: client_id(pick())
 

@@ -1,4 +1,4 @@
-"""A load process, as the one who gives it orders sees it."""
+"""A load process, seen from the process that gives it orders."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tests.benchmarks.cpu import Meter
 from tests.support.broker import CHECKOUT
 
 _PATIENCE_S: Final = 600.0
-"""Longest that an order may take; filling 10,000,000 clients takes minutes."""
+"""Seconds that an order may take. Storing 10,000,000 clients takes minutes."""
 
 
-class LoadFailed(Exception):
-    """A load generator did not do its work; the text says what it said."""
+class LoadGeneratorFailed(Exception):
+    """A load generator failed. The text contains its output."""
 
 
 class Loader:
-    """A process that runs :func:`tests.benchmarks.orders.serve`; a context manager.
+    """A process that runs :func:`tests.benchmarks.orders.carry_out_orders`; a context manager.
 
     Args:
         command: Program and arguments.
-        log: File for what it says beside its answers.
-        env: Its whole environment; ``None``: this one's.
+        log: File for its standard error.
+        env: Its whole environment; ``None`` inherits this process's.
     """
 
     def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         self._log = log
-        self._said = b""  # and not yet read as a line
+        self._unread = b""
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 command,
@@ -46,7 +46,7 @@ class Loader:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Return its process id."""
         return self._process.pid
 
     def __enter__(self) -> Loader:
@@ -65,10 +65,10 @@ class Loader:
         self._process.stdout.close()
 
     def run(self, meter: Meter, **order: Any) -> dict[str, Any]:
-        """Give an order; *meter* runs during its measured window.
+        """Give an order, and run *meter* during its measured window.
 
         Raises:
-            LoadFailed: it ended, or took too long.
+            LoadGeneratorFailed: The process ended, or took too long.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -81,17 +81,18 @@ class Loader:
 
     def _expect(self, word: str) -> None:
         if (line := self._line()) != word:
-            raise LoadFailed(f"expected {word!r}, got {line!r}; see {self._log}")
+            raise LoadGeneratorFailed(f"expected {word!r}, got {line!r}; see {self._log}")
 
     def _line(self) -> str:
         assert self._process.stdout is not None
-        said = self._process.stdout.fileno()
-        while b"\n" not in self._said:
-            if not select([said], [], [], _PATIENCE_S)[0]:
-                raise LoadFailed(f"no word for {_PATIENCE_S:g} s; see {self._log}")
-            chunk = os.read(said, 65_536)
+        stdout = self._process.stdout.fileno()
+        while b"\n" not in self._unread:
+            if not select([stdout], [], [], _PATIENCE_S)[0]:
+                raise LoadGeneratorFailed(f"no output for {_PATIENCE_S:g} s; see {self._log}")
+            chunk = os.read(stdout, 65_536)
             if not chunk:
-                raise LoadFailed(f"it ended: {self._log.read_text(errors='replace')[-2_000:]}")
-            self._said += chunk
-        line, _, self._said = self._said.partition(b"\n")
+                log = self._log.read_text(errors="replace")[-2_000:]
+                raise LoadGeneratorFailed(f"the load process ended: {log}")
+            self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\n")
         return line.decode()

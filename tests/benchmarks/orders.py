@@ -1,7 +1,8 @@
-"""Inside a load process: it is told what to do, a line of JSON at a time, and says how it went.
+"""The inside of a load process: it reads orders, one line of JSON each, and prints the figures of each.
 
-Standard library only: peers' environments import it too. It answers an order by three lines: ``begin``
-and ``end`` when its window does, so that whoever gave the order can read the servers' CPU, then the figures.
+Standard library only: the peers' environment imports it too. The process answers an order with three lines:
+``begin`` and ``end``, when its window begins and ends, and the figures. At the first two, the process that
+gave the order reads the servers' CPU time.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ class Stopwatch:
 
     Args:
         warmup_s: Seconds before the window.
-        seconds: Its length.
-        checks: End it after so many checks instead.
+        seconds: Length of the window.
+        checks: End the window after so many checks instead.
     """
 
     def __init__(self, warmup_s: float, seconds: float, checks: int | None = None) -> None:
@@ -32,8 +33,8 @@ class Stopwatch:
         self._latencies: list[float] = []
         self._checks = 0
 
-    def done(self, checks: int, asked: float | None = None) -> bool:
-        """*checks* are answered that were asked at *asked*; returns whether to go on."""
+    def done(self, checks: int, sent_at: float | None = None) -> bool:
+        """Count *checks* answers to checks that were sent at *sent_at*; return whether to go on."""
         now = perf_counter()
         if self._ended is not None:
             return False
@@ -45,8 +46,8 @@ class Stopwatch:
             say("begin")
             return True
         self._checks += checks
-        if asked is not None:
-            self._latencies.append(now - asked)
+        if sent_at is not None:
+            self._latencies.append(now - sent_at)
         if now - self._began < self._seconds and self._checks < self._enough:
             return True
         self._ended = now
@@ -55,7 +56,7 @@ class Stopwatch:
         return False
 
     def figures(self) -> dict[str, Any]:
-        """What the window gave."""
+        """Return the figures of the window."""
         assert self._began is not None
         assert self._ended is not None
         figures = {"checks": self._checks, "seconds": self._ended - self._began, "load_cpu_s": self._cpu}
@@ -67,7 +68,7 @@ class Stopwatch:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least *share* (0 to 1) of *ordered* do not exceed.
+    """Return the smallest value that at least *share* (0 to 1) of *ordered* do not exceed.
 
     >>> percentile([1.0, 2.0, 3.0, 4.0], 0.5)
     2.0
@@ -77,18 +78,18 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def orders() -> Iterator[dict[str, Any]]:
-    """Orders, until standard input is closed."""
+    """Yield orders until standard input ends."""
     for line in iter(sys.stdin.readline, ""):
         yield json.loads(line)
 
 
-def serve(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Carry out orders until there are no more."""
+def carry_out_orders(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Carry out orders until standard input ends."""
     say("ready")
     for order in orders():
         say(json.dumps(run(order)))
 
 
 def say(line: str) -> None:
-    """One line to whoever gives the orders."""
+    """Print one line for the process that gives the orders."""
     print(line, flush=True)

@@ -1,35 +1,36 @@
-"""How much is measured: quick in three minutes, full in what it takes."""
+"""How much a run measures: the quick plan takes three minutes, the full one half an hour."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-CLIENTS: Final = 10_000
-"""Clients of all rows that do not say otherwise."""
+CLIENT_COUNT: Final = 10_000
+"""Number of clients of all rows that do not state another."""
 
 CALLERS: Final = (1, 32, 128, 512)
 PARTITIONS: Final = (1, 2, 4, 16)
 PARTITION_CALLERS: Final = (32, 512)
-"""Callers of the systems of :data:`PARTITIONS`: a light load and a heavy one."""
+"""Numbers of callers of the systems of :data:`PARTITIONS`: a light load and a heavy one."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one run does.
+class BenchPlan:
+    """The extent of one run.
 
     Attributes:
         name: ``quick`` or ``full``.
-        rounds: Measured rounds; one more before them is discarded.
-        seconds: Of each measured window; whole, since wrk counts in whole seconds. In a window as long as a
-            worker's flush interval each partition is flushed once, or more often; a shorter one sees less.
-        warmup_s: Of a load process before its window.
-        warm_broker_s: Of load on a system just started, before anything is measured on it.
-        clients: Numbers of clients; each has a system of its own, filled with them before it is measured.
-        peer_connections: Of the peers' HTTP servers.
-        hot_window_s: Window of the hot client's limit, which is measured for as long.
-        full: Whether lists and published checks come from all :data:`CALLERS`, and systems of several
-            partitions, of 2 workers, and recovery are measured too.
+        rounds: Measured rounds. One more before them is discarded.
+        seconds: Length of each measured window, in whole seconds as wrk needs them. A window as long as the
+            workers' checkpoint interval contains a checkpoint of each partition. A shorter one may not.
+        warmup_s: Seconds of load of a load process before its window.
+        warm_broker_s: Seconds of load on a new system before its first measurement.
+        clients: Numbers of clients. Each has a system of its own, which stores all of them before it is
+            measured.
+        peer_connections: Numbers of connections to the peers' HTTP servers.
+        hot_window_s: Seconds of the window of the hot client's limit, and of its measurement.
+        full: Whether to measure lists and published checks with all :data:`CALLERS`, systems of several
+            partitions and of 2 workers, and recovery.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Plan:
     full: bool
 
 
-QUICK: Final = Plan(
+QUICK: Final = BenchPlan(
     "quick",
     rounds=3,
     seconds=1,
@@ -54,7 +55,7 @@ QUICK: Final = Plan(
     hot_window_s=10,
     full=False,
 )
-FULL: Final = Plan(
+FULL: Final = BenchPlan(
     "full",
     rounds=3,
     seconds=5,

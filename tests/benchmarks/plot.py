@@ -1,4 +1,4 @@
-"""``plot.py <run.json> <plot.png>``: CPU and latency by callers. In the peers' environment."""
+"""``plot.py <run.json> <plot.png>``: plot CPU and latency by callers. Runs in the peers' environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LINES: Final = {
 
 
 def main(measured: Path, picture: Path) -> None:
-    """Draw what callers cost, how long they wait, and which part takes how much."""
+    """Draw the CPU per check, the latency, and the CPU of each part, by number of callers."""
     results = {result["key"]: result for result in json.loads(measured.read_text())["results"]}
     figure, (cost, wait, parts) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     for way, name in _LINES.items():
@@ -34,7 +34,7 @@ def main(measured: Path, picture: Path) -> None:
         wait.plot(
             callers, [_middle(result, lambda s: s["p99_ms"]) for result in found], marker="o", label=name
         )
-    _label(cost, "CPU of a check, all servers", "µs")
+    _label(cost, "CPU per check, all servers", "µs")
     _label(wait, "p99", "ms")
     _bars(parts, [results[f"http-{n}"] for n in _CALLERS if f"http-{n}" in results])
     figure.savefig(picture, dpi=120)
@@ -47,9 +47,9 @@ def _bars(axes: Axes, found: list[dict[str, Any]]) -> None:
         heights = [_middle(r, lambda s, p=part: s["cpu_s"][p] / s["checks"] * 1e6) for r in found]
         axes.bar(names, heights, bottom=below, label=part)
         below = [low + height for low, height in zip(below, heights, strict=True)]
-    axes.set_title("HTTP one by one: where the CPU goes")
+    axes.set_title("HTTP, single checks: where the CPU goes")
     axes.set_xlabel("connections")
-    axes.set_ylabel("µs a check")
+    axes.set_ylabel("µs per check")
     axes.legend()
 
 

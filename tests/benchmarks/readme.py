@@ -1,7 +1,7 @@
-"""``python -m tests.benchmarks.readme <run.json>``: write a benchmark run into README.md and docs/benchmarks.md.
+"""``python -m tests.benchmarks.readme <run.json>``: write a run into README.md and docs/benchmarks.md.
 
-The README gets the short table; docs/benchmarks.md gets all rows and the growth tables. Both files keep their prose:
-only the text between a pair of markers is replaced.
+The README gets the short table; docs/benchmarks.md gets all rows and the growth tables. Both files keep their
+prose: only the text between a pair of markers is replaced.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def short_table(run: Run) -> str:
             result.median(lambda sample: sample.p99_ms),
             result.cpu_us(),
         )
-        if result.undecided:
-            name += f" ({short(result.undecided)} % failed open)"
+        if result.failed_open:
+            name += f" ({short(result.failed_open)} % failed open)"
         shown = ["" if figure is None else short(figure) for figure in figures]
         rows.append((name, str(result.callers), *shown))
     rule = (":--", *["--:"] * (len(_COLUMNS) - 1))

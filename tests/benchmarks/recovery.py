@@ -1,8 +1,9 @@
-"""How fast changelogs become state: a wiped disk restored, and a standby that has to catch up.
+"""How fast a worker restores changelogs: to an empty disk, and at a standby that catches up.
 
-``python -m tests.benchmarks.recovery 1000000`` writes that many clients' states to the counters' changelog of
-a broker of its own, has a worker's :class:`~stoplog_worker.restore.restorer.Restorer` restore all partitions into an empty
-RocksDB, writes every client once more, and has the restorer follow. Prints the changelog records a second.
+``python -m tests.benchmarks.recovery 1000000`` starts a broker and writes the states of that many clients to
+the counters' changelog. A worker's :class:`~stoplog_worker.restore.restorer.Restorer` restores all partitions
+into an empty RocksDB. Every client is then written once more, and the restorer follows as a standby. The
+program prints the changelog records per second of both.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MEMORY = 256 << 20
 
 
 class Speed(NamedTuple):
-    """Changelog records, and the seconds and this process's CPU seconds that they took."""
+    """Changelog records, with the seconds and this process's CPU seconds to restore them."""
 
     records: int
     seconds: float
@@ -48,7 +49,7 @@ class Speed(NamedTuple):
 
 
 class Changelog:
-    """Writes the states of all clients, and a marker in every partition."""
+    """A writer of the states of all clients, and of a marker in every partition."""
 
     def __init__(self, bootstrap: str, clients: int) -> None:
         self._producer = Producer(
@@ -58,7 +59,7 @@ class Changelog:
         self._position = 0
 
     def write(self) -> None:
-        """Each client once."""
+        """Write each client once."""
         self._position += 1 << POSITION_BITS
         for number in range(self._clients):
             client = f"client-{number}"
@@ -84,7 +85,7 @@ class Changelog:
 
 
 def measure(clients: int, folder: Path) -> tuple[Speed, Speed]:
-    """Restore *clients* states into *folder*, then follow as many again."""
+    """Restore *clients* states into *folder*, then follow while as many are written again."""
     rocks = RocksDbFactory(MEMORY)
     restored: queue.SimpleQueue[Restored] = queue.SimpleQueue()
     failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()

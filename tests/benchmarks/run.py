@@ -1,7 +1,7 @@
-"""``make bench``: measure, print the table, write it as JSON and a plot.
+"""``make bench``: measure, print the table, and write the run as JSON and as a plot.
 
-``python -m tests.benchmarks.run [--full]``. Peers' programs are fetched into a cache folder at the first
-run, which takes some minutes more.
+``python -m tests.benchmarks.run [--full]``. The first run downloads the peers' programs into a cache
+directory, which takes some minutes more.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from typing import Final, NoReturn
 import msgspec
 from rich.console import Console
 
-from tests.benchmarks.bench import Bench
+from tests.benchmarks.context import BenchContext
 from tests.benchmarks.facts import machine_facts
 from tests.benchmarks.growth import growth_markdown
-from tests.benchmarks.peers.environment import Missing, peers_python, throttlecrab_server
-from tests.benchmarks.plan import FULL, QUICK, Plan
+from tests.benchmarks.peers.environment import PeerMissing, peers_python, throttlecrab_server
+from tests.benchmarks.plan import FULL, QUICK, BenchPlan
 from tests.benchmarks.samples import Run
-from tests.benchmarks.stages import callers, clients, growth, hot, recovery
+from tests.benchmarks.stages import callers, client_counts, hot, recovery, scaling
 from tests.benchmarks.table import rich_table
 from tests.support.broker import CHECKOUT
 
-_FOLDER: Final = CHECKOUT / "build" / "bench"
+_OUTPUT_FOLDER: Final = CHECKOUT / "build" / "bench"
 _WIDTH: Final = 200
-"""Columns of a terminal that does not say how wide it is."""
+"""Columns of the output if it does not go to a terminal."""
 
-err: Final = Console(stderr=True)
+stderr_console: Final = Console(stderr=True)
 
 
-def main(plan: Plan) -> None:
-    """Run *plan*."""
-    signal.signal(signal.SIGTERM, _interrupted)  # what was started is stopped all the same
+def main(plan: BenchPlan) -> None:
+    """Measure all stages of *plan*."""
+    signal.signal(signal.SIGTERM, _interrupted)  # so that all started processes are stopped
     _prepare()
     facts, began = machine_facts(), time.monotonic()
 
     def say(what: str) -> None:
-        err.print(f"[dim]{time.monotonic() - began:4.0f} s[/] {what}", highlight=False)
+        stderr_console.print(f"[dim]{time.monotonic() - began:4.0f} s[/] {what}", highlight=False)
 
     with TemporaryDirectory(prefix="stoplog-bench-") as folder, ExitStack() as stack:
-        bench = Bench(plan, Path(folder), stack, say)
+        bench = BenchContext(plan, Path(folder), stack, say)
         callers.run(bench)
         hot.run(bench)
         if plan.full:
-            growth.partitions(bench)
-            growth.workers(bench)
+            scaling.partitions(bench)
+            scaling.workers(bench)
             recovery.run(bench)
-        clients.run(bench)
+        client_counts.run(bench)
         say("stopping")
     run = Run(
         facts=facts,
@@ -69,7 +69,7 @@ def main(plan: Plan) -> None:
     console.print(rich_table(run))
     if plan.full:
         console.print(growth_markdown(run), highlight=False, markup=False)
-    _write(run, _FOLDER / f"{plan.name}.json")
+    _write(run, _OUTPUT_FOLDER / f"{plan.name}.json")
 
 
 def _interrupted(_: int, __: FrameType | None) -> NoReturn:
@@ -77,26 +77,26 @@ def _interrupted(_: int, __: FrameType | None) -> NoReturn:
 
 
 def _prepare() -> None:
-    """Fetch what comes from registries before anything is measured; rows say what is missing."""
+    """Download the peers' programs before anything is measured. The table names the missing ones."""
     for fetch in (peers_python, throttlecrab_server):
-        err.print(f"[dim]{fetch.__name__}: ready, or fetched once (minutes)", highlight=False)
+        stderr_console.print(f"[dim]{fetch.__name__}: ready, or fetched once (minutes)", highlight=False)
         try:
             fetch()
-        except Missing as exc:
-            err.print(str(exc), highlight=False, markup=False)
+        except PeerMissing as exc:
+            stderr_console.print(str(exc), highlight=False, markup=False)
 
 
 def _write(run: Run, file: Path) -> None:
-    """JSON, and the plot beside it."""
+    """Write the run as JSON, and the plot beside it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
     picture = file.with_suffix(".png")
     try:
         plot = [peers_python(), "-m", "tests.benchmarks.plot", str(file), str(picture)]
         subprocess.run(plot, cwd=CHECKOUT, check=True, timeout=120)
-    except Missing as exc:
-        err.print(f"no plot: {exc}", highlight=False)
-    err.print(
+    except PeerMissing as exc:
+        stderr_console.print(f"no plot: {exc}", highlight=False)
+    stderr_console.print(
         f"written: {file} and {picture.name}; `make bench-readme` puts it into README and docs",
         highlight=False,
     )

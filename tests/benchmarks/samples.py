@@ -1,4 +1,4 @@
-"""What one run of one case gave, and what several runs say together. Pure."""
+"""The figures of one run of a case, and medians and ratios of several runs. No I/O."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One run: what was done in the measured window, and what it took.
+    """The figures of one measured window.
 
-    ``cpu_s`` and ``rss_mb`` are by part: gateway, worker, broker; a peer's is server. ``load_cpu_s`` is the
-    generator's own CPU, ``None`` where that is a part of what is measured (the SDK). Latencies are ``None``
-    where nobody waits.
+    ``cpu_s`` and ``rss_mb`` are by part: gateway, worker and broker, or server for a peer. ``load_cpu_s`` is
+    the load generator's own CPU time. It is ``None`` where the generator is a measured part (the SDK).
+    Latencies are ``None`` where no caller waits.
     """
 
     checks: int
@@ -24,60 +24,62 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float | None = None
     p99_ms: float | None = None
     p999_ms: float | None = None
-    let_through: int = 0
+    failed_open: int = msgspec.field(default=0, name="let_through")
+    """Checks that failed open. The name in JSON is that of older runs."""
     allowed: int | None = None
+    """Checks that were allowed; ``None`` where denials are not counted."""
     denied: int | None = None
-    """Of checks that were allowed and denied, where any were denied, ..."""
+    """Checks that were denied, by the worker or by the deny cache."""
     denied_by_worker: int | None = None
-    """... these by the worker: the rest of the denials came from the deny cache."""
+    """Checks that the worker denied."""
     times_limit: float | None = None
-    """What was asked, as a multiple of what the limit allows in as long a time."""
+    """The checks as a multiple of those that the limit allows in the same time."""
     idle_cpu_s: float | None = None
-    """What the same processes took in as long a time without load."""
+    """CPU seconds of the same processes in the same time without load."""
 
     @property
     def rate(self) -> float:
-        """Checks a second."""
+        """Return the checks per second."""
         return self.checks / self.seconds
 
     def cpu_us(self, part: str) -> float | None:
-        """CPU microseconds a check of *part*; ``together``: of all servers."""
-        if part == "together":
+        """Return the CPU microseconds per check of *part*, or of all servers if *part* is ``total``."""
+        if part == "total":
             return sum(self.cpu_s.values()) / self.checks * 1e6
         return self.cpu_s[part] / self.checks * 1e6 if part in self.cpu_s else None
 
     @property
     def rate_per_core(self) -> float:
-        """Checks that one core of the gateway does in a second."""
+        """Return the checks per second of one core of the gateway."""
         return self.checks / self.cpu_s["gateway"]
 
     @property
     def worker_share(self) -> float | None:
-        """Percent of the denials that the worker gave."""
+        """Return the percentage of the denials that came from the worker."""
         return None if not self.denied else 100 * (self.denied_by_worker or 0) / self.denied
 
     @property
     def reached_worker(self) -> float | None:
-        """Percent of the checks that the worker judged: those that the limit allows, and its denials."""
+        """Return the percentage of the checks that the worker judged: all allowed ones, and its denials."""
         if self.allowed is None or not self.denied:
             return None
         return 100 * (self.allowed + (self.denied_by_worker or 0)) / (self.allowed + self.denied)
 
     @property
     def following_us(self) -> float | None:
-        """CPU microseconds a check of a standby, less what it takes when there is nothing to follow."""
+        """Return the CPU microseconds per check of a standby, less those of an idle standby."""
         if self.idle_cpu_s is None:
             return None
         return (self.cpu_s["worker"] - self.idle_cpu_s) / self.checks * 1e6
 
     @property
     def load_us(self) -> float | None:
-        """CPU microseconds a check of the load generator."""
+        """Return the CPU microseconds per check of the load generator."""
         return None if self.load_cpu_s is None else self.load_cpu_s / self.checks * 1e6
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """A case and its samples, one a round."""
+    """A case and its samples, one per round."""
 
     key: str
     stage: str
@@ -86,22 +88,22 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     samples: list[Sample]
 
     def median(self, of: Callable[[Sample], float | None]) -> float | None:
-        """The median of a figure over the rounds; ``None`` if there is none in any."""
+        """Return the median of a figure over the rounds; ``None`` if no round has it."""
         return median_of(of(sample) for sample in self.samples)
 
     @property
-    def undecided(self) -> float:
-        """Percent of the checks that were let through without a decision."""
-        let_through = sum(sample.let_through for sample in self.samples)
-        return 100 * let_through / (sum(sample.checks for sample in self.samples) or 1)
+    def failed_open(self) -> float:
+        """Return the percentage of the checks that failed open."""
+        failed_open = sum(sample.failed_open for sample in self.samples)
+        return 100 * failed_open / (sum(sample.checks for sample in self.samples) or 1)
 
-    def cpu_us(self, part: str = "together") -> float | None:
-        """Median CPU microseconds a check."""
+    def cpu_us(self, part: str = "total") -> float | None:
+        """Return the median CPU microseconds per check."""
         return self.median(lambda sample: sample.cpu_us(part))
 
 
 class Skipped(msgspec.Struct, frozen=True):
-    """A case that could not be measured, and why."""
+    """A case that could not be measured, and the reason."""
 
     key: str
     what: str
@@ -109,7 +111,7 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """All of one `make bench`: what is written as JSON."""
+    """All results of one `make bench`, as they are written as JSON."""
 
     facts: dict[str, str]
     rounds: int
@@ -117,27 +119,27 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     results: list[Result]
     skipped: list[Skipped]
     disk_bytes: dict[str, float]
-    """Bytes on disk a client, by number of clients."""
+    """Bytes per client on disk, by number of clients."""
 
     def find(self, key: str) -> Result | None:
-        """The case of that key, if it was measured."""
+        """Return the result of the case *key*; ``None`` if it was not measured."""
         return next((result for result in self.results if result.key == key), None)
 
 
 def median_of(values: Iterable[float | None]) -> float | None:
-    """The median of those that are there.
+    """Return the median of the values that are not ``None``.
 
     >>> median_of([3.0, None, 1.0, 2.0])
     2.0
     """
-    there = [value for value in values if value is not None]
-    return median(there) if there else None
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def ratio(one: Result | None, other: Result | None, of: Callable[[Sample], float | None]) -> float | None:
-    """How many times *other*'s figure *one*'s is: the median over rounds of the ratio within a round.
+    """Return the figure of *one* divided by that of *other*: the median of the ratios within each round.
 
-    Both were measured within seconds of each other in each round, so what slows the machine slows both.
+    Both cases run within seconds of each other in each round, so a slow machine slows both.
     """
     if one is None or other is None:
         return None

@@ -1,4 +1,4 @@
-"""Stoplog as it is measured: the embedded broker, worker and gateway processes, as `stoplog up` starts them."""
+"""The measured system: the embedded broker, worker and gateway processes, as `stoplog up` starts them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from stoplog.topics import CHECKS, load_topics
 from tests.support.broker import CHECKOUT, home_with_jars
 from tests.support.system import Process, System
 
-_REJECTED: Final = 'stoplog_worker_checks_total{result="rejected"}'
+_REJECTED_CHECKS: Final = 'stoplog_worker_checks_total{result="rejected"}'
 
 GENEROUS: Final = "1000000/minute"
-"""The default limit of all that is measured, peers too: a denial would be cheaper than what it stands for."""
-
+"""The default limit of all cases, including the peers': a denial would be cheaper than an allowed check."""
 
 FLUSH_MS: Final[int] = Settings.model_fields["flush_interval_ms"].default
-"""A worker's interval, as it is shipped."""
+"""Default checkpoint interval of a worker, in milliseconds."""
 
 
 class Stoplog:
     """One running system.
 
     Args:
-        system: Its processes.
-        topics: Its topics file.
-        metrics: Ports of its workers' metrics.
+        system: The processes.
+        topics: The topics file.
+        metrics: Ports of the workers' metrics.
     """
 
     def __init__(self, system: System, topics: Path, metrics: list[int]) -> None:
@@ -46,32 +45,32 @@ class Stoplog:
 
     @property
     def url(self) -> str:
-        """Of its first gateway."""
+        """Return the URL of the first gateway."""
         return self.system.gateways[0].url
 
     def pids(self, gateway: int | None = 0) -> dict[str, list[int]]:
-        """Process ids by part; of one *gateway*, or of none where the load is in its place."""
+        """Return the process ids by part, with one *gateway*, or with none if the load is in its place."""
         broker = self.system.broker.pid
         assert broker is not None
         parts = {"worker": [_pid(worker) for worker in self.system.workers], "broker": [broker]}
         return parts if gateway is None else {"gateway": [_pid(self.system.gateways[gateway])], **parts}
 
     def disk_bytes(self) -> int:
-        """What the workers' tables take on disk."""
+        """Return the bytes of the workers' tables on disk."""
         folders = (self.system.folder / worker.name for worker in self.system.workers)
         files = (file for folder in folders for file in folder.rglob("*"))
         return sum(_allocated(file) for file in files)
 
-    def refused_by_workers(self) -> int:
-        """Checks that the workers themselves have denied so far."""
+    def denied_by_workers(self) -> int:
+        """Return how many checks the workers have denied so far."""
         pages = (
             httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text for port in self._metrics
         )
         lines = (line for page in pages for line in page.splitlines())
-        return sum(int(float(line.split()[1])) for line in lines if line.startswith(_REJECTED))
+        return sum(int(float(line.split()[1])) for line in lines if line.startswith(_REJECTED_CHECKS))
 
     def partitions_of(self, worker: Process) -> list[int]:
-        """The partitions that *worker* judges."""
+        """Return the partitions that *worker* judges."""
         nodes = self.system.gateways[0].report()["nodes"]
         (node,) = (node for node in nodes if node["id"].startswith(f"{worker.name}@"))
         running = (p for p, beat in node["partitions"].items() if beat["state"] == "running")
@@ -82,7 +81,7 @@ class Stoplog:
 def running_stoplog(
     *, partitions: int = 4, workers: int = 1, limits: str = GENEROUS, flush_ms: int = FLUSH_MS
 ) -> Iterator[Stoplog]:
-    """A system on free ports with a default of *limits*, ready; gone with its data afterwards."""
+    """Run a system on free ports with *limits* as its default; yield it ready, then delete its data."""
     with TemporaryDirectory(prefix="stoplog-bench-") as folder, ExitStack() as stack:
         home = home_with_jars(Path(folder, "home"))
         topics = home / "topics.yaml"

@@ -1,4 +1,4 @@
-"""The table of all rows, for a terminal and as Markdown. Pure."""
+"""The table of all rows, for a terminal and as Markdown. No I/O."""
 
 from __future__ import annotations
 
@@ -30,28 +30,27 @@ COLUMNS: Final = (
     "gateway µs",
     "worker µs",
     "broker µs",
-    "together µs",
+    "total µs",
     "load µs",
     "RSS MB",
-    "target: measured; in the same run",
+    "targets, ratios to peers, notes",
 )
 
 
 def cells(run: Run, result: Result, goals: list[Target]) -> list[str]:
-    """One row, of all columns."""
-    middle = result.median
+    """Return all columns of one row."""
     return [
-        *_asked(result),
-        _shown(middle(lambda sample: sample.p999_ms)),
-        *(_shown(result.cpu_us(part)) for part in ("gateway", "worker", "broker", "together")),
-        _shown(middle(lambda sample: sample.load_us)),
+        *_load_cells(result),
+        _cell(result.median(lambda sample: sample.p999_ms)),
+        *(_cell(result.cpu_us(part)) for part in ("gateway", "worker", "broker", "total")),
+        _cell(result.median(lambda sample: sample.load_us)),
         _memory(result),
         "; ".join([*_goals(result, goals), *against(run, result), *_notes(result)]),
     ]
 
 
 def rich_table(run: Run) -> Table:
-    """For a terminal."""
+    """Return the table for a terminal."""
     table = Table(title=title(run), caption=caption(run), title_justify="left", caption_justify="left")
     for column in COLUMNS:
         left = column in (COLUMNS[0], COLUMNS[-1])
@@ -68,7 +67,7 @@ def rich_table(run: Run) -> Table:
 
 
 def markdown(run: Run) -> str:
-    """All rows, the facts above and what is missing below."""
+    """Return all rows as Markdown, with the facts above and the notes below."""
     goals = targets(run)
     rows = _table(COLUMNS, (cells(run, result, goals) for result in run.results))
     notes = "\n\n".join(wrapped(note) for note in caption(run).splitlines())
@@ -81,38 +80,38 @@ def wrapped(text: str) -> str:
 
 
 def title(run: Run) -> str:
-    """What it was measured on."""
+    """Return the machine and the versions that *run* was measured on."""
     return " · ".join(f"{name}: {value}" for name, value in run.facts.items())
 
 
 def caption(run: Run) -> str:
-    """How to read it, and what could not be measured."""
-    said = [
+    """Return how to read the table, and which cases could not be measured."""
+    notes = [
         f"Figures are medians of {run.rounds} interleaved runs of {run.seconds:g} s each. The rows of a hot "
         "client at 10 times its limit and of recovery have one run. µs: CPU per check. RSS: resident memory. "
         "Servers keep running from row to row.",
-        "In SDK and echo rows, the gateway is the process of the callers, so the total includes them. In HTTP "
-        "rows and in the peers' rows it does not: load is the CPU of the load generator. The Redis rows have "
-        "one client, redis-py, that waits for each answer.",
+        "In SDK and echo rows, the gateway is the process of the callers, so the total includes them. "
+        "In HTTP rows and in the peers' rows it does not: load is the CPU of the load generator. "
+        "The Redis rows have one client, redis-py, that waits for each answer.",
         f"Workers write a checkpoint every {FLUSH_MS / 1_000:g} s, or earlier under load. A shorter run sees "
         "only part of that cost.",
     ]
-    said += [
+    notes += [
         f"{int(clients):,} clients: {short(size)} bytes each on a worker's disk, including RocksDB's files."
         for clients, size in run.disk_bytes.items()
     ]
-    said += [f"Not measured: {it.what}: {it.why}" for it in run.skipped]
-    return "\n".join(said)
+    notes += [f"Not measured: {it.what}: {it.why}" for it in run.skipped]
+    return "\n".join(notes)
 
 
-def _asked(result: Result) -> list[str]:
-    middle = result.median
+def _load_cells(result: Result) -> list[str]:
+    """Return label, callers, rate and latencies."""
     return [
         result.what,
         str(result.callers or ""),
-        _shown(middle(lambda sample: sample.rate)),
-        _shown(middle(lambda sample: sample.p50_ms)),
-        _shown(middle(lambda sample: sample.p99_ms)),
+        _cell(result.median(lambda sample: sample.rate)),
+        _cell(result.median(lambda sample: sample.p50_ms)),
+        _cell(result.median(lambda sample: sample.p99_ms)),
     ]
 
 
@@ -121,32 +120,31 @@ def _goals(result: Result, goals: list[Target]) -> list[str]:
 
 
 def _notes(result: Result) -> list[str]:
-    """What else was seen."""
-    middle, notes = result.median, []
-    if (times := middle(lambda sample: sample.times_limit)) is not None:
-        notes.append(f"asked {short(times)} x its limit")
-    if (reached := middle(lambda sample: sample.reached_worker)) is not None:
-        notes.append(f"the worker judged {short(reached)} % of all")
-    if (following := middle(lambda sample: sample.following_us)) is not None:
-        idle = middle(lambda s: None if s.idle_cpu_s is None else 100 * s.idle_cpu_s / s.seconds)
-        notes.append(f"following {short(following)} µs; idle it takes {_shown(idle)} % of a core")
-    return notes + _undecided(result)
+    """Return what a reader must know of the figures of one row."""
+    median, notes = result.median, []
+    if (times := median(lambda sample: sample.times_limit)) is not None:
+        notes.append(f"the load is {short(times)} x the limit")
+    if (reached := median(lambda sample: sample.reached_worker)) is not None:
+        notes.append(f"the worker judged {short(reached)} % of all checks")
+    if (following := median(lambda sample: sample.following_us)) is not None:
+        idle = median(lambda s: None if s.idle_cpu_s is None else 100 * s.idle_cpu_s / s.seconds)
+        notes.append(
+            f"following costs {short(following)} µs; an idle standby takes {_cell(idle)} % of a core"
+        )
+    if result.failed_open:  # these checks cost less than others
+        notes.append(f"{short(result.failed_open)} % failed open")
+    return notes
 
 
-def _undecided(result: Result) -> list[str]:
-    """Such checks cost less than others."""
-    return [f"{short(result.undecided)} % failed open"] if result.undecided else []
-
-
-def _shown(value: float | None) -> str:
+def _cell(value: float | None) -> str:
     return "" if value is None else short(value)
 
 
 def _memory(result: Result) -> str:
-    """Each part's, by name."""
+    """Return the resident memory of each part, with its name."""
     parts = result.samples[0].rss_mb
     medians = {part: median_of(sample.rss_mb[part] for sample in result.samples) for part in parts}
-    return ", ".join(f"{part} {_shown(megabytes)}" for part, megabytes in medians.items())
+    return ", ".join(f"{part} {_cell(megabytes)}" for part, megabytes in medians.items())
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""What the figures were meant to be, and ratios to what was measured beside them."""
+"""Targets for the figures of a run, and ratios to the peers that were measured in the same run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A bound for one figure.
 
     Attributes:
-        key: The case whose row shows it.
+        key: Key of the case whose row shows the target.
         what: The figure, with its unit.
-        bound: What it may be at most, or must be at least.
-        at_least: Which of these.
-        stretch: A tighter bound, hoped for.
-        measured: ``None``: it was not.
+        bound: The largest allowed value, or the smallest.
+        at_least: Whether *bound* is the smallest allowed value.
+        stretch: A tighter bound that would be better still.
+        measured: The measured value; ``None`` if it was not measured.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def met(self) -> bool | None:
-        """Whether it is within its bound; ``None``: not measured."""
+        """Return whether the figure is within its bound; ``None`` if it was not measured."""
         return self._within(self.bound)
 
     def _within(self, bound: float) -> bool | None:
@@ -45,14 +45,14 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
         measured = "" if self.measured is None else f"{short(self.measured)}, "
-        said = f"{self.what} {sign} {short(self.bound)}: {measured}{_VERDICT[self.met]}"
+        text = f"{self.what} {sign} {short(self.bound)}: {measured}{_VERDICT[self.met]}"
         if self.stretch is None or self.measured is None:
-            return said
-        return f"{said} (stretch {short(self.stretch)}: {_VERDICT[self._within(self.stretch)]})"
+            return text
+        return f"{text} (stretch {short(self.stretch)}: {_VERDICT[self._within(self.stretch)]})"
 
 
 def short(value: float) -> str:
-    """Three digits that matter, no more.
+    """Return *value* with three significant digits, or as a whole number from 100 on.
 
     >>> short(0.1234), short(12.34), short(98765.4)
     ('0.123', '12.3', '98,765')
@@ -61,7 +61,7 @@ def short(value: float) -> str:
 
 
 def targets(run: Run) -> list[Target]:
-    """All of them, with what *run* measured."""
+    """Return all targets, with the values that *run* measured."""
     found = [_of(run, key, what, bound, figure) for key, what, bound, figure in _AT_MOST]
     found += [_of(run, key, what, bound, figure, at_least=True) for key, what, bound, figure in _AT_LEAST]
     for key, other, what, bound, figure in _RATIOS:
@@ -69,7 +69,7 @@ def targets(run: Run) -> list[Target]:
         found.append(Target(key=key, what=what, bound=bound, measured=value))
     for clients, bound in _DISK_BYTES.items():
         key, size = f"clients-{clients}-uniform", run.disk_bytes.get(str(clients))
-        found.append(Target(key=key, what="bytes a client on disk", bound=bound, measured=size))
+        found.append(Target(key=key, what="bytes per client on disk", bound=bound, measured=size))
     found.append(
         Target(key="workers-2", what="x 1 worker's CPU, less following", bound=1.1, measured=_flat(run))
     )
@@ -77,12 +77,12 @@ def targets(run: Run) -> list[Target]:
 
 
 def against(run: Run, result: Result) -> list[str]:
-    """What *result* costs in all, as a multiple of each peer's cost at as many callers."""
+    """Return the total CPU of *result* as a multiple of each peer's at the same number of callers."""
     way, _, callers = result.key.partition("-")
     if way != "http" or not callers.isdecimal():
         return []
     names = {"limits": "limits + FastAPI + Redis", "throttlecrab": "throttlecrab"}
-    found = ((name, ratio(result, run.find(f"{peer}-{callers}"), _together)) for peer, name in names.items())
+    found = ((name, ratio(result, run.find(f"{peer}-{callers}"), _total_us)) for peer, name in names.items())
     return [f"CPU {short(times)} x {name}" for name, times in found if times is not None]
 
 
@@ -99,10 +99,10 @@ def _of(run: Run, key: str, what: str, bound: float, figure: _Figure, *, at_leas
 
 
 def _flat(run: Run) -> float | None:
-    """Worker CPU a check of two workers, less what following takes them, over that of one; pairs of a round.
+    """Return the worker CPU per check of two workers, less following, divided by that of one worker.
 
-    Following is what a standby takes beyond what it takes when idle: that there is a second process is no
-    standby's cost, and stays in.
+    The ratio is taken within each round. Following is the CPU by which a standby exceeds an idle standby. The
+    cost of a second process is no cost of following, so it is not subtracted.
     """
     found = [run.find(key) for key in ("workers-1", "workers-2", "standby")]
     rounds = zip(*(result.samples if result else [] for result in found), strict=False)
@@ -116,20 +116,20 @@ def _flat_in(one: Sample, two: Sample, standby: Sample) -> float | None:
     return (both - following) / alone
 
 
-def _together(sample: Sample) -> float | None:
-    return sample.cpu_us("together")
+def _total_us(sample: Sample) -> float | None:
+    return sample.cpu_us("total")
 
 
-def _gateway(sample: Sample) -> float | None:
+def _gateway_us(sample: Sample) -> float | None:
     return sample.cpu_us("gateway")
 
 
-def _worker(sample: Sample) -> float | None:
+def _worker_us(sample: Sample) -> float | None:
     return sample.cpu_us("worker")
 
 
 def _own(sample: Sample) -> float | None:
-    """The worker's CPU a check; a peer's server's."""
+    """Return the CPU microseconds per check of the worker, or of a peer's server."""
     return sample.cpu_us("worker") or sample.cpu_us("server")
 
 
@@ -142,22 +142,22 @@ def _p99(sample: Sample) -> float | None:
 
 
 _AT_MOST: Final = (
-    ("http-32", "µs together", 160.0, _together),
-    ("http-128", "µs together", 85.0, _together),
-    ("http-512", "µs together", 65.0, _together),
-    ("http-128", "µs gateway", 55.0, _gateway),
-    ("http-list", "µs together", 12.0, _together),
+    ("http-32", "µs total", 160.0, _total_us),
+    ("http-128", "µs total", 85.0, _total_us),
+    ("http-512", "µs total", 65.0, _total_us),
+    ("http-128", "µs gateway", 55.0, _gateway_us),
+    ("http-list", "µs total", 12.0, _total_us),
     ("sdk-512", "p99 ms", 12.0, _p99),
     ("sdk-1", "p50 ms", 0.9, _p50),
     ("http-1", "p50 ms", 1.1, _p50),
     ("sdk-1", "p99 ms", 3.0, _p99),
     ("http-1", "p99 ms", 3.0, _p99),
-    ("published", "µs worker", 3.0, _worker),
-    ("clients-1000000-uniform", "µs worker", 12.0, _worker),
-    ("clients-10000000-uniform", "µs worker", 12.0, _worker),
+    ("published", "µs worker", 3.0, _worker_us),
+    ("clients-1000000-uniform", "µs worker", 12.0, _worker_us),
+    ("clients-10000000-uniform", "µs worker", 12.0, _worker_us),
     ("clients-1000000-uniform", "MB worker", 600.0, lambda sample: sample.rss_mb["worker"]),
     ("clients-10000000-uniform", "MB worker", 600.0, lambda sample: sample.rss_mb["worker"]),
-    # The tenth that the limit allows must be counted by the worker: of the rest it is to see 1 %.
+    # The worker must count the tenth that the limit allows. Of the denials it should judge at most 1 %.
     ("hot-cached", "% of the denials by the worker", 1.0, lambda sample: sample.worker_share),
     ("flood-cached", "% of the denials by the worker", 1.0, lambda sample: sample.worker_share),
 )
@@ -165,19 +165,19 @@ _AT_LEAST: Final = (
     ("sdk-512", "checks/s", 100_000.0, lambda sample: sample.rate),
     ("recovery", "records/s", 50_000.0, lambda sample: sample.rate),
     ("catching-up", "records/s", 50_000.0, lambda sample: sample.rate),
-    ("hot-cached", "req/s a gateway core", 20_000.0, lambda sample: sample.rate_per_core),
-    ("flood-cached", "req/s a gateway core", 20_000.0, lambda sample: sample.rate_per_core),
+    ("hot-cached", "req/s per gateway core", 20_000.0, lambda sample: sample.rate_per_core),
+    ("flood-cached", "req/s per gateway core", 20_000.0, lambda sample: sample.rate_per_core),
 )
 _RATIOS: Final = (
     ("sdk-1", "echo-1", "x echo's p50", 1.3, _p50),
     ("http-1", "echo-1", "x echo's p50", 1.3, _p50),
-    # Three times cheaper than the script.
+    # A third of the script's CPU.
     ("published", "redis-50", "x Redis script pipelined", 1 / 3, _own),
 )
 _STRETCH: Final = {
-    ("http-32", "µs together"): 140.0,
-    ("http-128", "µs together"): 75.0,
-    ("http-512", "µs together"): 58.0,
+    ("http-32", "µs total"): 140.0,
+    ("http-128", "µs total"): 75.0,
+    ("http-512", "µs total"): 58.0,
 }
 _DISK_BYTES: Final = {1_000_000: 40.0, 10_000_000: 40.0}
-"""Bytes a client on disk, by number of clients; of few, most is RocksDB's own."""
+"""Bytes per client on disk, by number of clients. With few clients, most bytes are RocksDB's own."""

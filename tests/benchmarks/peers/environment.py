@@ -1,6 +1,6 @@
-"""Where the peers' programs come from: registries, into a cache folder, once.
+"""The peers' programs, downloaded once from registries into a cache directory.
 
-What cannot be had is no failure of the benchmark: its rows say what to install.
+A missing program does not fail the benchmark. The table says what to install.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _BUILD_S: Final = 1_800.0
 """Building 300 crates takes minutes on two cores."""
 
 
-class Missing(Exception):
-    """A peer cannot run here; the text says what to install."""
+class PeerMissing(Exception):
+    """A peer cannot run on this machine. The text says what to install."""
 
 
 def cache_folder() -> Path:
-    """``stoplog-bench`` in the user's cache folder."""
+    """Return ``stoplog-bench`` in the user's cache directory; create it if necessary."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base, "stoplog-bench")
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,58 +32,62 @@ def cache_folder() -> Path:
 
 
 def peers_python() -> str:
-    """The interpreter of the peers' environment, made at first.
+    """Return the interpreter of the peers' environment; create the environment at the first call.
 
     Raises:
-        Missing: pip could not fill it.
+        PeerMissing: pip could not install the packages.
     """
     digest = hashlib.sha256(_LOCK.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = cache_folder() / f"python-{digest}"
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        _run([sys.executable, "-m", "venv", str(folder)])
+        _run_command([sys.executable, "-m", "venv", str(folder)])
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-        _run([*pip, "--require-hashes", "--requirement", str(_LOCK)])
+        _run_command([*pip, "--require-hashes", "--requirement", str(_LOCK)])
         (folder / "complete").touch()
     return str(python)
 
 
 def redis_server() -> str:
-    """The program.
+    """Return the path of redis-server.
 
     Raises:
-        Missing: it is not on the PATH.
+        PeerMissing: The program is not on the PATH.
     """
     program = shutil.which("redis-server")
     if program is None:
-        raise Missing("redis-server is not on the PATH: install it (Debian: apt-get install redis-server)")
+        raise PeerMissing(
+            "redis-server is not on the PATH: install it (Debian: apt-get install redis-server)"
+        )
     return program
 
 
 def throttlecrab_server() -> str:
-    """The program, built by cargo at first.
+    """Return the path of throttlecrab's server; build it with cargo at the first call.
 
     Raises:
-        Missing: there is no cargo or protoc, or the build failed.
+        PeerMissing: cargo or protoc is missing, or the build failed.
     """
     root = cache_folder() / f"throttlecrab-{_THROTTLECRAB}"
     program = root / "bin" / "throttlecrab-server"
     if not program.exists():
         cargo = shutil.which("cargo")
         if cargo is None:
-            raise Missing("cargo is not on the PATH: install Rust (Debian: apt-get install cargo)")
+            raise PeerMissing("cargo is not on the PATH: install Rust (Debian: apt-get install cargo)")
         if shutil.which("protoc") is None:
-            raise Missing("its build needs protoc: install it (Debian: apt-get install protobuf-compiler)")
+            raise PeerMissing(
+                "its build needs protoc: install it (Debian: apt-get install protobuf-compiler)"
+            )
         package = ["throttlecrab-server", "--version", _THROTTLECRAB, "--locked"]
-        _run([cargo, "install", "--quiet", "--root", str(root), *package])
+        _run_command([cargo, "install", "--quiet", "--root", str(root), *package])
     return str(program)
 
 
-def _run(command: list[str]) -> None:
+def _run_command(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_S, check=False)
     except subprocess.TimeoutExpired as exc:
-        raise Missing(f"{command[0]} took longer than {_BUILD_S:g} s") from exc
+        raise PeerMissing(f"{command[0]} took longer than {_BUILD_S:g} s") from exc
     if done.returncode:
-        raise Missing(f"{' '.join(command[:4])} ... failed: {done.stderr.strip()[-500:]}")
+        raise PeerMissing(f"{' '.join(command[:4])} ... failed: {done.stderr.strip()[-500:]}")

@@ -1,6 +1,6 @@
-"""A peer: PyPI `limits`, its sliding window in Redis, behind FastAPI, as its documentation has it.
+"""A peer: PyPI's `limits` with its sliding window in Redis, behind FastAPI, as its documentation shows.
 
-Runs in the peers' environment, under uvicorn with uvloop and httptools: ``REDIS_PORT`` says where Redis is.
+It runs in the peers' environment, under uvicorn with uvloop and httptools. ``REDIS_PORT`` is Redis's port.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _storage = RedisStorage(
     implementation="redispy",
     max_connections=1_000,  # its default is refused beyond 100 callers
 )
-_limiter = SlidingWindowCounterRateLimiter(_storage)
+_strategy = SlidingWindowCounterRateLimiter(_storage)
 app = FastAPI()
 
 
-class CheckRequest(BaseModel):
-    """Who spends how much."""
+class PeerCheck(BaseModel):
+    """The body of a request."""
 
     client_id: str
     cost: int = 1
 
 
 @app.post("/v1/check")
-async def check(request: CheckRequest) -> dict[str, bool]:
-    """Spend, if the limit allows it."""
-    return {"allowed": await _limiter.hit(_LIMIT, request.client_id, cost=request.cost)}
+async def check(request: PeerCheck) -> dict[str, bool]:
+    """Charge the client if the limit allows it."""
+    return {"allowed": await _strategy.hit(_LIMIT, request.client_id, cost=request.cost)}

@@ -1,7 +1,7 @@
-"""Load on Redis: a sliding window as a script, called one by one or 50 in a pipeline. No HTTP.
+"""Load on Redis: a sliding window as a script, in single calls or 50 in a pipeline. No HTTP.
 
-Two buckets, the older one weighted by how much of it the window still covers: the usual script, and the
-cheaper for it; it can admit almost twice the limit (docs/design/algorithm.md). Runs in the peers' environment.
+The usual script has two buckets, and weights the older one by the part that the window still covers. That is
+cheap, but it can admit almost twice the limit (docs/design/algorithm.md). Runs in the peers' environment.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import redis
 
-from tests.benchmarks.clients import client_id, picker
-from tests.benchmarks.orders import Stopwatch, serve
+from tests.benchmarks.client_ids import client_id, picker
+from tests.benchmarks.orders import Stopwatch, carry_out_orders
 
 _SCRIPT: Final = """
 local limit, window, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -37,7 +37,7 @@ _ARGUMENTS: Final = (1_000_000, 60_000, 1)
 
 
 def main(port: int) -> None:
-    """Carry out orders: ``pipelined`` is how many calls go together."""
+    """Carry out orders: ``pipelined`` is the number of calls in a pipeline."""
     client = redis.Redis(port=port)
     digest = client.script_load(_SCRIPT)
 
@@ -47,7 +47,7 @@ def main(port: int) -> None:
         size = order["pipelined"]
         going = True
         while going:
-            asked = perf_counter()
+            sent_at = perf_counter()
             if size == 1:
                 client.evalsha(digest, 1, client_id(pick()), *_ARGUMENTS)
             else:
@@ -55,10 +55,10 @@ def main(port: int) -> None:
                 for _ in range(size):
                     pipeline.evalsha(digest, 1, client_id(pick()), *_ARGUMENTS)
                 pipeline.execute()
-            going = watch.done(size, asked)
+            going = watch.done(size, sent_at)
         return watch.figures()
 
-    serve(run)
+    carry_out_orders(run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peers' servers as processes: on free ports of loopback, data in a folder that goes with them."""
+"""The peers' servers as processes, on free ports of loopback, with their data in a temporary directory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Final
 from stoplog_gateway.local.child_process import Child
 from stoplog_gateway.ports import free_port
 
-from tests.benchmarks.peers.environment import Missing, peers_python, redis_server, throttlecrab_server
+from tests.benchmarks.peers.environment import PeerMissing, peers_python, redis_server, throttlecrab_server
 from tests.support.broker import CHECKOUT
 
 _LISTENS_S: Final = 20.0
 
 
-class Server:
-    """One process that listens.
+class PeerServer:
+    """A server process.
 
     Args:
         child: The process.
-        port: Where.
+        port: The port on which it listens.
     """
 
     def __init__(self, child: Child, port: int) -> None:
@@ -33,17 +33,17 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Return its process id."""
         assert self._child.pid is not None
         return self._child.pid
 
 
 @contextmanager
-def redis(folder: Path) -> Iterator[Server]:
-    """Redis 7, its log written once a second.
+def redis(folder: Path) -> Iterator[PeerServer]:
+    """Run Redis 7, which syncs its log once a second.
 
     Raises:
-        Missing: it is not installed.
+        PeerMissing: Redis is not installed.
     """
     port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
@@ -53,11 +53,11 @@ def redis(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def limits_app(folder: Path, redis_port: int) -> Iterator[Server]:
-    """`limits` behind FastAPI.
+def limits_app(folder: Path, redis_port: int) -> Iterator[PeerServer]:
+    """Run `limits` behind FastAPI.
 
     Raises:
-        Missing: its environment could not be made.
+        PeerMissing: Its environment could not be created.
     """
     port = free_port()
     serve = ["-m", "uvicorn", "tests.benchmarks.peers.limits_app:app", "--app-dir", str(CHECKOUT)]
@@ -68,11 +68,11 @@ def limits_app(folder: Path, redis_port: int) -> Iterator[Server]:
 
 
 @contextmanager
-def throttlecrab(folder: Path) -> Iterator[Server]:
-    """throttlecrab's server, counters in memory.
+def throttlecrab(folder: Path) -> Iterator[PeerServer]:
+    """Run throttlecrab's server, with counters in memory.
 
     Raises:
-        Missing: it could not be built.
+        PeerMissing: The server could not be built.
     """
     port = free_port()
     options = ["--http", "--http-host", "127.0.0.1", "--http-port", str(port), "--log-level", "error"]
@@ -83,12 +83,12 @@ def throttlecrab(folder: Path) -> Iterator[Server]:
 @contextmanager
 def _running(
     name: str, command: Sequence[str], port: int, folder: Path, env: Mapping[str, str] | None = None
-) -> Iterator[Server]:
+) -> Iterator[PeerServer]:
     child = Child(name, command, env=env or {}, log=folder / f"{name}.log")
     child.start()
     try:
         _wait_for(child, port)
-        yield Server(child, port)
+        yield PeerServer(child, port)
     finally:
         child.terminate()
         child.join(10)
@@ -103,4 +103,6 @@ def _wait_for(child: Child, port: int) -> None:
             if sock.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise Missing(f"{child.name} does not listen on {port}; the end of its log:{os.linesep}{child.tail()}")
+    raise PeerMissing(
+        f"{child.name} does not listen on {port}; the end of its log:{os.linesep}{child.tail()}"
+    )

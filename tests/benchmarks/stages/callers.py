@@ -1,47 +1,47 @@
-"""1 to 512 callers: Stoplog each way, beside the peers and the raw echo."""
+"""1 to 512 callers: Stoplog over HTTP and through the SDK, beside the peers and the raw echo."""
 
 from __future__ import annotations
 
 import sys
 
 from tests.benchmarks import cases_peers, cases_stoplog
-from tests.benchmarks.bench import Bench
-from tests.benchmarks.case import Case
+from tests.benchmarks.bench_case import BenchCase
+from tests.benchmarks.context import BenchContext
 from tests.benchmarks.echo import PARTITIONS, create_echo_topics
-from tests.benchmarks.peers.environment import Missing, peers_python
+from tests.benchmarks.peers.environment import PeerMissing, peers_python
 from tests.benchmarks.peers.servers import limits_app, redis, throttlecrab
-from tests.benchmarks.plan import CALLERS, CLIENTS
+from tests.benchmarks.plan import CALLERS, CLIENT_COUNT
 
 STAGE = cases_peers.STAGE
 
 
-def run(bench: Bench) -> None:
-    """Measure them all in the same rounds."""
+def run(bench: BenchContext) -> None:
+    """Measure all cases in the same rounds."""
     cases = [*_echo(bench), *_redis_and_limits(bench), *_throttlecrab(bench), *_stoplog(bench)]
     bench.measure(sorted(cases, key=lambda case: case.callers))
 
 
-def _stoplog(bench: Bench) -> list[Case]:
+def _stoplog(bench: BenchContext) -> list[BenchCase]:
     stoplog, plan, sdk = bench.stoplog, bench.plan, bench.sdk
     cases = [cases_stoplog.sdk(stoplog, plan, sdk, stage=STAGE, callers=n, key=f"sdk-{n}") for n in CALLERS]
-    if bench.has_wrk("http", "HTTP, one by one and in lists"):
+    if bench.has_wrk("http", "HTTP, single checks and lists"):
         cases += [cases_stoplog.http(stoplog, plan, stage=STAGE, callers=n, key=f"http-{n}") for n in CALLERS]
         cases += [_lists(bench, cases_stoplog.LIST_CONNECTIONS, "http-list")]
         cases += [_lists(bench, n, f"http-list-{n}") for n in CALLERS if plan.full]
-    cases += [_published(bench, n, f"published-{n}", CLIENTS) for n in CALLERS if plan.full]
+    cases += [_published(bench, n, f"published-{n}", CLIENT_COUNT) for n in CALLERS if plan.full]
     return [*cases, _published(bench, 0, "published", 8_000)]
 
 
-def _lists(bench: Bench, callers: int, key: str) -> Case:
+def _lists(bench: BenchContext, callers: int, key: str) -> BenchCase:
     what, size = f"HTTP, lists of {cases_stoplog.LIST}", cases_stoplog.LIST
     return cases_stoplog.http(
         bench.stoplog, bench.plan, stage=STAGE, callers=callers, key=key, what=what, size=size
     )
 
 
-def _published(bench: Bench, callers: int, key: str, clients: int) -> Case:
-    """What *callers* publish in a turn; 0: what makes batches of 100."""
-    what = "SDK, published, no answer" + ("" if callers else f", batches of 100, {clients:,} clients")
+def _published(bench: BenchContext, callers: int, key: str, clients: int) -> BenchCase:
+    """Return the case of *callers* that publish one check each per turn; 0 publishes batches of 100."""
+    what = "SDK, published without reply" + ("" if callers else f", batches of 100, {clients:,} clients")
     return cases_stoplog.published(
         bench.stoplog,
         bench.plan,
@@ -54,13 +54,13 @@ def _published(bench: Bench, callers: int, key: str, clients: int) -> Case:
     )
 
 
-def _echo(bench: Bench) -> list[Case]:
+def _echo(bench: BenchContext) -> list[BenchCase]:
     broker = bench.stoplog.system.broker
     assert broker.pid is not None
     create_echo_topics(broker.bootstrap)
     module = [sys.executable, "-m", "tests.benchmarks.echo"]
-    server = bench.stack.enter_context(bench.loader("echo", [*module, "serve", broker.bootstrap]))
-    caller = bench.stack.enter_context(bench.loader("echo-caller", [*module, "call", broker.bootstrap]))
+    server = bench.stack.enter_context(bench.loader("echo", [*module, "server", broker.bootstrap]))
+    caller = bench.stack.enter_context(bench.loader("echo-caller", [*module, "caller", broker.bootstrap]))
     pids = server.pid, broker.pid
     return [
         cases_peers.echo(caller, *pids, bench.plan, key="echo-1", partitions=1, size=1),
@@ -68,12 +68,12 @@ def _echo(bench: Bench) -> list[Case]:
     ]
 
 
-def _redis_and_limits(bench: Bench) -> list[Case]:
+def _redis_and_limits(bench: BenchContext) -> list[BenchCase]:
     try:
         python = peers_python()
         server = bench.stack.enter_context(redis(bench.folder))
         app = bench.stack.enter_context(limits_app(bench.folder, server.port))
-    except Missing as exc:
+    except PeerMissing as exc:
         bench.skip("redis", "peers: Redis script; limits + FastAPI + Redis", str(exc))
         return []
     command = [python, "-m", "tests.benchmarks.peers.redis_script", str(server.port)]
@@ -86,12 +86,12 @@ def _redis_and_limits(bench: Bench) -> list[Case]:
     return cases
 
 
-def _throttlecrab(bench: Bench) -> list[Case]:
+def _throttlecrab(bench: BenchContext) -> list[BenchCase]:
     if not bench.has_wrk("throttlecrab", "peer: throttlecrab"):
         return []
     try:
         server = bench.stack.enter_context(throttlecrab(bench.folder))
-    except Missing as exc:
+    except PeerMissing as exc:
         bench.skip("throttlecrab", "peer: throttlecrab", str(exc))
         return []
     connections = bench.plan.peer_connections

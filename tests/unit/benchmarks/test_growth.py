@@ -13,7 +13,7 @@ def result(key: str, micros: float) -> Result:
     return Result(key=key, stage="", what=key, callers=1, samples=[sample])
 
 
-def test_growth_points_stand_under_their_number() -> None:
+def test_growth_tables_show_each_figure_in_the_column_of_its_number() -> None:
     results = [
         result("sdk-1", 800.0),
         result("sdk-512", 15.0),
@@ -34,23 +34,23 @@ def test_growth_points_stand_under_their_number() -> None:
     )
     lines = growth_markdown(run).splitlines()
     for line in (
-        "| by callers: µs of CPU a check, together | 1 | 32 | 128 | 512 |",
+        "| by callers: CPU µs per check, total | 1 | 32 | 128 | 512 |",
         "| SDK | 800 |  |  | 15 |",
         "| by clients | 1,000 | 1,000,000 | 10,000,000 |",
         "| published, uniform: µs worker |  | 9 | 11 |",
-        "| bytes a client on disk | 900 | 31 |  |",
+        "| bytes per client on disk | 900 | 31 |  |",
         "| by partitions | 1 | 2 | 4 | 16 |",
-        "| SDK, 32 callers: µs together |  | 60 |  |  |",
+        "| SDK, 32 callers: µs total |  | 60 |  |  |",
         "| SDK, 32 callers: p50 ms |  | 2.5 |  |  |",
         "| published: µs worker, following included | 2 | 3 |",
     ):
         assert line in lines
-    assert lines[-1].endswith(": HTTP, one by one 64, SDK 15.")
+    assert lines[-1].endswith(": HTTP, single checks 64, SDK 15.")
 
 
-def test_growth_of_failed_open_checks_is_no_point() -> None:
-    loose = msgspec.structs.replace(result("sdk-512", 1.0).samples[0], let_through=2)
-    results = [result("sdk-1", 800.0), msgspec.structs.replace(result("sdk-512", 1.0), samples=[loose])]
+def test_growth_of_a_case_that_failed_open_is_left_out() -> None:
+    failed_open = msgspec.structs.replace(result("sdk-512", 1.0).samples[0], failed_open=2)
+    results = [result("sdk-1", 800.0), msgspec.structs.replace(result("sdk-512", 1.0), samples=[failed_open])]
     text = growth_markdown(Run(facts={}, rounds=1, seconds=1, results=results, skipped=[], disk_bytes={}))
     assert "| SDK | 800 |  |  |  |" in text
     assert text.endswith(": SDK 800.")

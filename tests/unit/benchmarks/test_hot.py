@@ -12,5 +12,5 @@ def test_hot_load_is_ten_times_the_limit(allowed: float, denied: float, window: 
     assert limit + denied * (window - spent_after) == pytest.approx(10 * limit, rel=1e-3)
 
 
-def test_hot_limit_is_never_none() -> None:
+def test_hot_limit_of_a_slow_client_is_at_least_one() -> None:
     assert tenth(0.1, 0.1, 1) == 1

@@ -1,4 +1,4 @@
-"""A stopwatch's warm-up and window, by a clock that the test moves."""
+"""Warm-up and window of a stopwatch, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_load_in_warm_up_is_not_counted(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     watch = Stopwatch(warmup_s=1.0, seconds=2.0)
-    assert watch.done(10, asked=99.0)
+    assert watch.done(10, sent_at=99.0)
     assert capsys.readouterr().out == ""
     clock[0] = 101.0
-    assert watch.done(10, asked=100.5)
+    assert watch.done(10, sent_at=100.5)
     assert capsys.readouterr().out == "begin\n"
     clock[0] = 102.0
-    assert watch.done(3, asked=101.5)
+    assert watch.done(3, sent_at=101.5)
     clock[0] = 103.0
-    assert not watch.done(4, asked=102.0)
+    assert not watch.done(4, sent_at=102.0)
     assert capsys.readouterr().out == "end\n"
-    assert not watch.done(5, asked=102.0)  # another caller's, too late
+    assert not watch.done(5, sent_at=102.0)  # the answer to another caller, after the window
     figures = watch.figures()
     assert (figures["checks"], figures["seconds"], figures["load_cpu_s"]) == (7, 2.0, 1.0)
     assert (figures["p50_ms"], figures["p99_ms"]) == (500.0, 1000.0)

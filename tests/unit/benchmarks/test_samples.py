@@ -20,7 +20,7 @@ def test_cpu_is_per_check_by_part_and_total() -> None:
     one = sample()
     assert one.rate == 500
     assert one.cpu_us("gateway") == pytest.approx(40)
-    assert one.cpu_us("together") == pytest.approx(50)
+    assert one.cpu_us("total") == pytest.approx(50)
     assert one.cpu_us("broker") is None
     assert one.load_us is None
     assert sample(load_cpu_s=0.003).load_us == pytest.approx(3)

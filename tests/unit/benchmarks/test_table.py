@@ -26,28 +26,28 @@ def row(text: str, what: str) -> list[str]:
     return [cell.strip() for cell in line.strip("| ").split("|")]
 
 
-def test_a_row_has_its_figures_its_targets_and_its_ratio_to_the_peer() -> None:
+def test_row_with_a_peer_has_its_figures_targets_and_ratio() -> None:
     text = markdown(run(result("http-128", 0.05), result("limits-128", 0.35)))
     cells = dict(zip(COLUMNS, row(text, "the way http-128"), strict=True))
     assert cells["callers"] == "128"
     assert cells["checks/s"] == "1,000"
-    assert (cells["gateway µs"], cells["worker µs"], cells["together µs"]) == ("50", "20", "70")
+    assert (cells["gateway µs"], cells["worker µs"], cells["total µs"]) == ("50", "20", "70")
     assert cells["p50 ms"] == ""
     assert cells["RSS MB"] == "gateway 90, worker 110"
-    assert "µs together ≤ 85: 70, met (stretch 75: met)" in cells[COLUMNS[-1]]
+    assert "µs total ≤ 85: 70, met (stretch 75: met)" in cells[COLUMNS[-1]]
     assert "µs gateway ≤ 55: 50, met" in cells[COLUMNS[-1]]
     assert "CPU 0.2 x limits + FastAPI + Redis" in cells[COLUMNS[-1]]
 
 
-def test_markdown_names_missed_targets_failed_open_checks_and_skipped_cases() -> None:
+def test_markdown_of_a_bad_run_names_missed_targets_failed_open_checks_and_skipped_cases() -> None:
     skipped = [Skipped("throttlecrab", "peer: throttlecrab", "cargo is not on the PATH")]
-    text = markdown(run(result("http-128", 0.2, let_through=10), skipped=skipped))
-    assert "µs together ≤ 85: 220, MISSED" in text
+    text = markdown(run(result("http-128", 0.2, failed_open=10), skipped=skipped))
+    assert "µs total ≤ 85: 220, MISSED" in text
     assert "1 % failed open" in text
     assert "Not measured: peer: throttlecrab: cargo is not on the PATH" in text
 
 
-def test_a_terminal_shows_the_same_rows() -> None:
+def test_rich_table_in_a_terminal_shows_the_same_rows() -> None:
     out = StringIO()
     shown = run(result("http-128", 0.05), disk_bytes={"1000000": 31.4})
     Console(file=out, width=220).print(rich_table(shown))
@@ -60,15 +60,15 @@ def test_a_terminal_shows_the_same_rows() -> None:
         assert part in out.getvalue()
 
 
-def test_what_else_was_seen_is_said() -> None:
+def test_markdown_of_hot_and_standby_rows_has_their_notes() -> None:
     hot = result("hot-cached", 0.05, allowed=100, denied=900, denied_by_worker=9, times_limit=10.2)
     standby = result("standby", 0.0, cpu_s={"worker": 0.03}, idle_cpu_s=0.01)
     text = markdown(run(hot, standby))
-    assert "asked 10.2 x its limit; the worker judged 10.9 % of all" in text
-    assert "following 20 µs; idle it takes 1 % of a core" in text
+    assert "the load is 10.2 x the limit; the worker judged 10.9 % of all checks" in text
+    assert "following costs 20 µs; an idle standby takes 1 % of a core" in text
 
 
-def test_memory_is_the_median_by_part() -> None:
+def test_memory_of_several_samples_is_the_median_by_part() -> None:
     samples = [
         Sample(checks=1, seconds=1.0, cpu_s={}, rss_mb={"worker": megabytes})
         for megabytes in (90.0, 100.0, 300.0)

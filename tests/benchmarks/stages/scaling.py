@@ -1,4 +1,4 @@
-"""How the cost of a check grows with partitions and workers: several systems beside each other."""
+"""How the cost of a check grows with partitions and workers: several systems, measured in turn."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from tests.benchmarks import cases_stoplog
-from tests.benchmarks.bench import Bench
-from tests.benchmarks.case import Case
+from tests.benchmarks.bench_case import BenchCase
+from tests.benchmarks.context import BenchContext
 from tests.benchmarks.cpu import Meter
 from tests.benchmarks.loader import Loader
 from tests.benchmarks.plan import PARTITION_CALLERS, PARTITIONS
@@ -17,17 +17,19 @@ from tests.benchmarks.stoplog_system import Stoplog
 
 _CLIENTS: Final = 8_000
 _RATE: Final = 40_000
-"""Checks a second, on one worker as on two: a flush writes a client once, however often it was charged."""
+"""Checks per second, the same for one worker and for two: a checkpoint writes each client once, no matter how
+many checks it had."""
 
 _FLUSH_MS: Final = 1_000
-"""On one worker as on two: else each flushes when it has judged so many, and one has twice as many."""
+"""Checkpoint interval, the same for one worker and for two. A single worker with twice the load would
+otherwise write earlier checkpoints."""
 
 _SETTLED_S: Final = 2.5
-"""After which what was published before is flushed, and read by the standby."""
+"""Seconds after which earlier checks are in a checkpoint, and the standby has read it."""
 
 
-def partitions(bench: Bench) -> None:
-    """The same callers on 1 to 16 partitions."""
+def partitions(bench: BenchContext) -> None:
+    """Measure the same callers on 1 to 16 partitions."""
     with ExitStack() as stack:
         cases = []
         for count in PARTITIONS:
@@ -41,10 +43,11 @@ def partitions(bench: Bench) -> None:
         bench.measure(cases)
 
 
-def workers(bench: Bench) -> None:
-    """The same batches, as fast, on one worker and on two that share the partitions, each a standby too.
+def workers(bench: BenchContext) -> None:
+    """Measure the same batches at the same rate on one worker, and on two that share the partitions.
 
-    What following costs by itself shows where all load is on the other's partitions.
+    Each of the two is also a standby of the other. The cost of following alone is measured at the second
+    worker while all load is on the partitions of the first.
     """
     with ExitStack() as stack:
         one, one_sdk = bench.start(stack, flush_ms=_FLUSH_MS)
@@ -54,9 +57,9 @@ def workers(bench: Bench) -> None:
         if not 0 < len(mine) < two.partitions:
             bench.skip("workers-2", "2 workers", f"the group gave the first of them partitions {mine}")
             return
-        # As many clients of these partitions as there are in all when the load is on all.
+        # Each partition has as many clients as when the load is on all partitions.
         clients = _CLIENTS * two.partitions // len(mine)
-        what = "a standby, beside the worker that it follows"
+        what = "the standby alone"
         standby = _batches(bench, two, two_sdk, "standby", what, mine, clients)
         assert second.pid is not None
         bench.measure(
@@ -69,14 +72,14 @@ def workers(bench: Bench) -> None:
 
 
 def _batches(
-    bench: Bench,
+    bench: BenchContext,
     stoplog: Stoplog,
     sdk: Loader,
     key: str,
     what: str,
     only: list[int] | None = None,
     clients: int = _CLIENTS,
-) -> Case:
+) -> BenchCase:
     what = f"SDK, published, {_RATE:,} checks/s, {what}"
     return cases_stoplog.published(
         stoplog,
@@ -91,8 +94,8 @@ def _batches(
     )
 
 
-def _after_idling(case: Case, seconds: float) -> Case:
-    """*case*, and what its processes take without load, measured just before it."""
+def _after_idling(case: BenchCase, seconds: float) -> BenchCase:
+    """Return *case* with the CPU time of its idle processes, measured just before it."""
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         time.sleep(_SETTLED_S)

@@ -1,4 +1,4 @@
-"""What all stages of a run share: the system under test, the load, the results so far."""
+"""The context of a run, shared by all its stages: the system under test, the load, the results so far."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.benchmarks.case import Case, measure
+from tests.benchmarks.bench_case import BenchCase, measure
 from tests.benchmarks.cases_stoplog import warm
 from tests.benchmarks.load_http import wrk_missing
 from tests.benchmarks.loader import Loader
-from tests.benchmarks.plan import CLIENTS, Plan
+from tests.benchmarks.plan import CLIENT_COUNT, BenchPlan
 from tests.benchmarks.samples import Result, Skipped
 from tests.benchmarks.stoplog_system import FLUSH_MS, GENEROUS, Stoplog, running_stoplog
 
 
-class Bench:
-    """One run.
+class BenchContext:
+    """The context of one run.
 
     Args:
-        plan: How much.
-        folder: For logs and the peers' data.
-        stack: Ends all that is started.
-        say: Told what goes on.
+        plan: How much is measured.
+        folder: Directory for logs and the peers' data.
+        stack: Stops everything that the run starts.
+        say: Receives a line on the progress.
     """
 
-    def __init__(self, plan: Plan, folder: Path, stack: ExitStack, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: BenchPlan, folder: Path, stack: ExitStack, say: Callable[[str], None]) -> None:
         self.plan = plan
         self.folder = folder
         self.stack = stack
@@ -38,8 +38,10 @@ class Bench:
         say("starting Kafka, a worker and a gateway")
         self.stoplog, self.sdk = self.start(stack)
 
-    def measure(self, cases: Sequence[Case], *, rounds: int | None = None, warm: bool = True) -> list[Result]:
-        """Measure *cases* beside each other, in the plan's rounds or in *rounds*; keep what they gave."""
+    def measure(
+        self, cases: Sequence[BenchCase], *, rounds: int | None = None, warm: bool = True
+    ) -> list[Result]:
+        """Measure *cases* in interleaved rounds, as many as the plan has or *rounds*; keep the results."""
         if not cases:
             return []
         results, skipped = measure(cases, rounds or self.plan.rounds, self.say, warm=warm)
@@ -48,17 +50,17 @@ class Bench:
         return results
 
     def skip(self, key: str, what: str, why: str) -> None:
-        """A case that cannot be measured here."""
+        """Record that a case cannot be measured on this machine."""
         self.skipped.append(Skipped(key, what, why))
 
     def has_wrk(self, key: str, what: str) -> bool:
-        """Whether load can come through HTTP; if not, the case is skipped with what to install."""
+        """Return whether wrk can create load over HTTP; without it, skip the case and name the package."""
         if self._no_wrk:
             self.skip(key, what, self._no_wrk)
         return not self._no_wrk
 
     def loader(self, name: str, command: Sequence[str]) -> Loader:
-        """A load process, to be entered."""
+        """Return a load process, a context manager."""
         return Loader(command, self.folder / f"{name}.log")
 
     def start(
@@ -68,18 +70,18 @@ class Bench:
         partitions: int = 4,
         workers: int = 1,
         limits: str = GENEROUS,
-        clients: int = CLIENTS,
+        clients: int = CLIENT_COUNT,
         flush_ms: int = FLUSH_MS,
     ) -> tuple[Stoplog, Loader]:
-        """A system, warmed up, and a process that loads it through the SDK; *stack* ends them.
+        """Start a system and a process that loads it through the SDK, and warm them up.
 
         Args:
-            stack: Ends what is started.
-            partitions: Of ``checks``.
-            workers: How many.
-            limits: Its default.
-            clients: How many ask while it warms up.
-            flush_ms: The workers' flush interval.
+            stack: Stops what is started.
+            partitions: Partitions of ``checks``.
+            workers: Number of workers.
+            limits: Default limits of the system.
+            clients: Number of clients during the warm-up.
+            flush_ms: Checkpoint interval of the workers, in milliseconds.
         """
         stoplog = stack.enter_context(
             running_stoplog(partitions=partitions, workers=workers, limits=limits, flush_ms=flush_ms)

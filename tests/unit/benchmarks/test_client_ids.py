@@ -4,15 +4,15 @@ from collections import Counter
 from pathlib import Path
 
 from tests.benchmarks import load_http
-from tests.benchmarks.clients import SCATTER, client_id, picker
+from tests.benchmarks.client_ids import SCATTER, client_id, picker
 
 
-def test_clients_in_turn_each_come_once() -> None:
+def test_picker_of_each_client_returns_every_number_in_turn() -> None:
     pick = picker(3, "each")
     assert [pick() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_uniform_clients_are_even_bounded_and_repeatable() -> None:
+def test_uniform_picker_returns_even_bounded_and_repeatable_numbers() -> None:
     picks = [[pick() for _ in range(20_000)] for pick in (picker(10, "uniform", 7), picker(10, "uniform", 7))]
     assert picks[0] == picks[1]
     counts = Counter(picks[0])
@@ -20,12 +20,12 @@ def test_uniform_clients_are_even_bounded_and_repeatable() -> None:
     assert max(counts.values()) < 1.15 * min(counts.values())
 
 
-def test_zipf_clients_follow_the_exponent_and_reach_all() -> None:
+def test_zipf_picker_follows_the_exponent_and_stays_in_bounds() -> None:
     pick = picker(1_000, "zipf", 7)
     counts = Counter(pick() for _ in range(200_000))
     assert min(counts) == 0
     assert max(counts) <= 999
-    # Clients 10 to 19 against 100 to 199: ten times as many clients, each asking about 10 ** 1.1 times less.
+    # Clients 100 to 199 are ten times as many as 10 to 19, and each sends about 10 ** 1.1 times fewer checks.
     few, many = sum(counts[n] for n in range(9, 19)), sum(counts[n] for n in range(99, 199))
     assert 1.1 < few / many < 1.45
 
@@ -37,7 +37,7 @@ def test_client_ids_are_unique_scattered_and_of_one_length() -> None:
     assert len({it[:3] for it in ids[:1_000]}) > 200
 
 
-def test_wrk_script_asks_for_the_same_clients() -> None:
+def test_wrk_script_uses_the_same_client_ids() -> None:
     script = Path(load_http.__file__).with_name("wrk.lua").read_text()
     assert f'string.format("c%08x", number * {SCATTER} % {2**32})' in script
     assert 10_000_000 * SCATTER < 2**53

@@ -1,4 +1,4 @@
-"""A case, and how cases are measured: in rounds, one after the other, back and forth."""
+"""A case, and how cases are measured: in rounds, each in the opposite order of the one before."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.benchmarks.cpu import Meter
-from tests.benchmarks.loader import LoadFailed
+from tests.benchmarks.loader import LoadGeneratorFailed
 from tests.benchmarks.samples import Result, Sample, Skipped
 
 Load = Callable[[Meter, int], dict[str, Any]]
-"""Puts load on for one window, in which it runs the meter; told a seed; returns fields of a Sample."""
+"""Creates load for one window and runs the meter meanwhile. Takes a seed; returns fields of a Sample."""
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """One thing to measure.
 
     Attributes:
-        key: Its name among the results.
-        stage: The group of rows it is shown in.
-        what: For the reader.
-        callers: Who ask at the same time; 0: nobody waits for an answer.
+        key: Name among the results.
+        stage: Group of rows in the table.
+        what: Label of its row.
+        callers: Number of callers that wait for answers at the same time; 0 if none waits.
         parts: Process ids of the servers, by part.
-        load: What puts load on them.
+        load: Creates the load.
     """
 
     key: str
@@ -35,10 +35,10 @@ class Case:
     load: Load
 
     def sample(self, seed: int) -> Sample:
-        """Measure it once.
+        """Measure the case once.
 
         Raises:
-            LoadFailed: the load could not be put on.
+            LoadGeneratorFailed: The load could not be created.
         """
         meter = Meter(self.parts)
         figures = self.load(meter, seed)
@@ -46,17 +46,17 @@ class Case:
 
 
 def measure(
-    cases: Sequence[Case], rounds: int, say: Callable[[str], None], *, warm: bool = True
+    cases: Sequence[BenchCase], rounds: int, say: Callable[[str], None], *, warm: bool = True
 ) -> tuple[list[Result], list[Skipped]]:
     """Measure *cases* in *rounds* rounds, each in the opposite order of the one before.
 
-    What changes on the machine in the course of minutes so comes to all of them alike.
+    Changes of the machine over minutes thus affect all cases alike.
 
     Args:
-        cases: What to measure.
-        rounds: How often.
-        say: Told how far it is.
-        warm: Whether one more round comes before them and is discarded.
+        cases: The cases.
+        rounds: Number of measured rounds.
+        say: Receives a line on the progress.
+        warm: Whether to run one more round first and discard it.
     """
     samples: dict[str, list[Sample]] = {case.key: [] for case in cases}
     skipped: dict[str, Skipped] = {}
@@ -67,7 +67,7 @@ def measure(
                 continue
             try:
                 sample = case.sample(number)
-            except LoadFailed as exc:
+            except LoadGeneratorFailed as exc:
                 skipped[case.key] = Skipped(case.key, case.what, str(exc))
                 continue
             if number:

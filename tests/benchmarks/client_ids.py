@@ -1,4 +1,4 @@
-"""Which client asks next. Standard library only: peers' environments import it too."""
+"""Which client sends each check. Standard library only: the peers' environment imports this module."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Callable
 from typing import Final
 
 ZIPF: Final = 1.1
-"""The exponent: the thousandth client asks 2,000 times less often than the first."""
-
+"""The exponent: the thousandth client sends 2,000 times fewer checks than the first."""
 
 SCATTER: Final = 625_341_585
-"""Odd, so that no two clients share an id; small enough for the doubles of ``wrk.lua``."""
+"""Odd, so that no two clients share an id. Small enough for the doubles of ``wrk.lua``."""
 
 
 def client_id(number: int) -> str:
-    """Ids are all of one length, so that bodies are too; neighbors' lie apart, as those of real clients.
+    """Return the id of client *number*.
 
-    In order they would come to RocksDB presorted, which no client does.
+    All ids have one length, so all bodies have too. Consecutive numbers give ids that lie far apart, because
+    ids in order would reach RocksDB presorted, unlike those of real clients.
     """
     return f"c{number * SCATTER & 0xFFFFFFFF:08x}"
 
 
 def picker(clients: int, distribution: str, seed: int = 0) -> Callable[[], int]:
-    """Numbers 0 to *clients* - 1: ``uniform``, ``zipf``, or ``each`` in turn.
+    """Return a function that draws a number below *clients*: ``uniform``, ``zipf``, or ``each`` in turn.
 
-    Zipf's law is drawn by inverting its continuous form, exact enough for a load and free of tables.
+    Zipf's law is drawn by inverting its continuous form. That needs no tables and is exact enough for a load.
     """
     if distribution == "each":
         turn = -1

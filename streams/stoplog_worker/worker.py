@@ -44,6 +44,7 @@ from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import PartitionStore
+from stoplog_worker.transient_filter import TransientFilter
 
 _log = logging.getLogger("stoplog.worker")
 
@@ -250,6 +251,8 @@ def _configure_logging(level: str) -> None:
     # logs the consequence when the lease runs out. But only aiokafka logs why the group refuses this worker.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
+        # Before the throttle, which would admit the first line of a text only.
+        handler.addFilter(TransientFilter("Failed to acquire idempotence PID"))
         for noisy in ("aiokafka", "stoplog.kafka"):
             handler.addFilter(ThrottleFilter(noisy, LogThrottle(_SAME_TEXT_S)))
 

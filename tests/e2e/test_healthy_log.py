@@ -42,4 +42,5 @@ def test_healthy_system_logs_no_warning_or_error_from_its_first_start_on(
             time.sleep(0.2)
         lines = {process.name: process.log.read_text().splitlines() for process in (*system.workers, gateway)}
     assert any("judging from offset" in line for line in lines["worker-1"]), "its log is written"
-    assert [line for found in lines.values() for line in found if FAULT.search(line)] == []
+    faults = [f"{name}: {line}" for name, found in lines.items() for line in found if FAULT.search(line)]
+    assert not faults, "\n".join(faults)

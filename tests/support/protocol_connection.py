@@ -12,7 +12,7 @@ from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
 from uvicorn.server import ServerState
 
-from tests.support.raw_replies import Wire
+from tests.support.http_transport import FakeHttpTransport
 
 JSON = (b"content-type", b"application/json")
 TURNS = 300
@@ -52,7 +52,10 @@ class Connection:
     """A connection to *app* with *fast_path* in front of it."""
 
     def __init__(self, app: ASGIApp, fast_path: FastPath | None, **config_args: Any) -> None:
-        config, self.wire = uvicorn.Config(app, lifespan="off", log_config=None, **config_args), Wire()
+        config, self.wire = (
+            uvicorn.Config(app, lifespan="off", log_config=None, **config_args),
+            FakeHttpTransport(),
+        )
         config.load()
         state = ServerState()
         state.default_headers = [(b"date", b"today")]

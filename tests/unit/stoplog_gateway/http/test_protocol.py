@@ -17,14 +17,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stoplog_gateway.http.protocol import MAX_HEAD, GatewayProtocol
 from uvicorn.server import ServerState
 
-from tests.support.raw_replies import Wire
+from tests.support.http_transport import FakeHttpTransport
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]}
 
 
 async def served(app: ASGIApp, *requests: bytes) -> list[bytes]:
     """Return what is written to a connection that receives *requests*, until *app* closes it."""
-    config, wire = uvicorn.Config(app, lifespan="off", log_config=None), Wire()
+    config, wire = uvicorn.Config(app, lifespan="off", log_config=None), FakeHttpTransport()
     config.load()
     protocol = GatewayProtocol(None, config=config, server_state=ServerState(), app_state={})
     protocol.connection_made(wire)

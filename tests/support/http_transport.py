@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Wire(asyncio.Transport):
+class FakeHttpTransport(asyncio.Transport):
     """Keeps what the protocol writes."""
 
     def __init__(self) -> None:

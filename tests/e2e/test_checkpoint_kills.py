@@ -15,7 +15,7 @@ from stoplog_gateway.ports import is_free
 from stoplog.partitioning import partition_of
 from tests.support.broker import fresh_broker
 from tests.support.dying_worker import DIED, FIRST_POINTS, POINTS
-from tests.support.faults.oracle import Oracle, check_state, flushed, read_tables
+from tests.support.faults.oracle import Oracle, check_state, checkpointed, read_tables
 from tests.support.system import Gateway, Process, System, eventually, running_system
 
 STEADY = [f"steady-{number}" for number in range(8)]
@@ -110,7 +110,7 @@ def compare(system: System) -> None:
     [worker] = system.workers
     oracle = Oracle(system.broker.bootstrap)
     # What the gateway let through may still be on its way into the log.
-    eventually("all is flushed", lambda: flushed(oracle.read(), oracle.stored()), on_failure=system.logs)
+    eventually("all is flushed", lambda: checkpointed(oracle.read(), oracle.stored()), on_failure=system.logs)
     truths = oracle.read()
     assert worker.stop() == 0
     assert oracle.check_replies(truths) > 0

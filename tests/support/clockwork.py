@@ -1,4 +1,4 @@
-"""An event loop that runs only when a test advances it, and a transport that keeps what it is given."""
+"""An event loop that runs only when a test advances it, and a transport that keeps all batches."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Bench:
         )
 
     def ask(self, *costs: int, client: str = "alice") -> list[asyncio.Future[Outcome]]:
-        """Ask a check of each cost; all of them have to wait."""
+        """Send a check of each cost, none of which is answered at once; return their futures."""
         pending = [self.batcher.ask(Check(client, cost)) for cost in costs]
         assert all(isinstance(one, asyncio.Future) for one in pending)
         return [one for one in pending if isinstance(one, asyncio.Future)]

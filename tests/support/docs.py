@@ -1,7 +1,8 @@
 """The fenced code blocks of the documentation, and the tags that exempt some of them from being run.
 
-A comment on the line before a block tags it: ``<!-- needs: docker -->``. Blocks that are not tagged are run by
-tests/e2e/documented/; the files and options that tagged blocks name are checked by tests/unit/test_docs.py.
+A comment on the line before a block tags it: ``<!-- needs: docker -->``. Blocks that are not tagged are run
+by tests/e2e/documented/; the files and options that tagged blocks name are checked by
+tests/unit/test_docs.py.
 """
 
 from __future__ import annotations

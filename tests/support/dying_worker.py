@@ -27,7 +27,7 @@ POINTS: Final = (
     "counters stored",
     "all stored",
 )
-"""Between every two steps of a checkpoint."""
+"""The points between the steps of a checkpoint."""
 
 FIRST_POINTS: Final = tuple(
     f"first {point}" for point in ("before", "marker produced", "marker acknowledged", "all stored")
@@ -38,11 +38,11 @@ DIED: Final = 70
 
 _checkpoints = count(1)
 _FUSE: Final = 5
-"""The number of the checkpoint with counters, of any partition, at which the worker dies."""
+"""The worker dies in this checkpoint with counters, counted over all partitions."""
 
 
 class DyingCheckpointer(Checkpointer):
-    """Ends the process at the point, without any cleaning up."""
+    """A checkpointer that ends the process at the point, without any cleanup."""
 
     point: str
     armed = False

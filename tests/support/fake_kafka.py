@@ -95,7 +95,7 @@ class Kafka:
 
 @asynccontextmanager
 async def running_limiter(**settings: Any) -> AsyncIterator[tuple[Limiter, Kafka]]:
-    """Start a limiter with *settings*. Its transport is the ``Kafka`` that the fixture of that name installs."""
+    """Start a limiter with *settings*. Its transport is the ``Kafka`` of the fixture of that name."""
     async with Limiter("kafka:9092", **{"deadline_ms": 60_000, **settings}) as limiter:
         yield limiter, limiter._engine.transport  # type: ignore[misc]
 

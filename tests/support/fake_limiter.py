@@ -22,7 +22,10 @@ ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
 
 
 class FakeLimiter(Limiter):
-    """Answer every check with ``answer``, and keep policies in a dict. If ``error`` is set, raise it instead."""
+    """A limiter that answers every check with ``answer`` and keeps policies in a dict.
+
+    If ``error`` is set, every call raises it.
+    """
 
     def __init__(self) -> None:
         self.metrics = Metrics()

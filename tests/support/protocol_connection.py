@@ -1,4 +1,4 @@
-"""Connections to :class:`GatewayProtocol` without a socket: send bytes, and read the bytes of the response."""
+"""Connections to :class:`GatewayProtocol` without a socket: send bytes, read the response's bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proxy between a caller and an application, which asks a gateway."""
+"""A proxy between a caller and an application. The proxy sends checks to a gateway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.upstream import Upstream
 
 
 class Proxied(NamedTuple):
-    """What a test sees of it: the gateway, the application behind the proxy, and a client before it."""
+    """The gateway, the application behind the proxy, and an HTTP client of the proxy."""
 
     gateway: Gateway
     app: Upstream
@@ -23,10 +23,10 @@ class Proxied(NamedTuple):
 
 @contextmanager
 def running_proxy(proxy: Process, port: int, gateway: Gateway, app: Upstream) -> Iterator[Proxied]:
-    """*proxy*, which listens on *port*, until the block ends."""
+    """Run *proxy*, which listens on *port*, until the block ends."""
     proxy.start()
     try:
-        # The system is shared, and so is the client that all proxies see: it has used nothing yet.
+        # All tests share the system and the client id that the proxies send: forget earlier charges.
         gateway.http.post("/v1/clients/127.0.0.1/reset").raise_for_status()
         eventually("the proxy listens", lambda: not is_free(port), on_failure=proxy.tail)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:

@@ -1,4 +1,4 @@
-"""Record batches and a Produce request, built byte by byte: what no client library would send."""
+"""Record batches and a Produce request, built byte by byte: no client library would send such data."""
 
 from __future__ import annotations
 

@@ -24,14 +24,19 @@ from stoplog.wire.checks import Batch, Check, SingleCheck, decode_checks_record
 from stoplog.wire.replies import Decision
 
 PATIENCE_S: Final = 90.0
-"""Until something that must happen has happened; a tenth of it on an idle machine."""
+"""Seconds until an event that must happen counts as missing. An idle machine needs a tenth of it."""
 
 
 def eventually(what: str, condition: Callable[[], bool], *, on_failure: Callable[[], str] = str) -> None:
-    """Return when *condition* holds: for other processes' states, which have no event to wait for.
+    """Return once *condition* holds. States of other processes have no event, so they are polled.
+
+    Args:
+        what: The expected state, for the error.
+        condition: Returns whether it has been reached.
+        on_failure: Returns more text for the error, such as the logs.
 
     Raises:
-        AssertionError: not within :data:`PATIENCE_S`.
+        AssertionError: The condition did not hold within :data:`PATIENCE_S`.
     """
     until = time.monotonic() + PATIENCE_S
     while not condition():
@@ -40,7 +45,7 @@ def eventually(what: str, condition: Callable[[], bool], *, on_failure: Callable
 
 
 class Process(Child):
-    """A :class:`Child` that can be hurt; ``tables`` is a worker's folder."""
+    """A :class:`Child` that tests may signal and kill. ``tables`` is the folder of a worker."""
 
     tables: Path
 
@@ -50,25 +55,25 @@ class Process(Child):
         self._process.send_signal(signum)
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
+        """Send SIGKILL, and wait for the end."""
         self.signal(signal.SIGKILL)
-        self.join(10)
+        self.join(PATIENCE_S)
 
     def stop(self) -> int:
-        """SIGTERM, and wait for the end; returns the exit status."""
+        """Send SIGTERM, wait for the end, and return the exit status."""
         self.terminate()
-        self.join(30)
+        self.join(PATIENCE_S)
         assert self.status is not None
         return self.status
 
     def lines(self, *needles: str) -> list[str]:
-        """Lines of its log that contain all of *needles*."""
+        """Return the lines of its log that contain all of *needles*."""
         text = self.log.read_text(errors="replace")
         return [line for line in text.splitlines() if all(needle in line for needle in needles)]
 
 
 class Gateway(Process):
-    """A gateway process and a client of it."""
+    """A gateway process, with an HTTP client for it."""
 
     def __init__(self, *args: Any, port: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,52 +82,52 @@ class Gateway(Process):
         self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
     def ready(self) -> bool:
-        """Whether it answers checks from the store."""
+        """Return whether the store answers its checks."""
         try:
             return self.http.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
 
     def check(self, client_id: str, **fields: Any) -> dict[str, Any]:
-        """``POST /v1/check``."""
+        """Send ``POST /v1/check``; return the answer."""
         response = self.http.post("/v1/check", json={"client_id": client_id, **fields})
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
 
     def set_limits(self, client_id: str, *limits: str) -> dict[str, Any]:
-        """``PUT /v1/limits``; applied when it returns."""
+        """Send ``PUT /v1/limits``, which returns once the limits apply; return the answer."""
         response = self.http.put(f"/v1/limits/{client_id}", json={"limits": list(limits)})
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples."""
+        """Return the sum of a metric's samples."""
         text = self.http.get("/metrics").text
         lines = (line for line in text.splitlines() if line.startswith((name + " ", name + "{")))
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     def count(self, metric: str) -> int:
-        """A counter without labels, of ``/metrics``."""
+        """Return the value of a counter without labels."""
         lines = self.http.get("/metrics").text.splitlines()
         return next(int(float(line.split()[1])) for line in lines if line.startswith(f"{metric} "))
 
     def report(self) -> dict[str, Any]:
-        """``GET /v1/status``."""
+        """Return the answer to ``GET /v1/status``."""
         answer: dict[str, Any] = self.http.get("/v1/status").json()
         return answer
 
 
 class System:
-    """Broker, workers and gateways; processes are started by the test and stopped with it."""
+    """Broker, workers and gateways. A test starts the processes, and *stack* stops them at its end."""
 
     def __init__(self, broker: Broker, folder: Path, stack: ExitStack, **settings: Any) -> None:
         self.broker = broker
         self.workers: list[Process] = []
         self.gateways: list[Gateway] = []
         self.folder = folder
-        # Sooner than by default: tests wait for flushes.
+        # Tests wait for checkpoints, so these come sooner than by default.
         self._settings = {
             "kafka": broker.bootstrap,
             "home": folder,
@@ -134,11 +139,11 @@ class System:
 
     @property
     def bootstrap(self) -> str:
-        """Where its Kafka is."""
+        """Return the address of its Kafka."""
         return str(self._settings["kafka"])
 
     def add_worker(self, *module: str, env: Mapping[str, str] | None = None, **settings: Any) -> Process:
-        """Start one more worker, or *module* in its place; *env* is added to its environment as it is."""
+        """Start one more worker, or *module* in its place. *env* is added to its environment."""
         name = f"worker-{next(self._numbers)}"
         settings = {"home": self.folder, "instance_id": name, "metrics_port": 0, **settings}
         worker = Process(
@@ -154,7 +159,7 @@ class System:
         return worker
 
     def add_gateway(self, *, env: Mapping[str, str] | None = None, **settings: Any) -> Gateway:
-        """Start one more gateway; *env* is added to its environment as it is."""
+        """Start one more gateway. *env* is added to its environment."""
         name, port = f"gateway-{len(self.gateways) + 1}", free_port()
         gateway = Gateway(
             name,
@@ -183,16 +188,16 @@ class System:
         self._stack.callback(end)
 
     def wait_ready(self) -> None:
-        """Return when every gateway answers checks from the store."""
+        """Return once the store answers the checks of every gateway."""
         for gateway in self.gateways:
-            eventually(f"{gateway.name} ready", gateway.ready, on_failure=self.logs)
+            eventually(f"{gateway.name} is ready", gateway.ready, on_failure=self.logs)
 
     def logs(self) -> str:
-        """The last lines of every process."""
+        """Return the last lines of every process's log."""
         return "\n".join(f"--- {p.name}\n{p.tail(30)}" for p in (*self.workers, *self.gateways))
 
     def records(self, partition: int) -> list[Record]:
-        """All that ``checks[partition]`` holds, from its beginning."""
+        """Return all records of ``checks[partition]``."""
         place = TopicPartition(CHECKS, partition, 0)
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "oracle"})
         try:
@@ -213,7 +218,7 @@ class System:
     def decisions(
         self, client: str, partition: int, default: Policy | None = None
     ) -> list[tuple[Check, Decision]]:
-        """What the oracle decides of *client*'s checks, in the log's order."""
+        """Return *client*'s checks in log order, with the decisions that follow from the log."""
         found = []
         records = self.records(partition)
         decided = dict(replay(records, partition, 4, default or parse_policy("100/minute")))
@@ -227,7 +232,7 @@ class System:
         return found
 
     def admitted(self, client: str, partition: int, default: Policy | None = None) -> int:
-        """What the log says *client* was admitted in all, by the oracle."""
+        """Return the total cost of *client*'s allowed checks, according to the log."""
         return sum(c.cost for c, decision in self.decisions(client, partition, default) if decision.allowed)
 
 
@@ -235,7 +240,7 @@ class System:
 def running_system(
     broker: Broker, folder: Path, *, workers: int = 1, gateways: int = 1, **settings: Any
 ) -> Iterator[System]:
-    """A system, ready."""
+    """Run a system; yield it once it is ready."""
     with ExitStack() as stack:
         system = System(broker, folder, stack)
         for _ in range(workers):

@@ -33,8 +33,8 @@ from stoplog.topics import (
 from stoplog.wire.format import headers_of
 from tests.support.faults.cluster import Cluster, running_cluster
 from tests.support.faults.load import PARTITIONS, Load, running_load
-from tests.support.faults.oracle import Oracle, check_state, flushed
-from tests.support.faults.rig import WELL_S
+from tests.support.faults.oracle import Oracle, check_state, checkpointed
+from tests.support.faults.rig import HEALTHY_S
 from tests.support.system import System, eventually
 
 CLIENT: Final = "misplaced"
@@ -109,12 +109,12 @@ class Place(NamedTuple):
     def check(self) -> None:
         """What is stored follows from what the log holds now."""
         oracle = Oracle(self.cluster.bootstrap)
-        eventually("all is flushed", lambda: flushed(oracle.read(), oracle.stored()))
+        eventually("all is flushed", lambda: checkpointed(oracle.read(), oracle.stored()))
         for partition, (truth, stored) in enumerate(zip(oracle.read(), oracle.stored(), strict=True)):
             check_state(partition, truth, stored, "changelog")
 
     def await_well(self, load: Load) -> None:
-        eventually("all is well", lambda: load.well_for(WELL_S), on_failure=self.system.logs)
+        eventually("all is well", lambda: load.healthy_for(HEALTHY_S), on_failure=self.system.logs)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Three brokers that can be hurt: a clock of their own each, and a second way to them that can be cut."""
+"""Three brokers for fault tests. Each has a clock that can be set, and a listener that can be cut off."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ NODES: Final = 3
 
 
 def shifted(ahead_s: int) -> dict[str, str]:
-    """Environment of a Python process whose wall clock is *ahead_s* seconds ahead."""
+    """Return the environment of a Python process whose wall clock is *ahead_s* seconds ahead."""
     return {"PYTHONPATH": str(Path(__file__).with_name("shifted")), "CLOCK_AHEAD_S": str(ahead_s)}
 
 
 def _faketime(ahead_s: int) -> dict[str, str]:
-    """Environment of a JVM whose wall clock is *ahead_s* seconds ahead, and whose monotonic clock is right.
+    """Return the environment of a JVM whose wall clock is *ahead_s* seconds ahead.
+
+    Its monotonic clock stays right.
 
     A test that uses it is marked with ``needs("faketime")``.
     """
@@ -37,27 +39,30 @@ def _faketime(ahead_s: int) -> dict[str, str]:
         "LD_PRELOAD": path_of("faketime"),
         "FAKETIME": f"{ahead_s:+d}s",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        # The JVM waits by the monotonic clock; the "fix" takes it for the other and lets it wait an hour.
+        # The JVM waits by the monotonic clock. The "fix" would shift these waits too, by up to an hour.
         "FAKETIME_FORCE_MONOTONIC_FIX": "0",
     }
 
 
 class Node(ProxiedBroker):
-    """A broker with a clock that can be set, and a listener behind a :class:`~tests.support.network_proxy.NetworkProxy`."""
+    """A broker with a clock that can be set.
+
+    It has a second listener behind a :class:`~tests.support.network_proxy.NetworkProxy`.
+    """
 
     ahead_s = 0
-    """What its wall clock shows more than ours, from its next start on."""
+    """Seconds by which its wall clock is ahead, from its next start on."""
 
     def _java(self, jars: Path) -> list[str]:
         clock = _faketime(self.ahead_s) if self.ahead_s else {}
         java, *options = super()._java(jars)
-        # Compiled once and lightly: what three of them spend on compiling better is never earned back here.
-        quick = ["-XX:TieredStopAtLevel=1"]
-        return ["/usr/bin/env", *(f"{name}={value}" for name, value in clock.items()), java, *quick, *options]
+        # The light compiler only: a test is too short for the better one to pay off in three brokers.
+        light = ["-XX:TieredStopAtLevel=1"]
+        return ["/usr/bin/env", *(f"{name}={value}" for name, value in clock.items()), java, *light, *options]
 
 
 class Cluster:
-    """The brokers, and the topics file that has everything on all of them."""
+    """The brokers, and a topics file that places a replica of every topic on each of them."""
 
     def __init__(self, nodes: list[Node], topics: Path) -> None:
         self.nodes = nodes
@@ -74,33 +79,33 @@ class Cluster:
         return dict(self._admin.list_topics(CHECKS, timeout=10).topics[CHECKS].partitions)
 
     def leader_of(self, partition: int) -> Node:
-        """The node that leads *partition* of ``checks``."""
+        """Return the node that leads *partition* of ``checks``."""
         leader: int = self._partitions()[partition].leader
         return self.nodes[leader - 1]
 
     def wait_in_sync(self) -> None:
-        """Return when all nodes have all of ``checks``."""
+        """Return once every node is an in-sync replica of every partition of ``checks``."""
 
         def in_sync() -> bool:
             return all(len(partition.isrs) == NODES for partition in self._partitions().values())
 
-        eventually("all replicas in sync", in_sync, on_failure=self._told)
+        eventually("all replicas in sync", in_sync, on_failure=self._describe)
 
-    def _told(self) -> str:
-        """Who leads and follows, and the ends of the brokers' logs."""
+    def _describe(self) -> str:
+        """Return leaders and in-sync replicas, and the last lines of the brokers' logs."""
         isrs = {number: (it.leader, it.isrs) for number, it in self._partitions().items()}
         return "\n".join([f"leaders, in sync: {isrs}", *(node.tail() for node in self.nodes)])
 
     def elect_preferred(self) -> None:
-        """Have the partitions of ``checks`` led by the nodes that led them first."""
+        """Move the leadership of ``checks`` back to the nodes that led the partitions first."""
         places = [TopicPartition(CHECKS, partition) for partition in self._partitions()]
-        # Per partition: done, or that nothing had to be.
+        # The result of a partition that its preferred node already leads is an error: ignore it.
         self._admin.elect_leaders(ElectionType.PREFERRED, places).result(20)
 
 
 @contextmanager
 def running_cluster(folder: Path) -> Iterator[Cluster]:
-    """A cluster with topics: replication 3, of which 2 must have a record before it counts as written."""
+    """Run a cluster with topics of replication 3. A record counts as written once 2 replicas have it."""
     topics = folder / "topics.yaml"
     shipped = yaml.safe_load(DEFAULT_FILE.read_text())
     shipped["defaults"] |= {"replication": NODES, "min_insync": NODES - 1}
@@ -112,12 +117,12 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         cluster = Cluster(nodes, topics)
         admin = AdminClient({"bootstrap.servers": cluster.bootstrap, "log_level": 0})
 
-        def made() -> bool:
-            # A cluster that has just started may leave a first question unanswered.
+        def created() -> bool:
+            # A cluster that has just started may not answer a first request.
             with suppress(Unavailable):
                 create_topics(admin, load_topics(topics).values())
                 return True
             return False
 
-        eventually("topics", made)
+        eventually("the topics are created", created)
         yield cluster

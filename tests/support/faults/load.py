@@ -1,4 +1,4 @@
-"""Load on all gateways, running throughout a fault: every answer is kept, with when it was asked."""
+"""Load on all gateways during a fault. Every answer is kept, with the times of request and response."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from tests.support.broker import CHECKOUT
 
 PARTITIONS: Final = 4
 _PIPE: Final = 1 << 20
-"""Bytes that may wait to be read here before the asker would wait for that: those of ten seconds."""
+"""Bytes of the pipe from the sender: ten seconds of output, so that the sender never waits for the test."""
 LAST_S: Final = 70.0
-"""For the last answers: more than the asker waits for one."""
+"""Seconds to wait for the last answers: longer than the sender's timeout."""
 
 
-class Asked(NamedTuple):
-    """A check and what came of it: times in seconds, monotonic; no answer if the gateway was gone."""
+class SentCheck(NamedTuple):
+    """A check, its times (seconds, monotonic) and its answer, which is ``None`` if the gateway was gone."""
 
     gateway: str
     client: str
-    at: float
-    until: float
+    sent_at: float
+    ended_at: float
     answer: dict[str, Any] | None
 
     @property
-    def good(self) -> bool:
-        """Whether the store answered."""
+    def decided(self) -> bool:
+        """Return whether the store decided the check."""
         return self.answer is not None and not self.answer["degraded"]
 
 
 class Load:
-    """A process that asks *urls* until it is told to stop (:mod:`tests.support.faults.asker`).
+    """A process that sends checks until it is stopped (:mod:`tests.support.faults.check_sender`).
 
     Args:
-        urls: Of the gateways; one may die.
-        seed: Of its choices.
+        urls: URLs of the gateways; one may die.
+        seed: Seed of the random choices.
     """
 
     def __init__(self, urls: Sequence[str], seed: int) -> None:
-        self.asked: list[Asked] = []
+        self.sent: list[SentCheck] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.faults.asker", str(seed), *urls],
+            [sys.executable, "-m", "tests.support.faults.check_sender", str(seed), *urls],
             cwd=CHECKOUT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -59,11 +59,11 @@ class Load:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, when all that was asked is answered."""
+        """Stop the load, and wait for all answers."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._thread.join(LAST_S)
-        self._process.kill()  # if it has not ended
+        self._process.kill()  # if the process has not ended by itself
         assert self._process.wait(10) == 0
 
     def _read(self) -> None:
@@ -73,22 +73,23 @@ class Load:
 
     def _keep(self, lines: IO[bytes]) -> None:
         for line in lines:
-            url, at, until, clients, answers = msgspec.json.decode(line)
-            self.asked.extend(
-                Asked(url, name, at, until, answer) for name, answer in zip(clients, answers, strict=True)
+            url, sent_at, ended_at, clients, answers = msgspec.json.decode(line)
+            self.sent.extend(
+                SentCheck(url, name, sent_at, ended_at, answer)
+                for name, answer in zip(clients, answers, strict=True)
             )
 
-    def well_for(self, seconds: float) -> bool:
-        """Whether every partition was answered by the store, at every gateway that lives, of late."""
+    def healthy_for(self, seconds: float) -> bool:
+        """Return whether the store decided every check of the last *seconds*, in all partitions."""
         since = time.monotonic() - seconds
-        recent = [asked for asked in self.asked[-5_000:] if asked.at >= since and asked.answer is not None]
-        seen = {partition_of(asked.client, PARTITIONS) for asked in recent}
-        return len(seen) == PARTITIONS and all(asked.good for asked in recent)
+        recent = [one for one in self.sent[-5_000:] if one.sent_at >= since and one.answer is not None]
+        seen = {partition_of(one.client, PARTITIONS) for one in recent}
+        return len(seen) == PARTITIONS and all(one.decided for one in recent)
 
 
 @contextmanager
 def running_load(urls: Sequence[str], seed: int = 1) -> Iterator[Load]:
-    """Load until the block ends."""
+    """Put load on the gateways until the block ends."""
     load = Load(urls, seed)
     try:
         yield load
@@ -96,30 +97,30 @@ def running_load(urls: Sequence[str], seed: int = 1) -> Iterator[Load]:
         load.stop()
 
 
-def late_s(asked: Sequence[Asked], since: float, until: float = float("inf")) -> dict[int, float]:
-    """Seconds for which each partition was let through, of checks asked from *since* to *until*.
+def failed_open_s(sent: Sequence[SentCheck], since: float, until: float = float("inf")) -> dict[int, float]:
+    """Return the seconds for which each partition failed open, of checks sent from *since* to *until*.
 
-    A spell of a gateway is from its first check that was let through until the store next answered one that
-    it was asked later. Spells are added up, and the gateway that has most counts.
+    A spell of a gateway begins with the first check that failed open. It ends with the next check that the
+    store decided. The spells of a gateway are added up, and the largest sum of all gateways is returned.
     """
-    by_place: dict[tuple[int, str], list[Asked]] = defaultdict(list)
-    for one in sorted(asked, key=lambda one: one.at):
-        if since <= one.at <= until and one.answer is not None:
+    by_place: dict[tuple[int, str], list[SentCheck]] = defaultdict(list)
+    for one in sorted(sent, key=lambda one: one.sent_at):
+        if since <= one.sent_at <= until and one.answer is not None:
             by_place[partition_of(one.client, PARTITIONS), one.gateway].append(one)
-    late = dict.fromkeys(range(PARTITIONS), 0.0)
-    for (partition, _), of_it in by_place.items():
-        late[partition] = max(late[partition], _spells(of_it))
-    return late
+    seconds = dict.fromkeys(range(PARTITIONS), 0.0)
+    for (partition, _), checks in by_place.items():
+        seconds[partition] = max(seconds[partition], _spells(checks))
+    return seconds
 
 
-def _spells(asked: Sequence[Asked]) -> float:
+def _spells(sent: Sequence[SentCheck]) -> float:
     total, began = 0.0, None
     last = 0.0
-    for one in asked:
-        last = one.until
-        if not one.good:
-            began = one.at if began is None else began
+    for one in sent:
+        last = one.ended_at
+        if not one.decided:
+            began = one.sent_at if began is None else began
         elif began is not None:
-            total += one.at - began
+            total += one.sent_at - began
             began = None
     return total + (last - began if began is not None else 0.0)

@@ -1,4 +1,4 @@
-"""The log, folded again, against all that came of it: replies, HTTP answers, changelogs, workers' tables."""
+"""Fold the log again, and compare it with all results: replies, HTTP answers, changelogs, workers' tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from stoplog.policy import Policy, parse_policy
 from stoplog.topics import CHECKS, REPLIES, UPDATES
 from stoplog.wire.checks import Batch, SingleCheck, decode_checks_record
 from stoplog.wire.replies import Decision, decode_reply
-from tests.support.faults.load import PARTITIONS, Asked
+from tests.support.faults.load import PARTITIONS, SentCheck
 
 _READ_S: Final = 30.0
 
@@ -39,7 +39,7 @@ Table = dict[bytes, bytes]
 
 
 class Truth(NamedTuple):
-    """What the log of one partition says: all decisions by offset, and what must be stored at its end."""
+    """The expectation from the log of one partition: all decisions by offset, and the state at its end."""
 
     records: list[Record]
     decided: dict[int, list[Answer]]
@@ -49,12 +49,12 @@ class Truth(NamedTuple):
 
     @property
     def checks(self) -> int:
-        """How many were asked."""
+        """Return the number of checks in the log."""
         return sum(map(len, self.decided.values()))
 
 
 class Topic:
-    """All records of a topic, read on from where the last reading ended."""
+    """All records of a topic. Each reading continues at the end of the one before."""
 
     def __init__(self, bootstrap: str, name: str) -> None:
         self.messages: dict[int, list[Any]] = {partition: [] for partition in range(PARTITIONS)}
@@ -63,7 +63,7 @@ class Topic:
         self._next = dict.fromkeys(range(PARTITIONS), 0)
 
     def catch_up(self) -> None:
-        """Read to the present end."""
+        """Read up to the present end."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self._bootstrap,
@@ -91,12 +91,12 @@ class Topic:
 
 
 class Oracle:
-    """Reads a system's topics from their beginnings and judges what it finds.
+    """A reader of a system's topics, from their beginnings, that checks their contents.
 
     Args:
-        bootstrap: Of its Kafka.
-        default: Its workers' built-in limits.
-        lane: Whose changelogs it reads.
+        bootstrap: Address of the Kafka cluster.
+        default: Default limits of the workers.
+        lane: Lane of the changelogs.
     """
 
     def __init__(self, bootstrap: str, default: Policy | None = None, lane: str = "") -> None:
@@ -108,7 +108,7 @@ class Oracle:
         self._changelogs = {table: Topic(bootstrap, name) for table, name in changelogs(lane).items()}
 
     def read(self) -> list[Truth]:
-        """The truth of each partition as of now; there must be no more load."""
+        """Return the expectation for each partition as of now. There must be no more load."""
         self._checks.catch_up()
         return [self._fold(partition, self._checks.messages[partition]) for partition in range(PARTITIONS)]
 
@@ -126,7 +126,7 @@ class Oracle:
             decided[offset] = answers
 
     def relayed(self, truths: Sequence[Truth]) -> bool:
-        """Whether the log has every limit update and reset that was written."""
+        """Return whether the log contains every limit update and reset that was written."""
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "oracle"})
         try:
             ends = [
@@ -140,40 +140,43 @@ class Oracle:
     # --- answers ---
 
     def check_replies(self, truths: Sequence[Truth]) -> int:
-        """Every reply that any gateway was sent gives the log's decisions; returns how many were compared."""
+        """Check that every reply contains the log's decisions; return how many decisions were compared."""
         self._replies.catch_up()
-        asked: dict[tuple[int, int], tuple[int, int]] = {}
+        batches: dict[tuple[int, int], tuple[int, int]] = {}
         for partition, truth in enumerate(truths):
             for record in truth.records:
                 content = decode_checks_record(record.value)
                 if isinstance(content, Batch):
                     sent = (content.incarnation, content.number)
-                    assert sent not in asked, f"batch {sent} is in the log twice, at {asked[sent]}"
-                    asked[sent] = (partition, record.offset)
+                    assert sent not in batches, f"batch {sent} is in the log twice, at {batches[sent]}"
+                    batches[sent] = (partition, record.offset)
         compared = 0
         for message in (m for messages in self._replies.messages.values() for m in messages):
             if message.value().startswith(b"{"):
-                continue  # a word on an update
+                continue  # a reply to an update
             reply = decode_reply(message.value())
-            partition, offset = asked[reply.incarnation, reply.number]
+            partition, offset = batches[reply.incarnation, reply.number]
             assert reply.error is None, reply.error
             assert reply.offset == offset
-            right = truths[partition].decided[offset]
-            assert len(reply.answers) == len(right)
-            for index, (answer, truth_) in enumerate(zip(reply.answers, right, strict=True)):
-                # None: decided before its worker restarted, and then perhaps answered.
-                assert answer is None or answer == truth_, (
-                    f"{CHECKS}[{partition}]@{offset} check {index}: answered {answer}, the log says {truth_}"
+            decisions = truths[partition].decided[offset]
+            assert len(reply.answers) == len(decisions)
+            for index, (answer, expected) in enumerate(zip(reply.answers, decisions, strict=True)):
+                # None: the check was decided before the worker restarted, which may have replied then.
+                assert answer is None or answer == expected, (
+                    f"{CHECKS}[{partition}]@{offset} check {index}: reply {answer}, log {expected}"
                 )
                 compared += answer is not None
         return compared
 
-    def check_http(self, truths: Sequence[Truth], asked: Sequence[Asked]) -> int:
-        """Every answer of a gateway that is not degraded is one of the log's decisions on that client.
+    def check_http(self, truths: Sequence[Truth], sent: Sequence[SentCheck]) -> int:
+        """Check that every answer of a gateway, unless degraded, is a decision in the log on that client.
 
-        No two are the same one. Returns how many were compared.
+        Each decision accounts for one answer.
+
+        Returns:
+            How many answers were compared.
         """
-        right: dict[str, Counter[Any]] = defaultdict(Counter)
+        decisions: dict[str, Counter[Any]] = defaultdict(Counter)
         for truth in truths:
             for record in truth.records:
                 content = decode_checks_record(record.value)
@@ -181,21 +184,21 @@ class Oracle:
                     checks = content.checks
                     for check, answer in zip(checks, truth.decided[record.offset], strict=True):
                         assert isinstance(answer, Decision), answer
-                        right[check.client][msgspec.structs.astuple(answer)] += 1
-        told: dict[str, Counter[Any]] = defaultdict(Counter)
-        for one in asked:
-            if one.good:
+                        decisions[check.client][msgspec.structs.astuple(answer)] += 1
+        received: dict[str, Counter[Any]] = defaultdict(Counter)
+        for one in sent:
+            if one.decided:
                 assert one.answer is not None
-                told[one.client][tuple(one.answer[name] for name in Decision.__struct_fields__)] += 1
-        for client, answers in told.items():
-            extra = answers - right[client]
-            assert not extra, f"{client} was told what the log does not say: {extra}"
-        return sum(answers.total() for answers in told.values())
+                received[one.client][tuple(one.answer[name] for name in Decision.__struct_fields__)] += 1
+        for client, answers in received.items():
+            extra = answers - decisions[client]
+            assert not extra, f"{client} received answers that are not in the log: {extra}"
+        return sum(answers.total() for answers in received.values())
 
     # --- state ---
 
     def stored(self) -> list[dict[str, Table]]:
-        """What the changelogs of each partition hold, merged by position as every reader of them does."""
+        """Return the contents of each partition's changelogs, merged by position as in a restore."""
         for topic in self._changelogs.values():
             topic.catch_up()
         return [
@@ -203,8 +206,11 @@ class Oracle:
             for partition in range(PARTITIONS)
         ]
 
-    def unmended(self) -> list[str]:
-        """Keys whose last record in a changelog, which compaction keeps, is older than one before it."""
+    def unrepaired(self) -> list[str]:
+        """Return the keys whose last record in a changelog is older than an earlier one.
+
+        Compaction would keep the older state.
+        """
         found = []
         for table, topic in self._changelogs.items():
             for partition, messages in topic.messages.items():
@@ -214,7 +220,7 @@ class Oracle:
         return found
 
     def committed(self) -> list[int]:
-        """What lag monitors see of each partition."""
+        """Return the committed offset of each partition, which lag monitors show."""
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": self._group})
         try:
             places = [TopicPartition(CHECKS, partition) for partition in range(PARTITIONS)]
@@ -223,8 +229,8 @@ class Oracle:
             consumer.close()
 
 
-def flushed(truths: Sequence[Truth], stored: Sequence[dict[str, Table]]) -> bool:
-    """Whether every marker has reached its log's end."""
+def checkpointed(truths: Sequence[Truth], stored: Sequence[dict[str, Table]]) -> bool:
+    """Return whether every marker has reached the end of its log."""
     return all(
         MARKER_KEY in tables[POLICIES]
         and decode_marker(tables[POLICIES][MARKER_KEY]).next_offset == truth.marker.next_offset
@@ -242,18 +248,20 @@ def _merged(messages: Iterable[Any]) -> Table:
 
 
 def check_state(partition: int, truth: Truth, stored: dict[str, Table], where: str) -> None:
-    """What is stored of *partition*, its log read to the end, is what the log says: nothing more or less."""
+    """Check that the stored state of *partition* is exactly the state that follows from its whole log."""
     policies = dict(stored[POLICIES])
     marker = decode_marker(policies.pop(MARKER_KEY))
-    # The oracle has met no topic ids.
-    marker_ = msgspec.structs.replace(marker, topic_id="", updates_id="", changelog_ids={})
-    assert marker_ == truth.marker, f"marker, {where}[{partition}]"
+    # The oracle knows no topic ids.
+    without_ids = msgspec.structs.replace(marker, topic_id="", updates_id="", changelog_ids={})
+    assert without_ids == truth.marker, f"marker, {where}[{partition}]"
     assert _in_force(policies) == _in_force(truth.policies), f"policies, {where}[{partition}]"
-    right, found = (_counts(counters, marker.clock_ms) for counters in (truth.counters, stored[COUNTERS]))
+    expected, found = (_counts(counters, marker.clock_ms) for counters in (truth.counters, stored[COUNTERS]))
     wrong = {
-        key: (found.get(key), right.get(key)) for key in found | right if found.get(key) != right.get(key)
+        key: (found.get(key), expected.get(key))
+        for key in found | expected
+        if found.get(key) != expected.get(key)
     }
-    assert not wrong, f"counters, {where}[{partition}], found and right: {wrong}"
+    assert not wrong, f"counters, {where}[{partition}], found and expected: {wrong}"
 
 
 def _in_force(policies: Table) -> dict[bytes, Any]:
@@ -262,9 +270,9 @@ def _in_force(policies: Table) -> dict[bytes, Any]:
 
 
 def _counts(counters: Table, clock_ms: int) -> dict[bytes, Any]:
-    """Of each key what is in its windows, which state it is of, and nothing that time has forgotten.
+    """Return position and windows of each key, without charges that have left their windows.
 
-    A state that holds nothing else is as good as none: it may have been swept.
+    An expired state counts as none: the worker may have deleted it.
     """
     found = {}
     for key, value in counters.items():
@@ -280,7 +288,7 @@ def _counts(counters: Table, clock_ms: int) -> dict[bytes, Any]:
 
 
 def read_tables(folder: Path, partition: int) -> dict[str, Table]:
-    """Both tables of *partition* under a worker's *folder*, as they are now."""
+    """Return both tables of *partition* under a worker's *folder*, as they are now."""
     found: dict[str, Table] = {}
     for table in TABLES:
         (path,) = folder.rglob(f"{table}-{partition}.db")

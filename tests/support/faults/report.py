@@ -1,7 +1,7 @@
 """The seconds of failing open per fault: collected by the tests, printed at the end of the run.
 
-Correctness fails a run on any machine. Seconds are always reported. They are judged only where the control (the
-scenario without a fault) shows that the machine is fast enough: see :func:`machine_is_fast`.
+Correctness fails a run on any machine. Seconds are always reported. They are judged only where the control
+(the scenario without a fault) shows that the machine is fast enough: see :func:`machine_is_fast`.
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ from stoplog_worker.algorithm.state_codec import MARKER_KEY, decode_marker
 from stoplog_worker.state.store import POLICIES
 
 from tests.support.faults.cluster import Cluster, shifted
-from tests.support.faults.load import PARTITIONS, Load, late_s, running_load
-from tests.support.faults.oracle import Oracle, Truth, check_state, flushed, read_tables
+from tests.support.faults.load import PARTITIONS, Load, failed_open_s, running_load
+from tests.support.faults.oracle import Oracle, Truth, check_state, checkpointed, read_tables
 from tests.support.faults.report import ROWS, Row, Targets, machine_is_fast
 from tests.support.system import Gateway, Process, System, eventually
 
-WELL_S: Final = 1.5
+HEALTHY_S: Final = 1.5
 """Seconds for which the store must have answered all partitions before the system counts as healthy."""
 
 NONE: Final = Targets()
@@ -67,8 +67,8 @@ class Fault:
 
     def seconds(self, partitions: set[int]) -> float | None:
         """Return for how long the worst of *partitions* failed open; ``None`` if there are none."""
-        late = late_s(self.load.asked, self.at)
-        return max((late[partition] for partition in partitions), default=None)
+        seconds = failed_open_s(self.load.sent, self.at)
+        return max((seconds[partition] for partition in partitions), default=None)
 
     @property
     def moved_s(self) -> float | None:
@@ -186,8 +186,8 @@ class Rig:
 
     def await_answers(self, fault: Fault, checks: int = 2_000) -> None:
         """Return when *checks* more checks have been answered."""
-        enough = len(fault.load.asked) + checks
-        eventually(f"{checks} more checks", lambda: len(fault.load.asked) > enough)
+        enough = len(fault.load.sent) + checks
+        eventually(f"{checks} more checks", lambda: len(fault.load.sent) > enough)
 
     @contextmanager
     def fault(
@@ -220,7 +220,7 @@ class Rig:
                 fault = Fault(started, load)
                 eventually(
                     "the store answers all partitions",
-                    lambda: load.well_for(WELL_S),
+                    lambda: load.healthy_for(HEALTHY_S),
                     on_failure=self.system.logs,
                 )
                 eventually("normal mode", lambda: all_normal(started))
@@ -228,11 +228,11 @@ class Rig:
                 spells = {gateway.name: degraded_spells(gateway) for gateway in started}
                 fault.begin()
                 yield fault
-                # A harmless fault ends at once: ask something during it.
+                # A harmless fault ends at once: send some checks during it.
                 self.await_answers(fault, 300)
                 eventually(
                     "the store answers all partitions again",
-                    lambda: load.well_for(WELL_S),
+                    lambda: load.healthy_for(HEALTHY_S),
                     on_failure=self.system.logs,
                 )
                 alive = [gateway for gateway in started if gateway.status is None]
@@ -243,12 +243,12 @@ class Rig:
                 after = self.owners(alive[0])
                 fault.moved |= {p for p in range(PARTITIONS) if before.get(p) != after.get(p)}
                 ended = time.monotonic()
-            asked = [one for one in load.asked if fault.at <= one.at < ended and one.answer is not None]
+            asked = [one for one in load.sent if fault.at <= one.sent_at < ended and one.answer is not None]
             per_s = len(asked) / (ended - fault.at)
             compared = self.compare(load, alive)
             self.check_tables(self.places(alive[0]))
-            failed_open = sum(one.answer is not None and not one.good for one in load.asked)
-            p99_ms = quantiles([(one.until - one.at) * 1_000 for one in asked], n=100)[98]
+            failed_open = sum(one.answer is not None and not one.decided for one in load.sent)
+            p99_ms = quantiles([(one.ended_at - one.sent_at) * 1_000 for one in asked], n=100)[98]
             row = Row(name, fault.moved_s, fault.kept_s, targets, per_s, p99_ms, failed_open, compared)
             ROWS.append(row)
             print("\n", row)
@@ -295,14 +295,14 @@ class Rig:
         logged = sum(truth.checks for truth in truths)
         new, self._logged = logged - self._logged, logged
         uncounted = sum(gateway.count("stoplog_checks_uncounted_total") for gateway in alive)
-        answered = sum(one.answer is not None for one in load.asked)
-        assert answered - uncounted <= new <= len(load.asked), (answered, uncounted, new, len(load.asked))
-        replies, answers = self.oracle.check_replies(truths), self.oracle.check_http(truths, load.asked)
+        answered = sum(one.answer is not None for one in load.sent)
+        assert answered - uncounted <= new <= len(load.sent), (answered, uncounted, new, len(load.sent))
+        replies, answers = self.oracle.check_replies(truths), self.oracle.check_http(truths, load.sent)
         assert replies >= answers > 0
         return replies + answers
 
     def check_changelogs(self, oracle: Oracle) -> list[Truth]:
-        """Wait for the checkpoints, then compare what the lane of *oracle* has stored and committed with the log.
+        """Wait for the checkpoints, then compare the stored state and the committed offsets with the log.
 
         Returns:
             The state of each partition according to the log.
@@ -312,7 +312,9 @@ class Rig:
         def all_written() -> bool:
             # Late or relayed records may have arrived since the last reading.
             truths[:] = oracle.read()
-            return flushed(truths, oracle.stored()) and not oracle.unmended() and oracle.relayed(truths)
+            return (
+                checkpointed(truths, oracle.stored()) and not oracle.unrepaired() and oracle.relayed(truths)
+            )
 
         eventually(
             "checkpoints written, changelogs repaired, updates relayed",
@@ -329,7 +331,7 @@ class Rig:
         """Describe the end and the marker of each partition."""
         ends = [truth.marker.next_offset for truth in truths]
         markers = [decode_marker(tables[POLICIES][MARKER_KEY]).next_offset for tables in oracle.stored()]
-        return f"logs end at {ends}, markers are at {markers}; not repaired: {oracle.unmended()}\n"
+        return f"logs end at {ends}, markers are at {markers}; not repaired: {oracle.unrepaired()}\n"
 
     def places(self, gateway: Gateway) -> dict[str, list[int]]:
         """Return the partitions of which each worker is the active owner or a standby."""

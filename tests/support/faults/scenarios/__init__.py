@@ -1,6 +1,6 @@
 """The faults, in the order in which one system meets them.
 
-Each scenario is a function of the :class:`~tests.support.faults.rig.Rig`. It hurts something within
+Each scenario is a function of the :class:`~tests.support.faults.rig.Rig`. It causes its fault within
 ``rig.fault(...)``, which compares everything with the log, and leaves all processes running.
 """
 

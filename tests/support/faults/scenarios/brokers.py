@@ -12,7 +12,7 @@ def broker_killed_and_restarted(rig: Rig) -> None:
     with rig.fault("broker: kill -9 one of three, started again after 5 s", episodes=2, most_s=40) as fault:
         node = rig.cluster.leader_of(0)
         node.kill()
-        eventually("the others lead", lambda: fault.load.well_for(1.0), on_failure=rig.system.logs)
+        eventually("the other brokers lead", lambda: fault.load.healthy_for(1.0), on_failure=rig.system.logs)
         node.start()
         rig.cluster.wait_in_sync()
 
@@ -22,8 +22,8 @@ def two_brokers_stopped(rig: Rig) -> None:
         stopped = rig.cluster.nodes[1:]
         for node in stopped:
             node.kill()
-        time.sleep(8)
-        assert not fault.load.well_for(1.0)
+        time.sleep(8)  # the fault itself: an outage of that length
+        assert not fault.load.healthy_for(1.0)
         for node in stopped:
             node.launch()
         for node in stopped:

@@ -1,4 +1,4 @@
-"""Clocks an hour off: only a partition leader's enters a decision, and only once."""
+"""Clocks that are an hour off. Decisions use only the clock of the partition leader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOUR_S = 3_600
 
 
 def is_off(process: Process) -> bool:
-    """Whether *process* lives at another time than this one."""
+    """Return whether the wall clock of *process* is more than half an hour off."""
     return abs(logged_at(process.lines("INFO")[-1]) - time.time()) > HOUR_S / 2
 
 
@@ -44,8 +44,12 @@ def leader_clock_ahead_then_right(rig: Rig) -> None:
             node.start()
             rig.cluster.wait_in_sync()
             rig.cluster.elect_preferred()
-            eventually("it leads again", lambda: rig.cluster.leader_of(0) is node)
-            eventually("all is well", lambda: fault.load.well_for(1.0), on_failure=rig.system.logs)
+            eventually("the node leads again", lambda: rig.cluster.leader_of(0) is node)
+            eventually(
+                "the store answers all partitions",
+                lambda: fault.load.healthy_for(1.0),
+                on_failure=rig.system.logs,
+            )
 
     jumps = [line for worker in rig.system.workers for line in worker.lines("WARNING", "clock jumped")]
     assert any("jumped ahead" in line for line in jumps)

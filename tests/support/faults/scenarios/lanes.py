@@ -1,4 +1,4 @@
-"""A second lane: what the death of a worker costs when another one answers the same checks."""
+"""A second lane: the death of a worker costs nothing, because another one answers the same checks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Final
 from tests.support.faults.rig import Rig
 
 DEADLINE_MS: Final = 4_000
-"""Less than a lone lane needs, whose session timeout alone is 6 s, and more than a busy machine does: with
-the usual 250 ms a check may be let through for want of a core. How long callers waited is printed (p99)."""
+"""Less than a single lane needs, whose session timeout alone is 6 s, and more than a busy machine needs. With
+the usual 250 ms, a check may fail open because no core is free. The report shows the latency (p99)."""
 
 
 def worker_killed_beside_second_lane(rig: Rig) -> None:

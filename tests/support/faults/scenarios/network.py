@@ -1,7 +1,7 @@
-"""A worker cut off from all brokers, which both live on.
+"""A worker that is cut off from all brokers, while worker and brokers keep running.
 
-Cut by proxies: brokers have a second listener that is advertised at a proxy's port, and the worker knows
-only that. It needs no root and no namespaces, and hurts nothing but the test's own connections.
+Proxies cut the network. Each broker has a second listener, advertised at a proxy's port, and the worker knows
+only that port. This needs no root and no namespaces, and affects only the test's own connections.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def worker_cut_off_from_brokers(rig: Rig) -> None:
         assert fault.moved
         for node in rig.cluster.nodes:
             node.proxy.cut()
-        time.sleep(12)
+        time.sleep(12)  # the fault itself: twice the session timeout
         with rig.joining(worker):
             for node in rig.cluster.nodes:
                 node.proxy.heal()

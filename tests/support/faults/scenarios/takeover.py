@@ -1,4 +1,4 @@
-"""A frozen worker whose instance id another one takes meanwhile, as a replacement elsewhere would."""
+"""A frozen worker whose instance id another worker takes over, like a replacement on another machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stoplog_worker.worker import EXIT_CONFIG
 
 from tests.support.faults.report import Targets
 from tests.support.faults.rig import Rig
-from tests.support.system import eventually
+from tests.support.system import PATIENCE_S, eventually
 
 
 def frozen_worker_replaced_and_woken(rig: Rig) -> None:
@@ -16,14 +16,18 @@ def frozen_worker_replaced_and_woken(rig: Rig) -> None:
         victim = rig.most_loaded(fault.gateways[0])
         fault.moved = rig.owned_by(fault.gateways[0], victim)
         victim.signal(signal.SIGSTOP)
-        twin = rig.replace(victim, home=rig.system.folder / "elsewhere")
-        eventually("the twin judges", lambda: bool(twin.lines("judging from")), on_failure=rig.system.logs)
+        replacement = rig.replace(victim, home=rig.system.folder / "elsewhere")
+        eventually(
+            "the replacement judges",
+            lambda: bool(replacement.lines("judging from")),
+            on_failure=rig.system.logs,
+        )
         victim.signal(signal.SIGCONT)
-        victim.join(30)
+        victim.join(PATIENCE_S)
         assert victim.status == EXIT_CONFIG
         assert len(victim.lines("CRITICAL", "another worker has joined the group as")) == 1
-    twin.stop()
-    rig.system.workers.remove(twin)
+    replacement.stop()
+    rig.system.workers.remove(replacement)
     rig.system.workers.append(victim)
     with rig.joining(victim):
         victim.start()

@@ -1,4 +1,4 @@
-"""Workers killed, stopped, frozen, added, wiped."""
+"""Workers that are killed, stopped, frozen, added, or lose their disk."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def worker_killed_short_session(rig: Rig) -> None:
         certain=True,
     ) as fault:
         victim = rig.most_loaded(fault.gateways[0])
-        told, killed_at = rig.assignments_of_others(victim), time.time()
+        before, killed_at = rig.assignments_of_others(victim), time.time()
         victim.kill()
         rig.await_takeover(fault)
-        told_at = min(map(logged_at, rig.assignments_of_others(victim) - told))
-        # However busy the machine: by the usual timeout the group would still wait for it.
-        assert told_at - killed_at < 0.9 * SESSION_S
+        assigned_at = min(map(logged_at, rig.assignments_of_others(victim) - before))
+        # With the default session timeout, the group would still wait for the victim at this time.
+        assert assigned_at - killed_at < 0.9 * SESSION_S
     with rig.joining(victim):
         victim.start()
     for worker in list(rig.system.workers):
@@ -49,12 +49,12 @@ def worker_killed_short_session(rig: Rig) -> None:
 def worker_stopped(rig: Rig) -> None:
     with rig.fault("worker: SIGTERM", targets=Targets(moved_s=2, kept_s=0.5)) as fault:
         victim = rig.most_loaded(fault.gateways[0])
-        told, stopped_at = rig.assignments_of_others(victim), time.time()
+        before, stopped_at = rig.assignments_of_others(victim), time.time()
         assert victim.stop() == 0
         rig.await_takeover(fault)
-        told_at = min(map(logged_at, rig.assignments_of_others(victim) - told))
-        # However busy the machine: had it not left, the group would have waited for it.
-        assert told_at - stopped_at < 0.9 * SESSION_S
+        assigned_at = min(map(logged_at, rig.assignments_of_others(victim) - before))
+        # Without a request to leave, the group would have waited for the session timeout.
+        assert assigned_at - stopped_at < 0.9 * SESSION_S
     with rig.joining(victim):
         victim.start()
 
@@ -63,12 +63,12 @@ def worker_killed_and_restarted(rig: Rig) -> None:
     with rig.fault("worker: kill -9, started again at once", targets=Targets(moved_s=3, kept_s=0.5)) as fault:
         victim = rig.most_loaded(fault.gateways[0])
         fault.moved = rig.owned_by(fault.gateways[0], victim)
-        told = rig.assignments_of_others(victim)
+        before = rig.assignments_of_others(victim)
         victim.kill()
         with rig.joining(victim):
             victim.start()
-    # It took its own place, so the group had nothing to tell anybody else.
-    assert rig.assignments_of_others(victim) == told
+    # The victim got its own partitions back, so no other worker got a new assignment.
+    assert rig.assignments_of_others(victim) == before
 
 
 def worker_frozen_and_woken(rig: Rig) -> None:
@@ -79,7 +79,7 @@ def worker_frozen_and_woken(rig: Rig) -> None:
         lapses = len(victim.lines("WARNING", LAPSED))
         fault.moved = rig.owned_by(fault.gateways[0], victim)
         victim.signal(signal.SIGSTOP)
-        time.sleep(2 * SESSION_S)
+        time.sleep(2 * SESSION_S)  # the fault itself: frozen for longer than the session timeout
         with rig.joining(victim):
             victim.signal(signal.SIGCONT)
         assert len(victim.lines("WARNING", LAPSED)) == lapses + 1
@@ -89,7 +89,9 @@ def worker_joins_and_leaves(rig: Rig) -> None:
     with rig.fault("worker: one joins", targets=Targets(moved_s=2, kept_s=0.5)) as fault:
         rig.system.add_worker()
         eventually(
-            "it has its share", lambda: rig.every_worker_owns(fault.gateways[0]), on_failure=rig.system.logs
+            "every worker judges partitions",
+            lambda: rig.every_worker_owns(fault.gateways[0]),
+            on_failure=rig.system.logs,
         )
     with rig.fault("worker: the one that joined leaves", targets=Targets(moved_s=2, kept_s=0.5)) as fault:
         assert rig.system.workers.pop().stop() == 0
@@ -110,7 +112,7 @@ def all_workers_down(rig: Rig) -> None:
     with rig.fault("all workers: kill -9, down for 20 s", certain=True, most_s=50) as fault:
         for worker in rig.system.workers:
             worker.kill()
-        time.sleep(20)
+        time.sleep(20)  # the fault itself: an outage of that length
         for worker in rig.system.workers:
             worker.start()
         rig.await_takeover(fault)
@@ -128,6 +130,6 @@ def rolling_restart(rig: Rig) -> None:
 
 
 def no_fault(rig: Rig) -> None:
-    """The control."""
+    """Cause no fault: the control."""
     with rig.fault("none", most_s=HARMLESS_S) as fault:
         rig.await_answers(fault)

@@ -1,7 +1,7 @@
-"""Imported by every Python started with this folder on its path: its wall clock is ``CLOCK_AHEAD_S`` off.
+"""Shift the wall clock of every Python process that has this folder on its path, by ``CLOCK_AHEAD_S``.
 
-Not by libfaketime, as the brokers': librdkafka waits with ``cnd_timedwait``, which glibc resolves inside
-itself, so that a wait of 100 ms up to a shifted time would take an hour.
+libfaketime, which shifts the brokers' clocks, does not work here. librdkafka waits with ``cnd_timedwait``,
+which glibc resolves internally, so a wait of 100 ms until a shifted time would take an hour.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""``python -m tests.support.faults.asker SEED URL...``: asks gateways until its standard input ends.
+"""``python -m tests.support.faults.check_sender SEED URL...``: send checks until standard input ends.
 
-A process of its own: in the test's, whatever the test does meanwhile would be in the times measured. It
-prints a line of JSON for each list of checks: gateway, when it was asked and answered (seconds, monotonic,
-which all processes of a machine share), clients, answers.
+It is a process of its own, so that other work of the test does not distort the latencies. For each list of
+checks it prints one line of JSON: gateway, time of the request, time of the response, clients, answers.
+Times are seconds of the monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import uvloop
 
 CLIENTS: Final = tuple(f"client-{number}" for number in range(200))
 CHECKS: Final = 16
-"""Checks in one list: a partition is asked about 4 of them, 20 times a second by each gateway."""
+"""Checks in one list: each gateway sends about 4 of them to each partition, 20 times a second."""
 INTERVAL_S: Final = 0.05
-"""Between two lists to one gateway: 320 checks a second each, however long the answers take."""
+"""Seconds between two lists to one gateway, however long the responses take: 320 checks a second."""
 CHANGE_S: Final = 0.5
-"""Between two changes of a limit, or resets."""
+"""Seconds between two changes of limits, or resets."""
 
 LIMITS: Final = ("5/second", "20/10s", "60/minute", "10/second,100/minute", "1000/hour", "0/minute")
 
 
-class Asker:
-    """Asks *urls*.
+class CheckSender:
+    """A sender of checks, changes of limits, and resets.
 
     Args:
-        urls: Of the gateways; one may die.
-        seed: Of its choices.
+        urls: URLs of the gateways; one may die.
+        seed: Seed of the random choices.
     """
 
     def __init__(self, urls: list[str], seed: int) -> None:
@@ -43,7 +43,7 @@ class Asker:
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Until standard input ends, and all that was asked is answered."""
+        """Send until standard input ends, then wait for all responses."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         async with (
             httpx.AsyncClient(timeout=60, trust_env=False, limits=limits) as http,
@@ -52,37 +52,36 @@ class Asker:
             for url in self._urls:
                 group.create_task(self._pace(http, url, group))
             group.create_task(self._change(http))
-            asyncio.get_running_loop().add_reader(
-                sys.stdin.fileno(), self._ended.set
-            )  # nothing but its end comes
+            # Standard input has no data: it becomes readable when it ends.
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._ended.set)
             await self._ended.wait()
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
 
     async def _pace(self, http: httpx.AsyncClient, url: str, group: asyncio.TaskGroup) -> None:
         due = time.monotonic()
         while not self._ended.is_set():
-            group.create_task(self._ask(http, url, self._random.choices(CLIENTS, k=CHECKS)))
+            group.create_task(self._send(http, url, self._random.choices(CLIENTS, k=CHECKS)))
             due += INTERVAL_S
             await asyncio.sleep(due - time.monotonic())
 
-    async def _ask(self, http: httpx.AsyncClient, url: str, clients: list[str]) -> None:
-        # As callers do: where a gateway was killed, another is asked.
-        for asked in (url, *(other for other in self._urls if other != url)):
-            at = time.monotonic()
+    async def _send(self, http: httpx.AsyncClient, url: str, clients: list[str]) -> None:
+        """Send a list of checks to the gateway at *url*, or to another one if that was killed."""
+        for gateway in (url, *(other for other in self._urls if other != url)):
+            sent_at = time.monotonic()
             answers: list[Any] = [None] * len(clients)
             with suppress(httpx.TransportError):
                 response = await http.post(
-                    f"{asked}/v1/checks", json=[{"client_id": name} for name in clients]
+                    f"{gateway}/v1/checks", json=[{"client_id": name} for name in clients]
                 )
                 answers = response.raise_for_status().json()
-            line = msgspec.json.encode([asked, at, time.monotonic(), clients, answers])
+            line = msgspec.json.encode([gateway, sent_at, time.monotonic(), clients, answers])
             sys.stdout.buffer.write(line + b"\n")
             sys.stdout.buffer.flush()
             if answers[0] is not None:
                 return
 
     async def _change(self, http: httpx.AsyncClient) -> None:
-        """Change limits and reset counters, one after the other, here and there."""
+        """Change the limits or reset the counters of random clients, at random gateways."""
         while not self._ended.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), CHANGE_S)
@@ -96,9 +95,9 @@ class Asker:
 
 
 async def main() -> None:
-    """Ask."""
+    """Send to the gateways named on the command line."""
     seed, *urls = sys.argv[1:]
-    await Asker(urls, int(seed)).run()
+    await CheckSender(urls, int(seed)).run()
 
 
 if __name__ == "__main__":

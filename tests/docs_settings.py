@@ -40,7 +40,7 @@ _COMMAND: Final = """\
 
 | variable | default | range | meaning |
 | :-- | :-- | :-- | :-- |
-| `STOPLOG_URL` | `{url}` | | The gateway that `check`, `limits`, `reset`, `status`, `watch` and `bench` ask. |
+| `STOPLOG_URL` | `{url}` | | Gateway that `check`, `limits`, `reset`, `status`, `watch` and `bench` call. |
 """
 
 

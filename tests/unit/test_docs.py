@@ -1,4 +1,4 @@
-"""The documentation's code blocks: each is run by the tests, or tagged and checked here without running it."""
+"""The documentation's code blocks: the tests run each one, or it is tagged and checked here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every command of README.md and docs/*.md, run against a real system; tests/unit/test_docs.py lists the exceptions."""
+"""Every command of README.md and docs/*.md, run against a real system.
+
+tests/unit/test_docs.py lists the exceptions.
+"""
 
 from __future__ import annotations
 

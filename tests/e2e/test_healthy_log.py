@@ -30,7 +30,7 @@ def test_healthy_system_logs_no_warning_or_error_from_its_first_start_on(
     with running_system(fresh_kafka, tmp_path, workers=0, gateways=0) as system:
         for _ in range(2):
             system.add_worker(env=FAUST)
-        gateway = system.add_gateway()
+        gateway = system.add_gateway(deadline_ms=10_000)  # a slow machine is not a fault
         system.wait_ready()
         for client in CLIENTS.values():
             # Faust assigns the partitions of limit-updates: each has a record now.

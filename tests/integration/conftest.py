@@ -1,4 +1,4 @@
-"""What several integration tests share."""
+"""Fixtures of several integration tests."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.worker_bench import Bench
 
 @pytest.fixture
 def bench(fresh_kafka: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """Of the partition that the test names; settings, too, are its own."""
+    """Run a consumer thread with the partition and the settings of the test's parameters."""
     partition, settings = request.param
-    made = Bench(fresh_kafka, tmp_path, partition, **settings)
-    yield made
-    made.close()
+    bench = Bench(fresh_kafka, tmp_path, partition, **settings)
+    yield bench
+    bench.close()

@@ -1,4 +1,4 @@
-"""The brokers of compose.yaml, their properties given to three real ones; its topics are then made there."""
+"""The brokers of compose.yaml: three real brokers get their properties, and the topics are created there."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ COMPOSE: Final[dict[str, Any]] = yaml.safe_load((CHECKOUT / "docker" / "compose.
 SERVICES: Final = COMPOSE["services"]
 TOPICS: Final = CHECKOUT / "docker" / "topics.yaml"
 IMAGES: Final = ("KAFKA_HEAP_OPTS",)
-"""Read by the image's scripts; all else that begins with KAFKA_ becomes a property."""
+"""Variables of the image's scripts. All other variables that begin with KAFKA_ become properties."""
 
 
 def properties(node: int) -> dict[str, str]:
-    """Those that the image makes of a broker's environment: KAFKA_NODE_ID is node.id."""
+    """Return the properties that the image derives from a broker's environment: KAFKA_NODE_ID is node.id."""
     environment = SERVICES[f"kafka-{node}"]["environment"]
     return {
         name.removeprefix("KAFKA_").lower().replace("_", "."): value
@@ -35,7 +35,7 @@ def properties(node: int) -> dict[str, str]:
 
 
 class ComposeBroker(QuickBroker):
-    """A node with the properties of compose.yaml; only hosts, ports and folder are this machine's."""
+    """A node with the properties of compose.yaml, and with hosts, ports and folder of this machine."""
 
     def _write_properties(self, controller_port: int) -> Path:
         assert self._voters
@@ -77,12 +77,12 @@ def test_compose_broker_properties_are_known_and_in_force(cluster: list[ComposeB
 
 
 def test_compose_brokers_accept_worker_session_timeout() -> None:
-    asked = {
+    timeouts = {
         int(it["environment"]["STOPLOG_SESSION_TIMEOUT_MS"])
         for name, it in SERVICES.items()
         if name.startswith("worker-")
     }
-    assert min(asked) >= int(properties(1)["group.min.session.timeout.ms"])
+    assert min(timeouts) >= int(properties(1)["group.min.session.timeout.ms"])
 
 
 def test_compose_topics_are_created(cluster: list[ComposeBroker]) -> None:

@@ -1,4 +1,4 @@
-"""Clients that no longer come leave owner, standby and changelog; a real broker between them."""
+"""Expired clients are deleted at the owner, at a standby and in the changelog, on a real broker."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ from stoplog_worker.state.store import COUNTERS, PartitionStore
 from stoplog.partitioning import partition_of
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG
 from stoplog.wire.checks import Batch, Check, encode_batch
-from tests.integration.test_guards import restorer
 from tests.support.system import eventually
-from tests.support.worker_bench import CLIENTS, FAST, PARTITIONS, WAIT_S, Bench, open_store
+from tests.support.worker_bench import (
+    CLIENTS,
+    FAST,
+    PARTITIONS,
+    WAIT_S,
+    Bench,
+    open_store,
+    running_restorer,
+)
 
 PARTITION = 2
 IDLE = next(
@@ -42,19 +49,19 @@ def test_idle_client_expires_at_owner_and_standby(
         return store.get(COUNTERS, client) is not None
 
     def gone() -> bool:
-        bench.check(1)  # partition time goes on with the log
+        bench.check(1)  # the partition's time advances only with the log
         return not holds(bench.store, IDLE) and not holds(standby, IDLE)
 
     try:
-        with restorer(fresh_kafka, standby):
+        with running_restorer(fresh_kafka, standby):
             assert bench.start()
             batch = Batch(PARTITION, 4711, 0, [Check(IDLE.decode())])
             bench.produce(CHECKS, encode_batch(batch))
             bench.check(1)
             eventually("the client is stored", lambda: holds(bench.store, IDLE) and holds(standby, IDLE))
-            eventually("the client is swept", gone)
-            eventually("the other is stored", lambda: holds(bench.store, busy) and holds(standby, busy))
-            eventually("the changelog has lost it, too", lambda: IDLE not in changelog(bench))
+            eventually("the client has expired", gone)
+            eventually("the busy client is stored", lambda: holds(bench.store, busy) and holds(standby, busy))
+            eventually("the changelog has lost the client", lambda: IDLE not in changelog(bench))
             assert busy in changelog(bench)
         assert bench.metrics.registry.get_sample_value("stoplog_worker_swept_clients_total") == 1
     finally:
@@ -62,13 +69,13 @@ def test_idle_client_expires_at_owner_and_standby(
 
 
 def changelog(bench: Bench) -> set[bytes]:
-    """The clients that a worker which has lost its disk would hear of."""
+    """Return the clients that a worker without a disk would restore."""
     bench.check(1)
     return {key for key, _ in bench.changelog(COUNTERS_CHANGELOG)}
 
 
 @pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
-def test_reader_behind_changelog_beginning_restores_from_scratch(
+def test_standby_behind_changelog_beginning_restores_from_scratch(
     bench: Bench, fresh_kafka: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def state(position: int, *charges: int) -> bytes:
@@ -79,15 +86,15 @@ def test_reader_behind_changelog_beginning_restores_from_scratch(
 
     standby = open_store(0, tmp_path / "standby")
     write(b"zoe", state(1, 9))
-    with restorer(fresh_kafka, standby) as hand_over:
+    with running_restorer(fresh_kafka, standby) as hand_over:
         assert hand_over().get(COUNTERS, b"zoe") == state(1, 9)
-    # While it is away she is reset, which is then as good as never seen; somebody else is charged.
+    # While the standby is away, one client is reset, which may then expire, and another one is charged.
     write(b"zoe", state(2))
     write(b"amy", state(3, 1))
     admin = AdminClient({"bootstrap.servers": fresh_kafka.bootstrap})
     [deleted] = admin.delete_records([TopicPartition(COUNTERS_CHANGELOG, 0, 2)]).values()
     deleted.result(WAIT_S)
-    with restorer(fresh_kafka, standby) as hand_over:
+    with running_restorer(fresh_kafka, standby) as hand_over:
         assert dict(hand_over().items(COUNTERS)) == {b"amy": state(3, 1)}
         assert standby.next_offset[COUNTERS] == 3
     assert "now begins at 2" in caplog.text

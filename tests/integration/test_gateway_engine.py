@@ -1,4 +1,4 @@
-"""The gateway's engine against a real broker; a stand-in for the worker answers, or does not."""
+"""The SDK's engine against a real broker. A stand-in for the worker replies, or does not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from time import perf_counter
@@ -30,10 +30,14 @@ from stoplog.wire.replies import Decision, Reply, encode_json_reply, encode_repl
 from tests.support.broker import fresh_broker
 
 PARTITIONS = 4
+PATIENT_MS = 10_000
+"""Deadline of checks that must be answered. A slow machine does not miss it."""
+SHORT_MS = 1_000
+"""Deadline of checks that miss it on purpose. Checks that are answered meet it on a slow machine, too."""
 
 
 class Responder:
-    """Stands in for the worker: counts what each client spent of 100, and answers while told to."""
+    """A stand-in for the worker. It allows each client 100 in all, and replies while ``answers`` is set."""
 
     def __init__(self, bootstrap: str) -> None:
         self.answers = True
@@ -44,7 +48,7 @@ class Responder:
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Responder:
-        # From the beginning: what earlier tests asked is answered again, to gateways long gone.
+        # It reads from the beginning, so it also replies to the checks of earlier tests, which nobody reads.
         topics = [(topic, p) for topic in (CHECKS, UPDATES) for p in range(PARTITIONS)]
         self._consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for topic, p in topics])
         self._thread.start()
@@ -56,10 +60,10 @@ class Responder:
         self._consumer.close()
         self._producer.flush(1)
 
-    def beat(self, *, stopping: bool = False) -> None:
+    def send_heartbeat(self, *, stopping: bool = False) -> None:
         partitions = {p: PartitionState("running") for p in range(PARTITIONS)}
-        beat = Heartbeat("stand-in", "worker", "0", "here", 0, partitions, stopping)
-        self._producer.produce(NODES, encode_heartbeat(beat), partition=0)
+        heartbeat = Heartbeat("stand-in", "worker", "0", "here", 0, partitions, stopping)
+        self._producer.produce(NODES, encode_heartbeat(heartbeat), partition=0)
         self._producer.flush()
 
     def _run(self) -> None:
@@ -85,10 +89,10 @@ class Responder:
     def _on_update(self, message: Any) -> None:
         update = decode_update(message.offset(), message.key(), message.value(), message.headers())
         if self.answers and update.reply_to is not None:
-            word = encode_json_reply(
+            reply = encode_json_reply(
                 update.reply_to, applied=True, version=message.offset(), partition=message.partition()
             )
-            self._producer.produce(REPLIES, word, partition=update.reply_to.partition)
+            self._producer.produce(REPLIES, reply, partition=update.reply_to.partition)
 
 
 @pytest.fixture
@@ -99,7 +103,7 @@ def responder(fresh_kafka: Broker) -> Iterator[Responder]:
 
 @asynccontextmanager
 async def limiter_at(bootstrap: str, **settings: Any) -> AsyncIterator[Limiter]:
-    async with Limiter(Settings(kafka=bootstrap, **{"deadline_ms": 500, **settings})) as limiter:
+    async with Limiter(Settings(kafka=bootstrap, **{"deadline_ms": PATIENT_MS, **settings})) as limiter:
         yield limiter
 
 
@@ -110,7 +114,18 @@ async def ready_limiter(bootstrap: str, **settings: Any) -> AsyncIterator[Limite
         yield limiter
 
 
-async def until(holds: Callable[[], object], seconds: float = 15) -> None:
+def answer_at_once(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
+    """Return the answer of a check that must not wait for anything, not even for a turn of the event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as finished:
+        answer: Answer = finished.value
+        return answer
+    coroutine.close()
+    raise AssertionError("the check waits")
+
+
+async def until(holds: Callable[[], object], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not holds():  # noqa: ASYNC110 - counters and logs have no events
             await asyncio.sleep(0.01)
@@ -158,11 +173,11 @@ async def test_check_many_answers_in_order(fresh_kafka: Broker, responder: Respo
 async def test_gateways_sharing_reply_partition_get_their_own_replies(
     fresh_kafka: Broker, responder: Responder
 ) -> None:
-    one, two = (Limiter(Settings(kafka=fresh_kafka.bootstrap, deadline_ms=500)) for _ in range(2))
+    one, two = (Limiter(Settings(kafka=fresh_kafka.bootstrap, deadline_ms=PATIENT_MS)) for _ in range(2))
     two._reply_partition = one._reply_partition
     async with one, two:
         await until(lambda: not one._engine.batcher.never_replied and not two._engine.batcher.never_replied)
-        late = one.metrics.late + two.metrics.late  # first probes, maybe
+        late = one.metrics.late + two.metrics.late  # the first probes may have been late
         answers = await asyncio.gather(*(g.check("shared") for g in (one, two) for _ in range(64)))
         assert one.metrics.late + two.metrics.late == late
     assert sum(answer.allowed for answer in answers) == 100
@@ -182,7 +197,7 @@ async def test_producer_after_fatal_error_is_replaced(
 
 
 def publish(bootstrap: str, topic: str, partition: int, *values: bytes) -> None:
-    """Publish, as anybody may."""
+    """Publish *values* as any other producer."""
     producer = Producer({"bootstrap.servers": bootstrap})
     for value in values:
         producer.produce(topic, value, partition=partition)
@@ -196,17 +211,17 @@ async def test_limiter_with_unreadable_records_keeps_answering(
     poison = [b'{"id": "\xff"}', b'{"id": "a", "x": ' + nested, b"{", b"\x01", b"\xff" * 50, nested]
     async with ready_limiter(fresh_kafka.bootstrap) as limiter:
         publish(fresh_kafka.bootstrap, REPLIES, limiter._reply_partition, *poison)
-        # Too short for a reply, or somebody else's: passed over without a look.
-        looked_at = 3
+        # The follower of replies decodes only 3 of these: the others are too short, or not for this gateway.
+        decoded = 3
         publish(fresh_kafka.bootstrap, NODES, 0, *poison)
-        await until(lambda: limiter.metrics.undecodable == looked_at + len(poison))
+        await until(lambda: limiter.metrics.undecodable == decoded + len(poison))
         assert not (await limiter.check("ivan")).degraded
-        responder.beat()
+        responder.send_heartbeat()
         await until(lambda: limiter.status().store == "ok")
-        responder.beat(stopping=True)
+        responder.send_heartbeat(stopping=True)
         assert limiter.failure is None
-        assert samples(limiter)["stoplog_undecodable_records_total"] == looked_at + len(poison)
-    async with ready_limiter(fresh_kafka.bootstrap) as late:  # which reads the old beats too
+        assert samples(limiter)["stoplog_undecodable_records_total"] == decoded + len(poison)
+    async with ready_limiter(fresh_kafka.bootstrap) as late:  # it reads the old heartbeats, too
         assert not (await late.check("ivan")).degraded
     assert warnings(caplog) == []
 
@@ -223,18 +238,17 @@ async def test_invalid_input_is_refused_before_publishing(fresh_kafka: Broker) -
 async def test_limiter_without_worker_fails_open(
     fresh_kafka: Broker, responder: Responder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with ready_limiter(fresh_kafka.bootstrap, deadline_ms=100) as limiter:
+    async with ready_limiter(fresh_kafka.bootstrap, deadline_ms=SHORT_MS) as limiter:
         responder.answers = False
         began = perf_counter()
         answer = await limiter.check("carol")
         assert answer == Answer(True, None, None, 0, 0, -1, True, "deadline")
-        assert 0.09 < perf_counter() - began < 0.5
+        # After the deadline, and long before the timeout of publishing.
+        assert 0.9 * SHORT_MS < (perf_counter() - began) * 1_000 < 5 * SHORT_MS
 
         await limiter.check("carol")
         await limiter.check("carol")
-        began = perf_counter()
-        answers = [await limiter.check("carol") for _ in range(20)]
-        assert perf_counter() - began < 0.09
+        answers = [answer_at_once(limiter.check("carol")) for _ in range(20)]
         assert {a.reason for a in answers} == {"breaker_open"}
         status = limiter.status()
         assert status.mode == "degraded"
@@ -246,7 +260,7 @@ async def test_limiter_without_worker_fails_open(
         await until(lambda: limiter.status().mode == "normal")
         assert (await limiter.check("carol")).remaining == 76
         began_line, ended_line = warnings(caplog)
-        assert "3 batches in a row failed, the last one had no reply within 100 ms" in began_line
+        assert f"3 batches in a row failed, the last one had no reply within {SHORT_MS} ms" in began_line
         assert "normal again" in ended_line
         assert "23 checks failed open, 0 could not" in ended_line
 
@@ -285,13 +299,13 @@ async def test_limits_are_applied_read_and_listed(fresh_kafka: Broker, responder
 async def test_status_lists_nodes(fresh_kafka: Broker, responder: Responder) -> None:
     async with ready_limiter(fresh_kafka.bootstrap, node_id="g1") as limiter:
         await until(lambda: limiter.status().store == "no_worker")
-        responder.beat()
+        responder.send_heartbeat()
         await until(lambda: limiter.status().store == "ok")
         await until(lambda: [n.id for n in limiter.status().nodes] == ["g1", "stand-in"])
         async with limiter_at(fresh_kafka.bootstrap, node_id="g2") as late:
             await until(lambda: [n.id for n in late.status().nodes] == ["g1", "g2", "stand-in"])
         await until(lambda: [n.id for n in limiter.status().nodes] == ["g1", "stand-in"])
-        responder.beat(stopping=True)
+        responder.send_heartbeat(stopping=True)
         await until(lambda: limiter.status().store == "no_worker")
 
 
@@ -299,10 +313,7 @@ async def test_limiter_without_broker_fails_open(
     unused_tcp_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with limiter_at(f"127.0.0.1:{unused_tcp_port}", publish_timeout_ms=300) as limiter:
-        began = perf_counter()
-        answer = await limiter.check("frank")
-        assert answer.reason == "broker"
-        assert perf_counter() - began < 0.05
+        assert answer_at_once(limiter.check("frank")).reason == "broker"
         ready = await limiter.ready()
         assert not ready.ready
         assert "127.0.0.1" in (ready.reason or "")
@@ -314,15 +325,13 @@ async def test_limiter_without_broker_fails_open(
 
 async def test_limiter_during_broker_outage_fails_open_and_recovers(caplog: pytest.LogCaptureFixture) -> None:
     with fresh_broker() as broker, Responder(broker.bootstrap) as responder:
-        async with ready_limiter(broker.bootstrap, deadline_ms=100) as limiter:
+        async with ready_limiter(broker.bootstrap, deadline_ms=SHORT_MS) as limiter:
             clients = [f"client-{i}" for i in range(40)]
 
             broker.pause()
             for _ in range(3):
                 await asyncio.gather(*map(limiter.check, clients))
-            began = perf_counter()
-            answers = await asyncio.gather(*map(limiter.check, clients))
-            assert perf_counter() - began < 0.05
+            answers = [answer_at_once(limiter.check(client)) for client in clients]
             assert {a.reason for a in answers} == {"breaker_open"}
             await until(lambda: limiter.metrics.uncounted >= 80)
             await until(lambda: limiter.status().store == "unreachable")
@@ -338,7 +347,7 @@ async def test_limiter_during_broker_outage_fails_open_and_recovers(caplog: pyte
             assert (await limiter.check("gina")).reason == "broker"
             await until(lambda: limiter.metrics.uncounted == lost + 1)
             broker.start()
-            await until(lambda: limiter.status().mode == "normal", 30)
+            await until(lambda: limiter.status().mode == "normal")
             before = responder.spent["gina"]
             assert (await limiter.check("gina")).remaining == 100 - before - 1
             assert len(warnings(caplog)) == 4

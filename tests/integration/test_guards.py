@@ -1,15 +1,12 @@
 """The guards that keep two workers from writing one partition. Each test fails without its guard.
 
-The consumer thread and the restorer run here against a real broker, without a group: the test assigns the
+The consumer thread and the restorer run against a real broker, without a group. The test assigns the
 partitions and holds the lease.
 """
 
 from __future__ import annotations
 
-import queue
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,9 +26,7 @@ from stoplog_worker.algorithm.state_codec import (
     encode_marker,
     encode_state,
 )
-from stoplog_worker.metrics import Metrics
-from stoplog_worker.restore.restorer import Restored, Restorer
-from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
 
 from stoplog.errors import TopicRecreated
 from stoplog.kafka.topic_admin import describe
@@ -40,7 +35,15 @@ from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, UPDAT
 from stoplog.wire.checks import decode_checks_record, encode_update
 from stoplog.wire.limit_updates import Update, UpdateKey, encode_update_key, encode_update_value
 from tests.support.system import eventually
-from tests.support.worker_bench import CHANGELOGS, FAST, SLOW, WAIT_S, Bench, open_store
+from tests.support.worker_bench import (
+    CHANGELOGS,
+    FAST,
+    SLOW,
+    WAIT_S,
+    Bench,
+    open_store,
+    running_restorer,
+)
 
 
 def spent(value: bytes) -> int:
@@ -67,13 +70,13 @@ def test_command_of_old_generation_is_refused(bench: Bench) -> None:
     assert bench.check(1).remaining == 98
 
 
-# --- topics made again ----------------------------------------------------------------------
+# --- recreated topics -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
 @pytest.mark.parametrize("topic", [CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG])
 def test_marker_of_recreated_topic_stops_worker(bench: Bench, topic: str) -> None:
-    # By its offsets alone nothing would be missed: the new topic may hold more than the old one did.
+    # Offsets alone would not reveal the loss: the new topic may have more records than the old one had.
     admin = AdminClient({"bootstrap.servers": bench.bootstrap})
     described = describe(admin, [CHECKS, UPDATES, *CHANGELOGS.values()])
     ids = {name: str(described[name].topic_id) for name in described} | {topic: "of old"}
@@ -84,7 +87,7 @@ def test_marker_of_recreated_topic_stops_worker(bench: Bench, topic: str) -> Non
 
 
 @pytest.mark.parametrize("bench", [(2, FAST)], indirect=True)
-@pytest.mark.parametrize("left", [True, False], ids=["still there", "all idle and gone"])
+@pytest.mark.parametrize("left", [True, False], ids=["states still stored", "all states expired"])
 def test_counters_without_marker_stop_worker(bench: Bench, left: bool) -> None:
     state = encode_state(State(7, {60_000: Window(60_000, [7], [1])}))
     bench.store.merge(COUNTERS, [Record(0, b"zoe", state)])
@@ -121,14 +124,14 @@ def test_checkpoint_after_lease_end_does_not_begin(bench: Bench) -> None:
     assert bench.start()
     bench.check(1)
 
-    # In one turn without records, the lease ends and a checkpoint is due.
-    def lose_and_be_due() -> None:
+    # Within one turn of the consumer thread, the lease ends and a checkpoint is due.
+    def lose_lease_when_due() -> None:
         bench.lease.held = False
         bench.thread._partitions.by_number[bench.partition].schedule._due_at = 0.0
 
-    bench.thread._commands.call(lose_and_be_due).result(WAIT_S)
+    bench.thread._commands.call(lose_lease_when_due).result(WAIT_S)
     for _ in range(5):
-        bench.thread.has_peers().result(WAIT_S)  # a turn
+        bench.thread.has_peers().result(WAIT_S)  # returns after one turn
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
     bench.lease.held = True
 
@@ -137,7 +140,7 @@ def test_checkpoint_after_lease_end_does_not_begin(bench: Bench) -> None:
 
 
 def compact_at_once(broker: Broker, *topics: str) -> None:
-    """Have the broker's cleaner take up *topics* as soon as it looks."""
+    """Configure *topics* so that the broker's cleaner compacts them at its next pass."""
     settings = {
         "cleanup.policy": "compact",
         "min.cleanable.dirty.ratio": "0.0001",
@@ -177,18 +180,18 @@ def test_foreign_changelog_record_is_overwritten_before_compaction(
     assert bench.check(6).remaining == 89
     eventually("a checkpoint covers everything", bench.checkpointed)
 
-    # A zombie wakes: its state, its marker and, for good measure, a deletion of ours.
+    # A zombie wakes, and writes its old state and its old marker.
     bench.produce(COUNTERS_CHANGELOG, old[1], key)
     bench.produce(POLICIES_CHANGELOG, marker, MARKER_KEY)
     bench.thread.set_changelog_ends({(table, 2): bench.end(table) for table in TABLES})
-    eventually("it was mended", lambda: bench.metrics.gaps_mended._value.get() >= 2)
+    eventually("the foreign records are overwritten", lambda: bench.metrics.gaps_mended._value.get() >= 2)
     eventually(
         "a checkpoint covers everything",
         lambda: spent(last(bench, COUNTERS_CHANGELOG, key)) == 11 and bench.checkpointed(),
     )
 
     def compacted() -> bool:
-        # Only segments that are full are compacted; each record begins another.
+        # The broker compacts closed segments only. Each record begins a new segment.
         for table in TABLES:
             bench.produce(CHANGELOGS[table], b"\x01" + bytes(8) + b"\x90", b"filler")
         time.sleep(0.2)
@@ -198,7 +201,7 @@ def test_foreign_changelog_record_is_overwritten_before_compaction(
 
     eventually("the broker has compacted", compacted)
     bench.thread.stop(5)
-    with restorer(fresh_kafka, open_store(2, tmp_path / "fresh")) as hand_over:
+    with running_restorer(fresh_kafka, open_store(2, tmp_path / "fresh")) as hand_over:
         fresh = hand_over()
     [value] = fresh.counters([key])
     assert value is not None
@@ -211,39 +214,11 @@ def last(bench: Bench, topic: str, key: bytes) -> bytes:
     return [value for k, value in bench.changelog(topic) if k == key][-1]
 
 
-@contextmanager
-def restorer(broker: Broker, store: PartitionStore) -> Iterator[Callable[[], PartitionStore]]:
-    """Follows the changelogs with *store*; call what is yielded to have it handed over, caught up."""
-    restored = queue.SimpleQueue[Restored]()
-    failures: list[BaseException] = []
-    thread = Restorer(
-        broker.bootstrap,
-        CHANGELOGS,
-        lambda _: store,
-        Metrics(),
-        on_restored=restored.put,
-        on_ends=lambda _: None,
-        on_fatal=failures.append,
-    )
-    thread.start()
-    thread.follow(store)
-
-    def hand_over() -> PartitionStore:
-        thread.activate(1, store.partition)
-        return restored.get(timeout=WAIT_S).store
-
-    try:
-        yield hand_over
-    finally:
-        thread.stop()
-        assert not failures
-
-
 # --- restoring ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bench", [(0, FAST)], indirect=True)
-@pytest.mark.parametrize("standby", [False, True], ids=["restored", "standby"])
+@pytest.mark.parametrize("standby", [False, True], ids=["active", "standby"])
 def test_restored_record_never_replaces_later_position(
     bench: Bench, fresh_kafka: Broker, tmp_path: Path, standby: bool
 ) -> None:
@@ -256,14 +231,16 @@ def test_restored_record_never_replaces_later_position(
 
     write((9, 1), (40, 4))
     store = open_store(0, tmp_path / "fresh")
-    with restorer(fresh_kafka, store) as hand_over:
+    with running_restorer(fresh_kafka, store) as hand_over:
         if standby:
-            eventually("it has caught up", lambda: store.next_offset[COUNTERS] == bench.end(COUNTERS))
+            eventually(
+                "the standby has caught up", lambda: store.next_offset[COUNTERS] == bench.end(COUNTERS)
+            )
         write((12, 2), (40, 5), (39, 3))
         assert hand_over() is store
     [value] = store.counters([b"zoe"])
     assert value == state(40, 5)
-    assert store.outdated[COUNTERS] == {b"zoe"}, "its last record is to be written over"
+    assert store.outdated[COUNTERS] == {b"zoe"}, "the last record must be overwritten"
     store.close()
 
 
@@ -278,11 +255,11 @@ def test_update_relayed_twice_takes_effect_once(bench: Bench) -> None:
     bench.produce(UPDATES, limit, encode_update_key(UpdateKey("client", bench.client)))
     version = bench.produce(UPDATES, None, encode_update_key(UpdateKey("reset", bench.client)))
 
-    def came_by() -> list[Update]:
+    def relayed() -> list[Update]:
         decoded = [decode_checks_record(value) for _, value in bench.changelog(CHECKS)]
         return [record for record in decoded if isinstance(record, Update)]
 
-    eventually("both came by", lambda: len(came_by()) >= 2)
+    eventually("both updates are relayed", lambda: len(relayed()) >= 2)
     assert bench.check(10).remaining == 40
     # The owner died before the reset was acknowledged, so the next owner relays it again.
     bench.produce(CHECKS, encode_update(Update(version, "reset", bench.client, "", None)))
@@ -291,7 +268,7 @@ def test_update_relayed_twice_takes_effect_once(bench: Bench) -> None:
     assert (again.limit, again.remaining, again.policy_version) == (50, 40, version - 1)
 
     # The next owner relays only updates after the last one in checks.
-    count = len(came_by())
+    count = len(relayed())
     eventually("a checkpoint covers everything", bench.checkpointed)
     bench.thread.generation = None
     bench.thread.revoke_all(5).result(WAIT_S)
@@ -300,5 +277,5 @@ def test_update_relayed_twice_takes_effect_once(bench: Bench) -> None:
     third = bench.produce(
         UPDATES, encode_update_value(parse_policy("60/hour")), b'["client","%s",""]' % bench.client.encode()
     )
-    eventually("the new one came by", lambda: came_by()[-1].version == third)
-    assert len(came_by()) == count + 1
+    eventually("the new update is relayed", lambda: relayed()[-1].version == third)
+    assert len(relayed()) == count + 1

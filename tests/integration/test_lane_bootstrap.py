@@ -1,4 +1,4 @@
-"""The default lane's state into a new lane's changelogs, over a real broker."""
+"""The copy of the default lane's state into a new lane's changelogs, on a real broker."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def finish(copier: LaneCopier, partition: int = PARTITION, **how: Any) -> None:
     for _ in range(2_000):
         if copier.advance(partition, **how):
             return
-    raise AssertionError("the copy does not end")
+    raise AssertionError("the copy does not finish")
 
 
 def read(broker: Broker, topic: str, partition: int = PARTITION) -> list[Record]:
@@ -113,7 +113,7 @@ def marker(offset: int) -> bytes:
 
 
 class Source:
-    """Writes to the default lane's changelogs as its owner does: states, acknowledged, then the marker."""
+    """A writer to the default lane's changelogs. As a worker, it writes the marker after all states."""
 
     def __init__(self, broker: Broker) -> None:
         self._producer = Producer({"bootstrap.servers": broker.bootstrap, "acks": "all"})
@@ -123,7 +123,8 @@ class Source:
     def write(self, table: str, key: bytes | None, content: bytes | None) -> None:
         self._producer.produce(SOURCE[table], content, key, partition=PARTITION)
 
-    def flush(self, states: int) -> None:
+    def checkpoint(self, states: int) -> None:
+        """Write *states* states and a policy, and then the marker."""
         for _ in range(states):
             self.offset += 1
             self.write(COUNTERS, b"client-%d" % self._random.randrange(400), state(self.offset))
@@ -136,18 +137,18 @@ class Source:
 def test_lane_copy_has_all_state_and_writes_marker_last(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     for states in (1, 500, 700, 3):
-        source.flush(states)
-    # What a worker wrote that had lost the partition, and what strays in, do not count.
+        source.checkpoint(states)
+    # A late record of a worker that has lost the partition, and records that no worker would write.
     source.write(COUNTERS, b"client-1", state(0))
     source.write(COUNTERS, b"stray", b"\x07")
     source.write(COUNTERS, None, state(1))
-    source.flush(1)
+    source.checkpoint(1)
 
     with copier_of(kafka_of_lanes, "b", chunk=100) as copier:
         assert not copier.advance(PARTITION)
-        assert not copier.advance(PARTITION + 1)  # one at a time
+        assert not copier.advance(PARTITION + 1)  # it copies one partition at a time
         finish(copier)
-        finish(copier, PARTITION + 1)  # there is nothing to be copied
+        finish(copier, PARTITION + 1)  # this partition has no state
 
     assert merged(kafka_of_lanes, changelogs("b")) == merged(kafka_of_lanes, SOURCE)
     policies = read(kafka_of_lanes, changelogs("b")[POLICIES])
@@ -158,13 +159,13 @@ def test_lane_copy_has_all_state_and_writes_marker_last(kafka_of_lanes: Broker) 
 def test_interrupted_lane_copy_restarts_with_same_result(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     source.offset = 10_000
-    source.flush(600)
+    source.checkpoint(600)
     with copier_of(kafka_of_lanes, "c", chunk=50) as copier:
         while not read(kafka_of_lanes, changelogs("c")[COUNTERS]):
             assert not copier.advance(PARTITION)
         copier.drop(PARTITION)
         assert MARKER_KEY not in {record.key for record in read(kafka_of_lanes, changelogs("c")[POLICIES])}
-        source.flush(300)
+        source.checkpoint(300)
         finish(copier)
     assert merged(kafka_of_lanes, changelogs("c")) == merged(kafka_of_lanes, SOURCE)
 
@@ -172,17 +173,17 @@ def test_interrupted_lane_copy_restarts_with_same_result(kafka_of_lanes: Broker)
 def test_interrupted_lane_copy_keeps_no_expired_state(
     kafka_of_lanes: Broker,
 ) -> None:
-    """A client that has been reset since, and was idle until its records were deleted."""
+    """An example is a client that has been reset since, and was idle until its records were deleted."""
     source = Source(kafka_of_lanes)
     source.offset = 15_000
-    source.flush(50)
+    source.checkpoint(50)
     own = changelogs("f")
     producer = Producer({"bootstrap.servers": kafka_of_lanes.bootstrap})
     for key in (b"forgotten", b"client-1"):
         producer.produce(own[COUNTERS], state(14_000), key, partition=PARTITION)
     assert producer.flush(30) == 0
     source.write(COUNTERS, b"client-1", state(14_000))
-    source.flush(1)
+    source.checkpoint(1)
     store = MemoryStore(PARTITION)
     store.merge(COUNTERS, read(kafka_of_lanes, own[COUNTERS]))
     with copier_of(kafka_of_lanes, "f") as copier:
@@ -197,10 +198,10 @@ def test_interrupted_lane_copy_keeps_no_expired_state(
 def test_lane_copy_during_writes_never_has_marker_without_states(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     source.offset = 20_000
-    source.flush(600)
+    source.checkpoint(600)
     with copier_of(kafka_of_lanes, "d", chunk=50) as copier:
         while not copier.advance(PARTITION):
-            source.flush(20)
+            source.checkpoint(20)
 
     copied, at_the_end = merged(kafka_of_lanes, changelogs("d")), merged(kafka_of_lanes, SOURCE)
     found = decode_marker(copied[POLICIES][MARKER_KEY])
@@ -210,23 +211,23 @@ def test_lane_copy_during_writes_never_has_marker_without_states(kafka_of_lanes:
         for key, content in at_the_end[table].items():
             if position_of(content) < reached:
                 assert copied[table][key] == content
-    assert all(
-        position_of(content) <= reached for key, content in copied[POLICIES].items()
-    )  # none that came after it
+    assert all(position_of(content) <= reached for key, content in copied[POLICIES].items()), (
+        "the copy has no policy of after its marker"
+    )
 
 
 def test_lane_copy_read_that_took_long_is_repeated(kafka_of_lanes: Broker) -> None:
-    """Else compaction could have taken records for the sake of some beyond the ends."""
+    """Otherwise compaction could have deleted records in favor of newer ones after the copied range."""
     source = Source(kafka_of_lanes)
     source.offset = 30_000
-    source.flush(1)
+    source.checkpoint(1)
     now = 0.0
 
     def clock() -> float:
         nonlocal now
-        if now < 200:  # so long that the default lane has gone on meanwhile
+        if now < 200:  # the default lane makes more checkpoints meanwhile
             now += 61
-            source.flush(1)
+            source.checkpoint(1)
         return now
 
     with copier_of(kafka_of_lanes, "b", clock=clock) as copier:
@@ -238,15 +239,15 @@ def test_lane_copy_read_that_took_long_is_repeated(kafka_of_lanes: Broker) -> No
 def test_lane_copy_skips_batches_that_cannot_be_unpacked(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     source.offset = 40_000
-    source.flush(3)
+    source.checkpoint(3)
     for records, topic in ((1, SOURCE[POLICIES]), (37, SOURCE[COUNTERS]), (5, SOURCE[COUNTERS])):
         poison = bomb(ZSTD, 20, records)
         assert raw.produce(kafka_of_lanes.bootstrap, topic, PARTITION, poison) == 0
-    source.flush(3)
+    source.checkpoint(3)
     with copier_of(kafka_of_lanes, "e") as copier:
         finish(copier)
     copied = merged(kafka_of_lanes, changelogs("e"))
     assert decode_marker(copied[POLICIES][MARKER_KEY]).next_offset == 40_007
-    # Three before the poison, three behind it.
+    # Three states before the poison, and three after it.
     states = {position_of(value) >> POSITION_BITS for value in copied[COUNTERS].values()}
     assert states >= set(range(40_001, 40_007))

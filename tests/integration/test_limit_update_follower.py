@@ -1,4 +1,4 @@
-"""What a gateway hears of ``limit-updates``, and what proof it has, on a real broker."""
+"""A gateway's follower of ``limit-updates``, and the proof that the deny cache needs, on a real broker."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ VALUE = encode_update_value(parse_policy("5/minute"))
 
 
 def write(producer: Producer, client: str, *, partition: int = HOME, value: bytes | None = VALUE) -> None:
-    """Acknowledged when it returns."""
+    """Write a limit of *client*; return once the broker has acknowledged it."""
     producer.produce(UPDATES, value, key=encode_update_key(UpdateKey("client", client)), partition=partition)
     assert producer.flush(10) == 0
 
 
 def deny(limiter: Limiter, client: str, applied: int) -> None:
-    """As if a reply had come to a check just sent."""
+    """Let the deny cache learn a denial, as from a reply to a check just sent."""
     decision = Decision(False, 1, 0, 60_000, 60_000, 0)
     reply = Reply(0, 1, 0, applied, [decision])
     limiter._engine.denials.learn(HOME, [Check(client)], reply, limiter._engine.denials._clock())
@@ -43,8 +43,8 @@ def denied(limiter: Limiter, client: str) -> bool:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not holds():  # noqa: ASYNC110 - what another thread tells has no event here
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110 - the other thread sets no event
             await asyncio.sleep(0.005)
 
 
@@ -59,7 +59,7 @@ async def test_follower_receives_updates_and_needs_broker_for_proof() -> None:
             )
         write(producer, others[0])
         last = TAIL + 10
-        # What no owner will apply does not count: else nothing would ever be kept.
+        # Updates that no worker applies do not count. Otherwise no denial would ever be cached.
         write(producer, CLIENT, partition=(HOME + 1) % PARTITIONS)
         write(producer, CLIENT, value=b"no policy")
         async with Limiter(Settings(kafka=broker.bootstrap)) as limiter:
@@ -69,7 +69,7 @@ async def test_follower_receives_updates_and_needs_broker_for_proof() -> None:
                 return denied(limiter, client)
 
             await until(lambda: kept(CLIENT, last))
-            assert not kept(others[1], last - 1), "in doubt it is asked"
+            assert not kept(others[1], last - 1), "without proof, the worker decides"
 
             version = last + 2
             for _ in range(5):

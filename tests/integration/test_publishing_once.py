@@ -1,4 +1,4 @@
-"""A batch is in the log once, whatever a producer does about what was not delivered in time."""
+"""A batch is in the log only once, even if the producer does not learn in time that it was delivered."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PARTITIONS = 4
 TIMEOUT_MS = 2_000
 ROUNDS = 3
 LATER_S = 1.8
-"""After the first batch of a round the others are sent, so that they are not late when it is."""
+"""Seconds after the first batch of a round at which the others are sent. They are not late when it is."""
 SILENCE_S = 3.1
-"""librdkafka looks every second for what has timed out."""
+"""Seconds without acknowledgments. librdkafka looks for timeouts once a second."""
 
 
 class Listener(Engine):
-    """Remembers which batches were not delivered."""
+    """An engine that records which batches were reported as not delivered."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -74,10 +74,10 @@ def broker() -> Iterator[ProxiedBroker]:
 
 @pytest.mark.timeout(120)
 async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: ProxiedBroker) -> None:
-    """The broker stores what it is sent, and what it says of that is not heard.
+    """The broker stores all batches, but its acknowledgments do not arrive.
 
-    Left alone with the oldest batch's timing out (``message.timeout.ms``), librdkafka sends those after it
-    again under a new epoch: each of the 18 that were sent so in six rounds was there twice.
+    When the oldest batch times out (``message.timeout.ms``), librdkafka by itself sends the batches after it
+    again under a new epoch. They would then be in the log twice.
     """
     loop, listener = asyncio.get_running_loop(), Listener()
     transport = KafkaTransport(
@@ -102,7 +102,7 @@ async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: ProxiedBrok
         publish(*range(PARTITIONS))
         assert await asyncio.to_thread(transport._producer._producer.flush, 30) == 0
         broker.proxy.cut_answers()
-        # Times, not events, are what this is about: one batch too late, the others not yet.
+        # The test is about times, so it sleeps: one batch is too late, and the others are not yet.
         publish(0)
         await asyncio.sleep(LATER_S)
         publish(1, 2, 3)
@@ -110,9 +110,9 @@ async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: ProxiedBrok
         broker.proxy.heal()
         await asyncio.to_thread(transport._producer._producer.flush, 30)
     await asyncio.to_thread(transport.stop)
-    await asyncio.sleep(0)  # what was told last
+    await asyncio.sleep(0)  # the last reports are delivered
     sent = next(numbers) - 1
 
     found = Counter(int(value) for value in values(broker.bootstrap))
-    assert found == Counter(range(1, sent + 1)), "all were stored, once"
-    assert len(listener.lost) >= ROUNDS, "a round in which nothing was late proves nothing"
+    assert found == Counter(range(1, sent + 1)), "every batch is stored once"
+    assert len(listener.lost) >= ROUNDS, "every round must have a batch that was late"

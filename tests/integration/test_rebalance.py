@@ -1,7 +1,7 @@
-"""The worker answers where it must not write: without a lease, in a rebalance, after a partition has moved.
+"""A worker replies while it must not write: without a lease, in a rebalance, and after a partition has moved.
 
-The consumer thread runs here against a real broker, without a group: the test assigns the partitions and
-holds the lease.
+The consumer thread runs against a real broker, without a group. The test assigns the partitions and holds the
+lease.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tests.support.system import eventually
 from tests.support.worker_bench import FAST, SLOW, WAIT_S, Bench
 
 
-def worker_beat(id_: str, lane: str, partitions: dict[int, PartitionState]) -> Heartbeat:
+def worker_heartbeat(id_: str, lane: str, partitions: dict[int, PartitionState]) -> Heartbeat:
     return Heartbeat(id_, "worker", "0", "here", 0, partitions, lane=lane)
 
 
 def relayed(bench: Bench) -> bool:
-    """Whether an update has come by in the partition of ``checks``."""
+    """Return whether an update was relayed to the partition of ``checks``."""
     values = (value for _, value in bench.changelog(CHECKS))
     return any(isinstance(decode_checks_record(value), Update) for value in values)
 
@@ -40,7 +40,7 @@ def test_worker_without_lease_answers_and_writes_nothing(bench: Bench) -> None:
     name = encode_update_key(UpdateKey("client", bench.client))
     bench.produce(UPDATES, encode_update_value(parse_policy("700/hour")), name)
     assert bench.check(4).remaining == 93
-    for _ in range(20):  # turns, each of which would make a checkpoint
+    for _ in range(20):  # turns of the thread, each of which would make a checkpoint
         bench.thread.has_peers().result(WAIT_S)
     assert bench.check(1).remaining == 92
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == ends
@@ -48,7 +48,7 @@ def test_worker_without_lease_answers_and_writes_nothing(bench: Bench) -> None:
     assert not relayed(bench)
 
     bench.lease.held = True
-    eventually("relayed", lambda: relayed(bench))
+    eventually("the update is relayed", lambda: relayed(bench))
     eventually("a checkpoint covers everything", bench.checkpointed)
 
 
@@ -64,7 +64,7 @@ def test_partition_unwritable_for_long_is_dropped(bench: Bench, monkeypatch: pyt
     unanswered = bench.publish(4)
     assert (bench.end(COUNTERS), bench.end(POLICIES)) == (0, 0)
 
-    # It was dropped, not lost: the log has it, and what comes by is answered now.
+    # The partition was dropped, but no check is lost: the log has them, and the worker now replies.
     bench.lease.held = True
     assert bench.start()
     [answer] = bench.reply(unanswered).answers
@@ -78,7 +78,7 @@ def test_rebalance_in_progress_answers_and_writes_nothing(bench: Bench) -> None:
     assert bench.check(1).remaining == 99
     bench.thread.generation = None
     bench.thread.revoke_all(5).result(WAIT_S)
-    assert bench.checkpointed(), "what was judged before is written before the group is joined again"
+    assert bench.checkpointed(), "a checkpoint is complete before the worker joins the group again"
     ends = bench.end(COUNTERS), bench.end(POLICIES)
     assert bench.check(1).remaining == 98
     for _ in range(20):
@@ -97,22 +97,22 @@ def test_moved_partition_is_answered_until_new_owner_judges(bench: Bench) -> Non
     bench.thread.hand_over({3}, WAIT_S).result(WAIT_S)
     assert bench.thread.partition_states() == {}
     assert bench.check(1).remaining == 99
-    beats = {
-        "restoring": worker_beat("new", "a", {3: PartitionState("restoring")}),
-        "another lane": worker_beat("far", "b", {3: PartitionState("running")}),
-        "another partition": worker_beat("other", "a", {1: PartitionState("running")}),
-    }
+    others = [
+        worker_heartbeat("new", "a", {3: PartitionState("restoring")}),
+        worker_heartbeat("other-lane", "b", {3: PartitionState("running")}),
+        worker_heartbeat("other-partition", "a", {1: PartitionState("running")}),
+    ]
 
-    def heard() -> bool:
-        # Beats come again and again: who has just begun to listen has missed those of before.
-        for beat in beats.values():
-            bench.produce(NODES, encode_heartbeat(beat), partition=0)
+    def received() -> bool:
+        # Workers repeat their heartbeats: a consumer that has just started has missed earlier ones.
+        for heartbeat in others:
+            bench.produce(NODES, encode_heartbeat(heartbeat), partition=0)
         return bench.thread.has_peers().result(WAIT_S)
 
-    eventually("they were heard", heard)
+    eventually("the heartbeats are received", received)
     assert bench.check(1).remaining == 98
     bench.produce(
-        NODES, encode_heartbeat(worker_beat("new", "a", {3: PartitionState("running")})), partition=0
+        NODES, encode_heartbeat(worker_heartbeat("new", "a", {3: PartitionState("running")})), partition=0
     )
     [store] = bench.dropped.get(timeout=WAIT_S)
     assert store is bench.store

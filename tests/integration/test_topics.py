@@ -1,4 +1,4 @@
-"""Topics made and compared on a real broker."""
+"""Topics are created and compared on a real broker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def admin(broker: Broker) -> AdminClient:
 
 @pytest.fixture
 def spec(request: pytest.FixtureRequest) -> TopicSpec:
-    """``checks`` under a name of the test's own."""
+    """Return the spec of ``checks`` under a name of the test's own."""
     return msgspec.structs.replace(load_topics()["checks"], name=request.node.name[:200])
 
 
@@ -40,7 +40,7 @@ def test_verify_topics_with_missing_topic_names_remedy(admin: AdminClient, spec:
         verify_topics(admin, [spec])
 
 
-def test_create_topics_is_idempotent_and_applies_settings(admin: AdminClient) -> None:
+def test_create_topics_twice_is_idempotent_and_applies_settings(admin: AdminClient) -> None:
     specs = load_topics()
 
     assert sorted(create_topics(admin, specs.values())) == sorted(specs)
@@ -53,7 +53,7 @@ def test_create_topics_is_idempotent_and_applies_settings(admin: AdminClient) ->
         assert {key: config[key].value for key in specs[name].config()} == specs[name].config()
 
 
-def test_create_topics_of_lane_makes_its_changelogs(broker: Broker, tmp_path: Path) -> None:
+def test_create_topics_of_lane_creates_its_changelogs(broker: Broker, tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
     assert stoplog("topics", "create", env=env).returncode == 0
     missing = stoplog("topics", "verify", "--lanes", "2", env=env)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.architecture import imports_under, reachable, violations
+from tests.support.architecture import Imports, imports_under, reachable, violations, within
 from tests.support.broker import CHECKOUT
 
 ROOTS = {"stoplog": CHECKOUT, "stoplog_gateway": CHECKOUT / "gateway", "stoplog_worker": CHECKOUT / "streams"}
@@ -31,6 +31,9 @@ IO = (
     "urllib",
 )
 CHANCE = ("random", "secrets", "uuid")
+FAUST = ("aiokafka", "faust", "mode")
+TOOLS = ("tests.docs_lint", "tests.docs_settings", "tests.kafka_jars_lock")
+"""Programs of the Makefile that have unit tests."""
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,45 @@ def test_the_wire_formats_import_no_kafka() -> None:
     modules = imports_under(ROOTS["stoplog"], "stoplog", types=False)
     wire = reachable(modules, [name for name in modules if name.startswith("stoplog.wire")])
     assert violations(wire, KAFKA) == []
+
+
+def test_the_assignment_package_alone_imports_faust() -> None:
+    modules = {
+        name: names for package, root in ROOTS.items() for name, names in imports_under(root, package).items()
+    }
+    importers = {found.partition(" ")[0] for found in violations(modules, FAUST)}
+    assert "stoplog_worker.assignment.faust_app" in importers
+    assert [name for name in sorted(importers) if not within(name, ["stoplog_worker.assignment"])] == []
+
+
+@pytest.fixture(scope="module")
+def tests() -> Imports:
+    """Return the imports of all modules of the test suite."""
+    return imports_under(CHECKOUT, "tests")
+
+
+def test_the_tests_import_no_test_module(tests: Imports) -> None:
+    modules = {name for name in tests if is_test_module(name)}
+    assert len(modules) > 100
+    assert {name: imported & modules for name, imported in tests.items() if imported & modules} == {}
+
+
+def test_the_test_modules_import_helpers_from_the_support_package_only(tests: Imports) -> None:
+    """Check the imports of tests; only unit tests of the benchmark and of tools may import these as well."""
+    suites = {name: names for name, names in tests.items() if is_test_module(name)}
+    outside = [
+        found
+        for found in violations(suites, ["tests"])
+        if not within(found.partition(" -> ")[2], ["tests.support", *TOOLS])
+        and not found.startswith("tests.unit.benchmarks.")
+        and not found.endswith("-> tests")
+    ]
+    assert outside == []
+
+
+def is_test_module(name: str) -> bool:
+    module = name.rpartition(".")[2]
+    return module == "conftest" or module.startswith("test_")
 
 
 @pytest.mark.parametrize("forbidden", [KAFKA, CLOCKS, IO, CHANCE], ids=["kafka", "clock", "io", "chance"])

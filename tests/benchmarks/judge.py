@@ -35,7 +35,7 @@ PARTITIONS = 4
 BATCH = 100
 LIMITS = "1000/minute"
 START = 1_764_000_000_000
-RECORDS_A_FLUSH = 40
+RECORDS_PER_CHECKPOINT = 40
 """Records of one partition between two checkpoints. A worker waits longer."""
 
 
@@ -45,10 +45,10 @@ class JudgeResult(NamedTuple):
     clients: int
     checks: int
     judging_us: float
-    flushing_us: float
+    checkpoint_us: float
     background_us: float
     peak_mb: float
-    disk_bytes_a_client: float
+    disk_bytes_per_client: float
 
 
 class InstantProducers:
@@ -111,36 +111,35 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
     owned = [Partition(settings, PARTITIONS, store, marker, producers, metrics) for store in stores]
     draw = random.Random(seed)
     process = psutil.Process()
-    judging = flushing = 0.0
+    judging_s = checkpoint_s = encoding_s = 0.0
     peak = 0
     done = 0
     began = time.process_time()
-    encoding = 0.0
     while done < checks:
         t = time.thread_time()
-        records = list(batches(draw, clients, RECORDS_A_FLUSH * PARTITIONS))
-        encoding += time.thread_time() - t
+        records = list(batches(draw, clients, RECORDS_PER_CHECKPOINT * PARTITIONS))
+        encoding_s += time.thread_time() - t
         t = time.thread_time()
         for partition, value in records:
             owned[partition].take(FakeMessage(offset, value))
             offset += 1
-        judging += time.thread_time() - t
+        judging_s += time.thread_time() - t
         t = time.thread_time()
         for one in owned:
             while not one.checkpoint_to(one.ledger.next_offset, 0.0, 0.0):
                 producers.poll()
             one.ledger.evict(cached // PARTITIONS)
-        flushing += time.thread_time() - t
+        checkpoint_s += time.thread_time() - t
         done += len(records) * BATCH
         peak = max(peak, process.memory_info().rss)
-    total = time.process_time() - began - encoding
+    total_s = time.process_time() - began - encoding_s
     for store in stores:
         store.close()
     disk = sum(file.stat().st_size for file in folder.rglob("*.sst"))
-    judging, flushing, background = (
-        seconds / done * 1e6 for seconds in (judging, flushing, total - judging - flushing)
+    judging_us, checkpoint_us, background_us = (
+        seconds / done * 1e6 for seconds in (judging_s, checkpoint_s, total_s - judging_s - checkpoint_s)
     )
-    return JudgeResult(clients, done, judging, flushing, background, peak / 1e6, disk / clients)
+    return JudgeResult(clients, done, judging_us, checkpoint_us, background_us, peak / 1e6, disk / clients)
 
 
 def batches(draw: random.Random, clients: int, count: int) -> Iterator[tuple[int, bytes]]:

@@ -73,7 +73,7 @@ class Stoplog:
         """Return the partitions that *worker* judges."""
         nodes = self.system.gateways[0].report()["nodes"]
         (node,) = (node for node in nodes if node["id"].startswith(f"{worker.name}@"))
-        running = (p for p, beat in node["partitions"].items() if beat["state"] == "running")
+        running = (p for p, state in node["partitions"].items() if state["state"] == "running")
         return sorted(map(int, running))
 
 

@@ -1,4 +1,4 @@
-"""The console in a real browser, on a real system: what it shows was done, what it is told is done."""
+"""The console in a real browser, on a real system: it shows the real state, and its actions take effect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.needs("chromium")
 
 TOKEN: Final = "correct horse"
 HOSTILE: Final = "<img src=x onerror=alert(1)>\u202e/..?#&"
-"""An id that is markup, turns the direction of writing, and is awkward in a URL."""
+"""An id that contains markup, reverses the direction of writing, and needs escaping in a URL."""
 SHOWN: Final = HOSTILE.replace("\u202e", r"\u202e")
 LONG: Final = "W" * 256
 ACCESSIBLE: Final = Path(__file__).with_name("accessible.js").read_text()
@@ -30,7 +30,7 @@ PHONE: Final = 360
 @pytest.fixture(scope="module")
 def system(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("console")
-    # A deadline that a busy machine does not miss; one that is missed says that the worker is stopped.
+    # A busy machine does not miss this deadline: only a stopped worker does.
     settings: dict[str, Any] = {"deadline_ms": 3_000, "breaker_misses": 1, "admin_token": TOKEN}
     with running_system(fresh_kafka, folder, **settings) as running:
         running.gateways[0].http.headers["Authorization"] = f"Bearer {TOKEN}"
@@ -53,26 +53,26 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, gateway: Gateway) -> Iterator[Page]:
-    """The console, opened, with the mode known; nothing may be complained of in the browser's own."""
-    complaints: list[str] = []
+    """Open the console, and wait until it shows the mode. The browser must log no errors or warnings."""
+    logged: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
-        # A refusal of the gateway is shown by the page; the browser tells of it too.
+        # The page shows refusals of the gateway. The browser logs them as well.
         if message.type in ("error", "warning") and "/v1/" not in message.location["url"]:
-            complaints.append(message.text)
+            logged.append(message.text)
 
     with browser.new_context(base_url=gateway.url, viewport={"width": 1240, "height": 900}) as context:
         page = context.new_page()
         page.on("console", note)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("pageerror", lambda error: logged.append(str(error)))
         page.goto("/console")
         expect(page.locator("#mode-name")).to_have_text("Normal")
         yield page
-        assert complaints == []
+        assert logged == []
 
 
 def reject(gateway: Gateway, client: str) -> None:
-    """Two checks of *client* are allowed in the hour, three are rejected."""
+    """Send five checks of *client*, of which two are allowed and three rejected."""
     gateway.http.put("/v1/limits/" + quote(client, safe=""), json={"limits": ["2/hour"]}).raise_for_status()
     assert [gateway.check(client)["allowed"] for _ in range(5)] == [True, True, False, False, False]
 
@@ -174,7 +174,7 @@ def test_console_by_keyboard_alone_offers_every_action(page: Page, gateway: Gate
             assert focused.evaluate(outline) > 1, focused.evaluate("element => element.outerHTML")
             if name in focused.evaluate("element => element.labels?.[0]?.textContent ?? element.textContent"):
                 return
-        raise AssertionError(f"{name} is not reached")
+        raise AssertionError(f"the Tab key does not reach {name}")
 
     focus_on("Skip to the client lookup")
     page.keyboard.press("Enter")
@@ -197,7 +197,7 @@ def test_console_by_keyboard_alone_offers_every_action(page: Page, gateway: Gate
     expect(page.get_by_role("button", name="Reset counters")).to_be_focused()
     assert gateway.check("keen", cost=0)["remaining"] == 4
     page.keyboard.press("Enter")
-    focus_on("Reset counters")  # that of the dialog: nothing behind it is reached
+    focus_on("Reset counters")  # in the dialog: the page behind it cannot get the focus
     page.keyboard.press("Enter")
     expect(page.locator("#done")).to_have_text("Counters reset.")
     assert gateway.check("keen", cost=0)["remaining"] == 5
@@ -233,21 +233,21 @@ def test_console_on_phone_width_fits_without_sideways_scrolling(page: Page, gate
 
 
 def test_docs_page_loads_nothing_from_elsewhere(page: Page, gateway: Gateway) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
     page.goto("/docs")
     expect(page.get_by_text("May this client spend this now?")).to_be_visible()
-    assert [url for url in asked if not url.startswith((gateway.url, "data:"))] == []
+    assert [url for url in urls if not url.startswith((gateway.url, "data:"))] == []
 
 
 def test_console_during_outage_shows_degraded_and_silence(
     page: Page, system: System, gateway: Gateway
 ) -> None:
     announcement = page.locator("#announcement")
-    expect(announcement).to_be_empty()  # that all is well is not read out
+    expect(announcement).to_be_empty()  # screen readers announce changes only
     worker = system.workers[0]
     worker.signal(signal.SIGSTOP)
-    eventually("checks are let through", lambda: gateway.check("anybody")["degraded"])
+    eventually("checks fail open", lambda: gateway.check("anybody")["degraded"])
     expect(page.locator("#mode-name")).to_have_text("Degraded")
     stopped = page.locator("#node-rows").get_by_role("row").filter(has_text="worker-1")
     expect(stopped.locator(".late")).to_have_text(re.compile(r"^silent ([5-9]|10) s$"))

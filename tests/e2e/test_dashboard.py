@@ -1,4 +1,4 @@
-"""Dashboard and alerts against a running system, asked of a real Prometheus (Debian's package)."""
+"""Dashboard and alerts of a running system, evaluated by a real Prometheus (Debian's package)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -32,7 +33,7 @@ PARTS: Final = ("_bucket", "_sum", "_count", "_total")
 
 
 def queries() -> list[Any]:
-    """Every query of the dashboard, with the panel's title."""
+    """Return every query of the dashboard, with the panel's title as its id."""
     return [
         pytest.param(target["expr"], id=f"{panel['title']}-{target['refId']}")
         for panel in DASHBOARD["panels"]
@@ -43,10 +44,10 @@ def queries() -> list[Any]:
 class Watched(NamedTuple):
     prometheus: httpx.Client
     pages: str
-    """Both pages of metrics, one after the other."""
+    """The metrics of gateway and worker, concatenated."""
 
-    def ask(self, expression: str) -> list[dict[str, Any]]:
-        """The samples of *expression* now, its variables filled in as Grafana would."""
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return the present samples of *expression*, with its variables replaced as by Grafana."""
         for variable, value in (("$__rate_interval", "5s"), ("$gateway", ".+"), ("$worker", ".+")):
             expression = expression.replace(variable, value)
         answer = self.prometheus.get("/api/v1/query", params={"query": expression}).json()
@@ -108,41 +109,41 @@ def _prometheus(system: System, folder: Path, targets: dict[str, str]) -> _Prome
 
 
 def _work(system: System, prometheus: httpx.Client, broker: Broker) -> None:
-    """Some of everything, until Prometheus has seen it twice: a rate needs two samples."""
+    """Cause samples of every metric, until Prometheus has scraped them twice: a rate needs two samples."""
     gateway = system.gateways[0]
     gateway.set_limits("alice", "5/minute")
 
-    def seen(expression: str) -> bool:
+    def has_samples(expression: str) -> bool:
         try:
             answer = prometheus.get("/api/v1/query", params={"query": expression}).json()
         except httpx.TransportError:
             return False
         return bool(answer["data"]["result"])
 
-    def worked(expression: str) -> bool:
+    def has_samples_under_load(expression: str) -> bool:
         for _ in range(10):
             gateway.check("alice")
-        return seen(expression)
+        return has_samples(expression)
 
     eventually(
-        "two scrapes of both",
-        lambda: worked("count(count_over_time(up[30s]) > 3) == 2"),
+        "Prometheus has scraped both twice",
+        lambda: has_samples_under_load("count(count_over_time(up[30s]) > 3) == 2"),
         on_failure=system.logs,
     )
     producer = Producer({"bootstrap.servers": broker.bootstrap})
-    producer.produce(CHECKS, b"what nobody can read", partition=0)
+    producer.produce(CHECKS, b"not a check", partition=0)
     assert producer.flush(10) == 0
     for expression in (
         "increase(stoplog_worker_dead_letters_total[30s]) > 0",
         "rate(stoplog_worker_flush_entries_count[5s]) > 0",
         "rate(stoplog_check_duration_seconds_count[5s]) > 0",
     ):
-        eventually(expression, lambda: worked(expression), on_failure=system.logs)  # noqa: B023 - called at once
+        eventually(expression, partial(has_samples_under_load, expression), on_failure=system.logs)
 
 
 @pytest.mark.parametrize("expression", queries())
 def test_dashboard_query_on_running_system_returns_data(watched: Watched, expression: str) -> None:
-    assert watched.ask(expression), expression
+    assert watched.query(expression), expression
 
 
 def test_dashboard_shows_exactly_the_exported_metrics(watched: Watched) -> None:
@@ -165,18 +166,18 @@ def test_dashboard_variables_list_gateways_and_workers(watched: Watched) -> None
         DASHBOARD["templating"]["list"], ("stoplog-gateway", "stoplog-worker"), strict=True
     ):
         (metric,) = NAME.findall(variable["definition"])
-        assert {sample["metric"]["job"] for sample in watched.ask(metric)} == {job}
+        assert {sample["metric"]["job"] for sample in watched.query(metric)} == {job}
 
 
 def test_alert_expressions_name_existing_metrics(watched: Watched) -> None:
     rules = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
     for name in {name for rule in rules for name in NAME.findall(rule["expr"])}:
-        assert watched.ask(name), name
+        assert watched.query(name), name
 
 
 def test_alerts_after_faults_fire_exactly_as_expected(watched: Watched) -> None:
-    eventually("the alert", lambda: bool(watched.ask(FIRING)))
-    assert {it["metric"]["alertname"] for it in watched.ask(FIRING)} == {"StoplogDeadLetters"}
+    eventually("an alert fires", lambda: bool(watched.query(FIRING)))
+    assert {it["metric"]["alertname"] for it in watched.query(FIRING)} == {"StoplogDeadLetters"}
 
 
 def _family(name: str) -> str:

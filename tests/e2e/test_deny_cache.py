@@ -1,4 +1,4 @@
-"""Denials given without asking: two gateways, one of which changes the limits by which the other denies."""
+"""Denials from the deny cache of a gateway, while another gateway changes the limits."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ HITS = "stoplog_deny_cache_hits_total"
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One for all tests, each with clients of its own; the last stops its gateways."""
+    """Run one system for all tests. Each test has its own clients, and the last one stops the gateways."""
     folder = tmp_path_factory.mktemp("system")
-    # No check is let through here, however busy the machine.
+    # A busy machine does not miss this deadline, so no check fails open.
     with fresh_broker() as broker, running_system(broker, folder, gateways=2, deadline_ms=20_000) as running:
         yield running
 
 
 def flood(gateway: Gateway, client: str, **fields: Any) -> dict[str, Any]:
-    """Spend until it is denied without asking; returns that answer."""
+    """Send checks of *client* until the deny cache answers one; return that answer."""
     answers: list[dict[str, Any]] = []
     hits = gateway.metric(HITS)
 
@@ -38,7 +38,7 @@ def flood(gateway: Gateway, client: str, **fields: Any) -> dict[str, Any]:
         answers.append(gateway.check(client, **fields))
         return gateway.metric(HITS) > hits
 
-    eventually(f"a denial of {client} that needs no asking", denied)
+    eventually(f"the deny cache denies {client}", denied)
     return answers[-1]
 
 
@@ -94,7 +94,7 @@ def test_cached_denial_after_plan_or_default_change_ends_at_once(system: System)
     put(there, "/v1/plans/deny-gold", "1/hour")
     for client in clients:
         assert not flood(here, client, plan="deny-gold")["allowed"]
-        assert here.check(client)["allowed"], "without the plan it may"
+        assert here.check(client)["allowed"], "the plan's denial must not apply without the plan"
     put(there, "/v1/plans/deny-gold", "3/hour")
     assert all(here.check(client, plan="deny-gold")["allowed"] for client in clients)
     put(there, "/v1/default", "1/hour")

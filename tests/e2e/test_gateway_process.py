@@ -1,4 +1,4 @@
-"""How a gateway's process ends: when told to, and when it must."""
+"""How a gateway's process ends: after a signal, and after an error that it cannot survive."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 from stoplog_gateway.local.kafka_broker import Broker
 
 from stoplog.topics import COPARTITIONED, DEFAULT_FILE
+from tests.support.system import PATIENCE_S
 from tests.support.up import BROKEN_GATEWAY, environment, stoplog
 
 
@@ -39,23 +40,23 @@ def test_gateway_with_unreadable_topics_file_exits_78_with_one_line(tmp_path: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_gateway_signaled_while_starting_exits(tmp_path: Path, number: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:  # a broker that never says a word
-        env = environment(tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a broker that never answers
+        env = environment(tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{silent.getsockname()[1]}")
         process = subprocess.Popen(
             [sys.executable, "-m", "stoplog_gateway", "gateway"], env=env, stderr=subprocess.PIPE, text=True
         )
-        connection, _ = mute.accept()
+        connection, _ = silent.accept()
         with connection:
             process.send_signal(number)
-            _, said = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
-    assert said == ""
+    assert errors == ""
 
 
 def test_gateway_with_dead_thread_exits_for_a_restart(tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1")
     command = [sys.executable, "-c", BROKEN_GATEWAY, "gateway"]
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 1
     assert " CRITICAL stoplog.client.transport.kafka_transport: thread stoplog-replies failed" in ended.stderr
     assert "RuntimeError: a bug" in ended.stderr

@@ -1,4 +1,4 @@
-"""`stoplog gateway --processes 2`: one port, one page of metrics, and no single process that matters."""
+"""`stoplog gateway --processes 2`: one port, one page of metrics, and any process may die."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from stoplog_gateway.local.kafka_broker import Broker
 from stoplog.partitioning import partition_of
 from stoplog.topics import COPARTITIONED, DEFAULT_FILE
 from stoplog.wire.checks import Batch, decode_checks_record
-from tests.support.system import Gateway, eventually, running_system
+from tests.support.system import PATIENCE_S, Gateway, eventually, running_system
 from tests.support.up import BROKEN_GATEWAY, environment, stoplog
 
 CONNECTIONS = 40
-"""All of them to one of two processes: once in 2 ** 39 runs."""
+"""So many that both processes get some: all go to one of the two only once in 2 ** 39 runs."""
 
 
 def processes(gateway: Gateway) -> list[psutil.Process]:
@@ -32,13 +32,13 @@ def processes(gateway: Gateway) -> list[psutil.Process]:
 
 
 def metric(gateway: Gateway, name: str) -> float:
-    """As whichever process answers a connection of its own shows it."""
+    """Return the value of a metric over a new connection, which any of the processes may answer."""
     lines = httpx.get(f"{gateway.url}/metrics", trust_env=False).raise_for_status().text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
 def look(gateway: Gateway, path: str) -> dict[str, Any]:
-    """What whichever process answers a connection of its own says."""
+    """Return the answer to a GET over a new connection, which any of the processes may answer."""
     answer: dict[str, Any] = httpx.get(f"{gateway.url}{path}", trust_env=False).raise_for_status().json()
     return answer
 
@@ -63,13 +63,13 @@ def test_processes_on_one_port_share_load_and_are_replaced(fresh_kafka: Broker, 
     with running_system(fresh_kafka, tmp_path, gateways=0) as system, ExitStack() as stack:
         gateway = system.add_gateway(env=env, processes=2, deadline_ms=5_000)
         system.wait_ready()
-        eventually("both are there", lambda: nodes(gateway) == ["gateway-1-1", "gateway-1-2"])
+        eventually("both processes are listed", lambda: nodes(gateway) == ["gateway-1-1", "gateway-1-2"])
 
         clients = [stack.enter_context(httpx.Client(trust_env=False)) for _ in range(CONNECTIONS)]
         for _ in range(3):
             for client in clients:
                 check(client, gateway.url)
-        sent = 3 * CONNECTIONS
+        sent = 3 * CONNECTIONS  # checks so far
         port = int(gateway.url.rsplit(":", 1)[1])
         of_each = [
             len([c for c in p.net_connections("tcp") if c.laddr.port == port and c.status == "ESTABLISHED"])
@@ -108,7 +108,7 @@ def test_status_of_any_process_covers_all_processes(fresh_kafka: Broker, tmp_pat
     with running_system(fresh_kafka, tmp_path, gateways=0) as system, ExitStack() as stack:
         gateway = system.add_gateway(processes=2, deadline_ms=2_000, breaker_misses=1)
         system.wait_ready()
-        eventually("both are there", lambda: look(gateway, "/v1/status")["processes"] == 2)
+        eventually("both processes are listed", lambda: look(gateway, "/v1/status")["processes"] == 2)
         for client_id in ("mallory", "eve"):
             gateway.set_limits(client_id, "0/hour")
 
@@ -119,18 +119,21 @@ def test_status_of_any_process_covers_all_processes(fresh_kafka: Broker, tmp_pat
                     "allowed"
                 ]
         whole = {"mallory": 2 * CONNECTIONS, "eve": CONNECTIONS}
-        # Each of many connections of their own: whichever process it is, it says the same.
-        eventually("all say all", lambda: all(rejected(gateway) == whole for _ in range(CONNECTIONS // 2)))
+        # Many new connections reach both processes, and each process must report the whole.
+        eventually(
+            "both processes report all rejections",
+            lambda: all(rejected(gateway) == whole for _ in range(CONNECTIONS // 2)),
+        )
 
-        # A check goes to one of them, which alone finds out that nobody answers.
+        # The check goes to one process. Only that process notices that no worker replies.
         system.workers[0].signal(signal.SIGSTOP)
         assert clients[0].post(f"{gateway.url}/v1/check", json={"client_id": "alice"}).json()["degraded"]
         eventually(
-            "all say that one is degraded",
+            "both processes report that one is degraded",
             lambda: all(
-                (told["mode"], told["processes"], told["degraded_processes"], told["let_through"])
+                (status["mode"], status["processes"], status["degraded_processes"], status["let_through"])
                 == ("degraded", 2, 1, 1)
-                for told in (look(gateway, "/v1/status") for _ in range(CONNECTIONS // 2))
+                for status in (look(gateway, "/v1/status") for _ in range(CONNECTIONS // 2))
             ),
             on_failure=lambda: str(look(gateway, "/v1/status")),
         )
@@ -138,7 +141,9 @@ def test_status_of_any_process_covers_all_processes(fresh_kafka: Broker, tmp_pat
         (process,) = (process for process in processes(gateway) if f"[{process.pid}]" in warning)
         process.kill()
         process.wait(30)
-        eventually("what the dead knew is forgotten", lambda: look(gateway, "/v1/status")["mode"] == "normal")
+        eventually(
+            "the dead process's state is dropped", lambda: look(gateway, "/v1/status")["mode"] == "normal"
+        )
 
 
 def test_processes_with_different_topics_exit_78_with_one_line(fresh_kafka: Broker, tmp_path: Path) -> None:
@@ -167,22 +172,26 @@ def test_processes_on_taken_port_exit_with_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_processes_signaled_while_starting_exit(tmp_path: Path, number: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:  # a broker that never says a word
-        env = environment(tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}", STOPLOG_PROCESSES="2")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a broker that never answers
+        env = environment(
+            tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{silent.getsockname()[1]}", STOPLOG_PROCESSES="2"
+        )
         with started([sys.executable, "-m", "stoplog_gateway", "gateway"], env) as process:
-            connection, _ = mute.accept()
+            connection, _ = silent.accept()
             with connection:
                 process.send_signal(number)
-                said, _ = process.communicate(timeout=60)
+                output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
-    assert said == ""
+    assert output == ""
 
 
 def test_processes_on_claimed_port_exit_with_one_line(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        env = environment(tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{mute.getsockname()[1]}", STOPLOG_PROCESSES="2")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        env = environment(
+            tmp_path, STOPLOG_KAFKA=f"127.0.0.1:{silent.getsockname()[1]}", STOPLOG_PROCESSES="2"
+        )
         with started([sys.executable, "-m", "stoplog_gateway", "gateway"], env):
-            connection, _ = mute.accept()
+            connection, _ = silent.accept()
             with connection:
                 ended = stoplog("gateway", env=env)
     assert ended.returncode == 2
@@ -191,7 +200,7 @@ def test_processes_on_claimed_port_exit_with_one_line(tmp_path: Path) -> None:
 
 
 def test_processes_with_ignored_signals_keep_running(tmp_path: Path) -> None:
-    """As after `nohup stoplog gateway`, and of what a script began with `&`."""
+    """This is the state after `nohup stoplog gateway`, and of a command that a script starts with `&`."""
     env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1", STOPLOG_PROCESSES="2")
     ignoring = ["sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh"]
     with started([*ignoring, sys.executable, "-m", "stoplog_gateway", "gateway"], env) as process:
@@ -216,15 +225,16 @@ def stopped(*place, **options):
     signal.raise_signal(signal.SIGTERM)
     return bind_port(*place, **options)
 stoplog_gateway.server.server.bind_port = stopped
-assert stoplog_gateway.server.server.serve(GatewaySettings(), ProcessSlot(1, 0, pathlib.Path(sys.argv[1]), os.pipe()[0])) is None
+slot = ProcessSlot(1, 0, pathlib.Path(sys.argv[1]), os.pipe()[0])
+assert stoplog_gateway.server.server.serve(GatewaySettings(), slot) is None
 """
-"""One of several processes, to which a signal comes when it has started and does not serve yet."""
+"""A process of several that gets a signal after its start and before it serves."""
 
 
 def test_process_signaled_just_before_serving_exits(tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA="127.0.0.1:1")
     command = [sys.executable, "-c", STOPPED_EARLY, str(tmp_path)]
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 0, ended.stderr
 
 
@@ -236,7 +246,7 @@ def test_processes_without_their_parent_exit(tmp_path: Path) -> None:
         children = psutil.Process(process.pid).children()
         assert len(children) == 2
         process.kill()
-        assert psutil.wait_procs(children, timeout=60)[1] == []
+        assert psutil.wait_procs(children, timeout=PATIENCE_S)[1] == []
 
 
 def test_process_with_dead_thread_is_restarted_with_reason(tmp_path: Path) -> None:
@@ -267,4 +277,4 @@ def wait_for_line(process: subprocess.Popen[Any], *needles: str) -> str:
     for line in process.stdout or ():
         if all(needle in line for needle in needles):
             return str(line)
-    raise AssertionError(f"it ended and never said {needles}")
+    raise AssertionError(f"the process ended without a line with {needles}")

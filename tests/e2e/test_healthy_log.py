@@ -1,4 +1,4 @@
-"""A healthy system logs neither warnings nor errors, from its first start on."""
+"""A healthy system logs no warnings and no errors, from its first start on."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ TIMEOUT_S = 1
 COMMIT_INTERVAL_S = 0.2
 """Faust's commit interval (2.8 s by default). Faust examines its streams every 2.5 intervals."""
 WATCHED_S = 8
+"""Several of Faust's timeouts. The test is about time that passes without an event, so it sleeps."""
 CLIENTS = {partition_of(name, 4): name for name in (f"client-{number}" for number in range(40))}
 """A client of each partition."""
 FAULT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
@@ -33,7 +34,7 @@ def test_healthy_system_logs_no_warning_or_error_from_its_first_start_on(
         gateway = system.add_gateway(deadline_ms=10_000)  # a slow machine is not a fault
         system.wait_ready()
         for client in CLIENTS.values():
-            # Faust assigns the partitions of limit-updates: each has a record now.
+            # Faust assigns the partitions of limit-updates. Each has a record now.
             gateway.set_limits(client, "5/minute")
         until = time.monotonic() + WATCHED_S
         while time.monotonic() < until:
@@ -41,6 +42,6 @@ def test_healthy_system_logs_no_warning_or_error_from_its_first_start_on(
                 gateway.check(client)
             time.sleep(0.2)
         lines = {process.name: process.log.read_text().splitlines() for process in (*system.workers, gateway)}
-    assert any("judging from offset" in line for line in lines["worker-1"]), "its log is written"
+    assert any("judging from offset" in line for line in lines["worker-1"]), "the log is incomplete"
     faults = [f"{name}: {line}" for name, found in lines.items() for line in found if FAULT.search(line)]
     assert not faults, "\n".join(faults)

@@ -1,4 +1,4 @@
-"""The HTTP API with nothing faked: a broker, a worker and a gateway, each a process of its own."""
+"""The HTTP API without fakes: a broker, a worker and a gateway, each in its own process."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from stoplog_gateway.ports import free_port
 
 PATIENT: dict[str, Any] = {"deadline_ms": 5_000, "apply_timeout_ms": 25_000}
 READY_S = 90.0
-"""Until a worker owns all partitions and has answered; some 10 s on an idle machine."""
+"""Seconds until a worker must have all partitions and answer. An idle machine needs about 10 s."""
 
 
 @contextmanager
 def running(name: str, *command: str, folder: Path, **settings: object) -> Iterator[Child]:
-    """A process of this checkout with these ``STOPLOG_*`` settings."""
+    """Run a program of this checkout with these ``STOPLOG_*`` settings."""
     env = {f"STOPLOG_{key.upper()}": str(value) for key, value in settings.items()}
     child = Child(name, [sys.executable, "-m", *command], env=env, log=folder / f"{name}.log")
     child.start()
@@ -37,7 +37,7 @@ def running(name: str, *command: str, folder: Path, **settings: object) -> Itera
 
 
 def wait_ready(client: httpx.Client, *children: Child) -> None:
-    """Return when checks are answered from the store."""
+    """Return once the store answers checks."""
     until = time.monotonic() + READY_S
     reason = "nothing listens yet"
     while time.monotonic() < until:
@@ -51,7 +51,7 @@ def wait_ready(client: httpx.Client, *children: Child) -> None:
             reason = response.json()["detail"]
         except httpx.TransportError:
             pass
-        time.sleep(0.1)  # another process: there is no event to wait for
+        time.sleep(0.1)  # the state of another process has no event to await
     pytest.fail(f"not ready after {READY_S:g} s: {reason}\n" + "\n".join(c.tail(40) for c in children))
 
 
@@ -62,7 +62,7 @@ def api(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     port = free_port()
     with (
         running("worker", "stoplog_worker", "worker", metrics_port=free_port(), **common) as worker,
-        # Deadlines that a busy machine does not miss: what is tested here is the store's answer.
+        # A busy machine does not miss these deadlines, so the store answers every check.
         running("gateway", "stoplog_gateway", "gateway", port=port, **PATIENT, **common) as gateway,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client,
     ):
@@ -87,7 +87,7 @@ def put(api: httpx.Client, path: str, limits: Any) -> dict[str, Any]:
 
 
 def samples(api: httpx.Client) -> dict[str, float]:
-    """All values of ``/metrics``, summed over their labels."""
+    """Return all values of ``/metrics``, summed over their labels."""
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(api.get("/metrics").text):
         for sample in family.samples:
@@ -123,7 +123,7 @@ def test_limit_set_applies_to_the_next_check(api: httpx.Client) -> None:
     assert check(api, "alice")["limit"] == 100
 
 
-def test_peek_spends_nothing(api: httpx.Client) -> None:
+def test_check_of_cost_0_spends_nothing(api: httpx.Client) -> None:
     put(api, "/v1/limits/peeked", ["2/hour"])
     assert [check(api, "peeked", cost=0)["remaining"] for _ in range(3)] == [2, 2, 2]
     assert check(api, "peeked", cost=2)["remaining"] == 0
@@ -172,7 +172,7 @@ def test_client_with_unusual_id_is_limited(id_: str, api: httpx.Client) -> None:
     assert [check(api, id_)["allowed"] for _ in range(2)] == [True, False]
 
 
-def test_reset_forgets_what_was_spent(api: httpx.Client) -> None:
+def test_reset_of_a_client_at_its_limit_allows_it_again(api: httpx.Client) -> None:
     put(api, "/v1/limits/again", ["1/hour"])
     assert [check(api, "again")["allowed"] for _ in range(2)] == [True, False]
     response = api.post("/v1/clients/again/reset")
@@ -184,8 +184,8 @@ def test_reset_forgets_what_was_spent(api: httpx.Client) -> None:
 def test_check_list_is_answered_in_order(api: httpx.Client) -> None:
     for i in range(5):
         put(api, f"/v1/limits/listed-{i}", [f"{i + 1}/hour"])
-    asked = [{"client_id": f"listed-{i % 5}"} for i in range(30)]
-    answers = api.post("/v1/checks", json=asked).json()
+    checks = [{"client_id": f"listed-{i % 5}"} for i in range(30)]
+    answers = api.post("/v1/checks", json=checks).json()
     assert [a["limit"] for a in answers] == [i % 5 + 1 for i in range(30)]
     assert [a["allowed"] for a in answers] == [i // 5 <= i % 5 for i in range(30)]
 
@@ -242,7 +242,7 @@ def test_limits_page_with_invalid_cursor_is_refused(query: str, api: httpx.Clien
     assert response.json()["field"] == query.partition("=")[0]
 
 
-def test_denied_check_is_not_counted(api: httpx.Client) -> None:
+def test_invalid_check_is_refused_and_not_counted(api: httpx.Client) -> None:
     put(api, "/v1/limits/careful", ["5/hour"])
     before = samples(api)["stoplog_checks_received_total"]
     for body in ({"cost": -1}, {"cost": 1.5}, {"cost": 10**9}, {"typo": 1}, {"plan": ""}):

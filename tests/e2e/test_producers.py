@@ -1,4 +1,4 @@
-"""Checks from any Kafka producer, and what a worker shows of itself: a real broker, worker and gateway."""
+"""Checks from other Kafka producers, and the metrics of a worker, with a real broker, worker and gateway."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ PARTITIONS = 4
 REPLY_PARTITION = 3
 BY_KEY = -1
 FAUST_WEB_PORT = 6066
-"""Where a Faust worker serves its own pages unless it is told not to."""
+"""Port of Faust's own web server, which Stoplog switches off."""
 
 
 @pytest.fixture(scope="module")
 def system(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("system")
-    # A deadline that a busy machine does not miss: what is let through is none of these tests.
+    # A busy machine does not miss this deadline, so no check fails open.
     with running_system(fresh_kafka, folder, deadline_ms=10_000) as running:
         yield running
 
 
-class Anybody:
-    """A producer as others have it: librdkafka, keys hashed as the Java client does."""
+class OtherProducer:
+    """A producer of another program: librdkafka, with keys hashed as by the Java client."""
 
     def __init__(self, bootstrap: str) -> None:
         self._producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
 
     def publish(self, client: str, value: bytes, partition: int = BY_KEY) -> tuple[int, int]:
-        """Publish to ``checks`` under the key *client*; returns partition and offset."""
+        """Publish to ``checks`` under the key *client*; return partition and offset."""
         reports: list[Message] = []
 
         def report(error: object, message: Message) -> None:
@@ -50,10 +50,10 @@ class Anybody:
         self._producer.produce(CHECKS, value, key=client, partition=partition, on_delivery=report)
         assert self._producer.flush(30) == 0
         [message] = reports
-        landed, offset = message.partition(), message.offset()
-        assert landed is not None
+        written_to, offset = message.partition(), message.offset()
+        assert written_to is not None
         assert offset is not None
-        return landed, offset
+        return written_to, offset
 
     def check(self, client: str, **fields: Any) -> tuple[int, int]:
         """Publish a check in JSON."""
@@ -61,18 +61,18 @@ class Anybody:
 
 
 @pytest.fixture(scope="module")
-def anybody(fresh_kafka: Broker) -> Anybody:
-    return Anybody(fresh_kafka.bootstrap)
+def producer(fresh_kafka: Broker) -> OtherProducer:
+    return OtherProducer(fresh_kafka.bootstrap)
 
 
 def read(bootstrap: str, *places: TopicPartition) -> Iterator[Message]:
-    """Records from these places on, as they come."""
+    """Yield records from these places on, as they arrive."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "a-test"})
     try:
         consumer.assign(list(places))
         while True:
             message = consumer.poll(60)
-            assert message is not None, "nothing more came"
+            assert message is not None, "no more records arrived"
             assert message.error() is None, message.error()
             yield message
     finally:
@@ -80,7 +80,7 @@ def read(bootstrap: str, *places: TopicPartition) -> Iterator[Message]:
 
 
 def answer(bootstrap: str, id_: str) -> dict[str, Any]:
-    """The reply that carries *id_*; gateways' own share the topic."""
+    """Return the reply with *id_*. The topic also has replies to gateways."""
     for message in read(bootstrap, TopicPartition(REPLIES, REPLY_PARTITION, OFFSET_BEGINNING)):
         value = message.value() or b""
         if value.startswith(b"{"):
@@ -90,10 +90,10 @@ def answer(bootstrap: str, id_: str) -> dict[str, Any]:
     raise AssertionError
 
 
-def test_published_check_is_answered_on_its_reply_partition(system: System, anybody: Anybody) -> None:
+def test_published_check_is_answered_on_its_reply_partition(system: System, producer: OtherProducer) -> None:
     client = "zoë"
     to = {"partition": REPLY_PARTITION, "id": "request-17"}
-    partition, _ = anybody.check(client, cost=2, reply_to=to)
+    partition, _ = producer.check(client, cost=2, reply_to=to)
     assert partition == partition_of(client, PARTITIONS)
     reply = answer(system.bootstrap, "request-17")
     assert 0 < reply.pop("reset_after_ms") <= 62_000
@@ -105,15 +105,15 @@ def test_published_check_is_answered_on_its_reply_partition(system: System, anyb
         "retry_after_ms": 0,
         "policy_version": -1,
     }
-    anybody.check(client, cost=99, reply_to={**to, "id": "request-18"})
+    producer.check(client, cost=99, reply_to={**to, "id": "request-18"})
     assert not answer(system.bootstrap, "request-18")["allowed"]
     assert system.gateways[0].check(client, cost=0)["remaining"] == 98
 
 
-def test_published_peek_describes_every_window(system: System, anybody: Anybody) -> None:
+def test_published_peek_describes_every_window(system: System, producer: OtherProducer) -> None:
     system.gateways[0].set_limits("peeker", "5/second", "200/hour")
-    anybody.check("peeker", cost=3)
-    anybody.check("peeker", cost=0, reply_to={"partition": REPLY_PARTITION, "id": "peek"})
+    producer.check("peeker", cost=3)
+    producer.check("peeker", cost=0, reply_to={"partition": REPLY_PARTITION, "id": "peek"})
     reply = answer(system.bootstrap, "peek")
     assert reply["held_to"] == ["client", "peeker", ""]
     hour, second = reply["windows"]
@@ -122,14 +122,16 @@ def test_published_peek_describes_every_window(system: System, anybody: Anybody)
     assert second["limit"] == "5/second"
 
 
-def test_published_check_without_reply_to_is_counted(system: System, anybody: Anybody) -> None:
-    anybody.check("silent", cost=7)
-    anybody.check("silent")
-    # It is in the log before the gateway asks, and so it is judged before.
+def test_published_check_without_reply_to_is_counted(system: System, producer: OtherProducer) -> None:
+    producer.check("silent", cost=7)
+    producer.check("silent")
+    # The checks are in the log before the gateway's, so the worker judges them first.
     assert system.gateways[0].check("silent", cost=0)["remaining"] == 92
 
 
-def test_invalid_published_check_is_dead_lettered_and_others_judged(system: System, anybody: Anybody) -> None:
+def test_invalid_published_check_is_dead_lettered_and_others_judged(
+    system: System, producer: OtherProducer
+) -> None:
     client = "steady"
     home = partition_of(client, PARTITIONS)
     elsewhere = next(name for name in map(str, range(99)) if partition_of(name, PARTITIONS) != home)
@@ -144,10 +146,10 @@ def test_invalid_published_check_is_dead_lettered_and_others_judged(system: Syst
         b"": "no value",
     }
     expected = {}
-    anybody.check(client)
+    producer.check(client)
     for value, reason in bad.items():
-        expected[anybody.publish(client, value, partition=home)] = (value, reason)
-        anybody.check(client)
+        expected[producer.publish(client, value, partition=home)] = (value, reason)
+        producer.check(client)
 
     letters = (
         TopicPartition(DEAD_LETTERS, partition, OFFSET_BEGINNING)
@@ -177,6 +179,6 @@ def test_worker_listens_only_for_metrics_on_loopback(system: System) -> None:
     shown = {name for name in re.findall(r"# TYPE (\S+) ", page) if not name.endswith("_created")}
     documented = set(re.findall(r"^``(\w+)``", stoplog_worker.metrics.__doc__ or "", re.MULTILINE))
     assert len(documented) > 10
-    # `process_*` is documented as one: which of them there are is the library's to say.
+    # The library chooses the `process_*` metrics, so they are documented as a group.
     assert {name for name in shown if not name.startswith("process_")} == documented
     assert shown > documented

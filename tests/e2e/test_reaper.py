@@ -7,6 +7,8 @@ import sys
 
 import psutil
 
+from tests.support.system import PATIENCE_S
+
 RUN = """
 import subprocess, sys
 from tests.support.reaper import reaping
@@ -24,5 +26,5 @@ def test_processes_of_killed_run_are_reaped() -> None:
         left = psutil.Process(int(run.stdout.readline()))
         assert left.is_running()
         run.kill()
-        run.wait(30)
-        left.wait(30)
+        run.wait(PATIENCE_S)
+        left.wait(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""One trace through real processes: the caller's, the gateway's, the worker's; received by OTLP."""
+"""One trace through real processes, from the API caller through gateway and worker, received by OTLP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.system import System, eventually, running_system
 
 PARTITIONS: Final = 4
 CALLER: Final = "b7ad6b7169203331"
-"""The caller's own span."""
+"""Id of the API caller's span."""
 
 
 class Span(NamedTuple):
@@ -41,7 +41,7 @@ class Span(NamedTuple):
 
 @dataclass
 class Collector:
-    """An OTLP receiver: what an OpenTelemetry collector does of it, on loopback."""
+    """A receiver of OTLP on loopback, in place of an OpenTelemetry collector."""
 
     url: str = ""
     spans: list[Span] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Collector:
                 ]
 
     def trace(self, number: int) -> dict[str, Span]:
-        """The spans of one trace, by name."""
+        """Return the spans of one trace, by name."""
         return {span.name: span for span in self.spans if span.trace == f"{number:032x}"}
 
 
@@ -95,7 +95,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def envoy() -> str:
-    """Where Envoy would ask the gateway that traces."""
+    """Return the address of the tracing gateway's Envoy service."""
     return f"127.0.0.1:{free_port()}"
 
 
@@ -113,7 +113,7 @@ def system(
 
 
 def check(system: System, client: str, number: int, *, sampled: bool = True, gateway: int = 0) -> None:
-    """One check by HTTP, of a caller with a trace."""
+    """Send one check over HTTP, as a caller with a trace."""
     traceparent = f"00-{number:032x}-{CALLER}-{sampled:02x}"
     answer = system.gateways[gateway].http.post(
         "/v1/check", json={"client_id": client}, headers={"traceparent": traceparent}
@@ -122,7 +122,7 @@ def check(system: System, client: str, number: int, *, sampled: bool = True, gat
 
 
 def headers_at_end(system: System, client: str) -> list[tuple[str, bytes]] | None:
-    """Those of the last record of the partition of *client*."""
+    """Return the headers of the last record in the partition of *client*."""
     place = TopicPartition(CHECKS, partition_of(client, PARTITIONS))
     consumer = Consumer({"bootstrap.servers": system.bootstrap, "group.id": "headers"})
     try:
@@ -139,22 +139,24 @@ def headers_at_end(system: System, client: str) -> list[tuple[str, bytes]] | Non
 def test_check_is_one_trace_from_caller_to_reply(system: System, collector: Collector) -> None:
     check(system, "alice", 1)
     names = {"stoplog.check", "stoplog.publish", "stoplog.judge", "stoplog.reply"}
-    eventually("four spans", lambda: collector.trace(1).keys() == names)
+    eventually("the trace has four spans", lambda: collector.trace(1).keys() == names)
     spans = collector.trace(1)
-    way = [spans[f"stoplog.{name}"] for name in ("check", "publish", "judge", "reply")]
-    assert [span.parent for span in way] == [CALLER, *(span.id for span in way[:-1])]
-    assert [span.service for span in way] == ["stoplog-gateway"] * 2 + ["stoplog-worker"] * 2
+    path = [spans[f"stoplog.{name}"] for name in ("check", "publish", "judge", "reply")]
+    assert [span.parent for span in path] == [CALLER, *(span.id for span in path[:-1])]
+    assert [span.service for span in path] == ["stoplog-gateway"] * 2 + ["stoplog-worker"] * 2
     partition = str(partition_of("alice", PARTITIONS))
-    assert {span.attributes["messaging.destination.partition.id"] for span in way[:3]} == {partition}
-    assert way[0].attributes["stoplog.allowed"] is True
+    assert {span.attributes["messaging.destination.partition.id"] for span in path[:3]} == {partition}
+    assert path[0].attributes["stoplog.allowed"] is True
 
 
 def test_envoy_request_continues_its_trace(system: System, collector: Collector, envoy: str) -> None:
     request = RateLimitRequest(domain="edge", descriptors=[{"entries": [{"key": "user", "value": "grace"}]}])
     with grpc.insecure_channel(envoy) as channel:
-        ask: Any = channel.unary_unary(f"/{SERVICE}/{METHOD}")
-        ask(request.SerializeToString(), metadata=[("traceparent", f"00-{7:032x}-{CALLER}-01")], timeout=30)
-    eventually("four spans", lambda: len(collector.trace(7)) == 4)
+        should_rate_limit: Any = channel.unary_unary(f"/{SERVICE}/{METHOD}")
+        should_rate_limit(
+            request.SerializeToString(), metadata=[("traceparent", f"00-{7:032x}-{CALLER}-01")], timeout=30
+        )
+    eventually("the trace has four spans", lambda: len(collector.trace(7)) == 4)
     assert collector.trace(7)["stoplog.check"].parent == CALLER
 
 
@@ -168,7 +170,7 @@ def test_batch_of_several_callers_is_linked_to_all_traces(system: System, collec
         found = [it for it in collector.spans if it.name == "stoplog.publish" and it.trace in wanted]
         return {trace for span in found for trace in (span.trace, *span.links)}
 
-    eventually("every check's trace leads to its batch", lambda: published() == wanted)
+    eventually("every trace is the parent of its batch, or linked to it", lambda: published() == wanted)
 
 
 def test_unsampled_check_leaves_no_span(system: System, collector: Collector) -> None:
@@ -176,7 +178,7 @@ def test_unsampled_check_leaves_no_span(system: System, collector: Collector) ->
     assert not headers_at_end(system, "carol")
     check(system, "carol", 3)
     assert dict(headers_at_end(system, "carol") or ())["traceparent"].startswith(b"00-%032x-" % 3)
-    eventually("the sampled one", lambda: len(collector.trace(3)) == 4)
+    eventually("the sampled trace has four spans", lambda: len(collector.trace(3)) == 4)
     assert not collector.trace(2)
 
 
@@ -190,31 +192,31 @@ def test_published_check_continues_producer_trace(system: System, collector: Col
     value = json.dumps({"client_id": "erin", "cost": 3}).encode()
     producer.produce(CHECKS, value, b"erin", headers={"traceparent": f"00-{5:032x}-{CALLER}-01"})
     assert producer.flush(10) == 0
-    eventually("its judging", lambda: "stoplog.judge" in collector.trace(5))
+    eventually("the trace has the worker's span", lambda: "stoplog.judge" in collector.trace(5))
     assert collector.trace(5)["stoplog.judge"].parent == CALLER
 
 
 def test_check_with_unreadable_trace_header_is_judged(system: System) -> None:
     partition = partition_of("frank", PARTITIONS)
-    # CPython calls what it has called often by a shorter way, which looks at less.
-    looks = [
+    # CPython specializes calls that it has made often. The specialized call validates less.
+    valid = [
         raw.record(None, b'{"client_id": "frank", "cost": 0}', [(b"fine", b"x")], at) for at in range(200)
     ]
-    odd = raw.record(None, b'{"client_id": "frank", "cost": 3}', [(b"\xff\xfe", b"x")], len(looks))
-    batch = raw.batch(b"".join([*looks, odd]), len(looks) + 1)
+    odd = raw.record(None, b'{"client_id": "frank", "cost": 3}', [(b"\xff\xfe", b"x")], len(valid))
+    batch = raw.batch(b"".join([*valid, odd]), len(valid) + 1)
     assert raw.produce(system.bootstrap, CHECKS, partition, batch) == 0
     eventually(
-        "it is counted",
+        "the check is counted",
         lambda: bool(system.gateways[0].check("frank", cost=0)["remaining"] == 97),
         on_failure=system.logs,
     )
 
 
-def test_spans_never_name_a_client(system: System, collector: Collector) -> None:
+def test_spans_of_all_requests_contain_no_client_id(system: System, collector: Collector) -> None:
     clients = ("alice", "bob", "carol", "dave", "erin", "frank", "grace")
     for client in clients:
         assert system.gateways[0].http.get(f"/v1/clients/{client}/usage").status_code == 200
     check(system, "alice", 6)
-    eventually("what came before it has been sent", lambda: "stoplog.check" in collector.trace(6))
+    eventually("all earlier spans are exported", lambda: "stoplog.check" in collector.trace(6))
     for client in clients:
         assert client not in repr(collector.spans)

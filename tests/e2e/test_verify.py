@@ -1,4 +1,4 @@
-"""`stoplog verify` on a running system, and on one that was tampered with."""
+"""`stoplog verify` on a sound system, and on one with forged records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLI
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
 from stoplog.wire.replies import Decision, Reply, encode_reply
 from tests.support.broker import fresh_broker
-from tests.support.system import System, eventually, running_system
+from tests.support.system import PATIENCE_S, System, eventually, running_system
 from tests.support.terminal import terminal
 from tests.support.up import environment, stoplog
 
@@ -31,19 +31,19 @@ PARTITIONS = 4
 CLIENTS = [f"client-{number}" for number in range(40)]
 WAITING = "waiting for new checks"
 RUN = re.compile(r"\x1b\[([\d;]+)m([━╸╺]+)\x1b\[0m")
-"""A piece of a bar, and its color."""
+"""A part of a progress bar, and its color."""
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One for all tests; the last stops its worker."""
+    """Run one system for all tests. The last test stops its worker."""
     with fresh_broker() as broker, running_system(broker, tmp_path_factory.mktemp("system")) as running:
         yield running
 
 
 @contextmanager
 def meanwhile(step: Callable[[int], None]) -> Iterator[None]:
-    """Take *step* after *step* in a thread of its own; what goes wrong there is raised at the end."""
+    """Call *step* repeatedly in another thread, with 0, 1, 2, …; raise its exception after the block."""
     stopping, failures = threading.Event(), list[BaseException]()
 
     def run() -> None:
@@ -96,7 +96,7 @@ def test_verify_of_sound_system_finds_no_difference(system: System, tmp_path: Pa
     assert [partition["partition"] for partition in found["partitions"]] == [0, 1, 2, 3]
 
 
-def test_verify_without_decisions_says_so(system: System, tmp_path: Path) -> None:
+def test_verify_without_new_checks_reports_no_decision(system: System, tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
 
     def at_rest() -> bool:
@@ -104,13 +104,13 @@ def test_verify_without_decisions_says_so(system: System, tmp_path: Path) -> Non
         assert done.returncode == 0, done.stderr
         return "no check was decided" in done.stdout
 
-    # What the test before has published may just now be flushed.
+    # Checks of the test before may still be waiting for a checkpoint.
     eventually("the log is at rest", at_rest, on_failure=system.logs)
 
 
-def bars(said: str) -> Iterator[tuple[str, int, int]]:
-    """What each bar on a terminal is of, how many columns of it are done, and how many are left."""
-    for line in said.split("\r\x1b[2K"):
+def bars(output: str) -> Iterator[tuple[str, int, int]]:
+    """Yield label, finished columns and remaining columns of each progress bar in a terminal's *output*."""
+    for line in output.split("\r\x1b[2K"):
         runs = RUN.findall(line)
         if runs:
             last = runs[-1][0]
@@ -130,8 +130,8 @@ def test_verify_on_terminal_shows_progress_bar(system: System, tmp_path: Path) -
     ):
         opened.wait_for(WAITING)
         opened.wait_for("decisions recomputed")
-        assert opened.process.wait(30) == 0
-    # It is wiped away when all is read.
+        assert opened.process.wait(PATIENCE_S) == 0
+    # The bar is erased after the last reading.
     reading, _, found = opened.printed.rpartition("\x1b[2K")
     assert found.startswith("┏")
     shown = list(bars(reading))
@@ -154,7 +154,7 @@ def test_verify_without_terminal_prints_no_progress_bar(system: System, tmp_path
 
 def test_verify_with_false_reply_reports_it(system: System, tmp_path: Path) -> None:
     producer = Producer({"bootstrap.servers": system.broker.bootstrap})
-    lie = Decision(False, 1, 0, 1, 1, 77)
+    false = Decision(False, 1, 0, 1, 1, 77)
 
     def step(number: int) -> None:
         offsets: list[Any] = []
@@ -167,7 +167,7 @@ def test_verify_with_false_reply_reports_it(system: System, tmp_path: Path) -> N
         )
         producer.flush(10)
         if number % 2:
-            forged = Reply(4711, number, offsets[0], -1, [lie])
+            forged = Reply(4711, number, offsets[0], -1, [false])
             producer.produce(REPLIES, encode_reply(forged), partition=0)
             producer.flush(10)
 
@@ -179,7 +179,7 @@ def test_verify_with_false_reply_reports_it(system: System, tmp_path: Path) -> N
     wrong = found["partitions"][partition_of("honest", PARTITIONS)]
     assert found["differ"] == wrong["differ"] > 0
     assert "recomputed Decision(allowed=True" in wrong["differences"][0]
-    # The worker's own replies to the same batches are right, and were compared too.
+    # The worker's own replies to the same batches are correct, and were compared too.
     assert wrong["replies"] > wrong["differ"]
 
 
@@ -192,15 +192,15 @@ def test_verify_with_false_state_reports_it(system: System, tmp_path: Path) -> N
     gateway.check("victim")
     verifier.begin()
     gateway.check("victim")
-    assert system.workers[0].stop() == 0  # it has flushed, and nobody is there to write over this
+    assert system.workers[0].stop() == 0  # its checkpoint is complete, and it does not repair the changelog
     offset = system.records(partition)[-1].offset
     state = State(offset << POSITION_BITS, {60_000: Window(60_000, [2**40], [3])})
     producer = Producer({"bootstrap.servers": system.broker.bootstrap})
     producer.produce(COUNTERS_CHANGELOG, encode_state(state), b"victim", partition=partition)
-    # As flushed after the last marker, by one who had judged further.
+    # A state of after the last marker, as from a worker that has judged more records.
     late = next(name for name in CLIENTS if partition_of(name, PARTITIONS) == partition)
     assert gateway.check(late)["degraded"]
-    eventually("it is in the log", lambda: system.records(partition)[-1].offset > offset)
+    eventually("the check is in the log", lambda: system.records(partition)[-1].offset > offset)
     state = State(offset + 1 << POSITION_BITS, {60_000: Window(60_000, [2**40], [3])})
     producer.produce(COUNTERS_CHANGELOG, encode_state(state), late.encode(), partition=partition)
     producer.flush(10)

@@ -48,7 +48,7 @@ class Responder:
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Responder:
-        # It reads from the beginning, so it also replies to the checks of earlier tests, which nobody reads.
+        # It reads from the beginning, so it also replies to the checks of earlier tests.
         topics = [(topic, p) for topic in (CHECKS, UPDATES) for p in range(PARTITIONS)]
         self._consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for topic, p in topics])
         self._thread.start()
@@ -243,7 +243,7 @@ async def test_limiter_without_worker_fails_open(
         began = perf_counter()
         answer = await limiter.check("carol")
         assert answer == Answer(True, None, None, 0, 0, -1, True, "deadline")
-        # After the deadline, and long before the timeout of publishing.
+        # The deadline ends the wait, also on a slow machine.
         assert 0.9 * SHORT_MS < (perf_counter() - began) * 1_000 < 5 * SHORT_MS
 
         await limiter.check("carol")

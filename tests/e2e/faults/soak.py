@@ -1,6 +1,6 @@
-"""``make soak``: faults at random, one after the other on one system, each against the same oracle.
+"""``make soak``: random faults, one after the other, on one system. After each, the log is the oracle.
 
-``SOAK_MINUTES`` (30) bounds the time; ``SOAK_SEED`` fixes the order. The seed is printed.
+``SOAK_MINUTES`` (default: 30) limits the time. ``SOAK_SEED`` fixes the order. The seed is printed.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from tests.support.faults.rig import Rig
 from tests.support.faults.scenarios import SCENARIOS, Scenario
 from tests.support.faults.scenarios.clocks import leader_clock_ahead_then_right
 
-pytestmark = pytest.mark.timeout(600)  # a slow machine is given time: a run fails on what is wrong
+pytestmark = pytest.mark.timeout(600)  # a slow machine may take its time
 
 
 NEEDS: dict[Scenario, list[pytest.MarkDecorator]] = {

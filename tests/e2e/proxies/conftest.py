@@ -1,4 +1,4 @@
-"""One broker and one worker for the tests of all proxies; each module starts a gateway of its own."""
+"""One broker and one worker for the tests of all proxies. Each module starts its own gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples in docker/envoy under a real Envoy, which asks over gRPC or, by ext_authz, over HTTP."""
+"""The examples in docker/envoy with a real Envoy, over gRPC and, with ext_authz, over HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES = CHECKOUT / "docker" / "envoy"
 
 
 def configuration(example: str, folder: Path, *, ports: dict[int, int]) -> Path:
-    """The example with other *ports* and more patience."""
+    """Write the example with other *ports* and longer timeouts; return its path."""
     text = (EXAMPLES / example).read_text()
     changes = {f"port_value: {there}}}": f"port_value: {here}}}" for there, here in ports.items()}
     for there, here in (changes | {" timeout: 0.5s\n": " timeout: 30s\n"}).items():
@@ -34,7 +34,7 @@ def configuration(example: str, folder: Path, *, ports: dict[int, int]) -> Path:
 
 @contextmanager
 def running_envoy(example: str, folder: Path, gateway: Gateway, stoplog: dict[int, int]) -> Iterator[Proxied]:
-    """An Envoy with this example, before *gateway*; *stoplog*: its port in the example, and here."""
+    """Run Envoy with *example* and *gateway*. *stoplog* maps the port in the example to the real port."""
     port = free_port()
     with upstream() as app:
         config = configuration(example, folder, ports={10000: port, 3000: app.server_port} | stoplog)
@@ -92,7 +92,7 @@ def test_descriptors_with_own_limits_are_counted_apart(proxied: Proxied) -> None
     responses = [http.post(path, content=b"abc") for path in ("/login", "/login?x", "/")]
     assert [response.status_code for response in responses] == [200, 429, 200]
     assert [response.headers["x-ratelimit-limit"] for response in responses] == ["1", "1", "100"]
-    # Of the second sign-in the client itself was charged: each descriptor is decided on its own.
+    # The denied second login charged the client, too: each descriptor is decided on its own.
     assert gateway.check("127.0.0.1", cost=0)["remaining"] == before - 3
 
 
@@ -109,7 +109,7 @@ def test_rate_limit_service_without_gateway_fails_open(proxied: Proxied) -> None
 def test_ext_authz_beyond_limit_answers_429(authorized: Proxied) -> None:
     gateway, app, http = authorized
     gateway.set_limits("127.0.0.1", "4/hour")
-    asked = [
+    requests = [
         ("GET", "/0?plan=gold&x=%FF", {"x-client-id": "another"}),
         ("POST", "/1", {"x-forwarded-for": "192.0.2.1"}),
         ("POST", "/2//", {}),
@@ -119,7 +119,7 @@ def test_ext_authz_beyond_limit_answers_429(authorized: Proxied) -> None:
     ]
     responses = [
         http.request(method, path, headers=headers, content=b"abc" if method == "POST" else None)
-        for method, path, headers in asked
+        for method, path, headers in requests
     ]
     assert [response.status_code for response in responses] == [200] * 4 + [429] * 2
     assert app.paths == ["/0?plan=gold&x=%FF", "/1", "/2//", "/3"]
@@ -138,8 +138,8 @@ def test_ext_authz_without_gateway_fails_open(authorized: Proxied) -> None:
     gateway.set_limits("127.0.0.1", "0/hour")
     assert http.get("/").status_code == 429
     gateway.kill()
-    came = len(app.paths)
+    before = len(app.paths)
     responses = [http.get("/") for _ in range(5)]
     assert [response.status_code for response in responses] == [200] * 5
-    assert len(app.paths) - came == 5
+    assert len(app.paths) - before == 5
     assert all("ratelimit" not in response.headers for response in responses)

@@ -1,4 +1,4 @@
-"""docker/nginx/nginx.conf under a real nginx: auth_request, turned into 429."""
+"""docker/nginx/nginx.conf with a real nginx: auth_request, with its refusals turned into 429."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = CHECKOUT / "docker" / "nginx" / "nginx.conf"
 
 
 def configuration(folder: Path, *, listen: int, stoplog: int, app: int) -> Path:
-    """The example with these ports, more patience, and its files in *folder*."""
+    """Write the example with these ports, longer timeouts, and its files in *folder*; return its path."""
     text, patience = re.subn(r"(?<=_timeout )\d+ms;", "30s;", CONFIG.read_text())
     assert patience == 2
     for port, ours in ((8000, listen), (8080, stoplog), (3000, app)):

@@ -70,7 +70,7 @@ ROWS: list[Row] = []
 
 
 def machine_is_fast() -> bool:
-    """Whether the control of this run shows a machine on which seconds can be judged."""
+    """Return whether the control of this run shows a machine on which seconds can be judged."""
     controls = [row for row in ROWS if row.fault == CONTROL]
     return any(row.p99_ms <= FAST_P99_MS and row.per_s >= FAST_PER_S for row in controls)
 

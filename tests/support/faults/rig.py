@@ -48,7 +48,7 @@ def logged_at(line: str) -> float:
 
 
 def all_normal(gateways: list[Gateway]) -> bool:
-    """Whether no gateway is degraded."""
+    """Return whether no gateway is degraded."""
     return all(gateway.report()["mode"] == "normal" for gateway in gateways)
 
 
@@ -95,8 +95,8 @@ class Rig:
         return {
             int(partition): node["id"].split("@")[0]
             for node in gateway.report()["nodes"]
-            for partition, beat in node["partitions"].items()
-            if beat["state"] == "running" and node["lane"] == DEFAULT_LANE
+            for partition, state in node["partitions"].items()
+            if state["state"] == "running" and node["lane"] == DEFAULT_LANE
         }
 
     def owned_by(self, gateway: Gateway, worker: Process) -> set[int]:
@@ -108,13 +108,13 @@ class Rig:
         return max(self.system.workers, key=lambda worker: len(self.owned_by(gateway, worker)))
 
     def settled(self, gateway: Gateway) -> bool:
-        """Whether a running worker judges every partition."""
+        """Return whether a running worker judges every partition."""
         owners = self.owners(gateway)
         running = {worker.name for worker in self.system.workers if worker.status is None}
         return len(owners) == PARTITIONS and set(owners.values()) <= running
 
     def every_worker_owns(self, gateway: Gateway) -> bool:
-        """Whether every worker judges at least one partition."""
+        """Return whether every worker judges at least one partition."""
         return len(set(self.owners(gateway).values())) == len(self.system.workers)
 
     def replace(self, old: Process, **how: Any) -> Process:
@@ -243,12 +243,14 @@ class Rig:
                 after = self.owners(alive[0])
                 fault.moved |= {p for p in range(PARTITIONS) if before.get(p) != after.get(p)}
                 ended = time.monotonic()
-            asked = [one for one in load.sent if fault.at <= one.sent_at < ended and one.answer is not None]
-            per_s = len(asked) / (ended - fault.at)
+            answered = [
+                one for one in load.sent if fault.at <= one.sent_at < ended and one.answer is not None
+            ]
+            per_s = len(answered) / (ended - fault.at)
             compared = self.compare(load, alive)
             self.check_tables(self.places(alive[0]))
             failed_open = sum(one.answer is not None and not one.decided for one in load.sent)
-            p99_ms = quantiles([(one.ended_at - one.sent_at) * 1_000 for one in asked], n=100)[98]
+            p99_ms = quantiles([(one.ended_at - one.sent_at) * 1_000 for one in answered], n=100)[98]
             row = Row(name, fault.moved_s, fault.kept_s, targets, per_s, p99_ms, failed_open, compared)
             ROWS.append(row)
             print("\n", row)

@@ -52,7 +52,7 @@ def test_paths_that_a_page_names_exist(page: Path) -> None:
 
 
 def examples() -> Iterator[bytes]:
-    """Yield the bytes of each example in wire-format.md: hex digits up to the comment, four spaces or more."""
+    """Yield the bytes of each example in wire-format.md: hex digits before four spaces or a line end."""
     text = (CHECKOUT / "docs" / "design" / "wire-format.md").read_text()
     for block in re.findall(r"^```\n(01 .*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
         digits = (re.split(r" {4,}", line.strip())[0] for line in block.splitlines())

@@ -296,7 +296,7 @@ async def test_limits_are_applied_read_and_listed(fresh_kafka: Broker, responder
         assert not (await limiter.set_limits(UpdateKey("client", "dora"), None)).applied
 
 
-async def test_status_lists_nodes(fresh_kafka: Broker, responder: Responder) -> None:
+async def test_status_lists_each_node_until_it_stops(fresh_kafka: Broker, responder: Responder) -> None:
     async with ready_limiter(fresh_kafka.bootstrap, node_id="g1") as limiter:
         await until(lambda: limiter.status().store == "no_worker")
         responder.send_heartbeat()

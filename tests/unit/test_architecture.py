@@ -44,13 +44,13 @@ TOOLS = ("tests.docs_lint", "tests.docs_settings", "tests.kafka_jars_lock")
         ("stoplog_worker", ["stoplog_gateway", "tests"]),
     ],
 )
-def test_a_package_imports_only_what_its_layer_may(package: str, forbidden: list[str]) -> None:
+def test_package_imports_only_what_its_layer_may(package: str, forbidden: list[str]) -> None:
     modules = imports_under(ROOTS[package], package)
     assert len(modules) > 20
     assert violations(modules, forbidden) == []
 
 
-def test_the_asgi_package_imports_fastapi_in_the_dependency_only() -> None:
+def test_asgi_package_imports_fastapi_in_the_dependency_only() -> None:
     modules = imports_under(ROOTS["stoplog"], "stoplog")
     assert {found.partition(" ")[0] for found in violations(modules, ["fastapi"])} == {
         "stoplog.asgi.dependency"
@@ -59,13 +59,13 @@ def test_the_asgi_package_imports_fastapi_in_the_dependency_only() -> None:
     assert violations(outside, ["starlette", "fastapi", "httpx", "typer", "uvicorn"]) == []
 
 
-def test_the_wire_formats_import_no_kafka() -> None:
+def test_wire_formats_import_no_kafka() -> None:
     modules = imports_under(ROOTS["stoplog"], "stoplog", types=False)
     wire = reachable(modules, [name for name in modules if name.startswith("stoplog.wire")])
     assert violations(wire, KAFKA) == []
 
 
-def test_the_assignment_package_alone_imports_faust() -> None:
+def test_assignment_package_alone_imports_faust() -> None:
     modules = {
         name: names for package, root in ROOTS.items() for name, names in imports_under(root, package).items()
     }
@@ -80,13 +80,13 @@ def tests() -> Imports:
     return imports_under(CHECKOUT, "tests")
 
 
-def test_the_tests_import_no_test_module(tests: Imports) -> None:
+def test_tests_import_no_test_module(tests: Imports) -> None:
     modules = {name for name in tests if is_test_module(name)}
     assert len(modules) > 100
     assert {name: imported & modules for name, imported in tests.items() if imported & modules} == {}
 
 
-def test_the_test_modules_import_helpers_from_the_support_package_only(tests: Imports) -> None:
+def test_test_modules_import_helpers_from_the_support_package_only(tests: Imports) -> None:
     """Check the imports of tests; only unit tests of the benchmark and of tools may import these as well."""
     suites = {name: names for name, names in tests.items() if is_test_module(name)}
     outside = [
@@ -105,7 +105,7 @@ def is_test_module(name: str) -> bool:
 
 
 @pytest.mark.parametrize("forbidden", [KAFKA, CLOCKS, IO, CHANCE], ids=["kafka", "clock", "io", "chance"])
-def test_the_algorithm_reaches_neither_kafka_nor_clock_nor_io(forbidden: tuple[str, ...]) -> None:
+def test_algorithm_reaches_neither_kafka_nor_clock_nor_io(forbidden: tuple[str, ...]) -> None:
     modules = {
         name: names
         for package in ("stoplog", "stoplog_worker")
@@ -139,14 +139,14 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_checker_finds_imports_in_functions_and_under_type_checking(tree: Path) -> None:
+def test_checker_finds_imports_in_functions_and_under_type_checking(tree: Path) -> None:
     modules = imports_under(tree, "pkg")
     assert violations(modules, ["other"]) == ["pkg.typed -> other.inner"]
     assert violations(imports_under(tree, "pkg", types=False), ["other"]) == []
     assert violations(modules, ["time"]) == ["pkg.helper -> time", "pkg.helper -> time.monotonic"]
 
 
-def test_the_checker_follows_imports_through_other_modules(tree: Path) -> None:
+def test_checker_follows_imports_through_other_modules(tree: Path) -> None:
     modules = imports_under(tree, "pkg")
     pure = reachable(modules, ["pkg.pure.window"])
     assert pure.keys() == {"pkg", "pkg.pure", "pkg.pure.window", "pkg.pure.fold", "pkg.helper"}
@@ -154,7 +154,7 @@ def test_the_checker_follows_imports_through_other_modules(tree: Path) -> None:
     assert violations(pure, ["confluent_kafka"]) == []
 
 
-def test_the_checker_follows_relative_imports_of_a_package(tree: Path) -> None:
+def test_checker_follows_relative_imports_of_a_package(tree: Path) -> None:
     modules = imports_under(tree, "pkg")
     assert "pkg.clients.reader" in reachable(modules, ["pkg.clients"])
     assert violations(reachable(modules, ["pkg.clients"]), ["confluent_kafka"]) == [

@@ -52,7 +52,7 @@ def test_only_the_listed_blocks_are_tagged() -> None:
     assert sorted((*it, found.count(it)) for it in set(found)) == TAGGED
 
 
-def test_a_block_without_a_tag_runs_only_programs_that_the_tests_expect() -> None:
+def test_block_without_a_tag_runs_only_programs_that_the_tests_expect() -> None:
     for block in all_blocks():
         for line in block.lines() if block.language == "sh" and not block.tag else ():
             words = [word for word in line.split() if "=" not in word]
@@ -61,7 +61,7 @@ def test_a_block_without_a_tag_runs_only_programs_that_the_tests_expect() -> Non
             )
 
 
-def test_a_tag_is_recognized_only_directly_before_its_block(tmp_path: Path) -> None:
+def test_tag_is_recognized_only_directly_before_its_block(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "<!-- needs: docker -->\n```sh\na\n```\n<!-- needs: docker -->\n\n```sh\nb \\\n  c\n```\n"
@@ -106,7 +106,7 @@ def test_every_stoplog_command_has_options_that_exist() -> None:
 
 
 @pytest.mark.parametrize("command", ["stoplog nothing", "stoplog up --nothing", "A=b stoplog limits nothing"])
-def test_a_stoplog_command_that_does_not_exist_is_found(command: str) -> None:
+def test_stoplog_command_that_does_not_exist_is_found(command: str) -> None:
     assert not is_known(command)
 
 
@@ -151,7 +151,7 @@ def test_json_and_yaml_blocks_are_valid(tmp_path: Path) -> None:
             assert kinds[block.language](block.text), block.id
 
 
-def test_the_mapping_shown_for_envoy_is_accepted(tmp_path: Path) -> None:
+def test_mapping_shown_for_envoy_is_accepted(tmp_path: Path) -> None:
     [block] = [it for it in all_blocks() if it.page == "docs/envoy.md" and it.language == "yaml"]
     file = tmp_path / "mapping.yaml"
     file.write_text(block.text)
@@ -159,12 +159,12 @@ def test_the_mapping_shown_for_envoy_is_accepted(tmp_path: Path) -> None:
     assert target == ("k", "gold", "/")
 
 
-def test_the_check_shown_for_producers_is_accepted() -> None:
+def test_check_shown_for_producers_is_accepted() -> None:
     block = next(it for it in all_blocks() if it.page == "docs/kafka-producers.md" and it.language == "json")
     assert isinstance(decode_checks_record(block.text.strip().encode()), SingleCheck)
 
 
-def test_the_calls_that_the_page_on_the_sdk_lists_exist() -> None:
+def test_calls_that_the_page_on_the_sdk_lists_exist() -> None:
     page = (CHECKOUT / "docs" / "python-sdk.md").read_text()
     rows = [line for line in page.splitlines() if re.match(r"\| `\w+\(", line)]
     names = [name for row in rows for name in re.findall(r"`(\w+)\(", row)]
@@ -173,6 +173,6 @@ def test_the_calls_that_the_page_on_the_sdk_lists_exist() -> None:
         assert [name for name in names if not callable(getattr(kind, name, None))] == []
 
 
-def test_the_reply_shown_to_producers_has_the_fields_of_a_decision() -> None:
+def test_reply_shown_to_producers_has_the_fields_of_a_decision() -> None:
     _, block = (it for it in all_blocks() if it.page == "docs/kafka-producers.md" and it.language == "json")
     assert list(json.loads(block.text)) == ["id", *Decision.__struct_fields__]

@@ -14,25 +14,25 @@ from tests.support.broker import CHECKOUT
 README = (CHECKOUT / "README.md").read_text()
 
 
-def test_the_readme_has_at_most_150_lines() -> None:
+def test_readme_has_at_most_150_lines() -> None:
     assert len(README.splitlines()) <= 150
 
 
-def test_the_readme_names_both_commands() -> None:
+def test_readme_names_both_commands() -> None:
     assert re.search(r"^make run ", README, re.MULTILINE)
     assert re.search(r"^make test ", README, re.MULTILINE)
 
 
-def test_the_readme_links_to_every_page_for_users() -> None:
+def test_readme_links_to_every_page_for_users() -> None:
     for file in (CHECKOUT / "docs").glob("*.md"):
         assert f"(docs/{file.name}" in README, file.name
 
 
-def test_the_configuration_page_is_current() -> None:
+def test_configuration_page_is_current() -> None:
     assert PAGE.read_text() == page(), "run python -m tests.docs_settings"
 
 
-def test_the_configuration_page_has_every_setting_with_its_default() -> None:
+def test_configuration_page_has_every_setting_with_its_default() -> None:
     rows = {
         cells[1].strip(" `"): cells[2].strip(" `")
         for line in PAGE.read_text().splitlines()
@@ -53,7 +53,7 @@ def test_no_default_differs_between_gateway_and_worker() -> None:
         assert gateway[name].default == worker[name].default, name
 
 
-def test_the_docs_and_the_api_tell_users_of_proxies_to_set_a_token() -> None:
+def test_docs_and_the_api_tell_users_of_proxies_to_set_a_token() -> None:
     for name in ("http-api", "proxies"):
         text = " ".join((CHECKOUT / "docs" / f"{name}.md").read_text().split())
         assert re.search(r"[Bb]ehind a proxy, set `STOPLOG_ADMIN_TOKEN`", text), name

@@ -26,7 +26,7 @@ TESTS: Final = """
 import pytest
 
 @pytest.mark.needs("nothing")
-def test_a_program_is_run() -> None:
+def test_program_is_run() -> None:
     raise AssertionError("the program is not there")
 
 def test_nothing_is_run() -> None:

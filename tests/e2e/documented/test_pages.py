@@ -147,7 +147,7 @@ def kind_of(command: str) -> str | None:
 
 
 @each("sh")
-def test_a_shell_block_succeeds(block: Block, system: System, env: dict[str, str], tmp_path: Path) -> None:
+def test_shell_block_succeeds(block: Block, system: System, env: dict[str, str], tmp_path: Path) -> None:
     with ExitStack() as running:
         for number, line in enumerate(block.lines()):
             command = here(line.split("   #")[0].strip(), system)
@@ -164,7 +164,7 @@ def test_a_shell_block_succeeds(block: Block, system: System, env: dict[str, str
 
 
 @each("console")
-def test_a_session_prints_what_the_page_shows(block: Block, system: System, env: dict[str, str]) -> None:
+def test_session_prints_what_the_page_shows(block: Block, system: System, env: dict[str, str]) -> None:
     parts = re.split(r"^\$ (.*)\n", block.text, flags=re.MULTILINE)[1:]
     assert parts
     for command, output in zip(parts[::2], parts[1::2], strict=True):
@@ -173,7 +173,7 @@ def test_a_session_prints_what_the_page_shows(block: Block, system: System, env:
 
 
 @each("python")
-def test_a_program_prints_what_its_comments_say(block: Block, system: System, env: dict[str, str]) -> None:
+def test_program_prints_what_its_comments_say(block: Block, system: System, env: dict[str, str]) -> None:
     expected = re.findall(r"print\(.*\)  # (.*)", block.text)
     assert expected
     run = subprocess.run(
@@ -192,7 +192,7 @@ def test_every_block_is_run_or_tagged() -> None:
 
 
 @pytest.mark.needs("curl")
-def test_the_commands_that_up_prints_work(
+def test_commands_that_up_prints_work(
     system: System, env: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     show_first_requests([system.gateways[0].url])
@@ -208,7 +208,7 @@ def deadline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("deadline")
 @each("python", tag="app")
-def test_an_application_limits_its_callers(block: Block, system: System) -> None:
+def test_application_limits_its_callers(block: Block, system: System) -> None:
     key = re.sub(r"\W", "-", block.id)
     app = FastAPI()
 

@@ -33,7 +33,7 @@ def public_names(files: Iterable[Path]) -> Iterator[str]:
             yield from (name for name in names if not name.startswith("_"))
 
 
-def test_the_harness_and_the_measured_code_have_no_module_name_in_common() -> None:
+def test_harness_and_the_measured_code_have_no_module_name_in_common() -> None:
     harness = {path.stem for path in files_in(["tests/benchmarks"])}
     measured = {path.stem for path in files_in(MEASURED)}
     assert "judge" in harness
@@ -41,7 +41,7 @@ def test_the_harness_and_the_measured_code_have_no_module_name_in_common() -> No
     assert harness & measured <= {"__init__"}
 
 
-def test_the_harness_and_the_measured_code_have_no_public_name_in_common() -> None:
+def test_harness_and_the_measured_code_have_no_public_name_in_common() -> None:
     harness = set(public_names(files_in(["tests/benchmarks"])))
     measured = set(public_names(files_in(MEASURED)))
     assert "BenchCase" in harness

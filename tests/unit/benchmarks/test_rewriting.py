@@ -29,7 +29,7 @@ def test_rewritten_without_one_pair_of_markers_raises(text: str) -> None:
         rewritten(text, "summary", "table")
 
 
-def test_the_page_gets_all_rows_and_the_growth_of_costs() -> None:
+def test_page_gets_all_rows_and_the_growth_of_costs() -> None:
     measured = run("sdk-1", "published-32")
     page = "\n".join("\n".join(markers(part)) for part in ("rows", "growth"))
     page = rewritten(rewritten(page, "rows", markdown(measured)), "growth", growth_markdown(measured))
@@ -37,7 +37,7 @@ def test_the_page_gets_all_rows_and_the_growth_of_costs() -> None:
         assert part in page
 
 
-def test_the_short_table_has_at_most_six_rows_and_no_targets() -> None:
+def test_short_table_has_at_most_six_rows_and_no_targets() -> None:
     assert len(SHORT_ROWS) <= 6
     text = short_table(run(*SHORT_ROWS, "sdk-1"))
     rows = [line for line in text.splitlines() if line.startswith("| ")]
@@ -47,16 +47,16 @@ def test_the_short_table_has_at_most_six_rows_and_no_targets() -> None:
     assert "two cores" in text
 
 
-def test_the_short_table_omits_cases_that_were_not_measured() -> None:
+def test_short_table_omits_cases_that_were_not_measured() -> None:
     assert "throttlecrab" not in short_table(run("http-128"))
 
 
-def test_the_readme_shows_the_run_that_is_kept_beside_the_docs() -> None:
+def test_readme_shows_the_run_that_is_kept_beside_the_docs() -> None:
     kept = msgspec.json.decode((PAGE.with_name("benchmark.json")).read_bytes(), type=Run)
     readme = README.read_text()
     assert rewritten(readme, "summary", short_table(kept)) == readme
 
 
 @pytest.mark.parametrize("part", ["rows", "growth"])
-def test_the_page_has_its_markers(part: str) -> None:
+def test_page_has_its_markers(part: str) -> None:
     assert "new" in rewritten(PAGE.read_text(), part, "new")

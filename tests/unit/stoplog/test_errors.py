@@ -23,7 +23,7 @@ def drawn() -> dict[str, str | None]:
     return parents
 
 
-def test_the_tree_in_the_docstring_equals_the_classes() -> None:
+def test_tree_in_the_docstring_equals_the_classes() -> None:
     real = {
         name: None if kind is StoplogError else kind.__mro__[1].__name__
         for name, kind in vars(errors).items()
@@ -32,7 +32,7 @@ def test_the_tree_in_the_docstring_equals_the_classes() -> None:
     assert drawn() == real
 
 
-def test_the_workers_own_error_is_a_state_error() -> None:
+def test_workers_own_error_is_a_state_error() -> None:
     assert Overtaken.__base__ is errors.StateError
 
 
@@ -44,7 +44,7 @@ def test_invalid_input_states_field_problem_and_remedy() -> None:
     assert (str(error.within("[3].")), type(error.within(""))) == (f"[3].{error}", InvalidLimit)
 
 
-def test_a_record_error_has_a_reason() -> None:
+def test_record_error_has_a_reason() -> None:
     with pytest.raises(RecordError) as caught:
         raise UndecodableRecord("why")
     assert caught.value.reason == str(caught.value) == "why"

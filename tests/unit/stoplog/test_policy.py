@@ -137,7 +137,7 @@ BAD_LIMITS: list[tuple[Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("value", "field", "problem"), BAD_LIMITS, ids=range(len(BAD_LIMITS)))
-def test_an_invalid_limit_names_its_field_and_a_remedy(value: Any, field: str, problem: str) -> None:
+def test_invalid_limit_names_its_field_and_a_remedy(value: Any, field: str, problem: str) -> None:
     with pytest.raises(InvalidLimit) as caught:
         parse_policy(value)
     assert caught.value.field == field

@@ -90,7 +90,7 @@ def test_public_names_are_exactly_those_listed() -> None:
         assert name in dir(stoplog)
 
 
-def test_an_unknown_name_raises_attribute_error() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Limit'"):
         stoplog.Limit  # type: ignore[attr-defined]  # noqa: B018
 
@@ -100,11 +100,11 @@ def test_import_stoplog_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("name", ["Limiter", "BlockingLimiter", "Check", "Settings", "StoplogError"])
-def test_a_name_of_the_sdk_loads_no_package_of_an_extra(name: str) -> None:
+def test_name_of_the_sdk_loads_no_package_of_an_extra(name: str) -> None:
     assert not loaded_by(f"from stoplog import {name}") & EXTRAS
 
 
-def test_the_middleware_loads_no_fastapi_and_no_gateway() -> None:
+def test_middleware_loads_no_fastapi_and_no_gateway() -> None:
     loaded = loaded_by("from stoplog import RateLimitMiddleware")
     assert not loaded & {"fastapi", "stoplog_gateway", "stoplog_worker", "typer", "uvicorn"}
 
@@ -115,14 +115,14 @@ def test_rate_limit_without_fastapi_names_the_remedy() -> None:
     )
 
 
-def test_the_middleware_without_starlette_names_the_remedy() -> None:
+def test_middleware_without_starlette_names_the_remedy() -> None:
     assert error_without("starlette", "from stoplog import RateLimitMiddleware") == (
         "ImportError: RateLimitMiddleware needs Starlette, which is not installed: "
         "run pip install 'stoplog[asgi]'"
     )
 
 
-def test_a_users_program_passes_mypy_strict(tmp_path: Path) -> None:
+def test_users_program_passes_mypy_strict(tmp_path: Path) -> None:
     # The ignored error proves that the types are seen: an unused ignore is an error.
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

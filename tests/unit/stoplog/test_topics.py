@@ -30,7 +30,7 @@ def write(tmp_path: Path, **changes: dict[str, object] | None) -> Path:
     return path
 
 
-def test_the_shipped_file_has_the_documented_configuration() -> None:
+def test_shipped_file_has_the_documented_configuration() -> None:
     specs = load_topics()
     assert {specs[name].partitions for name in COPARTITIONED} == {4}
     assert specs["checks"].timestamp == "LogAppendTime"
@@ -51,7 +51,7 @@ def test_changelogs_are_compacted_after_ten_minutes() -> None:
         assert specs[name].config()["min.compaction.lag.ms"] == "600000"
 
 
-def test_a_missing_topic_is_named(tmp_path: Path) -> None:
+def test_missing_topic_is_named(tmp_path: Path) -> None:
     with pytest.raises(TopicError, match=r"lacks replies: add"):
         load_topics(write(tmp_path, replies=None))
 
@@ -68,7 +68,7 @@ def test_replies_may_have_another_number_of_partitions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"retention": "7 weeks"}, {"max_message": "1MB"}, {"partitions": "many"}, {"retention": None}]
 )
-def test_an_invalid_value_raises_topic_error(tmp_path: Path, change: dict[str, object]) -> None:
+def test_invalid_value_raises_topic_error(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(TopicError, match="cannot be read as topics"):
         load_topics(write(tmp_path, checks=change))
 
@@ -76,13 +76,13 @@ def test_an_invalid_value_raises_topic_error(tmp_path: Path, change: dict[str, o
 @pytest.mark.parametrize(
     "text", ["", "topics: 3", "topics: {checks: }", "{", "topics: {checks: {partitions: 4}}"]
 )
-def test_a_malformed_file_raises_topic_error(tmp_path: Path, text: str) -> None:
+def test_malformed_file_raises_topic_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "topics.yaml"
     path.write_text(text)
     with pytest.raises(TopicError, match="cannot be read as topics"):
         load_topics(path)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TopicError, match="nowhere"):
         load_topics(tmp_path / "nowhere.yaml")

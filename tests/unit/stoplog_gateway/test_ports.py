@@ -65,7 +65,7 @@ def test_ensure_free_explains_other_errors(
     assert "\n" not in str(refused.value)
 
 
-def test_a_shared_port_is_taken_for_a_server_that_does_not_share() -> None:
+def test_shared_port_is_taken_for_a_server_that_does_not_share() -> None:
     port = free_port()
     with ExitStack() as stack:
         for _ in range(2):
@@ -75,7 +75,7 @@ def test_a_shared_port_is_taken_for_a_server_that_does_not_share() -> None:
             ensure_free(port, "127.0.0.1")
 
 
-def test_a_claim_blocks_other_claims_but_not_binding() -> None:
+def test_claim_blocks_other_claims_but_not_binding() -> None:
     port = free_port()
     with ExitStack() as stack:
         for sock in claim_port(port, "127.0.0.1"):

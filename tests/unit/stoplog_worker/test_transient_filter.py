@@ -47,5 +47,5 @@ def test_retry_long_after_the_last_one_is_the_first_again() -> None:
     assert not transient.filter(RETRY)
 
 
-def test_other_lines_pass() -> None:
+def test_line_that_is_no_retry_passes() -> None:
     assert TransientFilter("acquire idempotence PID").filter(line("FAIL: Connection refused"))

@@ -20,14 +20,14 @@ def limiter() -> FakeLimiter:
     return FakeLimiter()
 
 
-def test_the_dependency_returns_the_answer_and_adds_headers(limiter: FakeLimiter) -> None:
+def test_dependency_returns_the_answer_and_adds_headers(limiter: FakeLimiter) -> None:
     response = TestClient(fastapi_app(limiter, cost=3, resource="reports")).get("/", headers=KEY)
     assert response.json() == {"left": 99}
     assert response.headers["ratelimit"] == '"default";r=99;t=60'
     assert limiter.checks == [Check("alice", 3, "", "reports")]
 
 
-def test_the_dependency_answers_a_denied_request_with_429(limiter: FakeLimiter) -> None:
+def test_dependency_answers_a_denied_request_with_429(limiter: FakeLimiter) -> None:
     limiter.answer = DENIED
     response = TestClient(fastapi_app(limiter)).get("/", headers=KEY)
     assert response.status_code == 429
@@ -36,7 +36,7 @@ def test_the_dependency_answers_a_denied_request_with_429(limiter: FakeLimiter) 
     assert response.json() == {"detail": "the limit of 100 is used up; try again in 3 s"}
 
 
-def test_the_application_may_handle_the_denial_of_the_dependency(limiter: FakeLimiter) -> None:
+def test_application_may_handle_the_denial_of_the_dependency(limiter: FakeLimiter) -> None:
     app = fastapi_app(limiter)
 
     @app.exception_handler(HTTPException)
@@ -48,7 +48,7 @@ def test_the_application_may_handle_the_denial_of_the_dependency(limiter: FakeLi
     assert (response.status_code, response.text) == (429, "slow down")
 
 
-def test_the_dependency_closes_a_denied_websocket(limiter: FakeLimiter) -> None:
+def test_dependency_closes_a_denied_websocket(limiter: FakeLimiter) -> None:
     client = TestClient(fastapi_app(limiter))
     with client.websocket_connect("/socket", headers=KEY) as socket:
         assert socket.receive_text() == "hello"
@@ -61,7 +61,7 @@ def test_the_dependency_closes_a_denied_websocket(limiter: FakeLimiter) -> None:
     assert (closed.value.code, closed.value.reason) == (1013, "the limit of 100 is used up")
 
 
-def test_the_dependency_returns_none_if_unlimited_or_failed(limiter: FakeLimiter) -> None:
+def test_dependency_returns_none_if_unlimited_or_failed(limiter: FakeLimiter) -> None:
     client = TestClient(fastapi_app(limiter))
     assert client.get("/").json() == {"left": None}
     limiter.error = RuntimeError("a bug")
@@ -76,7 +76,7 @@ def test_headers_of_the_dependency_take_precedence_over_the_middlewares(limiter:
     assert len(response.headers.get_list("ratelimit")) == 1
 
 
-def test_the_dependency_sends_legacy_header_fields_on_demand(limiter: FakeLimiter) -> None:
+def test_dependency_sends_legacy_header_fields_on_demand(limiter: FakeLimiter) -> None:
     client = TestClient(fastapi_app(limiter, legacy_headers=True))
     for limiter.answer in (Answer(True, 100, 99, 60_000, 0, -1), DENIED):
         assert client.get("/", headers=KEY).headers["x-ratelimit-limit"] == "100"

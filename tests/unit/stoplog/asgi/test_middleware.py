@@ -33,7 +33,7 @@ def limiter() -> FakeLimiter:
     return FakeLimiter()
 
 
-def test_an_allowed_request_gets_its_response_with_rate_limit_headers(limiter: FakeLimiter) -> None:
+def test_allowed_request_gets_its_response_with_rate_limit_headers(limiter: FakeLimiter) -> None:
     response = TestClient(starlette_app(limiter)).get("/", headers=KEY)
     assert (response.status_code, response.text) == (200, "hello")
     assert response.headers["ratelimit"] == '"default";r=99;t=60'
@@ -49,7 +49,7 @@ def test_an_allowed_request_gets_its_response_with_rate_limit_headers(limiter: F
     ],
     ids=["used up", "never"],
 )
-def test_a_denied_request_gets_429_and_never_reaches_the_application(
+def test_denied_request_gets_429_and_never_reaches_the_application(
     limiter: FakeLimiter, answer: Answer, told: dict[str, str], after: str | None
 ) -> None:
     async def unreachable(scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +71,7 @@ def test_a_denied_request_gets_429_and_never_reaches_the_application(
     }
 
 
-def test_a_request_without_a_client_id_is_not_limited(limiter: FakeLimiter) -> None:
+def test_request_without_a_client_id_is_not_limited(limiter: FakeLimiter) -> None:
     limiter.answer = DENIED
     response = TestClient(starlette_app(limiter)).get("/")
     assert (response.status_code, response.text) == (200, "hello")
@@ -95,7 +95,7 @@ def test_options_may_be_sync_or_async_functions_of_the_request(limiter: FakeLimi
 
 
 @pytest.mark.parametrize("text", ["x" * 257, "mallory\x80", "a\nb", "\ud800"])
-def test_an_invalid_id_is_replaced_by_its_digest(limiter: FakeLimiter, text: str) -> None:
+def test_invalid_id_is_replaced_by_its_digest(limiter: FakeLimiter, text: str) -> None:
     limiter.answer = DENIED
     app = starlette_app(limiter, lambda _: text, plan=lambda _: text, resource=lambda _: text)
     assert TestClient(app).get("/").status_code == 429
@@ -104,17 +104,17 @@ def test_an_invalid_id_is_replaced_by_its_digest(limiter: FakeLimiter, text: str
     assert limiter.checks == [Check(digest, 1, digest, digest)]
 
 
-def test_an_empty_client_is_a_client_and_an_empty_plan_is_none(limiter: FakeLimiter) -> None:
+def test_empty_client_is_a_client_and_an_empty_plan_is_none(limiter: FakeLimiter) -> None:
     assert TestClient(starlette_app(limiter)).get("/", headers={"x-api-key": ""}).status_code == 200
     assert limiter.checks == [Check(usable_id(""))]
 
 
-def test_an_exception_of_identify_reaches_the_application(limiter: FakeLimiter) -> None:
+def test_exception_of_identify_reaches_the_application(limiter: FakeLimiter) -> None:
     with pytest.raises(KeyError):
         TestClient(starlette_app(limiter, lambda connection: connection.headers["nobody"])).get("/")
 
 
-def test_a_degraded_answer_fails_open_without_headers(limiter: FakeLimiter) -> None:
+def test_degraded_answer_fails_open_without_headers(limiter: FakeLimiter) -> None:
     limiter.answer = FAIL_OPEN[BROKER]
     response = TestClient(starlette_app(limiter)).get("/", headers=KEY)
     assert response.status_code == 200
@@ -124,7 +124,7 @@ def test_a_degraded_answer_fails_open_without_headers(limiter: FakeLimiter) -> N
 @pytest.mark.parametrize(
     "error", [InvalidId("client_id", "empty", "give one"), RuntimeError("a bug"), TypeError("another")]
 )
-def test_a_failing_check_fails_open_and_is_logged_once_a_minute(
+def test_failing_check_fails_open_and_is_logged_once_a_minute(
     limiter: FakeLimiter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     now = 1_000.0
@@ -140,13 +140,13 @@ def test_a_failing_check_fails_open_and_is_logged_once_a_minute(
     assert second == f"{first} (similar lines suppressed: 2)"
 
 
-def test_a_limiter_that_was_not_started_fails_open(caplog: pytest.LogCaptureFixture) -> None:
+def test_limiter_that_was_not_started_fails_open(caplog: pytest.LogCaptureFixture) -> None:
     app = starlette_app(Limiter("127.0.0.1:9"))
     assert TestClient(app).get("/", headers=KEY).text == "hello"  # outside its lifespan
     assert "the limiter was not started" in caplog.text
 
 
-def test_a_ratelimit_field_of_the_application_is_kept(limiter: FakeLimiter) -> None:
+def test_ratelimit_field_of_the_application_is_kept(limiter: FakeLimiter) -> None:
     async def route(request: Request) -> PlainTextResponse:
         return PlainTextResponse("hello", headers={"RateLimit": '"mine";r=1'})
 
@@ -167,14 +167,14 @@ def test_legacy_header_fields_are_sent_on_demand(limiter: FakeLimiter) -> None:
 # --- WebSockets ---------------------------------------------------------------------------------
 
 
-def test_a_websocket_is_checked_once(limiter: FakeLimiter) -> None:
+def test_websocket_is_checked_once(limiter: FakeLimiter) -> None:
     with TestClient(starlette_app(limiter)).websocket_connect("/socket", headers=KEY) as socket:
         assert socket.receive_text() == "hello"
         assert (b"ratelimit", b'"default";r=99;t=60') in (socket.extra_headers or [])
     assert limiter.checks == [Check("alice")]
 
 
-def test_a_denied_websocket_gets_429(limiter: FakeLimiter) -> None:
+def test_denied_websocket_gets_429(limiter: FakeLimiter) -> None:
     limiter.answer = DENIED
     client = TestClient(starlette_app(limiter))
     with (
@@ -187,7 +187,7 @@ def test_a_denied_websocket_gets_429(limiter: FakeLimiter) -> None:
     assert denied.value.json()["title"] == "Too many requests"
 
 
-async def test_a_denied_websocket_is_closed_if_the_server_cannot_send_a_response(
+async def test_denied_websocket_is_closed_if_the_server_cannot_send_a_response(
     limiter: FakeLimiter,
 ) -> None:
     sent: list[Message] = []
@@ -204,7 +204,7 @@ async def test_a_denied_websocket_is_closed_if_the_server_cannot_send_a_response
 # --- lifespan -----------------------------------------------------------------------------------
 
 
-def test_the_middleware_starts_and_stops_the_limiter(limiter: FakeLimiter) -> None:
+def test_middleware_starts_and_stops_the_limiter(limiter: FakeLimiter) -> None:
     app = starlette_app(limiter)
     for _ in range(2):  # as tests of an application do
         with TestClient(app):
@@ -236,7 +236,7 @@ async def running(app: Starlette) -> AsyncIterator[None]:
         assert limiter.running
 
 
-def test_a_limiter_that_the_application_starts_is_left_alone(limiter: FakeLimiter) -> None:
+def test_limiter_that_the_application_starts_is_left_alone(limiter: FakeLimiter) -> None:
     app = Starlette(routes=ROUTES, lifespan=running)
     app.state.limiter = limiter
     app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=api_key)

@@ -66,6 +66,6 @@ def test_unlimited_and_degraded_answers_have_no_headers() -> None:
         assert rate_limit_headers(answer, legacy=True) == []
 
 
-def test_a_cost_above_the_limit_has_no_retry_after() -> None:
+def test_cost_above_the_limit_has_no_retry_after() -> None:
     names = [name for name, _ in rate_limit_headers(Answer(False, 10, 10, 0, None, 7))]
     assert names == [b"ratelimit-policy", b"ratelimit"]

@@ -67,7 +67,7 @@ def test_ready_without_a_broker_states_the_reason(
         assert limiter.ready() == Readiness(False, "no broker")
 
 
-def test_it_has_every_call_of_the_async_limiter() -> None:
+def test_blocking_limiter_has_every_call_of_the_async_limiter() -> None:
     # The exceptions only make sense in an event loop, or for the supervisor of a process.
 
     def calls(of: type) -> dict[str, list[inspect.Parameter]]:
@@ -111,7 +111,7 @@ def test_checks_that_wait_at_exit_are_answered(kafka: type[Kafka]) -> None:
     assert not limiter._thread.is_alive()
 
 
-def test_a_call_outside_the_with_block_raises_runtime_error(kafka: type[Kafka]) -> None:
+def test_call_outside_the_with_block_raises_runtime_error(kafka: type[Kafka]) -> None:
     limiter = blocking()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="use it within `with BlockingLimiter"):

@@ -46,7 +46,7 @@ def last_miss(breaker: CircuitBreaker) -> bool:
         (NO_BROKER, CircuitBreaker.on_reply, CLOSED, True),
     ],
 )
-def test_every_edge_leads_to_its_state_and_reports_a_change(
+def test_breaker_on_every_edge_enters_its_state_and_reports_a_change(
     before: BreakerState, event: Event, after: BreakerState, changes: bool
 ) -> None:
     breaker = breaker_in(before)

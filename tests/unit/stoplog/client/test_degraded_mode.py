@@ -126,7 +126,7 @@ NORMAL, DEGRADED, SETTLING = ModeState.NORMAL, ModeState.DEGRADED, ModeState.SET
         (SETTLING, tick_late, NORMAL),
     ],
 )
-def test_every_edge_leads_to_its_state(
+def test_mode_on_every_edge_enters_its_state(
     before: ModeState, event: Callable[[Bench], None], after: ModeState
 ) -> None:
     bench = bench_in(before)

@@ -111,7 +111,7 @@ async def test_limiter_is_ready_while_one_partition_answers(kafka: type[Kafka]) 
         assert await limiter.ready() == Readiness(False, "silent")
 
 
-async def test_status_lists_nodes(kafka: type[Kafka]) -> None:
+async def test_status_with_one_worker_lists_its_nodes_and_partitions(kafka: type[Kafka]) -> None:
     async with running_limiter(node_id="g1") as (limiter, log):
         await asyncio.sleep(0)
         (heartbeat,) = log.heartbeats

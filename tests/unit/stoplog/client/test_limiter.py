@@ -79,7 +79,7 @@ async def test_most_rejected_lists_clients_by_name(kafka: type[Kafka]) -> None:
         assert (seen.received, seen.allowed, seen.rejected, seen.latency[-1].checks) == (4, 1, 3, 4)
 
 
-async def test_look_up_spends_nothing(kafka: type[Kafka]) -> None:
+async def test_look_up_of_a_client_spends_nothing(kafka: type[Kafka]) -> None:
     async with running_limiter() as (limiter, log):
         found = await limiter.look_up("alice", plan="gold")
         assert found.windows == [WindowUse("100/minute", 1, 60_000)]
@@ -88,14 +88,14 @@ async def test_look_up_spends_nothing(kafka: type[Kafka]) -> None:
             await limiter.look_up("")
 
 
-async def test_publish_does_not_wait(kafka: type[Kafka]) -> None:
+async def test_publish_without_an_answer_does_not_wait(kafka: type[Kafka]) -> None:
     async with running_limiter() as (limiter, log):
         await limiter.publish("alice", 5)
         await asyncio.sleep(0)
         assert log.checks == [Check("alice", 5)]
 
 
-async def test_peek_spends_nothing(kafka: type[Kafka]) -> None:
+async def test_peek_at_a_client_sends_a_check_of_cost_0(kafka: type[Kafka]) -> None:
     async with running_limiter() as (limiter, log):
         assert (await limiter.peek("alice", plan="gold", resource="login")).remaining == 0
         assert log.checks == [Check("alice", 0, "gold", "login")]

@@ -172,7 +172,7 @@ async def test_write_that_cannot_be_published_raises_unavailable() -> None:
         (UpdateKey("other", "a"), "kind"),
     ],
 )
-async def test_an_invalid_key_names_its_field(key: UpdateKey, field: str) -> None:
+async def test_invalid_key_names_its_field(key: UpdateKey, field: str) -> None:
     log = Log()
     for call in (admin_over(log).write(key, SLOW), admin_over(log).get(key)):
         with pytest.raises(InvalidInput) as caught:
@@ -246,7 +246,7 @@ stored = st.lists(
 
 
 @given(stored, st.integers(1, 5), st.sampled_from([None, "client", "plan", "default"]))
-def test_the_last_item_of_each_key_on_all_pages_is_what_is_stored(
+def test_last_item_of_each_key_on_all_pages_is_what_is_stored(
     updates: list[tuple[UpdateKey, Policy | None]], limit: int, kind: str | None
 ) -> None:
     log = Log()

@@ -10,7 +10,7 @@ def page(metrics: Metrics) -> str:
     return metrics.render().decode()
 
 
-def test_the_table_in_the_docstring_lists_exactly_the_metrics_shown() -> None:
+def test_table_in_the_docstring_lists_exactly_the_metrics_shown() -> None:
     metrics = Metrics()
     metrics.nodes = lambda: {"worker": 1}
     metrics.store = lambda: {"ok": True}
@@ -48,7 +48,7 @@ def test_two_metrics_in_one_process_count_independently() -> None:
     assert "stoplog_checks_received_total 0.0" in page(two)
 
 
-def test_a_histogram_family_is_cumulative() -> None:
+def test_histogram_family_is_cumulative() -> None:
     histogram = Histogram((1, 5))
     histogram.observe(1)
     histogram.observe(3, 2)

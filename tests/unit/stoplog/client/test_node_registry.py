@@ -32,7 +32,7 @@ def test_alive_shows_each_workers_lane() -> None:
     assert [(node.id, node.lane) for node in nodes.alive(50.0)] == [("wa", "a"), ("wb", "b")]
 
 
-def test_a_stopping_node_is_gone_at_once() -> None:
+def test_stopping_node_is_gone_at_once() -> None:
     nodes = NodeRegistry()
     nodes.record([beat("w", 1_000), beat("w", 1_500, stopping=True)], 50.0)
     assert names(nodes, 50.0) == []
@@ -54,7 +54,7 @@ def test_timestamps_that_go_back_after_a_change_of_leader_drop_no_node() -> None
     assert names(nodes, 16.0) == ["a", "b"]
 
 
-def test_the_nodes_own_clocks_are_ignored() -> None:
+def test_nodes_own_clocks_are_ignored() -> None:
     nodes = NodeRegistry()
     nodes.record([beat("past", 1_000, clock=-(10**12)), beat("future", 1_000, clock=10**15)], 5.0)
     assert names(nodes, 5.0) == ["future", "past"]

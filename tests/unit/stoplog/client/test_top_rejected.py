@@ -25,7 +25,7 @@ class Time:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefghij"), st.integers(1, 9))), st.integers(1, 8))
-def test_a_summary_is_never_too_low_and_its_surplus_bounds_its_error(
+def test_summary_is_never_too_low_and_its_surplus_bounds_its_error(
     stream: list[tuple[str, int]], entries: int
 ) -> None:
     summary, exact = SpaceSaving(entries), Counter[str]()

@@ -84,7 +84,7 @@ def read(log: Log) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 100])
 @pytest.mark.parametrize("behind", [0, 1, 2, 50])
-def test_an_unreadable_batch_is_skipped_and_later_records_are_read_once(count: int, behind: int) -> None:
+def test_unreadable_batch_is_skipped_and_later_records_are_read_once(count: int, behind: int) -> None:
     batches = [(0, 5, False), (5, 5 + count, True)]
     if behind:
         batches.append((5 + count, 5 + count + behind, False))
@@ -110,7 +110,7 @@ def test_offsets_removed_by_compaction_do_not_end_the_search_wrongly(gap: int) -
     assert errors == [0, 25]
 
 
-def test_the_search_needs_logarithmically_many_requests() -> None:
+def test_search_needs_logarithmically_many_requests() -> None:
     log = Log((0, 10_000, True), (10_000, 50_000, False), most=50_000)
     records, _ = read(log)
     assert len(records) == 40_000
@@ -125,7 +125,7 @@ def test_searches_of_two_partitions_are_independent() -> None:
     assert log.at == 8
 
 
-def test_a_forgotten_partition_starts_a_new_search() -> None:
+def test_forgotten_partition_starts_a_new_search() -> None:
     log = Log((7, 90, True))
     skipper = BatchSkipper(log)  # type: ignore[arg-type]
     for _ in range(3):
@@ -144,7 +144,7 @@ def test_other_errors_pass_unchanged() -> None:
     assert log.asked == 1
 
 
-def test_a_partition_that_is_no_longer_assigned_is_ignored() -> None:
+def test_partition_that_is_no_longer_assigned_is_ignored() -> None:
     log = Log((7, 90, True))
     log.assigned = False
     skipper = BatchSkipper(log)  # type: ignore[arg-type]

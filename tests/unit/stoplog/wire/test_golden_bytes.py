@@ -104,12 +104,12 @@ ERROR_BYTES = bytes.fromhex(
     ],
     ids=["batch", "denials", "update", "deletion"],
 )
-def test_a_binary_record_of_checks_has_golden_bytes(encoded: bytes, golden: bytes, record: object) -> None:
+def test_binary_record_of_checks_has_golden_bytes(encoded: bytes, golden: bytes, record: object) -> None:
     assert encoded == golden
     assert decode_checks_record(golden) == record
 
 
-def test_the_reply_address_of_a_batch_is_read_from_its_golden_bytes() -> None:
+def test_reply_address_of_a_batch_is_read_from_its_golden_bytes() -> None:
     assert reply_address(BATCH_BYTES[:22]) == (2, INCARNATION, 7)
 
 
@@ -128,7 +128,7 @@ def test_the_reply_address_of_a_batch_is_read_from_its_golden_bytes() -> None:
     ],
     ids=["all fields", "client only"],
 )
-def test_a_single_check_has_golden_bytes(single: SingleCheck, golden: bytes) -> None:
+def test_single_check_has_golden_bytes(single: SingleCheck, golden: bytes) -> None:
     assert encode_single(single) == golden
     assert decode_checks_record(golden) == single
 
@@ -136,7 +136,7 @@ def test_a_single_check_has_golden_bytes(single: SingleCheck, golden: bytes) -> 
 @pytest.mark.parametrize(
     ("reply", "golden"), [(REPLY, REPLY_BYTES), (ERROR, ERROR_BYTES)], ids=["answers", "error"]
 )
-def test_a_reply_has_golden_bytes(reply: Reply, golden: bytes) -> None:
+def test_reply_has_golden_bytes(reply: Reply, golden: bytes) -> None:
     assert encode_reply(reply) == golden
     assert decode_reply(golden) == reply
 
@@ -165,7 +165,7 @@ def test_json_replies_have_golden_bytes() -> None:
     ],
     ids=["client", "unlimited default", "deleted plan"],
 )
-def test_a_limit_update_has_golden_bytes(
+def test_limit_update_has_golden_bytes(
     key: UpdateKey, policy: Policy | None, golden_key: bytes, golden_value: bytes | None
 ) -> None:
     headers = [reply_to_header(REQUESTER), order_header(9)]
@@ -177,7 +177,7 @@ def test_a_limit_update_has_golden_bytes(
     )
 
 
-def test_a_heartbeat_has_golden_bytes() -> None:
+def test_heartbeat_has_golden_bytes() -> None:
     heartbeat = Heartbeat(
         id="worker-1@host",
         role="worker",

@@ -135,12 +135,12 @@ BOMBS = {
 
 @pytest.mark.parametrize("body", BOMBS.values(), ids=BOMBS.keys())
 @pytest.mark.parametrize("kind", [KIND_BATCH, KIND_UPDATE])
-def test_a_msgpack_bomb_in_checks_is_refused_quickly(body: bytes, kind: int) -> None:
+def test_msgpack_bomb_in_checks_is_refused_quickly(body: bytes, kind: int) -> None:
     refused(HEADER.pack(VERSION, kind, 0, 1, 1) + body)
 
 
 @pytest.mark.parametrize("body", BOMBS.values(), ids=BOMBS.keys())
-def test_a_msgpack_bomb_in_a_reply_is_refused(body: bytes) -> None:
+def test_msgpack_bomb_in_a_reply_is_refused(body: bytes) -> None:
     value = bytearray(encode_reply(Reply(1, 2, 3, 4, []))[:-1] + body)
     with pytest.raises(UndecodableRecord):
         decode_reply(bytes(value))
@@ -185,7 +185,7 @@ def test_json_that_is_no_valid_check_is_refused(value: bytes) -> None:
 @pytest.mark.parametrize(
     "half", [b"\\ud800", b"\\udc00", b"\\ud800abcdef", b"\\ud800\\u0041", b"\\ud800\\ud800"]
 )
-def test_a_lone_surrogate_is_refused(half: bytes) -> None:
+def test_lone_surrogate_is_refused(half: bytes) -> None:
     # A text with a lone surrogate cannot be encoded again, not even in a dead letter's reason.
     for value in (
         b'{"client_id": "%s"}',
@@ -206,21 +206,21 @@ def test_a_lone_surrogate_is_refused(half: bytes) -> None:
         caught.value.reason.encode()
 
 
-def test_a_missing_value_and_unknown_formats_are_refused() -> None:
+def test_missing_value_and_unknown_formats_are_refused() -> None:
     assert refused(None) == refused(b"") == "the record has no value"
     assert "version 2" in refused(b"\x02" + encode_batch(GOOD)[1:])
     assert "upgrade" in refused(b"\x02")
     assert "kind 88" in refused(HEADER.pack(VERSION, ord("X"), 0, 1, 1) + b"\x90")
 
 
-def test_a_batch_with_too_many_checks_is_refused() -> None:
+def test_batch_with_too_many_checks_is_refused() -> None:
     whole = Batch(0, 1, 1, [Check("a")] * MAX_BATCH)
     assert decode_checks_record(encode_batch(whole)) == whole
     assert "10001" in refused(encode_batch(Batch(0, 1, 1, [Check("a")] * (MAX_BATCH + 1))))
     assert "100000" in refused(encode_batch(Batch(0, 1, 1, [Check("a")] * 100_000)))
 
 
-def test_an_oversized_record_is_refused_before_decoding() -> None:
+def test_oversized_record_is_refused_before_decoding() -> None:
     assert "bytes; a record has at most" in refused(HEAD + b"\xdd" + bytes(MAX_RECORD))
     assert "bytes; a record has at most" in refused(b"{" + b" " * MAX_RECORD)
     for key, value in ((b" " * (MAX_RECORD + 1), b"{}"), (b'["default"]', b" " * (MAX_RECORD + 1))):
@@ -228,7 +228,7 @@ def test_an_oversized_record_is_refused_before_decoding() -> None:
             decode_update(0, key, value, None)
 
 
-def test_an_oversized_array_is_refused_before_decoding() -> None:
+def test_oversized_array_is_refused_before_decoding() -> None:
     claimed = HEAD + b"\xdd" + (1_000_000).to_bytes(4) + b"\x91\xa1a" * 1_000_000
     began = perf_counter()
     msgspec.msgpack.decode(claimed[len(HEAD) :])
@@ -239,7 +239,7 @@ def test_an_oversized_array_is_refused_before_decoding() -> None:
 
 
 @pytest.mark.parametrize("cost", [-1, MAX_COST + 1, 2**63, -(2**63), 1.5, None, "1", True])
-def test_a_batch_with_an_invalid_cost_is_refused(cost: Any) -> None:
+def test_batch_with_an_invalid_cost_is_refused(cost: Any) -> None:
     refused(HEAD + msgspec.msgpack.encode([["alice", 1], ["alice", cost]]))
 
 
@@ -263,7 +263,7 @@ def test_a_batch_with_an_invalid_cost_is_refused(cost: Any) -> None:
         Update(1, "client", "a", "", Policy((Limit(1, 60_000),) * 1_000)),
     ],
 )
-def test_a_relayed_update_with_an_invalid_policy_is_refused(update: Update) -> None:
+def test_relayed_update_with_an_invalid_policy_is_refused(update: Update) -> None:
     refused(HEADER.pack(VERSION, KIND_UPDATE, NO_REPLY, 0, 1) + msgspec.msgpack.encode(update))
 
 
@@ -300,7 +300,7 @@ def test_a_relayed_update_with_an_invalid_policy_is_refused(update: Update) -> N
         ),
     ],
 )
-def test_an_invalid_limit_update_is_refused(key: bytes | None, value: bytes | None) -> None:
+def test_invalid_limit_update_is_refused(key: bytes | None, value: bytes | None) -> None:
     with pytest.raises(UndecodableRecord) as caught:
         decode_update(1, key, value, None)
     caught.value.reason.encode()
@@ -310,12 +310,12 @@ def test_an_invalid_limit_update_is_refused(key: bytes | None, value: bytes | No
     "header",
     [b"", None, b"3", b":x", b"3:", b"-1:x", b"x:y", b"\xff:\xff", "٣:x".encode(), b"9" * 5_000 + b":x"],
 )
-def test_an_invalid_reply_to_header_wants_no_reply(header: Any) -> None:
+def test_invalid_reply_to_header_wants_no_reply(header: Any) -> None:
     found = decode_update(1, b'["client", "a"]', None, [("reply-to", header)])
     assert found.reply_to is None
 
 
-def test_the_reply_address_of_a_broken_batch_is_known() -> None:
+def test_reply_address_of_a_broken_batch_is_known() -> None:
     assert reply_address(HEAD + b"\xc1") == (2, 77, 5)
     assert reply_address(HEAD) == (2, 77, 5)
     assert reply_address(encode_batch(Batch(NO_REPLY, 77, 5, []))) is None
@@ -329,10 +329,10 @@ def test_the_reply_address_of_a_broken_batch_is_known() -> None:
 
 
 @pytest.mark.parametrize("value", [b"\x02" + encode_reply(Reply(1, 2, 3, 4, []))[1:], b"", b"\x01B"])
-def test_an_invalid_reply_is_refused(value: bytes) -> None:
+def test_invalid_reply_is_refused(value: bytes) -> None:
     with pytest.raises(UndecodableRecord):
         decode_reply(value)
 
 
-def test_the_kinds_of_limit_updates_are_fixed() -> None:
+def test_kinds_of_limit_updates_are_fixed() -> None:
     assert KINDS == ("client", "plan", "default", "reset")

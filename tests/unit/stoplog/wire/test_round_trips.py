@@ -80,7 +80,7 @@ replies = st.builds(Reply, U64, U64, I63, st.integers(-1, 2**63 - 1), st.lists(d
 
 
 @given(batches)
-def test_a_batch_decodes_to_itself(batch: Batch) -> None:
+def test_batch_decodes_to_itself(batch: Batch) -> None:
     value = encode_batch(batch)
     assert decode_checks_record(value) == batch
     address = (batch.partition, batch.incarnation, batch.number) if batch.partition >= 0 else None
@@ -88,18 +88,18 @@ def test_a_batch_decodes_to_itself(batch: Batch) -> None:
 
 
 @given(singles)
-def test_a_single_check_decodes_to_itself(single: SingleCheck) -> None:
+def test_single_check_decodes_to_itself(single: SingleCheck) -> None:
     assert decode_checks_record(encode_single(single)) == single
 
 
-def test_a_single_check_of_another_producer_is_decoded() -> None:
+def test_single_check_of_another_producer_is_decoded() -> None:
     value = b'{"client_id": "alice", "cost": 1, "reply_to": {"partition": 3, "id": "req-17"}}'
     assert decode_checks_record(value) == SingleCheck(Check("alice"), ReplyTo(3, "req-17"))
     assert decode_checks_record(b'{"client_id": "zo\\u00eb"}') == SingleCheck(Check("zoë"), None)
 
 
 @given(updates)
-def test_a_relayed_update_decodes_to_itself(update: Update) -> None:
+def test_relayed_update_decodes_to_itself(update: Update) -> None:
     assert decode_checks_record(encode_update(update)) == update
 
 
@@ -111,7 +111,7 @@ def test_denials_decode_to_themselves() -> None:
 
 
 @given(I63, keys, policies, reply_tos | st.none())
-def test_a_limit_update_decodes_to_itself(
+def test_limit_update_decodes_to_itself(
     offset: int, key: UpdateKey, policy: Policy | None, to: ReplyTo | None
 ) -> None:
     headers = [("other", b"x"), *([reply_to_header(to)] if to else [])]
@@ -122,14 +122,14 @@ def test_a_limit_update_decodes_to_itself(
 
 
 @given(replies)
-def test_a_reply_decodes_to_itself(reply: Reply) -> None:
+def test_reply_decodes_to_itself(reply: Reply) -> None:
     value = encode_reply(reply)
     assert decode_reply(value) == reply
     assert reply_incarnation(value) == reply.incarnation
 
 
 @given(U64, U64, I63, texts)
-def test_an_error_reply_decodes_to_itself(incarnation: int, number: int, offset: int, error: str) -> None:
+def test_error_reply_decodes_to_itself(incarnation: int, number: int, offset: int, error: str) -> None:
     reply = Reply(incarnation, number, offset, -1, [], error)
     assert decode_reply(encode_reply(reply)) == reply
 
@@ -146,12 +146,12 @@ def test_an_error_reply_decodes_to_itself(incarnation: int, number: int, offset:
         st.booleans(),
     )
 )
-def test_a_heartbeat_decodes_to_itself(heartbeat: Heartbeat) -> None:
+def test_heartbeat_decodes_to_itself(heartbeat: Heartbeat) -> None:
     assert decode_heartbeat(encode_heartbeat(heartbeat)) == heartbeat
 
 
 @given(reply_tos)
-def test_a_json_reply_holds_its_id_and_facts(to: ReplyTo) -> None:
+def test_json_reply_holds_its_id_and_facts(to: ReplyTo) -> None:
     assert json.loads(encode_json_reply(to, allowed=True, retry_after_ms=None)) == {
         "id": to.id,
         "allowed": True,
@@ -159,5 +159,5 @@ def test_a_json_reply_holds_its_id_and_facts(to: ReplyTo) -> None:
     }
 
 
-def test_a_position_has_room_for_the_index_of_any_check() -> None:
+def test_position_has_room_for_the_index_of_any_check() -> None:
     assert MAX_BATCH < 2**POSITION_BITS

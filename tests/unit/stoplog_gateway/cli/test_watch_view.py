@@ -152,7 +152,7 @@ def test_view_without_samples_shows_no_numbers() -> None:
         ("zoë", "zoë"),
     ],
 )  # fmt: skip
-def test_view_escapes_ids(id_: str, escaped: str) -> None:
+def test_view_of_ids_with_control_characters_escapes_them(id_: str, escaped: str) -> None:
     item = client(id_, 7)
     assert line(lines(URL, snapshot((item,)), RATES), "7") == ["7", *escaped.split()]
 

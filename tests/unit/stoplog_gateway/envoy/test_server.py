@@ -100,7 +100,7 @@ async def test_each_descriptor_is_a_check_and_statuses_keep_the_order(envoy: Env
         (7, {"hits_addend": {"value": 2}, "is_negative_hits": True}, 0),
     ],
 )
-async def test_the_cost_of_a_descriptor_follows_its_hits_addend(
+async def test_cost_of_a_descriptor_follows_its_hits_addend(
     envoy: Envoy, hits: int, own: dict[str, Any], cost: int
 ) -> None:
     await envoy.call(descriptors=[descriptor("alice", **own)], hits_addend=hits)
@@ -143,7 +143,7 @@ async def test_legacy_header_fields_are_sent_if_the_settings_say_so() -> None:
     assert headers["x-ratelimit-limit"] == "100"
 
 
-async def test_a_degraded_answer_is_ok_without_header_fields(envoy: Envoy) -> None:
+async def test_degraded_answer_is_ok_without_header_fields(envoy: Envoy) -> None:
     envoy.limiter.answers = (FAIL_OPEN[BROKER],)
     response = await envoy.call(descriptors=[descriptor("alice")])
     assert response.overall_code == response.statuses[0].code == OK
@@ -172,7 +172,7 @@ async def test_numbers_above_uint32_are_capped(envoy: Envoy) -> None:
         ),
     ],
 )
-async def test_an_invalid_request_is_an_invalid_argument(envoy: Envoy, request_: Any, message: str) -> None:
+async def test_invalid_request_is_an_invalid_argument(envoy: Envoy, request_: Any, message: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await envoy.call_raw(request_.SerializeToString())
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -180,7 +180,7 @@ async def test_an_invalid_request_is_an_invalid_argument(envoy: Envoy, request_:
     assert envoy.limiter.checks == []
 
 
-async def test_a_request_with_the_longest_header_fields_is_answered_and_a_larger_one_refused(
+async def test_request_with_the_longest_header_fields_is_answered_and_a_larger_one_refused(
     envoy: Envoy,
 ) -> None:
     response = await envoy.call(descriptors=[descriptor("alice", "x" * 61_440)] * 16)
@@ -191,7 +191,7 @@ async def test_a_request_with_the_longest_header_fields_is_answered_and_a_larger
     assert len(envoy.limiter.checks) == 16
 
 
-async def test_a_value_that_is_not_utf8_is_checked_by_its_digest(envoy: Envoy) -> None:
+async def test_value_that_is_not_utf8_is_checked_by_its_digest(envoy: Envoy) -> None:
     request = RateLimitRequest(domain="edge", descriptors=[descriptor("alice?")]).SerializeToString()
     response = await envoy.call_raw(request.replace(b"alice?", b"alice\xff"))
     assert response.overall_code == OK
@@ -199,9 +199,7 @@ async def test_a_value_that_is_not_utf8_is_checked_by_its_digest(envoy: Envoy) -
     assert check.client.startswith("sha256:")
 
 
-async def test_a_bug_is_an_internal_error_and_is_logged(
-    envoy: Envoy, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_bug_is_an_internal_error_and_is_logged(envoy: Envoy, caplog: pytest.LogCaptureFixture) -> None:
     envoy.limiter.error = ZeroDivisionError()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await envoy.call(descriptors=[descriptor("alice")])
@@ -209,7 +207,7 @@ async def test_a_bug_is_an_internal_error_and_is_logged(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_an_address_can_be_used_twice_only_if_both_servers_share_it() -> None:
+async def test_address_can_be_used_twice_only_if_both_servers_share_it() -> None:
     address, service = (
         f"127.0.0.1:{free_port()}",
         RateLimitService(Limiter(), DescriptorMapping(), legacy_headers=False),

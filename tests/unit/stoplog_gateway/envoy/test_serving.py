@@ -31,7 +31,7 @@ def test_envoy_server_without_the_extra_raises_with_a_remedy(
         )
 
 
-def test_a_claimed_address_cannot_be_claimed_by_another_gateway() -> None:
+def test_claimed_address_cannot_be_claimed_by_another_gateway() -> None:
     address = f"127.0.0.1:{free_port()}"
     sockets = claim_envoy_address(address)
     with pytest.raises(CannotListen, match=f"STOPLOG_ENVOY={address} "):
@@ -55,7 +55,7 @@ def test_settings_accept_host_names_and_ip_addresses(address: str) -> None:
     assert GatewaySettings(envoy=address).envoy == address
 
 
-def test_a_gateway_without_envoy_imports_neither_grpc_nor_protobuf() -> None:
+def test_gateway_without_envoy_imports_neither_grpc_nor_protobuf() -> None:
     # Besides, gRPC must not be loaded before the processes are forked.
     names = ("grpc", "google.protobuf")
     blocked = f"import sys\nsys.modules.update(dict.fromkeys({names}))\n"

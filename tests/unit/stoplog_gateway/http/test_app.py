@@ -9,7 +9,7 @@ from stoplog_gateway.settings import GatewaySettings
 from tests.support.fake_limiter import FakeLimiter
 
 
-async def test_the_lifespan_starts_and_stops_the_limiter(
+async def test_lifespan_starts_and_stops_the_limiter(
     limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -34,7 +34,7 @@ CHECK = plain_request("/v1/check", b'{"client_id": "a", "cost": 2}').data()
 CHECKS = plain_request("/v1/checks", b'[{"client_id": "b"}]').data()
 
 
-async def test_a_plain_check_does_not_reach_the_application(limiter: FakeLimiter) -> None:
+async def test_plain_check_does_not_reach_the_application(limiter: FakeLimiter) -> None:
     connection = Connection(forbidden_app, FastPath(limiter, legacy_headers=False))
     assert status_of(await connection.send(*CHECK)) == 200
     assert status_of(await connection.send(*CHECKS)) == 200
@@ -48,7 +48,7 @@ async def test_a_plain_check_does_not_reach_the_application(limiter: FakeLimiter
     assert timer.cancelled()
 
 
-async def test_a_check_on_a_connection_with_paused_writing_is_left_to_uvicorn(limiter: FakeLimiter) -> None:
+async def test_check_on_a_connection_with_paused_writing_is_left_to_uvicorn(limiter: FakeLimiter) -> None:
     fast_path = FastPath(limiter, legacy_headers=False)
     connection = Connection(create_app(GatewaySettings(), limiter), fast_path)
     connection.protocol.pause_writing()
@@ -58,7 +58,7 @@ async def test_a_check_on_a_connection_with_paused_writing_is_left_to_uvicorn(li
     await connection.disconnect()
 
 
-async def test_a_websocket_handshake_does_not_repeat_the_check_before_it(limiter: FakeLimiter) -> None:
+async def test_websocket_handshake_does_not_repeat_the_check_before_it(limiter: FakeLimiter) -> None:
     """Another package can have installed a WebSocket library, which uvicorn would use."""
     connection = Connection(forbidden_app, FastPath(limiter, legacy_headers=False), ws=asyncio.Protocol)
     await connection.send(*CHECK)
@@ -88,7 +88,7 @@ def created_tasks_and_timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[s
         yield created
 
 
-async def test_a_plain_check_creates_no_task_and_no_timer(
+async def test_plain_check_creates_no_task_and_no_timer(
     limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = Connection(create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False))
@@ -124,7 +124,7 @@ async def test_checks_of_one_batch_share_one_timer(monkeypatch: pytest.MonkeyPat
             await connection.disconnect()
 
 
-async def test_the_idle_timer_closes_a_connection_after_the_keep_alive_time(
+async def test_idle_timer_closes_a_connection_after_the_keep_alive_time(
     limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = Connection(forbidden_app, FastPath(limiter, legacy_headers=False))
@@ -157,7 +157,7 @@ async def test_the_idle_timer_closes_a_connection_after_the_keep_alive_time(
     assert connection.wire.is_closing()
 
 
-async def test_a_partial_request_in_the_same_data_keeps_the_connection_open(
+async def test_partial_request_in_the_same_data_keeps_the_connection_open(
     limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = Connection(forbidden_app, FastPath(limiter, legacy_headers=False))
@@ -192,7 +192,7 @@ async def test_pipelined_requests_are_answered_in_order(monkeypatch: pytest.Monk
         await connection.disconnect()
 
 
-async def test_a_shutdown_waits_for_the_response_and_closes_the_connection(
+async def test_shutdown_waits_for_the_response_and_closes_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
@@ -208,7 +208,7 @@ async def test_a_shutdown_waits_for_the_response_and_closes_the_connection(
         assert connection.wire.is_closing()
 
 
-async def test_a_closed_connection_is_neither_read_nor_written(
+async def test_closed_connection_is_neither_read_nor_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
@@ -248,7 +248,7 @@ async def test_with_tracing_each_plain_check_continues_its_own_trace(
     await connection.disconnect()
 
 
-async def test_a_bug_is_a_500_and_is_logged(limiter: FakeLimiter, caplog: pytest.LogCaptureFixture) -> None:
+async def test_bug_is_a_500_and_is_logged(limiter: FakeLimiter, caplog: pytest.LogCaptureFixture) -> None:
     limiter.error = ZeroDivisionError("secret")
     request, routes = (
         plain_request("/v1/check", b'{"client_id": "a"}'),

@@ -112,7 +112,7 @@ CASES = cases("/v1/check", b'{"client_id": "alice"}') + cases("/v1/checks", b'[{
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_the_fast_path_and_the_routes_send_equal_bytes(monkeypatch: pytest.MonkeyPatch, legacy: bool) -> None:
+def test_fast_path_and_the_routes_send_equal_bytes(monkeypatch: pytest.MonkeyPatch, legacy: bool) -> None:
     monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
     gateway_settings = GatewaySettings(legacy_headers=legacy)
     limiter = Limiter(gateway_settings)

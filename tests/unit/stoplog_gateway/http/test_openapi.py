@@ -105,11 +105,11 @@ async def test_every_example_request_succeeds(
             assert documented >= {h for h in response.headers if "ratelimit" in h}
 
 
-async def test_the_document_is_served(http: httpx.AsyncClient) -> None:
+async def test_document_is_served(http: httpx.AsyncClient) -> None:
     assert (await http.get("/openapi.json")).json() == DOCUMENT
 
 
-async def test_the_docs_page_loads_only_files_of_the_gateway(http: httpx.AsyncClient) -> None:
+async def test_docs_page_loads_only_files_of_the_gateway(http: httpx.AsyncClient) -> None:
     page = await http.get("/docs")
     parts = re.findall(r'(?:src|href)="(?!data:)(.*?)"', page.text)
     assert len(parts) == 3

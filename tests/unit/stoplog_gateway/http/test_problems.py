@@ -9,7 +9,7 @@ from stoplog.errors import Busy
 from tests.support.fake_limiter import FakeLimiter
 
 
-async def test_an_unknown_path_is_a_404(http: httpx.AsyncClient) -> None:
+async def test_unknown_path_is_a_404(http: httpx.AsyncClient) -> None:
     response = await http.get("/v2/check")
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
@@ -26,7 +26,7 @@ async def test_an_unknown_path_is_a_404(http: httpx.AsyncClient) -> None:
         ("POST", "/v1/limits", "GET"),
     ],
 )
-async def test_an_unsupported_method_is_a_405_with_the_allowed_ones(
+async def test_unsupported_method_is_a_405_with_the_allowed_ones(
     method: str, url: str, allowed: str, http: httpx.AsyncClient
 ) -> None:
     response = await http.request(method, url)
@@ -36,7 +36,7 @@ async def test_an_unsupported_method_is_a_405_with_the_allowed_ones(
 
 
 @pytest.mark.parametrize("url", ["/v1/limits/alice", "/v1/plans/free", "/v1/default", "/v1/limits"])
-async def test_a_busy_store_is_a_503_with_retry_after(
+async def test_busy_store_is_a_503_with_retry_after(
     url: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     limiter.error = Busy("16 wait")
@@ -47,7 +47,7 @@ async def test_a_busy_store_is_a_503_with_retry_after(
     assert "Retry-After" in response.json()["remedy"]
 
 
-async def test_a_bug_is_one_log_entry_and_a_500_without_internals(
+async def test_bug_is_one_log_entry_and_a_500_without_internals(
     http: httpx.AsyncClient, limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
 ) -> None:
     limiter.error = ZeroDivisionError("secret")
@@ -79,7 +79,7 @@ async def test_long_text_of_a_request_is_truncated_in_the_response(
     assert len(response.content) < 2_000
 
 
-async def test_a_line_feed_in_a_path_is_escaped_in_the_log(
+async def test_line_feed_in_a_path_is_escaped_in_the_log(
     http: httpx.AsyncClient, limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
 ) -> None:
     limiter.error = ZeroDivisionError()

@@ -83,7 +83,7 @@ async def running(app: ASGIApp) -> AsyncIterator[tuple[str, int]]:
         await server.shutdown()
 
 
-async def test_a_response_is_written_at_once() -> None:
+async def test_response_is_written_at_once() -> None:
     [response] = await served(answer, get())
     assert response.startswith(b"HTTP/1.1 200 OK\r\n")
     assert response.endswith(b"\r\n\r\ndone")
@@ -94,12 +94,12 @@ async def test_pipelined_requests_get_complete_responses_in_order() -> None:
     assert b"".join(written).count(b"\r\n\r\ndone") == 3
 
 
-async def test_a_response_without_a_body_is_written() -> None:
+async def test_response_without_a_body_is_written() -> None:
     [response] = await served(answer, get("HEAD"))
     assert response.endswith(b"\r\n\r\n")
 
 
-async def test_the_head_of_a_slow_response_is_sent_before_its_body() -> None:
+async def test_head_of_a_slow_response_is_sent_before_its_body() -> None:
     seen = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,7 +134,7 @@ async def exchange(address: tuple[str, int], *parts: bytes) -> bytes:
     return response
 
 
-async def test_a_head_of_64_kib_is_accepted_and_one_byte_more_is_a_431() -> None:
+async def test_head_of_64_kib_is_accepted_and_one_byte_more_is_a_431() -> None:
     async with running(answer) as address:
         assert (await exchange(address, padded(MAX_HEAD))).endswith(b"done")
         for parts in ([padded(MAX_HEAD + 1)], [*batched(padded(MAX_HEAD + 1), 4_000)]):
@@ -145,13 +145,13 @@ async def test_a_head_of_64_kib_is_accepted_and_one_byte_more_is_a_431() -> None
             assert json.loads(body)["type"] == "urn:stoplog:problem:head-too-large"
 
 
-async def test_the_limit_applies_to_each_head_on_a_connection() -> None:
+async def test_limit_applies_to_each_head_on_a_connection() -> None:
     async with running(answer) as address:
         response = await exchange(address, padded(MAX_HEAD, then="keep-alive"), padded(MAX_HEAD))
     assert response.count(b"done") == 2
 
 
-async def test_an_earlier_body_does_not_count_as_the_head_of_a_pipelined_request() -> None:
+async def test_earlier_body_does_not_count_as_the_head_of_a_pipelined_request() -> None:
     async with running(echo) as address:
         large = post(b"Content-Length: 200000") + b"x" * 200_000
         response = await exchange(address, large + padded(50_000))
@@ -171,19 +171,19 @@ CHUNKED = post(b"Transfer-Encoding: chunked")
     ],
     ids=["URL", "empty lines", "extension", "trailers"],
 )
-async def test_an_endless_head_is_a_431(begun: bytes, endless: bytes) -> None:
+async def test_endless_head_is_a_431(begun: bytes, endless: bytes) -> None:
     written = await served(answer, begun, endless)
     assert written[0].startswith(b"HTTP/1.1 431 ")
 
 
-async def test_the_protocol_does_not_limit_bodies() -> None:
+async def test_protocol_does_not_limit_bodies() -> None:
     async with running(echo) as address:
         chunks = [b"%x\r\n%s\r\n" % (size, b"x" * size) for size in (1, 100_000, 300_000, 7)]
         response = await exchange(address, post(b"Transfer-Encoding: chunked"), *chunks, b"0\r\n\r\n" + get())
     assert b"\r\n\r\n400008" in response
 
 
-def test_a_reset_connection_with_a_held_write_raises_no_error() -> None:
+def test_reset_connection_with_a_held_write_raises_no_error() -> None:
     """uvloop's transport raises an error for a write after the end of the connection."""
     errors: list[dict[str, Any]] = []
 

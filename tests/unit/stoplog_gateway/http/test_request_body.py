@@ -70,7 +70,7 @@ def body_of(size: int, url: str) -> bytes:
 
 
 @pytest.mark.parametrize(("url", "limit"), [("/v1/check", MIB), ("/v1/checks", 4 * MIB)])
-async def test_a_body_of_the_maximum_size_is_accepted_and_one_byte_more_is_a_413(
+async def test_body_of_the_maximum_size_is_accepted_and_one_byte_more_is_a_413(
     url: str, limit: int, limiter: FakeLimiter
 ) -> None:
     async with connect(limiter) as client:
@@ -82,7 +82,7 @@ async def test_a_body_of_the_maximum_size_is_accepted_and_one_byte_more_is_a_413
     assert len(limiter.checks) == 1
 
 
-async def test_a_body_of_limits_above_the_maximum_size_is_a_413(limiter: FakeLimiter) -> None:
+async def test_body_of_limits_above_the_maximum_size_is_a_413(limiter: FakeLimiter) -> None:
     async with connect(limiter) as client:
         response = await client.put("/v1/default", content=b" " * (MIB + 1), headers=JSON)
     assert response.status_code == 413
@@ -104,7 +104,7 @@ async def exchange(address: tuple[str, int], *parts: bytes) -> bytes:
 HEAD = b"POST /v1/check HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 
 
-async def test_a_large_content_length_is_a_413_before_the_body_arrives(address: tuple[str, int]) -> None:
+async def test_large_content_length_is_a_413_before_the_body_arrives(address: tuple[str, int]) -> None:
     for size in (b"1048577", b"9" * 17):
         answer = await exchange(address, HEAD + b"Content-Length: %s\r\n\r\n" % size)
         assert answer.startswith(b"HTTP/1.1 413 ")
@@ -132,7 +132,7 @@ async def test_chunks_within_the_limit_are_accepted(address: tuple[str, int], li
     assert len(limiter.checks) == 1
 
 
-async def test_a_disconnect_within_a_body_logs_no_error(
+async def test_disconnect_within_a_body_logs_no_error(
     address: tuple[str, int], limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, writer = await asyncio.open_connection(*address)
@@ -152,7 +152,7 @@ async def test_a_disconnect_within_a_body_logs_no_error(
 @pytest.mark.parametrize(
     ("method", "url"), [("POST", "/v1/check"), ("POST", "/v1/checks"), ("PUT", "/v1/default")]
 )
-async def test_a_content_type_other_than_json_is_a_415(
+async def test_content_type_other_than_json_is_a_415(
     type_: str | None, method: str, url: str, limiter: FakeLimiter
 ) -> None:
     headers = {} if type_ is None else {"content-type": type_}
@@ -165,7 +165,7 @@ async def test_a_content_type_other_than_json_is_a_415(
     assert not limiter.changes
 
 
-async def test_a_content_type_with_a_charset_is_accepted(limiter: FakeLimiter) -> None:
+async def test_content_type_with_a_charset_is_accepted(limiter: FakeLimiter) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     async with connect(limiter) as client:
         response = await client.post("/v1/check", content=b'{"client_id": "alice"}', headers=headers)

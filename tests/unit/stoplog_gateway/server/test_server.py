@@ -27,7 +27,7 @@ main()
 """
 
 
-def test_a_gateway_serves_without_the_packages_of_other_extras() -> None:
+def test_gateway_serves_without_the_packages_of_other_extras() -> None:
     port = free_port()
     env = {**os.environ, "STOPLOG_PORT": str(port), "STOPLOG_KAFKA": f"127.0.0.1:{free_port()}"}
     with subprocess.Popen(

@@ -108,7 +108,7 @@ def test_counts_of_an_ended_process_stay_and_its_gauges_are_removed(member: Memb
     assert found['stoplog_nodes{role="worker"}'] == 1
 
 
-def test_a_restarted_process_continues_the_counts_of_its_slot(member: Member, tmp_path: Path) -> None:
+def test_restarted_process_continues_the_counts_of_its_slot(member: Member, tmp_path: Path) -> None:
     (one, _), (two, writer) = member(1), member(2)
     busy(one)
     busy(two)
@@ -130,7 +130,7 @@ def test_a_restarted_process_continues_the_counts_of_its_slot(member: Member, tm
     assert len(list(tmp_path.iterdir())) == files
 
 
-def test_a_scrape_never_reads_a_half_written_file(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scrape_never_reads_a_half_written_file(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     (one, _), (_, new) = member(1), member(2)
     seen: list[dict[str, float]] = []
     rename = Path.rename

@@ -269,7 +269,7 @@ def test_decisions_with_late_writes_of_dead_workers_are_equal(
     check_final(restored(worker.changelogs.compacted()), log)
 
 
-def test_model_shortens_changelogs() -> None:
+def test_model_of_changelogs_shortens_them_in_some_runs() -> None:
     """The model would prove nothing if its changelogs were never shortened."""
     first = encode_batch(Batch(0, 7, 1, [Check(CLIENTS[1])]))
     other = encode_batch(Batch(0, 7, 1, [Check(CLIENTS[0])]))

@@ -55,7 +55,7 @@ def test_everything_that_a_zombie_wrote_is_overwritten() -> None:
     assert awake.metrics.registry.get_sample_value("stoplog_worker_gaps_mended_total") == 4
 
 
-def test_a_lone_marker_of_a_zombie_is_overwritten() -> None:
+def test_lone_marker_of_a_zombie_is_overwritten() -> None:
     awake, late = zombie()
     awake.changelogs.append(*late[-1])
     assert not awake.ledger.changed

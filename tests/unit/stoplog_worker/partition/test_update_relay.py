@@ -119,7 +119,7 @@ def test_relayed_update_keeps_every_field() -> None:
 
 
 @pytest.mark.parametrize("kind", ["client", "reset"])
-def test_an_update_in_the_wrong_partition_is_refused(kind: str) -> None:
+def test_update_in_the_wrong_partition_is_refused(kind: str) -> None:
     bench = Bench()
     with pytest.raises(MisroutedRecord, match="murmur2 of the client id alone"):
         bench.take(0, kind, STRANGER)

@@ -53,7 +53,7 @@ def test_replay_undecodable_record_advances_time() -> None:
     assert [isinstance(answer, Decision) and answer.allowed for answer in answers] == [True, True]
 
 
-def test_replay_returns_ledger() -> None:
+def test_replay_of_any_records_returns_their_ledger() -> None:
     ledgers: list[Ledger] = []
 
     def whole() -> Iterator[tuple[int, list[Answer]]]:
@@ -63,7 +63,7 @@ def test_replay_returns_ledger() -> None:
     assert ledgers[0].marker == Marker(6, START, START, -1, "", DEFAULT)
 
 
-def test_nothing_stored_returns_no_entries() -> None:
+def test_replay_of_an_empty_store_returns_no_entries() -> None:
     nothing = NothingStored()
     assert nothing.counters([b"a", b"b"]) == [None, None]
     assert list(nothing.counters_of(b"a")) == []

@@ -54,7 +54,7 @@ async def test_check_degraded_returns_the_reason(http: httpx.AsyncClient, limite
     assert "ratelimit" not in response.headers
 
 
-async def test_the_plain_functions_and_the_route_give_the_same_bytes(
+async def test_plain_functions_and_the_route_give_the_same_bytes(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     body = b'{"client_id": "alice"}'
@@ -105,7 +105,7 @@ INVALID: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("body", "field"), INVALID)
-async def test_an_invalid_check_is_a_422_that_names_the_field(
+async def test_invalid_check_is_a_422_that_names_the_field(
     body: Any, field: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.post("/v1/check", json=body)
@@ -119,7 +119,7 @@ async def test_an_invalid_check_is_a_422_that_names_the_field(
 
 
 @pytest.mark.parametrize(("body", "field"), [b for b in INVALID if isinstance(b[0], dict)])
-async def test_an_invalid_check_in_a_list_is_named_with_its_index(
+async def test_invalid_check_in_a_list_is_named_with_its_index(
     body: Any, field: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.post("/v1/checks", json=[{"client_id": A}, body])
@@ -128,7 +128,7 @@ async def test_an_invalid_check_in_a_list_is_named_with_its_index(
     assert not limiter.checks
 
 
-async def test_a_list_of_more_than_ten_thousand_checks_is_a_422(
+async def test_list_of_more_than_ten_thousand_checks_is_a_422(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.post("/v1/checks", json=[{"client_id": A}] * 10_001)
@@ -141,7 +141,7 @@ async def test_a_list_of_more_than_ten_thousand_checks_is_a_422(
     "body",
     [b"", b"{", b"alice", b'{"client_id": "\xff"}', b'{"client_id": "a"} x', b'{"client_id": "\\ud800"}'],
 )
-async def test_a_body_that_is_not_json_is_a_400(
+async def test_body_that_is_not_json_is_a_400(
     body: bytes, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.post("/v1/check", content=body, headers={"content-type": "application/json"})

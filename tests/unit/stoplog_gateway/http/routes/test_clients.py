@@ -65,7 +65,7 @@ async def test_usage_without_a_worker_is_a_503(http: httpx.AsyncClient, limiter:
     assert "partition 2" in response.json()["detail"]
 
 
-async def test_a_client_with_the_id_rejected_does_not_hide_the_list(
+async def test_client_with_the_id_rejected_does_not_hide_the_list(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     assert (await http.get("/v1/clients/rejected")).json() == {

@@ -5,7 +5,7 @@ import re
 import httpx
 
 
-async def test_the_page_and_all_files_it_loads_are_served(http: httpx.AsyncClient) -> None:
+async def test_page_and_all_files_it_loads_are_served(http: httpx.AsyncClient) -> None:
     page = await http.get("/console")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     modules = {"console/console.js"}
@@ -24,7 +24,7 @@ async def test_the_page_and_all_files_it_loads_are_served(http: httpx.AsyncClien
         assert part.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_the_policy_allows_requests_to_the_gateway_only(http: httpx.AsyncClient) -> None:
+async def test_policy_allows_requests_to_the_gateway_only(http: httpx.AsyncClient) -> None:
     policy = (await http.get("/console")).headers["content-security-policy"]
     sources = {word for rule in policy.split("; ") for word in rule.split()[1:]}
     assert sources == {"'none'", "'self'", "'script'"}
@@ -32,6 +32,6 @@ async def test_the_policy_allows_requests_to_the_gateway_only(http: httpx.AsyncC
     assert "frame-ancestors 'none'" in policy
 
 
-async def test_a_file_outside_the_console_is_a_404(http: httpx.AsyncClient) -> None:
+async def test_file_outside_the_console_is_a_404(http: httpx.AsyncClient) -> None:
     for name in ("console.py", "..%2Fapp.py", "", "console.js/"):
         assert (await http.get(f"/console/{name}")).status_code == 404

@@ -16,7 +16,7 @@ from tests.support.gateway_http import connect
 ALICE = {"entries": [{"key": "user", "value": "alice"}]}
 
 
-async def test_a_request_within_limits_is_a_200_in_proto3_json(
+async def test_request_within_limits_is_a_200_in_proto3_json(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE]})
@@ -41,7 +41,7 @@ async def test_a_request_within_limits_is_a_200_in_proto3_json(
     assert limiter.checks == [Check("alice")]
 
 
-async def test_a_request_over_a_limit_is_a_429(
+async def test_request_over_a_limit_is_a_429(
     http: httpx.AsyncClient, limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def denied(_: Any) -> list[Answer]:
@@ -95,9 +95,7 @@ async def test_fields_with_either_name_and_numbers_as_text_are_accepted(
         b'{"domain": "edge", "descriptors": [{"entries": [{"key": "a", "value": 7}]}]}',
     ],
 )
-async def test_an_invalid_request_is_a_400(
-    http: httpx.AsyncClient, limiter: FakeLimiter, body: bytes
-) -> None:
+async def test_invalid_request_is_a_400(http: httpx.AsyncClient, limiter: FakeLimiter, body: bytes) -> None:
     response = await http.post("/json", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
     assert response.json()["remedy"]
@@ -112,7 +110,7 @@ async def test_an_invalid_request_is_a_400(
     ],
     ids=["descriptors", "entries"],
 )
-async def test_a_body_that_would_take_long_to_parse_is_refused(
+async def test_body_that_would_take_long_to_parse_is_refused(
     http: httpx.AsyncClient, limiter: FakeLimiter, start: bytes, unit: bytes, end: bytes
 ) -> None:
     for size, status in ((32 * 1024, 400), (32 * 1024 + 1, 413)):

@@ -65,7 +65,7 @@ async def test_limits_in_every_notation_are_stored(limits: Any, stored: Any, htt
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
-async def test_an_unconfirmed_change_is_a_202(
+async def test_unconfirmed_change_is_a_202(
     method: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     limiter.applied = Applied(False, -1)
@@ -77,7 +77,7 @@ async def test_an_unconfirmed_change_is_a_202(
 
 
 @pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
-async def test_a_change_without_a_store_is_a_503_with_the_cause(
+async def test_change_without_a_store_is_a_503_with_the_cause(
     method: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     limiter.error = Unavailable("the change could not be published: no broker")
@@ -105,7 +105,7 @@ async def test_any_id_can_be_used_percent_encoded(
     ]
 
 
-async def test_an_id_that_ends_like_a_route_is_that_client(
+async def test_id_that_ends_like_a_route_is_that_client(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     await http.post("/v1/clients/a/reset/reset")
@@ -131,7 +131,7 @@ async def test_an_id_that_ends_like_a_route_is_that_client(
     ],
 )
 @pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
-async def test_an_invalid_name_changes_nothing(
+async def test_invalid_name_changes_nothing(
     method: str, url: str, field: str, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     body = {"limits": "1/day"} if method == "PUT" else None

@@ -1,6 +1,6 @@
--- wrk's script: a POST for each of many clients. Arguments: clients, "uniform" or "zipf", checks a request,
--- seed, and what stands in a check before and after the client's id.
--- Ids are those of clients.py: of one length, so the head of a request is built once.
+-- wrk's script: POST requests with checks of many clients. Arguments: number of clients, "uniform" or "zipf",
+-- checks per request, seed, and the text of a check before and after the client's id.
+-- Ids are those of client_ids.py. All have one length, so the head of a request is built once.
 
 local clients, zipf, size, before, after, head, span, power
 

@@ -42,14 +42,6 @@ def peek(gateway: Gateway, client: str) -> dict[str, Any]:
     return answers[-1]
 
 
-def degraded_spells(gateway: Gateway) -> tuple[int, int]:
-    """Return how often *gateway* has logged that degraded mode began, and that it ended."""
-    return (
-        len(gateway.lines("WARNING", "degraded: checks fail open")),
-        len(gateway.lines("WARNING", "normal again")),
-    )
-
-
 async def check_at_once(urls: list[str], client: str, callers: int, each: int) -> list[dict[str, Any]]:
     """Send *each* checks from each of *callers* concurrent callers, to *urls* in turn."""
 
@@ -137,7 +129,7 @@ def test_limit_changed_under_load_takes_effect_in_log_order(system: System) -> N
 
 def test_worker_stopped_fails_open_and_counts_later(system: System) -> None:
     gateway, worker = system.gateways[0], system.workers[0]
-    began, ended = degraded_spells(gateway)
+    began, ended = gateway.degraded_spells()
     gateway.set_limits("patient", "50/hour")
     for _ in range(3):
         assert not gateway.check("patient")["degraded"]
@@ -158,12 +150,12 @@ def test_worker_stopped_fails_open_and_counts_later(system: System) -> None:
     worker.start()
     eventually("normal again", lambda: gateway.report()["mode"] == "normal", on_failure=system.logs)
     assert peek(gateway, "patient")["remaining"] == 50 - 3 - 13
-    assert degraded_spells(gateway) == (began + 1, ended + 1)
+    assert gateway.degraded_spells() == (began + 1, ended + 1)
 
 
 def test_broker_stopped_fails_open_and_reports_uncounted(system: System) -> None:
     gateway, broker = system.gateways[0], system.broker
-    began, ended = degraded_spells(gateway)
+    began, ended = gateway.degraded_spells()
     lost_before = int(gateway.metric("stoplog_checks_uncounted_total"))
     gateway.set_limits("stoic", "100000/hour")
     spent = 5
@@ -196,7 +188,7 @@ def test_broker_stopped_fails_open_and_reports_uncounted(system: System) -> None
     for _ in range(7):  # each is counted, whether or not its answer comes in time
         gateway.check("stoic")
     assert peek(gateway, "stoic")["remaining"] == before["remaining"] - 7
-    assert degraded_spells(gateway) == (began + 1, ended + 1)
+    assert gateway.degraded_spells() == (began + 1, ended + 1)
     last = gateway.lines("WARNING", "normal again")[-1]
     assert f"{uncounted:,} could not be published" in last
 

@@ -243,7 +243,7 @@ def test_check_with_invalid_header_name_is_judged(system: System) -> None:
 
 
 @pytest.mark.parametrize("topic", [CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, NODES, REPLIES])
-def test_broker_refuses_unknown_codec(system: System, topic: str) -> None:
+def test_batch_with_unknown_codec_is_refused_by_the_broker(system: System, topic: str) -> None:
     record = raw.record(b"a", b'{"client_id": "a"}')
     for codec in (5, 6, 7):
         assert produce(system, topic, 0, raw.batch(record, codec=codec)) == UNKNOWN_SERVER_ERROR
@@ -252,7 +252,7 @@ def test_broker_refuses_unknown_codec(system: System, topic: str) -> None:
 
 
 @pytest.mark.parametrize("topic", [UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG])
-def test_broker_refuses_record_without_key_on_compacted_topic(system: System, topic: str) -> None:
+def test_record_without_key_on_compacted_topic_is_refused_by_the_broker(system: System, topic: str) -> None:
     assert produce(system, topic, 0, raw.batch(raw.record(None, b"{}"))) == INVALID_RECORD
 
 
@@ -328,7 +328,7 @@ def test_noise_in_changelogs_is_overwritten(system: System) -> None:
     )
 
 
-def test_worker_joining_after_poison_works(system: System) -> None:
+def test_worker_joining_after_malformed_records_judges(system: System) -> None:
     second = system.add_worker()
     gateway = system.gateways[0]
 

@@ -144,7 +144,9 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-def test_blocking_limiter_is_shared_by_threads(fresh_kafka: Broker, responder: Responder) -> None:
+def test_blocking_limiter_shared_by_threads_admits_exactly_the_limit(
+    fresh_kafka: Broker, responder: Responder
+) -> None:
     with (
         BlockingLimiter(fresh_kafka.bootstrap, deadline_ms=10_000) as limiter,
         ThreadPoolExecutor(32) as pool,
@@ -265,7 +267,7 @@ async def test_limiter_without_worker_fails_open(
         assert "23 checks failed open, 0 could not" in ended_line
 
 
-async def test_limits_are_applied_read_and_listed(fresh_kafka: Broker, responder: Responder) -> None:
+async def test_limits_set_are_applied_read_and_listed(fresh_kafka: Broker, responder: Responder) -> None:
     policy = parse_policy(["10/second", "100/minute"])
     async with ready_limiter(fresh_kafka.bootstrap) as limiter:
         applied = await limiter.set_limits(UpdateKey("client", "dora"), policy)

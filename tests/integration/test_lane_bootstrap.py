@@ -216,7 +216,7 @@ def test_lane_copy_during_writes_never_has_marker_without_states(kafka_of_lanes:
     )
 
 
-def test_lane_copy_read_that_took_long_is_repeated(kafka_of_lanes: Broker) -> None:
+def test_lane_copy_with_slow_read_repeats_the_read(kafka_of_lanes: Broker) -> None:
     """Otherwise compaction could have deleted records in favor of newer ones after the copied range."""
     source = Source(kafka_of_lanes)
     source.offset = 30_000

@@ -27,6 +27,10 @@ PATIENCE_S: Final = 90.0
 """Seconds until an event that must happen counts as missing. An idle machine needs a tenth of it."""
 
 
+DEGRADED_BEGAN: Final = "degraded: checks fail open"
+DEGRADED_ENDED: Final = "normal again"
+
+
 def eventually(what: str, condition: Callable[[], bool], *, on_failure: Callable[[], str] = str) -> None:
     """Return once *condition* holds. States of other processes have no event, so they are polled.
 
@@ -112,6 +116,11 @@ class Gateway(Process):
         """Return the value of a counter without labels."""
         lines = self.http.get("/metrics").text.splitlines()
         return next(int(float(line.split()[1])) for line in lines if line.startswith(f"{metric} "))
+
+    def degraded_spells(self) -> tuple[int, int]:
+        """Return how often it has logged that degraded mode began, and that it ended."""
+        began, ended = (len(self.lines("WARNING", text)) for text in (DEGRADED_BEGAN, DEGRADED_ENDED))
+        return began, ended
 
     def report(self) -> dict[str, Any]:
         """Return the answer to ``GET /v1/status``."""

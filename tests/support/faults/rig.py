@@ -33,14 +33,6 @@ HARMLESS_S: Final = 5.0
 DEADLINE_MS: Final = 250
 """Deadline of the gateways, unless a scenario sets another."""
 
-BEGAN: Final = "degraded: checks fail open"
-ENDED: Final = "normal again"
-
-
-def degraded_spells(gateway: Gateway) -> tuple[int, int]:
-    """Return how often *gateway* has logged that degraded mode began, and that it ended."""
-    return len(gateway.lines("WARNING", BEGAN)), len(gateway.lines("WARNING", ENDED))
-
 
 def logged_at(line: str) -> float:
     """Return the time of a log line, in seconds since the Unix epoch."""
@@ -225,7 +217,7 @@ class Rig:
                 )
                 eventually("normal mode", lambda: all_normal(started))
                 before = self.owners(started[0])
-                spells = {gateway.name: degraded_spells(gateway) for gateway in started}
+                spells = {gateway.name: gateway.degraded_spells() for gateway in started}
                 fault.begin()
                 yield fault
                 # A harmless fault ends at once: send some checks during it.
@@ -258,8 +250,8 @@ class Rig:
             if fast:
                 row.check(most_s)
             for gateway in alive:
-                before_, now = spells[gateway.name], degraded_spells(gateway)
-                spells_began, spells_ended = now[0] - before_[0], now[1] - before_[1]
+                earlier, now = spells[gateway.name], gateway.degraded_spells()
+                spells_began, spells_ended = now[0] - earlier[0], now[1] - earlier[1]
                 assert certain <= spells_began == spells_ended, gateway.lines("WARNING")
                 # A slow machine misses deadlines by itself, so it may become degraded more often.
                 assert spells_began <= episodes or not fast, gateway.lines("WARNING")

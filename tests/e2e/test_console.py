@@ -252,7 +252,7 @@ def test_console_during_outage_shows_degraded_and_silence(
     stopped = page.locator("#node-rows").get_by_role("row").filter(has_text="worker-1")
     expect(stopped.locator(".late")).to_have_text(re.compile(r"^silent ([5-9]|10) s$"))
     expect(page.locator("#mode-through")).to_contain_text("Partitions that fail open:")
-    expect(page.locator("#mode-why")).to_contain_text("is its worker running?")
+    expect(page.locator("#mode-why")).to_contain_text("Is its worker running?")
     expect(announcement).to_have_text("Mode: Degraded")
     expect(page).to_have_title("DEGRADED · Stoplog")
     expect(page.locator("#degraded")).to_have_text(f"{gateway.metric('stoplog_checks_degraded_total'):,.0f}")

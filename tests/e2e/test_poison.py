@@ -170,10 +170,12 @@ def test_decompression_bomb_that_unpacks_is_refused(system: System, codec: int, 
 @pytest.mark.parametrize("topic", [CHECKS, UPDATES])
 def test_decompression_bomb_beyond_bound_is_skipped(system: System, topic: str) -> None:
     poison = bomb(ZSTD, 200)
-    assert "cannot be unpacked" in dead_letter_of(system, topic, lambda: accepted(system, topic, 0, poison))
+    assert "cannot be decompressed" in dead_letter_of(
+        system, topic, lambda: accepted(system, topic, 0, poison)
+    )
 
 
-def test_batch_that_cannot_be_unpacked_is_skipped_whole(system: System) -> None:
+def test_batch_that_cannot_be_decompressed_is_skipped_whole(system: System) -> None:
     """The batch has many records. It causes one dead letter, not one for each record."""
     poison = bomb(ZSTD, 1, records=300)
     before = len(dead_letters(system))
@@ -183,7 +185,7 @@ def test_batch_that_cannot_be_unpacked_is_skipped_whole(system: System) -> None:
         eventually("a later check is counted", lambda: not system.gateways[0].check(OTHERS[0])["degraded"])
 
     reason = dead_letter_of(system, CHECKS, produce_and_check)
-    assert "the batch that begins here cannot be unpacked" in reason
+    assert "the batch that begins here cannot be decompressed" in reason
     system.gateways[0].check(OTHERS[0])
     assert len(dead_letters(system)) == before + 1
 

@@ -236,7 +236,7 @@ def test_lane_copy_with_slow_read_repeats_the_read(kafka_of_lanes: Broker) -> No
     assert merged(kafka_of_lanes, changelogs("b")) == merged(kafka_of_lanes, SOURCE)
 
 
-def test_lane_copy_skips_batches_that_cannot_be_unpacked(kafka_of_lanes: Broker) -> None:
+def test_lane_copy_skips_batches_that_cannot_be_decompressed(kafka_of_lanes: Broker) -> None:
     source = Source(kafka_of_lanes)
     source.offset = 40_000
     source.checkpoint(3)

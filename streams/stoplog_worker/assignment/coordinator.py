@@ -1,4 +1,7 @@
-"""Move each partition's store to the thread that Faust's assignment demands: the restorer's or the owner's.
+"""The takeover of a partition: move its store between the threads of this worker.
+
+Faust's assignment decides where a store belongs. The *owner* (the consumer thread) holds the store of a
+partition that is active here. The restorer holds the store of a standby, or of a partition to become active.
 
 The coordinator runs on the event loop. Restorer and owner call back into it through the loop. Exactly one of
 them holds a store, or the coordinator does between two moves, or the store is closed. A store that its holder
@@ -91,7 +94,7 @@ class AssignmentCoordinator:
         self._actives: set[int] = set()
         self._standbys: set[int] = set()
         self._holders: dict[int, Holder] = {}
-        """Without those that are closed."""
+        """The holder of each store that is open."""
         self._stores: dict[int, PartitionStore] = {}
         """The stores that the coordinator holds."""
         self._stopping = False
@@ -99,19 +102,19 @@ class AssignmentCoordinator:
         self._owner_gave_up = asyncio.Condition(self._lock)
 
     def holder(self, partition: int) -> Holder:
-        """Return who holds the store of *partition*."""
+        """Return the holder of the store of *partition*."""
         return self._holders.get(partition, Holder.CLOSED)
 
     def _held_by(self, holder: Holder) -> set[int]:
         return {partition for partition, by in self._holders.items() if by is holder}
 
     async def on_revoked(self) -> None:
-        """A rebalance begins: make a checkpoint and write nothing after it. Checks are still answered."""
+        """Write a last checkpoint, because a rebalance begins. Checks are still answered."""
         self._owner.generation = None
         await asyncio.wrap_future(self._owner.revoke_all(_CHECKPOINT_S))
 
     async def on_assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
-        """A rebalance ended: keep the partitions that stayed, hand over those that left, restore new ones.
+        """Keep the partitions that stayed, hand over those that left, and restore new ones.
 
         Args:
             generation: The group's new generation.
@@ -180,7 +183,7 @@ class AssignmentCoordinator:
         return self._owner.generation == self._generation
 
     async def on_restored(self, restored: Restored) -> None:
-        """A partition is restored: pass it to the owner, unless its generation is over."""
+        """Pass a restored partition to the owner, unless its generation is over."""
         async with self._lock:
             partition = restored.store.partition
             if await asyncio.wrap_future(self._owner.start_partition(restored)):
@@ -193,7 +196,7 @@ class AssignmentCoordinator:
                     await self._place(partition)
 
     async def on_dropped(self, stores: list[PartitionStore]) -> None:
-        """The owner has given up partitions: place them as soon as the lease holds."""
+        """Place the partitions that the owner has given up, as soon as the lease holds."""
         async with self._lock:
             for store in stores:
                 self._hold(store)
@@ -208,7 +211,7 @@ class AssignmentCoordinator:
                     await self._place(store.partition)
 
     async def prepare_to_leave(self) -> None:
-        """Make a checkpoint and write nothing after it, before the group is left. Assignments are ignored."""
+        """Write a last checkpoint before this worker leaves the group. Ignore assignments from now on."""
         async with self._lock:
             self._stopping = True
             self._owner.generation = None

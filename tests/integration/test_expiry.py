@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import State, encode_state
-from stoplog_worker.state import expiry as sweep
+from stoplog_worker.state import expiry
 from stoplog_worker.state.store import COUNTERS, PartitionStore
 
 from stoplog.partitioning import partition_of
@@ -40,7 +40,7 @@ LATER = 2_000 * MINUTE
 def test_idle_client_expires_at_owner_and_standby(
     fresh_kafka: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "PASS_S", 0.0)
+    monkeypatch.setattr(expiry, "PASS_S", 0.0)
     bench = Bench(fresh_kafka, tmp_path / "owner", PARTITION, default_limits="5/second", **FAST)
     standby = open_store(PARTITION, tmp_path / "standby")
     busy = CLIENTS[PARTITION].encode()

@@ -22,7 +22,7 @@ from stoplog_worker.partition.checkpoint_schedule import CheckpointSchedule
 from stoplog_worker.partition.phase import PartitionPhase
 from stoplog_worker.partition.update_relay import UpdateRelay
 from stoplog_worker.settings import Settings
-from stoplog_worker.state.expiry import Sweeper
+from stoplog_worker.state.expiry import StateExpirer
 from stoplog_worker.state.store import COUNTERS, PartitionStore
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Partition:
         self.checkpointer = Checkpointer(self.ledger, store, write, self.repair, metrics)
         self.schedule = CheckpointSchedule(settings.flush_interval_ms / 1_000, number / partitions)
         self.relay = UpdateRelay(number, partitions, self.ledger, partial(producers.relay_update, number))
-        self._sweeper = Sweeper(store, partial(producers.truncate_changelog, COUNTERS, number))
+        self._expirer = StateExpirer(store, partial(producers.truncate_changelog, COUNTERS, number))
         self._expired: list[bytes] = []
         self._judged = 0
         """Checks judged since the last checkpoint began."""
@@ -216,7 +216,7 @@ class Partition:
         if self.ledger.next_offset >= self._answer_from:
             # A further lane waits until it has read every update that another lane relayed.
             self.relay.advance()
-        if expired := self._sweeper.advance(now, self._partitions):
+        if expired := self._expirer.advance(now, self._partitions):
             self._metrics.swept.inc(len(expired))
             self._expired += expired
         checkpointer = self.checkpointer

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from stoplog_worker.restore.lane_bootstrap import LaneCopier
-from stoplog_worker.state.expiry import Sweeper
+from stoplog_worker.state.expiry import StateExpirer
 from stoplog_worker.state.store import COUNTERS, PartitionStore
 
 
@@ -82,7 +82,7 @@ class PartitionRestore:
 
     def __init__(self, store: PartitionStore, copier: LaneCopier | None) -> None:
         self.store = store
-        self.sweeper = Sweeper(store)
+        self.expirer = StateExpirer(store)
         self.phase = RestorePhase.STANDBY
         self.generation: int | None = None
         """The generation for which the partition is to become active; ``None`` for a standby."""

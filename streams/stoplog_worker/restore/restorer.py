@@ -309,7 +309,7 @@ class Restorer(threading.Thread):
         self._reread_truncated()
         now, among = monotonic(), len(self._restores)
         for restore in list(self._restores.values()):
-            self._metrics.swept.inc(len(restore.sweeper.advance(now, among)))
+            self._metrics.swept.inc(len(restore.expirer.advance(now, among)))
 
     def _reread_truncated(self) -> None:
         """Read changelogs from their beginning if they no longer hold the offset to be read next."""

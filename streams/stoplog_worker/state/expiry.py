@@ -36,7 +36,7 @@ MAX_MILESTONES: Final = 64
 spread."""
 
 
-class Sweeper:
+class StateExpirer:
     """Removes expired states from a store, a few at a time. Used by the thread that holds the store.
 
     Args:
@@ -63,7 +63,7 @@ class Sweeper:
 
         Args:
             now: Monotonic seconds.
-            partitions: How many partitions the thread may have to sweep.
+            partitions: Number of partitions that the thread holds; they share its pace.
 
         Returns:
             The keys of the removed states.

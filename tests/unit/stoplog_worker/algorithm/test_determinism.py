@@ -24,7 +24,7 @@ from stoplog_worker.algorithm.state_codec import (
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.changelog_repair import ChangelogRepair, Overtaken
 from stoplog_worker.partition.checkpoint import CHUNK, Checkpointer
-from stoplog_worker.state.expiry import PASS_S, Sweeper
+from stoplog_worker.state.expiry import PASS_S, StateExpirer
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES
 from stoplog_worker.verify.replay import Record, replay
 
@@ -69,15 +69,15 @@ class Worker:
         self.ledger = Ledger(store, store.marker() or FIRST)
         self.repair = ChangelogRepair(self.ledger, store, {}, METRICS, self.changelogs.read_later)
         self.checkpointer = Checkpointer(self.ledger, store, self.changelogs.send, self.repair, METRICS)
-        self.sweeper = Sweeper(store, self.changelogs.shorten)
+        self.expirer = StateExpirer(store, self.changelogs.shorten)
 
     def follow(self, passes: int) -> None:
         """Bring the standby up to date, and let it make *passes* passes over its table."""
         self.changelogs.restore(self.standby)
-        sweeper = Sweeper(self.standby)
+        expirer = StateExpirer(self.standby)
         for _ in range(passes):
             self.now += PASS_S
-            sweeper.advance(self.now, 1)
+            expirer.advance(self.now, 1)
 
     def change_over(self) -> None:
         """The owner dies and the standby takes over. The old owner comes back as the standby."""
@@ -86,11 +86,11 @@ class Worker:
         self.standby, store = self.store, self.standby
         self.start(store)
 
-    def sweep(self, passes: int) -> None:
+    def expire(self, passes: int) -> None:
         """Let the owner make *passes* passes over its table."""
         for _ in range(passes):
             self.now += PASS_S
-            gone = self.sweeper.advance(self.now, 1)
+            gone = self.expirer.advance(self.now, 1)
             if self.checkpointer.idle:
                 self.ledger.expire(gone)
 
@@ -152,7 +152,7 @@ class Worker:
             one = self.late.pop(index % len(self.late))
             self.changelogs.append(one.table, one.key, one.value)
 
-    def flush(self, keep: int) -> None:
+    def checkpoint(self, keep: int) -> None:
         """Make a complete checkpoint."""
         self.begin()
         while not self.checkpointer.idle:
@@ -163,7 +163,7 @@ class Worker:
         """Decide the rest of the log and make checkpoints until nothing changes."""
         for _ in range(4):
             self.judge(len(self.log))
-            self.flush(0)
+            self.checkpoint(0)
 
 
 def check_final(store: MemoryStore, log: list[Record]) -> None:
@@ -198,17 +198,17 @@ def histories(value: bytes) -> list[PolicyChange]:
 
 NUMBER = st.integers(0, 9)
 JUDGE = st.tuples(st.just("judge"), st.integers(1, 4))
-FLUSH = st.tuples(st.just("flush"), st.integers(0, 2))
+CHECKPOINT = st.tuples(st.just("checkpoint"), st.integers(0, 2))
 BEGIN = st.tuples(st.just("begin"))
 ACKNOWLEDGE = st.tuples(st.just("acknowledge"), st.integers(1, 12))
 STEP = st.tuples(st.just("step"), st.integers(0, 2))
 REFUSE = st.tuples(st.just("refuse"), NUMBER, st.booleans())
 CRASH = st.tuples(st.just("crash"), st.lists(NUMBER, max_size=6), st.booleans(), st.integers(1, 5))
 LATE = st.tuples(st.just("arrive_late"), NUMBER)
-SWEEP = st.tuples(st.just("sweep"), st.integers(1, 3))
+EXPIRE = st.tuples(st.just("expire"), st.integers(1, 3))
 FOLLOW = st.tuples(st.just("follow"), st.integers(0, 3))
 CHANGE = st.tuples(st.just("change_over"))
-CALM = (SWEEP, JUDGE, JUDGE, JUDGE, FLUSH, BEGIN, BEGIN, ACKNOWLEDGE, STEP, STEP)
+CALM = (EXPIRE, JUDGE, JUDGE, JUDGE, CHECKPOINT, BEGIN, BEGIN, ACKNOWLEDGE, STEP, STEP)
 
 
 def run(worker: Worker, actions: list[Action]) -> None:
@@ -250,7 +250,7 @@ def test_decisions_with_crashes_and_partial_checkpoints_are_equal(
 
 @given(
     logs(max_size=40),
-    st.lists(st.one_of(SWEEP, SWEEP, JUDGE, FLUSH, FOLLOW, CHANGE), min_size=15, max_size=60),
+    st.lists(st.one_of(EXPIRE, EXPIRE, JUDGE, CHECKPOINT, FOLLOW, CHANGE), min_size=15, max_size=60),
 )
 @settings(max_examples=150)
 def test_decisions_with_shortened_changelogs_are_equal(log: list[Record], actions: list[Action]) -> None:
@@ -276,5 +276,8 @@ def test_model_of_changelogs_shortens_them_in_some_runs() -> None:
     later = START + 3_600_000
     log = [Record(0, START, first), *(Record(n, later + n, other) for n in range(1, 6))]
     worker = Worker(log)
-    run(worker, [("judge", 1), ("flush", 0), ("sweep", 2), ("judge", 1), ("flush", 0), ("sweep", 3)])
+    run(
+        worker,
+        [("judge", 1), ("checkpoint", 0), ("expire", 2), ("judge", 1), ("checkpoint", 0), ("expire", 3)],
+    )
     assert worker.changelogs.start > 0

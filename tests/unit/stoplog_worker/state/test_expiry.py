@@ -8,7 +8,7 @@ from stoplog_worker.algorithm.fold import fault_finder, judge
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, State, encode_marker, encode_state
-from stoplog_worker.state.expiry import KEYS_PER_STEP, MAX_MILESTONES, PASS_S, STEP_S, Sweeper
+from stoplog_worker.state.expiry import KEYS_PER_STEP, MAX_MILESTONES, PASS_S, STEP_S, StateExpirer
 from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
@@ -51,14 +51,14 @@ def keys(store: PartitionStore) -> set[bytes]:
     return {key for key, _ in store.items(COUNTERS)}
 
 
-def sweep(store: PartitionStore, passes: int = 2) -> int:
-    """Make a sweeper's first *passes*; the first one only notes the marker. Return how many states it
+def expire(store: PartitionStore, passes: int = 2) -> int:
+    """Make the first *passes*; the first of them only notes the marker. Return how many states it
     removed."""
-    sweeper = Sweeper(store)
-    return sum(len(sweeper.advance(PASS_S * number, 1)) for number in range(passes))
+    expirer = StateExpirer(store)
+    return sum(len(expirer.advance(PASS_S * number, 1)) for number in range(passes))
 
 
-def test_sweep_removes_only_states_without_live_charges(store: PartitionStore) -> None:
+def test_expiry_removes_only_states_without_live_charges(store: PartitionStore) -> None:
     store.next_offset[COUNTERS] = 17
     store.write(
         COUNTERS,
@@ -72,44 +72,44 @@ def test_sweep_removes_only_states_without_live_charges(store: PartitionStore) -
         ],
     )
     mark(store, 5, EXPIRED)
-    assert sweep(store) == 3
+    assert expire(store) == 3
     assert keys(store) == {b"live", b"half", b"new"}
     assert store.next_offset[COUNTERS] == 17
     assert list(store.counters([b"gone", b"live"])) == [None, charged(0, HOUR)]
 
 
-def test_sweep_removes_state_at_the_millisecond_of_expiry(store: PartitionStore) -> None:
+def test_expiry_removes_state_at_the_millisecond_of_expiry(store: PartitionStore) -> None:
     window = Window(MINUTE)
     window.charge(START, 1)
     store.write(COUNTERS, [(b"a", charged(0, MINUTE))])
     mark(store, 5, window.leave_ms[-1] - 1)
-    assert sweep(store) == 0
+    assert expire(store) == 0
     mark(store, 5, window.leave_ms[-1])
-    assert sweep(store) == 1
+    assert expire(store) == 1
 
 
-def test_sweep_removes_only_states_expired_a_pass_ago(store: PartitionStore) -> None:
+def test_expiry_removes_only_states_expired_a_pass_ago(store: PartitionStore) -> None:
     store.write(COUNTERS, [(b"a", charged(0, MINUTE))])
-    sweeper = Sweeper(store)
-    assert sweeper.advance(0, 1) == []
+    expirer = StateExpirer(store)
+    assert expirer.advance(0, 1) == []
     mark(store, 5, EXPIRED)
-    assert sweeper.advance(PASS_S - 1, 1) == [], "not yet time for a pass"
-    assert sweeper.advance(PASS_S, 1) == [], "a pass ago there was no marker"
-    assert sweeper.advance(PASS_S * 2, 1) == [b"a"]
+    assert expirer.advance(PASS_S - 1, 1) == [], "not yet time for a pass"
+    assert expirer.advance(PASS_S, 1) == [], "a pass ago there was no marker"
+    assert expirer.advance(PASS_S * 2, 1) == [b"a"]
 
 
-def test_sweep_without_marker_removes_nothing(store: PartitionStore) -> None:
+def test_expiry_without_marker_removes_nothing(store: PartitionStore) -> None:
     store.write(COUNTERS, [(b"a", charged(0, MINUTE))])
-    assert sweep(store, 4) == 0
+    assert expire(store, 4) == 0
 
 
-def test_sweep_large_table_takes_steps_at_pace_shared_with_other_partitions() -> None:
+def test_expiry_large_table_takes_steps_at_pace_shared_with_other_partitions() -> None:
     store = MemoryStore()
     store.write(COUNTERS, [(b"client-%d" % n, charged(0, MINUTE)) for n in range(KEYS_PER_STEP * 2 + 1)])
     mark(store, 5, EXPIRED)
-    sweeper = Sweeper(store)
-    assert sweeper.advance(0, 4) == []
-    assert [len(sweeper.advance(PASS_S + STEP_S * step, 4)) for step in range(0, 13, 2)] == [
+    expirer = StateExpirer(store)
+    assert expirer.advance(0, 4) == []
+    assert [len(expirer.advance(PASS_S + STEP_S * step, 4)) for step in range(0, 13, 2)] == [
         KEYS_PER_STEP, 0, KEYS_PER_STEP, 0, 1, 0, 0
     ]  # fmt: skip
     assert keys(store) == set()
@@ -120,7 +120,7 @@ class Passing:
 
     def __init__(self, store: PartitionStore) -> None:
         self.store, self.now, self.obsolete = store, 0.0, list[int]()
-        self.sweeper = Sweeper(store, self.obsolete.append)
+        self.expirer = StateExpirer(store, self.obsolete.append)
 
     def write(self, offset: int, **lengths: int) -> None:
         """Store clients, each charged at START in a window of the given length, by a check at *offset*."""
@@ -133,7 +133,7 @@ class Passing:
         for _ in range(count):
             mark(self.store, 100, clock_ms)
             self.now += PASS_S
-            self.sweeper.advance(self.now, 1)
+            self.expirer.advance(self.now, 1)
         return self.obsolete[before:]
 
 
@@ -198,7 +198,7 @@ def test_changelog_is_at_most_a_sixteenth_longer_than_longest_window() -> None:
         store.write(COUNTERS, [(b"client-%d" % offset, value)])
         mark(store, offset + 1, clock)
         passing.now += PASS_S
-        passing.sweeper.advance(passing.now, 1)
+        passing.expirer.advance(passing.now, 1)
         assert len(store.milestones) <= MAX_MILESTONES
         clock += MINUTE
         if offset > 2 * window:
@@ -235,7 +235,7 @@ def test_swept_client_gets_the_same_decisions() -> None:
         ask(0, 3 * HOUR)
         if swept:
             mark(store, ledger.next_offset, 3 * HOUR + START)
-            assert sweep(store) == 1
+            assert expire(store) == 1
         ledger.evict(0)
         limit(1, "100/minute")
         told = [ask(60, 3 * HOUR + 1), ask(0, 3 * HOUR + 2)]

@@ -174,6 +174,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Stop. Every check that waits gets its answer first."""
+        self._started = False
         self.batcher.close()
         if waiting := self.batcher.waiting():
             await asyncio.wait(waiting, timeout=self._settings.deadline_ms / 1000)

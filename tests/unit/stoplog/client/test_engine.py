@@ -179,3 +179,15 @@ async def test_restarted_limiter_knows_nothing_of_earlier_run_and_cannot_run_twi
     async with limiter:
         assert not limiter.status().degraded_partitions
         assert (limiter.metrics.degraded_partitions, limiter.metrics.deny_entries) == (0, 0)
+
+
+async def test_wrong_topics_are_logged_while_the_limiter_runs_and_not_during_its_stop(
+    kafka: type[Kafka], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_limiter() as (limiter, _):
+        limiter._engine.on_broker_view(BrokerView(8))
+        assert "8 partitions" in caplog.text
+        limiter._engine.on_broker_view(BrokerView(PARTITIONS))
+        caplog.clear()
+    limiter._engine.on_broker_view(BrokerView(8))
+    assert not caplog.records

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
 from stoplog.errors import StoplogError
+from stoplog.kafka.clients import silent_admin
 
 
 class KafkaUnreachable(StoplogError):
-    """No Kafka answers; the text says where it was expected, and what to do."""
+    """No Kafka answers; the text states where it was expected, and what to do."""
 
 
 def ensure_reachable(bootstrap: str, timeout_s: float = 10.0) -> None:
@@ -19,7 +19,7 @@ def ensure_reachable(bootstrap: str, timeout_s: float = 10.0) -> None:
         KafkaUnreachable: none did within *timeout_s*.
     """
     try:
-        AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}).list_topics(timeout=timeout_s)
+        silent_admin(bootstrap).list_topics(timeout=timeout_s)
     except KafkaException as exc:
         raise KafkaUnreachable(
             f"no Kafka answers at {bootstrap} ({exc.args[0].str()}): start it (`stoplog broker`), or set "

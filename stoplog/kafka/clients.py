@@ -1,16 +1,16 @@
 """Create every librdkafka client of the SDK, the gateway and the worker; each setting states its reason.
 
-===========================  =======  ==============================================
-function                     used by  for
-===========================  =======  ==============================================
-:func:`check_producer`       SDK      ``checks`` and ``limit-updates``
-:func:`sdk_consumer`         SDK      ``replies``, ``nodes`` and ``limit-updates``
-:func:`sdk_admin`            SDK      metadata
-:func:`changelog_producer`   worker   changelogs, relayed updates and dead letters
-:func:`reply_producer`       worker   ``replies`` and ``nodes``
-:func:`worker_consumer`      worker   every topic
-:func:`worker_admin`         worker   offsets and topic descriptions
-===========================  =======  ==============================================
+===========================  ================  ==============================================
+function                     used by           for
+===========================  ================  ==============================================
+:func:`check_producer`       SDK               ``checks`` and ``limit-updates``
+:func:`sdk_consumer`         SDK               ``replies``, ``nodes`` and ``limit-updates``
+:func:`sdk_admin`            SDK               metadata
+:func:`changelog_producer`   worker            changelogs, relayed updates and dead letters
+:func:`reply_producer`       worker            ``replies`` and ``nodes``
+:func:`worker_consumer`      worker            every topic
+:func:`silent_admin`         worker, commands  topics: offsets, descriptions, creation
+===========================  ================  ==============================================
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COMMON: Final[dict[str, Any]] = {
     "socket.nagle.disable": True,  # a small request goes out at once
     "reconnect.backoff.max.ms": 1_000,  # a broker that is back is found within a second
 }
-"""Settings of every client but the worker's admin client."""
+"""Settings of every client but that of :func:`silent_admin`."""
 
 _CONSUMER: Final[dict[str, Any]] = {
     "enable.auto.commit": False,  # the positions that count are in the changelogs, or there are none
@@ -186,8 +186,8 @@ def worker_consumer(
     )
 
 
-def worker_admin(bootstrap: str) -> AdminClient:
-    """Return an admin client for offsets and topic descriptions. Its errors are raised, never logged."""
+def silent_admin(bootstrap: str) -> AdminClient:
+    """Return an admin client that logs nothing: all its errors are raised."""
     return AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
 
 
@@ -214,7 +214,7 @@ def _sdk(bootstrap: str) -> dict[str, Any]:
 
 
 def _worker(bootstrap: str) -> dict[str, Any]:
-    """Return the settings of every client of the worker but the admin client."""
+    """Return the settings of the worker's producers and consumers."""
     return {
         **_COMMON,
         "bootstrap.servers": bootstrap,

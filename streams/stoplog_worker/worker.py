@@ -87,7 +87,7 @@ class Worker:
         self.metrics = Metrics()
         self._lock = lock_instance(settings.tables)
         specs = load_topics(settings.topics)
-        admin = kafka.worker_admin(settings.bootstrap)
+        admin = kafka.silent_admin(settings.bootstrap)
         verify_topics(admin, with_lanes(specs, [settings.lane]).values())
         wait_for_coordinator(admin, settings.app_id)
         self._loop = asyncio.get_running_loop()

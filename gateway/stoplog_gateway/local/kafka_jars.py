@@ -33,7 +33,7 @@ _PARALLEL: Final = 8
 
 
 class JarsUnavailable(StoplogError):
-    """Kafka's jars are not here and could not be downloaded; the text says why and what to do."""
+    """Kafka's jars are not here and could not be downloaded; the text states why and what to do."""
 
 
 class _WrongDigest(Exception):

@@ -17,10 +17,10 @@ from types import FrameType
 from typing import Any, Final, Protocol
 
 import httpx
-from confluent_kafka.admin import AdminClient
 
 from stoplog.client.cluster_status import OK, UNDER_REPLICATED
 from stoplog.errors import StoplogError
+from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import lane_names, with_lanes, worker_name
 from stoplog.partitioning import partition_of
@@ -42,7 +42,7 @@ _METRICS_PORT: Final = 9101
 
 
 class UpFailed(StoplogError):
-    """A part cannot run; the text says which, and why."""
+    """A part cannot run; the text states which, and why."""
 
 
 class Progress(Protocol):
@@ -139,7 +139,7 @@ class Up:
             self._broker.wait_ready()
         bootstrap = self._broker.bootstrap if self._broker else self._settings.bootstrap
         ensure_reachable(bootstrap)
-        create_topics(AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}), specs.values())
+        create_topics(silent_admin(bootstrap), specs.values())
         self._progress.say("starting worker and gateway ...")
         for child in (*self._workers, *self._gateways):
             child.start()

@@ -24,7 +24,7 @@ from stoplog_worker.lease import Lease
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.store import PartitionStore
 
-_log = logging.getLogger("stoplog.ownership")
+_log = logging.getLogger("stoplog.assignment")
 
 _CHECKPOINT_S: Final = 5.0
 """Seconds a checkpoint may take when partitions are revoked; the rest is replayed."""
@@ -136,9 +136,9 @@ class AssignmentCoordinator:
             await asyncio.wrap_future(self._owner.hand_over(owned - actives, _HAND_OVER_S))
             for partition in owned & actives - kept:
                 # Another worker may have written in the meantime, so the changelogs must be read first.
-                self._take_back(partition, await asyncio.wrap_future(self._owner.release(partition)))
+                self._take_back(await asyncio.wrap_future(self._owner.release(partition)))
             for partition in self._held_by(Holder.RESTORER) - actives - standbys:
-                self._take_back(partition, await asyncio.wrap_future(self._restorer.release(partition)))
+                self._take_back(await asyncio.wrap_future(self._restorer.release(partition)))
             for partition in sorted(actives | standbys | self._stores.keys()):
                 await self._place(partition)
             self._restorer.watch(kept)
@@ -151,7 +151,7 @@ class AssignmentCoordinator:
             sorted(standbys),
         )
 
-    def _take_back(self, partition: int, store: PartitionStore | None) -> None:
+    def _take_back(self, store: PartitionStore | None) -> None:
         """Hold the store that its holder returned. Without a store, the holder's callback is on its way."""
         if store is not None:
             self._hold(store)

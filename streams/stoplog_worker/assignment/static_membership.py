@@ -4,8 +4,7 @@ A worker joins the group with its instance id. If it is killed and restarted wit
 takes its old place at once, and no other worker's partitions move. aiokafka joins with that id, but
 
 - its heartbeats do not contain the id. The broker then cannot distinguish a member whose id was taken over
-from one
-  that timed out. The two members would remove each other from the group for ever;
+  from one that timed out. The two members would remove each other from the group forever;
 - it sends no LeaveGroup, so the partitions of a stopped worker would wait for the session timeout;
 - it does not know the error FENCED_INSTANCE_ID.
 

@@ -61,7 +61,7 @@ class Producers:
         self._metrics = metrics
         self._changelog_producer = kafka.changelog_producer(bootstrap, send_timeout_ms)
         self._reply_producer = kafka.reply_producer(bootstrap, send_timeout_ms, self._reply_failed)
-        self._admin = kafka.worker_admin(bootstrap)
+        self._admin = kafka.silent_admin(bootstrap)
         self._throttle = LogThrottle(_PAUSE_S)
 
     def fetch_metadata(self) -> None:

@@ -38,11 +38,11 @@ class ChangelogOffsets:
     def __init__(self, bootstrap: str, topics: dict[str, str]) -> None:
         self._bootstrap = bootstrap
         self._topics = topics
-        self._admin = kafka.worker_admin(bootstrap)
+        self._admin = kafka.silent_admin(bootstrap)
 
     def reconnect(self) -> None:
         """Replace the client, which may ask a broker that is gone."""
-        self._admin = kafka.worker_admin(self._bootstrap)
+        self._admin = kafka.silent_admin(self._bootstrap)
 
     def ends(self, partitions: Iterable[int]) -> tuple[dict[int, dict[str, int]], str]:
         """Return where the changelogs of *partitions* end.

@@ -10,13 +10,11 @@ and repair anything written later.
 The default lane continues to write during the copy. Four rules make the copy complete:
 
 - The end of the policies' changelog is read *before* the end of the counters' changelog. A marker is written
-after
-  all states below it are acknowledged, so every state below a marker that is read is read too. States beyond
-  the marker may be read as well. Their positions tell which checks they contain.
+  after all states below it are acknowledged, so every state below a marker that is read is read too. States
+  beyond the marker may be read as well. Their positions show which checks they contain.
 - No policy beyond that end is copied: it may have dropped the version in force at the marker.
 - The states that an interrupted copy left are emptied first, under their own positions. A client may have
-been reset
-  and idle since, and then the default lane's changelog may have no record of it
+  been reset and idle since, and then the default lane's changelog may have no record of it
   (:mod:`stoplog_worker.state.expiry`).
 - Reading up to the ends is repeated until it is fast enough. Compaction keeps records younger than
   ``min_compaction_lag``, so within that time no record disappears because of a newer one beyond the ends.

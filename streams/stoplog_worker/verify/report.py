@@ -56,7 +56,7 @@ def verify(settings: Settings, seconds: float, on_progress: OnProgress) -> list[
         StoplogError: the system could not be verified. The text says why.
     """
     specs = load_topics(settings.topics)
-    verify_topics(kafka.worker_admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
+    verify_topics(kafka.silent_admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
     reader = ProgressReader(settings.bootstrap, on_progress)
     try:
         with TemporaryDirectory(prefix="stoplog-verify-") as folder:

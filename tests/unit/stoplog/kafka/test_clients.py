@@ -38,7 +38,7 @@ def config_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Config]:
     return read
 
 
-@pytest.mark.parametrize("name", [*SDK, *WORKER, "worker_admin"])
+@pytest.mark.parametrize("name", [*SDK, *WORKER, "silent_admin"])
 def test_every_client_is_created_for_the_given_servers(name: str, config_of: Callable[[str], Config]) -> None:
     assert config_of(name)["bootstrap.servers"] == "kafka:9092"
 

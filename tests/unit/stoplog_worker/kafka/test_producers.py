@@ -81,7 +81,7 @@ def test_refused_truncation_is_logged_with_the_remedy(
             places.extend(asked)
             return {asked[0]: refused}
 
-    monkeypatch.setattr("stoplog.kafka.clients.worker_admin", lambda _: Admin())
+    monkeypatch.setattr("stoplog.kafka.clients.silent_admin", lambda _: Admin())
     Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).truncate_changelog(
         COUNTERS, 2, 4711
     )

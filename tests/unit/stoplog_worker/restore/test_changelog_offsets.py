@@ -43,7 +43,7 @@ def connect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[Callable[[TopicPartition], int | Exception]], ChangelogOffsets]:
     def with_answers(offset: Callable[[TopicPartition], int | Exception]) -> ChangelogOffsets:
-        monkeypatch.setattr("stoplog.kafka.clients.worker_admin", lambda _: Admin(offset))
+        monkeypatch.setattr("stoplog.kafka.clients.silent_admin", lambda _: Admin(offset))
         return ChangelogOffsets("nowhere", CHANGELOGS)
 
     return with_answers

@@ -79,7 +79,7 @@ def restoring(
     """Restore *store*, or keep it as a standby; yield what is handed over, and errors that end the thread."""
     monkeypatch.setattr(stoplog_worker.restore.restorer, "AssignedConsumer", reader)
     numbers = count(1)
-    monkeypatch.setattr("stoplog.kafka.clients.worker_admin", lambda _: Admin(offset, next(numbers)))
+    monkeypatch.setattr("stoplog.kafka.clients.silent_admin", lambda _: Admin(offset, next(numbers)))
     monkeypatch.setattr(
         stoplog_worker.restore.changelog_offsets,
         "describe",

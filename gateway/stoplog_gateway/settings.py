@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, field_validator
 from stoplog.client.settings import Settings
 
 GRACE_S: Final = 5
-"""Seconds that open HTTP requests have to end after a gateway was told to stop."""
+"""Seconds that open HTTP requests have to end when the gateway stops."""
 
 _CLOSING_S: Final = 3.0
 """Seconds for the rest of a stop: a request to a silent broker is given up after 2 s."""

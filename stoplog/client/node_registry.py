@@ -2,8 +2,8 @@
 
 A node is alive if its last heartbeat *arrived* less than 10 s ago, by this process's monotonic clock.
 
-Heartbeats that were in the topic before this process started arrive all at once. They are told apart by the
-broker's timestamps: each is compared with the timestamp of the last record. The last, not the highest, for
+Heartbeats that were in the topic before this process started arrive all at once. The broker's timestamps
+distinguish them: each is compared with the timestamp of the last record. The last, not the highest, because
 a new leader may stamp earlier times than the one before. Until 10 s after such a change, nodes that have
 stopped may still be shown. If the stamps leap ahead instead, a node is missing until its next heartbeat.
 """

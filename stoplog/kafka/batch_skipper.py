@@ -1,4 +1,4 @@
-"""Skip a batch that librdkafka cannot decompress. It would fetch the same batch again for ever.
+"""Skip a batch that librdkafka cannot decompress. It would fetch the same batch again forever.
 
 A broker accepts a batch by its *compressed* size, and a few KiB of zstd can hold gigabytes. librdkafka
 decompresses up to ``receive.message.max.bytes``. Beyond that it reports an error and stays where it is. It

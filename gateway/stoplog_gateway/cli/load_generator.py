@@ -25,7 +25,7 @@ MAX_CHECKS: Final = 1_000_000
 
 
 class LoadFailed(StoplogError):
-    """A check got no valid answer; the text says what happened."""
+    """A check got no valid answer; the text states what happened."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How far a command is: a line that changes on a terminal, and plain lines, seldom, anywhere else."""
+"""Show how far a command is: a line that changes on a terminal, and occasional plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class _SupervisedProcess:
     """The process in one slot, as the parent sees it: start, end, restart.
 
     Args:
-        settings: GatewaySettings of the gateway.
+        settings: The gateway's settings.
         slot: Slot of the process.
         pipe_write: The parent's end of the pipe of ``slot.parent_pipe``.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -75,12 +76,17 @@ def test_fetch_with_jars_there_downloads_nothing(home: Path) -> None:
 
 @pytest.mark.needs("openssl")
 def test_fetch_from_a_server_whose_ca_only_the_system_trusts_succeeds(
-    home: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    home: Path, repository: Path, tmp_path: Path
 ) -> None:
     ca, certificate = create_ca(tmp_path)
-    with serving_repository(repository, certificate) as url:
-        monkeypatch.setenv("SSL_CERT_FILE", str(ca))
-        assert len(names(fetch_jars(home, mirror=url))) == 2
+    # For OpenSSL, these are the certificates of the system. httpx would trust them without truststore, but it
+    # reads the variable from os.environ, which does not have it.
+    os.putenv("SSL_CERT_FILE", str(ca))
+    try:
+        with serving_repository(repository, certificate) as url:
+            assert len(names(fetch_jars(home, mirror=url))) == 2
+    finally:
+        os.unsetenv("SSL_CERT_FILE")
 
 
 @pytest.mark.needs("openssl")

@@ -136,12 +136,12 @@ POISONED_CHECKS = {
     "empty": (raw.record(b"", b""), "the record has no value"),
     "noise": (raw.record(NOISE[:100], b"\xff" + NOISE), "format version 255"),
     "noise in a batch": (raw.record(None, HEAD + b"\xc1" + NOISE[: MIB - 2_000]), "not a check"),
-    "from the future": (raw.record(None, b"\x02B" + bytes(40)), "format version 2 is not known here"),
-    "a kind of the future": (raw.record(None, b"\x01Z" + bytes(40)), "record kind 90 is not known"),
-    "nested": (raw.record(None, HEAD + b"\x91" * 1_000_000), "not a check"),
-    "nested JSON": (raw.record(None, b'{"client_id":' + b"[" * 1_000_000), "not a check"),
-    "claims 4 billion checks": (raw.record(None, HEAD + b"\xdd\xff\xff\xff\xff"), "at most 10,000"),
-    "claims 4 billion bytes": (raw.record(None, HEAD + b"\x91\x91\xdb\xff\xff\xff\xff"), "not a check"),
+    "unknown format version": (raw.record(None, b"\x02B" + bytes(40)), "format version 2 is not known here"),
+    "unknown record kind": (raw.record(None, b"\x01Z" + bytes(40)), "record kind 90 is not known"),
+    "deeply nested": (raw.record(None, HEAD + b"\x91" * 1_000_000), "not a check"),
+    "deeply nested JSON": (raw.record(None, b'{"client_id":' + b"[" * 1_000_000), "not a check"),
+    "length of 4 billion checks": (raw.record(None, HEAD + b"\xdd\xff\xff\xff\xff"), "at most 10,000"),
+    "length of 4 billion bytes": (raw.record(None, HEAD + b"\x91\x91\xdb\xff\xff\xff\xff"), "not a check"),
     "lone surrogate": (raw.record(None, b'{"client_id": "\\ud800"}'), "not a check"),
     "lone surrogate in msgpack": (raw.record(None, HEAD + b"\x91\x91\xa3\xed\xa0\x80"), "not a check"),
 }
@@ -204,11 +204,13 @@ POISONED_UPDATES = {
     "empty key": raw.record(b"", b'{"limits": ["5/minute"]}'),
     "no limits": raw.record(b'["client","alice",""]', b"{}"),
     "noise": raw.record(NOISE[:1_000], NOISE[: MIB - 3_000]),
-    "nested": raw.record(b'["client","alice",""]', b'{"limits":' + b"[" * 1_000_000),
-    "nested key": raw.record(b"[" * 1_000_000, b"{}"),
-    "header": raw.record(b'["client","alice",""]', b'{"limits": ["5/minute"]}', [(b"\xff\xfe", b"x")]),
-    "surrogate": raw.record(b'["client","\\ud800",""]', b'{"limits": ["5/minute"]}'),
-    "elsewhere": raw.record(b'["client","beside-0",""]', b'{"limits": ["5/minute"]}'),
+    "deeply nested value": raw.record(b'["client","alice",""]', b'{"limits":' + b"[" * 1_000_000),
+    "deeply nested key": raw.record(b"[" * 1_000_000, b"{}"),
+    "header that is not UTF-8": raw.record(
+        b'["client","alice",""]', b'{"limits": ["5/minute"]}', [(b"\xff\xfe", b"x")]
+    ),
+    "lone surrogate": raw.record(b'["client","\\ud800",""]', b'{"limits": ["5/minute"]}'),
+    "partition of another client": raw.record(b'["client","beside-0",""]', b'{"limits": ["5/minute"]}'),
 }
 
 

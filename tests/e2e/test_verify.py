@@ -110,12 +110,13 @@ def test_verify_without_new_checks_reports_no_decision(system: System, tmp_path:
 
 def bars(output: str) -> Iterator[tuple[str, int, int]]:
     """Yield label, finished columns and remaining columns of each progress bar in a terminal's *output*."""
-    for line in output.split("\r\x1b[2K"):
-        runs = RUN.findall(line)
+    lines = [(line.partition(" \x1b[")[0], RUN.findall(line)) for line in output.split("\r\x1b[2K")]
+    # An empty or full bar has one color. A bar with several ends with the color of the remaining columns.
+    [remaining] = {runs[-1][0] for _, runs in lines if len({color for color, _ in runs}) > 1}
+    for label, runs in lines:
         if runs:
-            last = runs[-1][0]
-            left = sum(len(text) for color, text in runs if color == last)
-            yield line.partition(" \x1b[")[0], sum(len(text) for _, text in runs) - left, left
+            left = sum(len(text) for color, text in runs if color == remaining)
+            yield label, sum(len(text) for _, text in runs) - left, left
 
 
 def test_verify_on_terminal_shows_progress_bar(system: System, tmp_path: Path) -> None:

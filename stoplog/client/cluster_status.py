@@ -154,7 +154,7 @@ def store_state(view: BrokerView | None, partitions: int, nodes: list[Node]) -> 
         return TOPICS_WRONG, "topic checks does not exist: run `stoplog topics create`"
     if view.partitions != partitions:
         return TOPICS_WRONG, (
-            f"topic checks has {view.partitions} partitions, but topics.yaml says {partitions}: use the "
+            f"topic checks has {view.partitions} partitions, but topics.yaml requires {partitions}: use the "
             f"topics.yaml with which the topics were created"
         )
     states: dict[int, set[str]] = {partition: set() for partition in range(partitions)}

@@ -55,7 +55,7 @@ TICK_S: Final = 0.5
 
 
 class NotStarted:
-    """Stands for an attribute that is set at the start, and tells how to start the limiter."""
+    """Stands for an attribute that is set at the start. Its error explains how to start the limiter."""
 
     def __get__(self, instance: object, owner: type) -> NoReturn:
         raise RuntimeError("the limiter was not started: use it within `async with Limiter(...):`")

@@ -85,7 +85,7 @@ class DivergenceDetector:
             "two lanes answered differently: batch %s of partition %s (offsets %s and %s), check %s: the "
             "first answer is %s, another is %s%s. Either the counters of one lane are wrong, or its workers "
             "have another version or were first started with other STOPLOG_DEFAULT_LIMITS. `stoplog verify` "
-            "tells which",
+            "shows which",
             first.number,
             partition,
             first.offset,

@@ -36,7 +36,7 @@ RETRY_S: Final = 0.5
 """Seconds until a failed request for the position, or a failed read, is repeated."""
 
 TAIL: Final = 1_000
-"""Updates read at the start. The last one tells which updates a worker must have applied for its denials to
+"""Updates read at the start. The last one shows which updates a worker must have applied for its denials to
 be stored. In a partition whose last thousand updates were all compacted away, it was applied long ago."""
 
 MAX_RECORDS: Final = 1_000

@@ -1,4 +1,4 @@
-"""The SDK: ask whether a client may make a request now, and manage its limits."""
+"""The SDK: check whether a client may make a request now, and manage its limits."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ name                                      type       label    what
 ========================================  =========  =======  ============================================
 
 If several processes share a port, the page of each shows the sums of all counters and histograms. Gauges are
-combined as :data:`GAUGES` says (``stoplog_gateway/server/shared_metrics.py``).
+combined as :data:`GAUGES` states (``stoplog_gateway/server/shared_metrics.py``).
 
 Reasons are those of :mod:`stoplog.client.fail_open`, states those of :mod:`stoplog.client.cluster_status`. No
 label contains a client id, for there can be billions of them.
@@ -87,7 +87,7 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Add *value* as often as *times* says."""
+        """Add *value*, *times* times."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 

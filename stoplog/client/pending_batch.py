@@ -102,7 +102,7 @@ class PendingBatch:
                 outcome = FAIL_OPEN[REPLAYED]
             else:
                 invalid += 1
-                outcome = InvalidInput("client_id", str(decision), "correct the check, then ask again")
+                outcome = InvalidInput("client_id", str(decision), "correct the check, then send it again")
             if not future.done():  # its caller may have canceled it
                 future.set_result(outcome)
         metrics.allowed += allowed

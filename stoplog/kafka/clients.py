@@ -92,7 +92,7 @@ def sdk_consumer(bootstrap: str, *, report_end: bool = False, fetch_wait_ms: int
         **_CONSUMER,
         "group.id": "stoplog-gateway",  # librdkafka requires one
         "auto.offset.reset": "latest",
-        "fetch.error.backoff.ms": 50,  # a leader that moved is asked again soon
+        "fetch.error.backoff.ms": 50,  # soon try again after a leader has moved
     }
     if report_end:
         config["enable.partition.eof"] = True

@@ -88,7 +88,7 @@ def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
         partitions = len(described[name].partitions)
         if partitions != spec.partitions:
             raise TopicError(
-                f"topic {name} has {partitions} partitions, but topics.yaml says {spec.partitions}: "
+                f"topic {name} has {partitions} partitions, but topics.yaml requires {spec.partitions}: "
                 f"set partitions: {partitions} in topics.yaml, or (losing what it holds) delete the "
                 f"topics and run `stoplog topics create`; partitions cannot be changed in place"
             )

@@ -28,7 +28,7 @@ def test_gateway_with_different_topics_exits_78_with_one_line(fresh_kafka: Broke
     assert ended.returncode == 78
     assert ended.stdout == ""
     assert ended.stderr.count("\n") == 1
-    assert "topic checks has 4 partitions, but topics.yaml says 8" in ended.stderr
+    assert "topic checks has 4 partitions, but topics.yaml requires 8" in ended.stderr
 
 
 def test_gateway_with_unreadable_topics_file_exits_78_with_one_line(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_processes_with_different_topics_exit_78_with_one_line(fresh_kafka: Brok
     assert ended.returncode == 78
     assert ended.stdout == ""
     assert ended.stderr.count("\n") == 1
-    assert "topic checks has 4 partitions, but topics.yaml says 8" in ended.stderr
+    assert "topic checks has 4 partitions, but topics.yaml requires 8" in ended.stderr
 
 
 def test_processes_on_taken_port_exit_with_one_line(tmp_path: Path) -> None:

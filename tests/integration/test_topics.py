@@ -100,5 +100,5 @@ def test_topics_commands_create_and_verify(broker: Broker, tmp_path: Path) -> No
     file.write_text(Path("topics.yaml").read_text().replace("partitions: 4", "partitions: 8"))
     refused = stoplog("topics", "verify", env={**env, "STOPLOG_TOPICS": str(file)})
     assert refused.returncode == 1
-    assert "has 4 partitions, but topics.yaml says 8" in refused.stderr
+    assert "has 4 partitions, but topics.yaml requires 8" in refused.stderr
     assert refused.stderr.count("\n") == 1

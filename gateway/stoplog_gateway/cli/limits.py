@@ -34,7 +34,12 @@ Words = Annotated[
 ]
 OneClient = Annotated[
     str | None,
-    typer.Argument(metavar="[CLIENT]", show_default=False, autocompletion=completion.clients),
+    typer.Argument(
+        metavar="[CLIENT]",
+        help="A client. Leave it out with --plan or --default.",
+        show_default=False,
+        autocompletion=completion.clients,
+    ),
 ]
 Plan = Annotated[
     str | None,
@@ -62,7 +67,7 @@ def set_(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Set limits, all of which a check must pass. Returns when the next check uses them."""
+    """Set limits, all of which a check must pass. Ends when every later check uses them."""
     given = list(words or ())
     client = None if plan is not None or default else (given.pop(0) if given else None)
     path = _path(client, plan, default)
@@ -96,7 +101,7 @@ def delete(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Delete limits. Then those of the plan apply, or the default."""
+    """Delete limits. Afterwards, the limits of the plan or the default apply."""
     answer = call(url, "DELETE", _path(client, plan, default), resource=resource)
     _show(answer, applied("deleted", answer), as_json)
 

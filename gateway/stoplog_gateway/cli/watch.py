@@ -38,7 +38,7 @@ def watch(
     once: Annotated[
         bool,
         typer.Option(
-            "--once", help="Show the state once and end, as into a pipe. Two requests give the rates."
+            "--once", help="Show the state once and end. This is the default if the output is a pipe."
         ),
     ] = False,
     url: Url = DEFAULT_URL,

@@ -7,7 +7,7 @@ module                     one thing each
 ``listener``               what the transport reports to the engine
 ``producer``               publishes records, and replaces a producer that can no longer be used
 ``reply_consumer``         reads replies and heartbeats
-``broker_monitor``         asks the broker for metadata
+``broker_monitor``         requests metadata from the broker
 ``broker_view``            the broker's answer
 ``update_reader``          reads stored limits for an administrator
 =========================  =====================================================================

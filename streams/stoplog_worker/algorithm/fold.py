@@ -172,7 +172,7 @@ def _plan_fault(plan: str) -> str | None:
 
 
 def fault_finder(partition: int, partitions: int) -> Callable[[Check], str | None]:
-    """Return a function that says why a check cannot be decided in *partition* of *partitions*, or ``None``.
+    """Return a function: why a check cannot be decided in *partition* of *partitions*, or ``None``.
 
     Invalid ids, and a client that another partition owns, are faults.
 

@@ -183,7 +183,7 @@ def encode_key(key: Key) -> bytes:
 def decode_key(stored: bytes) -> Key:
     """Return the key whose stored form is *stored*.
 
-    A foreign record in the changelog may have a key that is not UTF-8. No check asks for the key returned
+    A foreign record in the changelog may have a key that is not UTF-8. No check looks up the key returned
     then.
     """
     client, _, resource = stored.decode(errors="replace").partition("\0")

@@ -1,6 +1,6 @@
 """Wait for a group's coordinator before a worker joins the group.
 
-A broker creates the topic of the groups' offsets when the first client asks for a coordinator. Until the
+A broker creates the topic of the groups' offsets when the first client requests a coordinator. Until the
 topic exists, no coordinator is available. On a new cluster that takes a moment, in which aiokafka would log
 errors.
 """

@@ -18,7 +18,7 @@ class RestorePhase(Enum):
     phase              meaning
     =================  ==================================================================================
     STANDBY            the partition is kept up to date for another owner
-    FINDING_ENDS       the partition is to become active; the broker is asked where its changelogs end
+    FINDING_ENDS       the partition is to become active; the ends of its changelogs are requested
     CATCHING_UP        the changelogs are read up to these ends
     AWAITING_COPY      the lane is new here; the copier is busy with another partition
     FINDING_LEFTOVERS  the ends again: an interrupted copy may have written entries
@@ -87,7 +87,7 @@ class PartitionRestore:
         self.generation: int | None = None
         """The generation for which the partition is to become active; ``None`` for a standby."""
         self.retry_at = 0.0
-        """Nothing is asked of the broker before this time, monotonic seconds."""
+        """No request is sent to the broker before this time, monotonic seconds."""
         self._copier = copier
         self._ends: dict[str, int] = {}
 

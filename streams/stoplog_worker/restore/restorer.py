@@ -34,7 +34,7 @@ _POLL_S: Final = 0.05
 _WATCH_S: Final = 1.0
 """Seconds between two looks at the ends of owned changelogs, for writes of other workers."""
 _RETRY_S: Final = 0.5
-"""Seconds before a broker that did not answer is asked again."""
+"""Seconds before the next request to a broker that did not answer."""
 _STOP_S: Final = 10.0
 """Seconds in which the thread must end: it may be waiting for a broker that is away."""
 
@@ -207,7 +207,7 @@ class Restorer(threading.Thread):
     def _advance_restores(self) -> None:
         """Advance the partitions that are to become active, and hand over those that are ready.
 
-        Brokers are asked about all partitions at once: while a broker is away, each question takes seconds.
+        One request covers all partitions, because each takes seconds while a broker is away.
         """
         now = monotonic()
         due = [
@@ -251,9 +251,9 @@ class Restorer(threading.Thread):
             if store.next_offset[table] > end:
                 topic = self._topics[table]
                 raise StateError(
-                    f"the local {table} of partition {store.partition} have read their changelog to offset "
-                    f"{store.next_offset[table]}, but the changelog ends at {end}: topic {topic} was deleted "
-                    f"or truncated, and these tables may hold its last copy. If that was meant: "
+                    f"the local {table} table of partition {store.partition} has read its changelog to "
+                    f"offset {store.next_offset[table]}, but the changelog ends at {end}: topic {topic} was "
+                    f"deleted or truncated, and this table may hold its last copy. If that was intended: "
                     f"{REBUILD_FROM_LOG}"
                 )
 
@@ -334,8 +334,8 @@ class Restorer(threading.Thread):
             # (_check_not_truncated), and the store keeps what may be the last copy.
             if store.next_offset[table] < start:
                 _log.warning(
-                    "partition %s: the %s were read to offset %s of %s, which now begins at %s: reading them "
-                    "again from there",
+                    "partition %s: the %s table was read to offset %s of %s, which now begins at %s: reading "
+                    "it again from there",
                     store.partition,
                     table,
                     store.next_offset[table],

@@ -73,7 +73,7 @@ def compare_answers(
             continue
         finding.replies += 1
         if expected != found:
-            finding.note(f"offset {offset}, check {index}: recomputed {expected}, the reply said {found}")
+            finding.note(f"offset {offset}, check {index}: recomputed {expected}, the reply was {found}")
 
 
 def compare_policies(finding: Finding, key: bytes, recomputed: bytes | None, stored: bytes | None) -> None:

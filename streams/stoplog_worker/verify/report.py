@@ -53,7 +53,7 @@ def verify(settings: Settings, seconds: float, on_progress: OnProgress) -> list[
         A finding for each partition.
 
     Raises:
-        StoplogError: the system could not be verified. The text says why.
+        StoplogError: the system could not be verified. The text states the cause.
     """
     specs = load_topics(settings.topics)
     verify_topics(kafka.silent_admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     kafka: str | None = Field(
         None,
         description="Bootstrap servers of Kafka (host:port, comma separated). Unset: the embedded broker, "
-        "on broker_port.",
+        "on STOPLOG_BROKER_PORT.",
     )
     broker_port: int = Field(
         9092, ge=1, le=65535, description="TCP port of the embedded broker on this machine."
@@ -65,7 +65,8 @@ class Settings(BaseSettings):
         5_000,
         validate_default=True,
         description="Milliseconds that a limit change waits to be applied. After that the call returns, and "
-        "the change is applied later (HTTP: 202). It must exceed publish_timeout_ms by more than a second.",
+        "the change is applied later (HTTP: 202). It must exceed STOPLOG_PUBLISH_TIMEOUT_MS by more than a "
+        "second.",
     )
     tracing: bool = Field(
         False,

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     kafka: str | None = Field(
         None,
         description="Bootstrap servers of Kafka (host:port, comma separated). Unset: the embedded broker, "
-        "on broker_port.",
+        "on STOPLOG_BROKER_PORT.",
     )
     broker_port: int = Field(
         9092, ge=1, le=65535, description="TCP port of the embedded broker on this machine."

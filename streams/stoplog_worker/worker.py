@@ -30,9 +30,9 @@ from stoplog.kafka.topic_admin import verify_topics
 from stoplog.lanes import with_lanes
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
 from stoplog.topics import load_topics
-from stoplog_worker.assignment.coordinator import AssignmentCoordinator
 from stoplog_worker.assignment.faust_app import FaustApp
 from stoplog_worker.assignment.faust_tables import FaustTables
+from stoplog_worker.assignment.takeover import AssignmentCoordinator
 from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.heartbeats import HeartbeatSender
 from stoplog_worker.instance_lock import lock_instance

@@ -3,7 +3,7 @@
 It consumes each partition from its marker on. It judges and answers the records, relays limit updates and
 writes checkpoints. One thread does all of it, so nothing needs a lock.
 
-Faust assigns the partitions, and :mod:`stoplog_worker.assignment.coordinator` passes the assignments on as
+Faust assigns the partitions, and :mod:`stoplog_worker.assignment.takeover` passes the assignments on as
 commands. An assignment belongs to a generation of the group. A command that makes the thread write again
 names its generation. The thread refuses it unless that generation is current.
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stoplog_worker.assignment.coordinator import AssignmentCoordinator, Holder
+from stoplog_worker.assignment.takeover import AssignmentCoordinator, Holder
 from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.lease import Lease
 from stoplog_worker.restore.restorer import Restored, Restorer

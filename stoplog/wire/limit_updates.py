@@ -97,16 +97,16 @@ def decode_update(
     try:
         for part in (key, value):
             check_size(part or b"")
-        what = _update_key.decode(key or b"")
-        check_key(what)
+        named = _update_key.decode(key or b"")
+        check_key(named)
         policy = None
-        if value is not None and what.kind != "reset":
+        if value is not None and named.kind != "reset":
             policy = parse_policy(_json_limits.decode(value).limits)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         raise UndecodableRecord(f"not a limit update: {exc}") from exc
     except InvalidInput as exc:
         raise UndecodableRecord(f"not a valid limit update: {exc}") from exc
-    return Update(offset, what.kind, what.id, what.resource, policy, _reply_to(headers), _order(headers))
+    return Update(offset, named.kind, named.id, named.resource, policy, _reply_to(headers), _order(headers))
 
 
 def check_key(key: UpdateKey) -> None:

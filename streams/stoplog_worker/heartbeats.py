@@ -69,7 +69,7 @@ class HeartbeatSender:
             lane=self._settings.lane or DEFAULT_LANE,
         )
         for state in (RUNNING, RESTORING, STANDBY):
-            count = sum(1 for of in partitions.values() if of.state == state)
+            count = sum(1 for partition in partitions.values() if partition.state == state)
             self._metrics.partitions.labels(state).set(count)
         # The broker has been away for long, or the topic is being created again. Another heartbeat follows.
         with suppress(BufferError, KafkaException):

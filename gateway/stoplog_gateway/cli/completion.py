@@ -45,4 +45,6 @@ def resources(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def _distinct(ctx: typer.Context, kind: str, member: str, incomplete: str) -> list[str]:
     values = {item[member] for item in stored(ctx.params.get("url") or DEFAULT_URL, kind)}
-    return sorted(it for it in values if it and it.startswith(incomplete) and _PLAIN.fullmatch(it))
+    return sorted(
+        value for value in values if value and value.startswith(incomplete) and _PLAIN.fullmatch(value)
+    )

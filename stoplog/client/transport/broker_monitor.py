@@ -44,9 +44,9 @@ class BrokerMonitor:
         admin = clients.sdk_admin(self._bootstrap)
         while not self._stopping.is_set():
             try:
-                topic = admin.list_topics(CHECKS, TIMEOUT_S).topics[CHECKS]
-                lacking = tuple(p for p, it in topic.partitions.items() if len(it.isrs) < len(it.replicas))
-                view = BrokerView(len(topic.partitions), lacking)
+                partitions = admin.list_topics(CHECKS, TIMEOUT_S).topics[CHECKS].partitions
+                lacking = (number for number, p in partitions.items() if len(p.isrs) < len(p.replicas))
+                view = BrokerView(len(partitions), tuple(lacking))
             except KafkaException as exc:
                 view = BrokerView(error=f"{self._bootstrap} does not answer: {exc.args[0].str()}")
             self._report(view)

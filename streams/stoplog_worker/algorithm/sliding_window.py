@@ -263,14 +263,14 @@ def decide(windows: Windows, limits: Sequence[Limit], now_ms: int, cost: int, ve
     True
     """
     allowed, never, free_at_ms = True, False, now_ms
-    left, nearest, of = 0, None, 0
+    left, nearest, maximum = 0, None, 0
     for limit in limits:
         window = windows[limit.window_ms]
         if now_ms >= window.next_ms:
             window.forget(now_ms)
         free = limit.max - window.total
         if nearest is None or free < left:
-            left, nearest, of = free, window, limit.max
+            left, nearest, maximum = free, window, limit.max
         if cost > free:
             allowed = False
             if cost > limit.max:
@@ -286,7 +286,7 @@ def decide(windows: Windows, limits: Sequence[Limit], now_ms: int, cost: int, ve
     reset_after_ms = nearest.leave_ms[-1] - now_ms if nearest.total else 0
     return Decision(
         allowed,
-        of,
+        maximum,
         left if left > 0 else 0,
         reset_after_ms,
         None if never else free_at_ms - now_ms,

@@ -38,7 +38,7 @@ class Peers:
             self._alive_until.pop(heartbeat.id, None)
             return set()
         self._alive_until[heartbeat.id] = now + _EXPIRY_S
-        return {number for number, of in heartbeat.partitions.items() if of.state == RUNNING}
+        return {number for number, partition in heartbeat.partitions.items() if partition.state == RUNNING}
 
     def any_alive(self, now: float) -> bool:
         """Return whether another worker could take over partitions from this one."""

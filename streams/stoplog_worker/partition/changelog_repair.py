@@ -157,7 +157,7 @@ def read_in_background(
         consumer = AssignedConsumer(bootstrap)
         try:
             found = consumer.read(topic, partition, start, end)
-            future.set_result([Record(it.offset(), it.key(), it.value()) for it in found])
+            future.set_result([Record(message.offset(), message.key(), message.value()) for message in found])
         except Exception as exc:  # noqa: BLE001 - the future raises it where its result is taken
             future.set_exception(exc)
         finally:

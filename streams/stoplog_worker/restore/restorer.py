@@ -355,7 +355,11 @@ class Restorer(threading.Thread):
             return
         self._watched_at = now
         found, _ = self._offsets.ends(self._watched)
-        ends = {(table, partition): end for partition, of in found.items() for table, end in of.items()}
+        ends = {
+            (table, partition): end
+            for partition, by_table in found.items()
+            for table, end in by_table.items()
+        }
         if len(ends) < len(self._watched) * len(TABLES):
             # No warning: the owner's own writes fail as well, or its lease expires.
             self._offsets.reconnect()

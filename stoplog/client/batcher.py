@@ -2,7 +2,7 @@
 
 At most one batch of a partition is in flight, so batches grow with the load. The batch of an idle partition
 is sent at the end of the turn in which it began. The batch of a busy partition is sent at the end of the turn
-in which the reply to the previous one arrives, so a caller that checks again at once is in it.
+in which the reply to the previous one arrives. It thus includes the next check of a caller just answered.
 
 :mod:`stoplog.client.partition_queue` describes the life of a batch, and :mod:`stoplog.client.fail_open` the
 rule for checks without a timely reply. With several lanes each batch gets several replies. The first one

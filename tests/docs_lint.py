@@ -41,7 +41,7 @@ _WORDS: Final = {
     r"colours?": "color",
     r"\w*(?:recogn|organ|serial|initial|summar|optim)is(?:e|es|ed|ing|able)": "the spelling with z",
 }
-"""What the glossary replaces, as a pattern of whole words, and the word to use."""
+"""Words that the glossary replaces, as patterns of whole words, and the words to use."""
 
 _LINK: Final = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _CODE: Final = re.compile(r"`[^`]*`")

@@ -1,4 +1,4 @@
-"""What a denied caller gets: a text for people, and a 429 response."""
+"""The answer to a denied caller: a text for people, and a 429 response."""
 
 from __future__ import annotations
 

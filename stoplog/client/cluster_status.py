@@ -93,7 +93,7 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class ProcessState(msgspec.Struct, frozen=True):
-    """What one of several gateway processes shares with the others.
+    """The state that one of several gateway processes shares with the others.
 
     Attributes:
         status: Its status, without nodes: every process reads all heartbeats itself.

@@ -15,7 +15,7 @@ from stoplog.wire.checks import Check
 
 
 class PublishedRecord(Protocol):
-    """What an instrumentation adds to the record of one batch."""
+    """The additions of an instrumentation to the record of one batch."""
 
     headers: list[tuple[str, bytes]]
     """Headers of the record."""

@@ -22,7 +22,7 @@ KEPT_ANSWERS: Final = 65_536
 """Answers kept over all partitions, 100 to 200 bytes each. A reply costs :data:`REPLY_COST` more."""
 
 REPLY_COST: Final = 4
-"""What a reply costs besides its answers, in answers."""
+"""Cost of a reply apart from its answers, counted in answers."""
 
 LOG_PAUSE_S: Final = 10.0
 """Seconds between two lines about divergence in the log. Lanes that differ may differ in every batch."""

@@ -1,4 +1,4 @@
-"""What the formats of all topics share: the version byte, bounds, JSON and record headers.
+"""The common parts of the formats of all topics: the version byte, bounds, JSON and record headers.
 
 The first byte of every binary value is the version of its format::
 

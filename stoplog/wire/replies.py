@@ -121,7 +121,7 @@ class WindowUse(msgspec.Struct, frozen=True):
 
 
 class LookupReply(msgspec.Struct, frozen=True):
-    """What a worker's reply to a single check of cost 0 describes besides the decision.
+    """The description of a client in the reply to a single check of cost 0, besides the decision.
 
     Attributes:
         id: The id that the check's ``reply_to`` gave.

@@ -1,4 +1,4 @@
-"""What an operator has to do after topics were deleted. Error messages end with these instructions."""
+"""Instructions for operators after topics were deleted. Error messages end with them."""
 
 from __future__ import annotations
 

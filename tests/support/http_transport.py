@@ -12,7 +12,7 @@ class FakeHttpTransport(asyncio.Transport):
         super().__init__()
         self.written: list[bytes] = []
         self.late: list[bytes] = []
-        """What was written after the connection had been closed."""
+        """Bytes written after the connection had been closed."""
         self.ended = asyncio.Event()
         self.reading: list[bool] = []
         """``True`` for each call of ``resume_reading``, ``False`` for each of ``pause_reading``."""

@@ -65,8 +65,8 @@ BUILT_IN: Final = -1
 """Version of the built-in default policy."""
 
 Key = str | tuple[str, str]
-"""Whose counters: a client's, or a client's for one resource. The tuple keeps a client whose id looks like
-"client/resource" apart from a client with that resource."""
+"""The owner of counters: a client, or a client with one resource. The tuple keeps a client whose id looks
+like "client/resource" apart from a client with that resource."""
 
 
 class StateReader(Protocol):

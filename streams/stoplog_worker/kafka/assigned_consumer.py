@@ -22,7 +22,7 @@ _MISSING_OFFSET: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_O
 
 
 class Consumed(NamedTuple):
-    """What one call of :meth:`AssignedConsumer.consume` found.
+    """The result of one call of :meth:`AssignedConsumer.consume`.
 
     ``records``: messages without an error. ``ends``: the next offset of each ``(topic, partition)`` that was
     read to its end; the broker reports it, because the last records may be compacted or expired. ``gone``:

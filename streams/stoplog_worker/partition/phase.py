@@ -7,7 +7,7 @@ from typing import Final
 
 
 class PartitionPhase(Enum):
-    """What the worker may do with a partition.
+    """A partition's phase on this worker, which determines what the worker may do.
 
     Answering needs no ownership: a decision is a function of the log, so every worker that processes the
     partition gives the same answer. Writing (changelogs, relayed updates, tables) needs ownership.

@@ -1,4 +1,4 @@
-"""What a broker cannot be made to do at will; all else is in
+"""Cases that a real broker cannot produce at will; all others are in
 tests/integration/test_limit_update_follower.py."""
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ PHASES = (None, *PartitionPhase)
 
 
 class FakePartition:
-    """What a set needs of a partition."""
+    """The attributes that a set needs of a partition."""
 
     number = 3
     phase: PartitionPhase | None = None

@@ -23,6 +23,6 @@ while [ "$i" -lt "$checks" ]; do
 done | kafka-console-producer.sh --bootstrap-server "$kafka" --topic checks \
   --reader-property parse.key=true
 
-# Other services' replies are on the topic as well, so filter by id. Stop after three seconds without a reply.
+# Other services' replies are on the topic as well, so filter by id. Stop after ten seconds without a reply.
 kafka-console-consumer.sh --bootstrap-server "$kafka" --topic replies --partition $replies --offset "$end" \
-  --timeout-ms 3000 2>/dev/null | grep --text "\"$run-"
+  --timeout-ms 10000 2>/dev/null | grep --text "\"$run-"

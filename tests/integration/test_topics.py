@@ -71,7 +71,7 @@ def test_create_topics_of_lane_creates_its_changelogs(broker: Broker, tmp_path: 
 
 def test_verify_topics_with_other_partition_count_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
     create_topics(admin, [spec])
-    with pytest.raises(TopicError, match=r"has 4 partitions, but topics\.yaml says 8: set partitions: 4"):
+    with pytest.raises(TopicError, match=r"has 4 partitions, but topics\.yaml requires 8: set partitions: 4"):
         create_topics(admin, [msgspec.structs.replace(spec, partitions=8)])
 
 

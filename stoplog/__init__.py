@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stoplog.errors import InvalidInput, SettingsError, StoplogError, TopicError
     from stoplog.wire.checks import Check
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = [
     "Answer",

@@ -28,6 +28,7 @@ def git(*args: str) -> str | None:
 
 def test_releases_have_a_full_commit_id_and_a_section_in_the_changelog() -> None:
     changelog = (CHECKOUT / "CHANGELOG.md").read_text()
+    assert list(releases())
     for version, commit in releases():
         assert re.fullmatch(r"[0-9a-f]{40}", commit), version
         assert re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE), (

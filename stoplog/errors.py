@@ -36,7 +36,7 @@ class InvalidInput(StoplogError):
 
     Args:
         field: Name of the invalid field, as the caller wrote it (``client_id``, ``limits[1]``).
-        problem: What is wrong with it.
+        problem: The reason why it is invalid.
         remedy: What would be valid.
     """
 

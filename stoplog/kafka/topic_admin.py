@@ -59,7 +59,7 @@ def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
             verify_topics(admin, wanted.values())
             return created
         except _MissingTopic:
-            # The broker that is asked may learn of the topic later than the one that created it.
+            # A broker may learn of the topic later than the broker that created it.
             if time.monotonic() > deadline:
                 raise
             time.sleep(_POLL_S)

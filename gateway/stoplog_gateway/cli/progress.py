@@ -39,7 +39,7 @@ class Progress:
         """Show the step that the command is waiting for.
 
         Args:
-            step: What is done, and how far.
+            step: The current step and its progress.
             share: The part of the step that is done, from 0 to 1; ``None`` if that is not known.
         """
         if not self._console.is_terminal:

@@ -65,6 +65,26 @@ class GatewaySettings(Settings):
         description="Bearer token that calls which change or list limits must carry. Required if the gateway "
         "listens beyond loopback. Set it behind a proxy, too.",
     )
+    keepalive_s: int = Field(
+        75,
+        ge=1,
+        le=3_600,
+        description="Seconds that an HTTP connection may stay open without a request. Set it above the idle "
+        "timeout of the load balancer's own connections.",
+    )
+    head_timeout_s: int = Field(
+        10,
+        ge=1,
+        le=3_600,
+        description="Seconds from the first byte of an HTTP request to the end of its header fields.",
+    )
+    body_timeout_s: int = Field(
+        10,
+        ge=1,
+        le=3_600,
+        description="Seconds without progress of a request's body, or of a response that the caller does not "
+        "read. After that the connection is closed.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."
     )

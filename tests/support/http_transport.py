@@ -26,6 +26,16 @@ class FakeHttpTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         self.reading.append(True)
 
+    def write_eof(self) -> None:
+        """Take the end of the responses for the end of the connection: no client reads on."""
+        self.close()
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def abort(self) -> None:
+        self.close()
+
     def is_closing(self) -> bool:
         return self.ended.is_set()
 

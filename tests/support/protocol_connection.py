@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from stoplog_gateway.http.connections import Connections
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
 from uvicorn.server import ServerState
@@ -37,7 +38,7 @@ class Request(NamedTuple):
 
     def data(self) -> list[bytes]:
         """Return the pieces that arrive; the first includes the head."""
-        lines = [f"{self.method} {self.path} HTTP/{self.version}".encode(), b"host: h"]
+        lines = [f"{self.method} {self.path} HTTP/{self.version}".encode(), b"host: localhost"]
         lines += [b"%s: %s" % field for field in self.headers]
         first, *rest = self.pieces if self.complete else self.pieces[:-1] or (b"",)
         return [b"\r\n".join(lines) + b"\r\n\r\n" + first, *rest]
@@ -59,7 +60,10 @@ class Connection:
         config.load()
         state = ServerState()
         state.default_headers = [(b"date", b"today")]
-        self.protocol = GatewayProtocol(fast_path, config=config, server_state=state, app_state={})
+        self.connections = Connections()
+        self.protocol = GatewayProtocol(
+            fast_path, self.connections, config=config, server_state=state, app_state={}
+        )
         self.protocol.connection_made(self.wire)
 
     async def send(self, *data: bytes) -> bytes:

@@ -36,6 +36,16 @@ Handler = Callable[[bytes, SendResponse], None]
 """Handles a request, given its body."""
 
 
+KnownHead = tuple[Handler, int]
+"""The handler of a request with a certain head, and the bytes of its body."""
+
+_MAX_KNOWN_HEADS: Final = 512
+"""Heads that are remembered. One more makes the fast path forget all of them."""
+
+_MAX_KNOWN_HEAD: Final = 2_048
+"""Maximum bytes of a head that is remembered."""
+
+
 class FastPath:
     """Handle plain checks.
 
@@ -51,6 +61,8 @@ class FastPath:
         self._limiter = limiter
         self._legacy_headers = legacy_headers
         self._tracing = tracing
+        self.known_heads: Final[dict[bytes, KnownHead]] = {}
+        """Complete heads of plain checks, which need not be parsed again."""
         self._handlers: Final[dict[bytes, Handler]] = {
             b"/v1/check": self._handle_check,
             b"/v1/checks": self._handle_check_list,
@@ -67,6 +79,13 @@ class FastPath:
         if handler is None or not _is_plain(headers):
             return None
         return handler if self._tracing is None else partial(self._handle_traced, handler, headers)
+
+    def remember(self, head: bytes, handler: Handler, body_size: int) -> None:
+        """Remember the *head* of a request that :meth:`handler_for` returned *handler* for."""
+        if len(head) <= _MAX_KNOWN_HEAD and self._tracing is None:
+            if len(self.known_heads) >= _MAX_KNOWN_HEADS:
+                self.known_heads.clear()
+            self.known_heads[head] = handler, body_size
 
     def _handle_traced(self, handler: Handler, headers: Headers, body: bytes, send: SendResponse) -> None:
         assert self._tracing is not None

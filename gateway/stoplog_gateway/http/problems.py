@@ -26,6 +26,7 @@ _BUSY_REMEDY: Final = (
 )
 _METHODS: Final = ("GET", "PUT", "POST", "DELETE")
 
+BAD_REQUEST: Final = Kind(400, "bad-request", "The request is not valid HTTP")
 MALFORMED: Final = Kind(400, "malformed-json", "The body is not JSON")
 NO_DESCRIPTOR: Final = Kind(400, "bad-question", "The request contains no valid descriptor")
 UNAUTHORIZED: Final = Kind(401, "unauthorized", "The admin token is missing or wrong")
@@ -34,6 +35,7 @@ NO_CLIENT: Final = Kind(403, "no-client", "The request contains no valid client 
 NOT_FOUND: Final = Kind(404, "not-found", "Route not found")
 NO_LIMITS: Final = Kind(404, "no-limits", "No limits are stored under this name")
 METHOD: Final = Kind(405, "method-not-allowed", "The route does not support this method")
+TIMED_OUT: Final = Kind(408, "request-timeout", "The request did not arrive in time")
 TOO_LARGE: Final = Kind(413, "too-large", "The body is too large")
 CONTENT_TYPE: Final = Kind(415, "content-type", "The content type is not JSON")
 INVALID: Final = Kind(422, "invalid-value", "A value is invalid")
@@ -42,6 +44,7 @@ BUG: Final = Kind(500, "internal-error", "The gateway has a bug")
 NOT_INSTALLED: Final = Kind(501, "not-installed", "The gateway lacks a required package")
 UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
 BUSY: Final = Kind(503, "busy", "Too many reads at once")
+TOO_MANY_CONNECTIONS: Final = Kind(503, "too-many-connections", "Too many open connections")
 NOT_READY: Final = Kind(503, "not-ready", "The store does not answer checks")
 
 

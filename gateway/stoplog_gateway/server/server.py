@@ -17,9 +17,11 @@ from starlette.types import ASGIApp
 from stoplog.client.limiter import Limiter
 from stoplog_gateway.envoy import envoy_server
 from stoplog_gateway.http.app import create_app
+from stoplog_gateway.http.connections import ConnectionLimits, Connections
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
 from stoplog_gateway.ports import bind_port
+from stoplog_gateway.server.descriptors import OTHER_DESCRIPTORS, raise_descriptor_limit
 from stoplog_gateway.server.process_slot import ProcessSlot
 from stoplog_gateway.settings import GRACE_S, GatewaySettings
 
@@ -52,7 +54,16 @@ def serve(settings: GatewaySettings, slot: ProcessSlot | None = None) -> str | N
         tracing = _start_tracing(limiter, stack) if settings.tracing else None
         served: ASGIApp = app if tracing is None else tracing.wrap(app)
         fast_path = FastPath(limiter, legacy_headers=settings.legacy_headers, tracing=tracing)
-        protocol: Any = partial(GatewayProtocol, fast_path)
+        connections = Connections(
+            ConnectionLimits(
+                keepalive_s=settings.keepalive_s,
+                head_s=settings.head_timeout_s,
+                body_s=settings.body_timeout_s,
+                max_open=raise_descriptor_limit() - OTHER_DESCRIPTORS,
+            )
+        )
+        limiter.metrics.registry.register(connections)
+        protocol: Any = partial(GatewayProtocol, fast_path, connections)
         config = uvicorn.Config(
             served,
             host=settings.host,

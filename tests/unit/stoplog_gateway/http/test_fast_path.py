@@ -42,10 +42,7 @@ async def test_plain_check_does_not_reach_the_application(limiter: FakeLimiter) 
     assert limiter.checks == [Check("a", 2), Check("b")]
     cycle: Any = connection.protocol.cycle
     assert not cycle.pieces, "an idle connection keeps a body in memory"
-    timer = connection.protocol.timeout_keep_alive_task
-    assert timer is not None
     await connection.disconnect()
-    assert timer.cancelled()
 
 
 async def test_check_on_a_connection_with_paused_writing_is_left_to_uvicorn(limiter: FakeLimiter) -> None:
@@ -122,54 +119,6 @@ async def test_checks_of_one_batch_share_one_timer(monkeypatch: pytest.MonkeyPat
         assert created == ["call_at"], "the checks of one client are not in one batch"
         for connection in connections:
             await connection.disconnect()
-
-
-async def test_idle_timer_closes_a_connection_after_the_keep_alive_time(
-    limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connection = Connection(forbidden_app, FastPath(limiter, legacy_headers=False))
-    protocol, loop = connection.protocol, asyncio.get_running_loop()
-    now, timers = loop.time(), list[float]()
-    monkeypatch.setattr(loop, "time", lambda: now)
-
-    def call_later(after: float, _: object) -> object:
-        timers.append(after)
-        return object()
-
-    monkeypatch.setattr(loop, "call_later", call_later)
-    keep_s = protocol.timeout_keep_alive
-    await connection.send(*CHECK)
-    now += keep_s - 1
-    await connection.send(*CHECK)
-    assert timers == [keep_s]
-    now += 1
-    protocol.timeout_keep_alive_handler()
-    assert timers == [keep_s, keep_s - 1]
-    assert not connection.wire.is_closing()
-    protocol.data_received(CHECK[0][:20])
-    now += keep_s
-    protocol.timeout_keep_alive_handler()
-    assert not connection.wire.is_closing(), "closed during a request"
-    await connection.send(CHECK[0][20:])
-    assert timers[2:] == [keep_s]
-    now += keep_s
-    protocol.timeout_keep_alive_handler()
-    assert connection.wire.is_closing()
-
-
-async def test_partial_request_in_the_same_data_keeps_the_connection_open(
-    limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connection = Connection(forbidden_app, FastPath(limiter, legacy_headers=False))
-    loop = asyncio.get_running_loop()
-    now = loop.time()
-    monkeypatch.setattr(loop, "time", lambda: now)
-    await connection.send(CHECK[0] + CHECK[0][:-3])
-    now += connection.protocol.timeout_keep_alive
-    connection.protocol.timeout_keep_alive_handler()
-    assert not connection.wire.is_closing()
-    assert status_of(await connection.send(CHECK[0][-3:])) == 200
-    await connection.disconnect()
 
 
 async def test_pipelined_requests_are_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,9 @@ import pytest
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
-from stoplog_gateway.http.protocol import MAX_HEAD, GatewayProtocol
+from stoplog_gateway.http.connections import Connections
+from stoplog_gateway.http.final_response import MAX_HEAD
+from stoplog_gateway.http.protocol import GatewayProtocol
 from uvicorn.server import ServerState
 
 from tests.support.http_transport import FakeHttpTransport
@@ -26,7 +28,7 @@ async def served(app: ASGIApp, *requests: bytes) -> list[bytes]:
     """Return what is written to a connection that receives *requests*, until *app* closes it."""
     config, wire = uvicorn.Config(app, lifespan="off", log_config=None), FakeHttpTransport()
     config.load()
-    protocol = GatewayProtocol(None, config=config, server_state=ServerState(), app_state={})
+    protocol = GatewayProtocol(None, Connections(), config=config, server_state=ServerState(), app_state={})
     protocol.connection_made(wire)
     for request in requests:
         protocol.data_received(request)
@@ -71,7 +73,11 @@ async def running(app: ASGIApp) -> AsyncIterator[tuple[str, int]]:
     """Run a real server, and return its address."""
     server = uvicorn.Server(
         uvicorn.Config(
-            app, http=cast(Any, partial(GatewayProtocol, None)), port=0, lifespan="off", log_config=None
+            app,
+            http=cast(Any, partial(GatewayProtocol, None, Connections())),
+            port=0,
+            lifespan="off",
+            log_config=None,
         )
     )
     server.config.load()
@@ -201,7 +207,9 @@ def test_reset_connection_with_a_held_write_raises_no_error() -> None:
         config = uvicorn.Config(answer, lifespan="off", log_config=None)
         config.load()
         server = await loop.create_server(
-            lambda: Late(None, config=config, server_state=ServerState(), app_state={}), "127.0.0.1", 0
+            lambda: Late(None, Connections(), config=config, server_state=ServerState(), app_state={}),
+            "127.0.0.1",
+            0,
         )
         async with server:
             _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())

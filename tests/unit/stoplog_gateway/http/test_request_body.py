@@ -12,6 +12,7 @@ import httpx
 import pytest
 import uvicorn
 from stoplog_gateway.http.app import create_app
+from stoplog_gateway.http.connections import Connections
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
 from stoplog_gateway.settings import GatewaySettings
@@ -47,7 +48,7 @@ async def address(limiter: FakeLimiter, request: pytest.FixtureRequest) -> Async
     fast = request.param == "fast path"
     config = uvicorn.Config(
         app,
-        http=cast(Any, partial(GatewayProtocol, FastPath(limiter, legacy_headers=False)))
+        http=cast(Any, partial(GatewayProtocol, FastPath(limiter, legacy_headers=False), Connections()))
         if fast
         else "httptools",
         port=0,

@@ -1,0 +1,108 @@
+"""Decide where a request's body ends, and refuse heads that two HTTP servers can read differently.
+
+A proxy and the gateway must agree on where each request ends. Otherwise a client can hide a second request
+in the body of the first one (request smuggling). The parser, llhttp, refuses most ambiguous heads. This
+module refuses the rest, and computes the end of the body independently of the parser.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from stoplog.asgi.rate_limit_headers import Headers
+
+CHUNKED: Final = -1
+"""Length of a body whose end the body itself announces (``Transfer-Encoding: chunked``)."""
+
+_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+
+
+class BadHead(Exception):
+    """The head of a request is invalid. The connection cannot be used any longer.
+
+    Attributes:
+        detail: What is wrong.
+        field: Name of the header field that is wrong; ``None`` for the request line.
+        remedy: What the sender can do.
+    """
+
+    def __init__(self, detail: str, field: str | None, remedy: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.remedy = remedy
+
+
+def body_length(version: str, target: bytes, headers: Headers) -> int:
+    """Check a request's head, and return the bytes of its body, or :data:`CHUNKED`.
+
+    Args:
+        version: HTTP version, such as ``1.1``.
+        target: The target of the request line.
+        headers: Header fields, with names in lower case.
+
+    Raises:
+        BadHead: The host is missing, repeated or malformed, or the end of the body is ambiguous.
+    """
+    hosts: list[bytes] = []
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    for name, value in headers:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value)
+    if version not in ("1.1", "1.0"):
+        raise BadHead(f"HTTP/{version} is not supported", None, "use HTTP/1.1")
+    _check_host(version, target, hosts)
+    if codings:
+        if lengths or version == "1.0" or len(codings) > 1 or codings[0].strip().lower() != b"chunked":
+            raise BadHead(
+                "the length of the body is ambiguous",
+                "Transfer-Encoding",
+                "send either Content-Length or Transfer-Encoding: chunked",
+            )
+        return CHUNKED
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0].strip(b" \t")) is None:
+        raise BadHead("the length of the body is ambiguous", "Content-Length", "send one decimal number")
+    return int(lengths[0])
+
+
+def _check_host(version: str, target: bytes, hosts: list[bytes]) -> None:
+    remedy = "send one Host header field with the name or address of the gateway"
+    if not hosts:
+        if version == "1.1":
+            raise BadHead("Host is missing", "Host", remedy)
+    elif len(hosts) > 1:
+        raise BadHead("Host occurs more than once", "Host", remedy)
+    elif hosts[0] and _HOST.fullmatch(hosts[0]) is None:
+        raise BadHead("Host is malformed", "Host", remedy)
+    absolute = _ABSOLUTE.match(target)
+    # RFC 9112: the target's authority replaces Host. A proxy may have checked the other one.
+    if absolute is not None and (not hosts or absolute[1].lower() != hosts[0].lower()):
+        raise BadHead("the request target names another host than Host", "Host", remedy)
+
+
+def without_upgrade(
+    method: bytes, target: bytes, version: str, headers: Iterable[tuple[bytes, bytes]]
+) -> bytes:
+    """Return the bytes of a request's head that no longer asks for another protocol.
+
+    The gateway speaks HTTP/1.1 only. A server may ignore ``Upgrade`` and answer the request (RFC 9110, 7.8).
+    """
+    lines = [b"%s %s HTTP/%s" % (method, target, version.encode())]
+    for name, value in headers:
+        if name == b"connection":
+            options = (option.strip() for option in value.split(b","))
+            value = b", ".join(option for option in options if option.lower() != b"upgrade")
+        if name != b"upgrade":
+            lines.append(b"%s: %s" % (name, value))
+    return b"\r\n".join(lines) + b"\r\n\r\n"

@@ -19,6 +19,9 @@ JSON = (b"content-type", b"application/json")
 TURNS = 300
 """Turns of the event loop after which a missing response waits for more of the request."""
 
+QUIET_TURNS = 60
+"""Turns without output after which no more output is expected."""
+
 
 async def run_event_loop() -> None:
     """Run the event loop until every response that can be sent is sent."""
@@ -102,9 +105,19 @@ async def respond_to_stream(app: ASGIApp, fast_path: FastPath | None, pieces: Se
     for piece in pieces:
         if not connection.wire.is_closing():
             connection.protocol.data_received(piece)
-    await run_event_loop()
+    quiet = 0
+    while quiet < QUIET_TURNS:
+        written = len(connection.wire.written)
+        await asyncio.sleep(0)
+        quiet = quiet + 1 if len(connection.wire.written) == written else 0
     await connection.disconnect()
     return b"".join(connection.wire.written)
+
+
+def final_statuses(responses: bytes) -> list[int]:
+    """Return the statuses of *responses*, without those that announce another one (1xx)."""
+    statuses = [int(part[:3]) for part in responses.split(b"HTTP/1.1 ")[1:]]
+    return [status for status in statuses if status >= 200]
 
 
 def status_of(response: bytes) -> int:

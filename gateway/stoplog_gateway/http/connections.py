@@ -31,6 +31,9 @@ _CANDIDATES: Final = 64
 _SEARCH_PAUSE_S: Final = 0.1
 """Seconds without another search after one that found no idle connection."""
 
+_RESUMED_PER_TURN: Final = 4
+"""Connections with pipelined requests that go on in one turn of the event loop. Others are served in between."""
+
 _LOG_PAUSE_S: Final = 60.0
 
 NO_REQUEST: Final = "no_request"
@@ -90,6 +93,9 @@ class Connection(Protocol):
     def drain(self) -> None:
         """End the connection with its next response."""
 
+    def resume(self) -> None:
+        """Handle pipelined requests that waited."""
+
 
 class Connections(Collector):
     """The open connections of one process.
@@ -108,6 +114,7 @@ class Connections(Collector):
         self._candidates: deque[tuple[float, Connection]] = deque()
         self._search_after = 0.0
         self._sweeping = False
+        self._waiting: deque[Connection] = deque()
 
     def __len__(self) -> int:
         """Return the number of open connections."""
@@ -132,6 +139,20 @@ class Connections(Collector):
     def discard(self, connection: Connection) -> None:
         """Forget *connection*, which is closed."""
         self._open.discard(connection)
+
+    def resume_soon(self, connection: Connection) -> None:
+        """Let *connection* handle its pipelined requests when it is its turn."""
+        self._waiting.append(connection)
+        if len(self._waiting) == 1:
+            get_running_loop().call_soon(self._resume_some)
+
+    def _resume_some(self) -> None:
+        for _ in range(min(len(self._waiting), _RESUMED_PER_TURN)):
+            # The connection stays in the queue meanwhile, so that only this method schedules itself.
+            self._waiting[0].resume()
+            self._waiting.popleft()
+        if self._waiting:
+            get_running_loop().call_soon(self._resume_some)
 
     def drain(self) -> None:
         """End every connection with its next response, those that are opened later too."""

@@ -102,6 +102,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._phase = _HEAD
         self._queued = b""  # data that no one has looked at yet, from index _queued_at on
         self._queued_at = 0
+        self._resumes = False  # whether the connection waits for its turn
         self._consuming = False
         self._closes_after_consuming = False
         self._known_heads = fast_path.known_heads if fast_path is not None else {}
@@ -334,11 +335,13 @@ class GatewayProtocol(HttpToolsProtocol):
             self._resume_soon()
 
     def _resume_soon(self) -> None:
-        if self._queued:
-            self.loop.call_soon(self._resume)
+        if self._queued and not self._resumes:
+            self._resumes = True
+            self._connections.resume_soon(self)
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
         """Handle the requests that waited."""
+        self._resumes = False
         if not self._queued or self._phase is _CLOSED:
             return
         if self.flow.write_paused or (self.cycle is not None and not self.cycle.response_complete):
@@ -601,7 +604,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._await_more()
         if self._queued:
             if not self._consuming:
-                self.loop.call_soon(self._resume)
+                self._resume_soon()
         else:
             self.flow.resume_reading()
 

@@ -18,7 +18,7 @@ CHUNKED: Final = -1
 
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+_ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 
 
 class BadHead(Exception):
@@ -83,12 +83,15 @@ def _check_host(version: str, target: bytes, hosts: list[bytes]) -> None:
             raise BadHead("Host is missing", "Host", remedy)
     elif len(hosts) > 1:
         raise BadHead("Host occurs more than once", "Host", remedy)
-    elif hosts[0] and _HOST.fullmatch(hosts[0]) is None:
+    elif (host := hosts[0].strip(b" \t")) and _HOST.fullmatch(host) is None:
         raise BadHead("Host is malformed", "Host", remedy)
     absolute = _ABSOLUTE.match(target)
     # RFC 9112: the target's authority replaces Host. A proxy may have checked the other one.
-    if absolute is not None and (not hosts or absolute[1].lower() != hosts[0].lower()):
-        raise BadHead("the request target names another host than Host", "Host", remedy)
+    if absolute is not None:
+        if not target.lower().startswith(b"http"):
+            raise BadHead("the request target is no HTTP URL", None, "send the path alone")
+        if not hosts or absolute[1].lower() != hosts[0].strip(b" \t").lower():
+            raise BadHead("the request target names another host than Host", "Host", remedy)
 
 
 def without_upgrade(

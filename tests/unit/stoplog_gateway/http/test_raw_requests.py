@@ -1,0 +1,64 @@
+"""Raw byte sequences: never more responses than requests, in order, and equal on both paths."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+from stoplog_gateway.http.app import create_app
+from stoplog_gateway.http.fast_path import FastPath
+from stoplog_gateway.settings import GatewaySettings
+
+from tests.support.fake_limiter import FakeLimiter
+from tests.support.protocol_connection import final_statuses, respond_to_stream
+from tests.support.raw_requests import RawRequests, load_corpus
+
+CORPUS = load_corpus()
+FAMILIES = sorted({raw.name.partition("/")[0] for raw in CORPUS})
+
+
+def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
+    return [data[at:to] for at, to in pairwise([0, *sorted(cuts), len(data)]) if at < to]
+
+
+def ways_to_arrive(raw: RawRequests) -> list[list[bytes]]:
+    """Return the sequence whole, byte by byte, and cut at a few places that depend on its name only."""
+    data, places = raw.data, random.Random(raw.name)
+    cuts = [[], list(range(1, len(data))), *([places.randrange(len(data))] for _ in range(3))]
+    return [pieces_of(data, each) for each in cuts]
+
+
+def test_the_corpus_is_large_and_its_names_are_unique() -> None:
+    assert len(CORPUS) >= 200
+    assert len({raw.name for raw in CORPUS}) == len({raw.data for raw in CORPUS}) == len(CORPUS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_raw_requests_get_their_responses_in_order_on_both_paths(family: str) -> None:
+    limiter = FakeLimiter()
+    app = create_app(GatewaySettings(), limiter)
+    for raw in (raw for raw in CORPUS if raw.name.partition("/")[0] == family):
+        for pieces in ways_to_arrive(raw):
+            fast_path = FastPath(limiter, legacy_headers=False)
+            slow = await respond_to_stream(app, None, pieces)
+            slow_checks, limiter.checks = limiter.checks, []
+            fast = await respond_to_stream(app, fast_path, pieces)
+            again = await respond_to_stream(app, fast_path, pieces)  # with the heads that were remembered
+            assert final_statuses(slow) == raw.statuses, (raw.name, pieces, slow)
+            assert slow == fast == again, (raw.name, pieces)
+            assert limiter.checks == slow_checks * 2
+            limiter.checks = []
+    assert not limiter.changes, "a request that was hidden in a body changed something"
+
+
+@pytest.mark.parametrize(
+    "raw", [raw for raw in CORPUS if raw.name.startswith("pipeline/")], ids=lambda raw: raw.name
+)
+async def test_pipelines_cut_at_any_byte_get_the_same_responses(raw: RawRequests) -> None:
+    limiter = FakeLimiter()
+    app, fast_path = create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False)
+    whole = await respond_to_stream(app, fast_path, [raw.data])
+    step = max(len(raw.data) // 80, 1)
+    for cut in range(1, len(raw.data), step):
+        assert await respond_to_stream(app, fast_path, pieces_of(raw.data, [cut])) == whole, cut

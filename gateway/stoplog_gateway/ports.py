@@ -46,7 +46,7 @@ def bind_port(port: int, host: str, *, shared: bool = False) -> list[socket.sock
         port: 0 binds any free port, a different one for each address.
         host: An address or a name. An empty string means all addresses.
         shared: Set ``SO_REUSEPORT``: other processes of the same user can bind the same address if they set
-            it too. The kernel assigns each new connection to one of the listening sockets, by a hash of the
+            it too. ``::`` serves IPv4 as well. The kernel assigns each new connection to one of the listening sockets, by a hash of the
             connection's addresses.
 
     Raises:
@@ -55,7 +55,7 @@ def bind_port(port: int, host: str, *, shared: bool = False) -> list[socket.sock
     sockets: list[socket.socket] = []
     for family, address in _addresses(port, host):
         try:
-            sockets.append(_bind(family, address, shared=shared))
+            sockets.append(_bind(family, address, shared=shared, dual_stack=host == "::"))
         except OSError as exc:
             for sock in sockets:
                 sock.close()
@@ -74,7 +74,8 @@ def claim_port(port: int, host: str) -> list[socket.socket]:
         CannotListen: Another process holds the claim, or *host* cannot be resolved.
     """
     sockets: list[socket.socket] = []
-    for name in {str(address[0]) for _, address in _addresses(port, host)}:
+    names = {str(address[0]) for _, address in _addresses(port, host)}
+    for name in names | ({"0.0.0.0"} if host == "::" else set()):
         sock = socket.socket(socket.AF_UNIX)
         sockets.append(sock)
         try:
@@ -119,7 +120,7 @@ def _addresses(port: int, host: str) -> list[tuple[int, _Address]]:
     return [(family, address) for family, _, _, _, address in found]
 
 
-def _bind(family: int, address: _Address, *, shared: bool = False) -> socket.socket:
+def _bind(family: int, address: _Address, *, shared: bool = False, dual_stack: bool = False) -> socket.socket:
     sock = socket.socket(family)
     try:
         # As servers do: connections of an earlier server that are still closing do not block the port.
@@ -127,7 +128,8 @@ def _bind(family: int, address: _Address, *, shared: bool = False) -> socket.soc
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # An empty host has an address of each family. Only :: alone includes IPv4.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not dual_stack))
         sock.bind(address)
     except BaseException:
         sock.close()

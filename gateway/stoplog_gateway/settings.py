@@ -60,10 +60,29 @@ class GatewaySettings(Settings):
         description="Path of the file that maps Envoy's descriptors to clients. Unset: the first entry of "
         "a descriptor is the client.",
     )
+    envoy_connection_age_s: int = Field(
+        300,
+        ge=1,
+        le=3_600,
+        description="Seconds after which a gRPC connection ends, so that callers find new gateways.",
+    )
     admin_token: SecretStr | None = Field(
         None,
         description="Bearer token that calls which change or list limits must carry. Required if the gateway "
         "listens beyond loopback. Set it behind a proxy, too.",
+    )
+    startup_s: int = Field(
+        10,
+        ge=0,
+        le=3_600,
+        description="Seconds after which /readyz answers 200 even if the store has not answered since the start.",
+    )
+    drain_s: int = Field(
+        5,
+        ge=0,
+        le=3_600,
+        description="Seconds between the signal to stop, when /readyz begins to answer 503, and the end of the "
+        "listener. Set it to at least two intervals of the load balancer's health check.",
     )
     keepalive_s: int = Field(
         75,
@@ -110,5 +129,5 @@ class GatewaySettings(Settings):
 
     @property
     def stop_s(self) -> float:
-        """Seconds that a gateway may take to stop: requests end, checks are answered, all is published."""
-        return GRACE_S + (self.deadline_ms + self.publish_timeout_ms) / 1_000 + _CLOSING_S
+        """Seconds that a gateway may take to stop: it drains, requests end, and all checks are published."""
+        return self.drain_s + GRACE_S + (self.deadline_ms + self.publish_timeout_ms) / 1_000 + _CLOSING_S

@@ -45,7 +45,7 @@ def wait_ready(client: httpx.Client, *children: Child) -> None:
             if child.status is not None:
                 pytest.fail(f"{child.name} ended with {child.status}:\n{child.tail(40)}")
         try:
-            response = client.get("/readyz")
+            response = client.get("/readyz?strict=1")
             if response.status_code == 200:
                 return
             reason = response.json()["detail"]

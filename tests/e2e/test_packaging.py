@@ -198,7 +198,7 @@ def test_sdk_worker_and_gateway_each_run_with_their_own_extra(
 
         def ready() -> bool:
             try:
-                return http.get("/readyz").status_code == 200
+                return http.get("/readyz?strict=1").status_code == 200
             except httpx.TransportError:
                 return False
 

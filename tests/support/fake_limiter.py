@@ -105,6 +105,10 @@ class FakeLimiter(Limiter):
     def most_rejected(self) -> list[Rejected]:
         return [Rejected("mallory", 7, 1)]
 
+    async def is_ready(self) -> bool:
+        """Return whether the store answers checks."""
+        return self.readiness.ready
+
     @property
     def node_id(self) -> str:
         return "gateway-1"

@@ -88,7 +88,7 @@ class Gateway(Process):
     def ready(self) -> bool:
         """Return whether the store answers its checks."""
         try:
-            return self.http.get("/readyz").status_code == 200
+            return self.http.get("/readyz?strict=1").status_code == 200
         except httpx.TransportError:
             return False
 
@@ -173,7 +173,7 @@ class System:
         gateway = Gateway(
             name,
             [sys.executable, "-m", "stoplog_gateway", "gateway"],
-            env={**self._env(port=port, node_id=name, **settings), **(env or {})},
+            env={**self._env(port=port, node_id=name, **{"drain_s": 0, **settings}), **(env or {})},
             log=self.folder / f"{name}.log",
             port=port,
         )

@@ -36,6 +36,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
         "STOPLOG_PORT": str(free_port()),
         "STOPLOG_BROKER_PORT": str(free_port()),
         "STOPLOG_METRICS_PORT": "0",
+        "STOPLOG_DRAIN_S": "0",
         "JAVA_TOOL_OPTIONS": " ".join(quick_java()),
         # Long, so that no check fails open and no change stays unconfirmed while other tests run.
         "STOPLOG_DEADLINE_MS": "2000",

@@ -15,6 +15,7 @@ from stoplog_gateway.ports import CannotListen, claim_port
 from stoplog_gateway.settings import GatewaySettings
 
 if TYPE_CHECKING:
+    from stoplog_gateway.envoy.health import IsReady
     from stoplog_gateway.envoy.server import ContinueTrace, EnvoyServer
     from stoplog_gateway.envoy.service import RateLimitService
 
@@ -37,7 +38,12 @@ def rate_limit_service(
 
 
 def envoy_server(
-    settings: GatewaySettings, limiter: Limiter, mapping: DescriptorMapping, *, shared: bool
+    settings: GatewaySettings,
+    limiter: Limiter,
+    mapping: DescriptorMapping,
+    *,
+    shared: bool,
+    is_ready: IsReady,
 ) -> EnvoyServer | None:
     """Return the gRPC server for ``settings.envoy``, not started yet; ``None`` if that is not set.
 
@@ -46,6 +52,7 @@ def envoy_server(
         limiter: Limiter that answers the checks.
         mapping: Maps descriptors to clients.
         shared: Other processes of this gateway listen on the same address.
+        is_ready: Returns whether callers should send calls, for the health service.
 
     Raises:
         SettingsError: The extra ``envoy`` is not installed, or tracing is on and its extra is not installed.
@@ -67,6 +74,8 @@ def envoy_server(
         service,
         grace_s=settings.deadline_ms / 1_000,
         shared=shared,
+        max_age_s=settings.envoy_connection_age_s,
+        is_ready=is_ready,
         continue_trace=continue_trace,
     )
 

@@ -62,6 +62,9 @@ _MESSAGES: Final[dict[str, list[tuple[str, int, int | str, bool]]]] = {
         ("duration_until_reset", 4, "google.protobuf.Duration", False),
     ],
     "HeaderValue": [("key", 1, Field.TYPE_STRING, False), ("value", 2, Field.TYPE_STRING, False)],
+    # grpc/health/v1/health.proto. An enum and an int32 have the same encoding.
+    "HealthCheckRequest": [("service", 1, Field.TYPE_STRING, False)],
+    "HealthCheckResponse": [("status", 1, Field.TYPE_INT32, False)],
 }
 
 
@@ -102,5 +105,7 @@ def _message_class(name: str) -> Any:
 _pool: Final = descriptor_pool.Default()
 _pool.AddSerializedFile(_file_descriptor().SerializeToString())
 
+HealthCheckRequest: Final = _message_class("HealthCheckRequest")
+HealthCheckResponse: Final = _message_class("HealthCheckResponse")
 RateLimitRequest: Final = _message_class("RateLimitRequest")
 RateLimitResponse: Final = _message_class("RateLimitResponse")

@@ -13,6 +13,7 @@ import grpc.aio
 
 from stoplog.errors import InvalidInput
 from stoplog_gateway.envoy import cannot_listen
+from stoplog_gateway.envoy.health import HealthService, IsReady
 from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest, RateLimitResponse
 from stoplog_gateway.envoy.service import RateLimitService
 
@@ -24,7 +25,14 @@ MAX_MESSAGE: Final = 1 << 20
 Envoy allows traffic whose rate limit request fails, so API callers must not be able to exceed the maximum. It
 is far above the 60 KiB of header fields that Envoy accepts."""
 
+_AGE_GRACE_MS: Final = 10_000
+"""Milliseconds that calls have to finish on a connection that has reached its maximum age."""
+
 ContinueTrace: TypeAlias = Callable[[Iterable[tuple[str, str | bytes]]], AbstractContextManager[None]]
+
+
+async def _always() -> bool:
+    return True
 
 
 class EnvoyServer:
@@ -34,6 +42,9 @@ class EnvoyServer:
         address: ``host:port`` to listen on.
         service: Answers the requests.
         grace_s: Seconds that calls in flight have to finish when the server stops.
+        max_age_s: Seconds after which a connection ends. Then the caller connects again, perhaps to another
+            gateway.
+        is_ready: Returns whether callers should send calls, for the health service.
         shared: Allow other processes that set this flag too to listen on the same address.
         continue_trace: Continues the trace that a call's metadata name; ``None`` if tracing is off.
     """
@@ -45,12 +56,16 @@ class EnvoyServer:
         *,
         grace_s: float,
         shared: bool,
+        max_age_s: float = 300,
+        is_ready: IsReady = _always,
         continue_trace: ContinueTrace | None = None,
     ) -> None:
         self._address = address
         self._service = service
         self._grace_s = grace_s
         self._shared = shared
+        self._max_age_s = max_age_s
+        self._health = HealthService(is_ready)
         self._continue_trace = continue_trace
 
     async def __aenter__(self) -> Self:
@@ -65,6 +80,8 @@ class EnvoyServer:
             options=[
                 ("grpc.so_reuseport", int(self._shared)),
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
+                ("grpc.max_connection_age_ms", int(self._max_age_s * 1_000)),
+                ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
             ]
         )
         handler = grpc.unary_unary_rpc_method_handler(
@@ -73,7 +90,7 @@ class EnvoyServer:
             response_serializer=RateLimitResponse.SerializeToString,
         )
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
+            (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}), self._health.handler())
         )
         try:
             self._server.add_insecure_port(self._address)
@@ -86,7 +103,10 @@ class EnvoyServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish the calls in flight, and stop."""
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Accept no more calls, finish those in flight, and end the connections."""
         await self._server.stop(self._grace_s)
 
     async def _handle_call(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:

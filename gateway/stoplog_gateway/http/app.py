@@ -19,6 +19,8 @@ from stoplog.client.limiter import Limiter
 from stoplog.client.traffic import Traffic
 from stoplog_gateway.envoy.mapping import load_mapping
 from stoplog_gateway.http import openapi, problems
+from stoplog_gateway.http.auth import serves_local_callers_only
+from stoplog_gateway.http.middleware import AnswerHead, OnlyLocalCallers
 from stoplog_gateway.http.routes import (
     authorize,
     check,
@@ -32,6 +34,7 @@ from stoplog_gateway.http.routes import (
     status,
     traffic,
 )
+from stoplog_gateway.lifecycle import Lifecycle
 from stoplog_gateway.ports import url_of
 from stoplog_gateway.settings import GatewaySettings
 
@@ -45,9 +48,9 @@ The body of an error is `application/problem+json` (RFC 9457): `field` names the
 caused it, and `remedy` suggests a solution. A request that fails with an error publishes nothing.
 
 If the gateway has an admin token, changes need `Authorization: Bearer <token>`. Without an admin token, the
-gateway accepts changes only on loopback and only from programs on the same machine. It refuses a foreign
-`Host` or `Origin`, and requests that a proxy marks as forwarded. Not every proxy marks them: behind a proxy,
-set `STOPLOG_ADMIN_TOKEN`.
+gateway accepts changes only on loopback. It then answers only programs on the same machine: it refuses a
+foreign `Host` or `Origin`, and requests that a proxy marks as forwarded (403). Only `/v1/authorize` and `/json`
+accept them. Not every proxy marks requests: behind a proxy, set `STOPLOG_ADMIN_TOKEN`.
 """
 
 _ROUTERS: Final = (
@@ -116,8 +119,12 @@ def create_app(settings: GatewaySettings, limiter: Limiter | None = None) -> Fas
     app.models, app.documented_routers = _MODELS, _ROUTERS
     app.state.settings = settings
     app.state.limiter = limiter
+    app.state.lifecycle = Lifecycle(settings.startup_s)
     app.state.mapping = load_mapping(settings.envoy_mapping)
     for router in (*_ROUTERS, console.router, docs.router, envoy_json.router):
         app.include_router(router)
     problems.install(app)
+    if serves_local_callers_only(settings):
+        app.add_middleware(OnlyLocalCallers)
+    app.add_middleware(AnswerHead)
     return app

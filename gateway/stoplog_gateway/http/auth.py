@@ -1,46 +1,36 @@
 """Authorize the requests that change limits, reset counters or list clients (client ids can be API keys).
 
-All other routes, including checks, are open to every API caller that can connect.
-
 ================================  ==============================================================
 the gateway                       accepts these requests
 ================================  ==============================================================
 has an admin token                with ``Authorization: Bearer <token>``
-has no token, on loopback         from programs on the same machine, by the checks below
+has no token, on loopback         from programs on the same machine
 has no token, beyond loopback     none; the 403 response states the reason
 ================================  ==============================================================
 
 With a token, no other header field matters: a page of another site and a client behind a proxy do not know
-the token. Without one, a request from a program on the same machine passes three checks. ``Host`` is a
-loopback name or address, which excludes DNS rebinding. ``Origin``, if present, is the gateway's own address,
-which excludes pages of other sites. No header field of a proxy is present.
+the token. Without one, on loopback, the gateway answers no foreign request at all
+(:mod:`stoplog_gateway.http.local_callers`), except on the routes for proxies. In all other cases, checks are
+open to every API caller that can connect.
 
-A proxy on the same machine that adds no header field looks like a local program. Therefore, set a token
-behind any proxy.
+A proxy on the same machine that adds no header field and replaces ``Host`` looks like a local program.
+Therefore, set a token behind any proxy.
 """
 
 from __future__ import annotations
 
 import hmac
-from ipaddress import ip_address
+from collections.abc import Iterable
 from typing import Final
 
 from fastapi import Request
 from starlette.datastructures import Headers
 
+from stoplog_gateway.http.local_callers import foreign_field, is_loopback
 from stoplog_gateway.http.problems import FORBIDDEN, UNAUTHORIZED, ProblemError
 from stoplog_gateway.settings import GatewaySettings
 
 _SET_TOKEN: Final = "set STOPLOG_ADMIN_TOKEN and send Authorization: Bearer <token>"
-_PROXY_HEADERS: Final = (
-    "forwarded",
-    "via",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-real-ip",
-)
-"""Header fields that proxies add to forwarded requests."""
 
 
 async def require_admin(request: Request) -> None:
@@ -68,14 +58,23 @@ def authorize(settings: GatewaySettings, headers: Headers) -> None:
             "Authorization",
             _SET_TOKEN,
         )
-    host, origin = headers.get("host", ""), headers.get("origin")
-    if not is_loopback(_without_port(host)):
-        raise _foreign("Host", host)
-    if origin is not None and origin.lower() != f"http://{host}".lower():
-        raise _foreign("Origin", origin)
-    for name in _PROXY_HEADERS:
-        if name in headers:
-            raise _foreign(name.title(), headers[name])
+    require_local(headers.raw)
+
+
+def serves_local_callers_only(settings: GatewaySettings) -> bool:
+    """Return whether the gateway answers programs on the same machine only: on loopback, without a token."""
+    return settings.admin_token is None and is_loopback(settings.host)
+
+
+def require_local(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Return if a request with these *headers* comes from a program on the same machine.
+
+    Raises:
+        ProblemError: 403.
+    """
+    foreign = foreign_field(headers)
+    if foreign is not None:
+        raise _foreign(*foreign)
 
 
 def _require_token(token: str, authorization: str | None) -> None:
@@ -100,24 +99,3 @@ def _foreign(field: str, value: str) -> ProblemError:
         field,
         f"call http://127.0.0.1 directly, or {_SET_TOKEN}",
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether *host* is reachable only from this machine. The only trusted name is ``localhost``.
-
-    >>> [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "127.9.9.9")]
-    [True, True, True, True]
-    >>> [is_loopback(h) for h in ("0.0.0.0", "::", "10.0.0.1", "", "127.0.0.1.example.com")]
-    [False, False, False, False, False]
-    """
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host.lower() == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]

@@ -19,6 +19,7 @@ from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import JSON, Rendered, render
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
 from stoplog.client.limiter import Limiter
+from stoplog_gateway.http.local_callers import foreign_field
 from stoplog_gateway.http.problems import render_bug, render_error
 from stoplog_gateway.http.request_body import is_json
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
@@ -51,16 +52,23 @@ class FastPath:
 
     Args:
         limiter: Limiter that answers the checks.
+        local_only: Leave requests that do not come from programs on the same machine to the routes.
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
         tracing: Continues the callers' traces; ``None`` if tracing is off.
     """
 
     def __init__(
-        self, limiter: Limiter, *, legacy_headers: bool, tracing: RequestTracing | None = None
+        self,
+        limiter: Limiter,
+        *,
+        legacy_headers: bool,
+        local_only: bool = True,
+        tracing: RequestTracing | None = None,
     ) -> None:
         self._limiter = limiter
         self._legacy_headers = legacy_headers
         self._tracing = tracing
+        self._local_only = local_only
         self.known_heads: Final[dict[bytes, KnownHead]] = {}
         """Complete heads of plain checks, which need not be parsed again."""
         self._handlers: Final[dict[bytes, Handler]] = {
@@ -77,6 +85,8 @@ class FastPath:
         """
         handler = self._handlers.get(url)
         if handler is None or not _is_plain(headers):
+            return None
+        if self._local_only and foreign_field(headers) is not None:
             return None
         return handler if self._tracing is None else partial(self._handle_traced, handler, headers)
 

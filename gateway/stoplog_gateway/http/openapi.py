@@ -35,14 +35,14 @@ NO_BROKER: Final[Failure] = (
     UNAVAILABLE,
     "the change could not be published (no broker): try again",
     None,
-    "try again when /readyz answers 200",
+    "try again when /readyz?strict=1 answers 200",
 )
 READ_FAILURES: Final[tuple[Failure, ...]] = (
     (
         UNAVAILABLE,
         "limit-updates cannot be read: no broker answers",
         None,
-        "try again when /readyz answers 200",
+        "try again when /readyz?strict=1 answers 200",
     ),
     (
         BUSY,

@@ -24,7 +24,7 @@ log: Final = logging.getLogger(__name__)
 _BUSY_REMEDY: Final = (
     "try again after Retry-After seconds; to read many limits, use the pages of GET /v1/limits"
 )
-_METHODS: Final = ("GET", "PUT", "POST", "DELETE")
+_METHODS: Final = ("GET", "HEAD", "PUT", "POST", "DELETE")
 
 BAD_REQUEST: Final = Kind(400, "bad-request", "The request is not valid HTTP")
 MALFORMED: Final = Kind(400, "malformed-json", "The body is not JSON")
@@ -45,7 +45,7 @@ NOT_INSTALLED: Final = Kind(501, "not-installed", "The gateway lacks a required 
 UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
 BUSY: Final = Kind(503, "busy", "Too many reads at once")
 TOO_MANY_CONNECTIONS: Final = Kind(503, "too-many-connections", "Too many open connections")
-NOT_READY: Final = Kind(503, "not-ready", "The store does not answer checks")
+NOT_READY: Final = Kind(503, "not-ready", "The gateway should receive no checks")
 
 
 class ProblemError(Exception):
@@ -74,7 +74,9 @@ def render_error(exc: Exception) -> Rendered | None:
         case Busy():
             return _render(problem(BUSY, str(exc), None, _BUSY_REMEDY), [(b"retry-after", b"1")])
         case Unavailable():
-            return _render(problem(UNAVAILABLE, str(exc), None, "try again when /readyz answers 200"))
+            return _render(
+                problem(UNAVAILABLE, str(exc), None, "try again when /readyz?strict=1 answers 200")
+            )
         case _:
             return None
 
@@ -132,7 +134,10 @@ async def _on_routing_error(request: Request, exc: Exception) -> Response:
 def _methods_of(request: Request) -> list[str]:
     scopes = [{**request.scope, "method": method} for method in _METHODS]
     routes = request.app.routes
-    return [s["method"] for s in scopes if any(r.matches(s)[0] is Match.FULL for r in routes)]
+    methods = {s["method"] for s in scopes if any(r.matches(s)[0] is Match.FULL for r in routes)}
+    if "GET" in methods:
+        methods.add("HEAD")
+    return [method for method in _METHODS if method in methods]
 
 
 async def _on_disconnect(_: Request, __: Exception) -> Response:

@@ -163,7 +163,8 @@ class Up:
         return self._child(name, ["-m", "stoplog_worker", "worker"], env)
 
     def _gateway(self, number: int, port: int) -> Child:
-        env = {"STOPLOG_PORT": str(port)}
+        # No load balancer stands in front of it, and Ctrl-C should end it soon.
+        env = {"STOPLOG_PORT": str(port), "STOPLOG_DRAIN_S": os.environ.get("STOPLOG_DRAIN_S", "0")}
         if number > 1:
             env["STOPLOG_ENVOY"] = ""  # only one gateway can listen on this address
             if self._settings.node_id:

@@ -17,11 +17,14 @@ from starlette.types import ASGIApp
 from stoplog.client.limiter import Limiter
 from stoplog_gateway.envoy import envoy_server
 from stoplog_gateway.http.app import create_app
+from stoplog_gateway.http.auth import serves_local_callers_only
 from stoplog_gateway.http.connections import ConnectionLimits, Connections
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
+from stoplog_gateway.lifecycle import Lifecycle, Phase
 from stoplog_gateway.ports import bind_port
 from stoplog_gateway.server.descriptors import OTHER_DESCRIPTORS, raise_descriptor_limit
+from stoplog_gateway.server.gateway_server import GatewayServer
 from stoplog_gateway.server.process_slot import ProcessSlot
 from stoplog_gateway.settings import GRACE_S, GatewaySettings
 
@@ -49,11 +52,22 @@ def serve(settings: GatewaySettings, slot: ProcessSlot | None = None) -> str | N
     """
     limiter = Limiter(settings, reply_slot=slot.reply_slot if slot else None)
     app = create_app(settings, limiter)
-    envoy = envoy_server(settings, limiter, app.state.mapping, shared=slot is not None)
+    lifecycle: Lifecycle = app.state.lifecycle
+
+    async def is_ready() -> bool:
+        answered = (await limiter.ready()).ready
+        return lifecycle.phase(answered=answered) is Phase.SERVING
+
+    envoy = envoy_server(settings, limiter, app.state.mapping, shared=slot is not None, is_ready=is_ready)
     with ExitStack() as stack:
         tracing = _start_tracing(limiter, stack) if settings.tracing else None
         served: ASGIApp = app if tracing is None else tracing.wrap(app)
-        fast_path = FastPath(limiter, legacy_headers=settings.legacy_headers, tracing=tracing)
+        fast_path = FastPath(
+            limiter,
+            legacy_headers=settings.legacy_headers,
+            local_only=serves_local_callers_only(settings),
+            tracing=tracing,
+        )
         connections = Connections(
             ConnectionLimits(
                 keepalive_s=settings.keepalive_s,
@@ -78,8 +92,18 @@ def serve(settings: GatewaySettings, slot: ProcessSlot | None = None) -> str | N
             proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,
         )
+
+        def drain() -> None:
+            lifecycle.drain()
+            connections.drain()
+
+        async def close() -> None:
+            if envoy is not None:
+                await envoy.stop()
+
         with suppress(asyncio.CancelledError):  # a signal during the start
-            uvloop.run(_serve(app, uvicorn.Server(config), limiter, envoy, slot))
+            server = GatewayServer(config, drain=drain, drain_s=settings.drain_s, close=close)
+            uvloop.run(_serve(app, server, limiter, envoy, slot))
         return limiter.failure
 
 
@@ -119,4 +143,4 @@ async def _serve(
             # the signal again and expects this handler: the default one would end the process as a failure.
             signal.signal(number, stop)
         config = server.config
-        await server.serve(bind_port(config.port, config.host, shared=True) if slot else None)
+        await server.serve(bind_port(config.port, config.host, shared=slot is not None))

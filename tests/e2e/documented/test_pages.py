@@ -118,7 +118,7 @@ def readiness(kind: str, command: str, system: System) -> Callable[[Process], bo
         return lambda _: bool(deciding(system) - before)
     if kind == "stoplog gateway":
         [port] = re.findall(r"STOPLOG_PORT=(\d+)", command)
-        return lambda _: answers(f"http://127.0.0.1:{port}/readyz")
+        return lambda _: answers(f"http://127.0.0.1:{port}/readyz?strict=1")
     line = "stoplog is ready" if kind == "stoplog up" else "Uvicorn running"
     return lambda process: bool(process.lines(line))
 

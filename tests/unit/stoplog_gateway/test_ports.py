@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -99,3 +100,23 @@ def test_bind_port_closes_its_sockets_when_one_address_is_taken() -> None:
                 port, "localhost"
             )  # pytest fails if a socket stays open: it turns ResourceWarning into an error
     ensure_free(port, "localhost")
+
+
+def test_the_address_of_all_ipv6_addresses_serves_ipv4_too() -> None:
+    port = free_port()
+    for shared in (False, True):
+        [sock] = bind_port(port, "::", shared=shared)
+        with sock:
+            sock.listen()
+            for address in ("127.0.0.1", "::1"):
+                socket.create_connection((address, port), 10).close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="claims need abstract sockets")
+def test_a_claim_of_all_ipv6_addresses_includes_ipv4() -> None:
+    port = free_port()
+    with ExitStack() as stack:
+        for sock in claim_port(port, "::"):
+            stack.enter_context(sock)
+        with pytest.raises(CannotListen):
+            claim_port(port, "0.0.0.0")

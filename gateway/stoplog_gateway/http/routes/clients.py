@@ -68,7 +68,7 @@ _NO_REPLY: Final[openapi.Failure] = (
     UNAVAILABLE,
     "the worker of partition 2 did not reply: check that it runs (`stoplog status`)",
     None,
-    "try again when /readyz answers 200",
+    "try again when /readyz?strict=1 answers 200",
 )
 _BUSY: Final[openapi.Failure] = (
     BUSY,

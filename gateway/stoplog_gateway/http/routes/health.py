@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.params import LimiterDep
-from stoplog_gateway.http.problems import NOT_READY, ProblemError
+from stoplog_gateway.http.problems import INVALID, NOT_READY, ProblemError
 from stoplog_gateway.http.responses import respond
+from stoplog_gateway.lifecycle import Lifecycle, Phase
 
 
 class Health(msgspec.Struct, frozen=True):
     """The state: `alive`, or also `ready`."""
 
     status: Literal["alive", "ready"]
+
+
+class ReadyQuery(BaseModel):
+    """The query of ``/readyz``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    strict: bool = Field(False, description="Be ready only while the store answers.")
 
 
 _REMEDY = "see /v1/status; until then, checks fail open"
@@ -43,25 +53,36 @@ async def healthz() -> Response:
 
 @router.get(
     "/readyz",
-    summary="Readiness to answer from the store",
+    summary="Readiness to receive checks",
     responses={
         **openapi.success(
             200,
-            "The store answers checks of at least one partition",
+            "The gateway answers checks; with `strict`, the store answers those of at least one partition",
             openapi.schema_of(Health),
             {"ready": Health("ready")},
         ),
-        **openapi.failures((NOT_READY, "partition 2 has not answered yet", None, _REMEDY)),
+        **openapi.failures(
+            (NOT_READY, "partition 2 has not answered yet", None, _REMEDY),
+            (INVALID, "strict: Input should be a valid boolean", "strict", "see the parameter in /docs"),
+        ),
     },
 )
-async def readyz(limiter: LimiterDep) -> Response:
+async def readyz(request: Request, query: Annotated[ReadyQuery, Query()], limiter: LimiterDep) -> Response:
     """Return 200 if a load balancer should send checks to this gateway.
 
-    Return 503 with the reason while the checks of *every* partition fail open, and after a start until every
-    partition has answered once. If only some partitions fail open, the status is 200: `/v1/status` lists them
-    in `degraded_partitions`, and the answer to each of their checks contains `degraded: true`.
+    Return 503 while the gateway drains before its end. Also return 503 after a start until every partition has
+    answered once, for at most `STOPLOG_STARTUP_S`. A gateway whose store does not answer stays ready: its
+    checks fail open, and without it they would get no answer.
+
+    With `strict=1`, also return 503 while the checks of *every* partition fail open. If only some partitions
+    fail open, the status is 200: `/v1/status` lists them in `degraded_partitions`, and the answer to each of
+    their checks contains `degraded: true`.
     """
+    lifecycle: Lifecycle = request.app.state.lifecycle
     readiness = await limiter.ready()
-    if not readiness.ready:
+    phase = lifecycle.phase(answered=readiness.ready)
+    if phase is Phase.DRAINING:
+        raise ProblemError(NOT_READY, "the gateway is about to stop", None, "send checks to another gateway")
+    if not readiness.ready and (query.strict or phase is Phase.STARTING):
         raise ProblemError(NOT_READY, readiness.reason or "not ready", None, _REMEDY)
     return respond(Health("ready"))

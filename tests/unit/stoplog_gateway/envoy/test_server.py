@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -11,7 +12,14 @@ import pytest
 from opentelemetry import trace
 from stoplog_gateway.envoy import envoy_server
 from stoplog_gateway.envoy.mapping import DescriptorMapping
-from stoplog_gateway.envoy.messages import OK, OVER_LIMIT, RateLimitRequest, RateLimitResponse
+from stoplog_gateway.envoy.messages import (
+    OK,
+    OVER_LIMIT,
+    SERVICE,
+    HealthCheckRequest,
+    RateLimitRequest,
+    RateLimitResponse,
+)
 from stoplog_gateway.envoy.server import EnvoyServer
 from stoplog_gateway.envoy.service import RateLimitService
 from stoplog_gateway.ports import CannotListen, free_port
@@ -134,7 +142,11 @@ async def test_response_headers_describe_the_tightest_answer(
 async def test_legacy_header_fields_are_sent_if_the_settings_say_so() -> None:
     address, limiter = f"127.0.0.1:{free_port()}", Limiter()
     server = envoy_server(
-        GatewaySettings(envoy=address, legacy_headers=True), limiter, DescriptorMapping(), shared=False
+        GatewaySettings(envoy=address, legacy_headers=True),
+        limiter,
+        DescriptorMapping(),
+        shared=False,
+        is_ready=limiter.is_ready,
     )
     assert server is not None
     async with server, grpc.aio.insecure_channel(address) as channel:
@@ -233,7 +245,11 @@ async def test_with_tracing_each_call_continues_its_callers_trace() -> None:
 
     address, limiter = f"127.0.0.1:{free_port()}", Seeing()
     server = envoy_server(
-        GatewaySettings(envoy=address, tracing=True), limiter, DescriptorMapping(), shared=False
+        GatewaySettings(envoy=address, tracing=True),
+        limiter,
+        DescriptorMapping(),
+        shared=False,
+        is_ready=limiter.is_ready,
     )
     assert server is not None
     request = RateLimitRequest(domain="edge", descriptors=[descriptor("alice")]).SerializeToString()
@@ -245,3 +261,54 @@ async def test_with_tracing_each_call_continues_its_callers_trace() -> None:
         await envoy.call_raw(request, ("traceparent", "no trace"))
         await envoy.call_raw(request)
     assert seen == [(9, True), (9, False), (0, False), (0, False)]
+
+
+async def test_the_health_service_answers_what_readyz_answers() -> None:
+    ready = True
+
+    async def is_ready() -> bool:
+        return ready
+
+    address = f"127.0.0.1:{free_port()}"
+    service = RateLimitService(Limiter(), DescriptorMapping(), legacy_headers=False)
+    async with (
+        EnvoyServer(address, service, grace_s=0, shared=False, is_ready=is_ready),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        assert await check(b"") == b"\x08\x01"  # status: SERVING
+        assert await check(HealthCheckRequest(service=SERVICE).SerializeToString()) == b"\x08\x01"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await check(HealthCheckRequest(service="another").SerializeToString())
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        statuses = watch(b"")
+        assert await statuses.read() == b"\x08\x01"
+        ready = False
+        assert await statuses.read() == b"\x08\x02"  # NOT_SERVING
+        assert await check(b"") == b"\x08\x02"
+        statuses.cancel()
+
+
+async def test_a_connection_ends_at_its_maximum_age_without_a_failed_call() -> None:
+    address, limiter = f"127.0.0.1:{free_port()}", Limiter()
+    service = RateLimitService(limiter, DescriptorMapping(), legacy_headers=False)
+    peers = set()
+
+    async def is_ready() -> bool:
+        return True
+
+    class Seeing(EnvoyServer):
+        async def _handle_call(self, request: Any, context: Any) -> Any:
+            peers.add(context.peer())
+            return await super()._handle_call(request, context)
+
+    async with (
+        Seeing(address, service, grace_s=0, shared=False, max_age_s=1, is_ready=is_ready),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        envoy = Envoy(channel, limiter)
+        async with asyncio.timeout(20):
+            while len(peers) < 2:
+                await envoy.call(descriptors=[descriptor("alice")])
+                await asyncio.sleep(0.05)

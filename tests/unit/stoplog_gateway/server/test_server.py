@@ -1,15 +1,27 @@
-"""Run a gateway process with only the packages of the extra ``gateway``."""
+"""Run a gateway process: with few packages, until its end, and with few file descriptors."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import httpx
+import pytest
 from stoplog_gateway.ports import free_port
+
+HALF_OPEN = [
+    b"",
+    b"GET /healthz HTTP/1.1\r\nHost: localh",
+    b"POST /v1/check HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
+]
+"""Beginnings of requests that never go on."""
 
 OTHER_EXTRAS = (
     *("aiokafka", "cramjam", "faust", "mode", "rocksdict", "stoplog_worker"),
@@ -29,7 +41,12 @@ main()
 
 def test_gateway_serves_without_the_packages_of_other_extras() -> None:
     port = free_port()
-    env = {**os.environ, "STOPLOG_PORT": str(port), "STOPLOG_KAFKA": f"127.0.0.1:{free_port()}"}
+    env = {
+        **os.environ,
+        "STOPLOG_PORT": str(port),
+        "STOPLOG_DRAIN_S": "0",
+        "STOPLOG_KAFKA": f"127.0.0.1:{free_port()}",
+    }
     with subprocess.Popen(
         [sys.executable, "-c", GATEWAY, "gateway"], env=env, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -42,6 +59,82 @@ def test_gateway_serves_without_the_packages_of_other_extras() -> None:
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
+
+
+@contextmanager
+def running(
+    *arguments: str, descriptors: tuple[int, int] | None = None, **settings: object
+) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """Run a gateway without a store, with a client that opens a connection for each request."""
+    port = free_port()
+    env = {**os.environ, "STOPLOG_PORT": str(port), "STOPLOG_KAFKA": f"127.0.0.1:{free_port()}"}
+    env |= {f"STOPLOG_{name.upper()}": str(value) for name, value in settings.items()}
+    command = [sys.executable, "-m", "stoplog_gateway", "gateway", *arguments]
+    if descriptors is not None:
+        command = ["prlimit", f"--nofile={descriptors[0]}:{descriptors[1]}", *command]
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with (
+        subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, limits=limits) as client,
+    ):
+        try:
+            _until(lambda: _answers(port))
+            yield process, client
+        finally:
+            process.kill()
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--processes", "2")])
+def test_a_gateway_that_stops_first_fails_its_readiness_and_goes_on_serving(
+    arguments: tuple[str, ...],
+) -> None:
+    with running(*arguments, drain_s=3, startup_s=0) as (process, client):
+        _until(lambda: client.get("/readyz").status_code == 200)
+        process.send_signal(signal.SIGTERM)
+        _until(lambda: client.get("/readyz").status_code == 503)
+        began = time.monotonic()
+        while time.monotonic() < began + 1.5:
+            response = client.get("/readyz")
+            assert response.status_code == 503
+            assert response.headers["connection"] == "close"
+            assert client.post("/v1/check", json={"client_id": "a"}).json()["degraded"]
+        assert process.wait(30) == 0
+        assert time.monotonic() - began > 1.5
+
+
+def test_a_second_signal_ends_the_drain() -> None:
+    with running(drain_s=60, startup_s=0) as (process, client):
+        process.send_signal(signal.SIGTERM)
+        _until(lambda: client.get("/readyz").status_code == 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_a_gateway_with_few_descriptors_serves_beside_many_half_open_connections() -> None:
+    with ExitStack() as stack:
+        _, client = stack.enter_context(running(head_timeout_s=1, keepalive_s=2, descriptors=(64, 256)))
+        address = ("127.0.0.1", client.base_url.port or 0)
+        for sent in HALF_OPEN * 70:
+            stack.enter_context(socket.create_connection(address)).sendall(sent)
+        began = time.monotonic()
+        _until(lambda: client.get("/healthz").status_code == 200)  # 503 while all connections are busy
+        assert time.monotonic() - began < 10
+        metrics = client.get("/metrics").text
+        evicted = re.search(r'closed_total\{reason="evicted"\} (\d+)', metrics)
+        assert evicted is not None
+        assert int(evicted[1]) > 0
+
+        def only_own_connection() -> bool:
+            return "\nstoplog_http_connections 1.0\n" in client.get("/metrics").text
+
+        _until(only_own_connection)  # the timeouts closed the others
 
 
 def _answers(port: int) -> bool:

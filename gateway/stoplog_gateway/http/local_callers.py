@@ -1,0 +1,84 @@
+"""Tell programs on the same machine from everyone else, by the header fields of a request.
+
+A request is foreign if ``Host`` is no loopback name or address (DNS rebinding), if ``Origin`` is not the
+gateway's own address (pages of other sites), or if a proxy forwarded it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Final
+
+_FORWARDED: Final = frozenset(
+    (
+        b"cdn-loop",
+        b"cf-connecting-ip",
+        b"cf-connecting-ipv6",
+        b"cf-ray",
+        b"client-ip",
+        b"fastly-client-ip",
+        b"fly-client-ip",
+        b"forwarded",
+        b"forwarded-for",
+        b"true-client-ip",
+        b"via",
+        b"x-amzn-trace-id",
+        b"x-appengine-user-ip",
+        b"x-azure-clientip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-forwarded",
+        b"x-proxyuser-ip",
+        b"x-real-ip",
+        b"x-remote-addr",
+        b"x-remote-ip",
+        b"x-rewrite-url",
+    )
+)
+"""Header fields that proxies, CDNs and clouds add to the requests that they forward."""
+
+_FORWARDED_PREFIXES: Final = (b"x-forwarded-", b"x-original-", b"x-envoy-", b"cloudfront-")
+
+
+def foreign_field(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str] | None:
+    """Return name and value of the header field that makes a request foreign; ``None`` for a local request.
+
+    Args:
+        headers: Header fields, with names in lower case.
+    """
+    host, origin = b"", None
+    for name, value in headers:
+        if name == b"host":
+            host = value.strip()
+        elif name == b"origin":
+            origin = value
+        elif name in _FORWARDED or name.startswith(_FORWARDED_PREFIXES):
+            return name.decode("latin-1").title(), value.decode("latin-1")
+    text = host.decode("latin-1")
+    if not is_loopback(_without_port(text)):
+        return "Host", text
+    if origin is not None and origin.lower() != b"http://" + host.lower():
+        return "Origin", origin.decode("latin-1")
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether *host* is reachable only from this machine. The only trusted name is ``localhost``.
+
+    >>> [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "127.9.9.9")]
+    [True, True, True, True]
+    >>> [is_loopback(h) for h in ("0.0.0.0", "::", "10.0.0.1", "", "127.0.0.1.example.com")]
+    [False, False, False, False, False]
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host.lower() == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

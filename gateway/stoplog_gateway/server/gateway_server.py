@@ -1,0 +1,51 @@
+"""Uvicorn's server, with a pause between the failing readiness and the end of the listener."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import uvicorn
+
+log: Final = logging.getLogger(__name__)
+
+_POLL_S: Final = 0.1
+
+
+class GatewayServer(uvicorn.Server):
+    """Serve until a signal, drain, and stop.
+
+    Args:
+        config: Uvicorn's configuration.
+        drain: Called first: readiness fails, and each response ends its connection.
+        drain_s: Seconds for load balancers to notice. New connections are still accepted.
+        close: Called after that, together with the end of the HTTP listener.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        drain: Callable[[], None],
+        drain_s: float,
+        close: Callable[[], Awaitable[None]],
+    ) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._drain_s = drain_s
+        self._close = close
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain for a while, at most until a second signal. Then close the listener, and end the requests."""
+        self._drain()
+        if self._drain_s:
+            log.info("draining for %d s: /readyz answers 503, requests are still served", self._drain_s)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._drain_s
+        while loop.time() < until and len(self._captured_signals) < 2 and not self.force_exit:
+            await asyncio.sleep(min(_POLL_S, until - loop.time()))
+            await self.on_tick(0)  # keeps the Date of responses current
+        await asyncio.gather(super().shutdown(sockets), self._close())

@@ -42,11 +42,13 @@ def ensure_free(port: int, host: str) -> None:
 def bind_port(port: int, host: str, *, shared: bool = False) -> list[socket.socket]:
     """Return bound sockets that do not listen yet, one for each address that *host* resolves to.
 
+    The socket of ``::`` accepts connections over IPv4 too.
+
     Args:
         port: 0 binds any free port, a different one for each address.
         host: An address or a name. An empty string means all addresses.
         shared: Set ``SO_REUSEPORT``: other processes of the same user can bind the same address if they set
-            it too. ``::`` serves IPv4 as well. The kernel assigns each new connection to one of the listening sockets, by a hash of the
+            it too. The kernel assigns each new connection to one of the listening sockets, by a hash of the
             connection's addresses.
 
     Raises:

@@ -75,14 +75,14 @@ class GatewaySettings(Settings):
         10,
         ge=0,
         le=3_600,
-        description="Seconds after which /readyz answers 200 even if the store has not answered since the start.",
+        description="Seconds after the start from which /readyz answers 200 even if the store does not answer.",
     )
     drain_s: int = Field(
         5,
         ge=0,
         le=3_600,
-        description="Seconds between the signal to stop, when /readyz begins to answer 503, and the end of the "
-        "listener. Set it to at least two intervals of the load balancer's health check.",
+        description="Seconds between the signal to stop, when /readyz begins to answer 503, and the end of "
+        "the listener. Set it to at least two intervals of the load balancer's health check.",
     )
     keepalive_s: int = Field(
         75,

@@ -49,8 +49,8 @@ caused it, and `remedy` suggests a solution. A request that fails with an error 
 
 If the gateway has an admin token, changes need `Authorization: Bearer <token>`. Without an admin token, the
 gateway accepts changes only on loopback. It then answers only programs on the same machine: it refuses a
-foreign `Host` or `Origin`, and requests that a proxy marks as forwarded (403). Only `/v1/authorize` and `/json`
-accept them. Not every proxy marks requests: behind a proxy, set `STOPLOG_ADMIN_TOKEN`.
+foreign `Host` or `Origin`, and requests that a proxy marks as forwarded (403). Only `/v1/authorize` and
+`/json` accept them. Not every proxy marks requests: behind a proxy, set `STOPLOG_ADMIN_TOKEN`.
 """
 
 _ROUTERS: Final = (

@@ -1,7 +1,7 @@
 """Bound the connections of a gateway process: their number, and the time that each may waste.
 
-A connection that sends nothing holds a file descriptor. Without bounds, a few hundred such connections lock out
-all other callers. One timer per process visits all connections twice a second. Requests set no timers.
+A connection that sends nothing holds a file descriptor. Without bounds, a few hundred such connections lock
+out all other callers. One timer per process visits all connections twice a second. Requests set no timers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SWEEP_S: Final = 0.5
 """Seconds between two visits of all connections. A timeout takes up to this much longer than its setting."""
 
 _CANDIDATES: Final = 64
-"""Idle connections found by one search. The search visits all connections, so its result is used for several."""
+"""Idle connections found by one search. It visits all connections, so its result is used for several."""
 
 _SEARCH_PAUSE_S: Final = 0.1
 """Seconds without another search after one that found no idle connection."""
 
 _RESUMED_PER_TURN: Final = 4
-"""Connections with pipelined requests that go on in one turn of the event loop. Others are served in between."""
+"""Connections with pipelined requests that go on in one turn of the event loop. Others come in between."""
 
 _LOG_PAUSE_S: Final = 60.0
 

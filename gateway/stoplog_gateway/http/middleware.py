@@ -35,7 +35,7 @@ class AnswerHead:
 
 
 class OnlyLocalCallers:
-    """Refuse requests that do not come from programs on the same machine, except on the routes for proxies."""
+    """Refuse requests from anywhere but programs on the same machine, except on the routes for proxies."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -8,10 +8,10 @@ handles every request that needs more of HTTP.
 Uvicorn writes the head and the body of a response separately, so each response costs two system calls and two
 segments. This protocol joins them.
 
-One request at a time is parsed. Uvicorn parses pipelined requests at once, and keeps an object for each. This
-protocol keeps their bytes and stops reading the connection until the response is sent. It finds the end of each
-request itself (:mod:`stoplog_gateway.http.request_head`, :mod:`stoplog_gateway.http.chunked`) and passes the
-parser no byte beyond it. If the parser finds another end, the connection is closed. A request that asks for
+One request at a time is parsed. Uvicorn parses pipelined requests at once, and keeps an object for each.
+This protocol keeps their bytes and stops reading the connection until the response is sent. It finds the end
+of each request itself (:mod:`stoplog_gateway.http.request_head`, :mod:`stoplog_gateway.http.chunked`) and
+passes the parser no byte beyond it. If the parser finds another end, the connection is closed. A request that asks for
 another protocol (``Upgrade``) is answered as if it did not.
 """
 
@@ -176,8 +176,8 @@ class GatewayProtocol(HttpToolsProtocol):
     def _close_after_response(self) -> None:
         """Close the connection; if the caller may still be sending, read on until it stops.
 
-        The operating system resets a connection that is closed with unread data, and the reset can destroy the
-        response before the caller reads it.
+        The operating system resets a connection that is closed with unread data, and the reset can destroy
+        the response before the caller reads it.
         """
         if self._phase is _CLOSED:
             return

@@ -12,14 +12,14 @@ class Clock:
         return self.now
 
 
-def test_a_start_ends_when_every_partition_has_answered() -> None:
+def test_start_ends_when_every_partition_has_answered() -> None:
     lifecycle = Lifecycle(10, Clock())
     assert lifecycle.phase(answered=False) is Phase.STARTING
     assert lifecycle.phase(answered=True) is Phase.SERVING
     assert lifecycle.phase(answered=False) is Phase.SERVING
 
 
-def test_a_start_during_an_outage_ends_after_the_startup_time() -> None:
+def test_start_during_an_outage_ends_after_the_startup_time() -> None:
     clock = Clock()
     lifecycle = Lifecycle(10, clock)
     clock.now += 9.9

@@ -102,7 +102,7 @@ def test_bind_port_closes_its_sockets_when_one_address_is_taken() -> None:
     ensure_free(port, "localhost")
 
 
-def test_the_address_of_all_ipv6_addresses_serves_ipv4_too() -> None:
+def test_address_of_all_ipv6_addresses_serves_ipv4_too() -> None:
     port = free_port()
     for shared in (False, True):
         [sock] = bind_port(port, "::", shared=shared)
@@ -113,7 +113,7 @@ def test_the_address_of_all_ipv6_addresses_serves_ipv4_too() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="claims need abstract sockets")
-def test_a_claim_of_all_ipv6_addresses_includes_ipv4() -> None:
+def test_claim_of_all_ipv6_addresses_includes_ipv4() -> None:
     port = free_port()
     with ExitStack() as stack:
         for sock in claim_port(port, "::"):

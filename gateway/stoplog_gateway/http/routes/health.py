@@ -70,8 +70,8 @@ async def healthz() -> Response:
 async def readyz(request: Request, query: Annotated[ReadyQuery, Query()], limiter: LimiterDep) -> Response:
     """Return 200 if a load balancer should send checks to this gateway.
 
-    Return 503 while the gateway drains before its end. Also return 503 after a start until every partition has
-    answered once, for at most `STOPLOG_STARTUP_S`. A gateway whose store does not answer stays ready: its
+    Return 503 while the gateway drains before its end. Also return 503 after a start until every partition
+    has answered once, for at most `STOPLOG_STARTUP_S`. A gateway whose store does not answer stays ready: its
     checks fail open, and without it they would get no answer.
 
     With `strict=1`, also return 503 while the checks of *every* partition fail open. If only some partitions

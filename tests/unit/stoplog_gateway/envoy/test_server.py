@@ -263,7 +263,7 @@ async def test_with_tracing_each_call_continues_its_callers_trace() -> None:
     assert seen == [(9, True), (9, False), (0, False), (0, False)]
 
 
-async def test_the_health_service_answers_what_readyz_answers() -> None:
+async def test_health_service_answers_what_readyz_answers() -> None:
     ready = True
 
     async def is_ready() -> bool:
@@ -290,7 +290,7 @@ async def test_the_health_service_answers_what_readyz_answers() -> None:
         statuses.cancel()
 
 
-async def test_a_connection_ends_at_its_maximum_age_without_a_failed_call() -> None:
+async def test_connection_ends_at_its_maximum_age_without_a_failed_call() -> None:
     address, limiter = f"127.0.0.1:{free_port()}", Limiter()
     service = RateLimitService(limiter, DescriptorMapping(), legacy_headers=False)
     peers = set()

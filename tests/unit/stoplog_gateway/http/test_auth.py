@@ -148,7 +148,7 @@ async def test_on_loopback_without_a_token_foreign_requests_are_refused_except_o
 
 
 @pytest.mark.parametrize("headers", FOREIGN)
-async def test_the_fast_path_refuses_foreign_requests_as_the_routes_do(headers: dict[str, str]) -> None:
+async def test_fast_path_refuses_foreign_requests_as_the_routes_do(headers: dict[str, str]) -> None:
     limiter = FakeLimiter()
     app = create_app(GatewaySettings(), limiter)
     given = {"host": "localhost", **headers}

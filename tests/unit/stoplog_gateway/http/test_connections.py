@@ -1,4 +1,4 @@
-"""Bounds of connections on a real server: time without progress, their number, and pipelines that no one reads."""
+"""Bounds of connections on a real server: time without progress, their number, and unread pipelines."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def exchange(address: tuple[str, int], *parts: bytes) -> bytes:
     ],
 )
 @on_uvloop
-async def test_a_connection_without_progress_is_closed(
+async def test_connection_without_progress_is_closed(
     sent: bytes, statuses: list[int], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "stoplog_gateway.http.connections")
@@ -112,7 +112,7 @@ async def test_a_connection_without_progress_is_closed(
 
 
 @on_uvloop
-async def test_a_slow_body_with_progress_is_read_and_a_slow_head_is_not() -> None:
+async def test_slow_body_with_progress_is_read_and_a_slow_head_is_not() -> None:
     async with serving(QUICK) as running:
         for request, head, status in ((CHECK, len(CHECK) - 18, 200), (GET, 0, 408)):
             reader, writer = await asyncio.open_connection(*running.address)
@@ -126,7 +126,7 @@ async def test_a_slow_body_with_progress_is_read_and_a_slow_head_is_not() -> Non
 
 
 @on_uvloop
-async def test_a_client_that_reads_no_response_is_disconnected() -> None:
+async def test_client_that_reads_no_response_is_disconnected() -> None:
     async with serving(QUICK) as running:
         with socket.create_connection(running.address) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
@@ -172,7 +172,7 @@ async def test_at_the_bound_without_an_idle_connection_a_new_one_gets_503() -> N
 
 
 @on_uvloop
-async def test_a_request_that_waited_during_a_stall_is_answered() -> None:
+async def test_request_that_waited_during_a_stall_is_answered() -> None:
     """After SIGSTOP and SIGCONT, timers run before sockets are read."""
     async with serving(QUICK) as running:
         with socket.create_connection(running.address) as client:
@@ -188,7 +188,7 @@ async def test_a_request_that_waited_during_a_stall_is_answered() -> None:
 
 
 @on_uvloop
-async def test_the_response_to_a_body_that_is_too_large_arrives() -> None:
+async def test_response_to_a_body_that_is_too_large_arrives() -> None:
     head = b"POST /v1/check HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     async with serving(ConnectionLimits()) as running:
         for length in (b"Content-Length: 20000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1312d00\r\n"):
@@ -198,7 +198,7 @@ async def test_the_response_to_a_body_that_is_too_large_arrives() -> None:
 
 
 @on_uvloop
-async def test_a_shutdown_ends_each_connection_after_its_response() -> None:
+async def test_shutdown_ends_each_connection_after_its_response() -> None:
     async with serving(ConnectionLimits()) as running:
         reader, writer = await asyncio.open_connection(*running.address)
         idle, idle_writer = await asyncio.open_connection(*running.address)

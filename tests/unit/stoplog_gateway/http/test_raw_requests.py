@@ -29,7 +29,7 @@ def ways_to_arrive(raw: RawRequests) -> list[list[bytes]]:
     return [pieces_of(data, each) for each in cuts]
 
 
-def test_the_corpus_is_large_and_its_names_are_unique() -> None:
+def test_corpus_is_large_and_its_names_are_unique() -> None:
     assert len(CORPUS) >= 200
     assert len({raw.name for raw in CORPUS}) == len({raw.data for raw in CORPUS}) == len(CORPUS)
 

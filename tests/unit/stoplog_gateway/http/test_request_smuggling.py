@@ -27,7 +27,7 @@ def upgrading(path: str, body: bytes, upgrade: tuple[tuple[bytes, bytes], ...]) 
 
 @pytest.mark.parametrize("upgrade", UPGRADES)
 @pytest.mark.parametrize("path", ["/v1/check", "/v1/check?a=b"])
-async def test_a_request_in_the_body_of_an_upgrade_request_is_not_answered(
+async def test_request_in_the_body_of_an_upgrade_request_is_not_answered(
     path: str, upgrade: tuple[tuple[bytes, bytes], ...], limiter: FakeLimiter
 ) -> None:
     app = create_app(GatewaySettings(), limiter)
@@ -41,7 +41,7 @@ async def test_a_request_in_the_body_of_an_upgrade_request_is_not_answered(
 
 
 @pytest.mark.parametrize("upgrade", UPGRADES)
-async def test_a_check_that_offers_another_protocol_is_answered(
+async def test_check_that_offers_another_protocol_is_answered(
     upgrade: tuple[tuple[bytes, bytes], ...], limiter: FakeLimiter
 ) -> None:
     connection = Connection(create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False))
@@ -53,7 +53,7 @@ async def test_a_check_that_offers_another_protocol_is_answered(
     await connection.disconnect()
 
 
-async def test_a_chunked_body_of_an_upgrade_request_is_read(limiter: FakeLimiter) -> None:
+async def test_chunked_body_of_an_upgrade_request_is_read(limiter: FakeLimiter) -> None:
     headers = (JSON, (b"transfer-encoding", b"chunked"), *UPGRADES[0])
     body = b'12\r\n{"client_id": "a"}\r\n0\r\n\r\n'
     connection = Connection(create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False))

@@ -75,7 +75,7 @@ class GatewaySettings(Settings):
         10,
         ge=0,
         le=3_600,
-        description="Seconds after the start from which /readyz answers 200 even if the store does not answer.",
+        description="Seconds from the start until /readyz answers 200 even if the store does not answer.",
     )
     drain_s: int = Field(
         5,

@@ -11,8 +11,8 @@ segments. This protocol joins them.
 One request at a time is parsed. Uvicorn parses pipelined requests at once, and keeps an object for each.
 This protocol keeps their bytes and stops reading the connection until the response is sent. It finds the end
 of each request itself (:mod:`stoplog_gateway.http.request_head`, :mod:`stoplog_gateway.http.chunked`) and
-passes the parser no byte beyond it. If the parser finds another end, the connection is closed. A request that asks for
-another protocol (``Upgrade``) is answered as if it did not.
+passes the parser no byte beyond it. If the parser finds another end, the connection is closed. A request
+that asks for another protocol (``Upgrade``) is answered as if it did not.
 """
 
 from __future__ import annotations

@@ -27,15 +27,14 @@ name                                      type       label    what
 ``stoplog_degraded_partitions``           gauge               partitions whose checks fail open at once
 ``stoplog_nodes``                         gauge      role     nodes with a heartbeat in the last 10 s
 ``stoplog_store_state``                   gauge      state    1 for the state of the store, else 0
-``stoplog_http_connections``              gauge               open HTTP connections of a gateway
-``stoplog_http_connections_closed_total`` counter    reason   those that the gateway closed
 ========================================  =========  =======  ============================================
 
 If several processes share a port, the page of each shows the sums of all counters and histograms. Gauges are
 combined as :data:`GAUGES` states (``stoplog_gateway/server/shared_metrics.py``).
 
-Reasons of checks are those of :mod:`stoplog.client.fail_open`, reasons of connections those of
-``stoplog_gateway/http/connections.py``, states those of :mod:`stoplog.client.cluster_status`. No
+A gateway adds those of its connections (``stoplog_gateway/http/connections.py``).
+
+Reasons are those of :mod:`stoplog.client.fail_open`, states those of :mod:`stoplog.client.cluster_status`. No
 label contains a client id, for there can be billions of them.
 """
 

@@ -2,6 +2,13 @@
 
 A connection that sends nothing holds a file descriptor. Without bounds, a few hundred such connections lock
 out all other callers. One timer per process visits all connections twice a second. Requests set no timers.
+
+=========================================  =======  ======  ==========================================
+metric                                     type     label   what
+=========================================  =======  ======  ==========================================
+``stoplog_http_connections``               gauge            open HTTP connections
+``stoplog_http_connections_closed_total``  counter  reason  connections that the gateway closed itself
+=========================================  =======  ======  ==========================================
 """
 
 from __future__ import annotations

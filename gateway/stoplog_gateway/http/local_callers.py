@@ -7,6 +7,7 @@ gateway's own address (pages of other sites), or if a proxy forwarded it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
@@ -49,18 +50,29 @@ def foreign_field(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str] | N
     """
     host, origin = b"", None
     for name, value in headers:
+        if not _matters(name):
+            continue
         if name == b"host":
             host = value.strip()
         elif name == b"origin":
             origin = value
-        elif name in _FORWARDED or name.startswith(_FORWARDED_PREFIXES):
+        else:
             return name.decode("latin-1").title(), value.decode("latin-1")
-    text = host.decode("latin-1")
-    if not is_loopback(_without_port(text)):
-        return "Host", text
+    if not _is_local(host):
+        return "Host", host.decode("latin-1")
     if origin is not None and origin.lower() != b"http://" + host.lower():
         return "Origin", origin.decode("latin-1")
     return None
+
+
+@lru_cache(1_024)
+def _matters(name: bytes) -> bool:
+    return name in (b"host", b"origin") or name in _FORWARDED or name.startswith(_FORWARDED_PREFIXES)
+
+
+@lru_cache(256)
+def _is_local(host: bytes) -> bool:
+    return is_loopback(_without_port(host.decode("latin-1")))
 
 
 def is_loopback(host: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from stoplog.asgi.rate_limit_headers import Headers
@@ -16,7 +17,8 @@ from stoplog.asgi.rate_limit_headers import Headers
 CHUNKED: Final = -1
 """Length of a body whose end the body itself announces (``Transfer-Encoding: chunked``)."""
 
-_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
+_MAX_LENGTH_DIGITS: Final = 18
+_FRAMING: Final = frozenset((b"host", b"content-length", b"transfer-encoding"))
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 
@@ -52,6 +54,8 @@ def body_length(version: str, target: bytes, headers: Headers) -> int:
     lengths: list[bytes] = []
     codings: list[bytes] = []
     for name, value in headers:
+        if name not in _FRAMING:
+            continue
         if name == b"host":
             hosts.append(value)
         elif name == b"content-length":
@@ -71,9 +75,10 @@ def body_length(version: str, target: bytes, headers: Headers) -> int:
         return CHUNKED
     if not lengths:
         return 0
-    if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0].strip(b" \t")) is None:
+    digits = lengths[0].strip(b" \t")
+    if len(lengths) > 1 or not digits.isdigit() or len(digits) > _MAX_LENGTH_DIGITS:
         raise BadHead("the length of the body is ambiguous", "Content-Length", "send one decimal number")
-    return int(lengths[0])
+    return int(digits)
 
 
 def _check_host(version: str, target: bytes, hosts: list[bytes]) -> None:
@@ -83,8 +88,10 @@ def _check_host(version: str, target: bytes, hosts: list[bytes]) -> None:
             raise BadHead("Host is missing", "Host", remedy)
     elif len(hosts) > 1:
         raise BadHead("Host occurs more than once", "Host", remedy)
-    elif (host := hosts[0].strip(b" \t")) and _HOST.fullmatch(host) is None:
+    elif not _is_host(hosts[0]):
         raise BadHead("Host is malformed", "Host", remedy)
+    if target.startswith(b"/"):
+        return
     absolute = _ABSOLUTE.match(target)
     # RFC 9112: the target's authority replaces Host. A proxy may have checked the other one.
     if absolute is not None:
@@ -92,6 +99,12 @@ def _check_host(version: str, target: bytes, hosts: list[bytes]) -> None:
             raise BadHead("the request target is no HTTP URL", None, "send the path alone")
         if not hosts or absolute[1].lower() != hosts[0].strip(b" \t").lower():
             raise BadHead("the request target names another host than Host", "Host", remedy)
+
+
+@lru_cache(256)
+def _is_host(value: bytes) -> bool:
+    host = value.strip(b" \t")
+    return not host or _HOST.fullmatch(host) is not None
 
 
 def without_upgrade(

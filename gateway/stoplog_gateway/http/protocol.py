@@ -27,6 +27,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import Rendered
 from stoplog_gateway.http import connections as reasons
 from stoplog_gateway.http.chunked import BadChunk, ChunkedBody
@@ -43,7 +44,7 @@ from stoplog_gateway.http.final_response import (
 )
 from stoplog_gateway.http.joined_writes import JoinedWrites
 from stoplog_gateway.http.problems import BAD_REQUEST
-from stoplog_gateway.http.request_head import CHUNKED, BadHead, body_length, without_upgrade
+from stoplog_gateway.http.request_head import CHUNKED, FRAMING_FIELDS, BadHead, body_length, without_upgrade
 
 _REQUESTS_PER_TURN: Final = 16
 """Pipelined requests of one connection that are handled before other connections get their turn."""
@@ -506,7 +507,17 @@ class GatewayProtocol(HttpToolsProtocol):
         self._begun = True
         self.url = b""
         self.headers = []
+        self._framing: Headers = []
         self.expect_100_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header field; those that decide where the body ends also apart."""
+        name = name.lower()
+        if name in FRAMING_FIELDS:
+            self._framing.append((name, value))
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Choose between the fast path and uvicorn."""
@@ -517,7 +528,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._upgrading = True
             return
         try:
-            length = body_length(parser.get_http_version(), self.url, self.headers)
+            length = body_length(parser.get_http_version(), self.url, self._framing)
         except BadHead as exc:
             self._bad_head = exc
             raise

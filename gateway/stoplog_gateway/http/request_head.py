@@ -18,7 +18,9 @@ CHUNKED: Final = -1
 """Length of a body whose end the body itself announces (``Transfer-Encoding: chunked``)."""
 
 _MAX_LENGTH_DIGITS: Final = 18
-_FRAMING: Final = frozenset((b"host", b"content-length", b"transfer-encoding"))
+
+FRAMING_FIELDS: Final = frozenset((b"host", b"content-length", b"transfer-encoding"))
+"""Header fields that :func:`body_length` needs."""
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 
@@ -45,7 +47,7 @@ def body_length(version: str, target: bytes, headers: Headers) -> int:
     Args:
         version: HTTP version, such as ``1.1``.
         target: The target of the request line.
-        headers: Header fields, with names in lower case.
+        headers: The :data:`FRAMING_FIELDS` of the request, with names in lower case.
 
     Raises:
         BadHead: The host is missing, repeated or malformed, or the end of the body is ambiguous.
@@ -54,13 +56,11 @@ def body_length(version: str, target: bytes, headers: Headers) -> int:
     lengths: list[bytes] = []
     codings: list[bytes] = []
     for name, value in headers:
-        if name not in _FRAMING:
-            continue
         if name == b"host":
             hosts.append(value)
         elif name == b"content-length":
             lengths.append(value)
-        elif name == b"transfer-encoding":
+        else:
             codings.append(value)
     if version not in ("1.1", "1.0"):
         raise BadHead(f"HTTP/{version} is not supported", None, "use HTTP/1.1")

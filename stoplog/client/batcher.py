@@ -197,6 +197,10 @@ class Batcher:
         if batch is not None:
             self._queues[batch.partition].on_undelivered(batch)
 
+    def on_lanes(self, lanes: int) -> None:
+        """Note how many lanes have a worker that is alive."""
+        self._divergence.lanes = lanes
+
     def _on_deadline(self, batch: PendingBatch) -> None:
         self._queues[batch.partition].on_deadline(batch)
 

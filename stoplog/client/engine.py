@@ -319,6 +319,7 @@ class Engine:
         while True:
             self.batcher.probe(broker_in_doubt=self._view is not None and self._view.error is not None)
             self.mode.on_tick(healthy=self.batcher.healthy)
+            self.batcher.on_lanes(self.nodes.lanes(time.monotonic()))
             if (at := time.monotonic()) >= heartbeat_at:
                 heartbeat_at = at + HEARTBEAT_S
                 self._publish_heartbeat()

@@ -1,9 +1,15 @@
-"""The batches that were sent and await a reply."""
+"""The batches that were sent and await a reply.
+
+A batch has a random number. Whoever can write to ``replies`` but not read it could otherwise guess the number
+of the next batch, and answer it.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
-from itertools import count
+from collections.abc import Iterator
+from struct import Struct
 from typing import Final
 
 from stoplog.client.pending_batch import PendingBatch
@@ -11,16 +17,25 @@ from stoplog.client.pending_batch import PendingBatch
 MAX_GIVEN_UP: Final = 65_536
 """Batches given up whose late reply is still recognized as late: at most 10 MB of numbers."""
 
+_POOL: Final = Struct("512Q")
+"""Numbers taken from the system at once. One call for each number would cost a batch ten times as much."""
+
+
+def _random_numbers() -> Iterator[int]:
+    """Yield unpredictable numbers of 64 bits, which do not repeat in practice."""
+    while True:
+        yield from _POOL.unpack(os.urandom(_POOL.size))
+
 
 class InFlight:
-    """Batches in flight, by number. A number is never used again."""
+    """Batches in flight, by number."""
 
     __slots__ = ("_batches", "_given_up", "_numbers")
 
     def __init__(self) -> None:
         self._batches: dict[int, PendingBatch] = {}
         self._given_up: OrderedDict[int, int] = OrderedDict()
-        self._numbers = count(1)
+        self._numbers = _random_numbers()
 
     def new_batch(self, partition: int) -> PendingBatch:
         """Return an empty batch with a number of its own; it is not in flight before :meth:`add`."""

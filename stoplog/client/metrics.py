@@ -18,6 +18,7 @@ name                                      type       label    what
 ``stoplog_checks_in_flight``              gauge               checks waiting for a reply
 ``stoplog_replies_late_total``            counter             first replies after their batch's deadline
 ``stoplog_lane_divergence_total``         counter             batches that two lanes answered differently
+``stoplog_second_replies_total``          counter    answers  further replies to a batch of a single lane
 ``stoplog_deny_cache_hits_total``         counter             checks denied from the deny cache
 ``stoplog_deny_cache_stores_total``       counter             denials stored in it
 ``stoplog_deny_cache_entries``            gauge               denials in it
@@ -34,8 +35,9 @@ combined as :data:`GAUGES` states (``stoplog_gateway/server/shared_metrics.py``)
 
 A gateway adds those of its connections (``stoplog_gateway/http/connections.py``).
 
-Reasons are those of :mod:`stoplog.client.fail_open`, states those of :mod:`stoplog.client.cluster_status`. No
-label contains a client id, for there can be billions of them.
+Reasons are those of :mod:`stoplog.client.fail_open`, states those of :mod:`stoplog.client.cluster_status`,
+and answers (same, different, unknown) those of :mod:`stoplog.client.lane_divergence`. No label contains a
+client id, for there can be billions of them.
 """
 
 from __future__ import annotations
@@ -107,6 +109,7 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.received = self.allowed = self.rejected = self.invalid = self.published = 0
         self.degraded = dict.fromkeys(REASONS, 0)
+        self.second_replies = dict.fromkeys(("same", "different", "unknown"), 0)
         self.uncounted = self.late = self.publish_failures = self.divergence = 0
         self.deny_hits = self.deny_stores = self.deny_entries = self.deny_unlogged = 0
         self.undecodable = self.in_flight = self.degraded_partitions = 0
@@ -174,10 +177,15 @@ class Metrics(Collector):
         )
         for reason, count in self.degraded.items():
             degraded.add_metric([reason], count)
+        second = CounterMetricFamily(
+            "stoplog_second_replies", "Further replies to a batch of a single lane", labels=["answers"]
+        )
+        for answers, count in self.second_replies.items():
+            second.add_metric([answers], count)
         nodes = GaugeMetricFamily("stoplog_nodes", "Nodes with a heartbeat in the last 10 s", labels=["role"])
         for role, count in self.nodes().items():
             nodes.add_metric([role], count)
         store = GaugeMetricFamily("stoplog_store_state", "1 for the state of the store", labels=["state"])
         for state, holds in self.store().items():
             store.add_metric([state], holds)
-        yield from (degraded, nodes, store)
+        yield from (degraded, second, nodes, store)

@@ -48,3 +48,7 @@ class NodeRegistry:
             for n, arrived in ((stamped.heartbeat, arrived) for stamped, arrived in self._last.values())
         ]
         return sorted(nodes, key=lambda node: (node.role, node.lane, node.id))
+
+    def lanes(self, now: float) -> int:
+        """Return how many lanes have a worker that is alive at *now*."""
+        return len({node.lane for node in self.alive(now) if node.role == "worker"})

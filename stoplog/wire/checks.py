@@ -8,7 +8,7 @@ body cannot, so that a broken batch is answered with an error::
     1       1     u8        kind: "B" (0x42) batch, "U" (0x55) relayed update, "D" (0x44) denials
     2       4     i32       reply partition, of replies; -1: no reply wanted
     6       8     u64       incarnation: random, identifies one run of the sender; 0 for an update
-    14      8     u64       number: of the batch; for an update its version, for denials 0
+    14      8     u64       number: of the batch, random; for an update its version, for denials 0
     22      -     msgpack   body: an array
 
     body of a batch: at most 10,000 checks, each an array

@@ -260,20 +260,27 @@ def test_new_lane_copies_state_and_answers_once_caught_up(broker: Broker, tmp_pa
         eventually("both lanes have the same state", lambda: states(broker, "b") == states(broker, ""))
 
 
+def forge_second_reply(broker: Broker, system: System) -> tuple[Batch, Decision]:
+    """Write another answer to a batch that was answered; return the batch and that answer."""
+    assert system.gateways[0].check("alice")["allowed"]
+    last = system.records(partition_of("alice", PARTITIONS))[-1]
+    batch = decode_checks_record(last.value)
+    assert isinstance(batch, Batch)
+    denial = Decision(False, 100, 0, 60_000, 60_000, -1)
+    forged = encode_reply(Reply(batch.incarnation, batch.number, last.offset, -1, [denial]))
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    for _ in range(2):
+        producer.produce(REPLIES, forged, partition=batch.partition)
+    assert producer.flush(30) == 0
+    return batch, denial
+
+
 def test_lanes_with_different_answers_are_reported(broker: Broker, tmp_path: Path) -> None:
     with running_system(broker, tmp_path, deadline_ms=DEADLINE_MS) as system:
         gateway = system.gateways[0]
-        answer = gateway.check("alice")
-        assert answer["allowed"]
-        last = system.records(partition_of("alice", PARTITIONS))[-1]
-        batch = decode_checks_record(last.value)
-        assert isinstance(batch, Batch)
-        denial = Decision(False, 100, 0, 60_000, 60_000, -1)
-        forged = encode_reply(Reply(batch.incarnation, batch.number, last.offset, -1, [denial]))
-        producer = Producer({"bootstrap.servers": broker.bootstrap})
-        for _ in range(2):
-            producer.produce(REPLIES, forged, partition=batch.partition)
-        assert producer.flush(30) == 0
+        system.add_worker(lane="b")
+        await_lane(system, "b")
+        batch, denial = forge_second_reply(broker, system)
         eventually("divergence is counted", lambda: gateway.metric("stoplog_lane_divergence_total") > 0)
         gateway.check("alice")
         assert gateway.metric("stoplog_lane_divergence_total") == 1
@@ -281,6 +288,19 @@ def test_lanes_with_different_answers_are_reported(broker: Broker, tmp_path: Pat
         assert f"batch {batch.number} of partition {partition_of('alice', PARTITIONS)}" in line
         assert str(denial) in line
         assert gateway.metric("stoplog_replies_late_total") == 0
+
+
+def test_second_reply_of_a_single_lane_is_reported_as_foreign(broker: Broker, tmp_path: Path) -> None:
+    with running_system(broker, tmp_path, deadline_ms=DEADLINE_MS) as system:
+        gateway = system.gateways[0]
+        await_lane(system, "a")
+        batch, denial = forge_second_reply(broker, system)
+        different = 'stoplog_second_replies_total{answers="different"}'
+        eventually("the reply is counted", lambda: gateway.metric(different) == 1)
+        (line,) = gateway.lines("ERROR", "two different replies, although there is one lane")
+        assert f"batch {batch.number} of partition {partition_of('alice', PARTITIONS)}" in line
+        assert str(denial) in line
+        assert gateway.metric("stoplog_lane_divergence_total") == 0
 
 
 def test_up_with_two_lanes_runs_both(tmp_path: Path) -> None:

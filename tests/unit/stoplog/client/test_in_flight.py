@@ -16,6 +16,24 @@ def test_batch_is_taken_once() -> None:
     assert in_flight.take(two.number) is None
 
 
+def test_batch_numbers_are_64_random_bits() -> None:
+    in_flight = InFlight()
+    numbers = [in_flight.new_batch(0).number for _ in range(2_000)]
+    assert len(set(numbers)) == len(numbers)
+    assert numbers != sorted(numbers)
+    assert max(numbers) < 2**64
+    for bit in range(64):
+        ones = sum(number >> bit & 1 for number in numbers)
+        assert 800 < ones < 1_200, bit  # 9 standard deviations
+
+
+def test_batch_numbers_of_two_runs_differ() -> None:
+    first, second = InFlight(), InFlight()
+    assert not {first.new_batch(0).number for _ in range(600)} & {
+        second.new_batch(0).number for _ in range(600)
+    }
+
+
 def test_batch_given_up_is_remembered_for_one_late_reply() -> None:
     in_flight = InFlight()
     batch = in_flight.new_batch(3)

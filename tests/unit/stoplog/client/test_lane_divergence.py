@@ -29,10 +29,11 @@ def reply(number: int, answers: Answers, error: str | None = None, offset: int =
 class Detector:
     """A detector, with a clock that the test sets."""
 
-    def __init__(self, partitions: int = 1) -> None:
+    def __init__(self, partitions: int = 1, *, lanes: int = 2) -> None:
         self.now = 0.0
         self.metrics = Metrics()
         self.detector = DivergenceDetector(self.metrics, partitions, lambda: self.now)
+        self.detector.lanes = lanes
 
     def pair(self, first: Reply, second: Reply) -> int:
         self.detector.remember(0, first)
@@ -123,6 +124,38 @@ def test_divergence_is_logged_with_its_place_and_throttled(caplog: pytest.LogCap
     assert bench.metrics.divergence == 3
 
 
+def test_different_second_reply_of_one_lane_has_its_own_metric_and_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Detector(lanes=1)
+    bench.pair(reply(11, [YES], offset=40), reply(11, [NO], offset=40))
+    assert bench.metrics.divergence == 0
+    assert bench.metrics.second_replies == {"same": 0, "different": 1, "unknown": 0}
+    (line,) = caplog.messages
+    assert line.startswith("a batch got two different replies, although there is one lane: batch 11 of ")
+    assert "only workers may write to `replies`" in line
+    assert "two lanes" not in line
+
+
+def test_equal_and_unknown_replies_of_one_lane_are_counted_without_a_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Detector(lanes=1)
+    bench.pair(reply(1, [YES]), reply(1, [YES]))
+    bench.detector.compare(reply(2, [NO]))
+    assert bench.metrics.second_replies == {"same": 1, "different": 0, "unknown": 1}
+    assert (bench.metrics.divergence, caplog.messages) == (0, [])
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_second_replies_are_not_counted_unless_there_is_one_lane(lanes: int) -> None:
+    bench = Detector(lanes=lanes)
+    bench.pair(reply(1, [YES]), reply(1, [NO]))
+    bench.detector.compare(reply(2, [NO]))
+    assert bench.metrics.second_replies == {"same": 0, "different": 0, "unknown": 0}
+    assert bench.metrics.divergence == 1
+
+
 # --- in the batcher ---
 
 
@@ -168,28 +201,28 @@ def test_replies_in_any_order_and_number_are_counted_right(data: st.DataObject) 
     bench = Bench(partitions=3)
     futures = [bench.batcher.ask(Check(client, 2)) for client in "abcdef" for _ in range(2)]
     bench.loop.turn()
-    batches = {batch.number: batch for _, batch in bench.transport.sent}
-    right = {number: answer_to(batch).answers for number, batch in batches.items()}
+    batches = [batch for _, batch in bench.transport.sent]
+    right = [answer_to(batch).answers for batch in batches]
 
-    def answers(number: int) -> Answers:
+    def answers(index: int) -> Answers:
         given = data.draw(
-            st.tuples(*(st.sampled_from((decision, None, NO)) for decision in right[number])), label="given"
+            st.tuples(*(st.sampled_from((decision, None, NO)) for decision in right[index])), label="given"
         )
         return list(given)
 
-    order = data.draw(st.lists(st.sampled_from(sorted(batches)), max_size=12), label="order")
+    order = data.draw(st.lists(st.sampled_from(range(len(batches))), max_size=12), label="order")
     first: dict[int, Answers] = {}
     diverged = set()
-    for number in order:
-        given = answers(number)
-        bench.batcher.on_replies([reply(number, given)])
-        known = first.setdefault(number, given)
+    for index in order:
+        given = answers(index)
+        bench.batcher.on_replies([reply(batches[index].number, given)])
+        known = first.setdefault(index, given)
         if any(a != b for a, b in zip(known, given, strict=True) if a is not None and b is not None):
-            diverged.add(number)
+            diverged.add(index)
         assert bench.metrics.divergence == len(diverged)
     assert bench.metrics.late == 0
 
-    settled = sum(len(batches[number].checks) for number in first)
+    settled = sum(len(batches[index].checks) for index in first)
     assert sum(future.done() for future in futures if isinstance(future, asyncio.Future)) == settled
     allowed = sum(1 for given in first.values() for one in given if one is not None and one is not NO)
     assert bench.metrics.allowed == allowed

@@ -32,6 +32,17 @@ def test_alive_shows_each_workers_lane() -> None:
     assert [(node.id, node.lane) for node in nodes.alive(50.0)] == [("wa", "a"), ("wb", "b")]
 
 
+def test_lanes_counts_those_with_a_worker_that_is_alive() -> None:
+    nodes = NodeRegistry()
+    assert nodes.lanes(50.0) == 0
+    beats = [Heartbeat(f"w{n}", "worker", "1", "host", 0, lane=lane) for n, lane in enumerate("aab")]
+    gateway = Heartbeat("g", "gateway", "1", "host", 0)
+    nodes.record([StampedHeartbeat(node, 1_000) for node in (*beats, gateway)], 50.0)
+    assert nodes.lanes(50.0) == 2
+    nodes.record([StampedHeartbeat(beats[0], 11_000)], 60.5)
+    assert nodes.lanes(60.5) == 1
+
+
 def test_stopping_node_is_gone_at_once() -> None:
     nodes = NodeRegistry()
     nodes.record([beat("w", 1_000), beat("w", 1_500, stopping=True)], 50.0)

@@ -44,7 +44,7 @@ def charge(ledger: Ledger, check: Check, offset: int) -> State:
     ledger.policies.resolve(state, check, at(offset))
     reshape(state.windows, state.policy.limits, NOW)
     assert decide(state.windows, state.policy.limits, NOW, check.cost, state.version).allowed
-    state.position = at(offset)
+    state.position, state.newest_ms = at(offset), NOW
     ledger.dirty[key] = state
     return state
 

@@ -149,11 +149,14 @@ def judge(
                 # A state without live charges decides like a new client's, whatever is stored. So it need not
                 # be stored (stoplog_worker.state.expiry).
                 windows = {}
-            changed = reshape(windows, limits, now_ms)
+            changed = reshape(windows, limits, now_ms, state.newest_ms)
             # A window that no limit uses any more is dropped by a later reshape(), at its own time.
             state.shaped = live and len(windows) == len(limits)
         decision = decide(windows, limits, now_ms, cost, state.version)
-        if (decision.allowed and cost) or (changed and live):
+        charged = decision.allowed and cost
+        if charged:
+            state.newest_ms = now_ms
+        if charged or (changed and live):
             state.windows = windows
             state.position = position
             dirty[key] = state

@@ -115,15 +115,21 @@ class Window(msgspec.Struct, gc=False):
                 return leaves
         raise ValueError("excess is more than the window holds")
 
-    def rebinned(self, window_ms: int, now_ms: int) -> Window:
+    def rebinned(self, window_ms: int, now_ms: int, newest_ms: int) -> Window:
         """Return the same charges in a window of another length.
 
-        Each charge is taken to be made in the last millisecond of its tick. So nothing is allowed that the
-        new window would deny. A check may be denied for up to one old tick too long.
+        Each charge is taken to be made in the last millisecond of its tick, or at *newest_ms* if that is
+        earlier. So nothing is allowed that the new window would deny. A check may be denied for up to one old
+        tick too long, but never for longer than the new window after the newest charge.
+
+        Args:
+            window_ms: Length of the new window, ms.
+            now_ms: Partition time, ms since the Unix epoch.
+            newest_ms: No charge was made after this time, ms since the Unix epoch.
         """
         other = Window(window_ms)
         for leaves, count in self.charges():
-            other.charge(leaves - self.window_ms - 1, count)
+            other.charge(min(leaves - self.window_ms - 1, newest_ms), count)
         other.forget(now_ms)
         return other
 
@@ -140,7 +146,7 @@ def is_live(windows: Windows, now_ms: int) -> bool:
     return False
 
 
-def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
+def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int, newest_ms: int = 0) -> bool:
     """Make *windows* fit *limits*: one window for each, after the policy changed.
 
     A new length takes over the charges of the shortest window that covers it, else of the longest one.
@@ -154,6 +160,7 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
         windows: The state, changed in place.
         limits: The limits of the policy in force, longest window first, not empty.
         now_ms: Partition time, ms since the Unix epoch.
+        newest_ms: When the newest charge was made, ms since the Unix epoch; 0 if it is not known.
 
     Returns:
         Whether anything changed that is stored.
@@ -187,11 +194,13 @@ def reshape(windows: Windows, limits: Sequence[Limit], now_ms: int) -> bool:
     for window in windows.values():
         window.forget(now_ms)
     known = sorted(windows)
+    # No charge lies in the future. This bounds the charges of states that older workers wrote.
+    newest_ms = newest_ms or now_ms
     for length in lengths:
         if length not in windows:
             source = next((other for other in known if other >= length), known[-1] if known else None)
             windows[length] = (
-                windows[source].rebinned(length, now_ms) if source is not None else Window(length)
+                windows[source].rebinned(length, now_ms, newest_ms) if source is not None else Window(length)
             )
         windows[length].kept_until_ms = 0
     retired = [length for length in known if length not in lengths]

@@ -56,8 +56,12 @@ def compare_states(
     finding.states += 1
     expected, found = _charges(recomputed, clock_ms), _charges(stored, clock_ms)
     if expected != found:
-        name = key.decode(errors="replace").replace("\0", " / ")
-        finding.note(f"counters of {name}: recomputed {expected}, stored {found}")
+        finding.note(f"counters of {_name(key)}: recomputed {expected}, stored {found}")
+        return
+    newest = {decode_state(value).newest_ms for value in (recomputed, stored) if value is not None}
+    newest.discard(0)  # a worker of an older version does not store it
+    if expected and len(newest) > 1:
+        finding.note(f"counters of {_name(key)}: recomputed and stored newest charge: {sorted(newest)}")
 
 
 def compare_answers(
@@ -112,6 +116,10 @@ def changed_entries(
         if later.get(table, key) is None:
             before = base.get(table, key)
             yield key, before, before
+
+
+def _name(key: bytes) -> str:
+    return key.decode(errors="replace").replace("\0", " / ")
 
 
 def _charges(value: bytes | None, clock_ms: int) -> dict[int, list[tuple[int, int]]]:

@@ -59,6 +59,36 @@ def test_judge_unlimited_client_charges_nothing() -> None:
     assert not ledger.dirty
 
 
+@pytest.mark.parametrize("reloaded", [False, True], ids=["in memory", "loaded from disk"])
+def test_judge_shorter_window_counts_from_newest_charge(reloaded: bool) -> None:
+    """A tick of 31 days is 12.4 hours long. Its charges were read as made at its end."""
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST_MARKER)
+    ledger.apply(Update(0, "client", A, "", parse_policy("1000/31d")), 0)
+    take(ledger, 1, Check(A, 5), after_ms=0)
+    take(ledger, 2, Check(A, 5), after_ms=600_000)
+    ledger.apply(Update(1, "client", A, "", parse_policy("5/minute")), 3 << POSITION_BITS)
+    if reloaded:
+        checkpoint(ledger, store)
+        ledger = Ledger(store, ledger.marker)
+    [denied] = decisions(take(ledger, 4, Check(A), after_ms=650_000))
+    assert not denied.allowed
+    assert denied.retry_after_ms is not None
+    assert 10_000 <= denied.retry_after_ms <= 11_000
+    assert decisions(take(ledger, 5, Check(A), after_ms=661_000))[0].allowed
+
+
+def test_judge_shorter_window_of_unknown_newest_charge_counts_from_change() -> None:
+    """Workers of release 0.2.0 did not store the time of the newest charge."""
+    ledger = fresh()
+    ledger.apply(Update(0, "client", A, "", parse_policy("1000/31d")), 0)
+    take(ledger, 1, Check(A, 5), after_ms=0)
+    ledger.states[A].newest_ms = 0
+    ledger.apply(Update(1, "client", A, "", parse_policy("5/minute")), 2 << POSITION_BITS)
+    assert not decisions(take(ledger, 3, Check(A), after_ms=650_000))[0].allowed
+    assert decisions(take(ledger, 4, Check(A), after_ms=711_000))[0].allowed
+
+
 def test_judge_replayed_charge_is_not_decided_again() -> None:
     ledger = fresh()
     first = decisions(take(ledger, 5, Check(A, 60), Check(A, 60), Check(A, 30)))

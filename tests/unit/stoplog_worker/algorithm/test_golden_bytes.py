@@ -33,6 +33,12 @@ STATE = bytes.fromhex(
     "01 cd012c"  # one tick later: 300
     "3b ce00011170"  # 59 ticks later: 70,000
 )
+CHARGED_STATE = bytes.fromhex(
+    "01 0000000000070003"
+    "92"
+    "94 cdea60 00 ce69248100 01"  # a minute: 1 request in tick 1,764,000,000
+    "92 01 7b"  # the newest charge: 123 ms after the beginning of that tick
+)
 EMPTY_STATE = bytes.fromhex("01 0000000000050000 90")
 HISTORY = bytes.fromhex(
     "01 0000000111710000"  # format, position of the last change
@@ -64,6 +70,14 @@ def test_state_with_two_windows_has_golden_bytes() -> None:
     assert encode_state(decode_state(STATE)) == STATE
     assert decode_state(STATE).windows == state.windows
     assert position_of(STATE) == 7 << 16 | 3
+
+
+def test_state_with_time_of_newest_charge_has_golden_bytes() -> None:
+    minute = Window(60_000)
+    minute.charge(NOW, 1)
+    assert encode_state(State(7 << 16 | 3, {60_000: minute}, NOW)) == CHARGED_STATE
+    found = decode_state(CHARGED_STATE)
+    assert (found.windows, found.newest_ms) == ({60_000: minute}, NOW)
 
 
 def test_state_without_charges_has_golden_bytes() -> None:

@@ -130,7 +130,7 @@ def stored(clients: int, ticks: int, cost: int = 1) -> MemoryStore:
     for tick in range(ticks):
         window.charge(NOW + tick * 1_000, cost)
     store = MemoryStore()
-    value = encode_state(State(0, {60_000: window}))
+    value = encode_state(State(0, {60_000: window}, NOW + ticks * 1_000 - 1))
     store.write(COUNTERS, [(f"client-{n:04}".encode(), value) for n in range(clients)])
     return store
 

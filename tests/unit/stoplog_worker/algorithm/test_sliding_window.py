@@ -25,8 +25,8 @@ def spent(log: Log, first_ms: int, last_ms: int) -> int:
     return sum(cost for at, cost in log if first_ms <= at <= last_ms)
 
 
-def ask(windows: Windows, limits: Limits, now_ms: int, cost: int) -> Decision:
-    reshape(windows, limits, now_ms)
+def ask(windows: Windows, limits: Limits, now_ms: int, cost: int, newest_ms: int = 0) -> Decision:
+    reshape(windows, limits, now_ms, newest_ms)
     return decide(windows, limits, now_ms, cost, VERSION)
 
 
@@ -183,6 +183,7 @@ CHANGING = (
     (Limit(5, MINUTE),),
     (Limit(20, HOUR),),
     (Limit(30, DAY),),
+    (Limit(40, MAX_WINDOW_MS),),
     (Limit(3, 1_000),),
     (Limit(10, HOUR), Limit(4, MINUTE)),
     (Limit(25, 2 * HOUR), Limit(2, 1_000)),
@@ -221,10 +222,13 @@ def tracked_since(asks: list[tuple[int, int]], window_ms: int) -> int:
     return since
 
 
-@given(st.lists(st.tuples(changing_steps, st.sampled_from(CHANGING), st.integers(0, 4)), max_size=60))
+@given(
+    st.lists(st.tuples(changing_steps, st.sampled_from(CHANGING), st.integers(0, 4)), max_size=60),
+    st.booleans(),
+)
 @settings(max_examples=300)
 def test_reshape_changed_policy_never_exceeds_new_limits(
-    checks: list[tuple[int, Limits, int]],
+    checks: list[tuple[int, Limits, int]], newest_known: bool
 ) -> None:
     """Counts the requests admitted since a window of at least the new length has been tracked."""
     windows: Windows = {}
@@ -234,7 +238,8 @@ def test_reshape_changed_policy_never_exceeds_new_limits(
     for step, limits, cost in checks:
         now += step
         asks.append((now, limits[0].window_ms))
-        if ask(windows, limits, now, cost).allowed:
+        newest = max((at for at, spent in log if spent), default=0) if newest_known else 0
+        if ask(windows, limits, now, cost, newest).allowed:
             log.append((now, cost))
             for limit in limits:
                 since = max(tracked_since(asks, limit.window_ms), now - limit.window_ms)
@@ -290,6 +295,28 @@ def test_reshape_changed_policy_denies_at_most_one_old_tick_longer(
                 )
             if allowed:
                 log.append((now, cost))
+
+
+@given(
+    st.lists(st.tuples(changing_steps, st.sampled_from(CHANGING), st.integers(0, 4)), max_size=40),
+    st.sampled_from(CHANGING),
+    changing_steps,
+)
+def test_reshape_changed_policy_denies_no_longer_than_new_window_after_newest_charge(
+    checks: list[tuple[int, Limits, int]], last: Limits, step: int
+) -> None:
+    """The newest charge itself counts for up to one tick of the new window longer, like any charge."""
+    windows: Windows = {}
+    newest, now = 0, START
+    for before, limits, cost in checks:
+        now += before
+        if ask(windows, limits, now, cost, newest).allowed and cost:
+            newest = now
+    now += step
+    retry = ask(windows, last, now, 1, newest).retry_after_ms
+    assert retry is not None
+    window_ms = last[0].window_ms
+    assert now + retry <= max(now, newest + window_ms + tick_of(window_ms))
 
 
 def fill(windows: Windows, limits: Limits, now_ms: int) -> int:

@@ -34,7 +34,8 @@ def states(draw: st.DrawFn) -> State:
             leave_ms.append(leaves)
             counts.append(count)
         windows[length] = Window(length, leave_ms, counts, draw(st.sampled_from((0, NOW))))
-    return State(draw(st.integers(0, 2**63 - 1)), windows)
+    newest_ms = draw(st.integers(0, 2**48)) if windows else 0
+    return State(draw(st.integers(0, 2**63 - 1)), windows, newest_ms)
 
 
 @given(states())
@@ -42,6 +43,7 @@ def test_encode_state_round_trips(state: State) -> None:
     value = encode_state(state)
     found = decode_state(value)
     assert position_of(value) == found.position == state.position
+    assert found.newest_ms == state.newest_ms
     assert list(found.windows) == list(state.windows)
     for length, window in state.windows.items():
         back = found.windows[length]

@@ -28,11 +28,11 @@ def finding() -> Finding:
     return Finding(0, 0, 9)
 
 
-def charged(position: int, *charges: tuple[int, int]) -> bytes:
+def charged(position: int, *charges: tuple[int, int], newest_ms: int = 0) -> bytes:
     window = Window(60_000)
     for after_ms, cost in charges:
         window.charge(NOW + after_ms, cost)
-    return encode_state(State(position, {60_000: window}))
+    return encode_state(State(position, {60_000: window}, newest_ms))
 
 
 def history(*positions: int) -> bytes:
@@ -46,6 +46,9 @@ def history(*positions: int) -> bytes:
         (charged(1, (0, 5)), charged(9, (0, 5)), NOW, 0),
         (charged(1, (0, 5)), charged(1, (0, 6)), NOW, 1),
         (charged(1, (0, 5)), None, NOW, 1),
+        (charged(1, (0, 5), newest_ms=NOW), charged(1, (0, 5)), NOW, 0),
+        (charged(1, (0, 5), newest_ms=NOW), charged(1, (0, 5), newest_ms=NOW), NOW, 0),
+        (charged(1, (0, 5), newest_ms=NOW), charged(1, (0, 5), newest_ms=NOW + 1), NOW, 1),
         (charged(1, (0, 5)), None, NOW + 120_000, 0),
         (None, None, NOW, 0),
     ],

@@ -19,6 +19,7 @@ from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import JSON, Rendered, render
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
 from stoplog.client.limiter import Limiter
+from stoplog_gateway.http.known_heads import KnownHeads
 from stoplog_gateway.http.local_callers import foreign_field
 from stoplog_gateway.http.problems import render_bug, render_error
 from stoplog_gateway.http.request_body import is_json
@@ -36,15 +37,8 @@ SendResponse = Callable[[Rendered], None]
 Handler = Callable[[bytes, SendResponse], None]
 """Handles a request, given its body."""
 
-
 KnownHead = tuple[Handler, int]
 """The handler of a request with a certain head, and the bytes of its body."""
-
-_MAX_KNOWN_HEADS: Final = 512
-"""Heads that are remembered. One more makes the fast path forget all of them."""
-
-_MAX_KNOWN_HEAD: Final = 2_048
-"""Maximum bytes of a head that is remembered."""
 
 
 class FastPath:
@@ -69,33 +63,33 @@ class FastPath:
         self._legacy_headers = legacy_headers
         self._tracing = tracing
         self._local_only = local_only
-        self.known_heads: Final[dict[bytes, KnownHead]] = {}
-        """Complete heads of plain checks, which need not be parsed again."""
+        self.known_heads: Final = KnownHeads[KnownHead]()
+        """Heads of plain checks, which need not be parsed again."""
         self._handlers: Final[dict[bytes, Handler]] = {
             b"/v1/check": self._handle_check,
             b"/v1/checks": self._handle_check_list,
         }
 
-    def handler_for(self, url: bytes, headers: Headers) -> Handler | None:
+    def handler_for(self, url: bytes, fields: Headers, headers: Headers) -> Handler | None:
         """Return the handler of a POST request, or ``None`` if the request must take the routes.
 
         Args:
             url: The request's target, with its query.
-            headers: Header fields, with names in lower case.
+            fields: The header fields that matter (:func:`~stoplog_gateway.http.known_heads.matters`), with
+                names in lower case.
+            headers: All header fields. Only tracing needs them, and with tracing no head is remembered.
         """
         handler = self._handlers.get(url)
-        if handler is None or not _is_plain(headers):
+        if handler is None or not _is_plain(fields):
             return None
-        if self._local_only and foreign_field(headers) is not None:
+        if self._local_only and foreign_field(fields) is not None:
             return None
         return handler if self._tracing is None else partial(self._handle_traced, handler, headers)
 
     def remember(self, head: bytes, handler: Handler, body_size: int) -> None:
         """Remember the *head* of a request that :meth:`handler_for` returned *handler* for."""
-        if len(head) <= _MAX_KNOWN_HEAD and self._tracing is None:
-            if len(self.known_heads) >= _MAX_KNOWN_HEADS:
-                self.known_heads.clear()
-            self.known_heads[head] = handler, body_size
+        if self._tracing is None:
+            self.known_heads.remember(head, (handler, body_size))
 
     def _handle_traced(self, handler: Handler, headers: Headers, body: bytes, send: SendResponse) -> None:
         assert self._tracing is not None

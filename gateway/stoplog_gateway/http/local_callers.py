@@ -50,7 +50,7 @@ def foreign_field(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str] | N
     """
     host, origin = b"", None
     for name, value in headers:
-        if not _matters(name):
+        if not tells_origin(name):
             continue
         if name == b"host":
             host = value.strip()
@@ -66,7 +66,8 @@ def foreign_field(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str] | N
 
 
 @lru_cache(1_024)
-def _matters(name: bytes) -> bool:
+def tells_origin(name: bytes) -> bool:
+    """Return whether :func:`foreign_field` depends on the field *name*, which is in lower case."""
     return name in (b"host", b"origin") or name in _FORWARDED or name.startswith(_FORWARDED_PREFIXES)
 
 

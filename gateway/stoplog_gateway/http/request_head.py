@@ -14,13 +14,11 @@ from typing import Final
 
 from stoplog.asgi.rate_limit_headers import Headers
 
-CHUNKED: Final = -1
+IN_CHUNKS: Final = -1
 """Length of a body whose end the body itself announces (``Transfer-Encoding: chunked``)."""
 
 _MAX_LENGTH_DIGITS: Final = 18
 
-FRAMING_FIELDS: Final = frozenset((b"host", b"content-length", b"transfer-encoding"))
-"""Header fields that :func:`body_length` needs."""
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 
@@ -42,12 +40,12 @@ class BadHead(Exception):
 
 
 def body_length(version: str, target: bytes, headers: Headers) -> int:
-    """Check a request's head, and return the bytes of its body, or :data:`CHUNKED`.
+    """Check a request's head, and return the bytes of its body, or :data:`IN_CHUNKS`.
 
     Args:
         version: HTTP version, such as ``1.1``.
         target: The target of the request line.
-        headers: The :data:`FRAMING_FIELDS` of the request, with names in lower case.
+        headers: Header fields, with names in lower case.
 
     Raises:
         BadHead: The host is missing, repeated or malformed, or the end of the body is ambiguous.
@@ -60,7 +58,7 @@ def body_length(version: str, target: bytes, headers: Headers) -> int:
             hosts.append(value)
         elif name == b"content-length":
             lengths.append(value)
-        else:
+        elif name == b"transfer-encoding":
             codings.append(value)
     if version not in ("1.1", "1.0"):
         raise BadHead(f"HTTP/{version} is not supported", None, "use HTTP/1.1")
@@ -72,7 +70,7 @@ def body_length(version: str, target: bytes, headers: Headers) -> int:
                 "Transfer-Encoding",
                 "send either Content-Length or Transfer-Encoding: chunked",
             )
-        return CHUNKED
+        return IN_CHUNKS
     if not lengths:
         return 0
     digits = lengths[0].strip(b" \t")

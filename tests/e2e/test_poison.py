@@ -13,9 +13,16 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from stoplog_worker.algorithm.state_codec import MARKER_KEY, State, encode_state
+from stoplog_worker.algorithm.state_codec import (
+    MARKER_KEY,
+    PolicyChange,
+    State,
+    encode_history,
+    encode_state,
+)
 
 from stoplog.partitioning import partition_of
+from stoplog.policy import UNLIMITED
 from stoplog.topics import (
     CHECKS,
     COUNTERS_CHANGELOG,
@@ -25,7 +32,7 @@ from stoplog.topics import (
     REPLIES,
     UPDATES,
 )
-from stoplog.wire.checks import HEADER, Batch, Check, encode_batch
+from stoplog.wire.checks import HEADER, POSITION_BITS, Batch, Check, encode_batch
 from stoplog.wire.format import KIND_BATCH
 from stoplog.wire.replies import decode_reply
 from tests.support import raw
@@ -328,6 +335,46 @@ def test_noise_in_changelogs_is_overwritten(system: System) -> None:
     eventually(
         "the state is restored from the overwritten changelogs",
         lambda: gateway.check(client, cost=0).get("remaining") == 43,
+        on_failure=system.logs,
+    )
+
+
+def test_forged_entries_one_position_ahead_lose_even_when_the_disks_are_wiped(system: System) -> None:
+    gateway, worker = system.gateways[0], system.workers[0]
+    client = "owed"
+    partition = partition_of(client, PARTITIONS)
+    gateway.set_limits(client, "1000/hour")
+    gateway.check(client, cost=100)
+    # The log goes on, so the forged positions are behind the worker's.
+    for _ in range(3):
+        gateway.check(OTHERS[partition])
+    reached = system.records(partition)[-1].offset << POSITION_BITS
+    forged = [
+        (COUNTERS_CHANGELOG, client.encode(), encode_state(State(reached - 1))),
+        (POLICIES_CHANGELOG, b"client\0owed\0", encode_history([PolicyChange(0, 0, UNLIMITED)], reached - 1)),
+        (POLICIES_CHANGELOG, b"client\0nobody\0", encode_history([PolicyChange(0, 0, UNLIMITED)], 1)),
+    ]
+    mended = len(worker.lines("WARNING", "another worker wrote"))
+    for topic, key, value in forged:
+        accepted(system, topic, partition, raw.batch(raw.record(key, value)))
+
+    def repaired() -> bool:
+        """Return whether the last record of each key is the worker's own."""
+        found = [read(system, topic, partition) for topic, _, _ in forged]
+        last = [
+            [m.value() for m in messages if m.key() == key][-1]
+            for messages, (_, key, _) in zip(found, forged, strict=True)
+        ]
+        return all(value != own for (_, _, value), own in zip(forged, last, strict=True))
+
+    eventually("the worker has overwritten them", repaired, on_failure=system.logs)
+    assert len(worker.lines("WARNING", "another worker wrote")) > mended
+    worker.kill()
+    shutil.rmtree(worker.tables)
+    worker.start()
+    eventually(
+        "the owner's state is restored",
+        lambda: gateway.check(client, cost=0).get("remaining") == 900,
         on_failure=system.logs,
     )
 

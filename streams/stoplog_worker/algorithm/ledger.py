@@ -208,16 +208,21 @@ class Ledger:
         return encode_state(state) if state is not None else None
 
     def rewrite(self, counters: Iterable[bytes], policies: Iterable[bytes]) -> None:
-        """Make these stored keys and the marker dirty: another worker has overwritten them."""
+        """Make these stored keys and the marker dirty: another worker has overwritten them.
+
+        The entries are written as of the last record, with the highest position that it can have. A restore
+        takes the highest position, and the later record of two equal ones. It thus takes these entries before
+        any that was in the changelog, unless that one is ahead of this ledger. A key that is not stored here
+        gets an empty state, or a policy that is deleted.
+        """
         self._marker_overwritten = True
+        as_of = (self.next_offset << POSITION_BITS) - 1
         keys = {decode_key(name) for name in counters}
         self.load(key for key in keys if key not in self.states)
         for key in keys:
             state = self.dirty[key] = self.states[key]
-            if state.position < 0:
-                # This worker has no state of the key: write an empty one, as of the last record.
-                state.position = (self.next_offset << POSITION_BITS) - 1
-        self.policies.rewrite(policies)
+            state.position = max(state.position, as_of)
+        self.policies.rewrite(policies, as_of)
 
     def expire(self, names: Iterable[bytes]) -> None:
         """Drop the states with these stored keys whose charges have all left their windows.

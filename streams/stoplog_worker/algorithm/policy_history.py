@@ -15,6 +15,7 @@ from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import Update, UpdateKey
 from stoplog_worker.algorithm.state_codec import (
     BUILT_IN,
+    NEVER_SET,
     PolicyChange,
     State,
     StateReader,
@@ -41,8 +42,8 @@ class PolicyHistory:
         """Incremented by each update: a policy resolved in an earlier epoch must be resolved again."""
         self.cached: dict[bytes, list[PolicyChange]] = {}
         """Histories in memory, by stored key."""
-        self.dirty: set[bytes] = set()
-        """Stored keys of the histories to be written."""
+        self.dirty: dict[bytes, int] = {}
+        """The histories to be written: the position of each by its stored key."""
         self._shared: dict[tuple[str, str], tuple[Policy, int] | None] = {}
         """Policies of plans and the default resolved in this epoch, by plan and resource."""
 
@@ -115,7 +116,7 @@ class PolicyHistory:
                 del history[0]
             history.append(PolicyChange(position, update.version, update.policy, update.order))
             self.cached[key] = history
-            self.dirty.add(key)
+            self.dirty[key] = position
 
     def _history_of(self, key: UpdateKey) -> list[PolicyChange]:
         return self._stored_history(encode_policy_key(key))
@@ -131,15 +132,20 @@ class PolicyHistory:
 
     def take_dirty(self) -> list[tuple[bytes, bytes]]:
         """Return the stored key and the encoded history of each policy changed since the last call."""
-        entries = [(key, encode_history(self.cached[key])) for key in self.dirty]
+        entries = [(key, encode_history(self.cached[key], at)) for key, at in self.dirty.items()]
         self.dirty.clear()
         return entries
 
-    def rewrite(self, keys: Iterable[bytes]) -> None:
-        """Make those of the stored *keys* that have a history dirty."""
+    def rewrite(self, keys: Iterable[bytes], as_of: int) -> None:
+        """Make the histories of the stored *keys* dirty, with the position *as_of* if they are not beyond.
+
+        A key without a history gets one in which nothing was ever in force.
+        """
         for key in keys:
-            if key.count(b"\0") == 2 and self._stored_history(key):
-                self.dirty.add(key)
+            if key.count(b"\0") == 2:
+                history = self._stored_history(key) or [NEVER_SET]
+                self.cached[key] = history
+                self.dirty[key] = max(history[-1].position, as_of)
 
     def evict(self, keep: int) -> None:
         """Drop clean histories if more than *keep* are in memory."""

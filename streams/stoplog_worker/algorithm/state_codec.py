@@ -23,7 +23,8 @@ bytes  size   meaning
 9-     rest   msgpack, below
 =====  =====  ===============================================================================
 
-The position is that of the last check or update applied. A marker's position is the first not yet applied.
+The position is that of the last check or update applied. A marker's position is the first not yet applied. An
+entry that replaces a foreign one in the changelog has the highest position that was applied to any entry.
 
 State: an array of windows, longest first. Each window is an array of integers:
 
@@ -130,6 +131,9 @@ class PolicyChange(msgspec.Struct, frozen=True, array_like=True):
     policy: Policy | None
     order: int = -1
 
+
+NEVER_SET: Final = PolicyChange(0, BUILT_IN, None)
+"""The only change of a policy that was never set. It replaces a foreign history in the changelog."""
 
 _NO_POLICY = Policy()
 
@@ -302,9 +306,9 @@ def decode_marker(value: bytes) -> Marker:
     return _decode_marker(memoryview(value)[9:])
 
 
-def encode_history(history: list[PolicyChange]) -> bytes:
-    """Encode a policy history, which is not empty and has its oldest change first."""
-    return FORMAT + history[-1].position.to_bytes(8) + _pack(history)
+def encode_history(history: list[PolicyChange], position: int) -> bytes:
+    """Encode a policy history, which is not empty and has its oldest change first, under *position*."""
+    return FORMAT + position.to_bytes(8) + _pack(history)
 
 
 def decode_history(value: bytes) -> list[PolicyChange]:

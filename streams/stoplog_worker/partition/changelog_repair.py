@@ -3,6 +3,10 @@
 A worker that lost the partition may still write late. Its records would replace newer states when the broker
 compacts the changelog. The offsets of this worker's own writes reveal such records: they leave a gap. This
 worker reads the gap and writes the current state of every key found there again.
+
+The entries are written with a position that is at least as high as that of every record in the gap
+(:meth:`stoplog_worker.algorithm.ledger.Ledger.rewrite`). So a restore takes them, whether or not the broker
+has compacted the changelog, even if a foreign record claims a higher position than this worker's state.
 """
 
 from __future__ import annotations

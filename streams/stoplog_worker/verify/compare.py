@@ -8,7 +8,13 @@ from typing import Final
 import msgspec
 
 from stoplog_worker.algorithm.fold import Answer
-from stoplog_worker.algorithm.state_codec import PolicyChange, decode_history, decode_state, position_of
+from stoplog_worker.algorithm.state_codec import (
+    NEVER_SET,
+    PolicyChange,
+    decode_history,
+    decode_state,
+    position_of,
+)
 from stoplog_worker.state.store import PartitionStore
 
 _MAX_DESCRIBED: Final = 10
@@ -133,4 +139,4 @@ def _charges(value: bytes | None, clock_ms: int) -> dict[int, list[tuple[int, in
 
 
 def _history(value: bytes | None) -> list[PolicyChange]:
-    return decode_history(value) if value is not None else []
+    return [change for change in decode_history(value) if change != NEVER_SET] if value is not None else []

@@ -16,6 +16,7 @@ from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
+    NEVER_SET,
     Marker,
     PolicyChange,
     decode_history,
@@ -180,16 +181,20 @@ def check_final(store: MemoryStore, log: list[Record]) -> None:
     assert live(found[COUNTERS], marker) == live(dict(entries.counters), marker)
     del found[POLICIES][MARKER_KEY]
     whole = {key: histories(value) for key, value in entries.policies}
-    assert found[POLICIES].keys() == whole.keys()
-    for key, value in found[POLICIES].items():
+    stored = {key: histories(value) for key, value in found[POLICIES].items()}
+    stored = {key: history for key, history in stored.items() if history != [NEVER_SET]}
+    assert stored.keys() == whole.keys()
+    for key, kept in stored.items():
         # A stored history begins where a replay may begin.
-        kept = histories(value)
         assert kept == whole[key][-len(kept) :]
 
 
 def live(counters: dict[bytes, bytes], marker: Marker) -> dict[bytes, bytes]:
-    """Return the states with charges in their windows: the others decide like new clients'."""
-    return {key: value for key, value in counters.items() if expires_at_ms(value) > marker.clock_ms}
+    """Return the charges of the states with charges in their windows: the others decide like new clients'.
+
+    A state that replaced one of another worker has a higher position than its last charge.
+    """
+    return {key: value[9:] for key, value in counters.items() if expires_at_ms(value) > marker.clock_ms}
 
 
 def histories(value: bytes) -> list[PolicyChange]:

@@ -92,7 +92,7 @@ def test_policy_history_has_golden_bytes() -> None:
         PolicyChange(70_000 << 16, 300, parse_policy(["10/second", "1000/1h"]), 12),
         PolicyChange(70_001 << 16, 301, UNLIMITED, 13),
     ]
-    assert encode_history(history) == HISTORY
+    assert encode_history(history, 70_001 << 16) == HISTORY
     assert decode_history(HISTORY) == history
     assert position_of(HISTORY) == 70_001 << 16
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stoplog_worker.algorithm.ledger import IDLE_CLIENT_BYTES, Ledger
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
+    NEVER_SET,
     State,
+    decode_history,
     decode_marker,
     decode_state,
     encode_marker,
@@ -24,7 +27,7 @@ from stoplog_worker.state.store import COUNTERS, POLICIES
 from stoplog.policy import MAX_COST
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import Update
-from tests.support.ledgers import DEFAULT, FIRST_MARKER, NOW, at, charge, checkpoint, fresh, spent
+from tests.support.ledgers import DEFAULT, FIRST_MARKER, NOW, at, charge, checkpoint, fresh, resolved, spent
 from tests.support.memory_store import MemoryStore
 
 # --- time -------------------------------------------------------------------------------------
@@ -227,7 +230,7 @@ def test_changed_is_true_until_dirty_is_taken() -> None:
     assert not ledger.changed
 
 
-def test_rewrite_returns_stored_entries_and_empty_unknown_ones() -> None:
+def test_rewrite_returns_entries_as_of_the_last_record_and_empty_unknown_ones() -> None:
     store = MemoryStore()
     ledger = Ledger(store, FIRST_MARKER)
     charge(ledger, Check("a", 3), 0)
@@ -239,9 +242,35 @@ def test_rewrite_returns_stored_entries_and_empty_unknown_ones() -> None:
     again = Ledger(store, ledger.checkpointed)
     again.rewrite([b"a", b"a\0login", b"never"], [b"plan\0gold\0login", b"client\0x\0"])
     _, entries = again.take_dirty()
-    written = dict(entries.counters)
-    never = written.pop(b"never")
-    assert position_of(never) == at(3) - 1
+    written = {**dict(entries.counters), **dict(entries.policies)}
+    assert {position_of(value) for value in written.values()} == {at(3) - 1}
+    never, unset = written.pop(b"never"), written.pop(b"client\0x\0")
     assert decode_state(never).windows == {}
-    assert written == {key: before[key] for key in (b"a", b"a\0login")}
-    assert dict(entries.policies) == {b"plan\0gold\0login": before[b"plan\0gold\0login"]}
+    assert decode_history(unset) == [NEVER_SET]
+    assert resolved(again, Check("x"), 9) == (DEFAULT, -1)
+    assert {key: value[9:] for key, value in written.items()} == {
+        key: before[key][9:] for key in (b"a", b"a\0login", b"plan\0gold\0login")
+    }
+
+
+def test_rewrite_leaves_the_positions_of_entries_ahead_of_the_ledger() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST_MARKER)
+    charge(ledger, Check("a", 3), 7)
+    ledger.apply(Update(0, "client", "a", "", DEFAULT), at(8))
+    checkpoint(ledger, store)
+    before = {**dict(store.items(COUNTERS)), **dict(store.items(POLICIES))}
+    behind = Ledger(store, msgspec.structs.replace(FIRST_MARKER, next_offset=5))
+    behind.rewrite([b"a"], [b"client\0a\0"])
+    _, entries = behind.take_dirty()
+    written = {**dict(entries.counters), **dict(entries.policies)}
+    assert written == {key: before[key] for key in (b"a", b"client\0a\0")}
+
+
+def test_policy_changed_after_a_rewrite_has_the_position_of_the_change() -> None:
+    ledger = fresh()
+    ledger.advance(2, NOW)
+    ledger.rewrite([], [b"client\0x\0"])
+    ledger.apply(Update(0, "client", "x", "", DEFAULT), at(3))
+    _, entries = ledger.take_dirty()
+    assert position_of(dict(entries.policies)[b"client\0x\0"]) == at(3)

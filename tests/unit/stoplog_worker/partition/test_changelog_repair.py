@@ -5,15 +5,28 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
+import msgspec
 import pytest
-from stoplog_worker.algorithm.state_codec import MARKER_KEY, encode_marker, position_of
+from hypothesis import given
+from hypothesis import strategies as st
+from stoplog_worker.algorithm.state_codec import (
+    MARKER_KEY,
+    PolicyChange,
+    State,
+    encode_history,
+    encode_marker,
+    encode_state,
+    position_of,
+)
 from stoplog_worker.partition.changelog_repair import Gap, Overtaken
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
 from stoplog.errors import Unavailable
+from stoplog.policy import UNLIMITED
 from stoplog.wire.checks import POSITION_BITS, Check
-from tests.support.checkpoint_bench import A, CheckpointBench, restored, zombie
-from tests.support.memory_store import Changelogs, contents
+from tests.support.checkpoint_bench import AB, A, CheckpointBench, restored, zombie
+from tests.support.ledgers import FIRST_MARKER, resolved
+from tests.support.memory_store import Changelogs, MemoryStore, contents
 
 
 def test_foreign_records_before_an_own_write_are_a_gap() -> None:
@@ -43,16 +56,66 @@ def test_foreign_records_at_the_end_are_one_gap() -> None:
 
 def test_everything_that_a_zombie_wrote_is_overwritten() -> None:
     awake, late = zombie()
-    before = contents(awake.store)
+    before = bodies(awake.store)
     for entry in late:
         awake.changelogs.append(*entry)
-    assert contents(restored(awake.changelogs.compacted())) != before, "what compaction would leave"
+    assert bodies(restored(awake.changelogs.compacted())) != before, "what compaction would leave"
     awake.note_ends()
     awake.overwrite_gaps()
     awake.checkpoint()
-    assert contents(restored(awake.changelogs.compacted())) == before
-    assert contents(awake.store) == before
+    assert bodies(restored(awake.changelogs.compacted())) == before
+    assert bodies(awake.store) == before
     assert awake.metrics.registry.get_sample_value("stoplog_worker_gaps_mended_total") == 4
+
+
+def bodies(store: MemoryStore) -> dict[str, dict[bytes, bytes]]:
+    """Return the entries without their positions."""
+    return {
+        table: {key: value[9:] for key, value in entries.items()}
+        for table, entries in contents(store).items()
+    }
+
+
+FORGED_POLICY = [PolicyChange(0, 0, UNLIMITED)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from((b"a", b"ab", b"ghost", b"client\0a\0", b"client\0ghost\0", MARKER_KEY)),
+            st.sampled_from((0, 1, (1 << POSITION_BITS) + 1, (2 << POSITION_BITS) - 1)),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    st.booleans(),
+    st.integers(1, 9),
+)
+def test_repair_wins_over_forged_entries_when_the_disks_are_lost(
+    forged: list[tuple[bytes, int]], compacted: bool, batch: int
+) -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2), Check(AB, 3))
+    bench.update(0, A, "50/minute")
+    bench.checkpoint()
+    for key, position in forged:
+        if key == MARKER_KEY:
+            marker = msgspec.structs.replace(FIRST_MARKER, next_offset=position >> POSITION_BITS)
+            bench.write_foreign(POLICIES, (key, encode_marker(marker)))
+        elif b"\0" in key:
+            bench.write_foreign(POLICIES, (key, encode_history(FORGED_POLICY, position)))
+        else:
+            bench.write_foreign(COUNTERS, (key, encode_state(State(position))))
+    bench.note_ends()
+    bench.overwrite_gaps()
+    marker = bench.checkpoint()
+    store = MemoryStore()
+    (bench.changelogs.compacted() if compacted else bench.changelogs).restore(store, batch)
+    assert contents(store) == contents(bench.store)
+    assert (store.marker(), bench.stored(A), bench.stored(AB)) == (marker, 2, 3)
+    again = CheckpointBench(store)
+    assert resolved(again.ledger, Check(A), 9)[1] == 0
+    assert resolved(again.ledger, Check("ghost"), 9) == (FIRST_MARKER.default, -1)
 
 
 def test_lone_marker_of_a_zombie_is_overwritten() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from stoplog_worker.algorithm.sliding_window import Window
-from stoplog_worker.algorithm.state_codec import PolicyChange, State, encode_history, encode_state
+from stoplog_worker.algorithm.state_codec import NEVER_SET, PolicyChange, State, encode_history, encode_state
 from stoplog_worker.state.store import COUNTERS
 from stoplog_worker.verify.compare import (
     Finding,
@@ -37,7 +37,8 @@ def charged(position: int, *charges: tuple[int, int], newest_ms: int = 0) -> byt
 
 def history(*positions: int) -> bytes:
     policy = parse_policy("3/minute")
-    return encode_history([PolicyChange(position, position, policy) for position in positions])
+    changes = [PolicyChange(position, position, policy) for position in positions]
+    return encode_history(changes or [NEVER_SET], 9)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,8 @@ def test_compare_states_counts_different_live_charges(
         (history(5), history(6), 1),
         (history(5), None, 1),
         (None, history(5), 1),
+        (None, history(), 0),
+        (history(5), history(), 1),
         (None, None, 0),
     ],
 )

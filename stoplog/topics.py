@@ -46,6 +46,8 @@ class TopicSpec(msgspec.Struct, frozen=True):
     delete_retention_ms: int | None = None
     min_compaction_lag_ms: int | None = None
     segment: int | None = None
+    copartitioned: bool = False
+    """Whether its partitions correspond to those of ``checks``."""
 
     def config(self) -> dict[str, str]:
         """Return the topic's configuration in Kafka's names."""
@@ -87,6 +89,14 @@ def load_topics(path: Path = DEFAULT_FILE) -> dict[str, TopicSpec]:
     return specs
 
 
+def with_partitions(specs: Mapping[str, TopicSpec], partitions: int) -> dict[str, TopicSpec]:
+    """Return *specs* with *partitions* partitions for each copartitioned topic."""
+    return {
+        name: msgspec.structs.replace(spec, partitions=partitions) if spec.copartitioned else spec
+        for name, spec in specs.items()
+    }
+
+
 def _spec(name: str, body: Mapping[str, Any]) -> TopicSpec:
     return TopicSpec(
         name=name,
@@ -100,6 +110,7 @@ def _spec(name: str, body: Mapping[str, Any]) -> TopicSpec:
         delete_retention_ms=_duration_ms(body.get("delete_retention")),
         min_compaction_lag_ms=_duration_ms(body.get("min_compaction_lag")),
         segment=_amount(body["segment"], _SIZE) if "segment" in body else None,
+        copartitioned=name in COPARTITIONED,
     )
 
 

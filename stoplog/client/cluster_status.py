@@ -64,7 +64,7 @@ class Status(msgspec.Struct, frozen=True):
         uncounted: Those of them that could not be published; 0 when normal.
         store: One of :data:`STATES`.
         store_why: The problem of the store, and its remedy; ``None`` when ok.
-        partitions: Number of partitions of ``checks``.
+        partitions: Number of partitions of ``checks`` over which clients are hashed.
         nodes: Workers and gateways, sorted by role, lane and id.
         processes: Running gateway processes that share this port (``STOPLOG_PROCESSES``). All other fields
             are about all of them.
@@ -143,7 +143,7 @@ def store_state(view: BrokerView | None, partitions: int, nodes: list[Node]) -> 
 
     Args:
         view: The broker's last answer; ``None`` if there was none yet.
-        partitions: Partitions of ``checks`` in topics.yaml.
+        partitions: Number of partitions over which this process hashes clients.
         nodes: The nodes that are alive.
     """
     if view is None:
@@ -152,10 +152,21 @@ def store_state(view: BrokerView | None, partitions: int, nodes: list[Node]) -> 
         return UNREACHABLE, view.error
     if not view.partitions:
         return TOPICS_WRONG, "topic checks does not exist: run `stoplog topics create`"
-    if view.partitions != partitions:
+    if view.recorded is None and view.partitions != partitions:
         return TOPICS_WRONG, (
-            f"topic checks has {view.partitions} partitions, but topics.yaml requires {partitions}: use the "
+            f"topic checks has {view.partitions} partitions, but topics.yaml requires {partitions}, and no "
+            f"worker has recorded the number with which the log began: start a worker, or use the "
             f"topics.yaml with which the topics were created"
+        )
+    if view.partitions < partitions:
+        return TOPICS_WRONG, (
+            f"topic checks has {view.partitions} partitions, but clients are hashed over {partitions}: it "
+            f"was deleted and created again; see the log of the workers"
+        )
+    if view.recorded not in (None, partitions):
+        return TOPICS_WRONG, (
+            f"clients are hashed over {view.recorded} partitions, and this process has begun with "
+            f"{partitions}: it is changing over"
         )
     states: dict[int, set[str]] = {partition: set() for partition in range(partitions)}
     for node in nodes:

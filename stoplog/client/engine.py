@@ -7,6 +7,7 @@ import logging
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NoReturn, cast
 
@@ -36,7 +37,8 @@ from stoplog.client.transport.kafka_transport import KafkaTransport
 from stoplog.client.usage_lookup import UsageLookup
 from stoplog.clock import now
 from stoplog.errors import TopicError, Unavailable
-from stoplog.topics import REPLIES
+from stoplog.kafka.partition_count import explain_difference
+from stoplog.topics import CHECKS, REPLIES
 from stoplog.wire.checks import Denials, encode_denials
 from stoplog.wire.heartbeats import HEARTBEAT_S, Heartbeat, StampedHeartbeat, encode_heartbeat
 from stoplog.wire.limit_updates import Update
@@ -52,6 +54,18 @@ DENIALS_S: Final = 1.0
 
 TICK_S: Final = 0.5
 """Seconds between two rounds of housekeeping."""
+
+
+class OtherPartitionCount(Exception):
+    """The number of partitions in force is another one than that of the engine, which did not start.
+
+    Attributes:
+        partitions: The number in force.
+    """
+
+    def __init__(self, partitions: int) -> None:
+        super().__init__(partitions)
+        self.partitions = partitions
 
 
 class NotStarted:
@@ -71,7 +85,9 @@ class Engine:
         settings: The settings of the limiter.
         metrics: Counts everything; its gauges are reset.
         node_id: The name in heartbeats.
-        partitions: Number of partitions of ``checks``.
+        partitions: Number of partitions of ``checks`` over which clients are hashed.
+        partitions_in_file: The number that topics.yaml requires.
+        on_other_count: Called if, after the start, the number in force turns out to be another one.
         reply_partition: The partition of ``replies`` to read.
         instrumentation: Observes checks and batches, if given.
 
@@ -97,6 +113,8 @@ class Engine:
         *,
         node_id: str,
         partitions: int,
+        partitions_in_file: int,
+        on_other_count: Callable[[int], None],
         reply_partition: int,
         instrumentation: Instrumentation | None,
     ) -> None:
@@ -111,9 +129,13 @@ class Engine:
         self._metrics = metrics
         self._node_id = node_id
         self._partitions = partitions
+        self._partitions_in_file = partitions_in_file
+        self._on_other_count = on_other_count
         self._reply_partition = reply_partition
         self._instrumentation = instrumentation
         self._view: BrokerView | None = None
+        self._difference: str | None = None
+        """What was logged last of how the topics differ from the number of partitions."""
         self._has_position = False
         self._broker_answered = asyncio.Event()
         self._started = False
@@ -125,6 +147,7 @@ class Engine:
         """Start. Without a broker the engine starts as well, and checks fail open.
 
         Raises:
+            OtherPartitionCount: Another number of partitions is in force.
             TopicError: The broker's topics contradict topics.yaml.
         """
         loop = asyncio.get_running_loop()
@@ -163,6 +186,8 @@ class Engine:
             with suppress(TimeoutError):
                 async with asyncio.timeout(START_S):
                     await self._broker_answered.wait()
+            if (count := self._other_count()) is not None:
+                raise OtherPartitionCount(count)
             if (error := self._topic_error()) is not None:
                 raise TopicError(error)
         except BaseException:
@@ -242,6 +267,18 @@ class Engine:
         state, why = self.store_state()
         return why if state == TOPICS_WRONG and self._view is not None and self._view.partitions else None
 
+    def _other_count(self) -> int | None:
+        """Return the number of partitions in force if it is not that of this engine, else ``None``."""
+        recorded = self._view.recorded if self._view is not None else None
+        return recorded if recorded != self._partitions else None
+
+    def _log_difference(self, view: BrokerView) -> None:
+        found = {CHECKS: view.partitions}
+        difference = explain_difference(self._partitions, found, self._partitions_in_file)
+        if difference is not None and difference != self._difference:
+            log.warning("%s", difference)
+        self._difference = difference
+
     # --- events of the transport --------------------------------------------------------------
 
     def on_position(self) -> None:
@@ -304,11 +341,15 @@ class Engine:
         self.failed.set()
 
     def on_broker_view(self, view: BrokerView) -> None:
-        """Keep the broker's metadata, and log an error in the topics once."""
+        """Keep the broker's metadata, and log an error in the topics or a difference once."""
         before, self._view = self._topic_error(), view
         error = self._topic_error()
         if self._started and error is not None and error != before:
             log.error("checks fail open until this is fixed: %s", error)
+        if view.recorded == self._partitions:
+            self._log_difference(view)
+        elif self._started and (count := self._other_count()) is not None:
+            self._on_other_count(count)
         if self._has_position or view.error is not None:
             self._broker_answered.set()
 

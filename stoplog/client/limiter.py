@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -15,7 +16,7 @@ from stoplog.client.answer import Answer, PendingAnswer, answer_of
 from stoplog.client.batcher import Batcher
 from stoplog.client.cluster_status import STATES, ProcessState, Readiness, Status, count_by_role, merge_status
 from stoplog.client.deny_cache import PROOF_S
-from stoplog.client.engine import Engine, NotStarted, wall_ms
+from stoplog.client.engine import Engine, NotStarted, OtherPartitionCount, wall_ms
 from stoplog.client.instrumentation import load_instrumentation
 from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.metrics import Metrics
@@ -28,6 +29,8 @@ from stoplog.topics import CHECKS, REPLIES, load_topics
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import LookupReply
+
+log = logging.getLogger(__name__)
 
 
 class Limiter:
@@ -67,12 +70,13 @@ class Limiter:
         self.other_processes: Callable[[], list[ProcessState]] = list
         self._settings = settings
         specs = load_topics(settings.topics)
-        self._partitions = specs[CHECKS].partitions
+        self._partitions = self._partitions_in_file = specs[CHECKS].partitions
         slot = secrets.randbits(64) if reply_slot is None else reply_slot
         self._reply_partition = slot % specs[REPLIES].partitions
         self._instrumentation = load_instrumentation(settings.tracing)
         self._node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
         self._running = False
+        self._replacement: asyncio.Task[None] | None = None
         self._engine = self._new_engine()
         self.metrics.nodes = lambda: count_by_role(self._engine.nodes.alive(time.monotonic()))
         self.metrics.store = lambda: dict.fromkeys(STATES, False) | {self._engine.store_state()[0]: True}
@@ -83,6 +87,8 @@ class Limiter:
             self.metrics,
             node_id=self._node_id,
             partitions=self._partitions,
+            partitions_in_file=self._partitions_in_file,
+            on_other_count=self._on_other_count,
             reply_partition=self._reply_partition,
             instrumentation=self._instrumentation,
         )
@@ -98,17 +104,49 @@ class Limiter:
         """
         if self._running:
             raise RuntimeError("the limiter is running already: start it once, and share it")
-        self._engine = self._new_engine()
-        await self._engine.start()
-        self._batcher = self._engine.batcher
+        await self._start_engine()
         self._running = True
         return self
+
+    async def _start_engine(self) -> None:
+        """Start an engine with the number of partitions in force, and use it from then on."""
+        while True:
+            engine = self._new_engine()
+            if not self._running:
+                self._engine = engine
+            try:
+                await engine.start()
+            except OtherPartitionCount as exc:
+                self._partitions = exc.partitions
+            else:
+                self._engine, self._batcher = engine, engine.batcher
+                return
+
+    def _on_other_count(self, partitions: int) -> None:
+        """Replace an engine that started without a broker, with another number than that in force."""
+        if self._replacement is None:
+            self._partitions = partitions
+            self._replacement = asyncio.create_task(self._replace_engine())
+
+    async def _replace_engine(self) -> None:
+        old = self._engine
+        try:
+            await self._start_engine()
+            old.failed.set()  # until_failure() now waits for the new engine
+            await old.stop()
+        except Exception as exc:
+            log.exception("cannot change over to %s partitions", self._partitions)
+            old.on_failure(f"the limiter cannot change over to {self._partitions} partitions: {exc!r}")
+        finally:
+            self._replacement = None
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop. Every check that waits gets its answer first."""
         self._running = False
+        if self._replacement is not None:
+            await self._replacement
         await self._engine.stop()
 
     # --- checks -----------------------------------------------------------------------------
@@ -267,7 +305,8 @@ class Limiter:
 
     async def until_failure(self) -> None:
         """Return once there is a :attr:`failure`. The program should then start a new process."""
-        await self._engine.failed.wait()
+        while self.failure is None:
+            await self._engine.failed.wait()
 
 
 def _validate(check: Check) -> None:

@@ -22,8 +22,13 @@ _POLL_S: Final = 0.05
 """Seconds between two looks for a topic that was just created."""
 
 
-def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
+def create_topics(admin: AdminClient, specs: Iterable[TopicSpec], *, recorded: bool = False) -> list[str]:
     """Create the missing topics of *specs*, then verify all of them; return the names created.
+
+    Args:
+        admin: An admin client.
+        specs: The topics.
+        recorded: See :func:`verify_topics`.
 
     Raises:
         TopicError: The broker refused, or an existing topic differs (see :func:`verify_topics`).
@@ -56,7 +61,7 @@ def create_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[str]:
     deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
-            verify_topics(admin, wanted.values())
+            verify_topics(admin, wanted.values(), recorded=recorded)
             return created
         except _MissingTopic:
             # A broker may learn of the topic later than the broker that created it.
@@ -69,12 +74,22 @@ class _MissingTopic(TopicError):
     """A topic does not exist, or the broker that was asked does not know it yet."""
 
 
-def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
-    """Compare the broker's topics with *specs*.
+def verify_topics(
+    admin: AdminClient, specs: Iterable[TopicSpec], *, recorded: bool = False
+) -> dict[str, int]:
+    """Compare the broker's topics with *specs*; return the number of partitions of each.
+
+    Further partitions of a topic are not used, and are no error.
+
+    Args:
+        admin: An admin client.
+        specs: The topics.
+        recorded: Whether the partitions of copartitioned topics in *specs* are those of the record in
+            ``limit-updates``. Otherwise they are those of topics.yaml.
 
     Raises:
-        TopicError: A topic is missing, or differs in its partitions or timestamps. With other partitions,
-            clients would hash elsewhere. With other timestamps, a replay would decide differently.
+        TopicError: A topic is missing, has too few partitions, or has other timestamps, with which a replay
+            would decide differently.
         Unavailable: No broker answered.
     """
     wanted = {spec.name: spec for spec in specs}
@@ -84,14 +99,10 @@ def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
     for resource, future in admin.describe_configs(resources).items():
         with _mapped_errors("describe the configuration of the topics"), _missing_named(resource.name):
             configs[resource.name] = future.result(timeout=_TIMEOUT_S)
+    found = {name: len(described[name].partitions) for name in wanted}
     for name, spec in wanted.items():
-        partitions = len(described[name].partitions)
-        if partitions != spec.partitions:
-            raise TopicError(
-                f"topic {name} has {partitions} partitions, but topics.yaml requires {spec.partitions}: "
-                f"set partitions: {partitions} in topics.yaml, or (losing what it holds) delete the "
-                f"topics and run `stoplog topics create`; partitions cannot be changed in place"
-            )
+        if found[name] < spec.partitions:
+            raise _too_few(spec, found[name], recorded=recorded)
         stamp = configs[name]["message.timestamp.type"].value
         if stamp != spec.timestamp:
             raise TopicError(
@@ -99,6 +110,26 @@ def verify_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> None:
                 f"workers, run `kafka-configs.sh --alter --entity-type topics --entity-name {name} "
                 f"--add-config message.timestamp.type={spec.timestamp}`, and start them again"
             )
+    return found
+
+
+def _too_few(spec: TopicSpec, found: int, *, recorded: bool) -> TopicError:
+    name, needed = spec.name, spec.partitions
+    if not spec.copartitioned:
+        return TopicError(
+            f"topic {name} has {found} partitions, but topics.yaml requires {needed}: set partitions: "
+            f"{found} in topics.yaml, or run `kafka-topics.sh --alter --topic {name} --partitions {needed}`"
+        )
+    if recorded:
+        return TopicError(
+            f"topic {name} has {found} partitions, but clients are hashed over {needed}. Kafka only adds "
+            f"partitions, so the topic was deleted and created again: delete it, and run "
+            f"`{_create_command(name)}`, which creates it with {needed} partitions"
+        )
+    return TopicError(
+        f"topic {name} has {found} partitions, but topics.yaml requires {needed}: set partitions: {found} in "
+        f"topics.yaml, or (losing what it holds) delete the topics and run `stoplog topics create`"
+    )
 
 
 def describe(

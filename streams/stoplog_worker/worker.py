@@ -26,10 +26,8 @@ from stoplog.errors import (
     Unavailable,
 )
 from stoplog.kafka import clients as kafka
-from stoplog.kafka.topic_admin import verify_topics
-from stoplog.lanes import with_lanes
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
-from stoplog.topics import load_topics
+from stoplog.topics import CHECKS
 from stoplog_worker.assignment.faust_app import FaustApp
 from stoplog_worker.assignment.faust_tables import FaustTables
 from stoplog_worker.assignment.takeover import AssignmentCoordinator
@@ -39,6 +37,7 @@ from stoplog_worker.instance_lock import lock_instance
 from stoplog_worker.kafka.group_coordinator import wait_for_coordinator
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
+from stoplog_worker.partition_count import verified_specs
 from stoplog_worker.restore.lane_bootstrap import LaneCopier, changelogs
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.settings import Settings
@@ -77,7 +76,7 @@ class Worker:
         settings: The worker's settings.
 
     Raises:
-        TopicError: the topics differ from topics.yaml.
+        TopicError: the topics contradict topics.yaml, or the number of partitions in force.
         SettingsError: another worker uses the same tables.
         Unavailable: no broker answers, or none coordinates the group.
     """
@@ -86,20 +85,23 @@ class Worker:
         self.settings = settings
         self.metrics = Metrics()
         self._lock = lock_instance(settings.tables)
-        specs = load_topics(settings.topics)
         admin = kafka.silent_admin(settings.bootstrap)
-        verify_topics(admin, with_lanes(specs, [settings.lane]).values())
+        partitions = verified_specs(settings, admin, record=True)[CHECKS].partitions
         wait_for_coordinator(admin, settings.app_id)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         lease = Lease(settings.session_timeout_ms, settings.send_timeout_ms)
         self.app = FaustApp(
-            settings, lease, self._on_revoked, self._on_assigned, self._on_leaving, self._on_fenced
+            settings,
+            partitions,
+            lease,
+            self._on_revoked,
+            self._on_assigned,
+            self._on_leaving,
+            self._on_fenced,
         )
-        tables = FaustTables(
-            self.app, specs["checks"].partitions, RocksDbFactory(settings.store_memory_mb << 20)
-        )
+        tables = FaustTables(self.app, partitions, RocksDbFactory(settings.store_memory_mb << 20))
         self._restorer = Restorer(
             settings.bootstrap,
             tables.changelogs,
@@ -121,7 +123,7 @@ class Worker:
         )
         self._consumer = ConsumerThread(
             settings,
-            specs["checks"].partitions,
+            partitions,
             tables.changelogs,
             lease,
             self.metrics,

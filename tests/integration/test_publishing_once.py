@@ -37,6 +37,8 @@ class Listener(Engine):
             Metrics(),
             node_id="test",
             partitions=PARTITIONS,
+            partitions_in_file=PARTITIONS,
+            on_other_count=lambda _: None,
             reply_partition=0,
             instrumentation=None,
         )

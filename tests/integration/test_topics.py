@@ -14,7 +14,7 @@ from stoplog_gateway.local.kafka_broker import Broker
 from stoplog.errors import TopicError
 from stoplog.kafka.topic_admin import create_topics, describe, verify_topics
 from stoplog.topics import TopicSpec, load_topics
-from tests.support.broker import fresh_broker
+from tests.support.broker import fresh_broker, topics_file
 from tests.support.up import environment, stoplog
 
 
@@ -69,10 +69,22 @@ def test_create_topics_of_lane_creates_its_changelogs(broker: Broker, tmp_path: 
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
 
 
-def test_verify_topics_with_other_partition_count_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
+def test_verify_topics_with_too_few_partitions_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
     create_topics(admin, [spec])
+    larger = msgspec.structs.replace(spec, partitions=8)
     with pytest.raises(TopicError, match=r"has 4 partitions, but topics\.yaml requires 8: set partitions: 4"):
-        create_topics(admin, [msgspec.structs.replace(spec, partitions=8)])
+        verify_topics(admin, [larger])
+    with pytest.raises(TopicError, match=r"has 4 partitions, but clients are hashed over 8\..* delete it"):
+        verify_topics(admin, [larger], recorded=True)
+    with pytest.raises(TopicError, match=r"or run `kafka-topics.sh --alter --topic .* --partitions 8`"):
+        verify_topics(admin, [msgspec.structs.replace(larger, copartitioned=False)])
+
+
+def test_verify_topics_with_further_partitions_returns_their_number(
+    admin: AdminClient, spec: TopicSpec
+) -> None:
+    create_topics(admin, [spec])
+    assert verify_topics(admin, [msgspec.structs.replace(spec, partitions=2)]) == {spec.name: 4}
 
 
 def test_verify_topics_with_other_timestamp_type_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
@@ -86,19 +98,22 @@ def test_create_topics_with_too_many_replicas_is_refused(admin: AdminClient, spe
         create_topics(admin, [msgspec.structs.replace(spec, replication=3)])
 
 
-def test_topics_commands_create_and_verify(broker: Broker, tmp_path: Path) -> None:
-    file = tmp_path / "topics.yaml"
+def test_topics_commands_create_and_verify(broker: Broker, admin: AdminClient, tmp_path: Path) -> None:
     other = load_topics()
     env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
     assert stoplog("topics", "create", env=env).returncode == 0
 
     again = stoplog("topics", "create", "--json", env=env)
-    assert (again.returncode, json.loads(again.stdout)) == (0, {"created": []})
+    report = {"created": [], "partitions": 4, "difference": None}
+    assert (again.returncode, json.loads(again.stdout)) == (0, report)
     verified = stoplog("topics", "verify", "--json", env=env)
-    assert (verified.returncode, json.loads(verified.stdout)) == (0, {"verified": list(other)})
+    report = {"verified": list(other), "partitions": 4, "difference": None}
+    assert (verified.returncode, json.loads(verified.stdout)) == (0, report)
+    assert "they agree with" in stoplog("topics", "verify", env=env).stdout
 
-    file.write_text(Path("topics.yaml").read_text().replace("partitions: 4", "partitions: 8"))
-    refused = stoplog("topics", "verify", env={**env, "STOPLOG_TOPICS": str(file)})
-    assert refused.returncode == 1
-    assert "has 4 partitions, but topics.yaml requires 8" in refused.stderr
-    assert refused.stderr.count("\n") == 1
+    # The number is recorded: a lane that is added later gets it, whatever topics.yaml requires.
+    env["STOPLOG_TOPICS"] = str(topics_file(tmp_path / "topics.yaml", 8))
+    added = stoplog("topics", "create", "--lane", "c", env=env)
+    assert added.returncode == 0, added.stderr
+    assert "although topics.yaml requires 8. Set partitions: 4" in added.stdout
+    assert len(describe(admin, ["stoplog-c-counters-changelog"]).popitem()[1].partitions) == 4

@@ -14,13 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, TypeVar
 
+import yaml
 from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker, new_cluster_id
 from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, fetch_jars, jars_folder
 from stoplog_gateway.ports import free_port
 
 from stoplog.kafka.topic_admin import create_topics
-from stoplog.topics import load_topics
+from stoplog.topics import COPARTITIONED, DEFAULT_FILE, load_topics
 
 AnyBroker = TypeVar("AnyBroker", bound=Broker)
 
@@ -90,6 +91,15 @@ def _record() -> None:
 def make_topics(bootstrap: str) -> None:
     """Create the topics of topics.yaml."""
     create_topics(AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}), load_topics().values())
+
+
+def topics_file(path: Path, partitions: int) -> Path:
+    """Write to *path* the shipped topics.yaml, with another number of partitions for copartitioned topics."""
+    raw = yaml.safe_load(DEFAULT_FILE.read_text())
+    for name in COPARTITIONED:
+        raw["topics"][name]["partitions"] = partitions
+    path.write_text(yaml.safe_dump(raw))
+    return path
 
 
 @contextmanager

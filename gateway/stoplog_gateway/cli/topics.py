@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated, NamedTuple
 
 import typer
 from confluent_kafka.admin import AdminClient
 
-from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.clients import check_producer, silent_admin
+from stoplog.kafka.partition_count import PartitionCountReader, explain_difference, write_partition_count
 from stoplog.kafka.topic_admin import create_topics, verify_topics
 from stoplog.lanes import MAX_LANES, lane_names, lane_of, with_lanes
-from stoplog.topics import TopicSpec, load_topics
+from stoplog.topics import CHECKS, TopicSpec, load_topics, with_partitions
 from stoplog_gateway.cli.output import AsJson, examples, out, print_json, reporting
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.settings import GatewaySettings
@@ -38,28 +41,78 @@ def create(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -
     """Create the missing topics, and compare the others with topics.yaml."""
     with reporting():
         settings = GatewaySettings()
-        created = create_topics(_admin(settings), _specs(settings, lanes, lane).values())
+        admin = _admin(settings)
+        topics = _topics(settings, lanes, lane)
+        created = create_topics(admin, topics.specs.values(), recorded=topics.recorded)
+        found = verify_topics(admin, topics.specs.values(), recorded=topics.recorded)
+        if not topics.recorded:
+            _record(settings, topics, found)
+    difference = topics.difference(found)
     if as_json:
-        print_json({"created": created})
+        print_json({"created": created, "partitions": topics.partitions, "difference": difference})
     else:
         out.print(f"created: {', '.join(created)}" if created else "all topics exist")
+        if difference is not None:
+            out.print(difference)
 
 
 @app.command(epilog=examples("stoplog topics verify", "stoplog topics verify --lanes 2"))
 def verify(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -> None:
-    """Compare the broker's topics with topics.yaml. Exit status 1: they differ."""
+    """Compare the broker's topics with topics.yaml. Exit status 1: they cannot be used."""
     with reporting():
         settings = GatewaySettings()
-        specs = _specs(settings, lanes, lane)
-        verify_topics(_admin(settings), specs.values())
+        admin = _admin(settings)
+        topics = _topics(settings, lanes, lane)
+        found = verify_topics(admin, topics.specs.values(), recorded=topics.recorded)
+    difference = topics.difference(found)
     if as_json:
-        print_json({"verified": list(specs)})
+        print_json(
+            {"verified": list(topics.specs), "partitions": topics.partitions, "difference": difference}
+        )
     else:
-        out.print(f"{len(specs)} topics agree with {settings.topics}")
+        out.print(f"{len(topics.specs)} topics can be used: {topics.partitions} partitions of checks")
+        out.print(difference if difference is not None else f"they agree with {settings.topics}")
 
 
-def _specs(settings: GatewaySettings, count: int, named: list[str] | None) -> dict[str, TopicSpec]:
-    return with_lanes(load_topics(settings.topics), [*lane_names(count), *map(lane_of, named or ())])
+class _Topics(NamedTuple):
+    """The topics that a system needs.
+
+    Attributes:
+        specs: The topics, with the number of partitions in force.
+        recorded: Whether that number is recorded in ``limit-updates``. Otherwise it is that of topics.yaml.
+        partitions_in_file: The number of partitions of ``checks`` in topics.yaml.
+    """
+
+    specs: dict[str, TopicSpec]
+    recorded: bool
+    partitions_in_file: int
+
+    @property
+    def partitions(self) -> int:
+        """The number of partitions over which clients are hashed."""
+        return self.specs[CHECKS].partitions
+
+    def difference(self, found: Mapping[str, int]) -> str | None:
+        """Return how the topics that were *found* differ from the number in force."""
+        copartitioned = {name: found[name] for name, spec in self.specs.items() if spec.copartitioned}
+        return explain_difference(self.partitions, copartitioned, self.partitions_in_file)
+
+
+def _topics(settings: GatewaySettings, count: int, named: list[str] | None) -> _Topics:
+    in_file = load_topics(settings.topics)
+    recorded = PartitionCountReader(settings.bootstrap).read()
+    number = in_file[CHECKS].partitions
+    specs = with_partitions(in_file, number if recorded is None else recorded)
+    every = with_lanes(specs, [*lane_names(count), *map(lane_of, named or ())])
+    return _Topics(every, recorded is not None, number)
+
+
+def _record(settings: GatewaySettings, topics: _Topics, found: Mapping[str, int]) -> None:
+    """Record the number of partitions, unless a topic has another one: a worker then decides."""
+    if all(found[name] == spec.partitions for name, spec in topics.specs.items() if spec.copartitioned):
+        with suppress(PermissionError):  # the first worker records it
+            producer = check_producer(settings.bootstrap, settings.publish_timeout_ms, lambda _: None)
+            write_partition_count(producer, topics.partitions)
 
 
 def _admin(settings: GatewaySettings) -> AdminClient:

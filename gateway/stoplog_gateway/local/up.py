@@ -21,10 +21,11 @@ import httpx
 from stoplog.client.cluster_status import OK, UNDER_REPLICATED
 from stoplog.errors import StoplogError
 from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import lane_names, with_lanes, worker_name
 from stoplog.partitioning import partition_of
-from stoplog.topics import CHECKS, load_topics
+from stoplog.topics import CHECKS, load_topics, with_partitions
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.local.child_process import USAGE_EXITS, Child
 from stoplog_gateway.local.data_dir import DataDir
@@ -127,7 +128,7 @@ class Up:
             home.release()
 
     def _start(self, home: DataDir) -> None:
-        specs = with_lanes(load_topics(self._settings.topics), self._lanes)
+        specs = load_topics(self._settings.topics)
         for port in self._ports:
             ensure_free(port, self._settings.host)
         if self._broker is not None:
@@ -139,7 +140,11 @@ class Up:
             self._broker.wait_ready()
         bootstrap = self._broker.bootstrap if self._broker else self._settings.bootstrap
         ensure_reachable(bootstrap)
-        create_topics(silent_admin(bootstrap), specs.values())
+        recorded = PartitionCountReader(bootstrap).read()
+        if recorded is not None:
+            specs = with_partitions(specs, recorded)
+        topics = with_lanes(specs, self._lanes).values()
+        create_topics(silent_admin(bootstrap), topics, recorded=recorded is not None)
         self._progress.say("starting worker and gateway ...")
         for child in (*self._workers, *self._gateways):
             child.start()

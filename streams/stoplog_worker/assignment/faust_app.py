@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import faust
 from faust.app.base import BootStrategy
+from faust.assignor import PartitionAssignor
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as AIOKafkaConsumer
 
@@ -50,11 +51,36 @@ class _Boot(BootStrategy):
     enable_kafka_producer = False
 
 
+class _FirstPartitions:
+    """The metadata of a cluster whose topics have no more partitions than clients are hashed over."""
+
+    def __init__(self, cluster: Any, partitions: int) -> None:
+        self._cluster = cluster
+        self._used = frozenset(range(partitions))
+
+    def partitions_for_topic(self, topic: str) -> frozenset[int]:
+        return self._used & (self._cluster.partitions_for_topic(topic) or frozenset())
+
+
+class _Assignor(PartitionAssignor):
+    """Faust's assignor, which leaves out partitions that were added to topics with Kafka's own tools.
+
+    Faust would assign them too. It would also place the topics apart if only some of them were changed.
+    """
+
+    app: FaustApp
+
+    def _perform_assignment(self, cluster: Any, member_metadata: Any) -> Any:
+        used = _FirstPartitions(cluster, self.app.partitions)
+        return super()._perform_assignment(used, member_metadata)
+
+
 class FaustApp(faust.App):
     """A Faust app that joins the group and assigns partitions, and does nothing else.
 
     Args:
         settings: The worker's settings.
+        partitions: The number of partitions over which clients are hashed.
         lease: Extended by each heartbeat that the group confirms.
         on_revoked: Awaited before this member joins the group again.
         on_assigned: Awaited after it has joined, with generation, active and standby partitions.
@@ -67,6 +93,7 @@ class FaustApp(faust.App):
     def __init__(
         self,
         settings: Settings,
+        partitions: int,
         lease: Lease,
         on_revoked: Callable[[], Awaitable[None]],
         on_assigned: OnAssigned,
@@ -85,6 +112,7 @@ class FaustApp(faust.App):
             store="rocksdb://",
             Table=UnmanagedTable,
             TableManager=UnmanagedTableManager,
+            PartitionAssignor=_Assignor,
             table_standby_replicas=1,
             topic_disable_leader=True,
             topic_allow_declare=False,
@@ -99,6 +127,7 @@ class FaustApp(faust.App):
             # aiokafka prefetches records, which are never used.
             consumer_max_fetch_size=1024,
         )
+        self.partitions = partitions
         self.lease = lease
         self.fenced = on_fenced
         self._revoked = on_revoked

@@ -15,6 +15,7 @@ import msgspec
 
 from stoplog.errors import MisroutedRecord
 from stoplog.partitioning import home_of, partition_of
+from stoplog.wire import partition_count
 from stoplog.wire.checks import encode_update
 from stoplog.wire.format import headers_of
 from stoplog.wire.limit_updates import Update, decode_update
@@ -54,11 +55,13 @@ class UpdateRelay:
         return len(self._waiting) >= BACKLOG
 
     def take(self, message: Any) -> None:
-        """Queue a record of ``limit-updates``.
+        """Queue a record of ``limit-updates``. The number of partitions (a record, no update) is skipped.
 
         Raises:
             RecordError: the record is invalid; nothing is queued.
         """
+        if self._partition == partition_count.PARTITION and message.key() == partition_count.KEY:
+            return
         update = decode_update(message.offset(), message.key(), message.value(), headers_of(message))
         if update.kind in ("client", "reset"):
             right = partition_of(update.id, self._partitions)

@@ -19,9 +19,7 @@ from rich.table import Table
 
 from stoplog.errors import StoplogError
 from stoplog.kafka import clients as kafka
-from stoplog.kafka.topic_admin import verify_topics
-from stoplog.lanes import with_lanes
-from stoplog.topics import load_topics
+from stoplog_worker.partition_count import verified_specs
 from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.settings import Settings
 from stoplog_worker.verify.compare import Finding
@@ -55,8 +53,7 @@ def verify(settings: Settings, seconds: float, on_progress: OnProgress) -> list[
     Raises:
         StoplogError: the system could not be verified. The text states the cause.
     """
-    specs = load_topics(settings.topics)
-    verify_topics(kafka.silent_admin(settings.bootstrap), with_lanes(specs, [settings.lane]).values())
+    specs = verified_specs(settings, kafka.silent_admin(settings.bootstrap), record=False)
     reader = ProgressReader(settings.bootstrap, on_progress)
     try:
         with TemporaryDirectory(prefix="stoplog-verify-") as folder:

@@ -6,11 +6,13 @@ import pytest
 import yaml
 
 from stoplog.errors import TopicError
+from stoplog.lanes import with_lanes
 from stoplog.topics import (
     COPARTITIONED,
     DEFAULT_FILE,
     REPLIES,
     load_topics,
+    with_partitions,
 )
 
 DAY_MS = 86_400_000
@@ -49,6 +51,12 @@ def test_changelogs_are_compacted_after_ten_minutes() -> None:
     specs = load_topics()
     for name in ("stoplog-counters-changelog", "stoplog-policies-changelog"):
         assert specs[name].config()["min.compaction.lag.ms"] == "600000"
+
+
+def test_with_partitions_changes_copartitioned_topics_of_every_lane_only() -> None:
+    specs = with_partitions(with_lanes(load_topics(), ["b"]), 8)
+    changed = {name for name, spec in specs.items() if spec.partitions == 8}
+    assert changed == {*COPARTITIONED, "stoplog-b-counters-changelog", "stoplog-b-policies-changelog"}
 
 
 def test_missing_topic_is_named(tmp_path: Path) -> None:

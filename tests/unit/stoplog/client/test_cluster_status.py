@@ -22,11 +22,14 @@ def worker(**states: str) -> Node:
         (None, [], "connecting", "not answered"),
         (BrokerView(error="k:1 is silent"), [worker(p0="running", p1="running")], "unreachable", "k:1"),
         (BrokerView(0), [], "topics_wrong", "stoplog topics create"),
-        (BrokerView(3), [], "topics_wrong", "3 partitions"),
+        (BrokerView(3), [], "topics_wrong", "no worker has recorded"),
+        (BrokerView(1, 2), [], "topics_wrong", "deleted and created again"),
+        (BrokerView(4, 4), [], "topics_wrong", "changing over"),
+        (BrokerView(4, 2), [worker(p0="running")], "no_worker", "partition 1"),
         (BrokerView(2), [worker(p0="running")], "no_worker", "partition 1"),
         (BrokerView(2), [worker(p0="running", p1="standby")], "no_worker", "partition 1"),
         (BrokerView(2), [worker(p0="running", p1="restoring")], "recovering", "partition 1"),
-        (BrokerView(2, (1,)), [worker(p0="running", p1="running")], "under_replicated", "partition 1"),
+        (BrokerView(2, 2, (1,)), [worker(p0="running", p1="running")], "under_replicated", "partition 1"),
     ],
 )
 def test_store_state_is_the_worst_that_holds_with_its_cause(
@@ -40,6 +43,10 @@ def test_store_state_is_the_worst_that_holds_with_its_cause(
 def test_store_state_with_one_lane_running_is_ok() -> None:
     lanes = [worker(p0="running", p1="running"), worker(p0="restoring", p1="running"), worker(p1="restoring")]
     assert store_state(BrokerView(2), 2, lanes) == ("ok", None)
+
+
+def test_store_state_with_partitions_added_to_the_topic_is_ok() -> None:
+    assert store_state(BrokerView(4, 2), 2, [worker(p0="running", p1="running")]) == ("ok", None)
 
 
 def test_store_state_with_a_partition_moved_to_its_standby_is_ok() -> None:

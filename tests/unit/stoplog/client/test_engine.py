@@ -137,6 +137,50 @@ async def test_start_with_other_partition_count_is_refused(kafka: type[Kafka]) -
     assert limiter._engine.transport.stopped  # type: ignore[attr-defined]
 
 
+async def test_limiter_hashes_over_the_recorded_partitions_and_says_once_what_differs(
+    kafka: type[Kafka], caplog: pytest.LogCaptureFixture
+) -> None:
+    kafka.view = BrokerView(8, 2)
+    async with running_limiter() as (limiter, _):
+        assert (limiter.status().partitions, limiter.status().store) == (2, "no_worker")
+        limiter._engine.on_broker_view(BrokerView(8, 2))
+        assert [record.message for record in caplog.records] == [
+            "clients are hashed over the 2 partitions with which the log began, although checks has 8 and "
+            "topics.yaml requires 4: partitions above 1 are not used. Have other producers of checks hash "
+            "over 2 partitions. Set partitions: 2 for these topics in topics.yaml"
+        ]
+
+
+async def test_limiter_that_started_without_a_broker_changes_over_to_the_recorded_partitions(
+    kafka: type[Kafka],
+) -> None:
+    kafka.view = BrokerView(error="no broker")
+    async with running_limiter() as (limiter, log):
+        old = limiter._engine
+        assert limiter.status().partitions == 4
+        failure = asyncio.create_task(limiter.until_failure())
+        kafka.view = BrokerView(4, 2)
+        old.on_broker_view(kafka.view)
+        assert limiter._replacement is not None
+        await asyncio.wait_for(limiter._replacement, 10)
+        assert limiter.status().partitions == 2
+        assert log.stopped
+        await until_ready(limiter)
+        assert not (await limiter.check("alice")).degraded
+        assert not failure.done()
+        limiter._engine.on_failure("a bug")
+        await asyncio.wait_for(failure, 10)
+
+
+async def test_limiter_whose_change_over_fails_reports_the_failure(kafka: type[Kafka]) -> None:
+    kafka.view = BrokerView(error="no broker")
+    async with running_limiter() as (limiter, _):
+        kafka.view = BrokerView(1, 2)
+        limiter._engine.on_broker_view(kafka.view)
+        await asyncio.wait_for(limiter.until_failure(), 10)
+        assert "cannot change over to 2 partitions" in (limiter.failure or "")
+
+
 async def test_stop_waits_for_answers(kafka: type[Kafka]) -> None:
     held: list[Batch] = []
     async with running_limiter(deadline_ms=60_000) as (limiter, log):

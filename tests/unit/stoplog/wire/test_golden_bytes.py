@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from stoplog.errors import UndecodableRecord
 from stoplog.policy import Limit, Policy
 from stoplog.wire.checks import (
     Batch,
@@ -32,6 +33,7 @@ from stoplog.wire.limit_updates import (
     order_header,
     reply_to_header,
 )
+from stoplog.wire.partition_count import KEY, decode_partition_count, encode_partition_count
 from stoplog.wire.replies import Decision, Reply, decode_reply, encode_json_reply, encode_reply
 
 INCARNATION = 0x1122334455667788
@@ -175,6 +177,19 @@ def test_limit_update_has_golden_bytes(
     assert decode_update(5, golden_key, golden_value, headers) == Update(
         5, key.kind, key.id, key.resource, policy, REQUESTER, 9
     )
+
+
+def test_partition_count_has_golden_bytes_that_no_reader_takes_for_an_update() -> None:
+    golden = b'{"version":1,"partitions":4}'
+    assert KEY == b'["partitions","",""]'
+    assert encode_partition_count(4) == golden
+    assert decode_partition_count(golden) == 4
+    with pytest.raises(UndecodableRecord, match="unknown kind 'partitions'"):
+        decode_update(0, KEY, golden, None)
+
+
+def test_partition_count_with_fields_of_a_later_release_is_read() -> None:
+    assert decode_partition_count(b'{"version":1,"partitions":8,"first":4,"epoch":2}') == 8
 
 
 def test_heartbeat_has_golden_bytes() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.errors import MisroutedRecord, UndecodableRecord
 from stoplog.policy import Policy, parse_policy
+from stoplog.wire import partition_count
 from stoplog.wire.checks import decode_checks_record
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.limit_updates import (
@@ -169,3 +171,15 @@ def test_update_with_a_header_name_that_is_not_utf_8_is_refused(error: Exception
         bench.relay.take(Odd(0, None, encode_update_key(UpdateKey("client", CLIENTS[0]))))
     bench.relay.advance()
     assert bench.sent == []
+
+
+def test_number_of_partitions_is_no_update_and_no_dead_letter() -> None:
+    record = Message(0, partition_count.encode_partition_count(4), partition_count.KEY)
+    sent: list[bytes] = []
+    for partition in (0, 1):
+        ledger = Ledger(NothingStored(), FIRST_MARKER)
+        relay = UpdateRelay(partition, PARTITIONS, ledger, lambda value, _: sent.append(value))
+        with pytest.raises(UndecodableRecord, match="partitions") if partition else nullcontext():
+            relay.take(record)
+        relay.advance()
+    assert not sent

@@ -1,0 +1,163 @@
+"""Read and write the number of partitions in force, and explain how topics differ from it.
+
+Clients are hashed over the number of partitions with which the log began. Kafka's own tools can add
+partitions to a topic later, and topics.yaml can be edited. Neither changes where a client's checks are, so
+every program reads the number from its record (:mod:`stoplog.wire.partition_count`) and continues with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from time import monotonic, sleep
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from stoplog.errors import TopicError, Unavailable, UndecodableRecord
+from stoplog.kafka import clients
+from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
+from stoplog.topics import UPDATES
+from stoplog.wire.partition_count import KEY, PARTITION, decode_partition_count, encode_partition_count
+
+_TIMEOUT_S: Final = 10.0
+"""Seconds without a record after which a read fails."""
+
+_MAX_RECORDS: Final = 1_000
+"""Records taken at once. Only their keys are compared, so a million records take a few seconds."""
+
+_FETCH_WAIT_MS: Final = 10
+"""Milliseconds that the broker may wait for more records."""
+
+_RETRY_S: Final = 0.1
+"""Seconds between two attempts while the partition has no leader."""
+
+_LEADERLESS: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+"""A topic that was just created answers so for a moment."""
+
+_MISSING: Final = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
+
+
+class PartitionCountReader:
+    """Reads the record. A repeated read continues where the last one ended.
+
+    Args:
+        bootstrap: Bootstrap servers.
+    """
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._next = 0
+        self._value: bytes | None = None
+
+    def read(self) -> int | None:
+        """Return the number of partitions; ``None`` if there is no record or no topic. Blocks.
+
+        Raises:
+            TopicError: The record cannot be decoded.
+            Unavailable: The broker did not answer.
+        """
+        with closing(
+            clients.sdk_consumer(self._bootstrap, report_end=True, fetch_wait_ms=_FETCH_WAIT_MS)
+        ) as consumer:
+            give_up_at = monotonic() + _TIMEOUT_S
+            while (error := self._attempt(consumer)) is not None:
+                if error.code() not in _LEADERLESS or monotonic() > give_up_at:
+                    raise Unavailable(f"{UPDATES} cannot be read: {error.str()}")
+                sleep(_RETRY_S)
+        if self._value is None:
+            return None
+        try:
+            return decode_partition_count(self._value)
+        except UndecodableRecord as exc:
+            raise TopicError(
+                f"the number of partitions in {UPDATES}[{PARTITION}] cannot be read ({exc.reason}): upgrade "
+                f"Stoplog, or write a record with the key {KEY.decode()} and the number of partitions with "
+                f"which the topics were created"
+            ) from exc
+
+    def _attempt(self, consumer: Consumer) -> KafkaError | None:
+        """Read to the end of the partition, which may have no topic; return why that failed."""
+        try:
+            self._read(consumer)
+        except KafkaException as exc:
+            error: KafkaError = exc.args[0]
+            return None if error.code() in _MISSING else error
+        return None
+
+    def _read(self, consumer: Consumer) -> None:
+        clients.fetch_metadata(consumer, [UPDATES])
+        low, high = consumer.get_watermark_offsets(TopicPartition(UPDATES, PARTITION), _TIMEOUT_S)
+        if self._next > high:  # the topic was created again
+            self._next, self._value = 0, None
+        start = max(low, self._next)
+        if start >= high:
+            return
+        consumer.assign([TopicPartition(UPDATES, PARTITION, start)])
+        skipper = BatchSkipper(consumer)
+        while messages := drain(consumer, _MAX_RECORDS, _TIMEOUT_S):
+            for message in skipper.keep(messages):
+                error = message.error()
+                if error is None:
+                    if message.key() == KEY:
+                        self._value = message.value()
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    self._next = message.offset()
+                    return
+                elif not is_unreadable(message):
+                    raise KafkaException(error)
+        raise Unavailable(f"{self._bootstrap} returned no record of {UPDATES} for {_TIMEOUT_S:g} s")
+
+
+def write_partition_count(producer: Producer, partitions: int) -> None:
+    """Write the record, and wait until the broker has it. Blocks.
+
+    Raises:
+        PermissionError: This program may not write to ``limit-updates``.
+        Unavailable: The broker did not answer.
+    """
+    errors: list[Any] = []
+    producer.produce(
+        UPDATES,
+        encode_partition_count(partitions),
+        KEY,
+        PARTITION,
+        on_delivery=lambda error, _: errors.append(error),
+    )
+    producer.flush(_TIMEOUT_S)
+    if not errors:
+        raise Unavailable(f"the number of partitions was not written to {UPDATES}: no broker answers")
+    if errors[0] is not None:
+        if errors[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise PermissionError(errors[0].str())
+        raise Unavailable(f"the number of partitions was not written to {UPDATES}: {errors[0].str()}")
+
+
+def explain_difference(partitions: int, found: Mapping[str, int], in_file: int) -> str | None:
+    """Return what differs from the number of partitions in force, and what to do; ``None`` if nothing does.
+
+    Args:
+        partitions: The number in force.
+        found: The number of partitions of each copartitioned topic, as the broker reports it.
+        in_file: The number in topics.yaml.
+
+    >>> explain_difference(4, {"checks": 8, "limit-updates": 4}, 4)
+    'clients are hashed over the 4 partitions with which the log began, although checks has 8: partitions \
+above 3 are not used. Have other producers of checks hash over 4 partitions'
+    """
+    larger = [f"{name} has {count}" for name, count in found.items() if count > partitions]
+    if not larger and in_file == partitions:
+        return None
+    facts = larger + ([f"topics.yaml requires {in_file}"] if in_file != partitions else [])
+    text = (
+        f"clients are hashed over the {partitions} partitions with which the log began, although "
+        f"{' and '.join(facts)}"
+    )
+    if larger:
+        text += (
+            f": partitions above {partitions - 1} are not used. Have other producers of checks hash over "
+            f"{partitions} partitions"
+        )
+    if in_file != partitions:
+        text += f". Set partitions: {partitions} for these topics in topics.yaml"
+    return text

@@ -1,0 +1,79 @@
+"""The number of partitions with which this worker works: recorded in the log, else that of topics.yaml."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from confluent_kafka.admin import AdminClient
+
+from stoplog.errors import TopicError
+from stoplog.kafka import clients as kafka
+from stoplog.kafka.partition_count import (
+    PartitionCountReader,
+    explain_difference,
+    write_partition_count,
+)
+from stoplog.kafka.topic_admin import verify_topics
+from stoplog.lanes import changelogs_of, with_lanes
+from stoplog.topics import CHECKS, UPDATES, TopicSpec, load_topics, with_partitions
+from stoplog_worker.settings import Settings
+
+_log = logging.getLogger("stoplog.worker")
+
+
+def verified_specs(settings: Settings, admin: AdminClient, *, record: bool) -> dict[str, TopicSpec]:
+    """Compare the topics with the number of partitions in force and with topics.yaml.
+
+    Args:
+        settings: The worker's settings.
+        admin: An admin client.
+        record: Write the number to ``limit-updates`` if no worker has written it before.
+
+    Returns:
+        The topics of topics.yaml, with the number of partitions in force.
+
+    Raises:
+        TopicError: A topic is missing or contradicts the number of partitions.
+        Unavailable: No broker answered.
+    """
+    in_file = load_topics(settings.topics)
+    number = in_file[CHECKS].partitions
+    recorded = PartitionCountReader(settings.bootstrap).read()
+    specs = with_partitions(in_file, number if recorded is None else recorded)
+    every = with_lanes(specs, [settings.lane])
+    found = verify_topics(admin, every.values(), recorded=recorded is not None)
+    if recorded is None:
+        _compare_changelogs(number, {name: found[name] for name in changelogs_of(settings.lane).values()})
+        if record:
+            _record(settings, number)
+    copartitioned = {name: found[name] for name, spec in every.items() if spec.copartitioned}
+    if (difference := explain_difference(specs[CHECKS].partitions, copartitioned, number)) is not None:
+        _log.warning("%s", difference)
+    return specs
+
+
+def _compare_changelogs(number: int, changelogs: Mapping[str, int]) -> None:
+    """Refuse the number of topics.yaml if the changelogs were created with another one."""
+    for name, partitions in changelogs.items():
+        if partitions != number:
+            raise TopicError(
+                f"topic {name} has {partitions} partitions, but topics.yaml requires {number}, and "
+                f"{UPDATES} has no record of the number with which the log began: set partitions: to that "
+                f"number in topics.yaml. The worker then records it"
+            )
+
+
+def _record(settings: Settings, number: int) -> None:
+    try:
+        write_partition_count(kafka.changelog_producer(settings.bootstrap, settings.send_timeout_ms), number)
+    except PermissionError as exc:
+        _log.warning(
+            "the number of partitions (%s) is not recorded, because this worker may not write to %s (%s): "
+            "run `stoplog topics create` with the credentials of an administrator",
+            number,
+            UPDATES,
+            exc,
+        )
+    else:
+        _log.info("recorded in %s that clients are hashed over %s partitions", UPDATES, number)

@@ -96,18 +96,22 @@ class Batcher:
         A check need not wait if the deny cache holds its denial, or if it fails open at once.
         """
         if (denial := self._denials.get(check)) is not None:
-            if self._instrumentation is not None:
-                self._instrumentation.on_answer(check, denial, None)
-            return denial
+            return self._denied(check, denial)
         metrics = self._metrics
-        metrics.received += 1
         queue = self._queues[partition_of(check.client, self._partitions)]
         if queue.breaker.state is not CLOSED and not self._closed:
+            if (denial := self._denials.get(check, failing_open=True)) is not None:
+                return self._denied(check, denial)
+            metrics.received += 1
             queue.gather(check)
             return self._fail_open(check, queue.breaker.state, queue.filling)
         if metrics.in_flight >= self._max_in_flight or self._closed:
+            if (denial := self._denials.get(check, failing_open=True)) is not None:
+                return self._denied(check, denial)
+            metrics.received += 1
             metrics.uncounted += 1
             return self._fail_open(check, STOPPING if self._closed else OVERLOAD, None)
+        metrics.received += 1
         future: Future[Outcome] = self._loop.create_future()
         if queue.enqueue(check, future, self._turn_began or self._begin_turn()) and queue.slot is None:
             self._schedule(queue)
@@ -128,6 +132,11 @@ class Batcher:
             self._schedule(queue)
         if self._instrumentation is not None and queue.no_reply is not None:
             self._instrumentation.on_publish_only(queue.no_reply)
+
+    def _denied(self, check: Check, denial: Answer) -> Answer:
+        if self._instrumentation is not None:
+            self._instrumentation.on_answer(check, denial, None)
+        return denial
 
     def _fail_open(self, check: Check, reason: str, batch: PendingBatch | None) -> Answer:
         self._metrics.degraded[reason] += 1

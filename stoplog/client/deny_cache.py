@@ -3,9 +3,9 @@
 This module is pure: it uses neither Kafka nor timers.
 
 A denial states when the same check would be allowed if the client spent nothing more. What the client spends
-meanwhile only delays that time. Until then the log denies every check of the same client, plan and resource
-whose cost is the same or higher. Only a limit update can change that: of a policy, a plan or the default, or
-a reset. This gives three conditions. While all of them hold, the log would deny the check as well:
+meanwhile only delays that time. Until then the log denies the same check: of the same client, plan, resource
+and cost. Only a limit update can change that: of a policy, a plan or the default, or a reset. This gives
+three conditions. While all of them hold, the log would deny the check as well:
 
 - *Time.* A denial holds from the *sending* of its check, which was not later than partition time at its
   record. It holds for slightly less than it states (:data:`MARGIN`), and never longer than
@@ -19,6 +19,12 @@ a reset. This gives three conditions. While all of them hold, the log would deny
 So a denial is correct for the log as it was at some instant of the last ``PROOF_S``. A change of limits is
 confirmed only ``PROOF_S`` after it was applied. Every check after the confirmation, at any gateway, is
 therefore decided by the new limits.
+
+Its ``remaining`` and ``retry_after_ms`` must be correct as well. After the denial of a cost of 1, nothing
+can be spent until that check can pass, so its numbers stay as they are. After the denial of a higher cost,
+lower costs may still pass, here or at another gateway. So its numbers are shown for :data:`PROOF_S` only,
+and later only instead of failing open. A check that is allowed here removes the denials of the same client
+and resource.
 """
 
 from __future__ import annotations
@@ -49,6 +55,9 @@ the window) early."""
 WANTED_S: Final = 1.0
 """Proof is fetched until this many seconds after the last check that it could have served."""
 
+MAX_COSTS: Final = 64
+"""Denials kept of one client and resource, one for each cost and plan. One more removes the oldest."""
+
 MAX_ROWS: Final = 1_000
 """Rows in one record of denials. A row has at most 800 bytes, with three ids of 256 bytes."""
 
@@ -71,35 +80,43 @@ class _Partition:
 
 
 class _Denial:
-    """A denial of *check*, and the sum of the checks that it has answered.
+    """A denial of *check*, and how many checks it has answered.
 
     Attributes:
         until: When the denial ends, in seconds.
+        exact_until: Until when its numbers are exact, in seconds.
         checks: Checks answered since the last sum.
-        spent: Their total cost.
     """
 
-    __slots__ = ("check", "checks", "decision", "home", "sent_at", "spent", "until")
+    __slots__ = ("check", "checks", "decision", "exact_until", "home", "learned_at", "until")
 
-    def __init__(self, check: Check, decision: Decision, home: _Partition, sent_at: float) -> None:
+    def __init__(
+        self, check: Check, decision: Decision, home: _Partition, sent_at: float, learned_at: float
+    ) -> None:
         self.check = check
         self.decision = decision
         self.home = home
-        self.sent_at = sent_at
+        self.learned_at = learned_at
         wait_ms = decision.retry_after_ms
         hold_s = inf if wait_ms is None else (wait_ms - wait_ms / MARGIN) / 1_000
-        self.until = sent_at + min(hold_s, MAX_HOLD_S)
+        self.until = self.exact_until = sent_at + min(hold_s, MAX_HOLD_S)
+        if check.cost > 1 and decision.limit != 0:
+            self.exact_until = min(self.until, sent_at + PROOF_S)
         self.checks = 0
-        self.spent = 0
 
-    def answer(self, cost: int, now: float) -> Answer:
-        """Return the log's answer to a check of *cost* at *now*. A higher cost may have to wait longer."""
-        decision, elapsed_ms = self.decision, int((now - self.sent_at) * 1_000)
-        limit, wait_ms = decision.limit, decision.retry_after_ms
-        if wait_ms is not None:
-            wait_ms = None if limit is not None and cost > limit else wait_ms - elapsed_ms
-        reset_ms = max(0, decision.reset_after_ms - elapsed_ms)
-        return Answer(False, limit, decision.remaining, reset_ms, wait_ms, decision.policy_version)
+    def answer(self, now: float) -> Answer:
+        """Return the log's answer to the check at *now*."""
+        # The check was decided before its reply arrived. So these times are never too short.
+        decision, elapsed_ms = self.decision, int((now - self.learned_at) * 1_000)
+        wait_ms = decision.retry_after_ms
+        return Answer(
+            False,
+            decision.limit,
+            decision.remaining,
+            max(0, decision.reset_after_ms - elapsed_ms),
+            None if wait_ms is None else wait_ms - elapsed_ms,
+            decision.policy_version,
+        )
 
 
 class DenyCache:
@@ -117,20 +134,30 @@ class DenyCache:
         self._capacity = capacity
         self._clock = clock
         self._partitions = [_Partition(index) for index in range(partitions)]
-        self._clients: dict[str, dict[tuple[str, str], _Denial]] = {}
+        self._clients: dict[str, dict[str, dict[tuple[str, int], _Denial]]] = {}
+        """Denials by client, then by resource, then by plan and cost."""
         self._used: list[_Denial] = []  # denials with checks to sum up
         self._wanted_at = -inf
 
-    def get(self, check: Check) -> Answer | None:
-        """Return the denial of *check* if the log is certain to deny it, else ``None``."""
-        denials = self._clients.get(check.client)
+    def get(self, check: Check, *, failing_open: bool = False) -> Answer | None:
+        """Return the denial of *check* if the log is certain to deny it, else ``None``.
+
+        Args:
+            check: The check.
+            failing_open: The check fails open otherwise, so a denial is returned although its numbers may no
+                longer be exact.
+        """
+        resources = self._clients.get(check.client)
+        if resources is None:
+            return None
+        denials = resources.get(check.resource)
         if denials is None:
             return None
-        denial = denials.get((check.plan, check.resource))
-        if denial is None or check.cost < denial.check.cost:
+        denial = denials.get((check.plan, check.cost))
+        if denial is None:
             return None
         now = self._clock()
-        if now >= denial.until:
+        if now >= (denial.until if failing_open else denial.exact_until):
             return None
         self._wanted_at = now
         if now >= denial.home.proven_until:
@@ -138,37 +165,43 @@ class DenyCache:
         if not denial.checks:
             self._used.append(denial)
         denial.checks += 1
-        denial.spent += check.cost
         metrics = self._metrics
         metrics.received += 1
         metrics.rejected += 1
         metrics.deny_hits += 1
         metrics.latency.observe(0.0)
-        return denial.answer(check.cost, now)
+        return denial.answer(now)
 
     def learn(self, partition: int, checks: Sequence[Check], reply: Reply, sent_at: float) -> None:
-        """Store the denials in *reply* to *checks*, a batch of *partition* that was sent at *sent_at*."""
+        """Store the denials in *reply* to *checks*, a batch of *partition* that was sent at *sent_at*.
+
+        An allowed check removes the denials of its client and resource, whose numbers it has changed.
+        """
+        clients = self._clients
         for check, answer in zip(checks, reply.answers, strict=False):
-            if type(answer) is Decision and not answer.allowed and check.cost:
-                self._store(partition, check, answer, reply.applied, sent_at)
+            if type(answer) is Decision and check.cost:
+                if not answer.allowed:
+                    self._store(partition, check, answer, reply.applied, sent_at)
+                elif check.client in clients:
+                    self._metrics.deny_entries -= len(clients[check.client].pop(check.resource, ()))
 
     def _store(self, partition: int, check: Check, decision: Decision, applied: int, sent_at: float) -> None:
         home, now = self._partitions[partition], self._clock()
         self._wanted_at = now
         if applied < home.last_update or home.proven_until == -inf or not self._capacity:
             return
-        denial = _Denial(check, decision, home, sent_at)
+        denial = _Denial(check, decision, home, sent_at, now)
         if now >= denial.until:
             return
-        denials = self._clients.pop(check.client, {})
-        self._clients[check.client] = denials  # now the last to be removed
-        key = check.plan, check.resource
-        other = denials.get(key)
-        if other is None:
+        resources = self._clients.pop(check.client, {})
+        self._clients[check.client] = resources  # now the last to be removed
+        denials = resources.setdefault(check.resource, {})
+        if denials.pop((check.plan, check.cost), None) is None:
             self._metrics.deny_entries += 1
-        elif other.home is home and other.check.cost < check.cost and now < other.until:
-            return  # it serves this cost, and lower costs too
-        denials[key] = denial
+        denials[check.plan, check.cost] = denial
+        if len(denials) > MAX_COSTS:
+            del denials[next(iter(denials))]
+            self._metrics.deny_entries -= 1
         self._metrics.deny_stores += 1
         while self._metrics.deny_entries > self._capacity:
             self._forget(next(iter(self._clients)))
@@ -191,7 +224,8 @@ class DenyCache:
             home.proven_until = -inf
 
     def _forget(self, client: str) -> None:
-        self._metrics.deny_entries -= len(self._clients.pop(client, ()))
+        resources = self._clients.pop(client, {})
+        self._metrics.deny_entries -= sum(map(len, resources.values()))
 
     def on_proof(self, partitions: Sequence[int], at: float) -> None:
         """Note that every update written to *partitions* before *at* (seconds) has been read."""
@@ -208,17 +242,19 @@ class DenyCache:
 
         A pair has at most :data:`MAX_ROWS` rows.
         """
-        rows: list[list[Denied]] = [[] for _ in self._partitions]
+        sums: list[dict[tuple[str, str, str], tuple[int, int]]] = [{} for _ in self._partitions]
         for denial in self._used:
             check = denial.check
-            row = Denied(check.client, check.plan, check.resource, denial.checks, denial.spent)
-            rows[denial.home.index].append(row)
-            denial.checks = denial.spent = 0
+            of_partition, key = sums[denial.home.index], (check.client, check.plan, check.resource)
+            checks, cost = of_partition.get(key, (0, 0))
+            of_partition[key] = checks + denial.checks, cost + denial.checks * check.cost
+            denial.checks = 0
         self._used.clear()
+        rows = [[Denied(*key, *sum_) for key, sum_ in of_partition.items()] for of_partition in sums]
         return [
-            (partition, sums[start : start + MAX_ROWS])
-            for partition, sums in enumerate(rows)
-            for start in range(0, len(sums), MAX_ROWS)
+            (partition, found[start : start + MAX_ROWS])
+            for partition, found in enumerate(rows)
+            for start in range(0, len(found), MAX_ROWS)
         ]
 
     def close(self) -> None:

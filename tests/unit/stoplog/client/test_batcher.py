@@ -56,13 +56,15 @@ def test_known_denial_is_answered_without_sending_even_while_breaker_is_open() -
     decision = Decision(False, 5, 1, 9_000, 6_100, 3)
     bench.batcher.on_replies([Reply(7, bench.transport.last.number, 0, -1, [decision])])
     assert first.result() == Answer(False, 5, 1, 9_000, 6_100, 3)
-    bench.loop.advance(1)
+    bench.loop.advance(0.0625)
     bench.denials.on_proof([0], bench.loop.now)
-    # The wait is counted from the time the batch was sent.
-    assert bench.batcher.ask(Check("alice", 3)) == Answer(False, 5, 1, 7_875, 4_975, 3)
+    # The wait is counted from the time the reply arrived, and the end of the denial from when it was sent.
+    assert bench.batcher.ask(Check("alice", 3)) == Answer(False, 5, 1, 8_938, 6_038, 3)
     sent = len(bench.transport.sent)
     bench.batcher.on_broker_down("no broker")
-    assert bench.batcher.ask(Check("alice", 3)) == Answer(False, 5, 1, 7_875, 4_975, 3)
+    bench.loop.advance(1)
+    bench.denials.on_proof([0], bench.loop.now)
+    assert bench.batcher.ask(Check("alice", 3)) == Answer(False, 5, 1, 7_938, 5_038, 3)
     assert bench.batcher.ask(Check("alice", 2)) == FAIL_OPEN[BROKER]
     bench.loop.advance(GATHER_S)
     assert [costs_of(batch) for _, batch in bench.transport.sent[sent:]] == [[2]]

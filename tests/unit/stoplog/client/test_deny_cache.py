@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 
 from stoplog.client.answer import Answer
-from stoplog.client.deny_cache import MAX_HOLD_S, MAX_ROWS, PROOF_S, WANTED_S, DenyCache
+from stoplog.client.deny_cache import MAX_COSTS, MAX_HOLD_S, MAX_ROWS, PROOF_S, WANTED_S, DenyCache
 from stoplog.client.metrics import Metrics
 from stoplog.wire.checks import Check, Denied
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import Decision, Reply
 
-ALICE = Check("alice", 2)
+ALICE = Check("alice")
 ALL = range(2)
 
 
@@ -23,11 +23,24 @@ class Bench:
         self.cache.on_proof(ALL, self.now)
 
     def deny(
-        self, *checks: Check, retry_ms: int | None = 6_100, applied: int = -1, partition: int = 0
+        self,
+        *checks: Check,
+        retry_ms: int | None = 6_100,
+        applied: int = -1,
+        partition: int = 0,
+        limit: int = 10,
+        latency_s: float = 0.0,
     ) -> None:
-        decision = Decision(False, 10, 1, 9_000, retry_ms, 3)
+        sent_at = self.now
+        if latency_s:
+            self.after(latency_s)
+        decision = Decision(False, limit, 0, 9_000, retry_ms, 3)
         reply = Reply(7, 1, 0, applied, [decision] * len(checks))
-        self.cache.learn(partition, checks, reply, self.now)
+        self.cache.learn(partition, checks, reply, sent_at)
+
+    def allow(self, *checks: Check) -> None:
+        reply = Reply(7, 2, 1, -1, [Decision(True, 10, 3, 9_000, 0, 3)] * len(checks))
+        self.cache.learn(0, checks, reply, self.now)
 
     def after(self, seconds: float) -> None:
         """Let time pass, and prove that every update has been read."""
@@ -41,52 +54,91 @@ class Bench:
 def test_denial_counts_down_until_it_ends() -> None:
     bench = Bench()
     bench.deny(ALICE)
-    assert bench.cache.get(ALICE) == Answer(False, 10, 1, 9_000, 6_100, 3)
+    assert bench.cache.get(ALICE) == Answer(False, 10, 0, 9_000, 6_100, 3)
     bench.after(1.5)
-    assert bench.cache.get(ALICE) == Answer(False, 10, 1, 7_500, 4_600, 3)
+    assert bench.cache.get(ALICE) == Answer(False, 10, 0, 7_500, 4_600, 3)
     bench.after(4.49)
-    assert bench.cache.get(ALICE) == Answer(False, 10, 1, 3_010, 110, 3)
+    assert bench.cache.get(ALICE) == Answer(False, 10, 0, 3_010, 110, 3)
     bench.after(0.02)  # 6.1 s less one part in 61
+    assert bench.cache.get(ALICE) is None
+
+
+def test_times_of_denial_count_from_arrival_and_its_end_from_sending() -> None:
+    bench = Bench()
+    bench.deny(ALICE, latency_s=2.0)
+    assert bench.cache.get(ALICE) == Answer(False, 10, 0, 9_000, 6_100, 3)
+    bench.after(3.75)
+    assert bench.cache.get(ALICE) == Answer(False, 10, 0, 5_250, 2_350, 3)
+    bench.after(0.3)
     assert bench.cache.get(ALICE) is None
 
 
 def test_denial_that_only_an_update_ends_holds_for_the_maximum_time() -> None:
     bench = Bench()
-    bench.deny(ALICE, retry_ms=None)
+    bench.deny(ALICE, Check("alice", 2), retry_ms=None, limit=0)
     bench.deny(Check("bob"), retry_ms=86_400_000)
     bench.after(MAX_HOLD_S - 0.1)
-    assert bench.cache.get(ALICE) == Answer(False, 10, 1, 0, None, 3)
+    assert bench.cache.get(ALICE) == Answer(False, 0, 0, 0, None, 3)
+    assert bench.denies(Check("alice", 2))
     assert bench.denies(Check("bob"))
     bench.after(0.1)
     assert not bench.denies(ALICE)
     assert not bench.denies(Check("bob"))
 
 
-def test_lower_cost_is_not_denied_and_higher_cost_is() -> None:
+def test_denial_of_higher_cost_holds_while_its_numbers_are_new() -> None:
+    """Meanwhile a check of a lower cost may pass at another gateway."""
     bench = Bench()
-    bench.deny(ALICE)
-    assert not bench.denies(Check("alice", 1))
-    assert not bench.denies(Check("alice", 0))
+    bench.deny(Check("alice", 2), Check("bob", 11), retry_ms=None)
+    bench.after(PROOF_S - 0.01)
+    assert bench.denies(Check("alice", 2))
+    assert bench.denies(Check("bob", 11))
+    bench.after(0.01)
+    assert not bench.denies(Check("alice", 2))
+    assert not bench.denies(Check("bob", 11))
+    bench.after(MAX_HOLD_S - 1)
+    assert bench.cache.get(Check("bob", 11), failing_open=True) is not None
+    bench.after(1)
+    assert bench.cache.get(Check("bob", 11), failing_open=True) is None
+
+
+def test_denial_serves_its_own_cost_only() -> None:
+    """A lower cost may pass, and a higher cost may have to wait longer."""
+    bench = Bench()
+    bench.deny(Check("alice", 2))
+    bench.deny(Check("alice", 3), retry_ms=9_150)
+    assert [cost for cost in range(6) if bench.denies(Check("alice", cost))] == [2, 3]
     larger = bench.cache.get(Check("alice", 3))
     assert larger is not None
-    assert larger.retry_after_ms == 6_100
-    never = bench.cache.get(Check("alice", 11))
-    assert never is not None
-    assert never.retry_after_ms is None
+    assert larger.retry_after_ms == 9_150
+    assert bench.metrics.deny_entries == 2
 
 
-def test_denial_of_lowest_cost_serves_every_higher_cost() -> None:
+def test_allowed_check_removes_denials_of_same_client_and_resource() -> None:
     bench = Bench()
-    bench.deny(Check("alice", 3), Check("alice", 1), Check("alice", 2))
-    assert bench.denies(Check("alice", 1))
-    bench.after(6.05)
-    bench.deny(Check("alice", 2))
-    assert bench.denies(ALICE), "the denial of the lower cost has ended"
-    assert bench.metrics.deny_entries == 1
+    login = Check("alice", 2, resource="login")
+    bench.deny(Check("alice", 5), Check("alice", 1, "gold"), login, Check("bob", 5))
+    bench.allow(Check("alice", 0), Check("carol", 2))
+    assert bench.metrics.deny_entries == 4
+    bench.allow(Check("alice", 2))
+    assert not bench.denies(Check("alice", 5))
+    assert not bench.denies(Check("alice", 1, "gold"))
+    assert bench.denies(login)
+    assert bench.denies(Check("bob", 5))
+    assert bench.metrics.deny_entries == 2
+
+
+def test_denials_of_many_costs_remove_the_oldest_of_their_client() -> None:
+    bench = Bench()
+    bench.deny(Check("bob"), *(Check("alice", cost) for cost in range(1, MAX_COSTS + 1)))
+    bench.deny(Check("alice", 1), Check("alice", MAX_COSTS + 1))
+    assert [cost for cost in range(1, 5) if bench.denies(Check("alice", cost))] == [1, 3, 4]
+    assert bench.denies(Check("bob"))
+    assert bench.metrics.deny_entries == MAX_COSTS + 1
 
 
 @pytest.mark.parametrize(
-    "other", [Check("bob", 2), Check("alice", 2, plan="gold"), Check("alice", 2, resource="login")]
+    "other", [Check("bob"), Check("alice", plan="gold"), Check("alice", resource="login")]
 )
 def test_denial_applies_to_same_client_plan_and_resource_only(other: Check) -> None:
     bench = Bench()
@@ -175,7 +227,7 @@ def test_proof_is_wanted_only_while_denials_are_in_use() -> None:
     assert bench.cache.wants_proof, "a proof would have been used"
     bench.now += WANTED_S
     bench.cache.get(Check("bob"))
-    bench.cache.get(Check("alice", 1))
+    bench.cache.get(Check("alice", 2))
     assert not bench.cache.wants_proof
 
 
@@ -197,20 +249,22 @@ def test_cache_of_capacity_zero_stores_nothing() -> None:
 
 def test_sums_contain_each_denied_check_once() -> None:
     bench = Bench()
-    bench.deny(ALICE, Check("alice", 2, "gold", "login"))
+    bench.deny(ALICE, Check("alice", 5), Check("alice", 2, "gold", "login"))
     bench.deny(Check("carol"), partition=1)
     for check in (ALICE, Check("alice", 5), Check("alice", 2, "gold", "login"), Check("carol"), Check("bob")):
         bench.cache.get(check)
+    bench.deny(Check("alice", 5))
+    bench.cache.get(Check("alice", 5))
     bench.cache.on_update(0, UpdateKey("client", "alice"), 0)
     assert bench.cache.take_sums() == [
-        (0, [Denied("alice", "", "", 2, 7), Denied("alice", "gold", "login", 1, 2)]),
+        (0, [Denied("alice", "", "", 3, 11), Denied("alice", "gold", "login", 1, 2)]),
         (1, [Denied("carol", "", "", 1, 1)]),
     ]
     assert bench.cache.take_sums() == []
     bench.cache.get(Check("carol"))
     assert bench.cache.take_sums() == [(1, [Denied("carol", "", "", 1, 1)])]
     counted = bench.metrics
-    assert (counted.deny_hits, counted.received, counted.rejected, counted.allowed) == (5, 5, 5, 0)
+    assert (counted.deny_hits, counted.received, counted.rejected, counted.allowed) == (6, 6, 6, 0)
 
 
 def test_many_sums_are_split_into_several_records() -> None:
@@ -228,4 +282,4 @@ def test_closed_cache_denies_and_stores_nothing_but_returns_its_sums() -> None:
     bench.cache.close()
     bench.deny(ALICE)
     assert not bench.denies(ALICE)
-    assert bench.cache.take_sums() == [(0, [Denied("alice", "", "", 1, 2)])]
+    assert bench.cache.take_sums() == [(0, [Denied("alice", "", "", 1, 1)])]

@@ -52,6 +52,13 @@ def new_ledger() -> Ledger:
     return Ledger(NothingStored(), Marker(0, 0, -1, -1, "", DEFAULT))
 
 
+def is_at_least(shown_ms: int | None, true_ms: int | None, since_ms: int) -> bool:
+    """Return whether a shown wait is no shorter than one that was true at *since_ms* (negative: before)."""
+    if shown_ms is None or true_ms is None:
+        return shown_ms is true_ms
+    return shown_ms >= true_ms + since_ms
+
+
 class World:
     """A gateway with a cache, a gateway without one, and the partition of both."""
 
@@ -70,6 +77,8 @@ class World:
         self.cache = DenyCache(self.metrics, 1, 20, self.clock)
         self.cache.on_proof([0], self.clock())
         self.did: Counter[str] = Counter()
+        self.one_plan = random.choice((True, False))
+        """Whether all checks are under one plan. Only then is every shown number exact."""
 
     def clock(self) -> float:
         return self.now_ms / 1_000
@@ -93,9 +102,18 @@ class World:
         assert not answer.allowed
         assert not answer.degraded
         decisions = self.decisions(check)
-        assert any(not decision.allowed for decision in decisions), (check, answer, decisions)
+        denials = [decision for _, decision in decisions if not decision.allowed]
+        assert denials, (check, answer, decisions)
         self.did["denied"] += 1
-        self.did["before the log"] += decisions[-1].allowed
+        self.did["before the log"] += decisions[-1][1].allowed
+        if self.one_plan:
+            assert any(
+                decision.remaining == answer.remaining
+                and is_at_least(answer.retry_after_ms, decision.retry_after_ms, at_ms - self.now_ms)
+                for at_ms, decision in decisions
+                if not decision.allowed
+            ), (check, answer, decisions)
+            self.did["numbers after spending"] += len({decision.remaining for decision in denials}) > 1
 
     def other(self) -> None:
         """The other gateway sends a batch."""
@@ -103,7 +121,8 @@ class World:
 
     def a_check(self) -> Check:
         choice = self.random.choice
-        return Check(choice(CLIENTS), choice((0, 1, 1, 1, 2, 3)), choice(PLANS), choice(RESOURCES))
+        plan = "" if self.one_plan else choice(PLANS)
+        return Check(choice(CLIENTS), choice((0, 1, 1, 1, 2, 2, 3)), plan, choice(RESOURCES))
 
     def write(self) -> None:
         choice = self.random.choice
@@ -169,21 +188,26 @@ class World:
         self.log.append(Record(len(self.log), self.now_ms, value))
         self.grown.append((self.now_ms, len(self.log)))
 
-    def decisions(self, check: Check) -> list[Decision]:
-        """Return the decisions on *check* now, after each state of the log in the last PROOF_S."""
-        lengths = {length for at_ms, length in self.grown if at_ms >= self.now_ms - PROOF_MS}
-        lengths.add(
-            max(length for at_ms, length in self.grown if length == 0 or at_ms <= self.now_ms - PROOF_MS)
-        )
+    def decisions(self, check: Check) -> list[tuple[int, Decision]]:
+        """Return the decisions on *check* after each state of the log in the last PROOF_S.
+
+        Each is the decision at a time: when the log got into the state, and now.
+        """
+        grew_at = {length: at_ms for at_ms, length in self.grown if at_ms >= self.now_ms - PROOF_MS}
+        before = max(n for at_ms, n in self.grown if n == 0 or at_ms <= self.now_ms - PROOF_MS)
+        grew_at.setdefault(before, self.now_ms)
+        asked = encode_batch(Batch(0, 7, 1, [check]))
         found = []
-        for length in sorted(lengths):
+        for length, grew_ms in sorted(grew_at.items()):
             ledger = new_ledger()
             for record in self.log[:length]:
                 fold(ledger, *record, FAULT)
-            asked = encode_batch(Batch(0, 7, 1, [check]))
-            [answer] = fold(ledger, length, self.now_ms, asked, FAULT).answers
-            assert isinstance(answer, Decision)
-            found.append(answer)
+            for offset, at_ms in enumerate((grew_ms, self.now_ms), length):
+                [answer] = fold(ledger, offset, at_ms, asked, FAULT).answers
+                assert isinstance(answer, Decision)
+                found.append((at_ms, answer))
+                if answer.allowed:
+                    break  # it was charged
         return found
 
 
@@ -267,3 +291,4 @@ def test_model_of_cache_exercises_denials_and_delayed_updates() -> None:
         did += world.did
     assert did["denied"] > 200, did
     assert did["before the log"], "no denial was used between an update and its arrival at the cache"
+    assert did["numbers after spending"], "no denial was used while the client spent"

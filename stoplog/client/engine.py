@@ -152,8 +152,10 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         settings, partitions = self._settings, self._partitions
-        self.transport = transport = KafkaTransport(
-            settings.bootstrap,
+        # The client of librdkafka waits a second for its first token, and the event loop must not.
+        self.transport = transport = await asyncio.to_thread(
+            KafkaTransport,
+            settings.connection,
             incarnation=self.incarnation,
             reply_partition=self._reply_partition,
             publish_timeout_ms=settings.publish_timeout_ms,

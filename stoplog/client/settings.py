@@ -6,27 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stoplog.errors import SettingsError
+from stoplog.kafka.settings import KafkaSettings
 from stoplog.topics import DEFAULT_FILE
 
 
-class Settings(BaseSettings):
+class Settings(KafkaSettings):
     """All settings of a :class:`~stoplog.Limiter`. The variable of each field is ``STOPLOG_<NAME>``."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="STOPLOG_", env_ignore_empty=True, frozen=True, extra="ignore"
-    )
-
-    kafka: str | None = Field(
-        None,
-        description="Bootstrap servers of Kafka (host:port, comma separated). Unset: the embedded broker, "
-        "on STOPLOG_BROKER_PORT.",
-    )
-    broker_port: int = Field(
-        9092, ge=1, le=65535, description="TCP port of the embedded broker on this machine."
-    )
     topics: Path = Field(DEFAULT_FILE, description="Path of the file that defines the topics (topics.yaml).")
     node_id: str | None = Field(
         None,
@@ -81,11 +69,6 @@ class Settings(BaseSettings):
         if value <= least:
             raise ValueError(f"must exceed publish_timeout_ms by more than a second: set it above {least}")
         return value
-
-    @property
-    def bootstrap(self) -> str:
-        """Bootstrap servers of Kafka."""
-        return self.kafka or f"127.0.0.1:{self.broker_port}"
 
 
 def read_settings(**fields: Any) -> Settings:

@@ -23,6 +23,8 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from stoplog.kafka.connection import KafkaConnection
+
 _sdk_log = logging.getLogger(__name__)
 _worker_log = logging.getLogger("stoplog.kafka")
 
@@ -54,41 +56,66 @@ class _DebugLogger:
         _sdk_log.debug(text, *args)
 
 
+class ExplainingAdmin(AdminClient):
+    """An admin client that explains its failed requests by the errors of its connections.
+
+    Args:
+        connection: How to reach Kafka.
+        config: The client's whole configuration.
+    """
+
+    def __init__(self, connection: KafkaConnection, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._connection = connection
+
+    def explain(self, error: KafkaError) -> str:
+        """Return why a request failed with *error*, and the remedy. Blocks for some seconds at most."""
+        self.poll(0)  # the errors of connections are reported from here
+        return self._connection.explain(error)
+
+
 def check_producer(
-    bootstrap: str, publish_timeout_ms: int, on_error: Callable[[KafkaError], None]
+    connection: KafkaConnection, publish_timeout_ms: int, on_error: Callable[[KafkaError], None]
 ) -> Producer:
     """Return the producer of checks and limit updates: at once, in order, exactly once, on all replicas.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         publish_timeout_ms: Milliseconds after which the transport itself gives up a record.
         on_error: Called from ``poll`` with errors that concern no single record.
     """
+
+    def report(error: KafkaError) -> None:
+        connection.on_error(error)
+        on_error(error)
+
     return Producer(
         {
-            **_sdk(bootstrap),
+            **_sdk(connection),
             "enable.idempotence": True,  # a retry never counts a check twice
             "acks": "all",
             "linger.ms": 0,  # the batcher has batched already
             # A backstop behind the publish timeout, which the transport keeps. It must never come first.
             "message.timeout.ms": 10 * publish_timeout_ms,
             "queue.buffering.max.kbytes": 64 * 1024,  # bounds memory while no broker is reachable
-            "error_cb": on_error,
+            "error_cb": report,
         },
         logger=_DebugLogger(),
     )
 
 
-def sdk_consumer(bootstrap: str, *, report_end: bool = False, fetch_wait_ms: int | None = None) -> Consumer:
+def sdk_consumer(
+    connection: KafkaConnection, *, report_end: bool = False, fetch_wait_ms: int | None = None
+) -> Consumer:
     """Return a consumer with manual assignment; it joins no group and commits nothing.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         report_end: Report the end of a partition (``_PARTITION_EOF``).
         fetch_wait_ms: Milliseconds that a broker may hold back an empty answer; ``None``: librdkafka's 500.
     """
     config = {
-        **_sdk(bootstrap),
+        **_sdk(connection),
         **_CONSUMER,
         "group.id": "stoplog-gateway",  # librdkafka requires one
         "auto.offset.reset": "latest",
@@ -101,21 +128,21 @@ def sdk_consumer(bootstrap: str, *, report_end: bool = False, fetch_wait_ms: int
     return Consumer(config, logger=_DebugLogger())
 
 
-def sdk_admin(bootstrap: str) -> AdminClient:
+def sdk_admin(connection: KafkaConnection) -> ExplainingAdmin:
     """Return an admin client for metadata."""
-    return AdminClient(_sdk(bootstrap), logger=_DebugLogger())
+    return ExplainingAdmin(connection, {**_sdk(connection), "logger": _DebugLogger()})
 
 
-def changelog_producer(bootstrap: str, send_timeout_ms: int) -> Producer:
+def changelog_producer(connection: KafkaConnection, send_timeout_ms: int) -> Producer:
     """Return the producer of changelogs, relayed updates and dead letters: in order, once, on all replicas.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         send_timeout_ms: Milliseconds after which a record is given up, so that nothing is written late.
     """
     return Producer(
         {
-            **_worker(bootstrap),
+            **_worker(connection),
             "acks": "all",
             "enable.idempotence": True,
             "linger.ms": 2,  # a checkpoint writes many records at once
@@ -128,18 +155,18 @@ def changelog_producer(bootstrap: str, send_timeout_ms: int) -> Producer:
 
 
 def reply_producer(
-    bootstrap: str, send_timeout_ms: int, failed: Callable[[Any, Any], None] | None = None
+    connection: KafkaConnection, send_timeout_ms: int, failed: Callable[[Any, Any], None] | None = None
 ) -> Producer:
     """Return the producer of replies and heartbeats: at once, and never again, for late ones are useless.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         send_timeout_ms: Milliseconds after which a record is given up.
         failed: Called from ``poll`` with the error and the message of a record that was given up.
     """
     return Producer(
         {
-            **_worker(bootstrap),
+            **_worker(connection),
             "acks": 1,
             "linger.ms": 0,
             "message.timeout.ms": send_timeout_ms,
@@ -150,7 +177,7 @@ def reply_producer(
 
 
 def worker_consumer(
-    bootstrap: str,
+    connection: KafkaConnection,
     group: str,
     *,
     on_missing: str = "error",
@@ -159,7 +186,7 @@ def worker_consumer(
     """Return a consumer with manual assignment; it joins no group.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         group: Group under which offsets are committed, for lag monitors. Only a partition without a marker
             reads them back.
         on_missing: What to do where an offset is gone: ``error`` or ``earliest``.
@@ -167,7 +194,7 @@ def worker_consumer(
     """
     return Consumer(
         {
-            **_worker(bootstrap),
+            **_worker(connection),
             **_CONSUMER,
             "group.id": group,
             "enable.auto.offset.store": False,
@@ -186,9 +213,9 @@ def worker_consumer(
     )
 
 
-def silent_admin(bootstrap: str) -> AdminClient:
+def silent_admin(connection: KafkaConnection) -> ExplainingAdmin:
     """Return an admin client that logs nothing: all its errors are raised."""
-    return AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    return ExplainingAdmin(connection, {**connection.client_config(), "log_level": 0})
 
 
 def fetch_metadata(client: Consumer | Producer, topics: Iterable[str]) -> None:
@@ -202,22 +229,22 @@ def fetch_metadata(client: Consumer | Producer, topics: Iterable[str]) -> None:
             client.list_topics(topic, _METADATA_TIMEOUT_S)
 
 
-def _sdk(bootstrap: str) -> dict[str, Any]:
+def _sdk(connection: KafkaConnection) -> dict[str, Any]:
     """Return the settings of every client of the SDK."""
     return {
         **_COMMON,
-        "bootstrap.servers": bootstrap,
+        **connection.client_config(),
         "client.id": "stoplog-gateway",
         "allow.auto.create.topics": False,  # a topic made by accident would have the wrong partitions
         "socket.connection.setup.timeout.ms": 5_000,  # a silent host does not keep the others waiting
     }
 
 
-def _worker(bootstrap: str) -> dict[str, Any]:
+def _worker(connection: KafkaConnection) -> dict[str, Any]:
     """Return the settings of the worker's producers and consumers."""
     return {
         **_COMMON,
-        "bootstrap.servers": bootstrap,
+        **connection.client_config(),
         "client.id": "stoplog-worker",
         "reconnect.backoff.ms": 50,  # a lease is short: the first retry comes early
         "topic.metadata.refresh.interval.ms": 30_000,  # a partition's new leader is found again quickly

@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from stoplog.errors import TopicError, Unavailable, UndecodableRecord
 from stoplog.kafka import clients
 from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import UPDATES
 from stoplog.wire.partition_count import KEY, PARTITION, decode_partition_count, encode_partition_count
 
@@ -42,11 +43,11 @@ class PartitionCountReader:
     """Reads the record. A repeated read continues where the last one ended.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
     """
 
-    def __init__(self, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, connection: KafkaConnection) -> None:
+        self._connection = connection
         self._next = 0
         self._value: bytes | None = None
 
@@ -58,12 +59,12 @@ class PartitionCountReader:
             Unavailable: The broker did not answer.
         """
         with closing(
-            clients.sdk_consumer(self._bootstrap, report_end=True, fetch_wait_ms=_FETCH_WAIT_MS)
+            clients.sdk_consumer(self._connection, report_end=True, fetch_wait_ms=_FETCH_WAIT_MS)
         ) as consumer:
             give_up_at = monotonic() + _TIMEOUT_S
             while (error := self._attempt(consumer)) is not None:
                 if error.code() not in _LEADERLESS or monotonic() > give_up_at:
-                    raise Unavailable(f"{UPDATES} cannot be read: {error.str()}")
+                    raise Unavailable(f"{UPDATES} cannot be read: {self._connection.explain(error)}")
                 sleep(_RETRY_S)
         if self._value is None:
             return None
@@ -106,7 +107,7 @@ class PartitionCountReader:
                     return
                 elif not is_unreadable(message):
                     raise KafkaException(error)
-        raise Unavailable(f"{self._bootstrap} returned no record of {UPDATES} for {_TIMEOUT_S:g} s")
+        raise Unavailable(f"Kafka returned no record of {UPDATES} for {_TIMEOUT_S:g} s: see its log")
 
 
 def write_partition_count(producer: Producer, partitions: int) -> None:

@@ -9,20 +9,24 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Final
 
-from confluent_kafka import KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, TopicDescription
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import ConfigResource, NewTopic, TopicDescription
 
 from stoplog.errors import TopicError, Unavailable
+from stoplog.kafka.clients import ExplainingAdmin
 from stoplog.topics import TopicSpec
 
 _TIMEOUT_S: Final = 15.0
 """Seconds that one request to the broker may take."""
 
+_CONNECT_S: Final = 5.0
+"""Seconds until no broker counts as reachable. The error appears within 10 s of a start."""
+
 _POLL_S: Final = 0.05
 """Seconds between two looks for a topic that was just created."""
 
 
-def create_topics(admin: AdminClient, specs: Iterable[TopicSpec], *, recorded: bool = False) -> list[str]:
+def create_topics(admin: ExplainingAdmin, specs: Iterable[TopicSpec], *, recorded: bool = False) -> list[str]:
     """Create the missing topics of *specs*, then verify all of them; return the names created.
 
     Args:
@@ -35,8 +39,8 @@ def create_topics(admin: AdminClient, specs: Iterable[TopicSpec], *, recorded: b
         Unavailable: No broker answered.
     """
     wanted = {spec.name: spec for spec in specs}
-    with _mapped_errors("list the topics"):
-        present = admin.list_topics(timeout=_TIMEOUT_S).topics
+    with _mapped_errors(admin, "list the topics"):
+        present = admin.list_topics(timeout=_CONNECT_S).topics
     new = [
         NewTopic(s.name, s.partitions, s.replication, config=s.config())
         for s in wanted.values()
@@ -45,7 +49,7 @@ def create_topics(admin: AdminClient, specs: Iterable[TopicSpec], *, recorded: b
     created = []
     futures: dict[str, Future[None]] = admin.create_topics(new, operation_timeout=_TIMEOUT_S) if new else {}
     for name, future in futures.items():
-        with _mapped_errors(f"create topic {name}"):
+        with _mapped_errors(admin, f"create topic {name}"):
             try:
                 future.result(timeout=_TIMEOUT_S)
                 created.append(name)
@@ -75,7 +79,7 @@ class _MissingTopic(TopicError):
 
 
 def verify_topics(
-    admin: AdminClient, specs: Iterable[TopicSpec], *, recorded: bool = False
+    admin: ExplainingAdmin, specs: Iterable[TopicSpec], *, recorded: bool = False
 ) -> dict[str, int]:
     """Compare the broker's topics with *specs*; return the number of partitions of each.
 
@@ -92,12 +96,14 @@ def verify_topics(
             would decide differently.
         Unavailable: No broker answered.
     """
+    with _mapped_errors(admin, "verify the topics"):
+        admin.list_topics(timeout=_CONNECT_S)
     wanted = {spec.name: spec for spec in specs}
     described = describe(admin, wanted, _TIMEOUT_S)
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in wanted]
     configs = {}
     for resource, future in admin.describe_configs(resources).items():
-        with _mapped_errors("describe the configuration of the topics"), _missing_named(resource.name):
+        with _mapped_errors(admin, "describe the configuration of the topics"), _missing_named(resource.name):
             configs[resource.name] = future.result(timeout=_TIMEOUT_S)
     found = {name: len(described[name].partitions) for name in wanted}
     for name, spec in wanted.items():
@@ -133,7 +139,7 @@ def _too_few(spec: TopicSpec, found: int, *, recorded: bool) -> TopicError:
 
 
 def describe(
-    admin: AdminClient, names: Iterable[str], timeout_s: float = _TIMEOUT_S
+    admin: ExplainingAdmin, names: Iterable[str], timeout_s: float = _TIMEOUT_S
 ) -> dict[str, TopicDescription]:
     """Return the broker's description of each topic (partitions, topic id).
 
@@ -143,7 +149,7 @@ def describe(
     """
     found = {}
     for name, future in admin.describe_topics(TopicCollection(list(names))).items():
-        with _mapped_errors(f"describe topic {name}"), _missing_named(name):
+        with _mapped_errors(admin, f"describe topic {name}"), _missing_named(name):
             found[name] = future.result(timeout=timeout_s)
     return found
 
@@ -160,18 +166,15 @@ def _missing_named(topic: str) -> Iterator[None]:
 
 
 @contextmanager
-def _mapped_errors(action: str) -> Iterator[None]:
+def _mapped_errors(admin: ExplainingAdmin, action: str) -> Iterator[None]:
     """Turn the client's errors into :class:`Unavailable`; *action* completes "cannot ..."."""
     try:
         yield
     except TimeoutError as exc:
-        raise Unavailable(
-            f"cannot {action}: no broker answered in time; check that Kafka runs at STOPLOG_KAFKA"
-        ) from exc
+        why = admin.explain(KafkaError(KafkaError._TIMED_OUT))
+        raise Unavailable(f"cannot {action}: {why}") from exc
     except KafkaException as exc:
-        raise Unavailable(
-            f"cannot {action}: {exc.args[0].str()}; check that Kafka runs at STOPLOG_KAFKA"
-        ) from exc
+        raise Unavailable(f"cannot {action}: {admin.explain(exc.args[0])}") from exc
 
 
 def _create_command(topic: str) -> str:

@@ -47,7 +47,7 @@ class HeartbeatSender:
         self._metrics = metrics
         self._partition_states = partition_states
         self._stopping = False
-        self._producer = kafka.reply_producer(settings.bootstrap, settings.send_timeout_ms)
+        self._producer = kafka.reply_producer(settings.connection, settings.send_timeout_ms)
 
     async def run(self) -> None:
         """Send heartbeats until canceled."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from confluent_kafka.admin import AdminClient
-
 from stoplog.errors import TopicError
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.partition_count import (
@@ -22,7 +20,7 @@ from stoplog_worker.settings import Settings
 _log = logging.getLogger("stoplog.worker")
 
 
-def verified_specs(settings: Settings, admin: AdminClient, *, record: bool) -> dict[str, TopicSpec]:
+def verified_specs(settings: Settings, admin: kafka.ExplainingAdmin, *, record: bool) -> dict[str, TopicSpec]:
     """Compare the topics with the number of partitions in force and with topics.yaml.
 
     Args:
@@ -39,7 +37,7 @@ def verified_specs(settings: Settings, admin: AdminClient, *, record: bool) -> d
     """
     in_file = load_topics(settings.topics)
     number = in_file[CHECKS].partitions
-    recorded = PartitionCountReader(settings.bootstrap).read()
+    recorded = PartitionCountReader(settings.connection).read()
     specs = with_partitions(in_file, number if recorded is None else recorded)
     every = with_lanes(specs, [settings.lane])
     found = verify_topics(admin, every.values(), recorded=recorded is not None)
@@ -66,7 +64,7 @@ def _compare_changelogs(number: int, changelogs: Mapping[str, int]) -> None:
 
 def _record(settings: Settings, number: int) -> None:
     try:
-        write_partition_count(kafka.changelog_producer(settings.bootstrap, settings.send_timeout_ms), number)
+        write_partition_count(kafka.changelog_producer(settings.connection, settings.send_timeout_ms), number)
     except PermissionError as exc:
         _log.warning(
             "the number of partitions (%s) is not recorded, because this worker may not write to %s (%s): "

@@ -7,31 +7,19 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from stoplog.kafka.settings import KafkaSettings
 from stoplog.lanes import app_id, lane_of, worker_name
 from stoplog.policy import Policy, parse_policy
 from stoplog.topics import DEFAULT_FILE
 
 
-class Settings(BaseSettings):
+class Settings(KafkaSettings):
     """All settings of a worker. The variable of each field is ``STOPLOG_<NAME>``."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="STOPLOG_", env_ignore_empty=True, frozen=True, extra="ignore"
-    )
 
     home: Path = Field(
         Path(".stoplog"),
         description="Directory of the embedded broker's data and of the workers' tables.",
-    )
-    kafka: str | None = Field(
-        None,
-        description="Bootstrap servers of Kafka (host:port, comma separated). Unset: the embedded broker, "
-        "on STOPLOG_BROKER_PORT.",
-    )
-    broker_port: int = Field(
-        9092, ge=1, le=65535, description="TCP port of the embedded broker on this machine."
     )
     topics: Path = Field(DEFAULT_FILE, description="Path of the file that defines the topics (topics.yaml).")
     lane: str = Field("", description="Lane of this worker. Unset or `a`: the default lane.")
@@ -92,11 +80,6 @@ class Settings(BaseSettings):
     def _limits_can_be_read(cls, value: str) -> str:
         _policy(value)
         return value
-
-    @property
-    def bootstrap(self) -> str:
-        """Kafka's bootstrap servers."""
-        return self.kafka or f"127.0.0.1:{self.broker_port}"
 
     @property
     def app_id(self) -> str:

@@ -85,7 +85,7 @@ class Worker:
         self.settings = settings
         self.metrics = Metrics()
         self._lock = lock_instance(settings.tables)
-        admin = kafka.silent_admin(settings.bootstrap)
+        admin = kafka.silent_admin(settings.connection)
         partitions = verified_specs(settings, admin, record=True)[CHECKS].partitions
         wait_for_coordinator(admin, settings.app_id)
         self._loop = asyncio.get_running_loop()
@@ -103,7 +103,7 @@ class Worker:
         )
         tables = FaustTables(self.app, partitions, RocksDbFactory(settings.store_memory_mb << 20))
         self._restorer = Restorer(
-            settings.bootstrap,
+            settings.connection,
             tables.changelogs,
             tables.open,
             self.metrics,
@@ -111,7 +111,7 @@ class Worker:
             on_ends=lambda ends: self._consumer.set_changelog_ends(ends),
             on_fatal=self._on_fatal,
             copier=LaneCopier(
-                settings.bootstrap,
+                settings.connection,
                 settings.send_timeout_ms,
                 changelogs(""),
                 tables.changelogs,
@@ -276,7 +276,7 @@ def main() -> int:
     """Run a worker as a process; return its exit status."""
     try:
         settings = Settings()
-    except (ValidationError, InvalidInput) as exc:
+    except (ValidationError, InvalidInput, SettingsError) as exc:
         print(f"invalid STOPLOG_* settings of the worker: {exc}", file=sys.stderr)
         return EXIT_CONFIG
     _configure_logging(settings.log_level)

@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 import stoplog.kafka.clients
 from stoplog.client.settings import Settings
 from stoplog.kafka.batch_skipper import drain
+from stoplog.kafka.connection import KafkaConnection
 from tests.benchmarks.orders import Stopwatch, carry_out_orders, say
 
 PARTITIONS: Final = 4
@@ -60,8 +61,8 @@ def _failed(error: KafkaError) -> None:
 
 def run_echo_server(bootstrap: str) -> None:
     """Send every record back, until stopped."""
-    consumer = stoplog.kafka.clients.worker_consumer(bootstrap, "echo")
-    producer = stoplog.kafka.clients.reply_producer(bootstrap, _TIMEOUT_MS)
+    consumer = stoplog.kafka.clients.worker_consumer(KafkaConnection(bootstrap), "echo")
+    producer = stoplog.kafka.clients.reply_producer(KafkaConnection(bootstrap), _TIMEOUT_MS)
     _read_from_end(consumer, _OUT)
     say("ready")
     while True:
@@ -73,8 +74,8 @@ def run_echo_server(bootstrap: str) -> None:
 
 def run_echo_caller(bootstrap: str) -> None:
     """Carry out orders: a record of ``size`` checks in flight in each of ``partitions``."""
-    consumer = stoplog.kafka.clients.sdk_consumer(bootstrap)
-    producer = stoplog.kafka.clients.check_producer(bootstrap, _TIMEOUT_MS, _failed)
+    consumer = stoplog.kafka.clients.sdk_consumer(KafkaConnection(bootstrap))
+    producer = stoplog.kafka.clients.check_producer(KafkaConnection(bootstrap), _TIMEOUT_MS, _failed)
     _read_from_end(consumer, _IN)
 
     def run(order: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
 from stoplog.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG
@@ -92,7 +93,7 @@ def measure(clients: int, folder: Path) -> tuple[Speed, Speed]:
     with fresh_broker(kind=Broker) as broker:
         changelog = Changelog(broker.bootstrap, clients)
         restorer = Restorer(
-            broker.bootstrap,
+            KafkaConnection(broker.bootstrap),
             {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG},
             lambda p: PartitionStore(p, rocks.open, {table: folder / f"{table}-{p}" for table in TABLES}),
             Metrics(),

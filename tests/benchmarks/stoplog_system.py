@@ -9,11 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import httpx
-from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_gateway.ports import free_port
 from stoplog_worker.settings import Settings
 
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.topics import CHECKS, load_topics
 from tests.support.broker import CHECKOUT, home_with_jars
@@ -90,7 +91,7 @@ def running_stoplog(
         broker = Broker(home, port=free_port())
         stack.callback(broker.stop)
         broker.start()
-        admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
+        admin = silent_admin(KafkaConnection(broker.bootstrap))
         create_topics(admin, load_topics(topics).values())
         system = System(broker, home, stack, topics=topics, default_limits=limits, flush_interval_ms=flush_ms)
         metrics = [free_port() for _ in range(workers)]

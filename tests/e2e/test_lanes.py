@@ -16,12 +16,13 @@ import httpx
 import msgspec
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, decode_marker
 from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import with_lanes
 from stoplog.partitioning import partition_of
@@ -42,7 +43,7 @@ DEADLINE_MS = 4_000
 @pytest.fixture
 def broker() -> Iterator[Broker]:
     with fresh_broker() as broker:
-        admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+        admin = silent_admin(KafkaConnection(broker.bootstrap))
         create_topics(admin, with_lanes(load_topics(), ["b"]).values())
         yield broker
 

@@ -18,6 +18,7 @@ from stoplog_worker.state.store import COUNTERS, POLICIES
 from stoplog_worker.verify.progress_reader import ProgressReader
 from stoplog_worker.verify.verifier import Verifier
 
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.partitioning import partition_of
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLIES, load_topics
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
@@ -186,7 +187,7 @@ def test_verify_with_false_reply_reports_it(system: System, tmp_path: Path) -> N
 
 def test_verify_with_false_state_reports_it(system: System, tmp_path: Path) -> None:
     gateway = system.gateways[0]
-    reader = ProgressReader(system.broker.bootstrap, lambda *_: None)
+    reader = ProgressReader(KafkaConnection(system.broker.bootstrap), lambda *_: None)
     changelogs = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
     verifier = Verifier(reader, load_topics(), changelogs, tmp_path)
     partition = partition_of("victim", PARTITIONS)

@@ -8,6 +8,7 @@ from confluent_kafka import Producer, TopicPartition
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import COUNTERS_CHANGELOG, NODES
 
 WAIT_S = 30
@@ -16,7 +17,7 @@ JUST_OVER_A_TICK_S = 1.1
 
 def first_record_s(broker: Broker, *, knows_topic: bool) -> float:
     """Return the seconds from the assignment of a connected consumer to its first record."""
-    consumer = AssignedConsumer(broker.bootstrap)
+    consumer = AssignedConsumer(KafkaConnection(broker.bootstrap))
     try:
         if knows_topic:
             consumer.fetch_metadata([COUNTERS_CHANGELOG])

@@ -10,8 +10,10 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from confluent_kafka.admin import AdminClient, ConfigResource
+from confluent_kafka.admin import ConfigResource
 
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import describe
 from stoplog.topics import load_topics
 from tests.support.broker import CHECKOUT, QuickBroker, fresh_cluster
@@ -66,7 +68,7 @@ def cluster() -> Iterator[list[ComposeBroker]]:
 
 def test_compose_broker_properties_are_known_and_in_force(cluster: list[ComposeBroker]) -> None:
     broker = cluster[0]
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    admin = silent_admin(KafkaConnection(broker.bootstrap))
     resource = ConfigResource(ConfigResource.Type.BROKER, "1")
     (future,) = admin.describe_configs([resource]).values()
     known = {name: entry.value for name, entry in future.result(30).items()}
@@ -91,7 +93,7 @@ def test_compose_topics_are_created(cluster: list[ComposeBroker]) -> None:
     done = stoplog(*SERVICES["topics"]["command"], env=env)
     assert done.returncode == 0, done.stderr
     specs = load_topics(TOPICS)
-    found = describe(AdminClient({"bootstrap.servers": broker.bootstrap}), specs)
+    found = describe(silent_admin(KafkaConnection(broker.bootstrap)), specs)
     for name, spec in specs.items():
         assert len(found[name].partitions) == spec.partitions
         assert {len(partition.replicas) for partition in found[name].partitions} == {3}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import (
-    AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
@@ -29,6 +28,8 @@ from stoplog_worker.algorithm.state_codec import (
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
 
 from stoplog.errors import TopicRecreated
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import describe
 from stoplog.policy import parse_policy
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, UPDATES
@@ -77,7 +78,7 @@ def test_command_of_old_generation_is_refused(bench: Bench) -> None:
 @pytest.mark.parametrize("topic", [CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG])
 def test_marker_of_recreated_topic_stops_worker(bench: Bench, topic: str) -> None:
     # Offsets alone would not reveal the loss: the new topic may have more records than the old one had.
-    admin = AdminClient({"bootstrap.servers": bench.bootstrap})
+    admin = silent_admin(KafkaConnection(bench.bootstrap))
     described = describe(admin, [CHECKS, UPDATES, *CHANGELOGS.values()])
     ids = {name: str(described[name].topic_id) for name in described} | {topic: "of old"}
     of_changelogs = {table: ids[name] for table, name in CHANGELOGS.items()}
@@ -159,7 +160,7 @@ def compact_at_once(broker: Broker, *topics: str) -> None:
         )
         for topic in topics
     ]
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    admin = silent_admin(KafkaConnection(broker.bootstrap))
     for future in admin.incremental_alter_configs(resources).values():
         future.result(WAIT_S)
 

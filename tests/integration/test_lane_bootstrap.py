@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
@@ -32,6 +31,8 @@ from stoplog_worker.restore.lane_bootstrap import LaneCopier, changelogs
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
 
 from stoplog.clock import now
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import with_lanes
 from stoplog.policy import parse_policy
@@ -48,7 +49,7 @@ Produce = Callable[..., None]
 
 @pytest.fixture(scope="module")
 def kafka_of_lanes(fresh_kafka: Broker) -> Broker:
-    admin = AdminClient({"bootstrap.servers": fresh_kafka.bootstrap})
+    admin = silent_admin(KafkaConnection(fresh_kafka.bootstrap))
     create_topics(admin, with_lanes(load_topics(), ["b", "c", "d", "e", "f"]).values())
     return fresh_kafka
 
@@ -58,7 +59,9 @@ def copier_of(broker: Broker, name: str, lease: Lease | None = None, **options: 
     if lease is None:
         lease = Lease(600_000, 2_000)
         lease.extend(now())
-    copier = LaneCopier(broker.bootstrap, 2_000, SOURCE, changelogs(name), Metrics(), lease, **options)
+    copier = LaneCopier(
+        KafkaConnection(broker.bootstrap), 2_000, SOURCE, changelogs(name), Metrics(), lease, **options
+    )
     try:
         yield copier
     finally:

@@ -14,6 +14,8 @@ from stoplog_worker.partition_count import verified_specs
 from stoplog_worker.settings import Settings
 
 from stoplog.errors import TopicError
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, UPDATES
 from stoplog.wire.partition_count import KEY
@@ -40,8 +42,8 @@ def test_first_worker_records_the_number_with_which_the_changelogs_were_created(
     broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
-    reader = PartitionCountReader(broker.bootstrap)
+    admin = silent_admin(KafkaConnection(broker.bootstrap))
+    reader = PartitionCountReader(KafkaConnection(broker.bootstrap))
     ours = Settings(kafka=broker.bootstrap)
     theirs = Settings(kafka=broker.bootstrap, topics=topics_file(tmp_path / "topics.yaml", 8))
 
@@ -73,7 +75,7 @@ def test_first_worker_records_the_number_with_which_the_changelogs_were_created(
 
 
 def test_worker_without_a_record_refuses_changelogs_that_differ(broker: Broker) -> None:
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
+    admin = silent_admin(KafkaConnection(broker.bootstrap))
     alter(admin, POLICIES_CHANGELOG, 8)
     with pytest.raises(TopicError, match=rf"{POLICIES_CHANGELOG} has 8 partitions.*has no record"):
         verified_specs(Settings(kafka=broker.bootstrap), admin, record=True)

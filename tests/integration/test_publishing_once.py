@@ -15,6 +15,7 @@ from stoplog.client.engine import Engine
 from stoplog.client.metrics import Metrics
 from stoplog.client.settings import Settings
 from stoplog.client.transport.kafka_transport import KafkaTransport
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS
 from tests.support.broker import fresh_cluster, make_topics
 from tests.support.network_proxy import ProxiedBroker
@@ -83,7 +84,7 @@ async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: ProxiedBrok
     """
     loop, listener = asyncio.get_running_loop(), Listener()
     transport = KafkaTransport(
-        f"127.0.0.1:{broker.proxy.port}",
+        KafkaConnection(f"127.0.0.1:{broker.proxy.port}"),
         incarnation=1,
         reply_partition=0,
         followed_partitions=0,

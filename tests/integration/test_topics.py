@@ -8,10 +8,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from confluent_kafka.admin import AdminClient, ConfigResource
+from confluent_kafka.admin import ConfigResource
 from stoplog_gateway.local.kafka_broker import Broker
 
 from stoplog.errors import TopicError
+from stoplog.kafka.clients import ExplainingAdmin, silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import create_topics, describe, verify_topics
 from stoplog.topics import TopicSpec, load_topics
 from tests.support.broker import fresh_broker, topics_file
@@ -25,8 +27,8 @@ def broker() -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="module")
-def admin(broker: Broker) -> AdminClient:
-    return AdminClient({"bootstrap.servers": broker.bootstrap})
+def admin(broker: Broker) -> ExplainingAdmin:
+    return silent_admin(KafkaConnection(broker.bootstrap))
 
 
 @pytest.fixture
@@ -35,12 +37,12 @@ def spec(request: pytest.FixtureRequest) -> TopicSpec:
     return msgspec.structs.replace(load_topics()["checks"], name=request.node.name[:200])
 
 
-def test_verify_topics_with_missing_topic_names_remedy(admin: AdminClient, spec: TopicSpec) -> None:
+def test_verify_topics_with_missing_topic_names_remedy(admin: ExplainingAdmin, spec: TopicSpec) -> None:
     with pytest.raises(TopicError, match=rf"topic {spec.name} does not exist: run `stoplog topics create`"):
         verify_topics(admin, [spec])
 
 
-def test_create_topics_twice_is_idempotent_and_applies_settings(admin: AdminClient) -> None:
+def test_create_topics_twice_is_idempotent_and_applies_settings(admin: ExplainingAdmin) -> None:
     specs = load_topics()
 
     assert sorted(create_topics(admin, specs.values())) == sorted(specs)
@@ -69,7 +71,7 @@ def test_create_topics_of_lane_creates_its_changelogs(broker: Broker, tmp_path: 
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
 
 
-def test_verify_topics_with_too_few_partitions_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
+def test_verify_topics_with_too_few_partitions_is_refused(admin: ExplainingAdmin, spec: TopicSpec) -> None:
     create_topics(admin, [spec])
     larger = msgspec.structs.replace(spec, partitions=8)
     with pytest.raises(TopicError, match=r"has 4 partitions, but topics\.yaml requires 8: set partitions: 4"):
@@ -81,24 +83,24 @@ def test_verify_topics_with_too_few_partitions_is_refused(admin: AdminClient, sp
 
 
 def test_verify_topics_with_further_partitions_returns_their_number(
-    admin: AdminClient, spec: TopicSpec
+    admin: ExplainingAdmin, spec: TopicSpec
 ) -> None:
     create_topics(admin, [spec])
     assert verify_topics(admin, [msgspec.structs.replace(spec, partitions=2)]) == {spec.name: 4}
 
 
-def test_verify_topics_with_other_timestamp_type_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
+def test_verify_topics_with_other_timestamp_type_is_refused(admin: ExplainingAdmin, spec: TopicSpec) -> None:
     create_topics(admin, [msgspec.structs.replace(spec, timestamp="CreateTime")])
     with pytest.raises(TopicError, match=r"message\.timestamp\.type=CreateTime and needs LogAppendTime"):
         verify_topics(admin, [spec])
 
 
-def test_create_topics_with_too_many_replicas_is_refused(admin: AdminClient, spec: TopicSpec) -> None:
+def test_create_topics_with_too_many_replicas_is_refused(admin: ExplainingAdmin, spec: TopicSpec) -> None:
     with pytest.raises(TopicError, match=rf"refused to create topic {spec.name} "):
         create_topics(admin, [msgspec.structs.replace(spec, replication=3)])
 
 
-def test_topics_commands_create_and_verify(broker: Broker, admin: AdminClient, tmp_path: Path) -> None:
+def test_topics_commands_create_and_verify(broker: Broker, admin: ExplainingAdmin, tmp_path: Path) -> None:
     other = load_topics()
     env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
     assert stoplog("topics", "create", env=env).returncode == 0

@@ -15,11 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import Final, TypeVar
 
 import yaml
-from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker, new_cluster_id
 from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, fetch_jars, jars_folder
 from stoplog_gateway.ports import free_port
 
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.topics import COPARTITIONED, DEFAULT_FILE, load_topics
 
@@ -90,7 +91,7 @@ def _record() -> None:
 
 def make_topics(bootstrap: str) -> None:
     """Create the topics of topics.yaml."""
-    create_topics(AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}), load_topics().values())
+    create_topics(silent_admin(KafkaConnection(bootstrap)), load_topics().values())
 
 
 def topics_file(path: Path, partitions: int) -> Path:

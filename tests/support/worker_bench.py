@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 from rocksdict import Options, Rdict
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, position_of
@@ -20,6 +19,8 @@ from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import describe
 from stoplog.partitioning import partition_of
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLIES, UPDATES
@@ -89,7 +90,7 @@ class Bench:
 
     def start(self, generation: int = 1) -> bool:
         """Hand the restored partition to the thread; return whether it accepted."""
-        admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        admin = silent_admin(KafkaConnection(self.bootstrap))
         described = describe(admin, [CHECKS, UPDATES, *CHANGELOGS.values()])
         ids = {name: str(topic.topic_id) for name, topic in described.items()}
         of_changelogs = {table: ids[topic] for table, topic in CHANGELOGS.items()}
@@ -183,7 +184,7 @@ def running_restorer(broker: Broker, store: PartitionStore) -> Iterator[Callable
     restored = queue.SimpleQueue[Restored]()
     failures: list[BaseException] = []
     thread = Restorer(
-        broker.bootstrap,
+        KafkaConnection(broker.bootstrap),
         CHANGELOGS,
         lambda _: store,
         Metrics(),

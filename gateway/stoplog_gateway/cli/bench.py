@@ -61,7 +61,7 @@ def bench(
     with reporting():
         if sdk:
             settings = Settings()
-            ensure_reachable(settings.bootstrap)
+            ensure_reachable(settings.connection)
             target, opened = f"Kafka at {settings.bootstrap}", _sdk_callers(settings, callers)
         else:
             require("gateway")  # brings httptools

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from rich.console import Console
 
-from stoplog.errors import StoplogError
+from stoplog.errors import SettingsError, StoplogError
 from stoplog_gateway.cli.formatting import printable
+from stoplog_gateway.settings import GatewaySettings
 
 REFUSED: Final = 1
 USAGE: Final = 2
@@ -54,6 +55,8 @@ def reporting() -> Iterator[None]:
     """Turn each error that an operator can cause or repair into one message and an exit status."""
     try:
         yield
+    except SettingsError as exc:
+        fail(str(exc), USAGE)
     except StoplogError as exc:
         fail(str(exc), REFUSED)
     except ValidationError as exc:
@@ -64,5 +67,6 @@ def reporting() -> Iterator[None]:
 
 
 def _input(error: ErrorDetails) -> str:
-    secret = error["loc"][0] == "admin_token"
+    field = GatewaySettings.model_fields.get(str(error["loc"][0]))
+    secret = field is None or "SecretStr" in str(field.annotation)
     return "" if secret else f"={error['input']!r}"

@@ -7,9 +7,8 @@ from contextlib import suppress
 from typing import Annotated, NamedTuple
 
 import typer
-from confluent_kafka.admin import AdminClient
 
-from stoplog.kafka.clients import check_producer, silent_admin
+from stoplog.kafka.clients import ExplainingAdmin, check_producer, silent_admin
 from stoplog.kafka.partition_count import PartitionCountReader, explain_difference, write_partition_count
 from stoplog.kafka.topic_admin import create_topics, verify_topics
 from stoplog.lanes import MAX_LANES, lane_names, lane_of, with_lanes
@@ -100,7 +99,7 @@ class _Topics(NamedTuple):
 
 def _topics(settings: GatewaySettings, count: int, named: list[str] | None) -> _Topics:
     in_file = load_topics(settings.topics)
-    recorded = PartitionCountReader(settings.bootstrap).read()
+    recorded = PartitionCountReader(settings.connection).read()
     number = in_file[CHECKS].partitions
     specs = with_partitions(in_file, number if recorded is None else recorded)
     every = with_lanes(specs, [*lane_names(count), *map(lane_of, named or ())])
@@ -111,10 +110,10 @@ def _record(settings: GatewaySettings, topics: _Topics, found: Mapping[str, int]
     """Record the number of partitions, unless a topic has another one: a worker then decides."""
     if all(found[name] == spec.partitions for name, spec in topics.specs.items() if spec.copartitioned):
         with suppress(PermissionError):  # the first worker records it
-            producer = check_producer(settings.bootstrap, settings.publish_timeout_ms, lambda _: None)
+            producer = check_producer(settings.connection, settings.publish_timeout_ms, lambda _: None)
             write_partition_count(producer, topics.partitions)
 
 
-def _admin(settings: GatewaySettings) -> AdminClient:
-    ensure_reachable(settings.bootstrap)
-    return silent_admin(settings.bootstrap)
+def _admin(settings: GatewaySettings) -> ExplainingAdmin:
+    ensure_reachable(settings.connection)
+    return silent_admin(settings.connection)

@@ -30,6 +30,7 @@ from confluent_kafka import KafkaException
 
 from stoplog.errors import StoplogError
 from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog_gateway.local.kafka_jars import fetch_jars
 from stoplog_gateway.ports import free_port, is_free
 
@@ -159,7 +160,7 @@ class Broker:
         Raises:
             BrokerFailed: it ended or did not answer in time; the text has the last lines of its log.
         """
-        admin = silent_admin(self.bootstrap)
+        admin = silent_admin(KafkaConnection(self.bootstrap))
         deadline = time.monotonic() + _READY_S
         while time.monotonic() < deadline:
             if not self.running:

@@ -21,6 +21,7 @@ import httpx
 from stoplog.client.cluster_status import OK, UNDER_REPLICATED
 from stoplog.errors import StoplogError
 from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import lane_names, with_lanes, worker_name
@@ -138,13 +139,14 @@ class Up:
             self._record(home)
             self._progress.show("waiting for the broker")
             self._broker.wait_ready()
-        bootstrap = self._broker.bootstrap if self._broker else self._settings.bootstrap
-        ensure_reachable(bootstrap)
-        recorded = PartitionCountReader(bootstrap).read()
+        broker = self._broker
+        connection = KafkaConnection(broker.bootstrap) if broker else self._settings.connection
+        ensure_reachable(connection)
+        recorded = PartitionCountReader(connection).read()
         if recorded is not None:
             specs = with_partitions(specs, recorded)
         topics = with_lanes(specs, self._lanes).values()
-        create_topics(silent_admin(bootstrap), topics, recorded=recorded is not None)
+        create_topics(silent_admin(connection), topics, recorded=recorded is not None)
         self._progress.say("starting worker and gateway ...")
         for child in (*self._workers, *self._gateways):
             child.start()

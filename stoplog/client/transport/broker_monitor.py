@@ -5,18 +5,23 @@ The number of partitions in force is read once. Until a worker has recorded it, 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from stoplog.client.transport.broker_view import BrokerView
 from stoplog.errors import TopicError, Unavailable
 from stoplog.kafka import clients
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
+from stoplog.log_throttle import LogThrottle
 from stoplog.topics import CHECKS
+
+log = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 5.0
 """Seconds between two requests for metadata while the broker answers."""
@@ -27,44 +32,64 @@ RETRY_S: Final = 1.0
 TIMEOUT_S: Final = 2.0
 """Seconds to wait for the broker's answer."""
 
+SAME_TEXT_S: Final = 600.0
+"""Seconds between two log lines with the same cause."""
+
 
 class BrokerMonitor:
     """Asks the broker at regular intervals, in a thread of its own.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         stopping: Ends :meth:`run`; call :meth:`wake` after setting it.
         report: Called with each view.
     """
 
     def __init__(
-        self, bootstrap: str, stopping: threading.Event, report: Callable[[BrokerView], None]
+        self, connection: KafkaConnection, stopping: threading.Event, report: Callable[[BrokerView], None]
     ) -> None:
-        self._bootstrap = bootstrap
+        self._connection = connection
         self._stopping = stopping
         self._report = report
         self._wake = threading.Event()
+        self._admin: clients.ExplainingAdmin | None = None
+        self._reader = PartitionCountReader(connection)
+        self._recorded: int | None = None
+        self._throttle = LogThrottle(SAME_TEXT_S)
 
     def run(self) -> None:
         """Ask until stopped."""
-        admin = clients.sdk_admin(self._bootstrap)
-        reader = PartitionCountReader(self._bootstrap)
-        recorded: int | None = None
         while not self._stopping.is_set():
-            try:
-                partitions = admin.list_topics(CHECKS, TIMEOUT_S).topics[CHECKS].partitions
-                lacking = (number for number, p in partitions.items() if len(p.isrs) < len(p.replicas))
-                if recorded is None and partitions:
-                    with suppress(Unavailable):  # read again in the next round
-                        recorded = reader.read()
-                view = BrokerView(len(partitions), recorded, tuple(lacking))
-            except KafkaException as exc:
-                view = BrokerView(error=f"{self._bootstrap} does not answer: {exc.args[0].str()}")
-            except TopicError as exc:
-                view = BrokerView(error=str(exc))
-            self._report(view)
+            self._report(view := self._look())
             self._wake.wait(INTERVAL_S if view.partitions else RETRY_S)
             self._wake.clear()
+
+    def _look(self) -> BrokerView:
+        """Return what the broker answers, or why it does not."""
+        try:
+            if self._admin is None:
+                self._admin = clients.sdk_admin(self._connection)
+            topic = self._admin.list_topics(CHECKS, TIMEOUT_S).topics[CHECKS]
+            if topic.error is not None and topic.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise KafkaException(topic.error)
+            if self._recorded is None and topic.partitions:
+                with suppress(Unavailable):  # read again in the next round
+                    self._recorded = self._reader.read()
+        except KafkaException as exc:
+            assert self._admin is not None  # its request has failed
+            return self._failed(self._admin.explain(exc.args[0]))
+        except Unavailable as exc:  # no token for OAUTHBEARER
+            return self._failed(str(exc))
+        except TopicError as exc:
+            return BrokerView(error=str(exc))
+        lacking = (number for number, p in topic.partitions.items() if len(p.isrs) < len(p.replicas))
+        return BrokerView(len(topic.partitions), self._recorded, tuple(lacking))
+
+    def _failed(self, why: str) -> BrokerView:
+        error = f"Kafka at {self._connection.bootstrap} cannot be used: {why}"
+        if (suppressed := self._throttle.admit(why)) is not None:
+            log.warning("%s%s", error, suppressed)
+        return BrokerView(error=error)
 
     def wake(self) -> None:
         """Ask now instead of at the end of the interval. Any thread."""

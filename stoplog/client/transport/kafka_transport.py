@@ -15,6 +15,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
+from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
@@ -25,19 +26,24 @@ from stoplog.client.transport.listener import TransportListener
 from stoplog.client.transport.producer import ReplaceableProducer
 from stoplog.client.transport.reply_consumer import POLL_S, ReplyConsumer
 from stoplog.client.transport.update_reader import read_updates
+from stoplog.errors import Unavailable
 from stoplog.kafka import clients
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS, NODES, REPLIES, UPDATES
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.limit_updates import Update, order_header, reply_to_header
 
 log = logging.getLogger(__name__)
 
+FOLLOW_RETRY_S: Final = 1.0
+"""Seconds until the consumers of ``limit-updates`` are created again, if they could not be."""
+
 
 class KafkaTransport:
     """The connection of one gateway to Kafka.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         incarnation: Random 64 bits that identify this run of the gateway in replies.
         reply_partition: The partition of ``replies`` to read.
         publish_timeout_ms: Milliseconds until a record that was not delivered is dropped.
@@ -48,7 +54,7 @@ class KafkaTransport:
 
     def __init__(
         self,
-        bootstrap: str,
+        connection: KafkaConnection,
         *,
         incarnation: int,
         reply_partition: int,
@@ -59,14 +65,14 @@ class KafkaTransport:
     ) -> None:
         self.incarnation = incarnation
         self.reply_partition = reply_partition
-        self._bootstrap = bootstrap
+        self._connection = connection
         self._loop = loop
         self._listener = listener
         self._undelivered: list[tuple[int, int]] = []
         self._stopping = threading.Event()
-        self._producer = ReplaceableProducer(bootstrap, publish_timeout_ms, self._stopping)
+        self._producer = ReplaceableProducer(connection, publish_timeout_ms, self._stopping)
         self._consumer = ReplyConsumer(
-            bootstrap,
+            connection,
             incarnation=incarnation,
             reply_partition=reply_partition,
             stopping=self._stopping,
@@ -76,7 +82,7 @@ class KafkaTransport:
         self.update_prefix = self._consumer.update_prefix
         self.lookup_prefix = self._consumer.lookup_prefix
         self._monitor = BrokerMonitor(
-            bootstrap, self._stopping, partial(self._call_in_loop, listener.on_broker_view)
+            connection, self._stopping, partial(self._call_in_loop, listener.on_broker_view)
         )
         tasks = [("stoplog-replies", self._receive), ("stoplog-broker", self._monitor.run)]
         if followed_partitions:
@@ -183,7 +189,7 @@ class KafkaTransport:
 
     def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
         """Yield stored updates (:func:`~stoplog.client.transport.update_reader.read_updates`). Blocks."""
-        return read_updates(self._bootstrap, partition, start)
+        return read_updates(self._connection, partition, start)
 
     # --- threads ------------------------------------------------------------------------------
 
@@ -208,7 +214,7 @@ class KafkaTransport:
         try:
             self._consumer.take_position()
             self._producer.connect()
-        except KafkaException as exc:
+        except (KafkaException, Unavailable) as exc:
             log.debug("no position in %s yet: %s", REPLIES, exc)
             self._stopping.wait(POLL_S)
             return False
@@ -229,11 +235,19 @@ class KafkaTransport:
             self._call_in_loop(self._listener.on_undelivered, undelivered)
 
     def _follow_updates(self, partitions: int) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._follow_updates_until_stopped(partitions)
+            except Unavailable as exc:  # no token for OAUTHBEARER
+                log.debug("cannot follow %s yet: %s", UPDATES, exc)
+                self._stopping.wait(FOLLOW_RETRY_S)
+
+    def _follow_updates_until_stopped(self, partitions: int) -> None:
         # A consumer of its own: in the consumer of replies, each reply would be followed by the end of its
         # partition.
         with (
-            closing(clients.sdk_consumer(self._bootstrap, report_end=True)) as consumer,
-            closing(clients.sdk_consumer(self._bootstrap)) as offset_client,
+            closing(clients.sdk_consumer(self._connection, report_end=True)) as consumer,
+            closing(clients.sdk_consumer(self._connection)) as offset_client,
         ):
             follower = LimitUpdateFollower(
                 consumer, offset_client, partitions, self._listener, self._call_in_loop

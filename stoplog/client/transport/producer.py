@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from stoplog.errors import Unavailable
 from stoplog.kafka import clients
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,15 @@ class ReplaceableProducer:
     batch that was stored before would be stored, and counted, twice.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         publish_timeout_ms: Milliseconds until a record that was not delivered is dropped.
         stopping: Ends waits early.
     """
 
-    def __init__(self, bootstrap: str, publish_timeout_ms: int, stopping: threading.Event) -> None:
-        self._bootstrap = bootstrap
+    def __init__(
+        self, connection: KafkaConnection, publish_timeout_ms: int, stopping: threading.Event
+    ) -> None:
+        self._connection = connection
         self._publish_timeout_ms = publish_timeout_ms
         self._stopping = stopping
         self._broker_down: str | None = None
@@ -54,7 +57,7 @@ class ReplaceableProducer:
         self._lock = threading.Lock()
         self._tokens = count()
         self._unreported: dict[int, float] = {}  # when each record was given to the producer, oldest first
-        self._producer = self._new_producer()
+        self._producer = self._new_producer_if_possible()
 
     def send(
         self,
@@ -121,7 +124,9 @@ class ReplaceableProducer:
 
     def replace_if_needed(self) -> None:
         """Replace the producer if it has failed for good, or if a record is overdue. Blocks if it does."""
-        if self._fatal is not None:
+        if isinstance(self._producer, _NoProducer):
+            self._replace()
+        elif self._fatal is not None:
             log.error("the producer failed for good and is replaced: %s", self._fatal)
             self._fatal = None
             self._replace()
@@ -135,7 +140,7 @@ class ReplaceableProducer:
 
     def _replace(self) -> None:
         """Replace the producer. Records of the old one are reported as undelivered and not sent again."""
-        new = self._new_producer()
+        new = self._new_producer_if_possible()
         with suppress(KafkaException):
             self._warm_up(new)
         with self._lock:  # a concurrent send() uses the old producer before its purge, or the new one
@@ -143,14 +148,21 @@ class ReplaceableProducer:
             self._unreported.clear()
         _drop_records(old)
 
-    def _new_producer(self) -> Producer:
-        return clients.check_producer(self._bootstrap, self._publish_timeout_ms, self._on_error)
+    def _new_producer_if_possible(self) -> Producer:
+        try:
+            return clients.check_producer(self._connection, self._publish_timeout_ms, self._on_error)
+        except Unavailable as exc:  # no token for OAUTHBEARER
+            self._broker_down = str(exc)
+            return cast(Producer, _NoProducer(str(exc)))
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
             self._fatal = error.str()
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._broker_down = f"the broker at {self._bootstrap} cannot be reached"
+            why = self._connection.reported_problem
+            self._broker_down = f"the broker at {self._connection.bootstrap} cannot be reached" + (
+                f": {why}" if why else ""
+            )
 
     def flush(self) -> None:
         """Wait until every record is delivered, up to the publish timeout."""
@@ -159,6 +171,32 @@ class ReplaceableProducer:
     def close(self) -> None:
         """Drop the records that were not delivered, and report them."""
         _drop_records(self._producer)
+
+
+class _NoProducer:
+    """Stands for a producer that cannot be created yet. It refuses every record.
+
+    Args:
+        reason: Why it cannot be created.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self._error = KafkaException(KafkaError(KafkaError._AUTHENTICATION, reason))
+
+    def produce(self, *_: Any, **__: Any) -> None:
+        raise self._error
+
+    def list_topics(self, *_: Any) -> None:
+        raise self._error
+
+    def poll(self, _timeout_s: float) -> None:
+        """Report nothing."""
+
+    def flush(self, _timeout_s: float) -> None:
+        """Wait for nothing."""
+
+    def purge(self) -> None:
+        """Drop nothing."""
 
 
 def _drop_records(producer: Producer) -> None:

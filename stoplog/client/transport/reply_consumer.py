@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from confluent_kafka import KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from stoplog.client.transport.listener import TransportListener
 from stoplog.errors import UndecodableRecord
 from stoplog.kafka import clients
 from stoplog.kafka.batch_skipper import BatchSkipper, drain
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import NODES, REPLIES
 from stoplog.wire.heartbeats import StampedHeartbeat, decode_heartbeat
 from stoplog.wire.replies import LookupReply, Reply, UpdateReply, decode_reply, reply_incarnation
@@ -46,7 +47,7 @@ class ReplyConsumer:
     All records that are there at once cause a single wake-up of the event loop.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         incarnation: Random 64 bits that identify this run of the gateway in replies.
         reply_partition: The partition of ``replies``.
         stopping: Ends waits early.
@@ -60,7 +61,7 @@ class ReplyConsumer:
 
     def __init__(
         self,
-        bootstrap: str,
+        connection: KafkaConnection,
         *,
         incarnation: int,
         reply_partition: int,
@@ -75,15 +76,20 @@ class ReplyConsumer:
         self._stopping = stopping
         self._listener = listener
         self._call_in_loop = call_in_loop
-        self._consumer = clients.sdk_consumer(bootstrap)
-        self._skipper = BatchSkipper(self._consumer)
+        self._connection = connection
+        self._consumer: Consumer | None = None
+        self._skipper: BatchSkipper
 
     def take_position(self) -> None:
         """Read from the present end of ``replies``, and from the recent heartbeats in ``nodes``.
 
         Raises:
             KafkaException: The broker did not answer.
+            Unavailable: There is no token for OAUTHBEARER.
         """
+        if self._consumer is None:
+            self._consumer = clients.sdk_consumer(self._connection)
+            self._skipper = BatchSkipper(self._consumer)
         replies = TopicPartition(REPLIES, self._reply_partition)
         nodes = TopicPartition(NODES, 0)
         _, replies.offset = self._consumer.get_watermark_offsets(replies, POSITION_TIMEOUT_S)
@@ -93,6 +99,7 @@ class ReplyConsumer:
 
     def receive(self) -> None:
         """Wait up to :data:`POLL_S` for records, and hand over what they contain."""
+        assert self._consumer is not None  # it has a position
         try:
             messages = drain(self._consumer, MAX_RECORDS, POLL_S)
         except KafkaException as exc:
@@ -104,7 +111,8 @@ class ReplyConsumer:
 
     def close(self) -> None:
         """Close the consumer."""
-        self._consumer.close()
+        if self._consumer is not None:
+            self._consumer.close()
 
     def _sort(self, messages: list[Message]) -> None:
         """Decode the records that concern this gateway, and hand them over."""

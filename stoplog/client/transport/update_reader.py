@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from stoplog.errors import Unavailable, UndecodableRecord
 from stoplog.kafka import clients
 from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import UPDATES
 from stoplog.wire.format import headers_of
 from stoplog.wire.limit_updates import Update, decode_update
@@ -30,20 +31,22 @@ TIMEOUT_S: Final = 10.0
 """Seconds without a record after which a read fails."""
 
 
-def read_updates(bootstrap: str, partition: int, start: int | None) -> Generator[Update, None, None]:
+def read_updates(
+    connection: KafkaConnection, partition: int, start: int | None
+) -> Generator[Update, None, None]:
     """Yield the updates of one partition of ``limit-updates``. Blocks: use it in a thread of its own.
 
     Records that cannot be decoded are skipped.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         partition: The partition.
         start: Offset of the first record; ``None`` for the beginning. The read stops at the present end.
 
     Raises:
         Unavailable: The broker did not answer.
     """
-    consumer = clients.sdk_consumer(bootstrap, report_end=True, fetch_wait_ms=FETCH_WAIT_MS)
+    consumer = clients.sdk_consumer(connection, report_end=True, fetch_wait_ms=FETCH_WAIT_MS)
     try:
         low, high = consumer.get_watermark_offsets(TopicPartition(UPDATES, partition), TIMEOUT_S)
         # A plain offset: librdkafka looks up a logical one (beginning) only after half a second.
@@ -63,7 +66,7 @@ def read_updates(bootstrap: str, partition: int, start: int | None) -> Generator
                 elif not is_unreadable(message):
                     raise Unavailable(f"{UPDATES} cannot be read: {error.str()}")
             sleep(REST_S)
-        raise Unavailable(f"{bootstrap} returned no record of {UPDATES} for {TIMEOUT_S:g} s")
+        raise Unavailable(f"{connection.bootstrap} returned no record of {UPDATES} for {TIMEOUT_S:g} s")
     except KafkaException as exc:
         raise Unavailable(f"{UPDATES} cannot be read: {exc.args[0].str()}") from exc
     finally:

@@ -17,6 +17,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as AIOKafkaConsumer
 
 from stoplog.topics import UPDATES
+from stoplog_worker.assignment.faust_credentials import faust_credentials
 from stoplog_worker.assignment.faust_tables import OnAssigned, UnmanagedTable, UnmanagedTableManager
 from stoplog_worker.assignment.static_membership import StaticMembership
 from stoplog_worker.lease import Lease
@@ -104,6 +105,7 @@ class FaustApp(faust.App):
         super().__init__(
             settings.app_id,
             broker=[f"kafka://{server.strip()}" for server in settings.bootstrap.split(",")],
+            broker_credentials=faust_credentials(settings.connection),
             broker_client_id=f"stoplog-{settings.instance_id}",
             # Faust identifies the group's members by their URL in its assignments.
             canonical_url=f"http://{settings.instance_id}",

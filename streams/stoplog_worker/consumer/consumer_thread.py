@@ -111,11 +111,11 @@ class ConsumerThread(threading.Thread):
         self._progress = ProgressReporter(metrics)
         # Lag monitors read the offsets committed under this group. It has no members: Faust's group assigns.
         self._consumer: Consumer = kafka.worker_consumer(
-            settings.bootstrap, f"{settings.app_id}-owner", on_commit=self._progress.on_commit
+            settings.connection, f"{settings.app_id}-owner", on_commit=self._progress.on_commit
         )
         self._skipper = BatchSkipper(self._consumer)
         self._tracing = _load_tracing() if settings.tracing else None
-        self._producers = Producers(settings.bootstrap, settings.send_timeout_ms, changelogs, metrics)
+        self._producers = Producers(settings.connection, settings.send_timeout_ms, changelogs, metrics)
         self._commands = CommandQueue()
         self._peers = Peers(settings.node_id, settings.lane or DEFAULT_LANE)
         self._partitions = PartitionSet()

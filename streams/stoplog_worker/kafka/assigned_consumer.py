@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from stoplog.errors import OffsetGone, Unavailable
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
+from stoplog.kafka.connection import KafkaConnection
 
 _log = logging.getLogger("stoplog.consumer")
 
@@ -38,14 +39,16 @@ class AssignedConsumer:
     """A consumer with manual assignment. It skips batches that it cannot decompress.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         on_missing: What to do where an offset is gone: continue at the ``earliest``, or ``error``.
         most: Records returned by one call at most.
     """
 
-    def __init__(self, bootstrap: str, *, on_missing: str = "earliest", most: int = 10_000) -> None:
+    def __init__(
+        self, connection: KafkaConnection, *, on_missing: str = "earliest", most: int = 10_000
+    ) -> None:
         # The group's name is part of no contract: nothing is committed under it.
-        self._consumer = kafka.worker_consumer(bootstrap, "stoplog-reader", on_missing=on_missing)
+        self._consumer = kafka.worker_consumer(connection, "stoplog-reader", on_missing=on_missing)
         self._skipper = BatchSkipper(self._consumer)
         self._most = most
 

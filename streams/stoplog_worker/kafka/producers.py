@@ -20,6 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stoplog.errors import TopicError
 from stoplog.kafka import clients as kafka
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.log_throttle import LogThrottle
 from stoplog.topics import CHECKS, DEAD_LETTERS, REPLIES
 from stoplog_worker.metrics import Metrics
@@ -48,20 +49,20 @@ class Producers:
     """Both producers. Only the consumer thread uses them.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         send_timeout_ms: Milliseconds after which an unsent record is given up.
         changelogs: The changelog topic of each table.
         metrics: Counts lost replies and dead letters.
     """
 
     def __init__(
-        self, bootstrap: str, send_timeout_ms: int, changelogs: dict[str, str], metrics: Metrics
+        self, connection: KafkaConnection, send_timeout_ms: int, changelogs: dict[str, str], metrics: Metrics
     ) -> None:
         self.changelogs = changelogs
         self._metrics = metrics
-        self._changelog_producer = kafka.changelog_producer(bootstrap, send_timeout_ms)
-        self._reply_producer = kafka.reply_producer(bootstrap, send_timeout_ms, self._reply_failed)
-        self._admin = kafka.silent_admin(bootstrap)
+        self._changelog_producer = kafka.changelog_producer(connection, send_timeout_ms)
+        self._reply_producer = kafka.reply_producer(connection, send_timeout_ms, self._reply_failed)
+        self._admin = kafka.silent_admin(connection)
         self._throttle = LogThrottle(_PAUSE_S)
 
     def fetch_metadata(self) -> None:

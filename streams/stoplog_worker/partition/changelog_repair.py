@@ -14,10 +14,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from threading import Thread
 from typing import NamedTuple
 
 from stoplog.errors import StateError, Unavailable
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.wire.checks import POSITION_BITS
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, position_of
@@ -149,7 +151,7 @@ class ChangelogRepair:
 
 
 def read_in_background(
-    bootstrap: str, topic: str, partition: int, start: int, end: int
+    connection: KafkaConnection, topic: str, partition: int, start: int, end: int
 ) -> Future[list[Record]]:
     """Read offsets *start* to *end* in a separate thread, because a broker may take seconds.
 
@@ -158,14 +160,12 @@ def read_in_background(
     future: Future[list[Record]] = Future()
 
     def read() -> None:
-        consumer = AssignedConsumer(bootstrap)
         try:
-            found = consumer.read(topic, partition, start, end)
+            with closing(AssignedConsumer(connection)) as consumer:
+                found = list(consumer.read(topic, partition, start, end))
             future.set_result([Record(message.offset(), message.key(), message.value()) for message in found])
         except Exception as exc:  # noqa: BLE001 - the future raises it where its result is taken
             future.set_exception(exc)
-        finally:
-            consumer.close()
 
     Thread(target=read, name=f"gap-{partition}", daemon=True).start()
     return future

@@ -74,7 +74,7 @@ class Partition:
         self._tracing = tracing
         self._result_counters = [metrics.checks.labels(result) for result in RESULTS]
         self._find_fault = fault_finder(number, partitions)
-        read = partial(read_in_background, settings.bootstrap)
+        read = partial(read_in_background, settings.connection)
         self.repair = ChangelogRepair(self.ledger, store, producers.changelogs, metrics, read)
         write = partial(producers.write_changelog, number)
         self.checkpointer = Checkpointer(self.ledger, store, write, self.repair, metrics)

@@ -7,12 +7,15 @@ after a failure the caller replaces the client (:meth:`ChangelogOffsets.reconnec
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
+from stoplog.errors import Unavailable
 from stoplog.kafka import clients as kafka
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import describe
 from stoplog.topics import CHECKS, UPDATES
 
@@ -31,18 +34,19 @@ class ChangelogOffsets:
     """Asks brokers for offsets and topic ids.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         topics: The changelog topic of each table.
     """
 
-    def __init__(self, bootstrap: str, topics: dict[str, str]) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, connection: KafkaConnection, topics: dict[str, str]) -> None:
+        self._connection = connection
         self._topics = topics
-        self._admin = kafka.silent_admin(bootstrap)
+        self._admin = kafka.silent_admin(connection)
 
     def reconnect(self) -> None:
         """Replace the client, which may ask a broker that is gone."""
-        self._admin = kafka.silent_admin(self._bootstrap)
+        with suppress(Unavailable):  # no token for OAUTHBEARER
+            self._admin = kafka.silent_admin(self._connection)
 
     def ends(self, partitions: Iterable[int]) -> tuple[dict[int, dict[str, int]], str]:
         """Return where the changelogs of *partitions* end.

@@ -36,6 +36,7 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaException, Producer, TopicPar
 
 from stoplog.errors import Unavailable
 from stoplog.kafka import clients as kafka
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.lanes import changelogs_of
 from stoplog.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG
 from stoplog_worker.algorithm.state_codec import (
@@ -73,7 +74,7 @@ class LaneCopier:
     """Copies partitions, one after the other. Used by the restorer's thread only.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         send_timeout_ms: Milliseconds after which an unacknowledged record is sent again.
         source: The default lane's changelog of each table.
         target: This lane's changelog of each table.
@@ -85,7 +86,7 @@ class LaneCopier:
 
     def __init__(
         self,
-        bootstrap: str,
+        connection: KafkaConnection,
         send_timeout_ms: int,
         source: dict[str, str],
         target: dict[str, str],
@@ -95,7 +96,7 @@ class LaneCopier:
         chunk: int = 10_000,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._bootstrap = bootstrap
+        self._connection = connection
         self._send_timeout_ms = send_timeout_ms
         self._source = source
         self._target = target
@@ -124,8 +125,8 @@ class LaneCopier:
             self.drop(partition)
             return False
         if self._copy is None:
-            consumer = AssignedConsumer(self._bootstrap, on_missing="error", most=self._chunk)
-            producer = kafka.changelog_producer(self._bootstrap, self._send_timeout_ms)
+            consumer = AssignedConsumer(self._connection, on_missing="error", most=self._chunk)
+            producer = kafka.changelog_producer(self._connection, self._send_timeout_ms)
             self._copy = PartitionCopy(
                 partition, consumer, producer, self._source, self._target, self._clock, stored()
             )

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 
 from stoplog.errors import StateError, StoplogError, TopicError, Unavailable
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS, UPDATES
 from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 from stoplog_worker.metrics import Metrics
@@ -66,7 +67,7 @@ class Restorer(threading.Thread):
     """The thread that reads changelogs.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         topics: The changelog topic of each table.
         open_store: Opens a partition's tables.
         metrics: Counts records.
@@ -79,7 +80,7 @@ class Restorer(threading.Thread):
 
     def __init__(
         self,
-        bootstrap: str,
+        connection: KafkaConnection,
         topics: dict[str, str],
         open_store: Callable[[int], PartitionStore],
         metrics: Metrics,
@@ -97,8 +98,8 @@ class Restorer(threading.Thread):
         self._on_restored = on_restored
         self._on_ends = on_ends
         self._on_fatal = on_fatal
-        self._consumer = AssignedConsumer(bootstrap, on_missing="error")
-        self._offsets = ChangelogOffsets(bootstrap, topics)
+        self._consumer = AssignedConsumer(connection, on_missing="error")
+        self._offsets = ChangelogOffsets(connection, topics)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._restores: dict[int, PartitionRestore] = {}
         self._truncated: set[tuple[str, int]] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from stoplog.kafka.connection import KafkaConnection
 from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 
 OnProgress = Callable[[str, float, float], None]
@@ -15,15 +16,15 @@ class ProgressReader:
     """Reads ranges of partitions.
 
     Args:
-        bootstrap: Bootstrap servers.
+        connection: How to reach Kafka.
         on_progress: Called with the topic and offsets as they are read.
     """
 
-    def __init__(self, bootstrap: str, on_progress: OnProgress) -> None:
+    def __init__(self, connection: KafkaConnection, on_progress: OnProgress) -> None:
         self._on_progress = on_progress
         # If the start offset is gone, a changelog is read from its beginning. For the log, that is an error.
         self._consumers = {
-            on_missing: AssignedConsumer(bootstrap, on_missing=on_missing)
+            on_missing: AssignedConsumer(connection, on_missing=on_missing)
             for on_missing in ("earliest", "error")
         }
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from stoplog.errors import StoplogError
+from stoplog.errors import SettingsError, StoplogError
 from stoplog.kafka import clients as kafka
 from stoplog_worker.partition_count import verified_specs
 from stoplog_worker.restore.lane_bootstrap import changelogs
@@ -53,8 +53,8 @@ def verify(settings: Settings, seconds: float, on_progress: OnProgress) -> list[
     Raises:
         StoplogError: the system could not be verified. The text states the cause.
     """
-    specs = verified_specs(settings, kafka.silent_admin(settings.bootstrap), record=False)
-    reader = ProgressReader(settings.bootstrap, on_progress)
+    specs = verified_specs(settings, kafka.silent_admin(settings.connection), record=False)
+    reader = ProgressReader(settings.connection, on_progress)
     try:
         with TemporaryDirectory(prefix="stoplog-verify-") as folder:
             verifier = Verifier(reader, specs, changelogs(settings.lane), Path(folder))
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
             findings = verify(settings, options.seconds, on_progress)
     except (StoplogError, ValidationError) as exc:
         _err.print(f"stoplog: {exc}", style="red", markup=False)
-        return EXIT_UNVERIFIED if isinstance(exc, StoplogError) else EXIT_USAGE
+        return EXIT_USAGE if isinstance(exc, SettingsError | ValidationError) else EXIT_UNVERIFIED
     if options.as_json:
         sys.stdout.write(msgspec.json.encode({**_total(findings), "partitions": findings}).decode() + "\n")
     else:

@@ -15,10 +15,11 @@ from typing import Final, NamedTuple
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.child_process import USAGE_EXITS
 from stoplog_worker.worker import EXIT_CONFIG
 
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.partitioning import partition_of
 from stoplog.topics import (
@@ -50,7 +51,7 @@ class TopicsBench(NamedTuple):
     @contextmanager
     def without(self, *topics: str) -> Iterator[None]:
         """Delete *topics*, and create them, empty, after the block."""
-        admin = AdminClient({"bootstrap.servers": self.cluster.bootstrap, "log_level": 0})
+        admin = silent_admin(KafkaConnection(self.cluster.bootstrap))
         for future in admin.delete_topics(list(topics)).values():
             future.result(30)
         eventually(

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import yaml
 from confluent_kafka import ElectionType, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from stoplog.errors import Unavailable
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import with_lanes
 from stoplog.topics import CHECKS, DEFAULT_FILE, load_topics
@@ -69,7 +70,7 @@ class Cluster:
         self.topics = topics
         self.bootstrap = ",".join(node.bootstrap for node in nodes)
         self.over_proxies = ",".join(f"127.0.0.1:{node.proxy.port}" for node in nodes)
-        self._admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        self._admin = silent_admin(KafkaConnection(self.bootstrap))
 
     def create_lane(self, lane: str) -> None:
         """Create the topics of a further lane."""
@@ -115,7 +116,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         for node in nodes:
             stack.callback(node.proxy.close)
         cluster = Cluster(nodes, topics)
-        admin = AdminClient({"bootstrap.servers": cluster.bootstrap, "log_level": 0})
+        admin = silent_admin(KafkaConnection(cluster.bootstrap))
 
         def created() -> bool:
             # A cluster that has just started may not answer a first request.

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from stoplog.kafka import clients
+from stoplog.kafka.connection import KafkaConnection
 
 Config = dict[str, Any]
 
@@ -22,8 +23,9 @@ def config_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Config]:
     def create(config: Config, logger: Any = None) -> None:
         created.append(config if logger is None else {**config, "logger": logger})
 
-    for name in ("AdminClient", "Consumer", "Producer"):
+    for name in ("Consumer", "Producer"):
         monkeypatch.setattr(clients, name, create)
+    monkeypatch.setattr(clients, "ExplainingAdmin", lambda _, config: create(config))
 
     def read(name: str) -> Config:
         arguments: dict[str, tuple[Any, ...]] = {
@@ -32,7 +34,7 @@ def config_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Config]:
             "reply_producer": (2_000,),
             "worker_consumer": ("stoplog",),
         }
-        getattr(clients, name)("kafka:9092", *arguments.get(name, ()))
+        getattr(clients, name)(KafkaConnection("kafka:9092"), *arguments.get(name, ()))
         return created.pop()
 
     return read
@@ -88,7 +90,8 @@ def test_sdk_consumer_reports_the_end_and_shortens_waits_only_on_demand(
 ) -> None:
     created: list[Config] = []
     monkeypatch.setattr(clients, "Consumer", lambda config, logger: created.append(config))
-    clients.sdk_consumer("kafka:9092")
-    clients.sdk_consumer("kafka:9092", report_end=True, fetch_wait_ms=10)
+    connection = KafkaConnection("kafka:9092")
+    clients.sdk_consumer(connection)
+    clients.sdk_consumer(connection, report_end=True, fetch_wait_ms=10)
     plain, reader = created
     assert reader.items() - plain.items() == {("enable.partition.eof", True), ("fetch.wait.max.ms", 10)}

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 
 from stoplog.errors import TopicError, Unavailable
 from stoplog.kafka import topic_admin
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import create_topics, verify_topics
 from stoplog.topics import load_topics
 
@@ -34,6 +35,9 @@ class Silent:
             return {getattr(name, "topic", name): future for name in names}
 
         return ask
+
+    def explain(self, error: KafkaError) -> str:
+        return f"{error.str()}: see STOPLOG_KAFKA"
 
     def list_topics(self, **_: Any) -> Any:
         if (error := self._answers.get("list_topics")) is not None:
@@ -77,8 +81,8 @@ def test_create_topics_that_stay_unknown_raises_topic_error(
 
 
 def test_create_and_verify_without_a_broker_raise_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topic_admin, "_TIMEOUT_S", 0.5)
-    admin = AdminClient({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
+    monkeypatch.setattr(topic_admin, "_CONNECT_S", 0.5)
+    admin = silent_admin(KafkaConnection("127.0.0.1:1"))
     for ask in (create_topics, verify_topics):
-        with pytest.raises(Unavailable, match="check that Kafka runs"):
+        with pytest.raises(Unavailable, match="STOPLOG_KAFKA to where it runs"):
             ask(admin, [load_topics()["checks"]])

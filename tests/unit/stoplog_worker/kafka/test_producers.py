@@ -12,8 +12,11 @@ from stoplog_worker.metrics import Metrics
 from stoplog_worker.state.store import COUNTERS
 
 from stoplog.errors import TopicError
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import COUNTERS_CHANGELOG, DEAD_LETTERS
 from tests.support.records import Message
+
+NOWHERE = KafkaConnection("nowhere:1")
 
 
 def dead(key: bytes | None, value: bytes | None) -> Message:
@@ -38,13 +41,13 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> Producer:
 
 
 def test_dead_letter_headers_hold_origin_and_reason(producer: Producer) -> None:
-    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(dead(b"k", b"v"), "no check")
+    Producers(NOWHERE, 100, {}, Metrics()).dead_letter(dead(b"k", b"v"), "no check")
     facts = {"reason": b"no check", "topic": b"checks", "partition": b"3", "offset": b"17"}
     assert producer.produced == [(DEAD_LETTERS, b"k", b"v", facts)]
 
 
 def test_dead_letter_of_a_large_record_holds_its_beginning_and_its_size(producer: Producer) -> None:
-    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(dead(b"k" * 2**20, b"v" * 2**24), "é" * 10_000)
+    Producers(NOWHERE, 100, {}, Metrics()).dead_letter(dead(b"k" * 2**20, b"v" * 2**24), "é" * 10_000)
     [(_, key, value, headers)] = producer.produced
     assert (headers["key-bytes"], headers["value-bytes"]) == (b"1048576", b"16777216")
     assert set(key) == {ord("k")}
@@ -54,7 +57,7 @@ def test_dead_letter_of_a_large_record_holds_its_beginning_and_its_size(producer
 
 
 def test_dead_letter_of_an_empty_record_is_empty(producer: Producer) -> None:
-    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(dead(None, None), "empty")
+    Producers(NOWHERE, 100, {}, Metrics()).dead_letter(dead(None, None), "empty")
     assert producer.produced[0][1:3] == (None, None)
 
 
@@ -65,7 +68,7 @@ def test_dead_letter_without_topic_is_logged_and_dropped(
         raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC, "no such topic"))
 
     monkeypatch.setattr(producer, "produce", refuse)
-    Producers("nowhere:1", 100, {}, Metrics()).dead_letter(dead(b"k", b"v"), "no check")
+    Producers(NOWHERE, 100, {}, Metrics()).dead_letter(dead(b"k", b"v"), "no check")
     assert "the dead letter of checks[3]@17 was lost" in caplog.text
     assert "no such topic" in caplog.text
 
@@ -82,9 +85,9 @@ def test_refused_truncation_is_logged_with_the_remedy(
             return {asked[0]: refused}
 
     monkeypatch.setattr("stoplog.kafka.clients.silent_admin", lambda _: Admin())
-    Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).truncate_changelog(
-        COUNTERS, 2, 4711
-    )
+    Producers(
+        KafkaConnection("nowhere:1"), 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()
+    ).truncate_changelog(COUNTERS, 2, 4711)
     refused.set_exception(KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
     assert [(place.topic, place.partition, place.offset) for place in places] == [
         (COUNTERS_CHANGELOG, 2, 4711)
@@ -99,7 +102,7 @@ def test_write_to_a_deleted_topic_raises_with_the_remedy(monkeypatch: pytest.Mon
             raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
 
     monkeypatch.setattr("stoplog.kafka.clients.changelog_producer", lambda *_: Gone())
-    producers = Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics())
+    producers = Producers(NOWHERE, 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics())
     with pytest.raises(TopicError, match=f"{COUNTERS_CHANGELOG} .* deleted.* `stoplog topics create`"):
         producers.write_changelog(0, COUNTERS, b"key", b"value", lambda *_: None)
     with pytest.raises(TopicError, match="topic checks "):
@@ -115,6 +118,6 @@ def test_write_that_fails_for_another_reason_raises_without_the_remedy(
 
     monkeypatch.setattr("stoplog.kafka.clients.changelog_producer", lambda *_: Failed())
     with pytest.raises(KafkaException):
-        Producers("nowhere:1", 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()).write_changelog(
-            0, COUNTERS, b"key", b"value", lambda *_: None
-        )
+        Producers(
+            KafkaConnection("nowhere:1"), 100, {COUNTERS: COUNTERS_CHANGELOG}, Metrics()
+        ).write_changelog(0, COUNTERS, b"key", b"value", lambda *_: None)

@@ -13,6 +13,7 @@ from stoplog_worker.restore import changelog_offsets
 from stoplog_worker.restore.changelog_offsets import ChangelogOffsets
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, UPDATES
 
 CHANGELOGS = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
@@ -44,7 +45,7 @@ def connect(
 ) -> Callable[[Callable[[TopicPartition], int | Exception]], ChangelogOffsets]:
     def with_answers(offset: Callable[[TopicPartition], int | Exception]) -> ChangelogOffsets:
         monkeypatch.setattr("stoplog.kafka.clients.silent_admin", lambda _: Admin(offset))
-        return ChangelogOffsets("nowhere", CHANGELOGS)
+        return ChangelogOffsets(KafkaConnection("nowhere"), CHANGELOGS)
 
     return with_answers
 

@@ -18,6 +18,7 @@ from stoplog_worker.restore.lane_bootstrap import (
 )
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
+from stoplog.kafka.connection import KafkaConnection
 from tests.support.ledgers import FIRST_MARKER
 from tests.support.phase_table import edges_of
 
@@ -105,7 +106,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
 def test_copier_without_lease_writes_nothing_and_begins_again(broker: Broker) -> None:
     """Another worker may own the partition by then, and have copied and decided it."""
     lease = Lease(6_000, 2_000, clock=lambda: 0.0)
-    copier = LaneCopier("nowhere", 2_000, SOURCE, TARGET, Metrics(), lease)
+    copier = LaneCopier(KafkaConnection("nowhere"), 2_000, SOURCE, TARGET, Metrics(), lease)
     assert not copier.advance(0)
     assert not broker.written
     lease.extend(0.0)

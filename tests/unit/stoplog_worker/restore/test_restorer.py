@@ -21,6 +21,7 @@ from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
 from stoplog.errors import StateError
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG
 from tests.support.memory_store import MemoryStore
 
@@ -87,7 +88,7 @@ def restoring(
     )
     restored, failures = queue.SimpleQueue[Restored](), queue.SimpleQueue[BaseException]()
     thread = Restorer(
-        "nowhere",
+        KafkaConnection("nowhere"),
         CHANGELOGS,
         lambda _: store,
         Metrics(),

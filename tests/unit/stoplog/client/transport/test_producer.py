@@ -8,6 +8,7 @@ import pytest
 import stoplog.kafka.clients
 from stoplog.client.transport.producer import ReplaceableProducer
 from stoplog.errors import Unavailable
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS
 
 
@@ -45,7 +46,7 @@ class FakeProducer:
 @pytest.fixture
 def producer(monkeypatch: pytest.MonkeyPatch) -> ReplaceableProducer:
     monkeypatch.setattr(stoplog.kafka.clients, "Producer", FakeProducer)
-    return ReplaceableProducer("127.0.0.1:1", 100, threading.Event())
+    return ReplaceableProducer(KafkaConnection("127.0.0.1:1"), 100, threading.Event())
 
 
 def test_delivery_report_waits_while_the_oldest_record_is_looked_for(producer: ReplaceableProducer) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 import stoplog.kafka.clients
 from stoplog.client.transport.update_reader import read_updates
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import UPDATES
 from stoplog.wire.limit_updates import UpdateKey, encode_update_key
 
@@ -65,7 +66,7 @@ def test_read_of_updates_rests_after_every_hundred_records(monkeypatch: pytest.M
     read: list[int] = []
     rested: list[int] = []
     monkeypatch.setattr("stoplog.client.transport.update_reader.sleep", lambda _: rested.append(len(read)))
-    for update in islice(read_updates("127.0.0.1:1", 0, None), 1_000):
+    for update in islice(read_updates(KafkaConnection("127.0.0.1:1"), 0, None), 1_000):
         read.append(update.version)
     assert read == list(range(1_000))
     assert max(after - before for before, after in pairwise([0, *rested, 1_000])) <= 101

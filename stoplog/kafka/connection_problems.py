@@ -1,0 +1,119 @@
+"""Why a request to Kafka failed, in the words of the settings.
+
+librdkafka reports refused credentials to a callback, and the request that waits for the connection only times
+out. So the reports are remembered, and explain the request's failure. Failures of TLS are found by a probe.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Final
+
+from confluent_kafka import KafkaError
+
+_RECENT_S: Final = 30.0
+"""Seconds for which a report may explain a failure. A client that is refused tries again sooner."""
+
+_PROBED_S: Final = 5.0
+"""Seconds between two probes. Requests may fail more often."""
+
+_PROTOCOL: Final = "STOPLOG_KAFKA_SECURITY_PROTOCOL"
+
+_ACLS: Final = "grant what `stoplog topics acls` prints for the role of this process"
+
+
+class ConnectionProblems:
+    """Explains failed requests of all clients of one connection. Any thread may use it.
+
+    Args:
+        protocol: Kafka's ``security.protocol``.
+        mechanism: Kafka's ``sasl.mechanism``, if any.
+        probe: Returns why the servers cannot be used; ``None`` if no cause is found.
+        clock: Returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        protocol: str,
+        mechanism: str | None,
+        probe: Callable[[], str | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._protocol = protocol
+        self._mechanism = mechanism
+        self._probe = probe
+        self._clock = clock
+        self._reported: tuple[float, str] = (float("-inf"), "")
+        self._probed: tuple[float, str | None] = (float("-inf"), None)
+
+    def record(self, error: KafkaError) -> None:
+        """Remember an error that librdkafka reports outside any request, if it names a cause."""
+        if (cause := self._cause(error)) is not None:
+            self._reported = (self._clock(), cause)
+
+    def reported(self) -> str | None:
+        """Return the cause that was recorded last, if that is recent. Do not block."""
+        at, cause = self._reported
+        return cause if self._clock() - at <= _RECENT_S else None
+
+    def explain(self, error: KafkaError) -> str:
+        """Return why a request failed with *error*, and the remedy. Blocks for some seconds at most."""
+        if error.code() >= 0:  # a broker has answered
+            return self._cause(error) or f"{error.str()}: see the broker's log"
+        return self.reported() or self._find() or f"{error.str()}: {self._guess()}"
+
+    def _find(self) -> str | None:
+        at, found = self._probed
+        if self._clock() - at > _PROBED_S:
+            found = self._probe()
+            self._probed = (self._clock(), found)
+        return found
+
+    def _guess(self) -> str:
+        remedy = "check that the broker at STOPLOG_KAFKA runs"
+        if self._protocol.startswith("SASL"):
+            return remedy
+        return f"{remedy}. If its listener needs SASL, set {_PROTOCOL} to SASL_SSL"
+
+    def _cause(self, error: KafkaError) -> str | None:
+        text = error.str()
+        if error.name().endswith("_AUTHORIZATION_FAILED"):
+            return f"{text}: {_ACLS}"
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
+            return self._refused(_without_place(text))
+        if re.search(r"alert .*(certificate|unknown ca)", text):
+            return (
+                f"the broker refused this client's certificate ({_without_place(text)}): set "
+                f"STOPLOG_KAFKA_CERT_FILE and STOPLOG_KAFKA_KEY_FILE to a certificate that is valid and that "
+                f"the broker trusts"
+            )
+        return None
+
+    def _refused(self, text: str) -> str:
+        if "current SASL state" in text:
+            plain = self._protocol.removeprefix("SASL_")
+            return f"the listener does not use SASL: set {_PROTOCOL} to {plain}"
+        if "Unsupported SASL mechanism" in text:
+            accepted = text.rpartition(": ")[2]
+            return (
+                f"the broker does not accept STOPLOG_KAFKA_SASL_MECHANISM={self._mechanism}: set one that it "
+                f"accepts ({accepted})"
+            )
+        if self._mechanism != "OAUTHBEARER":
+            return (
+                f"the broker refused the credentials ({text}): correct STOPLOG_KAFKA_USERNAME and "
+                f"STOPLOG_KAFKA_PASSWORD_FILE (or STOPLOG_KAFKA_PASSWORD)"
+            )
+        if "no token for Kafka" in text:
+            return text
+        return (
+            f"the broker refused the token ({text}): check that it trusts the issuer of "
+            f"STOPLOG_KAFKA_OAUTH_TOKEN_URL, and STOPLOG_KAFKA_OAUTH_SCOPE"
+        )
+
+
+def _without_place(text: str) -> str:
+    """Return librdkafka's *text* without its address and its state, which differ from line to line."""
+    return re.sub(r"^\S+://\S+: | \(after \d+ms in state \w+\)", "", text)

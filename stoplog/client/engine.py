@@ -152,9 +152,7 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         settings, partitions = self._settings, self._partitions
-        # The client of librdkafka waits a second for its first token, and the event loop must not.
-        self.transport = transport = await asyncio.to_thread(
-            KafkaTransport,
+        self.transport = transport = KafkaTransport(
             settings.connection,
             incarnation=self.incarnation,
             reply_partition=self._reply_partition,

@@ -57,7 +57,12 @@ class ReplaceableProducer:
         self._lock = threading.Lock()
         self._tokens = count()
         self._unreported: dict[int, float] = {}  # when each record was given to the producer, oldest first
-        self._producer = self._new_producer_if_possible()
+        # A producer that needs a token waits for it. The caller is an event loop, which must not.
+        self._producer = (
+            cast(Producer, _NoProducer("the producer is not connected yet"))
+            if connection.tokens is not None
+            else self._new_producer_if_possible()
+        )
 
     def send(
         self,
@@ -107,6 +112,8 @@ class ReplaceableProducer:
         Raises:
             KafkaException: The broker did not answer.
         """
+        if isinstance(self._producer, _NoProducer):
+            self._replace()
         self._warm_up(self._producer)
 
     def _warm_up(self, producer: Producer) -> None:

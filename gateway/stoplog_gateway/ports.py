@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from random import randrange
 from typing import Final
 
@@ -11,7 +12,10 @@ from stoplog.errors import StoplogError
 
 MAX_PORT: Final = 65_535
 _FREE_PORTS: Final = (10_000, 32_768)
-"""Range of :func:`free_port`: below the ports that systems assign to outgoing connections (from 32,768)."""
+"""Range of :func:`free_port`: below the ports that systems assign to connections (from 32,768)."""
+
+_SETTINGS: Final = "STOPLOG_"
+"""What the names of a gateway's two settings begin with."""
 
 _Address = tuple[str | int, ...] | tuple[int, bytes]
 
@@ -90,6 +94,32 @@ def claim_port(port: int, host: str) -> list[socket.socket]:
     return sockets
 
 
+def listen(port: int, host: str, settings: str) -> socket.socket:
+    """Return a listening socket for a child process, which inherits it.
+
+    No other process can get the port between the choice of it and the start of the child.
+
+    Args:
+        port: 0 chooses any free port.
+        host: An address or a name; of several addresses, the first one is taken.
+        settings: What the names of the two settings begin with, for the error text.
+
+    Raises:
+        CannotListen: The port or the address cannot be used.
+    """
+    family, address = _addresses(port, host, settings)[0]
+    try:
+        sock = _bind(family, address)
+        try:
+            sock.listen()
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as exc:
+        raise CannotListen(_explain(exc, port, host, settings)) from exc
+    return sock
+
+
 def is_free(port: int) -> bool:
     """Return whether a server can listen on *port* of 127.0.0.1 now."""
     try:
@@ -100,24 +130,36 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that no server listens on at this moment.
+    """Return a free port of 127.0.0.1, and hold it for this process and its children until this process ends.
 
-    Systems do not assign the returned port to outgoing connections, so none of them can take it before the
-    server starts.
+    Nothing else gets the port: no other call of this function, in any process, and no outgoing connection. A
+    server of this process or of a child can listen on it, if it sets ``SO_REUSEADDR`` as servers do. Only
+    Linux allows that, so elsewhere nothing holds the port.
     """
-    while not is_free(port := randrange(*_FREE_PORTS)):
-        pass
-    return port
+    while True:
+        sock = socket.socket()
+        port = randrange(*_FREE_PORTS)
+        try:
+            sock.bind(("127.0.0.1", port))  # without SO_REUSEADDR, so it fails if another process holds it
+        except OSError:
+            sock.close()
+            continue
+        if sys.platform == "linux":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.detach()  # the descriptor stays open
+        else:
+            sock.close()
+        return port
 
 
-def _addresses(port: int, host: str) -> list[tuple[int, _Address]]:
+def _addresses(port: int, host: str, settings: str = _SETTINGS) -> list[tuple[int, _Address]]:
     if port > MAX_PORT:
-        raise CannotListen(f"port {port} is above the highest port, {MAX_PORT}: set STOPLOG_PORT lower")
+        raise CannotListen(f"port {port} is above the highest port, {MAX_PORT}: set {settings}PORT lower")
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as exc:
         raise CannotListen(
-            f"STOPLOG_HOST={host} cannot be resolved ({exc}): set it to an address of this machine"
+            f"{settings}HOST={host} cannot be resolved ({exc}): set it to an address of this machine"
         ) from exc
     return [(family, address) for family, _, _, _, address in found]
 
@@ -139,16 +181,18 @@ def _bind(family: int, address: _Address, *, shared: bool = False, dual_stack: b
     return sock
 
 
-def _explain(exc: OSError, port: int, host: str) -> str:
+def _explain(exc: OSError, port: int, host: str, settings: str = _SETTINGS) -> str:
     match exc.errno:
         case errno.EADDRINUSE:
-            return f"port {port} is taken: set STOPLOG_PORT to a free one, or stop the server that uses it"
+            return f"port {port} is taken: set {settings}PORT to a free one, or stop the server that uses it"
         case errno.EADDRNOTAVAIL:
             return (
-                f"STOPLOG_HOST={host} is not an address of this machine: set it to one that is, or to "
+                f"{settings}HOST={host} is not an address of this machine: set it to one that is, or to "
                 f"0.0.0.0 for all addresses"
             )
         case errno.EACCES | errno.EPERM:
-            return f"port {port} is reserved for root: set STOPLOG_PORT to 1024 or higher"
+            return f"port {port} is reserved for root: set {settings}PORT to 1024 or higher"
         case _:
-            return f"cannot listen on port {port} of {host} ({exc.strerror}): see STOPLOG_HOST, STOPLOG_PORT"
+            return (
+                f"cannot listen on port {port} of {host} ({exc.strerror}): see {settings}HOST, {settings}PORT"
+            )

@@ -8,10 +8,10 @@ import sys
 def main(arguments: list[str]) -> int:
     """Run the command in *arguments*; return its exit status."""
     match arguments:
-        case ["worker"]:
+        case ["worker", *options]:
             from stoplog_worker.worker import main as work  # imports Faust
 
-            return work()
+            return work(options)
         case ["verify", *options]:
             from stoplog_worker.verify.report import main as verify
 

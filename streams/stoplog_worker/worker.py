@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 import uvloop
-from prometheus_client import start_http_server
 from pydantic import ValidationError
 
 from stoplog.errors import (
@@ -27,6 +27,7 @@ from stoplog.errors import (
 )
 from stoplog.kafka import clients as kafka
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
+from stoplog.private_files import make_private, write_private_files
 from stoplog.topics import CHECKS
 from stoplog_worker.assignment.faust_app import FaustApp
 from stoplog_worker.assignment.faust_tables import FaustTables
@@ -37,6 +38,7 @@ from stoplog_worker.instance_lock import lock_instance
 from stoplog_worker.kafka.group_coordinator import wait_for_coordinator
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
+from stoplog_worker.metrics_server import serve_metrics
 from stoplog_worker.partition_count import verified_specs
 from stoplog_worker.restore.lane_bootstrap import LaneCopier, changelogs
 from stoplog_worker.restore.restorer import Restored, Restorer
@@ -74,6 +76,7 @@ class Worker:
 
     Args:
         settings: The worker's settings.
+        metrics_socket: See :func:`~stoplog_worker.metrics_server.serve_metrics`.
 
     Raises:
         TopicError: the topics contradict topics.yaml, or the number of partitions in force.
@@ -81,10 +84,15 @@ class Worker:
         Unavailable: no broker answers, or none coordinates the group.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics_socket: int | None = None) -> None:
         self.settings = settings
+        self._metrics_socket = metrics_socket
         self.metrics = Metrics()
         self._lock = lock_instance(settings.tables)
+        if (
+            problem := make_private(settings.home, str(settings.tables.relative_to(settings.home)))
+        ) is not None:
+            _log.warning("%s", problem)
         admin = kafka.silent_admin(settings.connection)
         partitions = verified_specs(settings, admin, record=True)[CHECKS].partitions
         wait_for_coordinator(admin, settings.app_id)
@@ -143,7 +151,7 @@ class Worker:
         """Work until SIGTERM, SIGINT or a fatal error; return the exit status."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self._end, None)
-        self._serve_metrics()
+        serve_metrics(self.settings, self.metrics.registry, self._metrics_socket)
         self._consumer.start()
         self._restorer.start()
         app = asyncio.create_task(self._run_app())
@@ -167,16 +175,6 @@ class Worker:
         else:
             _log.critical("the worker failed: %r", cause, exc_info=cause)
         return _exit_status(cause)
-
-    def _serve_metrics(self) -> None:
-        host, port = self.settings.metrics_host, self.settings.metrics_port
-        try:
-            start_http_server(port, host, self.metrics.registry)
-        except OSError as exc:
-            raise SettingsError(
-                f"/metrics cannot listen on {host}:{port} ({exc.strerror}): set STOPLOG_METRICS_PORT to a "
-                f"free port (0: any), or STOPLOG_METRICS_HOST to an address of this machine"
-            ) from exc
 
     async def _run_app(self) -> None:
         try:
@@ -259,10 +257,10 @@ def _configure_logging(level: str) -> None:
             handler.addFilter(ThrottleFilter(noisy, LogThrottle(_SAME_TEXT_S)))
 
 
-async def _work(settings: Settings) -> int:
+async def _work(settings: Settings, metrics_socket: int | None) -> int:
     while True:
         try:
-            return await Worker(settings).run()
+            return await Worker(settings, metrics_socket).run()
         except Unavailable as exc:
             # The broker may be starting as well.
             _log.warning("%s; trying again", exc)
@@ -272,8 +270,12 @@ async def _work(settings: Settings) -> int:
             return _exit_status(exc)
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run a worker as a process; return its exit status."""
+    parser = argparse.ArgumentParser("stoplog worker")
+    parser.add_argument("--metrics-socket", type=int, help="file descriptor of a listening socket")
+    options = parser.parse_args(arguments)
+    write_private_files()
     try:
         settings = Settings()
     except (ValidationError, InvalidInput, SettingsError) as exc:
@@ -290,7 +292,7 @@ def main() -> int:
                 _log.critical("%s", exc)
                 return EXIT_CONFIG
             stack.callback(start("stoplog-worker", settings.node_id))
-        status = uvloop.run(_work(settings))
+        status = uvloop.run(_work(settings, options.metrics_socket))
     logging.shutdown()
     # Faust's consumer thread may outlive its event loop, and nothing is left to do.
     os._exit(status)

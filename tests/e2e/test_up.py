@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
+import stat
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,12 @@ def check(running: Running, client: str, cost: int = 1) -> dict[str, Any]:
     return answer
 
 
+def readable_by_others(home: Path) -> list[Path]:
+    """Return what the group and others have permissions for, apart from Kafka's jars, which tests share."""
+    paths = [home, *(path for path in home.rglob("*") if not path.is_symlink())]
+    return [path for path in paths if stat.S_IMODE(path.stat().st_mode) & 0o077]
+
+
 def test_up_after_a_stop_keeps_counts_and_limits_and_starts_as_quickly(tmp_path: Path) -> None:
     env = environment(tmp_path)
     started = time.monotonic()
@@ -41,12 +51,20 @@ def test_up_after_a_stop_keeps_counts_and_limits_and_starts_as_quickly(tmp_path:
         assert [answer["remaining"] for answer in answers] == [4, 3, 2]
         assert not any(answer["degraded"] for answer in answers)
         children = running.children()
+        assert readable_by_others(tmp_path) == []
 
         assert running.stop() == 0
     assert [pid for pid in children if psutil.pid_exists(pid)] == []
 
+    # As an earlier release left them.
+    for path in (tmp_path, tmp_path / "logs", tmp_path / "worker-1"):
+        path.chmod(0o755)
+    (tmp_path / "logs" / "worker-1.log").chmod(0o644)
     started = time.monotonic()
     with stoplog_up(tmp_path, env=env) as running:
+        told = f"{tmp_path} was open to other users (4 of its files and folders): it is private from now on"
+        assert told in running.printed
+        assert readable_by_others(tmp_path) == []
         # 10 s on an idle machine. The first start has more to do, and shows how busy this machine is.
         assert time.monotonic() - started < max(15, 2 * first_s)
         answers = [check(running, "alice") for _ in range(3)]
@@ -143,7 +161,7 @@ def test_up_starts_killed_processes_again(tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
         running.wait_for("worker-1 ended (status -9)")
         os.kill(broker, signal.SIGKILL)
-        running.wait_for("the broker stopped by itself")
+        running.wait_for("broker ended (status -9)")
 
         assert await_counted(running, "carol")["remaining"] == 98
         assert set(running.children()).isdisjoint({broker, worker, gateway})
@@ -161,17 +179,73 @@ def await_counted(running: Running, client: str) -> dict[str, Any]:
     raise AssertionError("no check was answered again in 60 s")
 
 
-def test_up_after_a_killed_one_stops_its_processes(tmp_path: Path) -> None:
-    env = environment(tmp_path)
-    with stoplog_up(tmp_path, env=env) as running:
-        check(running, "dave")
-        left = running.children()
-        running.kill()
-    assert all(psutil.pid_exists(pid) for pid in left)
+def test_up_without_a_startable_broker_and_worker_keeps_its_gateways(tmp_path: Path) -> None:
+    with stoplog_up(tmp_path) as running:
+        assert not check(running, "erin")["degraded"]
+        gateway, worker, broker = running.children()
 
-    with stoplog_up(tmp_path, env=env) as running:
-        assert any("stopped 3 processes" in line for line in running.printed)
-        assert check(running, "dave")["remaining"] == 98
+        os.kill(worker, signal.SIGKILL)
+        with hold_lock(tmp_path / "worker-1" / "lock"):  # the next worker ends with status 78
+            running.wait_for("worker-1 cannot run as it is (status 78)")
+            running.wait_for("own STOPLOG_INSTANCE_ID")
+        assert await_counted(running, "erin")["remaining"] == 98
+
+        os.kill(broker, signal.SIGKILL)
+        port = int(running.env["STOPLOG_BROKER_PORT"])
+        with hold_port(port):
+            running.wait_for(f"broker could not be started (port {port} is taken: set STOPLOG_BROKER_PORT")
+            for _ in range(3):
+                answer = check(running, "erin")
+                assert (answer["allowed"], answer["degraded"]) == (True, True)
+            assert running.children()[0] == gateway
+            assert psutil.pid_exists(gateway)
+            assert running.stop() == 0  # while the broker waits for its next start
+    assert not psutil.pid_exists(gateway)
+
+
+def hold_port(port: int) -> socket.socket:
+    """Return a socket that listens on *port* as soon as the killed broker has left it."""
+    eventually("the broker has ended", lambda: is_free(port))
+    return socket.create_server(("127.0.0.1", port))
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a worker within the block, from the end of the killed worker on."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_ups_started_at_once_share_no_port_and_a_killed_one_leaves_nothing(tmp_path: Path) -> None:
+    metrics = free_port()
+    homes = [home_with_jars(tmp_path / name) for name in ("one", "other")]
+    envs = [environment(home, STOPLOG_METRICS_PORT=str(metrics)) for home in homes]
+    with ExitStack() as stack:
+        systems = [Running(home, env) for home, env in zip(homes, envs, strict=True)]
+        for system in systems:
+            stack.callback(system.end)
+        for system in systems:
+            system.wait_for("stoplog is ready")
+        moved = [line for system in systems for line in system.printed if "has its metrics on port" in line]
+        (line,) = moved
+        assert f"because port {metrics} is taken: set STOPLOG_METRICS_PORT to a free one" in line
+        for port in (metrics, int(line.partition("on port ")[2].partition(",")[0])):
+            page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10, trust_env=False)
+            assert "stoplog_" in page.raise_for_status().text
+
+        killed = systems[0]
+        assert check(killed, "dave")["remaining"] == 99
+        left = [psutil.Process(pid) for pid in killed.children()]
+        killed.kill()
+        _, alive = psutil.wait_procs(left, timeout=60)
+        # The init of a container may not collect the status of an orphan.
+        assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+        again = Running(homes[0], envs[0])
+        stack.callback(again.end)
+        again.wait_for("stoplog is ready")
+        assert check(again, "dave")["remaining"] == 98
 
 
 @pytest.mark.parametrize("variable", ["STOPLOG_PORT", "STOPLOG_BROKER_PORT"])

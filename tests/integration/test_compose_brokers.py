@@ -39,13 +39,13 @@ def properties(node: int) -> dict[str, str]:
 class ComposeBroker(QuickBroker):
     """A node with the properties of compose.yaml, and with hosts, ports and folder of this machine."""
 
-    def _write_properties(self, controller_port: int) -> Path:
+    def _write_properties(self) -> Path:
         assert self._voters
         ours = properties(self._node_id)
         voters = ours["controller.quorum.voters"]
         assert voters == ",".join(f"{node}@kafka-{node}:9093" for node, _ in self._voters)
         ours["controller.quorum.voters"] = ",".join(f"{node}@127.0.0.1:{port}" for node, port in self._voters)
-        ports = {"9092": self.port, "9093": controller_port, "9094": 0}
+        ports = {"9092": self.port, "9093": self._controller_port, "9094": 0}
         listeners = re.sub(r"://:(\d+)", lambda it: f"://127.0.0.1:{ports[it[1]]}", ours["listeners"])
         ours["listeners"] = listeners
         advertised = re.fullmatch(

@@ -38,7 +38,8 @@ def home_with_jars(folder: Path) -> Path:
     """Make *folder* a home that uses Kafka's jars in the checkout's ``.stoplog``, downloaded once."""
     cached = fetch_jars(CHECKOUT / ".stoplog")
     jars = jars_folder(folder)
-    jars.parent.mkdir(parents=True, exist_ok=True)
+    for private in (folder, jars.parent):  # as `stoplog up` creates them
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
     jars.symlink_to(cached)
     return folder
 

@@ -117,4 +117,4 @@ if __name__ == "__main__":
     setattr(stoplog_worker.partition.partition, "Checkpointer", DyingCheckpointer)  # noqa: B010 - imported
     setattr(stoplog_worker.partition.checkpoint, "CHUNK", 2)  # noqa: B010 - so that a checkpoint has several
     PartitionStore.write = dying_write(PartitionStore.write)  # type: ignore[method-assign, assignment]
-    sys.exit(main())
+    sys.exit(main([]))

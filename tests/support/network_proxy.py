@@ -99,12 +99,12 @@ class ProxiedBroker(Broker):
         self._proxied_port = free_port()
         self.proxy = NetworkProxy(self._proxied_port)
 
-    def _write_properties(self, controller_port: int) -> Path:
-        path = super()._write_properties(controller_port)
+    def _write_properties(self) -> Path:
+        path = super()._write_properties()
         host = "127.0.0.1"
         with path.open("a") as file:
             file.write(
-                f"\nlisteners=BROKER://{host}:{self.port},CONTROLLER://{host}:{controller_port},"
+                f"\nlisteners=BROKER://{host}:{self.port},CONTROLLER://{host}:{self._controller_port},"
                 f"PROXIED://{host}:{self._proxied_port}"
                 f"\nadvertised.listeners=BROKER://{host}:{self.port},PROXIED://{host}:{self.proxy.port}"
                 f"\nlistener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT\n"

@@ -56,8 +56,8 @@ class SecureBroker(QuickBroker):
         allowed = (self.files / "jwks.json").as_uri()
         return [java, f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={allowed}", *options]
 
-    def _write_properties(self, controller_port: int) -> Path:
-        path = super()._write_properties(controller_port)
+    def _write_properties(self) -> Path:
+        path = super()._write_properties()
         lines = dict(
             line.split("=", 1) for line in path.read_text().splitlines() if "=" in line and line[0] != "#"
         )

@@ -99,8 +99,13 @@ class Running:
         self.printed += rest.splitlines()
         return self.process.returncode
 
+    def end(self) -> None:
+        """Stop, unless it has ended."""
+        if self.process.poll() is None:
+            self.stop()
+
     def kill(self) -> None:
-        """Kill this process alone: its children go on."""
+        """Kill this process alone."""
         self.process.kill()
         self.process.communicate(timeout=STOP_S)
 
@@ -127,5 +132,4 @@ def stoplog_up(home: Path, *arguments: str, env: dict[str, str] | None = None) -
         running.wait_for("stoplog is ready")
         yield running
     finally:
-        if running.process.poll() is None:
-            running.stop()
+        running.end()

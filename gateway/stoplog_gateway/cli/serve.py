@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from stoplog.errors import SettingsError, TopicError
 from stoplog.lanes import lane_of, worker_name
 from stoplog_gateway.cli.extras import require
 from stoplog_gateway.cli.output import CONFIG, REFUSED, USAGE, AsJson, examples, fail, print_json, reporting
-from stoplog_gateway.ports import CannotListen, ensure_free, free_port, url_of
+from stoplog_gateway.ports import CannotListen, claim_port, ensure_free, free_port, url_of
 from stoplog_gateway.settings import GatewaySettings
 
 
@@ -69,19 +70,30 @@ def gateway(
 ) -> None:
     """Run one gateway until Ctrl-C. Exit status 78: the topics differ from topics.yaml."""
     require("gateway")
-    # Imported here, because the other commands start faster without the web framework.
-    from stoplog_gateway.server.prefork import serve_forked
-    from stoplog_gateway.server.server import serve
-
     with reporting():
         given: dict[str, Any] = {"processes": processes, "envoy": envoy}
         settings = GatewaySettings(**{name: value for name, value in given.items() if value is not None})
     if not settings.port:
         settings = settings.model_copy(update={"port": free_port()})
-    try:
-        ensure_free(settings.port, settings.host)
-    except CannotListen as exc:
-        fail(str(exc), USAGE)
+    with ExitStack() as claims:
+        try:
+            # Before the port is bound, which takes as long as the connection to Kafka: of two gateways that
+            # start at the same moment, one gets the port, and the other ends now.
+            if sys.platform == "linux":
+                for sock in claim_port(settings.port, settings.host):
+                    claims.enter_context(sock)
+            ensure_free(settings.port, settings.host)
+        except CannotListen as exc:
+            fail(str(exc), USAGE)
+        _serve(settings, as_json=as_json)
+
+
+def _serve(settings: GatewaySettings, *, as_json: bool) -> None:
+    """Run the gateway until it is stopped."""
+    # Imported here, because the other commands start faster without the web framework.
+    from stoplog_gateway.server.prefork import serve_forked
+    from stoplog_gateway.server.server import serve
+
     forked = settings.processes > 1
     logging.basicConfig(
         level=settings.log_level.upper(),

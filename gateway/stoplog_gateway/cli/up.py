@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from stoplog.private_files import write_private_files
 from stoplog_gateway.cli.extras import require
 from stoplog_gateway.cli.output import REFUSED, AsJson, examples, fail, out, print_json, reporting
 from stoplog_gateway.cli.progress import Progress, showing_progress
@@ -82,6 +83,7 @@ def show_first_requests(urls: list[str]) -> None:
 def broker(as_json: AsJson = False) -> None:
     """Run the embedded Kafka broker alone, until Ctrl-C."""
     require("local")
+    write_private_files()
     with reporting():
         settings = GatewaySettings()
         with showing_progress() as progress, stopped_by_signals():
@@ -110,7 +112,7 @@ def _broker(settings: GatewaySettings, progress: Progress) -> Broker:
         progress.show(f"fetching Apache Kafka {KAFKA_VERSION}: {download}", download.share)
 
     fetch = partial(fetch_jars, mirror=settings.maven_mirror, on_progress=show)
-    return Broker(settings.home, port=settings.broker_port, fetch=fetch)
+    return Broker(settings.home, port=settings.broker_port, fetch=fetch, ends_with_parent=True)
 
 
 @contextmanager

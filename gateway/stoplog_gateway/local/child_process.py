@@ -1,4 +1,4 @@
-"""One process that `stoplog up` keeps running: its log, its exit status and its restarts."""
+"""One process that `stoplog up` runs: its log, its exit status and its end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from stoplog_gateway.server.restart_backoff import RestartBackoff
+from stoplog_gateway.local.log_file import LogFile
 
 USAGE_EXITS: Final = (2, 78)
-"""Exit statuses for unusable settings or topics: a restart would end the same way."""
-
-_MAX_LOG: Final = 10 * 1024**2
-_SHOWN: Final = (" WARNING ", " ERROR ", " CRITICAL ")
+"""Exit statuses for unusable settings or topics: a restart would end the same way, until somebody acts."""
 
 
 class Child:
@@ -25,16 +22,25 @@ class Child:
         command: Program and arguments.
         env: Variables to add to the environment of this process.
         log: File to which its output is appended.
+        pass_fds: File descriptors that it inherits, under the same numbers.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log: Path,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self.log = log
+        self._output = LogFile(log)
         self._command = command
         self._env = env
+        self._pass_fds = pass_fds
         self._process: subprocess.Popen[bytes] | None = None
-        self._backoff = RestartBackoff()
-        self._read = 0
 
     @property
     def pid(self) -> int | None:
@@ -47,24 +53,21 @@ class Child:
         return self._process.poll() if self._process else None
 
     def start(self) -> None:
-        """Start the process in a session of its own, which Ctrl-C in the terminal does not reach."""
-        if self.log.exists() and self.log.stat().st_size > _MAX_LOG:
-            self.log.replace(self.log.with_suffix(".log.1"))
-        with self.log.open("ab") as log:
-            self._read = log.tell()
+        """Start the process in a session of its own, which Ctrl-C in the terminal does not reach.
+
+        Raises:
+            OSError: The system cannot start a process, or the log cannot be written.
+        """
+        with self._output.open() as log:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self._env},
+                pass_fds=self._pass_fds,
                 start_new_session=True,
             )
-        self._backoff.on_start()
-
-    def next_delay(self) -> float:
-        """Record that the process has ended; return the seconds to wait before the next start."""
-        return self._backoff.next_delay()
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -87,21 +90,11 @@ class Child:
             self._process.wait()
 
     def warnings(self) -> list[str]:
-        """Return the warnings and errors that were logged since the last call."""
-        try:
-            with self.log.open("rb") as log:
-                log.seek(self._read)
-                new = log.read()
-        except OSError:
-            return []
-        complete = new[: new.rfind(b"\n") + 1]
-        self._read += len(complete)
-        lines = complete.decode(errors="replace").splitlines()
-        return [line for line in lines if any(level in line for level in _SHOWN)]
+        """Return the warnings and errors that were logged since the last call, and bound the log."""
+        found = self._output.new_warnings()
+        self._output.rotate_if_large()
+        return found
 
     def tail(self, lines: int = 12) -> str:
-        """Return the last lines of the log."""
-        try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-        except OSError:
-            return "(no log)"
+        """Return the last *lines* of the log."""
+        return self._output.tail(lines)

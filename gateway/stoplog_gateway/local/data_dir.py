@@ -6,6 +6,7 @@ import fcntl
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,8 +71,9 @@ class DataDir:
         """Record the child processes, in the order in which they must be stopped."""
         children = []
         for pid in pids:
-            if pid is not None and psutil.pid_exists(pid):
-                children.append((pid, psutil.Process(pid).create_time()))
+            if pid is not None:
+                with suppress(psutil.NoSuchProcess):  # it has just ended
+                    children.append((pid, psutil.Process(pid).create_time()))
         self._file.seek(0)
         self._file.truncate()
         json.dump({"pid": psutil.Process().pid, "url": self._url, "children": children}, self._file)

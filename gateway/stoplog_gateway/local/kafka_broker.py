@@ -6,7 +6,8 @@
     <home>/kafka/data/               the Kafka log
     <home>/kafka/server.properties   written at each start from the template in local/broker/
     <home>/kafka/lock                locked while a broker runs; names its process and port
-    <home>/logs/kafka.log            log lines of the broker
+    <home>/logs/kafka.log            log lines of the broker; log4j2 rotates them
+    <home>/logs/kafka.out            what the JVM itself printed since its start, such as a lack of memory
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from string import Template
 from typing import IO, Final
@@ -31,7 +32,9 @@ from confluent_kafka import KafkaException
 from stoplog.errors import StoplogError
 from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.connection import KafkaConnection
+from stoplog_gateway.local.end_with_parent import ending_with_parent
 from stoplog_gateway.local.kafka_jars import fetch_jars
+from stoplog_gateway.local.log_file import LogFile
 from stoplog_gateway.ports import free_port, is_free
 
 _TEMPLATES: Final = Path(__file__).resolve().with_name("broker")
@@ -48,7 +51,6 @@ _LOCK_S: Final = 2.0
 
 _FORMAT_S: Final = 60.0
 _POLL_S: Final = 0.05
-_TAIL_LINES: Final = 12
 
 
 class BrokerFailed(StoplogError):
@@ -69,7 +71,10 @@ class Broker:
         cluster_id: Id for which a new data folder is formatted. The nodes of a cluster need the same one.
         heap: Heap of the JVM, as for ``-Xmx``.
         fetch: Returns the folder with Kafka's jars for *home*, and downloads them if they are not there.
+        ends_with_parent: Whether the broker ends when this process does; see :func:`ending_with_parent`.
     """
+
+    name: Final = "broker"
 
     def __init__(
         self,
@@ -83,18 +88,23 @@ class Broker:
         cluster_id: str | None = None,
         heap: str = "256m",
         fetch: Callable[[Path], Path] = fetch_jars,
+        ends_with_parent: bool = False,
     ) -> None:
         self.home = home.resolve()
         self.port = port
         self.bootstrap = f"127.0.0.1:{port}"
         self.log = self.home / "logs" / "kafka.log"
-        self._controller_port = controller_port
+        self._output = self.log.with_name("kafka.out")
+        # Held from now on, so that no other process gets it before the broker starts.
+        self._controller_port = controller_port or free_port()
         self._node_id = node_id
         self._voters = voters
         self._replication = replication
         self._cluster_id = cluster_id or new_cluster_id()
         self._heap = heap
         self._fetch = fetch
+        self._ends_with_parent = ends_with_parent
+        self._command: list[str] = []
         self._folder = self.home / "kafka"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -102,6 +112,11 @@ class Broker:
     def pid(self) -> int | None:
         """The process id of the JVM; ``None`` before it was launched."""
         return self._process.pid if self._process else None
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; ``None`` while it runs, negative if a signal ended it."""
+        return self._process.poll() if self._process else None
 
     @property
     def running(self) -> bool:
@@ -127,32 +142,26 @@ class Broker:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "lock").open("a+") as lock:
-            self._acquire(lock)
-            controller_port = self._controller_port or free_port()
-            for port in (self.port, controller_port):
-                if not is_free(port):
-                    raise BrokerFailed(
-                        f"port {port} is taken: set STOPLOG_BROKER_PORT to a free one for the broker, "
-                        f"or STOPLOG_KAFKA={self.bootstrap} if a Kafka of yours listens there"
-                    )
+        with self._locked(_LOCK_S) as lock:
+            self._refuse_taken_ports()
             java = self._java(self._fetch(self.home))
-            properties = self._write_properties(controller_port)
+            properties = self._write_properties()
             if not (self._folder / "data" / "meta.properties").exists():
                 self._format(java, properties)
-            with self.log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    [*java, "kafka.Kafka", str(properties)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    # The JVM holds the lock as long as it lives, even if this process ends.
-                    pass_fds=[lock.fileno()],
-                    # Ctrl-C in the terminal goes to `stoplog up` only, which stops the broker last.
-                    start_new_session=True,
-                )
-            lock.truncate(0)
-            lock.write(json.dumps({"pid": self._process.pid, "port": self.port}))
+            command = [*java, "kafka.Kafka", str(properties)]
+            self._command = ending_with_parent(command) if self._ends_with_parent else command
+            self._spawn(lock)
+
+    def relaunch(self) -> None:
+        """Start the process again, as :meth:`launch` did. Does not block.
+
+        Raises:
+            BrokerFailed: another broker runs on this home, or a port is taken.
+            OSError: The system cannot start a process.
+        """
+        with self._locked(0.0) as lock:
+            self._refuse_taken_ports()
+            self._spawn(lock)
 
     def wait_ready(self) -> None:
         """Wait until the broker answers a metadata request and is itself in the answer.
@@ -164,6 +173,7 @@ class Broker:
         deadline = time.monotonic() + _READY_S
         while time.monotonic() < deadline:
             if not self.running:
+                self._refuse_taken_ports()  # another process was faster
                 raise BrokerFailed(
                     f"the broker stopped while starting; the end of {self.log}:\n{self.tail()}"
                 )
@@ -206,31 +216,64 @@ class Broker:
         """Resume the broker after :meth:`pause`."""
         os.kill(self._running_pid(), signal.SIGCONT)
 
+    def warnings(self) -> list[str]:
+        """Return nothing: an operator needs few of Kafka's warnings, and all of them are in its log."""
+        return []
+
     def tail(self) -> str:
-        """Return the last lines of its log."""
-        try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
-        except OSError:
-            return "(no log)"
+        """Return the last lines of its log, and of what the JVM printed."""
+        printed = LogFile(self._output).tail() if self._output.exists() else ""
+        return "\n".join(filter(None, (LogFile(self.log).tail(), printed)))
 
     def _running_pid(self) -> int:
         if self._process is None or self._process.poll() is not None:
             raise BrokerFailed("the broker is not running: start it first")
         return self._process.pid
 
-    def _acquire(self, lock: IO[str]) -> None:
-        deadline = time.monotonic() + _LOCK_S
-        while time.monotonic() < deadline:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            time.sleep(_POLL_S)
+    @contextmanager
+    def _locked(self, timeout_s: float) -> Iterator[IO[str]]:
+        """Hold the lock within the block. A JVM that is started in it goes on to hold it."""
+        with (self._folder / "lock").open("a+") as lock:
+            give_up_at = time.monotonic() + timeout_s
+            while True:
+                with suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                if time.monotonic() >= give_up_at:
+                    raise BrokerFailed(self._describe_holder(lock))
+                time.sleep(_POLL_S)
+            yield lock
+
+    def _describe_holder(self, lock: IO[str]) -> str:
         lock.seek(0)
         holder = json.loads(lock.read() or "{}")
-        raise BrokerFailed(
+        return (
             f"a broker is already running on {self.home} (process {holder.get('pid', '?')}, "
             f"port {holder.get('port', '?')}): use or stop that one, or set STOPLOG_HOME to another folder"
         )
+
+    def _refuse_taken_ports(self) -> None:
+        for port in (self.port, self._controller_port):
+            if not is_free(port):
+                raise BrokerFailed(
+                    f"port {port} is taken: set STOPLOG_BROKER_PORT to a free one for the broker, "
+                    f"or STOPLOG_KAFKA={self.bootstrap} if a Kafka of yours listens there"
+                )
+
+    def _spawn(self, lock: IO[str]) -> None:
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # The JVM holds the lock as long as it lives, even if this process ends.
+                pass_fds=[lock.fileno()],
+                # Ctrl-C in the terminal goes to `stoplog up` only, which stops the broker last.
+                start_new_session=True,
+            )
+        lock.truncate(0)
+        lock.write(json.dumps({"pid": self._process.pid, "port": self.port}))
 
     def _java(self, jars: Path) -> list[str]:
         return [
@@ -246,8 +289,8 @@ class Broker:
             f"{jars}/*",
         ]
 
-    def _write_properties(self, controller_port: int) -> Path:
-        voters = self._voters or [(self._node_id, controller_port)]
+    def _write_properties(self) -> Path:
+        voters = self._voters or [(self._node_id, self._controller_port)]
         template = Template((_TEMPLATES / "server.properties").read_text())
         path = self._folder / "server.properties"
         path.write_text(
@@ -255,7 +298,7 @@ class Broker:
                 node_id=self._node_id,
                 voters=",".join(f"{node}@127.0.0.1:{port}" for node, port in voters),
                 port=self.port,
-                controller_port=controller_port,
+                controller_port=self._controller_port,
                 data=self._folder / "data",
                 replication=self._replication,
             )

@@ -1,38 +1,43 @@
 """`stoplog up`: all parts as processes on this machine, from the broker to the first answered check.
 
 The parts start in the order broker, topics, workers, gateways. They stop in the reverse order, so that checks
-in flight are still answered. A process that ends by itself is started again.
+in flight are still answered. A start that fails ends with its cause, and leaves nothing running. After the
+start, each part is supervised on its own (:mod:`stoplog_gateway.local.supervised_part`): nothing but a signal
+ends a running system.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
-from itertools import count
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import httpx
 
-from stoplog.client.cluster_status import OK, UNDER_REPLICATED
 from stoplog.errors import StoplogError
 from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import lane_names, with_lanes, worker_name
-from stoplog.partitioning import partition_of
+from stoplog.log_throttle import LogThrottle
+from stoplog.private_files import make_private, write_private_files
 from stoplog.topics import CHECKS, load_topics, with_partitions
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.local.child_process import USAGE_EXITS, Child
 from stoplog_gateway.local.data_dir import DataDir
-from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_gateway.local.end_with_parent import ending_with_parent
+from stoplog_gateway.local.first_answers import checks_of_all, count_answered
+from stoplog_gateway.local.kafka_broker import Broker, BrokerFailed
 from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, jars_folder
-from stoplog_gateway.ports import MAX_PORT, ensure_free, free_port, is_free, url_of
+from stoplog_gateway.local.supervised_part import SupervisedPart
+from stoplog_gateway.ports import MAX_PORT, CannotListen, ensure_free, free_port, listen, url_of
 from stoplog_gateway.settings import GatewaySettings
 
 _READY_S: Final = 90.0
@@ -41,6 +46,9 @@ _READY_S: Final = 90.0
 _WORKER_STOP_S: Final = 20.0
 _POLL_S: Final = 0.1
 _METRICS_PORT: Final = 9101
+
+_REPEAT_S: Final = 600.0
+"""Seconds between two identical lines about the data folder."""
 
 
 class UpFailed(StoplogError):
@@ -89,16 +97,15 @@ class Up:
         # A server on all addresses listens on this one too.
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
         self._urls = [url_of(host, port) for port in self._ports]
-        self._home = settings.home.resolve()
+        self._folder = settings.home.resolve()
         self._lanes = lane_names(lanes)
-        self._workers = [
-            self._worker(lane, number, index * workers + number)
-            for index, lane in enumerate(self._lanes)
-            for number in range(1, workers + 1)
+        self._worker_names = [
+            (lane, worker_name(lane, number)) for lane in self._lanes for number in range(1, workers + 1)
         ]
+        self._workers: list[Child] = []
         self._gateways = [self._gateway(number, port) for number, port in enumerate(self._ports, 1)]
-        self._restarts: dict[Child, float] = {}
-        self._answering = False
+        self._throttle = LogThrottle(_REPEAT_S)
+        self._starting = True
         self._killing = False
 
     def run(self) -> None:
@@ -109,32 +116,42 @@ class Up:
             BrokerFailed: the embedded broker cannot run.
             KafkaUnreachable: the Kafka named by ``STOPLOG_KAFKA`` does not answer.
             TopicError: its topics differ from topics.yaml.
-            CannotListen: a gateway's port or address cannot be used.
+            CannotListen: a port or an address cannot be used.
             UpFailed: a process cannot run.
         """
-        home = DataDir(self._home, self._urls[0])
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._interrupt)
-        try:
-            if stopped := home.stop_leftovers():
-                self._progress.say(f"stopped {stopped} processes that a killed `stoplog up` had left running")
-            self._start(home)
-            while True:
-                self._supervise(home)
-                time.sleep(_POLL_S)
-        except KeyboardInterrupt:
-            self._progress.say("stopping ... (press Ctrl-C again to stop at once)")
-        finally:
-            self._stop()
-            home.release()
+        write_private_files()
+        home = DataDir(self._folder, self._urls[0])
+        self._handle_signals()
+        with ExitStack() as stack:
+            stack.callback(home.release)
+            stack.callback(self._stop)
+            try:
+                if stopped := home.stop_leftovers():
+                    self._say(f"stopped {stopped} processes that a killed `stoplog up` had left running")
+                if (problem := make_private(self._folder, *self._data())) is not None:
+                    self._say(problem)
+                self._start(home, stack)
+                while True:
+                    self._update(home)
+                    time.sleep(_POLL_S)
+            except KeyboardInterrupt:
+                self._say("stopping ... (press Ctrl-C again to stop at once)")
 
-    def _start(self, home: DataDir) -> None:
+    def _data(self) -> set[str]:
+        """Return the names of everything that this system keeps in its data folder."""
+        tables = {f"lane-{lane}" if lane else name for lane, name in self._worker_names}
+        return {"up.json", "logs", "kafka"} | tables
+
+    # --- the start ---
+
+    def _start(self, home: DataDir, stack: ExitStack) -> None:
         specs = load_topics(self._settings.topics)
         for port in self._ports:
             ensure_free(port, self._settings.host)
+        self._workers = self._bind_workers(stack)
         if self._broker is not None:
-            fetching = "" if jars_folder(self._home).exists() else " (fetching it once, 45 MB)"
-            self._progress.say(f"starting Apache Kafka {KAFKA_VERSION}{fetching} ...")
+            fetching = "" if jars_folder(self._folder).exists() else " (fetching it once, 45 MB)"
+            self._say(f"starting Apache Kafka {KAFKA_VERSION}{fetching} ...")
             self._broker.launch()
             self._record(home)
             self._progress.show("waiting for the broker")
@@ -147,27 +164,43 @@ class Up:
             specs = with_partitions(specs, recorded)
         topics = with_lanes(specs, self._lanes).values()
         create_topics(silent_admin(connection), topics, recorded=recorded is not None)
-        self._progress.say("starting worker and gateway ...")
+        self._say("starting worker and gateway ...")
         for child in (*self._workers, *self._gateways):
             child.start()
         self._record(home)
+        self._parts = self._supervised_parts()
         self._await_answers(home, specs[CHECKS].partitions)
-        self._answering = True
-        self._ready(self._urls)
+        self._starting = False
+        with suppress(OSError):  # nobody reads standard output any more
+            self._ready(self._urls)
 
-    def _worker(self, lane: str, number: int, of_all: int) -> Child:
-        name = worker_name(lane, number)
-        first = os.environ.get("STOPLOG_METRICS_PORT", _METRICS_PORT)
-        if not str(first).isdecimal() or int(first) > MAX_PORT:
+    def _bind_workers(self, stack: ExitStack) -> list[Child]:
+        """Return the workers, each with a socket for its metrics.
+
+        This process holds the sockets, so that a scraper finds the same ports after each start of a worker.
+        """
+        first = os.environ.get("STOPLOG_METRICS_PORT") or str(_METRICS_PORT)
+        if not first.isdecimal() or int(first) > MAX_PORT:
             raise UpFailed(f"STOPLOG_METRICS_PORT={first} is not a port: use 0 (any free one) to {MAX_PORT}")
-        port = int(first) + of_all - 1
-        env = {
-            "STOPLOG_INSTANCE_ID": name,
-            "STOPLOG_LANE": lane,
-            # Scrapers find the same port after each start, unless another program has taken it.
-            "STOPLOG_METRICS_PORT": str(port if int(first) and is_free(port) else 0),
-        }
-        return self._child(name, ["-m", "stoplog_worker", "worker"], env)
+        workers = []
+        for number, (lane, name) in enumerate(self._worker_names):
+            sock = stack.enter_context(self._listen(name, int(first) and int(first) + number))
+            workers.append(self._worker(lane, name, sock))
+        return workers
+
+    def _listen(self, name: str, port: int) -> socket.socket:
+        host = os.environ.get("STOPLOG_METRICS_HOST") or "127.0.0.1"
+        try:
+            return listen(port, host, "STOPLOG_METRICS_")
+        except CannotListen as exc:
+            sock = listen(0, host, "STOPLOG_METRICS_")
+            self._say(f"{name} has its metrics on port {sock.getsockname()[1]}, because {exc}")
+            return sock
+
+    def _worker(self, lane: str, name: str, metrics: socket.socket) -> Child:
+        arguments = ["-m", "stoplog_worker", "worker", "--metrics-socket", str(metrics.fileno())]
+        env = {"STOPLOG_INSTANCE_ID": name, "STOPLOG_LANE": lane}
+        return self._child(name, arguments, env, pass_fds=[metrics.fileno()])
 
     def _gateway(self, number: int, port: int) -> Child:
         # No load balancer stands in front of it, and Ctrl-C should end it soon.
@@ -178,56 +211,103 @@ class Up:
                 env["STOPLOG_NODE_ID"] = f"{self._settings.node_id}-{number}"
         return self._child(f"gateway-{number}", ["-m", "stoplog_gateway", "gateway"], env)
 
-    def _child(self, name: str, arguments: list[str], env: dict[str, str]) -> Child:
-        env |= {"STOPLOG_KAFKA": self._settings.bootstrap, "STOPLOG_HOME": str(self._home)}
-        return Child(name, [sys.executable, *arguments], env=env, log=Path(self._home, "logs", f"{name}.log"))
+    def _child(
+        self, name: str, arguments: list[str], env: dict[str, str], pass_fds: Sequence[int] = ()
+    ) -> Child:
+        return Child(
+            name,
+            ending_with_parent([sys.executable, *arguments]),
+            env=env | {"STOPLOG_KAFKA": self._settings.bootstrap, "STOPLOG_HOME": str(self._folder)},
+            log=self._folder / "logs" / f"{name}.log",
+            pass_fds=pass_fds,
+        )
 
     def _await_answers(self, home: DataDir, partitions: int) -> None:
         """Wait until every gateway has had an answer from the owner of every partition."""
-        checks = [{"client_id": client, "cost": 0} for client in _clients_of_all(partitions)]
+        checks = checks_of_all(partitions)
         deadline = time.monotonic() + _READY_S
         waiting = list(self._urls)
         with httpx.Client(trust_env=False, timeout=5.0) as client:
             while waiting:
-                self._supervise(home)
+                self._end_if_hopeless()
+                self._update(home)
                 if time.monotonic() > deadline:
                     raise UpFailed(f"{waiting[0]} did not answer a check in {_READY_S:.0f} s; {self._logs()}")
-                answered = _answered(client, waiting[0], checks)
+                answered = count_answered(client, waiting[0], checks)
                 if answered == partitions:
                     waiting.pop(0)
                 else:
                     self._progress.show(f"waiting: {answered} of {partitions} partitions answer")
                     time.sleep(_POLL_S)
 
-    def _supervise(self, home: DataDir) -> None:
-        """Show warnings that the processes log, and start processes again that have ended."""
-        if self._broker is not None and not self._broker.running:
-            self._progress.say(
-                f"the broker stopped by itself; starting it again. The end of its log:\n{self._broker.tail()}"
-            )
-            self._broker.start()
-            self._record(home)
-        for child in (*self._workers, *self._gateways):
-            for line in child.warnings():
-                # During the start they warn that the others are missing.
-                if self._answering or " WARNING " not in line:
-                    self._progress.say(f"{child.name} | {line}")
-            if child.status is not None:
-                self._start_again(child, home)
+    def _end_if_hopeless(self) -> None:
+        """End the start if another try would end the same way.
 
-    def _start_again(self, child: Child, home: DataDir) -> None:
-        if child not in self._restarts:
+        Raises:
+            BrokerFailed: the broker ended.
+            UpFailed: a process ended because of its settings or topics.
+        """
+        if self._broker is not None and not self._broker.running:
+            raise BrokerFailed(
+                f"the broker stopped during the start; the end of {self._broker.log}:\n{self._broker.tail()}"
+            )
+        for child in (*self._workers, *self._gateways):
             if child.status in USAGE_EXITS:
                 raise UpFailed(f"{child.name} cannot run; the end of {child.log}:\n{child.tail()}")
-            delay = child.next_delay()
-            self._restarts[child] = time.monotonic() + delay
-            self._progress.say(
-                f"{child.name} ended (status {child.status}); starting it again in {delay:.1f} s"
-            )
-        elif time.monotonic() >= self._restarts[child]:
-            del self._restarts[child]
-            child.start()
+
+    def _logs(self) -> str:
+        children = (*self._workers, *self._gateways)
+        return "".join(f"\nthe end of {child.log}:\n{child.tail()}" for child in children)
+
+    # --- the running system ---
+
+    def _supervised_parts(self) -> list[SupervisedPart]:
+        children = (*self._gateways, *self._workers)
+        parts = [SupervisedPart(child, child.start, self._say_of_part) for child in children]
+        if self._broker is not None:
+            broker = self._broker
+            parts.append(SupervisedPart(broker, broker.relaunch, self._say_of_part, show_tail=True))
+        return parts
+
+    def _update(self, home: DataDir) -> None:
+        """Start again what has ended, and show what the parts log."""
+        started = [part.update() for part in self._parts]
+        if any(started):
             self._record(home)
+
+    def _say_of_part(self, line: str) -> None:
+        # During the start, the parts warn that the others are missing.
+        if not self._starting or " WARNING " not in line:
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        with suppress(OSError, ValueError):  # the terminal is gone, and the parts go on
+            self._progress.say(line)
+
+    def _record(self, home: DataDir) -> None:
+        try:
+            home.record(self._pids())
+        except OSError as exc:
+            # Only a killed `stoplog up` needs the record.
+            text = f"cannot write to {home.folder} ({exc.strerror}): see that its disk is not full"
+            if self._throttle.admit(text) is not None:
+                self._say(text)
+
+    def _pids(self) -> list[int | None]:
+        broker = self._broker.pid if self._broker else None
+        return [*(child.pid for child in (*self._gateways, *self._workers)), broker]
+
+    # --- the stop ---
+
+    def _handle_signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # `nohup` ignores SIGHUP, so that the end of the terminal stops nothing.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._interrupt)
+
+    def _interrupt(self, _: int, __: FrameType | None) -> None:
+        if not self._killing:
+            raise KeyboardInterrupt
 
     def _stop(self) -> None:
         try:
@@ -240,51 +320,17 @@ class Up:
                 self._broker.kill()
 
     def _stop_in_order(self) -> None:
-        gateway_stop_s = self._settings.stop_s + 1.0  # a parent waits for its processes first
-        for children, timeout_s in ((self._gateways, gateway_stop_s), (self._workers, _WORKER_STOP_S)):
-            for child in children:
-                child.terminate()
-            for child in children:
-                child.join(timeout_s)
+        # A gateway with several processes waits for them first.
+        _stop_all(self._gateways, self._settings.stop_s + 1.0)
+        _stop_all(self._workers, _WORKER_STOP_S)
         if self._broker is not None:
             self._broker.stop()
 
-    def _interrupt(self, _: int, __: FrameType | None) -> None:
-        if not self._killing:
-            raise KeyboardInterrupt
 
-    def _pids(self) -> list[int | None]:
-        broker = self._broker.pid if self._broker else None
-        return [*(child.pid for child in (*self._gateways, *self._workers)), broker]
-
-    def _record(self, home: DataDir) -> None:
-        home.record(self._pids())
-
-    def _logs(self) -> str:
-        children = (*self._workers, *self._gateways)
-        return "".join(f"\nthe end of {child.log}:\n{child.tail()}" for child in children)
-
-
-def _answered(client: httpx.Client, url: str, checks: list[dict[str, Any]]) -> int:
-    """Return how many of *checks* the gateway at *url* gets answered by workers.
-
-    No check is sent before the gateway knows of workers: missed deadlines would put it into degraded mode.
-    """
-    try:
-        status = client.get(f"{url}/v1/status").raise_for_status().json()
-        if status["store"] not in (OK, UNDER_REPLICATED):
-            return 0
-        answers = client.post(f"{url}/v1/checks", json=checks).raise_for_status().json()
-    except httpx.HTTPError:
-        return 0
-    return sum(not answer["degraded"] for answer in answers)
-
-
-def _clients_of_all(partitions: int) -> list[str]:
-    """Return one client id for each partition."""
-    found: dict[int, str] = {}
-    numbers = count()
-    while len(found) < partitions:
-        client = f"stoplog-up-{next(numbers)}"
-        found.setdefault(partition_of(client, partitions), client)
-    return list(found.values())
+def _stop_all(children: Sequence[Child], timeout_s: float) -> None:
+    """Stop *children* at the same time; kill those that still run after *timeout_s*."""
+    until = time.monotonic() + timeout_s
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(max(until - time.monotonic(), 0.0))

@@ -20,6 +20,7 @@ class GatewayServer(uvicorn.Server):
 
     Args:
         config: Uvicorn's configuration.
+        on_serving: Called when the listener accepts connections.
         drain: Called first: readiness fails, and each response ends its connection.
         drain_s: Seconds for load balancers to notice. New connections are still accepted.
         close: Called after that, together with the end of the HTTP listener.
@@ -29,14 +30,21 @@ class GatewayServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         *,
+        on_serving: Callable[[], None],
         drain: Callable[[], None],
         drain_s: float,
         close: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(config)
+        self._on_serving = on_serving
         self._drain = drain
         self._drain_s = drain_s
         self._close = close
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        self._on_serving()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain for a while, at most until a second signal. Then close the listener, and end the requests."""

@@ -15,7 +15,7 @@ import secrets
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from math import inf
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
@@ -24,8 +24,8 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from stoplog.errors import SettingsError, StoplogError
+from stoplog.log_throttle import LogThrottle
 from stoplog_gateway.envoy import claim_envoy_address
-from stoplog_gateway.ports import claim_port, free_port
 from stoplog_gateway.server.process_slot import ProcessSlot
 from stoplog_gateway.server.restart_backoff import RestartBackoff
 from stoplog_gateway.server.server import serve
@@ -36,14 +36,23 @@ log: Final = logging.getLogger(__name__)
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MAX_WAIT_S: Final = 3600.0
 
+_REPEAT_S: Final = 600.0
+"""Seconds between two identical lines about a process that keeps ending."""
+
+_SERVES: Final = "serves"
+"""Message of a process that accepts requests."""
+
+_Message = StoplogError | str
+"""The reason for the end of a process, which it sends before."""
+
 _fork: Final = multiprocessing.get_context("fork")
 
 
 def serve_forked(settings: GatewaySettings) -> None:
     """Serve with ``settings.processes`` processes until SIGINT, SIGTERM or SIGHUP.
 
-    A second signal kills the processes. A process that ends by itself is restarted, unless it ended with an
-    error that a restart would meet again.
+    A second signal kills the processes. A process that ends by itself is restarted. An error that a restart
+    would meet again ends the gateway only if no process has served yet: those that serve go on.
 
     Raises:
         SettingsError: The system is not Linux, or it has no folder for temporary files.
@@ -55,7 +64,6 @@ def serve_forked(settings: GatewaySettings) -> None:
             f"STOPLOG_PROCESSES={settings.processes}: only Linux distributes connections to a shared port "
             f"evenly; start several gateways on ports of their own"
         )
-    settings = settings.model_copy(update={"port": settings.port or free_port()})
     with ExitStack() as stack:
         try:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="stoplog-gateway-")))
@@ -63,8 +71,6 @@ def serve_forked(settings: GatewaySettings) -> None:
             raise SettingsError(
                 f"cannot create a folder for metrics ({exc}): set TMPDIR to a writable one"
             ) from exc
-        for sock in claim_port(settings.port, settings.host):
-            stack.enter_context(sock)
         if settings.envoy is not None:
             for sock in claim_envoy_address(settings.envoy):
                 stack.enter_context(sock)
@@ -93,10 +99,16 @@ def _handled_signals() -> list[signal.Signals]:
 
 
 def _supervise(processes: list[_SupervisedProcess], signals: list[signal.Signals]) -> None:
-    """Start and restart *processes* until a stop signal arrives."""
+    """Start and restart *processes* until a stop signal arrives.
+
+    Raises:
+        StoplogError: A process ended with this error before any of them has served.
+    """
     while True:
         for process in processes:
-            process.update()
+            error = process.update()
+            if error is not None and not any(each.has_served() for each in processes):
+                raise error
         seconds = min(process.start_at for process in processes) - time.monotonic()
         received = signal.sigtimedwait(signals, min(max(seconds, 0.0), _MAX_WAIT_S))
         if received is not None and received.si_signo in _STOP_SIGNALS:
@@ -130,7 +142,11 @@ class _SupervisedProcess:
         self._slot = slot
         self._pipe_write = pipe_write
         self._backoff = RestartBackoff()
+        self._throttle = LogThrottle(_REPEAT_S)
         self._process: ForkProcess | None = None
+        self._messages: list[_Message] = []
+        """What the process has sent so far."""
+        self._served = False
         self.start_at = 0.0
         """Time of the next start (monotonic clock); infinite while the process runs."""
 
@@ -139,16 +155,23 @@ class _SupervisedProcess:
         """Whether the process runs now."""
         return self._process is not None and self._process.is_alive()
 
-    def update(self) -> None:
+    def has_served(self) -> bool:
+        """Return whether a process in this slot has ever accepted requests."""
+        self._receive()
+        return self._served
+
+    def update(self) -> StoplogError | None:
         """Handle the end of the process, and start it when its time has come.
 
-        Raises:
-            StoplogError: The process ended with this error, and a restart would meet it again.
+        Returns:
+            The error with which it ended now, if a restart would meet it again.
         """
+        error = None
         if self._process is not None and not self._process.is_alive():
-            self._on_end(self._process)
+            error = self._on_end(self._process)
         if time.monotonic() >= self.start_at:
             self._start()
+        return error
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -161,36 +184,59 @@ class _SupervisedProcess:
             self._process.kill()
 
     def _start(self) -> None:
-        self._end_reason, sender = _fork.Pipe(duplex=False)
-        self._process = _fork.Process(target=self._serve, args=(sender,))
-        self._process.start()
-        sender.close()
         self._backoff.on_start()
-        self.start_at = inf
+        self._receiver, sender = _fork.Pipe(duplex=False)
+        process = _fork.Process(target=self._serve, args=(sender,))
+        try:
+            process.start()
+        except OSError as exc:  # no memory or no process left: the others go on
+            self._receiver.close()
+            self._wait(f"could not be started ({exc.strerror})")
+        else:
+            self._process, self.start_at = process, inf
+        finally:
+            sender.close()
 
-    def _on_end(self, process: ForkProcess) -> None:
-        with self._end_reason:
-            try:
-                reason: StoplogError | str = self._end_reason.recv()
-            except EOFError:
-                reason = f"status {process.exitcode}"
+    def _receive(self) -> None:
+        """Take what the process has sent."""
+        if self._process is None:
+            return
+        with suppress(EOFError):
+            while self._receiver.poll():
+                message = self._receiver.recv()
+                if message == _SERVES:
+                    self._served = True
+                else:
+                    self._messages.append(message)
+
+    def _on_end(self, process: ForkProcess) -> StoplogError | None:
+        self._receive()
+        self._receiver.close()
+        reason = self._messages.pop() if self._messages else f"status {process.exitcode}"
         self._process = None
         process.close()
         self._slot.clean_up()
-        if isinstance(reason, StoplogError):
-            raise reason
+        self._wait(f"ended ({reason})")
+        return reason if isinstance(reason, StoplogError) else None
+
+    def _wait(self, why: str) -> None:
+        """Wait for the next start. A process that keeps ending is logged less often."""
         delay = self._backoff.next_delay()
         self.start_at = time.monotonic() + delay
-        log.warning("process %d ended (%s); starting it again in %.1f s", self._slot.number, reason, delay)
+        suppressed = self._throttle.admit(why) if self._backoff.keeps_ending else ""
+        if suppressed is not None:
+            log.warning(
+                "process %d %s; starting it again in %.1f s%s", self._slot.number, why, delay, suppressed
+            )
 
-    def _serve(self, end_reason: Connection) -> None:
-        """Run in the forked process: serve, and send the reason for its end to the parent."""
+    def _serve(self, sender: Connection) -> None:
+        """Run in the forked process: serve, and tell the parent so, and why it ends."""
         os.setsid()  # the terminal sends Ctrl-C to the parent alone
         os.close(self._pipe_write)
         try:
-            failure = serve(self._settings, self._slot)
+            failure = serve(self._settings, self._slot, on_serving=lambda: sender.send(_SERVES))
         except StoplogError as exc:
-            end_reason.send(exc)
+            sender.send(exc)
         else:
             if failure is not None:
-                end_reason.send(failure)
+                sender.send(failure)

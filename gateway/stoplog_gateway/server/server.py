@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from types import FrameType
@@ -35,12 +36,17 @@ if TYPE_CHECKING:
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(settings: GatewaySettings, slot: ProcessSlot | None = None) -> str | None:
+def serve(
+    settings: GatewaySettings,
+    slot: ProcessSlot | None = None,
+    on_serving: Callable[[], None] = lambda: None,
+) -> str | None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         settings: The gateway's settings.
         slot: Slot of this process, if several processes share the port.
+        on_serving: Called when the gateway accepts requests.
 
     Returns:
         ``None`` after a signal; the reason if the gateway stopped by itself (:attr:`Limiter.failure`).
@@ -102,7 +108,9 @@ def serve(settings: GatewaySettings, slot: ProcessSlot | None = None) -> str | N
                 await envoy.stop()
 
         with suppress(asyncio.CancelledError):  # a signal during the start
-            server = GatewayServer(config, drain=drain, drain_s=settings.drain_s, close=close)
+            server = GatewayServer(
+                config, on_serving=on_serving, drain=drain, drain_s=settings.drain_s, close=close
+            )
             uvloop.run(_serve(app, server, limiter, envoy, slot))
         return limiter.failure
 

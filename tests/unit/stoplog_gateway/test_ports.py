@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
 import sys
 from contextlib import ExitStack
 
 import pytest
 import stoplog_gateway.ports
-from stoplog_gateway.ports import CannotListen, bind_port, claim_port, ensure_free, free_port, is_free
+from stoplog_gateway.ports import CannotListen, bind_port, claim_port, ensure_free, free_port, is_free, listen
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", ""])
@@ -120,3 +121,52 @@ def test_claim_of_all_ipv6_addresses_includes_ipv4() -> None:
             stack.enter_context(sock)
         with pytest.raises(CannotListen):
             claim_port(port, "0.0.0.0")
+
+
+HOLDER = """
+import stoplog_gateway.ports as ports
+ports._FREE_PORTS = ({first}, {first} + 40)  # so few that two processes would choose the same
+print(*(ports.free_port() for _ in range(8)), flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing holds the port")
+def test_free_port_is_held_against_other_processes_and_not_against_children() -> None:
+    program = HOLDER.format(first=free_port() & ~63)
+    with ExitStack() as stack:
+        holders = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", program],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(4)
+        ]
+        chosen = [
+            int(port) for holder in holders if holder.stdout for port in holder.stdout.readline().split()
+        ]
+        assert len(chosen) == len(set(chosen)) == 32
+        for port in chosen:
+            with socket.create_server(("127.0.0.1", port)):  # as a child of the holder does
+                assert not is_free(port)
+
+
+def test_listen_on_a_taken_port_names_the_setting() -> None:
+    with listen(0, "127.0.0.1", "STOPLOG_METRICS_") as first:
+        port = first.getsockname()[1]
+        with pytest.raises(
+            CannotListen, match=f"port {port} is taken: set STOPLOG_METRICS_PORT to a free one"
+        ):
+            listen(port, "127.0.0.1", "STOPLOG_METRICS_")
+    listen(port, "127.0.0.1", "STOPLOG_METRICS_").close()
+
+
+def test_listen_of_two_that_have_bound_a_port_gives_it_to_one() -> None:
+    port = free_port()
+    (bound,) = bind_port(port, "127.0.0.1")
+    with bound, listen(port, "127.0.0.1", "STOPLOG_METRICS_"), pytest.raises(OSError, match="in use"):
+        bound.listen()

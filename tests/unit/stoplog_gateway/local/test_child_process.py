@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -51,6 +52,21 @@ def test_start_with_a_large_log_rotates_it(tmp_path: Path) -> None:
     child.join(30)
     assert child.log.read_text() == "new\n"
     assert (tmp_path / "child.log.1").stat().st_size > 10 * 1024**2
+
+
+def test_child_inherits_the_sockets_that_it_is_given(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        program = f"import socket; print(socket.socket(fileno={sock.fileno()}).getsockname()[1])"
+        child = Child(
+            "child",
+            [sys.executable, "-c", program],
+            env={},
+            log=tmp_path / "child.log",
+            pass_fds=[sock.fileno()],
+        )
+        child.start()
+        child.join(30)
+        assert child.tail() == str(sock.getsockname()[1])
 
 
 def test_kill_of_an_ended_child_keeps_its_status(tmp_path: Path) -> None:

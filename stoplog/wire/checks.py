@@ -27,6 +27,7 @@ body cannot, so that a broken batch is answered with an error::
     4       array or nil    policy: [[[max, window_ms], ...]]; nil: deletion or reset
     5       array or nil    reply_to: [partition, id] of the confirmation
     6       integer         order: offset in the home partition; -1: none
+    7       array           signature: [key id, MAC]; absent if the worker has no relay keys
 
     body of denials: rows, each an array
     index   msgpack type    field
@@ -49,6 +50,7 @@ from struct import error as struct_error
 from typing import Annotated, Final
 
 import msgspec
+from msgspec.structs import astuple
 
 from stoplog.errors import InvalidInput, UndecodableRecord
 from stoplog.policy import MAX_COST, check_cost, check_id, check_policy
@@ -164,7 +166,13 @@ def encode_denials(denials: Denials) -> bytes:
 
 def encode_update(update: Update) -> bytes:
     """Return the value of a relayed limit update. Its reply address is in the body, not in the header."""
-    return HEADER.pack(VERSION, KIND_UPDATE, NO_REPLY, 0, update.version) + pack(update)
+    body = unsigned_body(update) if update.signature is None else pack(update)
+    return HEADER.pack(VERSION, KIND_UPDATE, NO_REPLY, 0, update.version) + body
+
+
+def unsigned_body(update: Update) -> bytes:
+    """Return the body of a relayed limit update without its signature."""
+    return pack(astuple(update)[:-1])
 
 
 def encode_single(single: SingleCheck) -> bytes:

@@ -10,7 +10,8 @@ value  JSON, the fields of :class:`Heartbeat`; readers ignore unknown fields
 ::
 
     {"id": "worker-1@host", "role": "worker", "version": "0.2.0", "host": "host", "at_ms": 1764457200000,
-     "partitions": {"0": {"state": "running", "lag": 3}}, "stopping": false, "lane": "a"}
+     "partitions": {"0": {"state": "running", "lag": 3}}, "stopping": false, "lane": "a",
+     "relay_keys": ["2026:5f0c2a91"]}
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
         partitions: A worker's partitions and their states.
         stopping: Whether this is the node's last heartbeat.
         lane: A worker's lane, ``a`` being the default one; empty for a gateway.
+        relay_keys: Id and digest of each relay key of a worker; absent if it has none.
     """
 
     id: str
@@ -69,6 +71,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
     partitions: dict[int, PartitionState] = {}
     stopping: bool = False
     lane: str = ""
+    relay_keys: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class StampedHeartbeat(msgspec.Struct, frozen=True):

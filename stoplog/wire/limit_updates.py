@@ -38,6 +38,18 @@ class UpdateKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
     resource: str = ""
 
 
+class Signature(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The proof that a worker relayed an update.
+
+    Attributes:
+        key_id: Id of the relay key.
+        mac: See :meth:`stoplog_worker.algorithm.update_authority.UpdateAuthority.sign`.
+    """
+
+    key_id: str
+    mac: bytes
+
+
 class Update(msgspec.Struct, frozen=True, array_like=True):
     """A limit update, as workers relay it into ``checks``.
 
@@ -50,6 +62,7 @@ class Update(msgspec.Struct, frozen=True, array_like=True):
         reply_to: Where to confirm it; ``None`` if no confirmation is wanted.
         order: Offset in the home partition (:func:`stoplog.partitioning.home_of`) of an update of a plan or
             the default. By it all partitions agree which of two updates is later. -1 if the writer gave none.
+        signature: The proof that a worker relayed it; ``None`` if the worker had no relay keys.
     """
 
     version: int
@@ -59,6 +72,7 @@ class Update(msgspec.Struct, frozen=True, array_like=True):
     policy: Policy | None
     reply_to: ReplyTo | None = None
     order: int = -1
+    signature: Signature | None = None
 
     @property
     def key(self) -> UpdateKey:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+import msgspec
 from confluent_kafka import KafkaException
 
 from stoplog import __version__
@@ -46,6 +47,7 @@ class HeartbeatSender:
         self._settings = settings
         self._metrics = metrics
         self._partition_states = partition_states
+        self._relay_keys = list(settings.keys.announced.values())
         self._stopping = False
         self._producer = kafka.reply_producer(settings.connection, settings.send_timeout_ms)
 
@@ -67,6 +69,7 @@ class HeartbeatSender:
             partitions={} if self._stopping else partitions,
             stopping=self._stopping,
             lane=self._settings.lane or DEFAULT_LANE,
+            relay_keys=self._relay_keys or msgspec.UNSET,
         )
         for state in (RUNNING, RESTORING, STANDBY):
             count = sum(1 for partition in partitions.values() if partition.state == state)

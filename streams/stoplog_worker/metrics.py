@@ -6,7 +6,10 @@ name                                         label       meaning
 ``stoplog_worker_records_total``                         records of ``checks`` consumed
 ``stoplog_worker_checks_total``              result      checks decided: allowed, rejected, unfit (invalid),
                                                          replayed; cached: denied by a gateway's deny cache
-``stoplog_worker_updates_total``             result      limit updates found in ``checks``: applied, repeated
+``stoplog_worker_updates_total``             result      limit updates found in ``checks``: applied, repeated;
+                                                         refused: unsigned, impossible, unknown_key, forged
+``stoplog_worker_held_partitions``                       partitions whose updates wait for a relay key that
+                                                         all workers have
 ``stoplog_worker_reply_failures_total``                  replies that could not be sent
 ``stoplog_worker_dead_letters_total``        topic       records copied to the dead letters, by their topic
 ``stoplog_worker_record_lag``                partition   records of ``checks`` not yet judged
@@ -35,6 +38,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from stoplog.topics import CHECKS, UPDATES
+from stoplog_worker.algorithm.update_authority import REFUSALS
 
 RESULTS: Final = ("allowed", "rejected", "unfit", "replayed")
 """The results of judged checks."""
@@ -89,12 +93,15 @@ class Metrics:
         self.lapses = Counter(
             "stoplog_worker_lease_lapses", "Times that the group lease ran out.", registry=r
         )
+        self.held = Gauge(
+            "stoplog_worker_held_partitions", "Partitions whose updates wait for a relay key.", registry=r
+        )
         self.partitions = Gauge("stoplog_worker_partitions", "Partitions by state.", ["state"], registry=r)
         self.cached = Gauge("stoplog_worker_cached_clients", "Clients' states in memory.", registry=r)
         ProcessCollector(registry=r)
         for result in (*RESULTS, "cached"):
             self.checks.labels(result)
-        for result in ("applied", "repeated"):
+        for result in ("applied", "repeated", *REFUSALS):
             self.updates.labels(result)
         for topic in (CHECKS, UPDATES):
             self.dead_letters.labels(topic)

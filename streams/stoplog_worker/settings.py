@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from stoplog.errors import InvalidInput
 from stoplog.kafka.settings import KafkaSettings
 from stoplog.lanes import app_id, lane_of, worker_name
 from stoplog.policy import Policy, parse_policy
 from stoplog.topics import DEFAULT_FILE
+from stoplog_worker.algorithm.relay_keys import RelayKeys, parse_relay_keys
 
 
 class Settings(KafkaSettings):
@@ -61,6 +64,14 @@ class Settings(KafkaSettings):
     metrics_port: int = Field(
         9101, ge=0, le=65535, description="TCP port of the worker's /metrics endpoint. 0: any free port."
     )
+    relay_keys: SecretStr | None = Field(
+        None,
+        description="Keys that sign relayed limit updates: `<id>:<key in hex>`, comma separated. The first "
+        "one signs. All workers of all lanes need the same keys, and nothing else has them.",
+    )
+    relay_keys_file: Path | None = Field(
+        None, description="Path of a file with the relay keys, instead of STOPLOG_RELAY_KEYS."
+    )
     tracing: bool = Field(
         False,
         description="Send OpenTelemetry spans. The OTEL_* variables configure the exporter. Needs the extra "
@@ -80,6 +91,25 @@ class Settings(KafkaSettings):
     def _limits_can_be_read(cls, value: str) -> str:
         _policy(value)
         return value
+
+    @model_validator(mode="after")
+    def _relay_keys_can_be_read(self) -> Self:
+        try:
+            _ = self.keys
+        except OSError as exc:
+            raise InvalidInput(
+                "relay_keys_file", f"{self.relay_keys_file} cannot be read ({exc.strerror})", "check the path"
+            ) from exc
+        return self
+
+    @cached_property
+    def keys(self) -> RelayKeys:
+        """The relay keys."""
+        if self.relay_keys_file is None:
+            return parse_relay_keys(self.relay_keys.get_secret_value() if self.relay_keys else "")
+        if self.relay_keys:
+            raise InvalidInput("relay_keys", "STOPLOG_RELAY_KEYS_FILE is set as well", "set one of them")
+        return parse_relay_keys(self.relay_keys_file.read_text(errors="replace"))
 
     @property
     def app_id(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from stoplog_worker.algorithm.relay_keys import NO_KEYS
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import State, encode_state
 from stoplog_worker.state.store import COUNTERS, POLICIES
@@ -189,7 +190,7 @@ def test_verify_with_false_state_reports_it(system: System, tmp_path: Path) -> N
     gateway = system.gateways[0]
     reader = ProgressReader(KafkaConnection(system.broker.bootstrap), lambda *_: None)
     changelogs = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
-    verifier = Verifier(reader, load_topics(), changelogs, tmp_path)
+    verifier = Verifier(reader, load_topics(), changelogs, tmp_path, NO_KEYS)
     partition = partition_of("victim", PARTITIONS)
     gateway.check("victim")
     verifier.begin()

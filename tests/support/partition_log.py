@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import strategies as st
 from stoplog_worker.verify.replay import Record
 
@@ -19,7 +20,8 @@ from stoplog.wire.checks import (
     encode_update,
 )
 from stoplog.wire.format import ReplyTo
-from stoplog.wire.limit_updates import Update
+from stoplog.wire.limit_updates import Signature, Update
+from tests.support.relay import NEW, OLD, OTHER, authority
 
 PARTITIONS = 2
 CLIENTS = ("a", "ab", "zoë")
@@ -70,9 +72,24 @@ _version_steps = st.sampled_from((1, 1, 1, 3, 0, -1))
 _stamp_steps = st.sampled_from((0, 1, 40, 1_000, 9_999, 10_167, 30_000, 61_000, 3_600_000, -5_000, -70_000))
 
 
+_signers = st.sampled_from((None, None, None, "old", "new", "other", "forged"))
+"""Who signs an update: no one, a worker with one of three keys, or someone who has none of them."""
+
+
+def _signed(update: Update, signer: str | None) -> Update:
+    if signer is None:
+        return update
+    if signer == "forged":
+        return msgspec.structs.replace(update, signature=Signature("old", b"no mac"))
+    return authority(OLD, NEW, OTHER).sign(update, signer)
+
+
 @st.composite
 def logs(draw: st.DrawFn, min_size: int = 8, max_size: int = 20) -> list[Record]:
-    """Draw records in offset order, with gaps. The broker's clock goes back and forth."""
+    """Draw records in offset order, with gaps. The broker's clock goes back and forth.
+
+    Some updates are signed. ``authority(OLD, NEW)`` accepts those that it can verify.
+    """
     offset, stamp, version = 0, START, 0
     records = []
     kinds = st.sampled_from((*("batch",) * 3, "single", *("update",) * 3, "denials", "poison"))
@@ -82,7 +99,8 @@ def logs(draw: st.DrawFn, min_size: int = 8, max_size: int = 20) -> list[Record]
             what, id_, resource, policy = draw(_updates)
             this = max(0, version + draw(_version_steps))
             version = max(version, this)
-            value = encode_update(Update(this, what, id_, resource, policy))
+            update = Update(this, what, id_, resource, policy)
+            value = encode_update(_signed(update, draw(_signers)))
         else:
             value = draw(
                 {"batch": _batches, "single": _singles, "denials": _denials, "poison": _poison}[kind]

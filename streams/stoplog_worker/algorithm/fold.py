@@ -20,6 +20,7 @@ from stoplog.wire.replies import Decision
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.sliding_window import decide, is_live, reshape
 from stoplog_worker.algorithm.state_codec import Key, state_key
+from stoplog_worker.algorithm.update_authority import WITHOUT_KEYS, Refusal, UpdateAuthority
 
 Answer = Decision | str | None
 """A decision; the reason why the check cannot be decided; or ``None`` if the ledger already held the check.
@@ -34,21 +35,28 @@ class Folded(NamedTuple):
         answers: The answers to its checks, in their order.
         fresh: The record is an update that was not applied before.
         refused: Why the record was refused; empty if it was not.
+        refusal: Why an update was refused for lack of authority; ``None`` if it was not.
     """
 
     record: Batch | Denials | SingleCheck | Update | None
     answers: list[Answer]
     fresh: bool = False
     refused: str = ""
+    refusal: Refusal | None = None
 
 
 def fold(
-    ledger: Ledger, offset: int, stamp_ms: int, value: bytes | None, fault: Callable[[Check], str | None]
+    ledger: Ledger,
+    offset: int,
+    stamp_ms: int,
+    value: bytes | None,
+    fault: Callable[[Check], str | None],
+    authority: UpdateAuthority = WITHOUT_KEYS,
 ) -> Folded:
     """Apply the record at *offset* to *ledger*: advance partition time, decide checks, apply updates.
 
-    A record that cannot be decoded, or an update for a client of another partition, is refused. Partition
-    time advances with it all the same.
+    A record that cannot be decoded, an update for a client of another partition, or an update without
+    authority is refused. Partition time advances with it all the same.
 
     Args:
         ledger: The ledger of the record's partition, changed in place.
@@ -56,6 +64,7 @@ def fold(
         stamp_ms: The record's timestamp, set by the broker, ms since the Unix epoch.
         value: The record's value.
         fault: See :func:`judge`.
+        authority: Verifies updates.
 
     Returns:
         The decoded record with its answers, or the reason why it was refused.
@@ -82,6 +91,11 @@ def fold(
             reason = fault(Check(record.id, resource=record.resource))
             if reason is not None:
                 return Folded(None, [], refused=reason)
+        refusal = authority.refusal(record, ledger.applied, signed_before=ledger.signed_from >= 0)
+        if refusal is not None:
+            return Folded(None, [], refused=refusal.reason, refusal=refusal)
+        if record.signature is not None and ledger.signed_from < 0:
+            ledger.signed_from = offset
         return Folded(record, [], fresh=ledger.apply(record, offset << POSITION_BITS))
     if isinstance(record, Denials):
         return Folded(record, [])

@@ -61,6 +61,7 @@ class Ledger:
         self.clock_ms = marker.clock_ms
         self.stamp_ms = marker.stamp_ms
         self.applied = marker.applied
+        self.signed_from = marker.signed_from
         self.policies = PolicyHistory(reader, marker.default)
         self.states: dict[Key, State] = {}
         """The states in memory, in the order in which :meth:`evict` looks at them."""
@@ -93,6 +94,7 @@ class Ledger:
             clock_ms=self.clock_ms,
             stamp_ms=self.stamp_ms,
             applied=self.applied,
+            signed_from=self.signed_from,
         )
 
     def advance(self, offset: int, stamp_ms: int) -> int:

@@ -104,6 +104,8 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
             worker wrote the marker.
         changelog_ids: Id of each table's changelog: the marker is only valid together with them. Empty if an
             older worker wrote the marker.
+        signed_from: Offset of the first signed update (:mod:`stoplog_worker.algorithm.update_authority`); -1
+            before it, and then not stored.
     """
 
     next_offset: int
@@ -114,6 +116,7 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
     default: Policy
     updates_id: str = ""
     changelog_ids: dict[str, str] = {}
+    signed_from: int = -1
 
 
 class PolicyChange(msgspec.Struct, frozen=True, array_like=True):
@@ -294,7 +297,8 @@ def estimated_size(key: bytes, value: bytes) -> int:
 
 def encode_marker(marker: Marker) -> bytes:
     """Encode *marker*."""
-    return FORMAT + (marker.next_offset << POSITION_BITS).to_bytes(8) + _pack(marker)
+    body = marker if marker.signed_from >= 0 else msgspec.structs.astuple(marker)[:-1]
+    return FORMAT + (marker.next_offset << POSITION_BITS).to_bytes(8) + _pack(body)
 
 
 def decode_marker(value: bytes) -> Marker:

@@ -45,6 +45,7 @@ from stoplog_worker.kafka.producers import Producers
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.changelog_repair import Overtaken
+from stoplog_worker.partition.key_agreement import KeyAgreement
 from stoplog_worker.partition.partition import Partition
 from stoplog_worker.partition.phase import PartitionPhase
 from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG, START_EMPTY
@@ -118,6 +119,7 @@ class ConsumerThread(threading.Thread):
         self._producers = Producers(settings.connection, settings.send_timeout_ms, changelogs, metrics)
         self._commands = CommandQueue()
         self._peers = Peers(settings.node_id, settings.lane or DEFAULT_LANE)
+        self._keys = KeyAgreement(settings.node_id, settings.keys)
         self._partitions = PartitionSet()
         self._revocation: Revocation | None = None
         self._lapse_ends_at: float | None = None
@@ -194,6 +196,7 @@ class ConsumerThread(threading.Thread):
             kafka.fetch_metadata(self._consumer, (CHECKS, UPDATES, NODES))
             self._producers.fetch_metadata()
             self._consume_heartbeats()
+            self._keys.listen(monotonic())
             while not self._stopping:
                 self._turn()
         except Exception as exc:  # noqa: BLE001 - every exception must end the worker, not only this thread
@@ -302,6 +305,7 @@ class ConsumerThread(threading.Thread):
         active = self._partitions.active
         revoking = self._partitions.in_phase(PartitionPhase.REVOKING)
         self._progress.measure_lag(self._consumer, (*active, *revoking))
+        self._metrics.held.set(sum(partition.relay.held for partition in active))
         self._metrics.cached.set(sum(len(one.ledger.states) for one in self._partitions.all()))
         if self._lease.holds():
             self._progress.commit(self._consumer, active)
@@ -327,6 +331,7 @@ class ConsumerThread(threading.Thread):
             marker,
             self._producers,
             self._metrics,
+            keys=self._keys,
             answer_from=restored.answer_from,
             tracing=self._tracing,
         )
@@ -409,8 +414,9 @@ class ConsumerThread(threading.Thread):
 
     def _take_heartbeat(self, message: Any) -> None:
         with suppress(UndecodableRecord):
-            running = self._peers.on_heartbeat(decode_heartbeat(message.value()), monotonic())
-            self._drop(self._partitions.handed_over(running))
+            heartbeat, now = decode_heartbeat(message.value()), monotonic()
+            self._keys.on_heartbeat(heartbeat, now)
+            self._drop(self._partitions.handed_over(self._peers.on_heartbeat(heartbeat, now)))
 
     def _handle_error(self, error: Any, message: Any) -> None:
         code, topic, number = error.code(), message.topic(), message.partition()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 from stoplog.errors import RecordError
@@ -14,11 +14,13 @@ from stoplog.wire.replies import Decision, Reply, encode_json_reply, encode_repl
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import Marker
+from stoplog_worker.algorithm.update_authority import UpdateAuthority
 from stoplog_worker.kafka.producers import Producers
 from stoplog_worker.metrics import RESULTS, Metrics
 from stoplog_worker.partition.changelog_repair import ChangelogRepair, read_in_background
 from stoplog_worker.partition.checkpoint import Checkpointer
 from stoplog_worker.partition.checkpoint_schedule import CheckpointSchedule
+from stoplog_worker.partition.key_agreement import KeyAgreement
 from stoplog_worker.partition.phase import PartitionPhase
 from stoplog_worker.partition.update_relay import UpdateRelay
 from stoplog_worker.settings import Settings
@@ -44,6 +46,7 @@ class Partition:
         marker: Where to continue.
         producers: Send replies, changelog records, relayed updates and dead letters.
         metrics: Count them.
+        keys: The relay keys, and the one to sign with.
         answer_from: The first offset to answer. The checks before it were answered by another lane.
         tracing: Creates spans; ``None`` when tracing is off.
     """
@@ -57,6 +60,7 @@ class Partition:
         producers: Producers,
         metrics: Metrics,
         *,
+        keys: KeyAgreement,
         answer_from: int = 0,
         tracing: PartitionTracing | None = None,
     ) -> None:
@@ -79,7 +83,15 @@ class Partition:
         write = partial(producers.write_changelog, number)
         self.checkpointer = Checkpointer(self.ledger, store, write, self.repair, metrics)
         self.schedule = CheckpointSchedule(settings.flush_interval_ms / 1_000, number / partitions)
-        self.relay = UpdateRelay(number, partitions, self.ledger, partial(producers.relay_update, number))
+        self._authority = UpdateAuthority(keys.keys, marker.topic_id, marker.updates_id, number)
+        self.relay = UpdateRelay(
+            number,
+            partitions,
+            self.ledger,
+            partial(producers.relay_update, number),
+            self._authority,
+            lambda: keys.signing_key(monotonic()),
+        )
         self._expirer = StateExpirer(store, partial(producers.truncate_changelog, COUNTERS, number))
         self._expired: list[bytes] = []
         self._judged = 0
@@ -109,12 +121,14 @@ class Partition:
         stamp_ms = message.timestamp()[1]
         if not -_CLOCK_JUMP_MS <= stamp_ms - ledger.stamp_ms <= _CLOCK_JUMP_MS:
             self._report_clock_jump(stamp_ms)
-        folded = fold(ledger, offset, stamp_ms, message.value(), self._find_fault)
+        folded = fold(ledger, offset, stamp_ms, message.value(), self._find_fault, self._authority)
         self._judged += len(folded.answers)
         self._metrics.records.inc()
         if offset < self._answer_from:
             return
         if folded.record is None:
+            if folded.refusal is not None:
+                self._metrics.updates.labels(folded.refusal.kind).inc()
             self._refuse(message, folded.refused)
         elif isinstance(folded.record, Update):
             self._confirm(folded.record, folded.fresh)

@@ -3,6 +3,10 @@
 An update takes effect where it stands in ``checks``. Its version is its offset in ``limit-updates``. After a
 restart the relay continues after the highest version found in ``checks``. An update that is relayed twice is
 skipped there.
+
+With relay keys, updates are signed (:mod:`stoplog_worker.algorithm.update_authority`). An update that was
+sent without a signature is refused if a signed one comes before it in ``checks``. So the relay keeps each
+update until it is applied, and sends those again once the first signed one is read.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from stoplog.wire.checks import encode_update
 from stoplog.wire.format import headers_of
 from stoplog.wire.limit_updates import Update, decode_update
 from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.update_authority import UpdateAuthority
 
 BACKLOG: Final = 1_000
 """Updates read ahead. Consuming pauses at this number, so that a long backlog does not fill the memory."""
@@ -33,6 +38,8 @@ class UpdateRelay:
         partitions: The number of partitions.
         ledger: Knows which updates are already in ``checks``.
         send: Produces a value to this partition of ``checks``, and calls back with an error or ``None``.
+        authority: Signs updates.
+        signing_key: Returns the id of the key to sign with; ``None`` if no key can be used now.
     """
 
     def __init__(
@@ -41,13 +48,23 @@ class UpdateRelay:
         partitions: int,
         ledger: Ledger,
         send: Callable[[bytes, Callable[[Any, Any], None]], None],
+        authority: UpdateAuthority,
+        signing_key: Callable[[], str | None],
     ) -> None:
         self._partition = partition
         self._partitions = partitions
         self._ledger = ledger
         self._send = send
+        self._authority = authority
+        self._signing_key = signing_key
         self._waiting: deque[Update] = deque()
+        """Updates that are not applied yet, the oldest first."""
+        self._sent = 0
+        """How many of them ``checks`` has."""
         self._in_flight = False
+        self._only_signed = ledger.signed_from >= 0
+        self.held = False
+        """Whether an update waits for a key that all workers have."""
 
     @property
     def full(self) -> bool:
@@ -80,11 +97,23 @@ class UpdateRelay:
             return
         while self._waiting and self._waiting[0].version <= self._ledger.applied:
             self._waiting.popleft()
-        if self._waiting:
-            self._in_flight = True
-            self._send(encode_update(self._waiting[0]), self._delivered)
+            self._sent = max(0, self._sent - 1)
+        if not self._only_signed and self._ledger.signed_from >= 0:
+            self._only_signed = True
+            self._sent = 0
+        self.held = False
+        if self._sent == len(self._waiting):
+            return
+        update, key_id = self._waiting[self._sent], self._signing_key()
+        if key_id is not None:
+            update = self._authority.sign(update, key_id)
+        elif self._only_signed:
+            self.held = True
+            return
+        self._in_flight = True
+        self._send(encode_update(update), self._delivered)
 
     def _delivered(self, error: Any, _message: Any) -> None:
         self._in_flight = False
         if error is None:
-            self._waiting.popleft()
+            self._sent += 1

@@ -35,6 +35,7 @@ class Finding(msgspec.Struct):
         ahead: Policies not compared, because they changed after ``end``.
         differ: Differences between what was recomputed, and stored or answered.
         differences: Descriptions of the first differences.
+        unverified: Why updates could not be verified: their relay keys are not known here.
     """
 
     partition: int
@@ -47,6 +48,7 @@ class Finding(msgspec.Struct):
     ahead: int = 0
     differ: int = 0
     differences: list[str] = msgspec.field(default_factory=list)
+    unverified: list[str] = msgspec.field(default_factory=list)
 
     def note(self, difference: str) -> None:
         """Count a difference."""

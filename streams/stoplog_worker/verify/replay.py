@@ -14,6 +14,7 @@ from stoplog.policy import Policy
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import Marker
+from stoplog_worker.algorithm.update_authority import WITHOUT_KEYS, UpdateAuthority
 
 
 class Record(NamedTuple):
@@ -41,7 +42,11 @@ class NothingStored:
 
 
 def replay(
-    records: Iterable[Record], partition: int, partitions: int, default: Policy
+    records: Iterable[Record],
+    partition: int,
+    partitions: int,
+    default: Policy,
+    authority: UpdateAuthority = WITHOUT_KEYS,
 ) -> Generator[tuple[int, list[Answer]], None, Ledger]:
     """Decide all of a partition's checks again.
 
@@ -50,6 +55,7 @@ def replay(
         partition: The partition.
         partitions: The number of partitions.
         default: The built-in default policy, as it was when the partition was first opened.
+        authority: Verifies updates. It must have the workers' relay keys, if they have any.
 
     Yields:
         For each record, its offset and the answers to its checks, in their order. Updates and records that
@@ -61,5 +67,5 @@ def replay(
     ledger = Ledger(NothingStored(), Marker(0, 0, -1, -1, "", default))
     fault = fault_finder(partition, partitions)
     for offset, timestamp_ms, value in records:
-        yield offset, fold(ledger, offset, timestamp_ms, value, fault).answers
+        yield offset, fold(ledger, offset, timestamp_ms, value, fault, authority).answers
     return ledger

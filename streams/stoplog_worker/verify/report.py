@@ -57,7 +57,7 @@ def verify(settings: Settings, seconds: float, on_progress: OnProgress) -> list[
     reader = ProgressReader(settings.connection, on_progress)
     try:
         with TemporaryDirectory(prefix="stoplog-verify-") as folder:
-            verifier = Verifier(reader, specs, changelogs(settings.lane), Path(folder))
+            verifier = Verifier(reader, specs, changelogs(settings.lane), Path(folder), settings.keys)
             try:
                 began = monotonic()
                 verifier.begin()
@@ -88,7 +88,24 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(msgspec.json.encode({**_total(findings), "partitions": findings}).decode() + "\n")
     else:
         _show(findings)
-    return EXIT_DIFFERENT if any(finding.differ for finding in findings) else 0
+    return _status(findings)
+
+
+def _status(findings: Sequence[Finding]) -> int:
+    """Return the exit status, and print why updates could not be verified if that explains differences.
+
+    Workers that lack the key as well have refused these updates, and then nothing differs.
+    """
+    different = [finding for finding in findings if finding.differ]
+    unverified = [(finding.partition, why) for finding in different for why in finding.unverified[:1]]
+    for partition, why in unverified:
+        text = (
+            f"stoplog: partition {partition} cannot be verified: {why}. Set the workers' STOPLOG_RELAY_KEYS"
+        )
+        _err.print(text, style="red", markup=False)
+    if len(unverified) < len(different):
+        return EXIT_DIFFERENT
+    return EXIT_UNVERIFIED if unverified else 0
 
 
 @contextmanager

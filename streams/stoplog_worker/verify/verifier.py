@@ -28,7 +28,9 @@ from stoplog.wire.checks import POSITION_BITS, Batch
 from stoplog.wire.replies import decode_reply
 from stoplog_worker.algorithm.fold import fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.relay_keys import RelayKeys
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, decode_marker, position_of
+from stoplog_worker.algorithm.update_authority import UNKNOWN_KEY, UpdateAuthority
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 from stoplog_worker.verify.compare import (
     Finding,
@@ -57,12 +59,19 @@ class Verifier:
         specs: The topics.
         changelogs: The changelog topic of each table.
         folder: An empty folder for the content of the changelogs.
+        keys: The workers' relay keys.
     """
 
     def __init__(
-        self, reader: ProgressReader, specs: dict[str, TopicSpec], changelogs: dict[str, str], folder: Path
+        self,
+        reader: ProgressReader,
+        specs: dict[str, TopicSpec],
+        changelogs: dict[str, str],
+        folder: Path,
+        keys: RelayKeys,
     ) -> None:
         self._reader = reader
+        self._keys = keys
         self._partitions = range(specs[CHECKS].partitions)
         self._changelogs = changelogs
         self._reply_starts = {
@@ -256,9 +265,13 @@ class Verifier:
     ) -> Iterator[int]:
         """Fold the log up to *end*; yield the offset of each record after it was applied."""
         fault = fault_finder(partition, len(self._partitions))
+        marker = ledger.checkpointed
+        authority = UpdateAuthority(self._keys, marker.topic_id, marker.updates_id, partition)
         for message in self._reader.read(CHECKS, partition, ledger.next_offset, end, "error"):
             offset = message.offset()
-            folded = fold(ledger, offset, message.timestamp()[1], message.value(), fault)
+            folded = fold(ledger, offset, message.timestamp()[1], message.value(), fault, authority)
+            if folded.refusal is not None and folded.refusal.kind == UNKNOWN_KEY:
+                finding.unverified.append(folded.refused)
             finding.decisions += sum(answer is not None for answer in folded.answers)
             if isinstance(folded.record, Batch):
                 for value in replies.get((folded.record.incarnation, folded.record.number), ()):

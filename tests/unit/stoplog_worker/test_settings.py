@@ -117,3 +117,59 @@ def test_unsent_record_is_given_up_long_before_partitions_move() -> None:
     for session_ms in (1_000, 6_000, 300_000):
         settings = Settings(session_timeout_ms=session_ms)
         assert 0 < settings.send_timeout_ms <= session_ms / 3
+
+
+SECRET = "ab" * 32
+
+
+def test_relay_keys_come_from_the_variable_or_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert Settings().keys.announced == {}
+    monkeypatch.setenv("STOPLOG_RELAY_KEYS", f"2026:{SECRET},2027:{SECRET}00")
+    keys = Settings().keys
+    assert list(keys.announced) == ["2026", "2027"]
+    assert keys.secret("2026") == bytes.fromhex(SECRET)
+    monkeypatch.delenv("STOPLOG_RELAY_KEYS")
+    file = tmp_path / "keys"
+    file.write_text(f"2027:{SECRET}00\n2026:{SECRET}\n")
+    monkeypatch.setenv("STOPLOG_RELAY_KEYS_FILE", str(file))
+    assert list(Settings().keys.announced) == ["2027", "2026"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (SECRET, "entry 1 is malformed"),
+        (f"a:{SECRET},b:{SECRET}x", "entry 2 is malformed"),
+        (f"a:{SECRET}0", "entry 1 is malformed"),
+        (f"a b:{SECRET}", "entry 1 is malformed"),
+        (f"a:{SECRET[2:]}", "the key of id 'a' has 31 bytes; at least 32"),
+        (f"a:{SECRET},a:{SECRET}", "id 'a' comes twice"),
+    ],
+)
+def test_malformed_relay_keys_are_refused_without_showing_them(
+    monkeypatch: pytest.MonkeyPatch, text: str, problem: str
+) -> None:
+    monkeypatch.setenv("STOPLOG_RELAY_KEYS", text)
+    with pytest.raises(InvalidInput, match=problem) as error:
+        Settings()
+    assert SECRET[:20] not in str(error.value)
+
+
+def test_relay_keys_file_that_cannot_be_read_or_used_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STOPLOG_RELAY_KEYS_FILE", str(tmp_path / "missing"))
+    with pytest.raises(InvalidInput, match=r"relay_keys_file: .*missing cannot be read"):
+        Settings()
+    (tmp_path / "missing").write_text("")
+    monkeypatch.setenv("STOPLOG_RELAY_KEYS", f"a:{SECRET}")
+    with pytest.raises(InvalidInput, match="set one of them"):
+        Settings()
+
+
+def test_relay_keys_are_not_in_the_text_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOPLOG_RELAY_KEYS", f"a:{SECRET}")
+    settings = Settings()
+    assert SECRET not in repr(settings) + str(settings) + repr(settings.keys)

@@ -5,6 +5,7 @@ A failure here means that the format has changed. Restore it, or give the new fo
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from stoplog.errors import UndecodableRecord
@@ -25,6 +26,7 @@ from stoplog.wire.checks import (
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.heartbeats import Heartbeat, PartitionState, decode_heartbeat, encode_heartbeat
 from stoplog.wire.limit_updates import (
+    Signature,
     Update,
     UpdateKey,
     decode_update,
@@ -63,6 +65,11 @@ UPDATE_BYTES = bytes.fromhex(
     "c0 ff"  # no confirmation, no order
 )
 
+SIGNED = msgspec.structs.replace(UPDATE, signature=Signature("2026", bytes(range(32))))
+SIGNED_BYTES = UPDATE_BYTES.replace(b"\x97", b"\x98", 1) + bytes.fromhex(
+    "92 a4 32303236 c420"  # signature: key id 2026, 32 bytes
+    "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"  # the MAC
+)
 DELETION = Update(42, "plan", "gold", "login", None, REQUESTER, 9)
 DELETION_BYTES = bytes.fromhex(
     "01 55 ffffffff 0000000000000000 000000000000002a"  # version, U, no reply, 0, offset 42
@@ -103,8 +110,9 @@ ERROR_BYTES = bytes.fromhex(
         (encode_denials(DENIALS), DENIALS_BYTES, DENIALS),
         (encode_update(UPDATE), UPDATE_BYTES, UPDATE),
         (encode_update(DELETION), DELETION_BYTES, DELETION),
+        (encode_update(SIGNED), SIGNED_BYTES, SIGNED),
     ],
-    ids=["batch", "denials", "update", "deletion"],
+    ids=["batch", "denials", "update", "deletion", "signed update"],
 )
 def test_binary_record_of_checks_has_golden_bytes(encoded: bytes, golden: bytes, record: object) -> None:
     assert encoded == golden

@@ -24,6 +24,7 @@ from stoplog.wire.checks import (
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.heartbeats import Heartbeat, PartitionState, decode_heartbeat, encode_heartbeat
 from stoplog.wire.limit_updates import (
+    Signature,
     Update,
     UpdateKey,
     decode_update,
@@ -59,13 +60,14 @@ keys = st.one_of(
     st.builds(UpdateKey, st.just("default"), st.just(""), ids | st.just("")),
 )
 updates = st.builds(
-    lambda version, key, policy, to: Update(
-        version, key.kind, key.id, key.resource, None if key.kind == "reset" else policy, to
+    lambda version, key, policy, to, signature: Update(
+        version, key.kind, key.id, key.resource, None if key.kind == "reset" else policy, to, -1, signature
     ),
     I63,
     keys,
     policies,
     reply_tos | st.none(),
+    st.builds(Signature, texts, st.binary(max_size=40)) | st.none(),
 )
 decisions = st.builds(
     Decision,

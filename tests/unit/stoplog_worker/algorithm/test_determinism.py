@@ -32,10 +32,12 @@ from stoplog_worker.verify.replay import Record, replay
 from stoplog.wire.checks import Batch, Check, encode_batch
 from tests.support.memory_store import Changelogs, MemoryStore, Sent, contents
 from tests.support.partition_log import CLIENTS, DEFAULT, PARTITION, PARTITIONS, START, logs
+from tests.support.relay import NEW, OLD, authority
 
 METRICS = Metrics()
 Action = tuple[object, ...]
 FIRST = Marker(0, 0, -1, -1, "", DEFAULT)
+AUTHORITY = authority(OLD, NEW)
 
 
 @pytest.fixture(scope="module", autouse=True, params=[1, CHUNK])
@@ -56,7 +58,7 @@ class Worker:
         self.answers: dict[tuple[int, int], Answer] = {}
         self.expected = {
             (offset, index): answer
-            for offset, answers in replay(log, PARTITION, PARTITIONS, DEFAULT)
+            for offset, answers in replay(log, PARTITION, PARTITIONS, DEFAULT, AUTHORITY)
             for index, answer in enumerate(answers)
         }
         self.fault = fault_finder(PARTITION, PARTITIONS)
@@ -102,7 +104,9 @@ class Worker:
 
     def take(self, record: Record) -> None:
         offset, stamp, value = record
-        for index, answer in enumerate(fold(self.ledger, offset, stamp, value, self.fault).answers):
+        for index, answer in enumerate(
+            fold(self.ledger, offset, stamp, value, self.fault, AUTHORITY).answers
+        ):
             if answer is None:
                 assert (offset, index) in self.answers, "already applied, but never answered"
             else:
@@ -168,7 +172,7 @@ class Worker:
 
 
 def check_final(store: MemoryStore, log: list[Record]) -> None:
-    reading = replay(log, PARTITION, PARTITIONS, DEFAULT)
+    reading = replay(log, PARTITION, PARTITIONS, DEFAULT, AUTHORITY)
     while True:
         try:
             next(reading)

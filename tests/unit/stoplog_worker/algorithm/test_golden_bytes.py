@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
     Marker,
@@ -95,6 +96,15 @@ def test_policy_history_has_golden_bytes() -> None:
     assert encode_history(history, 70_001 << 16) == HISTORY
     assert decode_history(HISTORY) == history
     assert position_of(HISTORY) == 70_001 << 16
+
+
+def test_marker_after_a_signed_update_has_one_more_element() -> None:
+    unsigned = decode_marker(MARKER)
+    signed = msgspec.structs.replace(unsigned, signed_from=70_000)
+    assert unsigned.signed_from == -1
+    more = bytes([MARKER[9] + 1]) + MARKER[10:] + bytes.fromhex("ce00011170")
+    assert encode_marker(signed) == MARKER[:9] + more
+    assert decode_marker(encode_marker(signed)) == signed
 
 
 def test_marker_has_golden_bytes() -> None:

@@ -17,6 +17,7 @@ from stoplog.wire.replies import Decision, Reply, decode_reply
 from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
 from tests.support.records import Message
+from tests.support.relay import unkeyed
 
 FIRST = Marker(0, 0, -1, -1, "topic", parse_policy("3/minute"))
 
@@ -50,7 +51,14 @@ def opened(answer_from: int) -> tuple[Partition, Sent]:
     sent = Sent()
     store = MemoryStore(PARTITION)
     owned = Partition(
-        Settings(), PARTITIONS, store, FIRST, cast("Producers", sent), Metrics(), answer_from=answer_from
+        Settings(),
+        PARTITIONS,
+        store,
+        FIRST,
+        cast("Producers", sent),
+        Metrics(),
+        keys=unkeyed(),
+        answer_from=answer_from,
     )
     owned.schedule.start(0.0)
     return owned, sent

@@ -27,6 +27,7 @@ from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
 from tests.support.memory_store import Changelogs, MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
 from tests.support.records import Message
+from tests.support.relay import unkeyed
 
 
 def producers_to(changelogs: Changelogs) -> Any:
@@ -49,7 +50,7 @@ class Checkpointing:
         marker = Marker(0, 0, -1, -1, "topic", parse_policy("1000/minute"))
         store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
         producers = producers_to(self.changelogs)
-        self.partition = Partition(settings, PARTITIONS, store, marker, producers, Metrics())
+        self.partition = Partition(settings, PARTITIONS, store, marker, producers, Metrics(), keys=unkeyed())
         self.now, self.offset = 0.0, 0
         self.partition.schedule.start(self.now)
 
@@ -116,7 +117,9 @@ def test_first_checkpoint_writes_the_marker_before_any_counter(tmp_path: Path) -
     first = Marker(40, 0, -1, -1, "topic", parse_policy("100/minute"))
     settings = Settings(kafka="127.0.0.1:1", home=tmp_path)
     store = MemoryStore(PARTITION)
-    partition = Partition(settings, PARTITIONS, store, first, producers_to(changelogs), Metrics())
+    partition = Partition(
+        settings, PARTITIONS, store, first, producers_to(changelogs), Metrics(), keys=unkeyed()
+    )
     ledger = partition.ledger
     now = ledger.advance(40, 1_000)
     judge(ledger, 40, now, [Check(name) for name in CLIENTS], fault_finder(PARTITION, PARTITIONS))

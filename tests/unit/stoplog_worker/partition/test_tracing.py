@@ -21,6 +21,7 @@ from tests.support.ledgers import FIRST_MARKER
 from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
 from tests.support.records import Message
+from tests.support.relay import unkeyed
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SAMPLED = [("traceparent", f"00-{TRACE}-b7ad6b7169203331-01".encode())]
@@ -47,7 +48,9 @@ def replies_to(folder: Path, message: Message, tracing: PartitionTracing | None)
         truncate_changelog=print,
     )
     settings, store = Settings(home=folder), MemoryStore(PARTITION)
-    partition = Partition(settings, PARTITIONS, store, FIRST_MARKER, producers, Metrics(), tracing=tracing)
+    partition = Partition(
+        settings, PARTITIONS, store, FIRST_MARKER, producers, Metrics(), keys=unkeyed(), tracing=tracing
+    )
     partition.take(message)
     return len(replies)
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import msgspec
 import pytest
 from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.partition.update_relay import BACKLOG, UpdateRelay
 from stoplog_worker.verify.replay import NothingStored
 
@@ -24,16 +26,22 @@ from stoplog.wire.limit_updates import (
 from tests.support.ledgers import FIRST_MARKER
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, STRANGER
 from tests.support.records import Message
+from tests.support.relay import NEW, OLD, authority
 
 POLICY = parse_policy("5/minute")
 
 
 class Bench:
-    def __init__(self) -> None:
-        self.ledger = Ledger(NothingStored(), FIRST_MARKER)
+    def __init__(self, marker: Marker = FIRST_MARKER) -> None:
+        self.ledger = Ledger(NothingStored(), marker)
         self.sent: list[Update] = []
+        self.key: str | None = None
+        """Id of the key that all workers have."""
         self.acknowledge: Callable[[Any, Any], None]
-        self.relay = UpdateRelay(PARTITION, PARTITIONS, self.ledger, self._send)
+        self.authority = authority(OLD, NEW)
+        self.relay = UpdateRelay(
+            PARTITION, PARTITIONS, self.ledger, self._send, self.authority, lambda: self.key
+        )
 
     def _send(self, value: bytes, done: Callable[[Any, Any], None]) -> None:
         update = decode_checks_record(value)
@@ -155,6 +163,8 @@ def test_relay_with_full_backlog_pauses_consuming() -> None:
     assert bench.relay.full
     bench.relay.advance()
     bench.acknowledge(None, None)
+    bench.ledger.applied = 0
+    bench.relay.advance()
     assert not bench.relay.full
 
 
@@ -178,8 +188,68 @@ def test_number_of_partitions_is_no_update_and_no_dead_letter() -> None:
     sent: list[bytes] = []
     for partition in (0, 1):
         ledger = Ledger(NothingStored(), FIRST_MARKER)
-        relay = UpdateRelay(partition, PARTITIONS, ledger, lambda value, _: sent.append(value))
+        relay = UpdateRelay(
+            partition, PARTITIONS, ledger, lambda value, _: sent.append(value), authority(), lambda: None
+        )
         with pytest.raises(UndecodableRecord, match="partitions") if partition else nullcontext():
             relay.take(record)
         relay.advance()
     assert not sent
+
+
+# --- relay keys ---
+
+
+def test_update_is_signed_with_the_key_that_all_workers_have() -> None:
+    bench = Bench()
+    bench.key = "new"
+    bench.take(5)
+    bench.relay.advance()
+    [update] = bench.sent
+    assert update.signature is not None
+    assert update.signature.key_id == "new"
+    assert bench.authority.refusal(update, -1, signed_before=True) is None
+
+
+def test_update_is_not_signed_before_a_key_is_agreed_on() -> None:
+    bench = Bench()
+    bench.take(5)
+    bench.relay.advance()
+    assert [update.signature for update in bench.sent] == [None]
+    assert not bench.relay.held
+
+
+def test_partition_with_signed_updates_holds_the_next_until_a_key_is_agreed_on() -> None:
+    bench = Bench(msgspec.structs.replace(FIRST_MARKER, signed_from=3))
+    bench.take(5)
+    for _ in range(3):
+        bench.relay.advance()
+    assert (bench.sent, bench.relay.held) == ([], True)
+    bench.key = "old"
+    bench.relay.advance()
+    assert bench.versions == [5]
+    assert bench.sent[0].signature is not None
+    bench.acknowledge(None, None)
+    bench.relay.advance()
+    assert not bench.relay.held
+
+
+def test_updates_that_a_signed_one_overtook_are_sent_again_signed() -> None:
+    """Another lane signs already. Its update stands in ``checks`` before those that this worker sent."""
+    bench = Bench()
+    for offset in range(3):
+        bench.take(offset)
+    for _ in range(2):
+        bench.relay.advance()
+        bench.acknowledge(None, None)
+    bench.key = "old"
+    bench.ledger.applied, bench.ledger.signed_from = 0, 17
+    for _ in range(2):
+        bench.relay.advance()
+        bench.acknowledge(None, None)
+    bench.relay.advance()
+    assert bench.versions == [0, 1, 1, 2]
+    assert [update.signature is not None for update in bench.sent] == [False, False, True, True]
+    bench.ledger.applied = 2
+    bench.relay.advance()
+    assert len(bench.sent) == 4, "once"

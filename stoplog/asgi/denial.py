@@ -1,8 +1,8 @@
-"""The answer to a denied caller: a text for people, and a 429 response."""
+"""The answer to a denied caller: a text for people, and a response of 429, or of 503 if it failed closed."""
 
 from __future__ import annotations
 
-from stoplog.asgi.problem import RATE_LIMITED, problem
+from stoplog.asgi.problem import RATE_LIMITED, UNAVAILABLE, Kind, problem
 from stoplog.asgi.rate_limit_headers import rate_limit_headers, reset_s
 from stoplog.asgi.responses import PROBLEM, Rendered, render
 from stoplog.client.answer import Answer
@@ -15,14 +15,23 @@ def denial_text(answer: Answer) -> tuple[str, str | None]:
     ('the limit of 100 is used up', 'try again in 3 s')
     >>> denial_text(Answer(False, 0, 0, 0, None, 7))
     ('the cost exceeds the limit of 0', None)
+    >>> denial_text(Answer(False, None, None, 0, 1_000, -1, True, "deadline"))
+    ('the store did not decide the check (deadline)', 'try again in 1 s')
     """
+    if answer.degraded:
+        return f"the store did not decide the check ({answer.reason})", f"try again in {reset_s(answer)} s"
     if answer.retry_after_ms is None:
         return f"the cost exceeds the limit of {answer.limit}", None
     return f"the limit of {answer.limit} is used up", f"try again in {reset_s(answer)} s"
 
 
+def denial_kind(answer: Answer) -> Kind:
+    """Return the kind of problem that a denial is: 429, or 503 if the check failed closed."""
+    return UNAVAILABLE if answer.degraded else RATE_LIMITED
+
+
 def render_denial(answer: Answer, *, legacy: bool) -> Rendered:
-    """Return the 429 response to a denied request; *legacy* adds the ``X-RateLimit-*`` fields."""
+    """Return the response to a denied request; *legacy* adds the ``X-RateLimit-*`` fields."""
     detail, remedy = denial_text(answer)
-    body = problem(RATE_LIMITED, detail, None, remedy)
+    body = problem(denial_kind(answer), detail, None, remedy)
     return render(body, body.status, rate_limit_headers(answer, legacy=legacy), media=PROBLEM)

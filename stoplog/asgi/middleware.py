@@ -11,12 +11,13 @@ request                   response
 allowed                   the application's, with ``RateLimit`` and ``RateLimit-Policy``
 denied                    429, a problem (RFC 9457) and ``Retry-After``; the application is not called
 without a client id       the application's
-check failed              the application's: a failure of the limiter never fails a request
+no decision in time       the application's; with ``on_unavailable="deny"`` 503 and ``Retry-After``
+check failed              the same: a failure of the limiter fails no request that may fail open
 ========================  ==================================================================================
 
-A WebSocket is checked once, when it opens. A denied one is never accepted. The server answers it with 429, as
-above, if it supports ``websocket.http.response`` (uvicorn and hypercorn do). Otherwise the middleware closes
-it with 1013, which the server turns into a 403 before the handshake.
+A WebSocket is checked once, when it opens. A denied one is never accepted. The server answers it
+as above if it supports ``websocket.http.response`` (uvicorn and hypercorn do). Otherwise the middleware
+closes it with 1013, which the server turns into a 403 before the handshake.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from stoplog.asgi.rate_limit_headers import Headers, rate_limit_headers
 from stoplog.asgi.request_check import TRY_AGAIN_LATER, Identify, Of, RequestCheck
 from stoplog.asgi.responses import Rendered
 from stoplog.client.answer import Answer
+from stoplog.client.fail_open import OnUnavailable
 from stoplog.client.limiter import Limiter
 
 _STARTS = ("http.response.start", "websocket.accept")
@@ -58,9 +60,12 @@ class RateLimitMiddleware:
         cost: Requests to charge; 0 only looks. A value or a function.
         plan: Plan whose limits apply if the client has none of its own. A value or a function.
         resource: Resource with limits and counters of its own. A value or a function.
+        on_unavailable: ``deny`` makes a request fail closed: it is denied with 503 if the store does not
+            decide it, or if the limiter fails. By default, it fails open. A value or a function.
         legacy_headers: Also send ``X-RateLimit-Limit``, ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``.
 
     Raises:
+        InvalidInput: *on_unavailable* is a value other than ``allow`` and ``deny``.
         TopicError: At the application's startup, if the broker's topics contradict topics.yaml.
     """
 
@@ -73,12 +78,15 @@ class RateLimitMiddleware:
         cost: Of[int] = 1,
         plan: Of[str] = "",
         resource: Of[str] = "",
+        on_unavailable: Of[OnUnavailable] = "allow",
         legacy_headers: bool = False,
     ) -> None:
         self.app = app
         self._limiter = limiter
         self._legacy = legacy_headers
-        self._request_check = RequestCheck(limiter, identify, cost=cost, plan=plan, resource=resource)
+        self._request_check = RequestCheck(
+            limiter, identify, cost=cost, plan=plan, resource=resource, on_unavailable=on_unavailable
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""

@@ -19,6 +19,7 @@ class Kind(NamedTuple):
 
 
 RATE_LIMITED: Final = Kind(429, "rate-limited", "Too many requests")
+UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -21,7 +21,9 @@ MAX_INTEGER: Final = 999_999_999_999_999
 
 
 def rate_limit_headers(answer: Answer, *, legacy: bool = False) -> Headers:
-    """Return the header fields of one answer; none if it is unlimited or degraded.
+    """Return the header fields of one answer; none if it is unlimited or failed open.
+
+    An answer that failed closed has ``Retry-After`` alone, because its limit is not known.
 
     ``t`` is the number of seconds until the limit is whole again. On a denial that waiting can help, it
     equals ``Retry-After``, as the draft requires. Seconds are rounded up, so waiting them is always enough.
@@ -37,7 +39,7 @@ def rate_limit_headers(answer: Answer, *, legacy: bool = False) -> Headers:
     retry-after 3
     """
     if answer.limit is None or answer.remaining is None:
-        return []
+        return [] if answer.allowed else [(b"retry-after", b"%d" % reset_s(answer))]
     reset = reset_s(answer)
     quota, left = min(answer.limit, MAX_INTEGER), min(answer.remaining, MAX_INTEGER)
     headers = [

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias, TypeVar, cast
 from starlette.requests import HTTPConnection
 
 from stoplog.client.answer import Answer
+from stoplog.client.fail_open import ALLOW, INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
 from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidInput
 from stoplog.log_throttle import LogThrottle
@@ -51,20 +52,35 @@ class RequestCheck:
         cost: Requests to charge; 0 only looks.
         plan: Plan whose limits apply if the client has none of its own.
         resource: Resource with limits and counters of its own.
+        on_unavailable: ``deny`` if the request fails closed.
+
+    Raises:
+        InvalidInput: *on_unavailable* is a value other than ``allow`` and ``deny``.
     """
 
     def __init__(
-        self, limiter: Limiter, identify: Identify, *, cost: Of[int], plan: Of[str], resource: Of[str]
+        self,
+        limiter: Limiter,
+        identify: Identify,
+        *,
+        cost: Of[int],
+        plan: Of[str],
+        resource: Of[str],
+        on_unavailable: Of[OnUnavailable],
     ) -> None:
+        if not callable(on_unavailable):
+            fails_closed(on_unavailable)  # refuses any other value
         self._limiter = limiter
         self._identify = identify
         self._cost, self._plan, self._resource = cost, plan, resource
+        self._on_unavailable = on_unavailable
         self._throttle = LogThrottle(LOG_PAUSE_S, monotonic)
 
     async def check(self, connection: HTTPConnection) -> Answer | None:
-        """Return the answer for one request; ``None`` if it is not limited or the check failed.
+        """Return the answer for one request; ``None`` if it is not limited or an error made it fail open.
 
-        Raises nothing of its own. Exceptions of *identify* and of the other functions reach the application.
+        An error that makes the request fail closed has a degraded answer. Raises nothing of its own.
+        Exceptions of *identify* and of the other functions reach the application.
         """
         client = self._identify(connection)
         if isawaitable(client):
@@ -74,21 +90,26 @@ class RequestCheck:
         cost = await _value_of(self._cost, connection)
         plan = await _value_of(self._plan, connection)
         resource = await _value_of(self._resource, connection)
+        on_unavailable: OnUnavailable = await _value_of(self._on_unavailable, connection)
         try:
             return await self._limiter.check(
                 usable_id(client),
                 cost,
                 plan=plan and usable_id(plan),
                 resource=resource and usable_id(resource),
+                on_unavailable=on_unavailable,
             )
         except Exception as exc:  # noqa: BLE001 - no failure here may fail a request of the application
-            self._log(exc)
-            return None
+            closed = on_unavailable != ALLOW  # an invalid value too
+            self._limiter.metrics.count_degraded(INTERNAL_ERROR, closed)
+            self._log(exc, "closed" if closed else "open")
+            return degraded_answer(INTERNAL_ERROR, True) if closed else None
 
-    def _log(self, exc: Exception) -> None:
+    def _log(self, exc: Exception, how: str) -> None:
         if (suppressed := self._throttle.admit()) is not None:
             log.error(
-                "a request failed open and was not counted: %s%s",
+                "a request failed %s and was not counted: %s%s",
+                how,
                 exc,
                 suppressed,
                 exc_info=None if isinstance(exc, InvalidInput | RuntimeError) else exc,

@@ -15,17 +15,19 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     """The answer to one check: the store's decision, or a degraded answer if the store gave none in time.
 
     Attributes:
-        allowed: Whether the client may spend the cost; always true when degraded.
+        allowed: Whether the client may spend the cost. When degraded: true, unless the check asked to fail
+            closed.
         limit: Requests that the limit nearest to being used up allows in its window; ``None`` when
             unlimited or degraded.
         remaining: Requests left of that limit; ``None`` when unlimited or degraded.
         reset_after_ms: Milliseconds until that limit is unused again, provided that the client spends
             nothing.
         retry_after_ms: Milliseconds until the same check would be allowed; 0 if allowed, ``None`` if waiting
-            cannot help (the cost exceeds the limit).
+            cannot help (the cost exceeds the limit). For a check that failed closed: milliseconds after which
+            the caller may try again.
         policy_version: Offset in ``limit-updates`` of the policy that decided; -1 for the built-in
             default and when degraded.
-        degraded: Whether the check was allowed without a decision of the store.
+        degraded: Whether the check was answered without a decision of the store.
         reason: The reason for a degraded answer, one of :data:`stoplog.client.fail_open.REASONS`; ``None``
             otherwise.
     """

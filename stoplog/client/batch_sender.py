@@ -64,7 +64,7 @@ class BatchSender:
             return True
         self._in_flight.take(batch.number)
         batch.cancel_timer()
-        batch.fail_open(UNPUBLISHED, self._metrics, self._clock())
+        batch.degrade(UNPUBLISHED, self._metrics, self._clock())
         return False
 
     def send_without_reply(self, batch: PendingBatch) -> None:

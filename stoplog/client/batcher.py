@@ -19,7 +19,7 @@ from stoplog.client.batch_sender import BatchSender, CheckTransport
 from stoplog.client.circuit_breaker import CLOSED
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
-from stoplog.client.fail_open import FAIL_OPEN, OVERLOAD, STOPPING, Deadlines
+from stoplog.client.fail_open import OVERLOAD, STOPPING, Deadlines, degraded_answer
 from stoplog.client.in_flight import InFlight
 from stoplog.client.instrumentation import Instrumentation
 from stoplog.client.lane_divergence import DivergenceDetector
@@ -90,10 +90,14 @@ class Batcher:
 
     # --- checks -----------------------------------------------------------------------------
 
-    def ask(self, check: Check) -> PendingAnswer:
+    def ask(self, check: Check, fails_closed: bool = False) -> PendingAnswer:
         """Return the answer to *check* if it need not wait, else a future that resolves to it.
 
-        A check need not wait if the deny cache holds its denial, or if it fails open at once.
+        A check need not wait if the deny cache holds its denial, or if it fails open or closed at once.
+
+        Args:
+            check: The check.
+            fails_closed: Deny the check if the store does not decide it; by default, allow it.
         """
         if (denial := self._denials.get(check)) is not None:
             return self._denied(check, denial)
@@ -104,18 +108,20 @@ class Batcher:
                 return self._denied(check, denial)
             metrics.received += 1
             queue.gather(check)
-            return self._fail_open(check, queue.breaker.state, queue.filling)
+            return self._degrade(check, queue.breaker.state, fails_closed, queue.filling)
         if metrics.in_flight >= self._max_in_flight or self._closed:
             if (denial := self._denials.get(check, failing_open=True)) is not None:
                 return self._denied(check, denial)
             metrics.received += 1
             metrics.uncounted += 1
-            return self._fail_open(check, STOPPING if self._closed else OVERLOAD, None)
+            return self._degrade(check, STOPPING if self._closed else OVERLOAD, fails_closed, None)
         metrics.received += 1
         future: Future[Outcome] = self._loop.create_future()
         if queue.enqueue(check, future, self._turn_began or self._begin_turn()) and queue.slot is None:
             self._schedule(queue)
         metrics.in_flight += 1
+        if fails_closed and queue.filling is not None:
+            queue.filling.fail_closed(future)
         if self._instrumentation is not None and queue.filling is not None:
             self._instrumentation.on_wait(check, future, queue.filling)
         return future
@@ -138,10 +144,10 @@ class Batcher:
             self._instrumentation.on_answer(check, denial, None)
         return denial
 
-    def _fail_open(self, check: Check, reason: str, batch: PendingBatch | None) -> Answer:
-        self._metrics.degraded[reason] += 1
+    def _degrade(self, check: Check, reason: str, fails_closed: bool, batch: PendingBatch | None) -> Answer:
+        answer = degraded_answer(reason, fails_closed)
+        self._metrics.count_degraded(reason, fails_closed)
         self._metrics.latency.observe(0.0)
-        answer = FAIL_OPEN[reason]
         if self._instrumentation is not None:
             self._instrumentation.on_answer(check, answer, batch)
         return answer
@@ -251,7 +257,7 @@ class Batcher:
         self._end_turn()
         for queue in self._queues:
             for batch in queue.unanswered():
-                batch.fail_open(STOPPING, self._metrics, self._clock())
+                batch.degrade(STOPPING, self._metrics, self._clock())
         for queue in self._queues:
             queue.send_all()
         for batch in self._in_flight.drain():

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Readiness, Status
+from stoplog.client.fail_open import OnUnavailable
 from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.settings import Settings
@@ -71,22 +72,38 @@ class BlockingLimiter:
             self._loop = None
         self._thread.join()
 
-    def check(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> Answer:
+    def check(
+        self,
+        client: str,
+        cost: int = 1,
+        *,
+        plan: str = "",
+        resource: str = "",
+        on_unavailable: OnUnavailable = "allow",
+    ) -> Answer:
         """Charge *cost* to *client* if its limits allow it; a cost of 0 only looks.
 
-        Raises:
-            InvalidInput: An id or the cost is invalid. Nothing was published.
-        """
-        return self._wait(self._limiter.check(client, cost, plan=plan, resource=resource))
+        The arguments are those of :meth:`Limiter.check`.
 
-    def check_many(self, checks: Sequence[Check]) -> list[Answer]:
+        Raises:
+            InvalidInput: An id, the cost or *on_unavailable* is invalid. Nothing was published.
+        """
+        return self._wait(
+            self._limiter.check(client, cost, plan=plan, resource=resource, on_unavailable=on_unavailable)
+        )
+
+    def check_many(
+        self, checks: Sequence[Check], *, on_unavailable: OnUnavailable | Sequence[OnUnavailable] = "allow"
+    ) -> list[Answer]:
         """Return the answers to a list of checks of any length, in its order.
 
+        The arguments are those of :meth:`Limiter.check_many`.
+
         Raises:
-            InvalidInput: An id or a cost is invalid; the field is named like ``checks[3].client_id``. Nothing
-                was published.
+            InvalidInput: An id, a cost or *on_unavailable* is invalid; the field is named like
+                ``checks[3].client_id``. Nothing was published.
         """
-        return self._wait(self._limiter.check_many(checks))
+        return self._wait(self._limiter.check_many(checks, on_unavailable=on_unavailable))
 
     def publish(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> None:
         """Charge *cost* to *client* without waiting for an answer.

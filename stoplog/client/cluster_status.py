@@ -61,7 +61,7 @@ class Status(msgspec.Struct, frozen=True):
         why: Cause of degraded mode; ``None`` when normal.
         degraded_partitions: Partitions whose checks fail open at once.
         let_through: Checks that failed open since degraded mode began; 0 when normal.
-        uncounted: Those of them that could not be published; 0 when normal.
+        uncounted: Checks, failed open or closed, that could not be published; 0 when normal.
         store: One of :data:`STATES`.
         store_why: The problem of the store, and its remedy; ``None`` when ok.
         partitions: Number of partitions of ``checks`` over which clients are hashed.
@@ -69,6 +69,7 @@ class Status(msgspec.Struct, frozen=True):
         processes: Running gateway processes that share this port (``STOPLOG_PROCESSES``). All other fields
             are about all of them.
         degraded_processes: Those of them that are degraded.
+        failed_closed: Checks that failed closed since degraded mode began; 0 when normal.
     """
 
     mode: str
@@ -83,6 +84,7 @@ class Status(msgspec.Struct, frozen=True):
     nodes: list[Node]
     processes: int = 1
     degraded_processes: int = 0
+    failed_closed: int = 0
 
 
 class Readiness(msgspec.Struct, frozen=True):
@@ -126,6 +128,7 @@ def merge_status(own: Status, others: list[Status]) -> Status:
         store_why=worst.store_why,
         processes=len(every),
         degraded_processes=len(degraded),
+        failed_closed=sum(status.failed_closed for status in every),
     )
 
 

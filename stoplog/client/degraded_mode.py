@@ -65,7 +65,7 @@ class DegradedMode:
         self._settle_s = SETTLE_S
         self._began = 0.0
         self._settling_since = self._ended = float("-inf")
-        self._failed_open_before = self._uncounted_before = 0
+        self._failed_open_before = self._failed_closed_before = self._uncounted_before = 0
         self.state = ModeState.NORMAL
         self.since_ms = wall_ms()
         self.why: str | None = None
@@ -80,6 +80,12 @@ class DegradedMode:
     def failed_open(self) -> int:
         """Checks that failed open since degraded mode began; 0 when normal."""
         return self._metrics.failed_open - self._failed_open_before if self.degraded else 0
+
+    @property
+    def failed_closed(self) -> int:
+        """Checks that failed closed since degraded mode began; 0 when normal."""
+        total = sum(self._metrics.failed_closed.values())
+        return total - self._failed_closed_before if self.degraded else 0
 
     @property
     def uncounted(self) -> int:
@@ -117,15 +123,18 @@ class DegradedMode:
         if self.state is ModeState.NORMAL:
             if healthy:
                 self._failed_open_before = self._metrics.failed_open
+                self._failed_closed_before = sum(self._metrics.failed_closed.values())
                 self._uncounted_before = self._metrics.uncounted
             return
         now = self._clock()
         if self.state is ModeState.DEGRADED or now - self._settling_since < self._settle_s:
             return
         log.warning(
-            "normal again after %.1f s: %s checks failed open, %s could not be published and are not counted",
+            "normal again after %.1f s: %s checks failed open, %s failed closed, "
+            "%s could not be published and are not counted",
             now - self._began,
             f"{self.failed_open:,}",
+            f"{self.failed_closed:,}",
             f"{self.uncounted:,}",
         )
         self.state = ModeState.NORMAL

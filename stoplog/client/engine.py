@@ -227,6 +227,7 @@ class Engine:
             partitions=self._partitions,
             nodes=self.nodes.alive(time.monotonic()),
             degraded_processes=int(mode.degraded),
+            failed_closed=mode.failed_closed,
         )
 
     def process_state(self) -> ProcessState:

@@ -1,15 +1,20 @@
-"""THE RULE: a check that the store does not decide in time is allowed, and its answer states that.
+"""THE RULE: a check that the store does not decide in time is allowed, unless its caller asked for a denial.
 
 A check waits for the store no longer than ``deadline_ms``. Within that time it gets one of two answers:
 
 - the decision of the store, or
-- a *degraded* answer: ``allowed`` is true, ``degraded`` is true, and ``reason`` is one of :data:`REASONS`.
+- a *degraded* answer: ``degraded`` is true, and ``reason`` is one of :data:`REASONS`.
 
-The gateway itself denies only a check that the store is certain to deny (:mod:`stoplog.client.deny_cache`).
-Such a denial is not degraded.
+A degraded answer *fails open* by default: ``allowed`` is true. A check with ``on_unavailable="deny"`` *fails
+closed*: ``allowed`` is false, and ``retry_after_ms`` is :data:`RETRY_MS`. Both have the same reasons.
+``on_unavailable`` never enters the record of the check, so the store decides both kinds alike.
 
-Failing open skips the decision, not the count. A check is published wherever that is possible, and a
-published check counts against its client as soon as a worker reads it.
+Without a degraded answer, the gateway itself denies only a check that the store is certain to deny
+(:mod:`stoplog.client.deny_cache`).
+
+Failing open or closed skips the decision, not the count. A check is published wherever that is possible, and
+a published check counts against its client as soon as a worker reads it. So a check that failed closed may
+still be charged.
 
 ==================  ==========================================  =========  ==================================
 reason              the check was answered because              published  counted
@@ -23,24 +28,28 @@ reason              the check was answered because              published  count
 ``rejected_batch``  a worker could not read its batch           yes        no
 ``stopping``        the gateway stopped while the check waited  yes        yes, later
 ``stopping``        the gateway had stopped before the check    no         no
+``internal_error``  a bug prevented the check                   maybe      maybe
 ==================  ==========================================  =========  ==================================
 
-The rule is carried out in three places. Each uses the reasons and answers of this module:
+The rule is carried out in these places. Each takes its answer from :func:`degraded_answer`:
 
 - :meth:`stoplog.client.batcher.Batcher.ask` answers at once if the circuit breaker of the partition is open,
   if too many checks wait, or if the gateway has stopped.
 - :class:`Deadlines` ends the wait of a batch; :class:`~stoplog.client.partition_queue.PartitionQueue` then
   answers its checks.
 - :mod:`stoplog.client.circuit_breaker` decides when a partition's checks no longer wait.
+- The routes of the gateway and :mod:`stoplog.asgi` catch unexpected exceptions (:data:`INTERNAL_ERROR`). An
+  exception that a call of the SDK raises is no answer; its caller decides.
 """
 
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from stoplog.client.answer import Answer
+from stoplog.errors import InvalidInput
 
 if TYPE_CHECKING:
     from stoplog.client.pending_batch import PendingBatch
@@ -71,6 +80,9 @@ STOPPING: Final = "stopping"
 """The gateway stopped while the check waited: it was published and will be counted. A check that comes after
 the stop is neither published nor counted."""
 
+INTERNAL_ERROR: Final = "internal_error"
+"""An unexpected exception, which is a bug, prevented the check. Its process logs it."""
+
 REASONS: Final = (
     DEADLINE,
     BREAKER_OPEN,
@@ -80,11 +92,52 @@ REASONS: Final = (
     REPLAYED,
     REJECTED_BATCH,
     STOPPING,
+    INTERNAL_ERROR,
 )
 """Every value of ``reason`` in a degraded answer."""
 
+OnUnavailable: TypeAlias = Literal["allow", "deny"]
+"""What a degraded answer does: ``allow`` fails open, ``deny`` fails closed."""
+
+ALLOW: Final = "allow"
+
+DENY: Final = "deny"
+
+RETRY_MS: Final = 1_000
+"""Milliseconds after which a check that failed closed may be repeated. The store may answer again by then:
+circuit breakers probe twice a second."""
+
 FAIL_OPEN: Final = {reason: Answer(True, None, None, 0, 0, -1, True, reason) for reason in REASONS}
-"""The degraded answer for each reason. Answers are frozen, so all callers share them."""
+"""The degraded answer that allows, for each reason. Answers are frozen, so all callers share them."""
+
+FAIL_CLOSED: Final = {reason: Answer(False, None, None, 0, RETRY_MS, -1, True, reason) for reason in REASONS}
+"""The degraded answer that denies, for each reason."""
+
+
+def degraded_answer(reason: str, fails_closed: bool) -> Answer:
+    """Return the answer to a check without a decision of the store.
+
+    Args:
+        reason: One of :data:`REASONS`.
+        fails_closed: Whether the check asked for a denial.
+
+    >>> degraded_answer(DEADLINE, False).allowed, degraded_answer(DEADLINE, True).allowed
+    (True, False)
+    """
+    return FAIL_CLOSED[reason] if fails_closed else FAIL_OPEN[reason]
+
+
+def fails_closed(on_unavailable: str, field: str = "on_unavailable") -> bool:
+    """Return whether *on_unavailable* asks for a denial.
+
+    Raises:
+        InvalidInput: It is neither ``allow`` nor ``deny``; names the *field*.
+    """
+    if on_unavailable == ALLOW:
+        return False
+    if on_unavailable == DENY:
+        return True
+    raise InvalidInput(field, f"not allow or deny, got {on_unavailable!r}", "use allow or deny")
 
 
 class Deadlines:

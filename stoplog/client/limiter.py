@@ -17,6 +17,7 @@ from stoplog.client.batcher import Batcher
 from stoplog.client.cluster_status import STATES, ProcessState, Readiness, Status, count_by_role, merge_status
 from stoplog.client.deny_cache import PROOF_S
 from stoplog.client.engine import Engine, NotStarted, OtherPartitionCount, wall_ms
+from stoplog.client.fail_open import OnUnavailable, fails_closed
 from stoplog.client.instrumentation import load_instrumentation
 from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.metrics import Metrics
@@ -151,34 +152,62 @@ class Limiter:
 
     # --- checks -----------------------------------------------------------------------------
 
-    async def check(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> Answer:
+    async def check(
+        self,
+        client: str,
+        cost: int = 1,
+        *,
+        plan: str = "",
+        resource: str = "",
+        on_unavailable: OnUnavailable = "allow",
+    ) -> Answer:
         """Spend *cost* if *client*'s limits allow it. A cost of 0 spends nothing.
 
+        Args:
+            client: Id of the client.
+            cost: Requests to charge.
+            plan: Plan whose limits apply if the client has none of its own; empty for none.
+            resource: Resource with limits and counters of its own; empty for none.
+            on_unavailable: ``deny`` makes the check fail closed: if the store does not decide it in time, it
+                is denied. The check may still be counted. By default, it fails open.
+
         Raises:
-            InvalidInput: An id or the cost is invalid; nothing was published.
+            InvalidInput: An id, the cost or *on_unavailable* is invalid; nothing was published.
         """
         check = Check(client, cost, plan, resource)
         _validate(check)
-        pending = self._batcher.ask(check)
+        pending = self._batcher.ask(check, fails_closed(on_unavailable))
         return pending if isinstance(pending, Answer) else answer_of(await pending)
 
-    def ask(self, check: Check) -> PendingAnswer:
-        """Return the answer to a check that is known to be valid, or a future for it. Do not wait."""
-        return self._batcher.ask(check)
+    def ask(self, check: Check, fails_closed: bool = False) -> PendingAnswer:
+        """Return the answer to a check that is known to be valid, or a future for it. Do not wait.
 
-    async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
+        Args:
+            check: The check.
+            fails_closed: Deny the check if the store does not decide it; by default, allow it.
+        """
+        return self._batcher.ask(check, fails_closed)
+
+    async def check_many(
+        self, checks: Sequence[Check], *, on_unavailable: OnUnavailable | Sequence[OnUnavailable] = "allow"
+    ) -> list[Answer]:
         """Check a list of any length. The answers have the same order.
 
+        Args:
+            checks: The checks.
+            on_unavailable: As in :meth:`check`, for all checks, or a sequence with one value for each.
+
         Raises:
-            InvalidInput: An id or a cost is invalid. The error names the first one, for example
-                ``checks[3].client_id``; nothing was published.
+            InvalidInput: An id, a cost or *on_unavailable* is invalid. The error names the first one, for
+                example ``checks[3].client_id``; nothing was published.
         """
+        closed = _each_fails_closed(on_unavailable, len(checks))
         for index, check in enumerate(checks):
             try:
                 _validate(check)
             except InvalidInput as exc:
                 raise exc.within(f"checks[{index}].") from None
-        pending = [self.ask(check) for check in checks]
+        pending = [self.ask(*asked) for asked in zip(checks, closed, strict=True)]
         return [one if isinstance(one, Answer) else answer_of(await one) for one in pending]
 
     async def publish(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> None:
@@ -307,6 +336,15 @@ class Limiter:
         """Return once there is a :attr:`failure`. The program should then start a new process."""
         while self.failure is None:
             await self._engine.failed.wait()
+
+
+def _each_fails_closed(on_unavailable: OnUnavailable | Sequence[OnUnavailable], checks: int) -> list[bool]:
+    if isinstance(on_unavailable, str):
+        return [fails_closed(on_unavailable)] * checks
+    if len(on_unavailable) != checks:
+        remedy = "give one value, or one for each check"
+        raise InvalidInput("on_unavailable", f"{len(on_unavailable)} values for {checks} checks", remedy)
+    return [fails_closed(one) for one in on_unavailable]
 
 
 def _validate(check: Check) -> None:

@@ -10,7 +10,8 @@ name                                      type       label    what
 ``stoplog_checks_allowed_total``          counter             allowed by the store
 ``stoplog_checks_rejected_total``         counter             denied by the store or by the deny cache
 ``stoplog_checks_invalid_total``          counter             refused by a worker; nothing was charged
-``stoplog_checks_degraded_total``         counter    reason   failed open: no decision of the store
+``stoplog_checks_degraded_total``         counter    reason   failed open: allowed without a decision
+``stoplog_checks_failed_closed_total``    counter    reason   failed closed: denied without a decision
 ``stoplog_checks_published_total``        counter             published without waiting for an answer
 ``stoplog_checks_uncounted_total``        counter             not published, so counted nowhere; at most
 ``stoplog_check_duration_seconds``        histogram           from call to answer, degraded ones included
@@ -109,6 +110,9 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.received = self.allowed = self.rejected = self.invalid = self.published = 0
         self.degraded = dict.fromkeys(REASONS, 0)
+        """Checks that failed open, by reason."""
+        self.failed_closed = dict.fromkeys(REASONS, 0)
+        """Checks that failed closed, by reason."""
         self.second_replies = dict.fromkeys(("same", "different", "unknown"), 0)
         self.uncounted = self.late = self.publish_failures = self.divergence = 0
         self.deny_hits = self.deny_stores = self.deny_entries = self.deny_unlogged = 0
@@ -127,8 +131,15 @@ class Metrics(Collector):
 
     @property
     def failed_open(self) -> int:
-        """Checks answered degraded, for whatever reason."""
+        """Checks allowed without a decision of the store, for whatever reason."""
         return sum(self.degraded.values())
+
+    def count_degraded(self, reason: str, fails_closed: bool, checks: int = 1) -> None:
+        """Count *checks* without a decision of the store, which failed open or closed for *reason*."""
+        if fails_closed:
+            self.failed_closed[reason] += checks
+        else:
+            self.degraded[reason] += checks
 
     def render(self) -> bytes:
         """Return the page of ``/metrics``. Its type is :data:`CONTENT_TYPE`."""
@@ -182,10 +193,15 @@ class Metrics(Collector):
         )
         for answers, count in self.second_replies.items():
             second.add_metric([answers], count)
+        closed = CounterMetricFamily(
+            "stoplog_checks_failed_closed", "Checks that failed closed", labels=["reason"]
+        )
+        for reason, count in self.failed_closed.items():
+            closed.add_metric([reason], count)
         nodes = GaugeMetricFamily("stoplog_nodes", "Nodes with a heartbeat in the last 10 s", labels=["role"])
         for role, count in self.nodes().items():
             nodes.add_metric([role], count)
         store = GaugeMetricFamily("stoplog_store_state", "1 for the state of the store", labels=["state"])
         for state, holds in self.store().items():
             store.add_metric([state], holds)
-        yield from (degraded, second, nodes, store)
+        yield from (degraded, closed, second, nodes, store)

@@ -232,7 +232,7 @@ class PartitionQueue:
             self._on_miss(batch, DEADLINE)
         else:
             # The batch before it has its deadline in this very moment, or the loop has come late to it.
-            batch.fail_open(DEADLINE, self._metrics, self._clock())
+            batch.degrade(DEADLINE, self._metrics, self._clock())
             self._remove_unsent(batch)
             self._send_without_slot(batch)
 
@@ -242,7 +242,7 @@ class PartitionQueue:
         self._on_miss(batch, UNPUBLISHED)
 
     def _on_miss(self, batch: PendingBatch, reason: str) -> None:
-        batch.fail_open(reason, self._metrics, self._clock())
+        batch.degrade(reason, self._metrics, self._clock())
         if self.slot is not batch:
             return  # sent while the breaker was open: the miss is no news
         self.slot = None
@@ -268,10 +268,10 @@ class PartitionQueue:
         self._mode.on_breaker_open(self.index, why)
         now, reason = self._clock(), self.breaker.state
         if self.slot is not None:  # stays in flight without the slot: its reply may close the breaker
-            self.slot.fail_open(reason, self._metrics, now)
+            self.slot.degrade(reason, self._metrics, now)
             self.slot = None
         while (batch := self._pop()) is not None:
-            batch.fail_open(reason, self._metrics, now)
+            batch.degrade(reason, self._metrics, now)
             self._send_without_slot(batch)
 
     def _on_breaker_closed(self) -> None:

@@ -7,7 +7,7 @@ from asyncio import Future, TimerHandle
 from typing import Final
 
 from stoplog.client.answer import Outcome, from_decision
-from stoplog.client.fail_open import FAIL_OPEN, REJECTED_BATCH, REPLAYED
+from stoplog.client.fail_open import REJECTED_BATCH, REPLAYED, degraded_answer
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.errors import InvalidInput
@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 MAX_BYTES: Final = 900 * 1024
 """Upper bound of a batch's :attr:`PendingBatch.size`. A record of ``checks`` may have 1 MiB, and librdkafka
 sends at most 1,000,000 bytes."""
+
+_NONE: Final[set[Future[Outcome]]] = set()
+"""Stays empty, and saves a set for each batch whose checks all fail open."""
 
 
 class PendingBatch:
@@ -34,7 +37,17 @@ class PendingBatch:
         timer: The timer of the deadline, or of the end of gathering; ``None`` if none runs.
     """
 
-    __slots__ = ("_asked", "checks", "futures", "number", "partition", "sent_at", "size", "timer")
+    __slots__ = (
+        "_asked",
+        "_fail_closed",
+        "checks",
+        "futures",
+        "number",
+        "partition",
+        "sent_at",
+        "size",
+        "timer",
+    )
 
     def __init__(self, number: int, partition: int) -> None:
         self.number = number
@@ -45,6 +58,7 @@ class PendingBatch:
         self.sent_at = 0.0
         self.timer: TimerHandle | None = None
         self._asked: list[tuple[float, int]] = []  # time of each turn of the loop, index of its first future
+        self._fail_closed: set[Future[Outcome]] = _NONE
 
     def add(self, check: Check, future: Future[Outcome] | None, asked_at: float) -> bool:
         """Append *check* if it fits. Return whether it did.
@@ -66,6 +80,12 @@ class PendingBatch:
         self.checks.append(check)
         return True
 
+    def fail_closed(self, future: Future[Outcome]) -> None:
+        """Have the check of *future*, which was added, fail closed if the store does not decide it."""
+        if self._fail_closed is _NONE:
+            self._fail_closed = set()
+        self._fail_closed.add(future)
+
     def cancel_timer(self) -> None:
         """Cancel the timer, if one runs."""
         if self.timer is not None:
@@ -85,9 +105,9 @@ class PendingBatch:
                     why,
                     REJECTED_BATCH,
                 )
-            self.fail_open(REJECTED_BATCH, metrics, now)
+            self.degrade(REJECTED_BATCH, metrics, now)
             return
-        allowed = rejected = replayed = invalid = 0
+        allowed = rejected = invalid = 0
         for future, check, decision in zip(self.futures, self.checks, reply.answers, strict=True):
             outcome: Outcome
             if type(decision) is Decision:
@@ -98,8 +118,9 @@ class PendingBatch:
                     rejections.add(check.client)
                 outcome = from_decision(decision)
             elif decision is None:
-                replayed += 1
-                outcome = FAIL_OPEN[REPLAYED]
+                fails_closed = future in self._fail_closed
+                outcome = degraded_answer(REPLAYED, fails_closed)
+                metrics.count_degraded(REPLAYED, fails_closed)
             else:
                 invalid += 1
                 outcome = InvalidInput("client_id", str(decision), "correct the check, then send it again")
@@ -107,17 +128,17 @@ class PendingBatch:
                 future.set_result(outcome)
         metrics.allowed += allowed
         metrics.rejected += rejected
-        metrics.degraded[REPLAYED] += replayed
         metrics.invalid += invalid
         self._release_futures(metrics, now)
 
-    def fail_open(self, reason: str, metrics: Metrics, now: float) -> None:
-        """Resolve every future that still waits with the degraded answer for *reason*."""
-        answer = FAIL_OPEN[reason]
+    def degrade(self, reason: str, metrics: Metrics, now: float) -> None:
+        """Resolve every future that still waits with its degraded answer for *reason*."""
+        fail_closed = self._fail_closed
         for future in self.futures:
             if not future.done():
-                future.set_result(answer)
-        metrics.degraded[reason] += len(self.futures)
+                future.set_result(degraded_answer(reason, future in fail_closed))
+        metrics.count_degraded(reason, False, len(self.futures) - len(fail_closed))
+        metrics.count_degraded(reason, True, len(fail_closed))
         self._release_futures(metrics, now)
 
     def _release_futures(self, metrics: Metrics, now: float) -> None:
@@ -128,3 +149,4 @@ class PendingBatch:
             left = first
         self._asked.clear()
         self.futures.clear()
+        self._fail_closed = _NONE

@@ -26,7 +26,8 @@ class LatencyBucket(msgspec.Struct, frozen=True):
 class Traffic(msgspec.Struct, frozen=True):
     """Counts since the gateway started. For a rate, divide the difference of two by that of their `at_ms`.
 
-    `degraded` checks failed open. `uncounted` checks could not be published, so no client's counter has them.
+    `degraded` checks failed open, `failed_closed` checks failed closed. `uncounted` checks could not be
+    published, so no client's counter has them.
     `latency` is the time from call to answer, degraded answers included.
     """
 
@@ -39,6 +40,7 @@ class Traffic(msgspec.Struct, frozen=True):
     uncounted: int
     in_flight: int
     latency: list[LatencyBucket]
+    failed_closed: int = 0
 
 
 def traffic(metrics: Metrics, at_ms: int) -> Traffic:
@@ -61,4 +63,5 @@ def traffic(metrics: Metrics, at_ms: int) -> Traffic:
         uncounted=totals["stoplog_checks_uncounted_total"],
         in_flight=totals["stoplog_checks_in_flight"],
         latency=[LatencyBucket(None if le == inf else le * 1_000, buckets[le]) for le in sorted(buckets)],
+        failed_closed=totals["stoplog_checks_failed_closed_total"],
     )

@@ -11,7 +11,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-field_names = st.sampled_from(["client_id", "cost", "plan", "resource"]) | st.text()
+field_names = st.sampled_from(["client_id", "cost", "plan", "resource", "on_unavailable"]) | st.text()
 check_bodies = (
     st.binary()
     | json_values.map(lambda value: json.dumps(value).encode())

@@ -9,6 +9,7 @@ from typing import Self
 
 from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Readiness, Status
+from stoplog.client.fail_open import OnUnavailable, fails_closed
 from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, LimitsPage, StoredLimit
 from stoplog.client.metrics import Metrics
@@ -31,6 +32,7 @@ class FakeLimiter(Limiter):
         self.metrics = Metrics()
         self._running = False
         self.checks: list[Check] = []
+        self.fail_closed: list[bool] = []
         self.stored: dict[UpdateKey, Policy] = {}
         self.changes: list[UpdateKey] = []
         self.answer = ALLOWED
@@ -55,17 +57,30 @@ class FakeLimiter(Limiter):
     async def until_failure(self) -> None:
         await asyncio.Event().wait()
 
-    def ask(self, check: Check) -> Answer:
+    def ask(self, check: Check, fails_closed: bool = False) -> Answer:
         self._fail()
         self.checks.append(check)
+        self.fail_closed.append(fails_closed)
         return self.answer
 
-    async def check(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> Answer:
-        return self.ask(Check(client, cost, plan, resource))
+    async def check(
+        self,
+        client: str,
+        cost: int = 1,
+        *,
+        plan: str = "",
+        resource: str = "",
+        on_unavailable: OnUnavailable = "allow",
+    ) -> Answer:
+        return self.ask(Check(client, cost, plan, resource), fails_closed(on_unavailable))
 
-    async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
+    async def check_many(
+        self, checks: Sequence[Check], *, on_unavailable: OnUnavailable | Sequence[OnUnavailable] = "allow"
+    ) -> list[Answer]:
         self._fail()
         self.checks.extend(checks)
+        each = [on_unavailable] * len(checks) if isinstance(on_unavailable, str) else on_unavailable
+        self.fail_closed += [one == "deny" for one in each]
         return [Answer(True, 100, 99 - i, 60_000, 0, -1) for i in range(len(checks))]
 
     async def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:

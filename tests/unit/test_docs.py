@@ -156,7 +156,7 @@ def test_mapping_shown_for_envoy_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "mapping.yaml"
     file.write_text(block.text)
     target = load_mapping(file).resolve("edge", [("api_key", "k"), ("tier", "gold"), ("path", "/")])
-    assert target == ("k", "gold", "/")
+    assert target == ("k", "gold", "/", "allow")
 
 
 def test_check_shown_for_producers_is_accepted() -> None:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from stoplog.client.fail_open import OnUnavailable
 from stoplog_gateway.cli import completion
 from stoplog_gateway.cli.formatting import failed_open, printable
 from stoplog_gateway.cli.http_client import DEFAULT_URL, Url, call, segment
@@ -37,7 +38,10 @@ def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     app.command(
         epilog=examples(
-            "stoplog check alice", "stoplog check alice --cost 0", "stoplog check bob --plan free"
+            "stoplog check alice",
+            "stoplog check alice --cost 0",
+            "stoplog check bob --plan free",
+            "stoplog check carol --resource login --on-unavailable deny",
         )
     )(check)
     app.command(epilog=examples("stoplog reset alice", "stoplog reset alice --resource login"))(reset)
@@ -56,11 +60,23 @@ def check(
         ),
     ] = None,
     resource: ResourceOption = None,
+    on_unavailable: Annotated[
+        OnUnavailable | None,
+        typer.Option(
+            help="Answer if the store does not decide in time. By default, allow.", show_default=False
+        ),
+    ] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Count one request, or more, against a client's limits. Exit status 1: denied."""
-    body = {"client_id": client, "cost": cost, "plan": plan, "resource": resource}
+    body = {
+        "client_id": client,
+        "cost": cost,
+        "plan": plan,
+        "resource": resource,
+        "on_unavailable": on_unavailable,
+    }
     answer = call(url, "POST", "/v1/check", body={k: v for k, v in body.items() if v is not None})
     if as_json:
         print_json(answer)
@@ -73,7 +89,7 @@ def check(
 def _sentence(answer: dict[str, Any]) -> Text:
     if answer.get("degraded"):
         why = " without the store (degraded): the limit is not known"
-        return Text.assemble(("allowed", "yellow"), why)
+        return Text.assemble(("allowed" if answer["allowed"] else "denied", "yellow"), why)
     if answer["allowed"]:
         limited = answer.get("limit") is not None
         left = f"{answer['remaining']} of {answer['limit']} left" if limited else "unlimited"
@@ -115,7 +131,7 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     out.print(Text.assemble("mode   ", mode, _because(answer["why"])))
     if answer["mode"] != "normal":
         counts = (answer["degraded_partitions"], answer["let_through"], answer["uncounted"])
-        out.print(f"       {failed_open(*counts)}")
+        out.print(f"       {failed_open(*counts, answer.get('failed_closed', 0))}")
     out.print(printable(f"store  {answer['store']}") + _because(answer["store_why"]))
     table = Table("node", "role", "lane", "version", "partitions", "lag")
     for node in answer["nodes"]:

@@ -60,15 +60,17 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ends)
 
 
-def failed_open(partitions: list[int], checks: int, uncounted: int) -> str:
+def failed_open(partitions: list[int], checks: int, uncounted: int, closed: int) -> str:
     """Return which partitions fail open now, and how many checks have failed open so far.
 
-    >>> print(failed_open([0, 1, 3], 5_120, 7))
+    >>> print(failed_open([0, 1, 3], 5_120, 7, 0))
     failing open: partitions 0-1, 3; so far 5,120 checks, 7 of them never counted
-    >>> print(failed_open([], 5_120, 0))
-    every partition answers again; failed open so far: 5,120 checks, all of them counted later
+    >>> print(failed_open([], 120, 0, 3))
+    every partition answers again; failed open so far: 120 checks, all of them counted later; 3 failed closed
     """
     lost = f"{uncounted:,} of them never counted" if uncounted else "all of them counted later"
+    if closed:
+        lost = f"{lost}; {closed:,} failed closed"
     if partitions:
         return f"failing open: partitions {ranges(partitions)}; so far {checks:,} checks, {lost}"
     return f"every partition answers again; failed open so far: {checks:,} checks, {lost}"

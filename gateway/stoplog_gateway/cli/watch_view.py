@@ -89,7 +89,8 @@ def _mode(snapshot: Snapshot) -> list[Text]:
     if status.why:
         lines.append(Text(f"because {printable(status.why)}"))
     if not normal:
-        lines.append(Text(failed_open(status.degraded_partitions, status.let_through, status.uncounted)))
+        counts = (status.let_through, status.uncounted, status.failed_closed)
+        lines.append(Text(failed_open(status.degraded_partitions, *counts)))
     if status.store != OK and status.store_why != status.why:
         lines.append(Text(f"store {printable(status.store)}: {printable(status.store_why or '')}"))
     return lines

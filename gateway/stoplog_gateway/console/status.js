@@ -24,13 +24,14 @@ export function show(status) {
 }
 
 /** Describe the effects of degraded mode so far. */
-function degradedText({ degraded_partitions: partitions, partitions: total, let_through: checks, uncounted, processes, degraded_processes: affected }) {
+function degradedText({ degraded_partitions: partitions, partitions: total, let_through: checks, uncounted, failed_closed: closed, processes, degraded_processes: affected }) {
   const where = processes > 1 ? `${affected} of ${processes} processes of this gateway ${affected > 1 ? 'are' : 'is'} degraded. ` : '';
   const open = partitions.length
     ? `Partitions that fail open: ${ranges(partitions)} of ${total}. `
     : 'Every partition answers again. The mode becomes normal after a short wait. ';
   const lost = uncounted ? `${formatCount(uncounted)} of them could not be published and are not counted` : 'all of them were published and will be counted';
-  return `${where}${open}${formatCount(checks)} checks failed open; ${lost}.`;
+  const denied = closed ? `, ${formatCount(closed)} failed closed` : '';
+  return `${where}${open}${formatCount(checks)} checks failed open${denied}; ${lost}.`;
 }
 
 /** Show that the gateway does not answer. */

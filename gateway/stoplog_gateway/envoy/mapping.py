@@ -7,6 +7,7 @@
         plan: "{tier}"                  # ... and an entry tier
         resource: "{path}"              # ... and an entry path
       - client: "anonymous {remote_address}"
+        on_unavailable: deny            # fails closed; the default is allow
 
 If no rule matches, or without a file, the value of the first entry is the client. The other entries form the
 resource (``path=/login,method=POST``), so that different descriptors have separate counters.
@@ -25,6 +26,7 @@ from typing import Final, NamedTuple
 import msgspec
 import yaml
 
+from stoplog.client.fail_open import DENY, OnUnavailable
 from stoplog.errors import SettingsError
 from stoplog.policy import digest_id, usable_id
 
@@ -35,11 +37,12 @@ Entries = Sequence[tuple[str | bytes, str | bytes]]
 
 
 class CheckTarget(NamedTuple):
-    """Client, plan and resource, as in :class:`~stoplog.wire.checks.Check`."""
+    """Client, plan and resource, as in :class:`~stoplog.wire.checks.Check`, and whether it fails closed."""
 
     client: str
     plan: str = ""
     resource: str = ""
+    on_unavailable: OnUnavailable = "allow"
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,6 +51,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client: str
     plan: str = ""
     resource: str = ""
+    on_unavailable: OnUnavailable = "allow"
 
     @property
     def templates(self) -> tuple[str, str, str]:
@@ -57,23 +61,25 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def apply(self, values: dict[str, str]) -> CheckTarget | None:
         """Fill the templates with *values*; return ``None`` if an entry is missing."""
         try:
-            return CheckTarget(
-                *(_PLACEHOLDER.sub(lambda match: values[match[1]], template) for template in self.templates)
+            client, plan, resource = (
+                _PLACEHOLDER.sub(lambda match: values[match[1]], template) for template in self.templates
             )
         except KeyError:
             return None
+        return CheckTarget(client, plan, resource, self.on_unavailable)
 
 
 class DescriptorMapping:
     """Map descriptors by the rules of their domain.
 
-    >>> mapping = DescriptorMapping({"edge": [Rule("{user}", resource="{path}"), Rule("{address}")]})
+    >>> rules = [Rule("{user}", resource="{path}"), Rule("{address}", on_unavailable="deny")]
+    >>> mapping = DescriptorMapping({"edge": rules})
     >>> mapping.resolve("edge", [("path", "/"), ("user", "alice")])
-    CheckTarget(client='alice', plan='', resource='/')
+    CheckTarget(client='alice', plan='', resource='/', on_unavailable='allow')
     >>> mapping.resolve("edge", [("address", "192.0.2.1")])
-    CheckTarget(client='192.0.2.1', plan='', resource='')
+    CheckTarget(client='192.0.2.1', plan='', resource='', on_unavailable='deny')
     >>> mapping.resolve("other", [("user", "alice"), ("path", "/"), ("method", "GET")])
-    CheckTarget(client='alice', plan='', resource='path=/,method=GET')
+    CheckTarget(client='alice', plan='', resource='path=/,method=GET', on_unavailable='allow')
     """
 
     def __init__(self, domains: dict[str, list[Rule]] | None = None) -> None:
@@ -94,10 +100,15 @@ class DescriptorMapping:
                     usable_id(target.client),
                     target.plan and usable_id(target.plan),
                     target.resource and usable_id(target.resource),
+                    target.on_unavailable,
                 )
         (_, client), *others = texts
         resource = ",".join(f"{key}={value}" for key, value in others)
         return CheckTarget(usable_id(client), resource=resource and usable_id(resource))
+
+    def fails_closed(self, domain: str | bytes) -> bool:
+        """Return whether a rule of *domain* says ``on_unavailable: deny``."""
+        return any(rule.on_unavailable == DENY for rule in self._domains.get(_text(domain), ()))
 
 
 def load_mapping(path: Path | None) -> DescriptorMapping:

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from stoplog.errors import InvalidInput
+from stoplog.log_throttle import LogThrottle
 from stoplog_gateway.envoy import cannot_listen
 from stoplog_gateway.envoy.health import HealthService, IsReady
 from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest, RateLimitResponse
@@ -27,6 +28,8 @@ is far above the 60 KiB of header fields that Envoy accepts."""
 
 _AGE_GRACE_MS: Final = 10_000
 """Milliseconds that calls have to finish on a connection that has reached its maximum age."""
+
+_LOG_PAUSE_S: Final = 60.0
 
 ContinueTrace: TypeAlias = Callable[[Iterable[tuple[str, str | bytes]]], AbstractContextManager[None]]
 
@@ -67,6 +70,7 @@ class EnvoyServer:
         self._max_age_s = max_age_s
         self._health = HealthService(is_ready)
         self._continue_trace = continue_trace
+        self._throttle = LogThrottle(_LOG_PAUSE_S)
 
     async def __aenter__(self) -> Self:
         """Listen.
@@ -119,9 +123,15 @@ class EnvoyServer:
         try:
             return await self._service.decide(request)
         except InvalidInput as exc:
+            if (denial := self._service.denial_after_failure(request)) is not None:
+                if (suppressed := self._throttle.admit()) is not None:
+                    log.error("a call of Envoy failed closed: %s%s", exc, suppressed)
+                return denial
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         except Exception:
             log.exception("bug in %s", METHOD)
+            if (denial := self._service.denial_after_failure(request)) is not None:
+                return denial
             await _abort(context, grpc.StatusCode.INTERNAL, "the gateway has a bug; see the gateway's log")
 
 

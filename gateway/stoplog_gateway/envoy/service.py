@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from stoplog.asgi.rate_limit_headers import rate_limit_headers, reset_s
 from stoplog.client.answer import Answer
+from stoplog.client.fail_open import DENY, INTERNAL_ERROR, OnUnavailable, degraded_answer
 from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST
@@ -24,6 +25,8 @@ class RateLimitService:
     """``ShouldRateLimit``.
 
     Each descriptor is an independent check: an allowed descriptor is charged even if another one is denied.
+    A rule of the mapping may make its checks fail closed. A request that fails as a whole has no checks, so
+    it fails closed if any rule of its domain does.
 
     Args:
         limiter: Limiter that answers the checks.
@@ -36,14 +39,32 @@ class RateLimitService:
         self._mapping = mapping
         self._legacy_headers = legacy_headers
 
-    async def decide(self, request: Any) -> Any:
+    async def decide(self, request: Any, on_unavailable: OnUnavailable = "allow") -> Any:
         """Return the ``RateLimitResponse`` for a ``RateLimitRequest``.
+
+        Args:
+            request: The request.
+            on_unavailable: ``deny`` makes all its checks fail closed, whatever the mapping says.
 
         Raises:
             InvalidInput: The request has no domain or no descriptors, a descriptor has no entries, or there
                 are too many of either. Nothing was charged.
         """
-        answers = await self._limiter.check_many(self._checks(request))
+        asked = self._checks(request)
+        answers = await self._limiter.check_many(
+            [check for check, _ in asked],
+            on_unavailable=[DENY if on_unavailable == DENY else one for _, one in asked],
+        )
+        return self._response(answers)
+
+    def denial_after_failure(self, request: Any) -> Any | None:
+        """Return the denial of a *request* that failed as a whole; ``None`` if it does not fail closed."""
+        if not self._mapping.fails_closed(request.domain):
+            return None
+        self._limiter.metrics.count_degraded(INTERNAL_ERROR, True)
+        return self._response([degraded_answer(INTERNAL_ERROR, True)])
+
+    def _response(self, answers: Sequence[Answer]) -> Any:
         over = any(not answer.allowed for answer in answers)
         response = RateLimitResponse(overall_code=OVER_LIMIT if over else OK)
         for answer in answers:
@@ -52,7 +73,7 @@ class RateLimitService:
             response.response_headers_to_add.add(key=name.decode(), value=value.decode())
         return response
 
-    def _checks(self, request: Any) -> list[Check]:
+    def _checks(self, request: Any) -> list[tuple[Check, OnUnavailable]]:
         if not request.domain:
             raise InvalidInput("domain", "empty", "set it in Envoy's rate limit filter")
         if not 1 <= len(request.descriptors) <= MAX_DESCRIPTORS:
@@ -68,8 +89,9 @@ class RateLimitService:
                     f"send 1 to {MAX_ENTRIES}",
                 )
             entries = [(entry.key, entry.value) for entry in descriptor.entries]
-            client, plan, resource = self._mapping.resolve(request.domain, entries)
-            checks.append(Check(client, _cost(request, descriptor), plan, resource))
+            client, plan, resource, on_unavailable = self._mapping.resolve(request.domain, entries)
+            check = Check(client, _cost(request, descriptor), plan, resource)
+            checks.append((check, on_unavailable))
         return checks
 
 

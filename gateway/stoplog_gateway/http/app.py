@@ -20,6 +20,7 @@ from stoplog.client.traffic import Traffic
 from stoplog_gateway.envoy.mapping import load_mapping
 from stoplog_gateway.http import openapi, problems
 from stoplog_gateway.http.auth import serves_local_callers_only
+from stoplog_gateway.http.bugs import CatchBugs
 from stoplog_gateway.http.middleware import AnswerHead, OnlyLocalCallers
 from stoplog_gateway.http.routes import (
     authorize,
@@ -124,6 +125,7 @@ def create_app(settings: GatewaySettings, limiter: Limiter | None = None) -> Fas
     for router in (*_ROUTERS, console.router, docs.router, envoy_json.router):
         app.include_router(router)
     problems.install(app)
+    app.add_middleware(CatchBugs)
     if serves_local_callers_only(settings):
         app.add_middleware(OnlyLocalCallers)
     app.add_middleware(AnswerHead)

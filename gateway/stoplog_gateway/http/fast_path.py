@@ -15,13 +15,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from starlette.types import Scope
+
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import JSON, Rendered, render
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
+from stoplog.client.fail_open import DENY, OnUnavailable
 from stoplog.client.limiter import Limiter
+from stoplog.errors import InvalidInput
+from stoplog.wire.checks import Check
+from stoplog_gateway.http.bugs import answers_after_bug, render_bug
 from stoplog_gateway.http.known_heads import KnownHeads
 from stoplog_gateway.http.local_callers import foreign_field
-from stoplog_gateway.http.problems import render_bug, render_error
+from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.request_body import is_json
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 
@@ -97,10 +103,12 @@ class FastPath:
             handler(body, send)
 
     def _handle_check(self, body: bytes, send: SendResponse) -> None:
+        on_unavailable: OnUnavailable = "allow"
         try:
-            pending = self._limiter.ask(parse_check(body))
+            check, on_unavailable = parse_check(body)
+            pending = self._limiter.ask(check, on_unavailable == DENY)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
-            send(_render_failure(exc, "/v1/check"))
+            send(self._render_failed_check(exc, on_unavailable))
         else:
             if isinstance(pending, Answer):
                 self._send_answer(send, pending)
@@ -114,11 +122,21 @@ class FastPath:
             rendered = _render_failure(exc, "/v1/check")
         send(rendered)
 
+    def _render_failed_check(self, exc: Exception, on_unavailable: OnUnavailable) -> Rendered:
+        if not isinstance(exc, InvalidInput | ProblemError):
+            answers = answers_after_bug(_scope("/v1/check"), self._limiter.metrics, [on_unavailable])
+            if answers is not None:
+                return render_answer(answers[0], legacy=self._legacy_headers)
+        return _render_failure(exc, "/v1/check")
+
     def _handle_check_list(self, body: bytes, send: SendResponse) -> None:
+        parsed: list[tuple[Check, OnUnavailable]] = []
         try:
-            pending = [self._limiter.ask(check) for check in parse_checks(body)]
+            parsed = parse_checks(body)
+            ask = self._limiter.ask
+            pending = [ask(check, one == DENY) for check, one in parsed]
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
-            send(_render_failure(exc, "/v1/checks"))
+            send(self._render_failed_list(exc, [one for _, one in parsed]))
         else:
             self._send_answers(send, pending, 0)
 
@@ -137,9 +155,20 @@ class FastPath:
             rendered = _render_failure(exc, "/v1/checks")
         send(rendered)
 
+    def _render_failed_list(self, exc: Exception, on_unavailable: Sequence[OnUnavailable]) -> Rendered:
+        if not isinstance(exc, InvalidInput | ProblemError):
+            answers = answers_after_bug(_scope("/v1/checks"), self._limiter.metrics, on_unavailable)
+            if answers is not None:
+                return render(answers)
+        return _render_failure(exc, "/v1/checks")
+
 
 def _render_failure(exc: Exception, path: str) -> Rendered:
-    return render_error(exc) or render_bug({"method": "POST", "path": path})
+    return render_error(exc) or render_bug(_scope(path))
+
+
+def _scope(path: str) -> Scope:
+    return {"method": "POST", "path": path}
 
 
 def _is_plain(headers: Headers) -> bool:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from stoplog.asgi.problem import Kind, Problem, problem
+from stoplog.asgi.problem import UNAVAILABLE, Kind, Problem, problem
 from stoplog_gateway.http.problems import (
     BUG,
     BUSY,
@@ -22,7 +22,6 @@ from stoplog_gateway.http.problems import (
     NO_LIMITS,
     TOO_LARGE,
     UNAUTHORIZED,
-    UNAVAILABLE,
 )
 
 Responses = dict[int | str, dict[str, Any]]

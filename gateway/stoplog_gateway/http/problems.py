@@ -11,9 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stoplog.asgi.problem import Kind, Problem, problem
+from stoplog.asgi.problem import UNAVAILABLE, Kind, Problem, problem
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import PROBLEM, Rendered, render
 from stoplog.errors import Busy, InvalidInput, Unavailable
@@ -42,7 +41,7 @@ INVALID: Final = Kind(422, "invalid-value", "A value is invalid")
 HEAD_TOO_LARGE: Final = Kind(431, "head-too-large", "The request header is too large")
 BUG: Final = Kind(500, "internal-error", "The gateway has a bug")
 NOT_INSTALLED: Final = Kind(501, "not-installed", "The gateway lacks a required package")
-UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
+FAILED_CLOSED: Final = Kind(429, UNAVAILABLE.name, UNAVAILABLE.title)
 BUSY: Final = Kind(503, "busy", "Too many reads at once")
 TOO_MANY_CONNECTIONS: Final = Kind(503, "too-many-connections", "Too many open connections")
 NOT_READY: Final = Kind(503, "not-ready", "The gateway should receive no checks")
@@ -68,26 +67,21 @@ def render_error(exc: Exception) -> Rendered | None:
     """Return the problem response for an expected exception, and ``None`` for any other (a bug)."""
     match exc:
         case ProblemError():
-            return _render(exc.problem, exc.headers)
+            return render_problem(exc.problem, exc.headers)
         case InvalidInput():
-            return _render(problem(INVALID, f"{exc.field}: {exc.problem}", exc.field, exc.remedy))
+            return render_problem(problem(INVALID, f"{exc.field}: {exc.problem}", exc.field, exc.remedy))
         case Busy():
-            return _render(problem(BUSY, str(exc), None, _BUSY_REMEDY), [(b"retry-after", b"1")])
+            return render_problem(problem(BUSY, str(exc), None, _BUSY_REMEDY), [(b"retry-after", b"1")])
         case Unavailable():
-            return _render(
+            return render_problem(
                 problem(UNAVAILABLE, str(exc), None, "try again when /readyz?strict=1 answers 200")
             )
         case _:
             return None
 
 
-def render_bug(scope: Scope) -> Rendered:
-    """Log the exception that is being handled, a bug, and return its problem response."""
-    log.exception("bug in %s %r", scope["method"], scope["path"][:200])
-    return _render(problem(BUG, "an unexpected error occurred; the gateway's log has the traceback"))
-
-
-def _render(details: Problem, headers: Headers | None = None) -> Rendered:
+def render_problem(details: Problem, headers: Headers | None = None) -> Rendered:
+    """Return the response with a problem."""
     return render(details, details.status, headers or (), media=PROBLEM)
 
 
@@ -98,7 +92,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_routing_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_middleware(CatchBugs)
 
 
 async def _on_expected_error(_: Request, exc: Exception) -> Response:
@@ -116,7 +109,7 @@ async def _on_invalid_parameter(_: Request, exc: Exception) -> Response:
         detail, remedy = f"{name}: unknown parameter", "remove it, or check its spelling"
     else:
         detail, remedy = f"{name}: {first['msg']}", "see the parameter in /docs"
-    return RenderedResponse(_render(problem(INVALID, detail, name, remedy)))
+    return RenderedResponse(render_problem(problem(INVALID, detail, name, remedy)))
 
 
 async def _on_routing_error(request: Request, exc: Exception) -> Response:
@@ -126,9 +119,9 @@ async def _on_routing_error(request: Request, exc: Exception) -> Response:
         # Each method is a route of its own. The framework would name the methods of the first route only.
         allowed = ", ".join(_methods_of(request))
         details = problem(METHOD, f"{request.method} {path}", "method", f"use {allowed}")
-        return RenderedResponse(_render(details, [(b"allow", allowed.encode())]))
+        return RenderedResponse(render_problem(details, [(b"allow", allowed.encode())]))
     details = problem(NOT_FOUND, f"no route {path}", "path", "see /docs for all routes")
-    return RenderedResponse(_render(details))
+    return RenderedResponse(render_problem(details))
 
 
 def _methods_of(request: Request) -> list[str]:
@@ -142,32 +135,3 @@ def _methods_of(request: Request) -> list[str]:
 
 async def _on_disconnect(_: Request, __: Exception) -> Response:
     return Response(status_code=400)  # no one receives it: the client has disconnected
-
-
-class CatchBugs:
-    """Turn an unexpected exception into one log entry and a 500 response without internals.
-
-    The framework's own handler re-raises the exception, so that the server would log it a second time.
-    Therefore, this middleware runs inside it.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the application, and handle an exception that it does not handle."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        started = False
-
-        async def send_and_record(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_and_record)
-        except Exception:
-            if started:  # too late for another response: the server logs it and closes the connection
-                raise
-            await RenderedResponse(render_bug(scope))(scope, receive, send)

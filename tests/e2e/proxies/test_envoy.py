@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from stoplog_gateway.ports import free_port
 
-from tests.support.broker import CHECKOUT
-from tests.support.programs import path_of
-from tests.support.proxied import Proxied, running_proxy
-from tests.support.system import Gateway, Process, System, eventually
-from tests.support.upstream import upstream
+from tests.support.proxied import Proxied
+from tests.support.proxies import running_envoy
+from tests.support.system import System, eventually
 
 pytestmark = pytest.mark.needs("envoy")
-
-EXAMPLES = CHECKOUT / "docker" / "envoy"
-
-
-def configuration(example: str, folder: Path, *, ports: dict[int, int]) -> Path:
-    """Write the example with other *ports* and longer timeouts; return its path."""
-    text = (EXAMPLES / example).read_text()
-    changes = {f"port_value: {there}}}": f"port_value: {here}}}" for there, here in ports.items()}
-    for there, here in (changes | {" timeout: 0.5s\n": " timeout: 30s\n"}).items():
-        assert text.count(there) == 1
-        text = text.replace(there, here)
-    config = folder / example
-    config.write_text(text)
-    return config
-
-
-@contextmanager
-def running_envoy(example: str, folder: Path, gateway: Gateway, stoplog: dict[int, int]) -> Iterator[Proxied]:
-    """Run Envoy with *example* and *gateway*. *stoplog* maps the port in the example to the real port."""
-    port = free_port()
-    with upstream() as app:
-        config = configuration(example, folder, ports={10000: port, 3000: app.server_port} | stoplog)
-        options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
-        envoy = Process(
-            "envoy", [path_of("envoy"), "-c", str(config), *options], env={}, log=folder / "envoy.log"
-        )
-        with running_proxy(envoy, port, gateway, app) as running:
-            yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,55 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from stoplog_gateway.ports import free_port
 
-from tests.support.broker import CHECKOUT
-from tests.support.programs import path_of
-from tests.support.proxied import Proxied, running_proxy
-from tests.support.system import Process, System, eventually
-from tests.support.upstream import upstream
+from tests.support.proxied import Proxied
+from tests.support.proxies import running_nginx
+from tests.support.system import System, eventually
 
 pytestmark = pytest.mark.needs("nginx")
-
-CONFIG = CHECKOUT / "docker" / "nginx" / "nginx.conf"
-
-
-def configuration(folder: Path, *, listen: int, stoplog: int, app: int) -> Path:
-    """Write the example with these ports, longer timeouts, and its files in *folder*; return its path."""
-    text, patience = re.subn(r"(?<=_timeout )\d+ms;", "30s;", CONFIG.read_text())
-    assert patience == 2
-    for port, ours in ((8000, listen), (8080, stoplog), (3000, app)):
-        assert text.count(f"127.0.0.1:{port};") == 1
-        text = text.replace(f"127.0.0.1:{port};", f"127.0.0.1:{ours};")
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
-    config = folder / "nginx.conf"
-    config.write_text(text.replace("http {", f"http {{\naccess_log off;\n{temporary}"))
-    return config
 
 
 @pytest.fixture(scope="module")
 def proxied(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    folder = tmp_path_factory.mktemp("nginx")
-    port = free_port()
     gateway = system.add_gateway(deadline_ms=20_000)
     eventually("the gateway is ready", gateway.ready, on_failure=system.logs)
-    with upstream() as app:
-        config = configuration(folder, listen=port, stoplog=gateway.port, app=app.server_port)
-        options = f"daemon off; pid {folder}/nginx.pid;"
-        nginx = Process(
-            "nginx",
-            [path_of("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(config), "-g", options],
-            env={},
-            log=folder / "nginx.log",
-        )
-        with running_proxy(nginx, port, gateway, app) as running:
-            yield running
+    with running_nginx(tmp_path_factory.mktemp("nginx"), gateway) as running:
+        yield running
 
 
 def test_nginx_beyond_limit_answers_429(proxied: Proxied) -> None:

@@ -16,13 +16,15 @@ from stoplog.asgi.denial import denial_text
 from stoplog.asgi.problem import RATE_LIMITED
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
 from stoplog.client.answer import Answer
-from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN
+from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN, OnUnavailable
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST, check_id
 from stoplog_gateway.http import openapi
+from stoplog_gateway.http.bugs import render_failed_closed
+from stoplog_gateway.http.failing_closed import ProxyOnUnavailable
 from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, LimiterDep, require_utf8
-from stoplog_gateway.http.problems import INVALID, NO_CLIENT, ProblemError
-from stoplog_gateway.http.responses import respond
+from stoplog_gateway.http.problems import FAILED_CLOSED, INVALID, NO_CLIENT, ProblemError
+from stoplog_gateway.http.responses import RenderedResponse, respond
 from stoplog_gateway.http.routes.check import HEADERS
 from stoplog_gateway.settings import GatewaySettings
 
@@ -34,6 +36,11 @@ class AuthorizeQuery(CheckQuery):
     """Query of the URL in the proxy's configuration. A client's own query never reaches this route."""
 
     cost: int = Field(1, ge=0, le=MAX_COST, description="Cost to charge; 0 charges nothing.")
+    unavailable: OnUnavailable = Field(
+        "allow",
+        description="Answer to a check that the store does not decide in time: `allow` fails open, `deny` "
+        "fails closed. The header field `Stoplog-Unavailable` has the same effect.",
+    )
 
 
 async def _client(request: Request) -> str:
@@ -72,6 +79,13 @@ _HEADER: Final = {
     "description": "Client id, in UTF-8. `STOPLOG_CLIENT_HEADER` sets another header field.",
     "schema": {"type": "string", "examples": ["alice"]},
 }
+_UNAVAILABLE_HEADER: Final = {
+    "name": "Stoplog-Unavailable",
+    "in": "header",
+    "required": False,
+    "description": "As `unavailable`, for proxies that replace the query. `deny` in one of them is enough.",
+    "schema": {"type": "string", "enum": ["allow", "deny"], "default": "allow", "examples": ["deny"]},
+}
 
 router = APIRouter(
     tags=["checks"],
@@ -93,6 +107,7 @@ router = APIRouter(
         ),
         **openapi.failures(
             (RATE_LIMITED, "the limit of 100 is used up", None, "try again in 12 s"),
+            (FAILED_CLOSED, "the store did not decide the check (deadline)", None, "try again in 1 s"),
             (
                 NO_CLIENT,
                 "X-Client-Id is missing",
@@ -102,28 +117,44 @@ router = APIRouter(
             (INVALID, "cost: out of bounds", "cost", "use 0 to 1,000,000; 0 only looks"),
         ),
     },
-    openapi_extra={"parameters": [_HEADER]},
+    openapi_extra={"parameters": [_HEADER, _UNAVAILABLE_HEADER]},
 )
 async def authorize(
-    client: Client, query: Annotated[AuthorizeQuery, Query()], limiter: LimiterDep, legacy: LegacyHeaders
+    client: Client,
+    query: Annotated[AuthorizeQuery, Query()],
+    on_unavailable: ProxyOnUnavailable,
+    limiter: LimiterDep,
+    legacy: LegacyHeaders,
 ) -> Response:
     """Charge `cost` to the client in the header field `X-Client-Id` (or that of `STOPLOG_CLIENT_HEADER`).
 
     The status is 200 if all limits allow the request, or if the check fails open because the store does not
-    answer in time. Otherwise it is 429. The route accepts every method and every path below it. Below it, the
-    query is ignored.
+    answer in time. Otherwise it is 429. With `unavailable=deny`, the check fails closed, also with 429. The
+    route accepts every method and every path below it. Below it, the query is ignored.
     """
-    return await _authorize(client, query, limiter, legacy)
+    return await _authorize(client, query, on_unavailable, limiter, legacy)
 
 
 @router.api_route("/v1/authorize/{path:id}", methods=_ANY_METHOD, include_in_schema=False)
-async def authorize_below(client: Client, limiter: LimiterDep, legacy: LegacyHeaders) -> Response:
+async def authorize_below(
+    client: Client, on_unavailable: ProxyOnUnavailable, limiter: LimiterDep, legacy: LegacyHeaders
+) -> Response:
     """Handle a URL to which the proxy appended the original path. Its query is the client's: ignore it."""
-    return await _authorize(client, AuthorizeQuery(), limiter, legacy)
+    return await _authorize(client, AuthorizeQuery(), on_unavailable, limiter, legacy)
 
 
-async def _authorize(client: str, query: AuthorizeQuery, limiter: LimiterDep, legacy: bool) -> Response:
-    answer = await limiter.check(client, query.cost, plan=query.plan or "", resource=query.resource or "")
+async def _authorize(
+    client: str, query: AuthorizeQuery, on_unavailable: OnUnavailable, limiter: LimiterDep, legacy: bool
+) -> Response:
+    answer = await limiter.check(
+        client,
+        query.cost,
+        plan=query.plan or "",
+        resource=query.resource or "",
+        on_unavailable=on_unavailable,
+    )
+    if answer.degraded and not answer.allowed:
+        return RenderedResponse(render_failed_closed(answer))
     headers = [_NO_STORE, *rate_limit_headers(answer, legacy=legacy)]
     if answer.allowed:
         return respond(answer, extra=headers)

@@ -9,17 +9,18 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
 from stoplog.asgi.responses import Rendered, render
 from stoplog.client.answer import Answer
-from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN
+from stoplog.client.fail_open import BREAKER_OPEN, DEADLINE, FAIL_CLOSED, FAIL_OPEN, OnUnavailable
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST, MAX_ID_BYTES, check_cost, check_id
 from stoplog.wire.checks import MAX_BATCH, Check
 from stoplog_gateway.http import openapi
+from stoplog_gateway.http.bugs import answers_after_bug
 from stoplog_gateway.http.params import LegacyHeaders, LimiterDep
 from stoplog_gateway.http.problems import INVALID
 from stoplog_gateway.http.request_body import JsonBody, JsonListBody, decode
@@ -44,24 +45,32 @@ class CheckRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=
     ] = 1
     plan: Annotated[str | None, _id("Plan whose limits apply if the client has no limits of its own.")] = None
     resource: Annotated[str | None, _id("Resource with separate limits and counters.")] = None
+    on_unavailable: Annotated[
+        OnUnavailable,
+        msgspec.Meta(
+            description="Answer to a check that the store does not decide in time: `allow` fails open, "
+            "`deny` fails closed. Such a check may still be counted."
+        ),
+    ] = "allow"
 
 
 _check_decoder: Final = msgspec.json.Decoder(CheckRequest)
 _list_decoder: Final = msgspec.json.Decoder(list[CheckRequest])
 
 
-def parse_check(body: bytes) -> Check:
-    """Parse the body of one check.
+def parse_check(body: bytes) -> tuple[Check, OnUnavailable]:
+    """Parse the body of one check. Return the check, and its ``on_unavailable``.
 
     Raises:
         ProblemError: 400, the body is not JSON.
         InvalidInput: A value is invalid; names the field.
     """
-    return _validated(decode(_check_decoder, body))
+    request = decode(_check_decoder, body)
+    return _validated(request), request.on_unavailable
 
 
-def parse_checks(body: bytes) -> list[Check]:
-    """Parse a list of checks.
+def parse_checks(body: bytes) -> list[tuple[Check, OnUnavailable]]:
+    """Parse a list of checks, each with its ``on_unavailable``.
 
     Raises:
         ProblemError: 400, the body is not JSON.
@@ -73,7 +82,7 @@ def parse_checks(body: bytes) -> list[Check]:
     checks = []
     for i, request in enumerate(requests):
         try:
-            checks.append(_validated(request))
+            checks.append((_validated(request), request.on_unavailable))
         except InvalidInput as exc:
             raise exc.within(f"[{i}].") from None
     return checks
@@ -99,11 +108,17 @@ def render_answer(answer: Answer, *, legacy: bool) -> Rendered:
 
 _ALLOWED: Final = Answer(True, 100, 99, 60_000, 0, -1)
 _DENIED: Final = Answer(False, 100, 0, 60_000, 12_000, 41)
-_EXAMPLES: Final = {"allowed": _ALLOWED, "denied": _DENIED, "degraded": FAIL_OPEN[BREAKER_OPEN]}
+_EXAMPLES: Final = {
+    "allowed": _ALLOWED,
+    "denied": _DENIED,
+    "failed_open": FAIL_OPEN[BREAKER_OPEN],
+    "failed_closed": FAIL_CLOSED[DEADLINE],
+}
 HEADERS: Final = {
     "RateLimit-Policy": '`"default";q=100`: the limit closest to exhaustion. Absent if no limit applies.',
     "RateLimit": '`"default";r=99;t=60`: remaining cost, and seconds until the limit is fully restored.',
-    "Retry-After": "Seconds until the same check is allowed. Only on a denial that waiting can resolve.",
+    "Retry-After": "Seconds until the same check is allowed. Only on a denial that waiting can resolve. 1 if "
+    "the check failed closed.",
 }
 
 
@@ -125,17 +140,29 @@ router = APIRouter(tags=["checks"], default_response_class=Response)
             "simple": {"client_id": "alice"},
             "full": {"client_id": "alice", "cost": 3, "plan": "free", "resource": "POST /orders"},
             "peek": {"client_id": "alice", "cost": 0},
+            "login": {"client_id": "alice", "resource": "login", "on_unavailable": "deny"},
         },
     ),
 )
-async def check(body: JsonBody, limiter: LimiterDep, legacy: LegacyHeaders) -> Response:
+async def check(request: Request, body: JsonBody, limiter: LimiterDep, legacy: LegacyHeaders) -> Response:
     """Charge `cost` to the client if all its limits allow it; otherwise charge nothing.
 
     A denial has the status 200 and `allowed: false`. If the store does not answer within the deadline, the
-    check fails open: it is allowed with `degraded: true`, and `reason` states the cause.
+    check fails open: it is allowed with `degraded: true`, and `reason` states the cause. With
+    `"on_unavailable": "deny"` it fails closed: it is denied, with the same two fields.
     """
-    parsed = parse_check(body)
-    answer = await limiter.check(parsed.client, parsed.cost, plan=parsed.plan, resource=parsed.resource)
+    check, on_unavailable = parse_check(body)
+    try:
+        answer = await limiter.check(
+            check.client, check.cost, plan=check.plan, resource=check.resource, on_unavailable=on_unavailable
+        )
+    except InvalidInput:
+        raise
+    except Exception:
+        answers = answers_after_bug(request.scope, limiter.metrics, [on_unavailable])
+        if answers is None:
+            raise
+        [answer] = answers
     return RenderedResponse(render_answer(answer, legacy=legacy))
 
 
@@ -156,6 +183,17 @@ async def check(body: JsonBody, limiter: LimiterDep, legacy: LegacyHeaders) -> R
         {"two": [{"client_id": "alice"}, {"client_id": "bob", "cost": 2, "resource": "login"}]},
     ),
 )
-async def check_list(body: JsonListBody, limiter: LimiterDep) -> Response:
+async def check_list(request: Request, body: JsonListBody, limiter: LimiterDep) -> Response:
     """Decide up to 10,000 checks independently. One invalid check makes the request fail as a whole."""
-    return respond(await limiter.check_many(parse_checks(body)))
+    parsed = parse_checks(body)
+    on_unavailable = [one for _, one in parsed]
+    try:
+        answers = await limiter.check_many([check for check, _ in parsed], on_unavailable=on_unavailable)
+    except InvalidInput:
+        raise
+    except Exception:
+        degraded = answers_after_bug(request.scope, limiter.metrics, on_unavailable)
+        if degraded is None:
+            raise
+        answers = degraded
+    return respond(answers)

@@ -8,12 +8,13 @@ import msgspec
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
+from stoplog.asgi.problem import UNAVAILABLE
 from stoplog.client.top_rejected import ENTRIES, SLICE_S, SLICES, Rejected
 from stoplog.wire.replies import WindowUse
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.auth import require_admin
 from stoplog_gateway.http.params import CheckQuery, ClientId, LimiterDep, Resource, require_utf8
-from stoplog_gateway.http.problems import BUSY, UNAVAILABLE
+from stoplog_gateway.http.problems import BUSY
 from stoplog_gateway.http.responses import respond
 
 

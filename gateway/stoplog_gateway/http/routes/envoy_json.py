@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -10,17 +11,24 @@ from starlette.responses import Response
 from stoplog.asgi.responses import JSON, Rendered
 from stoplog.errors import InvalidInput, SettingsError
 from stoplog_gateway.envoy import REMEDY, rate_limit_service
+from stoplog_gateway.http.failing_closed import ProxyOnUnavailable
 from stoplog_gateway.http.params import LegacyHeaders, LimiterDep
 from stoplog_gateway.http.problems import MALFORMED, NO_DESCRIPTOR, NOT_INSTALLED, ProblemError
 from stoplog_gateway.http.request_body import SlowJsonBody
 from stoplog_gateway.http.responses import RenderedResponse
+
+log: Final = logging.getLogger(__name__)
 
 router = APIRouter(default_response_class=Response)
 
 
 @router.post("/json", include_in_schema=False)
 async def should_rate_limit(
-    request: Request, body: SlowJsonBody, limiter: LimiterDep, legacy: LegacyHeaders
+    request: Request,
+    body: SlowJsonBody,
+    on_unavailable: ProxyOnUnavailable,
+    limiter: LimiterDep,
+    legacy: LegacyHeaders,
 ) -> Response:
     """Answer a ``RateLimitRequest`` in proto3 JSON: 200 if all limits allow it, otherwise 429."""
     try:
@@ -31,10 +39,16 @@ async def should_rate_limit(
 
     from stoplog_gateway.envoy.messages import OK
 
+    call = _parse(body)
     try:
-        response = await service.decide(_parse(body))
+        response = await service.decide(call, on_unavailable)
     except InvalidInput as exc:
         raise ProblemError(NO_DESCRIPTOR, f"{exc.field}: {exc.problem}", exc.field, exc.remedy) from exc
+    except Exception:
+        response = service.denial_after_failure(call)
+        if response is None:
+            raise
+        log.exception("bug in /json")
     content = MessageToJson(response, indent=None).encode()
     headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(content))]
     headers += [(header.key.encode(), header.value.encode()) for header in response.response_headers_to_add]

@@ -10,6 +10,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from stoplog import RateLimitMiddleware
 from stoplog.client.answer import Answer
+from stoplog.client.fail_open import DEADLINE, FAIL_CLOSED
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
 from tests.support.web_apps import DENIED, KEY, fastapi_app
@@ -34,6 +35,17 @@ def test_dependency_answers_a_denied_request_with_429(limiter: FakeLimiter) -> N
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["retry-after"] == "3"
     assert response.json() == {"detail": "the limit of 100 is used up; try again in 3 s"}
+
+
+def test_dependency_answers_a_request_that_fails_closed_with_503(limiter: FakeLimiter) -> None:
+    limiter.answer = FAIL_CLOSED[DEADLINE]
+    client = TestClient(fastapi_app(limiter, on_unavailable="deny"))
+    response = client.get("/", headers=KEY)
+    assert limiter.fail_closed == [True]
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json() == {"detail": "the store did not decide the check (deadline); try again in 1 s"}
+    limiter.error = RuntimeError("a bug")
+    assert client.get("/", headers=KEY).status_code == 503
 
 
 def test_application_may_handle_the_denial_of_the_dependency(limiter: FakeLimiter) -> None:

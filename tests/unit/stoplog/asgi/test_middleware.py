@@ -18,8 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 import stoplog.asgi.request_check
 from stoplog import Limiter, RateLimitMiddleware
 from stoplog.client.answer import Answer
-from stoplog.client.fail_open import BROKER, FAIL_OPEN
-from stoplog.errors import InvalidId, TopicError
+from stoplog.client.fail_open import BROKER, DEADLINE, FAIL_CLOSED, FAIL_OPEN, INTERNAL_ERROR
+from stoplog.errors import InvalidId, InvalidInput, TopicError
 from stoplog.policy import usable_id
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
@@ -144,6 +144,77 @@ def test_limiter_that_was_not_started_fails_open(caplog: pytest.LogCaptureFixtur
     app = starlette_app(Limiter("127.0.0.1:9"))
     assert TestClient(app).get("/", headers=KEY).text == "hello"  # outside its lifespan
     assert "the limiter was not started" in caplog.text
+
+
+def test_request_that_fails_closed_gets_503_and_never_reaches_the_application(limiter: FakeLimiter) -> None:
+    limiter.answer = FAIL_CLOSED[DEADLINE]
+    app = starlette_app(limiter, on_unavailable="deny")
+    response = TestClient(app).get("/", headers=KEY)
+    assert limiter.fail_closed == [True]
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json() == {
+        "type": "urn:stoplog:problem:store-unavailable",
+        "title": "The store does not answer",
+        "status": 503,
+        "detail": "the store did not decide the check (deadline)",
+        "field": None,
+        "remedy": "try again in 1 s",
+    }
+
+
+@pytest.mark.parametrize("error", [InvalidId("client_id", "empty", "give one"), RuntimeError("a bug")])
+def test_failing_check_fails_closed_if_it_asked_for_it(
+    limiter: FakeLimiter, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    limiter.error = error
+    app = starlette_app(limiter, on_unavailable="deny")
+    response = TestClient(app).get("/", headers=KEY)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json()["detail"] == "the store did not decide the check (internal_error)"
+    assert caplog.messages == [f"a request failed closed and was not counted: {error}"]
+    counted = limiter.metrics
+    assert (counted.failed_closed[INTERNAL_ERROR], counted.degraded[INTERNAL_ERROR]) == (1, 0)
+    TestClient(starlette_app(limiter)).get("/", headers=KEY)
+    assert (counted.failed_closed[INTERNAL_ERROR], counted.degraded[INTERNAL_ERROR]) == (1, 1)
+
+
+def test_limiter_that_was_not_started_fails_closed_if_asked_to() -> None:
+    app = starlette_app(Limiter("127.0.0.1:9"), on_unavailable="deny")
+    assert TestClient(app).get("/", headers=KEY).status_code == 503  # outside its lifespan
+
+
+def test_each_request_may_choose_to_fail_closed(limiter: FakeLimiter) -> None:
+    async def by_path(connection: HTTPConnection) -> str:
+        return "deny" if connection.query_params.get("login") else "allow"
+
+    client = TestClient(starlette_app(limiter, on_unavailable=by_path))
+    client.get("/?login=1", headers=KEY)
+    client.get("/", headers=KEY)
+    assert limiter.fail_closed == [True, False]
+
+
+def test_wrong_value_for_failing_closed_is_refused_at_once_or_fails_closed(limiter: FakeLimiter) -> None:
+    with pytest.raises(InvalidInput, match="on_unavailable"):
+        RateLimitMiddleware(
+            starlette_app(limiter),
+            limiter=limiter,
+            identify=api_key,
+            on_unavailable="denied",  # type: ignore[arg-type]
+        )
+    app = starlette_app(limiter, on_unavailable=lambda _: "denied")
+    assert TestClient(app).get("/", headers=KEY).status_code == 503
+
+
+def test_websocket_that_fails_closed_is_denied(limiter: FakeLimiter) -> None:
+    limiter.answer = FAIL_CLOSED[DEADLINE]
+    client = TestClient(starlette_app(limiter, on_unavailable="deny"))
+    with (
+        pytest.raises(WebSocketDenialResponse) as denied,
+        client.websocket_connect("/socket", headers=KEY),
+    ):
+        raise AssertionError
+    assert (denied.value.status_code, denied.value.headers["retry-after"]) == (503, "1")
 
 
 def test_ratelimit_field_of_the_application_is_kept(limiter: FakeLimiter) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from stoplog.client.answer import Answer, Outcome
-from stoplog.client.fail_open import BROKER, FAIL_OPEN, STOPPING
+from stoplog.client.fail_open import BROKER, FAIL_CLOSED, FAIL_OPEN, STOPPING
 from stoplog.client.partition_queue import GATHER_S
 from stoplog.errors import InvalidInput
 from stoplog.partitioning import partition_of
@@ -103,6 +103,41 @@ def test_check_beyond_max_in_flight_fails_open_unpublished() -> None:
     assert bench.metrics.uncounted == 1
 
 
+def test_check_that_asked_for_it_fails_closed_for_every_reason_and_is_counted_alike() -> None:
+    check = Check("alice", 3)
+    bench = Bench(max_in_flight=1)
+    waiting = bench.batcher.ask(check, True)
+    assert isinstance(waiting, asyncio.Future)
+    assert bench.batcher.ask(check, True) is FAIL_CLOSED["overload"]
+    bench.loop.advance(bench.deadline_s)
+    assert waiting.result() is FAIL_CLOSED["deadline"]
+    assert costs_of(bench.transport.last) == [3]  # published, so it will be counted
+    bench.batcher.on_broker_down("no broker")
+    assert bench.batcher.ask(check, True) is FAIL_CLOSED["broker"]
+    assert bench.batcher.ask(check) is FAIL_OPEN["broker"]
+    bench.loop.advance(GATHER_S)
+    assert costs_of(bench.transport.last) == [3, 3]
+    bench.batcher.close()
+    assert bench.batcher.ask(check, True) is FAIL_CLOSED["stopping"]
+    assert bench.metrics.failed_closed | {"internal_error": 0} == {
+        **dict.fromkeys(bench.metrics.failed_closed, 0),
+        **dict.fromkeys(("overload", "deadline", "broker", "stopping"), 1),
+    }
+
+
+def test_store_decides_a_check_that_would_fail_closed() -> None:
+    bench = Bench()
+    pending = [bench.batcher.ask(Check("alice", cost), True) for cost in (2, 3)]
+    bench.loop.turn()
+    bench.batcher.on_replies([answer_to(bench.transport.last)])
+    answers = [one.result() for one in pending if isinstance(one, asyncio.Future)]
+    assert [(a.allowed, a.degraded) for a in answers if isinstance(a, Answer)] == [
+        (True, False),
+        (False, False),
+    ]
+    assert not any(bench.metrics.failed_closed.values())
+
+
 def test_publish_sends_batch_without_reply_address() -> None:
     bench = Bench()
     for cost in (1, 2):
@@ -159,17 +194,22 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.bench = Bench(partitions=2, misses=2, max_in_flight=30)
         self.asked: list[tuple[int, float, asyncio.Future[Outcome]]] = []
+        self.closed: set[int] = set()
         self.published: dict[int, list[int]] = defaultdict(list)
         self.next = 0
 
-    @rule(clients=st.lists(st.sampled_from("abcdef"), max_size=12))
-    def ask(self, clients: list[str]) -> None:
-        for client in clients:
+    @rule(clients=st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=12))
+    def ask(self, clients: list[tuple[str, bool]]) -> None:
+        for client, fails_closed in clients:
             cost, self.next = self.next, self.next + 1
-            outcome = self.bench.batcher.ask(Check(client, cost))
+            if fails_closed:
+                self.closed.add(cost)
+            outcome = self.bench.batcher.ask(Check(client, cost), fails_closed)
             if isinstance(outcome, asyncio.Future):
                 self.asked.append((cost, self.bench.loop.now, outcome))
-            if outcome is not FAIL_OPEN["overload"]:
+            if isinstance(outcome, Answer):
+                assert outcome.allowed is not fails_closed
+            if outcome not in (FAIL_OPEN["overload"], FAIL_CLOSED["overload"]):
                 self.published[partition_of(client, 2)].append(cost)
 
     @rule()
@@ -211,6 +251,7 @@ class AnyOrder(RuleBasedStateMachine):
                 answer = future.result()
                 assert isinstance(answer, Answer)
                 assert answer.degraded or answer.remaining == cost
+                assert not answer.degraded or answer.allowed is (cost not in self.closed)
         assert self.bench.metrics.in_flight == waiting <= 30
 
     @invariant()
@@ -228,7 +269,8 @@ class AnyOrder(RuleBasedStateMachine):
             sent[partition] += costs_of(batch)
         assert {p: ids for p, ids in sent.items() if ids} == self.published  # each once, in order
         counted = self.bench.metrics
-        assert counted.received == counted.allowed + counted.rejected + counted.failed_open
+        closed = sum(counted.failed_closed.values())
+        assert counted.received == counted.allowed + counted.rejected + counted.failed_open + closed
 
 
 TestAnyOrder = AnyOrder.TestCase

@@ -22,6 +22,7 @@ class Bench:
 def test_episode_logs_one_line_when_it_begins_and_one_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     bench.metrics.degraded["deadline"] = 5  # before this episode
+    bench.metrics.failed_closed["deadline"] = 1
     bench.settle()
     bench.metrics.degraded["deadline"] += 6  # the checks that opened the breaker
     bench.mode.on_tick(healthy=False)
@@ -31,18 +32,20 @@ def test_episode_logs_one_line_when_it_begins_and_one_when_it_ends(caplog: pytes
     assert (bench.mode.why, bench.mode.since_ms) == ("partition 3 is silent", 101_000)
     assert bench.metrics.degraded_partitions == 2
     bench.metrics.degraded["breaker_open"] += 1_228
+    bench.metrics.failed_closed["breaker_open"] += 7
     bench.metrics.uncounted += 56
-    assert (bench.mode.failed_open, bench.mode.uncounted) == (1_234, 56)
+    assert (bench.mode.failed_open, bench.mode.failed_closed, bench.mode.uncounted) == (1_234, 7, 56)
     bench.mode.on_breaker_closed(3)
     bench.settle(100)
     assert bench.mode.degraded
     bench.mode.on_breaker_closed(1)
     bench.settle()
     assert (bench.mode.degraded, bench.mode.failed_open, bench.mode.uncounted) == (False, 0, 0)
+    assert bench.mode.failed_closed == 0
     began, ended = (record.getMessage() for record in caplog.records)
     assert "partition 3 is silent" in began
     assert "after 111.0 s" in ended
-    assert "1,234 checks failed open, 56 could not be published" in ended
+    assert "1,234 checks failed open, 7 failed closed, 56 could not be published" in ended
 
 
 def test_mode_does_not_end_before_partitions_have_settled() -> None:

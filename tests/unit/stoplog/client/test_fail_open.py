@@ -2,16 +2,40 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 import stoplog.client.fail_open
 from stoplog.client.answer import Answer
-from stoplog.client.fail_open import FAIL_OPEN, REASONS, Deadlines
+from stoplog.client.fail_open import (
+    FAIL_CLOSED,
+    FAIL_OPEN,
+    REASONS,
+    Deadlines,
+    degraded_answer,
+    fails_closed,
+)
 from stoplog.client.pending_batch import PendingBatch
+from stoplog.errors import InvalidInput
 from tests.support.clockwork import Clockwork
 
 
 def test_degraded_answer_allows_and_states_only_its_reason() -> None:
     for reason in REASONS:
         assert FAIL_OPEN[reason] == Answer(True, None, None, 0, 0, -1, True, reason)
+        assert degraded_answer(reason, False) is FAIL_OPEN[reason]
+
+
+def test_degraded_answer_that_fails_closed_denies_and_asks_to_retry() -> None:
+    for reason in REASONS:
+        assert degraded_answer(reason, True) is FAIL_CLOSED[reason]
+        assert FAIL_CLOSED[reason] == Answer(False, None, None, 0, 1_000, -1, True, reason)
+
+
+def test_only_allow_and_deny_state_what_a_check_asks_for() -> None:
+    assert (fails_closed("allow"), fails_closed("deny")) == (False, True)
+    for other in ("", "Deny", "denied", "true"):
+        with pytest.raises(InvalidInput, match="use allow or deny"):
+            fails_closed(other)
 
 
 def test_table_of_the_rule_lists_every_reason() -> None:

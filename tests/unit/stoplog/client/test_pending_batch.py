@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoplog.client.fail_open import FAIL_OPEN
+from stoplog.client.fail_open import FAIL_CLOSED, FAIL_OPEN
 from stoplog.client.metrics import Metrics
 from stoplog.client.pending_batch import MAX_BYTES, PendingBatch
 from stoplog.client.top_rejected import Rejections
@@ -66,11 +66,50 @@ def test_each_answered_check_is_counted_once_by_its_outcome() -> None:
     assert counts == (1, 1, 1, 2)
 
 
+def test_check_that_asked_for_it_fails_closed_and_is_counted_apart() -> None:
+    loop, metrics, batch = Clockwork(), Metrics(), PendingBatch(1, 0)
+    futures = [loop.create_future() for _ in range(3)]
+    for future in futures:
+        batch.add(Check("a"), future, 1.0)
+    batch.fail_closed(futures[1])
+    batch.degrade("deadline", metrics, 2.0)
+    assert [future.result() for future in futures] == [
+        FAIL_OPEN["deadline"],
+        FAIL_CLOSED["deadline"],
+        FAIL_OPEN["deadline"],
+    ]
+    assert (metrics.degraded["deadline"], metrics.failed_closed["deadline"]) == (2, 1)
+    batch.degrade("broker", metrics, 3.0)
+    assert metrics.failed_closed["broker"] == 0
+
+
+def test_replayed_check_that_asked_for_it_fails_closed() -> None:
+    loop, metrics, batch = Clockwork(), Metrics(), PendingBatch(1, 0)
+    futures = [loop.create_future() for _ in range(3)]
+    for future in futures:
+        batch.add(Check("a"), future, 1.0)
+    for future in futures[1:]:
+        batch.fail_closed(future)
+    decision = Decision(True, 9, 8, 0, 0, 7)
+    batch.resolve(Reply(1, 0, 0, 0, [None, None, decision]), metrics, Rejections(loop.time), 2.0)
+    assert [future.result().allowed for future in futures] == [True, False, True]
+    assert (metrics.degraded["replayed"], metrics.failed_closed["replayed"]) == (1, 1)
+
+
+def test_check_is_published_alike_whether_it_fails_open_or_closed() -> None:
+    loop, batches = Clockwork(), (PendingBatch(1, 0), PendingBatch(1, 0))
+    for batch in batches:
+        batch.add(Check("a"), loop.create_future(), 1.0)
+    batches[1].fail_closed(batches[1].futures[0])
+    first, second = (encode_batch(Batch(0, 0, 1, batch.checks)) for batch in batches)
+    assert first == second
+
+
 def test_batch_that_fails_open_twice_is_counted_once() -> None:
     loop, metrics, batch = Clockwork(), Metrics(), PendingBatch(1, 0)
     future = loop.create_future()
     batch.add(Check("a"), future, 1.0)
-    batch.fail_open("deadline", metrics, 2.0)
-    batch.fail_open("broker", metrics, 3.0)
+    batch.degrade("deadline", metrics, 2.0)
+    batch.degrade("broker", metrics, 3.0)
     assert future.result() is FAIL_OPEN["deadline"]
     assert metrics.failed_open == 1

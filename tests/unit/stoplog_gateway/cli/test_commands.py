@@ -15,13 +15,13 @@ import stoplog_gateway.cli.bench
 import stoplog_gateway.cli.topics
 from pydantic import SecretStr
 from stoplog_gateway.cli.app import app
-from stoplog_gateway.http.problems import FORBIDDEN, NO_LIMITS, UNAUTHORIZED, UNAVAILABLE
+from stoplog_gateway.http.problems import FORBIDDEN, NO_LIMITS, UNAUTHORIZED
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.ports import free_port
 from stoplog_gateway.settings import GatewaySettings
 from typer.testing import CliRunner, Result
 
-from stoplog.asgi.problem import Kind, problem
+from stoplog.asgi.problem import UNAVAILABLE, Kind, problem
 
 COMMANDS = [
     ["up"],
@@ -61,6 +61,7 @@ def test_help_of_a_command_has_an_example_and_json(command: list[str]) -> None:
     [
         ["check"],
         ["check", "alice", "--cost", "much"],
+        ["check", "alice", "--on-unavailable", "denied"],
         ["limits", "get"],
         ["limits", "get", "alice", "--plan", "free"],
         ["limits", "delete", "alice", "--default"],

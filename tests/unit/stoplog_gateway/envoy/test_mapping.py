@@ -67,6 +67,8 @@ def test_resolve_replaces_an_invalid_id_by_its_digest(value: str | bytes) -> Non
         ("edge: [{client: '{user'}]", "rule 1 of edge"),
         ("edge: [{client: a, resource: '{}'}]", "rule 1 of edge"),
         ("edge: [{client: a, ressource: b}]", "ressource"),
+        ("edge: [{client: a, on_unavailable: never}]", "on_unavailable"),
+        ("edge: [{client: a, on_unavailable: no}]", "on_unavailable"),
         ("- edge", "object"),
         ("edge: [", "envoy.yaml"),
     ],

@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 from opentelemetry import trace
 from stoplog_gateway.envoy import envoy_server
-from stoplog_gateway.envoy.mapping import DescriptorMapping
+from stoplog_gateway.envoy.mapping import DescriptorMapping, Rule
 from stoplog_gateway.envoy.messages import (
     OK,
     OVER_LIMIT,
@@ -26,7 +26,8 @@ from stoplog_gateway.ports import CannotListen, free_port
 from stoplog_gateway.settings import GatewaySettings
 
 from stoplog.client.answer import Answer
-from stoplog.client.fail_open import BROKER, FAIL_OPEN
+from stoplog.client.fail_open import BROKER, FAIL_CLOSED, FAIL_OPEN, INTERNAL_ERROR, OnUnavailable
+from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
 
@@ -41,9 +42,10 @@ class Limiter(FakeLimiter):
 
     answers: Sequence[Answer] = (ALLOWED,)
 
-    async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
-        self._fail()
-        self.checks.extend(checks)
+    async def check_many(
+        self, checks: Sequence[Check], *, on_unavailable: OnUnavailable | Sequence[OnUnavailable] = "allow"
+    ) -> list[Answer]:
+        await super().check_many(checks, on_unavailable=on_unavailable)
         return [self.answers[min(i, len(self.answers) - 1)] for i in range(len(checks))]
 
 
@@ -162,6 +164,50 @@ async def test_degraded_answer_is_ok_without_header_fields(envoy: Envoy) -> None
     assert not response.response_headers_to_add
 
 
+async def test_answer_that_failed_closed_is_over_limit_with_retry_after(envoy: Envoy) -> None:
+    envoy.limiter.answers = (ALLOWED, FAIL_CLOSED[BROKER])
+    response = await envoy.call(descriptors=[descriptor("alice")] * 2)
+    assert response.overall_code == response.statuses[1].code == OVER_LIMIT
+    headers = {header.key: header.value for header in response.response_headers_to_add}
+    assert headers == {"retry-after": "1"}
+
+
+@pytest.fixture
+async def closed() -> AsyncIterator[Envoy]:
+    """A service whose domain `edge` has one rule that fails closed."""
+    address, limiter = f"127.0.0.1:{free_port()}", Limiter()
+    rules = [Rule("{key1}", on_unavailable="deny"), Rule("{key0}")]
+    service = RateLimitService(limiter, DescriptorMapping({"edge": rules}), legacy_headers=False)
+    async with (
+        EnvoyServer(address, service, grace_s=1, shared=False),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield Envoy(channel, limiter)
+
+
+async def test_descriptor_fails_closed_if_its_rule_says_so(closed: Envoy) -> None:
+    await closed.call(descriptors=[descriptor("a", "b"), descriptor("c")])
+    assert [check.client for check in closed.limiter.checks] == ["b", "c"]
+    assert closed.limiter.fail_closed == [True, False]
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("a bug"), InvalidInput("client_id", "refused by a worker", "correct it")]
+)
+async def test_call_that_fails_as_a_whole_is_over_limit_if_its_domain_fails_closed(
+    closed: Envoy, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed.limiter.error = error
+    response = await closed.call(descriptors=[descriptor("c")])
+    assert response.overall_code == OVER_LIMIT
+    assert {header.key: header.value for header in response.response_headers_to_add} == {"retry-after": "1"}
+    assert closed.limiter.metrics.failed_closed[INTERNAL_ERROR] == 1
+    assert str(error) in caplog.text
+    other = RateLimitRequest(domain="other", descriptors=[descriptor("c")]).SerializeToString()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await closed.call_raw(other)
+
+
 async def test_numbers_above_uint32_are_capped(envoy: Envoy) -> None:
     envoy.limiter.answers = (Answer(True, 10**15, 10**14, 60_000, 0, 7),)
     (status,) = (await envoy.call(descriptors=[descriptor("alice")])).statuses
@@ -238,10 +284,9 @@ async def test_with_tracing_each_call_continues_its_callers_trace() -> None:
     seen: list[tuple[int, bool]] = []
 
     class Seeing(Limiter):
-        async def check_many(self, checks: Sequence[Check]) -> list[Answer]:
+        def _fail(self) -> None:
             context = trace.get_current_span().get_span_context()
             seen.append((context.trace_id, context.trace_flags.sampled))
-            return await super().check_many(checks)
 
     address, limiter = f"127.0.0.1:{free_port()}", Seeing()
     server = envoy_server(

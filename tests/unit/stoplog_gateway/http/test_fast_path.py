@@ -181,7 +181,7 @@ async def test_with_tracing_each_plain_check_continues_its_own_trace(
 ) -> None:
     seen: list[int] = []
 
-    def ask(check: Check) -> Answer:
+    def ask(check: Check, fails_closed: bool = False) -> Answer:
         seen.append(trace.get_current_span().get_span_context().trace_id)
         return limiter.answer
 
@@ -195,6 +195,31 @@ async def test_with_tracing_each_plain_check_continues_its_own_trace(
     assert seen == [7, 0] * 2
     assert not trace.get_current_span().get_span_context().is_valid
     await connection.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/v1/check", b'{"client_id": "a", "on_unavailable": "deny"}'),
+        ("/v1/checks", b'[{"client_id": "a"}, {"client_id": "b", "on_unavailable": "deny"}]'),
+    ],
+)
+async def test_check_that_fails_closed_is_answered_as_by_the_routes(
+    limiter: FakeLimiter, path: str, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    request, routes = plain_request(path, content), create_app(GatewaySettings(), limiter)
+    fast_path = FastPath(limiter, legacy_headers=False)
+    assert status_of(await respond_once(forbidden_app, request, fast_path)) == 200
+    passed, limiter.fail_closed = limiter.fail_closed, []
+    await respond_once(routes, request)
+    assert passed == limiter.fail_closed
+    assert passed[-1]
+    limiter.error = ZeroDivisionError("secret")
+    answer = await respond_once(forbidden_app, request, fast_path)
+    assert answer == await respond_once(routes, request)
+    assert status_of(answer) == 200
+    assert b'"allowed":false' in answer
+    assert [r.getMessage() for r in caplog.records] == [f"bug in POST '{path}'"] * 2
 
 
 async def test_bug_is_a_500_and_is_logged(limiter: FakeLimiter, caplog: pytest.LogCaptureFixture) -> None:

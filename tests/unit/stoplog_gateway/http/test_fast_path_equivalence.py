@@ -29,7 +29,13 @@ from tests.support.protocol_connection import (
 ids = st.text(max_size=5) | st.sampled_from(["alice", "a" * 256, "é" * 129, "a\x7f", "\u2028", "zoë 1"])
 costs = st.integers(-2, 12) | st.sampled_from([1_000_000, 1_000_001, 10**30, 1.5, True, None])
 checks = st.fixed_dictionaries(
-    {"client_id": ids}, optional={"cost": costs, "plan": ids | st.none(), "resource": ids | st.none()}
+    {"client_id": ids},
+    optional={
+        "cost": costs,
+        "plan": ids | st.none(),
+        "resource": ids | st.none(),
+        "on_unavailable": st.sampled_from(["allow", "deny", "deny", "Deny", None]),
+    },
 )
 contents = (
     (checks | st.lists(checks, max_size=4)).map(lambda value: json.dumps(value).encode())

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from stoplog.client.answer import Answer
-from stoplog.client.fail_open import BROKER, FAIL_OPEN
+from stoplog.client.fail_open import BROKER, FAIL_CLOSED, FAIL_OPEN, INTERNAL_ERROR
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
 from tests.support.gateway_http import connect
@@ -54,6 +54,65 @@ async def test_authorize_without_a_store_fails_open(http: httpx.AsyncClient, lim
     assert response.json()["degraded"] is True
 
 
+async def test_authorize_failed_closed_is_a_429_with_retry_after(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    limiter.answer = FAIL_CLOSED[BROKER]
+    response = await http.get("/v1/authorize?unavailable=deny", headers=ALICE)
+    assert response.status_code == response.json()["status"] == 429
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["cache-control"] == "no-store"
+    assert "ratelimit" not in response.headers
+    assert response.json()["type"] == "urn:stoplog:problem:store-unavailable"
+    assert response.json()["detail"] == "the store did not decide the check (broker)"
+
+
+@pytest.mark.parametrize(
+    ("url", "header", "fails_closed"),
+    [
+        ("/v1/authorize", None, False),
+        ("/v1/authorize?unavailable=allow", None, False),
+        ("/v1/authorize?unavailable=deny", None, True),
+        ("/v1/authorize?unavailable=deny", "allow", True),  # the caller of the proxy may have sent the field
+        ("/v1/authorize?unavailable=allow", "deny", True),
+        ("/v1/authorize/orders", None, False),
+        ("/v1/authorize/orders", "deny", True),
+        ("/v1/authorize/orders?unavailable=deny", None, False),  # the query is that of the proxy's caller
+        ("/v1/authorize/orders?unavailable=no", None, False),
+    ],
+)
+async def test_authorize_fails_closed_if_the_query_or_the_header_field_says_so(
+    http: httpx.AsyncClient, limiter: FakeLimiter, url: str, header: str | None, fails_closed: bool
+) -> None:
+    headers = ALICE if header is None else {**ALICE, "stoplog-unavailable": header}
+    assert (await http.get(url, headers=headers)).status_code == 200
+    assert limiter.fail_closed == [fails_closed]
+
+
+async def test_authorize_with_an_invalid_header_field_is_a_422(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    response = await http.get("/v1/authorize/x", headers={**ALICE, "stoplog-unavailable": "denied"})
+    assert response.status_code == 422
+    assert response.json()["field"] == "Stoplog-Unavailable"
+    assert limiter.checks == []
+
+
+@pytest.mark.parametrize("url", ["/v1/authorize?unavailable=deny", "/v1/authorize/x"])
+async def test_authorize_with_a_bug_fails_closed_if_the_proxy_asked_for_it(
+    http: httpx.AsyncClient, limiter: FakeLimiter, caplog: pytest.LogCaptureFixture, url: str
+) -> None:
+    limiter.error = ZeroDivisionError("a bug")
+    deny = {**ALICE, "stoplog-unavailable": "deny"}
+    response = await http.get(url, headers=deny)
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["detail"] == "the store did not decide the check (internal_error)"
+    assert limiter.metrics.failed_closed[INTERNAL_ERROR] == 1
+    assert "ZeroDivisionError" in caplog.text
+    assert (await http.get("/v1/authorize", headers=ALICE)).status_code == 500
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "TRACE", "PROPFIND"])
 async def test_authorize_accepts_any_method_and_any_path_below(
     http: httpx.AsyncClient, limiter: FakeLimiter, method: str
@@ -95,6 +154,9 @@ async def test_authorize_accepts_client_ids_in_utf8(http: httpx.AsyncClient, lim
         ("cost=-1", "cost"),
         ("cost=1000001", "cost"),
         ("plan=", "plan"),
+        ("unavailable=", "unavailable"),
+        ("unavailable=DENY", "unavailable"),
+        ("unavailable=allow&unavailable=no", "unavailable"),
         ("ressource=x", "ressource"),
         ("plan=%FF", "query"),
     ],

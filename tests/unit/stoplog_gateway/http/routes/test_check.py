@@ -10,7 +10,7 @@ from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 
 from stoplog.client.answer import Answer
-from stoplog.client.fail_open import DEADLINE, FAIL_OPEN
+from stoplog.client.fail_open import DEADLINE, FAIL_CLOSED, FAIL_OPEN, INTERNAL_ERROR
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
 from tests.support.check_bodies import check_bodies
@@ -54,13 +54,61 @@ async def test_check_degraded_returns_the_reason(http: httpx.AsyncClient, limite
     assert "ratelimit" not in response.headers
 
 
+async def test_check_failed_closed_is_a_200_with_retry_after(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    limiter.answer = FAIL_CLOSED[DEADLINE]
+    response = await http.post("/v1/check", json={"client_id": "alice", "on_unavailable": "deny"})
+    assert response.status_code == 200
+    answer = response.json()
+    assert (answer["allowed"], answer["degraded"], answer["reason"]) == (False, True, DEADLINE)
+    assert response.headers["retry-after"] == "1"
+    assert "ratelimit" not in response.headers
+    assert limiter.fail_closed == [True]
+
+
+async def test_checks_pass_on_what_each_of_them_asks_for(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    rules: list[dict[str, str]] = [{"on_unavailable": "deny"}, {}, {"on_unavailable": "allow"}]
+    await http.post("/v1/checks", json=[{"client_id": "a", **rule} for rule in rules])
+    assert limiter.fail_closed == [True, False, False]
+
+
+async def test_bug_makes_a_check_that_asked_for_it_fail_closed(
+    http: httpx.AsyncClient, limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter.error = ZeroDivisionError("a bug")
+    response = await http.post("/v1/check", json={"client_id": "alice", "on_unavailable": "deny"})
+    assert response.status_code == 200
+    answer = response.json()
+    assert (answer["allowed"], answer["degraded"], answer["reason"]) == (False, True, INTERNAL_ERROR)
+    assert response.headers["retry-after"] == "1"
+    assert limiter.metrics.failed_closed[INTERNAL_ERROR] == 1
+    assert "ZeroDivisionError" in caplog.text
+    assert (await http.post("/v1/check", json={"client_id": "alice"})).status_code == 500
+
+
+async def test_bug_degrades_all_checks_of_a_list_if_one_asked_to_fail_closed(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    limiter.error = ZeroDivisionError("a bug")
+    checks = [{"client_id": "a"}, {"client_id": "b", "on_unavailable": "deny"}]
+    response = await http.post("/v1/checks", json=checks)
+    assert response.status_code == 200
+    assert [answer["allowed"] for answer in response.json()] == [True, False]
+    assert {answer["reason"] for answer in response.json()} == {INTERNAL_ERROR}
+    assert limiter.metrics.degraded[INTERNAL_ERROR] == limiter.metrics.failed_closed[INTERNAL_ERROR] == 1
+    assert (await http.post("/v1/checks", json=checks[:1])).status_code == 500
+
+
 async def test_plain_functions_and_the_route_give_the_same_bytes(
     http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
     body = b'{"client_id": "alice"}'
     response = await http.post("/v1/check", content=body, headers={"content-type": "application/json"})
     rendered = render_answer(limiter.answer, legacy=False)
-    assert parse_check(body) == limiter.checks[0]
+    assert parse_check(body) == (limiter.checks[0], "allow")
     assert (response.status_code, response.content) == (rendered.status, rendered.body)
     assert response.headers.raw == rendered.headers
 
@@ -98,6 +146,10 @@ INVALID: list[tuple[Any, str]] = [
     ({"client_id": A, "plan": ["free"]}, "plan"),
     ({"client_id": A, "resource": ""}, "resource"),
     ({"client_id": A, "resource": "a\x7f"}, "resource"),
+    ({"client_id": A, "on_unavailable": "Deny"}, "on_unavailable"),
+    ({"client_id": A, "on_unavailable": ""}, "on_unavailable"),
+    ({"client_id": A, "on_unavailable": None}, "on_unavailable"),
+    ({"client_id": A, "on_unavailable": False}, "on_unavailable"),
     ({"client_id": A, "client": 1}, "client"),
     ([], "body"),
     ("alice", "body"),

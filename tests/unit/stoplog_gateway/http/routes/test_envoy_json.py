@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -44,7 +45,7 @@ async def test_request_within_limits_is_a_200_in_proto3_json(
 async def test_request_over_a_limit_is_a_429(
     http: httpx.AsyncClient, limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def denied(_: Any) -> list[Answer]:
+    async def denied(_: Any, *, on_unavailable: Any) -> list[Answer]:
         return [Answer(False, 10, 0, 60_000, 2_001, 7)]
 
     monkeypatch.setattr(limiter, "check_many", denied)
@@ -138,3 +139,45 @@ async def test_without_the_extra_the_response_is_a_501_with_a_remedy(
     response = await http.post("/json", json={"domain": "edge", "descriptors": [ALICE]})
     assert response.status_code == 501
     assert response.json()["remedy"] == "install Stoplog with the extra: pip install 'stoplog[envoy]'"
+
+
+@pytest.mark.parametrize(
+    ("query", "header", "fails_closed"),
+    [
+        ("", None, False),
+        ("?unavailable=deny", None, True),
+        ("", "deny", True),
+        ("?unavailable=deny", "allow", True),
+    ],
+)
+async def test_query_or_header_field_makes_all_descriptors_fail_closed(
+    http: httpx.AsyncClient, limiter: FakeLimiter, query: str, header: str | None, fails_closed: bool
+) -> None:
+    headers = {} if header is None else {"Stoplog-Unavailable": header}
+    body = {"domain": "edge", "descriptors": [ALICE, ALICE]}
+    assert (await http.post(f"/json{query}", json=body, headers=headers)).status_code == 200
+    assert limiter.fail_closed == [fails_closed] * 2
+    limiter.error = ZeroDivisionError("a bug")
+    response = await http.post(f"/json{query}", json=body, headers=headers)
+    assert response.status_code == (429 if fails_closed else 500)
+    assert (response.headers.get("retry-after") == "1") is fails_closed
+
+
+async def test_mapping_makes_a_failed_request_fail_closed(limiter: FakeLimiter, tmp_path: Path) -> None:
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text("edge: [{client: '{user}', on_unavailable: deny}]")
+    async with connect(limiter, envoy_mapping=mapping) as http:
+        body = {"domain": "edge", "descriptors": [ALICE]}
+        assert (await http.post("/json", json=body)).status_code == 200
+        assert limiter.fail_closed == [True]
+        limiter.error = ZeroDivisionError("a bug")
+        response = await http.post("/json", json=body)
+    assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+    assert response.json()["overallCode"] == "OVER_LIMIT"
+
+
+async def test_unknown_value_of_unavailable_is_a_422(http: httpx.AsyncClient, limiter: FakeLimiter) -> None:
+    body = {"domain": "edge", "descriptors": [ALICE]}
+    response = await http.post("/json?unavailable=denied", json=body)
+    assert (response.status_code, response.json()["field"]) == (422, "unavailable")
+    assert limiter.checks == []

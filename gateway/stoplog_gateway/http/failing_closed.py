@@ -1,0 +1,50 @@
+"""How a proxy asks that its checks fail closed.
+
+It asks in the query of its URL (``?unavailable=deny``) or in the header field ``Stoplog-Unavailable``.
+Envoy's ext_authz needs the header field, because it replaces the query by that of its caller. If one of them
+says ``deny``, the request fails closed, so a caller whose header fields the proxy passes on cannot undo it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+from urllib.parse import parse_qs
+
+from fastapi import Depends, Request
+from starlette.types import Scope
+
+from stoplog.client.fail_open import ALLOW, DENY, OnUnavailable, fails_closed
+
+HEADER: Final = b"stoplog-unavailable"
+
+_PATHS: Final = ("/v1/authorize", "/json")
+_BELOW: Final = "/v1/authorize/"
+
+
+def asks_to_fail_closed(scope: Scope) -> bool:
+    """Return whether the proxy that sent a request asks for a denial if the store does not decide.
+
+    Raises:
+        InvalidInput: The query or the header field is neither ``allow`` nor ``deny``.
+    """
+    path = scope["path"]
+    if path in _PATHS:
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        values = query.get("unavailable", [])
+    elif path.startswith(_BELOW):
+        values = []  # the query below that path is not the proxy's
+    else:
+        return False
+    asked = [fails_closed(value, "unavailable") for value in values]
+    for name, value in scope["headers"]:
+        if name == HEADER:
+            asked.append(fails_closed(value.decode("latin-1"), HEADER.decode().title()))
+    return any(asked)
+
+
+async def _on_unavailable(request: Request) -> OnUnavailable:
+    return DENY if asks_to_fail_closed(request.scope) else ALLOW
+
+
+ProxyOnUnavailable = Annotated[OnUnavailable, Depends(_on_unavailable)]
+"""What the proxy asks for: ``allow`` or ``deny``."""

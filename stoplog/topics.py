@@ -17,11 +17,20 @@ UPDATES: Final = "limit-updates"
 REPLIES: Final = "replies"
 DEAD_LETTERS: Final = "dead-letters"
 NODES: Final = "nodes"
+AUDIT: Final = "audit"
 COUNTERS_CHANGELOG: Final = "stoplog-counters-changelog"
 POLICIES_CHANGELOG: Final = "stoplog-policies-changelog"
 
-COPARTITIONED: Final = (CHECKS, UPDATES, COUNTERS_CHANGELOG, POLICIES_CHANGELOG)
+COPARTITIONED: Final = (CHECKS, UPDATES, AUDIT, COUNTERS_CHANGELOG, POLICIES_CHANGELOG)
 """Topics with the same number of partitions: a worker that owns partition p of one owns it of all."""
+
+_AUDIT: Final = {
+    "timestamp": "LogAppendTime",
+    "cleanup": "delete",
+    "retention": "400d",
+    "max_message": "1MiB",
+}
+"""The topic ``audit`` where a topics.yaml of release 0.2.0 lacks it."""
 
 _FILES: Final = (Path(__file__).with_name("topics.yaml"), Path(__file__).resolve().parents[1] / "topics.yaml")
 
@@ -76,7 +85,8 @@ def load_topics(path: Path = DEFAULT_FILE) -> dict[str, TopicSpec]:
     try:
         raw = yaml.safe_load(path.read_text())
         defaults = raw.get("defaults", {})
-        specs = {name: _spec(name, {**defaults, **body}) for name, body in raw["topics"].items()}
+        topics = {AUDIT: {**_AUDIT, "partitions": raw["topics"][CHECKS]["partitions"]}, **raw["topics"]}
+        specs = {name: _spec(name, {**defaults, **body}) for name, body in topics.items()}
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as exc:
         raise TopicError(
             f"{path} cannot be read as topics ({exc!r}): compare it with the topics.yaml that is shipped"

@@ -10,6 +10,7 @@ name                                         label       meaning
                                                          refused: unsigned, impossible, unknown_key, forged
 ``stoplog_worker_held_partitions``                       partitions whose updates wait for a relay key that
                                                          all workers have
+``stoplog_worker_audit_records_total``       result      records of ``audit``: written, lost
 ``stoplog_worker_reply_failures_total``                  replies that could not be sent
 ``stoplog_worker_dead_letters_total``        topic       records copied to the dead letters, by their topic
 ``stoplog_worker_record_lag``                partition   records of ``checks`` not yet judged
@@ -54,6 +55,7 @@ class Metrics:
         self.updates = Counter(
             "stoplog_worker_updates", "Limit updates found in checks.", ["result"], registry=r
         )
+        self.audit = Counter("stoplog_worker_audit_records", "Records of audit.", ["result"], registry=r)
         self.reply_failures = Counter("stoplog_worker_reply_failures", "Replies not sent.", registry=r)
         self.dead_letters = Counter(
             "stoplog_worker_dead_letters", "Records copied to the dead letters.", ["topic"], registry=r
@@ -103,6 +105,8 @@ class Metrics:
             self.checks.labels(result)
         for result in ("applied", "repeated", *REFUSALS):
             self.updates.labels(result)
+        for result in ("written", "lost"):
+            self.audit.labels(result)
         for topic in (CHECKS, UPDATES):
             self.dead_letters.labels(topic)
         for direction in ("back", "ahead"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from stoplog.errors import TopicError
+from stoplog.errors import TopicError, Unavailable
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.partition_count import (
     PartitionCountReader,
@@ -14,7 +14,7 @@ from stoplog.kafka.partition_count import (
 )
 from stoplog.kafka.topic_admin import verify_topics
 from stoplog.lanes import changelogs_of, with_lanes
-from stoplog.topics import CHECKS, UPDATES, TopicSpec, load_topics, with_partitions
+from stoplog.topics import AUDIT, CHECKS, UPDATES, TopicSpec, load_topics, with_partitions
 from stoplog_worker.settings import Settings
 
 _log = logging.getLogger("stoplog.worker")
@@ -29,7 +29,8 @@ def verified_specs(settings: Settings, admin: kafka.ExplainingAdmin, *, record: 
         record: Write the number to ``limit-updates`` if no worker has written it before.
 
     Returns:
-        The topics of topics.yaml, with the number of partitions in force.
+        The topics of topics.yaml, with the number of partitions in force. ``audit`` is missing if it cannot
+        be used.
 
     Raises:
         TopicError: A topic is missing or contradicts the number of partitions.
@@ -39,16 +40,29 @@ def verified_specs(settings: Settings, admin: kafka.ExplainingAdmin, *, record: 
     number = in_file[CHECKS].partitions
     recorded = PartitionCountReader(settings.connection).read()
     specs = with_partitions(in_file, number if recorded is None else recorded)
+    audit = specs.pop(AUDIT)
     every = with_lanes(specs, [settings.lane])
     found = verify_topics(admin, every.values(), recorded=recorded is not None)
     if recorded is None:
         _compare_changelogs(number, {name: found[name] for name in changelogs_of(settings.lane).values()})
         if record:
             _record(settings, number)
+    if _can_audit(admin, audit, recorded=recorded is not None):
+        specs[AUDIT] = audit
     copartitioned = {name: found[name] for name, spec in every.items() if spec.copartitioned}
     if (difference := explain_difference(specs[CHECKS].partitions, copartitioned, number)) is not None:
         _log.warning("%s", difference)
     return specs
+
+
+def _can_audit(admin: kafka.ExplainingAdmin, audit: TopicSpec, *, recorded: bool) -> bool:
+    """Return whether the topic of the audit can be used. Decisions do not depend on it."""
+    try:
+        verify_topics(admin, [audit], recorded=recorded)
+    except (TopicError, Unavailable) as exc:
+        _log.warning("changes of limits are logged, but not audited, until the workers start again: %s", exc)
+        return False
+    return True
 
 
 def _compare_changelogs(number: int, changelogs: Mapping[str, int]) -> None:

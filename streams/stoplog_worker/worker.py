@@ -28,7 +28,7 @@ from stoplog.errors import (
 from stoplog.kafka import clients as kafka
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
 from stoplog.private_files import make_private, write_private_files
-from stoplog.topics import CHECKS
+from stoplog.topics import AUDIT, CHECKS
 from stoplog_worker.assignment.faust_app import FaustApp
 from stoplog_worker.assignment.faust_tables import FaustTables
 from stoplog_worker.assignment.takeover import AssignmentCoordinator
@@ -94,7 +94,8 @@ class Worker:
         ) is not None:
             _log.warning("%s", problem)
         admin = kafka.silent_admin(settings.connection)
-        partitions = verified_specs(settings, admin, record=True)[CHECKS].partitions
+        specs = verified_specs(settings, admin, record=True)
+        partitions = specs[CHECKS].partitions
         wait_for_coordinator(admin, settings.app_id)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
@@ -137,6 +138,7 @@ class Worker:
             self.metrics,
             on_dropped=self._on_dropped,
             on_fatal=self._on_fatal,
+            audited=AUDIT in specs,
         )
         self.coordinator = AssignmentCoordinator(
             self._consumer,

@@ -68,7 +68,7 @@ class InstantProducers:
         self._waiting.append((delivered, self._next[place]))
         self._next[place] += 1
 
-    def relay_update(self, partition: int, value: bytes, delivered: Any) -> None:
+    def relay_update(self, partition: int, value: bytes, headers: Any, delivered: Any) -> None:
         """Do nothing: there are no updates."""
 
     def truncate_changelog(self, table: str, partition: int, offset: int) -> None:

@@ -17,7 +17,7 @@ from stoplog.policy import check_id
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, Denials, SingleCheck, decode_checks_record
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision
-from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.ledger import Ledger, UpdateEffect
 from stoplog_worker.algorithm.sliding_window import decide, is_live, reshape
 from stoplog_worker.algorithm.state_codec import Key, state_key
 from stoplog_worker.algorithm.update_authority import WITHOUT_KEYS, Refusal, UpdateAuthority
@@ -33,14 +33,14 @@ class Folded(NamedTuple):
     Attributes:
         record: The decoded record; ``None`` if it was refused.
         answers: The answers to its checks, in their order.
-        fresh: The record is an update that was not applied before.
+        effect: The effect of an update; ``None`` if it was applied before, and for other records.
         refused: Why the record was refused; empty if it was not.
         refusal: Why an update was refused for lack of authority; ``None`` if it was not.
     """
 
     record: Batch | Denials | SingleCheck | Update | None
     answers: list[Answer]
-    fresh: bool = False
+    effect: UpdateEffect | None = None
     refused: str = ""
     refusal: Refusal | None = None
 
@@ -96,7 +96,7 @@ def fold(
             return Folded(None, [], refused=refusal.reason, refusal=refusal)
         if record.signature is not None and ledger.signed_from < 0:
             ledger.signed_from = offset
-        return Folded(record, [], fresh=ledger.apply(record, offset << POSITION_BITS))
+        return Folded(record, [], effect=ledger.apply(record, offset << POSITION_BITS))
     if isinstance(record, Denials):
         return Folded(record, [])
     return Folded(record, judge(ledger, offset, now_ms, record.checks, fault))

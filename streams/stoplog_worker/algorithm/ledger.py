@@ -24,6 +24,7 @@ from stoplog_worker.algorithm.sliding_window import is_live, usage
 from stoplog_worker.algorithm.state_codec import (
     Key,
     Marker,
+    PolicyChange,
     State,
     StateReader,
     decode_key,
@@ -43,6 +44,18 @@ class Entries(NamedTuple):
 
     counters: Iterator[tuple[bytes, bytes]]
     policies: list[tuple[bytes, bytes]]
+
+
+class UpdateEffect(NamedTuple):
+    """The effect of an update that was applied.
+
+    Attributes:
+        previous: The change that it replaced; ``None`` if nothing was in force under its key, or for a reset.
+        existed: Whether there was anything to replace, to delete or to reset.
+    """
+
+    previous: PolicyChange | None
+    existed: bool
 
 
 class Ledger:
@@ -132,26 +145,30 @@ class Ledger:
         for (state, name), history in zip(clients, histories, strict=True):
             state.own_limits = history is not None or name in cached
 
-    def apply(self, update: Update, position: int) -> bool:
-        """Apply *update*, which is in force from *position* on; return whether it was new.
+    def apply(self, update: Update, position: int) -> UpdateEffect | None:
+        """Apply *update*, which is in force from *position* on; return its effect.
 
         The partition's owner may relay an update twice. The repetition has a version that was already
-        applied, and changes nothing.
+        applied, changes nothing, and has no effect (``None``).
         """
         if update.version <= self.applied:
-            return False
+            return None
         self.applied = update.version
         self.policies.begin_epoch()
         if update.kind == "reset":
-            self._reset(update, position)
-        else:
-            if update.kind == "client" and update.id in self.states:
-                self.states[update.id].own_limits = True
-            self.policies.add(update, position, self.checkpointed.next_offset << POSITION_BITS)
-        return True
+            return UpdateEffect(None, self._reset(update, position))
+        if update.kind == "client" and update.id in self.states:
+            self.states[update.id].own_limits = True
+        self.policies.add(update, position, self.checkpointed.next_offset << POSITION_BITS)
+        previous = self.policies.replaced_by(update)
+        return UpdateEffect(previous, previous is not None)
 
-    def _reset(self, update: Update, position: int) -> None:
-        """Drop the charges of a client: those of one resource if the update has one, else all."""
+    def _reset(self, update: Update, position: int) -> bool:
+        """Drop the charges of a client: those of one resource if the update has one, else all.
+
+        Returns:
+            Whether there were any in their windows. A replay may find them dropped already.
+        """
         client, resource = update.id, update.resource
 
         def affected(key: Key) -> bool:
@@ -161,12 +178,15 @@ class Ledger:
 
         stored = [decode_key(name) for name, _ in self._reader.counters_of(client.encode())]
         self.load(key for key in stored if affected(key) and key not in self.states)
+        existed = False
         for key, state in self.states.items():
             if affected(key) and state.windows and state.position < position:
+                existed = existed or is_live(state.windows, self.clock_ms)
                 state.windows.clear()
                 state.shaped = False
                 state.position = position
                 self.dirty[key] = state
+        return existed
 
     def usage_report(self, check: Check) -> dict[str, Any]:
         """Return what the reply to a single check of cost 0 contains in addition, after it was decided.

@@ -112,11 +112,17 @@ class PolicyHistory:
         # orders. The update that is later in the plan's home partition wins in every partition.
         outdated = 0 <= update.order < last.order
         if last.version < update.version and not outdated:
-            while len(history) > 1 and history[1].position <= replay_from:
+            # `<`: a replay that begins with history[1] must still know what it replaced.
+            while len(history) > 1 and history[1].position < replay_from:
                 del history[0]
             history.append(PolicyChange(position, update.version, update.policy, update.order))
             self.cached[key] = history
             self.dirty[key] = position
+
+    def replaced_by(self, update: Update) -> PolicyChange | None:
+        """Return the change that was in force before *update*, which was added; ``None`` if none was."""
+        earlier = [change for change in self._history_of(update.key) if change.version < update.version]
+        return earlier[-1] if earlier and earlier[-1].policy is not None else None
 
     def _history_of(self, key: UpdateKey) -> list[PolicyChange]:
         return self._stored_history(encode_policy_key(key))

@@ -88,6 +88,7 @@ class ConsumerThread(threading.Thread):
         on_dropped: Called in this thread with the stores of dropped partitions: the new owner has begun, the
             lease stayed lost, or another worker is ahead. Nothing is lost, because the log has everything.
         on_fatal: Called in this thread with the exception that ended it.
+        audited: Whether there is a topic for the audit of limit updates.
     """
 
     def __init__(
@@ -99,12 +100,15 @@ class ConsumerThread(threading.Thread):
         metrics: Metrics,
         on_dropped: Callable[[list[PartitionStore]], None],
         on_fatal: Callable[[BaseException], None],
+        *,
+        audited: bool = False,
     ) -> None:
         super().__init__(name="consumer", daemon=True)
         self.generation: int | None = None
         """The group's generation; ``None`` from a revocation to the next assignment."""
         self._settings = settings
         self._partition_count = partitions
+        self._audited = audited
         self._lease = lease
         self._metrics = metrics
         self._on_dropped = on_dropped
@@ -333,6 +337,7 @@ class ConsumerThread(threading.Thread):
             self._metrics,
             keys=self._keys,
             answer_from=restored.answer_from,
+            audited=self._audited,
             tracing=self._tracing,
         )
         if stored != marker:

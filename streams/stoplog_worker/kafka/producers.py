@@ -4,7 +4,7 @@
 producer            records                                            guarantee
 ==================  =================================================  =====================================
 reply producer      replies                                            sent at once, never repeated
-changelog producer  changelogs, relayed updates, dead letters          in order, once, on all replicas
+changelog producer  changelogs, relayed updates, audit, dead letters   in order, once, on all replicas
 ==================  =================================================  =====================================
 """
 
@@ -22,7 +22,7 @@ from stoplog.errors import TopicError
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.log_throttle import LogThrottle
-from stoplog.topics import CHECKS, DEAD_LETTERS, REPLIES
+from stoplog.topics import AUDIT, CHECKS, DEAD_LETTERS, REPLIES
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG
 
@@ -135,13 +135,22 @@ class Producers:
         """
         self._produce_to_existing(self.changelogs[table], partition, key, value, delivered)
 
-    def relay_update(self, partition: int, value: bytes, delivered: Delivered) -> None:
-        """Write a limit update to *partition* of ``checks``.
+    def relay_update(
+        self, partition: int, value: bytes, headers: list[tuple[str, bytes]], delivered: Delivered
+    ) -> None:
+        """Write a limit update, with *headers* that name its source, to *partition* of ``checks``.
 
         Raises:
             TopicError: the topic was deleted.
         """
-        self._produce_to_existing(CHECKS, partition, None, value, delivered)
+        self._produce_to_existing(CHECKS, partition, None, value, delivered, dict(headers))
+
+    def write_audit(self, partition: int, key: bytes, value: bytes, delivered: Delivered) -> None:
+        """Write a record to *partition* of ``audit``."""
+        try:
+            self._produce(AUDIT, partition, key, value, delivered)
+        except KafkaException as exc:  # the topic was deleted
+            delivered(exc.args[0], None)
 
     def truncate_changelog(self, table: str, partition: int, offset: int) -> None:
         """Have the broker delete the records before *offset* in a changelog partition. Does not block."""
@@ -163,10 +172,16 @@ class Producers:
             future.add_done_callback(done)
 
     def _produce_to_existing(
-        self, topic: str, partition: int, key: bytes | None, value: bytes, delivered: Delivered
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes,
+        delivered: Delivered,
+        headers: dict[str, str | bytes | None] | None = None,
     ) -> None:
         try:
-            self._produce(topic, partition, key, value, delivered)
+            self._produce(topic, partition, key, value, delivered, headers)
         except KafkaException as exc:
             if exc.args[0].code() not in _MISSING_TOPIC:
                 raise

@@ -3,7 +3,7 @@
 A checkpoint takes these steps, and each begins only after the one before is acknowledged:
 
 1. Produce every dirty state and policy once, to the changelog of its table.
-2. Produce the marker to the changelog of the policies.
+2. Produce the marker to the changelog of the policies, once the audit has every update before it.
 3. Write all of it to RocksDB.
 4. Commit the marker's offset, for lag monitors (:mod:`stoplog_worker.consumer.consumer_thread`).
 
@@ -50,7 +50,7 @@ class CheckpointPhase(Enum):
     IDLE               a checkpoint begins                                         PRODUCING_ENTRIES
     IDLE               a checkpoint of the marker alone begins                     AWAITING_ENTRIES
     PRODUCING_ENTRIES  the last entry is produced                                  AWAITING_ENTRIES
-    AWAITING_ENTRIES   all entries are acknowledged; the marker is produced        AWAITING_MARKER
+    AWAITING_ENTRIES   entries and audit are acknowledged; the marker is produced  AWAITING_MARKER
     AWAITING_ENTRIES   an entry was not acknowledged; all are dirty again          IDLE
     AWAITING_MARKER    the marker is acknowledged; the first entries are stored    STORING
     AWAITING_MARKER    the marker was not acknowledged; all entries are dirty      IDLE
@@ -96,10 +96,17 @@ class Checkpointer:
         send: Produces to a changelog.
         repair: Learns of records that this worker did not write.
         metrics: Counts checkpoints.
+        holds: Returns whether a marker with this next offset must wait.
     """
 
     def __init__(
-        self, ledger: Ledger, store: PartitionStore, send: Send, repair: ChangelogRepair, metrics: Metrics
+        self,
+        ledger: Ledger,
+        store: PartitionStore,
+        send: Send,
+        repair: ChangelogRepair,
+        metrics: Metrics,
+        holds: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._ledger = ledger
         self._store = store
@@ -107,6 +114,7 @@ class Checkpointer:
         self._repair = repair
         self._next_offsets = repair.next_offsets
         self._metrics = metrics
+        self._holds = holds
         self.phase = CheckpointPhase.IDLE
         self._unacknowledged = 0
         self._failed = False
@@ -128,7 +136,11 @@ class Checkpointer:
         """Whether the next step can be taken now: it waits for no acknowledgment."""
         if self.phase is CheckpointPhase.PRODUCING_ENTRIES:
             return True
-        return self.phase is not CheckpointPhase.IDLE and not self._unacknowledged
+        return self.phase is not CheckpointPhase.IDLE and not self._unacknowledged and not self._held
+
+    @property
+    def _held(self) -> bool:
+        return self.phase is CheckpointPhase.AWAITING_ENTRIES and self._holds(self._marker.next_offset)
 
     @property
     def failed(self) -> bool:
@@ -180,6 +192,8 @@ class Checkpointer:
             pass
         elif self._failed:
             self._give_up()
+        elif self._held:
+            pass
         elif self.phase is CheckpointPhase.AWAITING_ENTRIES:
             self._enter(CheckpointPhase.AWAITING_MARKER)
             self._produce(POLICIES, MARKER_KEY, encode_marker(self._marker))

@@ -7,16 +7,19 @@ from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
-from stoplog.errors import RecordError
-from stoplog.wire.checks import Batch, Denials, SingleCheck, reply_address
+from stoplog.errors import RecordError, UndecodableRecord
+from stoplog.wire.audit import source_of
+from stoplog.wire.checks import POSITION_BITS, Batch, Denials, SingleCheck, reply_address
+from stoplog.wire.format import headers_of
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, Reply, encode_json_reply, encode_reply
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
-from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.ledger import Ledger, UpdateEffect
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.algorithm.update_authority import UpdateAuthority
 from stoplog_worker.kafka.producers import Producers
 from stoplog_worker.metrics import RESULTS, Metrics
+from stoplog_worker.partition.audit_log import AuditLog
 from stoplog_worker.partition.changelog_repair import ChangelogRepair, read_in_background
 from stoplog_worker.partition.checkpoint import Checkpointer
 from stoplog_worker.partition.checkpoint_schedule import CheckpointSchedule
@@ -48,6 +51,7 @@ class Partition:
         metrics: Count them.
         keys: The relay keys, and the one to sign with.
         answer_from: The first offset to answer. The checks before it were answered by another lane.
+        audited: Whether there is a topic for the audit.
         tracing: Creates spans; ``None`` when tracing is off.
     """
 
@@ -62,6 +66,7 @@ class Partition:
         *,
         keys: KeyAgreement,
         answer_from: int = 0,
+        audited: bool = False,
         tracing: PartitionTracing | None = None,
     ) -> None:
         number = self.number = store.partition
@@ -81,7 +86,9 @@ class Partition:
         read = partial(read_in_background, settings.connection)
         self.repair = ChangelogRepair(self.ledger, store, producers.changelogs, metrics, read)
         write = partial(producers.write_changelog, number)
-        self.checkpointer = Checkpointer(self.ledger, store, write, self.repair, metrics)
+        write_audit = partial(producers.write_audit, number) if audited else None
+        self.audit = AuditLog(number, partitions, write_audit, metrics)
+        self.checkpointer = Checkpointer(self.ledger, store, write, self.repair, metrics, self.audit.holds)
         self.schedule = CheckpointSchedule(settings.flush_interval_ms / 1_000, number / partitions)
         self._authority = UpdateAuthority(keys.keys, marker.topic_id, marker.updates_id, number)
         self.relay = UpdateRelay(
@@ -131,7 +138,9 @@ class Partition:
                 self._metrics.updates.labels(folded.refusal.kind).inc()
             self._refuse(message, folded.refused)
         elif isinstance(folded.record, Update):
-            self._confirm(folded.record, folded.fresh)
+            self._confirm(folded.record, folded.effect)
+            if folded.effect is not None:
+                self._audit(folded.record, folded.effect, message)
         elif isinstance(folded.record, Denials):
             denied = sum(row.checks for row in folded.record.sums)
             self._metrics.checks.labels("cached").inc(denied)
@@ -183,12 +192,25 @@ class Partition:
         if unfit:
             self._producers.dead_letter(message, unfit[0])
 
-    def _confirm(self, update: Update, fresh: bool) -> None:
+    def _audit(self, update: Update, effect: UpdateEffect, message: Any) -> None:
+        try:
+            headers = headers_of(message)
+        except UndecodableRecord:  # written by another producer than a worker
+            headers = None
+        position, stamp_ms = message.offset() << POSITION_BITS, message.timestamp()[1]
+        self.audit.record(update, effect, position, stamp_ms, source_of(headers))
+
+    def _confirm(self, update: Update, effect: UpdateEffect | None) -> None:
         """Confirm to the sender that the update has taken effect."""
-        self._metrics.updates.labels("applied" if fresh else "repeated").inc()
+        self._metrics.updates.labels("applied" if effect is not None else "repeated").inc()
         to = update.reply_to
         if to is not None:
-            fields = {"applied": True, "version": update.version, "partition": self.number}
+            fields = {
+                "applied": True,
+                "version": update.version,
+                "partition": self.number,
+                "existed": effect.existed if effect is not None else None,
+            }
             self._producers.reply(to.partition, encode_json_reply(to, **fields))
 
     def _report_clock_jump(self, stamp_ms: int) -> None:
@@ -213,7 +235,7 @@ class Partition:
     # --- writing ---
 
     def advance(self, now: float, until: float, max_replay: int, max_dirty: int) -> Marker | None:
-        """Advance the relay, the expiry, the repair and the checkpoint by a small step each.
+        """Advance the relay, the audit, the expiry, the repair and the checkpoint by a small step each.
 
         Args:
             now: Monotonic seconds.
@@ -230,6 +252,7 @@ class Partition:
         if self.ledger.next_offset >= self._answer_from:
             # A further lane waits until it has read every update that another lane relayed.
             self.relay.advance()
+        self.audit.advance()
         if expired := self._expirer.advance(now, self._partitions):
             self._metrics.swept.inc(len(expired))
             self._expired += expired
@@ -270,6 +293,7 @@ class Partition:
             now: Monotonic seconds.
             until: When the caller needs to go on; the checkpoint takes at least one step.
         """
+        self.audit.advance()
         checkpointer = self.checkpointer
         if checkpointer.idle and self.ledger.checkpointed.next_offset < offset:
             if not self.schedule.last_is_due(now, failed=checkpointer.failed):

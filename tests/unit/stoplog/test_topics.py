@@ -8,6 +8,7 @@ import yaml
 from stoplog.errors import TopicError
 from stoplog.lanes import with_lanes
 from stoplog.topics import (
+    AUDIT,
     COPARTITIONED,
     DEFAULT_FILE,
     REPLIES,
@@ -57,6 +58,12 @@ def test_with_partitions_changes_copartitioned_topics_of_every_lane_only() -> No
     specs = with_partitions(with_lanes(load_topics(), ["b"]), 8)
     changed = {name for name, spec in specs.items() if spec.partitions == 8}
     assert changed == {*COPARTITIONED, "stoplog-b-counters-changelog", "stoplog-b-policies-changelog"}
+
+
+def test_file_of_an_older_release_gets_an_audit_topic_like_its_checks(tmp_path: Path) -> None:
+    shipped = load_topics()[AUDIT]
+    assert (shipped.partitions, shipped.retention_ms, shipped.cleanup) == (4, 400 * DAY_MS, "delete")
+    assert load_topics(write(tmp_path, audit=None))[AUDIT] == shipped
 
 
 def test_missing_topic_is_named(tmp_path: Path) -> None:

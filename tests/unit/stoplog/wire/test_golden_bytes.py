@@ -10,6 +10,14 @@ import pytest
 
 from stoplog.errors import UndecodableRecord
 from stoplog.policy import Limit, Policy
+from stoplog.wire.audit import (
+    AuditRecord,
+    ChangeSource,
+    decode_audit,
+    encode_audit,
+    source_headers,
+    source_of,
+)
 from stoplog.wire.checks import (
     Batch,
     Check,
@@ -185,6 +193,38 @@ def test_limit_update_has_golden_bytes(
     assert decode_update(5, golden_key, golden_value, headers) == Update(
         5, key.kind, key.id, key.resource, policy, REQUESTER, 9
     )
+
+
+def test_audit_record_has_golden_bytes() -> None:
+    record = AuditRecord(
+        1, 1234 << 16, 1_764_457_200_000, 41, ["100/minute"], 12, "unlimited", "admin", "10.0.0.7", "r-1"
+    )
+    golden = (
+        b'{"version":1,"position":80871424,"at_ms":1764457200000,"policy_version":41,'
+        b'"limits":["100/minute"],"previous_version":12,"previous_limits":"unlimited",'
+        b'"who":"admin","address":"10.0.0.7","request_id":"r-1"}'
+    )
+    assert encode_audit(record) == golden
+    assert decode_audit(golden) == record
+    assert decode_audit(golden[:-1] + b',"later":1}') == record
+    with pytest.raises(UndecodableRecord, match="format version 2 is not known here"):
+        decode_audit(b'{"version":2}')
+    with pytest.raises(UndecodableRecord, match="not an audit record"):
+        decode_audit(None)
+
+
+def test_source_of_a_change_has_golden_headers() -> None:
+    source = ChangeSource("admin", "10.0.0.7", "r-1")
+    golden = [("who", b"admin"), ("address", b"10.0.0.7"), ("request-id", b"r-1")]
+    assert source_headers(source) == golden
+    assert source_of(golden) == source
+    assert source_headers(ChangeSource("sdk")) == [("who", b"sdk")]
+    assert source_of(None) == source_of([("who", b""), ("order", b"3")]) == ChangeSource("kafka")
+
+
+def test_source_of_a_change_is_cut_and_cleaned() -> None:
+    found = source_of([("who", b"a\nb\x1b[31m\xff"), ("request-id", "é".encode() * 1_000)])
+    assert found == ChangeSource("a\ufffdb\ufffd[31m\ufffd", "", "é" * 256)
 
 
 def test_partition_count_has_golden_bytes_that_no_reader_takes_for_an_update() -> None:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stoplog_worker.algorithm.ledger import IDLE_CLIENT_BYTES, Ledger
+from stoplog_worker.algorithm.fold import judge
+from stoplog_worker.algorithm.ledger import IDLE_CLIENT_BYTES, Ledger, UpdateEffect
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
     NEVER_SET,
@@ -83,6 +84,21 @@ def test_reset_without_resource_empties_all_of_the_client_only() -> None:
     assert [spent(ledger.states[state_key(check)]) for check in checks] == [0, 0, 0, 1, 1]
     assert ledger.dirty.keys() == {"a", ("a", "login"), ("a", "z"), "b"}
     assert ledger.states["a"].position == at(5)
+
+
+def test_effect_of_reset_states_whether_anything_was_spent() -> None:
+    ledger = fresh()
+    ledger.advance(0, NOW)
+    assert ledger.apply(Update(0, "reset", "a", "", None), at(1)) == UpdateEffect(None, False)
+    ledger.advance(2, NOW)
+    judge(ledger, 2, NOW, [Check("a", 1, "", "login")], lambda _: None)
+    assert ledger.apply(Update(1, "reset", "a", "z", None), at(3)) == UpdateEffect(None, False)
+    assert ledger.apply(Update(2, "reset", "a", "", None), at(4)) == UpdateEffect(None, True)
+    assert ledger.apply(Update(2, "reset", "a", "", None), at(5)) is None
+    judge(ledger, 6, NOW, [Check("a")], lambda _: None)
+    ledger.advance(7, NOW + 3_600_000)
+    expired = ledger.apply(Update(3, "reset", "a", "", None), at(8))
+    assert expired == UpdateEffect(None, False), "the charge has left its window"
 
 
 def test_reset_of_resource_leaves_other_resources() -> None:

@@ -102,3 +102,28 @@ def test_apply_plan_updates_in_either_order_keeps_later_order() -> None:
             assert ledger.apply(msgspec.structs.replace(update, version=version), at(version))
         policy, _ = resolved(ledger, Check("a", plan="gold"), 5)
         assert policy == fast
+
+
+def test_replay_from_the_marker_knows_what_an_update_replaced() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store, FIRST_MARKER)
+    updates = [
+        Update(offset, "plan", "gold", "", parse_policy(f"{offset + 1}/minute")) for offset in range(4)
+    ]
+    for offset, update in enumerate(updates):
+        if offset == 2:
+            checkpoint(ledger, store)
+        ledger.advance(offset, NOW)
+        effect = ledger.apply(update, at(offset))
+        assert effect is not None
+        assert (effect.previous and effect.previous.version) == (offset - 1 if offset else None)
+    # The policies of a checkpoint are stored, its marker is not.
+    store.write(POLICIES, ledger.take_dirty()[1].policies)
+    again = Ledger(store, ledger.checkpointed)
+    for offset in (2, 3):
+        again.advance(offset, NOW)
+        effect = again.apply(updates[offset], at(offset))
+        assert effect is not None
+        assert effect.existed
+        assert effect.previous is not None
+        assert (effect.previous.version, effect.previous.policy) == (offset - 1, updates[offset - 1].policy)

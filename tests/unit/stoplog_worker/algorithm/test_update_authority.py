@@ -92,7 +92,7 @@ def test_repeated_signed_update_also_ends_unsigned_ones() -> None:
     log = Log(authority(OLD))
     assert log.refusal(update(5)) is None
     folded = log.append(authority(OLD).sign(update(5), "old"))
-    assert (folded.fresh, folded.refusal) == (False, None)
+    assert (folded.effect, folded.refusal) == (None, None)
     assert log.refusal(update(6)) == UNSIGNED
 
 

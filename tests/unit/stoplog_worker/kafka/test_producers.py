@@ -106,7 +106,10 @@ def test_write_to_a_deleted_topic_raises_with_the_remedy(monkeypatch: pytest.Mon
     with pytest.raises(TopicError, match=f"{COUNTERS_CHANGELOG} .* deleted.* `stoplog topics create`"):
         producers.write_changelog(0, COUNTERS, b"key", b"value", lambda *_: None)
     with pytest.raises(TopicError, match="topic checks "):
-        producers.relay_update(0, b"value", lambda *_: None)
+        producers.relay_update(0, b"value", [], lambda *_: None)
+    errors: list[Any] = []
+    producers.write_audit(0, b"key", b"value", lambda error, _: errors.append(error.name()))
+    assert errors == ["_UNKNOWN_TOPIC"], "a missing audit stops nothing"
 
 
 def test_write_that_fails_for_another_reason_raises_without_the_remedy(

@@ -40,7 +40,7 @@ class Sent:
     def write_changelog(self, *_: Any) -> None:
         """Accept a record that is never acknowledged."""
 
-    def relay_update(self, _partition: int, value: bytes, _delivered: Any) -> None:
+    def relay_update(self, _partition: int, value: bytes, _headers: Any, _delivered: Any) -> None:
         self.updates.append(value)
 
     def truncate_changelog(self, *_: Any) -> None:

@@ -14,6 +14,7 @@ from stoplog_worker.verify.replay import NothingStored
 from stoplog.errors import MisroutedRecord, UndecodableRecord
 from stoplog.policy import Policy, parse_policy
 from stoplog.wire import partition_count
+from stoplog.wire.audit import ChangeSource, source_headers, source_of
 from stoplog.wire.checks import decode_checks_record
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.limit_updates import (
@@ -37,15 +38,17 @@ class Bench:
         self.sent: list[Update] = []
         self.key: str | None = None
         """Id of the key that all workers have."""
+        self.sources: list[ChangeSource] = []
         self.acknowledge: Callable[[Any, Any], None]
         self.authority = authority(OLD, NEW)
         self.relay = UpdateRelay(
             PARTITION, PARTITIONS, self.ledger, self._send, self.authority, lambda: self.key
         )
 
-    def _send(self, value: bytes, done: Callable[[Any, Any], None]) -> None:
+    def _send(self, value: bytes, headers: Any, done: Callable[[Any, Any], None]) -> None:
         update = decode_checks_record(value)
         assert isinstance(update, Update)
+        self.sources.append(source_of(headers))
         self.sent.append(update)
         self.acknowledge = done
 
@@ -189,12 +192,22 @@ def test_number_of_partitions_is_no_update_and_no_dead_letter() -> None:
     for partition in (0, 1):
         ledger = Ledger(NothingStored(), FIRST_MARKER)
         relay = UpdateRelay(
-            partition, PARTITIONS, ledger, lambda value, _: sent.append(value), authority(), lambda: None
+            partition, PARTITIONS, ledger, lambda value, *_: sent.append(value), authority(), lambda: None
         )
         with pytest.raises(UndecodableRecord, match="partitions") if partition else nullcontext():
             relay.take(record)
         relay.advance()
     assert not sent
+
+
+def test_relayed_update_names_its_source() -> None:
+    source = ChangeSource("ops", "10.0.0.7", "r-1")
+    bench = Bench()
+    for offset, headers in enumerate(([*source_headers(source), ("order", b"4")], None)):
+        bench.take(offset, headers=headers)
+        bench.relay.advance()
+        bench.acknowledge(None, None)
+    assert bench.sources == [source, ChangeSource("kafka")]
 
 
 # --- relay keys ---

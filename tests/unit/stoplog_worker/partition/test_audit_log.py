@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+from stoplog_worker.algorithm.ledger import UpdateEffect
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, PolicyChange, decode_marker
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.partition.audit_log import AuditLog
+from stoplog_worker.partition.partition import Partition
+from stoplog_worker.settings import Settings
+from stoplog_worker.state.store import POLICIES, TABLES
+
+from stoplog.partitioning import home_of
+from stoplog.policy import parse_policy
+from stoplog.wire.audit import AuditRecord, ChangeSource, decode_audit, source_headers
+from stoplog.wire.checks import POSITION_BITS, encode_update
+from stoplog.wire.limit_updates import Update, UpdateKey, encode_update_key
+from tests.support.ledgers import FIRST_MARKER
+from tests.support.memory_store import Changelogs, MemoryStore
+from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, START
+from tests.support.records import Message
+from tests.support.relay import unkeyed
+
+CLIENT = CLIENTS[0]
+SOURCE = ChangeSource("ops", "10.0.0.7", "r-1")
+FIVE, NINE = parse_policy("5/minute"), parse_policy(["9/minute", "90/hour"])
+TIMED_OUT = KafkaError(KafkaError._MSG_TIMED_OUT)
+
+
+class Topic:
+    """The topic ``audit``: what was sent, and what the broker has."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, bytes, Any]] = []
+        self.records: list[tuple[bytes, AuditRecord]] = []
+
+    def send(self, key: bytes, value: bytes, delivered: Any) -> None:
+        self.sent.append((key, value, delivered))
+
+    def acknowledge(self, error: KafkaError | None = None) -> None:
+        sent, self.sent = self.sent, []
+        for key, value, delivered in sent:
+            if error is None:
+                self.records.append((key, decode_audit(value)))
+            delivered(error, None)
+
+
+class Bench:
+    """A partition whose audit and changelogs the test acknowledges."""
+
+    def __init__(self, folder: Path, store: MemoryStore, changelogs: Changelogs, topic: Topic) -> None:
+        self.topic, self.changelogs = topic, changelogs
+        producers: Any = SimpleNamespace(
+            write_changelog=lambda _, *rest: changelogs.send(*rest),
+            write_audit=lambda _, *rest: topic.send(*rest),
+            changelogs=dict.fromkeys(TABLES, "changelog"),
+            reply=lambda *_: None,
+            relay_update=lambda *_: None,
+            truncate_changelog=lambda *_: None,
+        )
+        settings = Settings(kafka="127.0.0.1:1", home=folder)
+        marker = store.marker() or FIRST_MARKER
+        self.partition = Partition(
+            settings, PARTITIONS, store, marker, producers, Metrics(), keys=unkeyed(), audited=True
+        )
+
+    def take(self, offset: int, update: Update, source: ChangeSource | None = SOURCE) -> None:
+        headers = source_headers(source) if source is not None else None
+        self.partition.take(Message(offset, encode_update(update), headers=headers, stamp_ms=START))
+
+    def checkpoint(self) -> bool:
+        """Advance until only acknowledgments of the audit are missing; return whether it is complete."""
+        for _ in range(10):
+            self.partition.checkpoint_to(self.partition.ledger.next_offset, 1e9, 0)
+            self.changelogs.arrive_all()
+        return self.partition.checkpointer.idle
+
+
+def test_applied_update_is_recorded_with_its_source_and_what_it_replaced(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, MemoryStore(), Changelogs(), Topic())
+    bench.take(3, Update(7, "client", CLIENT, "login", FIVE))
+    bench.take(4, Update(9, "client", CLIENT, "login", NINE), source=None)
+    bench.take(5, Update(9, "client", CLIENT, "login", NINE))
+    bench.take(6, Update(12, "client", CLIENT, "login", None))
+    bench.take(8, Update(13, "client", CLIENT, "login", FIVE))
+    bench.take(9, Update(14, "reset", CLIENT, "", None))
+    bench.partition.audit.advance()
+    bench.topic.acknowledge()
+    key = encode_update_key(UpdateKey("client", CLIENT, "login"))
+    nine = ["90/hour", "9/minute"]
+    assert bench.topic.records == [
+        (key, AuditRecord(1, 3 << 16, START, 7, ["5/minute"], None, None, "ops", "10.0.0.7", "r-1")),
+        (key, AuditRecord(1, 4 << 16, START, 9, nine, 7, ["5/minute"], "kafka", "", "")),
+        (key, AuditRecord(1, 6 << 16, START, 12, None, 9, nine, "ops", "10.0.0.7", "r-1")),
+        (key, AuditRecord(1, 8 << 16, START, 13, ["5/minute"], None, None, "ops", "10.0.0.7", "r-1")),
+        (
+            encode_update_key(UpdateKey("reset", CLIENT)),
+            AuditRecord(1, 9 << 16, START, 14, None, None, None, "ops", "10.0.0.7", "r-1"),
+        ),
+    ]
+
+
+def test_marker_waits_until_every_update_before_it_is_recorded(tmp_path: Path) -> None:
+    store, changelogs, topic = MemoryStore(), Changelogs(), Topic()
+    bench = Bench(tmp_path, store, changelogs, topic)
+    bench.take(0, Update(0, "client", CLIENT, "", FIVE))
+    bench.take(1, Update(1, "client", CLIENT, "", NINE))
+    assert not bench.checkpoint()
+    [(key, first_marker), (policy, _)] = changelogs.logs[POLICIES]
+    assert (key, decode_marker(first_marker).next_offset) == (MARKER_KEY, 0)
+    assert policy != MARKER_KEY
+
+    # The worker crashes. The policies are in the changelog, and no marker covers the updates.
+    restored = MemoryStore()
+    for table in TABLES:
+        restored.write(table, changelogs.logs[table])
+    again = Bench(tmp_path, restored, changelogs, topic)
+    again.take(0, Update(0, "client", CLIENT, "", FIVE))
+    again.take(1, Update(1, "client", CLIENT, "", NINE))
+    again.partition.audit.advance()
+    topic.acknowledge()
+    assert again.checkpoint()
+    assert decode_marker(dict(changelogs.logs[POLICIES])[MARKER_KEY]).next_offset == 2
+    first, second = topic.records[:2], topic.records[2:]
+    assert first == second, "a repeated record is the same"
+    assert [record.previous_version for _, record in first] == [None, 0]
+
+
+def test_update_after_the_marker_does_not_hold_it(tmp_path: Path) -> None:
+    log = AuditLog(PARTITION, PARTITIONS, Topic().send, Metrics())
+    assert not log.holds(100)
+    log.record(Update(0, "client", CLIENT, "", FIVE), UpdateEffect(None, False), 5 << 16, START, SOURCE)
+    assert (log.holds(5), log.holds(6)) == (False, True)
+    log.advance()
+    assert (log.holds(5), log.holds(6)) == (False, True)
+
+
+def test_record_that_no_broker_acknowledges_is_sent_again_and_given_up_at_last(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    topic, metrics = Topic(), Metrics()
+    log = AuditLog(PARTITION, PARTITIONS, topic.send, metrics)
+    log.record(Update(0, "client", CLIENT, "", FIVE), UpdateEffect(None, False), 0, START, SOURCE)
+    for _ in range(5):
+        assert log.holds(1)
+        log.advance()
+        topic.acknowledge(TIMED_OUT)
+    assert not log.holds(1)
+    assert "is missing in topic audit" in caplog.text
+    assert '"who":"ops"' in caplog.text, "the log has the record at least"
+    assert metrics.audit.labels("lost")._value.get() == 1
+
+
+@pytest.mark.parametrize("code", [KafkaError._UNKNOWN_TOPIC, KafkaError.TOPIC_AUTHORIZATION_FAILED])
+def test_record_that_a_broker_refuses_is_given_up_at_once(
+    code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = Topic()
+    log = AuditLog(PARTITION, PARTITIONS, topic.send, Metrics())
+    log.record(Update(0, "client", CLIENT, "", FIVE), UpdateEffect(None, False), 0, START, SOURCE)
+    log.advance()
+    topic.acknowledge(KafkaError(code))
+    assert not log.holds(1)
+    assert "stoplog topics create" in caplog.text
+
+
+def test_change_is_logged_once_and_without_a_topic_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "stoplog.audit")
+    effect = UpdateEffect(PolicyChange(0, 4, FIVE), True)
+    for partition in range(PARTITIONS):
+        log = AuditLog(partition, PARTITIONS, None, Metrics())
+        order = -1 if partition == home_of("plan", "gold", PARTITIONS) else 8
+        log.record(
+            Update(8, "plan", "gold", "", NINE, order=order), effect, 9 << POSITION_BITS, START, SOURCE
+        )
+        log.advance()
+        assert not log.holds(100)
+    home = home_of("plan", "gold", PARTITIONS)
+    assert [record.message for record in caplog.records] == [
+        f"plan gold: 90/hour, 9/minute, was 5/minute; by ops from 10.0.0.7, request r-1; version 8, "
+        f"previous version 4, partition {home}, position 589824"
+    ]
+    caplog.clear()
+    log = AuditLog(0, PARTITIONS, None, Metrics())
+    log.record(
+        Update(9, "reset", CLIENT, "", None), UpdateEffect(None, True), 0, START, ChangeSource("kafka")
+    )
+    assert "counters reset" in caplog.text
+    assert "by kafka from -, request -" in caplog.text

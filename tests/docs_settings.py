@@ -41,6 +41,8 @@ _COMMAND: Final = """\
 | variable | default | range | meaning |
 | :-- | :-- | :-- | :-- |
 | `STOPLOG_URL` | `{url}` | | Gateway that `check`, `limits`, `reset`, `status`, `watch` and `bench` call. |
+| `STOPLOG_TOKEN` | unset | | Token that these commands send. |
+| `STOPLOG_TOKEN_FILE` | unset | | File with that token. Unset: the token of `stoplog up`. |
 """
 
 

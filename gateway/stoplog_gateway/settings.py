@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, field_validator
 
 from stoplog.client.settings import Settings
 
@@ -66,10 +66,15 @@ class GatewaySettings(Settings):
         le=3_600,
         description="Seconds after which a gRPC connection ends, so that callers find new gateways.",
     )
-    admin_token: SecretStr | None = Field(
+    tokens_file: Path | None = Field(
         None,
-        description="Bearer token that calls which change or list limits must carry. Required if the gateway "
-        "listens beyond loopback. Set it behind a proxy, too.",
+        description="Path of the file with the tokens of callers, which `stoplog tokens` writes. It is read "
+        "again when it changes. Without it, limits can be read and changed on loopback only. Set it behind a "
+        "proxy, too.",
+    )
+    check_token: Literal["optional", "required"] = Field(
+        "optional",
+        description="`required`: checks need a token with the scope `check`, too.",
     )
     startup_s: int = Field(
         10,
@@ -114,18 +119,6 @@ class GatewaySettings(Settings):
         if value is not None and re.fullmatch(_ADDRESS, value) is None:
             raise ValueError("no address and port: set one such as 127.0.0.1:8081 or [::1]:8081")
         return value
-
-    @field_validator("admin_token")
-    @classmethod
-    def _fits_a_header_field(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        token = value.get_secret_value().strip()  # the line feed at the end of a file is no part of it
-        if len(token) < 8:
-            raise ValueError("shorter than 8 characters: set a longer one, or unset it")
-        if re.fullmatch(r"[ -~]+", token) is None:
-            raise ValueError("not printable ASCII, which a header field requires: set another one")
-        return SecretStr(token)
 
     @property
     def stop_s(self) -> float:

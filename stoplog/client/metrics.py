@@ -73,6 +73,7 @@ GAUGES: Final = {
     "stoplog_nodes": "livemax",
     "stoplog_store_state": "livemax",
     "stoplog_http_connections": "livesum",
+    "stoplog_files_stale": "livemax",
     "process_virtual_memory_bytes": "livesum",
     "process_resident_memory_bytes": "livesum",
     "process_open_fds": "livesum",

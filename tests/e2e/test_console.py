@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from stoplog_gateway.access.local_token import TOKEN_FILE, ensure_local_token
 from stoplog_gateway.local.kafka_broker import Broker
 
 from tests.support.programs import path_of
@@ -18,7 +19,6 @@ from tests.support.system import Gateway, System, eventually, running_system
 
 pytestmark = pytest.mark.needs("chromium")
 
-TOKEN: Final = "correct horse"
 HOSTILE: Final = "<img src=x onerror=alert(1)>\u202e/..?#&"
 """An id that contains markup, reverses the direction of writing, and needs escaping in a URL."""
 SHOWN: Final = HOSTILE.replace("\u202e", r"\u202e")
@@ -31,10 +31,17 @@ PHONE: Final = 360
 def system(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("console")
     # A busy machine does not miss this deadline: only a stopped worker does.
-    settings: dict[str, Any] = {"deadline_ms": 3_000, "breaker_misses": 1, "admin_token": TOKEN}
+    settings: dict[str, Any] = {"deadline_ms": 3_000, "breaker_misses": 1}
+    settings["tokens_file"] = ensure_local_token(folder)
     with running_system(fresh_kafka, folder, **settings) as running:
-        running.gateways[0].http.headers["Authorization"] = f"Bearer {TOKEN}"
+        token = (folder / TOKEN_FILE).read_text().strip()
+        running.gateways[0].http.headers["Authorization"] = f"Bearer {token}"
         yield running
+
+
+@pytest.fixture(scope="module")
+def token(system: System) -> str:
+    return (system.folder / TOKEN_FILE).read_text().strip()
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +59,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, gateway: Gateway) -> Iterator[Page]:
-    """Open the console, and wait until it shows the mode. The browser must log no errors or warnings."""
+def locked_page(browser: Browser, gateway: Gateway) -> Iterator[Page]:
+    """Open the console, which has no token yet. The browser must log no errors or warnings."""
     logged: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
@@ -66,9 +73,16 @@ def page(browser: Browser, gateway: Gateway) -> Iterator[Page]:
         page.on("console", note)
         page.on("pageerror", lambda error: logged.append(str(error)))
         page.goto("/console")
-        expect(page.locator("#mode-name")).to_have_text("Normal")
         yield page
         assert logged == []
+
+
+@pytest.fixture
+def page(locked_page: Page, token: str) -> Page:
+    """Open the console, enter the token, and wait until it shows the mode."""
+    locked_page.locator("#token").fill(token)
+    expect(locked_page.locator("#mode-name")).to_have_text("Normal")
+    return locked_page
 
 
 def reject(gateway: Gateway, client: str) -> None:
@@ -95,9 +109,6 @@ def test_console_after_traffic_shows_its_counts(page: Page, gateway: Gateway) ->
     expect(page.locator("#line-rejected")).to_have_attribute("d", re.compile(r"^M.*L"))
     row = page.locator("#rejected-rows tr")
     expect(page.locator("#rejected-empty")).to_be_hidden()
-    page.get_by_role("link", name="enter it").click()
-    expect(page.get_by_label("Admin token")).to_be_focused()
-    page.keyboard.type(TOKEN)
     expect(row.get_by_role("button")).to_have_text(SHOWN)
     expect(row.locator(".number")).to_have_text("3")
     expect(page.get_by_role("link", name="enter it")).to_be_hidden()
@@ -109,6 +120,29 @@ def test_console_after_traffic_shows_its_counts(page: Page, gateway: Gateway) ->
     assert page.locator("main img").count() == 0
 
 
+def test_console_without_a_token_asks_for_one_and_shows_nothing(
+    locked_page: Page, gateway: Gateway, token: str
+) -> None:
+    page = locked_page
+    reject(gateway, "secret")
+    expect(page.locator("#mode-name")).to_have_text("This page needs a token")
+    expect(page.locator("#mode-since")).to_contain_text("a token with the scope read")
+    expect(page.locator("#rejected-table")).to_be_hidden()
+    assert page.evaluate(ACCESSIBLE) == []
+    page.get_by_label("Client id").fill("secret")
+    page.keyboard.press("Enter")
+    expect(page.locator("#outcome")).to_contain_text("Failed: this request needs a token")
+    expect(page.locator("#token")).to_be_focused()
+    page.get_by_role("link", name="enter it").click()
+    expect(page.locator("#token")).to_be_focused()
+    page.keyboard.type("wrong")
+    expect(page.locator("#mode-since")).to_contain_text("the token is unknown")
+    page.locator("#token").fill(token)
+    expect(page.locator("#mode-name")).to_have_text("Normal")
+    expect(page.locator("#rejected-rows")).to_contain_text("secret")
+    expect(page.get_by_role("link", name="enter it")).to_be_hidden()
+
+
 def test_client_looked_up_can_be_changed_reset_and_freed(page: Page, gateway: Gateway) -> None:
     reject(gateway, HOSTILE + "2")
     client = HOSTILE + "2"
@@ -118,10 +152,6 @@ def test_client_looked_up_can_be_changed_reset_and_freed(page: Page, gateway: Ga
     expect(row).to_have_text([re.compile(r"^2 per hour\s*2\s*0\s*(1 h|60 min|59 min)")])
 
     page.get_by_label("New limits").fill("3/hour, 7/day")
-    page.get_by_role("button", name="Save limits").click()
-    expect(page.locator("#done")).to_contain_text("Failed: this request needs the admin token")
-    expect(page.get_by_label("Admin token")).to_be_focused()
-    page.get_by_label("Admin token").fill(TOKEN)
     page.get_by_role("button", name="Save limits").click()
     expect(page.locator("#done")).to_have_text("Limits saved.")
     expect(row).to_have_text([re.compile(r"^7 per day\s*2\s*5"), re.compile(r"^3 per hour\s*2\s*1")])
@@ -165,7 +195,11 @@ def test_lookup_with_plan_and_resource_shows_their_limits(page: Page, gateway: G
     expect(page.locator("#outcome")).to_contain_text("a browser cannot request this id")
 
 
-def test_console_by_keyboard_alone_offers_every_action(page: Page, gateway: Gateway) -> None:
+def test_console_by_keyboard_alone_offers_every_action(
+    locked_page: Page, gateway: Gateway, token: str
+) -> None:
+    page = locked_page
+
     def focus_on(name: str) -> None:
         for _ in range(30):
             page.keyboard.press("Tab")
@@ -180,13 +214,14 @@ def test_console_by_keyboard_alone_offers_every_action(page: Page, gateway: Gate
     page.keyboard.press("Enter")
     expect(page.get_by_label("Client id")).to_be_focused()
     page.keyboard.type("keen")
+    focus_on("Token")
+    page.keyboard.type(token)
+    page.keyboard.press("Shift+Tab")
+    expect(page.get_by_role("button", name="Look up")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#found-title")).to_be_focused()
     focus_on("New limits")
     page.keyboard.type("5/hour")
-    focus_on("Admin token")
-    page.keyboard.type(TOKEN)
-    page.get_by_label("New limits").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#done")).to_have_text("Limits saved.")
     assert gateway.check("keen")["limit"] == 5
@@ -209,7 +244,6 @@ def test_console_for_screen_readers_has_no_violations(page: Page, gateway: Gatew
     reject(gateway, f"{scheme} read")
     look_up(page, f"{scheme} read")
     assert page.evaluate(ACCESSIBLE) == []
-    page.get_by_label("Admin token").fill(TOKEN)
     expect(page.locator("#rejected-rows")).to_contain_text(f"{scheme} read")
     for mode in ("normal", "degraded", "silent", "waiting"):
         assert page.evaluate(f"() => {{ document.getElementById('mode').dataset.mode = '{mode}' }}") is None
@@ -223,7 +257,6 @@ def test_console_for_screen_readers_has_no_violations(page: Page, gateway: Gatew
 def test_console_on_phone_width_fits_without_sideways_scrolling(page: Page, gateway: Gateway) -> None:
     page.set_viewport_size({"width": PHONE, "height": 740})
     reject(gateway, LONG)
-    page.get_by_label("Admin token").fill(TOKEN)
     expect(page.locator("#rejected-rows")).to_contain_text(LONG)
     look_up(page, LONG)
     page.get_by_role("button", name="Reset counters").click()
@@ -244,7 +277,7 @@ def test_console_during_outage_shows_degraded_and_silence(
     page: Page, system: System, gateway: Gateway
 ) -> None:
     announcement = page.locator("#announcement")
-    expect(announcement).to_be_empty()  # screen readers announce changes only
+    expect(announcement).to_have_text("Mode: Normal")  # it was locked before
     worker = system.workers[0]
     worker.signal(signal.SIGSTOP)
     eventually("checks fail open", lambda: gateway.check("anybody")["degraded"])

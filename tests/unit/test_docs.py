@@ -27,10 +27,11 @@ TAGGED: Final = [
     ("README.md", "app", 1),  # a fragment, run within an application
     ("README.md", "checkout", 2),  # installs, or runs all tests
     ("docs/benchmarks.md", "checkout", 1),  # half an hour
-    ("docs/operations.md", "cluster", 2),
+    ("docs/operations.md", "cluster", 3),
     ("docs/operations.md", "docker", 1),
     ("docs/python-sdk.md", "checkout", 1),
     ("docs/runbook.md", "cluster", 1),
+    ("docs/security.md", "cluster", 1),
     ("docs/web-apps.md", "app", 2),
 ]
 

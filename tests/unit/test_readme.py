@@ -53,10 +53,10 @@ def test_no_default_differs_between_gateway_and_worker() -> None:
         assert gateway[name].default == worker[name].default, name
 
 
-def test_docs_and_the_api_tell_users_of_proxies_to_set_a_token() -> None:
-    for name in ("http-api", "proxies"):
+def test_docs_and_the_api_tell_users_of_proxies_to_set_a_tokens_file() -> None:
+    for name in ("http-api", "proxies", "security"):
         text = " ".join((CHECKOUT / "docs" / f"{name}.md").read_text().split())
-        assert re.search(r"[Bb]ehind a proxy, set `STOPLOG_ADMIN_TOKEN`", text), name
-    assert "behind a proxy, set `STOPLOG_ADMIN_TOKEN`" in " ".join(
+        assert re.search(r"[Bb]ehind a proxy, set `STOPLOG_TOKENS_FILE`", text), name
+    assert "behind a proxy, set `STOPLOG_TOKENS_FILE`" in " ".join(
         create_app(GatewaySettings()).description.split()
     )

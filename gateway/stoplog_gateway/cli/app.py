@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stoplog import __version__
-from stoplog_gateway.cli import bench, check, limits, serve, topics, up, verify, watch
+from stoplog_gateway.cli import bench, check, limits, serve, tokens, topics, up, verify, watch
 
 app = typer.Typer(
     name="stoplog",
@@ -41,3 +41,4 @@ watch.register(app)
 verify.register(app)
 bench.register(app)
 app.add_typer(limits.app)
+app.add_typer(tokens.app)

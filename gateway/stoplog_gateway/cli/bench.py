@@ -14,6 +14,7 @@ from rich.table import Table
 
 from stoplog.client.settings import Settings
 from stoplog_gateway.cli.extras import require
+from stoplog_gateway.cli.gateway_options import calls_gateway
 from stoplog_gateway.cli.http_client import DEFAULT_URL, Url, call
 from stoplog_gateway.cli.load_generator import MAX_CHECKS, SendCheck, Tally, generate_load
 from stoplog_gateway.cli.output import AsJson, err, examples, out, print_json, reporting
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     )(bench)
 
 
+@calls_gateway
 def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help=f"Measure for {_QUICK_S:g} seconds instead of {_SECONDS:g}.")
@@ -67,7 +69,7 @@ def bench(
             require("gateway")  # brings httptools
             from stoplog_gateway.cli.raw_client import connected
 
-            call(url, "GET", "/v1/status")
+            call(url, "GET", "/healthz")
             target, opened = url, connected(url, callers)
         tally = _run(opened, seconds)
     p50, p99, p999 = tally.percentiles_ms(50, 99, 99.9)

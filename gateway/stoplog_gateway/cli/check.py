@@ -12,6 +12,7 @@ from rich.text import Text
 from stoplog.client.fail_open import OnUnavailable
 from stoplog_gateway.cli import completion
 from stoplog_gateway.cli.formatting import failed_open, printable
+from stoplog_gateway.cli.gateway_options import calls_gateway
 from stoplog_gateway.cli.http_client import DEFAULT_URL, Url, call, segment
 from stoplog_gateway.cli.output import REFUSED, AsJson, examples, out, print_json
 
@@ -48,6 +49,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=examples("stoplog status", "stoplog status --json | jq .mode"))(status)
 
 
+@calls_gateway
 def check(
     client: Client,
     cost: Annotated[int, typer.Option(help="Requests to count. 0 shows the state and counts nothing.")] = 1,
@@ -101,6 +103,7 @@ def _sentence(answer: dict[str, Any]) -> Text:
     return Text.assemble(("denied", "red"), f": {why}")
 
 
+@calls_gateway
 def reset(
     client: Client, resource: ResourceOption = None, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
@@ -117,6 +120,7 @@ def applied(what: str, answer: dict[str, Any]) -> str:
     return what if answer.get("applied", True) else f"{what}: stored, but no worker has confirmed it yet"
 
 
+@calls_gateway
 def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show whether workers answer the checks, and all gateways and workers."""
     answer = call(url, "GET", "/v1/status")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -10,7 +9,8 @@ import httpx
 import typer
 
 from stoplog.errors import StoplogError
-from stoplog_gateway.cli.output import REFUSED, UNREACHABLE, USAGE, fail
+from stoplog_gateway.cli.gateway_options import find_token
+from stoplog_gateway.cli.output import REFUSED, UNREACHABLE, fail
 
 _TIMEOUT_S: Final = 30.0
 """Longer than a limit change waits for its confirmation. An ordinary answer takes a millisecond."""
@@ -21,9 +21,10 @@ _COMPLETION_TIMEOUT_S: Final = 1.0
 _COMPLETIONS: Final = 1_000
 
 _REMEDIES: Final = {
-    "unauthorized": "set STOPLOG_ADMIN_TOKEN to the gateway's token",
-    "forbidden": "run this on the gateway's machine with --url http://127.0.0.1:<port>, or set the same "
-    "STOPLOG_ADMIN_TOKEN for the gateway and here",
+    "unauthorized": "name a file with a token of this gateway by --token-file or STOPLOG_TOKEN_FILE, or run "
+    "this where `stoplog up` was started; `stoplog tokens add` makes tokens",
+    "forbidden": "use a token with the scope (--token-file), or run this on the gateway's machine with --url "
+    "http://127.0.0.1:<port>",
     "no-limits": "set some with `stoplog limits set`; `stoplog limits list` shows all that are stored",
     "store-unavailable": "try again when `stoplog status` shows that the store is ok",
 }
@@ -59,21 +60,15 @@ def call(url: str, method: str, path: str, *, body: Any = None, **query: str | N
         The decoded JSON body.
     """
     try:
-        with connection() as client:
+        with connection(url) as client:
             return request(client, url, method, path, body=body, **query)
     except CallFailed as exc:
         fail(str(exc), exc.status)
 
 
-def connection(timeout_s: float = _TIMEOUT_S) -> httpx.Client:
-    """Return a client for :func:`request`, to be closed; end the command if the admin token is not valid."""
-    token = os.environ.get("STOPLOG_ADMIN_TOKEN", "").strip()
-    if not token.isascii() or not token.isprintable():
-        fail(
-            "STOPLOG_ADMIN_TOKEN is not printable ASCII, so no gateway accepts it: set it to the gateway's "
-            "token",
-            USAGE,
-        )
+def connection(url: str, timeout_s: float = _TIMEOUT_S) -> httpx.Client:
+    """Return a client for :func:`request`, to be closed; end the command if its token is unusable."""
+    token = find_token(url)
     # A gateway is called directly, so proxies and .netrc are ignored.
     return httpx.Client(
         timeout=timeout_s, trust_env=False, headers={"Authorization": f"Bearer {token}"} if token else {}
@@ -116,7 +111,7 @@ def stored(url: str, kind: str) -> list[dict[str, Any]]:
     """Return the first limits stored for *kind*, for completion; none if the gateway does not answer."""
     query: dict[str, str | int] = {"kind": kind, "limit": _COMPLETIONS}
     try:
-        with connection(_COMPLETION_TIMEOUT_S) as client:
+        with connection(url, _COMPLETION_TIMEOUT_S) as client:
             answer = client.get(f"{url.rstrip('/')}/v1/limits", params=query)
         items: list[dict[str, Any]] = answer.raise_for_status().json()["items"]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, typer.Exit):

@@ -12,6 +12,7 @@ from rich.text import Text
 from stoplog_gateway.cli import completion
 from stoplog_gateway.cli.check import ResourceOption, applied
 from stoplog_gateway.cli.formatting import printable
+from stoplog_gateway.cli.gateway_options import calls_gateway
 from stoplog_gateway.cli.http_client import DEFAULT_URL, Url, call, segment
 from stoplog_gateway.cli.output import USAGE, AsJson, examples, fail, out, print_json
 
@@ -59,6 +60,7 @@ Default = Annotated[
         "stoplog limits set --default unlimited",
     ),
 )
+@calls_gateway
 def set_(
     words: Words = None,
     plan: Plan = None,
@@ -79,6 +81,7 @@ def set_(
 
 
 @app.command(epilog=examples("stoplog limits get alice", "stoplog limits get --plan free"))
+@calls_gateway
 def get(
     client: OneClient = None,
     plan: Plan = None,
@@ -93,6 +96,7 @@ def get(
 
 
 @app.command(epilog=examples("stoplog limits delete alice", "stoplog limits delete alice --resource login"))
+@calls_gateway
 def delete(
     client: OneClient = None,
     plan: Plan = None,
@@ -107,6 +111,7 @@ def delete(
 
 
 @app.command("list", epilog=examples("stoplog limits list", "stoplog limits list --json | jq length"))
+@calls_gateway
 def list_(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List all stored limits."""
     # A key that changes meanwhile can be on two pages; the later one has the current limits.

@@ -12,6 +12,7 @@ import httptools
 import msgspec
 
 from stoplog.client.answer import Answer
+from stoplog_gateway.cli.gateway_options import find_token
 from stoplog_gateway.cli.load_generator import LoadFailed, SendCheck
 
 _TIMEOUT_S: Final = 10.0
@@ -48,9 +49,11 @@ class _Connection(asyncio.Protocol):
         self._url = url
         self._parts = parts = urlsplit(url)
         path = f"{parts.path.rstrip('/')}/v1/check"
-        self._head = (
-            f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n".encode()
-        )
+        fields = {"Host": parts.netloc, "Content-Type": "application/json"}
+        if (token := find_token(url)) is not None:
+            fields["Authorization"] = f"Bearer {token}"
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self._head = f"POST {path} HTTP/1.1\r\n{lines}".encode()
         self._parser = httptools.HttpResponseParser(self)
         self._body = b""
 

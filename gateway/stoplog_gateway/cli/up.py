@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from stoplog.private_files import write_private_files
+from stoplog_gateway.access.local_token import TOKEN_FILE
 from stoplog_gateway.cli.extras import require
+from stoplog_gateway.cli.http_client import DEFAULT_URL
 from stoplog_gateway.cli.output import REFUSED, AsJson, examples, fail, out, print_json, reporting
 from stoplog_gateway.cli.progress import Progress, showing_progress
 from stoplog_gateway.cli.topics import Lanes
@@ -56,7 +60,7 @@ def up(
                 if as_json:
                     print_json({"ready": True, "url": urls[0], "gateways": urls, "kafka": settings.bootstrap})
                 else:
-                    show_first_requests(urls)
+                    show_first_requests(urls, settings.home)
 
             broker = None if settings.kafka else _broker(settings, progress)
             Up(
@@ -70,11 +74,19 @@ def up(
             ).run()
 
 
-def show_first_requests(urls: list[str]) -> None:
-    """Print that everything is ready, and two requests to try on the first of the gateways *urls*."""
-    send = "-H 'Content-Type: application/json' -d"
+def show_first_requests(urls: list[str], home: Path) -> None:
+    """Print that everything is ready, and two commands to try.
+
+    Args:
+        urls: URLs of the gateways; the commands use the first.
+        home: The data folder, where `stoplog limits` finds its token.
+    """
     print(f"stoplog is ready: {urls[0]}")
-    print(f"""  curl -X PUT {urls[0]}/v1/limits/alice {send} '{{"limits": ["5/minute"]}}'""")
+    options = "" if urls[0] == DEFAULT_URL else f" --url {urls[0]}"
+    if home.resolve() != Path(".stoplog").resolve():
+        options += f" --token-file {shlex.quote(str(home / TOKEN_FILE))}"
+    print(f"  stoplog limits set alice 5/minute{options}")
+    send = "-H 'Content-Type: application/json' -d"
     print(f"""  curl {urls[0]}/v1/check {send} '{{"client_id": "alice"}}'""", flush=True)
     if len(urls) > 1:
         print(f"more gateways: {' '.join(urls[1:])}", flush=True)

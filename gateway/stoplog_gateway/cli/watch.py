@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from stoplog_gateway.cli.gateway_options import calls_gateway
 from stoplog_gateway.cli.http_client import DEFAULT_URL, CallFailed, Url, connection, request
-from stoplog_gateway.cli.output import REFUSED, UNREACHABLE, AsJson, examples, fail, print_json
+from stoplog_gateway.cli.output import UNREACHABLE, AsJson, examples, fail, print_json
 from stoplog_gateway.cli.rates import Rates, RecentSamples
 from stoplog_gateway.cli.up import stopped_by_signals
 from stoplog_gateway.cli.watch_view import Snapshot, view
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
     )
 
 
+@calls_gateway
 def watch(
     interval: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds between two requests.")] = 1.0,
     once: Annotated[
@@ -47,7 +49,7 @@ def watch(
     """Watch a gateway: mode, checks per second, latency, nodes, most rejected clients. Ctrl-C ends it."""
     # With FORCE_COLOR, Rich takes a pipe for a terminal.
     live = sys.stdout.isatty() and not _screen.is_dumb_terminal
-    with connection(_TIMEOUT_S) as client:
+    with connection(url, _TIMEOUT_S) as client:
         if as_json or once or not live:
             _show_once(client, url, interval, as_json)
         else:
@@ -97,13 +99,11 @@ def _fetch(client: httpx.Client, url: str) -> Snapshot:
         return request(client, url, "GET", path)
 
     # All three go over one connection, so the same process of the gateway answers them, for all processes.
-    answers = {"status": get("/v1/status"), "traffic": get("/v1/traffic")}
-    try:
-        answers["rejected"] = get("/v1/clients/rejected")
-    except CallFailed as exc:
-        if exc.status != REFUSED:
-            raise
-        answers["withheld"] = str(exc)  # only this part needs the admin token
+    answers = {
+        "status": get("/v1/status"),
+        "traffic": get("/v1/traffic"),
+        "rejected": get("/v1/clients/rejected"),
+    }
     try:
         return msgspec.convert(answers, Snapshot, str_keys=True)
     except msgspec.ValidationError as exc:

@@ -38,9 +38,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     status: Status
     traffic: Traffic
-    rejected: RejectedClients | None = None
-    withheld: str | None = None
-    """Why the gateway does not list the rejected clients."""
+    rejected: RejectedClients
 
 
 def view(url: str, snapshot: Snapshot | None, rates: Rates, *, error: str | None = None) -> Group:
@@ -54,8 +52,7 @@ def view(url: str, snapshot: Snapshot | None, rates: Rates, *, error: str | None
     """
     head = [Text.assemble("stoplog watch ", (printable(url), "bold"))]
     if snapshot is not None:
-        gateway = f"  {printable(snapshot.rejected.gateway)}" if snapshot.rejected is not None else ""
-        head[0].append(f"{gateway}  {moment(snapshot.traffic.at_ms)}")
+        head[0].append(f"  {printable(snapshot.rejected.gateway)}  {moment(snapshot.traffic.at_ms)}")
     if error is not None:
         head.append(Text.assemble(("NO ANSWER", "bold red"), f", trying again: {printable(error)}"))
     if snapshot is None:
@@ -67,9 +64,7 @@ def view(url: str, snapshot: Snapshot | None, rates: Rates, *, error: str | None
         Text(),
         _nodes(snapshot.status.nodes),
         Text(),
-        _rejected(snapshot.rejected)
-        if snapshot.rejected is not None
-        else Text(printable(f"most rejected: {snapshot.withheld}")),
+        _rejected(snapshot.rejected),
     )
     if error is not None:
         # The first line shows the time of this state.

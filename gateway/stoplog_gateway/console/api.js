@@ -2,7 +2,7 @@
 
 const TIMEOUT_MS = 10_000;
 
-/** The gateway refused a request. `message` has cause and remedy; `status` is 401 if the token is missing or wrong. */
+/** The gateway refused a request. `message` has cause and remedy; `status` is 401 if the token is missing or unknown. */
 export class Refused extends Error {
   constructor(status, problem) {
     const { title = `status ${status}`, detail = '', remedy } = problem;
@@ -25,7 +25,7 @@ export class NoAnswer extends Error {}
  */
 export async function call(method, path, { body, token, timeout = TIMEOUT_MS } = {}) {
   // A browser does not send such a header field, and its error would look like a gateway that does not answer.
-  if (token && /[^ -~]/.test(token)) throw new Refused(401, { detail: 'the admin token is wrong' });
+  if (token && /[^ -~]/.test(token)) throw new Refused(401, { detail: 'the token is unknown' });
   const headers = {};
   if (body !== undefined) headers['Content-Type'] = 'application/json';
   if (token) headers.Authorization = `Bearer ${token}`;

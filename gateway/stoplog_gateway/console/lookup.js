@@ -73,7 +73,7 @@ async function change(target, method, path, done, body) {
 async function look(target) {
   latest = target;
   const { client, plan, resource } = target;
-  const usage = await call('GET', `v1/clients/${segment(client)}/usage${query({ plan, resource })}`);
+  const usage = await call('GET', `v1/clients/${segment(client)}/usage${query({ plan, resource })}`, { token: byId('token').value });
   if (target !== latest) return;
   shown = target;
   byId('found-title').replaceChildren(idElement(client));

@@ -1,6 +1,5 @@
 // The list of the most rejected clients.
 
-import { Refused } from './api.js';
 import { byId, create, formatCount, idElement, setText } from './page.js';
 import { lookUp } from './lookup.js';
 
@@ -8,33 +7,17 @@ const SHORT_LIST = 8;
 
 let showAll = false;
 let shown = '';
-let refusedToken;
 
-/**
- * Request the list and show it, or show why it is refused; the rest of the page stays as it is.
- *
- * A refused token is not sent again. (A missing token counts as an empty one.)
- */
-export async function update(get) {
-  const token = byId('token').value;
-  if (token === refusedToken) return;
-  try {
-    show(await get('v1/clients/rejected', token));
-    refusedToken = undefined;
-  } catch (error) {
-    if (!(error instanceof Refused)) throw error;
-    const locked = error.status === 401;
-    if (locked || error.status === 403) refusedToken = token;
-    for (const part of ['empty', 'table', 'more']) byId(`rejected-${part}`).hidden = true;
-    byId('rejected-locked').hidden = !locked;
-    byId('rejected-refused').hidden = locked;
-    setText('rejected-refused', error.message);
-  }
+/** Show that the gateway needs a token. */
+export function showLocked() {
+  for (const part of ['empty', 'table', 'more']) byId(`rejected-${part}`).hidden = true;
+  byId('rejected-locked').hidden = false;
 }
 
-function show({ gateway, items }) {
+/** Show a response of /v1/clients/rejected. */
+export function show({ gateway, items }) {
   setText('gateway', gateway);
-  byId('rejected-locked').hidden = byId('rejected-refused').hidden = true;
+  byId('rejected-locked').hidden = true;
   byId('rejected-empty').hidden = items.length > 0;
   byId('rejected-table').hidden = !items.length;
   byId('rejected-more').hidden = items.length <= SHORT_LIST;

@@ -2,7 +2,7 @@
 
 import { byId, create, formatCount, formatDuration, formatTime, idElement, setText } from './page.js';
 
-const MODE_NAMES = { normal: 'Normal', degraded: 'Degraded', silent: 'This gateway does not answer' };
+const MODE_NAMES = { normal: 'Normal', degraded: 'Degraded', silent: 'This gateway does not answer', locked: 'This page needs a token' };
 
 const LATE_MS = 5_000; // two heartbeats are missing
 
@@ -42,6 +42,13 @@ export function showNoAnswer() {
   for (const id of ['mode-through', 'mode-why', 'store']) setOptionalText(id, '');
 }
 
+/** Show that the gateway refuses the token, or the lack of one. */
+export function showLocked(why) {
+  setMode('locked');
+  setText('mode-since', `${why}.`);
+  for (const id of ['mode-through', 'mode-why', 'store']) setOptionalText(id, '');
+}
+
 function setMode(next) {
   if (next === mode) return;
   const first = mode === 'waiting';
@@ -49,7 +56,8 @@ function setMode(next) {
   byId('mode').dataset.mode = next;
   document.body.classList.toggle('stale', next === 'silent');
   setText('mode-name', MODE_NAMES[next]);
-  document.title = next === 'normal' ? 'Stoplog' : `${next === 'silent' ? 'No answer' : 'DEGRADED'} · Stoplog`;
+  const title = { normal: '', degraded: 'DEGRADED · ', silent: 'No answer · ', locked: '' }[next];
+  document.title = `${title}Stoplog`;
   if (!first || next !== 'normal') setText('announcement', `Mode: ${MODE_NAMES[next]}`);
 }
 

@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, TypeAlias
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
 from stoplog.errors import InvalidInput
 from stoplog.log_throttle import LogThrottle
+from stoplog_gateway.access.control import AccessControl, Refusal, proxy_token
+from stoplog_gateway.access.refusals import MISSING_SCOPE, NO_TOKEN
+from stoplog_gateway.access.scopes import Scope
 from stoplog_gateway.envoy import cannot_listen
 from stoplog_gateway.envoy.health import HealthService, IsReady
 from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest, RateLimitResponse
@@ -30,6 +34,7 @@ _AGE_GRACE_MS: Final = 10_000
 """Milliseconds that calls have to finish on a connection that has reached its maximum age."""
 
 _LOG_PAUSE_S: Final = 60.0
+_REMEDY: Final = "send the metadata key stoplog-token; `stoplog tokens add` makes tokens"
 
 ContinueTrace: TypeAlias = Callable[[Iterable[tuple[str, str | bytes]]], AbstractContextManager[None]]
 
@@ -39,7 +44,7 @@ async def _always() -> bool:
 
 
 class EnvoyServer:
-    """Serve within ``async with``, without TLS, as Envoy's sidecars expect.
+    """Serve within ``async with``.
 
     Args:
         address: ``host:port`` to listen on.
@@ -50,6 +55,7 @@ class EnvoyServer:
         is_ready: Returns whether callers should send calls, for the health service.
         shared: Allow other processes that set this flag too to listen on the same address.
         continue_trace: Continues the trace that a call's metadata name; ``None`` if tracing is off.
+        access: Decides about each call. By default, every call is permitted.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class EnvoyServer:
         max_age_s: float = 300,
         is_ready: IsReady = _always,
         continue_trace: ContinueTrace | None = None,
+        access: AccessControl | None = None,
     ) -> None:
         self._address = address
         self._service = service
@@ -71,6 +78,7 @@ class EnvoyServer:
         self._health = HealthService(is_ready)
         self._continue_trace = continue_trace
         self._throttle = LogThrottle(_LOG_PAUSE_S)
+        self._access = access or AccessControl()
 
     async def __aenter__(self) -> Self:
         """Listen.
@@ -120,6 +128,8 @@ class EnvoyServer:
             return await self._should_rate_limit(request, context)
 
     async def _should_rate_limit(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        if self._access.check_needs_token:
+            await self._require_token(context)
         try:
             return await self._service.decide(request)
         except InvalidInput as exc:
@@ -133,6 +143,34 @@ class EnvoyServer:
             if (denial := self._service.denial_after_failure(request)) is not None:
                 return denial
             await _abort(context, grpc.StatusCode.INTERNAL, "the gateway has a bug; see the gateway's log")
+
+    async def _require_token(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        text = _token_in(context.invocation_metadata() or ())
+        decision = self._access.decide(Scope.CHECK, text)
+        if not isinstance(decision, Refusal):
+            return
+        name = decision.token.name if decision.token is not None else None
+        await self._access.refusals.add(decision.reason, Scope.CHECK, _address(context.peer()), name)
+        if decision.reason == MISSING_SCOPE:
+            await _abort(
+                context, grpc.StatusCode.PERMISSION_DENIED, f"the token {name} lacks the scope check"
+            )
+        why = "this call needs a token" if decision.reason == NO_TOKEN else "the token is unknown"
+        await _abort(context, grpc.StatusCode.UNAUTHENTICATED, f"{why}: {_REMEDY}")
+
+
+def _token_in(metadata: Iterable[tuple[str, str | bytes]]) -> bytes | None:
+    # gRPC delivers values as bytes only for names that end in "-bin".
+    return proxy_token((name.encode(), str(value).encode()) for name, value in metadata)
+
+
+def _address(peer: str) -> str:
+    """Return the IP address in the name that gRPC gives a caller.
+
+    >>> _address("ipv4:192.0.2.1:5000"), _address("ipv6:%5B2001:db8::1%5D:5000")
+    ('192.0.2.1', '2001:db8::1')
+    """
+    return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, why: str) -> NoReturn:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.responses import Response
 
 from stoplog import __version__
@@ -17,11 +17,12 @@ from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Status
 from stoplog.client.limiter import Limiter
 from stoplog.client.traffic import Traffic
+from stoplog_gateway.access.control import AccessControl
 from stoplog_gateway.envoy.mapping import load_mapping
 from stoplog_gateway.http import openapi, problems
-from stoplog_gateway.http.auth import serves_local_callers_only
+from stoplog_gateway.http.auth import RequireLocalCallers, require_scope
 from stoplog_gateway.http.bugs import CatchBugs
-from stoplog_gateway.http.middleware import AnswerHead, OnlyLocalCallers
+from stoplog_gateway.http.middleware import AnswerHead
 from stoplog_gateway.http.routes import (
     authorize,
     check,
@@ -48,10 +49,11 @@ Request bodies are JSON with `Content-Type: application/json`, of at most 1 MiB 
 The body of an error is `application/problem+json` (RFC 9457): `field` names the part of the request that
 caused it, and `remedy` suggests a solution. A request that fails with an error publishes nothing.
 
-If the gateway has an admin token, changes need `Authorization: Bearer <token>`. Without an admin token, the
-gateway accepts changes only on loopback. It then answers only programs on the same machine: it refuses a
+With a tokens file, reads and changes need `Authorization: Bearer <token>`; checks need it only with
+`STOPLOG_CHECK_TOKEN=required`. Without one, the gateway accepts reads and changes only on loopback.
+On loopback, it answers requests without a token only for programs on the same machine: it refuses a
 foreign `Host` or `Origin`, and requests that a proxy marks as forwarded (403). Only `/v1/authorize` and
-`/json` accept them. Not every proxy marks requests: behind a proxy, set `STOPLOG_ADMIN_TOKEN`.
+`/json` accept them. Not every proxy marks requests: behind a proxy, set `STOPLOG_TOKENS_FILE`.
 """
 
 _ROUTERS: Final = (
@@ -80,17 +82,21 @@ async def _end_process_on_failure(limiter: Limiter) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def create_app(settings: GatewaySettings, limiter: Limiter | None = None) -> FastAPI:
+def create_app(
+    settings: GatewaySettings, limiter: Limiter | None = None, access: AccessControl | None = None
+) -> FastAPI:
     """Return the application. Its lifespan starts and stops the limiter.
 
     Args:
         settings: The gateway's settings.
         limiter: A limiter that is not started. By default, a new one with *settings*.
+        access: Decides who may do what. By default, a new one with *settings*.
 
     Raises:
-        SettingsError: The file that maps Envoy's descriptors is invalid.
+        SettingsError: The file that maps Envoy's descriptors or the tokens file is invalid.
     """
     limiter = limiter or Limiter(settings)
+    access = access or AccessControl.of(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -100,9 +106,13 @@ def create_app(settings: GatewaySettings, limiter: Limiter | None = None) -> Fas
                 url_of(settings.host, settings.port),
                 settings.bootstrap,
             )
-            failure_watch = asyncio.create_task(_end_process_on_failure(limiter))
+            tasks = [
+                asyncio.create_task(_end_process_on_failure(limiter)),
+                asyncio.create_task(access.files.run()),
+            ]
             yield
-            failure_watch.cancel()
+            for task in tasks:
+                task.cancel()
 
     app = openapi.MsgspecFastAPI(
         title="Stoplog",
@@ -120,13 +130,14 @@ def create_app(settings: GatewaySettings, limiter: Limiter | None = None) -> Fas
     app.models, app.documented_routers = _MODELS, _ROUTERS
     app.state.settings = settings
     app.state.limiter = limiter
+    app.state.access = access
     app.state.lifecycle = Lifecycle(settings.startup_s)
     app.state.mapping = load_mapping(settings.envoy_mapping)
     for router in (*_ROUTERS, console.router, docs.router, envoy_json.router):
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(require_scope)])
     problems.install(app)
     app.add_middleware(CatchBugs)
-    if serves_local_callers_only(settings):
-        app.add_middleware(OnlyLocalCallers)
+    if access.loopback:
+        app.add_middleware(RequireLocalCallers, access=access)
     app.add_middleware(AnswerHead)
     return app

@@ -1,101 +1,119 @@
-"""Authorize the requests that change limits, reset counters or list clients (client ids can be API keys).
-
-================================  ==============================================================
-the gateway                       accepts these requests
-================================  ==============================================================
-has an admin token                with ``Authorization: Bearer <token>``
-has no token, on loopback         from programs on the same machine
-has no token, beyond loopback     none; the 403 response states the reason
-================================  ==============================================================
-
-With a token, no other header field matters: a page of another site and a client behind a proxy do not know
-the token. Without one, on loopback, the gateway answers no foreign request at all
-(:mod:`stoplog_gateway.http.local_callers`), except on the routes for proxies. In all other cases, checks are
-open to every API caller that can connect.
-
-A proxy on the same machine that adds no header field and replaces ``Host`` looks like a local program.
-Therefore, set a token behind any proxy.
-"""
+"""Refuse requests that :class:`~stoplog_gateway.access.control.AccessControl` does not permit."""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Iterable
 from typing import Final
 
 from fastapi import Request
-from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from stoplog_gateway.http.local_callers import foreign_field, is_loopback
-from stoplog_gateway.http.problems import FORBIDDEN, UNAUTHORIZED, ProblemError
-from stoplog_gateway.settings import GatewaySettings
+from stoplog_gateway.access.control import AccessControl, Refusal, bearer_token, proxy_token
+from stoplog_gateway.access.refusals import FOREIGN, MISSING_SCOPE, NO_TOKEN, NO_TOKENS_FILE
+from stoplog_gateway.access.scopes import Scope as TokenScope
+from stoplog_gateway.access.scopes import is_for_proxies, scope_of
+from stoplog_gateway.http.problems import (
+    FORBIDDEN,
+    PROXY_UNAUTHORIZED,
+    UNAUTHORIZED,
+    ProblemError,
+    render_error,
+)
+from stoplog_gateway.http.responses import RenderedResponse
 
-_SET_TOKEN: Final = "set STOPLOG_ADMIN_TOKEN and send Authorization: Bearer <token>"
+SET_TOKENS: Final = "set STOPLOG_TOKENS_FILE and send Authorization: Bearer <token>"
+SEND_TOKEN: Final = "send Authorization: Bearer <token>; `stoplog tokens add` makes tokens"
+SEND_PROXY_TOKEN: Final = "make the proxy send stoplog-token: <token>; `stoplog tokens add` makes tokens"
 
 
-async def require_admin(request: Request) -> None:
-    """Authorize a request. A dependency of every route that changes data or lists clients.
+async def require_scope(request: Request) -> None:
+    """Permit a request to go on to its route. A dependency of every route.
+
+    It writes the caller's token, if there is one, to ``request.state.token``.
 
     Raises:
-        ProblemError: 401 or 403.
+        ProblemError: 401 or 403, after a delay.
     """
-    authorize(request.app.state.settings, request.headers)
+    access: AccessControl = request.app.state.access
+    headers = request.scope["headers"]
+    path = request.scope["route"].path
+    scope = scope_of(path, request.method)
+    for_proxies = is_for_proxies(path)
+    text = proxy_token(headers) if for_proxies else bearer_token(headers)
+    decision = access.decide(scope, text, None if for_proxies else headers)
+    if isinstance(decision, Refusal):
+        raise await refuse(access, decision, scope, _address(request.scope), for_proxies=for_proxies)
+    request.state.token = decision
 
 
-def authorize(settings: GatewaySettings, headers: Headers) -> None:
-    """Return if a request with these *headers* is authorized.
+class RequireLocalCallers:
+    """On loopback, refuse requests from elsewhere without a token, also those that no route answers."""
 
-    Raises:
-        ProblemError: 401 if the token is missing or wrong; 403 if the gateway has no token and the request
-            is not local.
-    """
-    if settings.admin_token is not None:
-        return _require_token(settings.admin_token.get_secret_value(), headers.get("authorization"))
-    if not is_loopback(settings.host):
-        raise ProblemError(
+    def __init__(self, app: ASGIApp, access: AccessControl) -> None:
+        self.app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application, or send 401 or 403."""
+        if scope["type"] == "http" and not is_for_proxies(scope["path"]):
+            headers = scope["headers"]
+            decision = self._access.decide(None, bearer_token(headers), headers)
+            if isinstance(decision, Refusal):
+                rendered = render_error(await refuse(self._access, decision, None, _address(scope)))
+                assert rendered is not None
+                return await RenderedResponse(rendered)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+async def refuse(
+    access: AccessControl,
+    refusal: Refusal,
+    scope: TokenScope | None,
+    address: str | None,
+    *,
+    for_proxies: bool = False,
+) -> ProblemError:
+    """Count, log and delay a refusal, and return its problem."""
+    name = refusal.token.name if refusal.token is not None else None
+    await access.refusals.add(refusal.reason, scope or "open", address, name)
+    return _problem(access, refusal, scope, for_proxies=for_proxies)
+
+
+def _problem(
+    access: AccessControl, refusal: Refusal, scope: TokenScope | None, *, for_proxies: bool
+) -> ProblemError:
+    if refusal.reason == FOREIGN:
+        assert refusal.field is not None
+        return _foreign(*refusal.field, has_tokens=access.tokens is not None)
+    field = "stoplog-token" if for_proxies else "Authorization"
+    if refusal.reason == NO_TOKENS_FILE:
+        detail = "the gateway listens beyond loopback and has no tokens file"
+        return ProblemError(FORBIDDEN, detail, field, SET_TOKENS)
+    if refusal.reason == MISSING_SCOPE:
+        assert refusal.token is not None
+        return ProblemError(
             FORBIDDEN,
-            f"the gateway listens on {settings.host}, beyond loopback, and has no admin token",
-            "Authorization",
-            _SET_TOKEN,
+            f"the token {refusal.token.name} lacks the scope {scope}",
+            field,
+            f"use a token with the scope {scope}; `stoplog tokens list` shows all",
         )
-    require_local(headers.raw)
+    missing = refusal.reason == NO_TOKEN
+    detail = f"this request needs a token with the scope {scope}" if missing else "the token is unknown"
+    if for_proxies:
+        # A 401 would ask the proxy's caller for a token, and nginx would take it for a denial.
+        return ProblemError(PROXY_UNAUTHORIZED, detail, field, SEND_PROXY_TOKEN)
+    challenge = b'Bearer realm="stoplog"' + (b"" if missing else b', error="invalid_token"')
+    return ProblemError(UNAUTHORIZED, detail, field, SEND_TOKEN, [(b"www-authenticate", challenge)])
 
 
-def serves_local_callers_only(settings: GatewaySettings) -> bool:
-    """Return whether the gateway answers programs on the same machine only: on loopback, without a token."""
-    return settings.admin_token is None and is_loopback(settings.host)
-
-
-def require_local(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Return if a request with these *headers* comes from a program on the same machine.
-
-    Raises:
-        ProblemError: 403.
-    """
-    foreign = foreign_field(headers)
-    if foreign is not None:
-        raise _foreign(*foreign)
-
-
-def _require_token(token: str, authorization: str | None) -> None:
-    scheme, _, given = (authorization or "").partition(" ")
-    if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
-        return
-    detail = "the admin token is wrong" if authorization else "this request needs the admin token"
-    challenge = b'Bearer realm="stoplog"' + (b', error="invalid_token"' if authorization else b"")
-    raise ProblemError(
-        UNAUTHORIZED,
-        detail,
-        "Authorization",
-        "send Authorization: Bearer <STOPLOG_ADMIN_TOKEN>",
-        [(b"www-authenticate", challenge)],
-    )
-
-
-def _foreign(field: str, value: str) -> ProblemError:
+def _foreign(field: str, value: str, *, has_tokens: bool) -> ProblemError:
     return ProblemError(
         FORBIDDEN,
-        f"{field} {value[:80]!r} is foreign, and without an admin token only local programs have access",
+        f"{field} {value[:80]!r} is foreign, and without a token only local programs have access",
         field,
-        f"call http://127.0.0.1 directly, or {_SET_TOKEN}",
+        f"call http://127.0.0.1 directly, or {SEND_TOKEN if has_tokens else SET_TOKENS}",
     )
+
+
+def _address(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return client[0] if client else None

@@ -24,9 +24,9 @@ from stoplog.client.fail_open import DENY, OnUnavailable
 from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
+from stoplog_gateway.access.control import AccessControl
 from stoplog_gateway.http.bugs import answers_after_bug, render_bug
 from stoplog_gateway.http.known_heads import KnownHeads
-from stoplog_gateway.http.local_callers import foreign_field
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.request_body import is_json
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
@@ -52,7 +52,8 @@ class FastPath:
 
     Args:
         limiter: Limiter that answers the checks.
-        local_only: Leave requests that do not come from programs on the same machine to the routes.
+        access: Decides about each head. Requests that it does not permit are left to the routes. By default,
+            local programs are permitted.
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
         tracing: Continues the callers' traces; ``None`` if tracing is off.
     """
@@ -62,15 +63,17 @@ class FastPath:
         limiter: Limiter,
         *,
         legacy_headers: bool,
-        local_only: bool = True,
+        access: AccessControl | None = None,
         tracing: RequestTracing | None = None,
     ) -> None:
         self._limiter = limiter
         self._legacy_headers = legacy_headers
         self._tracing = tracing
-        self._local_only = local_only
+        self._access = access = access or AccessControl()
         self.known_heads: Final = KnownHeads[KnownHead]()
-        """Heads of plain checks, which need not be parsed again."""
+        """Heads of permitted plain checks, which need not be parsed again."""
+        if access.tokens is not None:
+            access.tokens.on_change(self.known_heads.clear)
         self._handlers: Final[dict[bytes, Handler]] = {
             b"/v1/check": self._handle_check,
             b"/v1/checks": self._handle_check_list,
@@ -88,7 +91,7 @@ class FastPath:
         handler = self._handlers.get(url)
         if handler is None or not _is_plain(fields):
             return None
-        if self._local_only and foreign_field(fields) is not None:
+        if not self._access.permits_check(fields):
             return None
         return handler if self._tracing is None else partial(self._handle_traced, handler, headers)
 

@@ -14,7 +14,7 @@ import re
 from functools import lru_cache
 from typing import Final, Generic, TypeVar
 
-from stoplog_gateway.http.local_callers import tells_origin
+from stoplog_gateway.access.local_callers import tells_origin
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from inspect import cleandoc
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from stoplog.asgi.problem import UNAVAILABLE, Kind, Problem, problem
+from stoplog_gateway.access.scopes import Scope, is_for_proxies, scope_of
+from stoplog_gateway.http.auth import SEND_PROXY_TOKEN, SEND_TOKEN
 from stoplog_gateway.http.problems import (
     BUG,
     BUSY,
@@ -20,6 +23,7 @@ from stoplog_gateway.http.problems import (
     INVALID,
     MALFORMED,
     NO_LIMITS,
+    PROXY_UNAUTHORIZED,
     TOO_LARGE,
     UNAUTHORIZED,
 )
@@ -69,19 +73,6 @@ BODY_FAILURES: Final[tuple[Failure, ...]] = (
     (TOO_LARGE, "the body exceeds 1 MiB", "body", "send at most 1 MiB per request"),
     (CONTENT_TYPE, "text/plain is not JSON", "Content-Type", "send Content-Type: application/json"),
 )
-NO_TOKEN: Final[Failure] = (
-    UNAUTHORIZED,
-    "this request needs the admin token",
-    "Authorization",
-    "send Authorization: Bearer <STOPLOG_ADMIN_TOKEN>",
-)
-BEYOND_LOOPBACK: Final[Failure] = (
-    FORBIDDEN,
-    "the gateway listens on 0.0.0.0, beyond loopback, and has no admin token",
-    "Authorization",
-    "set STOPLOG_ADMIN_TOKEN and send Authorization: Bearer <token>",
-)
-CHANGE_FAILURES: Final[tuple[Failure, ...]] = (NO_TOKEN, BEYOND_LOOPBACK, NO_BROKER)
 
 TEMPLATE: Final = "#/components/schemas/{name}"
 
@@ -92,10 +83,18 @@ TAGS: Final = [
     {"name": "operation", "description": "State of the gateway and its store."},
 ]
 
-BEARER: Final = {
-    "type": "http",
-    "scheme": "bearer",
-    "description": "The value of STOPLOG_ADMIN_TOKEN. Set it behind a proxy.",
+SECURITY: Final = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token from the file that STOPLOG_TOKENS_FILE names.",
+    },
+    "proxyToken": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "stoplog-token",
+        "description": "The token of a proxy. `Authorization` belongs to the proxy's caller.",
+    },
 }
 
 
@@ -117,10 +116,12 @@ class MsgspecFastAPI(FastAPI):
             )
             _, schemas = msgspec.json.schema_components((*self.models, Problem), ref_template=TEMPLATE)
             for route in self._documented_routes():
-                self._restore_nulls(route, document["paths"][route.path_format])
+                operations = document["paths"][route.path_format]
+                self._restore_nulls(route, operations)
+                _add_access(route, operations)
             for schema in schemas.values():
                 schema["description"] = cleandoc(schema["description"])
-            document["components"] = {"schemas": schemas, "securitySchemes": {"adminToken": BEARER}}
+            document["components"] = {"schemas": schemas, "securitySchemes": SECURITY}
             self.openapi_schema = document
         return self.openapi_schema
 
@@ -132,7 +133,7 @@ class MsgspecFastAPI(FastAPI):
         """Restore the null values in examples of responses, which FastAPI removes."""
         for method in route.methods or ():
             for status, response in route.responses.items():
-                operations[method.lower()]["responses"][str(status)].update(response)
+                operations[method.lower()]["responses"][str(status)].update(deepcopy(response))
 
 
 def schema_of(model: type) -> dict[str, Any]:
@@ -154,11 +155,6 @@ def json_body(schema: dict[str, Any], values: Mapping[str, Any]) -> dict[str, An
     """Return ``openapi_extra`` of a route that reads a JSON body."""
     content = {"application/json": {"schema": schema, "examples": examples(values)}}
     return {"requestBody": {"required": True, "content": content}}
-
-
-def admin_only(extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return ``openapi_extra`` of a route that needs the admin token, if the gateway has one."""
-    return {**(extra or {}), "security": [{"adminToken": []}, {}]}
 
 
 def success(
@@ -184,15 +180,48 @@ def failures(*cases: Failure) -> Responses:
     """Return ``responses`` for errors, with an example each. The error of a bug is always included."""
     responses: Responses = {}
     bug: Failure = (BUG, "an unexpected error occurred; the gateway's log has the traceback", None, None)
-    for kind, detail, field, remedy in (*cases, bug):
-        shown = examples({kind.name: problem(kind, detail, field, remedy)})
-        if (response := responses.get(kind.status)) is None:
-            content = {"schema": schema_of(Problem), "examples": shown}
-            responses[kind.status] = {
-                "description": kind.title,
-                "content": {"application/problem+json": content},
-            }
-        else:
-            response["description"] += f"; {kind.title[0].lower()}{kind.title[1:]}"
-            response["content"]["application/problem+json"]["examples"] |= shown
+    for case in (*cases, bug):
+        _add_failure(responses, case)
     return responses
+
+
+def _add_failure(responses: dict[Any, Any], case: Failure) -> None:
+    kind, detail, field, remedy = case
+    shown = examples({kind.name: problem(kind, detail, field, remedy)})
+    key = next((status for status in responses if str(status) == str(kind.status)), None)
+    if key is None:
+        content = {"schema": schema_of(Problem), "examples": shown}
+        # FastAPI writes the statuses of a document as texts.
+        status = str(kind.status) if any(isinstance(status, str) for status in responses) else kind.status
+        responses[status] = {
+            "description": kind.title,
+            "content": {"application/problem+json": content},
+        }
+    else:
+        response = responses[key]
+        response["description"] += f"; {kind.title[0].lower()}{kind.title[1:]}"
+        response["content"]["application/problem+json"]["examples"] |= shown
+
+
+def _add_access(route: APIRoute, operations: dict[str, Any]) -> None:
+    """Add to *operations* what their scopes require: a token, and the responses without one."""
+    for method in route.methods or ():
+        scope = scope_of(route.path, method)
+        if scope is None:
+            continue
+        operation = operations[method.lower()]
+        for_proxies = is_for_proxies(route.path)
+        operation["security"] = [{"proxyToken" if for_proxies else "token": []}, {}]
+        for case in _access_failures(scope, for_proxies=for_proxies):
+            _add_failure(operation["responses"], case)
+
+
+def _access_failures(scope: Scope, *, for_proxies: bool) -> list[Failure]:
+    detail = f"this request needs a token with the scope {scope}"
+    field = "stoplog-token" if for_proxies else "Authorization"
+    lacking = f"use a token with the scope {scope}; `stoplog tokens list` shows all"
+    kind, remedy = (PROXY_UNAUTHORIZED, SEND_PROXY_TOKEN) if for_proxies else (UNAUTHORIZED, SEND_TOKEN)
+    return [
+        (kind, detail, field, remedy),
+        (FORBIDDEN, f"the token web lacks the scope {scope}", field, lacking),
+    ]

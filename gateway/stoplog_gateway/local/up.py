@@ -28,12 +28,13 @@ from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import lane_names, with_lanes, worker_name
 from stoplog.log_throttle import LogThrottle
 from stoplog.private_files import make_private, write_private_files
-from stoplog.topics import CHECKS, load_topics, with_partitions
+from stoplog.topics import load_topics, with_partitions
+from stoplog_gateway.access.local_token import TOKEN_FILE, TOKENS_FILE, ensure_local_token
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.local.child_process import USAGE_EXITS, Child
 from stoplog_gateway.local.data_dir import DataDir
 from stoplog_gateway.local.end_with_parent import ending_with_parent
-from stoplog_gateway.local.first_answers import checks_of_all, count_answered
+from stoplog_gateway.local.first_answers import reason_not_ready
 from stoplog_gateway.local.kafka_broker import Broker, BrokerFailed
 from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, jars_folder
 from stoplog_gateway.local.supervised_part import SupervisedPart
@@ -98,6 +99,7 @@ class Up:
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
         self._urls = [url_of(host, port) for port in self._ports]
         self._folder = settings.home.resolve()
+        self._tokens_file = settings.tokens_file or self._folder / TOKENS_FILE
         self._lanes = lane_names(lanes)
         self._worker_names = [
             (lane, worker_name(lane, number)) for lane in self._lanes for number in range(1, workers + 1)
@@ -117,6 +119,7 @@ class Up:
             KafkaUnreachable: the Kafka named by ``STOPLOG_KAFKA`` does not answer.
             TopicError: its topics differ from topics.yaml.
             CannotListen: a port or an address cannot be used.
+            TokensFileError: the tokens file cannot be used.
             UpFailed: a process cannot run.
         """
         write_private_files()
@@ -140,12 +143,14 @@ class Up:
     def _data(self) -> set[str]:
         """Return the names of everything that this system keeps in its data folder."""
         tables = {f"lane-{lane}" if lane else name for lane, name in self._worker_names}
-        return {"up.json", "logs", "kafka"} | tables
+        return {"up.json", "logs", "kafka", TOKENS_FILE, TOKEN_FILE} | tables
 
     # --- the start ---
 
     def _start(self, home: DataDir, stack: ExitStack) -> None:
         specs = load_topics(self._settings.topics)
+        if self._settings.tokens_file is None:
+            ensure_local_token(self._folder)
         for port in self._ports:
             ensure_free(port, self._settings.host)
         self._workers = self._bind_workers(stack)
@@ -169,7 +174,7 @@ class Up:
             child.start()
         self._record(home)
         self._parts = self._supervised_parts()
-        self._await_answers(home, specs[CHECKS].partitions)
+        self._await_answers(home)
         self._starting = False
         with suppress(OSError):  # nobody reads standard output any more
             self._ready(self._urls)
@@ -204,7 +209,11 @@ class Up:
 
     def _gateway(self, number: int, port: int) -> Child:
         # No load balancer stands in front of it, and Ctrl-C should end it soon.
-        env = {"STOPLOG_PORT": str(port), "STOPLOG_DRAIN_S": os.environ.get("STOPLOG_DRAIN_S", "0")}
+        env = {
+            "STOPLOG_PORT": str(port),
+            "STOPLOG_DRAIN_S": os.environ.get("STOPLOG_DRAIN_S", "0"),
+            "STOPLOG_TOKENS_FILE": str(self._tokens_file),
+        }
         if number > 1:
             env["STOPLOG_ENVOY"] = ""  # only one gateway can listen on this address
             if self._settings.node_id:
@@ -222,9 +231,8 @@ class Up:
             pass_fds=pass_fds,
         )
 
-    def _await_answers(self, home: DataDir, partitions: int) -> None:
+    def _await_answers(self, home: DataDir) -> None:
         """Wait until every gateway has had an answer from the owner of every partition."""
-        checks = checks_of_all(partitions)
         deadline = time.monotonic() + _READY_S
         waiting = list(self._urls)
         with httpx.Client(trust_env=False, timeout=5.0) as client:
@@ -233,11 +241,11 @@ class Up:
                 self._update(home)
                 if time.monotonic() > deadline:
                     raise UpFailed(f"{waiting[0]} did not answer a check in {_READY_S:.0f} s; {self._logs()}")
-                answered = count_answered(client, waiting[0], checks)
-                if answered == partitions:
+                missing = reason_not_ready(client, waiting[0])
+                if missing is None:
                     waiting.pop(0)
                 else:
-                    self._progress.show(f"waiting: {answered} of {partitions} partitions answer")
+                    self._progress.show(f"waiting: {missing}")
                     time.sleep(_POLL_S)
 
     def _end_if_hopeless(self) -> None:

@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from stoplog.client.limiter import Limiter
+from stoplog_gateway.access.control import AccessControl
 from stoplog_gateway.envoy import envoy_server
 from stoplog_gateway.http.app import create_app
-from stoplog_gateway.http.auth import serves_local_callers_only
 from stoplog_gateway.http.connections import ConnectionLimits, Connections
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
@@ -53,25 +53,28 @@ def serve(
 
     Raises:
         CannotListen: The address for Envoy cannot be used.
-        SettingsError: An extra that the settings need is not installed.
+        SettingsError: An extra that the settings need is not installed, or a file cannot be used.
         TopicError: topics.yaml cannot be read, or the broker's topics contradict it.
     """
     limiter = Limiter(settings, reply_slot=slot.reply_slot if slot else None)
-    app = create_app(settings, limiter)
+    access = AccessControl.of(settings)
+    app = create_app(settings, limiter, access)
     lifecycle: Lifecycle = app.state.lifecycle
 
     async def is_ready() -> bool:
         answered = (await limiter.ready()).ready
         return lifecycle.phase(answered=answered) is Phase.SERVING
 
-    envoy = envoy_server(settings, limiter, app.state.mapping, shared=slot is not None, is_ready=is_ready)
+    envoy = envoy_server(
+        settings, limiter, app.state.mapping, shared=slot is not None, is_ready=is_ready, access=access
+    )
     with ExitStack() as stack:
         tracing = _start_tracing(limiter, stack) if settings.tracing else None
         served: ASGIApp = app if tracing is None else tracing.wrap(app)
         fast_path = FastPath(
             limiter,
             legacy_headers=settings.legacy_headers,
-            local_only=serves_local_callers_only(settings),
+            access=access,
             tracing=tracing,
         )
         connections = Connections(
@@ -82,7 +85,8 @@ def serve(
                 max_open=raise_descriptor_limit() - OTHER_DESCRIPTORS,
             )
         )
-        limiter.metrics.registry.register(connections)
+        for collector in (connections, access.refusals, access.files):
+            limiter.metrics.registry.register(collector)
         protocol: Any = partial(GatewayProtocol, fast_path, connections)
         config = uvicorn.Config(
             served,
@@ -93,7 +97,7 @@ def serve(
             lifespan="off",
             log_config=None,
             access_log=False,
-            # Both cost CPU time for each request. http/auth.py checks the header fields of proxies.
+            # Both cost CPU time for each request. access/local_callers.py checks the fields of proxies.
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,

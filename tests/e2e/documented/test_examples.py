@@ -25,6 +25,7 @@ def environment(system: System) -> dict[str, str]:
         **os.environ,
         "STOPLOG_KAFKA": system.bootstrap,
         "STOPLOG_URL": system.gateways[0].url,
+        "STOPLOG_TOKEN_FILE": str(system.folder / "token"),
         "STOPLOG_DEADLINE_MS": "10000",
     }
 

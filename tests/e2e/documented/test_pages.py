@@ -19,6 +19,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from stoplog_gateway.access.local_token import TOKEN_FILE
 from stoplog_gateway.cli.up import show_first_requests
 from stoplog_gateway.ports import free_port
 
@@ -68,6 +69,8 @@ def env(system: System, tools: Path, tmp_path: Path) -> dict[str, str]:
         "STOPLOG_KAFKA": system.bootstrap,
         "STOPLOG_URL": system.gateways[0].url,
         "STOPLOG_HOME": str(tmp_path / "home"),
+        "STOPLOG_TOKEN_FILE": str(system.folder / TOKEN_FILE),
+        "TOKEN": (system.folder / TOKEN_FILE).read_text().strip(),
         "STOPLOG_DEADLINE_MS": "10000",
         "STOPLOG_METRICS_PORT": "0",
     }
@@ -195,9 +198,10 @@ def test_every_block_is_run_or_tagged() -> None:
 def test_commands_that_up_prints_work(
     system: System, env: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show_first_requests([system.gateways[0].url])
-    for line in capsys.readouterr().out.splitlines()[1:]:
-        assert '"policy_version":' in shell(line, env)
+    show_first_requests([system.gateways[0].url], system.folder)
+    limit, check = capsys.readouterr().out.splitlines()[1:]
+    assert shell(limit, env) == "client alice: 5/minute"
+    assert '"policy_version":' in shell(check, env)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from stoplog_gateway.access.scopes import Scope
+from stoplog_gateway.access.tokens_file import add_token
 from stoplog_gateway.ports import free_port, is_free
 
 from tests.support.programs import path_of
@@ -31,6 +33,7 @@ http {{
       proxy_http_version 1.1;
       proxy_set_header Upgrade $http_upgrade;
       proxy_set_header Connection $connection_upgrade;
+      proxy_set_header Authorization "Bearer {token}";
     }}
   }}
 }}
@@ -40,13 +43,24 @@ UPGRADE = {"connection": "Upgrade", "upgrade": "websocket"}
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def tokens_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokens") / "tokens"
+
+
+@pytest.fixture(scope="module")
+def token(tokens_file: Path) -> str:
+    """The token of nginx: without one, a gateway on loopback does not serve callers behind proxies."""
+    return add_token(tokens_file, "nginx", frozenset({Scope.CHECK}))
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, tokens_file: Path, token: str) -> Iterator[int]:
     """A gateway without a store: it fails open."""
     folder, port = tmp_path_factory.mktemp("gateway"), free_port()
     env = {
         "STOPLOG_PORT": str(port),
         "STOPLOG_KAFKA": f"127.0.0.1:{free_port()}",
-        "STOPLOG_ADMIN_TOKEN": "correct horse",  # with a token, it serves callers behind proxies
+        "STOPLOG_TOKENS_FILE": str(tokens_file),
         "STOPLOG_DRAIN_S": "0",
     }
     process = Process(
@@ -61,13 +75,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def nginx(gateway: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def nginx(gateway: int, token: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A client of nginx, which passes only ``/v1/check`` on."""
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
     config = Path(folder, "nginx.conf")
-    config.write_text(CONFIG.format(temporary=temporary, gateway=gateway, port=port))
+    config.write_text(CONFIG.format(temporary=temporary, gateway=gateway, port=port, token=token))
     options = f"daemon off; pid {folder}/nginx.pid;"
     command = [path_of("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(config), "-g", options]
     process = Process("nginx", command, env={}, log=folder / "nginx.log")

@@ -26,7 +26,6 @@ PROJECT: Final[dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())
 SERVICES: Final[dict[str, dict[str, Any]]] = PROJECT["services"]
 OURS: Final = {name: it for name, it in SERVICES.items() if it["image"] == "stoplog"}
 BROKERS: Final = {name: it for name, it in SERVICES.items() if it["image"].startswith("apache/kafka:")}
-TOKEN: Final = "STOPLOG_ADMIN_TOKEN"
 
 
 def command(service: dict[str, Any]) -> str:
@@ -73,9 +72,6 @@ def test_variables_are_settings_with_valid_values(name: str, monkeypatch: pytest
     variables = {**service["environment"]}
     assert all(isinstance(value, str) for value in variables.values())
     assert variables.keys() <= {f"STOPLOG_{field.upper()}" for field in kind.model_fields}
-    if TOKEN in variables:
-        assert variables[TOKEN].startswith("${STOPLOG_ADMIN_TOKEN:?")
-        variables[TOKEN] = "a token of the operator"
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     settings = kind()
@@ -142,8 +138,10 @@ def test_dependencies_exist_and_can_be_met() -> None:
 
 
 def test_volumes_and_files_exist() -> None:
-    named = {volume.partition(":")[0] for it in SERVICES.values() for volume in it.get("volumes", ())}
-    assert named == PROJECT["volumes"].keys()
+    mounted = {volume.partition(":")[0] for it in SERVICES.values() for volume in it.get("volumes", ())}
+    folders = {name for name in mounted if name.startswith(".")}
+    assert mounted - folders == PROJECT["volumes"].keys()
+    assert folders == {"./tokens"}
     used = {config["source"] for it in SERVICES.values() for config in it.get("configs", ())}
     assert used == PROJECT["configs"].keys()
     for config in PROJECT["configs"].values():

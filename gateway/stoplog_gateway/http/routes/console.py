@@ -1,8 +1,8 @@
 """``/console``: a page for operators, served from the files in ``stoplog_gateway/console/``.
 
-The page uses the JSON routes of this gateway. To list clients and to change limits, it sends the admin token
-if the gateway has one. The Content-Security-Policy allows requests to this gateway only, and prevents that
-data becomes markup.
+The page itself is open. It shows what the JSON routes of this gateway return, and sends them the token that
+its user enters. The Content-Security-Policy allows requests to this gateway only, and prevents that data
+becomes markup.
 """
 
 from __future__ import annotations

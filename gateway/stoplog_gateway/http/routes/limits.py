@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Query
@@ -13,7 +13,6 @@ from stoplog.client.limiter import Limiter
 from stoplog.policy import Policy, parse_policy
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog_gateway.http import openapi
-from stoplog_gateway.http.auth import require_admin
 from stoplog_gateway.http.params import ClientId, LimiterDep, PlanId, Resource, ResourceQuery, require_utf8
 from stoplog_gateway.http.problems import NO_LIMITS, ProblemError
 from stoplog_gateway.http.request_body import JsonBody, decode
@@ -51,7 +50,7 @@ def _changed(kind: _Kind, id_: str | None, limits: list[str] | None) -> openapi.
         **openapi.success(202, "Stored, but not confirmed in time", schema, {"unconfirmed": unconfirmed}),
         **openapi.failures(
             *(openapi.BODY_FAILURES if limits else ()),
-            *openapi.CHANGE_FAILURES,
+            openapi.NO_BROKER,
             openapi.BAD_LIMIT if limits else openapi.BAD_RESOURCE,
         ),
     }
@@ -81,20 +80,16 @@ _request_decoder: Final = msgspec.json.Decoder(LimitsRequest)
 
 _PAGE: Final = Page([ListedLimits("client", "alice", None, _LIMITS, 41)], None)
 
-_ADMIN: Final[Any] = [Depends(require_admin)]
-
 router = APIRouter(tags=["limits"], dependencies=[Depends(require_utf8)], default_response_class=Response)
 
 
 @router.get(
     "/v1/limits",
     summary="List stored limits",
-    dependencies=_ADMIN,
     responses={
         **openapi.success(200, "A page of limits", openapi.schema_of(Page), {"last": _PAGE}),
-        **openapi.failures(openapi.NO_TOKEN, openapi.BAD_PAGE, *openapi.READ_FAILURES),
+        **openapi.failures(openapi.BAD_PAGE, *openapi.READ_FAILURES),
     },
-    openapi_extra=openapi.admin_only(),
 )
 async def list_limits(query: Annotated[PageQuery, Query()], limiter: LimiterDep) -> Response:
     """List limits in the order of the log. An entry that changes between two pages can occur in both."""
@@ -109,9 +104,8 @@ async def list_limits(query: Annotated[PageQuery, Query()], limiter: LimiterDep)
 @router.put(
     "/v1/limits/{client_id:id}",
     summary="Set a client's limits",
-    dependencies=_ADMIN,
     responses=_changed("client", "alice", _LIMITS),
-    openapi_extra=openapi.admin_only(_BODY),
+    openapi_extra=_BODY,
 )
 async def put_client(client_id: ClientId, query: Resource, body: JsonBody, limiter: LimiterDep) -> Response:
     """Set the limits of one client; with `resource`, only for that resource."""
@@ -129,9 +123,7 @@ async def get_client(client_id: ClientId, query: Resource, limiter: LimiterDep) 
 @router.delete(
     "/v1/limits/{client_id:id}",
     summary="Delete a client's limits",
-    dependencies=_ADMIN,
     responses=_changed("client", "alice", None),
-    openapi_extra=openapi.admin_only(),
 )
 async def delete_client(client_id: ClientId, query: Resource, limiter: LimiterDep) -> Response:
     """Delete the client's own limits, so that its plan's or the default limits apply. Can be repeated."""
@@ -141,9 +133,8 @@ async def delete_client(client_id: ClientId, query: Resource, limiter: LimiterDe
 @router.put(
     "/v1/plans/{plan:id}",
     summary="Set a plan's limits",
-    dependencies=_ADMIN,
     responses=_changed("plan", "free", _LIMITS),
-    openapi_extra=openapi.admin_only(_BODY),
+    openapi_extra=_BODY,
 )
 async def put_plan(plan: PlanId, query: Resource, body: JsonBody, limiter: LimiterDep) -> Response:
     """Set a plan's limits, which apply to its clients that have no limits of their own."""
@@ -159,9 +150,7 @@ async def get_plan(plan: PlanId, query: Resource, limiter: LimiterDep) -> Respon
 @router.delete(
     "/v1/plans/{plan:id}",
     summary="Delete a plan's limits",
-    dependencies=_ADMIN,
     responses=_changed("plan", "free", None),
-    openapi_extra=openapi.admin_only(),
 )
 async def delete_plan(plan: PlanId, query: Resource, limiter: LimiterDep) -> Response:
     """Delete the plan's limits, so that the default limits apply to its clients."""
@@ -171,9 +160,8 @@ async def delete_plan(plan: PlanId, query: Resource, limiter: LimiterDep) -> Res
 @router.put(
     "/v1/default",
     summary="Set the default limits",
-    dependencies=_ADMIN,
     responses=_changed("default", None, _LIMITS),
-    openapi_extra=openapi.admin_only(_BODY),
+    openapi_extra=_BODY,
 )
 async def put_default(query: Resource, body: JsonBody, limiter: LimiterDep) -> Response:
     """Set the limits of all clients that have no limits of their own or of a plan."""
@@ -189,9 +177,7 @@ async def get_default(query: Resource, limiter: LimiterDep) -> Response:
 @router.delete(
     "/v1/default",
     summary="Delete the default limits",
-    dependencies=_ADMIN,
     responses=_changed("default", None, None),
-    openapi_extra=openapi.admin_only(),
 )
 async def delete_default(query: Resource, limiter: LimiterDep) -> Response:
     """Delete the default limits, so that the workers' built-in default applies."""

@@ -70,7 +70,7 @@ def test_every_operation_is_documented(method: str, path: str, operation: dict[s
         assert operation["requestBody"]["content"]["application/json"]["examples"]
         assert {"400", "413", "415", "422"} <= operation["responses"].keys()
     if method in ("PUT", "DELETE") or path.endswith("/reset"):
-        assert operation["security"] == [{"adminToken": []}, {}]
+        assert operation["security"] == [{"token": []}, {}]
         assert {"200", "202", "401", "403", "422", "503"} <= operation["responses"].keys()
 
 

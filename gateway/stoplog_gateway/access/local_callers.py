@@ -60,7 +60,7 @@ def foreign_field(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str] | N
             return name.decode("latin-1").title(), value.decode("latin-1")
     if not _is_local(host):
         return "Host", host.decode("latin-1")
-    if origin is not None and origin.lower() != b"http://" + host.lower():
+    if origin is not None and origin.lower() not in (b"http://" + host.lower(), b"https://" + host.lower()):
         return "Origin", origin.decode("latin-1")
     return None
 

@@ -1,0 +1,79 @@
+"""What a caller may do: the scopes of tokens, and the scope that each HTTP route needs.
+
+A route that is missing in :data:`ROUTES` needs ``admin``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+
+class Scope(StrEnum):
+    """What a token permits. ``admin`` includes the other two.
+
+    ==========  ==================================================================
+    scope       permits
+    ==========  ==================================================================
+    ``check``   ask checks, which charge clients
+    ``read``    read limits, usage, lists of clients, and the state of the system
+    ``admin``   change limits and reset counters; everything
+    ==========  ==================================================================
+    """
+
+    CHECK = "check"
+    READ = "read"
+    ADMIN = "admin"
+
+
+OPEN: Final = None
+"""The scope of a route that needs no token at all."""
+
+ANY_METHOD: Final = "*"
+
+ROUTES: Final[Mapping[str, Mapping[str, Scope | None]]] = {
+    "/v1/check": {"POST": Scope.CHECK},
+    "/v1/checks": {"POST": Scope.CHECK},
+    "/v1/authorize": {ANY_METHOD: Scope.CHECK},
+    "/v1/authorize/{path:id}": {ANY_METHOD: Scope.CHECK},
+    "/json": {"POST": Scope.CHECK},
+    "/v1/limits": {"GET": Scope.READ},
+    "/v1/limits/{client_id:id}": {"GET": Scope.READ, "PUT": Scope.ADMIN, "DELETE": Scope.ADMIN},
+    "/v1/plans/{plan:id}": {"GET": Scope.READ, "PUT": Scope.ADMIN, "DELETE": Scope.ADMIN},
+    "/v1/default": {"GET": Scope.READ, "PUT": Scope.ADMIN, "DELETE": Scope.ADMIN},
+    "/v1/clients/rejected": {"GET": Scope.READ},
+    "/v1/clients/{client_id:id}/usage": {"GET": Scope.READ},
+    "/v1/clients/{client_id:id}/reset": {"POST": Scope.ADMIN},
+    "/v1/status": {"GET": Scope.READ},
+    "/v1/traffic": {"GET": Scope.READ},
+    "/healthz": {"GET": OPEN},
+    "/readyz": {"GET": OPEN},
+    "/metrics": {"GET": OPEN},
+    "/console": {"GET": OPEN},
+    "/console/{name}": {"GET": OPEN},
+    "/docs": {"GET": OPEN},
+    "/docs/start.js": {"GET": OPEN},
+    "/docs/{name}": {"GET": OPEN},
+    "/openapi.json": {"GET": OPEN},
+}
+"""The scope of each route, by its path and method. Open routes show nothing about clients."""
+
+
+def scope_of(path: str, method: str) -> Scope | None:
+    """Return the scope that a request needs.
+
+    Args:
+        path: The route's path, with its parameters as in :data:`ROUTES`.
+        method: HTTP method; that of a HEAD request is GET here.
+    """
+    methods = ROUTES.get(path, {})
+    return methods.get(method, methods.get(ANY_METHOD, Scope.ADMIN))
+
+
+def is_for_proxies(path: str) -> bool:
+    """Return whether proxies send requests to *path* (of a URL or a route) on behalf of their callers.
+
+    ``Authorization`` and ``Host`` of such a request belong to the proxy's caller.
+    """
+    return path in ("/v1/authorize", "/json") or path.startswith("/v1/authorize/")

@@ -1,0 +1,118 @@
+"""Options of all commands that call a gateway: how they find their token, and whom they trust."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Final, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+import typer
+
+from stoplog_gateway.access.local_callers import is_loopback
+from stoplog_gateway.access.local_token import TOKEN_FILE
+from stoplog_gateway.cli.output import USAGE, fail
+
+TOKEN_VARIABLE: Final = "STOPLOG_TOKEN"
+TOKEN_FILE_VARIABLE: Final = "STOPLOG_TOKEN_FILE"
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar=TOKEN_FILE_VARIABLE,
+        help=f"File with the token to send. {TOKEN_VARIABLE} can hold the token itself. By default, the "
+        "token of `stoplog up`.",
+        show_default=False,
+        metavar="FILE",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """What the command line says about calls of a gateway.
+
+    Attributes:
+        token_file: File with the token.
+    """
+
+    token_file: Path | None = None
+
+
+_OPTIONS: Final = {"token_file": _TokenFile}
+_current: ContextVar[GatewayOptions | None] = ContextVar("gateway options", default=None)
+
+
+def calls_gateway(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Give *command* the options of :class:`GatewayOptions`, in force while it runs."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> _R:
+        reset = _current.set(GatewayOptions(**{name: kwargs.pop(name) for name in _OPTIONS}))
+        try:
+            return command(*args, **kwargs)
+        finally:
+            _current.reset(reset)
+
+    # Typer reads the options of a command from its signature.
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in _OPTIONS.items()
+    ]
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}  # type: ignore[attr-defined]
+    return run
+
+
+def gateway_options() -> GatewayOptions:
+    """Return the options of the command that runs; without one (for completion), those of the environment."""
+    current = _current.get()
+    if current is not None:
+        return current
+    file = os.environ.get(TOKEN_FILE_VARIABLE)
+    return GatewayOptions(Path(file) if file else None)
+
+
+def find_token(url: str) -> str | None:
+    """Return the token for calls of the gateway at *url*; end the command if the token is unusable.
+
+    The token of `stoplog up` is sent to gateways on this machine only.
+    """
+    options = gateway_options()
+    if (text := os.environ.get(TOKEN_VARIABLE, "").strip()) and options.token_file is None:
+        return _checked(text, TOKEN_VARIABLE)
+    path = options.token_file
+    if path is None:
+        path = Path(os.environ.get("STOPLOG_HOME") or ".stoplog", TOKEN_FILE)
+        if not _is_local(url) or not os.access(path, os.R_OK):
+            return None
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as exc:
+        fail(
+            f"{path} cannot be read ({exc.strerror}): set {TOKEN_FILE_VARIABLE} to a file with a token", USAGE
+        )
+    return _checked(text, str(path))
+
+
+def _is_local(url: str) -> bool:
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+
+
+def _checked(text: str, source: str) -> str:
+    if not text.isascii() or not text.isprintable() or not text:
+        fail(f"{source} contains no token, which is printable ASCII: see `stoplog tokens add`", USAGE)
+    return text

@@ -45,8 +45,14 @@ def test_up_after_a_stop_keeps_counts_and_limits_and_starts_as_quickly(tmp_path:
     with stoplog_up(tmp_path, env=env) as running:
         first_s = time.monotonic() - started
         assert running.printed[-1] == f"stoplog is ready: {running.url}"
-        limits = {"limits": ["5/hour"]}
-        httpx.put(f"{running.url}/v1/limits/alice", json=limits, timeout=10).raise_for_status()
+        token_file = tmp_path / "token"
+        assert [path.stat().st_mode & 0o777 for path in (token_file, tmp_path / "tokens")] == [0o600] * 2
+        token = token_file.read_text()
+        refused = httpx.put(f"{running.url}/v1/limits/alice", json={"limits": ["5/hour"]}, timeout=10)
+        assert refused.status_code == 401
+        # The command finds the token in the data folder.
+        done = stoplog("limits", "set", "alice", "5/hour", env={**env, "STOPLOG_URL": running.url})
+        assert (done.returncode, done.stdout) == (0, "client alice: 5/hour\n"), done.stderr
         answers = [check(running, "alice") for _ in range(3)]
         assert [answer["remaining"] for answer in answers] == [4, 3, 2]
         assert not any(answer["degraded"] for answer in answers)
@@ -65,6 +71,7 @@ def test_up_after_a_stop_keeps_counts_and_limits_and_starts_as_quickly(tmp_path:
         told = f"{tmp_path} was open to other users (4 of its files and folders): it is private from now on"
         assert told in running.printed
         assert readable_by_others(tmp_path) == []
+        assert token_file.read_text() == token
         # 10 s on an idle machine. The first start has more to do, and shows how busy this machine is.
         assert time.monotonic() - started < max(15, 2 * first_s)
         answers = [check(running, "alice") for _ in range(3)]
@@ -80,11 +87,10 @@ def test_up_shows_requests_that_work_and_refuses_a_second_one(tmp_path: Path) ->
     with stoplog_up(tmp_path) as running:
         assert running.process.stdout is not None
         put, post = running.process.stdout.readline(), running.process.stdout.readline()
-        assert put.strip().startswith(
-            f"curl -X PUT {running.url}/v1/limits/alice -H 'Content-Type: application/json'"
+        assert put.strip() == (
+            f"stoplog limits set alice 5/minute --url {running.url} --token-file {tmp_path / 'token'}"
         )
         assert post.strip().startswith(f"curl {running.url}/v1/check -H 'Content-Type: application/json'")
-        assert put.strip().endswith("""-d '{"limits": ["5/minute"]}'""")
         assert post.strip().endswith("""-d '{"client_id": "alice"}'""")
 
         second = stoplog("up", env=environment(tmp_path))
@@ -118,7 +124,7 @@ def test_up_in_a_terminal_shows_steps_and_ready_lines_and_nothing_else(tmp_path:
         "starting worker and gateway ...",
         f"stoplog is ready: http://127.0.0.1:{env['STOPLOG_PORT']}",
     ]
-    assert put.startswith("  curl -X PUT ")
+    assert put.startswith("  stoplog limits set alice 5/minute --url ")
     assert post.startswith("  curl http")
     assert stopping.removeprefix("^C") == "stopping ... (press Ctrl-C again to stop at once)"
 
@@ -137,7 +143,8 @@ def test_up_with_two_workers_and_two_gateways_counts_as_one(tmp_path: Path) -> N
         assert [answer["remaining"] for answer in answers] == [99, 98, 97, 96, 95, 94]
 
         def running_partitions() -> list[list[str]]:
-            status = httpx.get(f"{running.url}/v1/status", timeout=10).json()
+            headers = running.authorization
+            status = httpx.get(f"{running.url}/v1/status", headers=headers, timeout=10).json()
             return [
                 [number for number, held in node["partitions"].items() if held["state"] == "running"]
                 for node in status["nodes"]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from stoplog_gateway.access.local_token import TOKEN_FILE
 from stoplog_gateway.ports import free_port
 
 from tests.support.broker import home_with_jars, quick_java
@@ -108,6 +109,11 @@ class Running:
         """Kill this process alone."""
         self.process.kill()
         self.process.communicate(timeout=STOP_S)
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header field with the token that it made."""
+        return {"Authorization": f"Bearer {(self.home / TOKEN_FILE).read_text().strip()}"}
 
     def children(self) -> list[int]:
         """Return the process ids of gateways, workers and broker."""

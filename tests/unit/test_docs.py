@@ -32,7 +32,7 @@ TAGGED: Final = [
     ("docs/python-sdk.md", "checkout", 1),
     ("docs/runbook.md", "cluster", 1),
     ("docs/security.md", "cluster", 1),
-    ("docs/web-apps.md", "app", 2),
+    ("docs/web-apps.md", "app", 3),
 ]
 
 
@@ -153,11 +153,15 @@ def test_json_and_yaml_blocks_are_valid(tmp_path: Path) -> None:
 
 
 def test_mapping_shown_for_envoy_is_accepted(tmp_path: Path) -> None:
-    [block] = [it for it in all_blocks() if it.page == "docs/envoy.md" and it.language == "yaml"]
-    file = tmp_path / "mapping.yaml"
-    file.write_text(block.text)
-    target = load_mapping(file).resolve("edge", [("api_key", "k"), ("tier", "gold"), ("path", "/")])
+    shown = [it for it in all_blocks() if it.page == "docs/envoy.md" and it.language == "yaml"]
+    plans, closed = (tmp_path / "plans.yaml", tmp_path / "closed.yaml")
+    for file, block in zip((plans, closed), shown, strict=True):
+        file.write_text(block.text)
+    target = load_mapping(plans).resolve("edge", [("api_key", "k"), ("tier", "gold"), ("path", "/")])
     assert target == ("k", "gold", "/", "allow")
+    target = load_mapping(closed).resolve("edge", [("remote_address", "a"), ("path", "/login")])
+    assert target == ("a", "", "path=/login", "deny")
+    assert load_mapping(closed).resolve("edge", [("remote_address", "a")]) == ("a", "", "", "allow")
 
 
 def test_check_shown_for_producers_is_accepted() -> None:

@@ -1,16 +1,17 @@
 """Create every librdkafka client of the SDK, the gateway and the worker; each setting states its reason.
 
-===========================  ================  ==============================================
-function                     used by           for
-===========================  ================  ==============================================
-:func:`check_producer`       SDK               ``checks`` and ``limit-updates``
-:func:`sdk_consumer`         SDK               ``replies``, ``nodes`` and ``limit-updates``
-:func:`sdk_admin`            SDK               metadata
-:func:`changelog_producer`   worker            changelogs, relayed updates and dead letters
-:func:`reply_producer`       worker            ``replies`` and ``nodes``
-:func:`worker_consumer`      worker            every topic
-:func:`silent_admin`         worker, commands  topics: offsets, descriptions, creation
-===========================  ================  ==============================================
+================================  ================  ==============================================
+function                          used by           for
+================================  ================  ==============================================
+:func:`check_producer`            SDK               ``checks`` and ``limit-updates``
+:func:`sdk_consumer`              SDK               ``replies``, ``nodes`` and ``limit-updates``
+:func:`sdk_admin`                 SDK               metadata
+:func:`changelog_producer`        worker            changelogs, relayed updates and dead letters
+:func:`reply_producer`            worker            ``replies`` and ``nodes``
+:func:`worker_consumer`           worker            every topic
+:func:`single_record_producer`    worker, commands  the number of partitions
+:func:`silent_admin`              worker, commands  topics: offsets, descriptions, creation
+================================  ================  ==============================================
 """
 
 from __future__ import annotations
@@ -101,6 +102,21 @@ def check_producer(
             "error_cb": report,
         },
         logger=_DebugLogger(),
+    )
+
+
+def single_record_producer(connection: KafkaConnection, send_timeout_ms: int) -> Producer:
+    """Return a producer for a record of a command. It need not be idempotent.
+
+    A program that may write to no topic gets an error for the record. An idempotent producer would fail as a
+    whole.
+
+    Args:
+        connection: How to reach Kafka.
+        send_timeout_ms: Milliseconds after which a record is given up.
+    """
+    return Producer(
+        {**_sdk(connection), "acks": "all", "message.timeout.ms": send_timeout_ms}, logger=_DebugLogger()
     )
 
 

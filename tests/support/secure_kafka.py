@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +15,12 @@ from typing import Any, Final
 
 import trustme
 from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
     AdminClient,
+    ResourcePatternType,
+    ResourceType,
     ScramCredentialInfo,
     ScramMechanism,
     UserScramCredentialAlteration,
@@ -116,7 +124,7 @@ class SecureKafka:
     endpoint: TokenEndpoint
     authority: trustme.CA = field(repr=False)
 
-    def scram(self, user: str, password: str = PASSWORD) -> dict[str, str]:
+    def scram(self, user: str, password: str = PASSWORD) -> dict[str, Any]:
         """Return the settings of a client that authenticates as *user* by SCRAM over TLS."""
         return {
             "kafka": self.broker.address("scram"),
@@ -127,7 +135,7 @@ class SecureKafka:
             "kafka_password_file": str(self.secret_file(password)),
         }
 
-    def plain(self, user: str, password: str = PASSWORD) -> dict[str, str]:
+    def plain(self, user: str, password: str = PASSWORD) -> dict[str, Any]:
         """Return the settings of a client that authenticates as *user* by PLAIN over TLS."""
         return {
             **self.scram(user, password),
@@ -135,7 +143,7 @@ class SecureKafka:
             "kafka_sasl_mechanism": "PLAIN",
         }
 
-    def mtls(self, user: str, *, expired: bool = False) -> dict[str, str]:
+    def mtls(self, user: str, *, expired: bool = False) -> dict[str, Any]:
         """Return the settings of a client whose certificate names *user*."""
         chain = self.files / f"{user}{'-expired' if expired else ''}.pem"
         if not chain.exists():
@@ -148,7 +156,7 @@ class SecureKafka:
             "kafka_key_file": str(chain),
         }
 
-    def oauth(self, user: str, secret: str = PASSWORD) -> dict[str, str]:
+    def oauth(self, user: str, secret: str = PASSWORD) -> dict[str, Any]:
         """Return the settings of a client that authenticates as *user* with tokens."""
         return {
             "kafka": self.broker.address("oauth"),
@@ -162,7 +170,7 @@ class SecureKafka:
             "kafka_oauth_ca_file": str(self.files / "ca.pem"),
         }
 
-    def tls(self, listener: str = "tls") -> dict[str, str]:
+    def tls(self, listener: str = "tls") -> dict[str, Any]:
         """Return the settings of a client that encrypts, and has no credentials."""
         return {
             "kafka": self.broker.address(listener),
@@ -175,6 +183,37 @@ class SecureKafka:
         path = self.files / f"secret-{abs(hash(secret))}"
         path.write_text(f"{secret}\n")
         return path
+
+    def grant(self, commands: str) -> None:
+        """Do what *commands* for Kafka's ``kafka-acls.sh`` would do."""
+        parser = ArgumentParser()
+        for name in ("--allow-principal", "--bootstrap-server", "--command-config"):
+            parser.add_argument(name)
+        parser.add_argument("--add", action="store_true")
+        for name in ("--operation", "--topic", "--group"):
+            parser.add_argument(name, action="append", default=[])
+        bindings = []
+        for command in commands.splitlines():
+            program, *arguments = shlex.split(command)
+            assert program == "kafka-acls.sh"
+            it = parser.parse_args(arguments)
+            for kind, names in ((ResourceType.TOPIC, it.topic), (ResourceType.GROUP, it.group)):
+                bindings += [
+                    AclBinding(
+                        kind,
+                        name,
+                        ResourcePatternType.LITERAL,
+                        it.allow_principal,
+                        "*",
+                        AclOperation[re.sub(r"(?<!^)(?=[A-Z])", "_", operation).upper()],
+                        AclPermissionType.ALLOW,
+                    )
+                    for name in names
+                    for operation in it.operation
+                ]
+        admin = self.admin()
+        for future in admin.create_acls(bindings).values():
+            future.result(30)
 
     def admin(self) -> AdminClient:
         """Return a client that may do everything."""

@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from stoplog import __version__
-from stoplog_gateway.cli import bench, check, limits, serve, tokens, topics, up, verify, watch
+from stoplog_gateway.cli import (
+    bench,
+    check,
+    limits,
+    serve,
+    tokens,
+    topic_acls,
+    topics,
+    up,
+    verify,
+    watch,
+)
 
 app = typer.Typer(
     name="stoplog",
@@ -34,6 +45,7 @@ def _options(
 
 
 up.register(app)
+topic_acls.register(topics.app)
 app.add_typer(topics.app)
 serve.register(app)
 check.register(app)

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from stoplog.errors import Unavailable
 from stoplog.kafka import clients
 from stoplog.kafka.connection import KafkaConnection
+from stoplog.log_throttle import LogThrottle
 from stoplog.topics import CHECKS
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,12 @@ CONNECT_TIMEOUT_S: Final = 0.5
 
 WARM_UP_S: Final = 0.1
 """Seconds to wait for the producer's id, which takes about 10 ms once it is connected."""
+
+REPLACE_S: Final = 1.0
+"""Seconds between two replacements of producers that failed for good."""
+
+SAME_TEXT_S: Final = 60.0
+"""Seconds between two log lines about producers that failed for the same reason."""
 
 PURGE_S: Final = 0.5
 """Seconds to wait for the reports of purged records, which come from other threads."""
@@ -54,6 +61,8 @@ class ReplaceableProducer:
         self._stopping = stopping
         self._broker_down: str | None = None
         self._fatal: str | None = None
+        self._replaced_at = float("-inf")
+        self._throttle = LogThrottle(SAME_TEXT_S)
         self._lock = threading.Lock()
         self._tokens = count()
         self._unreported: dict[int, float] = {}  # when each record was given to the producer, oldest first
@@ -122,7 +131,12 @@ class ReplaceableProducer:
 
     def poll(self) -> None:
         """Run the delivery reports that are due."""
-        self._producer.poll(0)
+        try:
+            self._producer.poll(0)
+        # The client raises a fatal error from here. If a report was due as well, Python adds a SystemError.
+        except (KafkaException, SystemError) as exc:
+            cause = exc.args[0] if isinstance(exc, KafkaException) else None
+            self._fatal = self._connection.reported_problem or (cause.str() if cause else repr(exc))
 
     def take_broker_down(self) -> str | None:
         """Return the error if no broker can be reached, once for each time that librdkafka reports it."""
@@ -134,8 +148,11 @@ class ReplaceableProducer:
         if isinstance(self._producer, _NoProducer):
             self._replace()
         elif self._fatal is not None:
-            log.error("the producer failed for good and is replaced: %s", self._fatal)
-            self._fatal = None
+            # A producer without the right to write fails again at once.
+            if monotonic() - self._replaced_at < REPLACE_S:
+                return
+            if (suppressed := self._throttle.admit(self._fatal)) is not None:
+                log.error("the producer failed for good and is replaced: %s%s", self._fatal, suppressed)
             self._replace()
         elif self._has_overdue_record():
             self._replace()
@@ -150,6 +167,7 @@ class ReplaceableProducer:
         new = self._new_producer_if_possible()
         with suppress(KafkaException):
             self._warm_up(new)
+        self._fatal, self._replaced_at = None, monotonic()
         with self._lock:  # a concurrent send() uses the old producer before its purge, or the new one
             old, self._producer = self._producer, new
             self._unreported.clear()
@@ -163,9 +181,7 @@ class ReplaceableProducer:
             return cast(Producer, _NoProducer(str(exc)))
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._fatal = error.str()
-        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
             why = self._connection.reported_problem
             self._broker_down = f"the broker at {self._connection.bootstrap} cannot be reached" + (
                 f": {why}" if why else ""
@@ -208,5 +224,6 @@ class _NoProducer:
 
 def _drop_records(producer: Producer) -> None:
     """Have every record that *producer* still holds reported as undelivered."""
-    producer.purge()
-    producer.flush(PURGE_S)
+    with suppress(KafkaException, SystemError):  # the producer has failed for good
+        producer.purge()
+        producer.flush(PURGE_S)

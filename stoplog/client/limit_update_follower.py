@@ -21,7 +21,7 @@ from stoplog.kafka.batch_skipper import BatchSkipper, drain
 from stoplog.partitioning import partition_of
 from stoplog.topics import UPDATES
 from stoplog.wire.format import headers_of
-from stoplog.wire.limit_updates import Update, decode_update
+from stoplog.wire.limit_updates import Update, copied_version, decode_update
 
 log = logging.getLogger(__name__)
 
@@ -148,10 +148,13 @@ class LimitUpdateFollower:
             log.debug("%s[%s] cannot be read: %s", UPDATES, partition, error.str())
 
     def _update_of(self, message: Any) -> Update | None:
-        """Return the update in *message*; ``None`` if no worker would apply it."""
+        """Return the update in *message*; ``None`` if no worker would apply it, or if it repeats another."""
         try:
-            update = decode_update(message.offset(), message.key(), message.value(), headers_of(message))
+            headers = headers_of(message)
+            update = decode_update(message.offset(), message.key(), message.value(), headers)
         except UndecodableRecord:
+            return None
+        if copied_version(headers) >= 0:
             return None
         if (
             update.kind in ("client", "reset")

@@ -3,17 +3,22 @@
 =================  ===============================================================================
 part               contents
 =================  ===============================================================================
-key                JSON ``["client", "alice", "login"]``: kind, id, resource; kinds are ``client``,
+key                JSON ``["client","alice","login"]``: kind, id, resource; kinds are ``client``,
                    ``plan``, ``default`` (with an empty id) and ``reset``
 value              JSON ``{"limits": ["100/minute"]}`` or ``{"limits": "unlimited"}``; no value
                    deletes the limits; the value of a ``reset`` is ignored
 header `reply-to`  ``<partition>:<id>`` in UTF-8: asks for a confirmation on ``replies``
 header `order`     digits: offset in the home partition, of an update of a plan or the default
+header `copy-of`   digits: version of the update that a worker repeats under its canonical key
 =================  ===============================================================================
 
 An update of a client or a reset goes to the client's partition. An update of a plan or of the default goes to
 every partition: first to its home partition, then to the others, with the header ``order``. A worker relays
 each update into ``checks``, where it takes effect (:mod:`stoplog.wire.checks`).
+
+Compaction compares keys as bytes, so one key must have one spelling: that of :func:`encode_update_key`,
+without blanks. A worker that has applied an update under another spelling repeats it under the canonical key.
+It then overwrites the other spelling's record with :data:`MOVED`, which is no update.
 """
 
 from __future__ import annotations
@@ -28,6 +33,10 @@ from stoplog.wire.format import ReplyTo, check_size, to_json
 
 KINDS: Final = ("client", "plan", "default", "reset")
 """Kinds of limit updates. A ``reset`` empties a client's counters."""
+
+
+MOVED: Final = b'{"moved":true}'
+"""Value of a record under a key that is not canonical: the canonical key has the limits."""
 
 
 class UpdateKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -91,7 +100,7 @@ _json_limits = msgspec.json.Decoder(_JsonLimits)
 
 
 def encode_update_key(key: UpdateKey) -> bytes:
-    """Return the key of a record, such as ``["client", "alice", ""]``."""
+    """Return the key of a record, such as ``["client","alice",""]``."""
     return to_json(key)
 
 
@@ -120,7 +129,8 @@ def decode_update(
         raise UndecodableRecord(f"not a limit update: {exc}") from exc
     except InvalidInput as exc:
         raise UndecodableRecord(f"not a valid limit update: {exc}") from exc
-    return Update(offset, named.kind, named.id, named.resource, policy, _reply_to(headers), _order(headers))
+    order = _number(headers, "order")
+    return Update(offset, named.kind, named.id, named.resource, policy, _reply_to(headers), order)
 
 
 def check_key(key: UpdateKey) -> None:
@@ -140,11 +150,21 @@ def check_key(key: UpdateKey) -> None:
         check_id(key.resource, "resource")
 
 
-def _order(headers: list[tuple[str, bytes]] | None) -> int:
+def _number(headers: list[tuple[str, bytes]] | None, wanted: str) -> int:
     for name, raw in headers or ():
-        if name == "order" and raw and raw.isdigit() and len(raw) <= 18:
+        if name == wanted and raw and raw.isdigit() and len(raw) <= 18:
             return int(raw)
     return -1
+
+
+def copied_version(headers: list[tuple[str, bytes]] | None) -> int:
+    """Return the version of the update that a record with these headers repeats; -1 if it repeats none."""
+    return _number(headers, "copy-of")
+
+
+def copy_header(version: int) -> tuple[str, bytes]:
+    """Return the header of a record that repeats the update *version* under its canonical key."""
+    return "copy-of", str(version).encode()
 
 
 def _reply_to(headers: list[tuple[str, bytes]] | None) -> ReplyTo | None:

@@ -68,6 +68,9 @@ class InstantProducers:
         self._waiting.append((delivered, self._next[place]))
         self._next[place] += 1
 
+    def publish_update(self, *_: Any) -> None:
+        """Never called: no limit changes."""
+
     def relay_update(self, partition: int, value: bytes, headers: Any, delivered: Any) -> None:
         """Do nothing: there are no updates."""
 

@@ -10,11 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import (
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-)
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
@@ -35,6 +30,7 @@ from stoplog.policy import parse_policy
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, UPDATES
 from stoplog.wire.checks import decode_checks_record, encode_update
 from stoplog.wire.limit_updates import Update, UpdateKey, encode_update_key, encode_update_value
+from tests.support.broker import compact_at_once
 from tests.support.system import eventually
 from tests.support.worker_bench import (
     CHANGELOGS,
@@ -138,31 +134,6 @@ def test_checkpoint_after_lease_end_does_not_begin(bench: Bench) -> None:
 
 
 # --- foreign writes -------------------------------------------------------------------------
-
-
-def compact_at_once(broker: Broker, *topics: str) -> None:
-    """Configure *topics* so that the broker's cleaner compacts them at its next pass."""
-    settings = {
-        "cleanup.policy": "compact",
-        "min.cleanable.dirty.ratio": "0.0001",
-        "min.compaction.lag.ms": "0",
-        "segment.ms": "100",
-        "delete.retention.ms": "0",
-    }
-    resources = [
-        ConfigResource(
-            ConfigResource.Type.TOPIC,
-            topic,
-            incremental_configs=[
-                ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-                for name, value in settings.items()
-            ],
-        )
-        for topic in topics
-    ]
-    admin = silent_admin(KafkaConnection(broker.bootstrap))
-    for future in admin.incremental_alter_configs(resources).values():
-        future.result(WAIT_S)
 
 
 @pytest.mark.timeout(180)

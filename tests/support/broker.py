@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Final, TypeVar
 
 import yaml
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from stoplog_gateway.local.kafka_broker import Broker, new_cluster_id
 from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, fetch_jars, jars_folder
 from stoplog_gateway.ports import free_port
@@ -154,3 +155,28 @@ def fresh_cluster(
         finally:
             for broker in brokers:
                 broker.kill()
+
+
+def compact_at_once(broker: Broker, *topics: str) -> None:
+    """Configure *topics* so that the broker's cleaner compacts them at its next pass."""
+    settings = {
+        "cleanup.policy": "compact",
+        "min.cleanable.dirty.ratio": "0.0001",
+        "min.compaction.lag.ms": "0",
+        "segment.ms": "100",
+        "delete.retention.ms": "0",
+    }
+    resources = [
+        ConfigResource(
+            ConfigResource.Type.TOPIC,
+            topic,
+            incremental_configs=[
+                ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+                for name, value in settings.items()
+            ],
+        )
+        for topic in topics
+    ]
+    admin = silent_admin(KafkaConnection(broker.bootstrap))
+    for future in admin.incremental_alter_configs(resources).values():
+        future.result(30)

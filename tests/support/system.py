@@ -70,6 +70,12 @@ class Process(Child):
         assert self.status is not None
         return self.status
 
+    def restart(self, **settings: str) -> None:
+        """Stop it, and start it again with *settings* changed."""
+        self._env = {**self._env, **{f"STOPLOG_{key.upper()}": value for key, value in settings.items()}}
+        self.stop()
+        self.start()
+
     def lines(self, *needles: str) -> list[str]:
         """Return the lines of its log that contain all of *needles*."""
         text = self.log.read_text(errors="replace")

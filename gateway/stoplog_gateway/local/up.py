@@ -213,6 +213,8 @@ class Up:
             "STOPLOG_PORT": str(port),
             "STOPLOG_DRAIN_S": os.environ.get("STOPLOG_DRAIN_S", "0"),
             "STOPLOG_TOKENS_FILE": str(self._tokens_file),
+            "STOPLOG_RELAY_KEYS": "",  # only workers hold these
+            "STOPLOG_RELAY_KEYS_FILE": "",
         }
         if number > 1:
             env["STOPLOG_ENVOY"] = ""  # only one gateway can listen on this address

@@ -124,6 +124,11 @@ class PolicyHistory:
         earlier = [change for change in self._history_of(update.key) if change.version < update.version]
         return earlier[-1] if earlier and earlier[-1].policy is not None else None
 
+    def last_change(self, key: UpdateKey) -> PolicyChange | None:
+        """Return the last change of the policy under *key*; ``None`` if there was none."""
+        history = self._history_of(key)
+        return history[-1] if history else None
+
     def _history_of(self, key: UpdateKey) -> list[PolicyChange]:
         return self._stored_history(encode_policy_key(key))
 

@@ -4,7 +4,7 @@
 producer            records                                            guarantee
 ==================  =================================================  =====================================
 reply producer      replies                                            sent at once, never repeated
-changelog producer  changelogs, relayed updates, audit, dead letters   in order, once, on all replicas
+changelog producer  changelogs, updates, audit, dead letters           in order, once, on all replicas
 ==================  =================================================  =====================================
 """
 
@@ -22,7 +22,7 @@ from stoplog.errors import TopicError
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.log_throttle import LogThrottle
-from stoplog.topics import AUDIT, CHECKS, DEAD_LETTERS, REPLIES
+from stoplog.topics import AUDIT, CHECKS, DEAD_LETTERS, REPLIES, UPDATES
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG
 
@@ -152,6 +152,21 @@ class Producers:
         except KafkaException as exc:  # the topic was deleted
             delivered(exc.args[0], None)
 
+    def publish_update(
+        self,
+        partition: int,
+        key: bytes,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]],
+        delivered: Delivered,
+    ) -> None:
+        """Write a record to *partition* of ``limit-updates``.
+
+        Raises:
+            TopicError: the topic was deleted.
+        """
+        self._produce_to_existing(UPDATES, partition, key, value, delivered, dict(headers))
+
     def truncate_changelog(self, table: str, partition: int, offset: int) -> None:
         """Have the broker delete the records before *offset* in a changelog partition. Does not block."""
         place = TopicPartition(self.changelogs[table], partition, offset)
@@ -176,7 +191,7 @@ class Producers:
         topic: str,
         partition: int,
         key: bytes | None,
-        value: bytes,
+        value: bytes | None,
         delivered: Delivered,
         headers: dict[str, str | bytes | None] | None = None,
     ) -> None:

@@ -20,6 +20,7 @@ from stoplog_worker.algorithm.update_authority import UpdateAuthority
 from stoplog_worker.kafka.producers import Producers
 from stoplog_worker.metrics import RESULTS, Metrics
 from stoplog_worker.partition.audit_log import AuditLog
+from stoplog_worker.partition.canonical_keys import KeyCanonicalizer
 from stoplog_worker.partition.changelog_repair import ChangelogRepair, read_in_background
 from stoplog_worker.partition.checkpoint import Checkpointer
 from stoplog_worker.partition.checkpoint_schedule import CheckpointSchedule
@@ -98,6 +99,7 @@ class Partition:
             partial(producers.relay_update, number),
             self._authority,
             lambda: keys.signing_key(monotonic()),
+            KeyCanonicalizer(self.ledger, partial(producers.publish_update, number)),
         )
         self._expirer = StateExpirer(store, partial(producers.truncate_changelog, COUNTERS, number))
         self._expired: list[bytes] = []

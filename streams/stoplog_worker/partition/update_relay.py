@@ -7,6 +7,9 @@ skipped there. The headers of the relayed record name the source of the update.
 With relay keys, updates are signed (:mod:`stoplog_worker.algorithm.update_authority`). An update that was
 sent without a signature is refused if a signed one comes before it in ``checks``. So the relay keeps each
 update until it is applied, and sends those again once the first signed one is read.
+
+An update whose key is not in the canonical spelling is then repeated in ``limit-updates``
+(:mod:`stoplog_worker.partition.canonical_keys`). Nothing after it is dropped from the queue meanwhile.
 """
 
 from __future__ import annotations
@@ -20,12 +23,13 @@ import msgspec
 from stoplog.errors import MisroutedRecord
 from stoplog.partitioning import home_of, partition_of
 from stoplog.wire import partition_count
-from stoplog.wire.audit import ChangeSource, source_headers, source_of
+from stoplog.wire.audit import source_headers, source_of
 from stoplog.wire.checks import encode_update
 from stoplog.wire.format import headers_of
-from stoplog.wire.limit_updates import Update, decode_update
+from stoplog.wire.limit_updates import MOVED, copied_version, decode_update, encode_update_key
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.update_authority import UpdateAuthority
+from stoplog_worker.partition.canonical_keys import KeyCanonicalizer, QueuedUpdate
 
 BACKLOG: Final = 1_000
 """Updates read ahead. Consuming pauses at this number, so that a long backlog does not fill the memory."""
@@ -42,6 +46,7 @@ class UpdateRelay:
             ``None``.
         authority: Signs updates.
         signing_key: Returns the id of the key to sign with; ``None`` if no key can be used now.
+        canonicalizer: Rewrites keys that are not in the canonical spelling.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class UpdateRelay:
         send: Callable[[bytes, list[tuple[str, bytes]], Callable[[Any, Any], None]], None],
         authority: UpdateAuthority,
         signing_key: Callable[[], str | None],
+        canonicalizer: KeyCanonicalizer,
     ) -> None:
         self._partition = partition
         self._partitions = partitions
@@ -59,7 +65,8 @@ class UpdateRelay:
         self._send = send
         self._authority = authority
         self._signing_key = signing_key
-        self._waiting: deque[tuple[Update, ChangeSource]] = deque()
+        self._canonicalizer = canonicalizer
+        self._waiting: deque[QueuedUpdate] = deque()
         """Updates that are not applied yet, the oldest first."""
         self._sent = 0
         """How many of them ``checks`` has."""
@@ -74,15 +81,18 @@ class UpdateRelay:
         return len(self._waiting) >= BACKLOG
 
     def take(self, message: Any) -> None:
-        """Queue a record of ``limit-updates``. The number of partitions (a record, no update) is skipped.
+        """Queue a record of ``limit-updates``. Records that are no updates are skipped.
 
         Raises:
             RecordError: the record is invalid; nothing is queued.
         """
-        if self._partition == partition_count.PARTITION and message.key() == partition_count.KEY:
+        key, value = message.key(), message.value()
+        if self._partition == partition_count.PARTITION and key == partition_count.KEY:
+            return
+        if value == MOVED:
             return
         headers = headers_of(message)
-        update = decode_update(message.offset(), message.key(), message.value(), headers)
+        update, copy_of = decode_update(message.offset(), key, value, headers), copied_version(headers)
         if update.kind in ("client", "reset"):
             right = partition_of(update.id, self._partitions)
             if right != self._partition:
@@ -90,31 +100,64 @@ class UpdateRelay:
                     f"client {update.id!r} belongs to partition {right}, but its update is in partition "
                     f"{self._partition}: choose the partition by murmur2 of the client id alone"
                 )
-        elif home_of(update.kind, update.id, self._partitions) == self._partition:
+        elif copy_of < 0 and home_of(update.kind, update.id, self._partitions) == self._partition:
             update = msgspec.structs.replace(update, order=update.version)
-        self._waiting.append((update, source_of(headers)))
+        other_key = None if key == encode_update_key(update.key) else key
+        self._waiting.append(QueuedUpdate(update, source_of(headers), other_key, copy_of))
 
     def advance(self) -> None:
         """Send the next update, unless one is in flight."""
         if self._in_flight:
             return
-        while self._waiting and self._waiting[0][0].version <= self._ledger.applied:
-            self._waiting.popleft()
-            self._sent = max(0, self._sent - 1)
+        self._drop_applied()
+        if self._in_flight:
+            return
         if not self._only_signed and self._ledger.signed_from >= 0:
             self._only_signed = True
             self._sent = 0
         self.held = False
         if self._sent == len(self._waiting):
             return
-        (update, source), key_id = self._waiting[self._sent], self._signing_key()
+        queued = self._waiting[self._sent]
+        if queued.copy_of >= 0 and self._sent:
+            return  # whether it repeats anything is known once the updates before it are applied
+        update, key_id = queued.update, self._signing_key()
         if key_id is not None:
             update = self._authority.sign(update, key_id)
         elif self._only_signed:
             self.held = True
             return
         self._in_flight = True
-        self._send(encode_update(update), source_headers(source), self._delivered)
+        self._send(encode_update(update), source_headers(queued.source), self._delivered)
+
+    def _drop_applied(self) -> None:
+        """Drop the first updates that are applied, or begin to rewrite the key of the first one."""
+        while self._waiting:
+            first = self._waiting[0]
+            if first.copy_of >= 0:
+                known = self._canonicalizer.applied_version(first.update)
+                if known < first.copy_of:  # this lane starts from nothing: the copy is an update like others
+                    self._waiting[0] = first._replace(copy_of=-1)
+                    continue
+                rewrite = known > first.copy_of
+            elif first.update.version <= self._ledger.applied:
+                rewrite = first.other_key is not None
+            else:
+                return
+            self._in_flight = True  # before rewrite(), which may call back at once
+            if rewrite and self._canonicalizer.rewrite(first, self._rewritten):
+                return
+            self._in_flight = False
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        self._waiting.popleft()
+        self._sent = max(0, self._sent - 1)
+
+    def _rewritten(self, settled: bool) -> None:
+        self._in_flight = False
+        if settled:
+            self._drop_first()
 
     def _delivered(self, error: Any, _message: Any) -> None:
         self._in_flight = False

@@ -61,6 +61,7 @@ class Bench:
             changelogs=dict.fromkeys(TABLES, "changelog"),
             reply=lambda *_: None,
             relay_update=lambda *_: None,
+            publish_update=print,
             truncate_changelog=lambda *_: None,
         )
         settings = Settings(kafka="127.0.0.1:1", home=folder)

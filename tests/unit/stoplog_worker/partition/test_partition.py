@@ -37,6 +37,7 @@ def producers_to(changelogs: Changelogs) -> Any:
         changelogs=dict.fromkeys(TABLES, "changelog"),
         reply=print,
         relay_update=print,
+        publish_update=print,
         truncate_changelog=print,
     )
 

@@ -45,6 +45,7 @@ def replies_to(folder: Path, message: Message, tracing: PartitionTracing | None)
         reply=lambda _partition, value: replies.append(value),
         write_changelog=print,
         relay_update=print,
+        publish_update=print,
         truncate_changelog=print,
     )
     settings, store = Settings(home=folder), MemoryStore(PARTITION)

@@ -6,22 +6,31 @@ from typing import Any
 
 import msgspec
 import pytest
+from confluent_kafka import KafkaError
+from hypothesis import given
+from hypothesis import strategies as st
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import Marker
+from stoplog_worker.partition.canonical_keys import KeyCanonicalizer
 from stoplog_worker.partition.update_relay import BACKLOG, UpdateRelay
 from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.errors import MisroutedRecord, UndecodableRecord
+from stoplog.partitioning import home_of
 from stoplog.policy import Policy, parse_policy
 from stoplog.wire import partition_count
 from stoplog.wire.audit import ChangeSource, source_headers, source_of
-from stoplog.wire.checks import decode_checks_record
+from stoplog.wire.checks import POSITION_BITS, decode_checks_record
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.limit_updates import (
+    MOVED,
     Update,
     UpdateKey,
+    copied_version,
+    copy_header,
     encode_update_key,
     encode_update_value,
+    order_header,
     reply_to_header,
 )
 from tests.support.ledgers import FIRST_MARKER
@@ -42,8 +51,23 @@ class Bench:
         self.acknowledge: Callable[[Any, Any], None]
         self.authority = authority(OLD, NEW)
         self.relay = UpdateRelay(
-            PARTITION, PARTITIONS, self.ledger, self._send, self.authority, lambda: self.key
+            PARTITION,
+            PARTITIONS,
+            self.ledger,
+            self._send,
+            self.authority,
+            lambda: self.key,
+            KeyCanonicalizer(self.ledger, self._publish),
         )
+        self.written: list[Message] = []
+        """The records of ``limit-updates`` that the relay wrote, from offset 100 on."""
+        self.confirm: list[Callable[[Any, Any], None]] = []
+
+    def _publish(
+        self, key: bytes, value: bytes | None, headers: Any, done: Callable[[Any, Any], None]
+    ) -> None:
+        self.written.append(Message(100 + len(self.written), value, key, headers=headers))
+        self.confirm.append(done)
 
     def _send(self, value: bytes, headers: Any, done: Callable[[Any, Any], None]) -> None:
         update = decode_checks_record(value)
@@ -192,7 +216,13 @@ def test_number_of_partitions_is_no_update_and_no_dead_letter() -> None:
     for partition in (0, 1):
         ledger = Ledger(NothingStored(), FIRST_MARKER)
         relay = UpdateRelay(
-            partition, PARTITIONS, ledger, lambda value, *_: sent.append(value), authority(), lambda: None
+            partition,
+            PARTITIONS,
+            ledger,
+            lambda value, *_: sent.append(value),
+            authority(),
+            lambda: None,
+            KeyCanonicalizer(ledger, lambda *_: None),
         )
         with pytest.raises(UndecodableRecord, match="partitions") if partition else nullcontext():
             relay.take(record)
@@ -266,3 +296,186 @@ def test_updates_that_a_signed_one_overtook_are_sent_again_signed() -> None:
     bench.ledger.applied = 2
     bench.relay.advance()
     assert len(bench.sent) == 4, "once"
+
+
+# --- canonical keys ---
+
+ODD = f'["client", "{CLIENTS[0]}", ""]'.encode()
+KEY = encode_update_key(UpdateKey("client", CLIENTS[0]))
+
+
+class KeyBench(Bench):
+    """A relay, whose updates are applied as soon as they are in ``checks``."""
+
+    def write(self, offset: int, key: bytes, text: str | None, headers: Any = None) -> None:
+        """Have the relay read a record of ``limit-updates``."""
+        value = encode_update_value(parse_policy(text)) if text is not None else None
+        self.relay.take(Message(offset, value, key, headers=headers))
+
+    def settle(self) -> None:
+        """Relay, apply and rewrite until nothing is left to do."""
+        for _ in range(20):
+            self.relay.advance()
+            while self.confirm:
+                self.confirm.pop(0)(None, None)
+            if self.relay._in_flight:
+                self.acknowledge(None, None)
+                self.ledger.apply(self.sent[-1], len(self.sent) << POSITION_BITS)
+
+    def read_back(self) -> None:
+        """Have the relay read the records that it wrote."""
+        written, self.written = self.written, []
+        for message in written:
+            self.relay.take(message)
+
+    def topic(self) -> list[tuple[bytes, bytes | None, int]]:
+        """Return what the relay wrote: key, value and the version that it repeats."""
+        return [(m.key() or b"", m.value(), copied_version(m.headers())) for m in self.written]
+
+
+def test_update_under_another_spelling_is_applied_and_then_moved_to_its_canonical_key() -> None:
+    bench = KeyBench()
+    bench.write(10, ODD, "5/minute")
+    bench.relay.advance()
+    assert (bench.versions, bench.written) == ([10], []), "it takes effect first"
+    bench.settle()
+    assert bench.topic() == [(KEY, b'{"limits":["5/minute"]}', 10), (ODD, MOVED, -1)]
+    bench.read_back()
+    bench.settle()
+    assert (bench.versions, bench.written) == ([10], []), "a copy is no change"
+
+
+def test_deletion_under_another_spelling_also_deletes_the_canonical_key() -> None:
+    bench = KeyBench()
+    bench.write(9, KEY, "5/minute")
+    bench.write(10, ODD, None)
+    bench.settle()
+    assert bench.topic() == [(KEY, None, 10)]
+
+
+def test_change_that_arrives_before_the_copy_is_copied_again() -> None:
+    """The copy of version 10 has offset 12, so that compaction would drop version 11."""
+    bench = KeyBench()
+    bench.write(10, ODD, "5/minute")
+    bench.settle()
+    copy, moved = bench.written
+    bench.written = []
+    bench.write(11, KEY, "6/minute")
+    bench.relay.take(copy)
+    bench.relay.take(moved)
+    bench.settle()
+    assert bench.versions == [10, 11]
+    assert bench.topic() == [(KEY, b'{"limits":["6/minute"]}', 11)]
+    bench.read_back()
+    bench.settle()
+    assert (bench.versions, bench.written) == ([10, 11], [])
+
+
+def test_later_changes_wait_in_the_queue_until_a_key_is_rewritten() -> None:
+    """After a crash the next owner reads from the first update that is not applied."""
+    bench = KeyBench()
+    bench.write(10, ODD, "5/minute")
+    bench.relay.advance()
+    bench.acknowledge(None, None)
+    bench.ledger.apply(bench.sent[0], 1 << POSITION_BITS)
+    bench.relay.advance()
+    assert len(bench.written) == 2
+    bench.write(14, KEY, "7/minute")
+    bench.relay.advance()
+    assert bench.versions == [10]
+    bench.confirm.pop(0)("timed out", None)
+    bench.confirm.pop(0)(None, None)
+    bench.settle()
+    assert bench.versions == [10, 14]
+    assert [value for _, value, _ in bench.topic()[2:]] == [b'{"limits":["5/minute"]}', MOVED]
+
+
+def test_worker_that_may_not_write_limit_updates_says_so_and_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = KeyBench()
+    bench.write(10, ODD, "5/minute")
+    bench.relay.advance()
+    bench.acknowledge(None, None)
+    bench.ledger.apply(bench.sent[0], 1 << POSITION_BITS)
+    bench.relay.advance()
+    for confirm in bench.confirm:
+        confirm(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), None)
+    bench.write(11, KEY, "6/minute")
+    bench.relay.advance()
+    assert bench.versions == [10, 11]
+    assert "allow workers to write to limit-updates" in caplog.text
+
+
+def test_copy_that_a_worker_without_state_reads_is_an_update() -> None:
+    bench = KeyBench()
+    bench.write(12, KEY, "5/minute", [copy_header(10)])
+    bench.settle()
+    assert bench.versions == [12]
+
+
+def test_copy_of_a_plan_keeps_its_order() -> None:
+    home = next(id_ for id_ in "abcdefgh" if home_of("plan", id_, PARTITIONS) == PARTITION)
+    odd, key = f'["plan", "{home}", ""]'.encode(), encode_update_key(UpdateKey("plan", home))
+    bench = KeyBench()
+    bench.write(10, odd, "5/minute")
+    bench.settle()
+    copy = bench.written[0]
+    assert copy.key() == key
+    assert order_header(10) in copy.headers()
+    fresh = KeyBench()
+    fresh.relay.take(copy)
+    fresh.settle()
+    assert [update.order for update in fresh.sent] == [10]
+
+
+def test_reset_under_another_spelling_is_not_repeated() -> None:
+    bench = KeyBench()
+    bench.write(10, f'["reset", "{CLIENTS[0]}", ""]'.encode(), None)
+    bench.settle()
+    assert (bench.versions, bench.written) == ([10], [])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from((KEY, ODD, ODD.replace(b" ", b"  "))), st.integers(1, 5)), max_size=8),
+    st.data(),
+)
+def test_compacted_topic_holds_the_limit_in_force_under_one_key(
+    changes: list[tuple[bytes, int]], data: st.DataObject
+) -> None:
+    """Changes, copies and the relay's reads interleave in any way; 5 stands for a deletion."""
+    bench = KeyBench()
+    topic: list[Message] = []
+    read, waiting = 0, list(changes)
+
+    def append(key: bytes | None, value: bytes | None, headers: Any) -> None:
+        topic.append(Message(len(topic), value, key, headers=headers))
+
+    def write() -> None:
+        key, limit = waiting.pop(0)
+        policy = None if limit == 5 else parse_policy(f"{limit}/minute")
+        append(key, encode_update_value(policy), None)
+
+    while True:
+        for message in bench.written:
+            append(message.key(), message.value(), message.headers())
+        bench.written = []
+        moves = [*["write"] * bool(waiting), *["read"] * (read < len(topic))]
+        if not moves:
+            bench.settle()
+            if not bench.written:
+                break
+            continue
+        if data.draw(st.sampled_from(moves)) == "write":
+            write()
+        else:
+            bench.relay.take(topic[read])
+            read += 1
+            if data.draw(st.booleans()):
+                bench.settle()
+    last = {message.key(): message.value() for message in topic}
+    change = bench.ledger.policies.last_change(UpdateKey("client", CLIENTS[0]))
+    if changes:
+        assert change is not None
+        assert last.pop(KEY, None) == encode_update_value(change.policy)
+    assert set(last.values()) <= {MOVED, None}

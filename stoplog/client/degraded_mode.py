@@ -139,3 +139,16 @@ class DegradedMode:
         )
         self.state = ModeState.NORMAL
         self._ended, self.since_ms, self.why = now, self._wall_ms(), None
+
+    def on_stop(self) -> None:
+        """Log what the gateway leaves uncounted. Call this once everything was published or dropped."""
+        uncounted = self._metrics.uncounted - self._uncounted_before
+        if not self.degraded and not uncounted:
+            return
+        state = f"degraded for {self._clock() - self._began:.1f} s" if self.degraded else "not degraded"
+        log.warning(
+            "stopped while %s: %s checks failed open, %s could not be published and are not counted",
+            state,
+            f"{self._metrics.failed_open - self._failed_open_before:,}",
+            f"{uncounted:,}",
+        )

@@ -208,6 +208,7 @@ class Engine:
         self._publish_denials()
         self._publish_heartbeat(stopping=True)
         await asyncio.to_thread(self.transport.stop)
+        self.mode.on_stop()
 
     # --- state ------------------------------------------------------------------------------
 

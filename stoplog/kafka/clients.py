@@ -34,6 +34,11 @@ _METADATA_TIMEOUT_S: Final = 1.0
 
 _COMMON: Final[dict[str, Any]] = {
     "socket.nagle.disable": True,  # a small request goes out at once
+    # Without any broker, librdkafka forgets the brokers and begins with those of the bootstrap servers, again
+    # and again. Each time it also forgets how often it has failed, so the delay never grows beyond the first
+    # one. With the default of 100 ms, each client connected ten times a second. A connection that has lasted
+    # is replaced without delay.
+    "reconnect.backoff.ms": 500,
     "reconnect.backoff.max.ms": 1_000,  # a broker that is back is found within a second
 }
 """Settings of every client but that of :func:`silent_admin`."""
@@ -262,7 +267,6 @@ def _worker(connection: KafkaConnection) -> dict[str, Any]:
         **_COMMON,
         **connection.client_config(),
         "client.id": "stoplog-worker",
-        "reconnect.backoff.ms": 50,  # a lease is short: the first retry comes early
         "topic.metadata.refresh.interval.ms": 30_000,  # a partition's new leader is found again quickly
         "logger": _worker_log,
     }

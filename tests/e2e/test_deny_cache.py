@@ -142,7 +142,7 @@ def test_cached_denials_are_logged_and_change_no_decision(system: System, tmp_pa
     assert {row.client for row in sums} >= {"last-gateway-1", "last-gateway-2", "small"}
     assert all(2 <= row.cost / row.checks <= 3 for row in sums if row.client == "small")
     done = stoplog("verify", "--seconds", "0", env=env)
-    assert done.returncode == 0, done.stdout
+    assert done.returncode in (0, 3), done.stdout  # 3: the last checkpoint had everything
     [worker] = system.workers
     assert worker.stop() == 0
     assert not worker.lines("dead")

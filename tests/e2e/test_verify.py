@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLI
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
 from stoplog.wire.replies import Decision, Reply, encode_reply
 from tests.support.broker import fresh_broker
+from tests.support.meanwhile import meanwhile
 from tests.support.system import PATIENCE_S, System, eventually, running_system
 from tests.support.terminal import terminal
 from tests.support.up import environment, stoplog
@@ -41,31 +40,6 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Run one system for all tests. The last test stops its worker."""
     with fresh_broker() as broker, running_system(broker, tmp_path_factory.mktemp("system")) as running:
         yield running
-
-
-@contextmanager
-def meanwhile(step: Callable[[int], None]) -> Iterator[None]:
-    """Call *step* repeatedly in another thread, with 0, 1, 2, …; raise its exception after the block."""
-    stopping, failures = threading.Event(), list[BaseException]()
-
-    def run() -> None:
-        number = 0
-        try:
-            while not stopping.is_set():
-                step(number)
-                number += 1
-        except BaseException as exc:  # noqa: BLE001 - raised in the test's thread
-            failures.append(exc)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        thread.join()
-        for failure in failures:
-            raise failure
 
 
 def verify(system: System, tmp_path: Path, *options: str) -> tuple[int, Any]:
@@ -98,13 +72,16 @@ def test_verify_of_sound_system_finds_no_difference(system: System, tmp_path: Pa
     assert [partition["partition"] for partition in found["partitions"]] == [0, 1, 2, 3]
 
 
-def test_verify_without_new_checks_reports_no_decision(system: System, tmp_path: Path) -> None:
+def test_verify_of_nothing_says_so_and_exits_with_3(system: System, tmp_path: Path) -> None:
     env = environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
 
     def at_rest() -> bool:
-        done = stoplog("verify", "--seconds", "0", env=env)
-        assert done.returncode == 0, done.stderr
-        return "no check was decided" in done.stdout
+        done = stoplog("verify", "--seconds", "0", "--json", env=env)
+        assert done.returncode in (0, 3), done.stderr
+        found = json.loads(done.stdout)
+        assert found["verified"] is (done.returncode == 0)
+        assert ("nothing was verified" in done.stderr) is (done.returncode == 3)
+        return not found["verified"]
 
     # Checks of the test before may still be waiting for a checkpoint.
     eventually("the log is at rest", at_rest, on_failure=system.logs)
@@ -147,9 +124,9 @@ def test_verify_on_terminal_shows_progress_bar(system: System, tmp_path: Path) -
 
 
 def test_verify_without_terminal_prints_no_progress_bar(system: System, tmp_path: Path) -> None:
-    done = stoplog(
-        "verify", "--seconds", "1", env=environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
-    )
+    env = environment(tmp_path, STOPLOG_KAFKA=system.broker.bootstrap)
+    with meanwhile(lambda number: system.gateways[0].check(CLIENTS[number % 40])):
+        done = stoplog("verify", "--seconds", "1", env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert not any(what in done.stdout for what in (WAITING, CHECKS, COUNTERS_CHANGELOG))

@@ -3,10 +3,10 @@
 Exit statuses:
 
 ==  ====================================================================
-0   done; for a check: allowed
-1   denied or refused
+0   done; for a check: allowed; for verify: nothing differs
+1   denied, refused or failed; for verify: something differs
 2   a usage or settings error
-3   no gateway answers
+3   no gateway answers; for verify: nothing was verified
 78  a gateway or worker cannot run with these topics or settings
 ==  ====================================================================
 """

@@ -26,7 +26,7 @@ def verify(
 ) -> None:
     """Recompute the decisions of the workers from the log and compare. Writes nothing.
 
-    Exit status: 0 no difference, 1 a difference, 3 not verified.
+    Exit status: 0 no difference, 1 a difference, 3 nothing was verified.
     """
     require("worker")
     if lane is not None:

@@ -10,8 +10,11 @@ from typing import Final
 
 from stoplog_gateway.local.log_file import LogFile
 
-USAGE_EXITS: Final = (2, 78)
-"""Exit statuses for unusable settings or topics: a restart would end the same way, until somebody acts."""
+CONFIG_EXIT: Final = 78
+"""Exit status of a worker or gateway that an operator has to repair: a restart would end the same way."""
+
+USAGE_EXITS: Final = (2, CONFIG_EXIT)
+"""Exit statuses that end a start: also for unusable settings, and for a port that is taken."""
 
 
 class Child:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from stoplog.log_throttle import LogThrottle
-from stoplog_gateway.local.child_process import USAGE_EXITS
+from stoplog_gateway.local.child_process import CONFIG_EXIT, USAGE_EXITS
 from stoplog_gateway.local.log_file import SHOWN_LEVELS
 from stoplog_gateway.server.restart_backoff import RestartBackoff
 
@@ -67,8 +67,11 @@ class SupervisedPart:
         self._say = say
         self._show_tail = show_tail
         self._clock = clock
-        self._backoff = RestartBackoff(clock)
-        self._backoff.on_start()
+        self._backoff = RestartBackoff(clock=clock)
+        # Rarely: two systems whose workers have the same names would take each other's place at each start.
+        self._repair_backoff = RestartBackoff(30.0, 600.0, 3_600.0, clock)
+        for backoff in (self._backoff, self._repair_backoff):
+            backoff.on_start()
         self._throttle = LogThrottle(_REPEAT_S, clock)
         self._start_at: float | None = None
         """While the process waits for its next start: the time of it."""
@@ -89,24 +92,27 @@ class SupervisedPart:
     def _on_end(self, status: int) -> None:
         unusable = status in USAGE_EXITS
         why = f"cannot run as it is (status {status})" if unusable else f"ended (status {status})"
+        backoff = self._repair_backoff if status == CONFIG_EXIT else self._backoff
         shows_tail = self._show_tail or unusable
-        self._wait(why, f"; the end of {self._part.log}:\n{self._part.tail()}" if shows_tail else "")
+        tail = f"; the end of {self._part.log}:\n{self._part.tail()}" if shows_tail else ""
+        self._wait(backoff, why, tail)
 
     def _start_again(self) -> bool:
-        self._backoff.on_start()
+        for backoff in (self._backoff, self._repair_backoff):
+            backoff.on_start()
         try:
             self._start()
         except Exception as exc:  # noqa: BLE001 - as above
-            self._wait(f"could not be started ({exc})")
+            self._wait(self._backoff, f"could not be started ({exc})")
             return False
         self._start_at = None
         return True
 
-    def _wait(self, why: str, details: str = "") -> None:
+    def _wait(self, backoff: RestartBackoff, why: str, details: str = "") -> None:
         """Wait for the next start. A part that keeps ending is reported less often."""
-        delay = self._backoff.next_delay()
+        delay = backoff.next_delay()
         self._start_at = self._clock() + delay
-        suppressed = self._throttle.admit(why) if self._backoff.keeps_ending else ""
+        suppressed = self._throttle.admit(why) if backoff.keeps_ending else ""
         if suppressed is not None:
             self._say(f"{self._part.name} {why}; starting it again in {delay:.1f} s{suppressed}{details}")
 

@@ -332,6 +332,9 @@ class Up:
     def _stop_in_order(self) -> None:
         # A gateway with several processes waits for them first.
         _stop_all(self._gateways, self._settings.stop_s + 1.0)
+        for gateway in self._gateways:
+            for line in gateway.warnings():  # such as the number of checks that are not counted
+                self._say_of_part(f"{gateway.name} | {line}")
         _stop_all(self._workers, _WORKER_STOP_S)
         if self._broker is not None:
             self._broker.stop()

@@ -19,6 +19,7 @@ from faust.transport.drivers.aiokafka import Consumer as AIOKafkaConsumer
 from stoplog.topics import UPDATES
 from stoplog_worker.assignment.faust_credentials import faust_credentials
 from stoplog_worker.assignment.faust_tables import OnAssigned, UnmanagedTable, UnmanagedTableManager
+from stoplog_worker.assignment.reconnect_backoff import ReconnectBackoff
 from stoplog_worker.assignment.static_membership import StaticMembership
 from stoplog_worker.lease import Lease
 from stoplog_worker.settings import Settings
@@ -28,10 +29,11 @@ _UNPOLLED_S: Final = 10 * 365 * 86_400.0
 
 
 class _ConsumerThread(AIOKafkaConsumerThread):
-    """Faust's consumer thread, whose requests to the group pass through :class:`StaticMembership`."""
+    """Faust's consumer thread, whose connections and requests pass through two extensions of aiokafka."""
 
     async def on_start(self) -> None:
         await super().on_start()
+        ReconnectBackoff(self._consumer._client)
         StaticMembership(self._consumer._coordinator, self.app.lease, self.app.fenced)
 
 

@@ -31,7 +31,15 @@ EXIT_DIFFERENT: Final = 1
 EXIT_USAGE: Final = 2
 """The arguments or the settings are invalid."""
 EXIT_UNVERIFIED: Final = 3
-"""The system could not be verified, so nothing is known about it."""
+"""Nothing was verified, so nothing is known about the system."""
+
+_COMPARED: Final = ("decisions", "replies", "states", "policies", "differ")
+"""Counts of a finding. If all of them are 0, nothing was compared."""
+
+_NOTHING: Final = (
+    "nothing was verified, because the workers decided no check in this time: run it again while checks "
+    "arrive, or follow the log for longer (--seconds)"
+)
 
 _WAITING: Final = "waiting for new checks"
 
@@ -84,18 +92,24 @@ def main(arguments: Sequence[str]) -> int:
     except (StoplogError, ValidationError) as exc:
         _err.print(f"stoplog: {exc}", style="red", markup=False)
         return EXIT_USAGE if isinstance(exc, SettingsError | ValidationError) else EXIT_UNVERIFIED
+    total = _total(findings)
+    if not options.as_json:
+        _show(findings, total)
+    status = _status(findings, total)
     if options.as_json:
-        sys.stdout.write(msgspec.json.encode({**_total(findings), "partitions": findings}).decode() + "\n")
-    else:
-        _show(findings)
-    return _status(findings)
+        found = {"verified": status != EXIT_UNVERIFIED, **total, "partitions": findings}
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    return status
 
 
-def _status(findings: Sequence[Finding]) -> int:
-    """Return the exit status, and print why updates could not be verified if that explains differences.
+def _status(findings: Sequence[Finding], total: dict[str, int]) -> int:
+    """Return the exit status, and print why nothing was verified, or why differences prove nothing.
 
     Workers that lack the key as well have refused these updates, and then nothing differs.
     """
+    if not any(total[name] for name in _COMPARED):
+        _err.print(f"stoplog: {_NOTHING}", style="red", markup=False)
+        return EXIT_UNVERIFIED
     different = [finding for finding in findings if finding.differ]
     unverified = [(finding.partition, why) for finding in different for why in finding.unverified[:1]]
     for partition, why in unverified:
@@ -136,7 +150,7 @@ def _total(findings: Sequence[Finding]) -> dict[str, int]:
     return {name: sum(getattr(finding, name) for finding in findings) for name in names}
 
 
-def _show(findings: Sequence[Finding]) -> None:
+def _show(findings: Sequence[Finding], total: dict[str, int]) -> None:
     table = Table("partition", "from", "to", "decisions", "replies", "states", "policies", "ahead", "differ")
     for column in table.columns:
         column.justify = "right"
@@ -147,12 +161,8 @@ def _show(findings: Sequence[Finding]) -> None:
     for f in findings:
         for difference in f.differences:
             _out.print(f"partition {f.partition}: {difference}", markup=False)
-    total = _total(findings)
-    if all(f.start == f.end for f in findings):
-        _out.print("no check was decided in this time, so nothing was compared: run it again under load")
-    else:
-        _out.print(
-            f"{total['decisions']:,} decisions recomputed, {total['replies']:,} of them compared with "
-            f"replies; {total['states']:,} states and {total['policies']:,} policies compared with the "
-            f"changelogs: {total['differ']:,} differ"
-        )
+    _out.print(
+        f"{total['decisions']:,} decisions recomputed, {total['replies']:,} of them compared with "
+        f"replies; {total['states']:,} states and {total['policies']:,} policies compared with the "
+        f"changelogs: {total['differ']:,} differ"
+    )

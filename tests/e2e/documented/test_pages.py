@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ import stoplog
 from tests.support.broker import CHECKOUT, home_with_jars
 from tests.support.docs import Block, all_blocks
 from tests.support.java import kafka_scripts
+from tests.support.meanwhile import meanwhile
 from tests.support.system import Process, System, eventually
 from tests.support.up import environment as own_environment
 
@@ -152,6 +154,9 @@ def kind_of(command: str) -> str | None:
 @each("sh")
 def test_shell_block_succeeds(block: Block, system: System, env: dict[str, str], tmp_path: Path) -> None:
     with ExitStack() as running:
+        if "stoplog verify" in block.text:  # without checks it verifies nothing, and says so
+            check = partial(system.gateways[0].check, "background", cost=0)
+            running.enter_context(meanwhile(lambda _: check()))
         for number, line in enumerate(block.lines()):
             command = here(line.split("   #")[0].strip(), system)
             kind = kind_of(command)

@@ -48,6 +48,31 @@ def test_episode_logs_one_line_when_it_begins_and_one_when_it_ends(caplog: pytes
     assert "1,234 checks failed open, 7 failed closed, 56 could not be published" in ended
 
 
+def test_stop_while_degraded_logs_what_is_not_counted(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.mode.on_breaker_open(3, "partition 3 is silent")
+    caplog.clear()
+    bench.now += 10
+    bench.metrics.degraded["breaker_open"] += 1_228
+    bench.metrics.uncounted += 1_056
+    bench.mode.on_stop()
+    assert [record.getMessage() for record in caplog.records] == [
+        "stopped while degraded for 10.0 s: 1,228 checks failed open, 1,056 could not be published and are "
+        "not counted"
+    ]
+
+
+def test_stop_when_normal_logs_only_checks_that_were_not_published(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.metrics.uncounted += 5  # before the last tick, so an earlier line has them
+    bench.settle()
+    bench.mode.on_stop()
+    assert caplog.records == []
+    bench.metrics.uncounted += 2
+    bench.mode.on_stop()
+    assert "stopped while not degraded: 0 checks failed open, 2 could not be" in caplog.text
+
+
 def test_mode_does_not_end_before_partitions_have_settled() -> None:
     bench = Bench()
     bench.mode.on_breaker_open(0, "silent")

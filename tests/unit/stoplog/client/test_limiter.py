@@ -69,6 +69,20 @@ async def test_change_is_confirmed_once_no_gateway_denies_by_the_old_limits(
             assert now() - began >= PROOF_S
 
 
+async def test_stop_while_degraded_logs_uncounted_checks_of_the_last_moment(
+    kafka: type[Kafka], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_limiter() as (limiter, log):
+        await until_ready(limiter)
+        limiter._engine.on_broker_down("the broker is gone")
+
+        def stop() -> None:  # as the transport does: it reports what it had to drop
+            log.loop.call_soon_threadsafe(limiter._engine.on_undelivered, [(1, 3), (2, 4)])
+
+        log.stop = stop  # type: ignore[method-assign]
+    assert "0 checks failed open, 7 could not be published and are not counted" in caplog.text
+
+
 async def test_most_rejected_lists_clients_by_name(kafka: type[Kafka]) -> None:
     async with running_limiter() as (limiter, _):
         await limiter.check_many(

@@ -42,9 +42,14 @@ class Supervised:
         self.now = 0.0
         self.part = FakePart()
         self.said: list[str] = []
+        self.started_at = 0.0
         self.supervised = SupervisedPart(
-            self.part, self.part.start, self.said.append, show_tail=show_tail, clock=lambda: self.now
+            self.part, self.start, self.said.append, show_tail=show_tail, clock=lambda: self.now
         )
+
+    def start(self) -> None:
+        self.started_at = self.now
+        self.part.start()
 
     def run(self, seconds: float, each: Callable[[], None] = lambda: None) -> None:
         """Update ten times a second, after *each*."""
@@ -70,16 +75,29 @@ def test_part_that_ended_is_started_again_after_the_delay() -> None:
     assert it.part.starts == 1
 
 
-@pytest.mark.parametrize("status", [2, 78])
-def test_part_that_cannot_run_is_tried_again_and_shows_its_log(status: int) -> None:
+@pytest.mark.parametrize(("status", "delay"), [(2, 0.5), (78, 30.0)])
+def test_part_that_cannot_run_is_tried_again_and_shows_its_log(status: int, delay: float) -> None:
     it = Supervised()
     it.part.status = status
-    it.run(1)
+    it.run(delay - 0.2)
     assert it.said == [
-        f"worker-1 cannot run as it is (status {status}); starting it again in 0.5 s; "
+        f"worker-1 cannot run as it is (status {status}); starting it again in {delay} s; "
         f"the end of worker-1.log:\nlast line"
     ]
+    assert it.part.starts == 0
+    it.run(0.5)
     assert it.part.starts == 1
+
+
+def test_part_that_needs_an_operator_is_tried_more_and_more_rarely() -> None:
+    it = Supervised()
+
+    def end() -> None:  # after two minutes, because another system has started a worker of the same name
+        if it.part.status is None and it.now - it.started_at > 120:
+            it.part.status = 78
+
+    it.run(6 * 3_600, each=end)
+    assert it.part.starts < 40
 
 
 def test_part_without_shown_warnings_shows_its_log_whenever_it_ended() -> None:
@@ -108,14 +126,14 @@ def test_part_that_keeps_ending_is_reported_every_ten_minutes() -> None:
 
     def end() -> None:
         if it.part.status is None:
-            it.part.logged.append(f"12:00:{it.now:.0f},000 CRITICAL a: topic checks does not exist")
-            it.part.status = 78
+            it.part.logged.append(f"12:00:{it.now:.0f},000 CRITICAL a: the disk is full")
+            it.part.status = 1
 
     it.run(60, each=end)
     first_minute = len(it.said)
     it.run(3_600, each=end)
     assert it.part.starts > 100
-    ends = [line for line in it.said[first_minute:] if "cannot run" in line]
+    ends = [line for line in it.said[first_minute:] if "ended (status 1)" in line]
     warnings = [line for line in it.said[first_minute:] if "CRITICAL" in line]
     assert 5 <= len(ends) <= 7
     assert 5 <= len(warnings) <= 7

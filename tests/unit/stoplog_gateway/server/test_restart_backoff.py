@@ -17,7 +17,7 @@ def test_delay_after_weeks_of_ends_stays_at_its_maximum() -> None:
 
 def test_delay_restarts_at_half_a_second_after_a_stable_run() -> None:
     now = 1_000.0
-    backoff = RestartBackoff(lambda: now)
+    backoff = RestartBackoff(clock=lambda: now)
     backoff.on_start()
     assert (backoff.next_delay(), backoff.next_delay()) == (0.5, 1.0)
     now += 61
@@ -26,7 +26,7 @@ def test_delay_restarts_at_half_a_second_after_a_stable_run() -> None:
 
 def test_process_keeps_ending_from_the_longest_delay_until_a_stable_run() -> None:
     now = 1_000.0
-    backoff = RestartBackoff(lambda: now)
+    backoff = RestartBackoff(clock=lambda: now)
     backoff.on_start()
     shown = [(backoff.next_delay(), backoff.keeps_ending)[1] for _ in range(7)]
     assert shown == [False] * 6 + [True]

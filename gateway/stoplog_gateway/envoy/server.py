@@ -128,8 +128,10 @@ class EnvoyServer:
             return await self._should_rate_limit(request, context)
 
     async def _should_rate_limit(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        if self._access.check_needs_token:
-            await self._require_token(context)
+        if self._access.check_needs_token and (refusal := await self._refusal(context)) is not None:
+            if (denial := self._service.denial(request)) is not None:
+                return denial  # after an error, Envoy could allow the request
+            await _abort(context, *refusal)
         try:
             return await self._service.decide(request)
         except InvalidInput as exc:
@@ -144,19 +146,20 @@ class EnvoyServer:
                 return denial
             await _abort(context, grpc.StatusCode.INTERNAL, "the gateway has a bug; see the gateway's log")
 
-    async def _require_token(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def _refusal(
+        self, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> tuple[grpc.StatusCode, str] | None:
+        """Return status and text for a call without a token that may check; ``None`` if it has one."""
         text = _token_in(context.invocation_metadata() or ())
         decision = self._access.decide(Scope.CHECK, text)
         if not isinstance(decision, Refusal):
-            return
+            return None
         name = decision.token.name if decision.token is not None else None
         await self._access.refusals.add(decision.reason, Scope.CHECK, _address(context.peer()), name)
         if decision.reason == MISSING_SCOPE:
-            await _abort(
-                context, grpc.StatusCode.PERMISSION_DENIED, f"the token {name} lacks the scope check"
-            )
+            return grpc.StatusCode.PERMISSION_DENIED, f"the token {name} lacks the scope check"
         why = "this call needs a token" if decision.reason == NO_TOKEN else "the token is unknown"
-        await _abort(context, grpc.StatusCode.UNAUTHENTICATED, f"{why}: {_REMEDY}")
+        return grpc.StatusCode.UNAUTHENTICATED, f"{why}: {_REMEDY}"
 
 
 def _token_in(metadata: Iterable[tuple[str, str | bytes]]) -> bytes | None:

@@ -58,10 +58,19 @@ class RateLimitService:
         return self._response(answers)
 
     def denial_after_failure(self, request: Any) -> Any | None:
-        """Return the denial of a *request* that failed as a whole; ``None`` if it does not fail closed."""
+        """Count and return the denial of a *request* that failed as a whole.
+
+        ``None`` if the request does not fail closed.
+        """
+        denial = self.denial(request)
+        if denial is not None:
+            self._limiter.metrics.count_degraded(INTERNAL_ERROR, True)
+        return denial
+
+    def denial(self, request: Any) -> Any | None:
+        """Return the denial of a *request* without a decision; ``None`` if it does not fail closed."""
         if not self._mapping.fails_closed(request.domain):
             return None
-        self._limiter.metrics.count_degraded(INTERNAL_ERROR, True)
         return self._response([degraded_answer(INTERNAL_ERROR, True)])
 
     def _response(self, answers: Sequence[Answer]) -> Any:

@@ -29,6 +29,7 @@ from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BROKER, FAIL_CLOSED, FAIL_OPEN, INTERNAL_ERROR, OnUnavailable
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
+from tests.support.access import access_control
 from tests.support.fake_limiter import FakeLimiter
 
 ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
@@ -206,6 +207,24 @@ async def test_call_that_fails_as_a_whole_is_over_limit_if_its_domain_fails_clos
     other = RateLimitRequest(domain="other", descriptors=[descriptor("c")]).SerializeToString()
     with pytest.raises(grpc.aio.AioRpcError):
         await closed.call_raw(other)
+
+
+async def test_call_without_a_token_is_over_limit_if_its_domain_fails_closed() -> None:
+    address, limiter = f"127.0.0.1:{free_port()}", Limiter()
+    mapping = DescriptorMapping({"edge": [Rule("{key0}", on_unavailable="deny")]})
+    service = RateLimitService(limiter, mapping, legacy_headers=False)
+    access = access_control({}, check_needs_token=True)
+    async with (
+        EnvoyServer(address, service, grace_s=1, shared=False, access=access),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        envoy = Envoy(channel, limiter)
+        assert (await envoy.call(descriptors=[descriptor("alice")])).overall_code == OVER_LIMIT
+        other = RateLimitRequest(domain="other", descriptors=[descriptor("alice")])
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await envoy.call_raw(other.SerializeToString())
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert limiter.checks == []
 
 
 async def test_numbers_above_uint32_are_capped(envoy: Envoy) -> None:

@@ -14,10 +14,12 @@ from stoplog.client.cluster_status import Readiness, Status
 from stoplog.client.fail_open import OnUnavailable
 from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, LimitsPage
+from stoplog.client.limits_history import HistoryPage
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejected
 from stoplog.client.traffic import Traffic
 from stoplog.policy import Policy
+from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import LookupReply
@@ -125,9 +127,11 @@ class BlockingLimiter:
         """Return the limits of *client* and its use of each window, as :meth:`Limiter.look_up` does."""
         return self._wait(self._limiter.look_up(client, plan=plan, resource=resource))
 
-    def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
+    def set_limits(
+        self, key: UpdateKey, policy: Policy | None, *, source: ChangeSource | None = None
+    ) -> Applied:
         """Set the policy of a client, a plan or the default, as :meth:`Limiter.set_limits` does."""
-        return self._wait(self._limiter.set_limits(key, policy))
+        return self._wait(self._limiter.set_limits(key, policy, source=source))
 
     def get_limits(self, key: UpdateKey) -> Policy | None:
         """Return the policy stored under exactly this key, as :meth:`Limiter.get_limits` does."""
@@ -137,9 +141,13 @@ class BlockingLimiter:
         """Return one page of the stored policies, as :meth:`Limiter.list_limits` does."""
         return self._wait(self._limiter.list_limits(after, limit, kind))
 
-    def reset(self, client: str, resource: str = "") -> Applied:
+    def limits_history(self, key: UpdateKey, before: str | None = None, limit: int = 100) -> HistoryPage:
+        """Return one page of the changes of the limits, as :meth:`Limiter.limits_history` does."""
+        return self._wait(self._limiter.limits_history(key, before, limit))
+
+    def reset(self, client: str, resource: str = "", *, source: ChangeSource | None = None) -> Applied:
         """Forget what *client* has spent, as :meth:`Limiter.reset` does."""
-        return self._wait(self._limiter.reset(client, resource))
+        return self._wait(self._limiter.reset(client, resource, source=source))
 
     def status(self) -> Status:
         """Return the mode, the state of the store and the nodes. No I/O."""

@@ -20,6 +20,7 @@ from stoplog.client.engine import Engine, NotStarted, OtherPartitionCount, wall_
 from stoplog.client.fail_open import OnUnavailable, fails_closed
 from stoplog.client.instrumentation import load_instrumentation
 from stoplog.client.limits_admin import Applied, LimitsPage
+from stoplog.client.limits_history import HistoryPage
 from stoplog.client.metrics import Metrics
 from stoplog.client.settings import Settings, read_settings
 from stoplog.client.top_rejected import Rejected, merge_summaries, ranked
@@ -27,6 +28,7 @@ from stoplog.client.traffic import Traffic, traffic
 from stoplog.errors import InvalidInput
 from stoplog.policy import Policy, check_cost, check_id
 from stoplog.topics import CHECKS, REPLIES, load_topics
+from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import LookupReply
@@ -241,8 +243,16 @@ class Limiter:
         _validate(Check(client, 0, plan, resource))
         return await self._engine.lookup.look_up(client, plan, resource)
 
-    async def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
+    async def set_limits(
+        self, key: UpdateKey, policy: Policy | None, *, source: ChangeSource | None = None
+    ) -> Applied:
         """Set the policy of a client, a plan or the default (``key.kind``); ``None`` deletes it.
+
+        Args:
+            key: Kind, id and resource.
+            policy: The new policy.
+            source: The source of the change, for the audit. ``None``: ``sdk``, with the name of this node as
+                its address.
 
         Returns:
             The result, once the workers have applied the change and no gateway denies by the old policy.
@@ -252,7 +262,7 @@ class Limiter:
             InvalidInput: An id is invalid.
             Unavailable: The change could not be published.
         """
-        return await self._change(key, policy)
+        return await self._change(key, policy, source)
 
     async def get_limits(self, key: UpdateKey) -> Policy | None:
         """Return the policy stored under exactly this key; ``None`` if there is none.
@@ -280,12 +290,29 @@ class Limiter:
         """
         return await self._engine.admin.page(after, limit, kind)
 
-    async def reset(self, client: str, resource: str = "") -> Applied:
-        """Forget what *client* has spent. The result and the errors are those of :meth:`set_limits`."""
-        return await self._change(UpdateKey("reset", client, resource), None)
+    async def limits_history(
+        self, key: UpdateKey, before: str | None = None, limit: int = 100
+    ) -> HistoryPage:
+        """Return one page of the changes of the limits under *key*, and of resets, the newest first.
 
-    async def _change(self, key: UpdateKey, policy: Policy | None) -> Applied:
-        applied = await self._engine.admin.write(key, policy)
+        Args:
+            key: Kind, id and resource.
+            before: The ``next`` of the previous page; ``None`` for the newest changes.
+            limit: Entries of the page, 1 to 1,000.
+
+        Raises:
+            Busy: Too many other reads of limits wait.
+            InvalidInput: An id, *before* or *limit* is invalid.
+            Unavailable: The broker did not answer, or there is no topic ``audit``.
+        """
+        return await self._engine.admin.history(key, before, limit)
+
+    async def reset(self, client: str, resource: str = "", *, source: ChangeSource | None = None) -> Applied:
+        """Forget what *client* has spent. The rest is as in :meth:`set_limits`."""
+        return await self._change(UpdateKey("reset", client, resource), None, source)
+
+    async def _change(self, key: UpdateKey, policy: Policy | None, source: ChangeSource | None) -> Applied:
+        applied = await self._engine.admin.write(key, policy, source or ChangeSource("sdk", self._node_id))
         if applied.applied:
             # By then every gateway has read the change, or lost the proof by which it denies.
             await asyncio.sleep(PROOF_S)

@@ -1,4 +1,4 @@
-"""Write and read limits.
+"""Write and read limits, and their history.
 
 *Writing.* An update of a client goes to the client's partition of ``limit-updates``. An update of a plan or
 of the default goes to all partitions: first to its home partition, then to the others, with its offset at
@@ -22,9 +22,12 @@ from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import msgspec
 
+from stoplog.client.limits_history import HistoryPage, history_page, read_cursor
+from stoplog.client.transport.audit_reader import RawAudit
 from stoplog.errors import Busy, InvalidInput, Unavailable
 from stoplog.partitioning import home_of, partition_of
 from stoplog.policy import Policy, check_id
+from stoplog.wire.audit import ChangeSource
 from stoplog.wire.limit_updates import KINDS, Update, UpdateKey, encode_update_key, encode_update_value
 from stoplog.wire.replies import UpdateReply
 
@@ -47,10 +50,12 @@ class Applied(msgspec.Struct, frozen=True):
     Attributes:
         applied: Whether all workers concerned confirmed it in time. If not, it is applied later.
         version: Its offset in ``limit-updates``, the highest one of a plan or the default; -1 if not applied.
+        existed: Whether there was anything to replace, to delete or to reset; ``None`` if that is unknown.
     """
 
     applied: bool
     version: int
+    existed: bool | None = None
 
 
 NOT_CONFIRMED: Final = Applied(False, -1)
@@ -85,6 +90,7 @@ class Updates(Protocol):
         value: bytes | None,
         id_: str,
         done: Callable[[str | None, int], None],
+        source: ChangeSource,
         order: int | None = None,
     ) -> None:
         """Publish an update whose confirmations carry *id_*; raise Unavailable if that is impossible now.
@@ -95,6 +101,9 @@ class Updates(Protocol):
     def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
         """Yield the updates of *partition* from offset *start* to its end. Blocks; raises Unavailable."""
 
+    def read_audit(self, partition: int, before: int | None) -> Generator[RawAudit, None, None]:
+        """Yield the audit of *partition* before an offset, the newest first. Blocks; raises Unavailable."""
+
 
 class _Unconfirmed:
     """An update that not all workers concerned have confirmed."""
@@ -103,16 +112,19 @@ class _Unconfirmed:
         self.partitions = partitions
         self.future = future
         self.version = -1
+        self.existed: bool | None = None
 
     def confirm(self, reply: UpdateReply) -> None:
         self.partitions.discard(reply.partition)
         self.version = max(self.version, reply.version)
+        if reply.existed is not None:
+            self.existed = bool(self.existed) or reply.existed
         if self.future.done():
             return
         if not reply.applied:
             self.future.set_result(NOT_CONFIRMED)
         elif not self.partitions:
-            self.future.set_result(Applied(True, self.version))
+            self.future.set_result(Applied(True, self.version, self.existed))
 
     def published(self, failure: str | None, _: int) -> None:
         if failure is not None and not self.future.done():
@@ -141,8 +153,13 @@ class LimitsAdmin:
         self._thread = ThreadPoolExecutor(1, "stoplog-limits")
         self._reading = 0
 
-    async def write(self, key: UpdateKey, policy: Policy | None) -> Applied:
+    async def write(self, key: UpdateKey, policy: Policy | None, source: ChangeSource) -> Applied:
         """Publish an update, and wait until all workers concerned confirm it or the timeout is over.
+
+        Args:
+            key: The key.
+            policy: The new policy; ``None`` for a deletion or a reset.
+            source: The source of the change, for the audit.
 
         Raises:
             InvalidInput: The key is invalid.
@@ -163,12 +180,12 @@ class LimitsAdmin:
             update.published(failure, order)
             for partition in others if failure is None else ():
                 try:
-                    self._updates.send_update(partition, raw_key, value, id_, update.published, order)
+                    self._updates.send_update(partition, raw_key, value, id_, update.published, source, order)
                 except Unavailable as exc:
                     update.published(str(exc), order)
 
         try:
-            self._updates.send_update(home, raw_key, value, id_, published)
+            self._updates.send_update(home, raw_key, value, id_, published, source)
             async with asyncio.timeout(self._timeout_s):
                 return await update.future
         except TimeoutError:
@@ -201,12 +218,24 @@ class LimitsAdmin:
             InvalidInput: *after*, *limit* or *kind* is invalid.
             Unavailable: The broker did not answer.
         """
-        if not 1 <= limit <= MAX_PAGE:
-            raise InvalidInput("limit", "out of bounds", f"use 1 to {MAX_PAGE:,}")
+        _check_limit(limit)
         if kind not in (None, "client", "plan", "default"):
             raise InvalidInput("kind", f"{kind!r} is not a kind of limits", "use client, plan or default")
         partition, offset = self._read_cursor(after)
         return await self._read(self._scan, partition, offset, limit, kind)
+
+    async def history(self, key: UpdateKey, before: str | None, limit: int) -> HistoryPage:
+        """Return up to *limit* changes of *key* before the cursor *before*, the newest first.
+
+        Raises:
+            Busy: Too many other reads wait.
+            InvalidInput: The key, *before* or *limit* is invalid.
+            Unavailable: The broker did not answer, or there is no topic ``audit``.
+        """
+        _check_key(key)
+        _check_limit(limit)
+        offset = read_cursor(before)
+        return await self._read(self._scan_history, key, self._partitions_of(key)[0], offset, limit)
 
     async def _read(self, scan: Callable[[*Ts], T], *args: *Ts) -> T:
         if self._reading == 1 + MAX_WAITING:
@@ -250,6 +279,10 @@ class LimitsAdmin:
             partition, offset = partition + 1, None
         return LimitsPage(list(items.values()), None)
 
+    def _scan_history(self, key: UpdateKey, partition: int, before: int | None, limit: int) -> HistoryPage:
+        with closing(self._updates.read_audit(partition, before)) as records:
+            return history_page(records, key, limit)
+
     def _read_cursor(self, after: str | None) -> tuple[int, int | None]:
         if after is None:
             return 0, None
@@ -264,6 +297,11 @@ def _listed(update: Update, partition: int, partitions: int, kind: str | None) -
     if update.kind == "reset" or kind not in (None, update.kind):
         return False
     return update.kind == "client" or partition == home_of(update.kind, update.id, partitions)
+
+
+def _check_limit(limit: int) -> None:
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidInput("limit", "out of bounds", f"use 1 to {MAX_PAGE:,}")
 
 
 def _check_key(key: UpdateKey) -> None:

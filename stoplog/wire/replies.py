@@ -101,12 +101,15 @@ class UpdateReply(msgspec.Struct, frozen=True):
         applied: Whether the partition has applied it.
         version: The update's offset in ``limit-updates``.
         partition: The partition that applied it.
+        existed: Whether there was anything to replace, to delete or to reset; ``None`` if that is unknown.
+            Workers of release 0.2.0 omit it.
     """
 
     id: str
     applied: bool = False
     version: int = -1
     partition: int = -1
+    existed: bool | None = None
 
 
 class WindowUse(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from stoplog.client.engine import Engine
 from stoplog.client.instrumentation import PublishedRecord
 from stoplog.client.limiter import Limiter
 from stoplog.client.transport.broker_view import BrokerView
+from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Batch, Check, Denials, Denied, SingleCheck, decode_checks_record
 from stoplog.wire.heartbeats import Heartbeat, decode_heartbeat
 from stoplog.wire.limit_updates import Update, decode_update
@@ -79,6 +80,7 @@ class Kafka:
         value: bytes | None,
         id_: str,
         done: Callable[[str | None, int], None],
+        source: ChangeSource,
         order: int | None = None,
     ) -> None:
         log = self.updates[partition]

@@ -12,9 +12,11 @@ from stoplog.client.cluster_status import Readiness, Status
 from stoplog.client.fail_open import OnUnavailable, fails_closed
 from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, LimitsPage, StoredLimit
+from stoplog.client.limits_history import HistoryPage
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejected
 from stoplog.policy import Policy
+from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import LookupReply, WindowUse
@@ -35,8 +37,11 @@ class FakeLimiter(Limiter):
         self.fail_closed: list[bool] = []
         self.stored: dict[UpdateKey, Policy] = {}
         self.changes: list[UpdateKey] = []
+        self.sources: list[ChangeSource | None] = []
+        self.histories: list[tuple[UpdateKey, str | None, int]] = []
+        self.history = HistoryPage([], None)
         self.answer = ALLOWED
-        self.applied = Applied(True, 41)
+        self.applied = Applied(True, 41, True)
         self.readiness = Readiness(True)
         self.error: Exception | None = None
         self.pages: list[tuple[str | None, int, str | None]] = []
@@ -83,9 +88,12 @@ class FakeLimiter(Limiter):
         self.fail_closed += [one == "deny" for one in each]
         return [Answer(True, 100, 99 - i, 60_000, 0, -1) for i in range(len(checks))]
 
-    async def set_limits(self, key: UpdateKey, policy: Policy | None) -> Applied:
+    async def set_limits(
+        self, key: UpdateKey, policy: Policy | None, *, source: ChangeSource | None = None
+    ) -> Applied:
         self._fail()
         self.changes.append(key)
+        self.sources.append(source)
         if policy is None:
             self.stored.pop(key, None)
         else:
@@ -104,8 +112,15 @@ class FakeLimiter(Limiter):
         gone = [StoredLimit(UpdateKey("client", "gone"), None, 3)] if after is not None else []
         return LimitsPage([*gone, *(StoredLimit(k, p, 7) for k, p in self.stored.items())], "cursor")
 
-    async def reset(self, client: str, resource: str = "") -> Applied:
-        return await self.set_limits(UpdateKey("reset", client, resource), None)
+    async def reset(self, client: str, resource: str = "", *, source: ChangeSource | None = None) -> Applied:
+        return await self.set_limits(UpdateKey("reset", client, resource), None, source=source)
+
+    async def limits_history(
+        self, key: UpdateKey, before: str | None = None, limit: int = 100
+    ) -> HistoryPage:
+        self._fail()
+        self.histories.append((key, before, limit))
+        return self.history
 
     def status(self) -> Status:
         return Status("normal", 1_760_000_000_000, None, [], 0, 0, "ok", None, 4, [])

@@ -112,11 +112,13 @@ def reset(
     if as_json:
         print_json(answer)
     else:
-        out.print(printable(f"{client}: " + applied("counters reset", answer)))
+        out.print(printable(f"{client}: " + applied("counters reset", answer, "nothing to reset")))
 
 
-def applied(what: str, answer: dict[str, Any]) -> str:
-    """Return *what*, and a note if no worker has confirmed it yet."""
+def applied(what: str, answer: dict[str, Any], nothing: str = "") -> str:
+    """Return *what*, and a note if no worker has confirmed it yet; *nothing* if nothing existed."""
+    if answer.get("existed") is False:
+        return nothing
     return what if answer.get("applied", True) else f"{what}: stored, but no worker has confirmed it yet"
 
 

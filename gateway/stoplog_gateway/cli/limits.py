@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Annotated, Any, Final
 
 import typer
 from rich.table import Table
@@ -16,9 +18,12 @@ from stoplog_gateway.cli.gateway_options import calls_gateway
 from stoplog_gateway.cli.http_client import DEFAULT_URL, Url, call, segment
 from stoplog_gateway.cli.output import USAGE, AsJson, examples, fail, out, print_json
 
+_PAGE: Final = 1_000
+"""Changes that one page of the HTTP API has, at most."""
+
 app = typer.Typer(
     name="limits",
-    help="Set, show and delete limits in a running system.",
+    help="Set, show and delete limits in a running system, and show who changed them.",
     no_args_is_help=True,
     epilog=examples("stoplog limits set alice 100/minute 10/second", "stoplog limits list"),
 )
@@ -105,9 +110,49 @@ def delete(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Delete limits. Afterwards, the limits of the plan or the default apply."""
+    """Delete limits. Afterwards, the limits of the plan or the default apply. Can be repeated."""
     answer = call(url, "DELETE", _path(client, plan, default), resource=resource)
-    _show(answer, applied("deleted", answer), as_json)
+    _show(answer, applied("deleted", answer, "nothing to delete"), as_json)
+
+
+@app.command(epilog=examples("stoplog limits history alice", "stoplog limits history --plan free --json"))
+def history(
+    client: OneClient = None,
+    plan: Plan = None,
+    default: Default = False,
+    resource: ResourceOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Number of changes to show.")] = 100,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show who changed limits or reset counters, the newest change first."""
+    path = f"{_path(client, plan, default)}/history"
+    found = list(islice(_changes(url, path, limit, resource), limit))
+    if as_json:
+        print_json(found)
+        return
+    table = Table("time", "change", "limits", "before", "who", "from", "request", "version")
+    for change in found:
+        at = datetime.fromtimestamp(change["at_ms"] / 1000, UTC).astimezone().isoformat(" ", "seconds")
+        what = " ".join(filter(None, (change["change"], change["resource"])))
+        who = (change["who"], change["address"] or "-", change["request_id"] or "-")
+        limits = (_written(change["limits"] or "-"), _written(change["previous_limits"] or "-"))
+        cells = (at, what, *limits, *who, str(change["policy_version"]))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    out.print(table if found else "no change is recorded")
+
+
+def _changes(url: str, path: str, limit: int, resource: str | None) -> Iterator[dict[str, Any]]:
+    before, shown = None, set()
+    while True:
+        page = call(url, "GET", path, before=before, limit=str(min(limit, _PAGE)), resource=resource)
+        for change in page["items"]:
+            if change["position"] not in shown:  # a change can be on two pages
+                shown.add(change["position"])
+                yield change
+        before = page["next"]
+        if before is None:
+            return
 
 
 @app.command("list", epilog=examples("stoplog limits list", "stoplog limits list --json | jq length"))

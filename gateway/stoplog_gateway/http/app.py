@@ -31,6 +31,7 @@ from stoplog_gateway.http.routes import (
     docs,
     envoy_json,
     health,
+    history,
     limit_models,
     limits,
     status,
@@ -59,6 +60,7 @@ foreign `Host` or `Origin`, and requests that a proxy marks as forwarded (403). 
 _ROUTERS: Final = (
     check.router,
     authorize.router,
+    history.router,
     limits.router,
     clients.router,
     status.router,
@@ -69,6 +71,7 @@ _MODELS: Final = (
     check.CheckRequest,
     Answer,
     *limit_models.MODELS,
+    *history.MODELS,
     *clients.MODELS,
     health.Health,
     Status,

@@ -21,6 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from stoplog.client.instrumentation import PublishedRecord
 from stoplog.client.limit_update_follower import LimitUpdateFollower
+from stoplog.client.transport.audit_reader import RawAudit, read_audit
 from stoplog.client.transport.broker_monitor import BrokerMonitor
 from stoplog.client.transport.listener import TransportListener
 from stoplog.client.transport.producer import ReplaceableProducer
@@ -30,6 +31,7 @@ from stoplog.errors import Unavailable
 from stoplog.kafka import clients
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS, NODES, REPLIES, UPDATES
+from stoplog.wire.audit import ChangeSource, source_headers
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.limit_updates import Update, order_header, reply_to_header
 
@@ -155,6 +157,7 @@ class KafkaTransport:
         value: bytes | None,
         id_: str,
         done: Callable[[str | None, int], None],
+        source: ChangeSource,
         order: int | None = None,
     ) -> None:
         """Publish a limit update.
@@ -165,6 +168,7 @@ class KafkaTransport:
             value: Encoded value; ``None`` deletes.
             id_: Id of the reply to this update.
             done: Called in the event loop with the error or ``None``, and the offset of the record.
+            source: The source of the change, which headers of the record name.
             order: For an update of a plan or the default outside its home partition: its offset there.
 
         Raises:
@@ -174,7 +178,7 @@ class KafkaTransport:
         def report(error: KafkaError | None, message: Message) -> None:
             self._call_in_loop(done, error.str() if error is not None else None, message.offset() or 0)
 
-        headers = [reply_to_header(ReplyTo(self.reply_partition, id_))]
+        headers = [reply_to_header(ReplyTo(self.reply_partition, id_)), *source_headers(source)]
         if order is not None:
             headers.append(order_header(order))
         self._producer.send(UPDATES, value, report, key=key, partition=partition, headers=headers)
@@ -190,6 +194,10 @@ class KafkaTransport:
     def read_updates(self, partition: int, start: int | None) -> Generator[Update, None, None]:
         """Yield stored updates (:func:`~stoplog.client.transport.update_reader.read_updates`). Blocks."""
         return read_updates(self._connection, partition, start)
+
+    def read_audit(self, partition: int, before: int | None) -> Generator[RawAudit, None, None]:
+        """Yield audit records (:func:`~stoplog.client.transport.audit_reader.read_audit`). Blocks."""
+        return read_audit(self._connection, partition, before)
 
     # --- threads ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from stoplog.asgi.problem import UNAVAILABLE
 from stoplog.client.top_rejected import ENTRIES, SLICE_S, SLICES, Rejected
 from stoplog.wire.replies import WindowUse
 from stoplog_gateway.http import openapi
+from stoplog_gateway.http.change_source import Source, request_id_header
 from stoplog_gateway.http.params import CheckQuery, ClientId, LimiterDep, Resource, require_utf8
 from stoplog_gateway.http.problems import BUSY
 from stoplog_gateway.http.responses import respond
@@ -51,11 +52,15 @@ class ClientUsage(msgspec.Struct, frozen=True):
 
 
 class ResetCounters(msgspec.Struct, frozen=True):
-    """A reset. If `applied` is false, it is stored and will be applied, but was not confirmed in time."""
+    """A reset. If `applied` is false, it is stored and will be applied, but was not confirmed in time.
+
+    `existed` states whether anything had been spent; null if no worker said so.
+    """
 
     client_id: str
     resource: str | None
     applied: bool
+    existed: bool | None
 
 
 MODELS: Final = (RejectedClients, ClientUsage, ResetCounters)
@@ -76,8 +81,8 @@ _BUSY: Final[openapi.Failure] = (
     None,
     "try again after Retry-After seconds",
 )
-_APPLIED: Final = ResetCounters("alice", None, True)
-_UNCONFIRMED: Final = ResetCounters("alice", None, False)
+_APPLIED: Final = ResetCounters("alice", None, True, True)
+_UNCONFIRMED: Final = ResetCounters("alice", None, False, None)
 
 router = APIRouter(tags=["clients"], default_response_class=Response)
 
@@ -140,8 +145,8 @@ async def usage(client_id: ClientId, query: Annotated[CheckQuery, Query()], limi
         **openapi.failures(openapi.NO_BROKER, openapi.BAD_RESOURCE),
     },
 )
-async def reset(client_id: ClientId, query: Resource, limiter: LimiterDep) -> Response:
+async def reset(client_id: ClientId, query: Resource, limiter: LimiterDep, source: Source) -> Response:
     """Reset the client's counters; with `resource`, only those of that resource. The request has no body."""
-    result = await limiter.reset(client_id, query.resource or "")
-    status = 200 if result.applied else 202
-    return respond(ResetCounters(client_id, query.resource, result.applied), status)
+    result = await limiter.reset(client_id, query.resource or "", source=source)
+    reset = ResetCounters(client_id, query.resource, result.applied, result.existed)
+    return respond(reset, 200 if result.applied else 202, request_id_header(source))

@@ -54,6 +54,12 @@ class ChangedLimits(StoredLimits, frozen=True):
     policy_version: int | None
 
 
+class DeletedLimits(ChangedLimits, frozen=True):
+    """A deletion. `existed` states whether there was anything to delete; null if no worker said so."""
+
+    existed: bool | None
+
+
 class ListedLimits(StoredLimits, frozen=True):
     """One entry of a page. `limits` is null if they were deleted after an earlier page had shown them."""
 
@@ -67,7 +73,7 @@ class Page(msgspec.Struct, frozen=True):
     next: str | None
 
 
-MODELS: Final = (LimitsRequest, StoredLimits, ChangedLimits, Page)
+MODELS: Final = (LimitsRequest, StoredLimits, ChangedLimits, DeletedLimits, Page)
 
 
 def stored_fields(key: UpdateKey, policy: Policy | None) -> dict[str, Any]:

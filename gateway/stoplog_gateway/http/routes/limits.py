@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Query
@@ -10,15 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from stoplog.client.limiter import Limiter
+from stoplog.client.limits_admin import Applied
 from stoplog.policy import Policy, parse_policy
+from stoplog.wire.audit import ChangeSource
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog_gateway.http import openapi
+from stoplog_gateway.http.change_source import Source, request_id_header
 from stoplog_gateway.http.params import ClientId, LimiterDep, PlanId, Resource, ResourceQuery, require_utf8
 from stoplog_gateway.http.problems import NO_LIMITS, ProblemError
 from stoplog_gateway.http.request_body import JsonBody, decode
 from stoplog_gateway.http.responses import respond
 from stoplog_gateway.http.routes.limit_models import (
     ChangedLimits,
+    DeletedLimits,
     LimitsRequest,
     ListedLimits,
     Page,
@@ -42,9 +46,15 @@ _Kind = Literal["client", "plan", "default"]
 
 def _changed(kind: _Kind, id_: str | None, limits: list[str] | None) -> openapi.Responses:
     """Return the responses of a route that changes limits. With *limits*, the route reads a body."""
-    schema = openapi.schema_of(ChangedLimits)
-    applied = ChangedLimits(kind, id_, None, limits, True, 41)
-    unconfirmed = ChangedLimits(kind, id_, None, limits, False, None)
+    applied: ChangedLimits
+    if limits is None:
+        schema = openapi.schema_of(DeletedLimits)
+        applied = DeletedLimits(kind, id_, None, limits, True, 41, True)
+        unconfirmed: ChangedLimits = DeletedLimits(kind, id_, None, limits, False, None, None)
+    else:
+        schema = openapi.schema_of(ChangedLimits)
+        applied = ChangedLimits(kind, id_, None, limits, True, 41)
+        unconfirmed = ChangedLimits(kind, id_, None, limits, False, None)
     return {
         **openapi.success(200, "Applied: the next check sees it", schema, {"applied": applied}),
         **openapi.success(202, "Stored, but not confirmed in time", schema, {"unconfirmed": unconfirmed}),
@@ -107,9 +117,11 @@ async def list_limits(query: Annotated[PageQuery, Query()], limiter: LimiterDep)
     responses=_changed("client", "alice", _LIMITS),
     openapi_extra=_BODY,
 )
-async def put_client(client_id: ClientId, query: Resource, body: JsonBody, limiter: LimiterDep) -> Response:
+async def put_client(
+    client_id: ClientId, query: Resource, body: JsonBody, limiter: LimiterDep, source: Source
+) -> Response:
     """Set the limits of one client; with `resource`, only for that resource."""
-    return await _set(limiter, _key("client", client_id, query), body)
+    return await _set(limiter, _key("client", client_id, query), body, source)
 
 
 @router.get(
@@ -117,7 +129,7 @@ async def put_client(client_id: ClientId, query: Resource, body: JsonBody, limit
 )
 async def get_client(client_id: ClientId, query: Resource, limiter: LimiterDep) -> Response:
     """Return the limits stored for this client, without the limits of plans and the default."""
-    return await _read(limiter, _key("client", client_id, query))
+    return await read_limits(limiter, _key("client", client_id, query))
 
 
 @router.delete(
@@ -125,9 +137,14 @@ async def get_client(client_id: ClientId, query: Resource, limiter: LimiterDep) 
     summary="Delete a client's limits",
     responses=_changed("client", "alice", None),
 )
-async def delete_client(client_id: ClientId, query: Resource, limiter: LimiterDep) -> Response:
-    """Delete the client's own limits, so that its plan's or the default limits apply. Can be repeated."""
-    return await _delete(limiter, _key("client", client_id, query))
+async def delete_client(
+    client_id: ClientId, query: Resource, limiter: LimiterDep, source: Source
+) -> Response:
+    """Delete the client's own limits, so that its plan's or the default limits apply.
+
+    Can be repeated: `existed` states whether there was anything to delete.
+    """
+    return await _delete(limiter, _key("client", client_id, query), source)
 
 
 @router.put(
@@ -136,15 +153,17 @@ async def delete_client(client_id: ClientId, query: Resource, limiter: LimiterDe
     responses=_changed("plan", "free", _LIMITS),
     openapi_extra=_BODY,
 )
-async def put_plan(plan: PlanId, query: Resource, body: JsonBody, limiter: LimiterDep) -> Response:
+async def put_plan(
+    plan: PlanId, query: Resource, body: JsonBody, limiter: LimiterDep, source: Source
+) -> Response:
     """Set a plan's limits, which apply to its clients that have no limits of their own."""
-    return await _set(limiter, _key("plan", plan, query), body)
+    return await _set(limiter, _key("plan", plan, query), body, source)
 
 
 @router.get("/v1/plans/{plan:id}", summary="Read a plan's limits", responses=_found("plan", "free"))
 async def get_plan(plan: PlanId, query: Resource, limiter: LimiterDep) -> Response:
     """Return the limits stored for this plan."""
-    return await _read(limiter, _key("plan", plan, query))
+    return await read_limits(limiter, _key("plan", plan, query))
 
 
 @router.delete(
@@ -152,9 +171,9 @@ async def get_plan(plan: PlanId, query: Resource, limiter: LimiterDep) -> Respon
     summary="Delete a plan's limits",
     responses=_changed("plan", "free", None),
 )
-async def delete_plan(plan: PlanId, query: Resource, limiter: LimiterDep) -> Response:
+async def delete_plan(plan: PlanId, query: Resource, limiter: LimiterDep, source: Source) -> Response:
     """Delete the plan's limits, so that the default limits apply to its clients."""
-    return await _delete(limiter, _key("plan", plan, query))
+    return await _delete(limiter, _key("plan", plan, query), source)
 
 
 @router.put(
@@ -163,15 +182,15 @@ async def delete_plan(plan: PlanId, query: Resource, limiter: LimiterDep) -> Res
     responses=_changed("default", None, _LIMITS),
     openapi_extra=_BODY,
 )
-async def put_default(query: Resource, body: JsonBody, limiter: LimiterDep) -> Response:
+async def put_default(query: Resource, body: JsonBody, limiter: LimiterDep, source: Source) -> Response:
     """Set the limits of all clients that have no limits of their own or of a plan."""
-    return await _set(limiter, _key("default", "", query), body)
+    return await _set(limiter, _key("default", "", query), body, source)
 
 
 @router.get("/v1/default", summary="Read the default limits", responses=_found("default", None))
 async def get_default(query: Resource, limiter: LimiterDep) -> Response:
     """Return the stored default limits. The status is 404 while the workers' built-in default applies."""
-    return await _read(limiter, _key("default", "", query))
+    return await read_limits(limiter, _key("default", "", query))
 
 
 @router.delete(
@@ -179,24 +198,29 @@ async def get_default(query: Resource, limiter: LimiterDep) -> Response:
     summary="Delete the default limits",
     responses=_changed("default", None, None),
 )
-async def delete_default(query: Resource, limiter: LimiterDep) -> Response:
+async def delete_default(query: Resource, limiter: LimiterDep, source: Source) -> Response:
     """Delete the default limits, so that the workers' built-in default applies."""
-    return await _delete(limiter, _key("default", "", query))
+    return await _delete(limiter, _key("default", "", query), source)
 
 
 def _key(kind: _Kind, id_: str, query: ResourceQuery) -> UpdateKey:
     return UpdateKey(kind, id_, query.resource or "")
 
 
-async def _set(limiter: Limiter, key: UpdateKey, body: bytes) -> Response:
-    return await _change(limiter, key, parse_policy(decode(_request_decoder, body).limits))
+async def _set(limiter: Limiter, key: UpdateKey, body: bytes, source: ChangeSource) -> Response:
+    policy = parse_policy(decode(_request_decoder, body).limits)
+    change = await limiter.set_limits(key, policy, source=source)
+    return _changed_response(ChangedLimits(**_changed_fields(key, policy, change)), change, source)
 
 
-async def _delete(limiter: Limiter, key: UpdateKey) -> Response:
-    return await _change(limiter, key, None)
+async def _delete(limiter: Limiter, key: UpdateKey, source: ChangeSource) -> Response:
+    change = await limiter.set_limits(key, None, source=source)
+    deleted = DeletedLimits(**_changed_fields(key, None, change), existed=change.existed)
+    return _changed_response(deleted, change, source)
 
 
-async def _read(limiter: Limiter, key: UpdateKey) -> Response:
+async def read_limits(limiter: Limiter, key: UpdateKey) -> Response:
+    """Respond with the limits stored under *key*, or with 404."""
     policy = await limiter.get_limits(key)
     if policy is None:
         name = f"{key.kind} {key.id}".strip() + (f" for resource {key.resource}" if key.resource else "")
@@ -205,9 +229,11 @@ async def _read(limiter: Limiter, key: UpdateKey) -> Response:
     return respond(StoredLimits(**stored_fields(key, policy)))
 
 
-async def _change(limiter: Limiter, key: UpdateKey, policy: Policy | None) -> Response:
-    """Respond with 200 if the change is applied, and with 202 if no worker confirmed it in time."""
-    change = await limiter.set_limits(key, policy)
+def _changed_fields(key: UpdateKey, policy: Policy | None, change: Applied) -> dict[str, Any]:
     version = change.version if change.applied else None
-    changed = ChangedLimits(**stored_fields(key, policy), applied=change.applied, policy_version=version)
-    return respond(changed, 200 if change.applied else 202)
+    return {**stored_fields(key, policy), "applied": change.applied, "policy_version": version}
+
+
+def _changed_response(changed: ChangedLimits, change: Applied, source: ChangeSource) -> Response:
+    """Respond with 200 if the change is applied, and with 202 if no worker confirmed it in time."""
+    return respond(changed, 200 if change.applied else 202, request_id_header(source))

@@ -38,6 +38,7 @@ COMMANDS = [
     ["limits", "set"],
     ["limits", "get"],
     ["limits", "delete"],
+    ["limits", "history"],
     ["limits", "list"],
     ["tokens", "add"],
     ["tokens", "list"],
@@ -127,6 +128,12 @@ class Canned(BaseHTTPRequestHandler):
     response: tuple[int, bytes] = (200, b"")
     authorization: str | None = None
 
+    def do_DELETE(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         Canned.authorization = self.headers["Authorization"]
         status, body = self.response
@@ -156,6 +163,57 @@ def test_command_with_another_server_asks_whether_it_is_a_gateway(
     done = run("status", "--url", canned)
     assert done.exit_code == 3
     assert "is it a Stoplog gateway?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["limits", "delete", "nobody"], ["client nobody: nothing to delete", "client nobody: deleted"]),
+        (["reset", "nobody"], ["nobody: nothing to reset", "nobody: counters reset"]),
+    ],
+)
+def test_change_of_an_unknown_client_says_that_there_was_nothing(
+    canned: str, monkeypatch: pytest.MonkeyPatch, arguments: list[str], texts: list[str]
+) -> None:
+    answer = {"kind": "client", "id": "nobody", "resource": None, "limits": None, "applied": True}
+    for existed, text in ((False, texts[0]), (True, texts[1]), (None, texts[1])):
+        monkeypatch.setattr(Canned, "response", (200, json.dumps({**answer, "existed": existed}).encode()))
+        done = run(*arguments, "--url", canned)
+        assert (done.exit_code, done.stdout) == (0, f"{text}\n")
+
+
+def test_history_shows_each_change_once_over_pages(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = {
+        "change": "set",
+        "resource": None,
+        "limits": ["9/minute", "90/hour"],
+        "policy_version": 41,
+        "previous_limits": "unlimited",
+        "previous_version": 12,
+        "at_ms": 1_764_457_200_000,
+        "who": "ops\x1b[31m",
+        "address": "10.0.0.7",
+        "request_id": None,
+        "position": 7,
+    }
+    pages = iter([("2", [change]), ("1", [change, {**change, "position": 6, "change": "reset"}]), (None, [])])
+
+    class Paged(Canned):
+        @property
+        def response(self) -> tuple[int, bytes]:  # type: ignore[override]
+            after, items = next(pages)
+            return 200, json.dumps({"items": items, "next": after}).encode()
+
+    monkeypatch.setattr(Canned, "response", Paged.response)
+    done = run("limits", "history", "alice", "--json", "--url", canned)
+    assert [item["position"] for item in json.loads(done.stdout)] == [7, 6]
+    pages = iter([(None, [change])])
+    shown = run("limits", "history", "alice", "--url", canned).stdout
+    for text in ("9/minute, 90/hour", "unlimited", "ops", "10.0.0.7", "41"):
+        assert text in shown
+    assert "\x1b" not in shown
+    pages = iter([(None, [])])
+    assert run("limits", "history", "--default", "--url", canned).stdout == "no change is recorded\n"
 
 
 def test_refused_command_shows_detail_and_remedy(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,15 @@ from tests.support.fake_limiter import FakeLimiter
 async def test_reset_is_a_200_if_applied_and_a_202_otherwise(
     applied: bool, status: int, http: httpx.AsyncClient, limiter: FakeLimiter
 ) -> None:
-    limiter.applied = Applied(applied, 4)
+    limiter.applied = Applied(applied, 4, False if applied else None)
     response = await http.post("/v1/clients/alice/reset?resource=login")
     assert response.status_code == status
-    assert response.json() == {"client_id": "alice", "resource": "login", "applied": applied}
+    assert response.json() == {
+        "client_id": "alice",
+        "resource": "login",
+        "applied": applied,
+        "existed": limiter.applied.existed,
+    }
     assert limiter.changes == [UpdateKey("reset", "alice", "login")]
 
 

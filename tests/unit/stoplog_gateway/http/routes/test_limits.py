@@ -45,8 +45,13 @@ async def test_limits_can_be_set_read_and_deleted(
 
     response = await http.delete(path)
     assert response.status_code == 200
-    assert response.json() == {**names, "limits": None, "applied": True, "policy_version": 41}
+    deleted = {**names, "limits": None, "applied": True, "policy_version": 41, "existed": True}
+    assert response.json() == deleted
     assert not limiter.stored
+    assert limiter.sources[0] is not None
+    assert [source and (source.who, source.address) for source in limiter.sources] == [
+        ("local", "127.0.0.1")
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,27 @@ async def test_limits_can_be_set_read_and_deleted(
 async def test_limits_in_every_notation_are_stored(limits: Any, stored: Any, http: httpx.AsyncClient) -> None:
     response = await http.put("/v1/limits/alice", json={"limits": limits})
     assert response.json()["limits"] == stored
+
+
+async def test_deletion_of_an_unknown_client_states_that_nothing_existed(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    limiter.applied = Applied(True, 41, False)
+    response = await http.delete("/v1/limits/nobody")
+    assert (response.status_code, response.json()["existed"]) == (200, False)
+
+
+async def test_change_has_the_callers_request_id_or_a_new_one(
+    http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    ids = []
+    for headers in ({"X-Request-Id": "r-17"}, {}, {}, {"X-Request-Id": "a b"}, {"X-Request-Id": "x" * 129}):
+        response = await http.put("/v1/limits/alice", json={"limits": "1/day"}, headers=headers)
+        ids.append(response.headers["x-request-id"])
+    assert [source and source.request_id for source in limiter.sources] == ids
+    assert ids[0] == "r-17"
+    assert len(set(ids)) == 5
+    assert all(len(id_) == 16 for id_ in ids[1:])
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])

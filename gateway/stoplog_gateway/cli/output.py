@@ -22,10 +22,19 @@ UNREACHABLE: Final = 3
 CONFIG: Final = 78
 """A restart would end the same way (EX_CONFIG of sysexits)."""
 
+
+class _Messages(Console):
+    """A console for messages. `stoplog up` goes on when nobody reads them any more (`2>&1 | head`)."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more, where Rich would end the process."""
+        self.quiet = True
+
+
 # Ids are untrusted, so markup is off, and formatting.printable makes them safe to show.
 # Styled output is rich.text.Text.
 out: Final = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-err: Final = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+err: Final = _Messages(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON value and nothing else on standard output.")

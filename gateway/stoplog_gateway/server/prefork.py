@@ -105,10 +105,9 @@ def _supervise(processes: list[_SupervisedProcess], signals: list[signal.Signals
         StoplogError: A process ended with this error before any of them has served.
     """
     while True:
+        served = any(process.has_served() for process in processes)
         for process in processes:
-            error = process.update()
-            if error is not None and not any(each.has_served() for each in processes):
-                raise error
+            process.update(ends_at_errors=not served)
         seconds = min(process.start_at for process in processes) - time.monotonic()
         received = signal.sigtimedwait(signals, min(max(seconds, 0.0), _MAX_WAIT_S))
         if received is not None and received.si_signo in _STOP_SIGNALS:
@@ -160,18 +159,22 @@ class _SupervisedProcess:
         self._receive()
         return self._served
 
-    def update(self) -> StoplogError | None:
+    def update(self, *, ends_at_errors: bool) -> None:
         """Handle the end of the process, and start it when its time has come.
 
-        Returns:
-            The error with which it ended now, if a restart would meet it again.
+        Args:
+            ends_at_errors: Whether the gateway ends at an error that a restart would meet again.
+
+        Raises:
+            StoplogError: The process ended with this error.
         """
-        error = None
         if self._process is not None and not self._process.is_alive():
-            error = self._on_end(self._process)
+            reason = self._on_end(self._process)
+            if isinstance(reason, StoplogError) and ends_at_errors:
+                raise reason
+            self._wait(f"ended ({reason})")
         if time.monotonic() >= self.start_at:
             self._start()
-        return error
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -209,15 +212,15 @@ class _SupervisedProcess:
                 else:
                     self._messages.append(message)
 
-    def _on_end(self, process: ForkProcess) -> StoplogError | None:
+    def _on_end(self, process: ForkProcess) -> _Message:
+        """Return why *process* ended."""
         self._receive()
         self._receiver.close()
         reason = self._messages.pop() if self._messages else f"status {process.exitcode}"
         self._process = None
         process.close()
         self._slot.clean_up()
-        self._wait(f"ended ({reason})")
-        return reason if isinstance(reason, StoplogError) else None
+        return reason
 
     def _wait(self, why: str) -> None:
         """Wait for the next start. A process that keeps ending is logged less often."""

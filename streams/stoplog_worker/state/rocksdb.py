@@ -19,6 +19,8 @@ _BLOOM_BITS: Final = 10
 _UNSORTED_FILES: Final = 2
 """Level-0 files before they are merged. A lookup may have to search each of them."""
 _OPEN_FILES: Final = 64
+_LOG_FILE: Final = 1 << 20
+"""Bytes of RocksDB's own log (``LOG``) before it begins another. Two of them are kept."""
 
 
 class RocksDbFactory:
@@ -55,6 +57,7 @@ class RocksDbFactory:
         options.set_level_zero_file_num_compaction_trigger(_UNSORTED_FILES)
         options.set_max_open_files(_OPEN_FILES)
         options.set_keep_log_file_num(2)
+        options.set_max_log_file_size(_LOG_FILE)
         # The default column family must be named. Otherwise an existing database is opened with its stored
         # options: its own cache of 8 MiB, and no bloom filter.
         return Rdict(str(path), options, column_families={"default": options})

@@ -86,6 +86,17 @@ _EVERY_TOPIC: Final[Mapping[str, tuple[str, ...]]] = {
 """The operations of each role on every topic, besides those on its records."""
 
 
+_NAMED_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "gateway": ("stoplog-gateway",),
+    "sdk": ("stoplog-gateway",),
+    "admin": ("stoplog-gateway",),
+    "worker": ("stoplog-gateway", "stoplog-reader"),
+    "operator": ("stoplog-gateway", "stoplog-reader"),
+}
+"""Groups that the consumers of each role name without joining them. librdkafka looks up the coordinator of
+each, and fails every read if it must not."""
+
+
 class Grant(NamedTuple):
     """Operations on one resource.
 
@@ -124,18 +135,9 @@ def grants(role: str, topics: Iterable[str], lanes: Iterable[str]) -> list[Grant
 
 
 def _groups(role: str, lanes: list[str]) -> list[Grant]:
-    """Return the consumer groups of *role*. Clients that only name a group look up its coordinator."""
-    match role:
-        case "worker":
-            joined = [group for lane in lanes for group in (app_id(lane), f"{app_id(lane)}-owner")]
-            return [
-                *(Grant("group", it, (READ,)) for it in joined),
-                Grant("group", "stoplog-reader", (DESCRIBE,)),
-            ]
-        case "operator":
-            groups = ["stoplog-reader", "stoplog-gateway"]
-        case "publisher":
-            groups = []
-        case _:
-            groups = ["stoplog-gateway"]
-    return [Grant("group", group, (DESCRIBE,)) for group in groups]
+    """Return the consumer groups of *role*."""
+    joined = [group for lane in lanes for group in (app_id(lane), f"{app_id(lane)}-owner")]
+    return [
+        *(Grant("group", group, (READ,)) for group in (joined if role == "worker" else ())),
+        *(Grant("group", group, (DESCRIBE,)) for group in _NAMED_GROUPS.get(role, ())),
+    ]

@@ -67,8 +67,9 @@ _SAME_TEXT_S: Final = 600.0
 _STOP_S: Final = 20.0
 """Seconds that a stop may take, with the last checkpoints. The rest is replayed by the next owner."""
 
-_RETRY_S: Final = 1.0
-"""Seconds between two attempts to start while no broker answers."""
+_FIRST_RETRY_S: Final = 1.0
+_LAST_RETRY_S: Final = 5.0
+"""Seconds between two attempts to start while Kafka cannot be used. They double up to the last value."""
 
 
 class Worker:
@@ -260,13 +261,16 @@ def _configure_logging(level: str) -> None:
 
 
 async def _work(settings: Settings, metrics_socket: int | None) -> int:
+    throttle, retry_s = LogThrottle(_SAME_TEXT_S), _FIRST_RETRY_S
     while True:
         try:
             return await Worker(settings, metrics_socket).run()
         except Unavailable as exc:
-            # The broker may be starting as well.
-            _log.warning("%s; trying again", exc)
-            await asyncio.sleep(_RETRY_S)
+            # The broker may be starting as well. Credentials may be corrected at the broker.
+            if (suppressed := throttle.admit(str(exc))) is not None:
+                _log.warning("%s; trying again%s", exc, suppressed)
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, _LAST_RETRY_S)
         except StoplogError as exc:
             _log.critical("%s", exc)
             return _exit_status(exc)

@@ -27,6 +27,7 @@ TAGGED: Final = [
     ("README.md", "app", 1),  # a fragment, run within an application
     ("README.md", "checkout", 2),  # installs, or runs all tests
     ("docs/benchmarks.md", "checkout", 1),  # half an hour
+    ("docs/kafka.md", "cluster", 5),
     ("docs/operations.md", "cluster", 3),
     ("docs/operations.md", "docker", 1),
     ("docs/python-sdk.md", "checkout", 1),

@@ -16,11 +16,12 @@ from stoplog.client.settings import read_settings
 from stoplog.kafka.acls import READ, ROLES, WRITE, grants
 from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.connection import KafkaConnection
+from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
 from stoplog.topics import UPDATES, load_topics
 from stoplog.wire.limit_updates import UpdateKey
 from tests.support.secure_kafka import SecureKafka, secure_kafka
-from tests.support.system import System
+from tests.support.system import System, eventually
 from tests.support.up import environment, stoplog
 
 REFUSED: Final = ("TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
@@ -122,6 +123,24 @@ def test_role_may_not_create_foreign_topics_or_delete_any(
         with pytest.raises(KafkaException) as refused:
             future.result(30)
         assert refused.value.args[0].name() in REFUSED
+
+
+def test_worker_that_may_not_canonicalize_a_key_applies_the_update_and_says_so(
+    system: System, kafka: SecureKafka
+) -> None:
+    producer = Producer({**connection(kafka.scram("stoplog-admin")).client_config(), "log_level": 0})
+    key, partition = b'["client", "erin", ""]', partition_of("erin", 4)
+    producer.produce(UPDATES, b'{"limits": ["3/hour"]}', key, partition)
+    assert producer.flush(30) == 0
+    gateway, worker = system.gateways[0], system.workers[0]
+    eventually("it applies", lambda: gateway.check("erin", cost=0)["limit"] == 3, on_failure=system.logs)
+    eventually(
+        "the worker says what it lacks",
+        lambda: bool(worker.lines("WARNING", "allow workers to write to limit-updates")),
+        on_failure=system.logs,
+    )
+    assert gateway.set_limits("erin", "4/hour")["applied"]
+    assert gateway.check("erin")["limit"] == 4
 
 
 def connection(settings: Mapping[str, Any]) -> KafkaConnection:

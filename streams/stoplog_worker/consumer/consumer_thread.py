@@ -200,7 +200,6 @@ class ConsumerThread(threading.Thread):
             kafka.fetch_metadata(self._consumer, (CHECKS, UPDATES, NODES))
             self._producers.fetch_metadata()
             self._consume_heartbeats()
-            self._keys.listen(monotonic())
             while not self._stopping:
                 self._turn()
         except Exception as exc:  # noqa: BLE001 - every exception must end the worker, not only this thread

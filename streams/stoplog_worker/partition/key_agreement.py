@@ -20,7 +20,7 @@ _log = logging.getLogger("stoplog.relay")
 
 EXPIRY_S: Final = 3 * HEARTBEAT_S
 """A worker without a heartbeat for this long counts as gone. No key is agreed on before this worker has
-listened for this long."""
+received its own heartbeats for this long: it could not know of the others."""
 
 _PAUSE_S: Final = 60.0
 """Seconds between two log lines about a worker that lacks a key."""
@@ -30,7 +30,7 @@ class KeyAgreement:
     """The relay keys of this worker, and those that the other live workers announced.
 
     Args:
-        node_id: The id of this worker, whose own heartbeats are ignored.
+        node_id: The id of this worker.
         keys: The relay keys of this worker.
     """
 
@@ -39,16 +39,19 @@ class KeyAgreement:
         self._node_id = node_id
         self._announced: dict[str, tuple[frozenset[str], float]] = {}
         """The announced keys of each other worker, and until when it counts as alive."""
-        self._listening_since = inf
+        self._own_since = inf
+        """Since when this worker receives its own heartbeats without a gap."""
+        self._own_at = -inf
         self._throttle = LogThrottle(_PAUSE_S)
-
-    def listen(self, now: float) -> None:
-        """Note that no heartbeat is missed from *now* on, monotonic seconds."""
-        self._listening_since = now
 
     def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
         """Record the keys of a worker of any lane, which arrived at *now*, monotonic seconds."""
-        if heartbeat.role != "worker" or heartbeat.id == self._node_id:
+        if heartbeat.role != "worker":
+            return
+        if heartbeat.id == self._node_id:
+            if now >= self._own_at + EXPIRY_S:
+                self._own_since = now
+            self._own_at = now
             return
         if heartbeat.stopping:
             self._announced.pop(heartbeat.id, None)
@@ -64,7 +67,7 @@ class KeyAgreement:
     def signing_key(self, now: float) -> str | None:
         """Return the id of this worker's first key that every live worker has; ``None`` if there is none."""
         own = self.keys.announced
-        if not own or now < self._listening_since + EXPIRY_S:
+        if not own or now < self._own_since + EXPIRY_S or now >= self._own_at + EXPIRY_S:
             return None
         alive = {node: keys for node, (keys, _) in self._alive(now).items()}
         for key_id, announced in own.items():

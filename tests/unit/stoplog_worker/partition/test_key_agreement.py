@@ -19,7 +19,8 @@ class Workers:
 
     def __init__(self, *keys: str) -> None:
         self.agreement = KeyAgreement("me@host", parse_relay_keys(",".join(keys)))
-        self.agreement.listen(NOW - EXPIRY_S)
+        for seconds in range(int(EXPIRY_S), -1, -2):
+            self.hear("me@host", at=NOW - seconds)
 
     def hear(self, node: str, *keys: str, at: float = NOW, **fields: Any) -> None:
         announced = list(parse_relay_keys(",".join(keys)).announced.values())
@@ -27,6 +28,7 @@ class Workers:
         self.agreement.on_heartbeat(beat, at)
 
     def key(self, now: float = NOW) -> str | None:
+        self.hear("me@host", at=now)
         return self.agreement.signing_key(now)
 
 
@@ -44,7 +46,8 @@ def test_no_key_signs_while_a_live_worker_has_none_of_them(caplog: pytest.LogCap
     workers.hear("other@host", OTHER)
     assert workers.key() is None
     assert "other@host lack some of new, old" in caplog.text
-    assert workers.key(NOW + EXPIRY_S - 0.1) is None
+    for seconds in (2.0, 4.0, EXPIRY_S - 0.1):
+        assert workers.key(NOW + seconds) is None
     assert workers.key(NOW + EXPIRY_S) == "new", "the other is gone"
 
 
@@ -78,11 +81,20 @@ def test_another_key_under_the_same_id_is_another_key() -> None:
 
 def test_no_key_signs_before_all_workers_can_have_been_heard() -> None:
     workers = Workers(OLD)
-    workers.agreement.listen(NOW)
-    assert workers.key(NOW + EXPIRY_S - 0.1) is None
+    workers.agreement = KeyAgreement("me@host", parse_relay_keys(OLD))
+    assert workers.agreement.signing_key(NOW) is None
+    for seconds in (0.0, 2.0, 4.0, EXPIRY_S - 0.1):
+        assert workers.key(NOW + seconds) is None
     assert workers.key(NOW + EXPIRY_S) == "old"
-    silent = KeyAgreement("me@host", parse_relay_keys(OLD))
-    assert silent.signing_key(NOW) is None, "it does not listen yet"
+
+
+def test_no_key_signs_while_this_worker_receives_no_heartbeats() -> None:
+    workers = Workers(OLD)
+    assert workers.key() == "old"
+    assert workers.agreement.signing_key(NOW + EXPIRY_S) is None, "not even its own"
+    for seconds in (8.0, 10.0, 12.0):
+        assert workers.key(NOW + seconds) is None, "others may have started meanwhile"
+    assert workers.key(NOW + 8 + EXPIRY_S) == "old"
 
 
 def test_worker_without_keys_signs_nothing() -> None:

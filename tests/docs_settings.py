@@ -43,6 +43,9 @@ _COMMAND: Final = """\
 | `STOPLOG_URL` | `{url}` | | Gateway that `check`, `limits`, `reset`, `status`, `watch` and `bench` call. |
 | `STOPLOG_TOKEN` | unset | | Token that these commands send. |
 | `STOPLOG_TOKEN_FILE` | unset | | File with that token. Unset: the token of `stoplog up`. |
+| `STOPLOG_CA_FILE` | unset | | CA certificates to check the gateway's with. Unset: those of the system. |
+| `STOPLOG_CLIENT_CERT_FILE` | unset | | Client certificate, for a gateway that requires one. |
+| `STOPLOG_CLIENT_KEY_FILE` | unset | | Key of the client certificate. |
 """
 
 

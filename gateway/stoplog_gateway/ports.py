@@ -24,13 +24,13 @@ class CannotListen(StoplogError):
     """A server cannot listen on an address. The message states the cause and a remedy."""
 
 
-def url_of(host: str, port: int) -> str:
-    """Return the HTTP URL of a server that listens on *host* and *port*.
+def url_of(host: str, port: int, scheme: str = "http") -> str:
+    """Return the URL of a server that listens on *host* and *port*.
 
     >>> url_of("127.0.0.1", 8080), url_of("::1", 8080)
     ('http://127.0.0.1:8080', 'http://[::1]:8080')
     """
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def ensure_free(port: int, host: str) -> None:

@@ -76,6 +76,19 @@ class GatewaySettings(Settings):
         "optional",
         description="`required`: checks need a token with the scope `check`, too.",
     )
+    tls_cert_file: Path | None = Field(
+        None,
+        description="Path of the gateway's certificate in PEM, followed by intermediate ones. Unset: no TLS, "
+        "for HTTP and for gRPC. The TLS files are read again when they change.",
+    )
+    tls_key_file: Path | None = Field(
+        None, description="Path of the certificate's private key in PEM, without a passphrase."
+    )
+    tls_client_ca_file: Path | None = Field(
+        None,
+        description="Path of CA certificates in PEM. If it is set, each client needs a certificate that one "
+        "of them signed.",
+    )
     startup_s: int = Field(
         10,
         ge=0,
@@ -119,6 +132,11 @@ class GatewaySettings(Settings):
         if value is not None and re.fullmatch(_ADDRESS, value) is None:
             raise ValueError("no address and port: set one such as 127.0.0.1:8081 or [::1]:8081")
         return value
+
+    @property
+    def url_scheme(self) -> str:
+        """``https`` with a certificate, otherwise ``http``."""
+        return "http" if self.tls_cert_file is None else "https"
 
     @property
     def stop_s(self) -> float:

@@ -32,7 +32,7 @@ TAGGED: Final = [
     ("docs/operations.md", "docker", 1),
     ("docs/python-sdk.md", "checkout", 1),
     ("docs/runbook.md", "cluster", 1),
-    ("docs/security.md", "cluster", 1),
+    ("docs/security.md", "cluster", 3),
     ("docs/web-apps.md", "app", 3),
 ]
 

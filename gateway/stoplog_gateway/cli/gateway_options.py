@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import ssl
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from stoplog_gateway.cli.output import USAGE, fail
 
 TOKEN_VARIABLE: Final = "STOPLOG_TOKEN"
 TOKEN_FILE_VARIABLE: Final = "STOPLOG_TOKEN_FILE"
+CA_FILE_VARIABLE: Final = "STOPLOG_CA_FILE"
+CERT_FILE_VARIABLE: Final = "STOPLOG_CLIENT_CERT_FILE"
+KEY_FILE_VARIABLE: Final = "STOPLOG_CLIENT_KEY_FILE"
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -37,18 +41,62 @@ _TokenFile = Annotated[
 ]
 
 
+_CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--cacert",
+        envvar=CA_FILE_VARIABLE,
+        help="File with the CA certificates that the gateway's certificate is checked with.",
+        show_default=False,
+        metavar="FILE",
+    ),
+]
+_CertFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--cert",
+        envvar=CERT_FILE_VARIABLE,
+        help="File with a client certificate, for a gateway that requires one.",
+        show_default=False,
+        metavar="FILE",
+    ),
+]
+_KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        envvar=KEY_FILE_VARIABLE,
+        help="File with the key of the client certificate.",
+        show_default=False,
+        metavar="FILE",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class GatewayOptions:
     """What the command line says about calls of a gateway.
 
     Attributes:
         token_file: File with the token.
+        ca_file: CA certificates to check the gateway's with; ``None`` for those of the system.
+        cert_file: Client certificate.
+        key_file: Key of the client certificate, if it is in a file of its own.
     """
 
     token_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
 
 
-_OPTIONS: Final = {"token_file": _TokenFile}
+_OPTIONS: Final = {
+    "token_file": _TokenFile,
+    "ca_file": _CaFile,
+    "cert_file": _CertFile,
+    "key_file": _KeyFile,
+}
+_VARIABLES: Final = (TOKEN_FILE_VARIABLE, CA_FILE_VARIABLE, CERT_FILE_VARIABLE, KEY_FILE_VARIABLE)
 _current: ContextVar[GatewayOptions | None] = ContextVar("gateway options", default=None)
 
 
@@ -79,8 +127,27 @@ def gateway_options() -> GatewayOptions:
     current = _current.get()
     if current is not None:
         return current
-    file = os.environ.get(TOKEN_FILE_VARIABLE)
-    return GatewayOptions(Path(file) if file else None)
+    given = [os.environ.get(variable) for variable in _VARIABLES]
+    return GatewayOptions(*(Path(file) if file else None for file in given))
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return TLS for calls of a gateway; end the command if a file is unusable."""
+    options = gateway_options()
+    try:
+        context = ssl.create_default_context(cafile=options.ca_file)
+    except OSError as exc:  # ssl.SSLError is one, too
+        fail(f"{options.ca_file} contains no CA certificates in PEM ({exc}): see {CA_FILE_VARIABLE}", USAGE)
+    if options.cert_file is not None:
+        try:
+            context.load_cert_chain(options.cert_file, options.key_file)
+        except OSError as exc:
+            fail(
+                f"{options.cert_file} is no certificate with its key in PEM ({exc}): see "
+                f"{CERT_FILE_VARIABLE} and {KEY_FILE_VARIABLE}",
+                USAGE,
+            )
+    return context
 
 
 def find_token(url: str) -> str | None:

@@ -9,7 +9,7 @@ import httpx
 import typer
 
 from stoplog.errors import StoplogError
-from stoplog_gateway.cli.gateway_options import find_token
+from stoplog_gateway.cli.gateway_options import find_token, tls_context
 from stoplog_gateway.cli.output import REFUSED, UNREACHABLE, fail
 
 _TIMEOUT_S: Final = 30.0
@@ -71,7 +71,10 @@ def connection(url: str, timeout_s: float = _TIMEOUT_S) -> httpx.Client:
     token = find_token(url)
     # A gateway is called directly, so proxies and .netrc are ignored.
     return httpx.Client(
-        timeout=timeout_s, trust_env=False, headers={"Authorization": f"Bearer {token}"} if token else {}
+        timeout=timeout_s,
+        trust_env=False,
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+        verify=tls_context() if url.lower().startswith("https:") else True,
     )
 
 

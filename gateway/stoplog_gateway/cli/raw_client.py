@@ -12,7 +12,7 @@ import httptools
 import msgspec
 
 from stoplog.client.answer import Answer
-from stoplog_gateway.cli.gateway_options import find_token
+from stoplog_gateway.cli.gateway_options import find_token, tls_context
 from stoplog_gateway.cli.load_generator import LoadFailed, SendCheck
 
 _TIMEOUT_S: Final = 10.0
@@ -63,7 +63,7 @@ class _Connection(asyncio.Protocol):
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await loop.create_connection(
-                    lambda: self, self._parts.hostname or "", port, ssl=True if secure else None
+                    lambda: self, self._parts.hostname or "", port, ssl=tls_context() if secure else None
                 )
         except OSError as exc:
             raise LoadFailed(f"{self._url} accepts no more connections ({exc}): use fewer --callers") from exc

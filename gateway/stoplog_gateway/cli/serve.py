@@ -100,7 +100,12 @@ def _serve(settings: GatewaySettings, *, as_json: bool) -> None:
         format=f"%(asctime)s %(levelname)s {'[%(process)d] ' if forked else ''}%(name)s: %(message)s",
     )
     if as_json:
-        print_json({"url": url_of(settings.host, settings.port), "pid": os.getpid()})
+        print_json(
+            {
+                "url": url_of(settings.host, settings.port, settings.url_scheme),
+                "pid": os.getpid(),
+            }
+        )
     try:
         if forked:
             serve_forked(settings)

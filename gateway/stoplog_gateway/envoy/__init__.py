@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from stoplog.client.limiter import Limiter
 from stoplog.errors import SettingsError
 from stoplog_gateway.access.control import AccessControl
+from stoplog_gateway.access.tls import TlsFiles
 from stoplog_gateway.envoy.mapping import DescriptorMapping
 from stoplog_gateway.ports import CannotListen, claim_port
 from stoplog_gateway.settings import GatewaySettings
@@ -46,6 +47,7 @@ def envoy_server(
     shared: bool,
     is_ready: IsReady,
     access: AccessControl | None = None,
+    tls: TlsFiles | None = None,
 ) -> EnvoyServer | None:
     """Return the gRPC server for ``settings.envoy``, not started yet; ``None`` if that is not set.
 
@@ -56,6 +58,7 @@ def envoy_server(
         shared: Other processes of this gateway listen on the same address.
         is_ready: Returns whether callers should send calls, for the health service.
         access: Decides about each call. By default, every call is permitted.
+        tls: Certificates of the server; ``None`` for no TLS.
 
     Raises:
         SettingsError: The extra ``envoy`` is not installed, or tracing is on and its extra is not installed.
@@ -81,6 +84,7 @@ def envoy_server(
         is_ready=is_ready,
         continue_trace=continue_trace,
         access=access,
+        tls=tls,
     )
 
 

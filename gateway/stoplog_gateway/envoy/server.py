@@ -17,6 +17,7 @@ from stoplog.log_throttle import LogThrottle
 from stoplog_gateway.access.control import AccessControl, Refusal, proxy_token
 from stoplog_gateway.access.refusals import MISSING_SCOPE, NO_TOKEN
 from stoplog_gateway.access.scopes import Scope
+from stoplog_gateway.access.tls import TlsFiles
 from stoplog_gateway.envoy import cannot_listen
 from stoplog_gateway.envoy.health import HealthService, IsReady
 from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest, RateLimitResponse
@@ -56,6 +57,7 @@ class EnvoyServer:
         shared: Allow other processes that set this flag too to listen on the same address.
         continue_trace: Continues the trace that a call's metadata name; ``None`` if tracing is off.
         access: Decides about each call. By default, every call is permitted.
+        tls: Certificates of the server; ``None`` for no TLS.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class EnvoyServer:
         is_ready: IsReady = _always,
         continue_trace: ContinueTrace | None = None,
         access: AccessControl | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._address = address
         self._service = service
@@ -79,6 +82,7 @@ class EnvoyServer:
         self._continue_trace = continue_trace
         self._throttle = LogThrottle(_LOG_PAUSE_S)
         self._access = access or AccessControl()
+        self._tls = tls
 
     async def __aenter__(self) -> Self:
         """Listen.
@@ -105,7 +109,10 @@ class EnvoyServer:
             (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}), self._health.handler())
         )
         try:
-            self._server.add_insecure_port(self._address)
+            if self._tls is None:
+                self._server.add_insecure_port(self._address)
+            else:
+                self._server.add_secure_port(self._address, _credentials(self._tls))
         except RuntimeError as exc:
             raise cannot_listen(self._address) from exc
         await self._server.start()
@@ -160,6 +167,24 @@ class EnvoyServer:
             return grpc.StatusCode.PERMISSION_DENIED, f"the token {name} lacks the scope check"
         why = "this call needs a token" if decision.reason == NO_TOKEN else "the token is unknown"
         return grpc.StatusCode.UNAUTHENTICATED, f"{why}: {_REMEDY}"
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Return credentials that follow *tls*: gRPC asks for new ones at each handshake, on its own thread."""
+    given = tls.pem
+
+    def configuration(pem: tuple[bytes, bytes, bytes | None]) -> Any:
+        cert, key, client_ca = pem
+        return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca)
+
+    def changed() -> Any:
+        nonlocal given
+        if given is tls.pem:
+            return None
+        given = tls.pem
+        return configuration(given)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(given), changed, tls.needs_client_certificate)
 
 
 def _token_in(metadata: Iterable[tuple[str, str | bytes]]) -> bytes | None:

@@ -106,7 +106,7 @@ def create_app(
         async with limiter:
             log.info(
                 "the gateway listens on %s and uses Kafka at %s",
-                url_of(settings.host, settings.port),
+                url_of(settings.host, settings.port, settings.url_scheme),
                 settings.bootstrap,
             )
             tasks = [

@@ -161,7 +161,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._queued = b""
         self._joined_writes.stop()
         if not self._transport.is_closing():
-            self._transport.write_eof()
+            if self._transport.can_write_eof():  # TLS cannot: the caller closes after the response
+                self._transport.write_eof()
             self.flow.release()
             self._await_end()
 

@@ -50,6 +50,8 @@ BODY: Final = "body"
 RESPONSE: Final = "response"
 EVICTED: Final = "evicted"
 REFUSED: Final = "refused"
+TLS_TIMEOUT: Final = "tls_timeout"
+TLS_FAILED: Final = "tls_failed"
 REASONS: Final = {
     NO_REQUEST: "sent no request within the keep-alive time (STOPLOG_KEEPALIVE_S)",
     IDLE: "were idle for the keep-alive time",
@@ -58,6 +60,8 @@ REASONS: Final = {
     RESPONSE: "read no more of a response within STOPLOG_BODY_TIMEOUT_S",
     EVICTED: "were idle for the longest time at the bound on connections",
     REFUSED: "were refused with 503: all connections at the bound were busy",
+    TLS_TIMEOUT: "sent an incomplete TLS handshake within STOPLOG_HEAD_TIMEOUT_S",
+    TLS_FAILED: "failed the TLS handshake (no TLS, an unknown CA, or no client certificate)",
 }
 """Why the gateway closes connections: values of the label ``reason``, with their meaning."""
 
@@ -167,12 +171,13 @@ class Connections(Collector):
         for connection in self._open:
             connection.drain()
 
-    def count_closed(self, reason: str) -> None:
-        """Count and log a connection that the gateway closed for one of :data:`REASONS`."""
+    def count_closed(self, reason: str, detail: str = "") -> None:
+        """Count and log a connection that the gateway closed for one of :data:`REASONS`, with a *detail*."""
         self._closed[reason] += 1
         level = _LEVELS.get(reason, logging.WARNING)
         if log.isEnabledFor(level) and (end := self._throttle.admit(reason)) is not None:
-            log.log(level, "closed connections that %s (%d open)%s", REASONS[reason], len(self._open), end)
+            what = f"{REASONS[reason]}, the last: {detail}" if detail else REASONS[reason]
+            log.log(level, "closed connections that %s (%d open)%s", what, len(self._open), end)
 
     def sweep(self, now: float) -> None:
         """Visit all connections at time *now* of the event loop."""

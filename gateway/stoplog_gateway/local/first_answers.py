@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import ssl
+
 import httpx
+
+from stoplog.errors import SettingsError
+
+
+def probe_client() -> httpx.Client:
+    """Return a client for :func:`reason_not_ready`.
+
+    It does not check the gateway's certificate, which may name another host than this machine. It sends no
+    secret, and the gateway is a child of this process. It presents the client certificate of the commands.
+
+    Raises:
+        SettingsError: The client certificate cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if cert := os.environ.get("STOPLOG_CLIENT_CERT_FILE"):
+        try:
+            context.load_cert_chain(cert, os.environ.get("STOPLOG_CLIENT_KEY_FILE") or None)
+        except OSError as exc:
+            raise SettingsError(f"STOPLOG_CLIENT_CERT_FILE={cert} cannot be used ({exc})") from exc
+    return httpx.Client(trust_env=False, timeout=5.0, verify=context)
 
 
 def reason_not_ready(client: httpx.Client, url: str) -> str | None:

@@ -18,8 +18,6 @@ from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Final, Protocol
 
-import httpx
-
 from stoplog.errors import StoplogError
 from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.connection import KafkaConnection
@@ -34,7 +32,7 @@ from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.local.child_process import USAGE_EXITS, Child
 from stoplog_gateway.local.data_dir import DataDir
 from stoplog_gateway.local.end_with_parent import ending_with_parent
-from stoplog_gateway.local.first_answers import reason_not_ready
+from stoplog_gateway.local.first_answers import probe_client, reason_not_ready
 from stoplog_gateway.local.kafka_broker import Broker, BrokerFailed
 from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, jars_folder
 from stoplog_gateway.local.supervised_part import SupervisedPart
@@ -97,7 +95,7 @@ class Up:
         self._ports = [settings.port + i if settings.port else free_port() for i in range(gateways)]
         # A server on all addresses listens on this one too.
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-        self._urls = [url_of(host, port) for port in self._ports]
+        self._urls = [url_of(host, port, settings.url_scheme) for port in self._ports]
         self._folder = settings.home.resolve()
         self._tokens_file = settings.tokens_file or self._folder / TOKENS_FILE
         self._lanes = lane_names(lanes)
@@ -237,7 +235,7 @@ class Up:
         """Wait until every gateway has had an answer from the owner of every partition."""
         deadline = time.monotonic() + _READY_S
         waiting = list(self._urls)
-        with httpx.Client(trust_env=False, timeout=5.0) as client:
+        with probe_client() as client:
             while waiting:
                 self._end_if_hopeless()
                 self._update(home)

@@ -6,9 +6,14 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import uvicorn
+
+from stoplog_gateway.access.tls import TlsFiles
+from stoplog_gateway.http.connections import Connections
+from stoplog_gateway.http.tls_listener import TlsListener
 
 log: Final = logging.getLogger(__name__)
 
@@ -24,6 +29,8 @@ class GatewayServer(uvicorn.Server):
         drain: Called first: readiness fails, and each response ends its connection.
         drain_s: Seconds for load balancers to notice. New connections are still accepted.
         close: Called after that, together with the end of the HTTP listener.
+        tls: Certificates in force; ``None`` for no TLS.
+        connections: All connections of the process, for TLS.
     """
 
     def __init__(
@@ -34,17 +41,39 @@ class GatewayServer(uvicorn.Server):
         drain: Callable[[], None],
         drain_s: float,
         close: Callable[[], Awaitable[None]],
+        tls: TlsFiles | None = None,
+        connections: Connections | None = None,
     ) -> None:
         super().__init__(config)
         self._on_serving = on_serving
         self._drain = drain
         self._drain_s = drain_s
         self._close = close
+        self._tls = tls
+        self._connections = connections
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
-        await super().startup(sockets)
+        if self._tls is None or sockets is None:
+            await super().startup(sockets)
+        else:
+            self._start_with_tls(self._tls, sockets)
         self._on_serving()
+
+    def _start_with_tls(self, tls: TlsFiles, sockets: list[socket.socket]) -> None:
+        assert self._connections is not None
+        protocol_class: Any = self.config.http_protocol_class
+        make_protocol = partial(
+            protocol_class,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        listeners = [TlsListener(sock, tls, self._connections, make_protocol) for sock in sockets]
+        for listener in listeners:
+            listener.start(self.config.backlog)
+        self.servers = listeners  # type: ignore[assignment]
+        self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain for a while, at most until a second signal. Then close the listener, and end the requests."""

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from stoplog.client.limiter import Limiter
 from stoplog_gateway.access.control import AccessControl
+from stoplog_gateway.access.tls import TlsFiles
 from stoplog_gateway.envoy import envoy_server
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.connections import ConnectionLimits, Connections
@@ -65,8 +66,15 @@ def serve(
         answered = (await limiter.ready()).ready
         return lifecycle.phase(answered=answered) is Phase.SERVING
 
+    tls = TlsFiles.of(settings, access.files)
     envoy = envoy_server(
-        settings, limiter, app.state.mapping, shared=slot is not None, is_ready=is_ready, access=access
+        settings,
+        limiter,
+        app.state.mapping,
+        shared=slot is not None,
+        is_ready=is_ready,
+        access=access,
+        tls=tls,
     )
     with ExitStack() as stack:
         tracing = _start_tracing(limiter, stack) if settings.tracing else None
@@ -113,7 +121,13 @@ def serve(
 
         with suppress(asyncio.CancelledError):  # a signal during the start
             server = GatewayServer(
-                config, on_serving=on_serving, drain=drain, drain_s=settings.drain_s, close=close
+                config,
+                on_serving=on_serving,
+                drain=drain,
+                drain_s=settings.drain_s,
+                close=close,
+                tls=tls,
+                connections=connections,
             )
             uvloop.run(_serve(app, server, limiter, envoy, slot))
         return limiter.failure

@@ -6,14 +6,13 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial, wraps
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
-import uvloop
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.connections import ConnectionLimits, Connections
 from stoplog_gateway.http.fast_path import FastPath
@@ -21,22 +20,12 @@ from stoplog_gateway.http.protocol import GatewayProtocol
 from stoplog_gateway.settings import GatewaySettings
 
 from tests.support.fake_limiter import FakeLimiter
+from tests.support.on_uvloop import on_uvloop
 from tests.support.protocol_connection import final_statuses, plain_request
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHECK = plain_request("/v1/check", b'{"client_id": "a"}').data()[0]
 QUICK = ConnectionLimits(keepalive_s=0.4, head_s=0.4, body_s=0.4)
-
-
-def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run *test* in the event loop of the real gateway."""
-
-    @wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(test(*args, **kwargs))
-
-    return run
 
 
 class Running(NamedTuple):

@@ -1,0 +1,191 @@
+"""Accept connections with TLS.
+
+The event loop's own server would not count a connection before the end of its handshake. Here, the bound on
+connections and the time for a head hold for handshakes, too. Each handshake uses the certificate that is in
+force when it begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from stoplog.log_throttle import LogThrottle
+from stoplog_gateway.access.tls import TlsFiles
+from stoplog_gateway.http import connections as reasons
+from stoplog_gateway.http.connections import Connections
+
+log: Final = logging.getLogger(__name__)
+
+_ACCEPTED_PER_TURN: Final = 64
+"""Connections that are accepted in one turn of the event loop. Requests come in between."""
+
+_ACCEPT_PAUSE_S: Final = 1.0
+"""Seconds without another try after the system refused to accept a connection."""
+
+_LOG_PAUSE_S: Final = 60.0
+
+
+class TlsListener:
+    """A listening socket. It takes the place of :class:`asyncio.Server` in uvicorn's server.
+
+    Args:
+        sock: A bound socket.
+        tls: Certificates in force.
+        connections: All connections of the process.
+        make_protocol: Returns the HTTP protocol of a connection.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        tls: TlsFiles,
+        connections: Connections,
+        make_protocol: Callable[[], asyncio.Protocol],
+    ) -> None:
+        self.sockets = (sock,)
+        self._sock = sock
+        self._tls = tls
+        self._connections = connections
+        self._make_protocol = make_protocol
+        self._loop = asyncio.get_running_loop()
+        self._handshakes: set[_Handshake] = set()
+        self._throttle = LogThrottle(_LOG_PAUSE_S)
+        self._closed = False
+
+    def start(self, backlog: int) -> None:
+        """Accept connections from now on."""
+        self._sock.setblocking(False)
+        self._sock.listen(backlog)
+        self._loop.add_reader(self._sock, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_PER_TURN):
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                self._pause(exc)
+                return
+            _Handshake(sock, self._loop, self._handshakes).start(
+                self._tls.context, self._connections, self._make_protocol
+            )
+
+    def _pause(self, exc: OSError) -> None:
+        if (end := self._throttle.admit()) is not None:
+            log.error("cannot accept connections (%s), trying again in 1 s%s", exc.strerror, end)
+        self._loop.remove_reader(self._sock)
+        self._loop.call_later(_ACCEPT_PAUSE_S, self._resume)
+
+    def _resume(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._sock, self._accept)
+
+    def close(self) -> None:
+        """Accept no more connections, and end the handshakes."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._sock)
+            self._sock.close()
+            for handshake in list(self._handshakes):
+                handshake.cancel()
+
+    async def wait_closed(self) -> None:
+        """Return once no handshake is left."""
+        await asyncio.gather(*(it.task for it in self._handshakes), return_exceptions=True)
+
+
+class _Handshake:
+    """A connection before the end of its handshake; one of :class:`Connections`."""
+
+    task: asyncio.Task[None]
+    is_idle = False
+
+    def __init__(
+        self, sock: socket.socket, loop: asyncio.AbstractEventLoop, handshakes: set[_Handshake]
+    ) -> None:
+        self._sock = sock
+        self._loop = loop
+        self._handshakes = handshakes
+        self.expires_at = 0.0
+
+    def start(
+        self,
+        context: ssl.SSLContext,
+        connections: Connections,
+        make_protocol: Callable[[], asyncio.Protocol],
+    ) -> None:
+        """Start the handshake, or close the connection if there are too many."""
+        self.expires_at = self._loop.time() + connections.limits.head_s
+        self._connections = connections
+        if not connections.add(self):
+            self._sock.close()  # without a handshake, no response can be sent
+            return
+        self._handshakes.add(self)
+        self.task = self._loop.create_task(self._shake_hands(context, make_protocol))
+
+    async def _shake_hands(
+        self, context: ssl.SSLContext, make_protocol: Callable[[], asyncio.Protocol]
+    ) -> None:
+        def make() -> asyncio.Protocol:
+            protocol = make_protocol()
+            # The protocol is one of the connections itself. It must not count twice at their bound.
+            protocol.connection_made = partial(self._hand_over, protocol.connection_made)  # type: ignore[method-assign]
+            return protocol
+
+        limits = self._connections.limits
+        try:
+            self._sock.setblocking(False)
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._loop.connect_accepted_socket(
+                make,
+                self._sock,
+                ssl=context,
+                # The sweep of Connections comes first.
+                ssl_handshake_timeout=limits.head_s + 2.0,
+                ssl_shutdown_timeout=limits.body_s,
+            )
+        except OSError as exc:  # ssl.SSLError is one, too
+            self._connections.count_closed(reasons.TLS_FAILED, _reason(exc))
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._connections.discard(self)
+        self._handshakes.discard(self)
+
+    def _hand_over(
+        self, connection_made: Callable[[asyncio.BaseTransport], None], transport: asyncio.BaseTransport
+    ) -> None:
+        self._forget()
+        connection_made(transport)
+
+    def cancel(self) -> None:
+        """End the connection."""
+        self.task.cancel()
+
+    def on_expired(self, now: float) -> None:
+        """Close the connection, whose handshake takes too long."""
+        self._connections.count_closed(reasons.TLS_TIMEOUT)
+        self._forget()
+        self.cancel()
+
+    def close_idle(self) -> bool:
+        """Return ``False``: a handshake is never idle."""
+        return False
+
+    def drain(self) -> None:
+        """Do nothing: the response to the first request ends the connection."""
+
+    def resume(self) -> None:
+        """Do nothing: no request waits."""
+
+
+def _reason(exc: OSError) -> str:
+    return (getattr(exc, "reason", None) or exc.strerror or type(exc).__name__).lower().replace("_", " ")

@@ -1,0 +1,266 @@
+"""HTTPS with real clients and real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import uvicorn
+from stoplog_gateway.access.tls import TlsFiles
+from stoplog_gateway.access.watched_files import FileWatcher
+from stoplog_gateway.http.app import create_app
+from stoplog_gateway.http.connections import ConnectionLimits, Connections
+from stoplog_gateway.http.fast_path import FastPath
+from stoplog_gateway.http.protocol import GatewayProtocol
+from stoplog_gateway.server.gateway_server import GatewayServer
+from stoplog_gateway.settings import GatewaySettings
+
+from tests.support.certificates import Certificates
+from tests.support.fake_limiter import FakeLimiter
+from tests.support.on_uvloop import on_uvloop
+from tests.support.protocol_connection import final_statuses
+
+CHECK = (
+    b"POST /v1/check HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 18\r\n\r\n{"client_id": "a"}'
+)
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+QUICK = ConnectionLimits(keepalive_s=60, head_s=0.5, body_s=60)
+
+
+class Running(NamedTuple):
+    """A server with TLS, and what a test looks at."""
+
+    url: str
+    port: int
+    connections: Connections
+    watcher: FileWatcher
+    limiter: FakeLimiter
+
+    def closed(self) -> dict[str, int]:
+        """Return how many connections the server closed, by reason."""
+        _, closed = self.connections.collect()
+        return {s.labels["reason"]: int(s.value) for s in closed.samples if s.value}
+
+    def read_files_again(self) -> None:
+        """Read the files twice, as the watcher does in two turns."""
+        [files] = self.watcher._watched
+        files.update(files.read())
+        files.update(files.read())
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+async def nothing() -> None:
+    pass
+
+
+@asynccontextmanager
+async def serving(
+    files: Certificates, *, mutual: bool = False, limits: ConnectionLimits | None = None
+) -> AsyncIterator[Running]:
+    limiter, connections, watcher = FakeLimiter(), Connections(limits), FileWatcher()
+    tls = TlsFiles(files.cert_file, files.key_file, files.ca_file if mutual else None, watcher)
+    protocol: Any = partial(GatewayProtocol, FastPath(limiter, legacy_headers=False), connections)
+    app = create_app(GatewaySettings(), limiter)
+    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None)
+    server = GatewayServer(
+        config,
+        on_serving=lambda: None,
+        drain=lambda: None,
+        drain_s=0,
+        close=nothing,
+        tls=tls,
+        connections=connections,
+    )
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    sock = socket.create_server(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    await server.startup([sock])
+    try:
+        yield Running(f"https://localhost:{port}", port, connections, watcher, limiter)
+    finally:
+        server.force_exit = True
+        await server.shutdown([sock])
+
+
+def client(running: Running, context: ssl.SSLContext) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=running.url, verify=context, trust_env=False, timeout=10)
+
+
+async def exchange(running: Running, context: ssl.SSLContext, *parts: bytes) -> bytes:
+    """Send *parts* over TLS, and return what arrives until the server closes the connection."""
+    reader, writer = await asyncio.open_connection("localhost", running.port, ssl=context)
+    for part in parts:
+        writer.write(part)
+        await writer.drain()
+    response = await asyncio.wait_for(reader.read(), 30)
+    writer.close()
+    return response
+
+
+@on_uvloop
+async def test_requests_over_tls_are_answered_by_both_paths(files: Certificates) -> None:
+    async with serving(files) as running, client(running, files.client_context()) as http:
+        for _ in range(3):
+            assert (await http.post("/v1/check", json={"client_id": "a"})).json()["allowed"]
+            assert (await http.get("/healthz")).status_code == 200
+        many = [{"client_id": "a"}] * 10_000  # a body of many TLS records
+        assert len((await http.post("/v1/checks", json=many)).json()) == 10_000
+        assert len(running.limiter.checks) == 10_003
+        assert (await http.post("/v1/check", content=b"x" * (2 << 20))).status_code in (413, 415)
+        same = {"origin": running.url}
+        assert (await http.post("/v1/check", json={"client_id": "a"}, headers=same)).status_code == 200
+        assert (await http.get("/healthz", headers={"origin": "https://evil.example"})).status_code == 403
+
+
+@on_uvloop
+async def test_pipelined_requests_over_tls_are_answered_in_order(files: Certificates) -> None:
+    async with serving(files) as running:
+        last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        stream = (CHECK + GET) * 20 + last
+        pieces = [stream[i : i + 1_000] for i in range(0, len(stream), 1_000)]
+        response = await exchange(running, files.client_context(), *pieces)
+        assert final_statuses(response) == [200] * 41
+
+
+@on_uvloop
+async def test_refused_request_over_tls_gets_its_response_before_the_end(files: Certificates) -> None:
+    async with serving(files) as running:
+        bad = b"POST /v1/check HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"
+        reader, writer = await asyncio.open_connection("localhost", running.port, ssl=files.client_context())
+        writer.write(bad + b"x" * 100_000)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        assert final_statuses(head) == [400]
+        assert b"connection: close" in head
+        writer.close()
+
+
+@on_uvloop
+async def test_client_without_a_certificate_is_refused_if_a_client_ca_is_set(files: Certificates) -> None:
+    async with serving(files, mutual=True) as running:
+        async with client(running, files.client_context(with_certificate=True)) as http:
+            assert (await http.get("/healthz")).status_code == 200
+        async with client(running, files.client_context()) as http:
+            with pytest.raises(httpx.TransportError):
+                await http.get("/healthz")
+        other = Certificates(mkdir(files.folder / "other"))
+        context = files.client_context()
+        context.load_cert_chain(other.client_cert_file, other.client_key_file)
+        async with client(running, context) as http:
+            with pytest.raises(httpx.TransportError):
+                await http.get("/healthz")
+        assert running.closed() == {"tls_failed": 2}
+        assert not running.limiter.checks
+
+
+def mkdir(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@on_uvloop
+async def test_new_files_count_for_new_connections_and_open_ones_go_on(
+    files: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = files.client_context(with_certificate=True)
+    async with serving(files, mutual=True) as running, client(running, old) as http:
+        assert (await http.get("/healthz")).status_code == 200
+        files.renew()
+        running.read_files_again()
+        async with client(running, files.client_context(with_certificate=True)) as renewed:
+            assert (await renewed.get("/healthz")).status_code == 200
+        assert (await http.get("/healthz")).status_code == 200
+        # The CA that signed the old client certificate is no longer in the file.
+        stale = files.client_context()
+        stale.load_cert_chain(files.client_cert_file, files.client_key_file)
+        files.renew()
+        running.read_files_again()
+        stale.load_verify_locations(files.ca_file)
+        async with client(running, stale) as refused:
+            with pytest.raises(httpx.TransportError):
+                await refused.get("/healthz")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@on_uvloop
+async def test_broken_files_keep_the_old_certificate_with_one_error(
+    files: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = {path: path.read_bytes() for path in (files.cert_file, files.key_file)}
+    other = Certificates(mkdir(files.folder / "other"))
+    broken = [
+        (files.cert_file, b"nonsense"),
+        (files.key_file, b""),
+        (files.key_file, other.key_file.read_bytes()),  # of another certificate
+        (files.cert_file, None),
+    ]
+    async with serving(files) as running:
+        for path, content in broken:
+            caplog.clear()
+            if content is None:
+                path.unlink()
+            else:
+                path.write_bytes(content)
+            for _ in range(3):
+                running.read_files_again()
+            async with client(running, files.client_context()) as http:
+                assert (await http.get("/healthz")).status_code == 200
+            [error] = [record for record in caplog.records if record.levelname == "ERROR"]
+            assert str(path) in error.getMessage()
+            assert running.watcher._watched[0].failing
+            path.write_bytes(good[path])
+            running.read_files_again()
+            assert not running.watcher._watched[0].failing
+
+
+@on_uvloop
+async def test_connection_that_ends_no_handshake_is_counted_and_closed(files: Certificates) -> None:
+    async with serving(files, limits=QUICK) as running:
+        began = time.monotonic()
+        for sent in (b"", b"\x16\x03\x01"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(sent)
+            with suppress(ConnectionError):  # the end is a reset
+                assert await asyncio.wait_for(reader.read(), 30) == b""
+            writer.close()
+        assert time.monotonic() - began < 30
+        assert running.closed()["tls_timeout"] == 2
+        assert len(running.connections) == 0
+
+
+@on_uvloop
+async def test_connection_without_tls_is_closed_and_counted(files: Certificates) -> None:
+    async with serving(files) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(GET)
+        assert not final_statuses(await asyncio.wait_for(reader.read(), 30))
+        writer.close()
+        assert running.closed() == {"tls_failed": 1}
+
+
+@on_uvloop
+async def test_handshakes_count_towards_the_bound_on_connections(files: Certificates) -> None:
+    limits = ConnectionLimits(keepalive_s=60, head_s=60, body_s=60, max_open=2)
+    async with serving(files, limits=limits) as running:
+        waiting = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(2)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 30) == b""
+        writer.close()
+        assert running.closed() == {"refused": 1}
+        for _, other in waiting:
+            other.close()

@@ -177,7 +177,7 @@ def test_reset_of_a_client_at_its_limit_allows_it_again(api: httpx.Client) -> No
     assert [check(api, "again")["allowed"] for _ in range(2)] == [True, False]
     response = api.post("/v1/clients/again/reset")
     assert response.status_code == 200
-    assert response.json() == {"client_id": "again", "resource": None, "applied": True}
+    assert response.json() == {"client_id": "again", "resource": None, "applied": True, "existed": True}
     assert [check(api, "again")["allowed"] for _ in range(2)] == [True, False]
 
 

@@ -32,8 +32,12 @@ from tests.support.meanwhile import meanwhile
 from tests.support.system import Process, System, eventually
 from tests.support.up import environment as own_environment
 
-VARYING: Final = re.compile(r'(?<=_ms":)[1-9]\d*|(?<=t=)\d+|(?<=retry-after: )\d+|(?<=policy_version":)\d+')
-"""Times depend on when a command is run, and versions on what was stored before. All else must be equal."""
+VARYING: Final = re.compile(
+    r'(?<=_ms":)[1-9]\d*|(?<=t=)\d+|(?<=retry-after: )\d+|(?<=policy_version":)\d+|'
+    r'(?<=position":)\d+'
+)
+"""Times depend on when a command is run, versions and positions on what was stored before. All else must be
+equal."""
 
 RUNS_ON: Final = ("stoplog up", "stoplog worker", "stoplog gateway", "uvicorn")
 """Programs that run until Ctrl-C."""

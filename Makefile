@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: run test faults soak bench bench-full bench-readme bench-lock check lock jars-lock envoy-lock clean help
+.PHONY: run test faults fuzz soak bench bench-full bench-readme bench-lock check lock jars-lock envoy-lock clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/stoplog up $(ARGS)
@@ -16,11 +16,14 @@ run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passe
 # --allow-no-tests: ARGS="-k ..." may select tests of one run only.
 test: .venv/dev .venv/envoy ## run all tests: unit, integration and end-to-end tests two at a time, then fault tests
 	@$(BIN)/pytest tests/unit stoplog streams gateway tests/integration tests/e2e --ignore tests/e2e/faults \
-		--numprocesses 2 --dist loadfile --allow-no-tests $(ARGS)
+		tests/fuzz --numprocesses 2 --dist loadfile --allow-no-tests $(ARGS)
 	@$(BIN)/pytest tests/e2e/faults --allow-no-tests $(ARGS)
 
 faults: .venv/dev ## run the fault tests alone: three brokers, three workers, two gateways, one fault after another
 	@$(BIN)/pytest tests/e2e/faults $(ARGS)
+
+fuzz: .venv/dev ## decode 1,000,000 mutated inputs; keeps what fails in tests/support/fuzz/found (FUZZ_INPUTS=, FUZZ_SEED=)
+	@FUZZ_INPUTS=$(FUZZ_INPUTS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m tests.support.fuzz
 
 soak: .venv/dev ## inject random faults for 30 minutes and verify the log (SOAK_MINUTES=, SOAK_SEED=)
 	@$(BIN)/pytest tests/e2e/faults/soak.py -s $(ARGS)

@@ -52,7 +52,7 @@ The golden bytes of each are in ``tests/unit/stoplog_worker/algorithm/test_golde
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
 import msgspec
 
@@ -108,7 +108,7 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
             before it, and then not stored.
     """
 
-    next_offset: int
+    next_offset: Annotated[int, msgspec.Meta(ge=0, lt=1 << 64 - POSITION_BITS)]
     clock_ms: int
     stamp_ms: int
     applied: int
@@ -116,7 +116,7 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
     default: Policy
     updates_id: str = ""
     changelog_ids: dict[str, str] = {}
-    signed_from: int = -1
+    signed_from: Annotated[int, msgspec.Meta(ge=-1)] = -1
 
 
 class PolicyChange(msgspec.Struct, frozen=True, array_like=True):

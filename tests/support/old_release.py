@@ -137,6 +137,16 @@ class OldRelease:
             for one in found["cases"]
         ]
 
+    def next_offset(self, marker: bytes) -> int:
+        """Return where this release would continue after *marker*, a stored value."""
+        program = (
+            'import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + "/streams"]\n'
+            "from stoplog_worker.algorithm.state_codec import decode_marker\n"
+            "print(decode_marker(bytes.fromhex(sys.argv[2])).next_offset)"
+        )
+        command = [sys.executable, "-c", program, str(self._folder), marker.hex()]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
 
 def _releases() -> Iterator[tuple[str, str]]:
     """Yield version and commit of each release."""

@@ -9,18 +9,20 @@ from typing import Any
 import pytest
 from stoplog_worker.algorithm.fold import fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
-from stoplog_worker.algorithm.state_codec import Marker, decode_state
+from stoplog_worker.algorithm.state_codec import Marker, decode_state, encode_marker
 from stoplog_worker.state.store import COUNTERS
 from stoplog_worker.state.store import Record as ChangelogRecord
 from stoplog_worker.verify.replay import Record
 
 from stoplog.policy import parse_policy
-from stoplog.wire.checks import Batch, Check, encode_batch
+from stoplog.wire.checks import Batch, Check, encode_batch, encode_update
+from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision
 from tests.support.broker import CHECKOUT
 from tests.support.memory_store import MemoryStore
 from tests.support.old_release import Case, OldRelease, Outcome
 from tests.support.partition_log import CLIENTS, START
+from tests.support.relay import OLD, authority
 
 DEFAULT = ["10/hour", "4/10s"]
 STEPS_MS = (0, 1, 40, 1_000, 9_999, 10_167, 61_000, 3_600_000)
@@ -106,3 +108,17 @@ def test_states_of_one_release_are_continued_by_the_other(old: OldRelease, upgra
             assert {n: list(w.charges()) for n, w in found.windows.items() if n > 1} == {
                 n: list(w.charges()) for n, w in decode_state(value).windows.items()
             }
+
+
+def test_signed_update_is_applied_by_the_earlier_release(old: OldRelease) -> None:
+    update = Update(0, "client", CLIENTS[0], "", parse_policy("1/minute"))
+    signed = authority(OLD).sign(update, "old")
+    asked = encode_batch(Batch(0, 7, 1, [Check(CLIENTS[0]), Check(CLIENTS[0])]))
+    log = [Record(0, START, encode_update(signed)), Record(1, START, asked)]
+    [outcome] = old.fold([Case(DEFAULT, {}, 0, log)])
+    assert [answer[:2] for answer in outcome.answers[1]] == [[True, 1], [False, 1]]
+
+
+def test_marker_after_a_signed_update_is_read_by_the_earlier_release(old: OldRelease) -> None:
+    marker = Marker(17, START, START, 0, "topic", parse_policy(DEFAULT), "updates", {}, signed_from=9)
+    assert old.next_offset(encode_marker(marker)) == 17

@@ -15,9 +15,11 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
+    Marker,
     PolicyChange,
     State,
     encode_history,
+    encode_marker,
     encode_state,
 )
 
@@ -339,18 +341,23 @@ def test_noise_in_changelogs_is_overwritten(system: System) -> None:
     )
 
 
-def test_forged_entries_one_position_ahead_lose_even_when_the_disks_are_wiped(system: System) -> None:
+def test_forged_entries_with_higher_positions_lose_even_when_the_disks_are_wiped(system: System) -> None:
     gateway, worker = system.gateways[0], system.workers[0]
     client = "owed"
     partition = partition_of(client, PARTITIONS)
-    gateway.set_limits(client, "1000/hour")
-    gateway.check(client, cost=100)
-    # The log goes on, so the forged positions are behind the worker's.
+    other = next(name for name in NAMES[::-1] if partition_of(name, PARTITIONS) == partition)
+    for name in (client, other):
+        gateway.set_limits(name, "1000/hour")
+        gateway.check(name, cost=100)
     for _ in range(3):
         gateway.check(OTHERS[partition])
     reached = system.records(partition)[-1].offset << POSITION_BITS
+    marker = Marker(10**9, 0, 0, 10**9, "", UNLIMITED)
     forged = [
+        # Between the state's position and that of the last record, and far ahead of the log.
         (COUNTERS_CHANGELOG, client.encode(), encode_state(State(reached - 1))),
+        (COUNTERS_CHANGELOG, other.encode(), encode_state(State(2**50))),
+        (POLICIES_CHANGELOG, MARKER_KEY, encode_marker(marker)),
         (POLICIES_CHANGELOG, b"client\0owed\0", encode_history([PolicyChange(0, 0, UNLIMITED)], reached - 1)),
         (POLICIES_CHANGELOG, b"client\0nobody\0", encode_history([PolicyChange(0, 0, UNLIMITED)], 1)),
     ]
@@ -373,8 +380,8 @@ def test_forged_entries_one_position_ahead_lose_even_when_the_disks_are_wiped(sy
     shutil.rmtree(worker.tables)
     worker.start()
     eventually(
-        "the owner's state is restored",
-        lambda: gateway.check(client, cost=0).get("remaining") == 900,
+        "the owner's states are restored",
+        lambda: [gateway.check(name, cost=0).get("remaining") for name in (client, other)] == [900, 900],
         on_failure=system.logs,
     )
 

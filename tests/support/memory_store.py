@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stoplog_worker.partition.changelog_repair import GapContents
 from stoplog_worker.state.store import COUNTERS, TABLES, PartitionStore, Record
 
 
@@ -71,6 +72,8 @@ class Changelogs:
         self.sent: list[Sent] = []
         self.start = 0
         """First offset of the counters' changelog: the records before it are deleted."""
+        self.log_end = 1_000
+        """Next offset of the partition's log."""
 
     def send(self, table: str, key: bytes, value: bytes, delivered: Callable[[Any, Any], None]) -> None:
         self.sent.append(Sent(table, key, value, delivered))
@@ -104,16 +107,17 @@ class Changelogs:
         found = enumerate(self.logs[table][start:end], start)
         return [Record(offset, key, value) for offset, (key, value) in found]
 
-    def read_later(self, table: str, _partition: int, start: int, end: int) -> Future[list[Record]]:
+    def read_later(self, table: str, _partition: int, start: int, end: int) -> Future[GapContents]:
         """Read as the repair of a changelog does, without delay."""
-        future: Future[list[Record]] = Future()
-        future.set_result(self.read(table, start, end))
+        future: Future[GapContents] = Future()
+        future.set_result(GapContents(self.read(table, start, end), self.log_end))
         return future
 
     def restore(self, store: PartitionStore, batch: int = 1_000) -> None:
         """Bring *store* up to the end, as the restorer does."""
         if store.next_offset[COUNTERS] < self.start:
             store.clear_counters()
+        store.log_end = lambda: self.log_end
         for table in TABLES:
             for records in _batches(self.read(table, store.next_offset[table]), batch):
                 store.merge(table, records)
@@ -121,6 +125,7 @@ class Changelogs:
     def compacted(self) -> Changelogs:
         """Return what compaction leaves: the last record of each key."""
         other = Changelogs()
+        other.log_end = self.log_end
         for table in TABLES:
             left = {record.key: record.value for record in self.read(table)}
             other.logs[table] = [(key, value) for key, value in left.items() if key and value]

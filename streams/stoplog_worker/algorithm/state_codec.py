@@ -225,6 +225,12 @@ def position_of(value: bytes) -> int:
     return int.from_bytes(value[1:9])
 
 
+def is_beyond(key: bytes, value: bytes, log_end: int) -> bool:
+    """Return whether an entry is ahead of the log, which ends at *log_end*: no worker can have written it."""
+    # A marker stores the first position not applied, every other entry the last one applied.
+    return position_of(value) >= (log_end << POSITION_BITS) + (key == MARKER_KEY)
+
+
 def encode_state(state: State) -> bytes:
     """Encode the position, the windows and the time of the newest charge of *state*."""
     lists: list[Sequence[int]] = []

@@ -264,6 +264,8 @@ class Partition:
         if self._expired:
             self.ledger.expire(self._expired)
             self._expired.clear()
+        if self.repair.must_repeat:
+            self.repair.repeat()
         crowded = self._judged >= max_replay or len(self.ledger.dirty) >= max_dirty
         if self.schedule.is_due(now, urgent=crowded or bool(self.repair.gaps) or checkpointer.failed):
             self.schedule.begun(now)

@@ -38,11 +38,12 @@ from stoplog.errors import Unavailable
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.lanes import changelogs_of
-from stoplog.topics import COUNTERS_CHANGELOG, POLICIES_CHANGELOG
+from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
     decode_marker,
     encode_marker,
+    is_beyond,
     position_of,
     without_charges,
 )
@@ -230,6 +231,7 @@ class PartitionCopy:
         self._tables = {topic: table for table, topic in source.items()}
         self._next = dict.fromkeys(TABLES, 0)
         self._ends: dict[str, int] = {}
+        self._log_end = 0
         self._ends_found_at = 0.0
         self._chunk: list[Entry] = []
         self._unacknowledged = 0
@@ -283,6 +285,8 @@ class PartitionCopy:
         self._ends_found_at = self._clock()
         for table in (POLICIES, COUNTERS):  # in this order: see the module's docstring
             _, self._ends[table] = self._consumer.offset_range(self._source[table], self.partition)
+        # Last: every entry before these ends has a position that the log has now.
+        _, self._log_end = self._consumer.offset_range(CHECKS, self.partition)
         self._consumer.assign(
             [
                 TopicPartition(self._source[table], self.partition, self._next[table] or OFFSET_BEGINNING)
@@ -317,6 +321,8 @@ class PartitionCopy:
             if entry is None:
                 continue
             key, value = entry
+            if is_beyond(key, value, self._log_end):
+                continue  # forged
             if (table, key) == (POLICIES, MARKER_KEY):
                 self._marker = _higher(self._marker, value)
             else:

@@ -12,6 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from time import monotonic
 from typing import Final, NamedTuple
 
@@ -178,6 +179,7 @@ class Restorer(threading.Thread):
         if not store.next_offset[COUNTERS]:
             # The table is empty, or a crash has interrupted the clearing of it.
             store.clear_counters()
+        store.log_end = partial(self._log_end, store.partition)
         self._restores[store.partition] = PartitionRestore(store, self._copier)
         self._consumer.add(
             [
@@ -187,6 +189,10 @@ class Restorer(threading.Thread):
                 for table in TABLES
             ]
         )
+
+    def _log_end(self, partition: int) -> int | None:
+        place = TopicPartition(CHECKS, partition)
+        return self._offsets.latest([place]).found.get(place)
 
     def _activate(self, generation: int | None, partition: int) -> None:
         restore = self._restores.get(partition)

@@ -20,6 +20,7 @@ from stoplog_worker.algorithm.state_codec import (
     Marker,
     decode_history,
     decode_marker,
+    is_beyond,
     is_state,
     position_of,
 )
@@ -101,6 +102,8 @@ class PartitionStore:
         self.outdated = {table: self._stored_outdated(table) for table in TABLES}
         """Keys whose last changelog record is older than the stored value, by table. A worker that lost the
         partition wrote it late. Compaction would keep that record, so the owner writes these keys again."""
+        self.log_end: Callable[[], int | None] = lambda: None
+        """Returns the next offset of the partition's log; ``None`` if no broker answers. It may block."""
         raw = self._dbs[COUNTERS].get(_MILESTONES_KEY)
         self.milestones = msgspec.msgpack.decode(raw, type=list[Milestone]) if raw is not None else []
         """The findings of passes over the counters (:mod:`stoplog_worker.state.expiry`), oldest first."""
@@ -180,7 +183,9 @@ class PartitionStore:
         """Store changelog *records*, given in offset order: for each key the value with the highest position.
 
         A value never replaces one with a higher position: a worker that has lost the partition may have
-        written late. A foreign record changes nothing, except that its key becomes outdated in the changelog.
+        written late. The exception is a position that the log does not have yet: such an entry is forged, and
+        the later one is the owner's repair. A foreign record changes nothing, except that its key becomes
+        outdated in the changelog.
         """
         entries = [
             record.entry(table) or (record.key, None)
@@ -195,6 +200,7 @@ class PartitionStore:
         }
         new: dict[bytes, bytes] = {}
         outdated = set(self.outdated[table])
+        log_end: int | None = None
         for key, value in entries:
             known = highest.get(key)
             if value is None:
@@ -205,7 +211,12 @@ class PartitionStore:
                 highest[key] = new[key] = value
                 outdated.discard(key)
             else:
-                outdated.add(key)
+                log_end = self.log_end() if log_end is None else log_end
+                if log_end is not None and is_beyond(key, known, log_end):
+                    highest[key] = new[key] = value
+                    outdated.discard(key)
+                else:
+                    outdated.add(key)
         self.next_offset[table] = max(self.next_offset[table], records[-1].offset + 1)
         self._write(table, new.items(), outdated)
 

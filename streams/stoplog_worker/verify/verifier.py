@@ -14,6 +14,7 @@ caller provides. Clients seen and replies sent between the markers are held in m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import monotonic, sleep
@@ -82,6 +83,11 @@ class Verifier:
         """Entries at the first markers."""
         self._laters = [_new_store(partition, folder / "later") for partition in self._partitions]
         """Entries written after them."""
+        for store in (*self._bases, *self._laters):
+            store.log_end = partial(self._log_end, store.partition)
+
+    def _log_end(self, partition: int) -> int:
+        return self._reader.offset_range(CHECKS, partition)[1]
 
     def begin(self) -> None:
         """Read the changelogs to their present ends: the first markers, and the states there."""

@@ -122,7 +122,7 @@ class Worker:
         gaps, self.repair.gaps = self.repair.gaps, []
         try:
             for table, start, end in gaps:
-                self.repair.overwrite(table, self.changelogs.read(table, start, end))
+                self.repair.overwrite(table, self.changelogs.read(table, start, end), 1_000)
         except Overtaken:
             self.start(self.store)
         if self.ledger.changed:

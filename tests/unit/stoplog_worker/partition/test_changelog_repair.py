@@ -18,7 +18,7 @@ from stoplog_worker.algorithm.state_codec import (
     encode_state,
     position_of,
 )
-from stoplog_worker.partition.changelog_repair import Gap, Overtaken
+from stoplog_worker.partition.changelog_repair import Gap, GapContents, Overtaken
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
 from stoplog.errors import Unavailable
@@ -118,6 +118,54 @@ def test_repair_wins_over_forged_entries_when_the_disks_are_lost(
     assert resolved(again.ledger, Check("ghost"), 9) == (FIRST_MARKER.default, -1)
 
 
+AHEAD = [1 << POSITION_BITS, (1 << POSITION_BITS) + 5, 9 << POSITION_BITS, 2**62]
+
+
+@pytest.mark.parametrize("position", AHEAD)
+@pytest.mark.parametrize("compacted", [False, True])
+def test_repair_wins_over_entries_ahead_of_the_log(position: int, compacted: bool) -> None:
+    """No worker can have judged what is not in the log. A later restore must not prefer it either."""
+    bench = CheckpointBench()
+    bench.check(Check(A, 2), Check(AB, 3))
+    bench.checkpoint()
+    bench.changelogs.log_end = 1
+    marker = msgspec.structs.replace(FIRST_MARKER, next_offset=(position >> POSITION_BITS) + 1)
+    bench.write_foreign(
+        COUNTERS, (b"a", encode_state(State(position))), (b"ghost", encode_state(State(position)))
+    )
+    bench.write_foreign(
+        POLICIES,
+        (b"client\0a\0", encode_history(FORGED_POLICY, position)),
+        (MARKER_KEY, encode_marker(marker)),
+    )
+    bench.note_ends()
+    bench.overwrite_gaps()
+    bench.checkpoint()
+    for _ in range(12):
+        store = MemoryStore()
+        (bench.changelogs.compacted() if compacted else bench.changelogs).restore(store, 3)
+        assert contents(store) == contents(bench.store)
+        assert store.marker() == bench.store.marker()
+        # Another client's checks: the log passes the forged position.
+        bench.check(Check(AB, 1))
+        bench.changelogs.log_end += 1
+        if bench.repair.must_repeat:
+            bench.repair.repeat()
+        bench.checkpoint()
+    assert bench.stored(A) == 2
+
+
+def test_entry_ahead_of_a_worker_that_lags_behind_the_log_overtakes_it() -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    bench.changelogs.log_end = 2
+    bench.write_foreign(COUNTERS, (b"a", encode_state(State(1 << POSITION_BITS))))
+    bench.note_ends()
+    with pytest.raises(Overtaken):
+        bench.overwrite_gaps()
+
+
 def test_lone_marker_of_a_zombie_is_overwritten() -> None:
     awake, late = zombie()
     awake.changelogs.append(*late[-1])
@@ -147,10 +195,10 @@ def test_next_position_of_the_writer_overtakes_and_an_equal_marker_does_not() ->
     bench = CheckpointBench()
     bench.check(Check(A, 2))
     reached = bench.ledger.next_offset << POSITION_BITS
-    bench.repair.overwrite(POLICIES, [Record(0, MARKER_KEY, encode_marker(bench.ledger.marker))])
-    bench.repair.overwrite(COUNTERS, [Record(0, b"a", b"\x01" + (reached - 1).to_bytes(8) + b"\x90")])
+    bench.repair.overwrite(POLICIES, [Record(0, MARKER_KEY, encode_marker(bench.ledger.marker))], 9)
+    bench.repair.overwrite(COUNTERS, [Record(0, b"a", b"\x01" + (reached - 1).to_bytes(8) + b"\x90")], 9)
     with pytest.raises(Overtaken):
-        bench.repair.overwrite(COUNTERS, [Record(0, b"a", b"\x01" + reached.to_bytes(8) + b"\x90")])
+        bench.repair.overwrite(COUNTERS, [Record(0, b"a", b"\x01" + reached.to_bytes(8) + b"\x90")], 9)
 
 
 NOISE: list[Any] = [b"\x01" + bytes(8), None, b"", b"short", b"\x01" * 90, b"\x02" + bytes(8) + b"\x90"]
@@ -162,7 +210,7 @@ def test_noise_under_unknown_keys_is_ignored() -> None:
     bench.check(Check(A, 2))
     bench.checkpoint()
     records = [Record(n, key, value) for n, value in enumerate(NOISE) for key in (None, b"", b"stranger")]
-    bench.repair.overwrite(COUNTERS, records)
+    bench.repair.overwrite(COUNTERS, records, 9)
     assert not bench.ledger.dirty
 
 
@@ -213,9 +261,9 @@ def test_gap_is_read_in_the_background_and_again_if_no_broker_answers(
     bench = CheckpointBench()
     bench.check(Check(A, 2))
     bench.checkpoint()
-    asked: list[tuple[tuple[str, int, int, int], Future[list[Record]]]] = []
+    asked: list[tuple[tuple[str, int, int, int], Future[GapContents]]] = []
 
-    def read(*place: Any) -> Future[list[Record]]:
+    def read(*place: Any) -> Future[GapContents]:
         asked.append((place, Future()))
         return asked[-1][1]
 
@@ -234,7 +282,7 @@ def test_gap_is_read_in_the_background_and_again_if_no_broker_answers(
     bench.repair.advance()
     bench.write_foreign(COUNTERS, (b"a", b"short"))
     bench.note_ends()
-    asked[1][1].set_result([Record(1, b"a", b"short"), Record(2, b"a", b"short")])
+    asked[1][1].set_result(GapContents([Record(1, b"a", b"short"), Record(2, b"a", b"short")], 9))
     assert bench.repair.advance()
     assert bench.repair.gaps == [Gap(POLICIES, 1, 2), Gap(POLICIES, 2, 3), Gap(COUNTERS, 3, 4)]
     assert bench.ledger.dirty.keys() == {A}

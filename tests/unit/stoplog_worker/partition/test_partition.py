@@ -18,6 +18,7 @@ from stoplog_worker.algorithm.state_codec import (
     position_of,
 )
 from stoplog_worker.metrics import Metrics
+from stoplog_worker.partition.changelog_repair import GapContents
 from stoplog_worker.partition.partition import Partition
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
@@ -99,8 +100,8 @@ def test_checkpoint_waits_for_its_interval_or_for_much_to_write_but_a_second_at_
 def test_foreign_record_is_overwritten_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = Future[list[Record]]()
-    found.set_result([Record(1, CLIENTS[0].encode(), encode_state(State(0)))])
+    found = Future[GapContents]()
+    found.set_result(GapContents([Record(1, CLIENTS[0].encode(), encode_state(State(0)))], 1))
     monkeypatch.setattr("stoplog_worker.partition.partition.read_in_background", lambda *_: found)
     one = Checkpointing(tmp_path)
     one.take(1)

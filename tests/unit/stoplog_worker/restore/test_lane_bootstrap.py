@@ -19,11 +19,14 @@ from stoplog_worker.restore.lane_bootstrap import (
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
 from stoplog.kafka.connection import KafkaConnection
+from stoplog.topics import CHECKS
+from stoplog.wire.checks import POSITION_BITS
 from tests.support.ledgers import FIRST_MARKER
 from tests.support.phase_table import edges_of
 
 SOURCE, TARGET = changelogs(""), changelogs("b")
 STATES = 3
+LOG_END = 9
 P = CopyPhase
 
 
@@ -62,7 +65,7 @@ class Broker:
         self._deliveries: list[Any] = []
 
     def offset_range(self, topic: str, _partition: int) -> tuple[int, int]:
-        return 0, sum(record.topic() == topic for record in self.records)
+        return 0, LOG_END if topic == CHECKS else sum(record.topic() == topic for record in self.records)
 
     def assign(self, _places: object) -> None:
         self._at = 0
@@ -101,6 +104,23 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
         "stoplog_worker.restore.lane_bootstrap.kafka", SimpleNamespace(changelog_producer=lambda *_: broker)
     )
     return broker
+
+
+def test_state_ahead_of_the_log_is_not_copied(broker: Broker) -> None:
+    """No worker can have written it."""
+    beyond = b"\x01" + (LOG_END << POSITION_BITS).to_bytes(8) + b"\x90"
+    last = b"\x01" + ((LOG_END << POSITION_BITS) - 1).to_bytes(8) + b"\x90"
+    broker.records = [
+        Message(COUNTERS, 0, b"alice", last),
+        Message(COUNTERS, 1, b"alice", beyond),
+        Message(COUNTERS, 2, b"bob", beyond),
+    ]
+    lease = Lease(6_000, 2_000, clock=lambda: 0.0)
+    lease.extend(0.0)
+    copier = LaneCopier(KafkaConnection("nowhere"), 2_000, SOURCE, TARGET, Metrics(), lease)
+    while not copier.advance(0):
+        pass
+    assert broker.written == [(b"alice", last)]
 
 
 def test_copier_without_lease_writes_nothing_and_begins_again(broker: Broker) -> None:

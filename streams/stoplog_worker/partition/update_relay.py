@@ -9,7 +9,7 @@ sent without a signature is refused if a signed one comes before it in ``checks`
 update until it is applied, and sends those again once the first signed one is read.
 
 An update whose key is not in the canonical spelling is then repeated in ``limit-updates``
-(:mod:`stoplog_worker.partition.canonical_keys`). Nothing after it is dropped from the queue meanwhile.
+(:mod:`stoplog_worker.partition.canonical_keys`). The relay sends no other update meanwhile.
 """
 
 from __future__ import annotations

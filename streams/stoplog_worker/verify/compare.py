@@ -50,6 +50,11 @@ class Finding(msgspec.Struct):
     differences: list[str] = msgspec.field(default_factory=list)
     unverified: list[str] = msgspec.field(default_factory=list)
 
+    def note_unverified(self, reason: str) -> None:
+        """Note why an update could not be verified. The first reasons are kept."""
+        if len(self.unverified) < _MAX_DESCRIBED:
+            self.unverified.append(reason)
+
     def note(self, difference: str) -> None:
         """Count a difference."""
         self.differ += 1

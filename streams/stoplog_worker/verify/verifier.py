@@ -277,7 +277,7 @@ class Verifier:
             offset = message.offset()
             folded = fold(ledger, offset, message.timestamp()[1], message.value(), fault, authority)
             if folded.refusal is not None and folded.refusal.kind == UNKNOWN_KEY:
-                finding.unverified.append(folded.refused)
+                finding.note_unverified(folded.refused)
             finding.decisions += sum(answer is not None for answer in folded.answers)
             if isinstance(folded.record, Batch):
                 for value in replies.get((folded.record.incarnation, folded.record.number), ()):

@@ -372,7 +372,6 @@ def test_change_that_arrives_before_the_copy_is_copied_again() -> None:
 
 
 def test_later_changes_wait_in_the_queue_until_a_key_is_rewritten() -> None:
-    """After a crash the next owner reads from the first update that is not applied."""
     bench = KeyBench()
     bench.write(10, ODD, "5/minute")
     bench.relay.advance()

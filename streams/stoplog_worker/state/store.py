@@ -200,7 +200,7 @@ class PartitionStore:
         }
         new: dict[bytes, bytes] = {}
         outdated = set(self.outdated[table])
-        log_end: int | None = None
+        log_end: int | None = -1  # not known yet
         for key, value in entries:
             known = highest.get(key)
             if value is None:
@@ -211,7 +211,7 @@ class PartitionStore:
                 highest[key] = new[key] = value
                 outdated.discard(key)
             else:
-                log_end = self.log_end() if log_end is None else log_end
+                log_end = self.log_end() if log_end == -1 else log_end
                 if log_end is not None and is_beyond(key, known, log_end):
                     highest[key] = new[key] = value
                     outdated.discard(key)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from stoplog.errors import SettingsError, StoplogError
+from stoplog.errors import InvalidInput, SettingsError, StoplogError
 from stoplog.kafka import clients as kafka
 from stoplog_worker.partition_count import verified_specs
 from stoplog_worker.restore.lane_bootstrap import changelogs
@@ -91,7 +91,9 @@ def main(arguments: Sequence[str]) -> int:
             findings = verify(settings, options.seconds, on_progress)
     except (StoplogError, ValidationError) as exc:
         _err.print(f"stoplog: {exc}", style="red", markup=False)
-        return EXIT_USAGE if isinstance(exc, SettingsError | ValidationError) else EXIT_UNVERIFIED
+        return (
+            EXIT_USAGE if isinstance(exc, InvalidInput | SettingsError | ValidationError) else EXIT_UNVERIFIED
+        )
     total = _total(findings)
     if not options.as_json:
         _show(findings, total)

@@ -10,6 +10,7 @@ from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, encode_mark
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 
 from stoplog.policy import parse_policy
+from stoplog.wire.checks import POSITION_BITS
 from tests.support.memory_store import MemoryStore
 
 
@@ -74,6 +75,29 @@ def test_merge_keeps_highest_position_of_each_key(store: PartitionStore) -> None
         "of two equal positions, the later record wins"
     )
     assert store.next_offset == {COUNTERS: 6, POLICIES: 0}
+
+
+def test_merge_prefers_the_later_record_to_one_ahead_of_the_log(store: PartitionStore) -> None:
+    asked: list[int] = []
+
+    def log_end() -> int:
+        asked.append(9)
+        return 9
+
+    store.log_end = log_end
+    ahead, last = value(9 << POSITION_BITS), value((9 << POSITION_BITS) - 1)
+    store.merge(COUNTERS, [Record(0, b"a", ahead), Record(1, b"b", last)])
+    assert not asked, "only a later record tells that something is wrong"
+    store.merge(COUNTERS, [Record(2, b"a", value(5)), Record(3, b"b", value(5)), Record(4, b"b", value(6))])
+    assert list(store.counters([b"a", b"b"])) == [value(5), last]
+    assert store.outdated[COUNTERS] == {b"b"}
+    assert len(asked) == 1, "the broker is asked once for each batch"
+
+
+def test_merge_keeps_highest_position_while_the_end_of_the_log_is_unknown(store: PartitionStore) -> None:
+    store.merge(COUNTERS, [Record(0, b"a", value(2**62)), Record(1, b"a", value(5))])
+    assert list(store.counters([b"a"])) == [value(2**62)]
+    assert store.outdated[COUNTERS] == {b"a"}
 
 
 def test_merge_skips_foreign_records(store: PartitionStore) -> None:

@@ -29,12 +29,16 @@ def make_private(folder: Path, *contents: str) -> str | None:
     Returns:
         A sentence for the log, or ``None`` if everything was private.
     """
-    try:
-        changed = sum(_make_one_private(path) for path in _tree(folder, contents))
-    except OSError as exc:
+    changed, problem = 0, None
+    for path in _tree(folder, contents):
+        try:
+            changed += _make_one_private(path)
+        except OSError as exc:
+            problem = problem or exc
+    if problem is not None:
         return (
-            f"other users may be able to read {exc.filename} ({exc.strerror}): make its owner the user that "
-            f"runs Stoplog, and run `chmod -R go= {folder}`"
+            f"other users may be able to read {problem.filename} ({problem.strerror}): make its owner the "
+            f"user that runs Stoplog, and run `chmod -R go= {folder}`"
         )
     if not changed:
         return None

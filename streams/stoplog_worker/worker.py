@@ -90,10 +90,6 @@ class Worker:
         self._metrics_socket = metrics_socket
         self.metrics = Metrics()
         self._lock = lock_instance(settings.tables)
-        if (
-            problem := make_private(settings.home, str(settings.tables.relative_to(settings.home)))
-        ) is not None:
-            _log.warning("%s", problem)
         admin = kafka.silent_admin(settings.connection)
         specs = verified_specs(settings, admin, record=True)
         partitions = specs[CHECKS].partitions
@@ -288,6 +284,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"invalid STOPLOG_* settings of the worker: {exc}", file=sys.stderr)
         return EXIT_CONFIG
     _configure_logging(settings.log_level)
+    tables, *_ = settings.tables.relative_to(settings.home).parts
+    if (problem := make_private(settings.home, tables)) is not None:
+        _log.warning("%s", problem)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(*GC_THRESHOLDS)
     with ExitStack() as stack:

@@ -162,6 +162,8 @@ def test_up_starts_killed_processes_again(tmp_path: Path) -> None:
     with stoplog_up(tmp_path) as running:
         assert check(running, "carol")["remaining"] == 99
         gateway, worker, broker = running.children()
+        up = psutil.Process(running.process.pid)
+        descriptors = up.num_fds()
 
         os.kill(gateway, signal.SIGKILL)
         running.wait_for("gateway-1 ended (status -9)")
@@ -172,6 +174,8 @@ def test_up_starts_killed_processes_again(tmp_path: Path) -> None:
 
         assert await_counted(running, "carol")["remaining"] == 98
         assert set(running.children()).isdisjoint({broker, worker, gateway})
+        assert up.num_fds() == descriptors
+        assert psutil.STATUS_ZOMBIE not in {child.status() for child in up.children()}
 
 
 def await_counted(running: Running, client: str) -> dict[str, Any]:

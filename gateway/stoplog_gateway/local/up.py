@@ -106,7 +106,7 @@ class Up:
         self._gateways = [self._gateway(number, port) for number, port in enumerate(self._ports, 1)]
         self._throttle = LogThrottle(_REPEAT_S)
         self._starting = True
-        self._killing = False
+        self._ending = False
 
     def run(self) -> None:
         """Start everything, keep it running until SIGINT, SIGTERM or SIGHUP, and stop it.
@@ -314,18 +314,19 @@ class Up:
                 signal.signal(number, self._interrupt)
 
     def _interrupt(self, _: int, __: FrameType | None) -> None:
-        if not self._killing:
+        if not self._ending:
             raise KeyboardInterrupt
 
     def _stop(self) -> None:
         try:
             self._stop_in_order()
         except KeyboardInterrupt:
-            self._killing = True
+            self._ending = True
             for child in (*self._gateways, *self._workers):
                 child.kill()
             if self._broker is not None:
                 self._broker.kill()
+        self._ending = True
 
     def _stop_in_order(self) -> None:
         # A gateway with several processes waits for them first.

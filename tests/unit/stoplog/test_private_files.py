@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -53,16 +52,21 @@ def test_make_private_leaves_a_shared_folder_with_a_sticky_bit_alone(home: Path)
     assert mode(home / "kafka") == 0o700
 
 
-def test_make_private_of_a_file_of_another_user_names_the_remedy(
+def test_make_private_of_a_folder_of_another_user_names_the_remedy_and_goes_on(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, _: int) -> NoReturn:
-        raise PermissionError(1, "Operation not permitted", str(path))
+    chmod = Path.chmod
+
+    def refuse(path: Path, mode: int) -> None:
+        if path == home:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        chmod(path, mode)
 
     monkeypatch.setattr(Path, "chmod", refuse)
-    problem = make_private(home)
+    problem = make_private(home, "kafka")
     assert problem is not None
     assert f"read {home} (Operation not permitted): make its owner the user that runs Stoplog" in problem
+    assert mode(home / "kafka" / "data" / "log") == 0o600
 
 
 def test_write_private_files_covers_child_processes(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class LogFile:
         Raises:
             OSError: The file cannot be emptied.
         """
-        if not self.path.exists() or self.path.stat().st_size <= MAX_BYTES:
+        if self._size() <= MAX_BYTES:
             return
         before = self.path.with_name(f"{self.path.name}.1")
         try:
@@ -61,9 +61,11 @@ class LogFile:
 
     def new_warnings(self) -> list[str]:
         """Return the warnings and errors that were logged since the last call."""
+        size = self._size()
+        if size == self._read:
+            return []
         try:
             with self.path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
                 file.seek(max(min(self._read, size), size - _MOST_READ))
                 new = file.read(_MOST_READ)
                 complete = new[: new.rfind(b"\n") + 1]
@@ -72,6 +74,12 @@ class LogFile:
             return []
         lines = complete.decode(errors="replace").splitlines()
         return [line for line in lines if any(level in line for level in SHOWN_LEVELS)]
+
+    def _size(self) -> int:
+        try:
+            return os.stat(self.path).st_size
+        except OSError:
+            return 0
 
     def tail(self, lines: int = 12) -> str:
         """Return the last *lines*."""

@@ -7,7 +7,7 @@ so it costs 20 ms of a start::
     python -I -S end_with_parent.py PARENT PROGRAM [ARGUMENT ...]
 """
 
-import ctypes
+import contextlib
 import os
 import signal
 import sys
@@ -27,7 +27,10 @@ def ending_with_parent(command: list[str]) -> list[str]:
 
 
 def _main(parent: int, program: list[str]) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    with contextlib.suppress(ImportError):  # a Python that was built without libffi
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it ended before the call
         sys.exit(1)
     os.execv(program[0], program)

@@ -14,7 +14,7 @@ TOKENS_FILE: Final = "tokens"
 TOKEN_FILE: Final = "token"
 """File in the data folder with the text of the token, for the command line."""
 
-LOCAL_NAME: Final = "local"
+LOCAL_NAME: Final = "stoplog-up"
 
 
 def ensure_local_token(home: Path) -> Path:

@@ -32,6 +32,9 @@ MAX_BYTES: Final = 1 << 20
 
 _HEAD: Final = "# name scopes digest created; written by `stoplog tokens`\n"
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9._@-]{0,63}")
+_RESERVED: Final = ("kafka", "local", "sdk")
+"""Authors in the audit that are no tokens."""
+
 _DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})")
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d")
 
@@ -93,6 +96,8 @@ def check_name(name: str) -> str:
     """
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"{name[:80]!a} is no name: use 1 to 64 letters, digits and . _ @ -, a letter first")
+    if name in _RESERVED:
+        raise ValueError(f"{name} has a meaning of its own in the audit: use another name")
     return name
 
 

@@ -18,6 +18,9 @@ log: Final = logging.getLogger(__name__)
 POLL_S: Final = 1.0
 """Seconds between two reads. New content counts after two equal reads, so within 3 s."""
 
+KINDS: Final = ("tokens", "tls")
+"""What watched files contain: values of the label ``what``."""
+
 MAX_BYTES: Final = 2 << 20
 """Bytes that are read of each file."""
 
@@ -29,7 +32,7 @@ class WatchedFiles:
     """Files whose content belongs together, such as a certificate and its key.
 
     Args:
-        what: What they contain, for the log and as the label of the metrics (``tokens``, ``tls``).
+        what: One of :data:`KINDS`.
         paths: The files.
         load: Puts the current content in force. It reads the files itself, and it raises a
             :class:`StoplogError` and keeps what was in force if it cannot use them.
@@ -107,10 +110,12 @@ class FileWatcher(Collector):
         reloads = CounterMetricFamily(
             "stoplog_file_reloads", "Times that changed files were read again", labels=["what", "result"]
         )
-        for files in self._watched:
-            failing.add_metric([files.what], files.failing)
-            reloads.add_metric([files.what, "loaded"], files.loaded)
-            reloads.add_metric([files.what, "failed"], files.failed)
+        watched = {files.what: files for files in self._watched}
+        for what in KINDS:
+            files = watched.get(what)
+            failing.add_metric([what], files is not None and files.failing)
+            reloads.add_metric([what, "loaded"], files.loaded if files else 0)
+            reloads.add_metric([what, "failed"], files.failed if files else 0)
         yield failing
         yield reloads
 

@@ -116,6 +116,7 @@ def delete(
 
 
 @app.command(epilog=examples("stoplog limits history alice", "stoplog limits history --plan free --json"))
+@calls_gateway
 def history(
     client: OneClient = None,
     plan: Plan = None,

@@ -70,7 +70,7 @@ def test_revoke_token_removes_its_line_only(path: Path) -> None:
 def test_add_token_under_a_taken_or_invalid_name_changes_nothing(path: Path) -> None:
     add_token(path, "shop", CHECK)
     before = path.read_bytes()
-    for name in ("shop", "", "-x", "a b", "a\nb", "#a", "x" * 65, "ä"):
+    for name in ("shop", "", "-x", "a b", "a\nb", "#a", "x" * 65, "ä", "kafka", "local", "sdk"):
         with pytest.raises(TokenNameError):
             add_token(path, name, CHECK)
     assert path.read_bytes() == before

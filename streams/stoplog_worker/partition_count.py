@@ -20,17 +20,20 @@ from stoplog_worker.settings import Settings
 _log = logging.getLogger("stoplog.worker")
 
 
-def verified_specs(settings: Settings, admin: kafka.ExplainingAdmin, *, record: bool) -> dict[str, TopicSpec]:
+def verified_specs(
+    settings: Settings, admin: kafka.ExplainingAdmin, *, starting: bool
+) -> dict[str, TopicSpec]:
     """Compare the topics with the number of partitions in force and with topics.yaml.
 
     Args:
         settings: The worker's settings.
         admin: An admin client.
-        record: Write the number to ``limit-updates`` if no worker has written it before.
+        starting: Whether a worker starts. It writes the number to ``limit-updates`` if no worker has written
+            it before, and looks for ``audit``.
 
     Returns:
-        The topics of topics.yaml, with the number of partitions in force. ``audit`` is missing if it cannot
-        be used.
+        The topics of topics.yaml, with the number of partitions in force. ``audit`` is missing if a worker
+        cannot use it.
 
     Raises:
         TopicError: A topic is missing or contradicts the number of partitions.
@@ -45,9 +48,9 @@ def verified_specs(settings: Settings, admin: kafka.ExplainingAdmin, *, record: 
     found = verify_topics(admin, every.values(), recorded=recorded is not None)
     if recorded is None:
         _compare_changelogs(number, {name: found[name] for name in changelogs_of(settings.lane).values()})
-        if record:
+        if starting:
             _record(settings, number)
-    if _can_audit(admin, audit, recorded=recorded is not None):
+    if starting and _can_audit(admin, audit, recorded=recorded is not None):
         specs[AUDIT] = audit
     copartitioned = {name: found[name] for name, spec in every.items() if spec.copartitioned}
     if (difference := explain_difference(specs[CHECKS].partitions, copartitioned, number)) is not None:

@@ -91,7 +91,7 @@ class Worker:
         self.metrics = Metrics()
         self._lock = lock_instance(settings.tables)
         admin = kafka.silent_admin(settings.connection)
-        specs = verified_specs(settings, admin, record=True)
+        specs = verified_specs(settings, admin, starting=True)
         partitions = specs[CHECKS].partitions
         wait_for_coordinator(admin, settings.app_id)
         self._loop = asyncio.get_running_loop()

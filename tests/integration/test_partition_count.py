@@ -51,10 +51,10 @@ def test_first_worker_records_the_number_with_which_the_changelogs_were_created(
     alter(admin, CHECKS, 8)
     alter(admin, UPDATES, 8)
     with pytest.raises(TopicError, match=rf"{COUNTERS_CHANGELOG} has 4 partitions.*set partitions: 4"):
-        verified_specs(theirs, admin, record=True)
-    verified_specs(ours, admin, record=False)
+        verified_specs(theirs, admin, starting=True)
+    verified_specs(ours, admin, starting=False)
     assert reader.read() is None
-    specs = verified_specs(ours, admin, record=True)
+    specs = verified_specs(ours, admin, starting=True)
     assert {specs[name].partitions for name in (CHECKS, UPDATES, COUNTERS_CHANGELOG)} == {4}
     assert "recorded in limit-updates that clients are hashed over 4 partitions" in caplog.text
     assert reader.read() == 4
@@ -62,7 +62,7 @@ def test_first_worker_records_the_number_with_which_the_changelogs_were_created(
     # From now on the record decides.
     alter(admin, COUNTERS_CHANGELOG, 8)
     caplog.clear()
-    assert verified_specs(theirs, admin, record=True)[CHECKS].partitions == 4
+    assert verified_specs(theirs, admin, starting=True)[CHECKS].partitions == 4
     [warning] = [record.message for record in caplog.records]
     assert f"checks has 8 and limit-updates has 8 and {COUNTERS_CHANGELOG} has 8" in warning
     assert reader.read() == 4
@@ -71,11 +71,11 @@ def test_first_worker_records_the_number_with_which_the_changelogs_were_created(
     producer.produce(UPDATES, b'{"version":2,"shards":4}', KEY, 0)
     assert producer.flush(30) == 0
     with pytest.raises(TopicError, match=r"format version 2 is not known here.*upgrade Stoplog"):
-        verified_specs(ours, admin, record=True)
+        verified_specs(ours, admin, starting=True)
 
 
 def test_worker_without_a_record_refuses_changelogs_that_differ(broker: Broker) -> None:
     admin = silent_admin(KafkaConnection(broker.bootstrap))
     alter(admin, POLICIES_CHANGELOG, 8)
     with pytest.raises(TopicError, match=rf"{POLICIES_CHANGELOG} has 8 partitions.*has no record"):
-        verified_specs(Settings(kafka=broker.bootstrap), admin, record=True)
+        verified_specs(Settings(kafka=broker.bootstrap), admin, starting=True)

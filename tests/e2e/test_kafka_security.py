@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 import pytest
+import trustme
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
+from stoplog_gateway.kafka_reachable import ensure_reachable
 
 from stoplog import Limiter
 from stoplog.client.settings import read_settings
+from stoplog.errors import StoplogError
 from stoplog.kafka.acls import READ, ROLES, WRITE, grants
 from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.connection import KafkaConnection
@@ -20,9 +25,14 @@ from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
 from stoplog.topics import UPDATES, load_topics
 from stoplog.wire.limit_updates import UpdateKey
-from tests.support.secure_kafka import SecureKafka, secure_kafka
-from tests.support.system import System, eventually
+from tests.support.secure_kafka import SecureKafka, secure_kafka, write_certificate
+from tests.support.system import Process, System, eventually
 from tests.support.up import environment, stoplog
+
+ERROR_S: Final = 10.0
+"""Seconds within which a refused connection has to be explained."""
+
+RIGHTS: Final = "grant what `stoplog topics acls` prints"
 
 REFUSED: Final = ("TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
 
@@ -30,7 +40,7 @@ REFUSED: Final = ("TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED", 
 @pytest.fixture(scope="module")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
     """Yield a Kafka without topics that grants what `stoplog topics acls` prints."""
-    with secure_kafka(*(f"stoplog-{role}" for role in ROLES), topics=False) as kafka:
+    with secure_kafka(*(f"stoplog-{role}" for role in (*ROLES, "nobody")), topics=False) as kafka:
         printed = stoplog("topics", "acls", env=environment(tmp_path_factory.mktemp("home")))
         kafka.grant(printed.stdout)
         yield kafka
@@ -143,6 +153,112 @@ def test_worker_that_may_not_canonicalize_a_key_applies_the_update_and_says_so(
     assert gateway.check("erin")["limit"] == 4
 
 
+def refused(kafka: SecureKafka, case: str) -> dict[str, Any]:
+    """Return the settings of a client that the broker refuses, or that refuses the broker."""
+    files, scram = kafka.files, kafka.scram("stoplog-sdk")
+    without_ca = {name: value for name, value in scram.items() if name != "kafka_ca_file"}
+    match case:
+        case "unknown authority":
+            trustme.CA().cert_pem.write_to_path(str(files / "other-ca.pem"))
+            return {**scram, "kafka_ca_file": str(files / "other-ca.pem")}
+        case "foreign client certificate":
+            foreign = files / "foreign.pem"
+            write_certificate(trustme.CA(), foreign, "sdk.test", common_name="stoplog-sdk")
+            return {
+                **kafka.mtls("stoplog-sdk"),
+                "kafka_cert_file": str(foreign),
+                "kafka_key_file": str(foreign),
+            }
+        case "plaintext SASL to TLS":
+            return {**without_ca, "kafka_security_protocol": "SASL_PLAINTEXT"}
+        case "SASL to a listener without it":
+            return {**scram, "kafka": kafka.broker.address("tls")}
+    return {
+        "wrong password of SCRAM": kafka.scram("stoplog-sdk", "wrong"),
+        "wrong password of PLAIN": kafka.plain("stoplog-sdk", "wrong"),
+        "wrong client secret": kafka.oauth("stoplog-sdk", "wrong"),
+        "wrong mechanism": {**scram, "kafka_sasl_mechanism": "PLAIN"},
+        "expired certificate of the broker": kafka.tls("expired"),
+        "expired certificate of the client": kafka.mtls("stoplog-sdk", expired=True),
+        "no client certificate": kafka.tls("mtls"),
+        "plaintext to TLS": {"kafka": kafka.broker.address("tls")},
+        "TLS to plaintext": {**scram, "kafka": kafka.broker.bootstrap},
+    }[case]
+
+
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        ("wrong password of SCRAM", r"refused the credentials .*: correct STOPLOG_KAFKA_USERNAME"),
+        ("wrong password of PLAIN", r"refused the credentials .*: correct STOPLOG_KAFKA_USERNAME"),
+        ("wrong client secret", r"answered 401 .*: check STOPLOG_KAFKA_OAUTH_CLIENT_ID"),
+        ("wrong mechanism", r"STOPLOG_KAFKA_SASL_MECHANISM=PLAIN: set one that it accepts \(SCRAM-SHA-512\)"),
+        ("unknown authority", r"is not trusted .*: set STOPLOG_KAFKA_CA_FILE"),
+        ("expired certificate of the broker", r"is not valid now \(certificate has expired\): renew it"),
+        ("expired certificate of the client", r"refused this client's .*: set STOPLOG_KAFKA_CERT_FILE"),
+        ("foreign client certificate", r"refused this client's .*: set STOPLOG_KAFKA_CERT_FILE"),
+        ("no client certificate", r"refused this client's .*: set STOPLOG_KAFKA_CERT_FILE"),
+        ("plaintext to TLS", r"expects TLS, .*: set STOPLOG_KAFKA_SECURITY_PROTOCOL to SSL,"),
+        ("plaintext SASL to TLS", r"expects TLS, .*: set STOPLOG_KAFKA_SECURITY_PROTOCOL to SASL_SSL,"),
+        (
+            "TLS to plaintext",
+            r"not answer as TLS does, .*STOPLOG_KAFKA_SECURITY_PROTOCOL to SASL_PLAIN",
+        ),
+        ("SASL to a listener without it", r"does not use SASL: set STOPLOG_KAFKA_SECURITY_PROTOCOL to SSL"),
+    ],
+)
+def test_refused_connection_names_the_setting_and_the_remedy(
+    case: str, text: str, kafka: SecureKafka
+) -> None:
+    began = monotonic()
+    with pytest.raises(StoplogError, match=text) as error:
+        ensure_reachable(connection(refused(kafka, case)), timeout_s=3)
+    assert monotonic() - began < ERROR_S
+    assert "wrong" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        ("wrong password of SCRAM", "refused the credentials"),
+        ("wrong client secret", "no token for Kafka"),
+        ("expired certificate of the broker", "certificate has expired"),
+        ("plaintext to TLS", "expects TLS"),
+    ],
+)
+def test_refused_gateway_fails_open_and_refused_worker_tries_again(
+    case: str, text: str, kafka: SecureKafka, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        system = System(kafka.broker, tmp_path, stack, **refused(kafka, case), startup_s=1)
+        gateway, worker = system.add_gateway(), system.add_worker()
+        eventually("the gateway listens", gateway.listens, on_failure=system.logs)
+        answer = gateway.check("alice")
+        assert (answer["allowed"], answer["degraded"]) == (True, True)
+        for process in (gateway, worker):
+            eventually("the cause is logged", partial(logs, process, text), on_failure=system.logs)
+        assert text in gateway.report()["store_why"]
+        assert (gateway.status, worker.status) == (None, None)
+        assert not gateway.lines("Traceback")
+        assert not worker.lines("Traceback")
+
+
+def test_gateway_without_rights_fails_open_and_names_the_command(kafka: SecureKafka, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        system = System(kafka.broker, tmp_path, stack, **kafka.scram("stoplog-nobody"), startup_s=1)
+        gateway, worker = system.add_gateway(), system.add_worker()
+        eventually("the gateway listens", gateway.listens, on_failure=system.logs)
+        assert gateway.check("alice")["degraded"]
+        for process in (gateway, worker):
+            eventually("the cause is logged", partial(logs, process, RIGHTS), on_failure=system.logs)
+        assert gateway.check("alice")["degraded"]
+        assert (gateway.status, worker.status) == (None, None)
+
+
+def logs(process: Process, text: str) -> bool:
+    return bool(process.lines(text))
+
+
 def connection(settings: Mapping[str, Any]) -> KafkaConnection:
     return read_settings(**settings).connection
 
@@ -170,6 +286,9 @@ def consume(settings: Mapping[str, Any], topic: str) -> str | None:
         "group.id": "stoplog-gateway",
     }
     with closing(Consumer({**config, "enable.partition.eof": True})) as consumer:
+        # Who may not describe a topic gets this error. Who may, but not read it, gets one from the fetch.
+        if (unknown := consumer.list_topics(topic, 30).topics[topic].error) is not None:
+            return unknown.name()
         consumer.assign([TopicPartition(topic, 0, 0)])
         while True:
             message: Message | None = consumer.poll(30)

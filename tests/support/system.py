@@ -98,6 +98,13 @@ class Gateway(Process):
         except httpx.TransportError:
             return False
 
+    def listens(self) -> bool:
+        """Return whether it serves HTTP."""
+        try:
+            return self.http.get("/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+
     def check(self, client_id: str, **fields: Any) -> dict[str, Any]:
         """Send ``POST /v1/check``; return the answer."""
         response = self.http.post("/v1/check", json={"client_id": client_id, **fields})

@@ -288,7 +288,7 @@ def consume(settings: Mapping[str, Any], topic: str) -> str | None:
     with closing(Consumer({**config, "enable.partition.eof": True})) as consumer:
         # Who may not describe a topic gets this error. Who may, but not read it, gets one from the fetch.
         if (unknown := consumer.list_topics(topic, 30).topics[topic].error) is not None:
-            return unknown.name()
+            return str(unknown.name())
         consumer.assign([TopicPartition(topic, 0, 0)])
         while True:
             message: Message | None = consumer.poll(30)

@@ -122,7 +122,7 @@ class ReplaceableProducer:
             KafkaException: The broker did not answer.
         """
         if isinstance(self._producer, _NoProducer):
-            self._replace()
+            self._replace_failed()
         self._warm_up(self._producer)
 
     def _warm_up(self, producer: Producer) -> None:
@@ -145,17 +145,18 @@ class ReplaceableProducer:
 
     def replace_if_needed(self) -> None:
         """Replace the producer if it has failed for good, or if a record is overdue. Blocks if it does."""
-        if isinstance(self._producer, _NoProducer):
-            self._replace()
-        elif self._fatal is not None:
-            # A producer without the right to write fails again at once.
-            if monotonic() - self._replaced_at < REPLACE_S:
-                return
-            if (suppressed := self._throttle.admit(self._fatal)) is not None:
-                log.error("the producer failed for good and is replaced: %s%s", self._fatal, suppressed)
-            self._replace()
+        if self._fatal is not None or isinstance(self._producer, _NoProducer):
+            self._replace_failed()
         elif self._has_overdue_record():
             self._replace()
+
+    def _replace_failed(self) -> None:
+        """Replace a producer that is of no use, unless that was tried a moment ago: it may fail again."""
+        if monotonic() - self._replaced_at < REPLACE_S:
+            return
+        if self._fatal is not None and (suppressed := self._throttle.admit(self._fatal)) is not None:
+            log.error("the producer failed for good and is replaced: %s%s", self._fatal, suppressed)
+        self._replace()
 
     def _has_overdue_record(self) -> bool:
         with self._lock:
@@ -189,7 +190,8 @@ class ReplaceableProducer:
 
     def flush(self) -> None:
         """Wait until every record is delivered, up to the publish timeout."""
-        self._producer.flush(self._publish_timeout_ms / 1_000)
+        with suppress(KafkaException, SystemError):  # the producer has failed for good
+            self._producer.flush(self._publish_timeout_ms / 1_000)
 
     def close(self) -> None:
         """Drop the records that were not delivered, and report them."""

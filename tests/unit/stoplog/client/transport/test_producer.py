@@ -4,12 +4,15 @@ import threading
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 import stoplog.kafka.clients
 from stoplog.client.transport.producer import ReplaceableProducer
 from stoplog.errors import Unavailable
-from stoplog.kafka.connection import KafkaConnection
+from stoplog.kafka.connection import KafkaConnection, Security
+from stoplog.kafka.oauth_tokens import OAuthClient
 from stoplog.topics import CHECKS
+from tests.support.token_endpoint import TokenEndpoint
 
 
 class FakeProducer:
@@ -114,3 +117,57 @@ def test_fatal_error_replaces_the_producer(producer: ReplaceableProducer) -> Non
     producer.replace_if_needed()
     assert old.calls == ["purge", "flush"]
     assert producer._producer is not old
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KafkaException(KafkaError(KafkaError._FATAL, "cluster authorization failed")),
+        SystemError("a report was due as well"),
+    ],
+)
+def test_fatal_error_from_a_poll_replaces_the_producer_once_a_second(
+    producer: ReplaceableProducer, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_self: FakeProducer, _timeout_s: float) -> None:
+        raise error
+
+    now = 100.0
+    monkeypatch.setattr("stoplog.client.transport.producer.monotonic", lambda: now)
+    monkeypatch.setattr(FakeProducer, "poll", fail)
+    old = producer._producer
+    producer.poll()
+    producer.replace_if_needed()
+    second = producer._producer
+    assert second is not old
+    producer.poll()
+    producer.replace_if_needed()
+    assert producer._producer is second
+    now += 1.0
+    producer.replace_if_needed()
+    assert producer._producer is not second
+
+
+def test_producer_without_a_token_refuses_records_until_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stoplog.kafka.clients, "Producer", FakeProducer)
+    now = 100.0
+    monkeypatch.setattr("stoplog.client.transport.producer.monotonic", lambda: now)
+    endpoint = TokenEndpoint({"gateway": "secret"})
+    endpoint.down = True
+    client = OAuthClient(endpoint.url, "gateway", lambda: "secret")
+    connection = KafkaConnection("k:1", Security("SASL_SSL", mechanism="OAUTHBEARER", oauth=client))
+    producer = ReplaceableProducer(connection, 100, threading.Event())
+    with pytest.raises(KafkaException):
+        producer.connect()
+    with pytest.raises(Unavailable, match="no token for Kafka"):
+        producer.send(CHECKS, b"batch")
+    assert "no token for Kafka" in (producer.take_broker_down() or "")
+    endpoint.down = False
+    assert connection.tokens is not None
+    connection.tokens.renew()
+    now += 1.0
+    producer.connect()
+    endpoint.close()
+    assert isinstance(producer._producer, FakeProducer)

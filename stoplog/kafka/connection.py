@@ -126,9 +126,9 @@ class KafkaConnection:
         return self._problems.explain(error)
 
     @property
-    def reported_problem(self) -> str | None:
-        """Why librdkafka could not connect lately, with the remedy; ``None`` if it reported no cause."""
-        return self._problems.reported()
+    def known_problem(self) -> str | None:
+        """Why no client could connect lately, with the remedy; ``None`` if no cause was found."""
+        return self._problems.known()
 
     def _probe(self) -> str | None:
         return probe(self.bootstrap, self.security.protocol, self.ssl_context)

@@ -45,7 +45,7 @@ class ConnectionProblems:
         self._mechanism = mechanism
         self._probe = probe
         self._clock = clock
-        self._reported: tuple[float, str] = (float("-inf"), "")
+        self._reported: tuple[float, str | None] = (float("-inf"), None)
         self._probed: tuple[float, str | None] = (float("-inf"), None)
 
     def record(self, error: KafkaError) -> None:
@@ -53,16 +53,19 @@ class ConnectionProblems:
         if (cause := self._cause(error)) is not None:
             self._reported = (self._clock(), cause)
 
-    def reported(self) -> str | None:
-        """Return the cause that was recorded last, if that is recent. Do not block."""
-        at, cause = self._reported
+    def known(self) -> str | None:
+        """Return the cause that was reported or found last, if that is recent. Do not block."""
+        return self._recent(self._reported) or self._recent(self._probed)
+
+    def _recent(self, found: tuple[float, str | None]) -> str | None:
+        at, cause = found
         return cause if self._clock() - at <= _RECENT_S else None
 
     def explain(self, error: KafkaError) -> str:
         """Return why a request failed with *error*, and the remedy. Blocks for some seconds at most."""
         if error.code() >= 0:  # a broker has answered
             return self._cause(error) or f"{error.str()}: see the broker's log"
-        return self.reported() or self._find() or f"{error.str()}: {self._guess()}"
+        return self._recent(self._reported) or self._find() or f"{error.str()}: {self._guess()}"
 
     def _find(self) -> str | None:
         at, found = self._probed

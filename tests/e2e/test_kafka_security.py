@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
@@ -26,7 +27,7 @@ from stoplog.policy import parse_policy
 from stoplog.topics import UPDATES, load_topics
 from stoplog.wire.limit_updates import UpdateKey
 from tests.support.secure_kafka import SecureKafka, secure_kafka, write_certificate
-from tests.support.system import Process, System, eventually
+from tests.support.system import PATIENCE_S, Process, System, eventually
 from tests.support.up import environment, stoplog
 
 ERROR_S: Final = 10.0
@@ -75,6 +76,7 @@ def test_gateway_changes_limits_and_its_checks_are_decided(system: System) -> No
 
 async def test_sdk_checks_and_may_not_change_limits(system: System, kafka: SecureKafka) -> None:
     async with Limiter(read_settings(**kafka.oauth("stoplog-sdk"), deadline_ms=5_000)) as limiter:
+        await until_ready(limiter)
         answer = await limiter.check("bob")
         assert (answer.allowed, answer.degraded) == (True, False)
         with pytest.raises(Exception, match="Topic authorization failed"):
@@ -83,6 +85,7 @@ async def test_sdk_checks_and_may_not_change_limits(system: System, kafka: Secur
 
 async def test_admin_changes_limits(system: System, kafka: SecureKafka) -> None:
     async with Limiter(read_settings(**kafka.scram("stoplog-admin"), apply_timeout_ms=25_000)) as limiter:
+        await until_ready(limiter)
         assert (await limiter.set_limits(UpdateKey("client", "carol"), parse_policy("1/hour"))).applied
     assert system.gateways[0].check("carol")["limit"] == 1
 
@@ -257,6 +260,13 @@ def test_gateway_without_rights_fails_open_and_names_the_command(kafka: SecureKa
 
 def logs(process: Process, text: str) -> bool:
     return bool(process.lines(text))
+
+
+async def until_ready(limiter: Limiter) -> None:
+    """Return once *limiter* can receive replies. On a busy machine its first connection takes seconds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not limiter.readiness().ready:
+            await asyncio.sleep(0.05)
 
 
 def connection(settings: Mapping[str, Any]) -> KafkaConnection:

@@ -56,6 +56,7 @@ class BrokerMonitor:
         self._reader = PartitionCountReader(connection)
         self._recorded: int | None = None
         self._throttle = LogThrottle(SAME_TEXT_S)
+        self._failures = 0
 
     def run(self) -> None:
         """Ask until stopped."""
@@ -82,12 +83,15 @@ class BrokerMonitor:
             return self._failed(str(exc))
         except TopicError as exc:
             return BrokerView(error=str(exc))
+        self._failures = 0
         lacking = (number for number, p in topic.partitions.items() if len(p.isrs) < len(p.replicas))
         return BrokerView(len(topic.partitions), self._recorded, tuple(lacking))
 
     def _failed(self, why: str) -> BrokerView:
         error = f"Kafka at {self._connection.bootstrap} cannot be used: {why}"
-        if (suppressed := self._throttle.admit(why)) is not None:
+        self._failures += 1
+        # The first request on a busy machine may take longer than its timeout.
+        if self._failures > 1 and (suppressed := self._throttle.admit(why)) is not None:
             log.warning("%s%s", error, suppressed)
         return BrokerView(error=error)
 

@@ -136,7 +136,7 @@ class ReplaceableProducer:
         # The client raises a fatal error from here. If a report was due as well, Python adds a SystemError.
         except (KafkaException, SystemError) as exc:
             cause = exc.args[0] if isinstance(exc, KafkaException) else None
-            self._fatal = self._connection.reported_problem or (cause.str() if cause else repr(exc))
+            self._fatal = self._connection.known_problem or (cause.str() if cause else repr(exc))
 
     def take_broker_down(self) -> str | None:
         """Return the error if no broker can be reached, once for each time that librdkafka reports it."""
@@ -183,7 +183,7 @@ class ReplaceableProducer:
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            why = self._connection.reported_problem
+            why = self._connection.known_problem
             self._broker_down = f"the broker at {self._connection.bootstrap} cannot be reached" + (
                 f": {why}" if why else ""
             )

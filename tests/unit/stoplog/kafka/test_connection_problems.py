@@ -71,8 +71,8 @@ def test_report_of_the_past_explains_nothing() -> None:
     found = ConnectionProblems("SASL_SSL", "PLAIN", lambda: "the probe's cause", clock)
     found.record(KafkaError(KafkaError._AUTHENTICATION, "wrong"))
     clock.now = 31.0
-    assert found.reported() is None
-    assert found.explain(TIMED_OUT) == "the probe's cause"
+    assert found.known() is None
+    assert found.explain(TIMED_OUT) == found.known() == "the probe's cause"
 
 
 def test_probe_is_made_once_in_five_seconds() -> None:

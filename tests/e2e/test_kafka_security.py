@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final
 
 import pytest
@@ -263,10 +263,10 @@ def logs(process: Process, text: str) -> bool:
 
 
 async def until_ready(limiter: Limiter) -> None:
-    """Return once *limiter* can receive replies. On a busy machine its first connection takes seconds."""
+    """Return once *limiter* receives replies. On a busy machine its first connection takes seconds."""
     async with asyncio.timeout(PATIENCE_S):
-        while not limiter.readiness().ready:
-            await asyncio.sleep(0.05)
+        while not (await limiter.ready()).ready:
+            await asyncio.to_thread(sleep, 0.05)
 
 
 def connection(settings: Mapping[str, Any]) -> KafkaConnection:

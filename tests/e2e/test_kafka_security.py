@@ -91,8 +91,10 @@ async def test_admin_changes_limits(system: System, kafka: SecureKafka) -> None:
 
 
 def test_publisher_writes_checks_that_are_decided(system: System, kafka: SecureKafka) -> None:
-    errors = produce(kafka.scram("stoplog-publisher"), "checks", b'{"client_id": "dave", "cost": 7}', 0)
-    assert errors == [None]
+    check, partition = b'{"client_id": "dave", "cost": 7}', partition_of("dave", 4)
+    assert produce(kafka.scram("stoplog-publisher"), "checks", check, partition) == [None]
+    gateway = system.gateways[0]
+    eventually("it is charged", lambda: gateway.check("dave", cost=0)["remaining"] == 93)
 
 
 def test_operator_verifies(system: System, kafka: SecureKafka, tmp_path: Path) -> None:

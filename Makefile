@@ -7,7 +7,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: run test faults fuzz soak bench bench-full bench-readme bench-lock check lock jars-lock envoy-lock clean help
+.PHONY: run test faults fuzz soak token-soak bench bench-full bench-readme bench-lock check lock jars-lock envoy-lock \
+	clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/stoplog up $(ARGS)
@@ -27,6 +28,9 @@ fuzz: .venv/dev ## decode 1,000,000 mutated inputs; keeps what fails in tests/su
 
 soak: .venv/dev ## inject random faults for 30 minutes and verify the log (SOAK_MINUTES=, SOAK_SEED=)
 	@$(BIN)/pytest tests/e2e/faults/soak.py -s $(ARGS)
+
+token-soak: .venv/dev ## run a system for three minutes with Kafka tokens that live 20 s, with an outage of their endpoint
+	@$(BIN)/pytest tests/e2e/token_soak.py $(ARGS)
 
 bench: .venv/dev ## compare with other limiters in three minutes: a table, build/bench/quick.json and .png
 	@$(BIN)/python -m tests.benchmarks.run

@@ -217,7 +217,7 @@ def test_refused_connection_names_the_setting_and_the_remedy(
 ) -> None:
     began = monotonic()
     with pytest.raises(StoplogError, match=text) as error:
-        ensure_reachable(connection(refused(kafka, case)), timeout_s=3)
+        ensure_reachable(connection(refused(kafka, case)), timeout_s=2)
     assert monotonic() - began < ERROR_S
     assert "wrong" not in str(error.value)
 

@@ -201,8 +201,9 @@ def read_in_background(
         try:
             with closing(AssignedConsumer(connection)) as consumer:
                 found = list(consumer.read(topic, partition, start, end))
+                _, log_end = consumer.offset_range(CHECKS, partition)
             records = [Record(message.offset(), message.key(), message.value()) for message in found]
-            future.set_result(GapContents(records, consumer.offset_range(CHECKS, partition)[1]))
+            future.set_result(GapContents(records, log_end))
         except Exception as exc:  # noqa: BLE001 - the future raises it where its result is taken
             future.set_exception(exc)
 

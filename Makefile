@@ -7,8 +7,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: run test faults fuzz soak token-soak bench bench-full bench-readme bench-lock check lock jars-lock envoy-lock \
-	clean help
+.PHONY: run test faults fuzz soak token-soak bench bench-full bench-readme bench-lock check lock jars-lock sbom \
+	envoy-lock clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/stoplog up $(ARGS)
@@ -58,6 +58,9 @@ lock: .venv/dev ## pin the newest versions that pyproject.toml allows, with hash
 
 jars-lock: .venv/dev ## list the jars of the Kafka version in kafka_jars.py, with digests
 	@$(BIN)/python -m tests.kafka_jars_lock
+
+sbom: .venv/dev ## list all dependencies with licenses: docs/licenses.md and build/sbom.cdx.json (CycloneDX)
+	@$(BIN)/python -m tests.sbom
 
 ENVOY = tests/e2e/proxies/envoy
 envoy-lock: .venv/dev ## the same for the Envoy that some tests run

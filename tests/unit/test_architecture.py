@@ -32,7 +32,7 @@ IO = (
 )
 CHANCE = ("random", "secrets", "uuid")
 FAUST = ("aiokafka", "faust", "mode")
-TOOLS = ("tests.docs_lint", "tests.docs_settings", "tests.kafka_jars_lock")
+TOOLS = ("tests.docs_lint", "tests.docs_settings", "tests.kafka_jars_lock", "tests.sbom")
 """Programs of the Makefile that have unit tests."""
 
 

@@ -17,6 +17,7 @@ proxies are exempt, because a proxy passes on its caller's header fields.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -96,8 +97,14 @@ class AccessControl:
         """Return the rules that *settings* state.
 
         Raises:
-            SettingsError: As the constructor.
+            SettingsError: As the constructor, or for the variable of earlier releases.
         """
+        if os.environ.get("STOPLOG_ADMIN_TOKEN"):
+            # Without it, a gateway behind a proxy would take the proxy's callers for local programs.
+            raise SettingsError(
+                "STOPLOG_ADMIN_TOKEN has no effect any more: make a token with `stoplog tokens add`, set "
+                "STOPLOG_TOKENS_FILE, and unset it"
+            )
         return cls(
             host=settings.host,
             tokens_file=settings.tokens_file,

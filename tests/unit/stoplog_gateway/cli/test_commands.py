@@ -395,3 +395,10 @@ def test_gateway_with_an_unusable_tokens_file_ends_with_2_and_names_the_line(tmp
     done = run("gateway", STOPLOG_CHECK_TOKEN="required", STOPLOG_PORT="0")
     assert done.exit_code == 2
     assert "STOPLOG_TOKENS_FILE" in done.stderr
+
+
+def test_gateway_with_the_admin_token_of_earlier_releases_ends_with_2_and_names_the_remedy() -> None:
+    done = run("gateway", STOPLOG_ADMIN_TOKEN="correct horse", STOPLOG_PORT="0")
+    assert done.exit_code == 2
+    assert "stoplog tokens add" in done.stderr
+    assert "correct horse" not in done.stderr

@@ -15,6 +15,7 @@ from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, DEAD_LETTERS, REPLIES, UPDATES
 from tests.support.broker import fresh_broker, topics_file
+from tests.support.meanwhile import meanwhile
 from tests.support.system import System, eventually, running_system
 from tests.support.up import environment, stoplog
 
@@ -81,7 +82,8 @@ def test_system_whose_topics_get_more_partitions_continues_with_its_number(
         assert spend(system) == [44] * 8 + [94] * (len(CLIENTS) - 8)
 
         env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
-        verified = stoplog("verify", "--seconds", "1", "--json", env=env)
+        with meanwhile(lambda _: spend(system, 0)):
+            verified = stoplog("verify", "--seconds", "5", "--json", env=env)
         assert verified.returncode == 0, verified.stdout + verified.stderr
         assert len(json.loads(verified.stdout)["partitions"]) == 4
 

@@ -126,6 +126,21 @@ class Batcher:
             self._instrumentation.on_wait(check, future, queue.filling)
         return future
 
+    def answer_at_once(self, check: Check, fails_closed: bool = False) -> PendingAnswer:
+        """Return a degraded answer to *check*, because the caller has no time for more. It is still counted.
+
+        The arguments are those of :meth:`ask`.
+        """
+        queue = self._queues[partition_of(check.client, self._partitions)]
+        if queue.breaker.state is not CLOSED or self._closed:
+            return self.ask(check, fails_closed)
+        if (denial := self._denials.get(check, failing_open=True)) is not None:
+            return self._denied(check, denial)
+        self._metrics.received += 1
+        if queue.enqueue_without_reply(check):
+            self._schedule(queue)
+        return self._degrade(check, OVERLOAD, fails_closed, queue.no_reply)
+
     def publish(self, check: Check) -> None:
         """Have *check* counted without an answer."""
         self._metrics.received += 1

@@ -30,6 +30,7 @@ from stoplog.client.instrumentation import Instrumentation
 from stoplog.client.limits_admin import LimitsAdmin
 from stoplog.client.metrics import Metrics
 from stoplog.client.node_registry import NodeRegistry
+from stoplog.client.overload_report import OverloadReport
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejections
 from stoplog.client.transport.broker_view import BrokerView
@@ -120,6 +121,7 @@ class Engine:
     ) -> None:
         self.incarnation = secrets.randbits(64)
         self.mode = DegradedMode(metrics, time.monotonic, wall_ms)
+        self._overload = OverloadReport(metrics, time.monotonic)
         self.nodes = NodeRegistry()
         self.rejections = Rejections(time.monotonic)
         self.denials = DenyCache(metrics, partitions, settings.deny_cache, now)
@@ -362,6 +364,7 @@ class Engine:
         while True:
             self.batcher.probe(broker_in_doubt=self._view is not None and self._view.error is not None)
             self.mode.on_tick(healthy=self.batcher.healthy)
+            self._overload.on_tick()
             self.batcher.on_lanes(self.nodes.lanes(time.monotonic()))
             if (at := time.monotonic()) >= heartbeat_at:
                 heartbeat_at = at + HEARTBEAT_S

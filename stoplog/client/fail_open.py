@@ -22,6 +22,7 @@ reason              the check was answered because              published  count
 ``deadline``        no reply came within ``deadline_ms``        yes        yes, later
 ``breaker_open``    its partition missed deadlines in a row     yes        yes, later
 ``broker``          no broker can be reached                    tried      if a broker returns in time
+``overload``        the event loop of the gateway was late      yes        yes, later
 ``overload``        ``max_in_flight`` checks waited already     no         no
 ``unpublished``     its record could not be published           tried      only if a broker stored it anyway
 ``replayed``        its worker restarted; the answer is lost    yes        yes
@@ -64,7 +65,8 @@ BROKER: Final = "broker"
 """No broker can be reached. The check is counted only if one returns within ``publish_timeout_ms``."""
 
 OVERLOAD: Final = "overload"
-"""``max_in_flight`` checks were already waiting. The check was not published and is never counted."""
+"""The event loop was late: the check was published and will be counted. Or ``max_in_flight`` checks were
+already waiting: it was not published and is never counted."""
 
 UNPUBLISHED: Final = "unpublished"
 """The producer refused the record because its queue was full, and the check is never counted. Or no broker

@@ -9,7 +9,7 @@ from typing import Self
 
 from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Readiness, Status
-from stoplog.client.fail_open import OnUnavailable, fails_closed
+from stoplog.client.fail_open import OVERLOAD, OnUnavailable, degraded_answer, fails_closed
 from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, LimitsPage, StoredLimit
 from stoplog.client.limits_history import HistoryPage
@@ -67,6 +67,10 @@ class FakeLimiter(Limiter):
         self.checks.append(check)
         self.fail_closed.append(fails_closed)
         return self.answer
+
+    def answer_at_once(self, check: Check, fails_closed: bool = False) -> Answer:
+        self.ask(check, fails_closed)
+        return degraded_answer(OVERLOAD, fails_closed)
 
     async def check(
         self,

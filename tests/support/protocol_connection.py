@@ -55,7 +55,13 @@ def plain_request(path: str, content: bytes) -> Request:
 class Connection:
     """A connection to *app* with *fast_path* in front of it."""
 
-    def __init__(self, app: ASGIApp, fast_path: FastPath | None, **config_args: Any) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        fast_path: FastPath | None,
+        connections: Connections | None = None,
+        **config_args: Any,
+    ) -> None:
         config, self.wire = (
             uvicorn.Config(app, lifespan="off", log_config=None, **config_args),
             FakeHttpTransport(),
@@ -63,7 +69,7 @@ class Connection:
         config.load()
         state = ServerState()
         state.default_headers = [(b"date", b"today")]
-        self.connections = Connections()
+        self.connections = Connections() if connections is None else connections
         self.protocol = GatewayProtocol(
             fast_path, self.connections, config=config, server_state=state, app_state={}
         )

@@ -37,6 +37,7 @@ class Phase(Enum):
                                                               body; HEAD otherwise; CLOSED
     LENGTH    belongs to a body with ``Content-Length``       HEAD, CLOSED
     CHUNKED   belongs to a body in chunks                     HEAD, CLOSED
+    REFUSED   begins a request that only a probe may send   HEAD for a probe, else CLOSED
     CLOSED    is dropped: the last response has been sent
     ========  ==============================================  =================================
     """
@@ -44,6 +45,7 @@ class Phase(Enum):
     HEAD = auto()
     LENGTH = auto()
     CHUNKED = auto()
+    REFUSED = auto()
     CLOSED = auto()
 
 
@@ -51,6 +53,7 @@ class Phase(Enum):
 HEAD: Final = Phase.HEAD
 LENGTH: Final = Phase.LENGTH
 CHUNKED: Final = Phase.CHUNKED
+REFUSED: Final = Phase.REFUSED
 CLOSED: Final = Phase.CLOSED
 
 
@@ -66,6 +69,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(**uvicorn_args)
         self._connections = connections
         self._limits = connections.limits
+        self._turns = connections.turns
         self.expires_at = inf
         self._phase = HEAD
         self._queued = b""  # data that no one has looked at yet, from index _queued_at on
@@ -91,6 +95,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._connections.add(self):
             self._end(TOO_MANY_RESPONSE)
             loop.call_later(_REFUSED_S, transport.abort)
+        elif self._turns.is_late:
+            self._phase = REFUSED
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the requests that wait."""
@@ -202,7 +208,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._transport.abort()
         elif has_unread_data(self._transport):
             self.expires_at = now + 1.0  # the event loop reads it before that
-        elif self._phase is not HEAD:
+        elif self._phase is not HEAD and self._phase is not REFUSED:
             self._connections.count_closed(reasons.BODY)
             self._end(BODY_TIMEOUT_RESPONSE)
         elif self._head_bytes:
@@ -240,8 +246,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def _resume_soon(self) -> None:
         if self._queued and not self._resumes:
             self._resumes = True
-            self._connections.resume_soon(self)
+            self._turns.run_in_slices(self.resume)
 
-    def resume(self) -> None:
-        """Handle the requests that waited. The subclass does."""
+    def resume(self) -> bool:
+        """Handle requests that waited; return whether some could be handled now. The subclass does."""
         raise NotImplementedError

@@ -26,6 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stoplog.log_throttle import LogThrottle
+from stoplog_gateway.http.turns import Turns
 
 log: Final = logging.getLogger(__name__)
 
@@ -38,9 +39,6 @@ _CANDIDATES: Final = 64
 _SEARCH_PAUSE_S: Final = 0.1
 """Seconds without another search after one that found no idle connection."""
 
-_RESUMED_PER_TURN: Final = 4
-"""Connections with pipelined requests that go on in one turn of the event loop. Others come in between."""
-
 _LOG_PAUSE_S: Final = 60.0
 
 NO_REQUEST: Final = "no_request"
@@ -52,6 +50,7 @@ EVICTED: Final = "evicted"
 REFUSED: Final = "refused"
 TLS_TIMEOUT: Final = "tls_timeout"
 TLS_FAILED: Final = "tls_failed"
+OVERLOADED: Final = "overloaded"
 REASONS: Final = {
     NO_REQUEST: "sent no request within the keep-alive time (STOPLOG_KEEPALIVE_S)",
     IDLE: "were idle for the keep-alive time",
@@ -62,6 +61,7 @@ REASONS: Final = {
     REFUSED: "were refused with 503: all connections at the bound were busy",
     TLS_TIMEOUT: "sent an incomplete TLS handshake within STOPLOG_HEAD_TIMEOUT_S",
     TLS_FAILED: "failed the TLS handshake (no TLS, an unknown CA, or no client certificate)",
+    OVERLOADED: "were refused with 503: the event loop was late",
 }
 """Why the gateway closes connections: values of the label ``reason``, with their meaning."""
 
@@ -104,19 +104,18 @@ class Connection(Protocol):
     def drain(self) -> None:
         """End the connection with its next response."""
 
-    def resume(self) -> None:
-        """Handle pipelined requests that waited."""
-
 
 class Connections(Collector):
     """The open connections of one process.
 
     Args:
         limits: Bounds of the connections.
+        turns: Shares the event loop between them.
     """
 
-    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+    def __init__(self, limits: ConnectionLimits | None = None, turns: Turns | None = None) -> None:
         self.limits = limits or ConnectionLimits()
+        self.turns = turns or Turns()
         self.draining = False
         """Whether every response ends its connection, because the process is about to stop."""
         self._open: set[Connection] = set()
@@ -125,7 +124,6 @@ class Connections(Collector):
         self._candidates: deque[tuple[float, Connection]] = deque()
         self._search_after = 0.0
         self._sweeping = False
-        self._waiting: deque[Connection] = deque()
 
     def __len__(self) -> int:
         """Return the number of open connections."""
@@ -150,20 +148,6 @@ class Connections(Collector):
     def discard(self, connection: Connection) -> None:
         """Forget *connection*, which is closed."""
         self._open.discard(connection)
-
-    def resume_soon(self, connection: Connection) -> None:
-        """Let *connection* handle its pipelined requests when it is its turn."""
-        self._waiting.append(connection)
-        if len(self._waiting) == 1:
-            get_running_loop().call_soon(self._resume_some)
-
-    def _resume_some(self) -> None:
-        for _ in range(min(len(self._waiting), _RESUMED_PER_TURN)):
-            # The connection stays in the queue meanwhile, so that only this method schedules itself.
-            self._waiting[0].resume()
-            self._waiting.popleft()
-        if self._waiting:
-            get_running_loop().call_soon(self._resume_some)
 
     def drain(self) -> None:
         """End every connection with its next response, those that are opened later too."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from stoplog_gateway.http.fast_path import Handler
+from stoplog_gateway.http.handlers import Handler
 
 
 class FastCycle:

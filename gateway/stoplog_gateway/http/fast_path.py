@@ -11,7 +11,8 @@ responses byte by byte.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -21,27 +22,27 @@ from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import JSON, Rendered, render
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
 from stoplog.client.fail_open import DENY, OnUnavailable
-from stoplog.client.limiter import Limiter
+from stoplog.client.limiter import SLICE, Limiter
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
 from stoplog_gateway.access.control import AccessControl
 from stoplog_gateway.http.bugs import answers_after_bug, render_bug
+from stoplog_gateway.http.handlers import Handler, SendResponse
 from stoplog_gateway.http.known_heads import KnownHeads
+from stoplog_gateway.http.long_lists import LongLists
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.request_body import is_json
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
+from stoplog_gateway.http.turns import Turns
 
 if TYPE_CHECKING:
     from stoplog_gateway.http.tracing import RequestTracing
 
+_MAX_SHORT_LIST: Final = 8 << 10
+"""Maximum bytes of a list of checks that is handled at once, in about a millisecond."""
+
 _MAX_LENGTH_DIGITS: Final = 6
 """Digits of ``Content-Length``. Bodies below 1 MB are within the limit of every route."""
-
-SendResponse = Callable[[Rendered], None]
-"""Receives the response: within the call of the handler, or later in the event loop."""
-
-Handler = Callable[[bytes, SendResponse], None]
-"""Handles a request, given its body."""
 
 KnownHead = tuple[Handler, int]
 """The handler of a request with a certain head, and the bytes of its body."""
@@ -55,6 +56,7 @@ class FastPath:
         access: Decides about each head. Requests that it does not permit are left to the routes. By default,
             local programs are permitted.
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
+        turns: Shares the event loop between requests.
         tracing: Continues the callers' traces; ``None`` if tracing is off.
     """
 
@@ -63,11 +65,14 @@ class FastPath:
         limiter: Limiter,
         *,
         legacy_headers: bool,
+        turns: Turns | None = None,
         access: AccessControl | None = None,
         tracing: RequestTracing | None = None,
     ) -> None:
         self._limiter = limiter
         self._legacy_headers = legacy_headers
+        self._turns = turns or Turns()
+        self._long_lists = LongLists(self._turns)
         self._tracing = tracing
         self._access = access = access or AccessControl()
         self.known_heads: Final = KnownHeads[KnownHead]()
@@ -109,7 +114,9 @@ class FastPath:
         on_unavailable: OnUnavailable = "allow"
         try:
             check, on_unavailable = parse_check(body)
-            pending = self._limiter.ask(check, on_unavailable == DENY)
+            limiter = self._limiter
+            ask = limiter.ask if self._turns.admits_check() else limiter.answer_at_once
+            pending = ask(check, on_unavailable == DENY)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             send(self._render_failed_check(exc, on_unavailable))
         else:
@@ -133,11 +140,24 @@ class FastPath:
         return _render_failure(exc, "/v1/check")
 
     def _handle_check_list(self, body: bytes, send: SendResponse) -> None:
+        work = self._work_on_list(body, send)
+        if len(body) <= _MAX_SHORT_LIST:
+            deque(work, maxlen=0)
+        else:
+            self._long_lists.add(work, send)
+
+    def _work_on_list(self, body: bytes, send: SendResponse) -> Iterator[None]:
+        """Parse and ask a list of checks. Yield after each slice."""
         parsed: list[tuple[Check, OnUnavailable]] = []
+        pending: list[PendingAnswer] = []
+        ask = self._limiter.ask
         try:
-            parsed = parse_checks(body)
-            ask = self._limiter.ask
-            pending = [ask(check, one == DENY) for check, one in parsed]
+            for part in parse_checks(body):
+                parsed += part
+                yield
+            for start in range(0, len(parsed), SLICE):
+                pending += [ask(check, one == DENY) for check, one in parsed[start : start + SLICE]]
+                yield
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             send(self._render_failed_list(exc, [one for _, one in parsed]))
         else:

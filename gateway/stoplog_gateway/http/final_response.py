@@ -8,7 +8,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from stoplog.asgi.problem import Kind, problem
 from stoplog.asgi.responses import PROBLEM, render
-from stoplog_gateway.http.problems import BAD_REQUEST, HEAD_TOO_LARGE, TIMED_OUT, TOO_MANY_CONNECTIONS
+from stoplog_gateway.http.problems import (
+    BAD_REQUEST,
+    HEAD_TOO_LARGE,
+    OVERLOADED,
+    TIMED_OUT,
+    TOO_MANY_CONNECTIONS,
+)
 
 MAX_HEAD: Final = 64 << 10
 """Maximum bytes of a request line and its header fields, and of the chunk headers and trailers of a body.
@@ -44,4 +50,7 @@ TOO_MANY_RESPONSE: Final = final_response(
     "all connections of this gateway process are busy",
     None,
     "try again, reuse connections, or raise the gateway's limit of open files",
+)
+OVERLOADED_RESPONSE: Final = final_response(
+    OVERLOADED, "the gateway process is late with the requests of others", None, "try again, or add gateways"
 )

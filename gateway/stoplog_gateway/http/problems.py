@@ -45,6 +45,7 @@ NOT_INSTALLED: Final = Kind(501, "not-installed", "The gateway lacks a required 
 FAILED_CLOSED: Final = Kind(429, UNAVAILABLE.name, UNAVAILABLE.title)
 BUSY: Final = Kind(503, "busy", "Too many reads at once")
 TOO_MANY_CONNECTIONS: Final = Kind(503, "too-many-connections", "Too many open connections")
+OVERLOADED: Final = Kind(503, "overloaded", "The gateway is overloaded")
 NOT_READY: Final = Kind(503, "not-ready", "The gateway should receive no checks")
 
 

@@ -26,22 +26,24 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import Rendered
-from stoplog_gateway.http.bounded_protocol import CHUNKED, CLOSED, HEAD, LENGTH, BoundedProtocol
+from stoplog_gateway.http.bounded_protocol import CHUNKED, CLOSED, HEAD, LENGTH, REFUSED, BoundedProtocol
 from stoplog_gateway.http.chunked import BadChunk, ChunkedBody
-from stoplog_gateway.http.connections import Connections, has_unread_data
+from stoplog_gateway.http.connections import OVERLOADED, Connections, has_unread_data
 from stoplog_gateway.http.fast_cycle import FastCycle
 from stoplog_gateway.http.fast_path import FastPath, KnownHead
 from stoplog_gateway.http.final_response import (
     BAD_REQUEST_RESPONSE,
     HEAD_TOO_LARGE_RESPONSE,
     MAX_HEAD,
+    OVERLOADED_RESPONSE,
     final_response,
 )
 from stoplog_gateway.http.known_heads import KnownHeads, matters
+from stoplog_gateway.http.overload import PROBES, can_be_refused, refuse
 from stoplog_gateway.http.problems import BAD_REQUEST
 from stoplog_gateway.http.request_head import IN_CHUNKS, BadHead, body_length, without_upgrade
 
-_REQUESTS_PER_TURN: Final = 16
+_REQUESTS_PER_SLICE: Final = 4
 """Pipelined requests of one connection that are handled before other connections get their turn."""
 
 _HEAD_END: Final = b"\r\n\r\n"
@@ -83,13 +85,12 @@ class GatewayProtocol(BoundedProtocol):
         if self._queued:
             data = self._queued[self._queued_at :] + data
             self._queued = b""
-        self._consume(data, 0)
+        self._consume(data, 0, 1)
 
-    def _consume(self, data: bytes, at: int) -> None:
-        """Handle the requests in *data* from index *at* on."""
+    def _consume(self, data: bytes, at: int, allowed: int) -> None:
+        """Handle up to *allowed* requests in *data* from index *at* on. The others wait."""
         self._consuming = True
         end = len(data)
-        allowed = _REQUESTS_PER_TURN
         while at < end:
             if self._phase is HEAD:
                 cycle = self.cycle
@@ -110,6 +111,8 @@ class GatewayProtocol(BoundedProtocol):
                 at = self._consume_body(data, at)
             elif self._phase is CHUNKED:
                 at = self._consume_chunks(data, at)
+            elif self._phase is REFUSED:
+                self._admit_probe(data)
             else:
                 break
         self._consuming = False
@@ -129,17 +132,26 @@ class GatewayProtocol(BoundedProtocol):
         if not busy:
             self._resume_soon()
 
-    def resume(self) -> None:
-        """Handle the requests that waited."""
+    def resume(self) -> bool:
+        """Handle some of the requests that waited. If others can go on, they ask for the next slice."""
         self._resumes = False
         if not self._queued or self._phase is CLOSED:
-            return
+            return False
         if self.flow.write_paused or (self.cycle is not None and not self.cycle.response_complete):
-            return
+            return False
         data, self._queued = self._queued, b""
-        self._consume(data, self._queued_at)
+        self._consume(data, self._queued_at, _REQUESTS_PER_SLICE)
         if not self._queued and not self._joined_writes.is_closing():
             self.flow.release()
+        return False
+
+    def _admit_probe(self, data: bytes) -> None:
+        """Serve a probe on a connection that was opened while the event loop was late; refuse others."""
+        if data.startswith(PROBES):
+            self._phase = HEAD
+        else:
+            self._connections.count_closed(OVERLOADED)
+            self._end(OVERLOADED_RESPONSE)
 
     def _consume_known(self, known: KnownHead, data: bytes, at: int) -> int:
         """Handle a plain check whose head was parsed before. Its body begins at index *at* of *data*."""
@@ -191,7 +203,7 @@ class GatewayProtocol(BoundedProtocol):
                 self._phase = LENGTH
             if self._parsed:
                 self._end(BAD_REQUEST_RESPONSE)
-            elif whole and isinstance(self.cycle, FastCycle):
+            elif whole and isinstance(self.cycle, FastCycle) and self.cycle.handler is not refuse:
                 self._fast_path.remember(piece, self.cycle.handler, self._left)
         else:
             self._end_of_message()
@@ -329,6 +341,9 @@ class GatewayProtocol(BoundedProtocol):
             handler = self._fast_path.handler_for(self.url, self._fields, self.headers)
         if handler is not None and length > 0 and self._is_plain():
             self.cycle = FastCycle(handler)  # type: ignore[assignment]
+        elif self._is_refused(method, length):
+            self.cycle = FastCycle(refuse)  # type: ignore[assignment]
+            self.cycle.keep_alive = parser.should_keep_alive()
         else:
             self._start_application()
             if method == b"CONNECT":
@@ -339,6 +354,15 @@ class GatewayProtocol(BoundedProtocol):
         self._left = max(length, 0)
         if self._draining:
             self.cycle.keep_alive = False
+
+    def _is_refused(self, method: bytes, length: int) -> bool:
+        """Return whether a request of the application is refused, because this turn has no time for it."""
+        return (
+            not self._turns.admits_request()
+            and can_be_refused(method, self.url, length)
+            and self.parser.get_http_version() == "1.1"
+            and not self.expect_100_continue
+        )
 
     def _start_application(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue

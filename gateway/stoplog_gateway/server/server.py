@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
@@ -23,6 +24,7 @@ from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.connections import ConnectionLimits, Connections
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
+from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.lifecycle import Lifecycle, Phase
 from stoplog_gateway.ports import bind_port
 from stoplog_gateway.server.descriptors import OTHER_DESCRIPTORS, raise_descriptor_limit
@@ -33,6 +35,10 @@ from stoplog_gateway.settings import GRACE_S, GatewaySettings
 if TYPE_CHECKING:
     from stoplog_gateway.envoy.server import EnvoyServer
     from stoplog_gateway.http.tracing import RequestTracing
+
+_RECEIVE_BUFFER: Final = 64 << 10
+"""Bytes that the system receives for a connection until the gateway reads them. They bound what one read
+returns, and thus the memory of pipelined requests that wait."""
 
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -79,8 +85,10 @@ def serve(
     with ExitStack() as stack:
         tracing = _start_tracing(limiter, stack) if settings.tracing else None
         served: ASGIApp = app if tracing is None else tracing.wrap(app)
+        turns = Turns(settings.deadline_ms / 1000)
         fast_path = FastPath(
             limiter,
+            turns=turns,
             legacy_headers=settings.legacy_headers,
             access=access,
             tracing=tracing,
@@ -91,7 +99,8 @@ def serve(
                 head_s=settings.head_timeout_s,
                 body_s=settings.body_timeout_s,
                 max_open=raise_descriptor_limit() - OTHER_DESCRIPTORS,
-            )
+            ),
+            turns,
         )
         for collector in (connections, access.refusals, access.files):
             limiter.metrics.registry.register(collector)
@@ -169,4 +178,7 @@ async def _serve(
             # the signal again and expects this handler: the default one would end the process as a failure.
             signal.signal(number, stop)
         config = server.config
-        await server.serve(bind_port(config.port, config.host, shared=slot is not None))
+        sockets = bind_port(config.port, config.host, shared=slot is not None)
+        for sock in sockets:  # connections inherit it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        await server.serve(sockets)

@@ -6,6 +6,8 @@ it sends the same responses as these routes.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from typing import Annotated, Final
 
 import msgspec
@@ -16,6 +18,7 @@ from stoplog.asgi.rate_limit_headers import rate_limit_headers
 from stoplog.asgi.responses import Rendered, render
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BREAKER_OPEN, DEADLINE, FAIL_CLOSED, FAIL_OPEN, OnUnavailable
+from stoplog.client.limiter import SLICE
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST, MAX_ID_BYTES, check_cost, check_id
 from stoplog.wire.checks import MAX_BATCH, Check
@@ -69,8 +72,8 @@ def parse_check(body: bytes) -> tuple[Check, OnUnavailable]:
     return _validated(request), request.on_unavailable
 
 
-def parse_checks(body: bytes) -> list[tuple[Check, OnUnavailable]]:
-    """Parse a list of checks, each with its ``on_unavailable``.
+def parse_checks(body: bytes) -> Iterator[list[tuple[Check, OnUnavailable]]]:
+    """Parse a list of checks, each with its ``on_unavailable``. Yield it in slices of :data:`SLICE` checks.
 
     Raises:
         ProblemError: 400, the body is not JSON.
@@ -79,13 +82,14 @@ def parse_checks(body: bytes) -> list[tuple[Check, OnUnavailable]]:
     requests = decode(_list_decoder, body)
     if len(requests) > MAX_BATCH:
         raise InvalidInput("body", f"{len(requests)} checks", f"send at most {MAX_BATCH:,} per request")
-    checks = []
-    for i, request in enumerate(requests):
-        try:
-            checks.append((_validated(request), request.on_unavailable))
-        except InvalidInput as exc:
-            raise exc.within(f"[{i}].") from None
-    return checks
+    for start in range(0, len(requests), SLICE):
+        checks = []
+        for i, request in enumerate(requests[start : start + SLICE], start):
+            try:
+                checks.append((_validated(request), request.on_unavailable))
+            except InvalidInput as exc:
+                raise exc.within(f"[{i}].") from None
+        yield checks
 
 
 def _validated(request: CheckRequest) -> Check:
@@ -185,7 +189,10 @@ async def check(request: Request, body: JsonBody, limiter: LimiterDep, legacy: L
 )
 async def check_list(request: Request, body: JsonListBody, limiter: LimiterDep) -> Response:
     """Decide up to 10,000 checks independently. One invalid check makes the request fail as a whole."""
-    parsed = parse_checks(body)
+    parsed: list[tuple[Check, OnUnavailable]] = []
+    for part in parse_checks(body):
+        parsed += part
+        await asyncio.sleep(0)
     on_unavailable = [one for _, one in parsed]
     try:
         answers = await limiter.check_many([check for check, _ in parsed], on_unavailable=on_unavailable)

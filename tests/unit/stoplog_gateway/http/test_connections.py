@@ -118,7 +118,6 @@ async def test_slow_body_with_progress_is_read_and_a_slow_head_is_not() -> None:
 async def test_client_that_reads_no_response_is_disconnected() -> None:
     async with serving(QUICK) as running:
         with socket.create_connection(running.address) as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             client.setblocking(False)
             loop = asyncio.get_running_loop()
             with pytest.raises(OSError, match=r"reset|Broken pipe"):
@@ -220,8 +219,9 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * 4_096
 
 
-# The attackers' and the caller's work counts as well: they run in the same event loop.
-@pytest.mark.parametrize(("connections", "size", "most_s"), [(10, 540_000, 0.5), (100, 4_000_000, 5.0)])
+# CPU time, because the machine may be busy. The attackers' and the caller's work counts as well: they run in
+# the same event loop.
+@pytest.mark.parametrize(("connections", "size", "most_s"), [(10, 540_000, 0.5), (100, 4_000_000, 3.0)])
 @on_uvloop
 async def test_pipelines_that_no_one_reads_block_no_one_and_take_little_memory(
     connections: int, size: int, most_s: float
@@ -241,11 +241,11 @@ async def test_pipelines_that_no_one_reads_block_no_one_and_take_little_memory(
                     sockets[index] = client, left[client.send(left[:65_536]) :]
                 except BlockingIOError:
                     continue
-            began = time.monotonic()
+            began = time.process_time()
             response = await exchange(
                 running.address, CHECK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
             )
-            slowest = max(slowest, time.monotonic() - began)
+            slowest = max(slowest, time.process_time() - began)
             assert final_statuses(response) == [200]
         grown = resident_bytes() - before
         for client, _ in sockets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 from opentelemetry import trace
 from stoplog_gateway.http.app import create_app
+from stoplog_gateway.http.connections import Connections
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.tracing import RequestTracing
+from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.settings import GatewaySettings
 
 import stoplog.client.engine
@@ -233,3 +236,104 @@ async def test_bug_is_a_500_and_is_logged(limiter: FakeLimiter, caplog: pytest.L
     assert status_of(answer) == 500
     assert b"secret" not in answer
     assert [r.getMessage() for r in caplog.records] == ["bug in POST '/v1/check'"] * 2
+
+
+class LateTurns(Turns):
+    """Turns without time for another request."""
+
+    def admits_check(self) -> bool:
+        return False
+
+    def admits_request(self) -> bool:
+        return False
+
+
+async def test_check_without_time_fails_open_at_once_and_is_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
+    limiter = Limiter(GatewaySettings())
+    async with limiter:
+        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
+        connection = Connection(forbidden_app, FastPath(limiter, legacy_headers=False, turns=LateTurns()))
+        connection.protocol.data_received(CHECK[0])
+        [response] = connection.wire.written
+        answer = json.loads(response.partition(b"\r\n\r\n")[2])
+        assert (answer["allowed"], answer["degraded"], answer["reason"]) == (True, True, "overload")
+        closed = plain_request("/v1/check", b'{"client_id": "a", "on_unavailable": "deny"}').data()
+        assert b'"allowed":false' in await connection.send(*closed)
+        assert [check.client for check in log.checks if check.client] == ["a", "a"]
+        assert limiter.metrics.in_flight == limiter.metrics.uncounted == 0
+        assert limiter.metrics.received == 2
+        await connection.disconnect()
+
+
+async def test_request_without_time_is_refused_but_probes_and_requests_of_proxies_are_served(
+    limiter: FakeLimiter,
+) -> None:
+    fast_path = FastPath(limiter, legacy_headers=False)
+    connection = Connection(
+        create_app(GatewaySettings(), limiter), fast_path, connections=Connections(turns=LateTurns())
+    )
+    for _ in range(2):  # a refused head must not be remembered
+        response = await connection.send(*Request("GET", "/v1/status").data())
+        assert status_of(response) == 503
+        assert b"retry-after: 1\r\n" in response
+        put = Request("PUT", "/v1/limits", ((b"content-length", b"2"),), (b"{}",))
+        assert status_of(await connection.send(*put.data())) == 503
+    for path in ("/healthz", "/readyz?strict=1", "/metrics", "/v1/authorize"):
+        assert status_of(await connection.send(*Request("GET", path).data())) != 503
+    assert status_of(await connection.send(*CHECK)) == 200
+    await connection.disconnect()
+
+
+async def test_connection_that_is_opened_while_the_loop_is_late_serves_probes_only(
+    limiter: FakeLimiter,
+) -> None:
+    class VeryLate(Turns):
+        is_late = True
+
+    app, fast_path = create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False)
+    for request, status in ((Request("GET", "/healthz").data(), 200), (CHECK, 503)):
+        connections = Connections(turns=VeryLate())
+        connection = Connection(app, fast_path, connections=connections)
+        assert status_of(await connection.send(*request)) == status
+        assert connection.wire.is_closing() == (status == 503)
+        await connection.disconnect()
+
+
+def list_of(count: int) -> bytes:
+    return json.dumps([{"client_id": f"client-{number}"} for number in range(count)]).encode()
+
+
+async def test_long_list_of_checks_is_handled_in_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
+    limiter = Limiter(GatewaySettings(deadline_ms=60_000))
+    turns = dict.fromkeys(("fast path", "routes"), 0)
+    async with limiter:
+        app = create_app(GatewaySettings(), limiter)
+        for way, fast_path in (("routes", None), ("fast path", FastPath(limiter, legacy_headers=False))):
+            connection = Connection(app, fast_path)
+            connection.protocol.data_received(*plain_request("/v1/checks", list_of(10_000)).data())
+            while not connection.wire.written:
+                turns[way] += 1
+                await asyncio.sleep(0)
+            assert b"".join(connection.wire.written).count(b'"allowed"') == 10_000
+            await connection.disconnect()
+    assert min(turns.values()) > 20
+
+
+async def test_long_list_is_refused_while_others_wait_too_long(limiter: FakeLimiter) -> None:
+    now = 100.0
+    turns = Turns(0.25, lambda: now)
+    fast_path = FastPath(limiter, legacy_headers=False, turns=turns)
+    long = plain_request("/v1/checks", list_of(600)).data()[0]
+    first, second = Connection(forbidden_app, fast_path), Connection(forbidden_app, fast_path)
+    first.protocol.data_received(long)
+    now += 1
+    second.protocol.data_received(long)
+    assert status_of(second.wire.written[0]) == 503
+    assert status_of(await first.send()) == 200
+    assert status_of(await second.send(long)) == 200
+    for connection in (first, second):
+        await connection.disconnect()

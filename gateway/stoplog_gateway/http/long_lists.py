@@ -1,0 +1,43 @@
+"""Handle long lists of checks one after the other, in slices, so that they delay no other caller."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from stoplog_gateway.http.handlers import SendResponse
+from stoplog_gateway.http.overload import refuse
+from stoplog_gateway.http.turns import Turns
+
+
+class LongLists:
+    """The lists that wait or are being worked on. Only one list at a time takes memory for its checks.
+
+    Args:
+        turns: Runs the slices.
+    """
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._waiting: deque[tuple[float, Iterator[None]]] = deque()
+
+    def add(self, work: Iterator[None], send: SendResponse) -> None:
+        """Do *work* when its turn comes. Refuse it with 503 if the lists before it have waited too long.
+
+        Args:
+            work: Yields after each slice; sends the response itself.
+            send: Sends the response if the list is refused.
+        """
+        now = self._turns.clock()
+        if self._waiting and now - self._waiting[0][0] > self._turns.deadline_s:
+            refuse(b"", send)
+            return
+        self._waiting.append((now, work))
+        if len(self._waiting) == 1:
+            self._turns.run_in_slices(self._advance)
+
+    def _advance(self) -> bool:
+        for _ in self._waiting[0][1]:
+            return True
+        self._waiting.popleft()
+        return bool(self._waiting)

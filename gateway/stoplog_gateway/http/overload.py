@@ -1,0 +1,48 @@
+"""Refuse requests of the application for which a turn of the event loop has no time.
+
+Checks are never refused: they fail open. So are requests of proxies, whose callers a 503 would reach. Probes
+are served, because an orchestrator would restart a gateway that does not answer them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stoplog.asgi.problem import problem
+from stoplog.asgi.responses import PROBLEM, render
+from stoplog_gateway.http.handlers import SendResponse
+from stoplog_gateway.http.problems import OVERLOADED
+
+PROBES: Final = (
+    *(b"%s %s" % (method, path) for method in (b"GET", b"HEAD") for path in (b"/healthz", b"/readyz")),
+    b"GET /metrics",
+)
+"""Beginnings of requests that are always served."""
+
+_SERVED: Final = (b"/healthz", b"/readyz", b"/metrics", b"/v1/check", b"/v1/authorize", b"/json")
+_METHODS: Final = (b"GET", b"POST", b"PUT", b"DELETE")
+_MAX_BODY: Final = 1 << 16
+"""Maximum bytes of a body that is read only to refuse its request."""
+
+_RESPONSE: Final = render(
+    problem(OVERLOADED, "the gateway has no time for this request", None, "try again, or add gateways"),
+    OVERLOADED.status,
+    [(b"retry-after", b"1")],
+    media=PROBLEM,
+)
+
+
+def can_be_refused(method: bytes, target: bytes, length: int) -> bool:
+    """Return whether a request may get a 503.
+
+    Args:
+        method: Its method.
+        target: Its target, with the query.
+        length: Bytes of its body; negative if they are not announced.
+    """
+    return method in _METHODS and 0 <= length <= _MAX_BODY and not target.startswith(_SERVED)
+
+
+def refuse(_: bytes, send: SendResponse) -> None:
+    """Send a 503; a handler of the fast path."""
+    send(_RESPONSE)

@@ -15,6 +15,7 @@ from stoplog_gateway.settings import GatewaySettings
 
 import stoplog.client.engine
 from stoplog.client.limiter import Limiter
+from tests.support.access import access_control
 from tests.support.check_bodies import check_bodies
 from tests.support.fake_kafka import Kafka
 from tests.support.protocol_connection import (
@@ -128,7 +129,7 @@ def test_fast_path_and_the_routes_send_equal_bytes(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
     gateway_settings = GatewaySettings(legacy_headers=legacy)
     limiter = Limiter(gateway_settings)
-    routes = create_app(gateway_settings, limiter)
+    routes = create_app(gateway_settings, limiter, access_control())
     fast_path = FastPath(limiter, legacy_headers=legacy)
     seen = set()
     fields: set[bytes] = set()

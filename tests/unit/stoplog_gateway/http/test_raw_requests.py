@@ -10,6 +10,7 @@ from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.settings import GatewaySettings
 
+from tests.support.access import access_control
 from tests.support.fake_limiter import FakeLimiter
 from tests.support.protocol_connection import final_statuses, respond_to_stream
 from tests.support.raw_requests import RawRequests, load_corpus
@@ -37,7 +38,7 @@ def test_corpus_is_large_and_its_names_are_unique() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_raw_requests_get_their_responses_in_order_on_both_paths(family: str) -> None:
     limiter = FakeLimiter()
-    app = create_app(GatewaySettings(), limiter)
+    app = create_app(GatewaySettings(), limiter, access_control())
     experienced = FastPath(limiter, legacy_headers=False)
     for raw in (raw for raw in CORPUS if raw.name.partition("/")[0] == family):
         for pieces in ways_to_arrive(raw):
@@ -58,7 +59,10 @@ async def test_raw_requests_get_their_responses_in_order_on_both_paths(family: s
 )
 async def test_pipelines_cut_at_any_byte_get_the_same_responses(raw: RawRequests) -> None:
     limiter = FakeLimiter()
-    app, fast_path = create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False)
+    app, fast_path = (
+        create_app(GatewaySettings(), limiter, access_control()),
+        FastPath(limiter, legacy_headers=False),
+    )
     whole = await respond_to_stream(app, fast_path, [raw.data])
     step = max(len(raw.data) // 80, 1)
     for cut in range(1, len(raw.data), step):

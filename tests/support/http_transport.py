@@ -30,6 +30,9 @@ class FakeHttpTransport(asyncio.Transport):
         """Take the end of the responses for the end of the connection: no client reads on."""
         self.close()
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def get_write_buffer_size(self) -> int:
         return 0
 

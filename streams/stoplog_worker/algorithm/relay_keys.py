@@ -55,10 +55,15 @@ def parse_relay_keys(text: str) -> RelayKeys:
             raise InvalidInput("relay_keys", f"entry {number} is malformed", _REMEDY)
         key_id, key = match[1], bytes.fromhex(match[2])
         if len(key) < KEY_BYTES:
-            problem = f"the key of id {key_id!r} has {len(key)} bytes; at least {KEY_BYTES} are needed"
+            # Without the id: if a separator is missing, the text before the colon contains a key.
+            problem = f"the key of entry {number} has {len(key)} bytes; at least {KEY_BYTES} are needed"
             raise InvalidInput("relay_keys", problem, _REMEDY)
         if key_id in secrets:
-            raise InvalidInput("relay_keys", f"id {key_id!r} comes twice", "give each key an id of its own")
+            raise InvalidInput(
+                "relay_keys",
+                f"entry {number} has the id of an earlier entry",
+                "give each key an id of its own",
+            )
         secrets[key_id] = key
     return RelayKeys(secrets)
 

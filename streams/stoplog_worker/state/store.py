@@ -66,8 +66,8 @@ class Record(NamedTuple):
                     valid = bool(decode_marker(self.value))
                 else:
                     valid = bool(decode_history(self.value))
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                return None
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                return None  # RecursionError: fields that are not known here are nested too deeply
             if valid:
                 return self.key, self.value
         return None

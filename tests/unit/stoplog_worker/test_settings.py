@@ -144,8 +144,8 @@ def test_relay_keys_come_from_the_variable_or_from_a_file(
         (f"a:{SECRET},b:{SECRET}x", "entry 2 is malformed"),
         (f"a:{SECRET}0", "entry 1 is malformed"),
         (f"a b:{SECRET}", "entry 1 is malformed"),
-        (f"a:{SECRET[2:]}", "the key of id 'a' has 31 bytes; at least 32"),
-        (f"a:{SECRET},a:{SECRET}", "id 'a' comes twice"),
+        (f"a:{SECRET[2:]}", "the key of entry 1 has 31 bytes; at least 32"),
+        (f"a:{SECRET},a:{SECRET}", "entry 2 has the id of an earlier entry"),
     ],
 )
 def test_malformed_relay_keys_are_refused_without_showing_them(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,15 +19,18 @@ from stoplog_worker.algorithm.state_codec import (
     encode_state,
     position_of,
 )
-from stoplog_worker.partition.changelog_repair import Gap, GapContents, Overtaken
+from stoplog_worker.partition.changelog_repair import Gap, GapContents, Overtaken, read_in_background
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
 from stoplog.errors import Unavailable
+from stoplog.kafka.connection import KafkaConnection
 from stoplog.policy import UNLIMITED
+from stoplog.topics import CHECKS
 from stoplog.wire.checks import POSITION_BITS, Check
 from tests.support.checkpoint_bench import AB, A, CheckpointBench, restored, zombie
 from tests.support.ledgers import FIRST_MARKER, resolved
 from tests.support.memory_store import Changelogs, MemoryStore, contents
+from tests.support.records import Message
 
 
 def test_foreign_records_before_an_own_write_are_a_gap() -> None:
@@ -286,3 +290,29 @@ def test_gap_is_read_in_the_background_and_again_if_no_broker_answers(
     assert bench.repair.advance()
     assert bench.repair.gaps == [Gap(POLICIES, 1, 2), Gap(POLICIES, 2, 3), Gap(COUNTERS, 3, 4)]
     assert bench.ledger.dirty.keys() == {A}
+
+
+class Reader:
+    """A consumer that fails once it is closed, as the real one does."""
+
+    def __init__(self, *_: Any) -> None:
+        self.steps: list[str] = []
+
+    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Message]:
+        for offset in range(start, end):
+            self.steps.append("read")
+            yield Message(offset, b"value", b"key", topic=topic, partition=partition)
+
+    def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
+        assert (topic, partition) == (CHECKS, 3)
+        assert self.steps == ["read", "read"], "after the records, and before the consumer is closed"
+        return 0, 42
+
+    def close(self) -> None:
+        self.steps.append("close")
+
+
+def test_end_of_the_log_is_read_after_the_records_of_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stoplog_worker.partition.changelog_repair.AssignedConsumer", Reader)
+    found = read_in_background(KafkaConnection("nowhere"), "changelog", 3, 7, 9).result(10)
+    assert found == GapContents([Record(7, b"key", b"value"), Record(8, b"key", b"value")], 42)

@@ -35,8 +35,8 @@ from stoplog_gateway.http.final_response import (
     BAD_REQUEST_RESPONSE,
     HEAD_TOO_LARGE_RESPONSE,
     MAX_HEAD,
-    OVERLOADED_RESPONSE,
     final_response,
+    overloaded_response,
 )
 from stoplog_gateway.http.known_heads import KnownHeads, matters
 from stoplog_gateway.http.overload import PROBES, can_be_refused, refuse
@@ -151,7 +151,7 @@ class GatewayProtocol(BoundedProtocol):
             self._phase = HEAD
         else:
             self._connections.count_closed(OVERLOADED)
-            self._end(OVERLOADED_RESPONSE)
+            self._end(overloaded_response(data))
 
     def _consume_known(self, known: KnownHead, data: bytes, at: int) -> int:
         """Handle a plain check whose head was parsed before. Its body begins at index *at* of *data*."""

@@ -38,7 +38,7 @@ from tests.support.raw_requests import load_corpus
 NAME: Final = "http"
 EXAMPLES: Final = tuple(raw.data for raw in load_corpus())
 
-_QUIET_TURNS: Final = 25
+_QUIET_TURNS: Final = 40
 """Turns of the event loop without output after which no more output is expected."""
 
 _REQUEST_LINE: Final = re.compile(rb"HTTP/\d\.\d[ \t]*\r?\n")

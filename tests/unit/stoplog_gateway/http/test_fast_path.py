@@ -13,6 +13,7 @@ from opentelemetry import trace
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.connections import Connections
 from stoplog_gateway.http.fast_path import FastPath
+from stoplog_gateway.http.final_response import overloaded_response
 from stoplog_gateway.http.tracing import RequestTracing
 from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.settings import GatewaySettings
@@ -337,3 +338,21 @@ async def test_long_list_is_refused_while_others_wait_too_long(limiter: FakeLimi
     assert status_of(await second.send(long)) == 200
     for connection in (first, second):
         await connection.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /v1/authorize?unavailable=deny HTTP/1.1\r\nHost: a\r\n\r\n", 429),
+        (b"POST /json?x=1&unavailable=deny HTTP/1.1\r\n", 429),
+        (b"GET /v1/authorize/x HTTP/1.1\r\nHost: a\r\nStoplog-Unavailable: deny\r\n\r\n", 429),
+        (b"GET /v1/authorize HTTP/1.1\r\nHost: a\r\n\r\n", 503),
+        (b"GET /v1/authorize HTTP/1.1\r\nHost: a\r\n\r\nstoplog-unavailable: deny", 503),
+        (b"GET /v1/status?unavailable=deny HTTP/1.1\r\n\r\n", 503),
+        (b"\x16\x03\x01", 503),
+    ],
+)
+def test_refused_connection_of_a_proxy_that_fails_closed_gets_no_5xx(head: bytes, status: int) -> None:
+    response = overloaded_response(head)
+    assert status_of(response) == status
+    assert (b"\r\nretry-after: 1\r\n" in response) is (status == 429)

@@ -21,6 +21,7 @@ STATUS = {
     "mode": "normal", "since_ms": 0, "why": None, "degraded_partitions": [], "let_through": 0, "uncounted": 0,
     "store": "ok", "store_why": None, "partitions": 4, "nodes": [], "processes": 1,
     "degraded_processes": 0,
+    "failed_closed": 0,
 }  # fmt: skip
 EVE = {"client_id": "eve\x1b[2J", "checks": 7, "surplus": 0}
 PROBLEM = {"type": "urn:stoplog:problem:unauthorized", "title": "No token", "detail": "this needs it"}

@@ -37,6 +37,8 @@ body cannot, so that a broken batch is answered with an error::
     3       integer         checks: how many were denied, at least 1
     4       integer         cost: their total cost, at least 1
 
+Batches and settlements about holds have format version 2 (:mod:`stoplog.wire.holds`).
+
 Other producers write *single checks* in JSON. Only ``client_id`` is required; unknown fields are refused::
 
     {"client_id": "alice", "cost": 1, "plan": null, "resource": null,
@@ -45,6 +47,7 @@ Other producers write *single checks* in JSON. Only ``client_id`` is required; u
 
 from __future__ import annotations
 
+from itertools import pairwise
 from struct import Struct
 from struct import error as struct_error
 from typing import Annotated, Final
@@ -55,6 +58,13 @@ from msgspec.structs import astuple
 from stoplog.errors import InvalidInput, UndecodableRecord
 from stoplog.policy import MAX_COST, check_cost, check_id, check_policy
 from stoplog.wire.format import KIND_BATCH, NO_REPLY, VERSION, ReplyTo, check_size, pack, to_json
+from stoplog.wire.holds import (
+    HOLDS_VERSION,
+    KIND_SETTLEMENTS,
+    HoldRow,
+    SettlementBatch,
+    SettlementRow,
+)
 from stoplog.wire.limit_updates import Update, check_key
 
 HEADER: Final = Struct(">BBiQQ")
@@ -90,12 +100,21 @@ class Check(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
-    """Checks of one partition in one record. ``partition`` is the partition of ``replies`` for the reply."""
+    """Checks of one partition in one record.
+
+    Attributes:
+        partition: Partition of ``replies`` for the reply; -1 if no reply is wanted.
+        incarnation: Identifies one run of the sender.
+        number: Identifies the batch in that run.
+        checks: The checks.
+        hold_rows: Requests and settlements of holds, by ascending index. ``None`` for format version 1.
+    """
 
     partition: int
     incarnation: int
     number: int
     checks: list[Check]
+    hold_rows: list[HoldRow] | None = None
 
 
 class SingleCheck(msgspec.Struct, frozen=True, gc=False):
@@ -132,6 +151,10 @@ class Denials(msgspec.Struct, frozen=True, gc=False):
 
 _check_list = msgspec.msgpack.Decoder(list[Check])
 
+_held_checks = msgspec.msgpack.Decoder(tuple[list[Check], list[HoldRow]])
+
+_settlement_rows = msgspec.msgpack.Decoder(list[SettlementRow])
+
 _denied_list = msgspec.msgpack.Decoder(list[Denied])
 
 _update = msgspec.msgpack.Decoder(Update)
@@ -155,8 +178,17 @@ _json_check = msgspec.json.Decoder(_JsonCheck)
 
 def encode_batch(batch: Batch) -> bytes:
     """Return the value of a batch."""
+    if batch.hold_rows is not None:
+        head = HEADER.pack(HOLDS_VERSION, KIND_BATCH, batch.partition, batch.incarnation, batch.number)
+        return head + pack((batch.checks, batch.hold_rows))
     head = HEADER.pack(VERSION, KIND_BATCH, batch.partition, batch.incarnation, batch.number)
     return head + pack(batch.checks)
+
+
+def encode_settlements(batch: SettlementBatch) -> bytes:
+    """Return the value of a record of settlements."""
+    head = HEADER.pack(HOLDS_VERSION, KIND_SETTLEMENTS, batch.partition, batch.incarnation, batch.number)
+    return head + pack(batch.rows)
 
 
 def encode_denials(denials: Denials) -> bytes:
@@ -189,7 +221,7 @@ def encode_single(single: SingleCheck) -> bytes:
     )
 
 
-def decode_checks_record(value: bytes | None) -> Batch | Denials | Update | SingleCheck:
+def decode_checks_record(value: bytes | None) -> Batch | Denials | SettlementBatch | SingleCheck | Update:
     """Return the content of a record of ``checks``.
 
     Raises:
@@ -202,6 +234,8 @@ def decode_checks_record(value: bytes | None) -> Batch | Denials | Update | Sing
     try:
         if value[0] == 0x7B:  # {
             return _single(value)
+        if value[0] == HOLDS_VERSION:
+            return _with_holds(value)
         if value[0] != VERSION:
             raise UndecodableRecord(f"format version {value[0]} is not known here; upgrade the worker")
         _, kind, partition, incarnation, number = HEADER.unpack_from(value)
@@ -224,6 +258,32 @@ def decode_checks_record(value: bytes | None) -> Batch | Denials | Update | Sing
         if not 0 <= check.cost <= MAX_COST:
             raise UndecodableRecord(f"cost {check.cost} is out of bounds; use 0 to {MAX_COST:,}")
     return Batch(partition, incarnation, number, checks)
+
+
+def _with_holds(value: bytes) -> Batch | SettlementBatch:
+    """Decode a record of format version 2."""
+    _, kind, partition, incarnation, number = HEADER.unpack_from(value)
+    body = memoryview(value)[HEADER.size :]
+    if kind == KIND_SETTLEMENTS:
+        _check_length(body)
+        return SettlementBatch(partition, incarnation, number, _settlement_rows.decode(body))
+    if kind != KIND_BATCH:
+        raise UndecodableRecord(f"record kind {kind} is not known here; upgrade the worker")
+    _check_length(body[1:])  # the checks begin behind the first byte, of the array of two
+    checks, rows = _held_checks.decode(body)
+    for check in checks:
+        if not 0 <= check.cost <= MAX_COST:
+            raise UndecodableRecord(f"cost {check.cost} is out of bounds; use 0 to {MAX_COST:,}")
+    indexes = [row.index for row in rows]
+    if any(a >= b for a, b in pairwise(indexes)) or (indexes and indexes[-1] >= len(checks)):
+        raise UndecodableRecord("the rows about holds are not in the order of the checks")
+    return Batch(partition, incarnation, number, checks, rows)
+
+
+def _check_length(body: memoryview) -> None:
+    claimed = _array_length(body)
+    if claimed > MAX_BATCH:
+        raise UndecodableRecord(f"{claimed} rows in a record; at most {MAX_BATCH:,} are accepted")
 
 
 def _array_length(body: memoryview) -> int:
@@ -260,7 +320,9 @@ def reply_address(value: bytes | None) -> tuple[int, int, int] | None:
 
     ``None`` if *value* is no batch, or wants no reply.
     """
-    if value is None or len(value) < HEADER.size or value[:2] != bytes((VERSION, KIND_BATCH)):
+    if value is None or len(value) < HEADER.size or value[0] not in (VERSION, HOLDS_VERSION):
+        return None
+    if value[1] != KIND_BATCH:
         return None
     _, _, partition, incarnation, number = HEADER.unpack_from(value)
     return (partition, incarnation, number) if partition >= 0 else None

@@ -28,7 +28,7 @@ from typing import Any, Final
 import msgspec
 
 from stoplog.errors import InvalidInput, UndecodableRecord
-from stoplog.policy import Policy, check_id, parse_policy
+from stoplog.policy import UNLIMITED, Policy, check_id, parse_policy
 from stoplog.wire.format import ReplyTo, check_size, to_json
 
 KINDS: Final = ("client", "plan", "default", "reset")
@@ -45,6 +45,10 @@ class UpdateKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
     kind: str
     id: str = ""
     resource: str = ""
+
+
+ENABLE_HOLDS: Final = UpdateKey("enable", "holds")
+"""Key of the update after which a partition grants holds (:mod:`stoplog.wire.holds`). It needs no value."""
 
 
 class Signature(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -64,10 +68,10 @@ class Update(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         version: Its offset in ``limit-updates``.
-        kind: One of :data:`KINDS`.
+        kind: One of :data:`KINDS`, or that of :data:`ENABLE_HOLDS`.
         id: Id of the client or plan; empty for the default.
         resource: The resource that is limited; empty for none.
-        policy: The new policy; ``None`` for a deletion or a reset.
+        policy: The new policy; ``None`` for a deletion or a reset; unlimited for :data:`ENABLE_HOLDS`.
         reply_to: Where to confirm it; ``None`` if no confirmation is wanted.
         order: Offset in the home partition (:func:`stoplog.partitioning.home_of`) of an update of a plan or
             the default. By it all partitions agree which of two updates is later. -1 if the writer gave none.
@@ -123,7 +127,9 @@ def decode_update(
         named = _update_key.decode(key or b"")
         check_key(named)
         policy = None
-        if value is not None and named.kind != "reset":
+        if named == ENABLE_HOLDS:
+            policy = UNLIMITED
+        elif value is not None and named.kind != "reset":
             policy = parse_policy(_json_limits.decode(value).limits)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         raise UndecodableRecord(f"not a limit update: {exc}") from exc
@@ -140,6 +146,8 @@ def check_key(key: UpdateKey) -> None:
         InvalidInput: The id or resource is invalid.
         UndecodableRecord: The kind is unknown, or the default has an id.
     """
+    if key == ENABLE_HOLDS:
+        return
     if key.kind not in KINDS:
         raise UndecodableRecord(f"unknown kind {key.kind!r}; use one of {', '.join(KINDS)}")
     if key.kind != "default":

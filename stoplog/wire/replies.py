@@ -25,6 +25,8 @@ A batch gets a binary :class:`Reply`::
     4       integer or nil  retry_after_ms
     5       integer         policy_version
 
+A batch or settlements about holds get a reply of format version 2 (:mod:`stoplog.wire.holds`).
+
 A single check or a limit update that names a reply partition gets JSON::
 
     {"id": ..., "allowed": ..., "limit": ..., ...}              a decision's fields
@@ -43,6 +45,7 @@ import msgspec
 
 from stoplog.errors import UndecodableRecord
 from stoplog.wire.format import KIND_BATCH, VERSION, ReplyTo, pack, to_json
+from stoplog.wire.holds import HOLDS_VERSION, KIND_SETTLEMENTS, Grant
 from stoplog.wire.limit_updates import UpdateKey
 
 _REPLY: Final = Struct(">BBQQqq")
@@ -70,6 +73,28 @@ class Decision(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reset_after_ms: int
     retry_after_ms: int | None
     policy_version: int
+
+
+class HeldDecision(Decision, frozen=True, array_like=True, gc=False):
+    """A decision on a check with holds, in a reply of format version 2.
+
+    Attributes:
+        firm_ms: Milliseconds for which a denial stands if all holds are returned now; 0 if the check is
+            allowed, ``None`` if only a change of limits ends it, -1 if nothing is held: then it stands for
+            ``retry_after_ms``.
+        grant: The hold that was granted with the check.
+        settled: For each settlement, whether its hold was open.
+        reason: The reason of a denial that no limit caused; else empty.
+    """
+
+    firm_ms: int | None = -1
+    grant: Grant | None = None
+    settled: tuple[bool, ...] = ()
+    reason: str = ""
+
+
+Settled = tuple[bool, ...]
+"""The answer to a row of settlements: for each of them, whether its hold was open."""
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
@@ -142,6 +167,8 @@ class LookupReply(msgspec.Struct, frozen=True):
 
 
 _answers = msgspec.msgpack.Decoder(list[Decision | str | None])
+_held_answers = msgspec.msgpack.Decoder(list[HeldDecision | str | None])
+_settled_answers = msgspec.msgpack.Decoder(list[Settled | str | None])
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -149,6 +176,58 @@ def encode_reply(reply: Reply) -> bytes:
     kind = KIND_BATCH if reply.error is None else KIND_ERROR
     head = _REPLY.pack(VERSION, kind, reply.incarnation, reply.number, reply.offset, reply.applied)
     return head + (pack(reply.answers) if reply.error is None else reply.error.encode())
+
+
+class SettlementReply(msgspec.Struct, frozen=True):
+    """The reply to one record of settlements: an answer for each row, in order."""
+
+    incarnation: int
+    number: int
+    offset: int
+    applied: int
+    answers: list[Settled | str | None]
+
+
+def encode_held_reply(reply: Reply | SettlementReply) -> bytes:
+    """Return the value of a reply of format version 2."""
+    kind = KIND_BATCH if isinstance(reply, Reply) else KIND_SETTLEMENTS
+    head = _REPLY.pack(HOLDS_VERSION, kind, reply.incarnation, reply.number, reply.offset, reply.applied)
+    return head + pack(reply.answers)
+
+
+def decode_held_reply(value: bytes) -> Reply | SettlementReply:
+    """Return the reply in a binary value of format version 2.
+
+    Raises:
+        UndecodableRecord: The value is no such reply.
+    """
+    try:
+        version, kind, incarnation, number, offset, applied = _REPLY.unpack_from(value)
+        body = memoryview(value)[_REPLY.size :]
+        if version == HOLDS_VERSION and kind == KIND_BATCH:
+            answers: list[Any] = _held_answers.decode(body)
+            return Reply(incarnation, number, offset, applied, answers)
+        if version == HOLDS_VERSION and kind == KIND_SETTLEMENTS:
+            return SettlementReply(incarnation, number, offset, applied, _settled_answers.decode(body))
+    except (msgspec.MsgspecError, struct_error, RecursionError, UnicodeDecodeError) as exc:
+        raise UndecodableRecord(f"not a reply: {exc}") from exc
+    raise UndecodableRecord(f"reply format {version}/{kind} is not known here; upgrade the gateway")
+
+
+def decode_any_reply(value: bytes) -> Reply | SettlementReply:
+    """Return the reply in a binary value of any known format version.
+
+    Raises:
+        UndecodableRecord: The value is no reply.
+    """
+    return decode_held_reply(value) if value[:1] == b"\x02" else decode_reply(value)
+
+
+def as_held(decision: Decision) -> HeldDecision:
+    """Return *decision* as the receiver of a reply of format version 2 decodes it."""
+    if isinstance(decision, HeldDecision):
+        return decision
+    return HeldDecision(*(getattr(decision, name) for name in Decision.__struct_fields__))
 
 
 def decode_reply(value: bytes) -> Reply:

@@ -9,22 +9,30 @@ in the ledger.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+import msgspec
 
 from stoplog.errors import InvalidId, UndecodableRecord
 from stoplog.partitioning import partition_of
 from stoplog.policy import check_id
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, Denials, SingleCheck, decode_checks_record
+from stoplog.wire.holds import LEASE, HoldRow, SettlementBatch, SettlementRow
 from stoplog.wire.limit_updates import Update
-from stoplog.wire.replies import Decision
+from stoplog.wire.replies import Decision, HeldDecision, Settled
+from stoplog_worker.algorithm.holds import close_superseded, decide_with_holds, expire_holds, settle
 from stoplog_worker.algorithm.ledger import Ledger, UpdateEffect
 from stoplog_worker.algorithm.sliding_window import decide, is_live, reshape
-from stoplog_worker.algorithm.state_codec import Key, state_key
+from stoplog_worker.algorithm.state_codec import Key, State, state_key
 from stoplog_worker.algorithm.update_authority import WITHOUT_KEYS, Refusal, UpdateAuthority
 
 Answer = Decision | str | None
 """A decision; the reason why the check cannot be decided; or ``None`` if the ledger already held the check.
 """
+
+_NOT_ENABLED: Final = "holds are not enabled in this partition: a worker of an older version may be running"
+
+_NO_HOLD: Final = HoldRow(0)
 
 
 class Folded(NamedTuple):
@@ -33,16 +41,19 @@ class Folded(NamedTuple):
     Attributes:
         record: The decoded record; ``None`` if it was refused.
         answers: The answers to its checks, in their order.
+        settled: The answers to its rows of settlements, in their order: for each settlement, whether its hold
+            was open; the reason why the row cannot be applied; or ``None`` if the ledger already held it.
         effect: The effect of an update; ``None`` if it was applied before, and for other records.
         refused: Why the record was refused; empty if it was not.
         refusal: Why an update was refused for lack of authority; ``None`` if it was not.
     """
 
-    record: Batch | Denials | SingleCheck | Update | None
+    record: Batch | Denials | SettlementBatch | SingleCheck | Update | None
     answers: list[Answer]
     effect: UpdateEffect | None = None
     refused: str = ""
     refusal: Refusal | None = None
+    settled: Sequence[Settled | str | None] = ()
 
 
 def fold(
@@ -99,11 +110,22 @@ def fold(
         return Folded(record, [], effect=ledger.apply(record, offset << POSITION_BITS))
     if isinstance(record, Denials):
         return Folded(record, [])
-    return Folded(record, judge(ledger, offset, now_ms, record.checks, fault))
+    rows = record.hold_rows if isinstance(record, Batch) else None
+    if rows is not None or isinstance(record, SettlementBatch):
+        if not ledger.policies.holds_enabled(offset << POSITION_BITS):
+            return Folded(None, [], refused=_NOT_ENABLED)
+        if isinstance(record, SettlementBatch):
+            return Folded(record, [], settled=_settle_all(ledger, offset, now_ms, record.rows, fault))
+    return Folded(record, judge(ledger, offset, now_ms, record.checks, fault, rows))
 
 
 def judge(
-    ledger: Ledger, offset: int, now_ms: int, checks: Sequence[Check], fault: Callable[[Check], str | None]
+    ledger: Ledger,
+    offset: int,
+    now_ms: int,
+    checks: Sequence[Check],
+    fault: Callable[[Check], str | None],
+    hold_rows: Sequence[HoldRow] | None = None,
 ) -> list[Answer]:
     """Decide *checks*, one after the other, in the order of the record at *offset*.
 
@@ -114,12 +136,45 @@ def judge(
         checks: The record's checks, in its order.
         fault: Returns why a check cannot be decided in this partition, or ``None`` (:func:`fault_finder`).
             Called for clients that are not in memory.
+        hold_rows: Asks and settlements, by ascending index of their check. ``None`` in a record of format
+            version 1: a decision then has no fields about holds.
 
     Returns:
         The answers, in the order of *checks*.
     """
-    states = ledger.states
     keys = [check.client if not check.resource else state_key(check) for check in checks]
+    faults = _load(ledger, keys, checks, fault)
+    answers: list[Answer] = []
+    position = offset << POSITION_BITS
+    with_holds = hold_rows is not None
+    begin = 0
+    for row in hold_rows or ():
+        end = row.index
+        _decide_all(
+            ledger, position + begin, now_ms, keys[begin:end], checks[begin:end], faults, answers, with_holds
+        )
+        key, check, state = keys[end], checks[end], ledger.states.get(keys[end])
+        if state is None:
+            answers.append(faults[key])
+        elif state.position >= position + end:
+            answers.append(None)
+        else:
+            answers.append(_decide_held(ledger, position + end, now_ms, key, check, state, row))
+        begin = end + 1
+    if begin:
+        keys, checks = keys[begin:], checks[begin:]
+    _decide_all(ledger, position + begin, now_ms, keys, checks, faults, answers, with_holds)
+    return answers
+
+
+def _load(
+    ledger: Ledger,
+    keys: Sequence[Key],
+    checks: Sequence[Check],
+    fault: Callable[[Check], str | None],
+) -> dict[Key, str]:
+    """Load the states of *keys*; return the reasons why some cannot be decided here."""
+    states = ledger.states
     faults: dict[Key, str] = {}
     missing: dict[Key, None] = {}
     for key, check in zip(keys, checks, strict=True):
@@ -131,11 +186,26 @@ def judge(
                 faults[key] = reason
     if missing:
         ledger.load(missing)
+    return faults
 
-    policies = ledger.policies
+
+def _decide_all(
+    ledger: Ledger,
+    position: int,
+    now_ms: int,
+    keys: Sequence[Key],
+    checks: Sequence[Check],
+    faults: dict[Key, str],
+    answers: list[Answer],
+    with_holds: bool,
+) -> None:
+    """Decide *checks*, which ask and settle nothing, from *position* on; append to *answers*.
+
+    Unless *with_holds*, the sender does not know the fields about holds, and the decisions have none.
+    """
+    states, policies = ledger.states, ledger.policies
     dirty, epoch = ledger.dirty, policies.epoch
-    answers: list[Answer] = []
-    position = (offset << POSITION_BITS) - 1
+    position -= 1
     for key, check in zip(keys, checks, strict=True):
         position += 1
         state = states.get(key)
@@ -146,6 +216,12 @@ def judge(
             answers.append(None)
             continue
         if state.epoch != epoch or state.plan != check.plan:
+            if state.holds:
+                answer = _decide_held(ledger, position, now_ms, key, check, state, _NO_HOLD)
+                if not with_holds and isinstance(answer, Decision):
+                    answer = Decision(*(getattr(answer, name) for name in Decision.__struct_fields__))
+                answers.append(answer)
+                continue
             reason = _plan_fault(check.plan)
             if reason is not None:
                 answers.append(reason)
@@ -167,15 +243,97 @@ def judge(
             # A window that no limit uses any more is dropped by a later reshape(), at its own time.
             state.shaped = live and len(windows) == len(limits)
         decision = decide(windows, limits, now_ms, cost, state.version)
-        charged = decision.allowed and cost
-        if charged:
-            state.newest_ms = now_ms
-        if charged or (changed and live):
-            state.windows = windows
-            state.position = position
-            dirty[key] = state
         answers.append(decision)
+        if decision.allowed and cost:
+            state.newest_ms = now_ms
+        elif not (changed and live):
+            continue
+        if not live:
+            state.windows = windows
+        state.position = position
+        dirty[key] = state
+
+
+def _decide_held(
+    ledger: Ledger, position: int, now_ms: int, key: Key, check: Check, state: State, row: HoldRow
+) -> Answer:
+    """Decide a check whose client has holds, or that asks or settles."""
+    policies, ask = ledger.policies, row.ask
+    if expire_holds(state, now_ms):
+        _changed(ledger, key, state, position)
+    settled = _settle(ledger, position, now_ms, key, state, row)
+    reason = _plan_fault(check.plan)
+    if reason is not None:
+        return reason
+    policies.resolve(state, check, position)
+    if state.holds:
+        state.epoch = -1
+    limits = state.policy.limits
+    if not limits:
+        return HeldDecision(True, None, None, 0, 0, state.version, 0, settled=settled)
+    live = bool(state.holds) or is_live(state.windows, now_ms)
+    windows = state.windows if live else {}
+    changed = reshape(windows, limits, now_ms, state.newest_ms)
+    state.shaped = live and len(windows) == len(limits)
+    holds = state.holds
+    decision = decide_with_holds(state, windows, limits, now_ms, check.cost, ask=ask)
+    charged = decision.allowed and check.cost and not (ask is not None and ask.kind != LEASE)
+    if charged:
+        state.newest_ms = now_ms
+    if charged or holds != state.holds or (changed and live):
+        state.windows = windows
+        _changed(ledger, key, state, position)
+    if settled:
+        decision = msgspec.structs.replace(decision, settled=settled)
+    return decision
+
+
+def _settle(
+    ledger: Ledger, position: int, now_ms: int, key: Key, state: State, row: HoldRow | SettlementRow
+) -> Settled:
+    """Make the settlements of *row*, and close what its ask gives back."""
+    settled = tuple(settle(state, settlement, now_ms) for settlement in row.settlements)
+    closed = isinstance(row, HoldRow) and row.ask is not None and row.ask.kind == LEASE
+    if closed:
+        assert isinstance(row, HoldRow)
+        assert row.ask is not None
+        closed = close_superseded(state, row.ask)
+    if closed or any(settled):
+        _changed(ledger, key, state, position)
+    return settled
+
+
+def _settle_all(
+    ledger: Ledger,
+    offset: int,
+    now_ms: int,
+    rows: Sequence[SettlementRow],
+    fault: Callable[[Check], str | None],
+) -> list[Settled | str | None]:
+    """Apply the *rows* of a record of settlements."""
+    checks = [Check(row.client, 0, "", row.resource) for row in rows]
+    keys = [state_key(check) for check in checks]
+    faults = _load(ledger, keys, checks, fault)
+    answers: list[Settled | str | None] = []
+    for position, (key, row) in enumerate(zip(keys, rows, strict=True), offset << POSITION_BITS):
+        state = ledger.states.get(key)
+        if state is None:
+            answers.append(faults[key])
+        elif state.position >= position:
+            answers.append(None)
+        else:
+            if expire_holds(state, now_ms):
+                _changed(ledger, key, state, position)
+            answers.append(_settle(ledger, position, now_ms, key, state, row))
     return answers
+
+
+def _changed(ledger: Ledger, key: Key, state: State, position: int) -> None:
+    """Note that the check at *position* has changed the stored part of *state*."""
+    state.position = position
+    if state.holds:
+        state.epoch = -1  # the next check of the client takes the way that knows holds
+    ledger.dirty[key] = state
 
 
 def _plan_fault(plan: str) -> str | None:

@@ -19,8 +19,9 @@ import msgspec
 
 from stoplog.wire.checks import POSITION_BITS, Check
 from stoplog.wire.limit_updates import Update, UpdateKey
+from stoplog_worker.algorithm.holds import expire_holds
 from stoplog_worker.algorithm.policy_history import PolicyHistory
-from stoplog_worker.algorithm.sliding_window import is_live, usage
+from stoplog_worker.algorithm.sliding_window import Window, is_live, usage
 from stoplog_worker.algorithm.state_codec import (
     Key,
     Marker,
@@ -182,7 +183,16 @@ class Ledger:
         for key, state in self.states.items():
             if affected(key) and state.windows and state.position < position:
                 existed = existed or is_live(state.windows, self.clock_ms)
-                state.windows.clear()
+                if state.holds:
+                    expire_holds(state, self.clock_ms)
+                if state.holds:
+                    # Open holds stay. When they end, their units are charged in these windows.
+                    state.windows = {
+                        length: Window(length, kept_until_ms=window.kept_until_ms)
+                        for length, window in state.windows.items()
+                    }
+                else:
+                    state.windows.clear()
                 state.shaped = False
                 state.position = position
                 self.dirty[key] = state
@@ -247,14 +257,19 @@ class Ledger:
         self.policies.rewrite(policies, as_of)
 
     def expire(self, names: Iterable[bytes]) -> None:
-        """Drop the states with these stored keys whose charges have all left their windows.
+        """Drop the states with these stored keys that have no holds, and no charges in their windows.
 
         Only between checkpoints, like :meth:`evict`.
         """
         for name in names:
             key = decode_key(name)
             state = self.states.get(key)
-            if state is not None and key not in self.dirty and not is_live(state.windows, self.clock_ms):
+            if (
+                state is not None
+                and key not in self.dirty
+                and not state.holds
+                and not is_live(state.windows, self.clock_ms)
+            ):
                 del self.states[key]
                 self.size -= state.size
 

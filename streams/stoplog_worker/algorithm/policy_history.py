@@ -12,7 +12,7 @@ from typing import Final
 
 from stoplog.policy import Policy
 from stoplog.wire.checks import Check
-from stoplog.wire.limit_updates import Update, UpdateKey
+from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, UpdateKey
 from stoplog_worker.algorithm.state_codec import (
     BUILT_IN,
     NEVER_SET,
@@ -70,6 +70,13 @@ class PolicyHistory:
                 state.policy, state.version = found
                 return
         state.policy, state.version = self._default, BUILT_IN
+
+    def holds_enabled(self, position: int) -> bool:
+        """Return whether the log contains the update that enables holds, before *position*."""
+        key = (ENABLE_HOLDS.kind, ENABLE_HOLDS.id)
+        if key not in self._shared:
+            self._shared[key] = _in_force(self._history_of(ENABLE_HOLDS), position)
+        return self._shared[key] is not None
 
     def source_of(self, check: Check, position: int) -> UpdateKey | None:
         """Return the key of the policy that applies to *check*; ``None`` for the built-in default."""

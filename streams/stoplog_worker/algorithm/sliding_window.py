@@ -99,6 +99,11 @@ class Window(msgspec.Struct, gc=False):
             self.counts.append(cost)
         self.total += cost
 
+    def leaves_ms(self, at_ms: int) -> int:
+        """Return when a charge made at *at_ms* would leave the window."""
+        leaves = at_ms - at_ms % self.tick_ms + self.tick_ms + self.window_ms
+        return max(leaves, self.leave_ms[-1]) if self.leave_ms else leaves
+
     def charges(self) -> Iterator[tuple[int, int]]:
         """Return, for each tick in the window, when it leaves and its count, oldest first."""
         return islice(zip(self.leave_ms, self.counts, strict=True), self.gone, None)

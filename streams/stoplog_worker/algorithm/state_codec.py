@@ -18,7 +18,7 @@ Each value starts with the same nine bytes, so that two values of a key can be c
 =====  =====  ===============================================================================
 bytes  size   meaning
 =====  =====  ===============================================================================
-0      1      format version, ``01``
+0      1      format version, ``01``; ``02`` for a state with holds
 1-8    8      position, unsigned, big-endian: ``offset << 16 | index in the batch``
 9-     rest   msgpack, below
 =====  =====  ===============================================================================
@@ -36,6 +36,10 @@ index         meaning
 2, 4, 6, ...  tick of a charge, as the distance from the tick before (the first: from tick 0)
 3, 5, 7, ...  requests charged in that tick
 ============  ===============================================================================
+
+In format version 2, used for states with holds only, the body is an array of two: this array, and the holds,
+oldest first. A hold is an array: its id (``[incarnation, number, index]``), its kind (0 lease, 1
+reservation), the number of its ask, the partition time at which it ends, and its units.
 
 After the windows there may be an array ``[1, offset]``. The newest charge was made *offset* ms after the
 beginning of the last window's newest tick, or after the Unix epoch if that window has no tick. Workers of
@@ -58,11 +62,15 @@ import msgspec
 
 from stoplog.policy import Policy
 from stoplog.wire.checks import POSITION_BITS, Check
+from stoplog.wire.holds import HoldId
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog_worker.algorithm.sliding_window import Window, Windows, tick_of
 
 FORMAT: Final = b"\x01"
-"""First byte of every stored value."""
+"""First byte of every stored value, except of states with holds."""
+
+FORMAT_HOLDS: Final = b"\x02"
+"""First byte of the states with holds."""
 
 MARKER_KEY: Final = b"\x00marker"
 
@@ -138,18 +146,38 @@ class PolicyChange(msgspec.Struct, frozen=True, array_like=True):
 NEVER_SET: Final = PolicyChange(0, BUILT_IN, None)
 """The only change of a policy that was never set. It replaces a foreign history in the changelog."""
 
+
+class Hold(msgspec.Struct, frozen=True, array_like=True):
+    """Units that were granted and are not spent yet. They count in every window until the hold ends.
+
+    Attributes:
+        id: The id that the holder chose.
+        kind: :data:`stoplog.wire.holds.LEASE` or :data:`stoplog.wire.holds.RESERVATION`.
+        ask: Number of the ask for a lease; it rises for each holder. 0 for a reservation.
+        end_ms: Partition time at which the hold ends. All its units are charged then.
+        units: Units held.
+    """
+
+    id: HoldId
+    kind: int
+    ask: int
+    end_ms: int
+    units: int
+
+
 _NO_POLICY = Policy()
 
 
 class State(msgspec.Struct, gc=False):
     """One key's counters, and the policy that was last resolved for it.
 
-    Only position, windows and the time of the newest charge are stored.
+    Only position, windows, the time of the newest charge and holds are stored.
 
     Attributes:
         position: Position of the last check or update applied; -1 before the first.
         windows: Charges, by window length.
         newest_ms: Partition time of the newest charge; 0 if it is not known.
+        holds: Open holds, oldest first. While there are any, ``epoch`` is -1, so that the fold notices them.
         epoch: Epoch of the policies in which ``policy`` was resolved.
         plan: The plan for which ``policy`` was resolved.
         policy: The policy in force.
@@ -165,6 +193,7 @@ class State(msgspec.Struct, gc=False):
     position: int = -1
     windows: Windows = {}
     newest_ms: int = 0
+    holds: tuple[Hold, ...] = ()
     epoch: int = -1
     plan: str = ""
     policy: Policy = _NO_POLICY
@@ -177,6 +206,7 @@ class State(msgspec.Struct, gc=False):
 
 _pack = msgspec.msgpack.Encoder().encode
 _decode_windows = msgspec.msgpack.Decoder(list[list[int]]).decode
+_decode_held = msgspec.msgpack.Decoder(tuple[list[list[int]], tuple[Hold, ...]]).decode
 _decode_changes = msgspec.msgpack.Decoder(list[PolicyChange]).decode
 _decode_marker = msgspec.msgpack.Decoder(Marker).decode
 
@@ -245,14 +275,24 @@ def encode_state(state: State) -> bytes:
         lists.append(flat)
     if last and state.newest_ms:
         lists.append((_NEWEST, state.newest_ms - last + window.window_ms + tick_ms))
+    if state.holds:
+        return FORMAT_HOLDS + state.position.to_bytes(8) + _pack((lists, state.holds))
     return FORMAT + state.position.to_bytes(8) + _pack(lists)
+
+
+def _parts(value: bytes) -> tuple[list[list[int]], tuple[Hold, ...]]:
+    """Return the arrays of the windows, and the holds, of an encoded state."""
+    if value[0] == 1:
+        return _decode_windows(value[9:]), ()
+    return _decode_held(value[9:])
 
 
 def decode_state(value: bytes) -> State:
     """Decode a state. Its derived fields have their defaults."""
     windows: Windows = {}
     newest_ms = begins = 0
-    for flat in _decode_windows(value[9:]):
+    lists, holds = (_decode_windows(value[9:]), ()) if value[0] == 1 else _parts(value)
+    for flat in lists:
         window_ms = flat[0]
         if window_ms == _NEWEST:
             newest_ms = begins + flat[1]
@@ -265,7 +305,7 @@ def decode_state(value: bytes) -> State:
             leave_ms.append(leaves)
         windows[window_ms] = Window(window_ms, leave_ms, flat[3::2], flat[1])
         begins = leaves - window_ms - tick_ms
-    return State(position_of(value), windows, newest_ms)
+    return State(position_of(value), windows, newest_ms, holds)
 
 
 def is_state(value: bytes) -> bool:
@@ -274,22 +314,28 @@ def is_state(value: bytes) -> bool:
     Raises:
         MsgspecError: *value* is not msgpack, or not an array of arrays of integers.
     """
-    lists = _decode_windows(value[9:])
+    lists, _ = _parts(value)
     return all(len(flat) >= 2 and not len(flat) % 2 and flat[0] > 0 for flat in lists)
 
 
 def expires_at_ms(value: bytes) -> int:
-    """Return when the last charge of an encoded state leaves its window, partition time; 0 if it has none."""
+    """Return when the last charge of an encoded state leaves its window, partition time; 0 if it has none.
+
+    An open hold is charged at its end.
+    """
     last = 0
-    for flat in _decode_windows(value[9:]):
+    lists, holds = _parts(value)
+    for flat in lists:
         if len(flat) > 2:
             last = max(last, flat[0] + tick_of(flat[0]) * (sum(flat[2::2]) + 1))
+        if holds and flat[0] != _NEWEST:
+            last = max(last, Window(flat[0]).leaves_ms(max(hold.end_ms for hold in holds)))
     return last
 
 
 def without_charges(value: bytes) -> bytes:
-    """Return an encoded state without charges and with the position of *value*."""
-    return value[:9] + _pack([])
+    """Return an encoded state without charges and holds, and with the position of *value*."""
+    return FORMAT + value[1:9] + _pack([])
 
 
 def estimated_size(key: bytes, value: bytes) -> int:

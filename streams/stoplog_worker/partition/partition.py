@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +12,17 @@ from stoplog.errors import RecordError, UndecodableRecord
 from stoplog.wire.audit import source_of
 from stoplog.wire.checks import POSITION_BITS, Batch, Denials, SingleCheck, reply_address
 from stoplog.wire.format import headers_of
+from stoplog.wire.holds import SettlementBatch
 from stoplog.wire.limit_updates import Update
-from stoplog.wire.replies import Decision, Reply, encode_json_reply, encode_reply
+from stoplog.wire.replies import (
+    Decision,
+    Reply,
+    Settled,
+    SettlementReply,
+    encode_held_reply,
+    encode_json_reply,
+    encode_reply,
+)
 from stoplog_worker.algorithm.fold import Answer, fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger, UpdateEffect
 from stoplog_worker.algorithm.state_codec import Marker
@@ -143,6 +153,8 @@ class Partition:
             self._confirm(folded.record, folded.effect)
             if folded.effect is not None:
                 self._audit(folded.record, folded.effect, message)
+        elif isinstance(folded.record, SettlementBatch):
+            self._answer_settlements(folded.record, folded.settled, message)
         elif isinstance(folded.record, Denials):
             denied = sum(row.checks for row in folded.record.sums)
             self._metrics.checks.labels("cached").inc(denied)
@@ -167,12 +179,27 @@ class Partition:
         if isinstance(record, Batch):
             if record.partition >= 0:
                 reply = Reply(record.incarnation, record.number, offset, self.ledger.applied, answers)
-                self._producers.reply(record.partition, encode_reply(reply))
+                encode = encode_reply if record.hold_rows is None else encode_held_reply
+                self._producers.reply(record.partition, encode(reply))
         elif record.reply_to is not None and answers[0] is not None:
             fields = _json_fields(answers[0])
             if record.check.cost == 0 and "error" not in fields:
                 fields |= self.ledger.usage_report(record.check)
             self._producers.reply(record.reply_to.partition, encode_json_reply(record.reply_to, **fields))
+
+    def _answer_settlements(
+        self, record: SettlementBatch, answers: Sequence[Settled | str | None], message: Any
+    ) -> None:
+        if record.partition >= 0:
+            applied = self.ledger.applied
+            reply = SettlementReply(
+                record.incarnation, record.number, message.offset(), applied, list(answers)
+            )
+            self._producers.reply(record.partition, encode_held_reply(reply))
+        for answer in answers:
+            if isinstance(answer, str):
+                self._producers.dead_letter(message, answer)
+                return
 
     def _count(self, answers: list[Answer], message: Any) -> None:
         allowed = rejected = replayed = 0

@@ -16,6 +16,7 @@ from rocksdict import Rdict, WriteBatch
 
 from stoplog_worker.algorithm.state_codec import (
     FORMAT,
+    FORMAT_HOLDS,
     MARKER_KEY,
     Marker,
     decode_history,
@@ -57,7 +58,7 @@ class Record(NamedTuple):
             and self.key not in _OWN_KEYS
             and self.value
             and len(self.value) >= 9
-            and self.value.startswith(FORMAT)
+            and self.value.startswith((FORMAT, FORMAT_HOLDS) if table == COUNTERS else FORMAT)
         ):
             try:
                 if table == COUNTERS:

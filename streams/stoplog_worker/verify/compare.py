@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from stoplog.wire.replies import Decision, HeldDecision, Settled, as_held
 from stoplog_worker.algorithm.fold import Answer
 from stoplog_worker.algorithm.state_codec import (
     NEVER_SET,
@@ -65,12 +66,15 @@ class Finding(msgspec.Struct):
 def compare_states(
     finding: Finding, key: bytes, recomputed: bytes | None, stored: bytes | None, clock_ms: int
 ) -> None:
-    """Compare the charges of two encoded states that are in their windows at *clock_ms*."""
+    """Compare the holds of two encoded states, and the charges that are in their windows at *clock_ms*."""
     finding.states += 1
     expected, found = _charges(recomputed, clock_ms), _charges(stored, clock_ms)
     if expected != found:
         finding.note(f"counters of {_name(key)}: recomputed {expected}, stored {found}")
         return
+    holds = [decode_state(value).holds if value is not None else () for value in (recomputed, stored)]
+    if holds[0] != holds[1]:
+        finding.note(f"holds of {_name(key)}: recomputed {holds[0]}, stored {holds[1]}")
     newest = {decode_state(value).newest_ms for value in (recomputed, stored) if value is not None}
     newest.discard(0)  # a worker of an older version does not store it
     if expected and len(newest) > 1:
@@ -78,7 +82,10 @@ def compare_states(
 
 
 def compare_answers(
-    finding: Finding, offset: int, recomputed: Sequence[Answer], answered: Sequence[Answer]
+    finding: Finding,
+    offset: int,
+    recomputed: Sequence[Answer | Settled],
+    answered: Sequence[Answer | Settled],
 ) -> None:
     """Compare the answers to the record at *offset* with those in a reply."""
     if len(recomputed) != len(answered):
@@ -89,6 +96,8 @@ def compare_answers(
         if expected is None or found is None:
             continue
         finding.replies += 1
+        if isinstance(found, HeldDecision) and isinstance(expected, Decision):
+            expected = as_held(expected)
         if expected != found:
             finding.note(f"offset {offset}, check {index}: recomputed {expected}, the reply was {found}")
 

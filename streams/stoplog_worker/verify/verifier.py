@@ -26,7 +26,8 @@ from rocksdict import Options, Rdict
 from stoplog.errors import Unavailable, UndecodableRecord
 from stoplog.topics import CHECKS, REPLIES, TopicSpec
 from stoplog.wire.checks import POSITION_BITS, Batch
-from stoplog.wire.replies import decode_reply
+from stoplog.wire.holds import SettlementBatch
+from stoplog.wire.replies import decode_any_reply
 from stoplog_worker.algorithm.fold import fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.relay_keys import RelayKeys
@@ -197,7 +198,7 @@ class Verifier:
             for message in self._reader.read(REPLIES, partition, start, end):
                 value = message.value() or b""
                 try:
-                    reply = decode_reply(value)
+                    reply = decode_any_reply(value)
                 except UndecodableRecord:
                     continue  # the JSON reply to a single check, or a foreign record
                 replies.setdefault((reply.incarnation, reply.number), []).append(value)
@@ -279,11 +280,11 @@ class Verifier:
             if folded.refusal is not None and folded.refusal.kind == UNKNOWN_KEY:
                 finding.note_unverified(folded.refused)
             finding.decisions += sum(answer is not None for answer in folded.answers)
-            if isinstance(folded.record, Batch):
+            if isinstance(folded.record, Batch | SettlementBatch):
                 for value in replies.get((folded.record.incarnation, folded.record.number), ()):
-                    reply = decode_reply(value)
+                    reply = decode_any_reply(value)
                     if reply.offset == offset:
-                        compare_answers(finding, offset, folded.answers, reply.answers)
+                        compare_answers(finding, offset, folded.answers or folded.settled, reply.answers)
             yield offset
 
 

@@ -270,7 +270,7 @@ def _in_force(policies: Table) -> dict[bytes, Any]:
 
 
 def _counts(counters: Table, clock_ms: int) -> dict[bytes, Any]:
-    """Return position, newest charge and windows of each key, without charges that have left.
+    """Return position, newest charge, holds and windows of each key, without the charges that left.
 
     An expired state counts as none: the worker may have deleted it.
     """
@@ -283,7 +283,7 @@ def _counts(counters: Table, clock_ms: int) -> dict[bytes, Any]:
         for length, window in state.windows.items():
             window.forget(clock_ms)
             lists[length] = (list(window.charges()), window.kept_until_ms)
-        found[key] = (state.position, state.newest_ms, lists)
+        found[key] = (state.position, state.newest_ms, state.holds, lists)
     return found
 
 

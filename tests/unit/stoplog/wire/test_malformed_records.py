@@ -208,8 +208,8 @@ def test_lone_surrogate_is_refused(half: bytes) -> None:
 
 def test_missing_value_and_unknown_formats_are_refused() -> None:
     assert refused(None) == refused(b"") == "the record has no value"
-    assert "version 2" in refused(b"\x02" + encode_batch(GOOD)[1:])
-    assert "upgrade" in refused(b"\x02")
+    assert "version 3" in refused(b"\x03" + encode_batch(GOOD)[1:])
+    assert "upgrade" in refused(b"\x03")
     assert "kind 88" in refused(HEADER.pack(VERSION, ord("X"), 0, 1, 1) + b"\x90")
 
 
@@ -324,7 +324,7 @@ def test_reply_address_of_a_broken_batch_is_known() -> None:
     assert reply_address(encode_update(Update(1, "client", "a", "", None))) is None
     assert reply_address(b'{"client_id": "someone with a long name"}') is None
     assert reply_address(b"{B, from here on, is no batch") is None
-    assert reply_address(b"\x02" + HEAD[1:]) is None
+    assert reply_address(b"\x03" + HEAD[1:]) is None
     assert reply_incarnation(b"short") is None
 
 

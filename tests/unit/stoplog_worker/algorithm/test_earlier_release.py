@@ -1,4 +1,7 @@
-"""Workers of release 0.2.0 and of this version continue each other's states, with equal decisions."""
+"""Workers of release 0.2.0 and of this version continue each other's states, with equal decisions.
+
+Holds are not enabled. Both refuse records about them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from stoplog_worker.state.store import Record as ChangelogRecord
 from stoplog_worker.verify.replay import Record
 
 from stoplog.policy import parse_policy
-from stoplog.wire.checks import Batch, Check, encode_batch, encode_update
+from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, encode_update
+from stoplog.wire.holds import LEASE, Ask, HoldRow, SettlementBatch
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision
 from tests.support.broker import CHECKOUT
@@ -50,7 +54,11 @@ def a_log(random: Random, first: int, start_ms: int) -> list[Record]:
             Check(random.choice(CLIENTS), random.randrange(5), "", random.choice(("", "login")))
             for _ in range(3)
         ]
-        records.append(Record(offset, start_ms, encode_batch(Batch(0, 7, 1, checks))))
+        rows = [HoldRow(0, Ask(LEASE, (7, 1, 0), 1, 8, 9_000))] if random.random() < 0.2 else None
+        value = encode_batch(Batch(0, 7, 1, checks, rows))
+        if random.random() < 0.1:
+            value = encode_settlements(SettlementBatch(0, 7, 1, []))
+        records.append(Record(offset, start_ms, value))
     return records
 
 

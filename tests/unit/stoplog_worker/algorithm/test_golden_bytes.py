@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
+    Hold,
     Marker,
     PolicyChange,
     State,
@@ -16,10 +17,13 @@ from stoplog_worker.algorithm.state_codec import (
     encode_marker,
     encode_policy_key,
     encode_state,
+    expires_at_ms,
     position_of,
+    without_charges,
 )
 
 from stoplog.policy import UNLIMITED, parse_policy
+from stoplog.wire.holds import LEASE, RESERVATION
 from stoplog.wire.limit_updates import UpdateKey
 
 NOW = 1_764_000_000_123
@@ -39,6 +43,14 @@ CHARGED_STATE = bytes.fromhex(
     "92"
     "94 cdea60 00 ce69248100 01"  # a minute: 1 request in tick 1,764,000,000
     "92 01 7b"  # the newest charge: 123 ms after the beginning of that tick
+)
+HELD_STATE = bytes.fromhex(
+    "02 0000000000070003"  # format of a state with holds, position
+    "92"  # windows and holds
+    "92 94 cdea60 00 ce69248100 01 92 01 7b"  # as in a state without holds
+    "92"  # two holds: id, kind, number of the ask, end, units
+    "95 93 cf1122334455667788 07 01 00 0c cf0000019ab697f3c3 28"  # a lease of 40
+    "95 93 07 08 02 01 00 cf0000019ab698d263 cd012c"  # a reservation of 300
 )
 EMPTY_STATE = bytes.fromhex("01 0000000000050000 90")
 HISTORY = bytes.fromhex(
@@ -79,6 +91,21 @@ def test_state_with_time_of_newest_charge_has_golden_bytes() -> None:
     assert encode_state(State(7 << 16 | 3, {60_000: minute}, NOW)) == CHARGED_STATE
     found = decode_state(CHARGED_STATE)
     assert (found.windows, found.newest_ms) == ({60_000: minute}, NOW)
+
+
+def test_state_with_holds_has_golden_bytes() -> None:
+    minute = Window(60_000)
+    minute.charge(NOW, 1)
+    held = (
+        Hold((0x1122334455667788, 7, 1), LEASE, 12, NOW + 2_888, 40),
+        Hold((7, 8, 2), RESERVATION, 0, NOW + 59_880, 300),
+    )
+    state = State(7 << 16 | 3, {60_000: minute}, NOW, held)
+    assert encode_state(state) == HELD_STATE
+    assert encode_state(decode_state(HELD_STATE)) == HELD_STATE
+    assert decode_state(HELD_STATE).holds == held
+    assert expires_at_ms(HELD_STATE) == minute.leaves_ms(NOW + 59_880)
+    assert without_charges(HELD_STATE) == CHARGED_STATE[:9] + b"\x90"
 
 
 def test_state_without_charges_has_golden_bytes() -> None:

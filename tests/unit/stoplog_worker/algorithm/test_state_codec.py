@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stoplog_worker.algorithm.sliding_window import Window, tick_of
 from stoplog_worker.algorithm.state_codec import (
+    Hold,
     Marker,
     State,
     decode_marker,
@@ -15,12 +16,21 @@ from stoplog_worker.algorithm.state_codec import (
     position_of,
     state_key,
 )
-from stoplog_worker.state.store import COUNTERS
+from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
 from stoplog.policy import MAX_COST, UNLIMITED, Policy, parse_policy
 from stoplog.wire.checks import Check
 from tests.support.ledgers import DEFAULT, NOW, at, charge, fresh
 
+_u64 = st.integers(0, 2**64 - 1)
+_holds = st.builds(
+    Hold,
+    st.tuples(_u64, _u64, _u64),
+    st.sampled_from((0, 1)),
+    _u64,
+    st.integers(0, 2**48),
+    st.integers(0, MAX_COST),
+)
 _ticks = st.lists(st.tuples(st.integers(1, 2**40), st.integers(1, 2**53)), max_size=61)
 
 
@@ -35,7 +45,8 @@ def states(draw: st.DrawFn) -> State:
             counts.append(count)
         windows[length] = Window(length, leave_ms, counts, draw(st.sampled_from((0, NOW))))
     newest_ms = draw(st.integers(0, 2**48)) if windows else 0
-    return State(draw(st.integers(0, 2**63 - 1)), windows, newest_ms)
+    holds = tuple(draw(st.lists(_holds, max_size=3))) if windows else ()
+    return State(draw(st.integers(0, 2**63 - 1)), windows, newest_ms, holds)
 
 
 @given(states())
@@ -43,7 +54,9 @@ def test_encode_state_round_trips(state: State) -> None:
     value = encode_state(state)
     found = decode_state(value)
     assert position_of(value) == found.position == state.position
-    assert found.newest_ms == state.newest_ms
+    assert (found.newest_ms, found.holds) == (state.newest_ms, state.holds)
+    assert Record(0, b"a", value).entry(COUNTERS) == (b"a", value)
+    assert Record(0, b"a", value).entry(POLICIES) is None or not state.holds
     assert list(found.windows) == list(state.windows)
     for length, window in state.windows.items():
         back = found.windows[length]

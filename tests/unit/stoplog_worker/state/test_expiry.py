@@ -7,13 +7,14 @@ import pytest
 from stoplog_worker.algorithm.fold import fault_finder, judge
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.sliding_window import Window
-from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, State, encode_marker, encode_state
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Hold, Marker, State, encode_marker, encode_state
 from stoplog_worker.state.expiry import KEYS_PER_STEP, MAX_MILESTONES, PASS_S, STEP_S, StateExpirer
 from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
 from stoplog.policy import UNLIMITED, parse_policy
 from stoplog.wire.checks import POSITION_BITS, Check
+from stoplog.wire.holds import LEASE
 from stoplog.wire.limit_updates import Update
 from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, START
@@ -85,6 +86,17 @@ def test_expiry_removes_state_at_the_millisecond_of_expiry(store: PartitionStore
     mark(store, 5, window.leave_ms[-1] - 1)
     assert expire(store) == 0
     mark(store, 5, window.leave_ms[-1])
+    assert expire(store) == 1
+
+
+def test_expiry_keeps_state_with_hold_until_a_window_after_its_end(store: PartitionStore) -> None:
+    window = Window(MINUTE)
+    window.charge(START, 1)
+    held = Hold((7, 1, 0), LEASE, 1, START + HOUR, 5)
+    store.write(COUNTERS, [(b"a", encode_state(State(0, {MINUTE: window}, START, (held,))))])
+    mark(store, 5, window.leaves_ms(held.end_ms) - 1)
+    assert expire(store) == 0
+    mark(store, 5, window.leaves_ms(held.end_ms))
     assert expire(store) == 1
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 from stoplog_worker.algorithm.sliding_window import Window
-from stoplog_worker.algorithm.state_codec import NEVER_SET, PolicyChange, State, encode_history, encode_state
+from stoplog_worker.algorithm.state_codec import (
+    NEVER_SET,
+    Hold,
+    PolicyChange,
+    State,
+    encode_history,
+    encode_state,
+)
 from stoplog_worker.state.store import COUNTERS
 from stoplog_worker.verify.compare import (
     Finding,
@@ -15,7 +22,8 @@ from stoplog_worker.verify.compare import (
 )
 
 from stoplog.policy import parse_policy
-from stoplog.wire.replies import Decision
+from stoplog.wire.holds import Grant
+from stoplog.wire.replies import Decision, HeldDecision, as_held
 from tests.support.memory_store import MemoryStore
 
 NOW = 1_764_000_000_123
@@ -28,11 +36,13 @@ def finding() -> Finding:
     return Finding(0, 0, 9)
 
 
-def charged(position: int, *charges: tuple[int, int], newest_ms: int = 0) -> bytes:
+def charged(
+    position: int, *charges: tuple[int, int], newest_ms: int = 0, holds: tuple[Hold, ...] = ()
+) -> bytes:
     window = Window(60_000)
     for after_ms, cost in charges:
         window.charge(NOW + after_ms, cost)
-    return encode_state(State(position, {60_000: window}, newest_ms))
+    return encode_state(State(position, {60_000: window}, newest_ms, holds))
 
 
 def history(*positions: int) -> bytes:
@@ -113,3 +123,22 @@ def test_changed_entries_yields_newer_value_of_each_key() -> None:
         (b"old", charged(1), charged(2)),
         (b"lost", charged(1), charged(1)),
     ]
+
+
+def test_compare_states_counts_different_holds(finding: Finding) -> None:
+    hold = Hold((7, 1, 0), 0, 1, NOW + 3_000, 5)
+    held = charged(1, (0, 5), newest_ms=NOW, holds=(hold,))
+    compare_states(finding, b"alice", held, held, NOW)
+    assert finding.differ == 0
+    compare_states(finding, b"alice", held, charged(1, (0, 5), newest_ms=NOW), NOW)
+    assert finding.differ == 1
+    assert finding.differences[0].startswith("holds of alice: ")
+
+
+def test_compare_answers_reads_missing_fields_about_holds_as_nothing_held(finding: Finding) -> None:
+    plain = as_held(ALLOWED)
+    grant = HeldDecision(True, 3, 2, 60_000, 0, -1, 0, Grant(1, 5))
+    compare_answers(finding, 7, [ALLOWED, grant, (True,)], [plain, grant, (True,)])
+    assert (finding.replies, finding.differ) == (3, 0)
+    compare_answers(finding, 7, [ALLOWED, grant, (True,)], [grant, plain, (False,)])
+    assert finding.differ == 3

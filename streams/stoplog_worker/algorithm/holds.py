@@ -1,0 +1,266 @@
+"""Holds of one client: units that were granted and are not spent yet. Pure: no clock, no I/O, integers only.
+
+A hold counts in full, in every window, from its grant until it is settled or ends. From then on it is an
+ordinary charge, made at that instant. The holder admits requests while the hold is open. So each admission
+counts from before it was made until at least a window after it.
+
+For each record of a client, the fold first ends the holds that are over (:func:`expire_holds`), then settles
+(:func:`settle`, :func:`close_superseded`), and then judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from stoplog.policy import Limit
+from stoplog.wire.holds import (
+    LEASE,
+    MAX_LEASES,
+    MAX_RESERVATIONS,
+    RESERVATION,
+    SAME_ID,
+    TOO_MANY_RESERVATIONS,
+    Ask,
+    Grant,
+    HoldId,
+    Settlement,
+)
+from stoplog.wire.replies import HeldDecision
+from stoplog_worker.algorithm.sliding_window import Window, Windows
+from stoplog_worker.algorithm.state_codec import Hold, State
+
+MIN_LEASE: Final = 4
+"""Units below which no lease is granted: it would cost more records than it saves."""
+
+MIN_LEASE_MS: Final = 100
+"""Milliseconds below which no lease is granted: its reply may take as long."""
+
+MAX_LEASE_MS: Final = 10_000
+"""Longest time to live of a lease, ms. A holder that died keeps its units for so long."""
+
+SHARE: Final = 2
+"""A lease gets at most this part of the free units, again divided by the number of holds with it."""
+
+_LEASES_PER_WINDOW: Final = 20
+"""A lease lasts at most this part of the shortest window: its units count for so much longer."""
+
+
+# --- the ends of holds ---
+
+
+def expire_holds(state: State, now_ms: int) -> bool:
+    """Charge the units of all holds that have ended by *now_ms*, each at its end; return whether any has."""
+    ended = [hold for hold in state.holds if hold.end_ms <= now_ms]
+    if not ended:
+        return False
+    for hold in sorted(ended, key=lambda hold: (hold.end_ms, hold.id)):
+        _charge(state, hold.end_ms, hold.units)
+    state.holds = tuple(hold for hold in state.holds if hold.end_ms > now_ms)
+    return True
+
+
+def settle(state: State, settlement: Settlement, now_ms: int) -> bool:
+    """Charge what was used of a hold, and close it, or shrink it if the settlement is partial.
+
+    Args:
+        state: The state, changed in place. Its ended holds are expired.
+        settlement: The settlement.
+        now_ms: Partition time, ms since the Unix epoch.
+
+    Returns:
+        Whether the hold was open. If it was not, nothing changes.
+    """
+    for hold in state.holds:
+        if hold.id == settlement.id:
+            _charge(state, now_ms, settlement.used)
+            rest: tuple[Hold, ...] = ()
+            if settlement.partial:
+                units = max(0, hold.units - settlement.used)
+                rest = (Hold(hold.id, hold.kind, hold.ask, hold.end_ms, units),)
+            at = state.holds.index(hold)
+            state.holds = (*state.holds[:at], *rest, *state.holds[at + 1 :])
+            return True
+    return False
+
+
+def close_superseded(state: State, ask: Ask) -> bool:
+    """Close the leases that an ask for another lease gives back; return whether there was any.
+
+    These are the leases of the same holder with a smaller number of their ask that *ask* does not name. A
+    late ask has a small number, and so does not close a lease that is in use.
+    """
+    left = tuple(
+        hold
+        for hold in state.holds
+        if hold.kind != LEASE or hold.id[0] != ask.id[0] or hold.ask >= ask.number or hold.id in ask.keep
+    )
+    if len(left) == len(state.holds):
+        return False
+    state.holds = left
+    return True
+
+
+def _charge(state: State, at_ms: int, units: int) -> None:
+    if units:
+        for window in state.windows.values():
+            # What is dropped from the lists depends on the time of the charge only.
+            window.forget(at_ms)
+            window.charge(at_ms, units)
+        state.newest_ms = max(state.newest_ms, at_ms)
+
+
+# --- grants ---
+
+
+def find_hold(holds: Sequence[Hold], id_: HoldId) -> Hold | None:
+    """Return the open hold with this id."""
+    for hold in holds:
+        if hold.id == id_:
+            return hold
+    return None
+
+
+def too_many(holds: Sequence[Hold], kind: int) -> bool:
+    """Return whether no more holds of *kind* may be open."""
+    most = MAX_LEASES if kind == LEASE else MAX_RESERVATIONS
+    return len(holds) >= most and sum(hold.kind == kind for hold in holds) >= most
+
+
+def lease_for(
+    holds: Sequence[Hold], windows: Windows, limits: Sequence[Limit], ask: Ask, now_ms: int
+) -> Hold | None:
+    """Return the lease to grant to *ask*, whose check has been allowed and charged; ``None`` for none.
+
+    Args:
+        holds: The open holds.
+        windows: The client's windows.
+        limits: The limits of the policy in force, longest window first, not empty.
+        ask: The ask. No hold with its id is open.
+        now_ms: Partition time, ms since the Unix epoch.
+    """
+    if len(windows) != len(limits) or too_many(holds, LEASE):
+        return None  # a window without a limit is kept: its limit may come back and deny
+    if any(hold.kind == LEASE and hold.id[0] == ask.id[0] and hold.ask == ask.number for hold in holds):
+        return None
+    held = sum(hold.units for hold in holds)
+    free = min(limit.max - windows[limit.window_ms].total for limit in limits) - held
+    units = min(ask.want, free // (SHARE * (len(holds) + 1)))
+    ttl_ms = min(ask.ttl_ms, limits[-1].window_ms // _LEASES_PER_WINDOW, MAX_LEASE_MS)
+    if units < MIN_LEASE or ttl_ms < MIN_LEASE_MS:
+        return None
+    return Hold(ask.id, LEASE, ask.number, now_ms + ttl_ms, units)
+
+
+# --- decisions ---
+
+
+def decide_with_holds(
+    state: State,
+    windows: Windows,
+    limits: Sequence[Limit],
+    now_ms: int,
+    cost: int,
+    *,
+    ask: Ask | None,
+) -> HeldDecision:
+    """Charge or reserve *cost* if all *limits* allow it beside the open holds; grant what *ask* asks for.
+
+    This is :func:`stoplog_worker.algorithm.sliding_window.decide` for states with holds, and for asks. A
+    denial changes nothing.
+
+    Args:
+        state: The state; its holds may be extended. Its ended holds are expired, and settlements are made.
+        windows: The client's windows, changed in place; one for each limit
+            (:func:`stoplog_worker.algorithm.sliding_window.reshape`).
+        limits: The limits of the policy in force, longest window first, not empty.
+        now_ms: Partition time, ms since the Unix epoch.
+        cost: Requests to charge, or units to reserve.
+        ask: The hold that is asked for.
+
+    Returns:
+        The decision. ``retry_after_ms`` and ``reset_after_ms`` assume that every hold ends unsettled.
+    """
+    known = find_hold(state.holds, ask.id) if ask is not None else None
+    reserving = ask is not None and ask.kind == RESERVATION
+    held = sum(hold.units for hold in state.holds)
+    reason = ""
+    if known is not None and ask is not None and known.kind != ask.kind:
+        reason = SAME_ID
+    elif reserving and known is None and too_many(state.holds, RESERVATION):
+        reason = TOO_MANY_RESERVATIONS
+    if reason:
+        numbers = _numbers(windows, limits, state.holds, held, now_ms)
+        wait_ms = min(hold.end_ms for hold in state.holds) - now_ms
+        return HeldDecision(False, *numbers, wait_ms, state.version, 0, reason=reason)
+    allowed, never, free_at_ms, firm_at_ms = True, False, now_ms, now_ms
+    for limit in limits if known is None or not reserving else ():
+        window = windows[limit.window_ms]
+        window.forget(now_ms)
+        excess = cost + held + window.total - limit.max
+        if excess > 0:
+            allowed = False
+            if cost > limit.max:
+                never = True
+                continue
+            free_at_ms = max(free_at_ms, _free_at_ms(window, state.holds, excess))
+            if excess > held:
+                firm_at_ms = max(firm_at_ms, window.free_at_ms(excess - held))
+    grant = None
+    if allowed and reserving:
+        if known is None:
+            assert ask is not None
+            known = Hold(ask.id, RESERVATION, 0, now_ms + ask.ttl_ms, cost)
+            state.holds = (*state.holds, known)
+            held += cost
+        grant = Grant(known.units, known.end_ms - now_ms)
+    elif allowed:
+        if cost:
+            for window in windows.values():
+                window.forget(now_ms)
+                window.charge(now_ms, cost)
+        if ask is not None:
+            if known is None:
+                known = lease_for(state.holds, windows, limits, ask, now_ms)
+                if known is not None:
+                    state.holds = (*state.holds, known)
+                    held += known.units
+            if known is not None:
+                grant = Grant(known.units, known.end_ms - now_ms)
+    return HeldDecision(
+        allowed,
+        *_numbers(windows, limits, state.holds, held, now_ms),
+        None if never else free_at_ms - now_ms,
+        state.version,
+        None if never else firm_at_ms - now_ms,
+        grant,
+    )
+
+
+def _numbers(
+    windows: Windows, limits: Sequence[Limit], holds: Sequence[Hold], held: int, now_ms: int
+) -> tuple[int, int, int]:
+    """Return ``limit``, ``remaining`` and ``reset_after_ms`` of the limit with the fewest units left."""
+    left, nearest, maximum = 0, None, 0
+    for limit in limits:
+        window = windows[limit.window_ms]
+        window.forget(now_ms)
+        free = limit.max - window.total - held
+        if nearest is None or free < left:
+            left, nearest, maximum = free, window, limit.max
+    assert nearest is not None
+    last_ms = nearest.leave_ms[-1] if nearest.total else now_ms
+    for hold in holds:
+        if hold.units:
+            last_ms = max(last_ms, nearest.leaves_ms(hold.end_ms))
+    return maximum, max(0, left), last_ms - now_ms
+
+
+def _free_at_ms(window: Window, holds: Sequence[Hold], excess: int) -> int:
+    """Return when at least *excess* of the charges and holds will have left, if the holds end unsettled."""
+    leaving = [*window.charges(), *((window.leaves_ms(hold.end_ms), hold.units) for hold in holds)]
+    for leaves, count in sorted(leaving):
+        excess -= count
+        if excess <= 0:
+            return leaves
+    raise ValueError("excess is more than the window and the holds contain")

@@ -1,0 +1,107 @@
+"""Replies to records about holds: of format version 2, and only after holds are enabled."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from stoplog_worker.algorithm.state_codec import Marker
+from stoplog_worker.kafka.producers import Producers
+from stoplog_worker.metrics import Metrics
+from stoplog_worker.partition.partition import Partition
+from stoplog_worker.settings import Settings
+
+from stoplog.policy import UNLIMITED, parse_policy
+from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, encode_update
+from stoplog.wire.holds import (
+    RESERVATION,
+    Ask,
+    Grant,
+    HoldRow,
+    Settlement,
+    SettlementBatch,
+    SettlementRow,
+)
+from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
+from stoplog.wire.replies import HeldDecision, Reply, SettlementReply, decode_any_reply
+from tests.support.memory_store import MemoryStore
+from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, STRANGER
+from tests.support.records import Message
+from tests.support.relay import unkeyed
+
+CLIENT = CLIENTS[0]
+HELD = (7, 1, 0)
+
+
+class Sent:
+    """Producers that keep what they are given."""
+
+    def __init__(self) -> None:
+        self.changelogs: dict[str, str] = {}
+        self.replies: list[Reply | SettlementReply] = []
+        self.letters: list[str] = []
+
+    def reply(self, _partition: int, value: bytes) -> None:
+        self.replies.append(decode_any_reply(value))
+
+    def dead_letter(self, _message: Any, reason: str) -> None:
+        self.letters.append(reason)
+
+    def write_changelog(self, *_: Any) -> None:
+        """Accept a record that is never acknowledged."""
+
+    def relay_update(self, *_: Any) -> None:
+        """Accept an update, of which there are none."""
+
+    def publish_update(self, *_: Any) -> None:
+        """Accept an update of limits, of which there are none."""
+
+    def truncate_changelog(self, *_: Any) -> None:
+        """Accept a request that no test checks."""
+
+
+def opened() -> tuple[Partition, Sent]:
+    sent = Sent()
+    first = Marker(0, 0, -1, -1, "topic", parse_policy("10/minute"))
+    producers = cast("Producers", sent)
+    store = MemoryStore(PARTITION)
+    return Partition(Settings(), PARTITIONS, store, first, producers, Metrics(), keys=unkeyed()), sent
+
+
+RESERVE = Batch(
+    0, 7, 1, [Check(CLIENT), Check(CLIENT, 4)], [HoldRow(1, Ask(RESERVATION, HELD, 0, 0, 60_000))]
+)
+
+
+def test_records_with_holds_are_answered_in_format_version_2() -> None:
+    one, sent = opened()
+    enable = Update(0, ENABLE_HOLDS.kind, ENABLE_HOLDS.id, "", UNLIMITED)
+    one.take(Message(0, encode_update(enable)))
+    one.take(Message(1, encode_batch(RESERVE)))
+    rows = [
+        SettlementRow(CLIENT, "", (Settlement(HELD, 1), Settlement(HELD, 1))),
+        SettlementRow(STRANGER, "", ()),
+    ]
+    one.take(Message(2, encode_settlements(SettlementBatch(0, 7, 2, rows))))
+    one.take(Message(3, encode_settlements(SettlementBatch(-1, 7, 3, rows[:1]))))
+    reserved, settled = sent.replies
+    assert isinstance(reserved, Reply)
+    plain, held = reserved.answers
+    assert isinstance(plain, HeldDecision)
+    assert isinstance(held, HeldDecision)
+    assert (plain.remaining, plain.firm_ms, plain.grant) == (9, -1, None)
+    assert (held.remaining, held.firm_ms, held.grant) == (5, 0, Grant(4, 60_000))
+    assert isinstance(settled, SettlementReply)
+    assert (settled.number, settled.offset, settled.applied) == (2, 2, 0)
+    assert settled.answers[0] == (True, False)
+    assert isinstance(settled.answers[1], str)
+    assert sent.letters == [settled.answers[1]]
+
+
+def test_batch_with_holds_before_they_are_enabled_is_answered_with_the_reason() -> None:
+    one, sent = opened()
+    one.take(Message(0, encode_batch(RESERVE)))
+    [reply] = sent.replies
+    assert isinstance(reply, Reply)
+    assert reply.error is not None
+    assert "not enabled" in reply.error
+    assert sent.letters == [reply.error]

@@ -479,7 +479,12 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target("limits", (b"100/minute", b"40/2s", b" 5 / 10 m ", b"1000/1h"), _run_limit),
     Target("ids", (b"alice", "zo\u00eb".encode(), b"a" * 256), _run_id, share=0.5),
     Target("check-bodies", _json(*_BODIES), partial(_run_check_body, parse_check), share=2),
-    Target("check-lists", _json(list(_BODIES), []), partial(_run_check_body, parse_checks), share=2),
+    Target(
+        "check-lists",
+        _json(list(_BODIES), []),
+        partial(_run_check_body, lambda data: list(parse_checks(data))),
+        share=2,
+    ),
     Target(
         "tokens",
         (f"# name\nops admin {_DIGESTS[0]} 2026-11-30\n\nshop check,read {_DIGESTS[1]}\n".encode(),),

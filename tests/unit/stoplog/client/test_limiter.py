@@ -55,6 +55,23 @@ async def test_known_denial_is_answered_without_a_check_and_its_sum_is_published
     assert log.denied == [Denied("alice", "", "", 2, 4)]
 
 
+async def test_checks_fail_closed_one_by_one_or_all(kafka: type[Kafka]) -> None:
+    async with running_limiter() as (limiter, _):
+        limiter._engine.on_broker_down("the broker is gone")
+        assert not (await limiter.check("alice", on_unavailable="deny")).allowed
+        assert (await limiter.check("alice")).allowed
+        checks = [Check("alice"), Check("bob")]
+        for on_unavailable, allowed in (("deny", [False, False]), ("allow", [True, True])):
+            answers = await limiter.check_many(checks, on_unavailable=on_unavailable)  # type: ignore[arg-type]
+            assert [answer.allowed for answer in answers] == allowed
+        answers = await limiter.check_many(checks, on_unavailable=["allow", "deny"])
+        assert [(answer.allowed, answer.degraded) for answer in answers] == [(True, True), (False, True)]
+        assert limiter.traffic().failed_closed == 4
+        for wrong in ("denied", ["deny"], ["allow", ""]):
+            with pytest.raises(InvalidInput, match="on_unavailable"):
+                await limiter.check_many(checks, on_unavailable=wrong)  # type: ignore[arg-type]
+
+
 async def test_change_is_confirmed_once_no_gateway_denies_by_the_old_limits(
     kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch
 ) -> None:

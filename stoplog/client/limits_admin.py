@@ -218,10 +218,8 @@ class LimitsAdmin:
             InvalidInput: *after*, *limit* or *kind* is invalid.
             Unavailable: The broker did not answer.
         """
-        _check_limit(limit)
-        if kind not in (None, "client", "plan", "default"):
-            raise InvalidInput("kind", f"{kind!r} is not a kind of limits", "use client, plan or default")
-        partition, offset = self._read_cursor(after)
+        check_page(limit, kind)
+        partition, offset = read_page_cursor(after, self._partitions)
         return await self._read(self._scan, partition, offset, limit, kind)
 
     async def history(self, key: UpdateKey, before: str | None, limit: int) -> HistoryPage:
@@ -233,7 +231,7 @@ class LimitsAdmin:
             Unavailable: The broker did not answer, or there is no topic ``audit``.
         """
         _check_key(key)
-        _check_limit(limit)
+        check_page(limit)
         offset = read_cursor(before)
         return await self._read(self._scan_history, key, self._partitions_of(key)[0], offset, limit)
 
@@ -283,13 +281,19 @@ class LimitsAdmin:
         with closing(self._updates.read_audit(partition, before)) as records:
             return history_page(records, key, limit)
 
-    def _read_cursor(self, after: str | None) -> tuple[int, int | None]:
-        if after is None:
-            return 0, None
-        match = re.fullmatch(r"(\d{1,6})\.(\d{1,18})", after, re.ASCII)
-        if match is None or int(match[1]) >= self._partitions:
-            raise InvalidInput("after", "not a cursor", "use `next` of the previous page, or leave it out")
-        return int(match[1]), int(match[2])
+
+def read_page_cursor(after: str | None, partitions: int) -> tuple[int, int | None]:
+    """Return the partition and the offset in the cursor *after*.
+
+    Raises:
+        InvalidInput: It is no cursor of a topic with that many *partitions*.
+    """
+    if after is None:
+        return 0, None
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,18})", after, re.ASCII)
+    if match is None or int(match[1]) >= partitions:
+        raise InvalidInput("after", "not a cursor", "use `next` of the previous page, or leave it out")
+    return int(match[1]), int(match[2])
 
 
 def _listed(update: Update, partition: int, partitions: int, kind: str | None) -> bool:
@@ -299,7 +303,14 @@ def _listed(update: Update, partition: int, partitions: int, kind: str | None) -
     return update.kind == "client" or partition == home_of(update.kind, update.id, partitions)
 
 
-def _check_limit(limit: int) -> None:
+def check_page(limit: int, kind: str | None = None) -> None:
+    """Refuse a page of a size or a kind of limits that does not exist.
+
+    Raises:
+        InvalidInput: *limit* is not 1 to :data:`MAX_PAGE`, or *kind* is unknown.
+    """
+    if kind not in (None, "client", "plan", "default"):
+        raise InvalidInput("kind", f"{kind!r} is not a kind of limits", "use client, plan or default")
     if not 1 <= limit <= MAX_PAGE:
         raise InvalidInput("limit", "out of bounds", f"use 1 to {MAX_PAGE:,}")
 

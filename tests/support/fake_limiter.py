@@ -11,8 +11,8 @@ from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Readiness, Status
 from stoplog.client.fail_open import OVERLOAD, OnUnavailable, degraded_answer, fails_closed
 from stoplog.client.limiter import Limiter
-from stoplog.client.limits_admin import Applied, LimitsPage, StoredLimit
-from stoplog.client.limits_history import HistoryPage
+from stoplog.client.limits_admin import Applied, LimitsPage, StoredLimit, check_page, read_page_cursor
+from stoplog.client.limits_history import HistoryPage, read_cursor
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejected
 from stoplog.policy import Policy
@@ -112,6 +112,8 @@ class FakeLimiter(Limiter):
         self, after: str | None = None, limit: int = 100, kind: str | None = None
     ) -> LimitsPage:
         self._fail()
+        check_page(limit, kind)
+        read_page_cursor(after, 4)
         self.pages.append((after, limit, kind))
         gone = [StoredLimit(UpdateKey("client", "gone"), None, 3)] if after is not None else []
         return LimitsPage([*gone, *(StoredLimit(k, p, 7) for k, p in self.stored.items())], "cursor")
@@ -123,6 +125,8 @@ class FakeLimiter(Limiter):
         self, key: UpdateKey, before: str | None = None, limit: int = 100
     ) -> HistoryPage:
         self._fail()
+        check_page(limit)
+        read_cursor(before)
         self.histories.append((key, before, limit))
         return self.history
 

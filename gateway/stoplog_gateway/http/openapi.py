@@ -13,6 +13,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from stoplog.asgi.problem import UNAVAILABLE, Kind, Problem, problem
+from stoplog.client.limits_admin import MAX_PAGE
+from stoplog.policy import MAX_ID_BYTES
 from stoplog_gateway.access.scopes import Scope, is_for_proxies, scope_of
 from stoplog_gateway.http.auth import SEND_PROXY_TOKEN, SEND_TOKEN
 from stoplog_gateway.http.problems import (
@@ -74,6 +76,15 @@ BODY_FAILURES: Final[tuple[Failure, ...]] = (
     (CONTENT_TYPE, "text/plain is not JSON", "Content-Type", "send Content-Type: application/json"),
 )
 
+ID_SCHEMA: Final[dict[str, Any]] = {
+    "minLength": 1,
+    "maxLength": MAX_ID_BYTES,
+    "pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$",
+}
+"""What a schema of an id can express. It cannot express that 256 is a number of bytes of UTF-8."""
+
+PAGE_SIZE: Final[dict[str, Any]] = {"minimum": 1, "maximum": MAX_PAGE}
+
 TEMPLATE: Final = "#/components/schemas/{name}"
 
 TAGS: Final = [
@@ -121,6 +132,9 @@ class MsgspecFastAPI(FastAPI):
                 _add_access(route, operations)
             for schema in schemas.values():
                 schema["description"] = cleandoc(schema["description"])
+                for field in schema["properties"].values():
+                    if "type" in field:  # more exact than the Python types that the decoder accepts
+                        field.pop("anyOf", None)
             document["components"] = {"schemas": schemas, "securitySchemes": SECURITY}
             self.openapi_schema = document
         return self.openapi_schema

@@ -13,6 +13,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidId
 from stoplog.policy import check_id
+from stoplog_gateway.http.openapi import ID_SCHEMA
 from stoplog_gateway.settings import GatewaySettings
 
 
@@ -32,12 +33,20 @@ register_url_convertor("id", _IdConvertor())
 
 ClientId = Annotated[
     str,
-    Path(description="Client id, percent-encoded. A slash can stay unencoded.", examples=["alice"]),
+    Path(
+        description="Client id, percent-encoded. A slash can stay unencoded.",
+        examples=["alice"],
+        json_schema_extra=ID_SCHEMA,
+    ),
     AfterValidator(partial(check_id, field="client_id")),
 ]
 PlanId = Annotated[
     str,
-    Path(description="Plan id, percent-encoded. A slash can stay unencoded.", examples=["free"]),
+    Path(
+        description="Plan id, percent-encoded. A slash can stay unencoded.",
+        examples=["free"],
+        json_schema_extra=ID_SCHEMA,
+    ),
     AfterValidator(partial(check_id, field="plan")),
 ]
 
@@ -47,9 +56,12 @@ class ResourceQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    resource: Annotated[str, AfterValidator(partial(check_id, field="resource"))] | None = Field(
-        None, description="A resource with separate limits and counters."
-    )
+    resource: (
+        Annotated[
+            str, AfterValidator(partial(check_id, field="resource")), Field(json_schema_extra=ID_SCHEMA)
+        ]
+        | None
+    ) = Field(None, description="A resource with separate limits and counters.")
 
 
 Resource = Annotated[ResourceQuery, Query()]
@@ -58,9 +70,10 @@ Resource = Annotated[ResourceQuery, Query()]
 class CheckQuery(ResourceQuery):
     """The parameters of a check besides its client."""
 
-    plan: Annotated[str, AfterValidator(partial(check_id, field="plan"))] | None = Field(
-        None, description="Plan whose limits apply if the client has no limits of its own."
-    )
+    plan: (
+        Annotated[str, AfterValidator(partial(check_id, field="plan")), Field(json_schema_extra=ID_SCHEMA)]
+        | None
+    ) = Field(None, description="Plan whose limits apply if the client has no limits of its own.")
 
 
 async def require_utf8(request: Request) -> None:

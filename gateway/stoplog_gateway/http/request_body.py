@@ -121,6 +121,21 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         ) from exc
 
 
+def whole_number(value: float, field: str) -> int:
+    """Return *value* as an integer: to JSON, ``3.0`` is one.
+
+    Raises:
+        InvalidInput: The value has a fraction; names *field*.
+
+    >>> whole_number(3.0, "cost")
+    3
+    """
+    number = int(value)
+    if number != value:
+        raise InvalidInput(field, "not a whole number, got float", "see its type in /docs")
+    return number
+
+
 def _invalid(message: str) -> InvalidInput:
     """Convert msgspec's message, such as ``Expected `int`, got `str` - at `$[3].cost```."""
     match = _MESSAGE.fullmatch(message)
@@ -134,5 +149,6 @@ def _invalid(message: str) -> InvalidInput:
         return InvalidInput(field, "unknown field", "remove it, or check its spelling")
     if "out of range" in what:
         return InvalidInput(path or "body", "out of bounds", "use a smaller number")
-    problem = what.replace("`", "").replace("Expected ", "not ", 1).replace("not int,", "not a whole number,")
+    problem = what.replace("`", "").replace("Expected ", "not ", 1)
+    problem = problem.replace("not int | float,", "not a whole number,")
     return InvalidInput(path or "body", problem, "see its type in /docs")

@@ -20,19 +20,18 @@ from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BREAKER_OPEN, DEADLINE, FAIL_CLOSED, FAIL_OPEN, OnUnavailable
 from stoplog.client.limiter import SLICE
 from stoplog.errors import InvalidInput
-from stoplog.policy import MAX_COST, MAX_ID_BYTES, check_cost, check_id
+from stoplog.policy import MAX_COST, check_cost, check_id
 from stoplog.wire.checks import MAX_BATCH, Check
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.bugs import answers_after_bug
 from stoplog_gateway.http.params import LegacyHeaders, LimiterDep
 from stoplog_gateway.http.problems import INVALID
-from stoplog_gateway.http.request_body import JsonBody, JsonListBody, decode
+from stoplog_gateway.http.request_body import JsonBody, JsonListBody, decode, whole_number
 from stoplog_gateway.http.responses import RenderedResponse, respond
 
 
 def _id(description: str) -> msgspec.Meta:
-    bounds = {"minLength": 1, "maxLength": MAX_ID_BYTES}
-    return msgspec.Meta(description=description, extra_json_schema=bounds)
+    return msgspec.Meta(description=description, extra_json_schema=openapi.ID_SCHEMA)
 
 
 class CheckRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -40,10 +39,10 @@ class CheckRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=
 
     client_id: Annotated[str, _id("Client id, such as an API key or a user id.")]
     cost: Annotated[
-        int,
+        int | float,  # to JSON, 3.0 is an integer too
         msgspec.Meta(
             description="Cost to charge; 0 charges nothing.",
-            extra_json_schema={"minimum": 0, "maximum": MAX_COST},
+            extra_json_schema={"type": "integer", "minimum": 0, "maximum": MAX_COST},
         ),
     ] = 1
     plan: Annotated[str | None, _id("Plan whose limits apply if the client has no limits of its own.")] = None
@@ -94,9 +93,10 @@ def parse_checks(body: bytes) -> Iterator[list[tuple[Check, OnUnavailable]]]:
 
 def _validated(request: CheckRequest) -> Check:
     plan, resource = request.plan, request.resource
+    cost = request.cost
     return Check(
         check_id(request.client_id, "client_id"),
-        check_cost(request.cost),
+        check_cost(cost if type(cost) is int else whole_number(cost, "cost")),
         "" if plan is None else check_id(plan, "plan"),
         "" if resource is None else check_id(resource, "resource"),
     )

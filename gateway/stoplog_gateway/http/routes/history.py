@@ -61,10 +61,12 @@ MODELS: Final = (History,)
 class HistoryQuery(ResourceQuery):
     """Selects a page."""
 
-    before: str | None = Field(
+    before: Annotated[str, Field(json_schema_extra={"pattern": "^[0-9]{1,18}$"})] | None = Field(
         None, description="`next` of the previous page. Without it, the newest changes."
     )
-    limit: int = Field(100, description="Number of changes to return, 1 to 1,000.")
+    limit: int = Field(
+        100, description="Number of changes to return, 1 to 1,000.", json_schema_extra=openapi.PAGE_SIZE
+    )
 
 
 _CHANGE: Final = Change(

@@ -11,7 +11,13 @@ from stoplog.wire.limit_updates import UpdateKey
 
 _LIMIT_SCHEMA: Final = {
     "oneOf": [
-        {"type": "string", "examples": ["100/minute", "40/2s", "5/10m", "1000/1h", "1/day", "0/minute"]},
+        {
+            "type": "string",
+            "pattern": r"^\s*[0-9]{1,20}\s*/\s*[0-9]{0,20}\s*"
+            r"([Mm][Ss]|[Ss]([Ee][Cc]([Oo][Nn][Dd][Ss]?)?)?|[Mm]([Ii][Nn]([Uu][Tt][Ee][Ss]?)?)?"
+            r"|[Hh]([Oo][Uu][Rr][Ss]?)?|[Dd]([Aa][Yy][Ss]?)?)\s*$",
+            "examples": ["100/minute", "40/2s", "5/10m", "1000/1h", "1/day", "0/minute"],
+        },
         {
             "type": "object",
             "properties": {
@@ -24,7 +30,11 @@ _LIMIT_SCHEMA: Final = {
     ]
 }
 _LIMITS_SCHEMA: Final = {
-    "oneOf": [*_LIMIT_SCHEMA["oneOf"], {"type": "array", "items": _LIMIT_SCHEMA, "maxItems": MAX_LIMITS}]
+    "oneOf": [
+        {"const": "unlimited"},
+        *_LIMIT_SCHEMA["oneOf"],
+        {"type": "array", "items": _LIMIT_SCHEMA, "minItems": 1, "maxItems": MAX_LIMITS},
+    ]
 }
 
 
@@ -74,6 +84,26 @@ class Page(msgspec.Struct, frozen=True):
 
 
 MODELS: Final = (LimitsRequest, StoredLimits, ChangedLimits, DeletedLimits, Page)
+
+
+def with_whole_numbers(limits: Any) -> Any:
+    """Return *limits* of a request with ``100.0`` as 100: to JSON, both are integers.
+
+    >>> with_whole_numbers([{"max": 100.0, "window_seconds": 1.5}])
+    [{'max': 100, 'window_seconds': 1.5}]
+    """
+    if isinstance(limits, list):
+        return [_with_whole_numbers(limit) for limit in limits]
+    return _with_whole_numbers(limits)
+
+
+def _with_whole_numbers(limit: Any) -> Any:
+    if not isinstance(limit, dict):
+        return limit
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in limit.items()
+    }
 
 
 def stored_fields(key: UpdateKey, policy: Policy | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from fastapi import APIRouter, Depends, Query
@@ -28,6 +28,7 @@ from stoplog_gateway.http.routes.limit_models import (
     Page,
     StoredLimits,
     stored_fields,
+    with_whole_numbers,
 )
 
 _LIMITS: Final = ["100/minute", "10/second"]
@@ -79,9 +80,13 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    after: str | None = Field(None, description="`next` of the previous page. Without it, the first page.")
-    limit: int = Field(100, description="Number of entries to read, 1 to 1,000.")
-    kind: str | None = Field(
+    after: Annotated[str, Field(json_schema_extra={"pattern": r"^[0-9]{1,6}\.[0-9]{1,18}$"})] | None = Field(
+        None, description="`next` of the previous page. Without it, the first page."
+    )
+    limit: int = Field(
+        100, description="Number of entries to read, 1 to 1,000.", json_schema_extra=openapi.PAGE_SIZE
+    )
+    kind: Annotated[str, Field(json_schema_extra={"enum": list(get_args(_Kind))})] | None = Field(
         None, description="List only limits of this kind: `client`, `plan` or `default`."
     )
 
@@ -208,7 +213,7 @@ def _key(kind: _Kind, id_: str, query: ResourceQuery) -> UpdateKey:
 
 
 async def _set(limiter: Limiter, key: UpdateKey, body: bytes, source: ChangeSource) -> Response:
-    policy = parse_policy(decode(_request_decoder, body).limits)
+    policy = parse_policy(with_whole_numbers(decode(_request_decoder, body).limits))
     change = await limiter.set_limits(key, policy, source=source)
     return _changed_response(ChangedLimits(**_changed_fields(key, policy, change)), change, source)
 

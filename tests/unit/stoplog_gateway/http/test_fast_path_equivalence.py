@@ -28,7 +28,7 @@ from tests.support.protocol_connection import (
 )
 
 ids = st.text(max_size=5) | st.sampled_from(["alice", "a" * 256, "é" * 129, "a\x7f", "\u2028", "zoë 1"])
-costs = st.integers(-2, 12) | st.sampled_from([1_000_000, 1_000_001, 10**30, 1.5, True, None])
+costs = st.integers(-2, 12) | st.sampled_from([1_000_000, 1_000_001, 10**30, 1.5, 3.0, 1e300, True, None])
 checks = st.fixed_dictionaries(
     {"client_id": ids},
     optional={

@@ -61,6 +61,8 @@ async def test_limits_can_be_set_read_and_deleted(
         ("100/minute", ["100/minute"]),
         (["0/minute"], ["0/minute"]),
         ({"max": 5, "window_seconds": 60}, ["5/minute"]),
+        ({"max": 5.0, "window_seconds": 6e1}, ["5/minute"]),
+        ([{"max": 5.0, "window_seconds": 60}], ["5/minute"]),
         (["40/2s", {"max": 5, "window_seconds": 600}], ["5/10m", "40/2s"]),
     ],
 )
@@ -260,9 +262,9 @@ async def test_list_limits_returns_pages(http: httpx.AsyncClient, limiter: FakeL
     first = await http.get("/v1/limits", params={"limit": 10, "kind": "plan"})
     assert first.json() == {"items": [free], "next": "cursor"}
     # Later pages contain deletions, because an earlier page can have shown the deleted entry.
-    second = await http.get("/v1/limits", params={"after": "cursor 0", "limit": 10, "kind": "plan"})
+    second = await http.get("/v1/limits", params={"after": "0.12", "limit": 10, "kind": "plan"})
     assert second.json() == {"items": [gone, free], "next": "cursor"}
-    assert limiter.pages == [(None, 10, "plan"), ("cursor 0", 10, "plan")]
+    assert limiter.pages == [(None, 10, "plan"), ("0.12", 10, "plan")]
 
 
 @pytest.mark.parametrize("query", ["limit=many", "limit=1.5", "page=2"])

@@ -41,6 +41,9 @@ EXAMPLES: Final = tuple(raw.data for raw in load_corpus())
 _QUIET_TURNS: Final = 40
 """Turns of the event loop without output after which no more output is expected."""
 
+_RANDOM: Final = re.compile(rb"\r\nx-request-id: [0-9a-f]{16}\r\n")
+"""A header field that differs in each response."""
+
 _REQUEST_LINE: Final = re.compile(rb"HTTP/\d\.\d[ \t]*\r?\n")
 
 
@@ -84,6 +87,8 @@ class HttpFront:
         limiter = self._limiter
         calls = limiter.checks, limiter.fail_closed, limiter.changes
         limiter.checks, limiter.fail_closed, limiter.changes, limiter.stored = [], [], [], {}
+        for calls_of_others in (limiter.sources, limiter.histories, limiter.pages):
+            calls_of_others.clear()
         return calls
 
     async def _respond(self, fast_path: FastPath | None, pieces: list[bytes]) -> bytes:
@@ -104,7 +109,7 @@ class HttpFront:
         protocol.connection_lost(None)
         await asyncio.sleep(0)
         assert not wire.late, "the protocol writes to a connection that is lost"
-        return b"".join(wire.written)
+        return _RANDOM.sub(b"\r\n", b"".join(wire.written))
 
 
 def most_responses(data: bytes) -> int:

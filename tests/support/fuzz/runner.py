@@ -35,6 +35,9 @@ HTTP_SHARE: Final = 0.05
 MAX_CPU_S: Final = 1.0
 """CPU time of one input. All inputs that were tried need less than a tenth of it."""
 
+MAX_VIOLATIONS: Final = 20
+"""Violations after which a run of the HTTP front ends. Each one needs a new application."""
+
 _TRACED: Final = 50
 _MAX_MEMORY: Final = 16 << 20
 """Memory that an input of at most 64 KiB may need."""
@@ -124,6 +127,8 @@ async def run_http(seed: int, inputs: int, report: Callable[[str, int, int], Non
         outcome = await run_http_input(front, data, random)
         if isinstance(outcome, Violation):
             violations.append(outcome)
+            if len(violations) == MAX_VIOLATIONS:
+                break
             front = http_front.HttpFront()
         elif outcome:
             mutator.keep(data)

@@ -14,32 +14,34 @@ from typing import Final
 _FORWARDED: Final = frozenset(
     (
         b"cdn-loop",
-        b"cf-connecting-ip",
-        b"cf-connecting-ipv6",
-        b"cf-ray",
-        b"client-ip",
-        b"fastly-client-ip",
-        b"fly-client-ip",
-        b"forwarded",
-        b"forwarded-for",
-        b"true-client-ip",
         b"via",
         b"x-amzn-trace-id",
         b"x-appengine-user-ip",
         b"x-azure-clientip",
-        b"x-client-ip",
-        b"x-cluster-client-ip",
-        b"x-forwarded",
-        b"x-proxyuser-ip",
+        b"x-cloud-trace-context",
+        b"x-nginx-proxy",
         b"x-real-ip",
         b"x-remote-addr",
-        b"x-remote-ip",
         b"x-rewrite-url",
+        b"x-varnish",
     )
 )
 """Header fields that proxies, CDNs and clouds add to the requests that they forward."""
 
-_FORWARDED_PREFIXES: Final = (b"x-forwarded-", b"x-original-", b"x-envoy-", b"cloudfront-")
+_FORWARDED_PREFIXES: Final = (
+    b"cf-",
+    b"cloudfront-",
+    b"fastly-",
+    b"x-akamai-",
+    b"x-amz-cf-",
+    b"x-arr-",
+    b"x-envoy-",
+    b"x-original-",
+    b"x-proxy",
+    b"x-vercel-",
+)
+_FORWARDED_ENDINGS: Final = (b"client-ip", b"connection-ip", b"remote-ip")
+_FORWARDED_PART: Final = b"forward"
 
 
 def foreign_field(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str] | None:
@@ -48,7 +50,8 @@ def foreign_field(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str] | N
     Args:
         headers: Header fields, with names in lower case.
     """
-    host, origin = b"", None
+    host: bytes | None = None
+    origin: bytes | None = None
     for name, value in headers:
         if not tells_origin(name):
             continue
@@ -58,17 +61,28 @@ def foreign_field(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str] | N
             origin = value
         else:
             return name.decode("latin-1").title(), value.decode("latin-1")
-    if not _is_local(host):
+    # Browsers always send Host. Health checks with HTTP/1.0, as HAProxy's by default, send none.
+    if host is not None and not _is_local(host):
         return "Host", host.decode("latin-1")
-    if origin is not None and origin.lower() not in (b"http://" + host.lower(), b"https://" + host.lower()):
+    if origin is not None and (host is None or origin.lower() not in _addresses(host.lower())):
         return "Origin", origin.decode("latin-1")
     return None
+
+
+def _addresses(host: bytes) -> tuple[bytes, bytes]:
+    return b"http://" + host, b"https://" + host
 
 
 @lru_cache(1_024)
 def tells_origin(name: bytes) -> bool:
     """Return whether :func:`foreign_field` depends on the field *name*, which is in lower case."""
-    return name in (b"host", b"origin") or name in _FORWARDED or name.startswith(_FORWARDED_PREFIXES)
+    return (
+        name in (b"host", b"origin")
+        or name in _FORWARDED
+        or name.startswith(_FORWARDED_PREFIXES)
+        or name.endswith(_FORWARDED_ENDINGS)
+        or _FORWARDED_PART in name
+    )
 
 
 @lru_cache(256)

@@ -146,8 +146,11 @@ class GatewayProtocol(BoundedProtocol):
         return False
 
     def _admit_probe(self, data: bytes) -> None:
-        """Serve a probe on a connection that was opened while the event loop was late; refuse others."""
-        if data.startswith(PROBES):
+        """Serve a probe on a connection that was opened while the event loop was late.
+
+        Refuse other requests if the loop is still late.
+        """
+        if data.startswith(PROBES) or not self._turns.is_late:
             self._phase = HEAD
         else:
             self._connections.count_closed(OVERLOADED)

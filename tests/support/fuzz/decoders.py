@@ -43,7 +43,7 @@ from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 from stoplog.errors import InvalidInput, UndecodableRecord
 from stoplog.policy import check_id, parse_limit, parse_policy, usable_id
 from stoplog.tracing import context_from
-from stoplog.wire import audit, checks, heartbeats, limit_updates, partition_count, replies
+from stoplog.wire import audit, checks, heartbeats, holds, limit_updates, partition_count, replies
 from stoplog.wire.format import ReplyTo
 from tests.support.fake_limiter import FakeLimiter
 
@@ -82,12 +82,18 @@ def _encode_checks_record(record: Any) -> bytes:
             return checks.encode_denials(record)
         case checks.SingleCheck():
             return checks.encode_single(record)
+        case holds.SettlementBatch():
+            return checks.encode_settlements(record)
         case _:
             return checks.encode_update(record)
 
 
 _UPDATE: Final = limit_updates.Update(41, "client", "alice", "login", POLICY, ReplyTo(3, "u-1"), 7)
+_SETTLEMENTS: Final = (holds.Settlement((7, 5, 0), 3), holds.Settlement((7, 6, 1), 1, True))
+_ASK: Final = holds.Ask(holds.LEASE, (7, 9, 0), 4, 20, 3_000, ((7, 6, 1),))
 CHECKS_RECORDS: Final = (
+    checks.Batch(2, 77, 7, [checks.Check("alice", 2)], [holds.HoldRow(0, _ASK, _SETTLEMENTS)]),
+    holds.SettlementBatch(2, 77, 8, [holds.SettlementRow("alice", "login", _SETTLEMENTS)]),
     checks.Batch(2, 77, 5, [checks.Check("alice", 1, "gold", "login"), checks.Check("zo\u00eb")]),
     checks.Batch(-1, 77, 6, [checks.Check(f"c{i}", i) for i in range(20)]),
     checks.Denials(77, [checks.Denied("alice", "", "login", 3, 9)]),
@@ -124,6 +130,17 @@ def _run_reply(data: bytes) -> bool:
         return False
     assert replies.decode_reply(replies.encode_reply(decoded)) == decoded
     return True
+
+
+HELD_REPLIES: Final[tuple[replies.Reply | replies.SettlementReply, ...]] = (
+    replies.Reply(
+        7, 5, 9, 41, [replies.HeldDecision(True, 100, 79, 60_000, 0, -1, 5, holds.Grant(20, 3_000))]
+    ),
+    replies.Reply(
+        7, 5, 9, 41, [replies.HeldDecision(False, 3, 0, 60_000, 9, 41, 7, None, (True, False)), None]
+    ),
+    replies.SettlementReply(7, 5, 9, 41, [(True, False), None, "wrong partition"]),
+)
 
 
 def _run_json_reply(data: bytes) -> bool:
@@ -200,6 +217,14 @@ STATES: Final = (
     _HEAD
     + msgspec.msgpack.encode([[86_400_000, 0, 20_000, 9], [60_000, 5_000, 1_700_000, 3, 1, 2], [1, 500]]),
     _HEAD + msgspec.msgpack.encode([]),
+    b"\x02"
+    + _HEAD[1:]
+    + msgspec.msgpack.encode(
+        [
+            [[60_000, 0, 1_700_000, 3], [1, 500]],
+            [((7, 9, 0), 0, 4, 1_703_000, 20), ((7, 5, 0), 1, 0, 1_709_000, 3)],
+        ]
+    ),
 )
 
 
@@ -217,6 +242,7 @@ def _run_state(data: bytes) -> bool:
     assert encode_state(again) == written
     assert again.position == state.position
     assert again.windows == state.windows
+    assert again.holds == state.holds
     return True
 
 
@@ -426,6 +452,13 @@ TARGETS: Final[tuple[Target, ...]] = (
         share=4,
     ),
     Target("replies", tuple(map(replies.encode_reply, REPLIES)), _run_reply, msgpack_at=34, share=3),
+    Target(
+        "held-replies",
+        tuple(map(replies.encode_held_reply, HELD_REPLIES)),
+        partial(_run_struct, replies.decode_held_reply, replies.encode_held_reply),
+        msgpack_at=34,
+        share=2,
+    ),
     Target(
         "json-replies",
         (

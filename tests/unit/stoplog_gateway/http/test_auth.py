@@ -161,6 +161,12 @@ FOREIGN: Final = [
     ({"x-envoy-external-address": "203.0.113.9"}, "X-Envoy-External-Address"),
     ({"cf-connecting-ip": "203.0.113.9"}, "Cf-Connecting-Ip"),
     ({"true-client-ip": "203.0.113.9"}, "True-Client-Ip"),
+    ({"wl-proxy-client-ip": "203.0.113.9"}, "Wl-Proxy-Client-Ip"),
+    ({"x-forward-for": "203.0.113.9"}, "X-Forward-For"),
+    ({"x-nf-client-connection-ip": "203.0.113.9"}, "X-Nf-Client-Connection-Ip"),
+    ({"x-arr-log-id": "5"}, "X-Arr-Log-Id"),
+    ({"x-varnish": "32770"}, "X-Varnish"),
+    ({"x-vercel-id": "fra1::5"}, "X-Vercel-Id"),
 ]
 SOME_FOREIGN: Final = [FOREIGN[0][0], FOREIGN[4][0], FOREIGN[7][0]]
 LOCAL: Final = [

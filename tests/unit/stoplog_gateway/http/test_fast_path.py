@@ -303,6 +303,23 @@ async def test_connection_that_is_opened_while_the_loop_is_late_serves_probes_on
         await connection.disconnect()
 
 
+async def test_connections_are_served_again_once_the_loop_is_no_longer_late(limiter: FakeLimiter) -> None:
+    now = 100.0
+    turns = Turns(0.25, lambda: now)
+    app, fast_path = create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False)
+    turns.admits_check()
+    now += 1.0  # a long turn, and the last one: all its connections are closed
+    await asyncio.sleep(0)
+    now += 1.0
+    await asyncio.sleep(0)
+    opened_late = Connection(app, fast_path, connections=Connections(turns=turns))
+    now += 0.3
+    opened_later = Connection(app, fast_path, connections=Connections(turns=turns))
+    for connection in (opened_late, opened_later):
+        assert status_of(await connection.send(*CHECK)) == 200
+        await connection.disconnect()
+
+
 def list_of(count: int) -> bytes:
     return json.dumps([{"client_id": f"client-{number}"} for number in range(count)]).encode()
 

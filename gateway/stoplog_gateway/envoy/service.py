@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from stoplog.asgi.rate_limit_headers import rate_limit_headers, reset_s
 from stoplog.client.answer import Answer
-from stoplog.client.fail_open import DENY, INTERNAL_ERROR, OnUnavailable, degraded_answer
+from stoplog.client.fail_open import DENY, INTERNAL_ERROR, OVERLOAD, OnUnavailable, degraded_answer
 from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST
@@ -66,6 +66,18 @@ class RateLimitService:
         if denial is not None:
             self._limiter.metrics.count_degraded(INTERNAL_ERROR, True)
         return denial
+
+    def answer_in_overload(self, domain: str, *, fails_closed: bool) -> Any:
+        """Return the response to a request of *domain* that there is no time to read.
+
+        Its checks are not counted. It fails closed if *fails_closed* is true or a rule of the domain does.
+        """
+        closed = fails_closed or self._mapping.fails_closed(domain)
+        metrics = self._limiter.metrics
+        metrics.received += 1
+        metrics.uncounted += 1
+        metrics.count_degraded(OVERLOAD, closed)
+        return self._response([degraded_answer(OVERLOAD, closed)])
 
     def denial(self, request: Any) -> Any | None:
         """Return the denial of a *request* without a decision; ``None`` if it does not fail closed."""

@@ -31,6 +31,7 @@ from stoplog_gateway.http.handlers import Handler, SendResponse
 from stoplog_gateway.http.known_heads import KnownHeads
 from stoplog_gateway.http.long_lists import LongLists
 from stoplog_gateway.http.problems import ProblemError, render_error
+from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
 from stoplog_gateway.http.request_body import is_json
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 from stoplog_gateway.http.turns import Turns
@@ -58,6 +59,7 @@ class FastPath:
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
         turns: Shares the event loop between requests.
         tracing: Continues the callers' traces; ``None`` if tracing is off.
+        proxies: Answers the requests of proxies in overload. By default, the routes answer them.
     """
 
     def __init__(
@@ -68,12 +70,14 @@ class FastPath:
         turns: Turns | None = None,
         access: AccessControl | None = None,
         tracing: RequestTracing | None = None,
+        proxies: ProxiesInOverload | None = None,
     ) -> None:
         self._limiter = limiter
         self._legacy_headers = legacy_headers
         self._turns = turns or Turns()
         self._long_lists = LongLists(self._turns)
         self._tracing = tracing
+        self.proxies: Final = proxies
         self._access = access = access or AccessControl()
         self.known_heads: Final = KnownHeads[KnownHead]()
         """Heads of permitted plain checks, which need not be parsed again."""

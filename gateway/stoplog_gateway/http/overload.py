@@ -1,7 +1,8 @@
 """Refuse requests of the application for which a turn of the event loop has no time.
 
-Checks are never refused: they fail open. So are requests of proxies, whose callers a 503 would reach. Probes
-are served, because an orchestrator would restart a gateway that does not answer them.
+Checks are never refused: they fail open, also those of proxies
+(:mod:`stoplog_gateway.http.proxies_in_overload`), whose callers a 503 would reach. Probes are served, because
+an orchestrator would restart a gateway that does not answer them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ PROBES: Final = (
 )
 """Beginnings of requests that are always served."""
 
-_SERVED: Final = (b"/healthz", b"/readyz", b"/metrics", b"/v1/check", b"/v1/authorize", b"/json")
+_SERVED: Final = (
+    b"/healthz",
+    b"/readyz",
+    b"/metrics",
+    b"/v1/check",
+    b"/v1/checks",
+    b"/v1/authorize",
+    b"/json",
+)
+_SERVED_BELOW: Final = b"/v1/authorize/"
 _METHODS: Final = (b"GET", b"POST", b"PUT", b"DELETE")
 _MAX_BODY: Final = 1 << 16
 """Maximum bytes of a body that is read only to refuse its request."""
@@ -40,7 +50,9 @@ def can_be_refused(method: bytes, target: bytes, length: int) -> bool:
         target: Its target, with the query.
         length: Bytes of its body; negative if they are not announced.
     """
-    return method in _METHODS and 0 <= length <= _MAX_BODY and not target.startswith(_SERVED)
+    path = target.partition(b"?")[0]
+    served = path in _SERVED or path.startswith(_SERVED_BELOW)
+    return method in _METHODS and 0 <= length <= _MAX_BODY and not served
 
 
 def refuse(_: bytes, send: SendResponse) -> None:

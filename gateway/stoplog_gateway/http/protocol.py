@@ -38,6 +38,7 @@ from stoplog_gateway.http.final_response import (
     final_response,
     overloaded_response,
 )
+from stoplog_gateway.http.handlers import Handler
 from stoplog_gateway.http.known_heads import KnownHeads, matters
 from stoplog_gateway.http.overload import PROBES, can_be_refused, refuse
 from stoplog_gateway.http.problems import BAD_REQUEST
@@ -64,6 +65,7 @@ class GatewayProtocol(BoundedProtocol):
         # The gateway serves no WebSocket. Uvicorn would find an installed WebSocket library by itself, and
         # its upgrade would not start a request cycle.
         self.ws_protocol_class = None
+        self._proxies = None if fast_path is None else fast_path.proxies
         self._known_heads = KnownHeads[KnownHead]() if fast_path is None else fast_path.known_heads
         # Of the request that is parsed:
         self._tail = b""  # the last three bytes of an incomplete head
@@ -73,7 +75,7 @@ class GatewayProtocol(BoundedProtocol):
         self._reset_progress()
 
     def _reset_progress(self) -> None:
-        self._begun = self._head_parsed = self._parsed = self._upgrading = False
+        self._begun = self._head_parsed = self._parsed = self._upgrading = self._in_overload = False
         self._bad_head: BadHead | None = None
 
     # --- requests ---
@@ -206,7 +208,7 @@ class GatewayProtocol(BoundedProtocol):
                 self._phase = LENGTH
             if self._parsed:
                 self._end(BAD_REQUEST_RESPONSE)
-            elif whole and isinstance(self.cycle, FastCycle) and self.cycle.handler is not refuse:
+            elif whole and isinstance(self.cycle, FastCycle) and not self._in_overload:
                 self._fast_path.remember(piece, self.cycle.handler, self._left)
         else:
             self._end_of_message()
@@ -344,9 +346,10 @@ class GatewayProtocol(BoundedProtocol):
             handler = self._fast_path.handler_for(self.url, self._fields, self.headers)
         if handler is not None and length > 0 and self._is_plain():
             self.cycle = FastCycle(handler)  # type: ignore[assignment]
-        elif self._is_refused(method, length):
-            self.cycle = FastCycle(refuse)  # type: ignore[assignment]
-            self.cycle.keep_alive = parser.should_keep_alive()
+        elif (handler := self._handler_in_overload(method, length)) is not None:
+            self.cycle = FastCycle(handler)  # type: ignore[assignment]
+            self.cycle.keep_alive = parser.get_http_version() == "1.1" and parser.should_keep_alive()
+            self._in_overload = True
         else:
             self._start_application()
             if method == b"CONNECT":
@@ -358,13 +361,16 @@ class GatewayProtocol(BoundedProtocol):
         if self._draining:
             self.cycle.keep_alive = False
 
-    def _is_refused(self, method: bytes, length: int) -> bool:
-        """Return whether a request of the application is refused, because this turn has no time for it."""
+    def _handler_in_overload(self, method: bytes, length: int) -> Handler | None:
+        """Return the handler of a request of the application if this turn has no time for it."""
+        if self._turns.admits_request() or self.expect_100_continue:
+            return None
+        if can_be_refused(method, self.url, length):
+            return refuse if self.parser.get_http_version() == "1.1" else None
         return (
-            not self._turns.admits_request()
-            and can_be_refused(method, self.url, length)
-            and self.parser.get_http_version() == "1.1"
-            and not self.expect_100_continue
+            None
+            if self._proxies is None
+            else self._proxies.handler_for(method, self.url, length, self.headers)
         )
 
     def _start_application(self) -> None:

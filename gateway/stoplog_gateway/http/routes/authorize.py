@@ -13,8 +13,9 @@ from pydantic import Field
 from starlette.responses import Response
 
 from stoplog.asgi.denial import denial_text
-from stoplog.asgi.problem import RATE_LIMITED
-from stoplog.asgi.rate_limit_headers import rate_limit_headers
+from stoplog.asgi.problem import RATE_LIMITED, problem
+from stoplog.asgi.rate_limit_headers import Headers, rate_limit_headers
+from stoplog.asgi.responses import Rendered, render
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN, OnUnavailable
 from stoplog.errors import InvalidInput
@@ -23,8 +24,8 @@ from stoplog_gateway.http import openapi
 from stoplog_gateway.http.bugs import render_failed_closed
 from stoplog_gateway.http.failing_closed import ProxyOnUnavailable
 from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, LimiterDep, require_utf8
-from stoplog_gateway.http.problems import FAILED_CLOSED, INVALID, NO_CLIENT, ProblemError
-from stoplog_gateway.http.responses import RenderedResponse, respond
+from stoplog_gateway.http.problems import FAILED_CLOSED, INVALID, NO_CLIENT, ProblemError, render_problem
+from stoplog_gateway.http.responses import RenderedResponse
 from stoplog_gateway.http.routes.check import HEADERS
 from stoplog_gateway.settings import GatewaySettings
 
@@ -50,8 +51,16 @@ async def _client(request: Request) -> str:
         ProblemError: 403. Every proxy forwards this status, and the API caller may have caused the error.
     """
     settings: GatewaySettings = request.app.state.settings
-    name = settings.client_header
-    values = [value for key, value in request.headers.raw if key == name.lower().encode()]
+    return client_in(request.headers.raw, settings.client_header)
+
+
+def client_in(headers: Headers, name: str) -> str:
+    """Return the client id in the header field *name*.
+
+    Raises:
+        ProblemError: As :func:`_client`.
+    """
+    values = [value for key, value in headers if key == name.lower().encode()]
     if len(values) != 1:
         fault = "occurs more than once" if values else "is missing"
         raise _no_client(name, f"{name} {fault}", "configure the proxy to set it to the client id")
@@ -153,10 +162,15 @@ async def _authorize(
         resource=query.resource or "",
         on_unavailable=on_unavailable,
     )
+    return RenderedResponse(render_authorization(answer, legacy=legacy))
+
+
+def render_authorization(answer: Answer, *, legacy: bool) -> Rendered:
+    """Return the response to a proxy; *legacy* adds the ``X-RateLimit-*`` header fields."""
     if answer.degraded and not answer.allowed:
-        return RenderedResponse(render_failed_closed(answer))
+        return render_failed_closed(answer)
     headers = [_NO_STORE, *rate_limit_headers(answer, legacy=legacy)]
     if answer.allowed:
-        return respond(answer, extra=headers)
+        return render(answer, extra=headers)
     detail, remedy = denial_text(answer)
-    raise ProblemError(RATE_LIMITED, detail, None, remedy, headers)
+    return render_problem(problem(RATE_LIMITED, detail, None, remedy), headers)

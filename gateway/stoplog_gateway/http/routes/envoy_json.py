@@ -35,10 +35,6 @@ async def should_rate_limit(
         service = rate_limit_service(limiter, request.app.state.mapping, legacy_headers=legacy)
     except SettingsError as exc:
         raise ProblemError(NOT_INSTALLED, str(exc), None, REMEDY) from exc
-    from google.protobuf.json_format import MessageToJson
-
-    from stoplog_gateway.envoy.messages import OK
-
     call = _parse(body)
     try:
         response = await service.decide(call, on_unavailable)
@@ -49,10 +45,19 @@ async def should_rate_limit(
         if response is None:
             raise
         log.exception("bug in /json")
+    return RenderedResponse(render_response(response))
+
+
+def render_response(response: Any) -> Rendered:
+    """Return the HTTP response with a ``RateLimitResponse``."""
+    from google.protobuf.json_format import MessageToJson
+
+    from stoplog_gateway.envoy.messages import OK
+
     content = MessageToJson(response, indent=None).encode()
     headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(content))]
     headers += [(header.key.encode(), header.value.encode()) for header in response.response_headers_to_add]
-    return RenderedResponse(Rendered(200 if response.overall_code == OK else 429, headers, content))
+    return Rendered(200 if response.overall_code == OK else 429, headers, content)
 
 
 def _parse(body: bytes) -> Any:

@@ -1,0 +1,177 @@
+"""In overload, the checks of proxies fail open or closed at once, without the framework."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from stoplog_gateway.access.control import AccessControl
+from stoplog_gateway.envoy.mapping import DescriptorMapping, load_mapping
+from stoplog_gateway.http.app import create_app
+from stoplog_gateway.http.connections import Connections
+from stoplog_gateway.http.fast_path import FastPath
+from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
+from stoplog_gateway.http.turns import Turns
+from stoplog_gateway.settings import GatewaySettings
+
+import stoplog.client.engine
+from stoplog.client.fail_open import OVERLOAD
+from stoplog.client.limiter import Limiter
+from stoplog.wire.checks import Check
+from tests.support.access import access_control
+from tests.support.fake_kafka import Kafka
+from tests.support.fake_limiter import FakeLimiter
+from tests.support.protocol_connection import JSON, Connection, Request, forbidden_app, status_of
+
+ALICE = (b"x-client-id", b"alice")
+DENY = (b"stoplog-unavailable", b"deny")
+ENVOY = b'{"domain": "edge", "descriptors": [{"entries": [{"key": "user", "value": "alice"}]}]}'
+MAPPING = """
+login:
+  - client: "{user}"
+    on_unavailable: deny
+"""
+
+
+class LateTurns(Turns):
+    """Turns without time for another request."""
+
+    def admits_request(self) -> bool:
+        return False
+
+
+def in_overload(
+    limiter: Limiter,
+    app: object = forbidden_app,
+    access: AccessControl | None = None,
+    mapping: DescriptorMapping | None = None,
+) -> Connection:
+    """Return a connection to a gateway that has no time for requests of the application."""
+    proxies = ProxiesInOverload(
+        limiter,
+        access or access_control(),
+        mapping or DescriptorMapping(),
+        client_header="X-Client-Id",
+        legacy_headers=False,
+    )
+    fast_path = FastPath(limiter, legacy_headers=False, proxies=proxies)
+    return Connection(app, fast_path, connections=Connections(turns=LateTurns()))  # type: ignore[arg-type]
+
+
+def envoy_request(body: bytes, *fields: tuple[bytes, bytes], path: str = "/json") -> list[bytes]:
+    return Request("POST", path, (JSON, (b"content-length", b"%d" % len(body)), *fields), (body,)).data()
+
+
+async def test_check_of_a_proxy_without_time_fails_open_at_once_and_is_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
+    limiter = Limiter(GatewaySettings())
+    async with limiter:
+        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
+        connection = in_overload(limiter)
+        connection.protocol.data_received(Request("GET", "/v1/authorize?cost=3", (ALICE,)).data()[0])
+        [response] = connection.wire.written
+        assert status_of(response) == 200
+        answer = json.loads(response.partition(b"\r\n\r\n")[2])
+        assert (answer["allowed"], answer["degraded"], answer["reason"]) == (True, True, OVERLOAD)
+        await connection.send()
+        assert [check for check in log.checks if check.client] == [Check("alice", 3)]
+        assert limiter.metrics.degraded[OVERLOAD] == limiter.metrics.received == 1
+        assert limiter.metrics.in_flight == limiter.metrics.uncounted == 0
+        await connection.disconnect()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PROPFIND"])
+@pytest.mark.parametrize("path", ["/v1/authorize", "/v1/authorize/orders?cost=x&unavailable=x"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_proxy_in_overload_gets_the_check_of_every_method_path_and_version(
+    method: str, path: str, version: str, limiter: FakeLimiter
+) -> None:
+    connection = in_overload(limiter)
+    request = Request(method, path, (ALICE, (b"content-length", b"0")), version=version)
+    response = await connection.send(*request.data())
+    assert status_of(response) == 200
+    assert limiter.checks == [Check("alice", 1)]
+    assert connection.wire.is_closing() == (version == "1.0")
+    assert response.endswith(b"\r\n\r\n") == (method == "HEAD")
+    await connection.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/authorize?unavailable=deny", (ALICE,)),
+        ("/v1/authorize", (ALICE, DENY)),
+        ("/v1/authorize/orders", (ALICE, DENY)),
+    ],
+)
+async def test_proxy_in_overload_that_asks_to_fail_closed_gets_429_and_no_5xx(
+    path: str, fields: tuple[tuple[bytes, bytes], ...], limiter: FakeLimiter
+) -> None:
+    connection = in_overload(limiter)
+    response = await connection.send(*Request("GET", path, fields).data())
+    assert status_of(response) == 429
+    assert b"store-unavailable" in response
+    assert b"retry-after: 1\r\n" in response
+    assert limiter.fail_closed == [True]
+    await connection.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        ("/v1/authorize", (), 403),
+        ("/v1/authorize", (ALICE, ALICE), 403),
+        ("/v1/authorize", ((b"x-client-id", b"\xff"),), 403),
+        ("/v1/authorize", (ALICE, (b"stoplog-unavailable", b"no")), 422),
+        ("/v1/authorize?cost=-1", (ALICE,), 422),
+        ("/v1/authorize?cots=1", (ALICE,), 422),
+        ("/v1/authorize?plan=%ff", (ALICE,), 422),
+        ("/v1/authorized", (ALICE,), 503),
+    ],
+)
+async def test_invalid_request_of_a_proxy_in_overload_gets_the_response_of_the_route(
+    path: str, fields: tuple[tuple[bytes, bytes], ...], status: int, limiter: FakeLimiter
+) -> None:
+    app = create_app(GatewaySettings(), limiter, access_control())
+    request = Request("GET", path, fields).data()
+    response = await in_overload(limiter, app).send(*request)
+    assert status_of(response) == status
+    if status != 503:
+        assert response == await Connection(app, None).send(*request)
+    assert not limiter.checks
+
+
+async def test_request_of_envoy_in_overload_is_answered_without_reading_its_descriptors(
+    limiter: FakeLimiter, tmp_path: Path
+) -> None:
+    file = tmp_path / "mapping.yaml"
+    file.write_text(MAPPING)
+    connection = in_overload(limiter, mapping=load_mapping(file))
+    for request, status in (
+        (envoy_request(ENVOY), 200),
+        (envoy_request(ENVOY, path="/json?unavailable=deny"), 429),
+        (envoy_request(ENVOY, DENY), 429),
+        (envoy_request(ENVOY.replace(b"edge", b"login")), 429),
+        (envoy_request(b"{}"), 200),
+        (envoy_request(b"{"), 400),
+    ):
+        for _ in range(2):  # the head must not be remembered
+            assert status_of(await connection.send(*request)) == status
+    assert limiter.metrics.degraded[OVERLOAD] == 4
+    assert limiter.metrics.failed_closed[OVERLOAD] == 6
+    assert limiter.metrics.uncounted == limiter.metrics.received == 10
+    await connection.disconnect()
+
+
+async def test_proxy_without_its_token_is_refused_in_overload_too(limiter: FakeLimiter) -> None:
+    access = access_control({"good": "check"}, check_needs_token=True)
+    app = create_app(GatewaySettings(), limiter, access)
+    connection = in_overload(limiter, app, access)
+    assert status_of(await connection.send(*Request("GET", "/v1/authorize", (ALICE,)).data())) == 403
+    with_token = Request("GET", "/v1/authorize", (ALICE, (b"stoplog-token", b"good")))
+    assert status_of(await connection.send(*with_token.data())) == 200
+    assert limiter.checks == [Check("alice", 1)]
+    await connection.disconnect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -122,7 +123,8 @@ async def respond_to_stream(app: ASGIApp, fast_path: FastPath | None, pieces: Se
 
 def final_statuses(responses: bytes) -> list[int]:
     """Return the statuses of *responses*, without those that announce another one (1xx)."""
-    statuses = [int(part[:3]) for part in responses.split(b"HTTP/1.1 ")[1:]]
+    # A body may repeat a field of the request, but no line end of it.
+    statuses = map(int, re.findall(rb"HTTP/1\.1 (\d{3})[^\r\n]*\r\n", responses))
     return [status for status in statuses if status >= 200]
 
 

@@ -9,8 +9,7 @@ message takes too long.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -84,9 +83,15 @@ class ProxiesInOverload:
         self._access = access
         self._client_header = client_header
         self._legacy_headers = legacy_headers
-        self._service: RateLimitService | None = None
-        with suppress(SettingsError):  # without the extra, the route states the remedy
-            self._service = rate_limit_service(limiter, mapping, legacy_headers=legacy_headers)
+        self._mapping = mapping
+
+    @cached_property
+    def _service(self) -> RateLimitService | None:
+        """The service for Envoy. It imports protobuf, so only the first request makes it."""
+        try:
+            return rate_limit_service(self._limiter, self._mapping, legacy_headers=self._legacy_headers)
+        except SettingsError:  # without the extra, the route states the remedy
+            return None
 
     def handler_for(self, method: bytes, target: bytes, length: int, headers: Headers) -> Handler | None:
         """Return the handler of a request, or ``None`` if the routes must handle it.

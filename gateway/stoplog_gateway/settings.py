@@ -74,7 +74,7 @@ class GatewaySettings(Settings):
     )
     check_token: Literal["optional", "required"] = Field(
         "optional",
-        description="`required`: checks need a token with the scope `check`, too.",
+        description="With `required`, checks need a token with the scope `check`, too.",
     )
     tls_cert_file: Path | None = Field(
         None,

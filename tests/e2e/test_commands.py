@@ -151,5 +151,6 @@ def test_up_writes_one_log_per_process(running: Running) -> None:
     assert sorted(path.name for path in Path(running.home, "logs").iterdir()) == [
         "gateway-1.log",
         "kafka.log",
+        "kafka.out",
         "worker-1.log",
     ]

@@ -308,7 +308,7 @@ def test_up_with_two_lanes_runs_both(tmp_path: Path) -> None:
     with stoplog_up(tmp_path, "--lanes", "2") as up, httpx.Client(base_url=up.url, trust_env=False) as http:
 
         def workers() -> dict[str, str]:
-            nodes = http.get("/v1/status").json()["nodes"]
+            nodes = http.get("/v1/status", headers=up.authorization).json()["nodes"]
             return {node["lane"]: node["id"].partition("@")[0] for node in nodes if node["role"] == "worker"}
 
         eventually("both lanes have a worker", lambda: workers() == {"a": "worker-1", "b": "worker-b-1"})

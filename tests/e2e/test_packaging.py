@@ -231,4 +231,4 @@ def test_editable_install_imports_the_checkout(tmp_path: Path) -> None:
     done = editable.run(EDITABLE, tmp_path)
     *places, topic = done.stdout.split()
     assert places == [f"{folder}/__init__.py" for folder in PACKAGES.values()], done.stderr
-    assert topic == "checks"
+    assert topic == "audit"

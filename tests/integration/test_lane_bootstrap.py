@@ -36,13 +36,14 @@ from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import with_lanes
 from stoplog.policy import parse_policy
-from stoplog.topics import load_topics
+from stoplog.topics import CHECKS, load_topics
 from stoplog.wire.checks import POSITION_BITS
 from tests.support import raw
 from tests.support.memory_store import MemoryStore, contents
 from tests.support.raw import ZSTD, bomb
 
 PARTITION = 1
+LOG_END = 100_000
 SOURCE = changelogs("")
 Produce = Callable[..., None]
 
@@ -51,7 +52,16 @@ Produce = Callable[..., None]
 def kafka_of_lanes(fresh_kafka: Broker) -> Broker:
     admin = silent_admin(KafkaConnection(fresh_kafka.bootstrap))
     create_topics(admin, with_lanes(load_topics(), ["b", "c", "d", "e", "f"]).values())
+    fill_log(fresh_kafka)
     return fresh_kafka
+
+
+def fill_log(broker: Broker) -> None:
+    """Make the log longer than every position that the tests write. The copy leaves out what lies beyond."""
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "queue.buffering.max.messages": LOG_END})
+    for _ in range(LOG_END):
+        producer.produce(CHECKS, b"x", partition=PARTITION)
+    assert producer.flush(60) == 0
 
 
 @contextmanager

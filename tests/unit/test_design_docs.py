@@ -40,7 +40,9 @@ def paths(page: Path) -> set[str]:
 
 
 def exists(path: str) -> bool:
-    """Return whether *path* is that of a file or folder, or the end of one."""
+    """Return whether *path* is that of a file or folder, or the end of one. ``build`` holds what is made."""
+    if path.startswith("build/"):
+        return True
     if next(CHECKOUT.glob(path), None) is not None:
         return True
     return any(next((CHECKOUT / folder).rglob(path), None) is not None for folder in _FOLDERS)

@@ -108,9 +108,9 @@ async def client_history(
 
     If the last slash is encoded as `%2F`, the route is that of the client `…/history`.
     """
-    if not request.scope["raw_path"].endswith(b"/history"):
-        return await read_limits(limiter, UpdateKey("client", f"{client_id}/history", query.resource or ""))
-    return await _history(limiter, UpdateKey("client", client_id, query.resource or ""), query)
+    return await _history_or_limits(
+        request, limiter, UpdateKey("client", client_id, query.resource or ""), query
+    )
 
 
 @router.get(
@@ -122,9 +122,8 @@ async def plan_history(
     request: Request, plan: PlanId, query: Annotated[HistoryQuery, Query()], limiter: LimiterDep
 ) -> Response:
     """Return the changes of the plan's limits, for `resource` or none."""
-    if not request.scope["raw_path"].endswith(b"/history"):
-        return await read_limits(limiter, UpdateKey("plan", f"{plan}/history", query.resource or ""))
-    return await _history(limiter, UpdateKey("plan", plan, query.resource or ""), query)
+    key = UpdateKey("plan", plan, query.resource or "")
+    return await _history_or_limits(request, limiter, key, query)
 
 
 @router.get(
@@ -135,6 +134,15 @@ async def plan_history(
 async def default_history(query: Annotated[HistoryQuery, Query()], limiter: LimiterDep) -> Response:
     """Return the changes of the default limits, for `resource` or none."""
     return await _history(limiter, UpdateKey("default", "", query.resource or ""), query)
+
+
+async def _history_or_limits(
+    request: Request, limiter: Limiter, key: UpdateKey, query: HistoryQuery
+) -> Response:
+    """Return the history of *key*, or the limits of the id ``…/history`` if its slash was sent as ``%2F``."""
+    if not request.scope["raw_path"].endswith(b"/history"):
+        return await read_limits(limiter, msgspec.structs.replace(key, id=f"{key.id}/history"))
+    return await _history(limiter, key, query)
 
 
 async def _history(limiter: Limiter, key: UpdateKey, query: HistoryQuery) -> Response:

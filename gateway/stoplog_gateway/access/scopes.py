@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
+from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON
+
 
 class Scope(StrEnum):
     """What a token permits. ``admin`` includes the other two.
@@ -35,9 +37,9 @@ ANY_METHOD: Final = "*"
 ROUTES: Final[Mapping[str, Mapping[str, Scope | None]]] = {
     "/v1/check": {"POST": Scope.CHECK},
     "/v1/checks": {"POST": Scope.CHECK},
-    "/v1/authorize": {ANY_METHOD: Scope.CHECK},
-    "/v1/authorize/{path:id}": {ANY_METHOD: Scope.CHECK},
-    "/json": {"POST": Scope.CHECK},
+    AUTHORIZE: {ANY_METHOD: Scope.CHECK},
+    f"{AUTHORIZE}/{{path:id}}": {ANY_METHOD: Scope.CHECK},
+    ENVOY_JSON: {"POST": Scope.CHECK},
     "/v1/limits": {"GET": Scope.READ},
     "/v1/limits/{client_id:id}/history": {"GET": Scope.READ},
     "/v1/plans/{plan:id}/history": {"GET": Scope.READ},
@@ -72,11 +74,3 @@ def scope_of(path: str, method: str) -> Scope | None:
     """
     methods = ROUTES.get(path, {})
     return methods.get(method, methods.get(ANY_METHOD, Scope.ADMIN))
-
-
-def is_for_proxies(path: str) -> bool:
-    """Return whether proxies send requests to *path* (of a URL or a route) on behalf of their callers.
-
-    ``Authorization`` and ``Host`` of such a request belong to the proxy's caller.
-    """
-    return path in ("/v1/authorize", "/json") or path.startswith("/v1/authorize/")

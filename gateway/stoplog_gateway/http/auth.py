@@ -8,9 +8,10 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stoplog_gateway.access.control import AccessControl, Refusal, bearer_token, proxy_token
+from stoplog_gateway.access.proxy_paths import is_for_proxies
 from stoplog_gateway.access.refusals import FOREIGN, MISSING_SCOPE, NO_TOKEN, NO_TOKENS_FILE
 from stoplog_gateway.access.scopes import Scope as TokenScope
-from stoplog_gateway.access.scopes import is_for_proxies, scope_of
+from stoplog_gateway.access.scopes import scope_of
 from stoplog_gateway.http.problems import (
     FORBIDDEN,
     PROXY_UNAUTHORIZED,

@@ -14,11 +14,9 @@ from fastapi import Depends, Request
 from starlette.types import Scope
 
 from stoplog.client.fail_open import ALLOW, DENY, OnUnavailable, fails_closed
+from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON, is_authorize
 
 HEADER: Final = b"stoplog-unavailable"
-
-_PATHS: Final = ("/v1/authorize", "/json")
-_BELOW: Final = "/v1/authorize/"
 
 
 def asks_to_fail_closed(scope: Scope) -> bool:
@@ -28,10 +26,10 @@ def asks_to_fail_closed(scope: Scope) -> bool:
         InvalidInput: The query or the header field is neither ``allow`` nor ``deny``.
     """
     path = scope["path"]
-    if path in _PATHS:
+    if path in (AUTHORIZE, ENVOY_JSON):
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         values = query.get("unavailable", [])
-    elif path.startswith(_BELOW):
+    elif is_authorize(path):
         values = []  # the query below that path is not the proxy's
     else:
         return False

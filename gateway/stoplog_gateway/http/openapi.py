@@ -15,7 +15,8 @@ from fastapi.routing import APIRoute
 from stoplog.asgi.problem import UNAVAILABLE, Kind, Problem, problem
 from stoplog.client.limits_admin import MAX_PAGE
 from stoplog.policy import MAX_ID_BYTES
-from stoplog_gateway.access.scopes import Scope, is_for_proxies, scope_of
+from stoplog_gateway.access.proxy_paths import is_for_proxies
+from stoplog_gateway.access.scopes import Scope, scope_of
 from stoplog_gateway.http.auth import SEND_PROXY_TOKEN, SEND_TOKEN
 from stoplog_gateway.http.problems import (
     BUG,

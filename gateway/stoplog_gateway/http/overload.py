@@ -11,6 +11,7 @@ from typing import Final
 
 from stoplog.asgi.problem import problem
 from stoplog.asgi.responses import PROBLEM, render
+from stoplog_gateway.access.proxy_paths import is_for_proxies
 from stoplog_gateway.http.handlers import SendResponse
 from stoplog_gateway.http.problems import OVERLOADED
 
@@ -20,16 +21,7 @@ PROBES: Final = (
 )
 """Beginnings of requests that are always served."""
 
-_SERVED: Final = (
-    b"/healthz",
-    b"/readyz",
-    b"/metrics",
-    b"/v1/check",
-    b"/v1/checks",
-    b"/v1/authorize",
-    b"/json",
-)
-_SERVED_BELOW: Final = b"/v1/authorize/"
+_SERVED: Final = ("/healthz", "/readyz", "/metrics", "/v1/check", "/v1/checks")
 _METHODS: Final = (b"GET", b"POST", b"PUT", b"DELETE")
 _MAX_BODY: Final = 1 << 16
 """Maximum bytes of a body that is read only to refuse its request."""
@@ -50,8 +42,8 @@ def can_be_refused(method: bytes, target: bytes, length: int) -> bool:
         target: Its target, with the query.
         length: Bytes of its body; negative if they are not announced.
     """
-    path = target.partition(b"?")[0]
-    served = path in _SERVED or path.startswith(_SERVED_BELOW)
+    path = target.partition(b"?")[0].decode("latin-1")
+    served = path in _SERVED or is_for_proxies(path)
     return method in _METHODS and 0 <= length <= _MAX_BODY and not served
 
 

@@ -23,6 +23,7 @@ from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidInput, SettingsError
 from stoplog.wire.checks import Check
 from stoplog_gateway.access.control import AccessControl, Refusal, proxy_token
+from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON, is_authorize
 from stoplog_gateway.access.scopes import Scope
 from stoplog_gateway.envoy import rate_limit_service
 from stoplog_gateway.envoy.mapping import DescriptorMapping
@@ -35,10 +36,6 @@ from stoplog_gateway.http.routes.envoy_json import render_response
 
 if TYPE_CHECKING:
     from stoplog_gateway.envoy.service import RateLimitService
-
-_AUTHORIZE: Final = b"/v1/authorize"
-_BELOW: Final = b"/v1/authorize/"
-_JSON: Final = b"/json"
 
 
 class _Domain(msgspec.Struct):
@@ -102,13 +99,14 @@ class ProxiesInOverload:
             length: Bytes of its body; negative if they are not announced.
             headers: All its header fields, with names in lower case.
         """
-        path, _, query = target.partition(b"?")
+        target_path, _, query = target.partition(b"?")
+        path = target_path.decode("latin-1")
         handle: Callable[[_Asked, bytes], Rendered | PendingAnswer]
-        if path == _AUTHORIZE or path.startswith(_BELOW):
+        if is_authorize(path):
             handle = self._authorize
-            if path == _AUTHORIZE and _parse_query(query) is None:
+            if path == AUTHORIZE and _parse_query(query) is None:
                 return None
-        elif path == _JSON and method == b"POST" and self._service is not None:
+        elif path == ENVOY_JSON and method == b"POST" and self._service is not None:
             handle = self._answer_envoy
         else:
             return None
@@ -116,7 +114,7 @@ class ProxiesInOverload:
             return None
         if isinstance(self._access.decide(Scope.CHECK, proxy_token(headers), None), Refusal):
             return None
-        return partial(self._handle, handle, _Asked(method, path.decode("latin-1"), query, headers))
+        return partial(self._handle, handle, _Asked(method, path, query, headers))
 
     def _handle(
         self,
@@ -148,7 +146,7 @@ class ProxiesInOverload:
         client = client_in(asked.headers, self._client_header)
         closed = self._fails_closed(asked)
         # Below that path, the query is that of the proxy's caller.
-        query = (_parse_query(asked.query) if asked.path == "/v1/authorize" else None) or AuthorizeQuery()
+        query = (_parse_query(asked.query) if asked.path == AUTHORIZE else None) or AuthorizeQuery()
         check = Check(client, query.cost, query.plan or "", query.resource or "")
         return self._limiter.answer_at_once(check, closed)
 

@@ -20,6 +20,7 @@ from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN, OnUnavailable
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST, check_id
+from stoplog_gateway.access.proxy_paths import AUTHORIZE
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.bugs import render_failed_closed
 from stoplog_gateway.http.failing_closed import ProxyOnUnavailable
@@ -104,10 +105,10 @@ router = APIRouter(
 
 
 @router.api_route(
-    "/v1/authorize", methods=_ANY_METHOD, dependencies=[Depends(require_utf8)], include_in_schema=False
+    AUTHORIZE, methods=_ANY_METHOD, dependencies=[Depends(require_utf8)], include_in_schema=False
 )
 @router.get(
-    "/v1/authorize",
+    AUTHORIZE,
     summary="Authorize a request for a proxy",
     dependencies=[Depends(require_utf8)],
     responses={
@@ -144,7 +145,7 @@ async def authorize(
     return await _authorize(client, query, on_unavailable, limiter, legacy)
 
 
-@router.api_route("/v1/authorize/{path:id}", methods=_ANY_METHOD, include_in_schema=False)
+@router.api_route(f"{AUTHORIZE}/{{path:id}}", methods=_ANY_METHOD, include_in_schema=False)
 async def authorize_below(
     client: Client, on_unavailable: ProxyOnUnavailable, limiter: LimiterDep, legacy: LegacyHeaders
 ) -> Response:

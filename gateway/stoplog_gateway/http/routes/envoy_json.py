@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from stoplog.asgi.responses import JSON, Rendered
 from stoplog.errors import InvalidInput, SettingsError
+from stoplog_gateway.access.proxy_paths import ENVOY_JSON
 from stoplog_gateway.envoy import REMEDY, rate_limit_service
 from stoplog_gateway.http.failing_closed import ProxyOnUnavailable
 from stoplog_gateway.http.params import LegacyHeaders, LimiterDep
@@ -22,7 +23,7 @@ log: Final = logging.getLogger(__name__)
 router = APIRouter(default_response_class=Response)
 
 
-@router.post("/json", include_in_schema=False)
+@router.post(ENVOY_JSON, include_in_schema=False)
 async def should_rate_limit(
     request: Request,
     body: SlowJsonBody,

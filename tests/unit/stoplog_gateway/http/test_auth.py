@@ -10,7 +10,8 @@ from typing import Final
 import httpx
 import pytest
 from fastapi.routing import APIRoute
-from stoplog_gateway.access.scopes import ANY_METHOD, ROUTES, Scope, is_for_proxies
+from stoplog_gateway.access.proxy_paths import is_for_proxies
+from stoplog_gateway.access.scopes import ANY_METHOD, ROUTES, Scope
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.settings import GatewaySettings

@@ -12,7 +12,7 @@ from contextlib import closing
 from time import monotonic, sleep
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from stoplog.errors import TopicError, Unavailable, UndecodableRecord
 from stoplog.kafka import clients
@@ -23,6 +23,13 @@ from stoplog.wire.partition_count import KEY, PARTITION, decode_partition_count,
 
 _TIMEOUT_S: Final = 10.0
 """Seconds without a record after which a read fails."""
+
+_WRITE_TIMEOUT_S: Final = 60.0
+"""Seconds after which a write fails.
+
+In a topic that was just created, the broker confirms a record when enough replicas have begun to copy it.
+Three brokers that create a thousand replicas together take some ten seconds for that.
+"""
 
 _MAX_RECORDS: Final = 1_000
 """Records taken at once. Only their keys are compared, so a million records take a few seconds."""
@@ -110,13 +117,18 @@ class PartitionCountReader:
         raise Unavailable(f"Kafka returned no record of {UPDATES} for {_TIMEOUT_S:g} s: see its log")
 
 
-def write_partition_count(producer: Producer, partitions: int) -> None:
-    """Write the record, and wait until the broker has it. Blocks.
+def write_partition_count(connection: KafkaConnection, partitions: int) -> None:
+    """Write the record, and wait until all replicas in sync have it. Blocks.
+
+    Args:
+        connection: How to reach Kafka.
+        partitions: The number of partitions over which clients are hashed.
 
     Raises:
         PermissionError: This program may not write to ``limit-updates``.
         Unavailable: The broker did not answer.
     """
+    producer = clients.single_record_producer(connection, round(_WRITE_TIMEOUT_S * 1_000))
     errors: list[Any] = []
     producer.produce(
         UPDATES,
@@ -125,13 +137,16 @@ def write_partition_count(producer: Producer, partitions: int) -> None:
         PARTITION,
         on_delivery=lambda error, _: errors.append(error),
     )
-    producer.flush(_TIMEOUT_S)
-    if not errors:
-        raise Unavailable(f"the number of partitions was not written to {UPDATES}: no broker answers")
-    if errors[0] is not None:
-        if errors[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            raise PermissionError(errors[0].str())
-        raise Unavailable(f"the number of partitions was not written to {UPDATES}: {errors[0].str()}")
+    producer.flush()  # ends with the timeout of the record at the latest
+    error = errors[0]
+    if error is not None:
+        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise PermissionError(error.str())
+        raise Unavailable(
+            f"the number of partitions was not written to {UPDATES} within {_WRITE_TIMEOUT_S:g} s "
+            f"({connection.explain(error)}): check that the brokers run and that enough replicas of "
+            f"{UPDATES}[{PARTITION}] are in sync, then try again"
+        )
 
 
 def explain_difference(partitions: int, found: Mapping[str, int], in_file: int) -> str | None:

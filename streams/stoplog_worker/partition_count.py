@@ -81,9 +81,7 @@ def _compare_changelogs(number: int, changelogs: Mapping[str, int]) -> None:
 
 def _record(settings: Settings, number: int) -> None:
     try:
-        write_partition_count(
-            kafka.single_record_producer(settings.connection, settings.send_timeout_ms), number
-        )
+        write_partition_count(settings.connection, number)
     except PermissionError as exc:
         _log.warning(
             "the number of partitions (%s) is not recorded, because this worker may not write to %s (%s): "

@@ -145,7 +145,7 @@ POISONED_CHECKS = {
     "empty": (raw.record(b"", b""), "the record has no value"),
     "noise": (raw.record(NOISE[:100], b"\xff" + NOISE), "format version 255"),
     "noise in a batch": (raw.record(None, HEAD + b"\xc1" + NOISE[: MIB - 2_000]), "not a check"),
-    "unknown format version": (raw.record(None, b"\x02B" + bytes(40)), "format version 2 is not known here"),
+    "unknown format version": (raw.record(None, b"\x03B" + bytes(40)), "format version 3 is not known here"),
     "unknown record kind": (raw.record(None, b"\x01Z" + bytes(40)), "record kind 90 is not known"),
     "deeply nested": (raw.record(None, HEAD + b"\x91" * 1_000_000), "not a check"),
     "deeply nested JSON": (raw.record(None, b'{"client_id":' + b"[" * 1_000_000), "not a check"),

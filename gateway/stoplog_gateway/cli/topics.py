@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from stoplog.kafka.clients import ExplainingAdmin, silent_admin, single_record_producer
+from stoplog.kafka.clients import ExplainingAdmin, silent_admin
 from stoplog.kafka.partition_count import PartitionCountReader, explain_difference, write_partition_count
 from stoplog.kafka.topic_admin import create_topics, verify_topics
 from stoplog.lanes import MAX_LANES, lane_names, lane_of, with_lanes
@@ -110,8 +110,7 @@ def _record(settings: GatewaySettings, topics: _Topics, found: Mapping[str, int]
     """Record the number of partitions, unless a topic has another one: a worker then decides."""
     if all(found[name] == spec.partitions for name, spec in topics.specs.items() if spec.copartitioned):
         with suppress(PermissionError):  # the first worker records it
-            producer = single_record_producer(settings.connection, settings.publish_timeout_ms)
-            write_partition_count(producer, topics.partitions)
+            write_partition_count(settings.connection, topics.partitions)
 
 
 def _admin(settings: GatewaySettings) -> ExplainingAdmin:

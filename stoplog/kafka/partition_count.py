@@ -8,21 +8,20 @@ every program reads the number from its record (:mod:`stoplog.wire.partition_cou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from time import monotonic, sleep
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 
 from stoplog.errors import TopicError, Unavailable, UndecodableRecord
 from stoplog.kafka import clients
-from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
 from stoplog.kafka.connection import KafkaConnection
+from stoplog.kafka.partition_reader import PartitionReader
 from stoplog.topics import UPDATES
 from stoplog.wire.partition_count import KEY, PARTITION, decode_partition_count, encode_partition_count
 
 _TIMEOUT_S: Final = 10.0
-"""Seconds without a record after which a read fails."""
+"""Seconds until an attempt to read fails."""
 
 _WRITE_TIMEOUT_S: Final = 60.0
 """Seconds after which a write fails.
@@ -33,9 +32,6 @@ Three brokers that create a thousand replicas together take some ten seconds for
 
 _MAX_RECORDS: Final = 1_000
 """Records taken at once. Only their keys are compared, so a million records take a few seconds."""
-
-_FETCH_WAIT_MS: Final = 10
-"""Milliseconds that the broker may wait for more records."""
 
 _RETRY_S: Final = 0.1
 """Seconds between two attempts while the partition has no leader."""
@@ -65,11 +61,9 @@ class PartitionCountReader:
             TopicError: The record cannot be decoded.
             Unavailable: The broker did not answer.
         """
-        with closing(
-            clients.sdk_consumer(self._connection, report_end=True, fetch_wait_ms=_FETCH_WAIT_MS)
-        ) as consumer:
+        with PartitionReader(self._connection, most=_MAX_RECORDS) as reader:
             give_up_at = monotonic() + _TIMEOUT_S
-            while (error := self._attempt(consumer)) is not None:
+            while (error := self._attempt(reader)) is not None:
                 if error.code() not in _LEADERLESS or monotonic() > give_up_at:
                     raise Unavailable(f"{UPDATES} cannot be read: {self._connection.explain(error)}")
                 sleep(_RETRY_S)
@@ -84,37 +78,27 @@ class PartitionCountReader:
                 f"which the topics were created"
             ) from exc
 
-    def _attempt(self, consumer: Consumer) -> KafkaError | None:
+    def _attempt(self, reader: PartitionReader) -> KafkaError | None:
         """Read to the end of the partition, which may have no topic; return why that failed."""
         try:
-            self._read(consumer)
+            self._read(reader)
         except KafkaException as exc:
             error: KafkaError = exc.args[0]
             return None if error.code() in _MISSING else error
         return None
 
-    def _read(self, consumer: Consumer) -> None:
-        clients.fetch_metadata(consumer, [UPDATES])
-        low, high = consumer.get_watermark_offsets(TopicPartition(UPDATES, PARTITION), _TIMEOUT_S)
+    def _read(self, reader: PartitionReader) -> None:
+        reader.fetch_metadata([UPDATES])
+        low, high = reader.offset_range(UPDATES, PARTITION)
         if self._next > high:  # the topic was created again
             self._next, self._value = 0, None
         start = max(low, self._next)
         if start >= high:
             return
-        consumer.assign([TopicPartition(UPDATES, PARTITION, start)])
-        skipper = BatchSkipper(consumer)
-        while messages := drain(consumer, _MAX_RECORDS, _TIMEOUT_S):
-            for message in skipper.keep(messages):
-                error = message.error()
-                if error is None:
-                    if message.key() == KEY:
-                        self._value = message.value()
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    self._next = message.offset()
-                    return
-                elif not is_unreadable(message):
-                    raise KafkaException(error)
-        raise Unavailable(f"Kafka returned no record of {UPDATES} for {_TIMEOUT_S:g} s: see its log")
+        for message in reader.read(UPDATES, PARTITION, start):
+            if message.key() == KEY:
+                self._value = message.value()
+        self._next = high
 
 
 def write_partition_count(connection: KafkaConnection, partitions: int) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from time import sleep
 from typing import Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 
-from stoplog.client.transport.update_reader import FETCH_WAIT_MS, MAX_RECORDS, REST_S, TIMEOUT_S
+from stoplog.client.transport.update_reader import MAX_RECORDS, REST_S
 from stoplog.errors import Unavailable
-from stoplog.kafka import clients
-from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
 from stoplog.kafka.connection import KafkaConnection
+from stoplog.kafka.partition_reader import PartitionReader
 from stoplog.topics import AUDIT
 
 CHUNK: Final = 5_000
@@ -42,41 +40,23 @@ def read_audit(
     Raises:
         Unavailable: The broker did not answer, or the topic does not exist.
     """
-    consumer = clients.sdk_consumer(connection, report_end=True, fetch_wait_ms=FETCH_WAIT_MS)
-    try:
-        clients.fetch_metadata(consumer, [AUDIT])
-        low, high = consumer.get_watermark_offsets(TopicPartition(AUDIT, partition), TIMEOUT_S)
-        end = high if before is None else min(before, high)
-        while end > low:
-            start = max(low, end - CHUNK)
-            yield from reversed(_read(consumer, partition, start, end))
-            end = start
-    except KafkaException as exc:
-        if exc.args[0].code() in _MISSING:
-            raise Unavailable(
-                f"topic {AUDIT} lacks partition {partition}, so no change was recorded: run `stoplog topics "
-                f"create` and start the workers again"
-            ) from exc
-        raise Unavailable(f"{AUDIT} cannot be read: {connection.explain(exc.args[0])}") from exc
-    finally:
-        consumer.close()
-
-
-def _read(consumer: Consumer, partition: int, start: int, end: int) -> list[RawAudit]:
-    """Return the records from offset *start* to before *end*."""
-    consumer.assign([TopicPartition(AUDIT, partition, start)])
-    skipper = BatchSkipper(consumer)
-    found: list[RawAudit] = []
-    while messages := drain(consumer, MAX_RECORDS, TIMEOUT_S):
-        for message in skipper.keep(messages):
-            error, offset = message.error(), message.offset()
-            if error is None and offset < end:
-                found.append(RawAudit(offset, message.key(), message.value()))
-            if error is not None and not is_unreadable(message):
-                if error.code() != KafkaError._PARTITION_EOF:
-                    raise KafkaException(error)
-                return found
-            if offset >= end - 1 and error is None:
-                return found
-        sleep(REST_S)
-    raise Unavailable(f"the broker returned no record of {AUDIT} for {TIMEOUT_S:g} s")
+    with PartitionReader(connection, most=MAX_RECORDS, rest_s=REST_S) as reader:
+        try:
+            reader.fetch_metadata([AUDIT])
+            low, high = reader.offset_range(AUDIT, partition)
+            end = high if before is None else min(before, high)
+            while end > low:
+                start = max(low, end - CHUNK)
+                chunk = [
+                    RawAudit(message.offset(), message.key(), message.value())
+                    for message in reader.read(AUDIT, partition, start, end)
+                ]
+                yield from reversed(chunk)
+                end = start
+        except KafkaException as exc:
+            if exc.args[0].code() in _MISSING:
+                raise Unavailable(
+                    f"topic {AUDIT} lacks partition {partition}, so no change was recorded: run `stoplog "
+                    f"topics create` and start the workers again"
+                ) from exc
+            raise Unavailable(f"{AUDIT} cannot be read: {connection.explain(exc.args[0])}") from exc

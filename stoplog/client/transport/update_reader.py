@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import suppress
-from time import sleep
 from typing import Final
 
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaException, Message
 
 from stoplog.errors import Unavailable, UndecodableRecord
-from stoplog.kafka import clients
-from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
 from stoplog.kafka.connection import KafkaConnection
+from stoplog.kafka.partition_reader import PartitionReader
 from stoplog.topics import UPDATES
 from stoplog.wire.format import headers_of
 from stoplog.wire.limit_updates import Update, decode_update
@@ -23,12 +21,6 @@ MAX_RECORDS: Final = 100
 REST_S: Final = 0.001
 """Seconds of rest between two reads, in which the event loop runs. Without a rest it would wait for the
 interpreter's switch interval of 5 ms each time."""
-
-FETCH_WAIT_MS: Final = 10
-"""Milliseconds that the broker may wait for more records."""
-
-TIMEOUT_S: Final = 10.0
-"""Seconds without a record after which a read fails."""
 
 
 def read_updates(
@@ -46,31 +38,17 @@ def read_updates(
     Raises:
         Unavailable: The broker did not answer.
     """
-    consumer = clients.sdk_consumer(connection, report_end=True, fetch_wait_ms=FETCH_WAIT_MS)
-    try:
-        low, high = consumer.get_watermark_offsets(TopicPartition(UPDATES, partition), TIMEOUT_S)
-        # A plain offset: librdkafka looks up a logical one (beginning) only after half a second.
-        start = low if start is None else max(low, start)
-        if start >= high:
-            return
-        consumer.assign([TopicPartition(UPDATES, partition, start)])
-        skipper = BatchSkipper(consumer)
-        while messages := drain(consumer, MAX_RECORDS, TIMEOUT_S):
-            for message in skipper.keep(messages):
-                error = message.error()
-                if error is None:
-                    with suppress(UndecodableRecord):
-                        yield _update_of(message)
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    return
-                elif not is_unreadable(message):
-                    raise Unavailable(f"{UPDATES} cannot be read: {error.str()}")
-            sleep(REST_S)
-        raise Unavailable(f"{connection.bootstrap} returned no record of {UPDATES} for {TIMEOUT_S:g} s")
-    except KafkaException as exc:
-        raise Unavailable(f"{UPDATES} cannot be read: {exc.args[0].str()}") from exc
-    finally:
-        consumer.close()
+    with PartitionReader(connection, most=MAX_RECORDS, rest_s=REST_S) as reader:
+        try:
+            low, high = reader.offset_range(UPDATES, partition)
+            start = low if start is None else max(low, start)
+            if start >= high:
+                return
+            for message in reader.read(UPDATES, partition, start):
+                with suppress(UndecodableRecord):
+                    yield _update_of(message)
+        except KafkaException as exc:
+            raise Unavailable(f"{UPDATES} cannot be read: {exc.args[0].str()}") from exc
 
 
 def _update_of(message: Message) -> Update:

@@ -65,7 +65,7 @@ def test_read_of_updates_rests_after_every_hundred_records(monkeypatch: pytest.M
     monkeypatch.setattr(stoplog.kafka.clients, "Consumer", FakeConsumer)
     read: list[int] = []
     rested: list[int] = []
-    monkeypatch.setattr("stoplog.client.transport.update_reader.sleep", lambda _: rested.append(len(read)))
+    monkeypatch.setattr("stoplog.kafka.partition_reader.sleep", lambda _: rested.append(len(read)))
     for update in islice(read_updates(KafkaConnection("127.0.0.1:1"), 0, None), 1_000):
         read.append(update.version)
     assert read == list(range(1_000))

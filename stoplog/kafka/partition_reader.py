@@ -1,0 +1,84 @@
+"""Read one partition from an offset to its present end, or to another offset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from time import sleep
+from typing import Any, Final, Self
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from stoplog.errors import Unavailable
+from stoplog.kafka import clients
+from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
+from stoplog.kafka.connection import KafkaConnection
+
+TIMEOUT_S: Final = 10.0
+"""Seconds without an answer or a record after which a read fails."""
+
+_FETCH_WAIT_MS: Final = 10
+"""Milliseconds that the broker may wait for more records."""
+
+
+class PartitionReader:
+    """A consumer that reads one partition at a time. All its calls block. Use it as a context manager.
+
+    Args:
+        connection: How to reach Kafka.
+        most: Records taken at once.
+        rest_s: Seconds of rest after they were taken, in which other threads run.
+    """
+
+    def __init__(self, connection: KafkaConnection, *, most: int, rest_s: float = 0.0) -> None:
+        self._consumer = clients.sdk_consumer(connection, report_end=True, fetch_wait_ms=_FETCH_WAIT_MS)
+        self._most = most
+        self._rest_s = rest_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close()
+
+    def fetch_metadata(self, topics: Iterable[str]) -> None:
+        """Look up *topics*, so that a topic that does not exist is an error at once."""
+        clients.fetch_metadata(self._consumer, topics)
+
+    def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return the partition's first offset, and the one after its last.
+
+        Raises:
+            KafkaException: The broker did not answer, or there is no such partition.
+        """
+        low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT_S)
+        return low, high
+
+    def read(self, topic: str, partition: int, start: int, end: int | None = None) -> Iterator[Any]:
+        """Yield the records of a partition. Batches that cannot be decompressed are skipped.
+
+        Args:
+            topic: The topic.
+            partition: The partition.
+            start: Offset of the first record. A logical offset (the beginning) would take half a second.
+            end: Offset to stop before; ``None`` for the present end.
+
+        Raises:
+            KafkaException: The partition cannot be read.
+            Unavailable: The broker sent no record for :data:`TIMEOUT_S`.
+        """
+        self._consumer.assign([TopicPartition(topic, partition, start)])
+        skipper = BatchSkipper(self._consumer)
+        while messages := drain(self._consumer, self._most, TIMEOUT_S):
+            for message in skipper.keep(messages):
+                error = message.error()
+                if error is None:
+                    if end is None or message.offset() < end:
+                        yield message
+                    if end is not None and message.offset() >= end - 1:
+                        return
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    return
+                elif not is_unreadable(message):
+                    raise KafkaException(error)
+            sleep(self._rest_s)
+        raise Unavailable(f"the broker returned no record of {topic} for {TIMEOUT_S:g} s: see its log")

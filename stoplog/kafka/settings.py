@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from stoplog.errors import SettingsError
 from stoplog.kafka.connection import KafkaConnection, Security
 from stoplog.kafka.oauth_tokens import OAuthClient
+from stoplog.secret_file import read_secret
 
 _SAFE_URL: Final = r"https://.+|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/].*"
 """URLs to which a secret may be sent: encrypted, or on this machine."""
@@ -205,21 +206,7 @@ class KafkaSettings(BaseSettings):
         if value is not None:
             return value.get_secret_value()
         file: Path | None = getattr(self, f"{name}_file")
-        return None if file is None else _read_secret(file, _variable(f"{name}_file"))
-
-
-def _read_secret(file: Path, variable: str) -> str:
-    try:
-        secret = file.read_text().rstrip("\r\n")  # editors end the last line
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise SettingsError(
-            f"{variable}={file} cannot be read ({reason}): set the path of a file with the secret, which "
-            f"this process may read"
-        ) from None
-    if not secret:
-        raise SettingsError(f"{variable}={file} is empty: write the secret into it")
-    return secret
+        return None if file is None else read_secret(file, _variable(f"{name}_file"))
 
 
 def _variable(name: str) -> str:

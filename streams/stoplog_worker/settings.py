@@ -13,6 +13,7 @@ from stoplog.errors import InvalidInput
 from stoplog.kafka.settings import KafkaSettings
 from stoplog.lanes import app_id, lane_of, worker_name
 from stoplog.policy import Policy, parse_policy
+from stoplog.secret_file import read_secret
 from stoplog.topics import DEFAULT_FILE
 from stoplog_worker.algorithm.relay_keys import RelayKeys, parse_relay_keys
 
@@ -94,22 +95,22 @@ class Settings(KafkaSettings):
 
     @model_validator(mode="after")
     def _relay_keys_can_be_read(self) -> Self:
-        try:
-            _ = self.keys
-        except OSError as exc:
-            raise InvalidInput(
-                "relay_keys_file", f"{self.relay_keys_file} cannot be read ({exc.strerror})", "check the path"
-            ) from exc
+        _ = self.keys
         return self
 
     @cached_property
     def keys(self) -> RelayKeys:
-        """The relay keys."""
+        """The relay keys.
+
+        Raises:
+            InvalidInput: An entry is malformed, or both settings are set.
+            SettingsError: The file cannot be read or is empty.
+        """
         if self.relay_keys_file is None:
             return parse_relay_keys(self.relay_keys.get_secret_value() if self.relay_keys else "")
         if self.relay_keys:
             raise InvalidInput("relay_keys", "STOPLOG_RELAY_KEYS_FILE is set as well", "set one of them")
-        return parse_relay_keys(self.relay_keys_file.read_text(errors="replace"))
+        return parse_relay_keys(read_secret(self.relay_keys_file, "STOPLOG_RELAY_KEYS_FILE"))
 
     @property
     def app_id(self) -> str:

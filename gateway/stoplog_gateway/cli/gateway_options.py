@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import typer
 
+from stoplog.errors import SettingsError
+from stoplog.secret_file import read_secret
 from stoplog_gateway.access.local_callers import is_loopback
 from stoplog_gateway.access.local_token import TOKEN_FILE
 from stoplog_gateway.cli.output import USAGE, fail
@@ -164,12 +166,9 @@ def find_token(url: str) -> str | None:
         if not _is_local(url) or not os.access(path, os.R_OK):
             return None
     try:
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError as exc:
-        fail(
-            f"{path} cannot be read ({exc.strerror}): set {TOKEN_FILE_VARIABLE} to a file with a token", USAGE
-        )
-    return _checked(text, str(path))
+        return _checked(read_secret(path, TOKEN_FILE_VARIABLE).strip(), str(path))
+    except SettingsError as exc:
+        fail(str(exc), USAGE)
 
 
 def _is_local(url: str) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 from stoplog_worker.settings import Settings
 
-from stoplog.errors import InvalidInput, InvalidLimit
+from stoplog.errors import InvalidInput, InvalidLimit, SettingsError
 from stoplog.policy import UNLIMITED, parse_policy
 
 
@@ -161,9 +161,11 @@ def test_relay_keys_file_that_cannot_be_read_or_used_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STOPLOG_RELAY_KEYS_FILE", str(tmp_path / "missing"))
-    with pytest.raises(InvalidInput, match=r"relay_keys_file: .*missing cannot be read"):
+    with pytest.raises(SettingsError, match=r"STOPLOG_RELAY_KEYS_FILE=.*missing cannot be read"):
         Settings()
     (tmp_path / "missing").write_text("")
+    with pytest.raises(SettingsError, match="is empty"):  # not the same as no keys
+        Settings()
     monkeypatch.setenv("STOPLOG_RELAY_KEYS", f"a:{SECRET}")
     with pytest.raises(InvalidInput, match="set one of them"):
         Settings()

@@ -15,7 +15,8 @@ from typing import Final
 
 from jgo.maven import MavenContext
 from jgo.parse import Coordinate
-from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, LOCK, MAVEN_CENTRAL, Jar
+from packageurl.contrib.purl2url import DEFAULT_MAVEN_REPOSITORY
+from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, LOCK, Jar
 
 COORDINATES: Final = (
     f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
@@ -29,7 +30,9 @@ _PARALLEL: Final = 8
 
 def resolve(cache: Path) -> list[Jar]:
     """Return all jars that the coordinates need, downloaded into *cache*."""
-    context = MavenContext(repo_cache=cache, remote_repos={"central": MAVEN_CENTRAL}, timeout=_TIMEOUT_S)
+    context = MavenContext(
+        repo_cache=cache, remote_repos={"central": DEFAULT_MAVEN_REPOSITORY}, timeout=_TIMEOUT_S
+    )
     roots = [
         # Raw: log4j's list of managed versions must not choose Kafka's client library.
         context.create_dependency(replace(Coordinate.parse(text), scope="compile", raw=True))

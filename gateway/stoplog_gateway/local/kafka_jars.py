@@ -18,12 +18,11 @@ from typing import Final
 
 import httpx
 import truststore
+from packageurl.contrib.purl2url import DEFAULT_MAVEN_REPOSITORY
 
 from stoplog.errors import StoplogError
 
 KAFKA_VERSION: Final = "4.3.1"
-
-MAVEN_CENTRAL: Final = "https://repo.maven.apache.org/maven2"
 
 LOCK: Final = Path(__file__).with_name("kafka_jars.lock")
 """The list of jars. ``make jars-lock`` writes it."""
@@ -112,7 +111,7 @@ def fetch_jars(home: Path, *, mirror: str | None = None, on_progress: OnProgress
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    repository = (mirror or MAVEN_CENTRAL).rstrip("/")
+    repository = (mirror or DEFAULT_MAVEN_REPOSITORY).rstrip("/")
     # A partial download must not look like a jar, so the whole folder appears by one rename.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as scratch:
         staged = Path(scratch, "jars")

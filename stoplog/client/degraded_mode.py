@@ -54,7 +54,7 @@ class DegradedMode:
     Attributes:
         state: The current state.
         since_ms: When the gateway last became degraded or normal, in milliseconds since the Unix epoch.
-        why: What made the gateway degraded, for the operator; ``None`` when normal.
+        why: The reason for the degraded mode, for the operator; ``None`` when normal.
         partitions: The partitions whose circuit breaker is open.
     """
 

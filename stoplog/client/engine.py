@@ -137,7 +137,7 @@ class Engine:
         self._instrumentation = instrumentation
         self._view: BrokerView | None = None
         self._difference: str | None = None
-        """What was logged last of how the topics differ from the number of partitions."""
+        """The last logged difference between the topics and the number of partitions."""
         self._has_position = False
         self._broker_answered = asyncio.Event()
         self._started = False
@@ -267,7 +267,7 @@ class Engine:
         return store_state(self._view, self._partitions, self.nodes.alive(time.monotonic()))
 
     def _topic_error(self) -> str | None:
-        """Return what is wrong with the topics; ``None`` if they are right, or may still be created."""
+        """Return the fault of the topics; ``None`` if they are right, or may still be created."""
         state, why = self.store_state()
         return why if state == TOPICS_WRONG and self._view is not None and self._view.partitions else None
 

@@ -99,7 +99,7 @@ REASONS: Final = (
 """Every value of ``reason`` in a degraded answer."""
 
 OnUnavailable: TypeAlias = Literal["allow", "deny"]
-"""What a degraded answer does: ``allow`` fails open, ``deny`` fails closed."""
+"""The answer to a check that the store does not decide: ``allow`` fails open, ``deny`` fails closed."""
 
 ALLOW: Final = "allow"
 

@@ -1,7 +1,7 @@
 """The batches that were sent and await a reply.
 
-A batch has a random number. Whoever can write to ``replies`` but not read it could otherwise guess the number
-of the next batch, and answer it.
+A batch has a random number. Otherwise a producer of ``replies`` that may not read the topic could guess the
+number of the next batch, and answer it.
 """
 
 from __future__ import annotations

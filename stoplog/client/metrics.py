@@ -132,7 +132,7 @@ class Metrics(Collector):
 
     @property
     def failed_open(self) -> int:
-        """Checks allowed without a decision of the store, for whatever reason."""
+        """Checks allowed without a decision of the store, for any reason."""
         return sum(self.degraded.values())
 
     def count_degraded(self, reason: str, fails_closed: bool, checks: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Who may do what in Kafka: for each role of a program, the operations that it needs, and nothing else.
+"""Access rights in Kafka: for each role of a program, the operations that it needs, and nothing else.
 
 Kafka lets a principal describe a topic that it may read, write or delete, so :func:`grants` states *Describe*
 only where none of these is granted. No role needs an operation on the cluster or a transactional id: a broker

@@ -210,7 +210,7 @@ def worker_consumer(
         connection: How to reach Kafka.
         group: Group under which offsets are committed, for lag monitors. Only a partition without a marker
             reads them back.
-        on_missing: What to do where an offset is gone: ``error`` or ``earliest``.
+        on_missing: Reaction to an offset that is gone: ``error`` or ``earliest``.
         on_commit: Called from ``poll`` with an error or ``None``, and the offsets of a commit.
     """
     return Consumer(

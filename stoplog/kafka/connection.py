@@ -110,7 +110,7 @@ class KafkaConnection:
 
     @cached_property
     def ssl_context(self) -> ssl.SSLContext | None:
-        """What Python's TLS needs; ``None`` if connections are not encrypted.
+        """The context for Python's TLS; ``None`` if connections are not encrypted.
 
         Raises:
             SettingsError: A file of certificates or keys cannot be used.

@@ -36,7 +36,7 @@ def probe(bootstrap: str, protocol: str, context: ssl.SSLContext | None) -> str 
     Args:
         bootstrap: Bootstrap servers.
         protocol: Kafka's ``security.protocol``.
-        context: What TLS needs; ``None`` without TLS.
+        context: The context for TLS; ``None`` without TLS.
     """
     reason = None
     for server in bootstrap.split(",")[:_MAX_SERVERS]:

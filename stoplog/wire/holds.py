@@ -117,7 +117,7 @@ Settlements = Annotated[tuple[Settlement, ...], msgspec.Meta(max_length=MAX_RESE
 
 
 class HoldRow(msgspec.Struct, frozen=True, array_like=True):
-    """What a check of a batch asks and settles.
+    """The holds that a check of a batch requests and settles.
 
     Attributes:
         index: Index of the check.

@@ -1,4 +1,4 @@
-"""Which client sends each check. Standard library only: the peers' environment imports this module."""
+"""The client of each check. Standard library only: the peers' environment imports this module."""
 
 from __future__ import annotations
 

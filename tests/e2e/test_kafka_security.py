@@ -298,7 +298,7 @@ def consume(settings: Mapping[str, Any], topic: str) -> str | None:
         "group.id": "stoplog-gateway",
     }
     with closing(Consumer({**config, "enable.partition.eof": True})) as consumer:
-        # Who may not describe a topic gets this error. Who may, but not read it, gets one from the fetch.
+        # Without the right to describe a topic, this fails. Without the right to read it, the fetch fails.
         if (unknown := consumer.list_topics(topic, 30).topics[topic].error) is not None:
             return str(unknown.name())
         consumer.assign([TopicPartition(topic, 0, 0)])

@@ -1,4 +1,4 @@
-"""Who may change limits through ``checks``: workers, and no other producer."""
+"""Only workers can change limits through ``checks``, no other producer."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ _stamp_steps = st.sampled_from((0, 1, 40, 1_000, 9_999, 10_167, 30_000, 61_000, 
 
 
 _signers = st.sampled_from((None, None, None, "old", "new", "other", "forged"))
-"""Who signs an update: no one, a worker with one of three keys, or someone who has none of them."""
+"""The signer of an update: no one, a worker with one of three keys, or someone who has none of them."""
 
 
 def _signed(update: Update, signer: str | None) -> Update:

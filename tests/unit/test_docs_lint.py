@@ -18,7 +18,7 @@ def found(tmp_path: Path, text: str) -> list[str]:
 def test_lint_of_a_clean_page_finds_nothing(tmp_path: Path) -> None:
     (tmp_path / "other.md").write_text("# Two words, `code`\n")
     text = (
-        "# What is a lane\n\nWho decides? The worker. See [there](other.md#two-words-code).\n\n"
+        "# What is a lane?\n\nWho decides? The worker. See [there](other.md#two-words-code).\n\n"
         "```sh\nlet it through " + "x" * 100 + "\n```\n\n| " + "a table may be wide " * 9 + "|\n\n"
         "[down](#what-is-a-lane), [out](https://example.org/none). `beat` is a field.\n"
     )
@@ -31,6 +31,7 @@ def test_lint_of_a_clean_page_finds_nothing(tmp_path: Path) -> None:
         ("word " * 21, "105 columns; at most 100"),
         ("Who cannot have that runs two lanes.", 'a sentence starts with "Who"'),
         ("It is so. What is no JSON is refused.", 'a sentence starts with "What is"'),
+        ("## What is protected", 'a heading starts with "What": use a noun'),
         ("- What is missing is added.", 'a sentence starts with "What is"'),
         ("- **A lane.** Whoever asks gets it.", 'a sentence starts with "Whoever"'),
         ("| a | What is missing |", 'a sentence starts with "What is"'),

@@ -1,1 +1,1 @@
-"""Who may do what: tokens, scopes, refusals, and files that are read again while the gateway runs."""
+"""Access to a gateway: tokens, scopes, refusals, and files that are read again while the gateway runs."""

@@ -120,7 +120,7 @@ class AccessControl:
         """Decide about a request.
 
         Args:
-            scope: What the request needs; ``None`` if its route is open.
+            scope: Scope that the request needs; ``None`` if its route is open.
             text: The token that it carries.
             headers: Its header fields, with names in lower case; ``None`` if it may be foreign, because
                 proxies send it.

@@ -1,4 +1,4 @@
-"""What a caller may do: the scopes of tokens, and the scope that each HTTP route needs.
+"""The scopes of tokens, and the scope that each HTTP route needs.
 
 A route that is missing in :data:`ROUTES` needs ``admin``.
 """
@@ -13,7 +13,7 @@ from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON
 
 
 class Scope(StrEnum):
-    """What a token permits. ``admin`` includes the other two.
+    """The requests that a token permits. ``admin`` includes the other two.
 
     ==========  ==================================================================
     scope       permits

@@ -20,7 +20,7 @@ class Token(NamedTuple):
 
     Attributes:
         name: Name of the token's owner, for logs and the audit.
-        scopes: What the token permits.
+        scopes: Scopes that the token has.
         digest: SHA-256 of the token's text.
         created: Date of its creation, such as ``2026-11-30``; empty if it is unknown.
     """

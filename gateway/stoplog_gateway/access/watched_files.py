@@ -19,13 +19,13 @@ POLL_S: Final = 1.0
 """Seconds between two reads. New content counts after two equal reads, so within 3 s."""
 
 KINDS: Final = ("tokens", "tls")
-"""What watched files contain: values of the label ``what``."""
+"""Kinds of watched files: values of the label ``what``."""
 
 MAX_BYTES: Final = 2 << 20
 """Bytes that are read of each file."""
 
 Content = tuple[bytes | str, ...]
-"""What each file contains; a text states why a file cannot be read."""
+"""The content of each file; a text states why a file cannot be read."""
 
 
 class WatchedFiles:

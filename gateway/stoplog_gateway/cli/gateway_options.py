@@ -77,7 +77,7 @@ _KeyFile = Annotated[
 
 @dataclass(frozen=True)
 class GatewayOptions:
-    """What the command line says about calls of a gateway.
+    """Options of the command line for calls of a gateway.
 
     Attributes:
         token_file: File with the token.

@@ -23,7 +23,7 @@ _PAGE: Final = 1_000
 
 app = typer.Typer(
     name="limits",
-    help="Set, show and delete limits in a running system, and show who changed them.",
+    help="Set, show and delete limits in a running system, and show their history.",
     no_args_is_help=True,
     epilog=examples("stoplog limits set alice 100/minute 10/second", "stoplog limits list"),
 )
@@ -126,7 +126,7 @@ def history(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Show who changed limits or reset counters, the newest change first."""
+    """Show the changes of limits and the resets of counters, the newest first."""
     path = f"{_path(client, plan, default)}/history"
     found = list(islice(_changes(url, path, limit, resource), limit))
     if as_json:

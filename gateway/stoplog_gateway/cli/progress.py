@@ -21,7 +21,7 @@ class Progress:
     """Shows lines that stay, and below them the step that a command is waiting for.
 
     Args:
-        console: Where to show them.
+        console: Console that shows them.
     """
 
     def __init__(self, console: Console) -> None:

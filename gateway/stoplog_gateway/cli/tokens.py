@@ -46,7 +46,7 @@ def add(
         list[str],
         typer.Option(
             "--scope",
-            help="What the token permits: check, read or admin, which includes the others. Can be repeated.",
+            help="Scope of the token: check, read or admin, which includes the others. Can be repeated.",
             metavar="SCOPE",
         ),
     ],

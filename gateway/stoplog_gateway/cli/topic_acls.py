@@ -1,4 +1,4 @@
-"""``stoplog topics acls``: print who needs which access rights in Kafka."""
+"""``stoplog topics acls``: print the access rights that each role needs in Kafka."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stoplog_gateway.settings import GatewaySettings
 
 
 class Format(StrEnum):
-    """What to print."""
+    """Format of the output."""
 
     KAFKA_ACLS = "kafka-acls"
     STRIMZI = "strimzi"

@@ -19,7 +19,7 @@ from stoplog_gateway.settings import GatewaySettings
 
 app = typer.Typer(
     name="topics",
-    help="Create or verify the topics of topics.yaml, or print who may use them.",
+    help="Create or verify the topics of topics.yaml, or print the access rights to them.",
     no_args_is_help=True,
     epilog=examples("stoplog topics create", "STOPLOG_KAFKA=kafka:9092 stoplog topics verify"),
 )

@@ -44,7 +44,7 @@ class RateLimitService:
 
         Args:
             request: The request.
-            on_unavailable: ``deny`` makes all its checks fail closed, whatever the mapping says.
+            on_unavailable: ``deny`` makes all its checks fail closed and overrides the mapping.
 
         Raises:
             InvalidInput: The request has no domain or no descriptors, a descriptor has no entries, or there

@@ -93,7 +93,7 @@ def create_app(
     Args:
         settings: The gateway's settings.
         limiter: A limiter that is not started. By default, a new one with *settings*.
-        access: Decides who may do what. By default, a new one with *settings*.
+        access: Decides about each request. By default, a new one with *settings*.
 
     Raises:
         SettingsError: The file that maps Envoy's descriptors or the tokens file is invalid.

@@ -28,7 +28,7 @@ _REFUSED_S: Final = 1.0
 
 
 class Phase(Enum):
-    """Which part of a request the next byte belongs to.
+    """The part of a request to which the next byte belongs.
 
     ========  ==============================================  =================================
     phase     the next byte                                   next phase

@@ -34,7 +34,7 @@ def answers_after_bug(
     Args:
         scope: The request, with its method and path.
         metrics: Counts the checks.
-        on_unavailable: What each check asks for.
+        on_unavailable: ``allow`` or ``deny`` for each check.
 
     Returns:
         One answer for each check. ``None``, and logs nothing, if no check asks to fail closed: the response

@@ -45,4 +45,4 @@ async def _on_unavailable(request: Request) -> OnUnavailable:
 
 
 ProxyOnUnavailable = Annotated[OnUnavailable, Depends(_on_unavailable)]
-"""What the proxy asks for: ``allow`` or ``deny``."""
+"""The choice of the proxy: ``allow`` or ``deny``."""

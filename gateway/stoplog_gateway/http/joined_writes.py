@@ -46,7 +46,7 @@ class JoinedWrites:
             self._send(data)
 
     def stop(self) -> None:
-        """Write the data that is held, and drop whatever is written later."""
+        """Write the data that is held, and drop all later data."""
         self.flush()
         self.is_closing = _always
 

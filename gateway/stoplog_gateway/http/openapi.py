@@ -82,7 +82,7 @@ ID_SCHEMA: Final[dict[str, Any]] = {
     "maxLength": MAX_ID_BYTES,
     "pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$",
 }
-"""What a schema of an id can express. It cannot express that 256 is a number of bytes of UTF-8."""
+"""The schema of an id. A schema cannot express that 256 is a number of bytes of UTF-8."""
 
 PAGE_SIZE: Final[dict[str, Any]] = {"minimum": 1, "maximum": MAX_PAGE}
 

@@ -27,9 +27,9 @@ class BadHead(Exception):
     """The head of a request is invalid. The connection cannot be used any longer.
 
     Attributes:
-        detail: What is wrong.
+        detail: The fault.
         field: Name of the header field that is wrong; ``None`` for the request line.
-        remedy: What the sender can do.
+        remedy: The correction that the sender can make.
     """
 
     def __init__(self, detail: str, field: str | None, remedy: str) -> None:

@@ -17,7 +17,7 @@ MAX_BYTES: Final = 10 * 1024**2
 """Size from which a log is rotated. The one before it is kept, so a child has at most about twice as much."""
 
 SHOWN_LEVELS: Final = (" WARNING ", " ERROR ", " CRITICAL ")
-"""What lines of the log contain that the operator sees on the terminal."""
+"""The terminal shows each line of the log that contains one of these texts."""
 
 _MOST_READ: Final = 1024**2
 """Bytes that are searched for warnings at a time. The rest of a flood is only in the file."""

@@ -55,7 +55,7 @@ class UpFailed(StoplogError):
 
 
 class Progress(Protocol):
-    """Where a start shows how far it is."""
+    """Shows the progress of a start."""
 
     def say(self, line: str) -> None:
         """Show *line*, which stays."""
@@ -73,7 +73,7 @@ class Up:
         workers: Number of workers in each lane.
         gateways: Number of gateways, on ``settings.port`` and the ports after it.
         lanes: Number of lanes; see docs/lanes.md.
-        progress: Where to show what happens.
+        progress: Shows the progress.
         ready: Called once with the URLs of all gateways, when a check of every partition has been answered.
     """
 

@@ -144,7 +144,7 @@ class _SupervisedProcess:
         self._throttle = LogThrottle(_REPEAT_S)
         self._process: ForkProcess | None = None
         self._messages: list[_Message] = []
-        """What the process has sent so far."""
+        """The reports of the process so far."""
         self._served = False
         self.start_at = 0.0
         """Time of the next start (monotonic clock); infinite while the process runs."""

@@ -55,8 +55,8 @@ class ReplyConsumer:
         call_in_loop: Calls a function in the event loop.
 
     Attributes:
-        update_prefix: What the ids of this gateway's limit updates begin with.
-        lookup_prefix: What the ids of this gateway's lookups begin with.
+        update_prefix: Beginning of the ids of this gateway's limit updates.
+        lookup_prefix: Beginning of the ids of this gateway's lookups.
     """
 
     def __init__(

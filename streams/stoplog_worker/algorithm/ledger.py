@@ -64,7 +64,7 @@ class Ledger:
 
     Args:
         reader: Reads stored entries.
-        marker: Where the fold continues.
+        marker: Position at which the fold continues.
     """
 
     def __init__(self, reader: StateReader, marker: Marker) -> None:

@@ -29,7 +29,7 @@ class RelayKeys:
     def __init__(self, secrets: Mapping[str, bytes]) -> None:
         self._secrets = dict(secrets)
         self.announced = {key_id: f"{key_id}:{_fingerprint(key)}" for key_id, key in secrets.items()}
-        """What a worker announces of each key, by its id: the id, and a digest by which workers notice that
+        """The announcement of each key, by its id: the id, and a digest by which workers notice that
         they know two keys under one id."""
 
     def secret(self, key_id: str) -> bytes | None:

@@ -86,7 +86,7 @@ like "client/resource" apart from a client with that resource."""
 
 
 class StateReader(Protocol):
-    """Reads what is stored for one partition."""
+    """Reads the stored values of one partition."""
 
     def counters(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the values of *keys* in the table of counters, in their order."""

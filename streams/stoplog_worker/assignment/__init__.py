@@ -1,4 +1,4 @@
-"""Which partitions this worker has, and the takeover of a partition.
+"""The partitions of this worker, and the takeover of a partition.
 
 A takeover passes these modules in this order; docs/design/rebalancing.md shows it as a timeline:
 

@@ -40,7 +40,7 @@ class AssignedConsumer:
 
     Args:
         connection: How to reach Kafka.
-        on_missing: What to do where an offset is gone: continue at the ``earliest``, or ``error``.
+        on_missing: Reaction to an offset that is gone: continue at the ``earliest``, or ``error``.
         most: Records returned by one call at most.
     """
 

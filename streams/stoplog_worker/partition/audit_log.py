@@ -1,4 +1,4 @@
-"""Record who changed what: in the worker's log, and in the topic ``audit``.
+"""Record each change with its author: in the worker's log, and in the topic ``audit``.
 
 An update is recorded when it is applied. Its record in ``audit`` must be acknowledged before a marker passes
 the update. If a worker crashes before that, the next owner applies the update again and records it again,
@@ -74,7 +74,7 @@ class AuditLog:
 
         Args:
             update: The update.
-            effect: What it replaced.
+            effect: The limits that it replaced.
             position: Its position in ``checks``.
             at_ms: The broker's timestamp of its record there, ms since the Unix epoch.
             source: Its source.
@@ -119,7 +119,7 @@ class AuditLog:
         )
 
     def advance(self) -> None:
-        """Send what is not sent yet."""
+        """Send the records that are not sent yet."""
         send = self._send
         while self._unsent and len(self._unacknowledged) < _MAX_UNACKNOWLEDGED:
             assert send is not None

@@ -42,7 +42,7 @@ class QueuedUpdate(NamedTuple):
 
     Attributes:
         update: The update.
-        source: Who made the change.
+        source: The author of the change.
         other_key: Its key as it was written, if that is not the canonical spelling.
         copy_of: The version that the record repeats; -1 if it repeats none.
     """

@@ -49,7 +49,7 @@ class Gap(NamedTuple):
 
 
 class GapContents(NamedTuple):
-    """What a gap holds, and where the log ended after it was read."""
+    """The records of a gap, and the end of the log after they were read."""
 
     records: list[Record]
     log_end: int

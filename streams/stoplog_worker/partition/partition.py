@@ -57,7 +57,7 @@ class Partition:
         settings: The worker's settings.
         partitions: The number of partitions of ``checks``.
         store: The partition's tables.
-        marker: Where to continue.
+        marker: Position at which to continue.
         producers: Send replies, changelog records, relayed updates and dead letters.
         metrics: Count them.
         keys: The relay keys, and the one to sign with.

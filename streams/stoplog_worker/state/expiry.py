@@ -53,7 +53,7 @@ class StateExpirer:
         """The marker of a pass ago: no replay begins before it."""
         self._last_marker: Marker | None = None
         self._from_key: bytes | None = None
-        """Where the next step begins; ``None`` between passes."""
+        """Key at which the next step begins; ``None`` between passes."""
         self._changelog_offset = 0
         self._lowest: float = inf
         self._highest = -1

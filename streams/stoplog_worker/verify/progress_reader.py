@@ -46,7 +46,7 @@ class ProgressReader:
             partition: The partition.
             start: First offset.
             end: Offset after the last.
-            on_missing: Where to begin if *start* is gone: at the ``earliest`` offset, or nowhere (``error``).
+            on_missing: Beginning if *start* is gone: at the ``earliest`` offset, or nowhere (``error``).
 
         Raises:
             OffsetGone: *start* is gone, and *on_missing* is ``error``.

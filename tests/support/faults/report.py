@@ -38,7 +38,7 @@ class Row(NamedTuple):
         fault: Name, as printed.
         moved_s: Seconds of failing open of the worst partition that changed its owner; ``None`` if none did.
         kept_s: The same for the partitions that kept their owner.
-        targets: What was aimed at.
+        targets: The targets of the fault.
         per_s: Checks answered per second while the fault lasted.
         p99_ms: 99th percentile of the milliseconds per list of checks.
         failed_open: Checks that were answered without the store's decision.

@@ -1,4 +1,4 @@
-"""``/v1/limits/…/history``: who changed limits, when, from where, and what the limits were before.
+"""``/v1/limits/…/history``: the changes of limits, with author, time, address and previous limits.
 
 These routes come before those that read limits, because an id may contain slashes.
 """

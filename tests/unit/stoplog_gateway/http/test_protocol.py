@@ -25,7 +25,7 @@ HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-len
 
 
 async def served(app: ASGIApp, *requests: bytes) -> list[bytes]:
-    """Return what is written to a connection that receives *requests*, until *app* closes it."""
+    """Return the data written to a connection that receives *requests*, until *app* closes it."""
     config, wire = uvicorn.Config(app, lifespan="off", log_config=None), FakeHttpTransport()
     config.load()
     protocol = GatewayProtocol(None, Connections(), config=config, server_state=ServerState(), app_state={})

@@ -1,4 +1,4 @@
-"""Which policy applies to a check, at its position in the log."""
+"""The policy that applies to a check at its position in the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may change limits: signed, unsigned and forged updates, each in its place of the log."""
+"""Authority over limits: signed, unsigned and forged updates, each in its place of the log."""
 
 from __future__ import annotations
 

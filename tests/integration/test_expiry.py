@@ -10,7 +10,6 @@ from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import State, encode_state
-from stoplog_worker.state import expiry
 from stoplog_worker.state.store import COUNTERS, PartitionStore
 
 from stoplog.partitioning import partition_of
@@ -37,11 +36,10 @@ MINUTE = 60_000
 LATER = 2_000 * MINUTE
 
 
-def test_idle_client_expires_at_owner_and_standby(
-    fresh_kafka: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(expiry, "PASS_S", 0.0)
-    bench = Bench(fresh_kafka, tmp_path / "owner", PARTITION, default_limits="5/second", **FAST)
+def test_idle_client_expires_at_owner_and_standby(fresh_kafka: Broker, tmp_path: Path) -> None:
+    bench = Bench(
+        fresh_kafka, tmp_path / "owner", PARTITION, expiry_pass_s=0, default_limits="5/second", **FAST
+    )
     standby = open_store(PARTITION, tmp_path / "standby")
     busy = CLIENTS[PARTITION].encode()
 
@@ -53,7 +51,7 @@ def test_idle_client_expires_at_owner_and_standby(
         return not holds(bench.store, IDLE) and not holds(standby, IDLE)
 
     try:
-        with running_restorer(fresh_kafka, standby):
+        with running_restorer(fresh_kafka, standby, expiry_pass_s=0):
             assert bench.start()
             batch = Batch(PARTITION, 4711, 0, [Check(IDLE.decode())])
             bench.produce(CHECKS, encode_batch(batch))

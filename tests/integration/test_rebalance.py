@@ -7,7 +7,6 @@ lease.
 from __future__ import annotations
 
 import pytest
-from stoplog_worker.consumer import consumer_thread
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
 from stoplog.policy import parse_policy
@@ -52,9 +51,8 @@ def test_worker_without_lease_answers_and_writes_nothing(bench: Bench) -> None:
     eventually("a checkpoint covers everything", bench.checkpointed)
 
 
-@pytest.mark.parametrize("bench", [(1, SLOW)], indirect=True)
-def test_partition_unwritable_for_long_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumer_thread, "UNWRITTEN_S", 0.1)
+@pytest.mark.parametrize("bench", [(1, {**SLOW, "unwritten_s": 0.1})], indirect=True)
+def test_partition_unwritable_for_long_is_dropped(bench: Bench) -> None:
     assert bench.start()
     assert bench.check(3).remaining == 97
     bench.lease.held = False

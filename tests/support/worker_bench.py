@@ -13,10 +13,11 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from rocksdict import Options, Rdict
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, position_of
-from stoplog_worker.consumer.consumer_thread import ConsumerThread
+from stoplog_worker.consumer.consumer_thread import UNWRITTEN_S, ConsumerThread
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.settings import Settings
+from stoplog_worker.state.expiry import PASS_S
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
 from stoplog.kafka.clients import silent_admin
@@ -53,9 +54,27 @@ def open_store(partition: int, folder: Path) -> PartitionStore:
 
 
 class Bench:
-    """A consumer thread with one partition, and a gateway's view of it."""
+    """A consumer thread with one partition, and a gateway's view of it.
 
-    def __init__(self, broker: Broker, folder: Path, partition: int, **settings: Any) -> None:
+    Args:
+        broker: The broker.
+        folder: Folder for the tables.
+        partition: Number of the partition.
+        unwritten_s: Seconds after which the partition is dropped if it may not be written.
+        expiry_pass_s: Seconds between two passes that remove expired states.
+        **settings: Settings of the worker.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        folder: Path,
+        partition: int,
+        *,
+        unwritten_s: float = UNWRITTEN_S,
+        expiry_pass_s: float = PASS_S,
+        **settings: Any,
+    ) -> None:
         self.partition, self.client = partition, CLIENTS[partition]
         self.lease, self.dropped = Lease(), queue.SimpleQueue[list[PartitionStore]]()
         self.failures: list[BaseException] = []
@@ -69,6 +88,8 @@ class Bench:
             self.metrics,
             on_dropped=self.dropped.put,
             on_fatal=self.failures.append,
+            unwritten_s=unwritten_s,
+            expiry_pass_s=expiry_pass_s,
         )
         self.thread.generation = 1
         self.thread.start()
@@ -175,7 +196,9 @@ class Bench:
 
 
 @contextmanager
-def running_restorer(broker: Broker, store: PartitionStore) -> Iterator[Callable[[], PartitionStore]]:
+def running_restorer(
+    broker: Broker, store: PartitionStore, *, expiry_pass_s: float = PASS_S
+) -> Iterator[Callable[[], PartitionStore]]:
     """Run a restorer that follows the changelogs with *store*.
 
     Yields:
@@ -191,6 +214,7 @@ def running_restorer(broker: Broker, store: PartitionStore) -> Iterator[Callable
         on_restored=restored.put,
         on_ends=lambda _: None,
         on_fatal=failures.append,
+        expiry_pass_s=expiry_pass_s,
     )
     thread.start()
     thread.follow(store)

@@ -51,6 +51,7 @@ from stoplog_worker.partition.phase import PartitionPhase
 from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG, START_EMPTY
 from stoplog_worker.restore.restorer import Restored
 from stoplog_worker.settings import Settings
+from stoplog_worker.state.expiry import PASS_S
 from stoplog_worker.state.store import PartitionStore
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class ConsumerThread(threading.Thread):
             lease stayed lost, or another worker is ahead. Nothing is lost, because the log has everything.
         on_fatal: Called in this thread with the exception that ended it.
         audited: Whether there is a topic for the audit of limit updates.
+        unwritten_s: Seconds after which partitions that may not be written are dropped.
+        expiry_pass_s: Seconds between two passes over a partition's states, which remove expired ones.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class ConsumerThread(threading.Thread):
         on_fatal: Callable[[BaseException], None],
         *,
         audited: bool = False,
+        unwritten_s: float = UNWRITTEN_S,
+        expiry_pass_s: float = PASS_S,
     ) -> None:
         super().__init__(name="consumer", daemon=True)
         self.generation: int | None = None
@@ -109,6 +114,8 @@ class ConsumerThread(threading.Thread):
         self._settings = settings
         self._partition_count = partitions
         self._audited = audited
+        self._unwritten_s = unwritten_s
+        self._expiry_pass_s = expiry_pass_s
         self._lease = lease
         self._metrics = metrics
         self._on_dropped = on_dropped
@@ -249,7 +256,7 @@ class ConsumerThread(threading.Thread):
         """Note that *active* partitions may not be written, and drop them if that lasts."""
         numbers = sorted(partition.number for partition in active)
         if self._lapse_ends_at is None:
-            self._lapse_ends_at = now + UNWRITTEN_S
+            self._lapse_ends_at = now + self._unwritten_s
             self._metrics.lapses.inc()
             _log.warning(
                 "the group lease ran out: no heartbeat was answered in time. Partitions %s are answered, but "
@@ -260,7 +267,7 @@ class ConsumerThread(threading.Thread):
             _log.warning(
                 "the group has not answered for another %g s: dropping partitions %s until it does. State "
                 "that is in no checkpoint will be read from the log again",
-                UNWRITTEN_S,
+                self._unwritten_s,
                 numbers,
             )
             self._lapse_ends_at = None
@@ -299,7 +306,7 @@ class ConsumerThread(threading.Thread):
             if revoking:
                 _log.warning(
                     "a rebalance has not ended for %g s: dropping partitions %s until it does",
-                    UNWRITTEN_S,
+                    self._unwritten_s,
                     sorted(partition.number for partition in revoking),
                 )
                 self._drop(revoking)
@@ -338,6 +345,7 @@ class ConsumerThread(threading.Thread):
             answer_from=restored.answer_from,
             audited=self._audited,
             tracing=self._tracing,
+            expiry_pass_s=self._expiry_pass_s,
         )
         if stored != marker:
             # The first start's default limits and the topics' ids hold from now on, even without records.
@@ -360,7 +368,9 @@ class ConsumerThread(threading.Thread):
             self._revocation.end()
         self._lapse_ends_at = None
         now = monotonic()
-        self._revocation = Revocation(done, goals, write_until=now + timeout_s, drop_at=now + UNWRITTEN_S)
+        self._revocation = Revocation(
+            done, goals, write_until=now + timeout_s, drop_at=now + self._unwritten_s
+        )
 
     def _resume(self, generation: int, partitions: set[int]) -> set[int]:
         return self._partitions.resume(partitions, monotonic()) if generation == self.generation else set()

@@ -38,7 +38,7 @@ from stoplog_worker.partition.key_agreement import KeyAgreement
 from stoplog_worker.partition.phase import PartitionPhase
 from stoplog_worker.partition.update_relay import UpdateRelay
 from stoplog_worker.settings import Settings
-from stoplog_worker.state.expiry import StateExpirer
+from stoplog_worker.state.expiry import PASS_S, StateExpirer
 from stoplog_worker.state.store import COUNTERS, PartitionStore
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Partition:
         answer_from: The first offset to answer. The checks before it were answered by another lane.
         audited: Whether there is a topic for the audit.
         tracing: Creates spans; ``None`` when tracing is off.
+        expiry_pass_s: Seconds between two passes over the states, which remove expired ones.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Partition:
         answer_from: int = 0,
         audited: bool = False,
         tracing: PartitionTracing | None = None,
+        expiry_pass_s: float = PASS_S,
     ) -> None:
         number = self.number = store.partition
         self.phase: PartitionPhase | None = None
@@ -111,7 +113,8 @@ class Partition:
             lambda: keys.signing_key(monotonic()),
             KeyCanonicalizer(self.ledger, partial(producers.publish_update, number)),
         )
-        self._expirer = StateExpirer(store, partial(producers.truncate_changelog, COUNTERS, number))
+        truncate = partial(producers.truncate_changelog, COUNTERS, number)
+        self._expirer = StateExpirer(store, truncate, pass_s=expiry_pass_s)
         self._expired: list[bytes] = []
         self._judged = 0
         """Checks judged since the last checkpoint began."""

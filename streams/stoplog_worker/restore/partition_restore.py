@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from stoplog_worker.restore.lane_bootstrap import LaneCopier
-from stoplog_worker.state.expiry import StateExpirer
+from stoplog_worker.state.expiry import PASS_S, StateExpirer
 from stoplog_worker.state.store import COUNTERS, PartitionStore
 
 
@@ -78,11 +78,14 @@ class PartitionRestore:
     Args:
         store: The partition's tables.
         copier: Copies the default lane's state; ``None`` in the default lane.
+        expiry_pass_s: Seconds between two passes over the states, which remove expired ones.
     """
 
-    def __init__(self, store: PartitionStore, copier: LaneCopier | None) -> None:
+    def __init__(
+        self, store: PartitionStore, copier: LaneCopier | None, *, expiry_pass_s: float = PASS_S
+    ) -> None:
         self.store = store
-        self.expirer = StateExpirer(store)
+        self.expirer = StateExpirer(store, pass_s=expiry_pass_s)
         self.phase = RestorePhase.STANDBY
         self.generation: int | None = None
         """The generation for which the partition is to become active; ``None`` for a standby."""

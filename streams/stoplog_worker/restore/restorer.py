@@ -27,6 +27,7 @@ from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG
 from stoplog_worker.restore.changelog_offsets import ChangelogOffsets
 from stoplog_worker.restore.lane_bootstrap import LaneCopier
 from stoplog_worker.restore.partition_restore import PartitionRestore, RestorePhase
+from stoplog_worker.state.expiry import PASS_S
 from stoplog_worker.state.store import COUNTERS, TABLES, PartitionStore, Record
 
 _log = logging.getLogger("stoplog.restore")
@@ -77,6 +78,7 @@ class Restorer(threading.Thread):
         on_fatal: Called in this thread with the error that ended it.
         copier: Copies the default lane's state to a new partition of a further lane; ``None`` in the default
             lane.
+        expiry_pass_s: Seconds between two passes over a partition's states, which remove expired ones.
     """
 
     def __init__(
@@ -89,9 +91,12 @@ class Restorer(threading.Thread):
         on_ends: Callable[[dict[tuple[str, int], int]], None],
         on_fatal: Callable[[BaseException], None],
         copier: LaneCopier | None = None,
+        *,
+        expiry_pass_s: float = PASS_S,
     ) -> None:
         super().__init__(name="restorer", daemon=True)
         self._copier = copier
+        self._expiry_pass_s = expiry_pass_s
         self._topics = topics
         self._tables = {topic: table for table, topic in topics.items()}
         self._open = open_store
@@ -180,7 +185,9 @@ class Restorer(threading.Thread):
             # The table is empty, or a crash has interrupted the clearing of it.
             store.clear_counters()
         store.log_end = partial(self._log_end, store.partition)
-        self._restores[store.partition] = PartitionRestore(store, self._copier)
+        self._restores[store.partition] = PartitionRestore(
+            store, self._copier, expiry_pass_s=self._expiry_pass_s
+        )
         self._consumer.add(
             [
                 TopicPartition(

@@ -43,10 +43,18 @@ class StateExpirer:
         store: The partition's tables.
         on_obsolete: Called at the end of a pass with the offset before which nothing in the counters'
             changelog is needed, if there is one.
+        pass_s: Seconds between the beginnings of two passes.
     """
 
-    def __init__(self, store: PartitionStore, on_obsolete: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        store: PartitionStore,
+        on_obsolete: Callable[[int], None] = lambda _: None,
+        *,
+        pass_s: float = PASS_S,
+    ) -> None:
         self._store = store
+        self._pass_s = pass_s
         self._on_obsolete = on_obsolete
         self._next_step_at = self._next_pass_at = -inf
         self._horizon: Marker | None = None
@@ -74,7 +82,7 @@ class StateExpirer:
         if self._from_key is None:
             if now < self._next_pass_at:
                 return []
-            self._next_pass_at = now + PASS_S
+            self._next_pass_at = now + self._pass_s
             self._horizon, self._last_marker = self._last_marker, self._store.marker()
             if self._horizon is None:
                 return []

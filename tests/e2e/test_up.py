@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import stat
@@ -110,15 +111,32 @@ def test_up_shows_requests_that_work_and_refuses_a_second_one(tmp_path: Path) ->
     assert [pid for pid in children if psutil.pid_exists(pid)] == []
 
 
+def has_made_checkpoint(metrics_port: int) -> bool:
+    """Return whether the worker with this port of metrics has written a checkpoint."""
+    page = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10, trust_env=False).text
+    counts = re.findall(r"^stoplog_worker_flush_seconds_count(?:\{.*\})? (\S+)", page, re.MULTILINE)
+    return any(float(count) for count in counts)
+
+
 def test_up_in_a_terminal_shows_steps_and_ready_lines_and_nothing_else(tmp_path: Path) -> None:
-    env = environment(home_with_jars(tmp_path))
+    metrics = free_port()
+    env = environment(home_with_jars(tmp_path), STOPLOG_METRICS_PORT=str(metrics))
+    url = f"http://127.0.0.1:{env['STOPLOG_PORT']}"
     with terminal("up", env=env) as tty:
         assert "\x1b[2K" in tty.wait_for('{"client_id": "alice"}')  # steps were shown and erased
-        time.sleep(3)  # a warning would follow now
+        body = {"client_id": "alice"}
+        assert not httpx.post(f"{url}/v1/check", json=body, timeout=10).raise_for_status().json()["degraded"]
+        eventually("the worker has made a checkpoint", lambda: has_made_checkpoint(metrics))
+        for name in ("gateway-1", "worker-1"):  # a line behind all that it has logged
+            with (tmp_path / "logs" / f"{name}.log").open("a") as log:
+                log.write(f"now WARNING {name} comes last\n")
+        marks = [f"{name} | now WARNING {name} comes last" for name in ("gateway-1", "worker-1")]
+        tty.wait_for(*marks)
         tty.press(CTRL_C)
         tty.wait_for("stopping ...")
         assert tty.process.wait(60) == 0
-        *shown, put, post, stopping = tty.lines()
+        *shown, put, post, first, second, stopping = tty.lines()
+    assert sorted([first, second]) == marks
     assert shown == [
         f"starting Apache Kafka {KAFKA_VERSION} ...",
         "starting worker and gateway ...",

@@ -106,14 +106,15 @@ class GatewaySettings(Settings):
         75,
         ge=1,
         le=3_600,
-        description="Seconds that an HTTP connection may stay open without a request. Set it above the idle "
-        "timeout of the load balancer's own connections.",
+        description="Seconds that a connection of HTTP or gRPC may stay open without a request. Set it above "
+        "the idle timeout of the load balancer's own connections.",
     )
     head_timeout_s: int = Field(
         10,
         ge=1,
         le=3_600,
-        description="Seconds from the first byte of an HTTP request to the end of its header fields.",
+        description="Seconds from the first byte of an HTTP request to the end of its header fields, and for "
+        "the handshakes of TLS and gRPC.",
     )
     body_timeout_s: int = Field(
         10,

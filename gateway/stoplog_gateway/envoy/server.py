@@ -22,6 +22,7 @@ from stoplog_gateway.envoy import cannot_listen
 from stoplog_gateway.envoy.health import HealthService, IsReady
 from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest, RateLimitResponse
 from stoplog_gateway.envoy.service import RateLimitService
+from stoplog_gateway.http.connections import ConnectionLimits
 
 log: Final = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class EnvoyServer:
         address: ``host:port`` to listen on.
         service: Answers the requests.
         grace_s: Seconds that calls in flight have to finish when the server stops.
+        bounds: Bounds of the connections. gRPC closes what exceeds them itself, so the gateway does not
+            count it.
         max_age_s: Seconds after which a connection ends. Then the caller connects again, perhaps to another
             gateway.
         is_ready: Returns whether callers should send calls, for the health service.
@@ -67,6 +70,7 @@ class EnvoyServer:
         *,
         grace_s: float,
         shared: bool,
+        bounds: ConnectionLimits | None = None,
         max_age_s: float = 300,
         is_ready: IsReady = _always,
         continue_trace: ContinueTrace | None = None,
@@ -77,6 +81,7 @@ class EnvoyServer:
         self._service = service
         self._grace_s = grace_s
         self._shared = shared
+        self._bounds = bounds or ConnectionLimits()
         self._max_age_s = max_age_s
         self._health = HealthService(is_ready)
         self._continue_trace = continue_trace
@@ -96,6 +101,11 @@ class EnvoyServer:
             options=[
                 ("grpc.so_reuseport", int(self._shared)),
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
+                ("grpc.max_allowed_incoming_connections", self._bounds.max_open),
+                # Also the time until the first settings of HTTP/2 have arrived.
+                ("grpc.server_handshake_timeout_ms", int(self._bounds.head_s * 1_000)),
+                # A connection without calls. The age below ends calls whose message does not arrive.
+                ("grpc.max_connection_idle_ms", int(self._bounds.keepalive_s * 1_000)),
                 ("grpc.max_connection_age_ms", int(self._max_age_s * 1_000)),
                 ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
             ]

@@ -37,7 +37,7 @@ class Phase(Enum):
                                                               body; HEAD otherwise; CLOSED
     LENGTH    belongs to a body with ``Content-Length``       HEAD, CLOSED
     CHUNKED   belongs to a body in chunks                     HEAD, CLOSED
-    REFUSED   begins a request that only a probe may send   HEAD for a probe, else CLOSED
+    REFUSED   begins a request that only a probe may send     HEAD for a probe, else CLOSED
     CLOSED    is dropped: the last response has been sent
     ========  ==============================================  =================================
     """
@@ -122,7 +122,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def is_idle(self) -> bool:
         """Whether the connection waits for the first byte of a request."""
         return (
-            self._phase is HEAD
+            (self._phase is HEAD or self._phase is REFUSED)
             and not self._head_bytes
             and not self._queued
             and (self.cycle is None or self.cycle.response_complete)
@@ -172,7 +172,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.release()
             self._await_end()
 
+    def abort(self) -> None:
+        """Close the connection at once, even if the caller has not read everything."""
+        self._phase = CLOSED
+        self._transport.abort()
+
     def _await_end(self) -> None:
+        self._connections.on_last_response(self)
         self._unsent = self._transport.get_write_buffer_size()
         self.expires_at = self.loop.time() + self._limits.body_s
 

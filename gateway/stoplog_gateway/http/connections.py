@@ -39,6 +39,10 @@ _CANDIDATES: Final = 64
 _SEARCH_PAUSE_S: Final = 0.1
 """Seconds without another search after one that found no idle connection."""
 
+_MAX_LEAVING: Final = 32
+"""Connections that were refused or evicted, and are not closed yet. They have descriptors beyond the bound,
+of those that are kept for everything but HTTP connections."""
+
 _LOG_PAUSE_S: Final = 60.0
 
 NO_REQUEST: Final = "no_request"
@@ -57,7 +61,7 @@ REASONS: Final = {
     HEAD: "sent an incomplete head within STOPLOG_HEAD_TIMEOUT_S",
     BODY: "sent no more of a body within STOPLOG_BODY_TIMEOUT_S",
     RESPONSE: "read no more of a response within STOPLOG_BODY_TIMEOUT_S",
-    EVICTED: "were idle for the longest time at the bound on connections",
+    EVICTED: "were idle for the longest time, or had their last response, at the bound on connections",
     REFUSED: "were refused with 503: all connections at the bound were busy",
     TLS_TIMEOUT: "sent an incomplete TLS handshake within STOPLOG_HEAD_TIMEOUT_S",
     TLS_FAILED: "failed the TLS handshake (no TLS, an unknown CA, or no client certificate)",
@@ -101,6 +105,9 @@ class Connection(Protocol):
     def close_idle(self) -> bool:
         """Close the connection without a response, unless a request waits in the socket; return whether."""
 
+    def abort(self) -> None:
+        """Close the connection at once, even if the caller has not read everything."""
+
     def drain(self) -> None:
         """End the connection with its next response."""
 
@@ -119,6 +126,10 @@ class Connections(Collector):
         self.draining = False
         """Whether every response ends its connection, because the process is about to stop."""
         self._open: set[Connection] = set()
+        self._ending: dict[Connection, None] = {}
+        """Those of the open ones that have got their last response, the oldest first."""
+        self._leaving: dict[Connection, None] = {}
+        """Those that are not open any more, but not closed yet, the oldest first."""
         self._closed = dict.fromkeys(REASONS, 0)
         self._throttle = LogThrottle(_LOG_PAUSE_S)
         self._candidates: deque[tuple[float, Connection]] = deque()
@@ -130,14 +141,19 @@ class Connections(Collector):
         return len(self._open)
 
     def add(self, connection: Connection) -> bool:
-        """Admit *connection*, if necessary by closing the one that has been idle longest.
+        """Admit *connection*, if necessary by closing another one.
+
+        The one that has been idle longest makes room; without an idle one, the first of those that have got
+        their last response.
 
         Returns:
-            ``False`` if there are too many connections and none of them is idle.
+            ``False`` if there are too many connections and all of them are busy. A few refused connections
+            can stay open until the caller has read the response; the oldest ones are aborted.
         """
         loop = get_running_loop()
-        if len(self._open) >= self.limits.max_open and not self._evict(loop.time()):
+        if len(self._open) >= self.limits.max_open and not (self._evict(loop.time()) or self._evict_ending()):
             self.count_closed(REFUSED)
+            self._leave(connection)
             return False
         self._open.add(connection)
         if not self._sweeping:
@@ -145,9 +161,16 @@ class Connections(Collector):
             loop.call_later(SWEEP_S, self._sweep_again, loop)
         return True
 
+    def on_last_response(self, connection: Connection) -> None:
+        """Note that *connection* has got its last response, and is open only until the caller has read it."""
+        if connection in self._open:
+            self._ending[connection] = None
+
     def discard(self, connection: Connection) -> None:
         """Forget *connection*, which is closed."""
         self._open.discard(connection)
+        self._ending.pop(connection, None)
+        self._leaving.pop(connection, None)
 
     def drain(self) -> None:
         """End every connection with its next response, those that are opened later too."""
@@ -184,10 +207,29 @@ class Connections(Collector):
             expires_at, connection = self._candidates.popleft()
             unchanged = connection.expires_at == expires_at and connection in self._open
             if unchanged and connection.is_idle and connection.close_idle():
-                self._open.discard(connection)
-                self.count_closed(EVICTED)
+                self._make_leave(connection)
                 return True
         return False
+
+    def _evict_ending(self) -> bool:
+        if not self._ending:
+            return False
+        connection = next(iter(self._ending))
+        connection.abort()
+        self._make_leave(connection)
+        return True
+
+    def _make_leave(self, connection: Connection) -> None:
+        self.discard(connection)
+        self.count_closed(EVICTED)
+        self._leave(connection)
+
+    def _leave(self, connection: Connection) -> None:
+        self._leaving[connection] = None
+        if len(self._leaving) > _MAX_LEAVING:
+            oldest = next(iter(self._leaving))
+            del self._leaving[oldest]
+            oldest.abort()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families, for a scrape."""

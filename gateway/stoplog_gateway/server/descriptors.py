@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import resource
-from typing import Final
+from typing import Final, NamedTuple
+
+from stoplog.errors import SettingsError
 
 OTHER_DESCRIPTORS: Final = 128
-"""Descriptors kept for everything but HTTP connections: Kafka, gRPC, files, listening sockets."""
+"""Descriptors kept for everything but callers' connections: Kafka, files, listening sockets, and connections
+that are being accepted or closed."""
+
+MIN_CONNECTIONS: Final = 32
+"""Callers' connections without which a gateway does not start."""
+
+_GRPC_SHARE: Final = 4
+"""One in so many connections may be one of gRPC. Envoy opens one for each of its threads."""
 
 _MAX: Final = 1 << 20
 """Highest limit to ask for. Some systems call their hard limit infinite and refuse it."""
@@ -23,3 +32,31 @@ def raise_descriptor_limit() -> int:
     except (OSError, ValueError):
         return soft
     return wanted
+
+
+class MaxConnections(NamedTuple):
+    """Maximum numbers of connections of one process."""
+
+    http: int
+    grpc: int
+
+
+def max_connections(limit: int, *, grpc: bool) -> MaxConnections:
+    """Divide the descriptors of the process.
+
+    Args:
+        limit: Maximum number of open files.
+        grpc: Whether the process serves gRPC.
+
+    Raises:
+        SettingsError: The limit is too low.
+    """
+    callers = limit - OTHER_DESCRIPTORS
+    if callers < MIN_CONNECTIONS:
+        raise SettingsError(
+            f"the limit of open files is {limit}, and a gateway process needs "
+            f"{OTHER_DESCRIPTORS + MIN_CONNECTIONS}: raise the hard limit (ulimit -Hn, LimitNOFILE= of "
+            f"systemd, --ulimit nofile= of Docker)"
+        )
+    of_grpc = callers // _GRPC_SHARE if grpc else 0
+    return MaxConnections(callers - of_grpc, of_grpc)

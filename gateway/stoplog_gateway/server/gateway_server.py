@@ -13,7 +13,7 @@ import uvicorn
 
 from stoplog_gateway.access.tls import TlsFiles
 from stoplog_gateway.http.connections import Connections
-from stoplog_gateway.http.tls_listener import TlsListener
+from stoplog_gateway.http.listener import Listener
 
 log: Final = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ class GatewayServer(uvicorn.Server):
         drain: Called first: readiness fails, and each response ends its connection.
         drain_s: Seconds for load balancers to notice. New connections are still accepted.
         close: Called after that, together with the end of the HTTP listener.
+        connections: All connections of the process.
         tls: Certificates in force; ``None`` for no TLS.
-        connections: All connections of the process, for TLS.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class GatewayServer(uvicorn.Server):
         drain: Callable[[], None],
         drain_s: float,
         close: Callable[[], Awaitable[None]],
+        connections: Connections,
         tls: TlsFiles | None = None,
-        connections: Connections | None = None,
     ) -> None:
         super().__init__(config)
         self._on_serving = on_serving
@@ -53,15 +53,8 @@ class GatewayServer(uvicorn.Server):
         self._connections = connections
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
-        if self._tls is None or sockets is None:
-            await super().startup(sockets)
-        else:
-            self._start_with_tls(self._tls, sockets)
-        self._on_serving()
-
-    def _start_with_tls(self, tls: TlsFiles, sockets: list[socket.socket]) -> None:
-        assert self._connections is not None
+        """Listen on *sockets*, which are bound."""
+        assert sockets is not None
         protocol_class: Any = self.config.http_protocol_class
         make_protocol = partial(
             protocol_class,
@@ -69,11 +62,12 @@ class GatewayServer(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-        listeners = [TlsListener(sock, tls, self._connections, make_protocol) for sock in sockets]
+        listeners = [Listener(sock, self._tls, self._connections, make_protocol) for sock in sockets]
         for listener in listeners:
             listener.start(self.config.backlog)
         self.servers = listeners  # type: ignore[assignment]
         self.started = True
+        self._on_serving()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain for a while, at most until a second signal. Then close the listener, and end the requests."""

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +29,7 @@ from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
 from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.lifecycle import Lifecycle, Phase
 from stoplog_gateway.ports import bind_port
-from stoplog_gateway.server.descriptors import OTHER_DESCRIPTORS, raise_descriptor_limit
+from stoplog_gateway.server.descriptors import max_connections, raise_descriptor_limit
 from stoplog_gateway.server.gateway_server import GatewayServer
 from stoplog_gateway.server.process_slot import ProcessSlot
 from stoplog_gateway.settings import GRACE_S, GatewaySettings
@@ -61,9 +62,17 @@ def serve(
 
     Raises:
         CannotListen: The address for Envoy cannot be used.
-        SettingsError: An extra that the settings need is not installed, or a file cannot be used.
+        SettingsError: An extra that the settings need is not installed, a file cannot be used, or the limit
+            of open files is too low.
         TopicError: topics.yaml cannot be read, or the broker's topics contradict it.
     """
+    maximum = max_connections(raise_descriptor_limit(), grpc=settings.envoy is not None)
+    limits = ConnectionLimits(
+        keepalive_s=settings.keepalive_s,
+        head_s=settings.head_timeout_s,
+        body_s=settings.body_timeout_s,
+        max_open=maximum.http,
+    )
     limiter = Limiter(settings, reply_slot=slot.reply_slot if slot else None)
     access = AccessControl.of(settings)
     app = create_app(settings, limiter, access)
@@ -80,6 +89,7 @@ def serve(
         app.state.mapping,
         shared=slot is not None,
         is_ready=is_ready,
+        bounds=replace(limits, max_open=maximum.grpc),
         access=access,
         tls=tls,
     )
@@ -101,15 +111,7 @@ def serve(
                 legacy_headers=settings.legacy_headers,
             ),
         )
-        connections = Connections(
-            ConnectionLimits(
-                keepalive_s=settings.keepalive_s,
-                head_s=settings.head_timeout_s,
-                body_s=settings.body_timeout_s,
-                max_open=raise_descriptor_limit() - OTHER_DESCRIPTORS,
-            ),
-            turns,
-        )
+        connections = Connections(limits, turns)
         for collector in (connections, access.refusals, access.files):
             limiter.metrics.registry.register(collector)
         protocol: Any = partial(GatewayProtocol, fast_path, connections)
@@ -143,8 +145,8 @@ def serve(
                 drain=drain,
                 drain_s=settings.drain_s,
                 close=close,
-                tls=tls,
                 connections=connections,
+                tls=tls,
             )
             uvloop.run(_serve(app, server, limiter, envoy, slot))
         return limiter.failure

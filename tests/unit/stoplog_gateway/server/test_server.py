@@ -1,16 +1,14 @@
-"""Run a gateway process: with few packages, until its end, and with few file descriptors."""
+"""Run a gateway process: with few packages, on its addresses, and until its end."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -19,12 +17,7 @@ import pytest
 from stoplog_gateway.envoy.messages import OK, RateLimitRequest, RateLimitResponse
 from stoplog_gateway.ports import free_port
 
-HALF_OPEN = [
-    b"",
-    b"GET /healthz HTTP/1.1\r\nHost: localh",
-    b"POST /v1/check HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
-]
-"""Beginnings of requests that never go on."""
+from tests.support.lone_gateway import answers, lone_gateway, until
 
 HEALTH = "/grpc.health.v1.Health/Check"
 SHOULD_RATE_LIMIT = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
@@ -63,54 +56,25 @@ def test_gateway_serves_without_the_packages_of_other_extras() -> None:
         [sys.executable, "-c", GATEWAY, "gateway"], env=env, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            deadline = time.monotonic() + 60
-            while not _answers(port) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert _answers(port)
+            url = f"http://127.0.0.1:{port}"
+            with httpx.Client(base_url=url, trust_env=False) as client:
+                until(lambda: process.poll() is not None or answers(client))
+            assert process.poll() is None
         finally:
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
 
 
-@contextmanager
-def running(
-    *arguments: str, descriptors: tuple[int, int] | None = None, **settings: object
-) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """Run a gateway without a store, with a client that opens a connection for each request."""
-    port = free_port()
-    env = {**os.environ, "STOPLOG_PORT": str(port), "STOPLOG_KAFKA": f"127.0.0.1:{free_port()}"}
-    env |= {f"STOPLOG_{name.upper()}": str(value) for name, value in settings.items()}
-    command = [sys.executable, "-m", "stoplog_gateway", "gateway", *arguments]
-    if descriptors is not None:
-        command = ["prlimit", f"--nofile={descriptors[0]}:{descriptors[1]}", *command]
-    limits = httpx.Limits(max_keepalive_connections=0)
-    with (
-        subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, limits=limits) as client,
-    ):
-        try:
-            _until(lambda: _answers(port))
-            yield process, client
-        finally:
-            process.kill()
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("arguments", [(), ("--processes", "2")])
 def test_gateway_that_stops_first_fails_its_readiness_and_goes_on_serving(
     arguments: tuple[str, ...],
 ) -> None:
-    with running(*arguments, drain_s=3, startup_s=0) as (process, client):
-        _until(lambda: client.get("/readyz").status_code == 200)
+    with lone_gateway(*arguments, drain_s=3, startup_s=0) as (process, client, _):
+        until(lambda: client.get("/readyz").status_code == 200)
         process.send_signal(signal.SIGTERM)
-        _until(lambda: client.get("/readyz").status_code == 503)
+        # Each process gets the signal at a moment of its own.
+        until(lambda: all(client.get("/readyz").status_code == 503 for _ in range(10)))
         began = time.monotonic()
         while time.monotonic() < began + 1.5:
             response = client.get("/readyz")
@@ -123,7 +87,7 @@ def test_gateway_that_stops_first_fails_its_readiness_and_goes_on_serving(
 
 @pytest.mark.parametrize("arguments", [(), ("--processes", "2")])
 def test_address_of_all_ipv6_addresses_serves_ipv4_too(arguments: tuple[str, ...]) -> None:
-    with running(*arguments, host="::") as (_, client):
+    with lone_gateway(*arguments, host="::") as (_, client, _):
         for host in ("127.0.0.1", "[::1]") * 4:
             url = f"http://{host}:{client.base_url.port}/v1/check"
             assert client.post(url, json={"client_id": "a"}).json()["degraded"]
@@ -144,10 +108,10 @@ def test_grpc_service_that_drains_is_not_serving_but_answers_new_connections(
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
     request = RateLimitRequest(domain="edge", descriptors=[{"entries": [{"key": "user", "value": "a"}]}])
-    with running(*arguments, drain_s=60, startup_s=0, envoy=address) as (process, _):
-        _until(lambda: call_grpc(address, HEALTH, b"") == SERVING)
+    with lone_gateway(*arguments, drain_s=60, startup_s=0, envoy=address) as (process, _, _):
+        until(lambda: call_grpc(address, HEALTH, b"") == SERVING)
         process.send_signal(signal.SIGTERM)
-        _until(lambda: call_grpc(address, HEALTH, b"") == NOT_SERVING)
+        until(lambda: call_grpc(address, HEALTH, b"") == NOT_SERVING)
         response = RateLimitResponse.FromString(
             call_grpc(address, SHOULD_RATE_LIMIT, request.SerializeToString())
         )
@@ -158,7 +122,7 @@ def test_grpc_service_that_drains_is_not_serving_but_answers_new_connections(
 
 def test_requests_that_wait_while_the_process_is_stopped_are_all_answered() -> None:
     with ExitStack() as stack:
-        process, client = stack.enter_context(running(keepalive_s=2, drain_s=0))
+        process, client, _ = stack.enter_context(lone_gateway(keepalive_s=2, drain_s=0))
         address = ("127.0.0.1", client.base_url.port or 0)
         used = [stack.enter_context(socket.create_connection(address, 20)) for _ in range(8)]
         for connection in used:
@@ -186,34 +150,8 @@ def read_response(connection: socket.socket) -> bytes:
 
 
 def test_second_signal_ends_the_drain() -> None:
-    with running(drain_s=60, startup_s=0) as (process, client):
+    with lone_gateway(drain_s=60, startup_s=0) as (process, client, _):
         process.send_signal(signal.SIGTERM)
-        _until(lambda: client.get("/readyz").status_code == 503)
+        until(lambda: client.get("/readyz").status_code == 503)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-
-
-def test_gateway_with_few_descriptors_serves_beside_many_half_open_connections() -> None:
-    with ExitStack() as stack:
-        _, client = stack.enter_context(running(head_timeout_s=1, keepalive_s=2, descriptors=(64, 256)))
-        address = ("127.0.0.1", client.base_url.port or 0)
-        for sent in HALF_OPEN * 70:
-            stack.enter_context(socket.create_connection(address)).sendall(sent)
-        _until(lambda: client.get("/healthz").status_code == 200)  # 503 while all connections are busy
-        metrics = client.get("/metrics").text
-        evicted = re.search(r'closed_total\{reason="evicted"\} (\d+)', metrics)
-        assert evicted is not None
-        assert int(evicted[1]) > 0
-
-        def only_own_connection() -> bool:
-            return "\nstoplog_http_connections 1.0\n" in client.get("/metrics").text
-
-        _until(only_own_connection)  # the timeouts closed the others
-
-
-def _answers(port: int) -> bool:
-    try:
-        response = httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
-    except httpx.TransportError:
-        return False
-    return response.status_code == 200

@@ -1,8 +1,11 @@
-"""Accept connections with TLS.
+"""Accept connections, with or without TLS.
 
-The event loop's own server would not count a connection before the end of its handshake. Here, the bound on
-connections and the time for a head hold for handshakes, too. Each handshake uses the certificate that is in
-force when it begins.
+The event loop's own server accepts everything that waits before it reports the first connection. A flood of
+connections would use up the file descriptors before any bound could apply. Here, only a few connections are
+accepted in each turn of the event loop.
+
+With TLS, the bound on connections and the time for a head hold for handshakes, too. Each handshake uses the
+certificate that is in force when it begins.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -22,8 +26,9 @@ from stoplog_gateway.http.connections import Connections
 
 log: Final = logging.getLogger(__name__)
 
-_ACCEPTED_PER_TURN: Final = 64
-"""Connections that are accepted in one turn of the event loop. Requests come in between."""
+_ARRIVING: Final = 16
+"""Maximum number of accepted connections without a protocol. They count at no bound yet, but each one holds a
+descriptor. It takes them a turn of the event loop or two, so this also bounds what a turn accepts."""
 
 _ACCEPT_PAUSE_S: Final = 1.0
 """Seconds without another try after the system refused to accept a connection."""
@@ -31,12 +36,12 @@ _ACCEPT_PAUSE_S: Final = 1.0
 _LOG_PAUSE_S: Final = 60.0
 
 
-class TlsListener:
+class Listener:
     """A listening socket. It takes the place of :class:`asyncio.Server` in uvicorn's server.
 
     Args:
         sock: A bound socket.
-        tls: Certificates in force.
+        tls: Certificates in force; ``None`` for no TLS.
         connections: All connections of the process.
         make_protocol: Returns the HTTP protocol of a connection.
     """
@@ -44,7 +49,7 @@ class TlsListener:
     def __init__(
         self,
         sock: socket.socket,
-        tls: TlsFiles,
+        tls: TlsFiles | None,
         connections: Connections,
         make_protocol: Callable[[], asyncio.Protocol],
     ) -> None:
@@ -54,6 +59,7 @@ class TlsListener:
         self._connections = connections
         self._make_protocol = make_protocol
         self._loop = asyncio.get_running_loop()
+        self._arriving: set[asyncio.Task[None]] = set()
         self._handshakes: set[_Handshake] = set()
         self._throttle = LogThrottle(_LOG_PAUSE_S)
         self._closed = False
@@ -65,7 +71,7 @@ class TlsListener:
         self._loop.add_reader(self._sock, self._accept)
 
     def _accept(self) -> None:
-        for _ in range(_ACCEPTED_PER_TURN):
+        for _ in range(_ARRIVING - len(self._arriving)):
             try:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -73,9 +79,20 @@ class TlsListener:
             except OSError as exc:
                 self._pause(exc)
                 return
-            _Handshake(sock, self._loop, self._handshakes).start(
-                self._tls.context, self._connections, self._make_protocol
-            )
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is None:
+                task = self._loop.create_task(self._open(sock))
+                self._arriving.add(task)
+                task.add_done_callback(self._arriving.discard)
+            else:
+                _Handshake(sock, self._loop, self._handshakes).start(
+                    self._tls.context, self._connections, self._make_protocol
+                )
+
+    async def _open(self, sock: socket.socket) -> None:
+        with suppress(OSError):  # the caller is gone
+            await self._loop.connect_accepted_socket(self._make_protocol, sock)
 
     def _pause(self, exc: OSError) -> None:
         if (end := self._throttle.admit()) is not None:
@@ -94,11 +111,11 @@ class TlsListener:
             self._loop.remove_reader(self._sock)
             self._sock.close()
             for handshake in list(self._handshakes):
-                handshake.cancel()
+                handshake.abort()
 
     async def wait_closed(self) -> None:
-        """Return once no handshake is left."""
-        await asyncio.gather(*(it.task for it in self._handshakes), return_exceptions=True)
+        """Return once no connection is on its way to its protocol."""
+        await asyncio.gather(*self._arriving, *(it.task for it in self._handshakes), return_exceptions=True)
 
 
 class _Handshake:
@@ -126,6 +143,7 @@ class _Handshake:
         self._connections = connections
         if not connections.add(self):
             self._sock.close()  # without a handshake, no response can be sent
+            connections.discard(self)
             return
         self._handshakes.add(self)
         self.task = self._loop.create_task(self._shake_hands(context, make_protocol))
@@ -141,8 +159,6 @@ class _Handshake:
 
         limits = self._connections.limits
         try:
-            self._sock.setblocking(False)
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(
                 make,
                 self._sock,
@@ -166,7 +182,7 @@ class _Handshake:
         self._forget()
         connection_made(transport)
 
-    def cancel(self) -> None:
+    def abort(self) -> None:
         """End the connection."""
         self.task.cancel()
 
@@ -174,7 +190,7 @@ class _Handshake:
         """Close the connection, whose handshake takes too long."""
         self._connections.count_closed(reasons.TLS_TIMEOUT)
         self._forget()
-        self.cancel()
+        self.abort()
 
     def close_idle(self) -> bool:
         """Return ``False``: a handshake is never idle."""

@@ -86,6 +86,7 @@ def test_rate_limit_service_fails_closed_where_the_mapping_says_so(system: Syste
     )
     eventually("the gateway is ready", gateway.ready, on_failure=system.logs)
     gateway.set_limits(CLIENT, "10000/hour")
+    gateway.set_limits(f"{CLIENT}?resource=path%3D/login", "10000/hour")  # another test limits it
     edits = {"failure_mode_deny: false": "failure_mode_deny: true"}
     with running_envoy("envoy.yaml", tmp_path, gateway, {8081: port}, edits) as proxied:
         _, app, http = proxied

@@ -34,7 +34,8 @@ name                                      type       label    what
 If several processes share a port, the page of each shows the sums of all counters and histograms. Gauges are
 combined as :data:`GAUGES` states (``stoplog_gateway/server/shared_metrics.py``).
 
-A gateway adds those of its connections (``stoplog_gateway/http/connections.py``).
+A gateway adds those of its connections (``stoplog_gateway/http/connections.py``), and of what it refuses
+(``stoplog_gateway/http/overload.py``).
 
 Reasons are those of :mod:`stoplog.client.fail_open`, states those of :mod:`stoplog.client.cluster_status`,
 and answers (same, different, unknown) those of :mod:`stoplog.client.lane_divergence`. No label contains a

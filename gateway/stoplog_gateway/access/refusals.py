@@ -74,7 +74,18 @@ class Refusals(Collector):
         self._throttle = LogThrottle(_LOG_PAUSE_S, clock)
 
     async def add(self, reason: str, scope: str, address: str | None, name: str | None = None) -> None:
-        """Count and log a refusal, and return when its response may be sent.
+        """Count and log a refusal as :meth:`count` does, and return when its response may be sent."""
+        self.count(reason, scope, address, name)
+        seconds = self.next_delay(address or "")
+        if seconds and self._waiting < MAX_WAITING:
+            self._waiting += 1
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                self._waiting -= 1
+
+    def count(self, reason: str, scope: str, address: str | None, name: str | None = None) -> None:
+        """Count and log a refusal.
 
         Args:
             reason: One of :data:`REASONS`.
@@ -92,13 +103,6 @@ class Refusals(Collector):
                 f" with token {name}" if name else "",
                 end,
             )
-        seconds = self.next_delay(address or "")
-        if seconds and self._waiting < MAX_WAITING:
-            self._waiting += 1
-            try:
-                await asyncio.sleep(seconds)
-            finally:
-                self._waiting -= 1
 
     def next_delay(self, address: str) -> float:
         """Record one more refusal of *address*, and return the seconds that its response waits."""

@@ -13,6 +13,7 @@ from stoplog.errors import SettingsError
 from stoplog_gateway.access.control import AccessControl
 from stoplog_gateway.access.tls import TlsFiles
 from stoplog_gateway.envoy.mapping import DescriptorMapping
+from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.ports import CannotListen, claim_port
 from stoplog_gateway.settings import GatewaySettings
 
@@ -48,6 +49,7 @@ def envoy_server(
     shared: bool,
     is_ready: IsReady,
     bounds: ConnectionLimits | None = None,
+    turns: Turns | None = None,
     access: AccessControl | None = None,
     tls: TlsFiles | None = None,
 ) -> EnvoyServer | None:
@@ -60,6 +62,7 @@ def envoy_server(
         shared: Other processes of this gateway listen on the same address.
         is_ready: Returns whether callers should send calls, for the health service.
         bounds: Bounds of the connections.
+        turns: Shares the event loop between requests of HTTP and gRPC. By default, there is always time.
         access: Decides about each call. By default, every call is permitted.
         tls: Certificates of the server; ``None`` for no TLS.
 
@@ -87,6 +90,7 @@ def envoy_server(
         max_age_s=settings.envoy_connection_age_s,
         is_ready=is_ready,
         continue_trace=continue_trace,
+        turns=turns,
         access=access,
         tls=tls,
     )

@@ -23,6 +23,7 @@ from stoplog_gateway.envoy.health import HealthService, IsReady
 from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest, RateLimitResponse
 from stoplog_gateway.envoy.service import RateLimitService
 from stoplog_gateway.http.connections import ConnectionLimits
+from stoplog_gateway.http.turns import Turns
 
 log: Final = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class EnvoyServer:
         is_ready: Returns whether callers should send calls, for the health service.
         shared: Allow other processes that set this flag too to listen on the same address.
         continue_trace: Continues the trace that a call's metadata name; ``None`` if tracing is off.
+        turns: Shares the event loop between requests of HTTP and gRPC. By default, there is always time.
         access: Decides about each call. By default, every call is permitted.
         tls: Certificates of the server; ``None`` for no TLS.
     """
@@ -74,6 +76,7 @@ class EnvoyServer:
         max_age_s: float = 300,
         is_ready: IsReady = _always,
         continue_trace: ContinueTrace | None = None,
+        turns: Turns | None = None,
         access: AccessControl | None = None,
         tls: TlsFiles | None = None,
     ) -> None:
@@ -86,6 +89,7 @@ class EnvoyServer:
         self._health = HealthService(is_ready)
         self._continue_trace = continue_trace
         self._throttle = LogThrottle(_LOG_PAUSE_S)
+        self._turns = turns or Turns()
         self._access = access or AccessControl()
         self._tls = tls
 
@@ -150,6 +154,8 @@ class EnvoyServer:
                 return denial  # after an error, Envoy could allow the request
             await _abort(context, *refusal)
         try:
+            if not self._turns.admits_check():
+                return await self._service.answer_at_once(request)
             return await self._service.decide(request)
         except InvalidInput as exc:
             if (denial := self._service.denial_after_failure(request)) is not None:

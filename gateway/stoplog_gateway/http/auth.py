@@ -79,6 +79,15 @@ async def refuse(
     return _problem(access, refusal, scope, for_proxies=for_proxies)
 
 
+def refuse_check_at_once(
+    access: AccessControl, refusal: Refusal, address: str | None, *, for_proxies: bool
+) -> ProblemError:
+    """Count and log a check that is refused in overload, and return its problem. It is not delayed."""
+    name = refusal.token.name if refusal.token is not None else None
+    access.refusals.count(refusal.reason, TokenScope.CHECK, address, name)
+    return _problem(access, refusal, TokenScope.CHECK, for_proxies=for_proxies)
+
+
 def _problem(
     access: AccessControl, refusal: Refusal, scope: TokenScope | None, *, for_proxies: bool
 ) -> ProblemError:

@@ -37,7 +37,6 @@ class Phase(Enum):
                                                               body; HEAD otherwise; CLOSED
     LENGTH    belongs to a body with ``Content-Length``       HEAD, CLOSED
     CHUNKED   belongs to a body in chunks                     HEAD, CLOSED
-    REFUSED   begins a request that only a probe may send     HEAD for a probe, else CLOSED
     CLOSED    is dropped: the last response has been sent
     ========  ==============================================  =================================
     """
@@ -45,7 +44,6 @@ class Phase(Enum):
     HEAD = auto()
     LENGTH = auto()
     CHUNKED = auto()
-    REFUSED = auto()
     CLOSED = auto()
 
 
@@ -53,7 +51,6 @@ class Phase(Enum):
 HEAD: Final = Phase.HEAD
 LENGTH: Final = Phase.LENGTH
 CHUNKED: Final = Phase.CHUNKED
-REFUSED: Final = Phase.REFUSED
 CLOSED: Final = Phase.CLOSED
 
 
@@ -95,8 +92,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._connections.add(self):
             self._end(TOO_MANY_RESPONSE)
             loop.call_later(_REFUSED_S, transport.abort)
-        elif self._turns.is_late:
-            self._phase = REFUSED
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the requests that wait."""
@@ -122,7 +117,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def is_idle(self) -> bool:
         """Whether the connection waits for the first byte of a request."""
         return (
-            (self._phase is HEAD or self._phase is REFUSED)
+            self._phase is HEAD
             and not self._head_bytes
             and not self._queued
             and (self.cycle is None or self.cycle.response_complete)
@@ -214,7 +209,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._transport.abort()
         elif has_unread_data(self._transport):
             self.expires_at = now + 1.0  # the event loop reads it before that
-        elif self._phase is not HEAD and self._phase is not REFUSED:
+        elif self._phase is not HEAD:
             self._connections.count_closed(reasons.BODY)
             self._end(BODY_TIMEOUT_RESPONSE)
         elif self._head_bytes:

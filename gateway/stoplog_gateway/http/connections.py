@@ -54,7 +54,6 @@ EVICTED: Final = "evicted"
 REFUSED: Final = "refused"
 TLS_TIMEOUT: Final = "tls_timeout"
 TLS_FAILED: Final = "tls_failed"
-OVERLOADED: Final = "overloaded"
 REASONS: Final = {
     NO_REQUEST: "sent no request within the keep-alive time (STOPLOG_KEEPALIVE_S)",
     IDLE: "were idle for the keep-alive time",
@@ -65,7 +64,6 @@ REASONS: Final = {
     REFUSED: "were refused with 503: all connections at the bound were busy",
     TLS_TIMEOUT: "sent an incomplete TLS handshake within STOPLOG_HEAD_TIMEOUT_S",
     TLS_FAILED: "failed the TLS handshake (no TLS, an unknown CA, or no client certificate)",
-    OVERLOADED: "were refused with 503: the event loop was late",
 }
 """Why the gateway closes connections: values of the label ``reason``, with their meaning."""
 

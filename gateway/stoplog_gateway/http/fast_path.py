@@ -3,7 +3,7 @@
 Routing a request through the framework costs several times as much CPU as the check itself. Therefore
 :mod:`stoplog_gateway.http.protocol` passes the body of a plain check (JSON with a ``Content-Length``) to this
 module, and a callback returns the response. All other requests take the routes in
-:mod:`stoplog_gateway.http.routes.check`.
+:mod:`stoplog_gateway.http.routes.check`. In overload, they are answered here too (:meth:`FastPath.at_once`).
 
 Both paths use the same functions to parse requests and to render responses. A property test compares their
 responses byte by byte.
@@ -12,10 +12,12 @@ responses byte by byte.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes
 
+import httptools
 from starlette.types import Scope
 
 from stoplog.asgi.rate_limit_headers import Headers
@@ -25,14 +27,17 @@ from stoplog.client.fail_open import DENY, OnUnavailable
 from stoplog.client.limiter import SLICE, Limiter
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
-from stoplog_gateway.access.control import AccessControl
+from stoplog_gateway.access.control import AccessControl, Refusal, bearer_token
+from stoplog_gateway.access.scopes import Scope as TokenScope
+from stoplog_gateway.http.auth import refuse_check_at_once
 from stoplog_gateway.http.bugs import answers_after_bug, render_bug
-from stoplog_gateway.http.handlers import Handler, SendResponse
+from stoplog_gateway.http.handlers import AtOnce, Handler, SendResponse, without_body
 from stoplog_gateway.http.known_heads import KnownHeads
 from stoplog_gateway.http.long_lists import LongLists
+from stoplog_gateway.http.overload import MAX_BODY, OverloadRefusals, is_probe
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
-from stoplog_gateway.http.request_body import is_json
+from stoplog_gateway.http.request_body import is_json, media_type, require_json
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 from stoplog_gateway.http.turns import Turns
 
@@ -59,7 +64,8 @@ class FastPath:
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
         turns: Shares the event loop between requests.
         tracing: Continues the callers' traces; ``None`` if tracing is off.
-        proxies: Answers the requests of proxies in overload. By default, the routes answer them.
+        proxies: Answers the requests of proxies in overload. By default, they are refused.
+        refusals: Counts the requests that are refused in overload. By default, new ones.
     """
 
     def __init__(
@@ -71,13 +77,15 @@ class FastPath:
         access: AccessControl | None = None,
         tracing: RequestTracing | None = None,
         proxies: ProxiesInOverload | None = None,
+        refusals: OverloadRefusals | None = None,
     ) -> None:
         self._limiter = limiter
         self._legacy_headers = legacy_headers
         self._turns = turns or Turns()
-        self._long_lists = LongLists(self._turns)
+        self._refusals = refusals or OverloadRefusals()
+        self._long_lists = LongLists(self._turns, self._refusals)
         self._tracing = tracing
-        self.proxies: Final = proxies
+        self._proxies = proxies
         self._access = access = access or AccessControl()
         self.known_heads: Final = KnownHeads[KnownHead]()
         """Heads of permitted plain checks, which need not be parsed again."""
@@ -86,6 +94,10 @@ class FastPath:
         self._handlers: Final[dict[bytes, Handler]] = {
             b"/v1/check": self._handle_check,
             b"/v1/checks": self._handle_check_list,
+        }
+        self._at_once: Final[dict[bytes, Handler]] = {
+            b"/v1/check": partial(self._handle_check, has_time=False),
+            b"/v1/checks": partial(self._handle_check_list, has_time=False),
         }
 
     def handler_for(self, url: bytes, fields: Headers, headers: Headers) -> Handler | None:
@@ -104,6 +116,44 @@ class FastPath:
             return None
         return handler if self._tracing is None else partial(self._handle_traced, handler, headers)
 
+    def at_once(self, method: bytes, target: bytes, headers: Headers, address: str | None) -> AtOnce | None:
+        """Return how to answer a request for which this turn has no time; ``None`` for a probe.
+
+        Args:
+            method: Its method.
+            target: Its target, with its query.
+            headers: All its header fields, with names in lower case.
+            address: IP address of the caller, if it is known.
+        """
+        path, query = _split(target)
+        if is_probe(method, path):
+            return None
+        answer = None
+        if self._proxies is not None:
+            answer = self._proxies.at_once(method, path, query, headers, address)
+        if answer is None and method == b"POST" and (handler := self._at_once.get(path)) is not None:
+            handle = partial(self._handle_at_once, handler, headers, address)
+            answer = AtOnce(handle, _MAX_SHORT_LIST, self._refusals.refuse_list)
+        if answer is None:
+            refuse = self._refusals.refuse_request
+            answer = AtOnce(refuse, MAX_BODY, refuse)
+        if method == b"HEAD":
+            return AtOnce(without_body(answer.handle), answer.max_body, without_body(answer.refuse))
+        return answer
+
+    def _handle_at_once(
+        self, handler: Handler, headers: Headers, address: str | None, body: bytes, send: SendResponse
+    ) -> None:
+        decision = self._access.decide(TokenScope.CHECK, bearer_token(headers), headers)
+        try:
+            if isinstance(decision, Refusal):
+                raise refuse_check_at_once(self._access, decision, address, for_proxies=False)
+            require_json(media_type(headers))
+        except ProblemError as exc:
+            send(_render_failure(exc, ""))
+        else:
+            handler(body, send)
+
     def remember(self, head: bytes, handler: Handler, body_size: int) -> None:
         """Remember the *head* of a request that :meth:`handler_for` returned *handler* for."""
         if self._tracing is None:
@@ -114,12 +164,12 @@ class FastPath:
         with self._tracing.continue_trace(headers):
             handler(body, send)
 
-    def _handle_check(self, body: bytes, send: SendResponse) -> None:
+    def _handle_check(self, body: bytes, send: SendResponse, *, has_time: bool = True) -> None:
         on_unavailable: OnUnavailable = "allow"
         try:
             check, on_unavailable = parse_check(body)
             limiter = self._limiter
-            ask = limiter.ask if self._turns.admits_check() else limiter.answer_at_once
+            ask = limiter.ask if has_time and self._turns.admits_check() else limiter.answer_at_once
             pending = ask(check, on_unavailable == DENY)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             send(self._render_failed_check(exc, on_unavailable))
@@ -143,18 +193,20 @@ class FastPath:
                 return render_answer(answers[0], legacy=self._legacy_headers)
         return _render_failure(exc, "/v1/check")
 
-    def _handle_check_list(self, body: bytes, send: SendResponse) -> None:
-        work = self._work_on_list(body, send)
+    def _handle_check_list(self, body: bytes, send: SendResponse, *, has_time: bool = True) -> None:
+        limiter = self._limiter
         if len(body) <= _MAX_SHORT_LIST:
-            deque(work, maxlen=0)
+            ask = limiter.ask if has_time and self._turns.admits_check() else limiter.answer_at_once
+            deque(self._work_on_list(body, send, ask), maxlen=0)
         else:
-            self._long_lists.add(work, send)
+            self._long_lists.add(self._work_on_list(body, send, limiter.ask), send)
 
-    def _work_on_list(self, body: bytes, send: SendResponse) -> Iterator[None]:
-        """Parse and ask a list of checks. Yield after each slice."""
+    def _work_on_list(
+        self, body: bytes, send: SendResponse, ask: Callable[[Check, bool], PendingAnswer]
+    ) -> Iterator[None]:
+        """Parse a list of checks, and *ask* them. Yield after each slice."""
         parsed: list[tuple[Check, OnUnavailable]] = []
         pending: list[PendingAnswer] = []
-        ask = self._limiter.ask
         try:
             for part in parse_checks(body):
                 parsed += part
@@ -192,6 +244,22 @@ class FastPath:
 
 def _render_failure(exc: Exception, path: str) -> Rendered:
     return render_error(exc) or render_bug(_scope(path))
+
+
+def _split(target: bytes) -> tuple[bytes, bytes]:
+    """Return the path of a request's target, without percent-encoding, and its query.
+
+    >>> _split(b"/v1/%63heck?a=%20"), _split(b"http://localhost/json"), _split(b"*")
+    ((b'/v1/check', b'a=%20'), (b'/json', b''), (b'*', b''))
+    """
+    if not target.startswith(b"/"):
+        try:
+            url = httptools.parse_url(target)
+        except httptools.HttpParserInvalidURLError:
+            return target, b""
+        return unquote_to_bytes(url.path or b""), url.query or b""
+    path, _, query = target.partition(b"?")
+    return (unquote_to_bytes(path) if b"%" in path else path), query
 
 
 def _scope(path: str) -> Scope:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -11,9 +10,7 @@ from stoplog.asgi.problem import Kind, problem
 from stoplog.asgi.responses import PROBLEM, render
 from stoplog_gateway.http.problems import (
     BAD_REQUEST,
-    FAILED_CLOSED,
     HEAD_TOO_LARGE,
-    OVERLOADED,
     TIMED_OUT,
     TOO_MANY_CONNECTIONS,
 )
@@ -24,12 +21,10 @@ MAX_HEAD: Final = 64 << 10
 Proxies forward less by default (Envoy 60 KiB, nginx 32 KiB)."""
 
 
-def final_response(
-    kind: Kind, detail: str, field: str | None, remedy: str, more: tuple[tuple[bytes, bytes], ...] = ()
-) -> bytes:
-    """Return the bytes of a problem response with ``Connection: close`` and *more* header fields."""
+def final_response(kind: Kind, detail: str, field: str | None, remedy: str) -> bytes:
+    """Return the bytes of a problem response with ``Connection: close``."""
     status, headers, body = render(
-        problem(kind, detail, field, remedy), kind.status, [(b"connection", b"close"), *more], media=PROBLEM
+        problem(kind, detail, field, remedy), kind.status, [(b"connection", b"close")], media=PROBLEM
     )
     return b"".join((STATUS_LINE[status], *(b"%s: %s\r\n" % item for item in headers), b"\r\n", body))
 
@@ -55,28 +50,3 @@ TOO_MANY_RESPONSE: Final = final_response(
     None,
     "try again, reuse connections, or raise the gateway's limit of open files",
 )
-OVERLOADED_RESPONSE: Final = final_response(
-    OVERLOADED, "the gateway process is late with the requests of others", None, "try again, or add gateways"
-)
-_FAILED_CLOSED_RESPONSE: Final = final_response(
-    FAILED_CLOSED,
-    "the gateway process is late with the requests of others",
-    None,
-    "try again in 1 s",
-    ((b"retry-after", b"1"), (b"cache-control", b"no-store")),
-)
-
-_FAILS_CLOSED: Final = re.compile(
-    rb"[!-~]+ /(?:v1/authorize|json)[^\r\n]*"
-    rb"(?:[?&]unavailable=deny|\r\n(?:[^\r\n]+\r\n)*stoplog-unavailable:[ \t]*deny)",
-    re.IGNORECASE,
-)
-
-
-def overloaded_response(data: bytes) -> bytes:
-    """Return the response to a connection that the event loop is too late for.
-
-    Args:
-        data: The beginning of its first request. If it comes from a proxy and fails closed, it gets no 5xx.
-    """
-    return _FAILED_CLOSED_RESPONSE if _FAILS_CLOSED.match(data) else OVERLOADED_RESPONSE

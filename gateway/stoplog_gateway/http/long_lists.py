@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from stoplog_gateway.http.handlers import SendResponse
-from stoplog_gateway.http.overload import refuse
+from stoplog_gateway.http.overload import OverloadRefusals
 from stoplog_gateway.http.turns import Turns
 
 
@@ -15,10 +15,12 @@ class LongLists:
 
     Args:
         turns: Runs the slices.
+        refusals: Refuses lists.
     """
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, refusals: OverloadRefusals) -> None:
         self._turns = turns
+        self._refusals = refusals
         self._waiting: deque[tuple[float, Iterator[None]]] = deque()
 
     def add(self, work: Iterator[None], send: SendResponse) -> None:
@@ -30,7 +32,7 @@ class LongLists:
         """
         now = self._turns.clock()
         if self._waiting and now - self._waiting[0][0] > self._turns.deadline_s:
-            refuse(b"", send)
+            self._refusals.refuse_list(b"", send)
             return
         self._waiting.append((now, work))
         if len(self._waiting) == 1:

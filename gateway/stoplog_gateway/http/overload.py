@@ -1,30 +1,47 @@
-"""Refuse requests of the application for which a turn of the event loop has no time.
+"""Refuse requests for which a turn of the event loop has no time, count them, and log them.
 
-Checks are never refused: they fail open, also those of proxies
-(:mod:`stoplog_gateway.http.proxies_in_overload`), whose callers a 503 would reach. Probes are served, because
-an orchestrator would restart a gateway that does not answer them.
+Checks are not refused: they fail open (:mod:`stoplog_gateway.http.fast_path`), also those of proxies
+(:mod:`stoplog_gateway.http.proxies_in_overload`), whose callers a 503 would reach. The exceptions are lists
+and bodies that are long. Probes are served, because an orchestrator would restart a gateway that does not
+answer them.
+
+======================================  =======  =====  ===================================================
+metric                                  type     label  what
+======================================  =======  =====  ===================================================
+``stoplog_http_overload_refused_total``  counter  what   requests that got a 503, because there was no time
+======================================  =======  =====  ===================================================
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from stoplog.asgi.problem import problem
 from stoplog.asgi.responses import PROBLEM, render
-from stoplog_gateway.access.proxy_paths import is_for_proxies
+from stoplog.log_throttle import LogThrottle
 from stoplog_gateway.http.handlers import SendResponse
 from stoplog_gateway.http.problems import OVERLOADED
 
-PROBES: Final = (
-    *(b"%s %s" % (method, path) for method in (b"GET", b"HEAD") for path in (b"/healthz", b"/readyz")),
-    b"GET /metrics",
-)
-"""Beginnings of requests that are always served."""
+log: Final = logging.getLogger(__name__)
 
-_SERVED: Final = ("/healthz", "/readyz", "/metrics", "/v1/check", "/v1/checks")
-_METHODS: Final = (b"GET", b"POST", b"PUT", b"DELETE")
-_MAX_BODY: Final = 1 << 16
-"""Maximum bytes of a body that is read only to refuse its request."""
+_PROBES: Final = (b"/healthz", b"/readyz", b"/metrics")
+_LOG_PAUSE_S: Final = 60.0
+
+MAX_BODY: Final = 1 << 16
+"""Maximum bytes of a body that are received only to refuse its request and to keep the connection."""
+
+REQUEST: Final = "request"
+LIST: Final = "list"
+WHAT: Final = {
+    REQUEST: "requests other than checks",
+    LIST: "lists of checks, or checks with a long body",
+}
+"""What is refused: values of the label ``what``, with their meaning."""
 
 _RESPONSE: Final = render(
     problem(OVERLOADED, "the gateway has no time for this request", None, "try again, or add gateways"),
@@ -34,19 +51,42 @@ _RESPONSE: Final = render(
 )
 
 
-def can_be_refused(method: bytes, target: bytes, length: int) -> bool:
-    """Return whether a request may get a 503.
-
-    Args:
-        method: Its method.
-        target: Its target, with the query.
-        length: Bytes of its body; negative if they are not announced.
-    """
-    path = target.partition(b"?")[0].decode("latin-1")
-    served = path in _SERVED or is_for_proxies(path)
-    return method in _METHODS and 0 <= length <= _MAX_BODY and not served
+def is_probe(method: bytes, path: bytes) -> bool:
+    """Return whether a request is served whatever the load is."""
+    return path in _PROBES and method in (b"GET", b"HEAD")
 
 
-def refuse(_: bytes, send: SendResponse) -> None:
-    """Send a 503; a handler of the fast path."""
-    send(_RESPONSE)
+class OverloadRefusals(Collector):
+    """The requests that this process has refused. Its methods are handlers."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(WHAT, 0)
+        self._throttle = LogThrottle(_LOG_PAUSE_S)
+
+    def refuse_request(self, _: bytes, send: SendResponse) -> None:
+        """Send a 503 to a request that is no check."""
+        self._refuse(REQUEST, send)
+
+    def refuse_list(self, _: bytes, send: SendResponse) -> None:
+        """Send a 503 to a long list of checks, or to a check with a long body."""
+        self._refuse(LIST, send)
+
+    def _refuse(self, what: str, send: SendResponse) -> None:
+        self._counts[what] += 1
+        if (end := self._throttle.admit(what)) is not None:
+            log.warning(
+                "overload: %s are refused with 503, because the event loop is late. Add gateways, or "
+                "processes with STOPLOG_PROCESSES%s",
+                WHAT[what],
+                end,
+            )
+        send(_RESPONSE)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric family, for a scrape."""
+        family = CounterMetricFamily(
+            "stoplog_http_overload_refused", "Requests refused with 503 in overload", labels=["what"]
+        )
+        for what, count in self._counts.items():
+            family.add_metric([what], count)
+        yield family

@@ -84,11 +84,20 @@ async def require_utf8(request: Request) -> None:
     Raises:
         InvalidId: The path or the query is not UTF-8.
     """
-    for field, raw in (("path", request.scope["raw_path"]), ("query", request.scope["query_string"])):
-        try:
-            unquote_to_bytes(raw).decode()
-        except UnicodeDecodeError as exc:
-            raise InvalidId(field, "not UTF-8", "percent-encode the UTF-8 of the id") from exc
+    require_utf8_in("path", request.scope["raw_path"])
+    require_utf8_in("query", request.scope["query_string"])
+
+
+def require_utf8_in(field: str, raw: bytes) -> None:
+    """Refuse *raw*, the path or the query of a URL, if it is not UTF-8.
+
+    Raises:
+        InvalidId: Names *field*.
+    """
+    try:
+        unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidId(field, "not UTF-8", "percent-encode the UTF-8 of the id") from exc
 
 
 async def _limiter(request: Request) -> Limiter:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -105,13 +106,15 @@ async def _on_expected_error(_: Request, exc: Exception) -> Response:
 async def _on_invalid_parameter(_: Request, exc: Exception) -> Response:
     """Handle FastAPI's validation errors, which concern path and query parameters only."""
     assert isinstance(exc, RequestValidationError)
-    first = exc.errors()[0]
-    name = str(first["loc"][-1])
-    if first["type"] == "extra_forbidden":
-        detail, remedy = f"{name}: unknown parameter", "remove it, or check its spelling"
-    else:
-        detail, remedy = f"{name}: {first['msg']}", "see the parameter in /docs"
-    return RenderedResponse(render_problem(problem(INVALID, detail, name, remedy)))
+    return RenderedResponse(render_problem(invalid_parameter(exc.errors()[0]).problem))
+
+
+def invalid_parameter(error: Mapping[str, Any]) -> ProblemError:
+    """Return the problem for the first of pydantic's *errors* about the parameters of a request."""
+    name = str(error["loc"][-1])
+    if error["type"] == "extra_forbidden":
+        return ProblemError(INVALID, f"{name}: unknown parameter", name, "remove it, or check its spelling")
+    return ProblemError(INVALID, f"{name}: {error['msg']}", name, "see the parameter in /docs")
 
 
 async def _on_routing_error(request: Request, exc: Exception) -> Response:

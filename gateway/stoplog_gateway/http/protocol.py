@@ -26,9 +26,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import Rendered
-from stoplog_gateway.http.bounded_protocol import CHUNKED, CLOSED, HEAD, LENGTH, REFUSED, BoundedProtocol
+from stoplog_gateway.http.bounded_protocol import CHUNKED, CLOSED, HEAD, LENGTH, BoundedProtocol
 from stoplog_gateway.http.chunked import BadChunk, ChunkedBody
-from stoplog_gateway.http.connections import OVERLOADED, Connections, has_unread_data
+from stoplog_gateway.http.connections import Connections, has_unread_data
 from stoplog_gateway.http.fast_cycle import FastCycle
 from stoplog_gateway.http.fast_path import FastPath, KnownHead
 from stoplog_gateway.http.final_response import (
@@ -36,11 +36,9 @@ from stoplog_gateway.http.final_response import (
     HEAD_TOO_LARGE_RESPONSE,
     MAX_HEAD,
     final_response,
-    overloaded_response,
 )
-from stoplog_gateway.http.handlers import Handler
+from stoplog_gateway.http.handlers import AtOnce
 from stoplog_gateway.http.known_heads import KnownHeads, matters
-from stoplog_gateway.http.overload import PROBES, can_be_refused, refuse
 from stoplog_gateway.http.problems import BAD_REQUEST
 from stoplog_gateway.http.request_head import IN_CHUNKS, BadHead, body_length, without_upgrade
 
@@ -48,6 +46,7 @@ _REQUESTS_PER_SLICE: Final = 4
 """Pipelined requests of one connection that are handled before other connections get their turn."""
 
 _HEAD_END: Final = b"\r\n\r\n"
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class GatewayProtocol(BoundedProtocol):
@@ -65,7 +64,6 @@ class GatewayProtocol(BoundedProtocol):
         # The gateway serves no WebSocket. Uvicorn would find an installed WebSocket library by itself, and
         # its upgrade would not start a request cycle.
         self.ws_protocol_class = None
-        self._proxies = None if fast_path is None else fast_path.proxies
         self._known_heads = KnownHeads[KnownHead]() if fast_path is None else fast_path.known_heads
         # Of the request that is parsed:
         self._tail = b""  # the last three bytes of an incomplete head
@@ -75,7 +73,9 @@ class GatewayProtocol(BoundedProtocol):
         self._reset_progress()
 
     def _reset_progress(self) -> None:
-        self._begun = self._head_parsed = self._parsed = self._upgrading = self._in_overload = False
+        self._begun = self._head_parsed = self._parsed = self._upgrading = False
+        self._at_once: AtOnce | None = None  # how it is answered if this turn has no time for it
+        self._room = 0  # bytes of a body that may still come for that
         self._bad_head: BadHead | None = None
 
     # --- requests ---
@@ -113,8 +113,6 @@ class GatewayProtocol(BoundedProtocol):
                 at = self._consume_body(data, at)
             elif self._phase is CHUNKED:
                 at = self._consume_chunks(data, at)
-            elif self._phase is REFUSED:
-                self._admit_probe(data)
             else:
                 break
         self._consuming = False
@@ -146,17 +144,6 @@ class GatewayProtocol(BoundedProtocol):
         if not self._queued and not self._joined_writes.is_closing():
             self.flow.release()
         return False
-
-    def _admit_probe(self, data: bytes) -> None:
-        """Serve a probe on a connection that was opened while the event loop was late.
-
-        Refuse other requests if the loop is still late.
-        """
-        if data.startswith(PROBES) or not self._turns.is_late:
-            self._phase = HEAD
-        else:
-            self._connections.count_closed(OVERLOADED)
-            self._end(overloaded_response(data))
 
     def _consume_known(self, known: KnownHead, data: bytes, at: int) -> int:
         """Handle a plain check whose head was parsed before. Its body begins at index *at* of *data*."""
@@ -208,11 +195,27 @@ class GatewayProtocol(BoundedProtocol):
                 self._phase = LENGTH
             if self._parsed:
                 self._end(BAD_REQUEST_RESPONSE)
-            elif whole and isinstance(self.cycle, FastCycle) and not self._in_overload:
+            elif self._at_once is not None:
+                self._await_body(self._at_once)
+            elif whole and isinstance(self.cycle, FastCycle):
                 self._fast_path.remember(piece, self.cycle.handler, self._left)
         else:
             self._end_of_message()
         return stop
+
+    def _await_body(self, at_once: AtOnce) -> None:
+        """Ask for the body of a request that is answered at once, or answer it now if the body is long."""
+        if self._left > at_once.max_body:
+            self._refuse_body(at_once)
+        elif self.expect_100_continue and self.parser.get_http_version() == "1.1":
+            self._joined_writes.write_now(_CONTINUE)
+
+    def _refuse_body(self, at_once: AtOnce) -> None:
+        """Answer a request without its body. The rest of it is dropped, and the connection ends."""
+        cycle: Any = self.cycle
+        cycle.pieces.clear()
+        cycle.keep_alive = False
+        at_once.refuse(b"", partial(self._respond, cycle))
 
     def _head_end(self, data: bytes, at: int) -> tuple[int, bool]:
         """Return the index after the head's bytes in *data*, and whether the head is complete there."""
@@ -346,14 +349,14 @@ class GatewayProtocol(BoundedProtocol):
             handler = self._fast_path.handler_for(self.url, self._fields, self.headers)
         if handler is not None and length > 0 and self._is_plain():
             self.cycle = FastCycle(handler)  # type: ignore[assignment]
-        elif (handler := self._handler_in_overload(method, length)) is not None:
-            self.cycle = FastCycle(handler)  # type: ignore[assignment]
+        elif (at_once := self._answer_at_once(method)) is not None:
+            self.cycle = FastCycle(at_once.handle)  # type: ignore[assignment]
             self.cycle.keep_alive = parser.get_http_version() == "1.1" and parser.should_keep_alive()
-            self._in_overload = True
+            self._at_once, self._room = at_once, at_once.max_body
         else:
             self._start_application()
-            if method == b"CONNECT":
-                self.cycle.keep_alive = False
+        if method == b"CONNECT":
+            self.cycle.keep_alive = False
         if length == IN_CHUNKS:
             self._phase = CHUNKED
             self._chunked = ChunkedBody()
@@ -361,17 +364,12 @@ class GatewayProtocol(BoundedProtocol):
         if self._draining:
             self.cycle.keep_alive = False
 
-    def _handler_in_overload(self, method: bytes, length: int) -> Handler | None:
-        """Return the handler of a request of the application if this turn has no time for it."""
-        if self._turns.admits_request() or self.expect_100_continue:
+    def _answer_at_once(self, method: bytes) -> AtOnce | None:
+        """Return how to answer a request of the application if this turn has no time for it."""
+        if self._turns.admits_request() or self._fast_path is None:
             return None
-        if can_be_refused(method, self.url, length):
-            return refuse if self.parser.get_http_version() == "1.1" else None
-        return (
-            None
-            if self._proxies is None
-            else self._proxies.handler_for(method, self.url, length, self.headers)
-        )
+        address = self.client[0] if self.client else None
+        return self._fast_path.at_once(method, self.url, self.headers, address)
 
     def _start_application(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -395,6 +393,10 @@ class GatewayProtocol(BoundedProtocol):
         self._head_bytes = 0
         if isinstance(self.cycle, FastCycle):
             self.cycle.pieces.append(body)
+            if self._at_once is not None and self._phase is CHUNKED:
+                self._room -= len(body)
+                if self._room < 0:
+                    self._refuse_body(self._at_once)
         else:
             super().on_body(body)
 

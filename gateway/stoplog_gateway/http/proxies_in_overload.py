@@ -3,7 +3,7 @@
 Proxies ask checks at ``/v1/authorize`` and ``/json``. In overload, these checks fail open (or closed) at
 once, as those of :mod:`stoplog_gateway.http.fast_path` do, without the framework. A check of
 ``/v1/authorize`` is still published and counted. A request to ``/json`` is not, because parsing its protobuf
-message takes too long.
+message takes too long. An invalid request gets the same error as from the routes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import parse_qsl
 
 import msgspec
 from pydantic import ValidationError
@@ -27,10 +27,13 @@ from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON, is_authori
 from stoplog_gateway.access.scopes import Scope
 from stoplog_gateway.envoy import rate_limit_service
 from stoplog_gateway.envoy.mapping import DescriptorMapping
+from stoplog_gateway.http.auth import refuse_check_at_once
 from stoplog_gateway.http.failing_closed import asks_to_fail_closed
-from stoplog_gateway.http.handlers import Handler, SendResponse
-from stoplog_gateway.http.problems import ProblemError, render_error
-from stoplog_gateway.http.request_body import MAX_SLOW_BODY, decode, require_json
+from stoplog_gateway.http.handlers import AtOnce, SendResponse
+from stoplog_gateway.http.overload import MAX_BODY
+from stoplog_gateway.http.params import require_utf8_in
+from stoplog_gateway.http.problems import ProblemError, invalid_parameter, render_error
+from stoplog_gateway.http.request_body import MAX_SLOW_BODY, decode, media_type, require_json, too_large
 from stoplog_gateway.http.routes.authorize import AuthorizeQuery, client_in, render_authorization
 from stoplog_gateway.http.routes.envoy_json import render_response
 
@@ -50,10 +53,10 @@ _domain_decoder: Final = msgspec.json.Decoder(_Domain)
 class _Asked(NamedTuple):
     """A request of a proxy, without its body."""
 
-    method: bytes
     path: str
     query: bytes
     headers: Headers
+    address: str | None
 
 
 class ProxiesInOverload:
@@ -61,7 +64,7 @@ class ProxiesInOverload:
 
     Args:
         limiter: Limiter that counts the checks.
-        access: Decides about each request. Those that it does not permit are left to the routes.
+        access: Decides about each request.
         mapping: Decides which domains of Envoy fail closed.
         client_header: Header field with the client id.
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
@@ -90,31 +93,30 @@ class ProxiesInOverload:
         except SettingsError:  # without the extra, the route states the remedy
             return None
 
-    def handler_for(self, method: bytes, target: bytes, length: int, headers: Headers) -> Handler | None:
-        """Return the handler of a request, or ``None`` if the routes must handle it.
+    def at_once(
+        self, method: bytes, path: bytes, query: bytes, headers: Headers, address: str | None
+    ) -> AtOnce | None:
+        """Return how to answer a request, or ``None`` if it is none of a proxy.
 
         Args:
             method: Its method.
-            target: Its target, with the query.
-            length: Bytes of its body; negative if they are not announced.
+            path: Its path, without percent-encoding.
+            query: Its query.
             headers: All its header fields, with names in lower case.
+            address: IP address of the caller, if it is known.
         """
-        target_path, _, query = target.partition(b"?")
-        path = target_path.decode("latin-1")
-        handle: Callable[[_Asked, bytes], Rendered | PendingAnswer]
-        if is_authorize(path):
-            handle = self._authorize
-            if path == AUTHORIZE and _parse_query(query) is None:
-                return None
-        elif path == ENVOY_JSON and method == b"POST" and self._service is not None:
-            handle = self._answer_envoy
-        else:
-            return None
-        if not 0 <= length <= MAX_SLOW_BODY:
-            return None
-        if isinstance(self._access.decide(Scope.CHECK, proxy_token(headers), None), Refusal):
-            return None
-        return partial(self._handle, handle, _Asked(method, path, query, headers))
+        text = path.decode("latin-1")
+        asked = _Asked(text, query, headers, address)
+        if is_authorize(text):
+            handle = partial(self._handle, self._authorize, asked)
+            return AtOnce(handle, MAX_BODY, handle)  # the body is that of the proxy's caller
+        if text == ENVOY_JSON and method == b"POST" and self._service is not None:
+            return AtOnce(
+                partial(self._handle, self._answer_envoy, asked),
+                MAX_SLOW_BODY,
+                partial(self._handle, self._refuse_large, asked),
+            )
+        return None
 
     def _handle(
         self,
@@ -123,9 +125,10 @@ class ProxiesInOverload:
         body: bytes,
         send: SendResponse,
     ) -> None:
-        if asked.method == b"HEAD":
-            send = partial(_send_without_body, send)
+        decision = self._access.decide(Scope.CHECK, proxy_token(asked.headers), None)
         try:
+            if isinstance(decision, Refusal):
+                raise refuse_check_at_once(self._access, decision, asked.address, for_proxies=True)
             result = handle(asked, body)
         except (InvalidInput, ProblemError) as exc:
             rendered = render_error(exc)
@@ -146,13 +149,18 @@ class ProxiesInOverload:
         client = client_in(asked.headers, self._client_header)
         closed = self._fails_closed(asked)
         # Below that path, the query is that of the proxy's caller.
-        query = (_parse_query(asked.query) if asked.path == AUTHORIZE else None) or AuthorizeQuery()
+        query = _parse_query(asked.query) if asked.path == AUTHORIZE else AuthorizeQuery()
         check = Check(client, query.cost, query.plan or "", query.resource or "")
         return self._limiter.answer_at_once(check, closed)
 
+    def _refuse_large(self, asked: _Asked, _: bytes) -> Rendered:
+        require_json(media_type(asked.headers))
+        error = too_large(MAX_SLOW_BODY)
+        error.headers = []  # the protocol closes the connection, and says so
+        raise error
+
     def _answer_envoy(self, asked: _Asked, body: bytes) -> Rendered:
-        media = next((value for name, value in asked.headers if name == b"content-type"), None)
-        require_json(None if media is None else media.decode("latin-1"))
+        require_json(media_type(asked.headers))
         closed = self._fails_closed(asked)
         domain = decode(_domain_decoder, body).domain or ""
         assert self._service is not None
@@ -164,16 +172,16 @@ class ProxiesInOverload:
         )
 
 
-def _send_without_body(send: SendResponse, rendered: Rendered) -> None:
-    send(rendered._replace(body=b""))
-
-
 @lru_cache(256)
-def _parse_query(query: bytes) -> AuthorizeQuery | None:
-    """Return the parameters in *query*, which is the proxy's; ``None`` if the route must refuse them."""
+def _parse_query(query: bytes) -> AuthorizeQuery:
+    """Return the parameters in *query*, which is the proxy's.
+
+    Raises:
+        ProblemError: A parameter is unknown or invalid.
+        InvalidInput: The query is not UTF-8, or an id is invalid.
+    """
+    require_utf8_in("query", query)
     try:
-        unquote_to_bytes(query).decode()
-        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-        return AuthorizeQuery.model_validate(dict(pairs))
-    except (UnicodeDecodeError, ValidationError, InvalidInput):
-        return None
+        return AuthorizeQuery.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
+    except ValidationError as exc:
+        raise invalid_parameter(exc.errors()[0]) from None

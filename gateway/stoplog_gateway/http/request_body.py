@@ -9,6 +9,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 from fastapi import Depends, Request
 
+from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.errors import InvalidInput
 from stoplog_gateway.http.problems import CONTENT_TYPE, MALFORMED, TOO_LARGE, ProblemError
 
@@ -48,6 +49,12 @@ JsonListBody = Annotated[bytes, Depends(json_body(MAX_LIST_BODY))]
 SlowJsonBody = Annotated[bytes, Depends(json_body(MAX_SLOW_BODY))]
 
 
+def media_type(headers: Headers) -> str | None:
+    """Return the first ``Content-Type`` in *headers*, with names in lower case, or ``None``."""
+    value = next((value for name, value in headers if name == b"content-type"), None)
+    return None if value is None else value.decode("latin-1")
+
+
 def require_json(content_type: str | None) -> None:
     """Refuse a content type other than JSON.
 
@@ -78,18 +85,19 @@ async def read_body(request: Request, limit: int) -> bytes:
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit):
-        raise _too_large(limit)
+        raise too_large(limit)
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-def _too_large(limit: int) -> ProblemError:
+def too_large(limit: int) -> ProblemError:
+    """Return the problem of a body of more than *limit* bytes. Its response closes the connection."""
     most = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
     return ProblemError(
         TOO_LARGE,

@@ -8,6 +8,8 @@ about half as much:
 - checks fail open (:data:`~stoplog.client.fail_open.OVERLOAD`), and are still published and counted;
 - other requests get 503, except probes.
 
+That applies to HTTP and, as far as there is such a request, to gRPC.
+
 Work that is large, such as a list of 10,000 checks, is done in slices between the turns of others.
 """
 
@@ -61,19 +63,7 @@ class Turns:
         self._max_requests = _MAX_REQUESTS
         self._last_requests = 0
         self._last_s = 0.0
-        self._measured = -inf  # when it ended
         self._slices: deque[Slice] = deque()
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the last turn took so long that no other caller can be served in time.
-
-        An idle event loop measures no turn. So a long turn counts for :attr:`deadline_s` after its end only,
-        or until the turn that follows it has ended.
-        """
-        if self._last_s <= self.deadline_s:
-            return False
-        return self._began > 0.0 or self.clock() - self._measured < self.deadline_s
 
     def admits_check(self) -> bool:
         """Return whether this turn has time for another check."""
@@ -113,7 +103,6 @@ class Turns:
     def _adapt(self, seconds: float, requests: int) -> None:
         """Accept less if the last turn took longer than the target, otherwise more."""
         self._last_s = seconds
-        self._measured = self.clock()
         if seconds > self._target_s:
             factor = self._target_s / seconds
             self._reading_s = max(self._reading_s * factor, _MIN_READING_S)

@@ -24,6 +24,7 @@ from stoplog_gateway.envoy import envoy_server
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.connections import ConnectionLimits, Connections
 from stoplog_gateway.http.fast_path import FastPath
+from stoplog_gateway.http.overload import OverloadRefusals
 from stoplog_gateway.http.protocol import GatewayProtocol
 from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
 from stoplog_gateway.http.turns import Turns
@@ -83,6 +84,7 @@ def serve(
         return lifecycle.phase(answered=answered) is Phase.SERVING
 
     tls = TlsFiles.of(settings, access.files)
+    turns = Turns(settings.deadline_ms / 1000)
     envoy = envoy_server(
         settings,
         limiter,
@@ -90,13 +92,14 @@ def serve(
         shared=slot is not None,
         is_ready=is_ready,
         bounds=replace(limits, max_open=maximum.grpc),
+        turns=turns,
         access=access,
         tls=tls,
     )
     with ExitStack() as stack:
         tracing = _start_tracing(limiter, stack) if settings.tracing else None
         served: ASGIApp = app if tracing is None else tracing.wrap(app)
-        turns = Turns(settings.deadline_ms / 1000)
+        refusals = OverloadRefusals()
         fast_path = FastPath(
             limiter,
             turns=turns,
@@ -110,9 +113,10 @@ def serve(
                 client_header=settings.client_header,
                 legacy_headers=settings.legacy_headers,
             ),
+            refusals=refusals,
         )
         connections = Connections(limits, turns)
-        for collector in (connections, access.refusals, access.files):
+        for collector in (connections, access.refusals, access.files, refusals):
             limiter.metrics.registry.register(collector)
         protocol: Any = partial(GatewayProtocol, fast_path, connections)
         config = uvicorn.Config(

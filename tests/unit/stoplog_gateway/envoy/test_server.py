@@ -26,11 +26,19 @@ from stoplog_gateway.ports import CannotListen, free_port
 from stoplog_gateway.settings import GatewaySettings
 
 from stoplog.client.answer import Answer
-from stoplog.client.fail_open import BROKER, FAIL_CLOSED, FAIL_OPEN, INTERNAL_ERROR, OnUnavailable
+from stoplog.client.fail_open import (
+    BROKER,
+    FAIL_CLOSED,
+    FAIL_OPEN,
+    INTERNAL_ERROR,
+    OVERLOAD,
+    OnUnavailable,
+)
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
 from tests.support.access import access_control
 from tests.support.fake_limiter import FakeLimiter
+from tests.support.late_turns import LateTurns
 
 ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
 DENIED = Answer(False, 10, 0, 60_000, 2_001, 7)
@@ -274,6 +282,41 @@ async def test_value_that_is_not_utf8_is_checked_by_its_digest(envoy: Envoy) -> 
     assert response.overall_code == OK
     (check,) = envoy.limiter.checks
     assert check.client.startswith("sha256:")
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_call_without_time_fails_open_or_closed_at_once(large: bool) -> None:
+    address, limiter = f"127.0.0.1:{free_port()}", Limiter()
+    mapping = DescriptorMapping({"login": [Rule("{key0}", on_unavailable="deny")]})
+    service = RateLimitService(limiter, mapping, legacy_headers=False)
+    one = descriptor("alice", "x" * 5_000) if large else descriptor("alice")
+    async with (
+        EnvoyServer(address, service, grace_s=1, shared=False, turns=LateTurns()),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        envoy = Envoy(channel, limiter)
+        assert (await envoy.call(descriptors=[one])).overall_code == OK
+        request = RateLimitRequest(domain="login", descriptors=[one])
+        assert (await envoy.call_raw(request.SerializeToString())).overall_code == OVER_LIMIT
+    assert len(limiter.checks) == (0 if large else 2)
+    assert limiter.metrics.uncounted == (2 if large else 0)
+    if large:
+        assert limiter.metrics.degraded[OVERLOAD] == limiter.metrics.failed_closed[OVERLOAD] == 1
+    else:
+        assert limiter.fail_closed == [False, True]
+
+
+async def test_invalid_call_without_time_is_an_invalid_argument() -> None:
+    address, limiter = f"127.0.0.1:{free_port()}", Limiter()
+    service = RateLimitService(limiter, DescriptorMapping(), legacy_headers=False)
+    async with (
+        EnvoyServer(address, service, grace_s=1, shared=False, turns=LateTurns()),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await Envoy(channel, limiter).call(descriptors=[])
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not limiter.checks
 
 
 async def test_bug_is_an_internal_error_and_is_logged(envoy: Envoy, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from opentelemetry import trace
 from stoplog_gateway.http.app import create_app
-from stoplog_gateway.http.connections import Connections
 from stoplog_gateway.http.fast_path import FastPath
-from stoplog_gateway.http.final_response import overloaded_response
 from stoplog_gateway.http.tracing import RequestTracing
 from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.settings import GatewaySettings
@@ -24,6 +22,7 @@ from stoplog.client.limiter import Limiter
 from stoplog.wire.checks import Check
 from tests.support.fake_kafka import Kafka
 from tests.support.fake_limiter import FakeLimiter
+from tests.support.late_turns import LateTurns
 from tests.support.protocol_connection import (
     Connection,
     Request,
@@ -239,16 +238,6 @@ async def test_bug_is_a_500_and_is_logged(limiter: FakeLimiter, caplog: pytest.L
     assert [r.getMessage() for r in caplog.records] == ["bug in POST '/v1/check'"] * 2
 
 
-class LateTurns(Turns):
-    """Turns without time for another request."""
-
-    def admits_check(self) -> bool:
-        return False
-
-    def admits_request(self) -> bool:
-        return False
-
-
 async def test_check_without_time_fails_open_at_once_and_is_published(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -266,57 +255,6 @@ async def test_check_without_time_fails_open_at_once_and_is_published(
         assert [check.client for check in log.checks if check.client] == ["a", "a"]
         assert limiter.metrics.in_flight == limiter.metrics.uncounted == 0
         assert limiter.metrics.received == 2
-        await connection.disconnect()
-
-
-async def test_request_without_time_is_refused_but_probes_and_requests_of_proxies_are_served(
-    limiter: FakeLimiter,
-) -> None:
-    fast_path = FastPath(limiter, legacy_headers=False)
-    connection = Connection(
-        create_app(GatewaySettings(), limiter), fast_path, connections=Connections(turns=LateTurns())
-    )
-    for _ in range(2):  # a refused head must not be remembered
-        response = await connection.send(*Request("GET", "/v1/status").data())
-        assert status_of(response) == 503
-        assert b"retry-after: 1\r\n" in response
-        put = Request("PUT", "/v1/limits", ((b"content-length", b"2"),), (b"{}",))
-        assert status_of(await connection.send(*put.data())) == 503
-    for path in ("/healthz", "/readyz?strict=1", "/metrics", "/v1/authorize"):
-        assert status_of(await connection.send(*Request("GET", path).data())) != 503
-    assert status_of(await connection.send(*CHECK)) == 200
-    await connection.disconnect()
-
-
-async def test_connection_that_is_opened_while_the_loop_is_late_serves_probes_only(
-    limiter: FakeLimiter,
-) -> None:
-    class VeryLate(Turns):
-        is_late = True
-
-    app, fast_path = create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False)
-    for request, status in ((Request("GET", "/healthz").data(), 200), (CHECK, 503)):
-        connections = Connections(turns=VeryLate())
-        connection = Connection(app, fast_path, connections=connections)
-        assert status_of(await connection.send(*request)) == status
-        assert connection.wire.is_closing() == (status == 503)
-        await connection.disconnect()
-
-
-async def test_connections_are_served_again_once_the_loop_is_no_longer_late(limiter: FakeLimiter) -> None:
-    now = 100.0
-    turns = Turns(0.25, lambda: now)
-    app, fast_path = create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False)
-    turns.admits_check()
-    now += 1.0  # a long turn, and the last one: all its connections are closed
-    await asyncio.sleep(0)
-    now += 1.0
-    await asyncio.sleep(0)
-    opened_late = Connection(app, fast_path, connections=Connections(turns=turns))
-    now += 0.3
-    opened_later = Connection(app, fast_path, connections=Connections(turns=turns))
-    for connection in (opened_late, opened_later):
-        assert status_of(await connection.send(*CHECK)) == 200
         await connection.disconnect()
 
 
@@ -355,21 +293,3 @@ async def test_long_list_is_refused_while_others_wait_too_long(limiter: FakeLimi
     assert status_of(await second.send(long)) == 200
     for connection in (first, second):
         await connection.disconnect()
-
-
-@pytest.mark.parametrize(
-    ("head", "status"),
-    [
-        (b"GET /v1/authorize?unavailable=deny HTTP/1.1\r\nHost: a\r\n\r\n", 429),
-        (b"POST /json?x=1&unavailable=deny HTTP/1.1\r\n", 429),
-        (b"GET /v1/authorize/x HTTP/1.1\r\nHost: a\r\nStoplog-Unavailable: deny\r\n\r\n", 429),
-        (b"GET /v1/authorize HTTP/1.1\r\nHost: a\r\n\r\n", 503),
-        (b"GET /v1/authorize HTTP/1.1\r\nHost: a\r\n\r\nstoplog-unavailable: deny", 503),
-        (b"GET /v1/status?unavailable=deny HTTP/1.1\r\n\r\n", 503),
-        (b"\x16\x03\x01", 503),
-    ],
-)
-def test_refused_connection_of_a_proxy_that_fails_closed_gets_no_5xx(head: bytes, status: int) -> None:
-    response = overloaded_response(head)
-    assert status_of(response) == status
-    assert (b"\r\nretry-after: 1\r\n" in response) is (status == 429)

@@ -10,9 +10,9 @@ from stoplog_gateway.access.control import AccessControl
 from stoplog_gateway.envoy.mapping import DescriptorMapping, load_mapping
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.connections import Connections
+from stoplog_gateway.http.fast_cycle import FastCycle
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
-from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.settings import GatewaySettings
 
 import stoplog.client.engine
@@ -22,6 +22,7 @@ from stoplog.wire.checks import Check
 from tests.support.access import access_control
 from tests.support.fake_kafka import Kafka
 from tests.support.fake_limiter import FakeLimiter
+from tests.support.late_turns import LateTurns
 from tests.support.protocol_connection import JSON, Connection, Request, forbidden_app, status_of
 
 ALICE = (b"x-client-id", b"alice")
@@ -34,16 +35,8 @@ login:
 """
 
 
-class LateTurns(Turns):
-    """Turns without time for another request."""
-
-    def admits_request(self) -> bool:
-        return False
-
-
 def in_overload(
     limiter: Limiter,
-    app: object = forbidden_app,
     access: AccessControl | None = None,
     mapping: DescriptorMapping | None = None,
 ) -> Connection:
@@ -56,7 +49,7 @@ def in_overload(
         legacy_headers=False,
     )
     fast_path = FastPath(limiter, legacy_headers=False, proxies=proxies)
-    return Connection(app, fast_path, connections=Connections(turns=LateTurns()))  # type: ignore[arg-type]
+    return Connection(forbidden_app, fast_path, connections=Connections(turns=LateTurns()))
 
 
 def envoy_request(body: bytes, *fields: tuple[bytes, bytes], path: str = "/json") -> list[bytes]:
@@ -123,13 +116,15 @@ async def test_proxy_in_overload_that_asks_to_fail_closed_gets_429_and_no_5xx(
     ("path", "fields", "status"),
     [
         ("/v1/authorize", (), 403),
+        ("/v1/authorize?cost=-1", (), 403),
         ("/v1/authorize", (ALICE, ALICE), 403),
         ("/v1/authorize", ((b"x-client-id", b"\xff"),), 403),
         ("/v1/authorize", (ALICE, (b"stoplog-unavailable", b"no")), 422),
         ("/v1/authorize?cost=-1", (ALICE,), 422),
         ("/v1/authorize?cots=1", (ALICE,), 422),
+        ("/v1/authorize?unavailable=never", (ALICE,), 422),
         ("/v1/authorize?plan=%ff", (ALICE,), 422),
-        ("/v1/authorized", (ALICE,), 503),
+        ("/v1/authorize?plan=" + "p" * 300, (ALICE,), 422),
     ],
 )
 async def test_invalid_request_of_a_proxy_in_overload_gets_the_response_of_the_route(
@@ -137,11 +132,63 @@ async def test_invalid_request_of_a_proxy_in_overload_gets_the_response_of_the_r
 ) -> None:
     app = create_app(GatewaySettings(), limiter, access_control())
     request = Request("GET", path, fields).data()
-    response = await in_overload(limiter, app).send(*request)
+    response = await in_overload(limiter).send(*request)
     assert status_of(response) == status
-    if status != 503:
-        assert response == await Connection(app, None).send(*request)
+    assert response == await Connection(app, None).send(*request)
     assert not limiter.checks
+
+
+@pytest.mark.parametrize(
+    ("target", "fields", "pieces"),
+    [
+        ("/v1/authorize", ((b"transfer-encoding", b"chunked"),), (b"3\r\nabc\r\n", b"0\r\n\r\n")),
+        ("/v1/authorize", ((b"content-length", b"40000"),), (b"x" * 20_000, b"x" * 20_000)),
+        ("/v1/%61uthorize/", (), (b"",)),
+        ("http://localhost/v1/authorize/x?a=b", (), (b"",)),
+    ],
+)
+async def test_request_of_a_proxy_in_overload_is_answered_whatever_its_body_and_target(
+    target: str, fields: tuple[tuple[bytes, bytes], ...], pieces: tuple[bytes, ...], limiter: FakeLimiter
+) -> None:
+    connection = in_overload(limiter)
+    for _ in range(2):  # the connection is kept
+        response = await connection.send(*Request("POST", target, (ALICE, *fields), pieces).data())
+        assert status_of(response) == 200
+    assert limiter.checks == [Check("alice", 1)] * 2
+    await connection.disconnect()
+
+
+async def test_body_of_a_proxy_in_overload_is_asked_for_if_it_waits(limiter: FakeLimiter) -> None:
+    connection = in_overload(limiter)
+    fields = (JSON, (b"content-length", b"%d" % len(ENVOY)), (b"expect", b"100-continue"))
+    [head] = Request("POST", "/json", fields).data()
+    connection.protocol.data_received(head)
+    assert connection.wire.written == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+    assert status_of(await connection.send(ENVOY)) == 200
+    await connection.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [("/v1/authorize", (ALICE,), 200), ("/v1/authorize", (ALICE, DENY), 429), ("/json", (JSON,), 413)],
+)
+async def test_long_body_of_a_proxy_in_overload_is_not_awaited(
+    path: str, fields: tuple[tuple[bytes, bytes], ...], status: int, limiter: FakeLimiter
+) -> None:
+    length, chunked = (b"content-length", b"100000"), (b"transfer-encoding", b"chunked")
+    for field, pieces in (
+        (length, (b"",)),
+        (chunked, (b"c350\r\n" + b"x" * 50_000 + b"\r\n",) * 2),
+    ):
+        for expect in ((), ((b"expect", b"100-continue"),)) if field == length else ((),):
+            connection = in_overload(limiter)
+            response = await connection.send(*Request("POST", path, (*fields, field, *expect), pieces).data())
+            assert status_of(response) == status
+            assert response.count(b"HTTP/1.1") == response.count(b"connection: close\r\n") == 1
+            cycle = connection.protocol.cycle
+            assert isinstance(cycle, FastCycle)
+            assert not cycle.pieces
+            await connection.disconnect()
 
 
 async def test_request_of_envoy_in_overload_is_answered_without_reading_its_descriptors(
@@ -166,11 +213,18 @@ async def test_request_of_envoy_in_overload_is_answered_without_reading_its_desc
     await connection.disconnect()
 
 
-async def test_proxy_without_its_token_is_refused_in_overload_too(limiter: FakeLimiter) -> None:
+async def test_proxy_without_its_token_is_refused_at_once_in_overload_too(limiter: FakeLimiter) -> None:
     access = access_control({"good": "check"}, check_needs_token=True)
     app = create_app(GatewaySettings(), limiter, access)
-    connection = in_overload(limiter, app, access)
-    assert status_of(await connection.send(*Request("GET", "/v1/authorize", (ALICE,)).data())) == 403
+    connection = in_overload(limiter, access)
+    for token in ((), ((b"stoplog-token", b"bad"),)):
+        request = Request("GET", "/v1/authorize", (ALICE, *token)).data()
+        connection.protocol.data_received(*request)
+        response = connection.wire.written[-1]
+        assert status_of(response) == 403
+        assert response == await Connection(app, None).send(*request)
+    counted = [s.value for s in next(iter(access.refusals.collect())).samples]
+    assert sum(counted) == 4
     with_token = Request("GET", "/v1/authorize", (ALICE, (b"stoplog-token", b"good")))
     assert status_of(await connection.send(*with_token.data())) == 200
     assert limiter.checks == [Check("alice", 1)]

@@ -46,38 +46,15 @@ async def run_turn(turns: Turns, clock: Clock, *, each_s: float, requests: int, 
 async def test_turn_admits_checks_until_a_quarter_of_the_deadline_is_used(turns: Turns, clock: Clock) -> None:
     for _ in range(3):
         assert await run_turn(turns, clock, each_s=0.001, requests=300, rest_s=0.0) == 100
-    assert not turns.is_late
 
 
 async def test_long_turns_admit_less_and_short_ones_more_again(turns: Turns, clock: Clock) -> None:
     admitted = [await run_turn(turns, clock, each_s=0.001, requests=300, rest_s=1.0) for _ in range(20)]
     assert admitted[:3] == sorted(admitted[:3], reverse=True)
     assert admitted[-1] == 5
-    assert turns.is_late
     for _ in range(20):
         last = await run_turn(turns, clock, each_s=0.001, requests=300, rest_s=0.0)
     assert last == 100
-    assert not turns.is_late
-
-
-async def test_long_turn_of_a_loop_that_is_idle_now_is_late_for_one_deadline(
-    turns: Turns, clock: Clock
-) -> None:
-    await run_turn(turns, clock, each_s=0.001, requests=1, rest_s=0.0)
-    for _ in range(2):
-        await run_turn(turns, clock, each_s=0.001, requests=9, rest_s=1.0)
-        assert turns.is_late
-        clock.now += 0.39
-        assert turns.is_late
-        clock.now += 0.02
-        assert not turns.is_late
-
-
-async def test_long_turn_is_late_while_the_next_one_lasts(turns: Turns, clock: Clock) -> None:
-    await run_turn(turns, clock, each_s=0.001, requests=9, rest_s=1.0)
-    assert turns.admits_check()
-    clock.now += 2.0
-    assert turns.is_late
 
 
 async def test_requests_of_the_application_are_admitted_in_proportion_to_the_time_of_a_turn(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from time import monotonic, sleep
+from typing import Any, Final
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import NewTopic
 from stoplog_gateway.local.kafka_broker import Broker
 
 from stoplog.kafka.clients import silent_admin
@@ -18,10 +20,13 @@ from stoplog.partitioning import partition_of
 from stoplog.topics import AUDIT, UPDATES, load_topics
 from stoplog.wire.audit import AuditRecord, decode_audit
 from stoplog.wire.limit_updates import UpdateKey, encode_update_key
-from tests.support.broker import fresh_broker
+from tests.support.broker import QuickBroker, fresh_broker, fresh_cluster
 from tests.support.meanwhile import meanwhile
 from tests.support.system import Gateway, eventually, running_system
 from tests.support.up import environment, stoplog
+
+OUTAGE_S: Final = 20.0
+"""Seconds without a broker: longer than a few attempts to write take."""
 
 CLIENTS = [f"client-{number}" for number in range(30)]
 
@@ -124,6 +129,64 @@ def test_changes_are_recorded_with_their_source_and_survive_kills_of_the_owner(
         with meanwhile(lambda step: gateway.check(CLIENTS[step % len(CLIENTS)])):
             verified = stoplog("verify", "--seconds", "5", "--json", env=env)
         assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def make_topics_of_two_brokers(bootstrap: str) -> None:
+    """Create all topics on node 1, but ``audit`` on node 3."""
+    admin = silent_admin(KafkaConnection(bootstrap))
+    topics = [
+        NewTopic(
+            spec.name,
+            spec.partitions,
+            replica_assignment=[[3 if spec.name == AUDIT else 1]] * spec.partitions,
+            config=spec.config(),
+        )
+        for spec in load_topics().values()
+    ]
+    for future in admin.create_topics(topics).values():
+        future.result(30)
+
+
+def test_changes_applied_while_the_broker_of_the_audit_is_down_are_recorded_in_the_end(
+    tmp_path: Path,
+) -> None:
+    with fresh_cluster(kind=QuickBroker) as (broker, _, broker_of_audit):
+        make_topics_of_two_brokers(broker.bootstrap)
+        with running_system(broker, tmp_path, deadline_ms=4_000, apply_timeout_ms=30_000) as system:
+            (worker,), (gateway,) = system.workers, system.gateways
+            broker_of_audit.kill()
+            down_until = monotonic() + OUTAGE_S
+            for client in CLIENTS:
+                assert gateway.set_limits(client, "5/minute")["applied"]
+            waiting = "is not in topic audit yet"
+            eventually("attempts fail", lambda: bool(worker.lines(waiting)), on_failure=system.logs)
+            eventually("checks are decided", lambda: decided(gateway), on_failure=system.logs)
+
+            # The checkpoints written meanwhile do not pass the changes: a crash loses none.
+            worker.kill()
+            failures = len(worker.lines(waiting))
+            worker.start()
+            eventually("checks are decided", lambda: decided(gateway), on_failure=system.logs)
+            eventually("attempts fail again", lambda: len(worker.lines(waiting)) > failures)
+            sleep(max(0.0, down_until - monotonic()))
+            broker_of_audit.start()
+
+            def complete() -> bool:
+                return all(len(history(gateway, client)) == 1 for client in CLIENTS)
+
+            eventually("every change is recorded", complete, on_failure=system.logs)
+            for client in CLIENTS:
+                assert gateway.set_limits(client, "9/minute")["applied"]
+            eventually("later ones too", lambda: len(records(broker)) >= 2 * len(CLIENTS))
+            last: dict[int, int] = {}
+            for partition, _, record in records(broker):
+                assert record.position > last.get(partition, -1), "in order, and once"
+                last[partition] = record.position
+            assert not worker.lines("is missing in topic audit")
+
+
+def decided(gateway: Gateway) -> bool:
+    return not gateway.check(CLIENTS[0])["degraded"]
 
 
 def test_system_without_the_topic_decides_as_before_and_names_the_command(tmp_path: Path) -> None:

@@ -53,10 +53,12 @@ class UpdateEffect(NamedTuple):
     Attributes:
         previous: The change that it replaced; ``None`` if nothing was in force under its key, or for a reset.
         existed: Whether there was anything to replace, to delete or to reset.
+        replay_from: The marker from which a replay applies the update again.
     """
 
     previous: PolicyChange | None
     existed: bool
+    replay_from: Marker
 
 
 class Ledger:
@@ -154,15 +156,17 @@ class Ledger:
         """
         if update.version <= self.applied:
             return None
+        # Partition time has reached this record already. Reaching it again does not move it.
+        replay_from = msgspec.structs.replace(self.marker, next_offset=position >> POSITION_BITS)
         self.applied = update.version
         self.policies.begin_epoch()
         if update.kind == "reset":
-            return UpdateEffect(None, self._reset(update, position))
+            return UpdateEffect(None, self._reset(update, position), replay_from)
         if update.kind == "client" and update.id in self.states:
             self.states[update.id].own_limits = True
         self.policies.add(update, position, self.checkpointed.next_offset << POSITION_BITS)
         previous = self.policies.replaced_by(update)
-        return UpdateEffect(previous, previous is not None)
+        return UpdateEffect(previous, previous is not None, replay_from)
 
     def _reset(self, update: Update, position: int) -> bool:
         """Drop the charges of a client: those of one resource if the update has one, else all.

@@ -135,7 +135,8 @@ class ConsumerThread(threading.Thread):
         self._revocation: Revocation | None = None
         self._lapse_ends_at: float | None = None
         """While the lease is lost: when the active partitions are dropped, monotonic seconds."""
-        self._paused_updates: set[int] = set()
+        self._paused: set[tuple[str, int]] = set()
+        """Topics and partitions that are not consumed for a while."""
         self._changelog_ends: dict[tuple[str, int], int] = {}
         self._reported_at = 0.0
         self._checkpoint_ready = False
@@ -291,8 +292,8 @@ class ConsumerThread(threading.Thread):
             _log.warning("%s; dropping the partition and restoring it", exc)
             self._drop([partition])
             return
-        if partition.number in self._paused_updates and not partition.relay.full:
-            self._resume_updates(partition.number)
+        self._pause(CHECKS, partition.number, partition.audit.full)
+        self._pause(UPDATES, partition.number, partition.relay.full)
         if marker is not None:
             partition.ledger.evict(max_clients)
         self._checkpoint_ready |= partition.busy
@@ -392,9 +393,9 @@ class ConsumerThread(threading.Thread):
     def _remove(self, partition: Partition) -> None:
         number = partition.number
         self._partitions.remove(partition)
-        if number in self._paused_updates:
+        for topic in (CHECKS, UPDATES):
             # librdkafka would keep it paused for the next assignment.
-            self._resume_updates(number)
+            self._pause(topic, number, False)
         self._progress.forget(number)
         self._consumer.incremental_unassign([TopicPartition(CHECKS, number), TopicPartition(UPDATES, number)])
         for topic in (CHECKS, UPDATES):
@@ -418,13 +419,19 @@ class ConsumerThread(threading.Thread):
             partition.take(message)
             return
         partition.take_update(message)
-        if partition.relay.full and partition.number not in self._paused_updates:
-            self._consumer.pause([TopicPartition(UPDATES, partition.number)])
-            self._paused_updates.add(partition.number)
+        self._pause(UPDATES, partition.number, partition.relay.full)
 
-    def _resume_updates(self, number: int) -> None:
-        self._consumer.resume([TopicPartition(UPDATES, number)])
-        self._paused_updates.discard(number)
+    def _pause(self, topic: str, number: int, paused: bool) -> None:
+        """Consume the partition *number* of *topic* only if it is not *paused*."""
+        place = topic, number
+        if paused == (place in self._paused):
+            return
+        if paused:
+            self._consumer.pause([TopicPartition(*place)])
+            self._paused.add(place)
+        else:
+            self._consumer.resume([TopicPartition(*place)])
+            self._paused.discard(place)
 
     def _take_heartbeat(self, message: Any) -> None:
         with suppress(UndecodableRecord):

@@ -1,28 +1,33 @@
 """Record each change with its author: in the worker's log, and in the topic ``audit``.
 
-An update is recorded when it is applied. Its record in ``audit`` must be acknowledged before a marker passes
-the update. If a worker crashes before that, the next owner applies the update again and records it again,
-under the same position.
+An update is recorded when it is applied. Until its record in ``audit`` is acknowledged, no marker passes the
+update. If a worker crashes before that, the next owner applies the update again and records it again, under
+the same position.
 
-A topic that cannot be written must not stop decisions. So a record is given up after some attempts.
+A record that no broker acknowledges is sent again for as long as this worker owns the partition. Meanwhile
+decisions go on. The relay stops once many records wait. A record that a broker refuses, because the topic or
+the permission is missing, is given up: the log then has it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from math import inf
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError
 
+from stoplog.log_throttle import LogThrottle
 from stoplog.partitioning import home_of
 from stoplog.policy import Policy
 from stoplog.topics import AUDIT
 from stoplog.wire.audit import VERSION, AuditRecord, ChangeSource, encode_audit
-from stoplog.wire.checks import POSITION_BITS
 from stoplog.wire.limit_updates import Update, encode_update_key
 from stoplog_worker.algorithm.ledger import UpdateEffect
+from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.metrics import Metrics
 
 _log = logging.getLogger("stoplog.audit")
@@ -30,23 +35,42 @@ _log = logging.getLogger("stoplog.audit")
 Send = Callable[[bytes, bytes, Callable[[Any, Any], None]], None]
 """Produces key and value to this partition of ``audit``, and calls back with an error or ``None``."""
 
-_ATTEMPTS: Final = 5
-"""Attempts to write a record while no broker acknowledges it. Each lasts as long as a send may take."""
+_MAX_BATCH: Final = 1_000
+"""Records sent at once. They are in order, because the next batch waits until all of them are settled."""
 
-_MAX_UNACKNOWLEDGED: Final = 1_000
-"""Records sent at once."""
+_BEHIND: Final = 1_000
+"""Waiting records with which the relay stops. They take about 1 MB."""
 
-_TRANSIENT: Final = (KafkaError._MSG_TIMED_OUT, KafkaError._PURGE_QUEUE)
-"""Errors after which a record is sent again. With all others, another attempt would fail in the same way."""
+_FULL: Final = 10_000
+"""Waiting records with which the worker stops to read ``checks``. The relay has stopped long before. So the
+log was written by another lane or another program, or it is being read again after a crash."""
+
+_RETRY_S: Final = 0.5
+"""Seconds after a failed batch until it is sent again."""
+
+_SAME_TEXT_S: Final = 60.0
+"""Seconds between two log lines about records that are not acknowledged."""
+
+_REFUSALS: Final = (
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.INVALID_RECORD,
+    KafkaError.POLICY_VIOLATION,
+)
+"""Errors after which another attempt would fail in the same way until an operator acts."""
 
 
-class _Entry:
+class _Entry(NamedTuple):
     """A record that is not acknowledged."""
 
-    def __init__(self, key: bytes, value: bytes) -> None:
-        self.key = key
-        self.value = value
-        self.attempts = 0
+    position: int
+    key: bytes
+    value: bytes
+    replay_from: Marker
 
 
 class AuditLog:
@@ -64,8 +88,39 @@ class AuditLog:
         self._partitions = partitions
         self._send = send
         self._metrics = metrics
-        self._unsent: dict[int, _Entry] = {}
-        self._unacknowledged: dict[int, _Entry] = {}
+        self._unsent: deque[_Entry] = deque()
+        """Records to send, in the order of their positions."""
+        self._batch: dict[int, _Entry] = {}
+        """The records that were sent last, by position, without those that are settled."""
+        self._failed: list[_Entry] = []
+        """Records of that batch to send again."""
+        self._retry_at = -inf
+        self._throttle = LogThrottle(_SAME_TEXT_S)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a record is not acknowledged."""
+        return bool(self._batch or self._failed or self._unsent)
+
+    @property
+    def behind(self) -> bool:
+        """Whether so many records are not acknowledged that the relay should pause."""
+        return self._size >= _BEHIND
+
+    @property
+    def full(self) -> bool:
+        """Whether so many records are not acknowledged that no further update may be read."""
+        return self._size >= _FULL
+
+    @property
+    def _size(self) -> int:
+        return len(self._batch) + len(self._failed) + len(self._unsent)
+
+    def replay_from(self) -> Marker | None:
+        """Return the marker before the first update whose record is not acknowledged; ``None`` if all are."""
+        sent = min((*self._batch.values(), *self._failed), default=None)
+        first = sent or (self._unsent[0] if self._unsent else None)
+        return None if first is None else first.replay_from
 
     def record(
         self, update: Update, effect: UpdateEffect, position: int, at_ms: int, source: ChangeSource
@@ -94,7 +149,8 @@ class AuditLog:
         )
         self._log(update, audit)
         if self._send is not None:
-            self._unsent[position] = _Entry(encode_update_key(update.key), encode_audit(audit))
+            key, value = encode_update_key(update.key), encode_audit(audit)
+            self._unsent.append(_Entry(position, key, value, effect.replay_from))
 
     def _log(self, update: Update, audit: AuditRecord) -> None:
         """Log the change once, although a plan or the default is changed in every partition."""
@@ -118,31 +174,38 @@ class AuditLog:
             audit.position,
         )
 
-    def advance(self) -> None:
-        """Send the records that are not sent yet."""
+    def advance(self, now: float) -> None:
+        """Send the next batch, unless one is in flight. *now* is in monotonic seconds."""
+        if self._batch or not (self._unsent or self._failed) or now < self._retry_at:
+            return
+        if self._failed:
+            self._unsent.extendleft(sorted(self._failed, reverse=True))
+            self._failed = []
+            self._retry_at = now + _RETRY_S  # should the batch fail again, at once
         send = self._send
-        while self._unsent and len(self._unacknowledged) < _MAX_UNACKNOWLEDGED:
-            assert send is not None
-            position = next(iter(self._unsent))
-            entry = self._unacknowledged[position] = self._unsent.pop(position)
-            entry.attempts += 1
-            send(entry.key, entry.value, partial(self._delivered, position))
-
-    def holds(self, next_offset: int) -> bool:
-        """Return whether an update before *next_offset* of ``checks`` waits for its acknowledgment."""
-        if not self._unsent and not self._unacknowledged:
-            return False
-        bound = next_offset << POSITION_BITS
-        return any(
-            position < bound for waiting in (self._unacknowledged, self._unsent) for position in waiting
-        )
+        assert send is not None
+        batch = [self._unsent.popleft() for _ in range(min(len(self._unsent), _MAX_BATCH))]
+        self._batch = {entry.position: entry for entry in batch}
+        for entry in batch:
+            send(entry.key, entry.value, partial(self._delivered, entry.position))
 
     def _delivered(self, position: int, error: Any, _message: Any) -> None:
-        entry = self._unacknowledged.pop(position)
+        entry = self._batch.pop(position)
         if error is None:
             self._metrics.audit.labels("written").inc()
-        elif error.code() in _TRANSIENT and entry.attempts < _ATTEMPTS:
-            self._unsent[position] = entry
+        elif error.code() not in _REFUSALS:
+            self._failed.append(entry)
+            if (suppressed := self._throttle.admit()) is not None:
+                _log.warning(
+                    "the change at position %s of partition %s is not in topic %s yet (%s); trying again "
+                    "until it is. No further change applies while %s records wait%s",
+                    position,
+                    self._partition,
+                    AUDIT,
+                    error,
+                    f"{_BEHIND:,}",
+                    suppressed,
+                )
         else:
             self._metrics.audit.labels("lost").inc()
             _log.error(

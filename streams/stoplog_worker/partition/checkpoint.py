@@ -3,7 +3,7 @@
 A checkpoint takes these steps, and each begins only after the one before is acknowledged:
 
 1. Produce every dirty state and policy once, to the changelog of its table.
-2. Produce the marker to the changelog of the policies, once the audit has every update before it.
+2. Produce the marker to the changelog of the policies. It passes no update that the audit lacks.
 3. Write all of it to RocksDB.
 4. Commit the marker's offset, for lag monitors (:mod:`stoplog_worker.consumer.consumer_thread`).
 
@@ -44,18 +44,18 @@ CHUNK: Final = 50
 class CheckpointPhase(Enum):
     """How far a checkpoint has come.
 
-    =================  ==========================================================  =================
-    from               event                                                       to
-    =================  ==========================================================  =================
-    IDLE               a checkpoint begins                                         PRODUCING_ENTRIES
-    IDLE               a checkpoint of the marker alone begins                     AWAITING_ENTRIES
-    PRODUCING_ENTRIES  the last entry is produced                                  AWAITING_ENTRIES
-    AWAITING_ENTRIES   entries and audit are acknowledged; the marker is produced  AWAITING_MARKER
-    AWAITING_ENTRIES   an entry was not acknowledged; all are dirty again          IDLE
-    AWAITING_MARKER    the marker is acknowledged; the first entries are stored    STORING
-    AWAITING_MARKER    the marker was not acknowledged; all entries are dirty      IDLE
-    STORING            the last entries and the marker are stored                  IDLE
-    =================  ==========================================================  =================
+    =================  ========================================================  =================
+    from               event                                                     to
+    =================  ========================================================  =================
+    IDLE               a checkpoint begins                                       PRODUCING_ENTRIES
+    IDLE               a checkpoint of the marker alone begins                   AWAITING_ENTRIES
+    PRODUCING_ENTRIES  the last entry is produced                                AWAITING_ENTRIES
+    AWAITING_ENTRIES   all entries are acknowledged; the marker is produced      AWAITING_MARKER
+    AWAITING_ENTRIES   an entry was not acknowledged; all are dirty again        IDLE
+    AWAITING_MARKER    the marker is acknowledged; the first entries are stored  STORING
+    AWAITING_MARKER    the marker was not acknowledged; all entries are dirty    IDLE
+    STORING            the last entries and the marker are stored                IDLE
+    =================  ========================================================  =================
     """
 
     IDLE = auto()
@@ -96,7 +96,8 @@ class Checkpointer:
         send: Produces to a changelog.
         repair: Learns of records that this worker did not write.
         metrics: Counts checkpoints.
-        holds: Returns whether a marker with this next offset must wait.
+        replay_from: Returns the marker that a replay may have to begin with; ``None`` if there is none. The
+            checkpoint's marker does not pass it.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Checkpointer:
         send: Send,
         repair: ChangelogRepair,
         metrics: Metrics,
-        holds: Callable[[int], bool] = lambda _: False,
+        replay_from: Callable[[], Marker | None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._store = store
@@ -114,7 +115,7 @@ class Checkpointer:
         self._repair = repair
         self._next_offsets = repair.next_offsets
         self._metrics = metrics
-        self._holds = holds
+        self._replay_from = replay_from
         self.phase = CheckpointPhase.IDLE
         self._unacknowledged = 0
         self._failed = False
@@ -136,11 +137,7 @@ class Checkpointer:
         """Whether the next step can be taken now: it waits for no acknowledgment."""
         if self.phase is CheckpointPhase.PRODUCING_ENTRIES:
             return True
-        return self.phase is not CheckpointPhase.IDLE and not self._unacknowledged and not self._held
-
-    @property
-    def _held(self) -> bool:
-        return self.phase is CheckpointPhase.AWAITING_ENTRIES and self._holds(self._marker.next_offset)
+        return self.phase is not CheckpointPhase.IDLE and not self._unacknowledged
 
     @property
     def failed(self) -> bool:
@@ -192,10 +189,11 @@ class Checkpointer:
             pass
         elif self._failed:
             self._give_up()
-        elif self._held:
-            pass
         elif self.phase is CheckpointPhase.AWAITING_ENTRIES:
             self._enter(CheckpointPhase.AWAITING_MARKER)
+            replay_from = self._replay_from()
+            if replay_from is not None and replay_from.next_offset < self._marker.next_offset:
+                self._marker = replay_from
             self._produce(POLICIES, MARKER_KEY, encode_marker(self._marker))
         else:
             if self.phase is CheckpointPhase.AWAITING_MARKER:

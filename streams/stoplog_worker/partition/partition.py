@@ -101,7 +101,9 @@ class Partition:
         write = partial(producers.write_changelog, number)
         write_audit = partial(producers.write_audit, number) if audited else None
         self.audit = AuditLog(number, partitions, write_audit, metrics)
-        self.checkpointer = Checkpointer(self.ledger, store, write, self.repair, metrics, self.audit.holds)
+        self.checkpointer = Checkpointer(
+            self.ledger, store, write, self.repair, metrics, self.audit.replay_from
+        )
         self.schedule = CheckpointSchedule(settings.flush_interval_ms / 1_000, number / partitions)
         self._authority = UpdateAuthority(keys.keys, marker.topic_id, marker.updates_id, number)
         self.relay = UpdateRelay(
@@ -281,10 +283,10 @@ class Partition:
         Raises:
             Overtaken: another worker is ahead and owns the partition.
         """
-        if self.ledger.next_offset >= self._answer_from:
-            # A further lane waits until it has read every update that another lane relayed.
+        self.audit.advance(now)
+        # A further lane waits until it has read every update that another lane relayed.
+        if self.ledger.next_offset >= self._answer_from and not self.audit.behind:
             self.relay.advance()
-        self.audit.advance()
         if expired := self._expirer.advance(now, self._partitions):
             self._metrics.swept.inc(len(expired))
             self._expired += expired
@@ -327,10 +329,10 @@ class Partition:
             now: Monotonic seconds.
             until: When the caller needs to go on; the checkpoint takes at least one step.
         """
-        self.audit.advance()
+        self.audit.advance(now)
         checkpointer = self.checkpointer
         if checkpointer.idle and self.ledger.checkpointed.next_offset < offset:
-            if not self.schedule.last_is_due(now, failed=checkpointer.failed):
+            if not self.schedule.last_is_due(now, failed=checkpointer.failed or self.audit.waiting):
                 return False
             self.schedule.last_begun(now)
             self._begin_checkpoint()

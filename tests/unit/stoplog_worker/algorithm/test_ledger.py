@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stoplog_worker.algorithm.fold import judge
+from stoplog_worker.algorithm.fold import fold, judge
 from stoplog_worker.algorithm.ledger import IDLE_CLIENT_BYTES, Ledger, UpdateEffect
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
@@ -25,8 +25,8 @@ from stoplog_worker.algorithm.state_codec import (
 )
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
-from stoplog.policy import MAX_COST
-from stoplog.wire.checks import Check
+from stoplog.policy import MAX_COST, parse_policy
+from stoplog.wire.checks import Check, encode_update
 from stoplog.wire.limit_updates import Update
 from tests.support.ledgers import DEFAULT, FIRST_MARKER, NOW, at, charge, checkpoint, fresh, resolved, spent
 from tests.support.memory_store import MemoryStore
@@ -86,19 +86,38 @@ def test_reset_without_resource_empties_all_of_the_client_only() -> None:
     assert ledger.states["a"].position == at(5)
 
 
+def existed(effect: UpdateEffect | None) -> bool | None:
+    return None if effect is None else effect.existed
+
+
+def test_replay_from_the_marker_of_an_effect_applies_the_update_again_at_the_same_time() -> None:
+    ledger = fresh()
+    ledger.advance(0, NOW)
+    first = Update(4, "client", "a", "", parse_policy("5/minute"))
+    fold(ledger, 1, NOW + 500, encode_update(first), lambda _: None)
+    second = Update(7, "client", "a", "", parse_policy("9/minute"))
+    effect = fold(ledger, 2, NOW + 900, encode_update(second), lambda _: None).effect
+    assert effect is not None
+    assert (effect.replay_from.next_offset, effect.replay_from.applied) == (2, 4)
+    again = fresh(effect.replay_from)
+    repeated = fold(again, 2, NOW + 900, encode_update(second), lambda _: None).effect
+    assert repeated is not None
+    assert (again.marker, repeated.replay_from) == (ledger.marker, effect.replay_from)
+
+
 def test_effect_of_reset_states_whether_anything_was_spent() -> None:
     ledger = fresh()
     ledger.advance(0, NOW)
-    assert ledger.apply(Update(0, "reset", "a", "", None), at(1)) == UpdateEffect(None, False)
+    assert existed(ledger.apply(Update(0, "reset", "a", "", None), at(1))) is False
     ledger.advance(2, NOW)
     judge(ledger, 2, NOW, [Check("a", 1, "", "login")], lambda _: None)
-    assert ledger.apply(Update(1, "reset", "a", "z", None), at(3)) == UpdateEffect(None, False)
-    assert ledger.apply(Update(2, "reset", "a", "", None), at(4)) == UpdateEffect(None, True)
+    assert existed(ledger.apply(Update(1, "reset", "a", "z", None), at(3))) is False
+    assert existed(ledger.apply(Update(2, "reset", "a", "", None), at(4))) is True
     assert ledger.apply(Update(2, "reset", "a", "", None), at(5)) is None
     judge(ledger, 6, NOW, [Check("a")], lambda _: None)
     ledger.advance(7, NOW + 3_600_000)
     expired = ledger.apply(Update(3, "reset", "a", "", None), at(8))
-    assert expired == UpdateEffect(None, False), "the charge has left its window"
+    assert existed(expired) is False, "the charge has left its window"
 
 
 def test_reset_of_resource_leaves_other_resources() -> None:

@@ -15,6 +15,7 @@ from stoplog_worker.algorithm.fold import fault_finder, judge
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, encode_marker
 from stoplog_worker.consumer.consumer_thread import UNWRITTEN_S, ConsumerThread
 from stoplog_worker.metrics import Metrics
+from stoplog_worker.partition.audit_log import AuditLog
 from stoplog_worker.partition.checkpoint import CHUNK
 from stoplog_worker.partition.checkpoint_schedule import RETRY_S
 from stoplog_worker.partition.partition import Partition
@@ -164,10 +165,26 @@ def test_urgency_limits_are_shared_among_the_active_partitions(
             ledger=bench.partition.ledger,
             advance=lambda *_: None,
             busy=False,
+            audit=bench.partition.audit,
+            relay=bench.partition.relay,
         )
         bench.thread._partitions.add(other, 0.0)
     bench.thread._write_active(0.0, 0.0)
     assert limits == [(80_000, 150_000 // 8), (20_000, 150_000 // 4 // 8)]
+
+
+def test_checks_are_not_read_while_the_audit_is_full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    consumer = SimpleNamespace(
+        pause=lambda places: calls.append(("pause", places[0].topic, places[0].partition)),
+        resume=lambda places: calls.append(("resume", places[0].topic, places[0].partition)),
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.thread, "_consumer", consumer)
+        for full in (False, True, True, False, False):
+            patched.setattr(AuditLog, "full", full)
+            bench.thread._write_active(0.0, 0.0)
+    assert calls == [("pause", CHECKS, 0), ("resume", CHECKS, 0)]
 
 
 def test_active_partitions_are_dropped_when_the_lease_stays_lost(

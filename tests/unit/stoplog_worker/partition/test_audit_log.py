@@ -5,10 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import KafkaError
 from stoplog_worker.algorithm.ledger import UpdateEffect
-from stoplog_worker.algorithm.state_codec import MARKER_KEY, PolicyChange, decode_marker
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, PolicyChange, decode_marker, encode_policy_key
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.audit_log import AuditLog
 from stoplog_worker.partition.partition import Partition
@@ -29,6 +30,7 @@ from tests.support.relay import unkeyed
 CLIENT = CLIENTS[0]
 SOURCE = ChangeSource("ops", "10.0.0.7", "r-1")
 FIVE, NINE = parse_policy("5/minute"), parse_policy(["9/minute", "90/hour"])
+NEW = UpdateEffect(None, False, FIRST_MARKER)
 TIMED_OUT = KafkaError(KafkaError._MSG_TIMED_OUT)
 
 
@@ -55,12 +57,14 @@ class Bench:
 
     def __init__(self, folder: Path, store: MemoryStore, changelogs: Changelogs, topic: Topic) -> None:
         self.topic, self.changelogs = topic, changelogs
+        self.relayed: list[Any] = []
+        self.now = 1e9
         producers: Any = SimpleNamespace(
             write_changelog=lambda _, *rest: changelogs.send(*rest),
             write_audit=lambda _, *rest: topic.send(*rest),
             changelogs=dict.fromkeys(TABLES, "changelog"),
             reply=lambda *_: None,
-            relay_update=lambda *_: None,
+            relay_update=lambda *sent: self.relayed.append(sent),
             publish_update=print,
             truncate_changelog=lambda *_: None,
         )
@@ -76,10 +80,12 @@ class Bench:
 
     def checkpoint(self) -> bool:
         """Advance until only acknowledgments of the audit are missing; return whether it is complete."""
+        complete = False
         for _ in range(10):
-            self.partition.checkpoint_to(self.partition.ledger.next_offset, 1e9, 0)
+            self.now += 1
+            complete = self.partition.checkpoint_to(self.partition.ledger.next_offset, self.now, 0)
             self.changelogs.arrive_all()
-        return self.partition.checkpointer.idle
+        return complete
 
 
 def test_applied_update_is_recorded_with_its_source_and_what_it_replaced(tmp_path: Path) -> None:
@@ -90,7 +96,7 @@ def test_applied_update_is_recorded_with_its_source_and_what_it_replaced(tmp_pat
     bench.take(6, Update(12, "client", CLIENT, "login", None))
     bench.take(8, Update(13, "client", CLIENT, "login", FIVE))
     bench.take(9, Update(14, "reset", CLIENT, "", None))
-    bench.partition.audit.advance()
+    bench.partition.audit.advance(1e9)
     bench.topic.acknowledge()
     key = encode_update_key(UpdateKey("client", CLIENT, "login"))
     nine = ["90/hour", "9/minute"]
@@ -106,55 +112,116 @@ def test_applied_update_is_recorded_with_its_source_and_what_it_replaced(tmp_pat
     ]
 
 
-def test_marker_waits_until_every_update_before_it_is_recorded(tmp_path: Path) -> None:
+def test_marker_stays_before_the_first_update_that_is_not_recorded(tmp_path: Path) -> None:
     store, changelogs, topic = MemoryStore(), Changelogs(), Topic()
     bench = Bench(tmp_path, store, changelogs, topic)
-    bench.take(0, Update(0, "client", CLIENT, "", FIVE))
-    bench.take(1, Update(1, "client", CLIENT, "", NINE))
-    assert not bench.checkpoint()
-    [(key, first_marker), (policy, _)] = changelogs.logs[POLICIES]
-    assert (key, decode_marker(first_marker).next_offset) == (MARKER_KEY, 0)
-    assert policy != MARKER_KEY
 
-    # The worker crashes. The policies are in the changelog, and no marker covers the updates.
+    def markers() -> list[int]:
+        written = [decode_marker(value) for key, value in changelogs.logs[POLICIES] if key == MARKER_KEY]
+        return [marker.next_offset for marker in written]
+
+    bench.take(0, Update(0, "client", CLIENT, "", FIVE))
+    bench.partition.audit.advance(1e9)
+    topic.acknowledge()
+    bench.take(1, Update(1, "client", CLIENT, "", NINE))
+    bench.take(2, Update(2, "client", CLIENT, "", FIVE))
+    bench.checkpoint()
+    assert (markers()[0], markers()[-1]) == (0, 1)
+    assert store.policies([encode_policy_key(UpdateKey("client", CLIENT))]) != [None], (
+        "it is stored meanwhile"
+    )
+
+    # The worker crashes. The policies are in the changelog, and no marker passes the last two updates.
     restored = MemoryStore()
     for table in TABLES:
         restored.write(table, changelogs.logs[table])
     again = Bench(tmp_path, restored, changelogs, topic)
-    again.take(0, Update(0, "client", CLIENT, "", FIVE))
     again.take(1, Update(1, "client", CLIENT, "", NINE))
-    again.partition.audit.advance()
+    again.take(2, Update(2, "client", CLIENT, "", FIVE))
+    again.partition.audit.advance(1e9)
     topic.acknowledge()
-    assert again.checkpoint()
-    assert decode_marker(dict(changelogs.logs[POLICIES])[MARKER_KEY]).next_offset == 2
-    first, second = topic.records[:2], topic.records[2:]
-    assert first == second, "a repeated record is the same"
-    assert [record.previous_version for _, record in first] == [None, 0]
+    topic.acknowledge()
+    again.checkpoint()
+    assert markers()[-1] == 3
+    assert [(record.position, record.previous_version) for _, record in topic.records] == [
+        (0, None),
+        (1 << 16, 0),
+        (2 << 16, 1),
+        (1 << 16, 0),
+        (2 << 16, 1),
+    ]
+    assert topic.records[1:3] == topic.records[3:], "a repeated record is the same"
 
 
-def test_update_after_the_marker_does_not_hold_it(tmp_path: Path) -> None:
-    log = AuditLog(PARTITION, PARTITIONS, Topic().send, Metrics())
-    assert not log.holds(100)
-    log.record(Update(0, "client", CLIENT, "", FIVE), UpdateEffect(None, False), 5 << 16, START, SOURCE)
-    assert (log.holds(5), log.holds(6)) == (False, True)
-    log.advance()
-    assert (log.holds(5), log.holds(6)) == (False, True)
+def test_last_checkpoint_of_a_revoked_partition_waits_for_the_audit(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, MemoryStore(), Changelogs(), Topic())
+    bench.take(0, Update(0, "client", CLIENT, "", FIVE))
+    assert not bench.checkpoint()
+    bench.topic.acknowledge()
+    assert bench.checkpoint()
 
 
-def test_record_that_no_broker_acknowledges_is_sent_again_and_given_up_at_last(
+def test_records_that_no_broker_acknowledges_are_sent_again_in_order_until_it_does(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     topic, metrics = Topic(), Metrics()
     log = AuditLog(PARTITION, PARTITIONS, topic.send, metrics)
-    log.record(Update(0, "client", CLIENT, "", FIVE), UpdateEffect(None, False), 0, START, SOURCE)
-    for _ in range(5):
-        assert log.holds(1)
-        log.advance()
+
+    def record(number: int) -> None:
+        marker = msgspec.structs.replace(FIRST_MARKER, next_offset=number)
+        effect = UpdateEffect(None, False, marker)
+        log.record(Update(number, "client", CLIENT, "", FIVE), effect, number << 16, START, SOURCE)
+
+    for number in range(3):
+        record(number)
+    log.advance(now=0)
+    for number in range(3, 5):
+        record(number)
+    log.advance(now=0)
+    assert len(topic.sent) == 3, "the next batch waits for the first one"
+    last = topic.sent.pop()
+    topic.acknowledge(TIMED_OUT)
+    log.advance(now=0)
+    assert not topic.sent, "the batch is not settled"
+    topic.sent.append(last)
+    topic.acknowledge()
+    for attempt in range(100):
+        log.advance(now=attempt)
+        assert len(topic.sent) == 4
         topic.acknowledge(TIMED_OUT)
-    assert not log.holds(1)
-    assert "is missing in topic audit" in caplog.text
-    assert '"who":"ops"' in caplog.text, "the log has the record at least"
-    assert metrics.audit.labels("lost")._value.get() == 1
+        log.advance(now=attempt)
+        assert not topic.sent or attempt == 0, "attempts are half a second apart"
+        topic.acknowledge(TIMED_OUT)
+        waiting_from = log.replay_from()
+        assert waiting_from is not None
+        assert waiting_from.next_offset == 0
+    assert caplog.text.count("trying again until it is") == 1
+    log.advance(now=200)
+    topic.acknowledge()
+    assert [record.position >> 16 for _, record in topic.records] == [2, 0, 1, 3, 4]
+    assert (log.waiting, log.replay_from()) == (False, None)
+    assert metrics.audit.labels("lost")._value.get() == 0
+
+
+def test_relay_and_reading_stop_while_too_many_records_wait(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, MemoryStore(), Changelogs(), Topic())
+    bench.partition.relay.take(
+        Message(20_000, b'{"limits": ["7/minute"]}', key=encode_update_key(UpdateKey("client", CLIENT)))
+    )
+    audit = bench.partition.audit
+    states = []
+    for number in range(10_000):
+        bench.take(number, Update(number, "client", CLIENT, "", FIVE))
+        states.append((audit.behind, audit.full))
+    assert (states.index((True, False)), states.index((True, True))) == (999, 9_999)
+    bench.partition.advance(1e9, 0, 1, 1)
+    assert not bench.relayed
+    while audit.waiting:
+        audit.advance(1e9)
+        bench.topic.acknowledge()
+    assert [record.position >> 16 for _, record in bench.topic.records] == list(range(10_000))
+    bench.partition.advance(1e9, 0, 1, 1)
+    assert bench.relayed
 
 
 @pytest.mark.parametrize("code", [KafkaError._UNKNOWN_TOPIC, KafkaError.TOPIC_AUTHORIZATION_FAILED])
@@ -163,24 +230,25 @@ def test_record_that_a_broker_refuses_is_given_up_at_once(
 ) -> None:
     topic = Topic()
     log = AuditLog(PARTITION, PARTITIONS, topic.send, Metrics())
-    log.record(Update(0, "client", CLIENT, "", FIVE), UpdateEffect(None, False), 0, START, SOURCE)
-    log.advance()
+    log.record(Update(0, "client", CLIENT, "", FIVE), NEW, 0, START, SOURCE)
+    log.advance(now=0)
     topic.acknowledge(KafkaError(code))
-    assert not log.holds(1)
+    assert not log.waiting
+    assert '"who":"ops"' in caplog.text, "the log has the record at least"
     assert "stoplog topics create" in caplog.text
 
 
 def test_change_is_logged_once_and_without_a_topic_too(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "stoplog.audit")
-    effect = UpdateEffect(PolicyChange(0, 4, FIVE), True)
+    effect = UpdateEffect(PolicyChange(0, 4, FIVE), True, FIRST_MARKER)
     for partition in range(PARTITIONS):
         log = AuditLog(partition, PARTITIONS, None, Metrics())
         order = -1 if partition == home_of("plan", "gold", PARTITIONS) else 8
         log.record(
             Update(8, "plan", "gold", "", NINE, order=order), effect, 9 << POSITION_BITS, START, SOURCE
         )
-        log.advance()
-        assert not log.holds(100)
+        log.advance(now=0)
+        assert not log.waiting
     home = home_of("plan", "gold", PARTITIONS)
     assert [record.message for record in caplog.records] == [
         f"plan gold: 90/hour, 9/minute, was 5/minute; by ops from 10.0.0.7, request r-1; version 8, "
@@ -188,8 +256,6 @@ def test_change_is_logged_once_and_without_a_topic_too(caplog: pytest.LogCapture
     ]
     caplog.clear()
     log = AuditLog(0, PARTITIONS, None, Metrics())
-    log.record(
-        Update(9, "reset", CLIENT, "", None), UpdateEffect(None, True), 0, START, ChangeSource("kafka")
-    )
+    log.record(Update(9, "reset", CLIENT, "", None), NEW, 0, START, ChangeSource("kafka"))
     assert "counters reset" in caplog.text
     assert "by kafka from -, request -" in caplog.text

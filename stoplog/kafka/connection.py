@@ -66,7 +66,7 @@ class KafkaConnection:
         self.security = security or Security()
         oauth = self.security.oauth
         self.tokens = TokenProvider(oauth) if oauth is not None else None
-        self._problems = ConnectionProblems(self.security.protocol, self.security.mechanism, self._probe)
+        self._problems = ConnectionProblems(self.security.mechanism, self._probe)
 
     def __repr__(self) -> str:
         return f"<KafkaConnection {self.bootstrap} {self.security.protocol}>"

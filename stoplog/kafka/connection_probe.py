@@ -2,6 +2,9 @@
 
 librdkafka states the cause of a failed TLS handshake in general terms, and nothing at all if a listener that
 expects TLS closes a connection without it. A connection of Python's states the cause exactly.
+
+A broker that stops, starts or is busy also closes connections, or does not answer. So a wrong protocol is
+only reported if the listener gave the answer that proves it.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import struct
 from contextlib import suppress
 from typing import Final
 
@@ -27,6 +31,18 @@ _WRONG_HOST: Final = (62, 64)
 
 _PROTOCOL: Final = "STOPLOG_KAFKA_SECURITY_PROTOCOL"
 
+_SASL_HANDSHAKE: Final = struct.pack(">hhihh", 17, 1, 0, -1, 5) + b"PLAIN"
+"""Kafka's request SaslHandshake: its key, version, correlation id, no client id, and a mechanism."""
+
+_RESPONSE: Final = struct.Struct(">iih")
+"""Size and correlation id of a response, and an error code."""
+
+_USES_SASL: Final = (0, 33)
+"""Error codes of a listener with SASL: it accepts the mechanism, or ``UNSUPPORTED_SASL_MECHANISM``."""
+
+_NO_SASL: Final = 34
+"""``ILLEGAL_SASL_STATE``: the error code of a listener without SASL."""
+
 
 def probe(bootstrap: str, protocol: str, context: ssl.SSLContext | None) -> str | None:
     """Return why no client can use these servers, with the remedy; ``None`` if no cause is found.
@@ -42,10 +58,7 @@ def probe(bootstrap: str, protocol: str, context: ssl.SSLContext | None) -> str 
     for server in bootstrap.split(",")[:_MAX_SERVERS]:
         host, port = _address(server.strip())
         try:
-            with socket.create_connection((host, port), _TIMEOUT_S) as sock:
-                if context is None:
-                    return _expects_tls(sock, protocol)
-                return _handshake(sock, context, host, protocol)
+            return _probe_server(host, port, protocol, context)
         except OSError as exc:
             reason = reason or (
                 f"{host}:{port} cannot be connected to ({exc.strerror or exc}): start Kafka there (`stoplog "
@@ -60,6 +73,62 @@ def _address(server: str) -> tuple[str, int]:
     return match[1], int(match[2] or _DEFAULT_PORT)
 
 
+def _probe_server(host: str, port: int, protocol: str, context: ssl.SSLContext | None) -> str | None:
+    """Return why one server cannot be used; ``None`` if no cause is found.
+
+    Raises:
+        OSError: It cannot be connected to.
+    """
+    with socket.create_connection((host, port), _TIMEOUT_S) as sock:
+        if context is None:
+            code = _sasl_error(sock)
+        else:
+            try:
+                with context.wrap_socket(sock, server_hostname=host) as encrypted:
+                    code = _sasl_error(encrypted)
+            except ssl.SSLCertVerificationError as exc:
+                return _untrusted(exc, host)
+            except OSError:
+                code = None
+    if code is not None:
+        return _wrong_about_sasl(code, protocol)
+    with suppress(OSError), socket.create_connection((host, port), _TIMEOUT_S) as sock:
+        if context is None:
+            return _expects_tls(sock, protocol)
+        if _sasl_error(sock) is not None:
+            plain = "SASL_PLAINTEXT" if protocol.startswith("SASL") else "PLAINTEXT"
+            return (
+                f"the listener does not use TLS, and {_PROTOCOL}={protocol} does: set STOPLOG_KAFKA to a "
+                f"listener with TLS, or {_PROTOCOL} to {plain}"
+            )
+    return None
+
+
+def _sasl_error(sock: socket.socket) -> int | None:
+    """Ask for SASL; return the listener's error code, or ``None`` if it does not answer as Kafka does."""
+    with suppress(OSError):
+        sock.sendall(struct.pack(">i", len(_SASL_HANDSHAKE)) + _SASL_HANDSHAKE)
+        answer = b""
+        while len(answer) < _RESPONSE.size:
+            if not (more := sock.recv(_RESPONSE.size - len(answer))):
+                return None
+            answer += more
+        _, correlation, code = _RESPONSE.unpack(answer)
+        if correlation == 0 and code in (*_USES_SASL, _NO_SASL):
+            return int(code)
+    return None
+
+
+def _wrong_about_sasl(code: int, protocol: str) -> str | None:
+    """Return what is wrong with *protocol* for a listener that answers *code*; ``None`` if nothing is."""
+    sasl, kind = protocol.startswith("SASL"), protocol.removeprefix("SASL_")
+    if code == _NO_SASL and sasl:
+        return f"the listener does not use SASL: set {_PROTOCOL} to {kind}"
+    if code != _NO_SASL and not sasl:
+        return f"the listener needs SASL: set {_PROTOCOL} to SASL_{kind}, and STOPLOG_KAFKA_SASL_MECHANISM"
+    return None
+
+
 def _expects_tls(sock: socket.socket, protocol: str) -> str | None:
     anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anyone.check_hostname = False
@@ -71,20 +140,6 @@ def _expects_tls(sock: socket.socket, protocol: str) -> str | None:
             f"{encrypted}, and STOPLOG_KAFKA_CA_FILE if its authority is not public"
         )
     return None
-
-
-def _handshake(sock: socket.socket, context: ssl.SSLContext, host: str, protocol: str) -> str | None:
-    try:
-        with context.wrap_socket(sock, server_hostname=host):
-            return None
-    except ssl.SSLCertVerificationError as exc:
-        return _untrusted(exc, host)
-    except (ssl.SSLError, ConnectionError, TimeoutError):
-        plain = "SASL_PLAINTEXT" if protocol.startswith("SASL") else "PLAINTEXT"
-        return (
-            f"the listener does not answer as TLS does, and {_PROTOCOL}={protocol} uses TLS: set "
-            f"STOPLOG_KAFKA to a listener with TLS, or {_PROTOCOL} to {plain}"
-        )
 
 
 def _untrusted(error: ssl.SSLCertVerificationError, host: str) -> str:

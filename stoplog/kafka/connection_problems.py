@@ -1,7 +1,8 @@
 """Why a request to Kafka failed, in the words of the settings.
 
 librdkafka reports refused credentials to a callback, and the request that waits for the connection only times
-out. So the reports are remembered, and explain the request's failure. Failures of TLS are found by a probe.
+out. So the reports are remembered, and explain the request's failure. A wrong protocol, and failures of TLS,
+are found by a probe.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _RECENT_S: Final = 30.0
 _PROBED_S: Final = 5.0
 """Seconds between two probes. Requests may fail more often."""
 
-_PROTOCOL: Final = "STOPLOG_KAFKA_SECURITY_PROTOCOL"
+_REMEDY: Final = "check that the broker at STOPLOG_KAFKA runs"
 
 _ACLS: Final = "grant what `stoplog topics acls` prints for the role of this process"
 
@@ -28,7 +29,6 @@ class ConnectionProblems:
     """Explains failed requests of all clients of one connection. Any thread may use it.
 
     Args:
-        protocol: Kafka's ``security.protocol``.
         mechanism: Kafka's ``sasl.mechanism``, if any.
         probe: Returns why the servers cannot be used; ``None`` if no cause is found.
         clock: Returns monotonic seconds.
@@ -36,12 +36,10 @@ class ConnectionProblems:
 
     def __init__(
         self,
-        protocol: str,
         mechanism: str | None,
         probe: Callable[[], str | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._protocol = protocol
         self._mechanism = mechanism
         self._probe = probe
         self._clock = clock
@@ -65,7 +63,7 @@ class ConnectionProblems:
         """Return why a request failed with *error*, and the remedy. Blocks for some seconds at most."""
         if error.code() >= 0:  # a broker has answered
             return self._cause(error) or f"{error.str()}: see the broker's log"
-        return self._recent(self._reported) or self._find() or f"{error.str()}: {self._guess()}"
+        return self._recent(self._reported) or self._find() or f"{error.str()}: {_REMEDY}"
 
     def _find(self) -> str | None:
         at, found = self._probed
@@ -74,18 +72,12 @@ class ConnectionProblems:
             self._probed = (self._clock(), found)
         return found
 
-    def _guess(self) -> str:
-        remedy = "check that the broker at STOPLOG_KAFKA runs"
-        if self._protocol.startswith("SASL"):
-            return remedy
-        return f"{remedy}. If its listener needs SASL, set {_PROTOCOL} to SASL_SSL"
-
     def _cause(self, error: KafkaError) -> str | None:
         text = error.str()
         if error.name().endswith("_AUTHORIZATION_FAILED"):
             return f"{text}: {_ACLS}"
         if error.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
-            return self._refused(_without_place(text))
+            return None if _is_ambiguous(text) else self._refused(_without_place(text))
         if re.search(r"alert .*(certificate|unknown ca)", text):
             return (
                 f"the broker refused this client's certificate ({_without_place(text)}): set "
@@ -95,9 +87,6 @@ class ConnectionProblems:
         return None
 
     def _refused(self, text: str) -> str:
-        if "current SASL state" in text:
-            plain = self._protocol.removeprefix("SASL_")
-            return f"the listener does not use SASL: set {_PROTOCOL} to {plain}"
         if "Unsupported SASL mechanism" in text:
             accepted = text.rpartition(": ")[2]
             return (
@@ -115,6 +104,16 @@ class ConnectionProblems:
             f"the broker refused the token ({text}): check that it trusts the issuer of "
             f"STOPLOG_KAFKA_OAUTH_TOKEN_URL, and STOPLOG_KAFKA_OAUTH_SCOPE"
         )
+
+
+def _is_ambiguous(text: str) -> bool:
+    """Return whether a failed SASL handshake may have another cause than the credentials.
+
+    A broker that stops or is busy closes the connection (``transport failure``). It answers ``current SASL
+    state`` if its listener does not use SASL, but also if a session is renewed twice within a second. The
+    probe tells them apart.
+    """
+    return "mechanism handshake failed" in text and "Unsupported SASL mechanism" not in text
 
 
 def _without_place(text: str) -> str:

@@ -34,8 +34,14 @@ _WAIT_S: Final = 5.0
 """Seconds that a client waits if there is no valid token. Its error then appears within 10 s of a start."""
 
 _RENEW_AT: Final = 0.5
-"""Part of a token's lifetime after which it is renewed. librdkafka takes the new one after 80 %, so the
-endpoint may be down for 30 % of a lifetime without any effect."""
+"""Part of a token's lifetime after which it is renewed. The endpoint may then be down until the session of a
+connection is renewed, after 90 % of the lifetime."""
+
+_TAKEN_AT: Final = 0.8
+"""Part of a token's lifetime after which librdkafka takes a new one. A check each second finds out."""
+
+_AFTER_RENEWAL_S: Final = 0.2
+"""Seconds after the next request to the endpoint at which librdkafka should take the new token."""
 
 _FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 5.0
@@ -95,6 +101,8 @@ class TokenProvider:
         self._token: Token | None = None
         self._failure: str | None = None
         self._failures = 0
+        self._next_request_at = 0.0
+        """Since the Unix epoch, s."""
 
     def get(self) -> Token:
         """Return a valid token. Wait for one only if there is none, for a few seconds.
@@ -111,8 +119,16 @@ class TokenProvider:
         raise Unavailable(f"no token for Kafka: {reason}")
 
     def for_librdkafka(self, _config: str) -> Token:
-        """Return a token and its expiry: librdkafka's callback ``oauth_cb``."""
-        return self.get()
+        """Return a token, and an expiry: librdkafka's callback ``oauth_cb``.
+
+        librdkafka takes the next token when most of the time until the expiry is over. It renews a session
+        of a connection when most of the token's real lifetime is over, and then needs a new token. With the
+        old one, the next session would end within the second in which brokers refuse to renew it again. So
+        the expiry is earlier than the token's, and librdkafka takes each token soon after its renewal.
+        """
+        token, now = self.get(), time.time()
+        wait_s = max(self._next_request_at - now, 0.0) + _AFTER_RENEWAL_S
+        return Token(token.value, min(token.expires_at, now + wait_s / _TAKEN_AT))
 
     def _valid(self) -> Token | None:
         token = self._token
@@ -133,19 +149,21 @@ class TokenProvider:
         except _NoToken as exc:
             retry_s = min(_FIRST_RETRY_S * 2.0**self._failures, _LAST_RETRY_S)
             self._failures += 1
-            self._publish(self._token, str(exc))
+            self._publish(self._token, str(exc), retry_s)
             if (suppressed := self._throttle.admit(str(exc))) is not None:
                 _log.warning("no new token for Kafka: %s%s", exc, suppressed)
             return retry_s
         if self._failures:
             self._failures = 0
             _log.warning("%s issues tokens for Kafka again", self._client.token_url)
-        self._publish(token, None)
-        return lifetime_s * _RENEW_AT
+        wait_s = lifetime_s * _RENEW_AT
+        self._publish(token, None, wait_s)
+        return wait_s
 
-    def _publish(self, token: Token | None, failure: str | None) -> None:
+    def _publish(self, token: Token | None, failure: str | None, wait_s: float) -> None:
         with self._changed:
             self._token, self._failure = token, failure
+            self._next_request_at = time.time() + wait_s
             self._changed.notify_all()
 
     def _request(self) -> tuple[Token, float]:

@@ -207,7 +207,7 @@ def refused(kafka: SecureKafka, case: str) -> dict[str, Any]:
         ("plaintext SASL to TLS", r"expects TLS, .*: set STOPLOG_KAFKA_SECURITY_PROTOCOL to SASL_SSL,"),
         (
             "TLS to plaintext",
-            r"not answer as TLS does, .*STOPLOG_KAFKA_SECURITY_PROTOCOL to SASL_PLAIN",
+            r"does not use TLS, .*STOPLOG_KAFKA_SECURITY_PROTOCOL to SASL_PLAINTEXT",
         ),
         ("SASL to a listener without it", r"does not use SASL: set STOPLOG_KAFKA_SECURITY_PROTOCOL to SSL"),
     ],

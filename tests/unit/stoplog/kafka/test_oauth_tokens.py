@@ -33,7 +33,7 @@ def provider(endpoint: TokenEndpoint, secret: str = SECRET, scope: str | None = 
 def test_token_is_requested_once_for_all_clients(endpoint: TokenEndpoint) -> None:
     tokens = provider(endpoint, scope="kafka")
     first = tokens.get()
-    assert [tokens.get(), tokens.for_librdkafka("")] == [first, first]
+    assert [tokens.get(), tokens.for_librdkafka("").value] == [first, first.value]
     assert first.expires_at == pytest.approx(time() + 3_600, abs=60)
     assert endpoint.requests == [{"client": "gateway", "grant_type": "client_credentials", "scope": "kafka"}]
 
@@ -46,6 +46,24 @@ def test_token_is_renewed_before_it_expires(endpoint: TokenEndpoint) -> None:
         assert tokens.get().expires_at > time()  # a token that has expired would be an error
         threading.Event().wait(0.05)
     assert len(endpoint.requests) >= 4
+
+
+def test_librdkafka_takes_the_next_token_soon_after_its_renewal(endpoint: TokenEndpoint) -> None:
+    endpoint.lifetime_s = 60.0
+    tokens = provider(endpoint)
+    taken_at = tokens.get().expires_at - 30.0
+    for _ in range(2):
+        now = time()
+        expires_at = tokens.for_librdkafka("").expires_at
+        # It asks again when 80 % of the time is over.
+        assert now + 0.8 * (expires_at - now) == pytest.approx(taken_at, abs=0.5)
+        assert now + 0.8 * (expires_at - now) > taken_at
+    endpoint.down = True
+    tokens.renew()
+    assert tokens.for_librdkafka("").expires_at == pytest.approx(time() + 1.5, abs=0.5), "the next request"
+    endpoint.down, endpoint.lifetime_s = False, 0.2
+    tokens.renew()
+    assert tokens.for_librdkafka("").expires_at == tokens.get().expires_at, "never later than the token"
 
 
 def test_endpoint_that_is_down_leaves_the_token_in_use(

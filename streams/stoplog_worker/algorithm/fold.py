@@ -272,16 +272,17 @@ def _decide_held(
     if not limits:
         return HeldDecision(True, None, None, 0, 0, state.version, 0, settled=settled)
     live = bool(state.holds) or is_live(state.windows, now_ms)
-    windows = state.windows if live else {}
-    changed = reshape(windows, limits, now_ms, state.newest_ms)
+    # A state without live charges may have been dropped: nothing that is stored may depend on it.
+    windows, newest_ms = (state.windows, state.newest_ms) if live else ({}, 0)
+    changed = reshape(windows, limits, now_ms, newest_ms)
     state.shaped = live and len(windows) == len(limits)
     holds = state.holds
     decision = decide_with_holds(state, windows, limits, now_ms, check.cost, ask=ask)
     charged = decision.allowed and check.cost and not (ask is not None and ask.kind != LEASE)
     if charged:
-        state.newest_ms = now_ms
+        newest_ms = now_ms
     if charged or holds != state.holds or (changed and live):
-        state.windows = windows
+        state.windows, state.newest_ms = windows, newest_ms
         _changed(ledger, key, state, position)
     if settled:
         decision = msgspec.structs.replace(decision, settled=settled)

@@ -387,3 +387,14 @@ def test_end_of_hold_on_a_denial_is_stored() -> None:
     assert not bench.check(1).allowed
     assert "a" in bench.ledger.dirty
     assert bench.state.position == (bench.offset - 1) << 16
+
+
+def test_state_without_live_charges_is_stored_like_a_new_one() -> None:
+    """Another worker may have dropped such a state, so a reservation must store equal bytes in both."""
+    old, new = Bench("100/minute"), Bench("100/minute")
+    old.check(1)
+    new.append(encode_batch(Batch(0, 7, 1, [Check("other")])))
+    for bench in (old, new):
+        bench.after_ms = 2 * MINUTE
+        assert bench.reserve(5).allowed
+    assert encode_state(old.state) == encode_state(new.state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -90,6 +91,8 @@ def test_flood_of_half_open_connections_locks_no_scraper_out() -> None:
         for sent in HALF_OPEN * 100:
             stack.enter_context(socket.create_connection(("::1", port), 20)).sendall(sent)
         for _ in range(20):
+            with socket.create_connection(("::1", port), 20) as reset:
+                reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             httpx.get(f"http://[::1]:{port}/metrics", trust_env=False, timeout=20).raise_for_status()
         eventually("it keeps few of them", lambda: open_connections(process) <= MAX_CONNECTIONS)
         process.kill()

@@ -108,17 +108,27 @@ async def respond_once(app: ASGIApp, request: Request, fast_path: FastPath | Non
 
 async def respond_to_stream(app: ASGIApp, fast_path: FastPath | None, pieces: Sequence[bytes]) -> bytes:
     """Return everything that a new connection sends if *pieces* arrive without waiting for responses."""
-    connection = Connection(app, fast_path)
-    for piece in pieces:
-        if not connection.wire.is_closing():
-            connection.protocol.data_received(piece)
-    quiet = 0
+    [response] = await respond_to_streams(app, fast_path, [pieces])
+    return response
+
+
+async def respond_to_streams(
+    app: ASGIApp, fast_path: FastPath | None, streams: Sequence[Sequence[bytes]]
+) -> list[bytes]:
+    """Return everything that new connections send, one for each of *streams*, all at the same time."""
+    connections = [Connection(app, fast_path) for _ in streams]
+    for connection, pieces in zip(connections, streams, strict=True):
+        for piece in pieces:
+            if not connection.wire.is_closing():
+                connection.protocol.data_received(piece)
+    quiet, written = 0, -1
     while quiet < QUIET_TURNS:
-        written = len(connection.wire.written)
         await asyncio.sleep(0)
-        quiet = quiet + 1 if len(connection.wire.written) == written else 0
-    await connection.disconnect()
-    return b"".join(connection.wire.written)
+        before, written = written, sum(len(connection.wire.written) for connection in connections)
+        quiet = quiet + 1 if written == before else 0
+    for connection in connections:
+        await connection.disconnect()
+    return [b"".join(connection.wire.written) for connection in connections]
 
 
 def final_statuses(responses: bytes) -> list[int]:
@@ -136,3 +146,20 @@ def status_of(response: bytes) -> int:
 async def forbidden_app(scope: Scope, receive: Receive, send: Send) -> None:
     """Fail: the request should have taken the fast path."""
     raise AssertionError("the request reached the application")
+
+
+async def echo_app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Send the request back: its method, its target and its body."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body += message["body"]
+        more = message["more_body"]
+    target = scope["raw_path"] + b"?" + scope["query_string"]
+    body = b" ".join((scope["method"].encode(), target, body))
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}
+    )
+    await send({"type": "http.response.body", "body": body})

@@ -159,7 +159,8 @@ class Engine:
             incarnation=self.incarnation,
             reply_partition=self._reply_partition,
             publish_timeout_ms=settings.publish_timeout_ms,
-            followed_partitions=partitions if settings.deny_cache else 0,
+            partitions=partitions,
+            follow_updates=settings.deny_cache > 0,
             loop=loop,
             listener=self,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from time import sleep
 from typing import Any, Final, Self
 
@@ -15,6 +16,9 @@ from stoplog.kafka.connection import KafkaConnection
 
 TIMEOUT_S: Final = 10.0
 """Seconds without an answer or a record after which a read fails."""
+
+_CONNECT_S: Final = 5.0
+"""Seconds to wait for the first answer of a broker, so that a failure is explained within 10 s."""
 
 _FETCH_WAIT_MS: Final = 10
 """Milliseconds that the broker may wait for more records."""
@@ -41,8 +45,14 @@ class PartitionReader:
         self._consumer.close()
 
     def fetch_metadata(self, topics: Iterable[str]) -> None:
-        """Look up *topics*, so that a topic that does not exist is an error at once."""
-        clients.fetch_metadata(self._consumer, topics)
+        """Look up *topics*, so that a topic that does not exist is an error at once.
+
+        Raises:
+            KafkaException: No broker answered.
+        """
+        with self._reporting():
+            for topic in topics:
+                self._consumer.list_topics(topic, _CONNECT_S)
 
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the partition's first offset, and the one after its last.
@@ -50,8 +60,18 @@ class PartitionReader:
         Raises:
             KafkaException: The broker did not answer, or there is no such partition.
         """
-        low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT_S)
+        with self._reporting():
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT_S)
         return low, high
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Have the errors of connections reported before a failure is raised, because they explain it."""
+        try:
+            yield
+        except KafkaException:
+            self._consumer.poll(0)
+            raise
 
     def read(self, topic: str, partition: int, start: int, end: int | None = None) -> Iterator[Any]:
         """Yield the records of a partition. Batches that cannot be decompressed are skipped.

@@ -35,6 +35,7 @@ from stoplog_worker.assignment.takeover import AssignmentCoordinator
 from stoplog_worker.consumer.consumer_thread import ConsumerThread
 from stoplog_worker.heartbeats import HeartbeatSender
 from stoplog_worker.instance_lock import lock_instance
+from stoplog_worker.kafka.connection_watch import ConnectionWatch
 from stoplog_worker.kafka.group_coordinator import wait_for_coordinator
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
@@ -81,7 +82,6 @@ class Worker:
 
     Raises:
         TopicError: the topics contradict topics.yaml, or the number of partitions in force.
-        SettingsError: another worker uses the same tables.
         Unavailable: no broker answers, or none coordinates the group.
     """
 
@@ -89,7 +89,6 @@ class Worker:
         self.settings = settings
         self._metrics_socket = metrics_socket
         self.metrics = Metrics()
-        self._lock = lock_instance(settings.tables)
         admin = kafka.silent_admin(settings.connection)
         specs = verified_specs(settings, admin, starting=True)
         partitions = specs[CHECKS].partitions
@@ -145,6 +144,7 @@ class Worker:
             lambda: self._heartbeats.send(),
         )
         self._heartbeats = HeartbeatSender(settings, self.metrics, self.coordinator.partition_states)
+        self._watch = ConnectionWatch(settings.connection)
 
     async def run(self) -> int:
         """Work until SIGTERM, SIGINT or a fatal error; return the exit status."""
@@ -153,6 +153,7 @@ class Worker:
         serve_metrics(self.settings, self.metrics.registry, self._metrics_socket)
         self._consumer.start()
         self._restorer.start()
+        self._watch.start()
         app = asyncio.create_task(self._run_app())
         heartbeats = asyncio.create_task(self._heartbeats.run())
         cause = await self._ended
@@ -257,6 +258,17 @@ def _configure_logging(level: str) -> None:
 
 
 async def _work(settings: Settings, metrics_socket: int | None) -> int:
+    try:
+        # Held until the process ends, whatever is left of an attempt that failed.
+        lock = lock_instance(settings.tables)
+    except SettingsError as exc:
+        _log.critical("%s", exc)
+        return EXIT_CONFIG
+    with lock:
+        return await _work_locked(settings, metrics_socket)
+
+
+async def _work_locked(settings: Settings, metrics_socket: int | None) -> int:
     throttle, retry_s = LogThrottle(_SAME_TEXT_S), _FIRST_RETRY_S
     while True:
         try:

@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, TopicPartition
 from stoplog.client.engine import Engine
 from stoplog.client.metrics import Metrics
 from stoplog.client.settings import Settings
+from stoplog.client.transport.broker_view import BrokerView
 from stoplog.client.transport.kafka_transport import KafkaTransport
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS
@@ -45,9 +46,15 @@ class Listener(Engine):
         )
         self.lost: list[int] = []
         self.has_position = asyncio.Event()
+        self.has_view = asyncio.Event()
 
     def on_position(self) -> None:
         self.has_position.set()
+
+    def on_broker_view(self, view: BrokerView) -> None:
+        super().on_broker_view(view)
+        if view.error is None:
+            self.has_view.set()
 
     def on_undelivered(self, failures: list[tuple[int, int]]) -> None:
         self.lost += [number for number, _ in failures]
@@ -87,13 +94,15 @@ async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: ProxiedBrok
         KafkaConnection(f"127.0.0.1:{broker.proxy.port}"),
         incarnation=1,
         reply_partition=0,
-        followed_partitions=0,
+        partitions=PARTITIONS,
+        follow_updates=False,
         publish_timeout_ms=TIMEOUT_MS,
         loop=loop,
         listener=listener,
     )
     transport.start()
     await asyncio.wait_for(listener.has_position.wait(), 30)
+    await asyncio.wait_for(listener.has_view.wait(), 30)
     numbers = count(1)
 
     def publish(*partitions: int) -> None:

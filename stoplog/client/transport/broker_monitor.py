@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -55,6 +54,7 @@ class BrokerMonitor:
         self._admin: clients.ExplainingAdmin | None = None
         self._reader = PartitionCountReader(connection)
         self._recorded: int | None = None
+        self._has_read = False
         self._throttle = LogThrottle(SAME_TEXT_S)
         self._failures = 0
 
@@ -74,18 +74,25 @@ class BrokerMonitor:
             if topic.error is not None and topic.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                 raise KafkaException(topic.error)
             if self._recorded is None and topic.partitions:
-                with suppress(Unavailable):  # read again in the next round
-                    self._recorded = self._reader.read()
+                self._read_partition_count()
         except KafkaException as exc:
             assert self._admin is not None  # its request has failed
             return self._failed(self._admin.explain(exc.args[0]))
-        except Unavailable as exc:  # no token for OAUTHBEARER
+        except Unavailable as exc:  # no token for OAUTHBEARER, or the number of partitions cannot be read
             return self._failed(str(exc))
         except TopicError as exc:
             return BrokerView(error=str(exc))
         self._failures = 0
         lacking = (number for number, p in topic.partitions.items() if len(p.isrs) < len(p.replicas))
         return BrokerView(len(topic.partitions), self._recorded, tuple(lacking))
+
+    def _read_partition_count(self) -> None:
+        try:
+            self._recorded = self._reader.read()
+        except Unavailable:
+            if not self._has_read:  # clients might be hashed over a wrong number
+                raise
+        self._has_read = True
 
     def _failed(self, why: str) -> BrokerView:
         error = f"Kafka at {self._connection.bootstrap} cannot be used: {why}"

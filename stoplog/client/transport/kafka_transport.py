@@ -23,6 +23,7 @@ from stoplog.client.instrumentation import PublishedRecord
 from stoplog.client.limit_update_follower import LimitUpdateFollower
 from stoplog.client.transport.audit_reader import RawAudit, read_audit
 from stoplog.client.transport.broker_monitor import BrokerMonitor
+from stoplog.client.transport.broker_view import BrokerView
 from stoplog.client.transport.listener import TransportListener
 from stoplog.client.transport.producer import ReplaceableProducer
 from stoplog.client.transport.reply_consumer import POLL_S, ReplyConsumer
@@ -49,7 +50,9 @@ class KafkaTransport:
         incarnation: Random 64 bits that identify this run of the gateway in replies.
         reply_partition: The partition of ``replies`` to read.
         publish_timeout_ms: Milliseconds until a record that was not delivered is dropped.
-        followed_partitions: Number of partitions of ``limit-updates`` to follow; 0 to follow none.
+        partitions: Number of partitions over which the listener hashes clients. Nothing that depends on it is
+            published before the broker has answered that no other number is in force.
+        follow_updates: Follow ``limit-updates``.
         loop: The event loop of the listener.
         listener: Handles what arrives.
     """
@@ -61,7 +64,8 @@ class KafkaTransport:
         incarnation: int,
         reply_partition: int,
         publish_timeout_ms: int,
-        followed_partitions: int,
+        partitions: int,
+        follow_updates: bool,
         loop: AbstractEventLoop,
         listener: TransportListener,
     ) -> None:
@@ -70,6 +74,9 @@ class KafkaTransport:
         self._connection = connection
         self._loop = loop
         self._listener = listener
+        self._partitions = partitions
+        self._withheld: str | None = f"Kafka at {connection.bootstrap} has not answered yet"
+        """Why nothing may be published yet; ``None`` if it may."""
         self._undelivered: list[tuple[int, int]] = []
         self._stopping = threading.Event()
         self._producer = ReplaceableProducer(connection, publish_timeout_ms, self._stopping)
@@ -83,12 +90,10 @@ class KafkaTransport:
         )
         self.update_prefix = self._consumer.update_prefix
         self.lookup_prefix = self._consumer.lookup_prefix
-        self._monitor = BrokerMonitor(
-            connection, self._stopping, partial(self._call_in_loop, listener.on_broker_view)
-        )
+        self._monitor = BrokerMonitor(connection, self._stopping, self._on_broker_view)
         tasks = [("stoplog-replies", self._receive), ("stoplog-broker", self._monitor.run)]
-        if followed_partitions:
-            tasks.append(("stoplog-updates", partial(self._follow_updates, followed_partitions)))
+        if follow_updates:
+            tasks.append(("stoplog-updates", partial(self._follow_updates, partitions)))
         self._threads = [
             threading.Thread(target=self._run, args=(task,), name=name, daemon=True) for name, task in tasks
         ]
@@ -109,7 +114,22 @@ class KafkaTransport:
         self._consumer.close()
         self._report_undelivered()
 
+    def _on_broker_view(self, view: BrokerView) -> None:
+        """Allow to publish once no other number of partitions than the listener's is in force."""
+        if view.error is None and view.recorded in (None, self._partitions):
+            self._withheld = None
+        elif view.error is None:
+            self._withheld = f"changing over to the {view.recorded} partitions over which clients are hashed"
+        elif self._withheld is not None:
+            self._withheld = view.error
+            self._call_in_loop(self._listener.on_broker_down, view.error)
+        self._call_in_loop(self._listener.on_broker_view, view)
+
     # --- records to publish -------------------------------------------------------------------
+
+    def _check_not_withheld(self) -> None:
+        if self._withheld is not None:
+            raise Unavailable(self._withheld)
 
     def send_checks(
         self, partition: int, value: bytes, number: int, checks: int, record: PublishedRecord | None = None
@@ -119,6 +139,7 @@ class KafkaTransport:
         Raises:
             Unavailable: The batch will not be published.
         """
+        self._check_not_withheld()
 
         def report(error: KafkaError | None, _: Message) -> None:
             if error is not None:
@@ -135,6 +156,7 @@ class KafkaTransport:
         Raises:
             Unavailable: The check will not be published.
         """
+        self._check_not_withheld()
         self._producer.send(CHECKS, value, partition=partition)
 
     def send_denials(self, partition: int, value: bytes, checks: int) -> None:
@@ -143,6 +165,7 @@ class KafkaTransport:
         Raises:
             Unavailable: The sums will not be published.
         """
+        self._check_not_withheld()
 
         def report(error: KafkaError | None, _: Message) -> None:
             if error is not None:
@@ -174,6 +197,7 @@ class KafkaTransport:
         Raises:
             Unavailable: The update will not be published.
         """
+        self._check_not_withheld()
 
         def report(error: KafkaError | None, message: Message) -> None:
             self._call_in_loop(done, error.str() if error is not None else None, message.offset() or 0)

@@ -2,12 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from stoplog.client.limiter import Limiter
 from stoplog.client.settings import Settings
+from stoplog.client.transport.broker_monitor import BrokerMonitor
+from stoplog.client.transport.broker_view import BrokerView
+from stoplog.client.transport.kafka_transport import KafkaTransport
 from stoplog.client.transport.reply_consumer import ReplyConsumer
+from stoplog.errors import Unavailable
+from stoplog.kafka.connection import KafkaConnection
+from stoplog.kafka.partition_count import PartitionCountReader
+from stoplog.topics import CHECKS
+from stoplog.wire.audit import ChangeSource
 
 NOWHERE = "127.0.0.1:1"
 
@@ -27,3 +39,78 @@ async def test_failed_thread_is_reported_and_checks_fail_open(
         assert (await limiter.check("alice")).degraded
     [record] = [r for r in caplog.records if r.levelno == logging.CRITICAL]
     assert record.exc_info
+
+
+async def test_nothing_is_published_while_another_number_of_partitions_may_be_in_force() -> None:
+    loop = asyncio.get_running_loop()
+    down: list[str] = []
+    listener: Any = SimpleNamespace(
+        on_broker_down=down.append, on_broker_view=lambda _: None, on_denials_lost=lambda _: None
+    )
+    transport = KafkaTransport(
+        KafkaConnection(NOWHERE),
+        incarnation=1,
+        reply_partition=0,
+        publish_timeout_ms=100,
+        partitions=4,
+        follow_updates=False,
+        loop=loop,
+        listener=listener,
+    )
+
+    def refusals() -> set[str | None]:
+        return {
+            refusal(lambda: transport.send_checks(0, b"", 1, 1)),
+            refusal(lambda: transport.send_lookup(0, b"")),
+            refusal(lambda: transport.send_denials(0, b"", 1)),
+            refusal(lambda: transport.send_update(0, b"", b"", "", print, ChangeSource("ops"))),
+        }
+
+    assert refusals() == {f"Kafka at {NOWHERE} has not answered yet"}
+    transport._on_broker_view(BrokerView(error="it cannot be read"))
+    assert refusals() == {"it cannot be read"}
+    await asyncio.sleep(0)
+    assert down == ["it cannot be read"]
+    transport._on_broker_view(BrokerView(8, 8))
+    assert refusals() == {"changing over to the 8 partitions over which clients are hashed"}
+    for right in (BrokerView(8), BrokerView(8, 4), BrokerView(error="the broker is away")):
+        transport._on_broker_view(right)
+        assert refusals() == {None}
+    await asyncio.sleep(0)
+    assert down == ["it cannot be read"], "the circuit breakers decide from then on"
+    transport._on_broker_view(BrokerView(8, 8))
+    assert refusals() != {None}
+    transport._producer.close()
+    transport._consumer.close()
+
+
+def refusal(send: Callable[[], None]) -> str | None:
+    try:
+        send()
+    except Unavailable as exc:
+        return str(exc)
+    return None
+
+
+def test_failed_read_of_the_number_of_partitions_is_an_error_until_one_has_succeeded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = SimpleNamespace(error=None, partitions={0: SimpleNamespace(isrs=[1], replicas=[1])})
+    results: list[int | Exception | None] = [Unavailable("denied"), None, Unavailable("away"), 1]
+
+    def read(_: PartitionCountReader) -> int | None:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(PartitionCountReader, "read", read)
+    monitor = BrokerMonitor(KafkaConnection(NOWHERE), threading.Event(), print)
+    admin: Any = SimpleNamespace(list_topics=lambda *_: SimpleNamespace(topics={CHECKS: topic}))
+    monitor._admin = admin
+    assert [monitor._look() for _ in range(4)] == [
+        BrokerView(error=f"Kafka at {NOWHERE} cannot be used: denied"),
+        BrokerView(1),
+        BrokerView(1),
+        BrokerView(1, 1),
+    ]

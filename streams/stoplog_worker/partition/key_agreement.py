@@ -13,6 +13,7 @@ from typing import Final
 from msgspec import UNSET
 
 from stoplog.log_throttle import LogThrottle
+from stoplog.topics import NODES
 from stoplog.wire.heartbeats import HEARTBEAT_S, Heartbeat
 from stoplog_worker.algorithm.relay_keys import RelayKeys
 
@@ -22,8 +23,11 @@ EXPIRY_S: Final = 3 * HEARTBEAT_S
 """A worker without a heartbeat for this long counts as gone. No key is agreed on before this worker has
 received its own heartbeats for this long: it could not know of the others."""
 
+_SILENCE_S: Final = 2 * EXPIRY_S
+"""Seconds that an update waits for this worker's own heartbeats until the log states it."""
+
 _PAUSE_S: Final = 60.0
-"""Seconds between two log lines about a worker that lacks a key."""
+"""Seconds between two log lines about updates that wait."""
 
 
 class KeyAgreement:
@@ -42,6 +46,8 @@ class KeyAgreement:
         self._own_since = inf
         """Since when this worker receives its own heartbeats without a gap."""
         self._own_at = -inf
+        self._silent_since: float | None = None
+        """Since when an update waits for this worker's own heartbeats."""
         self._throttle = LogThrottle(_PAUSE_S)
 
     def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
@@ -67,8 +73,12 @@ class KeyAgreement:
     def signing_key(self, now: float) -> str | None:
         """Return the id of this worker's first key that every live worker has; ``None`` if there is none."""
         own = self.keys.announced
-        if not own or now < self._own_since + EXPIRY_S or now >= self._own_at + EXPIRY_S:
+        if not own:
             return None
+        if now < self._own_since + EXPIRY_S or now >= self._own_at + EXPIRY_S:
+            self._report_silence(now)
+            return None
+        self._silent_since = None
         alive = {node: keys for node, (keys, _) in self._alive(now).items()}
         for key_id, announced in own.items():
             if all(announced in keys for keys in alive.values()):
@@ -83,3 +93,15 @@ class KeyAgreement:
                 suppressed,
             )
         return None
+
+    def _report_silence(self, now: float) -> None:
+        if self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since > _SILENCE_S and (suppressed := self._throttle.admit()) is not None:
+            _log.warning(
+                "changes of limits wait for a relay key, because this worker has not received its own "
+                "heartbeats from %s for %.0f s: check that it may write to and read that topic%s",
+                NODES,
+                now - self._silent_since,
+                suppressed,
+            )

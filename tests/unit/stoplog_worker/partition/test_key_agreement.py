@@ -97,6 +97,19 @@ def test_no_key_signs_while_this_worker_receives_no_heartbeats() -> None:
     assert workers.key(NOW + 8 + EXPIRY_S) == "old"
 
 
+def test_worker_that_never_receives_its_own_heartbeats_says_why_changes_wait(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    agreement = KeyAgreement("me@host", parse_relay_keys(OLD))
+    for seconds in (0.0, EXPIRY_S, 2 * EXPIRY_S):
+        assert agreement.signing_key(NOW + seconds) is None
+    assert not caplog.text, "it may have just started"
+    for seconds in (2.1 * EXPIRY_S, 3 * EXPIRY_S):
+        assert agreement.signing_key(NOW + seconds) is None
+    [record] = caplog.records
+    assert "not received its own heartbeats from nodes for 13 s: check that it may" in record.getMessage()
+
+
 def test_worker_without_keys_signs_nothing() -> None:
     assert Workers().key() is None
 

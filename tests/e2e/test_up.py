@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,9 +22,11 @@ import httpx
 import psutil
 import pytest
 from stoplog_gateway.local.kafka_jars import KAFKA_VERSION
+from stoplog_gateway.local.log_file import SHOWN_LEVELS
 from stoplog_gateway.ports import free_port, is_free
 
 from tests.support.broker import home_with_jars
+from tests.support.certificates import Certificates
 from tests.support.system import eventually
 from tests.support.terminal import CTRL_C, terminal
 from tests.support.up import Running, environment, stoplog, stoplog_up
@@ -275,6 +280,50 @@ def test_ups_started_at_once_share_no_port_and_a_killed_one_leaves_nothing(tmp_p
         stack.callback(again.end)
         again.wait_for("stoplog is ready")
         assert check(again, "dave")["remaining"] == 98
+
+
+@pytest.mark.needs("curl")
+def test_up_with_tls_and_required_tokens_prints_requests_that_work(tmp_path: Path) -> None:
+    files = Certificates(tmp_path)
+    home = home_with_jars(tmp_path / "home of stoplog")  # the lines quote paths
+    env = environment(
+        home,
+        STOPLOG_CHECK_TOKEN="required",
+        STOPLOG_TLS_CERT_FILE=str(files.cert_file),
+        STOPLOG_TLS_KEY_FILE=str(files.key_file),
+        STOPLOG_TLS_CLIENT_CA_FILE=str(files.ca_file),
+        STOPLOG_CA_FILE=str(files.ca_file),
+    )
+    refused = stoplog("up", env=env)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "set STOPLOG_CLIENT_CERT_FILE and STOPLOG_CLIENT_KEY_FILE" in refused.stderr
+
+    env["STOPLOG_CLIENT_CERT_FILE"] = str(files.client_cert_file)
+    env["STOPLOG_CLIENT_KEY_FILE"] = str(files.client_key_file)
+    with stoplog_up(home, env=env) as running:
+        assert running.printed[-1] == f"stoplog is ready: https://127.0.0.1:{env['STOPLOG_PORT']}"
+        assert running.process.stdout is not None
+        put, post = running.process.stdout.readline(), running.process.stdout.readline()
+        assert in_another_terminal(put) == "client alice: 5/minute\n"
+        answer = json.loads(in_another_terminal(post))
+        assert (answer["allowed"], answer["remaining"], answer["degraded"]) == (True, 4, False)
+        assert [line for name in ("gateway-1", "worker-1") for line in warnings_in(running.log(name))] == []
+
+
+def in_another_terminal(line: str) -> str:
+    """Run a command line without the settings of the system; return its output."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("STOPLOG_")}
+    own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]])
+    done = subprocess.run(
+        ["sh", "-c", line], env=own, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, (line, done.stderr)
+    return done.stdout
+
+
+def warnings_in(log: str) -> list[str]:
+    return [line for line in log.splitlines() if any(level in line for level in SHOWN_LEVELS)]
 
 
 @pytest.mark.parametrize("variable", ["STOPLOG_PORT", "STOPLOG_BROKER_PORT"])

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from stoplog.private_files import write_private_files
-from stoplog_gateway.access.local_token import TOKEN_FILE
 from stoplog_gateway.cli.extras import require
-from stoplog_gateway.cli.http_client import DEFAULT_URL
+from stoplog_gateway.cli.first_requests import first_requests
 from stoplog_gateway.cli.output import REFUSED, AsJson, examples, fail, out, print_json, reporting
 from stoplog_gateway.cli.progress import Progress, showing_progress
 from stoplog_gateway.cli.topics import Lanes
@@ -60,7 +57,7 @@ def up(
                 if as_json:
                     print_json({"ready": True, "url": urls[0], "gateways": urls, "kafka": settings.bootstrap})
                 else:
-                    show_first_requests(urls, settings.home)
+                    print(*first_requests(urls, settings), sep="\n", flush=True)
 
             broker = None if settings.kafka else _broker(settings, progress)
             Up(
@@ -72,24 +69,6 @@ def up(
                 progress=progress,
                 ready=ready,
             ).run()
-
-
-def show_first_requests(urls: list[str], home: Path) -> None:
-    """Print that everything is ready, and two commands to try.
-
-    Args:
-        urls: URLs of the gateways; the commands use the first.
-        home: The data folder, where `stoplog limits` finds its token.
-    """
-    print(f"stoplog is ready: {urls[0]}")
-    options = "" if urls[0] == DEFAULT_URL else f" --url {urls[0]}"
-    if home.resolve() != Path(".stoplog").resolve():
-        options += f" --token-file {shlex.quote(str(home / TOKEN_FILE))}"
-    print(f"  stoplog limits set alice 5/minute{options}")
-    send = "-H 'Content-Type: application/json' -d"
-    print(f"""  curl {urls[0]}/v1/check {send} '{{"client_id": "alice"}}'""", flush=True)
-    if len(urls) > 1:
-        print(f"more gateways: {' '.join(urls[1:])}", flush=True)
 
 
 def broker(as_json: AsJson = False) -> None:

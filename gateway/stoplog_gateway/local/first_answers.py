@@ -8,16 +8,20 @@ import ssl
 import httpx
 
 from stoplog.errors import SettingsError
+from stoplog_gateway.settings import GatewaySettings
 
 
-def probe_client() -> httpx.Client:
+def probe_client(settings: GatewaySettings) -> httpx.Client:
     """Return a client for :func:`reason_not_ready`.
 
     It does not check the gateway's certificate, which may name another host than this machine. It sends no
     secret, and the gateway is a child of this process. It presents the client certificate of the commands.
 
+    Args:
+        settings: Settings of the gateway.
+
     Raises:
-        SettingsError: The client certificate cannot be used.
+        SettingsError: The client certificate is missing or cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -27,6 +31,11 @@ def probe_client() -> httpx.Client:
             context.load_cert_chain(cert, os.environ.get("STOPLOG_CLIENT_KEY_FILE") or None)
         except OSError as exc:
             raise SettingsError(f"STOPLOG_CLIENT_CERT_FILE={cert} cannot be used ({exc})") from exc
+    elif settings.tls_client_ca_file is not None:
+        raise SettingsError(
+            "with STOPLOG_TLS_CLIENT_CA_FILE, `stoplog up` needs a client certificate to see whether its "
+            "gateways answer: set STOPLOG_CLIENT_CERT_FILE and STOPLOG_CLIENT_KEY_FILE"
+        )
     return httpx.Client(trust_env=False, timeout=5.0, verify=context)
 
 

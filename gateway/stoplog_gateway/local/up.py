@@ -18,6 +18,8 @@ from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Final, Protocol
 
+import httpx
+
 from stoplog.errors import StoplogError
 from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.connection import KafkaConnection
@@ -114,6 +116,7 @@ class Up:
         Raises:
             DataDirInUse: another `stoplog up` runs on this data folder.
             BrokerFailed: the embedded broker cannot run.
+            SettingsError: the gateways need a client certificate, and there is no usable one.
             KafkaUnreachable: the Kafka named by ``STOPLOG_KAFKA`` does not answer.
             TopicError: its topics differ from topics.yaml.
             CannotListen: a port or an address cannot be used.
@@ -149,6 +152,7 @@ class Up:
         specs = load_topics(self._settings.topics)
         if self._settings.tokens_file is None:
             ensure_local_token(self._folder)
+        probe = stack.enter_context(probe_client(self._settings))
         for port in self._ports:
             ensure_free(port, self._settings.host)
         self._workers = self._bind_workers(stack)
@@ -172,7 +176,7 @@ class Up:
             child.start()
         self._record(home)
         self._parts = self._supervised_parts()
-        self._await_answers(home)
+        self._await_answers(home, probe)
         self._starting = False
         with suppress(OSError):  # nobody reads standard output any more
             self._ready(self._urls)
@@ -231,22 +235,21 @@ class Up:
             pass_fds=pass_fds,
         )
 
-    def _await_answers(self, home: DataDir) -> None:
+    def _await_answers(self, home: DataDir, probe: httpx.Client) -> None:
         """Wait until every gateway has had an answer from the owner of every partition."""
         deadline = time.monotonic() + _READY_S
         waiting = list(self._urls)
-        with probe_client() as client:
-            while waiting:
-                self._end_if_hopeless()
-                self._update(home)
-                if time.monotonic() > deadline:
-                    raise UpFailed(f"{waiting[0]} did not answer a check in {_READY_S:.0f} s; {self._logs()}")
-                missing = reason_not_ready(client, waiting[0])
-                if missing is None:
-                    waiting.pop(0)
-                else:
-                    self._progress.show(f"waiting: {missing}")
-                    time.sleep(_POLL_S)
+        while waiting:
+            self._end_if_hopeless()
+            self._update(home)
+            if time.monotonic() > deadline:
+                raise UpFailed(f"{waiting[0]} did not answer a check in {_READY_S:.0f} s; {self._logs()}")
+            missing = reason_not_ready(probe, waiting[0])
+            if missing is None:
+                waiting.pop(0)
+            else:
+                self._progress.show(f"waiting: {missing}")
+                time.sleep(_POLL_S)
 
     def _end_if_hopeless(self) -> None:
         """End the start if another try would end the same way.

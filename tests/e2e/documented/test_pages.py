@@ -21,8 +21,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from stoplog_gateway.access.local_token import TOKEN_FILE
-from stoplog_gateway.cli.up import show_first_requests
+from stoplog_gateway.cli.first_requests import first_requests
 from stoplog_gateway.ports import free_port
+from stoplog_gateway.settings import GatewaySettings
 
 import stoplog
 from tests.support.broker import CHECKOUT, home_with_jars
@@ -204,11 +205,9 @@ def test_every_block_is_run_or_tagged() -> None:
 
 
 @pytest.mark.needs("curl")
-def test_commands_that_up_prints_work(
-    system: System, env: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    show_first_requests([system.gateways[0].url], system.folder)
-    limit, check = capsys.readouterr().out.splitlines()[1:]
+def test_commands_that_up_prints_work(system: System, env: dict[str, str]) -> None:
+    settings = GatewaySettings(home=system.folder)
+    _, limit, check = first_requests([system.gateways[0].url], settings)
     assert shell(limit, env) == "client alice: 5/minute"
     assert '"policy_version":' in shell(check, env)
 

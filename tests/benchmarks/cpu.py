@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping, Sequence
 
 import psutil
+
+from tests.support.cpu import own_cpu_seconds
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
@@ -18,15 +19,10 @@ def cpu_seconds(pids: Sequence[int]) -> float:
     total = 0.0
     for process in _tree(pids):
         with contextlib.suppress(OSError):  # the process has ended
-            total += time.clock_gettime(_cpu_clock(process.pid))
+            total += own_cpu_seconds(process.pid)
     for pid in pids:
         total += sum(psutil.Process(pid).cpu_times()[2:4])  # children that were waited for
     return total
-
-
-def _cpu_clock(pid: int) -> int:
-    """Return the id of Linux's CPU clock of a process, as clock_getcpuclockid(3) does."""
-    return ~pid << 3 | 2
 
 
 def rss_mb(pids: Sequence[int]) -> float:

@@ -54,6 +54,7 @@ EVICTED: Final = "evicted"
 REFUSED: Final = "refused"
 TLS_TIMEOUT: Final = "tls_timeout"
 TLS_FAILED: Final = "tls_failed"
+OVERLOADED: Final = "overloaded"
 REASONS: Final = {
     NO_REQUEST: "sent no request within the keep-alive time (STOPLOG_KEEPALIVE_S)",
     IDLE: "were idle for the keep-alive time",
@@ -63,6 +64,7 @@ REASONS: Final = {
     EVICTED: "were idle for the longest time, or had their last response, at the bound on connections",
     REFUSED: "were refused with 503: all connections at the bound were busy",
     TLS_TIMEOUT: "sent an incomplete TLS handshake within STOPLOG_HEAD_TIMEOUT_S",
+    OVERLOADED: "were refused with 503: the gateway has no time for the open ones",
     TLS_FAILED: "failed the TLS handshake (no TLS, an unknown CA, or no client certificate)",
 }
 """Why the gateway closes connections: values of the label ``reason``, with their meaning."""

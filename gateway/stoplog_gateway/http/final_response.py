@@ -11,6 +11,7 @@ from stoplog.asgi.responses import PROBLEM, render
 from stoplog_gateway.http.problems import (
     BAD_REQUEST,
     HEAD_TOO_LARGE,
+    OVERLOADED,
     TIMED_OUT,
     TOO_MANY_CONNECTIONS,
 )
@@ -49,4 +50,7 @@ TOO_MANY_RESPONSE: Final = final_response(
     "all connections of this gateway process are busy",
     None,
     "try again, reuse connections, or raise the gateway's limit of open files",
+)
+OVERLOADED_RESPONSE: Final = final_response(
+    OVERLOADED, "the gateway has no time for another connection", None, "try again, or add gateways"
 )

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from stoplog.asgi.problem import problem
 from stoplog.asgi.responses import PROBLEM, render
 from stoplog.log_throttle import LogThrottle
+from stoplog_gateway.access.proxy_paths import is_for_proxies
 from stoplog_gateway.http.handlers import SendResponse
 from stoplog_gateway.http.problems import OVERLOADED
 
@@ -31,6 +32,9 @@ log: Final = logging.getLogger(__name__)
 
 _PROBES: Final = (b"/healthz", b"/readyz", b"/metrics")
 _LOG_PAUSE_S: Final = 60.0
+
+MAX_UNREAD: Final = 4 << 10
+"""Maximum bytes of a request that is refused together with its connection."""
 
 MAX_BODY: Final = 1 << 16
 """Maximum bytes of a body that are received only to refuse its request and to keep the connection."""
@@ -54,6 +58,23 @@ _RESPONSE: Final = render(
 def is_probe(method: bytes, path: bytes) -> bool:
     """Return whether a request is served whatever the load is."""
     return path in _PROBES and method in (b"GET", b"HEAD")
+
+
+def can_be_refused_unread(data: bytes) -> bool:
+    """Return whether a connection may be refused with 503 before its first request is handled.
+
+    Args:
+        data: The bytes of that request. ``False`` if there are none yet, or if some may be missing.
+
+    >>> can_be_refused_unread(b"GET /v1/status HTTP/1.1"), can_be_refused_unread(b"GET /readyz?strict=1 HTTP")
+    (True, False)
+    """
+    if not data or len(data) >= MAX_UNREAD:
+        return False
+    method, _, rest = data.partition(b" ")
+    path = rest.partition(b" ")[0].partition(b"?")[0]
+    # 5xx of a proxy's check could let its caller pass, and so could that of a check that asks for a denial.
+    return not (is_probe(method, path) or is_for_proxies(path.decode("latin-1")) or b"deny" in data)
 
 
 class OverloadRefusals(Collector):

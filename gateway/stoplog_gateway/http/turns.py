@@ -37,6 +37,13 @@ _SLICES: Final = 8
 _BUSY_S: Final = 0.001
 """Seconds of reading after which a turn is measured. Shorter ones cannot be late."""
 
+_CROWDED: Final = 1.25
+"""Time of reading, or number of requests, relative to what a turn admits, above which it is crowded. About a
+fifth of its work is then to say that there is no time."""
+
+_MIN_DENIED: Final = 8
+"""Requests without time in a turn, up to which it is not crowded."""
+
 _MIN_READING_S: Final = 0.005
 _MIN_REQUESTS: Final = 8
 _MAX_REQUESTS: Final = 1 << 16
@@ -60,16 +67,29 @@ class Turns:
         self._began = 0.0  # when this turn handled its first request; 0 before that
         self._ended = 0.0  # when it had read everything
         self._requests = 0
+        self._denied = 0  # checks and requests for which this turn had no time
         self._max_requests = _MAX_REQUESTS
         self._last_requests = 0
         self._last_s = 0.0
+        self._crowded_until = -inf
         self._slices: deque[Slice] = deque()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether the connections that are open send more than a turn has time for.
+
+        An idle event loop measures no turn, so a crowded one counts for :attr:`deadline_s` only.
+        """
+        return self.clock() < self._crowded_until
 
     def admits_check(self) -> bool:
         """Return whether this turn has time for another check."""
         now = self.clock()
         if self._began:
-            return now - self._began < self._reading_s
+            if now - self._began < self._reading_s:
+                return True
+            self._denied += 1
+            return False
         self._begin(now)
         return True
 
@@ -80,7 +100,10 @@ class Turns:
         elif self._began == inf:
             return True
         self._requests += 1
-        return self._requests <= self._max_requests
+        if self._requests <= self._max_requests:
+            return True
+        self._denied += 1
+        return False
 
     def _begin(self, now: float) -> None:
         self._began = now
@@ -90,6 +113,12 @@ class Turns:
         """Note that this turn has read everything that had arrived. Its responses come next."""
         now = self.clock()
         reading_s, self._began = now - self._began, 0.0
+        # A turn can also last because the process was stopped for a while.
+        crowded = self._denied > _MIN_DENIED and (
+            reading_s > _CROWDED * self._reading_s or self._requests > _CROWDED * self._max_requests
+        )
+        self._denied = 0
+        self._crowded_until = now + self.deadline_s if crowded else -inf
         self._last_requests, self._requests = min(self._requests, self._max_requests), 0
         if reading_s > _BUSY_S or self._last_requests > _MIN_REQUESTS:
             self._ended = now

@@ -1,13 +1,15 @@
-"""HTTPS with real clients and real sockets."""
+"""HTTPS, and connections in overload, with real clients and real sockets."""
 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,17 +19,19 @@ import pytest
 import uvicorn
 from stoplog_gateway.access.tls import TlsFiles
 from stoplog_gateway.access.watched_files import FileWatcher
+from stoplog_gateway.http import listener
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.connections import ConnectionLimits, Connections
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.protocol import GatewayProtocol
+from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.server.gateway_server import GatewayServer
 from stoplog_gateway.settings import GatewaySettings
 
 from tests.support.certificates import Certificates
 from tests.support.fake_limiter import FakeLimiter
 from tests.support.on_uvloop import on_uvloop
-from tests.support.protocol_connection import final_statuses
+from tests.support.protocol_connection import final_statuses, status_of
 
 CHECK = (
     b"POST /v1/check HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -38,7 +42,7 @@ QUICK = ConnectionLimits(keepalive_s=60, head_s=0.5, body_s=60)
 
 
 class Running(NamedTuple):
-    """A server with TLS, and what a test looks at."""
+    """A server, and what a test looks at."""
 
     url: str
     port: int
@@ -69,10 +73,16 @@ async def nothing() -> None:
 
 @asynccontextmanager
 async def serving(
-    files: Certificates, *, mutual: bool = False, limits: ConnectionLimits | None = None
+    files: Certificates | None,
+    *,
+    mutual: bool = False,
+    limits: ConnectionLimits | None = None,
+    turns: Turns | None = None,
 ) -> AsyncIterator[Running]:
-    limiter, connections, watcher = FakeLimiter(), Connections(limits), FileWatcher()
-    tls = TlsFiles(files.cert_file, files.key_file, files.ca_file if mutual else None, watcher)
+    limiter, connections, watcher = FakeLimiter(), Connections(limits, turns), FileWatcher()
+    tls = None
+    if files is not None:
+        tls = TlsFiles(files.cert_file, files.key_file, files.ca_file if mutual else None, watcher)
     protocol: Any = partial(GatewayProtocol, FastPath(limiter, legacy_headers=False), connections)
     app = create_app(GatewaySettings(), limiter)
     config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None)
@@ -264,3 +274,121 @@ async def test_handshakes_count_towards_the_bound_on_connections(files: Certific
         assert running.closed() == {"refused": 1}
         for _, other in waiting:
             other.close()
+
+
+class CrowdedTurns(Turns):
+    """Turns whose connections send more than there is time for."""
+
+    crowded = True
+
+    @property
+    def is_crowded(self) -> bool:
+        return self.crowded
+
+
+async def exchange_plainly(running: Running, sent: bytes, *, before_accepted: bool = True) -> bytes:
+    """Send *sent* on a new connection, and return what arrives within the response or until the end."""
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        if before_accepted:  # the event loop accepts it only after this
+            with suppress(BlockingIOError):
+                sock.connect(("127.0.0.1", running.port))
+            select.select([], [sock], [], 10)
+            sock.send(sent)
+        else:
+            await loop.sock_connect(sock, ("127.0.0.1", running.port))
+            await asyncio.sleep(0.05)
+            await loop.sock_sendall(sock, sent)
+        return await asyncio.wait_for(loop.sock_recv(sock, 65_536), 30)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (CHECK, 503),
+        (GET, 200),
+        (GET.replace(b"GET", b"HEAD"), 200),
+        (GET.replace(b"/healthz", b"/v1/status"), 503),
+        (GET.replace(b"/healthz", b"/v1/authorize?cost=0"), 403),
+        (GET.replace(b"/healthz", b"/v1/authorize/healthz"), 403),
+        (CHECK.replace(b"18", b"44").replace(b"}", b', "on_unavailable": "deny"}'), 200),
+        (CHECK.replace(b"Host", b"X: " + b"x" * 5_000 + b"\r\nHost"), 200),
+        (b"\x16\x03\x01", 503),
+    ],
+)
+@on_uvloop
+async def test_new_connection_in_overload_gets_503_unless_its_request_must_be_served(
+    sent: bytes, status: int
+) -> None:
+    async with serving(None, turns=CrowdedTurns()) as running:
+        response = await exchange_plainly(running, sent)
+        assert status_of(response) == status
+        assert (b"overloaded" in response) == (status == 503)
+        assert running.closed() == ({"overloaded": 1} if status == 503 else {})
+        assert len(running.limiter.checks) == (b"client_id" in sent and status == 200)
+
+
+@on_uvloop
+async def test_new_connection_in_overload_is_admitted_if_it_has_sent_nothing_yet() -> None:
+    async with serving(None, turns=CrowdedTurns()) as running:
+        assert status_of(await exchange_plainly(running, CHECK, before_accepted=False)) == 200
+
+
+@on_uvloop
+async def test_many_new_connections_in_overload_are_refused_and_served_after_it() -> None:
+    turns = CrowdedTurns()
+    async with serving(None, turns=turns) as running:
+        statuses = [status_of(await exchange_plainly(running, CHECK)) for _ in range(100)]
+        assert statuses == [503] * 100
+        turns.crowded = False
+        assert status_of(await exchange_plainly(running, CHECK)) == 200
+        assert running.closed() == {"overloaded": 100}
+
+
+@on_uvloop
+async def test_new_connections_are_refused_once_all_of_them_have_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "waited_s", lambda _: 1.0)
+    async with serving(None, turns=Turns(deadline_s=0.001)) as running:
+        with ExitStack() as stack:
+            socks = [stack.enter_context(socket.socket()) for _ in range(100)]
+            for sock in socks:  # the event loop does not run meanwhile, so they wait together
+                sock.connect(("127.0.0.1", running.port))
+                sock.sendall(CHECK)
+                sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            statuses = [status_of(await loop.sock_recv(sock, 65_536)) for sock in socks]
+        assert statuses[0] == 200, "one alone is not overload"
+        assert statuses[-1] == 503
+        assert statuses == sorted(statuses)
+        assert running.closed() == {"overloaded": statuses.count(503)}
+        assert status_of(await exchange_plainly(running, CHECK)) == 200, "no other one waits"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_connection_tells_how_long_its_request_has_waited() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as sock,
+    ):
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.setblocking(False)
+            assert listener.waited_s(accepted) == 0.0
+            began = time.monotonic()
+            sock.sendall(b"x")
+            select.select([accepted], [], [], 10)
+            time.sleep(0.1)
+            waited = listener.waited_s(accepted)
+            assert 0.08 <= waited <= time.monotonic() - began + 0.01
+
+
+@on_uvloop
+async def test_new_connection_with_tls_is_admitted_in_overload(files: Certificates) -> None:
+    async with (
+        serving(files, turns=CrowdedTurns()) as running,
+        client(running, files.client_context()) as http,
+    ):
+        assert (await http.get("/healthz")).status_code == 200

@@ -57,6 +57,39 @@ async def test_long_turns_admit_less_and_short_ones_more_again(turns: Turns, clo
     assert last == 100
 
 
+async def test_turn_that_reads_much_more_than_it_admits_is_crowded_for_one_deadline(
+    turns: Turns, clock: Clock
+) -> None:
+    await run_turn(turns, clock, each_s=0.001, requests=120, rest_s=0.0)
+    assert not turns.is_crowded
+    await run_turn(turns, clock, each_s=0.001, requests=130, rest_s=0.0)
+    assert turns.is_crowded
+    clock.now += 0.39
+    assert turns.is_crowded
+    clock.now += 0.02
+    assert not turns.is_crowded, "the event loop may be idle"
+
+
+async def test_turn_is_crowded_until_the_next_one_that_is_not(turns: Turns, clock: Clock) -> None:
+    await run_turn(turns, clock, each_s=0.001, requests=130, rest_s=0.0)
+    await run_turn(turns, clock, each_s=0.001, requests=1, rest_s=0.0)
+    assert not turns.is_crowded
+
+
+async def test_turn_with_many_more_requests_than_it_admits_is_crowded(turns: Turns, clock: Clock) -> None:
+    async def turn(requests: int) -> None:
+        admitted = sum(turns.admits_request() for _ in range(requests))
+        await asyncio.sleep(0)
+        clock.now += admitted * 0.001
+        await asyncio.sleep(0)
+
+    for _ in range(20):
+        await turn(1_000)
+    assert turns.is_crowded
+    await turn(100)
+    assert not turns.is_crowded
+
+
 async def test_requests_of_the_application_are_admitted_in_proportion_to_the_time_of_a_turn(
     turns: Turns, clock: Clock
 ) -> None:

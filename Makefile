@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: run test faults fuzz soak token-soak bench bench-full bench-readme bench-lock check lock jars-lock sbom \
+.PHONY: run test faults fuzz soak token-soak bench bench-full bench-overload bench-readme bench-lock check lock jars-lock sbom \
 	envoy-lock clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
@@ -37,6 +37,9 @@ bench: .venv/dev ## compare with other limiters in three minutes: a table, build
 
 bench-full: .venv/dev ## the same with 10,000,000 clients, 1 to 16 partitions, 2 workers and recovery: half an hour
 	@$(BIN)/python -m tests.benchmarks.run --full
+
+bench-overload: .venv/dev ## five times a gateway's capacity, and what callers wait for others: eight minutes (ARGS="wrk idle")
+	@$(BIN)/python -m tests.benchmarks.overload.run $(ARGS)
 
 bench-readme: .venv/dev ## put the last full run into README and docs (RUN=build/bench/quick.json: another run)
 	@$(BIN)/python -m tests.benchmarks.readme $(or $(RUN),build/bench/full.json)

@@ -34,6 +34,39 @@ def drive(
     size: int = 1,
     check: tuple[str, str] = _CHECK,
 ) -> dict[str, Any]:
+    """Run wrk as :func:`run_wrk` does.
+
+    Raises:
+        LoadGeneratorFailed: wrk failed, or a response was not a success.
+    """
+    figures = run_wrk(
+        url,
+        meter,
+        connections=connections,
+        seconds=seconds,
+        seed=seed,
+        clients=clients,
+        distribution=distribution,
+        size=size,
+        check=check,
+    )
+    if errors := figures.pop("errors"):
+        raise LoadGeneratorFailed(f"{errors} requests to {url} failed")
+    return figures
+
+
+def run_wrk(
+    url: str,
+    meter: Meter,
+    *,
+    connections: int,
+    seconds: int,
+    seed: int,
+    clients: int,
+    distribution: str = "uniform",
+    size: int = 1,
+    check: tuple[str, str] = _CHECK,
+) -> dict[str, Any]:
     """Run wrk: each connection sends its next request as soon as it has the response.
 
     Args:
@@ -48,7 +81,7 @@ def drive(
         check: Text of a check before and after the client's id.
 
     Raises:
-        LoadGeneratorFailed: wrk failed, or a response was not a success.
+        LoadGeneratorFailed: wrk failed.
     """
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(_SCRIPT), url]
     arguments = [str(clients), distribution, str(size), str(seed), *check]
@@ -64,7 +97,5 @@ def drive(
     if wrk.returncode:
         raise LoadGeneratorFailed(f"wrk ended with status {wrk.returncode}: {output}")
     figures: dict[str, Any] = json.loads(output.splitlines()[-1])
-    if errors := figures.pop("errors"):
-        raise LoadGeneratorFailed(f"{errors} requests to {url} failed")
     checks = figures.pop("requests") * size
     return {**figures, "checks": checks, "load_cpu_s": usage.ru_utime + usage.ru_stime}

@@ -1,0 +1,1 @@
+"""``make bench-overload``: what a gateway does with more load than it can answer."""

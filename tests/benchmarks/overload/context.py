@@ -1,0 +1,121 @@
+"""What the stages share: the system and the rows so far."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tests.benchmarks.client_ids import client_id
+from tests.benchmarks.overload.figures import KINDS, Flood
+from tests.benchmarks.overload.slow_gateway import slowed
+from tests.benchmarks.overload.vegeta import Attack
+from tests.benchmarks.stoplog_system import Stoplog
+
+CLIENTS: Final = 10_000
+DEADLINE_MS: Final = 250.0
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One line of the table; ``met`` is ``None`` if the figure has no target."""
+
+    stage: str
+    figure: str
+    measured: str
+    target: str = ""
+    met: bool | None = None
+
+
+class Context:
+    """The context of one run.
+
+    Args:
+        stoplog: The system. Its first gateway is measured.
+        folder: Directory for the files of load generators.
+    """
+
+    def __init__(self, stoplog: Stoplog, folder: Path) -> None:
+        self.stoplog = stoplog
+        self.gateway = stoplog.system.gateways[0]
+        self.folder = folder
+        self.rows: list[Row] = []
+        self.floods: dict[str, Flood] = {}
+        self._began = time.monotonic()
+        assert self.gateway.pid is not None
+        self.pid: int = self.gateway.pid
+
+    def say(self, what: str) -> None:
+        """Print a line on the progress."""
+        print(f"{time.monotonic() - self._began:4.0f} s {what}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def slow_gateway(self) -> Iterator[None]:
+        """Limit the gateway's CPU time within ``with``."""
+        with slowed(self.pid):
+            yield
+
+    def add(
+        self, stage: str, figure: str, measured: str, target: str = "", *, met: bool | None = None
+    ) -> None:
+        """Add a row, and print it."""
+        row = Row(stage, figure, measured, target, met)
+        self.rows.append(row)
+        self.say(f"{stage}: {figure}: {measured}" + ("" if met is None else f" ({target}: {met})"))
+
+    def add_kinds(self, stage: str, flood: Flood) -> None:
+        """Add a row for each kind of requests in *flood*."""
+        self.floods[stage] = flood
+        for kind, latency in flood.kinds.items():
+            self.add(
+                stage,
+                KINDS[kind],
+                f"{flood.rate(kind):,.0f}/s, p50 {latency.p50_ms:,.1f} ms, p99 {latency.p99_ms:,.1f} ms, "
+                f"max {latency.max_ms:,.0f} ms",
+            )
+
+    def attack(self, name: str, rate: float, seconds: float, *, size: int = 0, path: str = "") -> Attack:
+        """Start an attack with checks of :data:`CLIENTS` clients, or with GET requests to *path*.
+
+        Args:
+            name: Names the attack and its clients.
+            rate: Requests per second.
+            seconds: Duration.
+            size: Checks in the list of a request; 0: a single check.
+            path: Path of GET requests.
+        """
+        numbers = random.Random(name)
+        if path:
+            bodies = []
+        elif size:
+            bodies = [b"[" + b",".join(_check(numbers) for _ in range(size)) + b"]" for _ in range(500)]
+        else:
+            bodies = [_check(numbers) for _ in range(CLIENTS)]
+        path = path or ("/v1/checks" if size else "/v1/check")
+        return Attack(
+            self.gateway.url + path,
+            bodies,
+            rate=rate,
+            seconds=seconds,
+            folder=self.folder,
+            name=name,
+            fields=[("X-Client-Id", "proxied")],
+        )
+
+    def counted(self) -> dict[str, int]:
+        """Return the gateway's counters of checks: decided, degraded and uncounted."""
+        metric = self.gateway.metric
+        return {
+            "decided": int(metric("stoplog_checks_allowed_total") + metric("stoplog_checks_rejected_total")),
+            "degraded": int(metric("stoplog_checks_degraded_total")),
+            "uncounted": int(metric("stoplog_checks_uncounted_total")),
+        }
+
+
+def _check(numbers: random.Random) -> bytes:
+    return b'{"client_id":"%s"}' % client_id(numbers.randrange(CLIENTS)).encode()

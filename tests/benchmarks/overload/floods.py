@@ -1,0 +1,212 @@
+"""Five times the capacity of a gateway, and a thousand connections that never pause."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Final
+
+from tests.benchmarks.cpu import Meter
+from tests.benchmarks.load_http import run_wrk
+from tests.benchmarks.overload.context import CLIENTS, DEADLINE_MS, Context
+from tests.benchmarks.overload.figures import (
+    AT_ONCE,
+    DECIDED,
+    DEGRADED,
+    Flood,
+    Memory,
+    flood_of,
+    kind_of,
+)
+from tests.support.system import eventually
+
+TIMES: Final = 5
+_FLOOD_S: Final = 60
+_SHORT_FLOOD_S: Final = 20
+_ROUNDS: Final = 3
+_ROUND_S: Final = 5
+_CONNECTIONS: Final = 256
+_LIST: Final = 100
+_PROBES: Final = 20.0
+"""Checks per second of another caller, which show when service is normal."""
+_AFTER_S: Final = 15
+_NORMAL_S: Final = 5.0
+_SETTLED: Final = 0.25
+"""Part of a flood after which memory should not grow any more."""
+_FLAT: Final = 1.1
+
+
+def single_checks(context: Context) -> None:
+    """Flood the fast path of a slow gateway with single checks."""
+    with context.slow_gateway():
+        capacity = _capacity(context, "single checks", 1)
+        _flood(context, "single checks", capacity, _FLOOD_S, size=0)
+
+
+def lists(context: Context) -> None:
+    """Flood the fast path of a slow gateway with lists."""
+    with context.slow_gateway():
+        name = f"lists of {_LIST}"
+        capacity = _capacity(context, name, _LIST)
+        _flood(context, name, capacity, _SHORT_FLOOD_S, size=_LIST)
+
+
+def requests_of_proxies(context: Context) -> None:
+    """Flood the route for proxies."""
+    capacity = _capacity_of_route(context, "/v1/authorize")
+    _flood(context, "/v1/authorize", capacity, _SHORT_FLOOD_S, path="/v1/authorize")
+
+
+def thousand_connections(context: Context) -> None:
+    """Flood the fast path by 1,000 connections that send a check as soon as they have an answer."""
+    stage = "wrk -c 1000"
+    memory = Memory(context.pid)
+    capacity = _capacity(context, stage, 1)
+    before = context.counted()
+    with memory.sampled():
+        figures = _drive(context, 1_000, _SHORT_FLOOD_S, size=1)
+    after = context.counted()
+    seconds = figures["seconds"]
+    decided = (after["decided"] - before["decided"]) / seconds
+    _add_share(context, stage, decided, capacity)
+    rate = figures["checks"] / seconds
+    context.add(stage, "answered, with those that failed open at once", f"{rate:,.0f}/s")
+    context.add(
+        stage,
+        "p50 and p99 of what it answers",
+        f"{figures['p50_ms']:,.0f} and {figures['p99_ms']:,.0f} ms",
+        f"< {2 * DEADLINE_MS:.0f} ms",
+        met=figures["p99_ms"] < 2 * DEADLINE_MS,
+    )
+    errors = figures["errors"]
+    context.add(stage, "requests refused or without a response", f"{errors:,}")
+    _add_memory(context, stage, memory)
+
+
+def _capacity(context: Context, stage: str, size: int) -> float:
+    """Return how many requests of *size* checks are decided per second, the median of several rounds."""
+    rates = []
+    for number in range(_ROUNDS + 1):
+        before = context.counted()
+        figures = _drive(context, _CONNECTIONS, _ROUND_S, size=size, seed=number)
+        after = context.counted()
+        if number:
+            rates.append((after["decided"] - before["decided"]) / size / figures["seconds"])
+    failed_open = after["degraded"] - before["degraded"]
+    capacity = median(rates)
+    context.add(
+        stage,
+        f"capacity ({_CONNECTIONS} connections)",
+        f"{capacity:,.0f}/s, p99 {figures['p99_ms']:,.0f} ms, {failed_open:,} failed open",
+    )
+    return capacity
+
+
+def _capacity_of_route(context: Context, path: str) -> float:
+    """Return how many GET requests to *path* are decided per second: the most of several open-loop rates."""
+    best, rate = 0.0, 50.0
+    while True:
+        flood = flood_of(context.attack("capacity", rate, 3, path=path).results())
+        best = max(best, flood.rate(DECIDED))
+        if flood.rate(DECIDED) < 0.98 * rate or flood.kinds[DECIDED].p99_ms > DEADLINE_MS / 2:
+            context.add(path, "capacity (open loop)", f"{best:,.0f}/s")
+            return best
+        rate *= 1.25
+
+
+def _drive(context: Context, connections: int, seconds: int, *, size: int, seed: int = 0) -> dict[str, float]:
+    url = context.gateway.url + ("/v1/check" if size == 1 else "/v1/checks")
+    return run_wrk(
+        url,
+        Meter({}),
+        connections=connections,
+        seconds=seconds,
+        seed=seed,
+        clients=CLIENTS,
+        size=size,
+    )
+
+
+def _flood(
+    context: Context, stage: str, capacity: float, seconds: int, *, size: int = 0, path: str = ""
+) -> None:
+    memory = Memory(context.pid)
+    eventually("no check waits", lambda: context.gateway.metric("stoplog_checks_in_flight") == 0)
+    before = context.counted()
+    probes = context.attack("probes", _PROBES, seconds + _AFTER_S)
+    time.sleep(1)
+    with memory.sampled():
+        flood = flood_of(context.attack("flood", TIMES * capacity, seconds, size=size, path=path).results())
+    others = list(probes.results())
+    after = context.counted()
+    context.add(
+        stage,
+        "offered",
+        f"{flood.sent / flood.seconds:,.0f}/s, {flood.sent / flood.seconds / capacity:.1f} x capacity",
+    )
+    _add_share(context, stage, flood.checks[0] / max(size, 1) / flood.seconds, capacity)
+    context.add_kinds(stage, flood)
+    _add_latency(context, stage, flood)
+    resets = sum(flood.errors.values())
+    context.add(
+        stage, "requests without a response", f"{resets:,} {flood.errors or ''}".strip(), "0", met=not resets
+    )
+    _add_memory(context, stage, memory)
+    abnormal = [
+        one.at_s + one.seconds - flood.last_s
+        for one in others
+        if kind_of(one) != DECIDED or one.seconds * 1e3 >= DEADLINE_MS
+    ]
+    normal_s = max([*abnormal, 0.0])
+    context.add(
+        stage,
+        "seconds until normal after the end",
+        f"{normal_s:.1f}",
+        f"<= {_NORMAL_S:g}",
+        met=normal_s <= _NORMAL_S,
+    )
+    seen = flood.checks[1] + sum(one.body.count(b'"degraded":true') for one in others)
+    counted = after["degraded"] - before["degraded"]
+    context.add(
+        stage,
+        "checks that failed open: in responses, in metrics, of these not counted",
+        f"{seen:,}, {counted:,}, {after['uncounted'] - before['uncounted']:,}",
+        "the same",
+        met=seen == counted,
+    )
+    lines = context.gateway.lines("WARNING", "overload")
+    context.add(stage, "lines about overload in the log", f"{len(lines)}", ">= 2", met=len(lines) >= 2)
+
+
+def _add_share(context: Context, stage: str, decided: float, capacity: float) -> None:
+    context.add(
+        stage,
+        "decided by the store, relative to capacity",
+        f"{decided:,.0f}/s, {decided / capacity:.0%}",
+        ">= 80 %",
+        met=decided >= 0.8 * capacity,
+    )
+
+
+def _add_latency(context: Context, stage: str, flood: Flood) -> None:
+    worst = max(flood.kinds[kind].p99_ms for kind in (DECIDED, AT_ONCE, DEGRADED) if kind in flood.kinds)
+    context.add(
+        stage,
+        "p99 of what it answers",
+        f"{worst:,.0f} ms",
+        f"< {2 * DEADLINE_MS:.0f} ms",
+        met=worst < 2 * DEADLINE_MS,
+    )
+
+
+def _add_memory(context: Context, stage: str, memory: Memory) -> None:
+    samples = memory.samples
+    settled = max(samples[: max(int(len(samples) * _SETTLED), 1)])
+    peak = max(samples)
+    context.add(
+        stage,
+        "memory at start, peak, end",
+        f"{samples[0]:.0f}, {peak:.0f}, {samples[-1]:.0f} MB",
+        f"peak <= {_FLAT} x that of the first quarter",
+        met=peak <= _FLAT * settled,
+    )

@@ -4,9 +4,9 @@ The event loop's own server accepts everything that waits before it reports the 
 connections would use up the file descriptors before any bound could apply. Here, only a few connections are
 accepted in each turn of the event loop.
 
-While the open connections send more than a turn has time for, or all new ones have waited for long, another
-one would only make all of them wait longer. It is refused with 503, at a tenth of the cost of a protocol. The
-system does not complete connections that the gateway has no time to refuse.
+While the open connections send more than a turn has time for, another one would only make all of them wait
+longer. It is refused with 503, at a tenth of the cost of a protocol. The system does not complete connections
+that the gateway has no time to refuse.
 
 With TLS, the bound on connections and the time for a head hold for handshakes, too. Each handshake uses the
 certificate that is in force when it begins.
@@ -18,12 +18,9 @@ import asyncio
 import logging
 import socket
 import ssl
-import struct
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from math import inf
 from typing import Final
 
 from stoplog.log_throttle import LogThrottle
@@ -45,9 +42,6 @@ _REFUSING_S: Final = 0.02
 _CROWDED_BACKLOG: Final = 128
 """Connections that wait for the gateway while it refuses new ones: no more than it can refuse in a turn or
 two."""
-
-_LAST_DATA_RECEIVED: Final = 52
-"""Offset of ``tcpi_last_data_recv``, in milliseconds, in Linux's ``struct tcp_info``."""
 
 _ACCEPT_PAUSE_S: Final = 1.0
 """Seconds without another try after the system refused to accept a connection."""
@@ -83,7 +77,7 @@ class Listener:
         self._throttle = LogThrottle(_LOG_PAUSE_S)
         self._closed = False
         self._backlog = 0
-        self._late_since = inf  # since when all new connections have waited for long
+        self._refuses = False
 
     def start(self, backlog: int) -> None:
         """Accept connections from now on."""
@@ -93,42 +87,28 @@ class Listener:
         self._loop.add_reader(self._sock, self._accept)
 
     def _accept(self) -> None:
+        refuses = self._connections.turns.is_crowded
+        if refuses is not self._refuses:
+            self._refuses = refuses
+            self._sock.listen(_CROWDED_BACKLOG if refuses else self._backlog)
         room = _ARRIVING - len(self._arriving)
         until = self._loop.time() + _REFUSING_S
-        refuses = self._refuses
         while room and (sock := self._next()) is not None:
             if self._tls is not None:
                 self._admit(sock)
                 room = 0 if refuses else room - 1  # no response without a handshake, which takes long
-            elif self._must_be_refused(sock) and self._refuse(sock):
+            elif refuses and self._refuse(sock):
                 if self._loop.time() >= until:
-                    break
+                    return
             else:
                 self._admit(sock)
                 room -= 1
-        if self._refuses is not refuses:
-            self._sock.listen(self._backlog if refuses else _CROWDED_BACKLOG)
-
-    @property
-    def _refuses(self) -> bool:
-        """Whether new connections are refused."""
-        turns = self._connections.turns
-        return turns.is_crowded or self._loop.time() - self._late_since > turns.deadline_s
-
-    def _must_be_refused(self, sock: socket.socket) -> bool:
-        """Return whether there is no time for *sock*, which waited until now."""
-        if waited_s(sock) <= self._connections.turns.deadline_s / 4:
-            self._late_since = inf
-        elif self._late_since == inf:
-            self._late_since = self._loop.time()
-        return self._refuses
 
     def _next(self) -> socket.socket | None:
         """Return the next connection, or ``None`` if none waits or none can be accepted."""
         try:
             sock, _ = self._sock.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            self._late_since = inf
             return None
         except OSError as exc:
             self._pause(exc)
@@ -188,20 +168,6 @@ class Listener:
     async def wait_closed(self) -> None:
         """Return once no connection is on its way to its protocol."""
         await asyncio.gather(*self._arriving, *(it.task for it in self._handshakes), return_exceptions=True)
-
-
-def waited_s(sock: socket.socket) -> float:
-    """Return how many seconds ago *sock* received data; 0 if it has none, or if the system does not tell."""
-    if sys.platform != "linux":
-        return 0.0
-    try:
-        if not sock.recv(1, socket.MSG_PEEK):
-            return 0.0
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED + 4)
-    except OSError:
-        return 0.0
-    [ms] = struct.unpack_from("I", info, _LAST_DATA_RECEIVED)
-    return float(ms) / 1_000
 
 
 class _Handshake:

@@ -6,10 +6,9 @@ import asyncio
 import select
 import socket
 import ssl
-import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ import pytest
 import uvicorn
 from stoplog_gateway.access.tls import TlsFiles
 from stoplog_gateway.access.watched_files import FileWatcher
-from stoplog_gateway.http import listener
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.connections import ConnectionLimits, Connections
 from stoplog_gateway.http.fast_path import FastPath
@@ -344,45 +342,6 @@ async def test_many_new_connections_in_overload_are_refused_and_served_after_it(
         turns.crowded = False
         assert status_of(await exchange_plainly(running, CHECK)) == 200
         assert running.closed() == {"overloaded": 100}
-
-
-@on_uvloop
-async def test_new_connections_are_refused_once_all_of_them_have_waited_for_long(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(listener, "waited_s", lambda _: 1.0)
-    async with serving(None, turns=Turns(deadline_s=0.001)) as running:
-        with ExitStack() as stack:
-            socks = [stack.enter_context(socket.socket()) for _ in range(100)]
-            for sock in socks:  # the event loop does not run meanwhile, so they wait together
-                sock.connect(("127.0.0.1", running.port))
-                sock.sendall(CHECK)
-                sock.setblocking(False)
-            loop = asyncio.get_running_loop()
-            statuses = [status_of(await loop.sock_recv(sock, 65_536)) for sock in socks]
-        assert statuses[0] == 200, "one alone is not overload"
-        assert statuses[-1] == 503
-        assert statuses == sorted(statuses)
-        assert running.closed() == {"overloaded": statuses.count(503)}
-        assert status_of(await exchange_plainly(running, CHECK)) == 200, "no other one waits"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
-def test_connection_tells_how_long_its_request_has_waited() -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as server,
-        socket.create_connection(server.getsockname()) as sock,
-    ):
-        accepted, _ = server.accept()
-        with accepted:
-            accepted.setblocking(False)
-            assert listener.waited_s(accepted) == 0.0
-            began = time.monotonic()
-            sock.sendall(b"x")
-            select.select([accepted], [], [], 10)
-            time.sleep(0.1)
-            waited = listener.waited_s(accepted)
-            assert 0.08 <= waited <= time.monotonic() - began + 0.01
 
 
 @on_uvloop

@@ -15,7 +15,7 @@ import msgspec
 from tests.benchmarks.client_ids import client_id
 from tests.benchmarks.overload.figures import KINDS, Flood
 from tests.benchmarks.overload.slow_gateway import slowed
-from tests.benchmarks.overload.vegeta import Attack
+from tests.benchmarks.overload.vegeta import MAX_IN_FLIGHT, Attack
 from tests.benchmarks.stoplog_system import Stoplog
 
 CLIENTS: Final = 10_000
@@ -79,7 +79,16 @@ class Context:
                 f"max {latency.max_ms:,.0f} ms",
             )
 
-    def attack(self, name: str, rate: float, seconds: float, *, size: int = 0, path: str = "") -> Attack:
+    def attack(
+        self,
+        name: str,
+        rate: float,
+        seconds: float,
+        *,
+        size: int = 0,
+        path: str = "",
+        in_flight: int = MAX_IN_FLIGHT,
+    ) -> Attack:
         """Start an attack with checks of :data:`CLIENTS` clients, or with GET requests to *path*.
 
         Args:
@@ -88,6 +97,7 @@ class Context:
             seconds: Duration.
             size: Checks in the list of a request; 0: a single check.
             path: Path of GET requests.
+            in_flight: Maximum number of requests that wait for a response at the same time.
         """
         numbers = random.Random(name)
         if path:
@@ -104,6 +114,7 @@ class Context:
             seconds=seconds,
             folder=self.folder,
             name=name,
+            in_flight=in_flight,
             fields=[("X-Client-Id", "proxied")],
         )
 

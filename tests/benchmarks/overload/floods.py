@@ -26,6 +26,7 @@ _SHORT_FLOOD_S: Final = 20
 _ROUNDS: Final = 3
 _ROUND_S: Final = 5
 _CONNECTIONS: Final = 256
+_IN_FLIGHT: Final = 32
 _LIST: Final = 100
 _PROBES: Final = 20.0
 """Checks per second of another caller, which show when service is normal."""
@@ -103,15 +104,15 @@ def _capacity(context: Context, stage: str, size: int) -> float:
 
 
 def _capacity_of_route(context: Context, path: str) -> float:
-    """Return how many GET requests to *path* are decided per second: the most of several open-loop rates."""
-    best, rate = 0.0, 50.0
-    while True:
-        flood = flood_of(context.attack("capacity", rate, 3, path=path).results())
-        best = max(best, flood.rate(DECIDED))
-        if flood.rate(DECIDED) < 0.98 * rate or flood.kinds[DECIDED].p99_ms > DEADLINE_MS / 2:
-            context.add(path, "capacity (open loop)", f"{best:,.0f}/s")
-            return best
-        rate *= 1.25
+    """Return how many GET requests to *path* are decided per second, the median of several rounds."""
+    floods = [
+        flood_of(context.attack("capacity", 0, _ROUND_S, path=path, in_flight=_IN_FLIGHT).results())
+        for _ in range(_ROUNDS + 1)
+    ][1:]
+    capacity = median(flood.rate(DECIDED) for flood in floods)
+    p99_ms = floods[-1].kinds[DECIDED].p99_ms
+    context.add(path, f"capacity ({_IN_FLIGHT} connections)", f"{capacity:,.0f}/s, p99 {p99_ms:,.0f} ms")
+    return capacity
 
 
 def _drive(context: Context, connections: int, seconds: int, *, size: int, seed: int = 0) -> dict[str, float]:

@@ -83,10 +83,11 @@ class Attack:
         url: URL of all requests.
         bodies: Bodies of the requests, in turn; none for GET requests.
         fields: Header fields of all requests.
-        rate: Requests per second.
+        rate: Requests per second; 0: each one as soon as another one has its response.
         seconds: Duration.
         folder: Directory for the requests and the results.
         name: Name of the files.
+        in_flight: Maximum number of requests that wait for a response at the same time.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Attack:
         seconds: float,
         folder: Path,
         name: str,
+        in_flight: int = MAX_IN_FLIGHT,
         fields: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._results = folder / f"{name}.bin"
@@ -119,10 +121,10 @@ class Attack:
                 "-format=json",
                 f"-targets={targets}",
                 f"-output={self._results}",
-                f"-rate={round(rate * 1_000)}/1000s",
+                f"-rate={round(rate * 1_000)}/1000s" if rate else "-rate=0",
                 f"-duration={seconds}s",
                 f"-timeout={_TIMEOUT_S:g}s",
-                f"-max-workers={MAX_IN_FLIGHT}",
+                f"-max-workers={in_flight}",
                 f"-connections={MAX_IN_FLIGHT}",  # idle ones that are kept
                 "-http2=false",
             ],

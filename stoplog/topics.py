@@ -83,20 +83,40 @@ def load_topics(path: Path = DEFAULT_FILE) -> dict[str, TopicSpec]:
         TopicError: The file is missing or malformed, or copartitioned topics differ in their partitions.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        data = path.read_bytes()
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+    return parse_topics(data, path)
+
+
+def parse_topics(data: bytes, path: Path) -> dict[str, TopicSpec]:
+    """Return the topics in the content of topics.yaml by name; *path* is for the error text.
+
+    Raises:
+        TopicError: The content is malformed, or copartitioned topics differ in their partitions.
+    """
+    try:
+        raw = yaml.safe_load(data)
         defaults = raw.get("defaults", {})
         topics = {AUDIT: {**_AUDIT, "partitions": raw["topics"][CHECKS]["partitions"]}, **raw["topics"]}
         specs = {name: _spec(name, {**defaults, **body}) for name, body in topics.items()}
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as exc:
-        raise TopicError(
-            f"{path} cannot be read as topics ({exc!r}): compare it with the topics.yaml that is shipped"
-        ) from exc
+    except (
+        *(yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError),
+        *(OverflowError, RecursionError),  # an infinite number, and content that is nested too deeply
+    ) as exc:
+        raise _unreadable(path, exc) from exc
     needed = {*COPARTITIONED, REPLIES, DEAD_LETTERS, NODES}
     if missing := sorted(needed - specs.keys()):
         raise TopicError(f"{path} lacks {', '.join(missing)}: add them as in the topics.yaml that is shipped")
     if len({specs[name].partitions for name in COPARTITIONED}) > 1:
         raise TopicError(f"{path}: {', '.join(COPARTITIONED)} must have the same number of partitions")
     return specs
+
+
+def _unreadable(path: Path, exc: Exception) -> TopicError:
+    return TopicError(
+        f"{path} cannot be read as topics ({exc!r}): compare it with the topics.yaml that is shipped"
+    )
 
 
 def with_partitions(specs: Mapping[str, TopicSpec], partitions: int) -> dict[str, TopicSpec]:
@@ -108,6 +128,9 @@ def with_partitions(specs: Mapping[str, TopicSpec], partitions: int) -> dict[str
 
 
 def _spec(name: str, body: Mapping[str, Any]) -> TopicSpec:
+    for field in ("partitions", "replication", "min_insync"):
+        if int(body[field]) < 1:
+            raise ValueError(f"{field} of {name} is below 1")
     return TopicSpec(
         name=name,
         partitions=int(body["partitions"]),

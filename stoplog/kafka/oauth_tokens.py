@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 import ssl
 import threading
 import time
@@ -52,6 +53,9 @@ _SAME_TEXT_S: Final = 60.0
 
 _MAX_BODY: Final = 1 << 20
 """Bytes of a response that are read. A token has a few thousand."""
+
+_MAX_LIFETIME_S: Final = 366 * 86_400.0
+_TOKEN: Final = re.compile("[!-~]+")
 
 
 @dataclass(frozen=True)
@@ -175,8 +179,7 @@ class TokenProvider:
         began, url = time.time(), self._client.token_url
         try:
             with self._opener.open(self._new_request(), timeout=_REQUEST_S) as response:
-                body = json.loads(response.read(_MAX_BODY))
-            value, lifetime_s = str(body["access_token"]), float(body["expires_in"])
+                value, lifetime_s = parse_token_response(response.read(_MAX_BODY))
         except urllib.error.HTTPError as exc:
             with exc:
                 raise _NoToken(f"{url} answered {exc.code} {exc.reason}: {_remedy(exc)}") from None
@@ -186,7 +189,7 @@ class TokenProvider:
                 f"{url} does not answer ({reason}): check STOPLOG_KAFKA_OAUTH_TOKEN_URL, and "
                 f"STOPLOG_KAFKA_OAUTH_CA_FILE if its certificate is not trusted"
             ) from None
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             raise _NoToken(
                 f"the response of {url} has no access_token with expires_in: check that "
                 f"STOPLOG_KAFKA_OAUTH_TOKEN_URL is the URL of a token endpoint"
@@ -208,6 +211,25 @@ class TokenProvider:
             data=urllib.parse.urlencode(form).encode(),
             headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
         )
+
+
+def parse_token_response(data: bytes) -> tuple[str, float]:
+    """Return the token in the body of a token endpoint's response, and its lifetime in seconds.
+
+    Raises:
+        ValueError: The body has no ``access_token`` of visible ASCII characters, or no positive
+            ``expires_in``. The text does not contain the body.
+    """
+    try:
+        body = json.loads(data)
+        token, lifetime_s = body["access_token"], float(body["expires_in"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as exc:
+        raise ValueError("no JSON object with access_token and expires_in") from exc
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise ValueError("access_token is not a token")
+    if not 0 < lifetime_s <= _MAX_LIFETIME_S:
+        raise ValueError("expires_in is out of bounds")
+    return token, lifetime_s
 
 
 class _NoToken(Exception):

@@ -120,20 +120,38 @@ def load_mapping(path: Path | None) -> DescriptorMapping:
     if path is None:
         return DescriptorMapping()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        domains = msgspec.convert(content or {}, dict[str, list[Rule]])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError) as exc:
-        raise SettingsError(f"STOPLOG_ENVOY_MAPPING={path}: {exc}; docs/envoy.md has an example") from exc
+        data = path.read_bytes()
+    except OSError as exc:
+        raise _invalid(path, str(exc)) from exc
+    return parse_mapping(data, path)
+
+
+def parse_mapping(data: bytes, path: Path) -> DescriptorMapping:
+    """Return the mapping in the content of a mapping file; *path* is for the error text.
+
+    Raises:
+        SettingsError: The content is invalid.
+    """
+    try:
+        domains = msgspec.convert(yaml.safe_load(data) or {}, dict[str, list[Rule]])
+    except (yaml.YAMLError, ValueError) as exc:  # msgspec.ValidationError is a ValueError
+        raise _invalid(path, str(exc)) from exc
+    except RecursionError as exc:
+        raise _invalid(path, "nested too deeply") from exc
     for domain, rules in domains.items():
         for number, rule in enumerate(rules, 1):
             if not rule.client or any(
                 re.search("[{}]", _PLACEHOLDER.sub("", template)) for template in rule.templates
             ):
-                raise SettingsError(
-                    f"STOPLOG_ENVOY_MAPPING={path}: rule {number} of {domain}: a client is needed, and each "
-                    f"{{ must start a {{key}}; docs/envoy.md has an example"
+                raise _invalid(
+                    path,
+                    f"rule {number} of {domain}: a client is needed, and each {{ must start a {{key}}",
                 )
     return DescriptorMapping(domains)
+
+
+def _invalid(path: Path, why: str) -> SettingsError:
+    return SettingsError(f"STOPLOG_ENVOY_MAPPING={path}: {why}; docs/envoy.md has an example")
 
 
 def _text(value: str | bytes) -> str:

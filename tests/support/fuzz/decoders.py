@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from google.protobuf.message import DecodeError
 from stoplog_gateway.access.tokens_file import TokensFileError, parse_tokens
-from stoplog_gateway.envoy.mapping import DescriptorMapping, Rule
+from stoplog_gateway.envoy.mapping import DescriptorMapping, Rule, parse_mapping
 from stoplog_gateway.envoy.messages import HealthCheckRequest, RateLimitRequest
 from stoplog_gateway.envoy.service import RateLimitService
 from stoplog_gateway.http.problems import ProblemError, render_error
@@ -40,8 +40,10 @@ from stoplog_worker.algorithm.state_codec import (
 )
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
-from stoplog.errors import InvalidInput, UndecodableRecord
+from stoplog.errors import InvalidInput, SettingsError, TopicError, UndecodableRecord
+from stoplog.kafka.oauth_tokens import parse_token_response
 from stoplog.policy import check_id, parse_limit, parse_policy, usable_id
+from stoplog.topics import DEFAULT_FILE, parse_topics
 from stoplog.tracing import context_from
 from stoplog.wire import audit, checks, heartbeats, holds, limit_updates, partition_count, replies
 from stoplog.wire.format import ReplyTo
@@ -363,6 +365,41 @@ def _run_relay_keys(data: bytes) -> bool:
     return True
 
 
+def _run_topics(data: bytes) -> bool:
+    try:
+        specs = parse_topics(data, Path("topics.yaml"))
+    except TopicError:
+        return False
+    for spec in specs.values():
+        assert spec.partitions > 0
+        assert all(isinstance(value, str) for value in spec.config().values())
+    return True
+
+
+def _run_mapping(data: bytes) -> bool:
+    try:
+        mapping = parse_mapping(data, Path("mapping.yaml"))
+    except SettingsError:
+        return False
+    target = mapping.resolve("edge", [("user", "alice"), ("path", "/")])
+    check_id(target.client, "client")
+    assert target.on_unavailable in ("allow", "deny")
+    return True
+
+
+def _run_token_response(data: bytes) -> bool:
+    try:
+        token, lifetime_s = parse_token_response(data)
+    except ValueError as exc:
+        if "s3cr3t" in str(exc):
+            raise AssertionError("the error shows the token") from exc
+        return False
+    assert token.isascii()
+    assert token.isprintable()
+    assert 0 < lifetime_s < 1e9
+    return True
+
+
 def _run_trace(data: bytes) -> bool:
     parent, _, state = data.partition(SEPARATOR)
     return context_from({"traceparent": parent, "tracestate": state}) is not None
@@ -522,6 +559,22 @@ TARGETS: Final[tuple[Target, ...]] = (
         "tokens",
         (f"# name\nops admin {_DIGESTS[0]} 2026-11-30\n\nshop check,read {_DIGESTS[1]}\n".encode(),),
         _run_tokens,
+    ),
+    Target("topics", (DEFAULT_FILE.read_bytes(),), _run_topics, share=0.03),
+    Target(
+        "envoy-mapping",
+        (
+            b"edge:\n  - client: '{user}'\n    plan: '{tier}'\n    on_unavailable: deny\n"
+            b"  - client: '{address}'\n    resource: '{path}'\nother: []\n",
+        ),
+        _run_mapping,
+        share=0.2,
+    ),
+    Target(
+        "token-response",
+        _json({"access_token": "s3cr3t.s3cr3t", "expires_in": 300, "token_type": "Bearer"}),
+        _run_token_response,
+        share=0.5,
     ),
     Target("relay-keys", (f"2026:{'ab' * 32}, 2027:{'cd' * 32}".encode(),), _run_relay_keys, share=0.5),
     Target(

@@ -200,7 +200,9 @@ def test_system_without_the_topic_decides_as_before_and_names_the_command(tmp_pa
             assert gateway.check("alice")["remaining"] == 2
             [warning] = worker.lines("not audited")
             assert "topic audit does not exist: run `stoplog topics create`" in warning
-            assert worker.lines("stoplog.audit", "client alice: 3/minute, was no limits; by local")
+            assert worker.lines(
+                "stoplog.audit", "client alice: limits set to 3/minute, before: no limits; by local"
+            )
             refused = gateway.http.get("/v1/limits/alice/history")
             assert refused.status_code == 503
             assert "run `stoplog topics create`" in refused.json()["detail"]

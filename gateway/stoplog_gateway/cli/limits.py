@@ -132,15 +132,18 @@ def history(
     if as_json:
         print_json(found)
         return
-    table = Table("time", "change", "limits", "before", "who", "from", "request", "version")
-    for change in found:
+    if not found:
+        out.print("no change is recorded")
+    for change in found:  # no table: on a narrow terminal, its columns would be too narrow to read
         at = datetime.fromtimestamp(change["at_ms"] / 1000, UTC).astimezone().isoformat(" ", "seconds")
         what = " ".join(filter(None, (change["change"], change["resource"])))
-        who = (change["who"], change["address"] or "-", change["request_id"] or "-")
-        limits = (_written(change["limits"] or "-"), _written(change["previous_limits"] or "-"))
-        cells = (at, what, *limits, *who, str(change["policy_version"]))
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    out.print(table if found else "no change is recorded")
+        if change["change"] != "reset":
+            limits, before = (_written(change[name] or "no limits") for name in ("limits", "previous_limits"))
+            what += f": {limits}, before: {before}"
+        source = f"{change['who']} from {change['address'] or '-'}, request {change['request_id'] or '-'}"
+        lines = f"{at}  {what}", f"    by {source}, version {change['policy_version']}"
+        for line in lines:
+            out.print(Text(printable(line)), soft_wrap=True)
 
 
 def _changes(url: str, path: str, limit: int, resource: str | None) -> Iterator[dict[str, Any]]:

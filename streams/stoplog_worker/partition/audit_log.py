@@ -160,16 +160,18 @@ class AuditLog:
         if not home and update.order >= 0:
             return
         _log.info(
-            "%s: %s, was %s; by %s from %s, request %s; version %s, previous version %s, partition %s, "
-            "position %s",
-            " ".join(filter(None, (update.kind, update.id, update.resource))),
-            "counters reset" if update.kind == "reset" else _text(audit.limits),
-            _text(audit.previous_limits),
+            "%s: %s; by %s from %s, request %s; version %s, previous version %s, partition %s, position %s",
+            " ".join(
+                filter(
+                    None, ("client" if update.kind == "reset" else update.kind, update.id, update.resource)
+                )
+            ),
+            _change(update, audit),
             audit.who,
             audit.address or "-",
             audit.request_id or "-",
             audit.policy_version,
-            audit.previous_version,
+            "-" if audit.previous_version is None else audit.previous_version,
             self._partition,
             audit.position,
         )
@@ -221,6 +223,14 @@ class AuditLog:
 
 def _spec(policy: Policy | None) -> Any:
     return None if policy is None else policy.spec()
+
+
+def _change(update: Update, audit: AuditRecord) -> str:
+    """Return a change as a person writes it."""
+    if update.kind == "reset":
+        return "counters reset"
+    change = "limits deleted" if audit.limits is None else f"limits set to {_text(audit.limits)}"
+    return f"{change}, before: {_text(audit.previous_limits)}"
 
 
 def _text(limits: Any) -> str:

@@ -212,6 +212,8 @@ def test_history_shows_each_change_once_over_pages(canned: str, monkeypatch: pyt
     for text in ("9/minute, 90/hour", "unlimited", "ops", "10.0.0.7", "41"):
         assert text in shown
     assert "\x1b" not in shown
+    pages = iter([(None, [change])])
+    assert run("limits", "history", "alice", "--url", canned, COLUMNS="20").stdout == shown
     pages = iter([(None, [])])
     assert run("limits", "history", "--default", "--url", canned).stdout == "no change is recorded\n"
 

@@ -251,11 +251,14 @@ def test_change_is_logged_once_and_without_a_topic_too(caplog: pytest.LogCapture
         assert not log.waiting
     home = home_of("plan", "gold", PARTITIONS)
     assert [record.message for record in caplog.records] == [
-        f"plan gold: 90/hour, 9/minute, was 5/minute; by ops from 10.0.0.7, request r-1; version 8, "
-        f"previous version 4, partition {home}, position 589824"
+        "plan gold: limits set to 90/hour, 9/minute, before: 5/minute; by ops from 10.0.0.7, request r-1; "
+        f"version 8, previous version 4, partition {home}, position 589824"
     ]
     caplog.clear()
     log = AuditLog(0, PARTITIONS, None, Metrics())
     log.record(Update(9, "reset", CLIENT, "", None), NEW, 0, START, ChangeSource("kafka"))
-    assert "counters reset" in caplog.text
-    assert "by kafka from -, request -" in caplog.text
+    assert f"client {CLIENT}: counters reset; by" in caplog.text
+    assert "by kafka from -, request -; version 9, previous version -," in caplog.text
+    caplog.clear()
+    log.record(Update(10, "client", CLIENT, "", None), NEW, 0, START, SOURCE)
+    assert f"client {CLIENT}: limits deleted, before: no limits; by ops" in caplog.text

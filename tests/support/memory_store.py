@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from confluent_kafka import KafkaError
 from stoplog_worker.partition.changelog_repair import GapContents
 from stoplog_worker.state.store import COUNTERS, TABLES, PartitionStore, Record
 
@@ -96,7 +97,7 @@ class Changelogs:
         sent = self.sent.pop(index)
         if arrives:
             self.append(sent.table, sent.key, sent.value)
-        sent.delivered("timed out", None)
+        sent.delivered(KafkaError(KafkaError._MSG_TIMED_OUT), None)
 
     def shorten(self, start: int) -> None:
         self.start = max(self.start, start)

@@ -84,7 +84,7 @@ class Producers:
         self._metrics.reply_failures.inc()
         if (suppressed := self._throttle.admit("reply")) is not None:
             topic, partition = message.topic(), message.partition()
-            _log.warning("a reply to %s[%s] was not sent: %s%s", topic, partition, error, suppressed)
+            _log.warning("a reply to %s[%s] was not sent: %s%s", topic, partition, error.str(), suppressed)
 
     def reply(self, partition: int, value: bytes) -> None:
         """Send a reply to *partition* of ``replies``. The API caller named it, so it may not exist."""
@@ -118,7 +118,7 @@ class Producers:
 
         def delivered(error: Any, _message: Any) -> None:
             if error is not None:
-                _log.error("the dead letter of %s[%s]@%s was lost: %s", topic, partition, offset, error)
+                _log.error("the dead letter of %s[%s]@%s was lost: %s", topic, partition, offset, error.str())
 
         try:
             self._produce(DEAD_LETTERS, None, _cut(key), _cut(value), delivered, headers)

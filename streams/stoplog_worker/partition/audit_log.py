@@ -204,7 +204,7 @@ class AuditLog:
                     position,
                     self._partition,
                     AUDIT,
-                    error,
+                    error.str(),
                     f"{_BEHIND:,}",
                     suppressed,
                 )
@@ -216,7 +216,7 @@ class AuditLog:
                 position,
                 self._partition,
                 AUDIT,
-                error,
+                error.str(),
                 entry.value.decode(),
             )
 

@@ -252,7 +252,7 @@ class Checkpointer:
                     "partition %s: a changelog write was not acknowledged (%s). The checkpoint will be "
                     "repeated",
                     self._store.partition,
-                    error,
+                    error.str(),
                 )
             self._failed = True
             return

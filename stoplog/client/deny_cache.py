@@ -35,13 +35,10 @@ from typing import Final
 
 from stoplog.client.answer import Answer
 from stoplog.client.metrics import Metrics
+from stoplog.client.update_proofs import PROOF_S, PartitionProof, UpdateProofs
 from stoplog.wire.checks import Check, Denied
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import Decision, Reply
-
-PROOF_S: Final = 0.2
-"""Maximum age of a proof, in seconds. The confirmation of a change is delayed by the same time. A gateway at
-its core's limit gets its next proof late, so a shorter time would send more checks to the log."""
 
 MAX_HOLD_S: Final = 60.0
 """Maximum seconds that a denial holds, including a denial that only an update can end. It bounds the error if
@@ -62,23 +59,6 @@ MAX_ROWS: Final = 1_000
 """Rows in one record of denials. A row has at most 800 bytes, with three ids of 256 bytes."""
 
 
-class _Partition:
-    """The state of one partition's updates, to which its denials refer.
-
-    Attributes:
-        index: The partition.
-        last_update: Offset of the last update read; -1 before the first.
-        proven_until: When the proof expires, in seconds; -inf before the first proof.
-    """
-
-    __slots__ = ("index", "last_update", "proven_until")
-
-    def __init__(self, index: int, last_update: int = -1, proven_until: float = -inf) -> None:
-        self.index = index
-        self.last_update = last_update
-        self.proven_until = proven_until
-
-
 class _Denial:
     """A denial of *check*, and how many checks it has answered.
 
@@ -91,7 +71,7 @@ class _Denial:
     __slots__ = ("check", "checks", "decision", "exact_until", "home", "learned_at", "until")
 
     def __init__(
-        self, check: Check, decision: Decision, home: _Partition, sent_at: float, learned_at: float
+        self, check: Check, decision: Decision, home: PartitionProof, sent_at: float, learned_at: float
     ) -> None:
         self.check = check
         self.decision = decision
@@ -133,7 +113,8 @@ class DenyCache:
         self._metrics = metrics
         self._capacity = capacity
         self._clock = clock
-        self._partitions = [_Partition(index) for index in range(partitions)]
+        self._partitions = partitions
+        self._proofs = UpdateProofs(partitions)
         self._clients: dict[str, dict[str, dict[tuple[str, int], _Denial]]] = {}
         """Denials by client, then by resource, then by plan and cost."""
         self._used: list[_Denial] = []  # denials with checks to sum up
@@ -186,9 +167,9 @@ class DenyCache:
                     self._metrics.deny_entries -= len(clients[check.client].pop(check.resource, ()))
 
     def _store(self, partition: int, check: Check, decision: Decision, applied: int, sent_at: float) -> None:
-        home, now = self._partitions[partition], self._clock()
+        home, now = self._proofs.of(partition), self._clock()
         self._wanted_at = now
-        if applied < home.last_update or home.proven_until == -inf or not self._capacity:
+        if not home.covers(applied) or not self._capacity:
             return
         denial = _Denial(check, decision, home, sent_at, now)
         if now >= denial.until:
@@ -214,14 +195,9 @@ class DenyCache:
             update: Key of the update.
             version: Its offset.
         """
-        home = self._partitions[partition]
-        home.last_update = version
-        if update.kind in ("client", "reset"):
-            self._forget(update.id)
-        else:
-            # Stored denials refer to the old object, which is never proven again.
-            self._partitions[partition] = _Partition(partition, version, home.proven_until)
-            home.proven_until = -inf
+        client = self._proofs.on_update(partition, update, version)
+        if client is not None:
+            self._forget(client)
 
     def _forget(self, client: str) -> None:
         resources = self._clients.pop(client, {})
@@ -229,8 +205,7 @@ class DenyCache:
 
     def on_proof(self, partitions: Sequence[int], at: float) -> None:
         """Note that every update written to *partitions* before *at* (seconds) has been read."""
-        for partition in partitions:
-            self._partitions[partition].proven_until = at + PROOF_S
+        self._proofs.on_proof(partitions, at)
 
     @property
     def wants_proof(self) -> bool:
@@ -242,7 +217,7 @@ class DenyCache:
 
         A pair has at most :data:`MAX_ROWS` rows.
         """
-        sums: list[dict[tuple[str, str, str], tuple[int, int]]] = [{} for _ in self._partitions]
+        sums: list[dict[tuple[str, str, str], tuple[int, int]]] = [{} for _ in range(self._partitions)]
         for denial in self._used:
             check = denial.check
             of_partition, key = sums[denial.home.index], (check.client, check.plan, check.resource)

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
-from stoplog.client.deny_cache import PROOF_S
+from stoplog.client.update_proofs import PROOF_S
 from stoplog.clock import now
 from stoplog.errors import UndecodableRecord
 from stoplog.kafka.batch_skipper import BatchSkipper, drain

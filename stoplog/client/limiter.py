@@ -15,7 +15,6 @@ from typing import Any, Final, Self, cast
 from stoplog.client.answer import Answer, PendingAnswer, answer_of
 from stoplog.client.batcher import Batcher
 from stoplog.client.cluster_status import STATES, ProcessState, Readiness, Status, count_by_role, merge_status
-from stoplog.client.deny_cache import PROOF_S
 from stoplog.client.engine import Engine, NotStarted, OtherPartitionCount, wall_ms
 from stoplog.client.fail_open import OnUnavailable, fails_closed
 from stoplog.client.instrumentation import load_instrumentation
@@ -25,6 +24,7 @@ from stoplog.client.metrics import Metrics
 from stoplog.client.settings import Settings, read_settings
 from stoplog.client.top_rejected import Rejected, merge_summaries, ranked
 from stoplog.client.traffic import Traffic, traffic
+from stoplog.client.update_proofs import PROOF_S
 from stoplog.errors import InvalidInput
 from stoplog.policy import Policy, check_cost, check_id
 from stoplog.topics import CHECKS, REPLIES, load_topics

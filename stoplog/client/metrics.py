@@ -24,6 +24,12 @@ name                                      type       label    what
 ``stoplog_deny_cache_stores_total``       counter             denials stored in it
 ``stoplog_deny_cache_entries``            gauge               denials in it
 ``stoplog_deny_cache_unlogged_total``     counter             its checks whose report was not published
+``stoplog_lease_hits_total``              counter             checks allowed by the permits of a lease
+``stoplog_lease_permits_granted_total``   counter             permits of leases that were accepted
+``stoplog_lease_permits_used_total``      counter             of these, permits used
+``stoplog_lease_permits_returned_total``  counter             of these, permits given back in time
+``stoplog_lease_permits_expired_total``   counter             of these, permits lost at the lease's end
+``stoplog_leases``                        gauge               leases in use
 ``stoplog_publish_failures_total``        counter             records that could not be published
 ``stoplog_undecodable_records_total``     counter             skipped records of ``replies`` and ``nodes``
 ``stoplog_degraded_partitions``           gauge               partitions whose checks fail open at once
@@ -69,6 +75,7 @@ BATCH_CHECKS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 
 GAUGES: Final = {
     "stoplog_checks_in_flight": "livesum",
     "stoplog_deny_cache_entries": "livesum",
+    "stoplog_leases": "livesum",
     # Each process has circuit breakers of its own and reads heartbeats itself: show the worst, and the most.
     "stoplog_degraded_partitions": "livemax",
     "stoplog_nodes": "livemax",
@@ -118,6 +125,8 @@ class Metrics(Collector):
         self.second_replies = dict.fromkeys(("same", "different", "unknown"), 0)
         self.uncounted = self.late = self.publish_failures = self.divergence = 0
         self.deny_hits = self.deny_stores = self.deny_entries = self.deny_unlogged = 0
+        self.leases = self.lease_hits = self.lease_granted = self.lease_used = 0
+        self.lease_returned = self.lease_expired = 0
         self.undecodable = self.in_flight = self.degraded_partitions = 0
         self.latency = Histogram(LATENCY_S)
         self.batches = Histogram(BATCH_CHECKS)
@@ -165,6 +174,11 @@ class Metrics(Collector):
                 "Checks denied from the deny cache whose report was not published",
                 self.deny_unlogged,
             ),
+            ("stoplog_lease_hits", "Checks allowed by the permits of a lease", self.lease_hits),
+            ("stoplog_lease_permits_granted", "Permits of accepted leases", self.lease_granted),
+            ("stoplog_lease_permits_used", "Permits of leases used", self.lease_used),
+            ("stoplog_lease_permits_returned", "Permits of leases given back in time", self.lease_returned),
+            ("stoplog_lease_permits_expired", "Permits lost at the end of a lease", self.lease_expired),
             ("stoplog_publish_failures", "Records that could not be published", self.publish_failures),
             (
                 "stoplog_undecodable_records",
@@ -176,6 +190,7 @@ class Metrics(Collector):
         for name, text, value in (
             ("stoplog_checks_in_flight", "Checks waiting for a reply", self.in_flight),
             ("stoplog_deny_cache_entries", "Denials in the deny cache", self.deny_entries),
+            ("stoplog_leases", "Leases in use", self.leases),
             (
                 "stoplog_degraded_partitions",
                 "Partitions whose checks fail open at once",

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from stoplog.client.answer import Answer
-from stoplog.client.deny_cache import MAX_COSTS, MAX_HOLD_S, MAX_ROWS, PROOF_S, WANTED_S, DenyCache
+from stoplog.client.deny_cache import MAX_COSTS, MAX_HOLD_S, MAX_ROWS, WANTED_S, DenyCache
 from stoplog.client.metrics import Metrics
+from stoplog.client.update_proofs import PROOF_S
 from stoplog.wire.checks import Check, Denied
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import Decision, Reply

@@ -18,8 +18,9 @@ from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.verify.replay import NothingStored, Record, replay
 
-from stoplog.client.deny_cache import PROOF_S, DenyCache
+from stoplog.client.deny_cache import DenyCache
 from stoplog.client.metrics import Metrics
+from stoplog.client.update_proofs import PROOF_S
 from stoplog.policy import UNLIMITED, Policy, parse_policy
 from stoplog.wire.checks import (
     Batch,

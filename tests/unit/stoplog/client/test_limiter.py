@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from stoplog.client.answer import Answer
-from stoplog.client.deny_cache import PROOF_S
 from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, LimitsAdmin
 from stoplog.client.top_rejected import Rejected
+from stoplog.client.update_proofs import PROOF_S
 from stoplog.clock import now
 from stoplog.errors import InvalidCost, InvalidId, InvalidInput, SettingsError
 from stoplog.partitioning import partition_of

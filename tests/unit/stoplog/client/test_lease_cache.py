@@ -1,0 +1,518 @@
+"""The economy of leases: who gets one, how large it is, when it is renewed and given back.
+
+That leases are strict is tested with the fold (``tests/unit/stoplog_worker/algorithm/test_holds_*.py``).
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+import pytest
+
+from stoplog.client import lease_cache
+from stoplog.client.answer import Answer
+from stoplog.client.lease_cache import (
+    FIRST_TTL_S,
+    MAX_FIRST_RETRY_S,
+    MAX_ROWS,
+    MIN_CHECKS,
+    RETRY_S,
+    SEVERAL_PLANS_S,
+    SURPLUS,
+    LeaseCache,
+)
+from stoplog.client.leased_client import SentAsk
+from stoplog.client.metrics import Metrics
+from stoplog.wire.checks import Check
+from stoplog.wire.holds import Ask, Grant, HoldRow, Settlement, SettlementRow
+from stoplog.wire.limit_updates import UpdateKey
+from stoplog.wire.replies import Decision, HeldDecision, Reply
+
+ALICE = Check("alice")
+HOLDER = 77
+TTL_MS = 3_100
+"""A lease of this length ends here after 3.0 s, less 5 ms."""
+
+
+class Bench:
+    """A cache of two partitions, with a clock that the test sets and, by default, always with proof."""
+
+    def __init__(self, max_ms: int = 10_000) -> None:
+        self.now = 500.0
+        self.metrics = Metrics()
+        self.cache = LeaseCache(self.metrics, 2, HOLDER, max_ms, lambda: self.now)
+        self.cache.enable([0, 1])
+        self.cache.on_proof([0, 1], self.now)
+        self.sent: list[SentAsk] = []
+
+    def after(self, seconds: float) -> None:
+        self.now += seconds
+        self.cache.on_proof([0, 1], self.now)
+
+    def send(self, *checks: Check, waits: bool = True) -> list[HoldRow]:
+        """Send checks in one batch; return its rows."""
+        marked = [index for index, check in enumerate(checks) if self.cache.note(0, check)]
+        rows, self.sent = self.cache.rows(0, checks, marked, waits)
+        assert rows is not None
+        return rows
+
+    def reply(self, grant: Grant | None, *, applied: int = -1, sent_at: float | None = None) -> None:
+        """Answer the last batch, of one check."""
+        decision = HeldDecision(True, 100, 40, 60_000, 0, 3, 0, grant)
+        answers: list[Decision | str | None] = [decision] * (self.sent[-1].index + 1)
+        reply = Reply(HOLDER, 1, 1, applied, answers)
+        self.cache.learn(0, self.sent, reply, self.now if sent_at is None else sent_at)
+        self.sent = []
+
+    def ask(self, check: Check = ALICE, *, per_s: float = 20.0) -> Ask:
+        """Have *check* sent at a steady pace until an ask goes with it; return the ask."""
+        for _ in range(100):
+            for row in self.send(check):
+                if row.ask is not None:
+                    return row.ask
+            self.after(1 / per_s)
+        raise AssertionError("nothing was asked for")
+
+    def lease(self, units: int = 16, check: Check = ALICE, *, ttl_ms: int = TTL_MS) -> Ask:
+        ask = self.ask(check)
+        self.reply(Grant(units, ttl_ms))
+        return ask
+
+    def hit(self, check: Check = ALICE) -> bool:
+        return self.cache.get(check) is not None
+
+    def settled(self) -> list[SettlementRow]:
+        return [row for partition, rows in self.cache.take_settlements() for row in rows if partition == 0]
+
+    def permits(self) -> tuple[int, int, int, int]:
+        metrics = self.metrics
+        return (
+            metrics.lease_granted,
+            metrics.lease_used,
+            metrics.lease_returned,
+            metrics.lease_expired,
+        )
+
+
+# --- who gets a lease ---
+
+
+def test_client_that_is_checked_often_gets_a_lease_for_its_demand() -> None:
+    bench = Bench()
+    ask = bench.ask(per_s=20)
+    assert ask.id == (HOLDER, 1, 0)
+    assert (ask.kind, ask.number, ask.ttl_ms, ask.keep) == (0, 1, 10_000, ())
+    assert ask.want == ceil(MIN_CHECKS * FIRST_TTL_S * SURPLUS)  # MIN_CHECKS within the shortest span
+
+
+def test_client_that_is_checked_seldom_gets_none() -> None:
+    bench = Bench()
+    for _ in range(100):
+        assert bench.send(ALICE) == []
+        bench.after(FIRST_TTL_S / (MIN_CHECKS - 1))
+
+
+def test_costs_are_part_of_the_demand() -> None:
+    dear = Bench().ask(Check("alice", 10)).want
+    assert dear == ceil(10 * MIN_CHECKS * FIRST_TTL_S * SURPLUS)
+
+
+def test_checks_of_cost_0_are_neither_counted_nor_answered() -> None:
+    bench = Bench()
+    bench.lease()
+    assert not bench.hit(Check("alice", 0))
+    assert bench.send(Check("alice", 0)) == []
+    peeks = Bench()
+    assert all(peeks.send(Check("alice", 0)) == [] for _ in range(100))
+
+
+def test_client_seen_under_two_plans_gets_no_lease() -> None:
+    bench = Bench()
+    for _ in range(50):
+        assert bench.send(ALICE, Check("alice", plan="gold")) == []
+        bench.after(0.02)
+
+
+def test_check_under_another_plan_ends_the_lease_and_further_asks() -> None:
+    bench = Bench()
+    lease = bench.lease()
+    gold = Check("alice", plan="gold")
+    assert not bench.hit(gold)
+    assert bench.send(gold) == [HoldRow(0, None, (Settlement(lease.id, 0),))]
+    for _ in range(int(SEVERAL_PLANS_S / 0.1) - 1):
+        bench.after(0.1)
+        assert bench.send(gold) == []
+    assert bench.ask(gold).number == 2
+
+
+def test_resources_have_leases_of_their_own() -> None:
+    bench = Bench()
+    bench.lease(check=Check("alice", resource="login"))
+    assert bench.hit(Check("alice", resource="login"))
+    assert not bench.hit(ALICE)
+    assert not bench.hit(Check("bob", resource="login"))
+
+
+def test_nothing_is_asked_before_holds_are_enabled_or_with_leases_switched_off() -> None:
+    for bench in (Bench(), Bench(max_ms=0)):
+        if bench.metrics is not None and bench.cache._max_ms:
+            bench.cache.enable([1])
+        for _ in range(100):
+            assert not bench.cache.note(0, ALICE)
+        assert not bench.cache.rows(0, [ALICE], [], True)[1]
+    assert Bench().cache.rows(0, [ALICE], [], True) == ([], [])
+    disabled = Bench()
+    disabled.cache.enable([])
+    assert disabled.cache.rows(0, [ALICE], [], True) == (None, [])
+
+
+def test_partition_that_refuses_a_batch_with_holds_gets_no_more_of_them() -> None:
+    bench = Bench()
+    bench.cache.learn(0, [], Reply(HOLDER, 1, 1, -1, [], "holds are not enabled"), bench.now)
+    assert bench.cache.rows(0, [ALICE], [], True) == (None, [])
+    assert bench.cache.rows(1, [ALICE], [], True) == ([], [])
+
+
+# --- what a lease answers ---
+
+
+def test_lease_answers_with_the_numbers_of_its_grant() -> None:
+    bench = Bench()
+    bench.lease(16)
+    assert bench.cache.get(ALICE) == Answer(True, 100, 40 + 15, 60_000, 0, 3)
+    bench.after(0.5)
+    assert bench.cache.get(Check("alice", 3)) == Answer(True, 100, 40 + 12, 59_500, 0, 3)
+    assert bench.permits() == (16, 4, 0, 0)
+    assert bench.metrics.lease_hits == 2
+
+
+def test_lease_ends_a_little_earlier_than_in_the_log() -> None:
+    for seconds, hits in ((2.99, True), (3.0, False)):
+        bench = Bench()
+        bench.ask()
+        sent_at = bench.now
+        bench.after(0.5)
+        bench.reply(Grant(16, TTL_MS), sent_at=sent_at)
+        bench.after(seconds - 0.5)
+        assert (bench.cache.get(ALICE, renew=False) is not None) is hits
+
+
+def test_lease_is_used_only_with_proof() -> None:
+    bench = Bench()
+    bench.lease()
+    bench.now += 0.21
+    assert bench.cache.wants_proof
+    assert not bench.hit()
+    bench.after(0)
+    assert bench.hit()
+
+
+@pytest.mark.parametrize(
+    ("update", "hits"),
+    [
+        (UpdateKey("client", "alice"), False),
+        (UpdateKey("reset", "alice"), False),
+        (UpdateKey("plan", "gold"), False),
+        (UpdateKey("default"), False),
+        (UpdateKey("client", "bob"), True),
+    ],
+)
+def test_update_ends_the_leases_that_it_may_concern(update: UpdateKey, hits: bool) -> None:
+    bench = Bench()
+    lease = bench.lease()
+    assert bench.hit()
+    bench.cache.on_update(0, update, 5)
+    bench.after(0)
+    assert bench.hit() is hits
+    assert bench.settled() == ([] if hits else [SettlementRow("alice", "", (Settlement(lease.id, 1),))])
+
+
+def test_grant_is_accepted_only_from_a_worker_that_had_applied_every_update_read() -> None:
+    for applied, hits in ((4, False), (5, True)):
+        bench = Bench()
+        ask = bench.ask()
+        bench.cache.on_update(0, UpdateKey("client", "alice"), 5)
+        bench.reply(Grant(16, TTL_MS), applied=applied)
+        assert bench.hit() is hits
+        returned = [] if hits else [SettlementRow("alice", "", (Settlement(ask.id, 0),))]
+        assert bench.settled() == returned
+
+
+def test_permits_without_proof_are_spent_before_a_check_fails_open_uncounted() -> None:
+    bench = Bench()
+    bench.lease(2)
+    bench.now += 1.0
+    assert [bench.cache.spend(ALICE) for _ in range(3)] == [True, True, False]
+    bench.now += 3.0
+    assert not bench.cache.spend(ALICE)
+    assert bench.permits() == (2, 2, 0, 0)
+
+
+# --- renewal ---
+
+
+def test_lease_is_renewed_when_a_quarter_of_its_permits_is_left() -> None:
+    bench = Bench()
+    lease = bench.lease(16)
+    for _ in range(12):
+        assert bench.hit()
+        bench.after(0.05)
+    assert not bench.hit()
+    [row] = bench.send(ALICE)
+    assert row.ask is not None
+    assert row.ask.keep == (lease.id,)
+    assert row.settlements == (Settlement(lease.id, 12, True),)
+    assert [bench.hit() for _ in range(5)] == [True] * 4 + [False], "the rest is used meanwhile"
+    assert bench.send(ALICE) == [], "one ask at a time"
+
+
+def test_lease_is_renewed_when_a_third_of_its_time_is_left() -> None:
+    bench = Bench()
+    bench.lease(80)
+    for _ in range(19):
+        assert bench.hit()
+        bench.after(0.1)
+    bench.after(0.1)
+    assert not bench.hit()
+    [row] = bench.send(ALICE)
+    assert row.ask is not None
+
+
+def test_lease_that_is_seldom_used_is_not_renewed() -> None:
+    bench = Bench()
+    bench.lease(16)
+    bench.after(2.5)
+    assert bench.hit(), "no check is delayed for an ask that is not worth it"
+
+
+def test_new_lease_ends_the_one_before_it() -> None:
+    bench = Bench()
+    first = bench.lease(16)
+    for _ in range(12):
+        bench.hit()
+    bench.send(ALICE)
+    bench.hit()
+    bench.reply(Grant(20, TTL_MS))
+    assert bench.permits() == (36, 13, 3, 0)
+    assert bench.settled() == [SettlementRow("alice", "", (Settlement(first.id, 1),))]
+
+
+def test_further_lease_is_as_large_as_the_use_of_the_one_before() -> None:
+    bench = Bench()
+    bench.lease(40)
+    for _ in range(30):
+        bench.hit()
+        bench.after(0.05)
+    [row] = bench.send(ALICE)
+    assert row.ask is not None
+    seconds = TTL_MS / 1_000
+    assert row.ask.want == pytest.approx(20 * seconds * SURPLUS, rel=0.4)
+
+
+def test_ask_that_is_refused_is_repeated_later_and_later() -> None:
+    bench = Bench()
+    waits = []
+    bench.ask()
+    for _ in range(9):
+        began = bench.now
+        bench.reply(None)
+        while not bench.sent:
+            bench.after(0.01)
+            bench.send(ALICE)
+        waits.append(bench.now - began)
+    assert waits[0] == pytest.approx(RETRY_S, abs=0.02)
+    assert waits[1] == pytest.approx(2 * RETRY_S, abs=0.02)
+    assert waits == sorted(waits)
+
+
+def test_client_without_leases_is_asked_for_seldom() -> None:
+    bench = Bench()
+    bench.ask()
+    bench.reply(None)
+    asks = 0
+    for _ in range(int(10 * MAX_FIRST_RETRY_S / 0.1)):
+        bench.after(0.1)
+        rows = bench.send(ALICE, ALICE)
+        asks += len(rows)
+        if rows:
+            bench.reply(None)
+    assert asks < 20
+
+
+# --- what goes back to the log ---
+
+
+def test_check_that_costs_more_than_is_left_gives_everything_back_first() -> None:
+    bench = Bench()
+    lease = bench.lease(8)
+    bench.hit()
+    assert not bench.hit(Check("alice", 8))
+    rows = bench.send(Check("bob"), Check("alice", 8))
+    assert rows[0].index == 1
+    assert rows[0].settlements == (Settlement(lease.id, 1),)
+    assert not bench.hit(), "what a record gave back is never used again"
+    assert bench.permits() == (8, 1, 7, 0)
+
+
+def test_ask_goes_with_the_last_check_of_its_client_and_settlements_with_the_first() -> None:
+    bench = Bench()
+    lease = bench.lease(8)
+    dear = Check("alice", 9)
+    rows = bench.send(dear, ALICE, Check("bob"))
+    assert rows == [
+        HoldRow(0, None, (Settlement(lease.id, 0),)),
+        HoldRow(1, bench.sent[0].ask, ()),
+    ]
+
+
+def test_used_up_lease_is_settled_with_the_next_ask() -> None:
+    bench = Bench()
+    lease = bench.lease(4)
+    while bench.cache.get(ALICE, renew=False):
+        pass
+    [row] = bench.send(ALICE)
+    assert row.settlements == (Settlement(lease.id, 4),)
+    assert row.ask is not None
+    assert row.ask.keep == ()
+
+
+def test_settlement_is_repeated_with_asks_until_a_reply_or_the_end_of_the_lease() -> None:
+    bench = Bench()
+    first = bench.lease(8)
+    again = Settlement(first.id, 0)
+    [row] = bench.send(Check("alice", 9))
+    assert again in row.settlements
+    bench.cache.abandon(bench.sent)
+    bench.after(RETRY_S)
+    [row] = bench.send(ALICE)
+    assert row.settlements == (again,)
+    bench.cache.abandon(bench.sent)
+    bench.after(TTL_MS / 1_000 * 31 / 30)
+    assert bench.ask().number == 4
+    assert [one.settlement for one in bench.sent[0].ended] == []
+
+
+def test_report_without_reply_is_repeated() -> None:
+    bench = Bench()
+    lease = bench.lease(16)
+    for _ in range(12):
+        bench.hit()
+    bench.send(ALICE)
+    bench.cache.abandon(bench.sent)
+    bench.hit()
+    bench.cache.close()
+    [row] = bench.settled()
+    assert Settlement(lease.id, 13) in row.settlements
+
+
+def test_ask_without_reply_is_given_back() -> None:
+    bench = Bench()
+    ask = bench.ask()
+    bench.cache.abandon(bench.sent)
+    assert bench.settled() == [SettlementRow("alice", "", (Settlement(ask.id, 0),))]
+    sent_at = bench.now
+    bench.after(RETRY_S)
+    bench.reply(Grant(16, TTL_MS), sent_at=sent_at)
+    assert not bench.hit(), "the grant of an ask that was given up is not accepted"
+
+
+def test_check_whose_answer_was_lost_brings_no_lease() -> None:
+    bench = Bench()
+    ask = bench.ask()
+    bench.cache.learn(0, bench.sent, Reply(HOLDER, 1, 1, -1, [None]), bench.now)
+    assert not bench.hit()
+    assert bench.settled() == [SettlementRow("alice", "", (Settlement(ask.id, 0),))]
+
+
+def test_batch_without_waiting_callers_asks_for_nothing() -> None:
+    bench = Bench()
+    lease = bench.lease(8)
+    assert bench.send(Check("alice", 9), waits=False) == [HoldRow(0, None, (Settlement(lease.id, 0),))]
+
+
+# --- the timer ---
+
+
+def test_unused_lease_is_given_back_before_its_end() -> None:
+    bench = Bench()
+    lease = bench.lease(16)
+    bench.hit()
+    rows: list[SettlementRow] = []
+    while not rows:
+        bench.after(bench.cache.pause_s)
+        rows = bench.settled()
+    assert rows == [SettlementRow("alice", "", (Settlement(lease.id, 1),))]
+    assert bench.permits() == (16, 1, 15, 0)
+
+
+def test_short_lease_is_given_back_before_its_end() -> None:
+    bench = Bench()
+    bench.lease(16, ttl_ms=150)
+    assert bench.cache.pause_s < 0.1
+    while bench.metrics.leases:
+        bench.after(bench.cache.pause_s)
+        bench.settled()
+    assert bench.permits() == (16, 0, 16, 0)
+    bench.after(20.0)
+    bench.settled()
+    assert bench.cache.pause_s == lease_cache.PAUSE_S
+
+
+def test_late_timer_counts_the_permits_as_expired() -> None:
+    bench = Bench()
+    bench.lease(16)
+    bench.after(4.0)
+    bench.settled()
+    assert bench.permits() == (16, 0, 0, 16)
+
+
+def test_settlements_of_many_clients_are_divided_into_records() -> None:
+    bench = Bench()
+    for number in range(MAX_ROWS + 5):
+        check = Check(f"client-{number}")
+        assert not any(bench.send(check) for _ in range(MIN_CHECKS - 1))
+        bench.send(check)
+        bench.reply(Grant(4, TTL_MS))
+    bench.cache.close()
+    assert [len(rows) for _, rows in bench.cache.take_settlements()] == [MAX_ROWS, 5]
+
+
+def test_close_gives_everything_back() -> None:
+    bench = Bench()
+    lease = bench.lease(16)
+    bench.hit()
+    bob = bench.ask(Check("bob"))
+    bench.cache.close()
+    assert bench.settled() == [
+        SettlementRow("alice", "", (Settlement(lease.id, 1),)),
+        SettlementRow("bob", "", (Settlement(bob.id, 0),)),
+    ]
+    assert bench.metrics.leases == 0
+    assert not bench.hit()
+    assert bench.send(ALICE) == []
+
+
+# --- memory ---
+
+
+def test_clients_without_use_are_forgotten() -> None:
+    bench = Bench()
+    for number in range(50):
+        bench.ask(Check(f"client-{number}"))
+        bench.reply(None)
+    assert bench.cache._count == 50
+    for _ in range(100):
+        bench.after(bench.cache.pause_s)
+        bench.settled()
+    assert bench.cache._count == 0
+    assert not bench.cache._entries
+    assert not bench.cache._looks
+    assert not bench.cache.wants_proof
+
+
+def test_number_of_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_cache, "MAX_ENTRIES", 2)
+    bench = Bench()
+    bench.ask(Check("a"))
+    bench.ask(Check("b"))
+    assert not any(bench.send(Check("c")) for _ in range(50))

@@ -21,7 +21,7 @@ body cannot, so that a broken batch is answered with an error::
     body of a relayed update (the reply partition in the header is -1)
     index   msgpack type    field
     0       integer         version: offset of the record in limit-updates
-    1       string          kind: client, plan, default or reset
+    1       string          kind: client, plan, default or reset; "enable" with the id "holds" enables holds
     2       string          id; empty for the default
     3       string          resource; empty: none
     4       array or nil    policy: [[[max, window_ms], ...]]; nil: deletion or reset
@@ -65,7 +65,7 @@ from stoplog.wire.holds import (
     SettlementBatch,
     SettlementRow,
 )
-from stoplog.wire.limit_updates import Update, check_key
+from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, check_key
 
 HEADER: Final = Struct(">BBiQQ")
 """Version, kind, reply partition, incarnation, number."""
@@ -297,7 +297,8 @@ def _relayed(update: Update) -> Update:
     """Return *update* if a worker can have relayed it. An invalid policy must never come into force."""
     if not 0 <= update.version < 2**63:
         raise UndecodableRecord(f"version {update.version} is not an offset of limit-updates")
-    check_key(update.key)
+    if update.key != ENABLE_HOLDS:
+        check_key(update.key)
     if update.policy is not None:
         check_policy(update.policy)
     return update

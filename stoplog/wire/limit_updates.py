@@ -48,7 +48,8 @@ class UpdateKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 ENABLE_HOLDS: Final = UpdateKey("enable", "holds")
-"""Key of the update after which a partition grants holds (:mod:`stoplog.wire.holds`). It needs no value."""
+"""Key of the update after which a partition grants holds (:mod:`stoplog.wire.holds`). It is in ``checks``
+only: a worker writes it there, and nobody else."""
 
 
 class Signature(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -67,11 +68,11 @@ class Update(msgspec.Struct, frozen=True, array_like=True):
     """A limit update, as workers relay it into ``checks``.
 
     Attributes:
-        version: Its offset in ``limit-updates``.
+        version: Its offset in ``limit-updates``; 0 for :data:`ENABLE_HOLDS`.
         kind: One of :data:`KINDS`, or that of :data:`ENABLE_HOLDS`.
         id: Id of the client or plan; empty for the default.
         resource: The resource that is limited; empty for none.
-        policy: The new policy; ``None`` for a deletion or a reset; unlimited for :data:`ENABLE_HOLDS`.
+        policy: The new policy; ``None`` for a deletion or a reset.
         reply_to: Where to confirm it; ``None`` if no confirmation is wanted.
         order: Offset in the home partition (:func:`stoplog.partitioning.home_of`) of an update of a plan or
             the default. By it all partitions agree which of two updates is later. -1 if the writer gave none.
@@ -103,6 +104,11 @@ class _JsonLimits(msgspec.Struct, forbid_unknown_fields=True):
 _json_limits = msgspec.json.Decoder(_JsonLimits)
 
 
+def enabling_update() -> Update:
+    """Return the update :data:`ENABLE_HOLDS`. It has no record in ``limit-updates``, and so no version."""
+    return Update(0, ENABLE_HOLDS.kind, ENABLE_HOLDS.id, "", UNLIMITED)
+
+
 def encode_update_key(key: UpdateKey) -> bytes:
     """Return the key of a record, such as ``["client","alice",""]``."""
     return to_json(key)
@@ -127,9 +133,7 @@ def decode_update(
         named = _update_key.decode(key or b"")
         check_key(named)
         policy = None
-        if named == ENABLE_HOLDS:
-            policy = UNLIMITED
-        elif value is not None and named.kind != "reset":
+        if value is not None and named.kind != "reset":
             policy = parse_policy(_json_limits.decode(value).limits)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         raise UndecodableRecord(f"not a limit update: {exc}") from exc
@@ -146,8 +150,6 @@ def check_key(key: UpdateKey) -> None:
         InvalidInput: The id or resource is invalid.
         UndecodableRecord: The kind is unknown, or the default has an id.
     """
-    if key == ENABLE_HOLDS:
-        return
     if key.kind not in KINDS:
         raise UndecodableRecord(f"unknown kind {key.kind!r}; use one of {', '.join(KINDS)}")
     if key.kind != "default":

@@ -39,14 +39,20 @@ class HeartbeatSender:
         settings: The worker's settings.
         metrics: Receives the number of partitions by state.
         partition_states: Returns the partitions of this worker.
+        partitions_with_holds: Returns those that grant holds.
     """
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, partition_states: Callable[[], dict[int, PartitionState]]
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        partition_states: Callable[[], dict[int, PartitionState]],
+        partitions_with_holds: Callable[[], list[int]],
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._partition_states = partition_states
+        self._partitions_with_holds = partitions_with_holds
         self._relay_keys = list(settings.keys.announced.values())
         self._stopping = False
         self._producer = kafka.reply_producer(settings.connection, settings.send_timeout_ms)
@@ -70,6 +76,7 @@ class HeartbeatSender:
             stopping=self._stopping,
             lane=self._settings.lane or DEFAULT_LANE,
             relay_keys=self._relay_keys or msgspec.UNSET,
+            holds=self._partitions_with_holds(),
         )
         for state in (RUNNING, RESTORING, STANDBY):
             count = sum(1 for partition in partitions.values() if partition.state == state)

@@ -143,7 +143,12 @@ class Worker:
             lambda: self.app.member,
             lambda: self._heartbeats.send(),
         )
-        self._heartbeats = HeartbeatSender(settings, self.metrics, self.coordinator.partition_states)
+        self._heartbeats = HeartbeatSender(
+            settings,
+            self.metrics,
+            self.coordinator.partition_states,
+            self._consumer.partitions_with_holds,
+        )
         self._watch = ConnectionWatch(settings.connection)
 
     async def run(self) -> int:

@@ -30,7 +30,7 @@ from stoplog_worker.worker import GC_THRESHOLDS
 from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch
-from tests.support.relay import unkeyed
+from tests.support.relay import alone, unkeyed
 
 PARTITIONS = 4
 BATCH = 100
@@ -113,7 +113,8 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
     offset = clients // BATCH + 1
     marker = Marker(offset, START, -1, -1, "", parse_policy(LIMITS))
     owned = [
-        Partition(settings, PARTITIONS, store, marker, producers, metrics, keys=unkeyed()) for store in stores
+        Partition(settings, PARTITIONS, store, marker, producers, metrics, keys=unkeyed(), workers=alone())
+        for store in stores
     ]
     draw = random.Random(seed)
     process = psutil.Process()

@@ -147,6 +147,20 @@ class OldRelease:
         command = [sys.executable, "-c", program, str(self._folder), marker.hex()]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
+    def heartbeat(self, node: str) -> bytes:
+        """Return the heartbeat of a worker of this release."""
+        program = (
+            "import sys; sys.path[:0] = [sys.argv[1]]\n"
+            "from stoplog.wire.heartbeats import Heartbeat, encode_heartbeat\n"
+            "import stoplog\n"
+            "beat = Heartbeat(sys.argv[2], 'worker', stoplog.__version__, 'host', 0, lane='a')\n"
+            "sys.stdout.buffer.write(encode_heartbeat(beat))"
+        )
+        command = [sys.executable, "-c", program, str(self._folder), node]
+        value = subprocess.run(command, capture_output=True, check=True).stdout
+        assert self._version.encode() in value, "not the release's packages"
+        return value
+
 
 def _releases() -> Iterator[tuple[str, str]]:
     """Yield version and commit of each release."""

@@ -30,7 +30,7 @@ from stoplog.wire.holds import (
     SettlementBatch,
     SettlementRow,
 )
-from stoplog.wire.limit_updates import ENABLE_HOLDS, Signature, Update
+from stoplog.wire.limit_updates import Signature, Update, enabling_update
 from tests.support.relay import NEW, OLD, OTHER, authority
 
 PARTITIONS = 2
@@ -164,8 +164,7 @@ def logs(draw: st.DrawFn, min_size: int = 8, max_size: int = 20) -> list[Record]
     for kind in names:
         value: bytes | None
         if kind == "enable":
-            version += 1
-            value = encode_update(Update(version, ENABLE_HOLDS.kind, ENABLE_HOLDS.id, "", UNLIMITED))
+            value = encode_update(enabling_update())
         elif kind == "raise":
             version += 1
             value = encode_update(Update(version, "default", "", "", parse_policy("40/minute")))

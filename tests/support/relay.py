@@ -5,6 +5,7 @@ from __future__ import annotations
 from stoplog_worker.algorithm.relay_keys import NO_KEYS, parse_relay_keys
 from stoplog_worker.algorithm.update_authority import UpdateAuthority
 from stoplog_worker.partition.key_agreement import KeyAgreement
+from stoplog_worker.partition.live_workers import LiveWorkers
 
 OLD, NEW, OTHER = "old:" + "11" * 32, "new:" + "22" * 32, "other:" + "33" * 32
 """Three keys, as STOPLOG_RELAY_KEYS has them."""
@@ -14,7 +15,12 @@ CHECKS_ID, UPDATES_ID = "checks-1", "updates-1"
 
 def unkeyed() -> KeyAgreement:
     """Return the agreement of a worker without keys."""
-    return KeyAgreement("worker-1@host", NO_KEYS)
+    return KeyAgreement(NO_KEYS, alone())
+
+
+def alone() -> LiveWorkers:
+    """Return the other workers of one that has heard of none yet."""
+    return LiveWorkers("worker-1@host")
 
 
 def authority(

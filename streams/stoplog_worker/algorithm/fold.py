@@ -293,7 +293,7 @@ def _settle(
     ledger: Ledger, position: int, now_ms: int, key: Key, state: State, row: HoldRow | SettlementRow
 ) -> Settled:
     """Make the settlements of *row*, and close what its ask gives back."""
-    settled = tuple(settle(state, settlement, now_ms) for settlement in row.settlements)
+    settled = settle(state, row.settlements, now_ms)
     closed = isinstance(row, HoldRow) and row.ask is not None and row.ask.kind == LEASE
     if closed:
         assert isinstance(row, HoldRow)

@@ -60,28 +60,33 @@ def expire_holds(state: State, now_ms: int) -> bool:
     return True
 
 
-def settle(state: State, settlement: Settlement, now_ms: int) -> bool:
-    """Charge what was used of a hold, and close it, or shrink it if the settlement is partial.
+def settle(state: State, settlements: Sequence[Settlement], now_ms: int) -> tuple[bool, ...]:
+    """Charge what was used of holds, and close each, or shrink it if its settlement is partial.
 
     Args:
         state: The state, changed in place. Its ended holds are expired.
-        settlement: The settlement.
+        settlements: The settlements, made one after the other.
         now_ms: Partition time, ms since the Unix epoch.
 
     Returns:
-        Whether the hold was open. If it was not, nothing changes.
+        For each settlement, whether its hold was open. If it was not, nothing changes.
     """
-    for hold in state.holds:
-        if hold.id == settlement.id:
-            _charge(state, now_ms, settlement.used)
-            rest: tuple[Hold, ...] = ()
-            if settlement.partial:
-                units = max(0, hold.units - settlement.used)
-                rest = (Hold(hold.id, hold.kind, hold.ask, hold.end_ms, units),)
-            at = state.holds.index(hold)
-            state.holds = (*state.holds[:at], *rest, *state.holds[at + 1 :])
-            return True
-    return False
+    holds = {hold.id: hold for hold in state.holds} if settlements else {}
+    settled = []
+    for settlement in settlements:
+        hold = holds.get(settlement.id)
+        settled.append(hold is not None)
+        if hold is None:
+            continue
+        _charge(state, now_ms, settlement.used)
+        if settlement.partial:
+            units = max(0, hold.units - settlement.used)
+            holds[hold.id] = Hold(hold.id, hold.kind, hold.ask, hold.end_ms, units)
+        else:
+            del holds[hold.id]
+    if any(settled):
+        state.holds = tuple(holds.values())
+    return tuple(settled)
 
 
 def close_superseded(state: State, ask: Ask) -> bool:

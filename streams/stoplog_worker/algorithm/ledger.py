@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from stoplog.wire.checks import POSITION_BITS, Check
-from stoplog.wire.limit_updates import Update, UpdateKey
+from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, UpdateKey
 from stoplog_worker.algorithm.holds import expire_holds
 from stoplog_worker.algorithm.policy_history import PolicyHistory
 from stoplog_worker.algorithm.sliding_window import Window, is_live, usage
@@ -152,8 +152,12 @@ class Ledger:
         """Apply *update*, which is in force from *position* on; return its effect.
 
         The partition's owner may relay an update twice. The repetition has a version that was already
-        applied, changes nothing, and has no effect (``None``).
+        applied, changes nothing, and has no effect (``None``). Nor has the update that enables holds: it
+        changes no limits.
         """
+        if update.key == ENABLE_HOLDS:
+            self._enable_holds(update, position)
+            return None
         if update.version <= self.applied:
             return None
         # Partition time has reached this record already. Reaching it again does not move it.
@@ -167,6 +171,11 @@ class Ledger:
         self.policies.add(update, position, self.checkpointed.next_offset << POSITION_BITS)
         previous = self.policies.replaced_by(update)
         return UpdateEffect(previous, previous is not None, replay_from)
+
+    def _enable_holds(self, update: Update, position: int) -> None:
+        if not self.policies.holds_enabled(position):
+            self.policies.begin_epoch()
+            self.policies.add(update, position, self.checkpointed.next_offset << POSITION_BITS)
 
     def _reset(self, update: Update, position: int) -> bool:
         """Drop the charges of a client: those of one resource if the update has one, else all.

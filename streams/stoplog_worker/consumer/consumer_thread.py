@@ -46,6 +46,7 @@ from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.changelog_repair import Overtaken
 from stoplog_worker.partition.key_agreement import KeyAgreement
+from stoplog_worker.partition.live_workers import LiveWorkers
 from stoplog_worker.partition.partition import Partition
 from stoplog_worker.partition.phase import PartitionPhase
 from stoplog_worker.recovery_instructions import REBUILD_FROM_LOG, START_EMPTY
@@ -130,7 +131,8 @@ class ConsumerThread(threading.Thread):
         self._producers = Producers(settings.connection, settings.send_timeout_ms, changelogs, metrics)
         self._commands = CommandQueue()
         self._peers = Peers(settings.node_id, settings.lane or DEFAULT_LANE)
-        self._keys = KeyAgreement(settings.node_id, settings.keys)
+        self._workers = LiveWorkers(settings.node_id)
+        self._keys = KeyAgreement(settings.keys, self._workers)
         self._partitions = PartitionSet()
         self._revocation: Revocation | None = None
         self._lapse_ends_at: float | None = None
@@ -187,6 +189,11 @@ class ConsumerThread(threading.Thread):
         owned = self._partitions.in_phase(PartitionPhase.ACTIVE, PartitionPhase.REVOKING)
         lag = self._progress.lag
         return {one.number: PartitionState(RUNNING, lag.get(one.number, 0)) for one in owned}
+
+    def partitions_with_holds(self) -> list[int]:
+        """Return the partitions that this worker owns and that grant holds, for its heartbeat."""
+        owned = self._partitions.in_phase(PartitionPhase.ACTIVE, PartitionPhase.REVOKING)
+        return sorted(one.number for one in owned if one.gate.open)
 
     def stop(self, timeout_s: float) -> list[PartitionStore]:
         """End the thread and return the stores it held; none if it has not ended after *timeout_s*."""
@@ -343,6 +350,7 @@ class ConsumerThread(threading.Thread):
             self._producers,
             self._metrics,
             keys=self._keys,
+            workers=self._workers,
             answer_from=restored.answer_from,
             audited=self._audited,
             tracing=self._tracing,
@@ -436,7 +444,7 @@ class ConsumerThread(threading.Thread):
     def _take_heartbeat(self, message: Any) -> None:
         with suppress(UndecodableRecord):
             heartbeat, now = decode_heartbeat(message.value()), monotonic()
-            self._keys.on_heartbeat(heartbeat, now)
+            self._workers.on_heartbeat(heartbeat, now)
             self._drop(self._partitions.handed_over(self._peers.on_heartbeat(heartbeat, now)))
 
     def _handle_error(self, error: Any, message: Any) -> None:

@@ -13,7 +13,7 @@ from stoplog.wire.audit import source_of
 from stoplog.wire.checks import POSITION_BITS, Batch, Denials, SingleCheck, reply_address
 from stoplog.wire.format import headers_of
 from stoplog.wire.holds import SettlementBatch
-from stoplog.wire.limit_updates import Update
+from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
 from stoplog.wire.replies import (
     Decision,
     Reply,
@@ -34,7 +34,9 @@ from stoplog_worker.partition.canonical_keys import KeyCanonicalizer
 from stoplog_worker.partition.changelog_repair import ChangelogRepair, read_in_background
 from stoplog_worker.partition.checkpoint import Checkpointer
 from stoplog_worker.partition.checkpoint_schedule import CheckpointSchedule
+from stoplog_worker.partition.holds_gate import HoldsGate
 from stoplog_worker.partition.key_agreement import KeyAgreement
+from stoplog_worker.partition.live_workers import LiveWorkers
 from stoplog_worker.partition.phase import PartitionPhase
 from stoplog_worker.partition.update_relay import UpdateRelay
 from stoplog_worker.settings import Settings
@@ -61,6 +63,7 @@ class Partition:
         producers: Send replies, changelog records, relayed updates and dead letters.
         metrics: Count them.
         keys: The relay keys, and the one to sign with.
+        workers: The other workers.
         answer_from: The first offset to answer. The checks before it were answered by another lane.
         audited: Whether there is a topic for the audit.
         tracing: Creates spans; ``None`` when tracing is off.
@@ -77,6 +80,7 @@ class Partition:
         metrics: Metrics,
         *,
         keys: KeyAgreement,
+        workers: LiveWorkers,
         answer_from: int = 0,
         audited: bool = False,
         tracing: PartitionTracing | None = None,
@@ -106,13 +110,19 @@ class Partition:
         )
         self.schedule = CheckpointSchedule(settings.flush_interval_ms / 1_000, number / partitions)
         self._authority = UpdateAuthority(keys.keys, marker.topic_id, marker.updates_id, number)
+        append = partial(producers.relay_update, number)
+
+        def signing_key() -> str | None:
+            return keys.signing_key(monotonic())
+
+        self.gate = HoldsGate(number, self.ledger, workers, append, self._authority, signing_key)
         self.relay = UpdateRelay(
             number,
             partitions,
             self.ledger,
-            partial(producers.relay_update, number),
+            append,
             self._authority,
-            lambda: keys.signing_key(monotonic()),
+            signing_key,
             KeyCanonicalizer(self.ledger, partial(producers.publish_update, number)),
         )
         truncate = partial(producers.truncate_changelog, COUNTERS, number)
@@ -155,6 +165,8 @@ class Partition:
                 self._metrics.updates.labels(folded.refusal.kind).inc()
             self._refuse(message, folded.refused)
         elif isinstance(folded.record, Update):
+            if folded.record.key == ENABLE_HOLDS:
+                return
             self._confirm(folded.record, folded.effect)
             if folded.effect is not None:
                 self._audit(folded.record, folded.effect, message)
@@ -287,6 +299,7 @@ class Partition:
         # A further lane waits until it has read every update that another lane relayed.
         if self.ledger.next_offset >= self._answer_from and not self.audit.behind:
             self.relay.advance()
+            self.gate.advance(now)
         if expired := self._expirer.advance(now, self._partitions):
             self._metrics.swept.inc(len(expired))
             self._expired += expired

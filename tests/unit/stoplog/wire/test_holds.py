@@ -37,7 +37,7 @@ from stoplog.wire.holds import (
     SettlementBatch,
     SettlementRow,
 )
-from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, decode_update, encode_update_key
+from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, decode_update, enabling_update, encode_update_key
 from stoplog.wire.replies import (
     Decision,
     HeldDecision,
@@ -137,13 +137,13 @@ def test_replies_with_holds_have_golden_bytes() -> None:
             decode_reply(value)
 
 
-def test_update_that_enables_holds_is_decoded_whatever_its_value() -> None:
-    for value in (None, b"", b"{}", b'{"limits": ["1/minute"]}'):
-        update = decode_update(7, encode_update_key(ENABLE_HOLDS), value, None)
-        assert update == Update(7, "enable", "holds", "", UNLIMITED)
-        assert decode_checks_record(encode_update(update)) == update
+def test_update_that_enables_holds_is_in_checks_only() -> None:
+    update = enabling_update()
+    assert decode_checks_record(encode_update(update)) == update
     with pytest.raises(UndecodableRecord, match="unknown kind"):
-        decode_update(7, b'["enable", "other", ""]', None, None)
+        decode_update(7, encode_update_key(ENABLE_HOLDS), None, None)
+    with pytest.raises(UndecodableRecord, match="unknown kind"):
+        decode_checks_record(encode_update(Update(0, "enable", "other", "", UNLIMITED)))
 
 
 def refused(value: bytes) -> str:

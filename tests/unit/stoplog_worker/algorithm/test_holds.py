@@ -26,7 +26,7 @@ from stoplog.wire.holds import (
     SettlementBatch,
     SettlementRow,
 )
-from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
+from stoplog.wire.limit_updates import Update, enabling_update
 from stoplog.wire.replies import Decision, HeldDecision
 
 START = 1_764_000_000_000
@@ -42,7 +42,7 @@ class Bench:
         self.ledger = Ledger(NothingStored(), Marker(0, 0, -1, -1, "", default))
         self.offset = self.version = self.after_ms = 0
         if enabled:
-            self.append(encode_update(Update(0, ENABLE_HOLDS.kind, ENABLE_HOLDS.id, "", UNLIMITED)))
+            self.append(encode_update(enabling_update()))
 
     def append(self, value: bytes) -> Folded:
         found = fold(self.ledger, self.offset, START + self.after_ms, value, FAULT)
@@ -111,7 +111,7 @@ def test_records_with_holds_are_refused_until_holds_are_enabled() -> None:
         assert found.record is None
         assert "not enabled" in found.refused
     assert not bench.ledger.states
-    bench.append(encode_update(Update(0, ENABLE_HOLDS.kind, ENABLE_HOLDS.id, "", UNLIMITED)))
+    bench.append(encode_update(enabling_update()))
     assert bench.check().allowed
 
 

@@ -19,7 +19,7 @@ from stoplog_worker.state.store import COUNTERS, POLICIES
 
 from stoplog.client import lease_cache, leased_client
 from stoplog.client.metrics import Metrics
-from stoplog.policy import UNLIMITED, Limit, Policy, parse_policy
+from stoplog.policy import Limit, Policy, parse_policy
 from stoplog.wire.checks import (
     Batch,
     Check,
@@ -28,7 +28,7 @@ from stoplog.wire.checks import (
     encode_update,
 )
 from stoplog.wire.holds import RESERVATION, Ask, HoldRow, Settlement, SettlementBatch, SettlementRow
-from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
+from stoplog.wire.limit_updates import Update, enabling_update
 from stoplog.wire.replies import Decision, HeldDecision
 from tests.support.lease_holder import LeaseHolder, SentBatch
 from tests.support.memory_store import MemoryStore
@@ -43,7 +43,7 @@ FAULT = fault_finder(0, 1)
 RESERVED = (1, 99, 0)
 """Id of the reservation, which the process of holder A asked for."""
 METRICS = Metrics()
-ENABLED = encode_update(Update(0, ENABLE_HOLDS.kind, ENABLE_HOLDS.id, "", UNLIMITED))
+ENABLED = encode_update(enabling_update())
 
 
 class State(NamedTuple):

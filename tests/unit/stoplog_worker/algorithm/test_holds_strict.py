@@ -23,10 +23,10 @@ from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.client import lease_cache
 from stoplog.client.update_proofs import PROOF_S
-from stoplog.policy import UNLIMITED, Policy, parse_policy
+from stoplog.policy import Policy, parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, encode_update
 from stoplog.wire.holds import RESERVATION, Ask, HoldRow, Settlement, SettlementBatch, SettlementRow
-from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
+from stoplog.wire.limit_updates import Update, enabling_update
 from stoplog.wire.replies import Decision, HeldDecision
 from tests.support.lease_holder import LeaseHolder
 from tests.support.ledgers import checkpoint
@@ -81,7 +81,7 @@ class World:
         self.reserved: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.did: Counter[str] = Counter()
         self.incarnations = 0
-        self.append(encode_update(Update(0, ENABLE_HOLDS.kind, ENABLE_HOLDS.id, "", UNLIMITED)))
+        self.append(encode_update(enabling_update()))
         self.holders = [self.a_holder(), self.a_holder()]
         self.heard = [1, 1]
         """How many updates each of them has read."""

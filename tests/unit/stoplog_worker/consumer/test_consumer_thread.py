@@ -27,7 +27,7 @@ from stoplog.policy import parse_policy
 from stoplog.topics import CHECKS, UPDATES
 from stoplog.wire.checks import Check
 from tests.support.memory_store import Changelogs, MemoryStore
-from tests.support.relay import unkeyed
+from tests.support.relay import alone, unkeyed
 
 CLIENTS = [name for name in map("c-{}".format, range(20_000)) if partition_of(name, 4) == 0]
 
@@ -78,7 +78,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     marker = Marker(0, 0, -1, -1, "topic", parse_policy("100/minute"))
     store = MemoryStore(0)
     store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
-    partition = Partition(settings, 4, store, marker, producers, metrics, keys=unkeyed())
+    partition = Partition(settings, 4, store, marker, producers, metrics, keys=unkeyed(), workers=alone())
     thread._partitions.add(partition, monotonic() - 1_000)  # its first checkpoint is due
     thread._reported_at = monotonic() + 1_000  # no broker knows the lag
     yield Bench(thread, partition, lease, waits, changelogs)

@@ -17,7 +17,7 @@ from stoplog.wire.replies import Decision, Reply, decode_reply
 from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
 from tests.support.records import Message
-from tests.support.relay import unkeyed
+from tests.support.relay import alone, unkeyed
 
 FIRST = Marker(0, 0, -1, -1, "topic", parse_policy("3/minute"))
 
@@ -61,6 +61,7 @@ def opened(answer_from: int) -> tuple[Partition, Sent]:
         cast("Producers", sent),
         Metrics(),
         keys=unkeyed(),
+        workers=alone(),
         answer_from=answer_from,
     )
     owned.schedule.start(0.0)

@@ -25,7 +25,7 @@ from tests.support.ledgers import FIRST_MARKER
 from tests.support.memory_store import Changelogs, MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, START
 from tests.support.records import Message
-from tests.support.relay import unkeyed
+from tests.support.relay import alone, unkeyed
 
 CLIENT = CLIENTS[0]
 SOURCE = ChangeSource("ops", "10.0.0.7", "r-1")
@@ -71,7 +71,15 @@ class Bench:
         settings = Settings(kafka="127.0.0.1:1", home=folder)
         marker = store.marker() or FIRST_MARKER
         self.partition = Partition(
-            settings, PARTITIONS, store, marker, producers, Metrics(), keys=unkeyed(), audited=True
+            settings,
+            PARTITIONS,
+            store,
+            marker,
+            producers,
+            Metrics(),
+            keys=unkeyed(),
+            workers=alone(),
+            audited=True,
         )
 
     def take(self, offset: int, update: Update, source: ChangeSource | None = SOURCE) -> None:

@@ -10,7 +10,7 @@ from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.partition import Partition
 from stoplog_worker.settings import Settings
 
-from stoplog.policy import UNLIMITED, parse_policy
+from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, encode_update
 from stoplog.wire.holds import (
     RESERVATION,
@@ -21,12 +21,12 @@ from stoplog.wire.holds import (
     SettlementBatch,
     SettlementRow,
 )
-from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
+from stoplog.wire.limit_updates import enabling_update
 from stoplog.wire.replies import HeldDecision, Reply, SettlementReply, decode_any_reply
 from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, STRANGER
 from tests.support.records import Message
-from tests.support.relay import unkeyed
+from tests.support.relay import alone, unkeyed
 
 CLIENT = CLIENTS[0]
 HELD = (7, 1, 0)
@@ -64,7 +64,9 @@ def opened() -> tuple[Partition, Sent]:
     first = Marker(0, 0, -1, -1, "topic", parse_policy("10/minute"))
     producers = cast("Producers", sent)
     store = MemoryStore(PARTITION)
-    return Partition(Settings(), PARTITIONS, store, first, producers, Metrics(), keys=unkeyed()), sent
+    return Partition(
+        Settings(), PARTITIONS, store, first, producers, Metrics(), keys=unkeyed(), workers=alone()
+    ), sent
 
 
 RESERVE = Batch(
@@ -74,8 +76,7 @@ RESERVE = Batch(
 
 def test_records_with_holds_are_answered_in_format_version_2() -> None:
     one, sent = opened()
-    enable = Update(0, ENABLE_HOLDS.kind, ENABLE_HOLDS.id, "", UNLIMITED)
-    one.take(Message(0, encode_update(enable)))
+    one.take(Message(0, encode_update(enabling_update())))
     one.take(Message(1, encode_batch(RESERVE)))
     rows = [
         SettlementRow(CLIENT, "", (Settlement(HELD, 1), Settlement(HELD, 1))),
@@ -91,7 +92,7 @@ def test_records_with_holds_are_answered_in_format_version_2() -> None:
     assert (plain.remaining, plain.firm_ms, plain.grant) == (9, -1, None)
     assert (held.remaining, held.firm_ms, held.grant) == (5, 0, Grant(4, 60_000))
     assert isinstance(settled, SettlementReply)
-    assert (settled.number, settled.offset, settled.applied) == (2, 2, 0)
+    assert (settled.number, settled.offset, settled.applied) == (2, 2, -1)
     assert settled.answers[0] == (True, False)
     assert isinstance(settled.answers[1], str)
     assert sent.letters == [settled.answers[1]]

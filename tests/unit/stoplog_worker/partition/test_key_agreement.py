@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from stoplog_worker.algorithm.relay_keys import parse_relay_keys
-from stoplog_worker.partition.key_agreement import EXPIRY_S, KeyAgreement
+from stoplog_worker.partition.key_agreement import KeyAgreement
+from stoplog_worker.partition.live_workers import EXPIRY_S, LiveWorkers
 
 from stoplog.wire.heartbeats import Heartbeat, decode_heartbeat
 from tests.support.relay import NEW, OLD, OTHER
@@ -18,14 +19,20 @@ class Workers:
     """This worker with keys, and the heartbeats of others."""
 
     def __init__(self, *keys: str) -> None:
-        self.agreement = KeyAgreement("me@host", parse_relay_keys(",".join(keys)))
+        self.keys = parse_relay_keys(",".join(keys))
+        self.forget()
         for seconds in range(int(EXPIRY_S), -1, -2):
             self.hear("me@host", at=NOW - seconds)
+
+    def forget(self) -> None:
+        """Start again, without heartbeats."""
+        self.live = LiveWorkers("me@host")
+        self.agreement = KeyAgreement(self.keys, self.live)
 
     def hear(self, node: str, *keys: str, at: float = NOW, **fields: Any) -> None:
         announced = list(parse_relay_keys(",".join(keys)).announced.values())
         beat = Heartbeat(node, "worker", "0.3.0", "host", 0, relay_keys=announced, **fields)
-        self.agreement.on_heartbeat(beat, at)
+        self.live.on_heartbeat(beat, at)
 
     def key(self, now: float = NOW) -> str | None:
         self.hear("me@host", at=now)
@@ -54,7 +61,7 @@ def test_no_key_signs_while_a_live_worker_has_none_of_them(caplog: pytest.LogCap
 def test_worker_of_the_earlier_release_announces_no_keys() -> None:
     workers = Workers(OLD)
     value = b'{"id": "w@h", "role": "worker", "version": "0.2.0", "host": "h", "at_ms": 0, "lane": "a"}'
-    workers.agreement.on_heartbeat(decode_heartbeat(value), NOW)
+    workers.live.on_heartbeat(decode_heartbeat(value), NOW)
     assert workers.key() is None
 
 
@@ -69,7 +76,7 @@ def test_worker_that_stops_no_longer_matters() -> None:
 def test_own_heartbeats_and_those_of_gateways_do_not_matter() -> None:
     workers = Workers(OLD)
     workers.hear("me@host")
-    workers.agreement.on_heartbeat(Heartbeat("g", "gateway", "0.3.0", "host", 0), NOW)
+    workers.live.on_heartbeat(Heartbeat("g", "gateway", "0.3.0", "host", 0), NOW)
     assert workers.key() == "old"
 
 
@@ -81,7 +88,7 @@ def test_another_key_under_the_same_id_is_another_key() -> None:
 
 def test_no_key_signs_before_all_workers_can_have_been_heard() -> None:
     workers = Workers(OLD)
-    workers.agreement = KeyAgreement("me@host", parse_relay_keys(OLD))
+    workers.forget()
     assert workers.agreement.signing_key(NOW) is None
     for seconds in (0.0, 2.0, 4.0, EXPIRY_S - 0.1):
         assert workers.key(NOW + seconds) is None
@@ -100,7 +107,7 @@ def test_no_key_signs_while_this_worker_receives_no_heartbeats() -> None:
 def test_worker_that_never_receives_its_own_heartbeats_says_why_changes_wait(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    agreement = KeyAgreement("me@host", parse_relay_keys(OLD))
+    agreement = KeyAgreement(parse_relay_keys(OLD), LiveWorkers("me@host"))
     for seconds in (0.0, EXPIRY_S, 2 * EXPIRY_S):
         assert agreement.signing_key(NOW + seconds) is None
     assert not caplog.text, "it may have just started"
@@ -118,4 +125,4 @@ def test_dead_workers_take_no_memory() -> None:
     workers = Workers(OLD)
     for number in range(100):
         workers.hear(f"w{number}@host", at=NOW + number * EXPIRY_S)
-    assert len(workers.agreement._announced) == 1
+    assert len(workers.live._heard) == 1

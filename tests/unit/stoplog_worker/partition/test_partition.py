@@ -28,7 +28,7 @@ from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
 from tests.support.memory_store import Changelogs, MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
 from tests.support.records import Message
-from tests.support.relay import unkeyed
+from tests.support.relay import alone, unkeyed
 
 
 def producers_to(changelogs: Changelogs) -> Any:
@@ -52,7 +52,9 @@ class Checkpointing:
         marker = Marker(0, 0, -1, -1, "topic", parse_policy("1000/minute"))
         store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
         producers = producers_to(self.changelogs)
-        self.partition = Partition(settings, PARTITIONS, store, marker, producers, Metrics(), keys=unkeyed())
+        self.partition = Partition(
+            settings, PARTITIONS, store, marker, producers, Metrics(), keys=unkeyed(), workers=alone()
+        )
         self.now, self.offset = 0.0, 0
         self.partition.schedule.start(self.now)
 
@@ -120,7 +122,14 @@ def test_first_checkpoint_writes_the_marker_before_any_counter(tmp_path: Path) -
     settings = Settings(kafka="127.0.0.1:1", home=tmp_path)
     store = MemoryStore(PARTITION)
     partition = Partition(
-        settings, PARTITIONS, store, first, producers_to(changelogs), Metrics(), keys=unkeyed()
+        settings,
+        PARTITIONS,
+        store,
+        first,
+        producers_to(changelogs),
+        Metrics(),
+        keys=unkeyed(),
+        workers=alone(),
     )
     ledger = partition.ledger
     now = ledger.advance(40, 1_000)

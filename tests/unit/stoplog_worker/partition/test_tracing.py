@@ -21,7 +21,7 @@ from tests.support.ledgers import FIRST_MARKER
 from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
 from tests.support.records import Message
-from tests.support.relay import unkeyed
+from tests.support.relay import alone, unkeyed
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SAMPLED = [("traceparent", f"00-{TRACE}-b7ad6b7169203331-01".encode())]
@@ -50,7 +50,15 @@ def replies_to(folder: Path, message: Message, tracing: PartitionTracing | None)
     )
     settings, store = Settings(home=folder), MemoryStore(PARTITION)
     partition = Partition(
-        settings, PARTITIONS, store, FIRST_MARKER, producers, Metrics(), keys=unkeyed(), tracing=tracing
+        settings,
+        PARTITIONS,
+        store,
+        FIRST_MARKER,
+        producers,
+        Metrics(),
+        keys=unkeyed(),
+        workers=alone(),
+        tracing=tracing,
     )
     partition.take(message)
     return len(replies)

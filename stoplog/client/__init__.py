@@ -6,7 +6,7 @@ A check passes these modules in this order:
 module                 what happens there
 =====================  ===============================================================================
 ``limiter``            The program calls ``Limiter``. (``blocking`` is the same for threads.)
-``batcher``            The deny cache may answer at once; otherwise the check goes to its partition.
+``batcher``            A lease or the deny cache may answer at once; else the check goes to its partition.
 ``partition_queue``    The check joins a batch, which waits for the batch before it.
 ``batch_sender``       The batch becomes a record.
 ``transport``          Kafka: the record goes out, and the reply comes in.

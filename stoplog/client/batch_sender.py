@@ -8,11 +8,13 @@ from typing import Protocol
 from stoplog.client.fail_open import UNPUBLISHED
 from stoplog.client.in_flight import InFlight
 from stoplog.client.instrumentation import Instrumentation, PublishedRecord
+from stoplog.client.lease_cache import LeaseCache
 from stoplog.client.metrics import Metrics
 from stoplog.client.pending_batch import PendingBatch
 from stoplog.errors import Unavailable
 from stoplog.wire.checks import Batch, encode_batch
 from stoplog.wire.format import NO_REPLY
+from stoplog.wire.holds import HoldRow
 
 
 class CheckTransport(Protocol):
@@ -37,6 +39,7 @@ class BatchSender:
     Args:
         transport: Publishes the records.
         in_flight: Keeps the batches that await a reply.
+        leases: Returns what batches ask and settle.
         metrics: Counts batches and failures.
         instrumentation: Observes each batch that is sent, if given.
         clock: Returns seconds.
@@ -46,12 +49,14 @@ class BatchSender:
         self,
         transport: CheckTransport,
         in_flight: InFlight,
+        leases: LeaseCache,
         metrics: Metrics,
         instrumentation: Instrumentation | None,
         clock: Callable[[], float],
     ) -> None:
         self._transport = transport
         self._in_flight = in_flight
+        self._leases = leases
         self._metrics = metrics
         self._instrumentation = instrumentation
         self._clock = clock
@@ -60,8 +65,10 @@ class BatchSender:
         """Publish *batch* and expect a reply. Return whether that succeeded; if not, its checks fail open."""
         batch.sent_at = self._clock()
         self._in_flight.add(batch)
-        if self._publish(batch, self._transport.reply_partition):
+        rows, batch.asks = self._leases.rows(batch.partition, batch.checks, batch.marked, bool(batch.futures))
+        if self._publish(batch, self._transport.reply_partition, rows):
             return True
+        self._leases.abandon(batch.asks)
         self._in_flight.take(batch.number)
         batch.cancel_timer()
         batch.degrade(UNPUBLISHED, self._metrics, self._clock())
@@ -69,11 +76,12 @@ class BatchSender:
 
     def send_without_reply(self, batch: PendingBatch) -> None:
         """Publish *batch*; no worker replies to it."""
-        self._publish(batch, NO_REPLY)
+        self._publish(batch, NO_REPLY, None)
 
-    def _publish(self, batch: PendingBatch, reply_partition: int) -> bool:
+    def _publish(self, batch: PendingBatch, reply_partition: int, rows: list[HoldRow] | None) -> bool:
         checks = len(batch.checks)
-        value = encode_batch(Batch(reply_partition, self._transport.incarnation, batch.number, batch.checks))
+        incarnation = self._transport.incarnation
+        value = encode_batch(Batch(reply_partition, incarnation, batch.number, batch.checks, rows))
         record = None if self._instrumentation is None else self._instrumentation.on_send(batch)
         try:
             self._transport.send_checks(batch.partition, value, batch.number, checks, record)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable
+from functools import partial
 
 from stoplog.client.answer import Answer, Outcome, PendingAnswer
 from stoplog.client.batch_sender import BatchSender, CheckTransport
@@ -23,6 +24,7 @@ from stoplog.client.fail_open import OVERLOAD, STOPPING, Deadlines, degraded_ans
 from stoplog.client.in_flight import InFlight
 from stoplog.client.instrumentation import Instrumentation
 from stoplog.client.lane_divergence import DivergenceDetector
+from stoplog.client.lease_cache import LeaseCache
 from stoplog.client.metrics import Metrics
 from stoplog.client.partition_queue import PartitionQueue
 from stoplog.client.pending_batch import PendingBatch
@@ -42,6 +44,7 @@ class Batcher:
         metrics: Counts checks and batches.
         mode: Learns when a partition's circuit breaker opens and closes.
         denials: Answers checks that are known to be denied.
+        leases: Answers checks that permits cover.
         rejections: Counts rejected checks by client.
         partitions: Number of partitions of ``checks``.
         deadline_s: Seconds until a check fails open.
@@ -49,7 +52,7 @@ class Batcher:
         max_in_flight: Checks that may wait for an answer.
         instrumentation: Observes checks and batches, if given.
         clock: Returns monotonic seconds, at a finer resolution than the time of some event loops. The deny
-            cache must use the same clock.
+            cache and the lease cache must use the same clock.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Batcher:
         metrics: Metrics,
         mode: DegradedMode,
         denials: DenyCache,
+        leases: LeaseCache,
         rejections: Rejections,
         *,
         partitions: int,
@@ -71,14 +75,15 @@ class Batcher:
         self._loop = loop
         self._metrics = metrics
         self._denials = denials
+        self._leases = leases
         self._rejections = rejections
         self._max_in_flight = max_in_flight
         self._instrumentation = instrumentation
         self._clock = clock
         self._partitions = partitions
-        self._in_flight = InFlight()
+        self._in_flight = InFlight(partial(leases.get, renew=False))
         self._divergence = DivergenceDetector(metrics, partitions, clock)
-        sender = BatchSender(transport, self._in_flight, metrics, instrumentation, clock)
+        sender = BatchSender(transport, self._in_flight, leases, metrics, instrumentation, clock)
         deadlines = Deadlines(loop, deadline_s, self._on_deadline)
         self._queues = [
             PartitionQueue(index, loop, self._in_flight, sender, deadlines, mode, metrics, clock, max_misses)
@@ -93,25 +98,33 @@ class Batcher:
     def ask(self, check: Check, fails_closed: bool = False) -> PendingAnswer:
         """Return the answer to *check* if it need not wait, else a future that resolves to it.
 
-        A check need not wait if the deny cache holds its denial, or if it fails open or closed at once.
+        A check need not wait if permits of a lease cover it, if the deny cache holds its denial, or if it
+        fails open or closed at once.
 
         Args:
             check: The check.
             fails_closed: Deny the check if the store does not decide it; by default, allow it.
         """
-        if (denial := self._denials.get(check)) is not None:
-            return self._denied(check, denial)
+        if (answer := self._leases.get(check)) is not None:
+            return self._leased(check, answer)
+        if self._denials.knows(check.client):
+            # The log may deny a check that permits cover: it counts them as spent.
+            if (answer := self._leases.get(check, renew=False)) is not None:
+                return self._leased(check, answer)
+            if (answer := self._denials.get(check)) is not None:
+                return self._known(check, answer)
         metrics = self._metrics
         queue = self._queues[partition_of(check.client, self._partitions)]
         if queue.breaker.state is not CLOSED and not self._closed:
-            if (denial := self._denials.get(check, failing_open=True)) is not None:
-                return self._denied(check, denial)
+            if (answer := self._answer_without_log(check)) is not None:
+                return answer
             metrics.received += 1
-            queue.gather(check)
+            if fails_closed or not self._leases.spend(check):
+                queue.gather(check)
             return self._degrade(check, queue.breaker.state, fails_closed, queue.filling)
         if metrics.in_flight >= self._max_in_flight or self._closed:
-            if (denial := self._denials.get(check, failing_open=True)) is not None:
-                return self._denied(check, denial)
+            if (answer := self._answer_without_log(check)) is not None:
+                return answer
             metrics.received += 1
             metrics.uncounted += 1
             return self._degrade(check, STOPPING if self._closed else OVERLOAD, fails_closed, None)
@@ -120,6 +133,8 @@ class Batcher:
         if queue.enqueue(check, future, self._turn_began or self._begin_turn()) and queue.slot is None:
             self._schedule(queue)
         metrics.in_flight += 1
+        if self._leases.note(queue.index, check) and queue.filling is not None:
+            queue.filling.mark_last()
         if fails_closed and queue.filling is not None:
             queue.filling.fail_closed(future)
         if self._instrumentation is not None and queue.filling is not None:
@@ -134,8 +149,8 @@ class Batcher:
         queue = self._queues[partition_of(check.client, self._partitions)]
         if queue.breaker.state is not CLOSED or self._closed:
             return self.ask(check, fails_closed)
-        if (denial := self._denials.get(check, failing_open=True)) is not None:
-            return self._denied(check, denial)
+        if (answer := self._answer_without_log(check)) is not None:
+            return answer
         self._metrics.received += 1
         if queue.enqueue_without_reply(check):
             self._schedule(queue)
@@ -154,10 +169,25 @@ class Batcher:
         if self._instrumentation is not None and queue.no_reply is not None:
             self._instrumentation.on_publish_only(queue.no_reply)
 
-    def _denied(self, check: Check, denial: Answer) -> Answer:
+    def _answer_without_log(self, check: Check) -> Answer | None:
+        """Return the answer to a check that otherwise fails open, if it is certain."""
+        if (answer := self._leases.get(check, renew=False)) is not None:
+            return self._leased(check, answer)
+        if (answer := self._denials.get(check, failing_open=True)) is not None:
+            return self._known(check, answer)
+        return None
+
+    def _leased(self, check: Check, answer: Answer) -> Answer:
+        metrics = self._metrics
+        metrics.received += 1
+        metrics.allowed += 1
+        metrics.latency.observe(0.0)
+        return self._known(check, answer)
+
+    def _known(self, check: Check, answer: Answer) -> Answer:
         if self._instrumentation is not None:
-            self._instrumentation.on_answer(check, denial, None)
-        return denial
+            self._instrumentation.on_answer(check, answer, None)
+        return answer
 
     def _degrade(self, check: Check, reason: str, fails_closed: bool, batch: PendingBatch | None) -> Answer:
         answer = degraded_answer(reason, fails_closed)
@@ -202,6 +232,8 @@ class Batcher:
             self._divergence.remember(batch.partition, reply)
             queue = self._queues[batch.partition]
             slot_freed = queue.on_reply(batch)
+            if batch.asks or reply.error is not None:
+                self._leases.learn(batch.partition, batch.asks, reply, batch.sent_at)
             self._denials.learn(batch.partition, batch.checks, reply, batch.sent_at)
             batch.resolve(reply, self._metrics, self._rejections, now)
             if slot_freed:
@@ -225,6 +257,7 @@ class Batcher:
         self._metrics.uncounted += checks
         batch = self._in_flight.give_up(number)
         if batch is not None:
+            self._leases.abandon(batch.asks)
             self._queues[batch.partition].on_undelivered(batch)
 
     def on_lanes(self, lanes: int) -> None:
@@ -232,6 +265,7 @@ class Batcher:
         self._divergence.lanes = lanes
 
     def _on_deadline(self, batch: PendingBatch) -> None:
+        self._leases.abandon(batch.asks)
         self._queues[batch.partition].on_deadline(batch)
 
     def on_broker_down(self, why: str) -> None:
@@ -262,6 +296,7 @@ class Batcher:
         """Accept no more checks. Checks that wait may still be answered."""
         self._closed = True
         self._denials.close()
+        self._leases.close()
 
     def waiting(self) -> list[Future[Outcome]]:
         """Return the futures of all checks that wait."""

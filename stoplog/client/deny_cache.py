@@ -4,8 +4,9 @@ This module is pure: it uses neither Kafka nor timers.
 
 A denial states when the same check would be allowed if the client spent nothing more. What the client spends
 meanwhile only delays that time. Until then the log denies the same check: of the same client, plan, resource
-and cost. Only a limit update can change that: of a policy, a plan or the default, or a reset. This gives
-three conditions. While all of them hold, the log would deny the check as well:
+and cost. Only charges count for that time, because what others hold may come back earlier (:func:`firm_ms`).
+So only a limit update can change it: of a policy, a plan or the default, or a reset. This gives three
+conditions. While all of them hold, the log would deny the check as well:
 
 - *Time.* A denial holds from the *sending* of its check, which was not later than partition time at its
   record. It holds for slightly less than it states (:data:`MARGIN`), and never longer than
@@ -38,7 +39,7 @@ from stoplog.client.metrics import Metrics
 from stoplog.client.update_proofs import PROOF_S, PartitionProof, UpdateProofs
 from stoplog.wire.checks import Check, Denied
 from stoplog.wire.limit_updates import UpdateKey
-from stoplog.wire.replies import Decision, Reply
+from stoplog.wire.replies import Decision, HeldDecision, Reply
 
 MAX_HOLD_S: Final = 60.0
 """Maximum seconds that a denial holds, including a denial that only an update can end. It bounds the error if
@@ -77,7 +78,7 @@ class _Denial:
         self.decision = decision
         self.home = home
         self.learned_at = learned_at
-        wait_ms = decision.retry_after_ms
+        wait_ms = firm_ms(decision)
         hold_s = inf if wait_ms is None else (wait_ms - wait_ms / MARGIN) / 1_000
         self.until = self.exact_until = sent_at + min(hold_s, MAX_HOLD_S)
         if check.cost > 1 and decision.limit != 0:
@@ -97,6 +98,17 @@ class _Denial:
             None if wait_ms is None else wait_ms - elapsed_ms,
             decision.policy_version,
         )
+
+
+def firm_ms(decision: Decision) -> int | None:
+    """Return for how many ms a denial stands, whatever happens but a limit update; ``None``: without end.
+
+    Units that are held may be given back at any time. So a denial that depends on them is shorter than its
+    ``retry_after_ms``.
+    """
+    if isinstance(decision, HeldDecision) and decision.firm_ms != -1:
+        return decision.firm_ms
+    return decision.retry_after_ms
 
 
 class DenyCache:
@@ -153,6 +165,10 @@ class DenyCache:
         metrics.latency.observe(0.0)
         return denial.answer(now)
 
+    def knows(self, client: str) -> bool:
+        """Return whether there may be a denial of *client*."""
+        return client in self._clients
+
     def learn(self, partition: int, checks: Sequence[Check], reply: Reply, sent_at: float) -> None:
         """Store the denials in *reply* to *checks*, a batch of *partition* that was sent at *sent_at*.
 
@@ -160,7 +176,7 @@ class DenyCache:
         """
         clients = self._clients
         for check, answer in zip(checks, reply.answers, strict=False):
-            if type(answer) is Decision and check.cost:
+            if isinstance(answer, Decision) and check.cost:
                 if not answer.allowed:
                     self._store(partition, check, answer, reply.applied, sent_at)
                 elif check.client in clients:

@@ -27,6 +27,7 @@ from stoplog.client.cluster_status import (
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
 from stoplog.client.instrumentation import Instrumentation
+from stoplog.client.lease_cache import LeaseCache
 from stoplog.client.limits_admin import LimitsAdmin
 from stoplog.client.metrics import Metrics
 from stoplog.client.node_registry import NodeRegistry
@@ -40,8 +41,10 @@ from stoplog.clock import now
 from stoplog.errors import TopicError, Unavailable
 from stoplog.kafka.partition_count import explain_difference
 from stoplog.topics import CHECKS, REPLIES
-from stoplog.wire.checks import Denials, encode_denials
+from stoplog.wire.checks import Denials, encode_denials, encode_settlements
+from stoplog.wire.format import NO_REPLY
 from stoplog.wire.heartbeats import HEARTBEAT_S, Heartbeat, StampedHeartbeat, encode_heartbeat
+from stoplog.wire.holds import SettlementBatch
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import LookupReply, Reply, UpdateReply
 
@@ -125,6 +128,7 @@ class Engine:
         self.nodes = NodeRegistry()
         self.rejections = Rejections(time.monotonic)
         self.denials = DenyCache(metrics, partitions, settings.deny_cache, now)
+        self.leases = LeaseCache(metrics, partitions, self.incarnation, settings.lease_max_ms, now)
         self.failure: str | None = None
         self.failed = asyncio.Event()
         self._settings = settings
@@ -141,7 +145,7 @@ class Engine:
         self._has_position = False
         self._broker_answered = asyncio.Event()
         self._started = False
-        metrics.degraded_partitions = metrics.deny_entries = 0
+        metrics.degraded_partitions = metrics.deny_entries = metrics.leases = 0
 
     # --- start and stop -----------------------------------------------------------------------
 
@@ -160,7 +164,7 @@ class Engine:
             reply_partition=self._reply_partition,
             publish_timeout_ms=settings.publish_timeout_ms,
             partitions=partitions,
-            follow_updates=settings.deny_cache > 0,
+            follow_updates=bool(settings.deny_cache or settings.lease_max_ms),
             loop=loop,
             listener=self,
         )
@@ -170,6 +174,7 @@ class Engine:
             self._metrics,
             self.mode,
             self.denials,
+            self.leases,
             self.rejections,
             partitions=partitions,
             deadline_s=settings.deadline_ms / 1000,
@@ -197,8 +202,12 @@ class Engine:
             await asyncio.to_thread(transport.stop)
             raise
         self._started = True
-        self._housekeeping = loop.create_task(self._keep_house())
-        self._housekeeping.add_done_callback(self._on_housekeeping_end)
+        tasks = [self._keep_house()]
+        if settings.lease_max_ms:
+            tasks.append(self._settle_leases())
+        self._housekeeping = [loop.create_task(task) for task in tasks]
+        for task in self._housekeeping:
+            task.add_done_callback(self._on_housekeeping_end)
 
     async def stop(self) -> None:
         """Stop. Every check that waits gets its answer first."""
@@ -207,8 +216,10 @@ class Engine:
         if waiting := self.batcher.waiting():
             await asyncio.wait(waiting, timeout=self._settings.deadline_ms / 1000)
         self.batcher.stop()
-        self._housekeeping.cancel()
+        for task in self._housekeeping:
+            task.cancel()
         self._publish_denials()
+        self._publish_settlements()
         self._publish_heartbeat(stopping=True)
         await asyncio.to_thread(self.transport.stop)
         self.mode.on_stop()
@@ -309,17 +320,19 @@ class Engine:
         self.nodes.record(heartbeats, time.monotonic())
 
     def on_updates(self, updates: list[tuple[int, Update]]) -> None:
-        """Remove denials that the updates may concern."""
+        """Remove denials, and end leases, that the updates may concern."""
         for partition, update in updates:
             self.denials.on_update(partition, update.key, update.version)
+            self.leases.on_update(partition, update.key, update.version)
 
     def on_updates_read(self, partitions: list[int], at: float) -> None:
-        """Extend the proof by which denials are used."""
+        """Extend the proof by which denials and leases are used."""
         self.denials.on_proof(partitions, at)
+        self.leases.on_proof(partitions, at)
 
     def wants_proof(self) -> bool:
         """Return whether a proof would be used. Any thread."""
-        return self.denials.wants_proof
+        return self.denials.wants_proof or self.leases.wants_proof
 
     def on_denials_lost(self, checks: int) -> None:
         """Count denied checks that are missing from the log."""
@@ -366,8 +379,10 @@ class Engine:
             self.batcher.probe(broker_in_doubt=self._view is not None and self._view.error is not None)
             self.mode.on_tick(healthy=self.batcher.healthy)
             self._overload.on_tick()
-            self.batcher.on_lanes(self.nodes.lanes(time.monotonic()))
-            if (at := time.monotonic()) >= heartbeat_at:
+            at = time.monotonic()
+            self.batcher.on_lanes(self.nodes.lanes(at))
+            self.leases.enable(self.nodes.partitions_with_holds(at))
+            if at >= heartbeat_at:
                 heartbeat_at = at + HEARTBEAT_S
                 self._publish_heartbeat()
             if at >= denials_at:
@@ -391,6 +406,18 @@ class Engine:
                 self.transport.send_denials(partition, value, checks)
             except Unavailable:
                 self.on_denials_lost(checks)
+
+    async def _settle_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self.leases.pause_s)
+            self._publish_settlements()
+
+    def _publish_settlements(self) -> None:
+        for partition, rows in self.leases.take_settlements():
+            value = encode_settlements(SettlementBatch(NO_REPLY, self.incarnation, 0, rows))
+            # Leases that are not settled end in the log, which then charges all of them.
+            with suppress(Unavailable):
+                self.transport.send_settlements(partition, value)
 
     def _publish_heartbeat(self, *, stopping: bool = False) -> None:
         heartbeat = Heartbeat(

@@ -10,7 +10,8 @@ closed*: ``allowed`` is false, and ``retry_after_ms`` is :data:`RETRY_MS`. Both 
 ``on_unavailable`` never enters the record of the check, so the store decides both kinds alike.
 
 Without a degraded answer, the gateway itself denies only a check that the store is certain to deny
-(:mod:`stoplog.client.deny_cache`).
+(:mod:`stoplog.client.deny_cache`), and allows only one that the store has counted in advance
+(:mod:`stoplog.client.lease_cache`). It also does so instead of a degraded answer.
 
 Failing open or closed skips the decision, not the count. A check is published wherever that is possible, and
 a published check counts against its client as soon as a worker reads it. So a check that failed closed may

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
-from stoplog.client.pending_batch import PendingBatch
+from stoplog.client.pending_batch import PendingBatch, Rescue, no_rescue
 
 MAX_GIVEN_UP: Final = 65_536
 """Batches given up whose late reply is still recognized as late: at most 10 MB of numbers."""
@@ -28,18 +28,23 @@ def _random_numbers() -> Iterator[int]:
 
 
 class InFlight:
-    """Batches in flight, by number."""
+    """Batches in flight, by number.
 
-    __slots__ = ("_batches", "_given_up", "_numbers")
+    Args:
+        rescue: See :class:`~stoplog.client.pending_batch.PendingBatch`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_batches", "_given_up", "_numbers", "_rescue")
+
+    def __init__(self, rescue: Rescue = no_rescue) -> None:
+        self._rescue = rescue
         self._batches: dict[int, PendingBatch] = {}
         self._given_up: OrderedDict[int, int] = OrderedDict()
         self._numbers = _random_numbers()
 
     def new_batch(self, partition: int) -> PendingBatch:
         """Return an empty batch with a number of its own; it is not in flight before :meth:`add`."""
-        return PendingBatch(next(self._numbers), partition)
+        return PendingBatch(next(self._numbers), partition, self._rescue)
 
     def add(self, batch: PendingBatch) -> None:
         """Expect a reply to *batch* from now on."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from stoplog.client.cluster_status import Node
 from stoplog.wire.heartbeats import StampedHeartbeat
 
@@ -48,6 +50,12 @@ class NodeRegistry:
             for n, arrived in ((stamped.heartbeat, arrived) for stamped, arrived in self._last.values())
         ]
         return sorted(nodes, key=lambda node: (node.role, node.lane, node.id))
+
+    def partitions_with_holds(self, now: float) -> set[int]:
+        """Return the partitions that grant holds, as the workers alive at *now* announce."""
+        alive = {node.id for node in self.alive(now)}
+        announced = (self._last[id_][0].heartbeat.holds for id_ in alive)
+        return {partition for one in announced if one is not msgspec.UNSET for partition in one}
 
     def lanes(self, now: float) -> int:
         """Return how many lanes have a worker that is alive at *now*."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from asyncio import Future, TimerHandle
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
-from stoplog.client.answer import Outcome, from_decision
+from stoplog.client.answer import Answer, Outcome, from_decision
 from stoplog.client.fail_open import REJECTED_BATCH, REPLAYED, degraded_answer
+from stoplog.client.leased_client import SentAsk
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.errors import InvalidInput
@@ -20,12 +22,28 @@ MAX_BYTES: Final = 900 * 1024
 """Upper bound of a batch's :attr:`PendingBatch.size`. A record of ``checks`` may have 1 MiB, and librdkafka
 sends at most 1,000,000 bytes."""
 
+ROW_BYTES: Final = 200
+"""What the ask and the settlements of one check may add to a record."""
+
+Rescue: TypeAlias = Callable[[Check], Answer | None]
+
+
+def no_rescue(_check: Check) -> None:
+    """Answer no check."""
+
+
 _NONE: Final[set[Future[Outcome]]] = set()
 """Stays empty, and saves a set for each batch whose checks all fail open."""
 
 
 class PendingBatch:
     """Checks of one partition, in the order in which they were asked.
+
+    Args:
+        number: Identifies the batch in its reply.
+        partition: The partition of ``checks``.
+        rescue: Returns the answer to a check that was denied, or not answered in time, if the permits of a
+            lease cover it.
 
     Attributes:
         number: Identifies the batch in its reply.
@@ -34,14 +52,20 @@ class PendingBatch:
         futures: One future for each check, in the same order; empty if no caller waits.
         size: Upper bound of the bytes of msgpack: four for each character of an id, and overhead.
         sent_at: When the batch was given to the transport, in seconds; 0 before that.
+        marked: Indexes of the checks that may carry asks and settlements
+            (:meth:`stoplog.client.lease_cache.LeaseCache.note`).
+        asks: The asks that it was sent with.
         timer: The timer of the deadline, or of the end of gathering; ``None`` if none runs.
     """
 
     __slots__ = (
         "_asked",
         "_fail_closed",
+        "_rescue",
+        "asks",
         "checks",
         "futures",
+        "marked",
         "number",
         "partition",
         "sent_at",
@@ -49,7 +73,10 @@ class PendingBatch:
         "timer",
     )
 
-    def __init__(self, number: int, partition: int) -> None:
+    def __init__(self, number: int, partition: int, rescue: Rescue = no_rescue) -> None:
+        self._rescue = rescue
+        self.marked: list[int] = []
+        self.asks: list[SentAsk] = []
         self.number = number
         self.partition = partition
         self.checks: list[Check] = []
@@ -86,6 +113,11 @@ class PendingBatch:
             self._fail_closed = set()
         self._fail_closed.add(future)
 
+    def mark_last(self) -> None:
+        """Mark the last check. Its row makes the record longer."""
+        self.marked.append(len(self.checks) - 1)
+        self.size += ROW_BYTES
+
     def cancel_timer(self) -> None:
         """Cancel the timer, if one runs."""
         if self.timer is not None:
@@ -110,13 +142,17 @@ class PendingBatch:
         allowed = rejected = invalid = 0
         for future, check, decision in zip(self.futures, self.checks, reply.answers, strict=True):
             outcome: Outcome
-            if type(decision) is Decision:
+            if isinstance(decision, Decision):
                 if decision.allowed:
                     allowed += 1
+                    outcome = from_decision(decision)
+                elif (rescued := self._rescue(check)) is not None:
+                    allowed += 1
+                    outcome = rescued
                 else:
                     rejected += 1
                     rejections.add(check.client)
-                outcome = from_decision(decision)
+                    outcome = from_decision(decision)
             elif decision is None:
                 fails_closed = future in self._fail_closed
                 outcome = degraded_answer(REPLAYED, fails_closed)
@@ -132,13 +168,29 @@ class PendingBatch:
         self._release_futures(metrics, now)
 
     def degrade(self, reason: str, metrics: Metrics, now: float) -> None:
-        """Resolve every future that still waits with its degraded answer for *reason*."""
+        """Resolve every future that still waits: by the permits of a lease, else with a degraded answer.
+
+        Args:
+            reason: The reason of degraded answers.
+            metrics: Counts the answers.
+            now: Seconds.
+        """
         fail_closed = self._fail_closed
-        for future in self.futures:
-            if not future.done():
-                future.set_result(degraded_answer(reason, future in fail_closed))
-        metrics.count_degraded(reason, False, len(self.futures) - len(fail_closed))
-        metrics.count_degraded(reason, True, len(fail_closed))
+        closed = len(fail_closed)
+        opened = len(self.futures) - closed
+        for future, check in zip(self.futures, self.checks, strict=True) if self.futures else ():
+            if future.done():
+                continue
+            fails_closed = future in fail_closed
+            answer = self._rescue(check)
+            if answer is None:
+                answer = degraded_answer(reason, fails_closed)
+            else:
+                metrics.allowed += 1
+                opened, closed = opened - (not fails_closed), closed - fails_closed
+            future.set_result(answer)
+        metrics.count_degraded(reason, False, opened)
+        metrics.count_degraded(reason, True, closed)
         self._release_futures(metrics, now)
 
     def _release_futures(self, metrics: Metrics, now: float) -> None:

@@ -49,6 +49,13 @@ class Settings(KafkaSettings):
         description="Denials that are remembered. A client over its limit is then denied without a round "
         "trip to the broker. 0 turns the deny cache off.",
     )
+    lease_max_ms: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="The longest lease, in milliseconds. A lease lets a client that is checked often go "
+        "ahead without a round trip to the broker, never above its limits. 0 turns leases off.",
+    )
     apply_timeout_ms: int = Field(
         5_000,
         validate_default=True,

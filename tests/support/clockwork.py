@@ -12,6 +12,7 @@ from stoplog.client.batcher import Batcher
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
 from stoplog.client.instrumentation import Instrumentation, PublishedRecord
+from stoplog.client.lease_cache import LeaseCache
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.errors import Unavailable
@@ -96,12 +97,14 @@ class Bench:
         misses: int = 3,
         max_in_flight: int = 100_000,
         instrumentation: Instrumentation | None = None,
+        lease_max_ms: int = 0,
     ) -> None:
         self.loop = Clockwork()
         self.transport = FakeTransport()
         self.metrics = Metrics()
         self.mode = DegradedMode(self.metrics, self.loop.time, lambda: int(self.loop.now * 1000))
         self.denials = DenyCache(self.metrics, partitions, 100, self.loop.time)
+        self.leases = LeaseCache(self.metrics, partitions, 7, lease_max_ms, self.loop.time)
         self.rejections = Rejections(self.loop.time)
         self.batcher = Batcher(
             self.loop,
@@ -109,6 +112,7 @@ class Bench:
             self.metrics,
             self.mode,
             self.denials,
+            self.leases,
             self.rejections,
             partitions=partitions,
             deadline_s=self.deadline_s,

@@ -14,6 +14,7 @@ from stoplog.client.transport.broker_view import BrokerView
 from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Batch, Check, Denials, Denied, SingleCheck, decode_checks_record
 from stoplog.wire.heartbeats import Heartbeat, decode_heartbeat
+from stoplog.wire.holds import SettlementBatch, SettlementRow
 from stoplog.wire.limit_updates import Update, decode_update
 from stoplog.wire.replies import Decision, LookupReply, Reply, UpdateReply, WindowUse
 from tests.support.clockwork import answer_to
@@ -36,6 +37,7 @@ class Kafka:
         self.answer: Callable[[Batch], Reply | None] = answer_to
         self.checks: list[Check] = []
         self.denied: list[Denied] = []
+        self.settlements: list[SettlementRow] = []
         self.heartbeats: list[Heartbeat] = []
         self.updates: list[list[Update]] = [[] for _ in range(PARTITIONS)]
         self.stopped = False
@@ -61,6 +63,11 @@ class Kafka:
         assert isinstance(record, Denials)
         assert sum(row.checks for row in record.sums) == checks
         self.denied += record.sums
+
+    def send_settlements(self, partition: int, value: bytes) -> None:
+        record = decode_checks_record(value)
+        assert isinstance(record, SettlementBatch)
+        self.settlements += record.rows
 
     def send_lookup(self, partition: int, value: bytes) -> None:
         single = decode_checks_record(value)

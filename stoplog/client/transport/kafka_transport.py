@@ -173,6 +173,14 @@ class KafkaTransport:
 
         self._producer.send(CHECKS, value, report, partition=partition)
 
+    def send_settlements(self, partition: int, value: bytes) -> None:
+        """Publish settlements of leases. If they are lost, the leases end unsettled; that is not reported.
+
+        Raises:
+            Unavailable: The settlements will not be published.
+        """
+        self._producer.send(CHECKS, value, partition=partition)
+
     def send_update(
         self,
         partition: int,

@@ -17,7 +17,7 @@ from stoplog.kafka.batch_skipper import BatchSkipper, drain
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import NODES, REPLIES
 from stoplog.wire.heartbeats import StampedHeartbeat, decode_heartbeat
-from stoplog.wire.replies import LookupReply, Reply, UpdateReply, decode_reply, reply_incarnation
+from stoplog.wire.replies import LookupReply, Reply, UpdateReply, decode_any_reply, reply_incarnation
 
 log = logging.getLogger(__name__)
 
@@ -131,13 +131,15 @@ class ReplyConsumer:
                 if message.topic() == NODES:
                     heartbeats.append(StampedHeartbeat(decode_heartbeat(value), message.timestamp()[1]))
                 elif value[0] == 0x7B:  # {
-                    reply = _decode_update_reply(value)
-                    if reply.id.startswith(self.update_prefix):
-                        update_replies.append(reply)
-                    elif reply.id.startswith(self.lookup_prefix):
+                    update_reply = _decode_update_reply(value)
+                    if update_reply.id.startswith(self.update_prefix):
+                        update_replies.append(update_reply)
+                    elif update_reply.id.startswith(self.lookup_prefix):
                         lookup_replies.append(_decode_lookup_reply(value))
                 elif reply_incarnation(value) == self._incarnation:
-                    replies.append(decode_reply(value))
+                    reply = decode_any_reply(value)
+                    if isinstance(reply, Reply):
+                        replies.append(reply)
             # ValueError: the errors of msgspec, and bytes that are not UTF-8.
             except (UndecodableRecord, ValueError, RecursionError) as exc:
                 undecodable += 1

@@ -8,7 +8,7 @@ from stoplog.client.metrics import Metrics
 from stoplog.client.update_proofs import PROOF_S
 from stoplog.wire.checks import Check, Denied
 from stoplog.wire.limit_updates import UpdateKey
-from stoplog.wire.replies import Decision, Reply
+from stoplog.wire.replies import Decision, HeldDecision, Reply
 
 ALICE = Check("alice")
 ALL = range(2)
@@ -284,3 +284,20 @@ def test_closed_cache_denies_and_stores_nothing_but_returns_its_sums() -> None:
     bench.deny(ALICE)
     assert not bench.denies(ALICE)
     assert bench.cache.take_sums() == [(0, [Denied("alice", "", "", 1, 1)])]
+
+
+@pytest.mark.parametrize(
+    ("firm_ms", "denies"), [(-1, True), (None, True), (6_100, True), (900, False), (0, False)]
+)
+def test_denial_that_depends_on_held_units_is_kept_for_its_firm_time(
+    firm_ms: int | None, denies: bool
+) -> None:
+    bench = Bench()
+    decision = HeldDecision(False, 10, 0, 9_000, 6_100, 3, firm_ms)
+    bench.cache.learn(0, [ALICE], Reply(7, 1, 0, -1, [decision]), bench.now)
+    bench.after(1.0)
+    assert bench.denies(ALICE) is denies
+    if denies:
+        answer = bench.cache.get(ALICE)
+        assert answer is not None
+        assert answer.retry_after_ms == 5_100

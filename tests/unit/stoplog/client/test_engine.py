@@ -17,6 +17,8 @@ from stoplog.clock import now
 from stoplog.errors import TopicError
 from stoplog.wire.checks import Batch, Check
 from stoplog.wire.heartbeats import Heartbeat, PartitionState, StampedHeartbeat
+from stoplog.wire.holds import Ask, Grant, Settlement, SettlementRow
+from stoplog.wire.replies import Decision, HeldDecision, Reply
 from tests.support.clockwork import answer_to
 from tests.support.fake_kafka import PARTITIONS, Kafka, deny_for_a_minute, running_limiter, until_ready
 
@@ -235,3 +237,39 @@ async def test_wrong_topics_are_logged_while_the_limiter_runs_and_not_during_its
         caplog.clear()
     limiter._engine.on_broker_view(BrokerView(8))
     assert not caplog.records
+
+
+async def test_leases_begin_with_the_heartbeats_and_are_settled_at_the_stop(kafka: type[Kafka]) -> None:
+    asks: list[Ask] = []
+
+    def grant(batch: Batch) -> Reply:
+        rows = {row.index: row.ask for row in batch.hold_rows or ()}
+        asks.extend(ask for ask in rows.values() if ask is not None)
+        answers: list[Decision | str | None] = [
+            HeldDecision(True, 100, 50, 9_000, 0, 3, 0, Grant(10, 3_000) if rows.get(index) else None)
+            for index in range(len(batch.checks))
+        ]
+        return Reply(batch.incarnation, batch.number, 0, -1, answers)
+
+    async with running_limiter(lease_max_ms=10_000) as (limiter, log):
+        await until_ready(limiter)
+        engine = limiter._engine
+        log.answer = grant
+        assert not engine.wants_proof()
+        for _ in range(9):
+            await limiter.check("alice")
+        assert not asks, "no worker has announced holds"
+        beat = Heartbeat("w", "worker", "1", "host", 0, holds=list(range(PARTITIONS)))
+        engine.on_heartbeats([StampedHeartbeat(beat, 1_000)])
+        await asyncio.sleep(2 * stoplog.client.engine.TICK_S)
+        engine.on_updates_read(list(range(PARTITIONS)), now() + 10)
+        while not asks:
+            await limiter.check("alice")
+        assert engine.wants_proof()
+        sent = len(log.checks)
+        answer = await limiter.check("alice", 2)
+        assert (answer.allowed, answer.remaining, len(log.checks)) == (True, 58, sent)
+        assert limiter.metrics.lease_hits == 1
+        assert not log.settlements
+    assert log.settlements == [SettlementRow("alice", "", (Settlement(asks[0].id, 2),))]
+    assert asks[0].id[0] == limiter._engine.incarnation

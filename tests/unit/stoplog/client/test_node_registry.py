@@ -75,3 +75,16 @@ def test_count_by_role_counts_the_nodes_of_each_role() -> None:
     nodes = NodeRegistry()
     nodes.record([beat("a", 1), beat("b", 1), beat("g", 1, "gateway")], 0.0)
     assert count_by_role(nodes.alive(0.0)) == {"worker": 2, "gateway": 1}
+
+
+def test_partitions_grant_holds_if_any_live_worker_says_so() -> None:
+    nodes = NodeRegistry()
+    beats = [
+        Heartbeat("w1", "worker", "1", "host", 0, holds=[0, 2]),
+        Heartbeat("w2", "worker", "1", "host", 0, lane="b", holds=[2, 3]),
+        Heartbeat("old", "worker", "0.2.0", "host", 0),
+    ]
+    nodes.record([StampedHeartbeat(node, 1_000) for node in beats], 50.0)
+    assert nodes.partitions_with_holds(50.0) == {0, 2, 3}
+    nodes.record([StampedHeartbeat(Heartbeat("w1", "worker", "1", "host", 0, holds=[0]), 9_000)], 58.0)
+    assert nodes.partitions_with_holds(61.0) == {0}

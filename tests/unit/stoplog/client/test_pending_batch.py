@@ -4,11 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoplog.client.fail_open import FAIL_CLOSED, FAIL_OPEN
+from stoplog.client.answer import Answer, from_decision
+from stoplog.client.fail_open import DEADLINE, FAIL_CLOSED, FAIL_OPEN, degraded_answer
 from stoplog.client.metrics import Metrics
-from stoplog.client.pending_batch import MAX_BYTES, PendingBatch
+from stoplog.client.pending_batch import MAX_BYTES, ROW_BYTES, PendingBatch
 from stoplog.client.top_rejected import Rejections
 from stoplog.wire.checks import MAX_BATCH, Batch, Check, encode_batch
+from stoplog.wire.format import pack
+from stoplog.wire.holds import LEASE, Ask, HoldRow, Settlement
 from stoplog.wire.replies import Decision, Reply
 from tests.support.clockwork import Clockwork, answer_to
 
@@ -113,3 +116,43 @@ def test_batch_that_fails_open_twice_is_counted_once() -> None:
     batch.degrade("broker", metrics, 3.0)
     assert future.result() is FAIL_OPEN["deadline"]
     assert metrics.failed_open == 1
+
+
+def test_permits_answer_checks_that_were_denied_or_not_answered() -> None:
+    loop, metrics = Clockwork(), Metrics()
+    permit = Answer(True, 10, 4, 1, 0, 7)
+
+    def rescue(check: Check) -> Answer | None:
+        return permit if check.cost == 1 else None
+
+    denied = PendingBatch(1, 0, rescue)
+    futures = [loop.create_future() for _ in range(2)]
+    for future, cost in zip(futures, (1, 2), strict=True):
+        denied.add(Check("a", cost), future, 1.0)
+    no = Decision(False, 10, 0, 1, 5, 7)
+    denied.resolve(Reply(0, 1, 0, -1, [no, no]), metrics, Rejections(loop.time), 2.0)
+    assert [future.result() for future in futures] == [permit, from_decision(no)]
+    assert (metrics.allowed, metrics.rejected) == (1, 1)
+    late = PendingBatch(2, 0, rescue)
+    futures = [loop.create_future() for _ in range(4)]
+    for future, cost in zip(futures, (1, 2, 1, 2), strict=True):
+        late.add(Check("a", cost), future, 1.0)
+    for future in futures[2:]:
+        late.fail_closed(future)
+    late.degrade(DEADLINE, metrics, 2.0)
+    degraded = [degraded_answer(DEADLINE, closed) for closed in (False, True)]
+    assert [future.result() for future in futures] == [permit, degraded[0], permit, degraded[1]]
+    assert (metrics.degraded[DEADLINE], metrics.failed_closed[DEADLINE], metrics.allowed) == (1, 1, 3)
+
+
+def test_marked_check_leaves_room_for_what_it_asks_and_settles() -> None:
+    batch = PendingBatch(1, 0)
+    batch.add(Check("a"), None, 0.0)
+    before = batch.size
+    batch.mark_last()
+    assert batch.marked == [0]
+    id_ = (2**64 - 1, 2**40, 0)
+    ask = Ask(LEASE, id_, 2**40, 1_000_000, 10_000, (id_,))
+    settlements = (Settlement(id_, 1_000_000), Settlement(id_, 1_000_000), Settlement(id_, 1_000_000, True))
+    rows = [HoldRow(10_000, None, settlements[:1]), HoldRow(10_000, ask, settlements)]
+    assert len(pack(rows)) <= batch.size - before == ROW_BYTES

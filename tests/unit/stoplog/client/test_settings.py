@@ -36,6 +36,7 @@ def test_settings_of_the_sdk_hold_nothing_of_a_server() -> None:
         "breaker_misses",
         "deadline_ms",
         "deny_cache",
+        "lease_max_ms",
         "max_in_flight",
         "node_id",
         "publish_timeout_ms",

@@ -1,0 +1,166 @@
+"""Clients that leases admit: on a real broker, with real gateways and workers, and the log as oracle."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from stoplog_worker.verify.replay import replay
+
+from stoplog.partitioning import partition_of
+from stoplog.policy import parse_policy
+from stoplog.wire.checks import Batch, decode_checks_record
+from stoplog.wire.holds import SettlementBatch
+from stoplog.wire.replies import Decision
+from tests.support.broker import fresh_broker
+from tests.support.system import Gateway, System, eventually, running_system
+
+PARTITIONS = 4
+HITS = "stoplog_lease_hits_total"
+PERMITS = "stoplog_lease_permits_{}_total"
+DEFAULT = parse_policy("100/minute")
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Run one system for all tests. Each test has its own clients, and the last ones stop processes."""
+    folder = tmp_path_factory.mktemp("system")
+    # A busy machine does not miss this deadline, so no check fails open while the worker lives.
+    settings = {"deadline_ms": 20_000, "lease_max_ms": 10_000, "breaker_misses": 1}
+    with fresh_broker() as broker, running_system(broker, folder, gateways=2, **settings) as running:
+        [worker] = running.workers
+        eventually("holds are enabled", lambda: len(worker.lines("grants holds")) == PARTITIONS)
+        yield running
+
+
+class Admission(NamedTuple):
+    """When an allowed check was sent, and when its answer came."""
+
+    sent_at: float
+    answered_at: float
+
+
+def load(gateway: Gateway, client: str, seconds: float) -> tuple[list[Admission], int]:
+    """Send checks one after the other; return the admissions, and how many checks were sent."""
+    admitted, sent, until = [], 0, time.monotonic() + seconds
+    with httpx.Client(base_url=gateway.url, timeout=60, trust_env=False) as http:
+        while (began := time.monotonic()) < until:
+            sent += 1
+            answer: dict[str, Any] = http.post("/v1/check", json={"client_id": client}).json()
+            assert not answer["degraded"], answer
+            if answer["allowed"]:
+                admitted.append(Admission(began, time.monotonic()))
+    return admitted, sent
+
+
+def warm(gateway: Gateway, client: str) -> None:
+    """Send checks of *client* until permits answer one."""
+    hits = gateway.metric(HITS)
+
+    def hit() -> bool:
+        for _ in range(10):
+            assert gateway.check(client)["allowed"]
+        return gateway.metric(HITS) > hits
+
+    eventually(f"{client} has a lease", hit)
+
+
+def test_hot_client_of_two_gateways_is_never_admitted_above_its_limits(system: System) -> None:
+    client, limits = "hot", ["300/10s", "1200/2m"]
+    system.gateways[0].set_limits(client, *limits)
+    hits = sum(gateway.metric(HITS) for gateway in system.gateways)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(load, gateway, client, 24.0) for gateway in system.gateways * 2]
+        results = [run.result() for run in runs]
+    admitted = sorted(one for found, _ in results for one in found)
+    assert sum(gateway.metric(HITS) for gateway in system.gateways) > hits, "no lease was used"
+    assert len(admitted) > 500
+    # What was sent and answered within an interval was admitted within it, by whichever gateway.
+    for limit in parse_policy(limits).limits:
+        for first, (sent_at, _) in enumerate(admitted):
+            end = sent_at + limit.window_ms / 1_000
+            last = bisect_left(admitted, Admission(end, 0.0))
+            within = sum(one.answered_at <= end for one in admitted[first:last])
+            assert within <= limit.max, (limit, within)
+
+
+@pytest.mark.parametrize("writer", [0, 1], ids=["through the same gateway", "through another"])
+def test_change_of_limits_is_obeyed_by_the_next_check_after_its_answer(system: System, writer: int) -> None:
+    here, there, client = system.gateways[0], system.gateways[writer], f"changed-{writer}"
+    for _ in range(3):
+        there.set_limits(client, "100000/minute")
+        warm(here, client)
+        there.set_limits(client, "1/hour")
+        assert not here.check(client)["allowed"]
+        assert there.http.post(f"/v1/clients/{client}/reset").json()["applied"]
+
+
+@pytest.mark.parametrize("writer", [0, 1], ids=["through the same gateway", "through another"])
+def test_reset_is_obeyed_by_the_next_check_after_its_answer(system: System, writer: int) -> None:
+    here, there, client = system.gateways[0], system.gateways[writer], f"reset-{writer}"
+    here.set_limits(client, "60/minute")
+    for _ in range(2):
+        while here.check(client)["allowed"]:
+            pass
+        assert there.http.post(f"/v1/clients/{client}/reset").json()["applied"]
+        assert here.check(client)["allowed"]
+
+
+def test_dead_worker_leaves_exact_answers_until_the_leases_end(system: System) -> None:
+    [worker], here = system.workers, system.gateways[0]
+    here.set_limits("warm", "1000000/10m")
+    warm(here, "warm")
+    load(here, "warm", 3.0)  # the lease grows with the demand
+    worker.kill()
+    began, exact = time.monotonic(), 0
+    while time.monotonic() < began + 1.0:
+        answer = here.check("warm")
+        assert (answer["allowed"], answer["degraded"]) == (True, False), answer
+        exact += 1
+    assert exact > 10
+    worker.start()
+    system.wait_ready()
+
+
+def test_shutdown_settles_everything_and_the_log_has_every_admission(system: System) -> None:
+    client = "last"
+    system.gateways[0].set_limits(client, "100000/hour")
+    counted = 0
+    for gateway in system.gateways:
+        warm(gateway, client)
+        admitted, sent = load(gateway, client, 2.0)
+        assert len(admitted) == sent
+    for gateway in system.gateways:
+        granted, used, expired = (
+            gateway.metric(PERMITS.format(name)) for name in ("granted", "used", "expired")
+        )
+        assert granted >= used > 0
+        assert expired < granted / 4
+        counted += int(gateway.metric("stoplog_checks_allowed_total"))
+    hits = {gateway.name: gateway.metric(HITS) for gateway in system.gateways}
+    for gateway in system.gateways:
+        assert gateway.stop() == 0
+    assert all(hits.values())
+    charged = settled = 0
+    for partition in range(PARTITIONS):
+        records = system.records(partition)
+        answers = dict(replay(records, partition, PARTITIONS, DEFAULT))
+        for record in records:
+            content = decode_checks_record(record.value)
+            if isinstance(content, Batch):
+                for check, answer in zip(content.checks, answers[record.offset], strict=True):
+                    if isinstance(answer, Decision) and answer.allowed:
+                        charged += check.cost
+                for row in content.hold_rows or ():
+                    settled += sum(one.used for one in row.settlements)
+            elif isinstance(content, SettlementBatch):
+                rows = content.rows
+                assert all(partition_of(row.client, PARTITIONS) == partition for row in rows)
+                settled += sum(one.used for row in rows for one in row.settlements)
+    # A settlement without a confirmation is repeated, so the reports may exceed the use.
+    assert charged + settled >= counted

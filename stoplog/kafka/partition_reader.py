@@ -48,11 +48,14 @@ class PartitionReader:
         """Look up *topics*, so that a topic that does not exist is an error at once.
 
         Raises:
-            KafkaException: No broker answered.
+            KafkaException: No broker answered, or a topic does not exist or may not be described. Later calls
+                do not tell these two apart.
         """
         with self._reporting():
             for topic in topics:
-                self._consumer.list_topics(topic, _CONNECT_S)
+                error = self._consumer.list_topics(topic, _CONNECT_S).topics[topic].error
+                if error is not None:
+                    raise KafkaException(error)
 
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the partition's first offset, and the one after its last.

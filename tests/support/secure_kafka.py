@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import threading
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,12 @@ LISTENERS: Final = ("tls", "mtls", "scram", "plain", "oauth", "expired")
 """Listeners besides the one for the tests themselves, on which everything is allowed."""
 
 PASSWORD: Final = "correct horse battery staple"
+
+SCRAM: Final = {
+    "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512,
+    "SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256,
+}
+"""The mechanisms of the listener ``scram``."""
 
 
 class SecureBroker(QuickBroker):
@@ -82,10 +89,12 @@ class SecureBroker(QuickBroker):
         lines["ssl.truststore.location"] = str(self.files / "ca.pem")
         # An anonymous client of a listener would be a super user.
         lines["listener.name.mtls.ssl.client.auth"] = "required"
+        # A file of its own, which a test may replace.
+        lines["listener.name.mtls.ssl.keystore.location"] = str(self.files / "broker-mtls.pem")
         lines["listener.name.expired.ssl.keystore.location"] = str(self.files / "expired.pem")
         module = "org.apache.kafka.common.security"
         for name, mechanism, jaas in (
-            ("scram", "SCRAM-SHA-512", f"{module}.scram.ScramLoginModule required;"),
+            *(("scram", name, f"{module}.scram.ScramLoginModule required;") for name in SCRAM),
             (
                 "plain",
                 "PLAIN",
@@ -94,7 +103,7 @@ class SecureBroker(QuickBroker):
             ("oauth", "OAUTHBEARER", f"{module}.oauthbearer.OAuthBearerLoginModule required;"),
         ):
             prefix = f"listener.name.{name}"
-            lines[f"{prefix}.sasl.enabled.mechanisms"] = mechanism
+            lines[f"{prefix}.sasl.enabled.mechanisms"] = ",".join(SCRAM) if name == "scram" else mechanism
             lines[f"{prefix}.{mechanism.lower()}.sasl.jaas.config"] = jaas
         oauth = "listener.name.oauth.oauthbearer"
         lines[f"{oauth}.sasl.server.callback.handler.class"] = (
@@ -124,13 +133,13 @@ class SecureKafka:
     endpoint: TokenEndpoint
     authority: trustme.CA = field(repr=False)
 
-    def scram(self, user: str, password: str = PASSWORD) -> dict[str, Any]:
+    def scram(self, user: str, password: str = PASSWORD, mechanism: str = "SCRAM-SHA-512") -> dict[str, Any]:
         """Return the settings of a client that authenticates as *user* by SCRAM over TLS."""
         return {
             "kafka": self.broker.address("scram"),
             "kafka_security_protocol": "SASL_SSL",
             "kafka_ca_file": str(self.files / "ca.pem"),
-            "kafka_sasl_mechanism": "SCRAM-SHA-512",
+            "kafka_sasl_mechanism": mechanism,
             "kafka_username": user,
             "kafka_password_file": str(self.secret_file(password)),
         }
@@ -181,8 +190,22 @@ class SecureKafka:
     def secret_file(self, secret: str) -> Path:
         """Return a file that contains *secret*."""
         path = self.files / f"secret-{abs(hash(secret))}"
-        path.write_text(f"{secret}\n")
+        if not path.exists():
+            new = self.files / f"new-{threading.get_ident()}"
+            new.write_text(f"{secret}\n")
+            new.rename(path)  # another thread may read it
         return path
+
+    def set_password(self, users: Sequence[str], password: str) -> None:
+        """Give *users* a password for SCRAM. Open connections stay."""
+        admin = self.admin()
+        for mechanism in SCRAM.values():  # one request may name a user once
+            updates: list[UserScramCredentialAlteration] = [
+                UserScramCredentialUpsertion(user, ScramCredentialInfo(mechanism, 4_096), password.encode())
+                for user in users
+            ]
+            for future in admin.alter_user_scram_credentials(updates).values():
+                future.result(30)
 
     def grant(self, commands: str) -> None:
         """Do what *commands* for Kafka's ``kafka-acls.sh`` would do."""
@@ -245,6 +268,7 @@ def secure_kafka(*users: str, topics: bool = True, reauth_ms: int = 0) -> Iterat
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(files / "ca.pem"))
         write_certificate(authority, files / "broker.pem", "127.0.0.1")
+        write_certificate(authority, files / "broker-mtls.pem", "127.0.0.1")
         write_certificate(authority, files / "expired.pem", "127.0.0.1", expired=True)
         endpoint = TokenEndpoint(dict.fromkeys(users, PASSWORD), files / "broker.pem")
         stack.callback(endpoint.close)
@@ -256,13 +280,7 @@ def secure_kafka(*users: str, topics: bool = True, reauth_ms: int = 0) -> Iterat
         broker.start()
         kafka = SecureKafka(broker, files, endpoint, authority)
         if users:
-            info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4_096)
-            admin = kafka.admin()
-            updates: list[UserScramCredentialAlteration] = [
-                UserScramCredentialUpsertion(user, info, PASSWORD.encode()) for user in users
-            ]
-            for future in admin.alter_user_scram_credentials(updates).values():
-                future.result(30)
+            kafka.set_password(users, PASSWORD)
         if topics:
             make_topics(broker.bootstrap)
         yield kafka

@@ -160,6 +160,11 @@ class System:
         self._numbers = count(1)
 
     @property
+    def processes(self) -> list[Process]:
+        """Return all its processes."""
+        return [*self.workers, *self.gateways]
+
+    @property
     def bootstrap(self) -> str:
         """Return the address of its Kafka."""
         return str(self._settings["kafka"])

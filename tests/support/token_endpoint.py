@@ -27,6 +27,7 @@ class TokenEndpoint:
         lifetime_s: Lifetime of the tokens.
         down: Answer 503 instead.
         requests: The form of each request, with the id of its client.
+        issued: All tokens.
     """
 
     def __init__(self, secrets: dict[str, str], chain: Path | None = None) -> None:
@@ -34,6 +35,7 @@ class TokenEndpoint:
         self.lifetime_s = 3_600.0
         self.down = False
         self.requests: list[dict[str, str]] = []
+        self.issued: list[str] = []
         self._key = rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
         endpoint = self
 
@@ -96,7 +98,8 @@ class TokenEndpoint:
         }
         signed = f"{_encoded({'alg': 'RS256', 'typ': 'JWT', 'kid': 'test'})}.{_encoded(claims)}"
         signature = self._key.sign(signed.encode(), padding.PKCS1v15(), SHA256())
-        return f"{signed}.{_base64(signature)}"
+        self.issued.append(f"{signed}.{_base64(signature)}")
+        return self.issued[-1]
 
     def jwks(self) -> str:
         """Return the public key as a JSON Web Key Set."""

@@ -97,7 +97,8 @@ def test_changes_are_recorded_with_their_source_and_survive_kills_of_the_owner(
             by_position.setdefault((partition, record.position), set()).add(hashable)  # type: ignore[arg-type]
         assert all(len(same) == 1 for same in by_position.values()), "a repeated record is the same"
         assert len(by_position) == 2 * len(CLIENTS)
-        assert worker.lines("stoplog.audit", f"client {CLIENTS[0]}: 500/hour, was 1/minute; by local")
+        change = f"client {CLIENTS[0]}: limits set to 500/hour, before: 1/minute; by local"
+        assert worker.lines("stoplog.audit", change)
 
         unknown = gateway.http.delete("/v1/limits/nobody").json()
         assert (unknown["applied"], unknown["existed"]) == (True, False)

@@ -32,9 +32,14 @@ from stoplog_gateway.http.overload import MAX_UNREAD, can_be_refused_unread
 
 log: Final = logging.getLogger(__name__)
 
-_ARRIVING: Final = 16
+_MIN_ARRIVING: Final = 16
+_MAX_ARRIVING: Final = 128
 """Maximum number of accepted connections without a protocol. They count at no bound yet, but each one holds a
-descriptor. It takes them a turn of the event loop or two, so this also bounds what a turn accepts."""
+descriptor: the smaller number applies unless there are :data:`_PLENTY`. It takes them one or two turns of the
+event loop, so this also bounds what a turn accepts, to about 15 ms."""
+
+_PLENTY: Final = 1_024
+"""Connections below the bound."""
 
 _REFUSING_S: Final = 0.02
 """Seconds of a turn for connections that are refused."""
@@ -91,7 +96,8 @@ class Listener:
         if refuses is not self._refuses:
             self._refuses = refuses
             self._sock.listen(_CROWDED_BACKLOG if refuses else self._backlog)
-        room = _ARRIVING - len(self._arriving)
+        free = self._connections.limits.max_open - len(self._connections)
+        room = (_MAX_ARRIVING if free > _PLENTY else _MIN_ARRIVING) - len(self._arriving)
         until = self._loop.time() + _REFUSING_S
         while room and (sock := self._next()) is not None:
             if self._tls is not None:

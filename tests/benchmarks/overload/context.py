@@ -85,7 +85,6 @@ class Context:
         rate: float,
         seconds: float,
         *,
-        size: int = 0,
         path: str = "",
         in_flight: int = MAX_IN_FLIGHT,
     ) -> Attack:
@@ -95,20 +94,13 @@ class Context:
             name: Names the attack and its clients.
             rate: Requests per second.
             seconds: Duration.
-            size: Checks in the list of a request; 0: a single check.
             path: Path of GET requests.
             in_flight: Maximum number of requests that wait for a response at the same time.
         """
         numbers = random.Random(name)
-        if path:
-            bodies = []
-        elif size:
-            bodies = [b"[" + b",".join(_check(numbers) for _ in range(size)) + b"]" for _ in range(500)]
-        else:
-            bodies = [_check(numbers) for _ in range(CLIENTS)]
-        path = path or ("/v1/checks" if size else "/v1/check")
+        bodies = [] if path else [_check(numbers) for _ in range(CLIENTS)]
         return Attack(
-            self.gateway.url + path,
+            self.gateway.url + (path or "/v1/check"),
             bodies,
             rate=rate,
             seconds=seconds,

@@ -27,7 +27,6 @@ _ROUNDS: Final = 3
 _ROUND_S: Final = 5
 _CONNECTIONS: Final = 256
 _IN_FLIGHT: Final = 32
-_LIST: Final = 100
 _PROBES: Final = 20.0
 """Checks per second of another caller, which show when service is normal."""
 _AFTER_S: Final = 15
@@ -40,16 +39,8 @@ _FLAT: Final = 1.1
 def single_checks(context: Context) -> None:
     """Flood the fast path of a slow gateway with single checks."""
     with context.slow_gateway():
-        capacity = _capacity(context, "single checks", 1)
-        _flood(context, "single checks", capacity, _FLOOD_S, size=0)
-
-
-def lists(context: Context) -> None:
-    """Flood the fast path of a slow gateway with lists."""
-    with context.slow_gateway():
-        name = f"lists of {_LIST}"
-        capacity = _capacity(context, name, _LIST)
-        _flood(context, name, capacity, _SHORT_FLOOD_S, size=_LIST)
+        capacity = _capacity(context, "single checks")
+        _flood(context, "single checks", capacity, _FLOOD_S)
 
 
 def requests_of_proxies(context: Context) -> None:
@@ -62,10 +53,10 @@ def thousand_connections(context: Context) -> None:
     """Flood the fast path by 1,000 connections that send a check as soon as they have an answer."""
     stage = "wrk -c 1000"
     memory = Memory(context.pid)
-    capacity = _capacity(context, stage, 1)
+    capacity = _capacity(context, stage)
     before = context.counted()
     with memory.sampled():
-        figures = _drive(context, 1_000, _SHORT_FLOOD_S, size=1)
+        figures = _drive(context, 1_000, _SHORT_FLOOD_S)
     after = context.counted()
     seconds = figures["seconds"]
     decided = (after["decided"] - before["decided"]) / seconds
@@ -84,15 +75,15 @@ def thousand_connections(context: Context) -> None:
     _add_memory(context, stage, memory)
 
 
-def _capacity(context: Context, stage: str, size: int) -> float:
-    """Return how many requests of *size* checks are decided per second, the median of several rounds."""
+def _capacity(context: Context, stage: str) -> float:
+    """Return how many checks are decided per second, the median of several rounds."""
     rates = []
     for number in range(_ROUNDS + 1):
         before = context.counted()
-        figures = _drive(context, _CONNECTIONS, _ROUND_S, size=size, seed=number)
+        figures = _drive(context, _CONNECTIONS, _ROUND_S, seed=number)
         after = context.counted()
         if number:
-            rates.append((after["decided"] - before["decided"]) / size / figures["seconds"])
+            rates.append((after["decided"] - before["decided"]) / figures["seconds"])
     failed_open = after["degraded"] - before["degraded"]
     capacity = median(rates)
     context.add(
@@ -115,29 +106,25 @@ def _capacity_of_route(context: Context, path: str) -> float:
     return capacity
 
 
-def _drive(context: Context, connections: int, seconds: int, *, size: int, seed: int = 0) -> dict[str, float]:
-    url = context.gateway.url + ("/v1/check" if size == 1 else "/v1/checks")
+def _drive(context: Context, connections: int, seconds: int, *, seed: int = 0) -> dict[str, float]:
     return run_wrk(
-        url,
+        f"{context.gateway.url}/v1/check",
         Meter({}),
         connections=connections,
         seconds=seconds,
         seed=seed,
         clients=CLIENTS,
-        size=size,
     )
 
 
-def _flood(
-    context: Context, stage: str, capacity: float, seconds: int, *, size: int = 0, path: str = ""
-) -> None:
+def _flood(context: Context, stage: str, capacity: float, seconds: int, *, path: str = "") -> None:
     memory = Memory(context.pid)
     eventually("no check waits", lambda: context.gateway.metric("stoplog_checks_in_flight") == 0)
     before = context.counted()
     probes = context.attack("probes", _PROBES, seconds + _AFTER_S)
     time.sleep(1)
     with memory.sampled():
-        flood = flood_of(context.attack("flood", TIMES * capacity, seconds, size=size, path=path).results())
+        flood = flood_of(context.attack("flood", TIMES * capacity, seconds, path=path).results())
     others = list(probes.results())
     after = context.counted()
     context.add(
@@ -145,7 +132,7 @@ def _flood(
         "offered",
         f"{flood.sent / flood.seconds:,.0f}/s, {flood.sent / flood.seconds / capacity:.1f} x capacity",
     )
-    _add_share(context, stage, flood.checks[0] / max(size, 1) / flood.seconds, capacity)
+    _add_share(context, stage, flood.checks[0] / flood.seconds, capacity)
     context.add_kinds(stage, flood)
     _add_latency(context, stage, flood)
     resets = sum(flood.errors.values())

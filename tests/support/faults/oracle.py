@@ -29,7 +29,7 @@ from stoplog.lanes import app_id
 from stoplog.policy import Policy, parse_policy
 from stoplog.topics import CHECKS, REPLIES, UPDATES
 from stoplog.wire.checks import Batch, SingleCheck, decode_checks_record
-from stoplog.wire.replies import Decision, decode_reply
+from stoplog.wire.replies import Decision, HeldDecision, Reply, as_held, decode_any_reply
 from tests.support.faults.load import PARTITIONS, SentCheck
 
 _READ_S: Final = 30.0
@@ -154,13 +154,16 @@ class Oracle:
         for message in (m for messages in self._replies.messages.values() for m in messages):
             if message.value().startswith(b"{"):
                 continue  # a reply to an update
-            reply = decode_reply(message.value())
+            reply = decode_any_reply(message.value())
+            assert isinstance(reply, Reply)
             partition, offset = batches[reply.incarnation, reply.number]
             assert reply.error is None, reply.error
             assert reply.offset == offset
             decisions = truths[partition].decided[offset]
             assert len(reply.answers) == len(decisions)
             for index, (answer, expected) in enumerate(zip(reply.answers, decisions, strict=True)):
+                if isinstance(answer, HeldDecision) and isinstance(expected, Decision):
+                    expected = as_held(expected)
                 # None: the check was decided before the worker restarted, which may have replied then.
                 assert answer is None or answer == expected, (
                     f"{CHECKS}[{partition}]@{offset} check {index}: reply {answer}, log {expected}"
@@ -184,7 +187,8 @@ class Oracle:
                     checks = content.checks
                     for check, answer in zip(checks, truth.decided[record.offset], strict=True):
                         assert isinstance(answer, Decision), answer
-                        decisions[check.client][msgspec.structs.astuple(answer)] += 1
+                        shown = tuple(getattr(answer, name) for name in Decision.__struct_fields__)
+                        decisions[check.client][shown] += 1
         received: dict[str, Counter[Any]] = defaultdict(Counter)
         for one in sent:
             if one.decided:

@@ -234,7 +234,8 @@ class Batcher:
             slot_freed = queue.on_reply(batch)
             if batch.asks or reply.error is not None:
                 self._leases.learn(batch.partition, batch.asks, reply, batch.sent_at)
-            self._denials.learn(batch.partition, batch.checks, reply, batch.sent_at)
+            held = self._leases.grants_holds(batch.partition)
+            self._denials.learn(batch.partition, batch.checks, reply, batch.sent_at, held=held)
             batch.resolve(reply, self._metrics, self._rejections, now)
             if slot_freed:
                 freed.append(queue)

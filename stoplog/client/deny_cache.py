@@ -169,15 +169,21 @@ class DenyCache:
         """Return whether there may be a denial of *client*."""
         return client in self._clients
 
-    def learn(self, partition: int, checks: Sequence[Check], reply: Reply, sent_at: float) -> None:
+    def learn(
+        self, partition: int, checks: Sequence[Check], reply: Reply, sent_at: float, *, held: bool = False
+    ) -> None:
         """Store the denials in *reply* to *checks*, a batch of *partition* that was sent at *sent_at*.
 
-        An allowed check removes the denials of its client and resource, whose numbers it has changed.
+        If units may be *held* there, a denial is stored only with the time for which it is firm. A batch that
+        was sent before this was known has none. An allowed check removes the denials of its client and
+        resource, whose numbers it has changed.
         """
         clients = self._clients
         for check, answer in zip(checks, reply.answers, strict=False):
             if isinstance(answer, Decision) and check.cost:
                 if not answer.allowed:
+                    if held and not isinstance(answer, HeldDecision):
+                        continue
                     self._store(partition, check, answer, reply.applied, sent_at)
                 elif check.client in clients:
                     self._metrics.deny_entries -= len(clients[check.client].pop(check.resource, ()))

@@ -316,8 +316,10 @@ class Engine:
         self.lookup.on_replies(replies)
 
     def on_heartbeats(self, heartbeats: list[StampedHeartbeat]) -> None:
-        """Record which nodes are alive."""
-        self.nodes.record(heartbeats, time.monotonic())
+        """Record which nodes are alive, and which partitions grant holds."""
+        at = time.monotonic()
+        self.nodes.record(heartbeats, at)
+        self.leases.enable(self.nodes.partitions_with_holds(at))
 
     def on_updates(self, updates: list[tuple[int, Update]]) -> None:
         """Remove denials, and end leases, that the updates may concern."""

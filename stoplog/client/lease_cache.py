@@ -42,7 +42,7 @@ from stoplog.client.metrics import Metrics
 from stoplog.client.update_proofs import UpdateProofs
 from stoplog.policy import MAX_COST
 from stoplog.wire.checks import Check
-from stoplog.wire.holds import LEASE, Ask, HoldRow, Settlement, SettlementRow
+from stoplog.wire.holds import LEASE, MAX_LEASE_MS, Ask, HoldRow, Settlement, SettlementRow
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import HeldDecision, Reply
 
@@ -87,8 +87,8 @@ PAUSE_S: Final = 1.0
 SHORTEST_PAUSE_S: Final = 0.03
 """The least seconds between them, with the shortest leases."""
 
-MAX_TTL_S: Final = 10.0
-"""The log grants no longer leases."""
+FORGET_S: Final = 10.0
+"""Seconds after which a client without a lease is forgotten."""
 
 MAX_ROWS: Final = 1_000
 """Rows in one record of settlements. A row has at most 600 bytes with two ids of 256 bytes."""
@@ -365,7 +365,7 @@ class LeaseCache:
         self._look(entry, lease.until)
         if lease.ttl_s < 3 * PAUSE_S:
             self._pause_s = max(SHORTEST_PAUSE_S, min(self._pause_s, lease.ttl_s / 3))
-            self._short_until = now + MAX_TTL_S
+            self._short_until = now + MAX_LEASE_MS / 1_000
 
     def abandon(self, sent: Iterable[SentAsk]) -> None:
         """Give up asks without a reply. What they may have been granted is never used, and given back."""
@@ -446,10 +446,10 @@ class LeaseCache:
             self._look(entry, lease.until)
         elif entry.ended or entry.asking or entry.mark or now < entry.retry_at:
             self._look(entry, horizon + self._pause_s)
-        elif now - entry.rated_at > MAX_TTL_S:
+        elif now - entry.rated_at > FORGET_S:
             self._forget(entry)
         else:
-            self._look(entry, entry.rated_at + MAX_TTL_S + 2 * self._pause_s)
+            self._look(entry, entry.rated_at + FORGET_S + 2 * self._pause_s)
 
     def _forget(self, entry: LeasedClient) -> None:
         resources = self._entries[entry.client]
@@ -463,6 +463,10 @@ class LeaseCache:
     def enable(self, partitions: Iterable[int]) -> None:
         """Ask for leases in these partitions, which grant holds, and in no others."""
         self._enabled = frozenset(partitions)
+
+    def grants_holds(self, partition: int) -> bool:
+        """Return whether *partition* grants holds, to whomever."""
+        return partition in self._enabled
 
     def on_update(self, partition: int, update: UpdateKey, version: int) -> None:
         """End the leases that *update* may concern, whether or not a worker has applied it.

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from stoplog.errors import SettingsError
 from stoplog.kafka.settings import KafkaSettings
 from stoplog.topics import DEFAULT_FILE
+from stoplog.wire.holds import MAX_LEASE_MS, MIN_LEASE_MS
 
 
 class Settings(KafkaSettings):
@@ -52,7 +53,7 @@ class Settings(KafkaSettings):
     lease_max_ms: int = Field(
         0,
         ge=0,
-        le=10_000,
+        le=MAX_LEASE_MS,
         description="The longest lease, in milliseconds. A lease lets a client that is checked often go "
         "ahead without a round trip to the broker, never above its limits. 0 turns leases off.",
     )
@@ -68,6 +69,13 @@ class Settings(KafkaSettings):
         description="Send OpenTelemetry spans. The OTEL_* variables configure the exporter. Needs the extra "
         "`tracing`.",
     )
+
+    @field_validator("lease_max_ms")
+    @classmethod
+    def _is_long_enough(cls, value: int) -> int:
+        if 0 < value < MIN_LEASE_MS:
+            raise ValueError(f"no lease is so short: use 0, or {MIN_LEASE_MS} to {MAX_LEASE_MS}")
+        return value
 
     @field_validator("apply_timeout_ms")
     @classmethod

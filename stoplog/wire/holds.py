@@ -62,6 +62,12 @@ RESERVATION: Final = 1
 MAX_TTL_MS: Final = 3_600_000
 """Longest time to live of a hold: one hour."""
 
+MIN_LEASE_MS: Final = 100
+"""Milliseconds below which no lease is granted: its reply may take as long."""
+
+MAX_LEASE_MS: Final = 10_000
+"""Longest time to live of a lease, ms. A holder that died keeps its units for so long."""
+
 MAX_RESERVATIONS: Final = 1_000
 """Open reservations of one client and resource: a state must fit into a changelog record."""
 

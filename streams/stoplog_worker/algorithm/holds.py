@@ -16,8 +16,10 @@ from typing import Final
 from stoplog.policy import Limit
 from stoplog.wire.holds import (
     LEASE,
+    MAX_LEASE_MS,
     MAX_LEASES,
     MAX_RESERVATIONS,
+    MIN_LEASE_MS,
     RESERVATION,
     SAME_ID,
     TOO_MANY_RESERVATIONS,
@@ -32,12 +34,6 @@ from stoplog_worker.algorithm.state_codec import Hold, State
 
 MIN_LEASE: Final = 4
 """Units below which no lease is granted: it would cost more records than it saves."""
-
-MIN_LEASE_MS: Final = 100
-"""Milliseconds below which no lease is granted: its reply may take as long."""
-
-MAX_LEASE_MS: Final = 10_000
-"""Longest time to live of a lease, ms. A holder that died keeps its units for so long."""
 
 SHARE: Final = 2
 """A lease gets at most this part of the free units, again divided by the number of holds with it."""

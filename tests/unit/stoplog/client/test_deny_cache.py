@@ -301,3 +301,11 @@ def test_denial_that_depends_on_held_units_is_kept_for_its_firm_time(
         answer = bench.cache.get(ALICE)
         assert answer is not None
         assert answer.retry_after_ms == 5_100
+
+
+def test_denial_without_firm_time_is_not_kept_where_units_may_be_held() -> None:
+    for held in (False, True):
+        bench = Bench()
+        reply = Reply(7, 1, 0, -1, [Decision(False, 10, 0, 9_000, 6_100, 3)])
+        bench.cache.learn(0, [ALICE], reply, bench.now, held=held)
+        assert bench.denies(ALICE) is not held

@@ -261,7 +261,6 @@ async def test_leases_begin_with_the_heartbeats_and_are_settled_at_the_stop(kafk
         assert not asks, "no worker has announced holds"
         beat = Heartbeat("w", "worker", "1", "host", 0, holds=list(range(PARTITIONS)))
         engine.on_heartbeats([StampedHeartbeat(beat, 1_000)])
-        await asyncio.sleep(2 * stoplog.client.engine.TICK_S)
         engine.on_updates_read(list(range(PARTITIONS)), now() + 10)
         while not asks:
             await limiter.check("alice")

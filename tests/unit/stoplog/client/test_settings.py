@@ -43,3 +43,12 @@ def test_settings_of_the_sdk_hold_nothing_of_a_server() -> None:
         "topics",
         "tracing",
     }
+
+
+@pytest.mark.parametrize("value", [0, 1, 99, 100, 10_000, 10_001])
+def test_longest_lease_is_0_or_as_long_as_the_log_grants(value: int) -> None:
+    if value in (0, 100, 10_000):
+        assert read_settings(lease_max_ms=value).lease_max_ms == value
+    else:
+        with pytest.raises(SettingsError, match="lease_max_ms"):
+            read_settings(lease_max_ms=value)

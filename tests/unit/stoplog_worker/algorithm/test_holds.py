@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from stoplog_worker.algorithm.fold import Folded, fault_finder, fold
-from stoplog_worker.algorithm.holds import MAX_LEASE_MS
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import Marker, State, encode_state
 from stoplog_worker.verify.replay import NothingStored
@@ -13,6 +12,7 @@ from stoplog.policy import UNLIMITED, Policy, parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, encode_update
 from stoplog.wire.holds import (
     LEASE,
+    MAX_LEASE_MS,
     MAX_LEASES,
     MAX_RESERVATIONS,
     RESERVATION,

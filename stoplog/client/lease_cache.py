@@ -129,10 +129,9 @@ class LeaseCache:
         self._proofs = UpdateProofs(partitions)
         self._enabled: frozenset[int] = frozenset()
         self._demand = Demand()
-        self._entries: dict[str, dict[str, LeasedClient]] = {}
-        """By client, then by resource."""
-        self._count = 0
-        """Entries over all clients."""
+        self._entries: dict[Key, LeasedClient] = {}
+        self._resources: dict[str, set[str]] = {}
+        """The resources in the keys of the entries, by client."""
         self._number = 0
         """Number of the last ask. It identifies the lease, and orders the asks of this process."""
         self._unsent: list[dict[tuple[str, str], list[Settlement]]] = [{} for _ in range(partitions)]
@@ -153,10 +152,7 @@ class LeaseCache:
             renew: Whether to return ``None`` for a check that should carry the ask for the next lease. If it
                 is false, the check cannot be sent, or was denied or not answered in time.
         """
-        resources = self._entries.get(check.client)
-        if resources is None:
-            return None
-        entry = resources.get(check.resource)
+        entry = self._entries.get(check.client if not check.resource else (check.client, check.resource))
         if entry is None or (lease := entry.lease) is None or not check.cost or check.plan != entry.plan:
             return None
         now = self._clock()
@@ -167,30 +163,25 @@ class LeaseCache:
         self._use(lease, check)
         metrics = self._metrics
         metrics.lease_hits += 1
-        decision = lease.decision
         elapsed_ms = int((now - lease.since) * 1_000)
         return Answer(
             True,
-            decision.limit,
-            (decision.remaining or 0) + lease.left,
-            max(0, decision.reset_after_ms - elapsed_ms),
+            lease.limit,
+            lease.remaining + lease.left,
+            max(0, lease.reset_after_ms - elapsed_ms),
             0,
-            decision.policy_version,
+            lease.policy_version,
         )
 
     def spend(self, check: Check) -> bool:
         """Use permits for a check that fails open, without proof. Return whether there were enough."""
-        entry = self._entry_of(check)
+        entry = self._entries.get(_key(check))
         if entry is None or (lease := entry.lease) is None or not check.cost or check.plan != entry.plan:
             return False
         if check.cost > lease.left or self._clock() >= lease.until:
             return False
         self._use(lease, check)
         return True
-
-    def _entry_of(self, check: Check) -> LeasedClient | None:
-        resources = self._entries.get(check.client)
-        return None if resources is None else resources.get(check.resource)
 
     def _use(self, lease: Lease, check: Check) -> None:
         lease.left -= check.cost
@@ -205,19 +196,19 @@ class LeaseCache:
         """Count a check that joins a batch of *partition*. Return whether the batch must mark it."""
         if partition not in self._enabled or not check.cost or not self._max_ms:
             return False
-        now = self._clock()
-        rate = self._demand.add(_key(check), check.plan, check.cost, now, MIN_CHECKS)
-        entry = self._entry_of(check)
+        key, now = _key(check), self._clock()
+        rate = self._demand.add(key, check.plan, check.cost, now, MIN_CHECKS)
+        entry = self._entries.get(key)
         if entry is None:
             if (
                 rate is None
                 or rate.checks * min(FIRST_TTL_S, self._max_ms / 1_000) < MIN_CHECKS
-                or self._count >= MAX_ENTRIES
+                or len(self._entries) >= MAX_ENTRIES
             ):
                 return False
-            entry = LeasedClient(check, partition, rate, now)
-            self._entries.setdefault(check.client, {})[check.resource] = entry
-            self._count += 1
+            entry = self._entries[key] = LeasedClient(check, partition, rate, now)
+            if check.resource:
+                self._resources.setdefault(check.client, set()).add(check.resource)
             self._look(entry, now + PAUSE_S)
         elif rate is not None and rate.checks > self._rate(entry, now).checks:
             entry.rate, entry.rated_at = rate, now
@@ -281,7 +272,8 @@ class LeaseCache:
         settlements: dict[int, tuple[Settlement, ...]] = {}
         asking: dict[Key, LeasedClient] = {}
         for index in marked:
-            entry = self._entry_of(checks[index])
+            key = _key(checks[index])
+            entry = self._entries.get(key)
             if entry is None or not entry.mark:
                 continue
             mark, entry.mark = entry.mark, 0
@@ -291,7 +283,7 @@ class LeaseCache:
             if lease is not None and (mark == _SETTLE or now >= lease.until):
                 settlements[index] = (self._finish(entry, now).settlement,)
             if waits and self._may_ask(entry, now):
-                asking[_key(checks[index])] = entry
+                asking[key] = entry
         # The last check of the client in the batch carries the ask, so that no check before it is denied
         # because of the lease.
         last = {key: i for i, check in enumerate(checks) if (key := _key(check)) in asking} if asking else {}
@@ -312,7 +304,7 @@ class LeaseCache:
         lease = entry.lease
         keep = () if lease is None else (lease.id,)
         ask = Ask(LEASE, (self._incarnation, self._number, 0), self._number, want, self._max_ms, keep)
-        ended = [one for one in entry.ended if now < one.gone_at]
+        ended = tuple(one for one in entry.ended if now < one.gone_at)
         used = 0 if lease is None else lease.used
         reported = {one.id for row in settlements.values() for one in row}
         again = tuple(one.settlement for one in ended if one.settlement.id not in reported)
@@ -344,7 +336,7 @@ class LeaseCache:
             entry.asking = None
         if sent.lease is not None:
             sent.lease.used -= sent.used
-        entry.ended = [one for one in entry.ended if one not in sent.ended]
+        entry.ended = tuple(one for one in entry.ended if one not in sent.ended)
         grant = decision.grant
         if grant is None:
             self._refused(entry, now)
@@ -394,7 +386,7 @@ class LeaseCache:
             self._metrics.lease_expired += lease.left
         self._metrics.leases -= 1
         ended = EndedLease(Settlement(lease.id, lease.used), lease.gone_at)
-        entry.ended.append(ended)
+        entry.ended = (*entry.ended, ended)
         return ended
 
     def _settle(self, entry: LeasedClient, settlement: Settlement) -> None:
@@ -441,7 +433,7 @@ class LeaseCache:
         if lease is not None and lease.until <= horizon and (entry.asking is None or lease.until <= now):
             self._settle(entry, self._finish(entry, now).settlement)
             lease = None
-        entry.ended = [one for one in entry.ended if now < one.gone_at]
+        entry.ended = tuple(one for one in entry.ended if now < one.gone_at)
         if lease is not None:
             self._look(entry, lease.until)
         elif entry.ended or entry.asking or entry.mark or now < entry.retry_at:
@@ -452,11 +444,13 @@ class LeaseCache:
             self._look(entry, entry.rated_at + FORGET_S + 2 * self._pause_s)
 
     def _forget(self, entry: LeasedClient) -> None:
-        resources = self._entries[entry.client]
-        del resources[entry.resource]
-        if not resources:
-            del self._entries[entry.client]
-        self._count -= 1
+        client, resource = entry.client, entry.resource
+        del self._entries[(client, resource) if resource else client]
+        if resource:
+            resources = self._resources[client]
+            resources.discard(resource)
+            if not resources:
+                del self._resources[client]
 
     # --- events -------------------------------------------------------------------------------
 
@@ -477,13 +471,13 @@ class LeaseCache:
             version: Its offset.
         """
         client, now = self._proofs.on_update(partition, update, version), self._clock()
-        concerned = self._all() if client is None else self._entries.get(client, {}).values()
-        for entry in concerned:
+        for entry in self._entries.values() if client is None else self._entries_of(client):
             if entry.lease is not None and entry.partition == partition:
                 self._settle(entry, self._finish(entry, now).settlement)
 
-    def _all(self) -> Iterator[LeasedClient]:
-        return (entry for resources in self._entries.values() for entry in resources.values())
+    def _entries_of(self, client: str) -> Iterator[LeasedClient]:
+        keys: list[Key] = [client, *((client, one) for one in self._resources.get(client, ()))]
+        return (self._entries[key] for key in keys if key in self._entries)
 
     def on_proof(self, partitions: Sequence[int], at: float) -> None:
         """Note that every update written to *partitions* before *at* (seconds) has been read."""
@@ -503,11 +497,11 @@ class LeaseCache:
         """Use and ask for no more leases. The next :meth:`take_settlements` returns the last settlements."""
         self._max_ms = 0
         now = self._clock()
-        for entry in self._all():
+        for entry in self._entries.values():
             if entry.lease is not None:
                 self._settle(entry, self._finish(entry, now).settlement)
             if entry.asking is not None:
                 self.abandon([entry.asking])
         self._entries.clear()
+        self._resources.clear()
         self._looks.clear()
-        self._count = 0

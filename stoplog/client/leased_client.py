@@ -46,18 +46,24 @@ class Lease:
         used: Permits that were used and are not confirmed as reported.
         hits: Checks answered.
         units: Their total cost.
-        decision: The decision with the grant.
+        limit: The limit that the decision with the grant shows,
+        remaining: what it leaves beside the lease,
+        reset_after_ms: when it is unused again, as of ``since``,
+        policy_version: and the policy that decided.
     """
 
     __slots__ = (
-        "decision",
         "gone_at",
         "hits",
         "id",
         "left",
+        "limit",
         "low",
+        "policy_version",
         "proof",
+        "remaining",
         "renew_at",
+        "reset_after_ms",
         "since",
         "ttl_s",
         "units",
@@ -75,7 +81,11 @@ class Lease:
         now: float,
     ) -> None:
         self.id = id_
-        self.decision = decision
+        # The decision itself would take three times the memory.
+        self.limit = decision.limit
+        self.remaining = decision.remaining or 0
+        self.reset_after_ms = decision.reset_after_ms
+        self.policy_version = decision.policy_version
         self.proof = proof
         self.ttl_s = grant.ttl_ms / 1_000
         self.since = now
@@ -128,7 +138,7 @@ class SentAsk:
         index: int,
         lease: Lease | None,
         used: int,
-        ended: list[EndedLease],
+        ended: tuple[EndedLease, ...],
     ) -> None:
         self.entry = entry
         self.ask = ask
@@ -185,7 +195,7 @@ class LeasedClient:
         self.lease: Lease | None = None
         self.asking: SentAsk | None = None
         self.mark = 0
-        self.ended: list[EndedLease] = []
+        self.ended: tuple[EndedLease, ...] = ()
         self.ttl_s = 0.0
         self.retry_at = -inf
         self.refusals = 0

@@ -15,10 +15,9 @@ from stoplog.client.metrics import Metrics
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements
 from stoplog.wire.holds import SettlementBatch
 from stoplog.wire.limit_updates import UpdateKey
-from stoplog.wire.replies import Decision, HeldDecision, Reply
+from stoplog.wire.replies import Decision, Reply
 
 _NOT_FROZEN = {"_metrics", "_clock", "_demand", "_looks", "_look_ids"}
-_DECISION = HeldDecision(True, 1, 0, 0, 0, 0)
 
 
 @dataclass
@@ -96,12 +95,12 @@ class LeaseHolder:
     def frozen(self, batch: SentBatch | None) -> bytes:
         """Return everything that its later behavior depends on, and *batch*; but no rates and metrics."""
         cache = self.cache
-        for entry in cache._all():
+        for entry in cache._entries.values():
             entry.rate, entry.rated_at, entry.look_at = Rate(0, 0), 0.0, inf
             if entry.lease is not None:
                 entry.lease.hits = entry.lease.units = 0
                 entry.lease.since = 0.0
-                entry.lease.decision = _DECISION
+                entry.lease.remaining = entry.lease.reset_after_ms = 0
         state = {name: value for name, value in cache.__dict__.items() if name not in _NOT_FROZEN}
         return pickle.dumps((state, batch))
 
@@ -109,7 +108,7 @@ class LeaseHolder:
         """Become the holder that was *frozen*; return the batch."""
         state, batch = pickle.loads(frozen)
         self.cache.__dict__.update(state)
-        for entry in self.cache._all():
+        for entry in self.cache._entries.values():
             self.cache._look(entry, self.clock())
         return cast("SentBatch | None", batch)
 
@@ -117,6 +116,6 @@ class LeaseHolder:
     def balanced(self) -> bool:
         """Whether each granted permit was used, given back, lost, or is left."""
         metrics = self.metrics
-        left = sum(entry.lease.left for entry in self.cache._all() if entry.lease is not None)
+        left = sum(entry.lease.left for entry in self.cache._entries.values() if entry.lease is not None)
         gone = metrics.lease_used + metrics.lease_returned + metrics.lease_expired
         return metrics.lease_granted == gone + left

@@ -227,6 +227,16 @@ def test_update_ends_the_leases_that_it_may_concern(update: UpdateKey, hits: boo
     assert bench.settled() == ([] if hits else [SettlementRow("alice", "", (Settlement(lease.id, 1),))])
 
 
+def test_update_of_a_client_ends_its_leases_of_all_resources() -> None:
+    bench = Bench()
+    bench.lease(check=ALICE)
+    bench.lease(check=Check("alice", resource="login"))
+    bench.lease(check=Check("bob", resource="login"))
+    bench.cache.on_update(0, UpdateKey("client", "alice"), 5)
+    assert bench.metrics.leases == 1
+    assert bench.hit(Check("bob", resource="login"))
+
+
 def test_grant_is_accepted_only_from_a_worker_that_had_applied_every_update_read() -> None:
     for applied, hits in ((4, False), (5, True)):
         bench = Bench()
@@ -498,14 +508,14 @@ def test_close_gives_everything_back() -> None:
 def test_clients_without_use_are_forgotten() -> None:
     bench = Bench()
     for number in range(50):
-        bench.ask(Check(f"client-{number}"))
+        bench.ask(Check(f"client-{number}", resource="login" * (number % 2)))
         bench.reply(None)
-    assert bench.cache._count == 50
+    assert len(bench.cache._entries) == 50
     for _ in range(100):
         bench.after(bench.cache.pause_s)
         bench.settled()
-    assert bench.cache._count == 0
     assert not bench.cache._entries
+    assert not bench.cache._resources
     assert not bench.cache._looks
     assert not bench.cache.wants_proof
 

@@ -5,8 +5,8 @@ connections would use up the file descriptors before any bound could apply. Here
 accepted in each turn of the event loop.
 
 While the open connections send more than a turn has time for, another one would only make all of them wait
-longer. It is refused with 503, at a tenth of the cost of a protocol. The system does not complete connections
-that the gateway has no time to refuse.
+longer. It is refused with 503, before it gets a protocol. The system does not complete connections that the
+gateway has no time to refuse.
 
 With TLS, the bound on connections and the time for a head hold for handshakes, too. Each handshake uses the
 certificate that is in force when it begins.

@@ -15,9 +15,11 @@ from stoplog.client.settings import Settings
 from stoplog.client.transport.broker_view import BrokerView
 from stoplog.clock import now
 from stoplog.errors import TopicError
+from stoplog.partitioning import partition_of
 from stoplog.wire.checks import Batch, Check
 from stoplog.wire.heartbeats import Heartbeat, PartitionState, StampedHeartbeat
 from stoplog.wire.holds import Ask, Grant, Settlement, SettlementRow
+from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, HeldDecision, Reply
 from tests.support.clockwork import answer_to
 from tests.support.fake_kafka import PARTITIONS, Kafka, deny_for_a_minute, running_limiter, until_ready
@@ -270,5 +272,16 @@ async def test_leases_begin_with_the_heartbeats_and_are_settled_at_the_stop(kafk
         assert (answer.allowed, answer.remaining, len(log.checks)) == (True, 58, sent)
         assert limiter.metrics.lease_hits == 1
         assert not log.settlements
-    assert log.settlements == [SettlementRow("alice", "", (Settlement(asks[0].id, 2),))]
+        partition = partition_of("alice", PARTITIONS)
+        engine.on_updates([(partition, Update(5, "client", "bob", "", None))])
+        await limiter.check("alice")
+        assert len(log.checks) == sent
+        engine.on_updates([(partition, Update(6, "client", "alice", "", None))])
+        await limiter.check("alice")
+        assert len(log.checks) == sent + 1, "an update ends the lease"
+    first, second = asks
+    # The worker that granted the second lease had not applied the update.
+    assert log.settlements == [
+        SettlementRow("alice", "", (Settlement(first.id, 3), Settlement(second.id, 0)))
+    ]
     assert asks[0].id[0] == limiter._engine.incarnation

@@ -20,7 +20,7 @@ from stoplog.partitioning import home_of
 from stoplog.policy import parse_policy
 from stoplog.wire.audit import AuditRecord, ChangeSource, decode_audit, source_headers
 from stoplog.wire.checks import POSITION_BITS, encode_update
-from stoplog.wire.limit_updates import Update, UpdateKey, encode_update_key
+from stoplog.wire.limit_updates import Update, UpdateKey, enabling_update, encode_update_key
 from tests.support.ledgers import FIRST_MARKER
 from tests.support.memory_store import Changelogs, MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, START
@@ -118,6 +118,18 @@ def test_applied_update_is_recorded_with_its_source_and_what_it_replaced(tmp_pat
             AuditRecord(1, 9 << 16, START, 14, None, None, None, "ops", "10.0.0.7", "r-1"),
         ),
     ]
+
+
+def test_update_that_enables_holds_is_not_recorded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, MemoryStore(), Changelogs(), Topic())
+    bench.take(3, enabling_update(), source=None)
+    bench.partition.audit.advance(1e9)
+    assert not bench.topic.sent
+    assert bench.partition.ledger.policies.holds_enabled(4 << 16)
+    registry = bench.partition._metrics.registry
+    for result in ("applied", "repeated"):
+        name = "stoplog_worker_updates_total"
+        assert not registry.get_sample_value(name, {"result": result}), "no limit was changed"
 
 
 def test_marker_stays_before_the_first_update_that_is_not_recorded(tmp_path: Path) -> None:

@@ -80,3 +80,9 @@ def unwrap(pending: PendingAnswer) -> Answer:
         InvalidInput: A worker refused the check.
     """
     return pending if isinstance(pending, Answer) else answer_of(pending.result())
+
+
+def is_degraded(pending: PendingAnswer) -> bool:
+    """Return whether the store has not decided *pending*, whose future (if it is one) must be done."""
+    outcome = pending if isinstance(pending, Answer) else pending.result()
+    return isinstance(outcome, Answer) and outcome.degraded

@@ -8,11 +8,12 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from asyncio import Future
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-from stoplog.client.answer import Answer, PendingAnswer, answer_of
+from stoplog.client.answer import Answer, Outcome, PendingAnswer, answer_of, is_degraded
 from stoplog.client.batcher import Batcher
 from stoplog.client.cluster_status import STATES, ProcessState, Readiness, Status, count_by_role, merge_status
 from stoplog.client.engine import Engine, NotStarted, OtherPartitionCount, wall_ms
@@ -37,6 +38,32 @@ log = logging.getLogger(__name__)
 
 SLICE: Final = 250
 """Checks of a list that are handled in one turn of the event loop, in about a millisecond. Others go on."""
+
+MAX_UNANSWERED: Final = 2 * SLICE
+"""Checks of one list that wait for their answers at the same time. Checks of others share batches with them,
+and so wait for no more than these. Two slices keep both sides busy: one is decided while the next is sent."""
+
+
+def steps_of_list(pending: Sequence[PendingAnswer], size: int) -> Iterator[slice | Future[Outcome]]:
+    """Yield the steps in which a list of checks is asked: a slice to ask, or what to wait for before it.
+
+    Without a store, only the first checks of a list wait for the deadline of their own: the rest does not
+    wait for them.
+
+    Args:
+        pending: The answers of the slices before, to which the caller appends.
+        size: Checks in the list.
+    """
+    waits = True
+    for start in range(0, size, SLICE):
+        if waits:
+            for one in pending[max(start - MAX_UNANSWERED, 0) : max(start - SLICE, 0)]:
+                if not isinstance(one, Answer) and not one.done():
+                    yield one
+                if is_degraded(one):
+                    waits = False
+                    break
+        yield slice(start, start + SLICE)
 
 
 class Limiter:
@@ -219,11 +246,13 @@ class Limiter:
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
         pending: list[PendingAnswer] = []
-        for start in range(0, len(checks), SLICE):
-            if start:
-                await asyncio.sleep(0)
-            part = slice(start, start + SLICE)
-            pending += [self.ask(*asked) for asked in zip(checks[part], closed[part], strict=True)]
+        for step in steps_of_list(pending, len(checks)):
+            if isinstance(step, slice):
+                if step.start:
+                    await asyncio.sleep(0)
+                pending += [self.ask(*asked) for asked in zip(checks[step], closed[step], strict=True)]
+            else:
+                await step
         return [one if isinstance(one, Answer) else answer_of(await one) for one in pending]
 
     async def publish(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> None:

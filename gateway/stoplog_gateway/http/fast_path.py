@@ -12,7 +12,7 @@ responses byte by byte.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
@@ -24,7 +24,7 @@ from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import JSON, Rendered, render
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
 from stoplog.client.fail_open import DENY, OnUnavailable
-from stoplog.client.limiter import SLICE, Limiter
+from stoplog.client.limiter import Limiter, steps_of_list
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
 from stoplog_gateway.access.control import AccessControl, Refusal, bearer_token
@@ -33,7 +33,7 @@ from stoplog_gateway.http.auth import refuse_check_at_once
 from stoplog_gateway.http.bugs import answers_after_bug, render_bug
 from stoplog_gateway.http.handlers import AtOnce, Handler, SendResponse, without_body
 from stoplog_gateway.http.known_heads import KnownHeads
-from stoplog_gateway.http.long_lists import LongLists
+from stoplog_gateway.http.long_lists import LongLists, Work
 from stoplog_gateway.http.overload import MAX_BODY, OverloadRefusals, is_probe
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
@@ -203,17 +203,20 @@ class FastPath:
 
     def _work_on_list(
         self, body: bytes, send: SendResponse, ask: Callable[[Check, bool], PendingAnswer]
-    ) -> Iterator[None]:
-        """Parse a list of checks, and *ask* them. Yield after each slice."""
+    ) -> Work:
+        """Parse a list of checks, and *ask* them, no more than others should wait for."""
         parsed: list[tuple[Check, OnUnavailable]] = []
         pending: list[PendingAnswer] = []
         try:
             for part in parse_checks(body):
                 parsed += part
-                yield
-            for start in range(0, len(parsed), SLICE):
-                pending += [ask(check, one == DENY) for check, one in parsed[start : start + SLICE]]
-                yield
+                yield None
+            for step in steps_of_list(pending, len(parsed)):
+                if isinstance(step, slice):
+                    pending += [ask(check, one == DENY) for check, one in parsed[step]]
+                    yield None
+                else:
+                    yield step
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             send(self._render_failed_list(exc, [one for _, one in parsed]))
         else:

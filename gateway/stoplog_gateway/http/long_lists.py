@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 from stoplog_gateway.http.handlers import SendResponse
 from stoplog_gateway.http.overload import OverloadRefusals
 from stoplog_gateway.http.turns import Turns
+
+Work = Iterator[Future[Any] | None]
+"""The work on one list. It yields after each slice: ``None``, or what the next slice has to wait for."""
 
 
 class LongLists:
@@ -21,13 +26,13 @@ class LongLists:
     def __init__(self, turns: Turns, refusals: OverloadRefusals) -> None:
         self._turns = turns
         self._refusals = refusals
-        self._waiting: deque[tuple[float, Iterator[None]]] = deque()
+        self._waiting: deque[tuple[float, Work]] = deque()
 
-    def add(self, work: Iterator[None], send: SendResponse) -> None:
+    def add(self, work: Work, send: SendResponse) -> None:
         """Do *work* when its turn comes. Refuse it with 503 if the lists before it have waited too long.
 
         Args:
-            work: Yields after each slice; sends the response itself.
+            work: Sends the response itself.
             send: Sends the response if the list is refused.
         """
         now = self._turns.clock()
@@ -39,7 +44,14 @@ class LongLists:
             self._turns.run_in_slices(self._advance)
 
     def _advance(self) -> bool:
-        for _ in self._waiting[0][1]:
-            return True
+        """Do a slice; return whether the next one can follow at once."""
+        for awaited in self._waiting[0][1]:
+            if awaited is None:
+                return True
+            awaited.add_done_callback(self._go_on)
+            return False
         self._waiting.popleft()
         return bool(self._waiting)
+
+    def _go_on(self, _: Future[Any]) -> None:
+        self._turns.run_in_slices(self._advance)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stoplog.client.answer import Answer
-from stoplog.client.limiter import Limiter
+from stoplog.client.limiter import MAX_UNANSWERED, SLICE, Limiter, steps_of_list
 from stoplog.client.limits_admin import Applied, LimitsAdmin
 from stoplog.client.top_rejected import Rejected
 from stoplog.client.update_proofs import PROOF_S
@@ -205,3 +205,31 @@ def test_limiter_offers_the_calls_of_the_sdk_and_nothing_else() -> None:
     state = {"status", "process_state", "traffic", "most_rejected", "ready", "running", "node_id"}
     failure = {"failure", "until_failure"}
     assert {name for name in vars(Limiter) if not name.startswith("_")} == checks | limits | state | failure
+
+
+DECIDED, DEGRADED = Answer(True, 9, 8, 1, 0, 3), Answer(True, None, None, 0, 0, 0, True, "deadline")
+
+
+@pytest.mark.parametrize(("outcome", "waits"), [(DECIDED, 2 * SLICE), (DEGRADED, 1)])
+async def test_long_list_waits_for_its_answers_before_it_asks_more(outcome: Answer, waits: int) -> None:
+    pending: list[Any] = []
+    waited = 0
+    for step in steps_of_list(pending, 4 * SLICE):
+        if isinstance(step, slice):
+            assert step == slice(len(pending), len(pending) + SLICE)
+            pending += [asyncio.get_running_loop().create_future() for _ in range(SLICE)]
+            if waits > 1:
+                assert sum(not one.done() for one in pending) <= MAX_UNANSWERED
+        else:
+            waited += 1
+            step.set_result(outcome)
+    assert len(pending) == 4 * SLICE
+    assert waited == waits
+
+
+async def test_list_of_answers_that_are_there_waits_for_nothing() -> None:
+    pending: list[Any] = []
+    for step in steps_of_list(pending, 4 * SLICE):
+        assert isinstance(step, slice)
+        pending += [DECIDED] * SLICE
+    assert len(pending) == 4 * SLICE

@@ -216,6 +216,9 @@ def _decide_all(
             answers.append(None)
             continue
         if state.epoch != epoch or state.plan != check.plan:
+            # A state whose holds have ended decides like one without holds: it may have been dropped meanwhile.
+            if state.holds and expire_holds(state, now_ms):
+                _changed(ledger, key, state, position)
             if state.holds:
                 answer = _decide_held(ledger, position, now_ms, key, check, state, _NO_HOLD)
                 if not with_holds and isinstance(answer, Decision):

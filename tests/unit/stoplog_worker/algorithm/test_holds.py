@@ -398,3 +398,15 @@ def test_state_without_live_charges_is_stored_like_a_new_one() -> None:
         bench.after_ms = 2 * MINUTE
         assert bench.reserve(5).allowed
     assert encode_state(old.state) == encode_state(new.state)
+
+
+def test_client_whose_holds_have_ended_gets_the_decision_of_one_without_holds() -> None:
+    """Its state may have been dropped, and a replay must give the same answer."""
+    old, new = Bench("100/minute"), Bench("100/minute")
+    old.reserve(5, ttl_ms=1_000)
+    new.append(encode_batch(Batch(0, 7, 1, [Check("other")])))
+    record = encode_batch(Batch(0, 7, 1, [Check("a")], []))
+    for bench in (old, new):
+        bench.after_ms = 2 * MINUTE
+    assert old.append(record).answers == new.append(record).answers
+    assert encode_state(old.state) == encode_state(new.state)

@@ -15,9 +15,9 @@ run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passe
 
 # Two runs: the fault tests measure seconds, so no other test may run beside them.
 # --allow-no-tests: ARGS="-k ..." may select tests of one run only.
-test: .venv/dev .venv/envoy ## run all tests: unit, integration and end-to-end tests two at a time, then fault tests
+test: .venv/dev .venv/envoy ## run all tests: unit, integration and end-to-end tests three at a time, then fault tests
 	@$(BIN)/pytest tests/unit stoplog streams gateway tests/integration tests/e2e --ignore tests/e2e/faults \
-		tests/fuzz --numprocesses 2 --dist loadfile --allow-no-tests $(ARGS)
+		tests/fuzz --numprocesses 3 --dist loadfile --allow-no-tests $(ARGS)
 	@$(BIN)/pytest tests/e2e/faults --allow-no-tests $(ARGS)
 
 faults: .venv/dev ## run the fault tests alone: three brokers, three workers, two gateways, one fault after another

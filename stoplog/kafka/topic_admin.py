@@ -22,6 +22,10 @@ _TIMEOUT_S: Final = 15.0
 _CONNECT_S: Final = 5.0
 """Seconds until no broker counts as reachable. The error appears within 10 s of a start."""
 
+_KNOWN_S: Final = 60.0
+"""Seconds within which every broker should know a topic that was created. Three busy brokers that create a
+thousand replicas together take more than ten."""
+
 _POLL_S: Final = 0.05
 """Seconds between two looks for a topic that was just created."""
 
@@ -62,7 +66,7 @@ def create_topics(admin: ExplainingAdmin, specs: Iterable[TopicSpec], *, recorde
                         f"the broker refused to create topic {name} ({error.str()}): see its log, and the "
                         f"replication and min_insync of topics.yaml"
                     ) from exc
-    deadline = time.monotonic() + _TIMEOUT_S
+    deadline = time.monotonic() + _KNOWN_S
     while True:
         try:
             verify_topics(admin, wanted.values(), recorded=recorded)

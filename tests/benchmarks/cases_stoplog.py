@@ -11,7 +11,7 @@ from tests.benchmarks.loader import Loader
 from tests.benchmarks.plan import CLIENT_COUNT, BenchPlan
 from tests.benchmarks.stoplog_system import Stoplog
 
-LIST: Final = 100
+LIST_SIZE: Final = 100
 LIST_CONNECTIONS: Final = 16
 _WARMING_CALLERS: Final = 256
 

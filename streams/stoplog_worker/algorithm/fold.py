@@ -216,7 +216,7 @@ def _decide_all(
             answers.append(None)
             continue
         if state.epoch != epoch or state.plan != check.plan:
-            # A state whose holds have ended decides like one without holds: it may have been dropped meanwhile.
+            # A state whose holds have ended decides like one without: it may have been dropped meanwhile.
             if state.holds and expire_holds(state, now_ms):
                 _changed(ledger, key, state, position)
             if state.holds:

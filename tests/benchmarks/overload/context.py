@@ -13,12 +13,12 @@ from typing import Final
 import msgspec
 
 from tests.benchmarks.client_ids import client_id
-from tests.benchmarks.overload.figures import KINDS, Flood
+from tests.benchmarks.overload.figures import OUTCOMES, Flood
 from tests.benchmarks.overload.slow_gateway import slowed
 from tests.benchmarks.overload.vegeta import MAX_IN_FLIGHT, Attack
 from tests.benchmarks.stoplog_system import Stoplog
 
-CLIENTS: Final = 10_000
+FLOOD_CLIENTS: Final = 10_000
 DEADLINE_MS: Final = 250.0
 
 
@@ -74,7 +74,7 @@ class Context:
         for kind, latency in flood.kinds.items():
             self.add(
                 stage,
-                KINDS[kind],
+                OUTCOMES[kind],
                 f"{flood.rate(kind):,.0f}/s, p50 {latency.p50_ms:,.1f} ms, p99 {latency.p99_ms:,.1f} ms, "
                 f"max {latency.max_ms:,.0f} ms",
             )
@@ -88,7 +88,7 @@ class Context:
         path: str = "",
         in_flight: int = MAX_IN_FLIGHT,
     ) -> Attack:
-        """Start an attack with checks of :data:`CLIENTS` clients, or with GET requests to *path*.
+        """Start an attack with checks of :data:`FLOOD_CLIENTS` clients, or with GET requests to *path*.
 
         Args:
             name: Names the attack and its clients.
@@ -98,7 +98,7 @@ class Context:
             in_flight: Maximum number of requests that wait for a response at the same time.
         """
         numbers = random.Random(name)
-        bodies = [] if path else [_check(numbers) for _ in range(CLIENTS)]
+        bodies = [] if path else [_check(numbers) for _ in range(FLOOD_CLIENTS)]
         return Attack(
             self.gateway.url + (path or "/v1/check"),
             bodies,
@@ -121,4 +121,4 @@ class Context:
 
 
 def _check(numbers: random.Random) -> bytes:
-    return b'{"client_id":"%s"}' % client_id(numbers.randrange(CLIENTS)).encode()
+    return b'{"client_id":"%s"}' % client_id(numbers.randrange(FLOOD_CLIENTS)).encode()

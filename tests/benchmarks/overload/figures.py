@@ -16,13 +16,13 @@ from tests.benchmarks.overload.vegeta import Result
 DECIDED: Final = "decided"
 AT_ONCE: Final = "at once"
 DEGRADED: Final = "degraded"
-REFUSED: Final = "refused"
+REFUSED_503: Final = "refused"
 FAILED: Final = "failed"
-KINDS: Final = {
+OUTCOMES: Final = {
     DECIDED: "decided by the store",
     AT_ONCE: "failed open at once (`overload`)",
     DEGRADED: "failed open for another reason, such as the deadline",
-    REFUSED: "refused with 503",
+    REFUSED_503: "refused with 503",
     FAILED: "without a response",
 }
 """What becomes of a request. A list is decided if all its checks are."""
@@ -64,12 +64,12 @@ class Flood(msgspec.Struct, frozen=True):
 
 
 def kind_of(result: Result) -> str:
-    """Return what became of a request: a key of :data:`KINDS`."""
+    """Return what became of a request: a key of :data:`OUTCOMES`."""
     if result.status in (200, 429):
         if b'"degraded":true' not in result.body:
             return DECIDED
         return AT_ONCE if b'"reason":"overload"' in result.body else DEGRADED
-    return REFUSED if result.status == 503 else FAILED
+    return REFUSED_503 if result.status == 503 else FAILED
 
 
 def flood_of(results: Iterable[Result]) -> Flood:
@@ -88,7 +88,7 @@ def flood_of(results: Iterable[Result]) -> Flood:
         decided += result.body.count(b'"allowed":') - without
         sent += 1
         first, last = min(first, result.at_s), max(last, result.at_s)
-    kinds = {kind: latency_of(seconds[kind]) for kind in KINDS if kind in seconds}
+    kinds = {kind: latency_of(seconds[kind]) for kind in OUTCOMES if kind in seconds}
     return Flood(last - first, sent, kinds, (decided, degraded), dict(errors), last)
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from tests.benchmarks.cpu import Meter
 from tests.benchmarks.load_http import run_wrk
-from tests.benchmarks.overload.context import CLIENTS, DEADLINE_MS, Context
+from tests.benchmarks.overload.context import DEADLINE_MS, FLOOD_CLIENTS, Context
 from tests.benchmarks.overload.figures import (
     AT_ONCE,
     DECIDED,
@@ -113,7 +113,7 @@ def _drive(context: Context, connections: int, seconds: int, *, seed: int = 0) -
         connections=connections,
         seconds=seconds,
         seed=seed,
-        clients=CLIENTS,
+        clients=FLOOD_CLIENTS,
     )
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-SHARE: Final = 1 / 8
+CPU_SHARE: Final = 1 / 8
 """CPU time of the slow gateway, in cores."""
 
 _PERIOD_US: Final = 8_000
@@ -23,12 +23,12 @@ _ROOT: Final = Path("/sys/fs/cgroup")
 
 @contextmanager
 def slowed(pid: int) -> Iterator[None]:
-    """Limit process *pid* to :data:`SHARE` of a core within ``with``.
+    """Limit process *pid* to :data:`CPU_SHARE` of a core within ``with``.
 
     Raises:
         SystemExit: This process may not make control groups.
     """
-    quota = round(_PERIOD_US * SHARE)
+    quota = round(_PERIOD_US * CPU_SHARE)
     unified = (_ROOT / "cgroup.controllers").exists()
     parent = _ROOT if unified else _ROOT / "cpu"
     group = parent / f"stoplog-bench-{os.getpid()}"

@@ -33,7 +33,7 @@ def _stoplog(bench: BenchContext) -> list[BenchCase]:
 
 
 def _lists(bench: BenchContext, callers: int, key: str) -> BenchCase:
-    what, size = f"HTTP, lists of {cases_stoplog.LIST}", cases_stoplog.LIST
+    what, size = f"HTTP, lists of {cases_stoplog.LIST_SIZE}", cases_stoplog.LIST_SIZE
     return cases_stoplog.http(
         bench.stoplog, bench.plan, stage=STAGE, callers=callers, key=key, what=what, size=size
     )

@@ -12,7 +12,7 @@ from tests.benchmarks.overload.figures import (
     DECIDED,
     DEGRADED,
     FAILED,
-    REFUSED,
+    REFUSED_503,
     Latency,
     flood_of,
     kind_of,
@@ -36,7 +36,7 @@ def result(status: int, *reasons: str | None, seconds: float = 0.01, at_s: float
         (result(200, "overload"), AT_ONCE),
         (result(200, "deadline"), DEGRADED),
         (result(200, None, "overload"), AT_ONCE),
-        (result(503), REFUSED),
+        (result(503), REFUSED_503),
         (result(0), FAILED),
         (result(500), FAILED),
     ],
@@ -56,7 +56,7 @@ def test_flood_counts_requests_checks_and_errors() -> None:
     assert (flood.sent, flood.seconds, flood.last_s) == (4, 2.0, 12.0)
     assert flood.checks == (3, 1)
     assert flood.errors == {"0 connection reset by peer": 1}
-    assert flood.rate(REFUSED) == 0.5
+    assert flood.rate(REFUSED_503) == 0.5
     assert flood.rate(DEGRADED) == 0.0
     assert flood.kinds[AT_ONCE] == Latency(1, 30.0, 30.0, 30.0)
 

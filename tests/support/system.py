@@ -148,6 +148,8 @@ class System:
         self.broker = broker
         self.workers: list[Process] = []
         self.gateways: list[Gateway] = []
+        self.worker_settings: dict[str, Any] = {}
+        """Settings of the workers that are added from now on. Gateways do not get them."""
         self.folder = folder
         # Tests wait for checkpoints, so these come sooner than by default.
         self._settings = {
@@ -172,7 +174,8 @@ class System:
     def add_worker(self, *module: str, env: Mapping[str, str] | None = None, **settings: Any) -> Process:
         """Start one more worker, or *module* in its place. *env* is added to its environment."""
         name = f"worker-{next(self._numbers)}"
-        settings = {"home": self.folder, "instance_id": name, "metrics_port": 0, **settings}
+        own = {"home": self.folder, "instance_id": name, "metrics_port": 0}
+        settings = {**own, **self.worker_settings, **settings}
         worker = Process(
             name,
             [sys.executable, "-m", *(module or ("stoplog_worker", "worker"))],

@@ -1,6 +1,7 @@
 """``make soak``: random faults, one after the other, on one system. After each, the log is the oracle.
 
-``SOAK_MINUTES`` (default: 30) limits the time. ``SOAK_SEED`` fixes the order. The seed is printed.
+Every fault comes once before any comes again. The workers get a relay key first, so all faults meet signed
+updates. ``SOAK_MINUTES`` (default: 30) limits the time. ``SOAK_SEED`` fixes the order. The seed is printed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import time
 
 import pytest
 
+from tests.support.faults.random_rounds import random_rounds
 from tests.support.faults.rig import Rig
-from tests.support.faults.scenarios import SCENARIOS
+from tests.support.faults.scenarios import SOAK_SCENARIOS
+from tests.support.faults.scenarios.relay_keys import workers_get_new_relay_key
 
 
 @pytest.mark.needs("faketime")
@@ -21,11 +24,12 @@ def test_system_after_random_faults_agrees_with_the_log(rig: Rig) -> None:
     minutes = float(os.environ.get("SOAK_MINUTES", "30"))
     seed = int(os.environ.get("SOAK_SEED", random.SystemRandom().randrange(10**6)))
     print(f"\nSOAK_SEED={seed} SOAK_MINUTES={minutes:g}")
-    control, *_ = SCENARIOS
+    control, *_ = SOAK_SCENARIOS
     control(rig)
-    choice = random.Random(seed)
+    workers_get_new_relay_key(rig)
     until = time.monotonic() + minutes * 60
-    while time.monotonic() < until:
-        scenario = choice.choice(SCENARIOS)
+    for scenario in random_rounds(SOAK_SCENARIOS, seed):
+        if time.monotonic() > until:
+            break
         print(scenario.__name__, flush=True)
         scenario(rig)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import yaml
 from confluent_kafka import ElectionType, TopicPartition
+from confluent_kafka.admin import NewPartitions
 
 from stoplog.errors import Unavailable
 from stoplog.kafka.clients import silent_admin
@@ -96,6 +97,20 @@ class Cluster:
         """Return leaders and in-sync replicas, and the last lines of the brokers' logs."""
         isrs = {number: (it.leader, it.isrs) for number, it in self._partitions().items()}
         return "\n".join([f"leaders, in sync: {isrs}", *(node.tail() for node in self.nodes)])
+
+    def add_partition(self) -> int:
+        """Give ``checks`` one more partition, as Kafka's own tools do.
+
+        Returns:
+            How many it has now.
+        """
+        wanted = len(self._partitions()) + 1
+        self._admin.create_partitions([NewPartitions(CHECKS, wanted)])[CHECKS].result(30)
+        eventually(
+            "the partition exists", lambda: len(self._partitions()) == wanted, on_failure=self._describe
+        )
+        self.wait_in_sync()
+        return wanted
 
     def elect_preferred(self) -> None:
         """Move the leadership of ``checks`` back to the nodes that led the partitions first."""

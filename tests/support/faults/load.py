@@ -48,6 +48,8 @@ class Load:
 
     def __init__(self, urls: Sequence[str], seed: int) -> None:
         self.sent: list[SentCheck] = []
+        self.aside: list[SentCheck] = []
+        """Checks that the test itself sent meanwhile. They are compared with the log, and not measured."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.faults.check_sender", str(seed), *urls],
             cwd=CHECKOUT,
@@ -78,6 +80,11 @@ class Load:
                 SentCheck(url, name, sent_at, ended_at, answer)
                 for name, answer in zip(clients, answers, strict=True)
             )
+
+    @property
+    def lost(self) -> list[SentCheck]:
+        """Return the checks without an answer: their connection was refused, reset, or ended."""
+        return [one for one in self.sent if one.answer is None]
 
     def healthy_for(self, seconds: float) -> bool:
         """Return whether the store decided every check of the last *seconds*, in all partitions."""

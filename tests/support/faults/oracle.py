@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +13,7 @@ from confluent_kafka import Consumer, TopicPartition
 from rocksdict import AccessType, Options, Rdict
 from stoplog_worker.algorithm.fold import Answer
 from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.relay_keys import NO_KEYS, RelayKeys
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
     Marker,
@@ -21,14 +23,19 @@ from stoplog_worker.algorithm.state_codec import (
     expires_at_ms,
     position_of,
 )
+from stoplog_worker.algorithm.update_authority import UNSIGNED, Refusal, UpdateAuthority
 from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES
 from stoplog_worker.verify.replay import Record, replay
 
+from stoplog.kafka.clients import silent_admin
+from stoplog.kafka.connection import KafkaConnection
+from stoplog.kafka.topic_admin import describe
 from stoplog.lanes import app_id
 from stoplog.policy import Policy, parse_policy
 from stoplog.topics import CHECKS, REPLIES, UPDATES
 from stoplog.wire.checks import Batch, SingleCheck, decode_checks_record
+from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, HeldDecision, Reply, as_held, decode_any_reply
 from tests.support.faults.load import PARTITIONS, SentCheck
 
@@ -39,13 +46,17 @@ Table = dict[bytes, bytes]
 
 
 class Truth(NamedTuple):
-    """The expectation from the log of one partition: all decisions by offset, and the state at its end."""
+    """The expectation from the log of one partition: all decisions by offset, and the state at its end.
+
+    ``lost_updates`` has the versions that were refused and not sent again.
+    """
 
     records: list[Record]
     decided: dict[int, list[Answer]]
     marker: Marker
     counters: Table
     policies: Table
+    lost_updates: set[int]
 
     @property
     def checks(self) -> int:
@@ -90,6 +101,34 @@ class Topic:
             consumer.close()
 
 
+class WatchfulAuthority(UpdateAuthority):
+    """Verifies updates. Only workers write them here, so no update may be lost.
+
+    A worker may send an update without a signature when another one has just signed its first. It then sends
+    the update again. Every other refusal fails the test.
+    """
+
+    def __init__(self, keys: RelayKeys, topic_id: str, updates_id: str, partition: int) -> None:
+        super().__init__(keys, topic_id, updates_id, partition)
+        self._accepted: set[int] = set()
+        self._refused: set[int] = set()
+
+    def refusal(self, update: Update, applied: int, *, signed_before: bool) -> Refusal | None:
+        """Return why *update* is refused; ``None`` if it is accepted. Fail if it is not from a worker."""
+        refusal = super().refusal(update, applied, signed_before=signed_before)
+        if refusal is None:
+            self._accepted.add(update.version)
+        else:
+            assert refusal.kind == UNSIGNED, f"{update.id!r}, version {update.version}: {refusal.reason}"
+            self._refused.add(update.version)
+        return refusal
+
+    @property
+    def lost(self) -> set[int]:
+        """Return the versions that were refused and not accepted at another time."""
+        return self._refused - self._accepted
+
+
 class Oracle:
     """A reader of a system's topics, from their beginnings, that checks their contents.
 
@@ -97,9 +136,17 @@ class Oracle:
         bootstrap: Address of the Kafka cluster.
         default: Default limits of the workers.
         lane: Lane of the changelogs.
+        relay_keys: All keys that workers have signed with.
     """
 
-    def __init__(self, bootstrap: str, default: Policy | None = None, lane: str = "") -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        default: Policy | None = None,
+        lane: str = "",
+        relay_keys: RelayKeys = NO_KEYS,
+    ) -> None:
+        self.relay_keys = relay_keys
         self._bootstrap = bootstrap
         self._group = f"{app_id(lane)}-owner"
         self._default = default or parse_policy("100/minute")
@@ -112,9 +159,20 @@ class Oracle:
         self._checks.catch_up()
         return [self._fold(partition, self._checks.messages[partition]) for partition in range(PARTITIONS)]
 
+    def _authority(self, partition: int) -> WatchfulAuthority:
+        topic_id, updates_id = self._topic_ids if self.relay_keys.announced else ("", "")
+        return WatchfulAuthority(self.relay_keys, topic_id, updates_id, partition)
+
+    @cached_property
+    def _topic_ids(self) -> tuple[str, str]:
+        """The ids of ``checks`` and ``limit-updates``, which every signature covers."""
+        topics = describe(silent_admin(KafkaConnection(self._bootstrap)), [CHECKS, UPDATES], _READ_S)
+        return str(topics[CHECKS].topic_id), str(topics[UPDATES].topic_id)
+
     def _fold(self, partition: int, messages: Sequence[Any]) -> Truth:
         records = [Record(m.offset(), m.timestamp()[1], m.value()) for m in messages]
-        fold = replay(records, partition, PARTITIONS, self._default)
+        authority = self._authority(partition)
+        fold = replay(records, partition, PARTITIONS, self._default, authority)
         decided: dict[int, list[Answer]] = {}
         while True:
             try:
@@ -122,11 +180,12 @@ class Oracle:
             except StopIteration as end:
                 ledger: Ledger = end.value
                 marker, entries = ledger.take_dirty()
-                return Truth(records, decided, marker, dict(entries.counters), dict(entries.policies))
+                counters, policies = dict(entries.counters), dict(entries.policies)
+                return Truth(records, decided, marker, counters, policies, authority.lost)
             decided[offset] = answers
 
     def relayed(self, truths: Sequence[Truth]) -> bool:
-        """Return whether the log contains every limit update and reset that was written."""
+        """Return whether every limit update and reset that was written has been relayed, and accepted."""
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "oracle"})
         try:
             ends = [
@@ -135,7 +194,13 @@ class Oracle:
             ]
         finally:
             consumer.close()
-        return [end - 1 for end in ends] == [truth.marker.applied for truth in truths]
+        lost = any(truth.lost_updates for truth in truths)
+        return not lost and [end - 1 for end in ends] == [truth.marker.applied for truth in truths]
+
+    def signers(self) -> set[str | None]:
+        """Return the relay keys of the last update in each partition; ``None`` stands for no signature."""
+        self._checks.catch_up()
+        return {last_signer(m.value() for m in reversed(found)) for found in self._checks.messages.values()}
 
     # --- answers ---
 
@@ -231,6 +296,15 @@ class Oracle:
             return [place.offset for place in consumer.committed(places, timeout=_READ_S)]
         finally:
             consumer.close()
+
+
+def last_signer(values: Iterable[bytes]) -> str | None:
+    """Return the id of the key that signed the first update among *values*, records of ``checks``."""
+    for value in values:
+        content = decode_checks_record(value)
+        if isinstance(content, Update):
+            return content.signature.key_id if content.signature is not None else None
+    return None
 
 
 def checkpointed(truths: Sequence[Truth], stored: Sequence[dict[str, Table]]) -> bool:

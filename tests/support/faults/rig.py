@@ -11,11 +11,12 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final
 
+from stoplog_worker.algorithm.relay_keys import parse_relay_keys
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, decode_marker
 from stoplog_worker.state.store import POLICIES
 
 from tests.support.faults.cluster import Cluster, shifted
-from tests.support.faults.load import PARTITIONS, Load, failed_open_s, running_load
+from tests.support.faults.load import LAST_S, PARTITIONS, Load, SentCheck, failed_open_s, running_load
 from tests.support.faults.oracle import Oracle, Truth, check_state, checkpointed, read_tables
 from tests.support.faults.report import ROWS, Row, Targets, machine_is_fast
 from tests.support.system import Gateway, Process, System, eventually
@@ -57,6 +58,21 @@ class Fault:
         """Measure from now on."""
         self.at = time.monotonic()
 
+    def send_list(self, gateway: Gateway, clients: Sequence[str]) -> None:
+        """Send one list with a check of each of *clients*, beside the load.
+
+        The answers are compared with the log. They do not enter the measurements.
+        """
+        checks = [{"client_id": client} for client in clients]
+        sent_at = time.monotonic()
+        response = gateway.http.post("/v1/checks", json=checks, timeout=LAST_S)
+        ended_at = time.monotonic()
+        answers = response.raise_for_status().json()
+        self.load.aside += [
+            SentCheck(gateway.url, client, sent_at, ended_at, answer)
+            for client, answer in zip(clients, answers, strict=True)
+        ]
+
     def seconds(self, partitions: set[int]) -> float | None:
         """Return for how long the worst of *partitions* failed open; ``None`` if there are none."""
         seconds = failed_open_s(self.load.sent, self.at)
@@ -80,7 +96,15 @@ class Rig:
         self.cluster = cluster
         self.system = system
         self.oracle = Oracle(cluster.bootstrap)
+        self.relay_keys: list[str] = []
+        """Relay keys of all workers, as ``STOPLOG_RELAY_KEYS`` has them. The first one signs."""
         self._logged = 0
+
+    def set_relay_keys(self, keys: Sequence[str]) -> None:
+        """Give *keys* to all workers that are added from now on, and to the oracle."""
+        self.relay_keys = list(keys)
+        self.system.worker_settings["relay_keys"] = ",".join(keys)
+        self.oracle.relay_keys = parse_relay_keys(",".join(keys))
 
     def owners(self, gateway: Gateway) -> dict[int, str]:
         """Return the worker that judges each partition, in the default lane."""
@@ -165,7 +189,8 @@ class Rig:
                 on_failure=lambda: worker.tail(30),
             )
             yield
-            truths = self.check_changelogs(Oracle(self.cluster.bootstrap, lane="b"))
+            oracle = Oracle(self.cluster.bootstrap, lane="b", relay_keys=self.oracle.relay_keys)
+            truths = self.check_changelogs(oracle)
             for partition, truth in enumerate(truths):
                 self._check_table(worker.name, worker.tables, partition, truth)
         finally:
@@ -289,9 +314,10 @@ class Rig:
         logged = sum(truth.checks for truth in truths)
         new, self._logged = logged - self._logged, logged
         uncounted = sum(gateway.count("stoplog_checks_uncounted_total") for gateway in alive)
-        answered = sum(one.answer is not None for one in load.sent)
-        assert answered - uncounted <= new <= len(load.sent), (answered, uncounted, new, len(load.sent))
-        replies, answers = self.oracle.check_replies(truths), self.oracle.check_http(truths, load.sent)
+        sent = load.sent + load.aside
+        answered = sum(one.answer is not None for one in sent)
+        assert answered - uncounted <= new <= len(sent), (answered, uncounted, new, len(sent))
+        replies, answers = self.oracle.check_replies(truths), self.oracle.check_http(truths, sent)
         assert replies >= answers > 0
         return replies + answers
 
@@ -325,7 +351,10 @@ class Rig:
         """Describe the end and the marker of each partition."""
         ends = [truth.marker.next_offset for truth in truths]
         markers = [decode_marker(tables[POLICIES][MARKER_KEY]).next_offset for tables in oracle.stored()]
-        return f"logs end at {ends}, markers are at {markers}; not repaired: {oracle.unrepaired()}\n"
+        return (
+            f"logs end at {ends}, markers are at {markers}; not repaired: {oracle.unrepaired()}; "
+            f"refused updates: {[truth.lost_updates for truth in truths]}\n"
+        )
 
     def places(self, gateway: Gateway) -> dict[str, list[int]]:
         """Return the partitions of which each worker is the active owner or a standby."""

@@ -1,4 +1,4 @@
-"""The faults, in the order in which one system meets them.
+"""The faults. :data:`SCENARIOS` has them in the order in which one system meets them.
 
 Each scenario is a function of the :class:`~tests.support.faults.rig.Rig`. It causes its fault within
 ``rig.fault(...)``, which compares everything with the log, and leaves all processes running.
@@ -16,9 +16,16 @@ from tests.support.faults.scenarios.clocks import (
     leader_clock_ahead_then_right,
     worker_clock_ahead_then_behind,
 )
-from tests.support.faults.scenarios.gateways import gateway_killed
+from tests.support.faults.scenarios.gateways import (
+    gateway_frozen_and_woken,
+    gateway_killed,
+    gateway_with_half_open_connections,
+    gateway_with_long_lists,
+)
 from tests.support.faults.scenarios.lanes import worker_killed_beside_second_lane
 from tests.support.faults.scenarios.network import worker_cut_off_from_brokers
+from tests.support.faults.scenarios.partitions import checks_gets_another_partition
+from tests.support.faults.scenarios.relay_keys import workers_get_new_relay_key
 from tests.support.faults.scenarios.takeover import frozen_worker_replaced_and_woken
 from tests.support.faults.scenarios.workers import (
     all_workers_down,
@@ -57,3 +64,14 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     rolling_restart,
 )
 """``no_fault`` comes first: its figures tell whether this machine is fast enough to judge seconds."""
+
+SOAK_SCENARIOS: Final[tuple[Scenario, ...]] = (
+    *SCENARIOS,
+    gateway_frozen_and_woken,
+    gateway_with_half_open_connections,
+    gateway_with_long_lists,
+    workers_get_new_relay_key,
+    checks_gets_another_partition,
+)
+"""All of the above, and those that change the system for all later faults or have end-to-end tests of their
+own, so that the fault tests need not take their time."""

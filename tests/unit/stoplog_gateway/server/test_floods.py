@@ -16,18 +16,12 @@ import pytest
 from stoplog_gateway.ports import free_port
 from stoplog_gateway.server.descriptors import max_connections
 
+from tests.support.half_open import half_open
 from tests.support.lone_gateway import LoneGateway, answers, lone_gateway, until
 
 HARD_LIMIT: Final = 256
 BOUND: Final = HARD_LIMIT - 128
 FLOOD: Final = 1_000
-
-HALF_OPEN: Final = [
-    b"",
-    b"GET /healthz HTTP/1.1\r\nHost: localh",
-    b"POST /v1/check HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
-]
-"""Beginnings of requests that never go on."""
 
 CHECK: Final = (
     b"POST /v1/check HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -107,10 +101,8 @@ def test_gateway_with_few_descriptors_serves_beside_many_half_open_connections()
         lone_gateway(
             head_timeout_s=1, body_timeout_s=1, keepalive_s=2, descriptors=(64, HARD_LIMIT)
         ) as gateway,
-        ExitStack() as stack,
+        half_open(gateway.address, 210),
     ):
-        for sent in HALF_OPEN * 70:
-            connect(gateway, stack, sent)
         until(lambda: answers(gateway.client))  # 503 while all connections are busy
         assert gateway.metric("stoplog_http_connections_closed_total", reason="evicted") > 0
         until(lambda: gateway.metric("stoplog_http_connections") == 1)  # the timeouts closed the others

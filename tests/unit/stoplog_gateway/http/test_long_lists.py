@@ -1,53 +1,83 @@
-"""Long lists are worked on one after the other, and may wait for answers without taking the event loop."""
+"""Long lists are worked on in slices. One that waits for answers makes room for others."""
 
 from __future__ import annotations
 
 import asyncio
+from asyncio import Future
+from typing import Any
 
-from stoplog_gateway.http.long_lists import LongLists, Work
+from stoplog_gateway.http.long_lists import MAX_BEGUN, LongLists, Work
 from stoplog_gateway.http.overload import OverloadRefusals
 from stoplog_gateway.http.turns import Turns
 
 from stoplog.asgi.responses import Rendered
 
-
-def refuse(rendered: Rendered) -> None:
-    raise AssertionError(rendered)
+DEADLINE_S = 0.25
 
 
-async def test_list_that_waits_for_answers_takes_no_turns_and_those_behind_it_wait() -> None:
-    steps: list[str] = []
-    answers = asyncio.get_running_loop().create_future()
-    waits, ended = asyncio.Event(), asyncio.Event()
+class Bench:
+    """Lists whose slices are noted, and a clock that stands still."""
 
-    def first() -> Work:
-        steps.append("asked")
-        yield None
-        steps.append("waits")
-        waits.set()
-        yield answers
-        steps.append("answered")
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.steps: list[str] = []
+        self.refused: list[Rendered] = []
+        self.lists = LongLists(Turns(DEADLINE_S, lambda: self.now), OverloadRefusals())
 
-    def second() -> Work:
-        steps.append("second")
-        yield None
-        ended.set()
+    def add(self, name: str, *awaited: Future[Any] | None) -> asyncio.Event:
+        """Add a list that yields *awaited*; return what is set at its end."""
+        ended = asyncio.Event()
 
-    lists = LongLists(Turns(), OverloadRefusals())
-    lists.add(first(), refuse)
-    lists.add(second(), refuse)
-    await waits.wait()
-    for _ in range(20):
+        def work() -> Work:
+            for number, one in enumerate(awaited):
+                self.steps.append(f"{name}{number}")
+                yield one
+            self.steps.append(f"{name} ends")
+            ended.set()
+
+        self.lists.add(work(), self.refused.append)
+        return ended
+
+
+def later() -> Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
+async def turns_pass() -> None:
+    for _ in range(100):
         await asyncio.sleep(0)
-    assert steps == ["asked", "waits"]
+
+
+async def test_list_is_worked_on_until_it_waits_and_then_the_next_one_begins() -> None:
+    bench, answers = Bench(), later()
+    first = bench.add("a", None, None, answers)
+    second = bench.add("b", None)
+    await second.wait()
+    await turns_pass()
+    assert bench.steps == ["a0", "a1", "a2", "b0", "b ends"]
+    bench.now += 10 * DEADLINE_S
+    third = bench.add("c")
+    await third.wait()  # a list that waits for a slow store refuses none
     answers.set_result(None)
-    await ended.wait()
-    assert steps == ["asked", "waits", "answered", "second"]
-    later = asyncio.Event()
+    await first.wait()
+    assert bench.steps[-1] == "a ends"
+    assert not bench.refused
 
-    def third() -> Work:
-        later.set()
-        yield None
 
-    lists.add(third(), refuse)
-    await later.wait()
+async def test_lists_behind_one_that_could_not_begin_in_time_are_refused() -> None:
+    bench, answers = Bench(), [later() for _ in range(MAX_BEGUN)]
+    begun = [bench.add(f"list {number} ", one) for number, one in enumerate(answers)]
+    waiting = bench.add("one more")
+    await turns_pass()
+    assert len(bench.steps) == MAX_BEGUN
+    bench.now += DEADLINE_S
+    in_time = bench.add("in time")
+    bench.now += 0.001
+    bench.add("too late")
+    assert [response.status for response in bench.refused] == [503]
+    answers[1].set_result(None)
+    await asyncio.gather(begun[1].wait(), waiting.wait(), in_time.wait())
+    assert bench.steps[MAX_BEGUN:] == ["list 1  ends", "one more ends", "in time ends"]
+    for one in answers[:1] + answers[2:]:
+        one.set_result(None)
+    await asyncio.gather(*(ended.wait() for ended in begun))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
 from stoplog.asgi.rate_limit_headers import Headers
@@ -19,8 +20,12 @@ IN_CHUNKS: Final = -1
 
 _MAX_LENGTH_DIGITS: Final = 18
 
-_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
+_HOST: Final = re.compile(
+    rb"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{0,5}))?"
+)
+_MAX_PORT: Final = 65_535
+_ABSOLUTE: Final = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)")
+_SCHEMES: Final = (b"http", b"https")
 
 
 class BadHead(Exception):
@@ -93,16 +98,26 @@ def _check_host(version: str, target: bytes, hosts: list[bytes]) -> None:
     absolute = _ABSOLUTE.match(target)
     # RFC 9112: the target's authority replaces Host. A proxy may have checked the other one.
     if absolute is not None:
-        if not target.lower().startswith(b"http"):
+        if absolute[1].lower() not in _SCHEMES:
             raise BadHead("the request target is no HTTP URL", None, "send the path alone")
-        if not hosts or absolute[1].lower() != hosts[0].strip(b" \t").lower():
+        if not hosts or absolute[2].lower() != hosts[0].strip(b" \t").lower():
             raise BadHead("the request target names another host than Host", "Host", remedy)
 
 
 @lru_cache(256)
 def _is_host(value: bytes) -> bool:
     host = value.strip(b" \t")
-    return not host or _HOST.fullmatch(host) is not None
+    if not host:
+        return True
+    parts = _HOST.fullmatch(host)
+    if parts is None or int(parts["port"] or 0) > _MAX_PORT:
+        return False
+    if parts["ipv6"] is not None:
+        try:
+            IPv6Address(parts["ipv6"].decode())
+        except AddressValueError:
+            return False
+    return True
 
 
 def without_upgrade(

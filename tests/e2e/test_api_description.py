@@ -1,4 +1,16 @@
-"""Schemathesis finds no difference between the API's description and a gateway's responses."""
+"""Schemathesis finds no difference between the API's description and a gateway's responses.
+
+All checks of schemathesis run, except these:
+
+- ``unsupported_method`` and ``allow_header_conformance`` for :data:`OPEN_METHODS`, which accept more methods
+  than the description lists;
+- ``positive_data_acceptance`` for a 422 that names one of :data:`BEYOND_SCHEMAS`;
+- ``ignored_auth`` on the gateway without tokens; and on the other one for an operation that has passed it.
+
+Routes that are not in the description, such as ``/json`` and the paths below ``/v1/authorize``, get no
+request. In each test, an operation gets at most three generated requests, always the same ones. The test with
+a token adds those of the phase *coverage*.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ that takes long, every request waits for it twice: before it is read, and before
 overloaded gateway therefore bounds the work of a turn. What it cannot take is answered at once, which costs
 about half as much:
 
-- checks fail open (:data:`~stoplog.client.fail_open.OVERLOAD`), and are still published and counted;
+- checks fail open (:data:`~stoplog.client.fail_open.OVERLOAD`), and are still published and counted, except
+  those of ``/json`` and of gRPC calls over 4 KiB;
 - other requests get 503, except probes.
 
 That applies to HTTP and, as far as there is such a request, to gRPC.
@@ -53,8 +54,9 @@ class Turns:
     """Decide what a turn of the event loop accepts.
 
     Args:
-        deadline_s: Seconds that a check waits for the store. A turn should take less, so that a check is
-            answered within twice the deadline. By default, there is always time.
+        deadline_s: Seconds that a check waits for the store. Turns aim to take less, so that checks are
+            answered within twice the deadline. docs/benchmarks.md shows where they do not. By default, there
+            is always time.
         clock: Returns monotonic seconds.
     """
 

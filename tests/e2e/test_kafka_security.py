@@ -124,6 +124,8 @@ def system(kafka: SecureKafka, home: Path) -> Iterator[System]:
         env = environment(home, **variables(kafka.scram(f"stoplog-{role}")))
         done = command("topics", *arguments, env=env)
         assert done.returncode == 0, done.stderr
+        may_not_record = (role, arguments[0]) == ("operator", "create")
+        assert ("run this command with the credentials of an administrator" in done.stderr) == may_not_record
     with ExitStack() as stack:
         system = System(
             kafka.broker, home, stack, deadline_ms=2_000, apply_timeout_ms=25_000, session_timeout_ms=6_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Annotated, NamedTuple
 
 import typer
@@ -12,8 +11,8 @@ from stoplog.kafka.clients import ExplainingAdmin, silent_admin
 from stoplog.kafka.partition_count import PartitionCountReader, explain_difference, write_partition_count
 from stoplog.kafka.topic_admin import create_topics, verify_topics
 from stoplog.lanes import MAX_LANES, lane_names, lane_of, with_lanes
-from stoplog.topics import CHECKS, TopicSpec, load_topics, with_partitions
-from stoplog_gateway.cli.output import AsJson, examples, out, print_json, reporting
+from stoplog.topics import CHECKS, UPDATES, TopicSpec, load_topics, with_partitions
+from stoplog_gateway.cli.output import AsJson, err, examples, out, print_json, reporting
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.settings import GatewaySettings
 
@@ -109,8 +108,13 @@ def _topics(settings: GatewaySettings, count: int, named: list[str] | None) -> _
 def _record(settings: GatewaySettings, topics: _Topics, found: Mapping[str, int]) -> None:
     """Record the number of partitions, unless a topic has another one: a worker then decides."""
     if all(found[name] == spec.partitions for name, spec in topics.specs.items() if spec.copartitioned):
-        with suppress(PermissionError):  # the first worker records it
+        try:
             write_partition_count(settings.connection, topics.partitions)
+        except PermissionError as exc:
+            err.print(
+                f"the number of partitions ({topics.partitions}) is not recorded ({exc}): run this command "
+                f"with the credentials of an administrator, or start a worker that may write to {UPDATES}"
+            )
 
 
 def _admin(settings: GatewaySettings) -> ExplainingAdmin:

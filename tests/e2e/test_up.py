@@ -198,7 +198,7 @@ def test_up_starts_killed_processes_again(tmp_path: Path) -> None:
 
         assert await_counted(running, "carol")["remaining"] == 98
         assert set(running.children()).isdisjoint({broker, worker, gateway})
-        assert up.num_fds() == descriptors
+        assert up.num_fds() <= descriptors
         assert psutil.STATUS_ZOMBIE not in {child.status() for child in up.children()}
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -120,8 +120,13 @@ class Running:
         return [pid for pid, _ in self.record()["children"]]
 
     def record(self) -> dict[str, Any]:
-        """Return what it recorded in its data folder."""
-        return dict(json.loads((self.home / "up.json").read_text()))
+        """Return what it recorded in its data folder.
+
+        The file is the lock, too. So it is written in place, and a reader may find it incomplete.
+        """
+        while True:
+            with suppress(json.JSONDecodeError):
+                return dict(json.loads((self.home / "up.json").read_text()))
 
     def log(self, name: str) -> str:
         """Return the log of the child *name*."""

@@ -15,9 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote_to_bytes
 
-import httptools
 from starlette.types import Scope
 
 from stoplog.asgi.rate_limit_headers import Headers
@@ -38,6 +36,7 @@ from stoplog_gateway.http.overload import MAX_BODY, OverloadRefusals, is_probe
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
 from stoplog_gateway.http.request_body import is_json, media_type, require_json
+from stoplog_gateway.http.request_head import split_target
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 from stoplog_gateway.http.turns import Turns
 
@@ -125,7 +124,7 @@ class FastPath:
             headers: All its header fields, with names in lower case.
             address: IP address of the caller, if it is known.
         """
-        path, query = _split(target)
+        path, query = split_target(target)
         if is_probe(method, path):
             return None
         answer = None
@@ -247,22 +246,6 @@ class FastPath:
 
 def _render_failure(exc: Exception, path: str) -> Rendered:
     return render_error(exc) or render_bug(_scope(path))
-
-
-def _split(target: bytes) -> tuple[bytes, bytes]:
-    """Return the path of a request's target, without percent-encoding, and its query.
-
-    >>> _split(b"/v1/%63heck?a=%20"), _split(b"http://localhost/json"), _split(b"*")
-    ((b'/v1/check', b'a=%20'), (b'/json', b''), (b'*', b''))
-    """
-    if not target.startswith(b"/"):
-        try:
-            url = httptools.parse_url(target)
-        except httptools.HttpParserInvalidURLError:
-            return target, b""
-        return unquote_to_bytes(url.path or b""), url.query or b""
-    path, _, query = target.partition(b"?")
-    return (unquote_to_bytes(path) if b"%" in path else path), query
 
 
 def _scope(path: str) -> Scope:

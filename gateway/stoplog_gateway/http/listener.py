@@ -5,8 +5,8 @@ connections would use up the file descriptors before any bound could apply. Here
 accepted in each turn of the event loop.
 
 While the open connections send more than a turn has time for, another one would only make all of them wait
-longer. It is refused with 503, before it gets a protocol. The system does not complete connections that the
-gateway has no time to refuse.
+longer. If its first request has arrived entirely, it is refused with 503, before it gets a protocol. The
+system does not complete connections that the gateway has no time to refuse.
 
 With TLS, the bound on connections and the time for a head hold for handshakes, too. Each handshake uses the
 certificate that is in force when it begins.
@@ -123,7 +123,7 @@ class Listener:
         return sock
 
     def _refuse(self, sock: socket.socket) -> bool:
-        """Send a 503 and close *sock*, unless its request must be served; return whether it was refused."""
+        """Send a 503 and close *sock*, if its request is there and may be refused; return whether it was."""
         try:
             if not can_be_refused_unread(sock.recv(MAX_UNREAD, socket.MSG_PEEK)):
                 return False

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
+import httptools
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -27,6 +28,7 @@ from stoplog.log_throttle import LogThrottle
 from stoplog_gateway.access.proxy_paths import is_for_proxies
 from stoplog_gateway.http.handlers import SendResponse
 from stoplog_gateway.http.problems import OVERLOADED
+from stoplog_gateway.http.request_head import split_target
 
 log: Final = logging.getLogger(__name__)
 
@@ -61,20 +63,56 @@ def is_probe(method: bytes, path: bytes) -> bool:
 
 
 def can_be_refused_unread(data: bytes) -> bool:
-    """Return whether a connection may be refused with 503 before its first request is handled.
+    r"""Return whether a connection may be refused with 503 before its first request is handled.
 
     Args:
-        data: The bytes of that request. ``False`` if there are none yet, or if some may be missing.
+        data: The bytes that have arrived. ``False`` unless they are exactly one request with its entire body:
+            without the rest, it could be one that must be served, and the system would reset the connection.
 
-    >>> can_be_refused_unread(b"GET /v1/status HTTP/1.1"), can_be_refused_unread(b"GET /readyz?strict=1 HTTP")
-    (True, False)
+    >>> can_be_refused_unread(b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    True
+    >>> can_be_refused_unread(b"GET /readyz?strict=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    False
     """
-    if not data or len(data) >= MAX_UNREAD:
+    if len(data) >= MAX_UNREAD:
         return False
-    method, _, rest = data.partition(b" ")
-    path = rest.partition(b" ")[0].partition(b"?")[0]
+    request = _FirstRequest()
+    parser = httptools.HttpRequestParser(request)
+    try:
+        parser.feed_data(data)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return False
+    if not request.begun == request.complete == 1:
+        return False
+    path, _ = split_target(request.target)
     # 5xx of a proxy's check could let its caller pass, and so could that of a check that asks for a denial.
-    return not (is_probe(method, path) or is_for_proxies(path.decode("latin-1")) or b"deny" in data)
+    # A backslash can hide the word: JSON permits it with escapes.
+    return not (
+        is_probe(parser.get_method(), path)
+        or is_for_proxies(path.decode("latin-1"))
+        or b"deny" in request.body
+        or b"\\" in request.body
+    )
+
+
+class _FirstRequest:
+    """What the parser finds in the first bytes of a connection."""
+
+    def __init__(self) -> None:
+        self.begun = self.complete = 0
+        self.target = self.body = b""
+
+    def on_message_begin(self) -> None:
+        self.begun += 1
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.complete += 1
 
 
 class OverloadRefusals(Collector):

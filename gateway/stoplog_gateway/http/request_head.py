@@ -3,6 +3,8 @@
 A proxy and the gateway must agree on where each request ends. Otherwise a client can hide a second request
 in the body of the first one (request smuggling). The parser, llhttp, refuses most ambiguous heads. This
 module refuses the rest, and computes the end of the body independently of the parser.
+
+It also finds the path in a request's target, for requests that the framework does not route.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import httptools
 
 from stoplog.asgi.rate_limit_headers import Headers
 
@@ -102,6 +107,22 @@ def _check_host(version: str, target: bytes, hosts: list[bytes]) -> None:
             raise BadHead("the request target is no HTTP URL", None, "send the path alone")
         if not hosts or absolute[2].lower() != hosts[0].strip(b" \t").lower():
             raise BadHead("the request target names another host than Host", "Host", remedy)
+
+
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """Return the path of a request's target, without percent-encoding, and its query.
+
+    >>> split_target(b"/v1/%63heck?a=%20"), split_target(b"http://localhost/json"), split_target(b"*")
+    ((b'/v1/check', b'a=%20'), (b'/json', b''), (b'*', b''))
+    """
+    if not target.startswith(b"/"):
+        try:
+            url = httptools.parse_url(target)
+        except httptools.HttpParserInvalidURLError:
+            return target, b""
+        return unquote_to_bytes(url.path or b""), url.query or b""
+    path, _, query = target.partition(b"?")
+    return (unquote_to_bytes(path) if b"%" in path else path), query
 
 
 @lru_cache(256)

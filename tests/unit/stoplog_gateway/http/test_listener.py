@@ -35,6 +35,7 @@ CHECK = (
     b"POST /v1/check HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b'Content-Length: 18\r\n\r\n{"client_id": "a"}'
 )
+DENIED = CHECK.replace(b"18", b"44").replace(b"}", b', "on_unavailable": "deny"}')
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 QUICK = ConnectionLimits(keepalive_s=60, head_s=0.5, body_s=60)
 
@@ -310,9 +311,20 @@ async def exchange_plainly(running: Running, sent: bytes, *, before_accepted: bo
         (GET.replace(b"/healthz", b"/v1/status"), 503),
         (GET.replace(b"/healthz", b"/v1/authorize?cost=0"), 403),
         (GET.replace(b"/healthz", b"/v1/authorize/healthz"), 403),
-        (CHECK.replace(b"18", b"44").replace(b"}", b', "on_unavailable": "deny"}'), 200),
+        (GET.replace(b"/healthz", b"/v1/%61uthorize"), 403),
+        (GET.replace(b"/healthz", b"http://localhost/v1/authorize?cost=0"), 403),
+        (GET.replace(b"/healthz", b"http://localhost/healthz"), 200),
+        (GET.replace(b"/healthz", b"/v1/status?unavailable=deny"), 503),
+        (DENIED, 200),
+        (DENIED.replace(b"44", b"49").replace(b'"deny"', rb'"\u0064eny"'), 200),
+        (
+            DENIED.replace(b"Content-Length: 44", b"Transfer-Encoding: chunked").replace(
+                DENIED[-44:], b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (40, DENIED[-44:-4], 4, DENIED[-4:])
+            ),
+            200,
+        ),
         (CHECK.replace(b"Host", b"X: " + b"x" * 5_000 + b"\r\nHost"), 200),
-        (b"\x16\x03\x01", 503),
+        (b"\x16\x03\x01", 400),
     ],
 )
 @on_uvloop
@@ -331,6 +343,38 @@ async def test_new_connection_in_overload_gets_503_unless_its_request_must_be_se
 async def test_new_connection_in_overload_is_admitted_if_it_has_sent_nothing_yet() -> None:
     async with serving(None, turns=CrowdedTurns()) as running:
         assert status_of(await exchange_plainly(running, CHECK, before_accepted=False)) == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "split", "status"),
+    [
+        pytest.param(DENIED, -44, 200, id="between head and body"),
+        pytest.param(DENIED, -10, 200, id="in the body, before deny"),
+        pytest.param(DENIED, -1, 200, id="before the last byte"),
+        pytest.param(GET.replace(b"/healthz", b"/v1/authorize"), len(b"GET /v1/auth"), 403, id="in the path"),
+        pytest.param(GET, -1, 200, id="before the end of the head"),
+        pytest.param(CHECK, -18, 200, id="check that fails open"),
+        pytest.param(CHECK + DENIED, -44, 200, id="in the second request"),
+    ],
+)
+@on_uvloop
+async def test_new_connection_in_overload_is_admitted_if_a_part_of_its_request_is_missing(
+    sent: bytes, split: int, status: int
+) -> None:
+    async with serving(None, turns=CrowdedTurns()) as running:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as sock:
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                sock.connect(("127.0.0.1", running.port))
+            select.select([], [sock], [], 10)
+            sock.send(sent[:split])
+            while not len(running.connections) and not running.closed():  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0)
+            sock.send(sent[split:])
+            response = await asyncio.wait_for(loop.sock_recv(sock, 65_536), 30)
+        assert status_of(response) == status
+        assert running.closed() == {}
 
 
 @on_uvloop

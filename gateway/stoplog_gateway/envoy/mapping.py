@@ -32,6 +32,9 @@ from stoplog.policy import digest_id, usable_id
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]+)\}")
 
+MAX_READ_IN_OVERLOAD: Final = 4 << 10
+"""Maximum bytes of a request whose descriptors are mapped in overload, in about a millisecond."""
+
 Entries = Sequence[tuple[str | bytes, str | bytes]]
 """Keys and values of a descriptor, in order. A value that is not UTF-8 is bytes."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, Final
 
 from stoplog.asgi.rate_limit_headers import rate_limit_headers, reset_s
@@ -12,17 +12,13 @@ from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST
 from stoplog.wire.checks import Check
-from stoplog_gateway.envoy.mapping import DescriptorMapping
+from stoplog_gateway.envoy.mapping import MAX_READ_IN_OVERLOAD, DescriptorMapping, Entries
 from stoplog_gateway.envoy.messages import MAX_UINT32, OK, OVER_LIMIT, RateLimitResponse
 
 MAX_DESCRIPTORS: Final = 100
 MAX_ENTRIES: Final = 100
 """Entries per descriptor. Envoy's configuration lists each one, so real requests have a handful. A request
 with 100 x 100 entries blocks the event loop for about 10 ms."""
-
-
-_MAX_READ_IN_OVERLOAD: Final = 4 << 10
-"""Maximum bytes of a request whose descriptors are read in overload, in about a millisecond."""
 
 
 class RateLimitService:
@@ -69,7 +65,7 @@ class RateLimitService:
         Raises:
             InvalidInput: As :meth:`decide`. A large request is not looked at.
         """
-        if request.ByteSize() > _MAX_READ_IN_OVERLOAD:
+        if request.ByteSize() > MAX_READ_IN_OVERLOAD:
             return self.answer_in_overload(request.domain, fails_closed=False)
         pending = [
             self._limiter.answer_at_once(check, on_unavailable == DENY)
@@ -92,12 +88,31 @@ class RateLimitService:
 
         Its checks are not counted. It fails closed if *fails_closed* is true or a rule of the domain does.
         """
-        closed = fails_closed or self._mapping.fails_closed(domain)
+        return self._degrade([fails_closed or self._mapping.fails_closed(domain)])
+
+    def map_in_overload(self, domain: str, descriptors: Sequence[Entries], *, fails_closed: bool) -> Any:
+        """Return the response to a request whose descriptors there is time to map, but not to count.
+
+        Args:
+            domain: Its domain.
+            descriptors: The entries of each descriptor.
+            fails_closed: Whether all descriptors fail closed, and not only those whose rule says so.
+
+        Raises:
+            InvalidInput: As :meth:`decide`.
+        """
+        _require_descriptors(domain, descriptors)
+        rules = [self._mapping.resolve(domain, entries).on_unavailable for entries in descriptors]
+        return self._degrade([fails_closed or one == DENY for one in rules])
+
+    def _degrade(self, closed: Sequence[bool]) -> Any:
+        """Count checks that are not published, and return the response that allows or denies them."""
         metrics = self._limiter.metrics
-        metrics.received += 1
-        metrics.uncounted += 1
-        metrics.count_degraded(OVERLOAD, closed)
-        return self._response([degraded_answer(OVERLOAD, closed)])
+        metrics.received += len(closed)
+        metrics.uncounted += len(closed)
+        for one in closed:
+            metrics.count_degraded(OVERLOAD, one)
+        return self._response([degraded_answer(OVERLOAD, one) for one in closed])
 
     def denial(self, request: Any) -> Any | None:
         """Return the denial of a *request* without a decision; ``None`` if it does not fail closed."""
@@ -115,25 +130,31 @@ class RateLimitService:
         return response
 
     def _checks(self, request: Any) -> list[tuple[Check, OnUnavailable]]:
-        if not request.domain:
-            raise InvalidInput("domain", "empty", "set it in Envoy's rate limit filter")
-        if not 1 <= len(request.descriptors) <= MAX_DESCRIPTORS:
-            raise InvalidInput(
-                "descriptors", f"{len(request.descriptors)} of them", f"send 1 to {MAX_DESCRIPTORS}"
-            )
+        _require_descriptors(request.domain, [descriptor.entries for descriptor in request.descriptors])
         checks = []
-        for index, descriptor in enumerate(request.descriptors):
-            if not 1 <= len(descriptor.entries) <= MAX_ENTRIES:
-                raise InvalidInput(
-                    f"descriptors[{index}].entries",
-                    f"{len(descriptor.entries)} of them",
-                    f"send 1 to {MAX_ENTRIES}",
-                )
+        for descriptor in request.descriptors:
             entries = [(entry.key, entry.value) for entry in descriptor.entries]
             client, plan, resource, on_unavailable = self._mapping.resolve(request.domain, entries)
             check = Check(client, _cost(request, descriptor), plan, resource)
             checks.append((check, on_unavailable))
         return checks
+
+
+def _require_descriptors(domain: str | bytes, descriptors: Sequence[Sized]) -> None:
+    """Refuse an invalid request, given the entries of each descriptor.
+
+    Raises:
+        InvalidInput: As :meth:`RateLimitService.decide`.
+    """
+    if not domain:
+        raise InvalidInput("domain", "empty", "set it in Envoy's rate limit filter")
+    if not 1 <= len(descriptors) <= MAX_DESCRIPTORS:
+        raise InvalidInput("descriptors", f"{len(descriptors)} of them", f"send 1 to {MAX_DESCRIPTORS}")
+    for index, entries in enumerate(descriptors):
+        if not 1 <= len(entries) <= MAX_ENTRIES:
+            raise InvalidInput(
+                f"descriptors[{index}].entries", f"{len(entries)} of them", f"send 1 to {MAX_ENTRIES}"
+            )
 
 
 def _cost(request: Any, descriptor: Any) -> int:

@@ -3,14 +3,16 @@
 Proxies ask checks at ``/v1/authorize`` and ``/json``. In overload, these checks fail open (or closed) at
 once, as those of :mod:`stoplog_gateway.http.fast_path` do, without the framework. A check of
 ``/v1/authorize`` is still published and counted. A request to ``/json`` is not, because parsing its protobuf
-message takes too long. An invalid request gets the same error as from the routes.
+message takes too long. Without protobuf, only the mapping's choice for each descriptor is found, and of a
+large request not even that. An invalid request gets the same error as from the routes, if the fault is in a
+part that is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -26,7 +28,7 @@ from stoplog_gateway.access.control import AccessControl, Refusal, proxy_token
 from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON, is_authorize
 from stoplog_gateway.access.scopes import Scope
 from stoplog_gateway.envoy import rate_limit_service
-from stoplog_gateway.envoy.mapping import DescriptorMapping
+from stoplog_gateway.envoy.mapping import MAX_READ_IN_OVERLOAD, DescriptorMapping
 from stoplog_gateway.http.auth import refuse_check_at_once
 from stoplog_gateway.http.failing_closed import asks_to_fail_closed
 from stoplog_gateway.http.handlers import AtOnce, SendResponse
@@ -35,19 +37,35 @@ from stoplog_gateway.http.params import require_utf8_in
 from stoplog_gateway.http.problems import ProblemError, invalid_parameter, render_error
 from stoplog_gateway.http.request_body import MAX_SLOW_BODY, decode, media_type, require_json, too_large
 from stoplog_gateway.http.routes.authorize import AuthorizeQuery, client_in, render_authorization
-from stoplog_gateway.http.routes.envoy_json import render_response
+from stoplog_gateway.http.routes.envoy_json import malformed, no_descriptor, render_response
 
 if TYPE_CHECKING:
     from stoplog_gateway.envoy.service import RateLimitService
 
 
 class _Domain(msgspec.Struct):
-    """The part of a ``RateLimitRequest`` that decides whether it fails closed."""
+    """The part of a ``RateLimitRequest`` that is read if it is large."""
 
     domain: str | None = None
 
 
+class _Entry(msgspec.Struct):
+    key: str | None = None
+    value: str | None = None
+
+
+class _Descriptor(msgspec.Struct):
+    entries: list[_Entry] | None = None
+
+
+class _Descriptors(_Domain):
+    """The parts of a ``RateLimitRequest`` that decide which of its descriptors fail closed."""
+
+    descriptors: list[_Descriptor] | None = None
+
+
 _domain_decoder: Final = msgspec.json.Decoder(_Domain)
+_descriptors_decoder: Final = msgspec.json.Decoder(_Descriptors)
 
 
 class _Asked(NamedTuple):
@@ -65,7 +83,7 @@ class ProxiesInOverload:
     Args:
         limiter: Limiter that counts the checks.
         access: Decides about each request.
-        mapping: Decides which domains of Envoy fail closed.
+        mapping: Decides which descriptors of Envoy fail closed.
         client_header: Header field with the client id.
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
     """
@@ -162,14 +180,40 @@ class ProxiesInOverload:
     def _answer_envoy(self, asked: _Asked, body: bytes) -> Rendered:
         require_json(media_type(asked.headers))
         closed = self._fails_closed(asked)
-        domain = decode(_domain_decoder, body).domain or ""
         assert self._service is not None
-        return render_response(self._service.answer_in_overload(domain, fails_closed=closed))
+        if len(body) > MAX_READ_IN_OVERLOAD:
+            domain = _decode_request(_domain_decoder, body).domain or ""
+            return render_response(self._service.answer_in_overload(domain, fails_closed=closed))
+        request = _decode_request(_descriptors_decoder, body)
+        descriptors = [
+            [(entry.key or "", entry.value or "") for entry in descriptor.entries or ()]
+            for descriptor in request.descriptors or ()
+        ]
+        try:
+            response = self._service.map_in_overload(request.domain or "", descriptors, fails_closed=closed)
+        except InvalidInput as exc:
+            raise no_descriptor(exc) from exc
+        return render_response(response)
 
     def _fails_closed(self, asked: _Asked) -> bool:
         return asks_to_fail_closed(
             {"path": asked.path, "query_string": asked.query, "headers": asked.headers}
         )
+
+
+_Request = TypeVar("_Request", bound=_Domain)
+
+
+def _decode_request(decoder: msgspec.json.Decoder[_Request], body: bytes) -> _Request:
+    """Decode the parts of a ``RateLimitRequest`` that *decoder* reads.
+
+    Raises:
+        ProblemError: 400, the body is no such request.
+    """
+    try:
+        return decode(decoder, body)
+    except InvalidInput as exc:
+        raise malformed(str(exc)) from exc
 
 
 @lru_cache(256)

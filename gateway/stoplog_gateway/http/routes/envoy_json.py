@@ -40,7 +40,7 @@ async def should_rate_limit(
     try:
         response = await service.decide(call, on_unavailable)
     except InvalidInput as exc:
-        raise ProblemError(NO_DESCRIPTOR, f"{exc.field}: {exc.problem}", exc.field, exc.remedy) from exc
+        raise no_descriptor(exc) from exc
     except Exception:
         response = service.denial_after_failure(call)
         if response is None:
@@ -61,6 +61,16 @@ def render_response(response: Any) -> Rendered:
     return Rendered(200 if response.overall_code == OK else 429, headers, content)
 
 
+def no_descriptor(exc: InvalidInput) -> ProblemError:
+    """Return the problem of a ``RateLimitRequest`` without valid descriptors."""
+    return ProblemError(NO_DESCRIPTOR, f"{exc.field}: {exc.problem}", exc.field, exc.remedy)
+
+
+def malformed(detail: str) -> ProblemError:
+    """Return the problem of a body that is no ``RateLimitRequest``."""
+    return ProblemError(MALFORMED, detail, "body", "send a RateLimitRequest in proto3 JSON")
+
+
 def _parse(body: bytes) -> Any:
     from google.protobuf.json_format import Parse, ParseError
 
@@ -69,4 +79,4 @@ def _parse(body: bytes) -> Any:
     try:
         return Parse(body, RateLimitRequest())
     except (ParseError, ValueError, RecursionError) as exc:
-        raise ProblemError(MALFORMED, str(exc), "body", "send a RateLimitRequest in proto3 JSON") from exc
+        raise malformed(str(exc)) from exc

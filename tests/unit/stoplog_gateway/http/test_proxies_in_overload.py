@@ -32,6 +32,7 @@ MAPPING = """
 login:
   - client: "{user}"
     on_unavailable: deny
+  - client: "{address}"
 """
 
 
@@ -191,26 +192,112 @@ async def test_long_body_of_a_proxy_in_overload_is_not_awaited(
             await connection.disconnect()
 
 
-async def test_request_of_envoy_in_overload_is_answered_without_reading_its_descriptors(
-    limiter: FakeLimiter, tmp_path: Path
-) -> None:
+def envoy_body(domain: str, *each: dict[str, str]) -> bytes:
+    """Return a ``RateLimitRequest`` with descriptors that have the entries of a dict each."""
+    descriptors = [{"entries": [{"key": key, "value": value} for key, value in one.items()]} for one in each]
+    return json.dumps({"domain": domain, "descriptors": descriptors}, separators=(",", ":")).encode()
+
+
+@pytest.fixture
+def mapping(tmp_path: Path) -> DescriptorMapping:
     file = tmp_path / "mapping.yaml"
     file.write_text(MAPPING)
-    connection = in_overload(limiter, mapping=load_mapping(file))
-    for request, status in (
-        (envoy_request(ENVOY), 200),
-        (envoy_request(ENVOY, path="/json?unavailable=deny"), 429),
-        (envoy_request(ENVOY, DENY), 429),
-        (envoy_request(ENVOY.replace(b"edge", b"login")), 429),
-        (envoy_request(b"{}"), 200),
-        (envoy_request(b"{"), 400),
-    ):
-        for _ in range(2):  # the head must not be remembered
-            assert status_of(await connection.send(*request)) == status
-    assert limiter.metrics.degraded[OVERLOAD] == 4
-    assert limiter.metrics.failed_closed[OVERLOAD] == 6
-    assert limiter.metrics.uncounted == limiter.metrics.received == 10
+    return load_mapping(file)
+
+
+USER, ADDRESS = {"user": "alice"}, {"address": "192.0.2.1"}
+LARGE = {"padding": "x" * 4_096}
+
+
+@pytest.mark.parametrize(
+    ("each", "codes"),
+    [
+        ([USER], ["OVER_LIMIT"]),
+        ([ADDRESS], ["OK"]),
+        ([ADDRESS, USER, ADDRESS], ["OK", "OVER_LIMIT", "OK"]),
+    ],
+)
+async def test_only_descriptors_whose_rule_says_so_fail_closed_in_overload(
+    each: list[dict[str, str]], codes: list[str], limiter: FakeLimiter, mapping: DescriptorMapping
+) -> None:
+    connection = in_overload(limiter, mapping=mapping)
+    response = await connection.send(*envoy_request(envoy_body("login", *each)))
+    assert status_of(response) == (429 if "OVER_LIMIT" in codes else 200)
+    statuses = json.loads(response.partition(b"\r\n\r\n")[2])["statuses"]
+    assert [status["code"] for status in statuses] == codes
+    assert limiter.metrics.failed_closed[OVERLOAD] == codes.count("OVER_LIMIT")
+    assert limiter.metrics.degraded[OVERLOAD] == codes.count("OK")
+    assert limiter.metrics.uncounted == limiter.metrics.received == len(codes)
+    assert not limiter.checks
     await connection.disconnect()
+
+
+async def test_large_request_of_envoy_in_overload_fails_closed_if_a_rule_of_its_domain_does(
+    limiter: FakeLimiter, mapping: DescriptorMapping
+) -> None:
+    connection = in_overload(limiter, mapping=mapping)
+    for domain, status in (("login", 429), ("edge", 200)):
+        request = envoy_request(envoy_body(domain, {**ADDRESS, **LARGE}))
+        assert status_of(await connection.send(*request)) == status
+    await connection.disconnect()
+
+
+async def test_request_of_envoy_in_overload_that_asks_to_fail_closed_does(
+    limiter: FakeLimiter, mapping: DescriptorMapping
+) -> None:
+    connection = in_overload(limiter, mapping=mapping)
+    for each in (USER, LARGE):
+        body = envoy_body("edge", each)
+        for request, status in (
+            (envoy_request(body), 200),
+            (envoy_request(body, path="/json?unavailable=deny"), 429),
+            (envoy_request(body, DENY), 429),
+        ):
+            for _ in range(2):  # the head must not be remembered
+                assert status_of(await connection.send(*request)) == status
+    await connection.disconnect()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b'{"domain": null, "descriptors": null}',
+        b'{"domain": "edge"}',
+        b'{"domain": "edge", "descriptors": [{"entries": []}]}',
+        envoy_body("", USER),
+        envoy_body("edge", *[{"a": "b"}] * 101),
+    ],
+)
+async def test_request_of_envoy_in_overload_without_valid_descriptors_gets_the_response_of_the_route(
+    body: bytes, limiter: FakeLimiter
+) -> None:
+    app = create_app(GatewaySettings(), limiter, access_control())
+    response = await in_overload(limiter).send(*envoy_request(body))
+    assert status_of(response) == 400
+    assert response == await Connection(app, None).send(*envoy_request(body))
+    assert limiter.metrics.received == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"null",
+        b'{"domain": 1}',
+        b'{"descriptors": [null]}',
+        b'{"domain": "\\ud800"}',
+        b'{"domain": "\xff"}',
+    ],
+)
+async def test_malformed_request_of_envoy_in_overload_gets_the_status_of_the_route(
+    body: bytes, limiter: FakeLimiter
+) -> None:
+    app = create_app(GatewaySettings(), limiter, access_control())
+    for connection in (in_overload(limiter), Connection(app, None)):
+        response = await connection.send(*envoy_request(body))
+        assert status_of(response) == 400
+        assert b"malformed-json" in response
 
 
 async def test_proxy_without_its_token_is_refused_at_once_in_overload_too(limiter: FakeLimiter) -> None:

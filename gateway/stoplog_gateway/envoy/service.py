@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import Any, Final
 
 from stoplog.asgi.rate_limit_headers import rate_limit_headers, reset_s
@@ -63,10 +63,10 @@ class RateLimitService:
         The checks are still published and counted, unless the request is large.
 
         Raises:
-            InvalidInput: As :meth:`decide`. A large request is not looked at.
+            InvalidInput: As :meth:`decide`. The entries of a large request are not looked at.
         """
         if request.ByteSize() > MAX_READ_IN_OVERLOAD:
-            return self.answer_in_overload(request.domain, fails_closed=False)
+            return self.answer_in_overload(request.domain, len(request.descriptors), fails_closed=False)
         pending = [
             self._limiter.answer_at_once(check, on_unavailable == DENY)
             for check, on_unavailable in self._checks(request)
@@ -83,15 +83,24 @@ class RateLimitService:
             self._limiter.metrics.count_degraded(INTERNAL_ERROR, True)
         return denial
 
-    def answer_in_overload(self, domain: str, *, fails_closed: bool) -> Any:
-        """Return the response to a request of *domain* that there is no time to read.
+    def answer_in_overload(self, domain: str, descriptors: int, *, fails_closed: bool) -> Any:
+        """Return the response to a request whose descriptors there is no time to read.
 
-        Its checks are not counted. It fails closed if *fails_closed* is true or a rule of the domain does.
+        Its checks are not published. They fail closed if *fails_closed* is true or a rule of the domain does.
+
+        Args:
+            domain: Its domain.
+            descriptors: The number of its descriptors.
+            fails_closed: Whether they fail closed whatever the rules say.
+
+        Raises:
+            InvalidInput: As :meth:`decide`, but the entries are not looked at.
         """
-        return self._degrade([fails_closed or self._mapping.fails_closed(domain)])
+        _require_count(domain, descriptors)
+        return self._degrade([fails_closed or self._mapping.fails_closed(domain)] * descriptors)
 
     def map_in_overload(self, domain: str, descriptors: Sequence[Entries], *, fails_closed: bool) -> Any:
-        """Return the response to a request whose descriptors there is time to map, but not to count.
+        """Return the response to a request whose descriptors there is time to map, but not to publish.
 
         Args:
             domain: Its domain.
@@ -101,8 +110,11 @@ class RateLimitService:
         Raises:
             InvalidInput: As :meth:`decide`.
         """
-        _require_descriptors(domain, descriptors)
-        rules = [self._mapping.resolve(domain, entries).on_unavailable for entries in descriptors]
+        _require_count(domain, len(descriptors))
+        rules = []
+        for index, entries in enumerate(descriptors):
+            _require_entries(index, len(entries))
+            rules.append(self._mapping.resolve(domain, entries).on_unavailable)
         return self._degrade([fails_closed or one == DENY for one in rules])
 
     def _degrade(self, closed: Sequence[bool]) -> Any:
@@ -130,9 +142,10 @@ class RateLimitService:
         return response
 
     def _checks(self, request: Any) -> list[tuple[Check, OnUnavailable]]:
-        _require_descriptors(request.domain, [descriptor.entries for descriptor in request.descriptors])
+        _require_count(request.domain, len(request.descriptors))
         checks = []
-        for descriptor in request.descriptors:
+        for index, descriptor in enumerate(request.descriptors):
+            _require_entries(index, len(descriptor.entries))
             entries = [(entry.key, entry.value) for entry in descriptor.entries]
             client, plan, resource, on_unavailable = self._mapping.resolve(request.domain, entries)
             check = Check(client, _cost(request, descriptor), plan, resource)
@@ -140,21 +153,16 @@ class RateLimitService:
         return checks
 
 
-def _require_descriptors(domain: str | bytes, descriptors: Sequence[Sized]) -> None:
-    """Refuse an invalid request, given the entries of each descriptor.
-
-    Raises:
-        InvalidInput: As :meth:`RateLimitService.decide`.
-    """
+def _require_count(domain: str | bytes, descriptors: int) -> None:
     if not domain:
         raise InvalidInput("domain", "empty", "set it in Envoy's rate limit filter")
-    if not 1 <= len(descriptors) <= MAX_DESCRIPTORS:
-        raise InvalidInput("descriptors", f"{len(descriptors)} of them", f"send 1 to {MAX_DESCRIPTORS}")
-    for index, entries in enumerate(descriptors):
-        if not 1 <= len(entries) <= MAX_ENTRIES:
-            raise InvalidInput(
-                f"descriptors[{index}].entries", f"{len(entries)} of them", f"send 1 to {MAX_ENTRIES}"
-            )
+    if not 1 <= descriptors <= MAX_DESCRIPTORS:
+        raise InvalidInput("descriptors", f"{descriptors} of them", f"send 1 to {MAX_DESCRIPTORS}")
+
+
+def _require_entries(index: int, entries: int) -> None:
+    if not 1 <= entries <= MAX_ENTRIES:
+        raise InvalidInput(f"descriptors[{index}].entries", f"{entries} of them", f"send 1 to {MAX_ENTRIES}")
 
 
 def _cost(request: Any, descriptor: Any) -> int:

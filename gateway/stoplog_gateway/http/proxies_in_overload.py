@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -43,10 +43,11 @@ if TYPE_CHECKING:
     from stoplog_gateway.envoy.service import RateLimitService
 
 
-class _Domain(msgspec.Struct):
-    """The part of a ``RateLimitRequest`` that is read if it is large."""
+class _LargeRequest(msgspec.Struct):
+    """The parts of a ``RateLimitRequest`` that are read if it is large."""
 
     domain: str | None = None
+    descriptors: list[msgspec.Raw] | None = None
 
 
 class _Entry(msgspec.Struct):
@@ -58,14 +59,15 @@ class _Descriptor(msgspec.Struct):
     entries: list[_Entry] | None = None
 
 
-class _Descriptors(_Domain):
+class _Request(msgspec.Struct):
     """The parts of a ``RateLimitRequest`` that decide which of its descriptors fail closed."""
 
+    domain: str | None = None
     descriptors: list[_Descriptor] | None = None
 
 
-_domain_decoder: Final = msgspec.json.Decoder(_Domain)
-_descriptors_decoder: Final = msgspec.json.Decoder(_Descriptors)
+_request_decoder: Final = msgspec.json.Decoder(_Request)
+_large_request_decoder: Final = msgspec.json.Decoder(_LargeRequest)
 
 
 class _Asked(NamedTuple):
@@ -180,20 +182,26 @@ class ProxiesInOverload:
     def _answer_envoy(self, asked: _Asked, body: bytes) -> Rendered:
         require_json(media_type(asked.headers))
         closed = self._fails_closed(asked)
+        answer = self._answer_large if len(body) > MAX_READ_IN_OVERLOAD else self._answer_small
+        try:
+            return render_response(answer(body, closed))
+        except InvalidInput as exc:
+            raise no_descriptor(exc) from exc
+
+    def _answer_small(self, body: bytes, closed: bool) -> Any:
         assert self._service is not None
-        if len(body) > MAX_READ_IN_OVERLOAD:
-            domain = _decode_request(_domain_decoder, body).domain or ""
-            return render_response(self._service.answer_in_overload(domain, fails_closed=closed))
-        request = _decode_request(_descriptors_decoder, body)
+        request = _decode_request(_request_decoder, body)
         descriptors = [
             [(entry.key or "", entry.value or "") for entry in descriptor.entries or ()]
             for descriptor in request.descriptors or ()
         ]
-        try:
-            response = self._service.map_in_overload(request.domain or "", descriptors, fails_closed=closed)
-        except InvalidInput as exc:
-            raise no_descriptor(exc) from exc
-        return render_response(response)
+        return self._service.map_in_overload(request.domain or "", descriptors, fails_closed=closed)
+
+    def _answer_large(self, body: bytes, closed: bool) -> Any:
+        assert self._service is not None
+        request = _decode_request(_large_request_decoder, body)
+        count = len(request.descriptors or ())
+        return self._service.answer_in_overload(request.domain or "", count, fails_closed=closed)
 
     def _fails_closed(self, asked: _Asked) -> bool:
         return asks_to_fail_closed(
@@ -201,10 +209,10 @@ class ProxiesInOverload:
         )
 
 
-_Request = TypeVar("_Request", bound=_Domain)
+T = TypeVar("T")
 
 
-def _decode_request(decoder: msgspec.json.Decoder[_Request], body: bytes) -> _Request:
+def _decode_request(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     """Decode the parts of a ``RateLimitRequest`` that *decoder* reads.
 
     Raises:

@@ -289,24 +289,29 @@ async def test_call_without_time_fails_open_or_closed_at_once(large: bool) -> No
     address, limiter = f"127.0.0.1:{free_port()}", Limiter()
     mapping = DescriptorMapping({"login": [Rule("{key0}", on_unavailable="deny")]})
     service = RateLimitService(limiter, mapping, legacy_headers=False)
-    one = descriptor("alice", "x" * 5_000) if large else descriptor("alice")
+    each = [descriptor("alice", "x" * 5_000 if large else "x"), descriptor("bob")]
     async with (
         EnvoyServer(address, service, grace_s=1, shared=False, turns=LateTurns()),
         grpc.aio.insecure_channel(address) as channel,
     ):
         envoy = Envoy(channel, limiter)
-        assert (await envoy.call(descriptors=[one])).overall_code == OK
-        request = RateLimitRequest(domain="login", descriptors=[one])
-        assert (await envoy.call_raw(request.SerializeToString())).overall_code == OVER_LIMIT
-    assert len(limiter.checks) == (0 if large else 2)
-    assert limiter.metrics.uncounted == (2 if large else 0)
+        for domain, code in (("edge", OK), ("login", OVER_LIMIT)):
+            request = RateLimitRequest(domain=domain, descriptors=each)
+            response = await envoy.call_raw(request.SerializeToString())
+            assert response.overall_code == code
+            assert [status.code for status in response.statuses] == [code, code]
+    assert len(limiter.checks) == (0 if large else 4)
+    metrics = limiter.metrics
+    assert metrics.uncounted == (4 if large else 0)
     if large:
-        assert limiter.metrics.degraded[OVERLOAD] == limiter.metrics.failed_closed[OVERLOAD] == 1
+        assert metrics.received == 4
+        assert metrics.degraded[OVERLOAD] == metrics.failed_closed[OVERLOAD] == 2
     else:
-        assert limiter.fail_closed == [False, True]
+        assert limiter.fail_closed == [False, False, True, True]
 
 
-async def test_invalid_call_without_time_is_an_invalid_argument() -> None:
+@pytest.mark.parametrize("each", [[], [descriptor("x" * 50)] * 101], ids=["none", "too many"])
+async def test_invalid_call_without_time_is_an_invalid_argument(each: list[dict[str, Any]]) -> None:
     address, limiter = f"127.0.0.1:{free_port()}", Limiter()
     service = RateLimitService(limiter, DescriptorMapping(), legacy_headers=False)
     async with (
@@ -314,9 +319,10 @@ async def test_invalid_call_without_time_is_an_invalid_argument() -> None:
         grpc.aio.insecure_channel(address) as channel,
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await Envoy(channel, limiter).call(descriptors=[])
+            await Envoy(channel, limiter).call(descriptors=each)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert not limiter.checks
+    assert limiter.metrics.received == 0
 
 
 async def test_bug_is_an_internal_error_and_is_logged(envoy: Envoy, caplog: pytest.LogCaptureFixture) -> None:

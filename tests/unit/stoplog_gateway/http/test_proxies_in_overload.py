@@ -237,8 +237,12 @@ async def test_large_request_of_envoy_in_overload_fails_closed_if_a_rule_of_its_
 ) -> None:
     connection = in_overload(limiter, mapping=mapping)
     for domain, status in (("login", 429), ("edge", 200)):
-        request = envoy_request(envoy_body(domain, {**ADDRESS, **LARGE}))
-        assert status_of(await connection.send(*request)) == status
+        request = envoy_request(envoy_body(domain, ADDRESS, LARGE, {}))
+        response = await connection.send(*request)
+        assert status_of(response) == status
+        assert len(json.loads(response.partition(b"\r\n\r\n")[2])["statuses"]) == 3
+    assert limiter.metrics.failed_closed[OVERLOAD] == limiter.metrics.degraded[OVERLOAD] == 3
+    assert limiter.metrics.uncounted == limiter.metrics.received == 6
     await connection.disconnect()
 
 
@@ -267,6 +271,8 @@ async def test_request_of_envoy_in_overload_that_asks_to_fail_closed_does(
         b'{"domain": "edge", "descriptors": [{"entries": []}]}',
         envoy_body("", USER),
         envoy_body("edge", *[{"a": "b"}] * 101),
+        envoy_body("edge", *[{"address": "192.0.2.1"}] * 101),
+        envoy_body("", LARGE),
     ],
 )
 async def test_request_of_envoy_in_overload_without_valid_descriptors_gets_the_response_of_the_route(

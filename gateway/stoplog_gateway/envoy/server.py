@@ -150,7 +150,7 @@ class EnvoyServer:
 
     async def _should_rate_limit(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         if self._access.check_needs_token and (refusal := await self._refusal(context)) is not None:
-            if (denial := self._service.denial(request)) is not None:
+            if (denial := self._service.denial(request.domain)) is not None:
                 return denial  # after an error, Envoy could allow the request
             await _abort(context, *refusal)
         try:
@@ -158,14 +158,14 @@ class EnvoyServer:
                 return await self._service.answer_at_once(request)
             return await self._service.decide(request)
         except InvalidInput as exc:
-            if (denial := self._service.denial_after_failure(request)) is not None:
+            if (denial := self._service.denial_after_failure(request.domain)) is not None:
                 if (suppressed := self._throttle.admit()) is not None:
                     log.error("a call of Envoy failed closed: %s%s", exc, suppressed)
                 return denial
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         except Exception:
             log.exception("bug in %s", METHOD)
-            if (denial := self._service.denial_after_failure(request)) is not None:
+            if (denial := self._service.denial_after_failure(request.domain)) is not None:
                 return denial
             await _abort(context, grpc.StatusCode.INTERNAL, "the gateway has a bug; see the gateway's log")
 

@@ -73,12 +73,12 @@ class RateLimitService:
         ]
         return self._response([one if isinstance(one, Answer) else answer_of(await one) for one in pending])
 
-    def denial_after_failure(self, request: Any) -> Any | None:
-        """Count and return the denial of a *request* that failed as a whole.
+    def denial_after_failure(self, domain: str | bytes) -> Any | None:
+        """Count and return the denial of a request of *domain* that failed as a whole.
 
-        ``None`` if the request does not fail closed.
+        ``None`` if no rule of the domain fails closed.
         """
-        denial = self.denial(request)
+        denial = self.denial(domain)
         if denial is not None:
             self._limiter.metrics.count_degraded(INTERNAL_ERROR, True)
         return denial
@@ -126,9 +126,9 @@ class RateLimitService:
             metrics.count_degraded(OVERLOAD, one)
         return self._response([degraded_answer(OVERLOAD, one) for one in closed])
 
-    def denial(self, request: Any) -> Any | None:
-        """Return the denial of a *request* without a decision; ``None`` if it does not fail closed."""
-        if not self._mapping.fails_closed(request.domain):
+    def denial(self, domain: str | bytes) -> Any | None:
+        """Return the denial of a request of *domain*; ``None`` if no rule of the domain fails closed."""
+        if not self._mapping.fails_closed(domain):
             return None
         return self._response([degraded_answer(INTERNAL_ERROR, True)])
 

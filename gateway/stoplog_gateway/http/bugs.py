@@ -92,13 +92,22 @@ class CatchBugs:
         except Exception:
             if started:  # too late for another response: the server logs it and closes the connection
                 raise
-            await RenderedResponse(_render(scope))(scope, receive, send)
+            rendered = render_after_bug(scope, scope["app"].state.limiter.metrics)
+            await RenderedResponse(rendered)(scope, receive, send)
 
 
-def _render(scope: Scope) -> Rendered:
+def render_after_bug(scope: Scope, metrics: Metrics) -> Rendered:
+    """Log the exception that is being handled, a bug, and return the response to its request.
+
+    That is a 500, unless a proxy sent the request and asks to fail closed.
+
+    Args:
+        scope: The request, with its method, path, query and header fields.
+        metrics: Counts a check that failed closed.
+    """
     try:
         on_unavailable: OnUnavailable = "deny" if asks_to_fail_closed(scope) else "allow"
     except InvalidInput:
         on_unavailable = "deny"
-    answers = answers_after_bug(scope, scope["app"].state.limiter.metrics, [on_unavailable])
+    answers = answers_after_bug(scope, metrics, [on_unavailable])
     return render_bug(scope) if answers is None else render_failed_closed(answers[0])

@@ -5,18 +5,19 @@ once, as those of :mod:`stoplog_gateway.http.fast_path` do, without the framewor
 ``/v1/authorize`` is still published and counted. A request to ``/json`` is not, because parsing its protobuf
 message takes too long. Without protobuf, only the mapping's choice for each descriptor is found, and of a
 large request not even that. An invalid request gets the same error as from the routes, if the fault is in a
-part that is read.
+part that is read. So does a request that a bug prevents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 from pydantic import ValidationError
+from starlette.types import Scope as ASGIScope
 
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import Rendered
@@ -30,14 +31,15 @@ from stoplog_gateway.access.scopes import Scope
 from stoplog_gateway.envoy import rate_limit_service
 from stoplog_gateway.envoy.mapping import MAX_READ_IN_OVERLOAD, DescriptorMapping
 from stoplog_gateway.http.auth import refuse_check_at_once
+from stoplog_gateway.http.bugs import render_after_bug
 from stoplog_gateway.http.failing_closed import asks_to_fail_closed
 from stoplog_gateway.http.handlers import AtOnce, SendResponse
 from stoplog_gateway.http.overload import MAX_BODY
 from stoplog_gateway.http.params import require_utf8_in
-from stoplog_gateway.http.problems import ProblemError, invalid_parameter, render_error
+from stoplog_gateway.http.problems import invalid_parameter, render_error
 from stoplog_gateway.http.request_body import MAX_SLOW_BODY, decode, media_type, require_json, too_large
 from stoplog_gateway.http.routes.authorize import AuthorizeQuery, client_in, render_authorization
-from stoplog_gateway.http.routes.envoy_json import malformed, no_descriptor, render_response
+from stoplog_gateway.http.routes.envoy_json import denial_after_bug, malformed, no_descriptor, render_response
 
 if TYPE_CHECKING:
     from stoplog_gateway.envoy.service import RateLimitService
@@ -65,6 +67,14 @@ class _Request(msgspec.Struct):
     domain: str | None = None
     descriptors: list[_Descriptor] | None = None
 
+    @property
+    def entries(self) -> list[list[tuple[str, str]]]:
+        """The entries of each descriptor."""
+        return [
+            [(entry.key or "", entry.value or "") for entry in descriptor.entries or ()]
+            for descriptor in self.descriptors or ()
+        ]
+
 
 _request_decoder: Final = msgspec.json.Decoder(_Request)
 _large_request_decoder: Final = msgspec.json.Decoder(_LargeRequest)
@@ -73,10 +83,21 @@ _large_request_decoder: Final = msgspec.json.Decoder(_LargeRequest)
 class _Asked(NamedTuple):
     """A request of a proxy, without its body."""
 
+    method: str
     path: str
     query: bytes
     headers: Headers
     address: str | None
+
+    @property
+    def scope(self) -> ASGIScope:
+        """The parts of the request that the functions of the routes need."""
+        return {
+            "method": self.method,
+            "path": self.path,
+            "query_string": self.query,
+            "headers": self.headers,
+        }
 
 
 class ProxiesInOverload:
@@ -126,7 +147,7 @@ class ProxiesInOverload:
             address: IP address of the caller, if it is known.
         """
         text = path.decode("latin-1")
-        asked = _Asked(text, query, headers, address)
+        asked = _Asked(method.decode("latin-1"), text, query, headers, address)
         if is_authorize(text):
             handle = partial(self._handle, self._authorize, asked)
             return AtOnce(handle, MAX_BODY, handle)  # the body is that of the proxy's caller
@@ -145,29 +166,33 @@ class ProxiesInOverload:
         body: bytes,
         send: SendResponse,
     ) -> None:
-        decision = self._access.decide(Scope.CHECK, proxy_token(asked.headers), None)
         try:
+            decision = self._access.decide(Scope.CHECK, proxy_token(asked.headers), None)
             if isinstance(decision, Refusal):
                 raise refuse_check_at_once(self._access, decision, asked.address, for_proxies=True)
             result = handle(asked, body)
-        except (InvalidInput, ProblemError) as exc:
-            rendered = render_error(exc)
-            assert rendered is not None
-            send(rendered)
-            return
+        except Exception as exc:  # noqa: BLE001 - _render_failure logs it
+            result = self._render_failure(exc, asked)
         if isinstance(result, Rendered):
             send(result)
         elif isinstance(result, Answer):
-            self._send_answer(send, result)
+            self._send_answer(asked, send, result)
         else:
-            result.add_done_callback(partial(self._send_answer, send))
+            result.add_done_callback(partial(self._send_answer, asked, send))
 
-    def _send_answer(self, send: SendResponse, pending: PendingAnswer) -> None:
-        send(render_authorization(unwrap(pending), legacy=self._legacy_headers))
+    def _send_answer(self, asked: _Asked, send: SendResponse, pending: PendingAnswer) -> None:
+        try:
+            rendered = render_authorization(unwrap(pending), legacy=self._legacy_headers)
+        except Exception as exc:  # noqa: BLE001 - _render_failure logs it
+            rendered = self._render_failure(exc, asked)
+        send(rendered)
+
+    def _render_failure(self, exc: Exception, asked: _Asked) -> Rendered:
+        return render_error(exc) or render_after_bug(asked.scope, self._limiter.metrics)
 
     def _authorize(self, asked: _Asked, _: bytes) -> PendingAnswer:
         client = client_in(asked.headers, self._client_header)
-        closed = self._fails_closed(asked)
+        closed = asks_to_fail_closed(asked.scope)
         # Below that path, the query is that of the proxy's caller.
         query = _parse_query(asked.query) if asked.path == AUTHORIZE else AuthorizeQuery()
         check = Check(client, query.cost, query.plan or "", query.resource or "")
@@ -181,32 +206,29 @@ class ProxiesInOverload:
 
     def _answer_envoy(self, asked: _Asked, body: bytes) -> Rendered:
         require_json(media_type(asked.headers))
-        closed = self._fails_closed(asked)
-        answer = self._answer_large if len(body) > MAX_READ_IN_OVERLOAD else self._answer_small
+        closed = asks_to_fail_closed(asked.scope)
+        service = self._service
+        assert service is not None
+        request: _Request | _LargeRequest
+        if len(body) > MAX_READ_IN_OVERLOAD:
+            request = _decode_request(_large_request_decoder, body)
+        else:
+            request = _decode_request(_request_decoder, body)
+        domain = request.domain or ""
         try:
-            return render_response(answer(body, closed))
+            if isinstance(request, _LargeRequest):
+                count = len(request.descriptors or ())
+                response = service.answer_in_overload(domain, count, fails_closed=closed)
+            else:
+                response = service.map_in_overload(domain, request.entries, fails_closed=closed)
+            return render_response(response)
         except InvalidInput as exc:
             raise no_descriptor(exc) from exc
-
-    def _answer_small(self, body: bytes, closed: bool) -> Any:
-        assert self._service is not None
-        request = _decode_request(_request_decoder, body)
-        descriptors = [
-            [(entry.key or "", entry.value or "") for entry in descriptor.entries or ()]
-            for descriptor in request.descriptors or ()
-        ]
-        return self._service.map_in_overload(request.domain or "", descriptors, fails_closed=closed)
-
-    def _answer_large(self, body: bytes, closed: bool) -> Any:
-        assert self._service is not None
-        request = _decode_request(_large_request_decoder, body)
-        count = len(request.descriptors or ())
-        return self._service.answer_in_overload(request.domain or "", count, fails_closed=closed)
-
-    def _fails_closed(self, asked: _Asked) -> bool:
-        return asks_to_fail_closed(
-            {"path": asked.path, "query_string": asked.query, "headers": asked.headers}
-        )
+        except Exception:
+            rendered = denial_after_bug(service, domain)
+            if rendered is None:
+                raise
+            return rendered
 
 
 T = TypeVar("T")

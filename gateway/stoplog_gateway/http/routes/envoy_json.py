@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -17,6 +17,9 @@ from stoplog_gateway.http.params import LegacyHeaders, LimiterDep
 from stoplog_gateway.http.problems import MALFORMED, NO_DESCRIPTOR, NOT_INSTALLED, ProblemError
 from stoplog_gateway.http.request_body import SlowJsonBody
 from stoplog_gateway.http.responses import RenderedResponse
+
+if TYPE_CHECKING:
+    from stoplog_gateway.envoy.service import RateLimitService
 
 log: Final = logging.getLogger(__name__)
 
@@ -42,11 +45,23 @@ async def should_rate_limit(
     except InvalidInput as exc:
         raise no_descriptor(exc) from exc
     except Exception:
-        response = service.denial_after_failure(call)
-        if response is None:
+        rendered = denial_after_bug(service, call.domain)
+        if rendered is None:
             raise
-        log.exception("bug in /json")
+        return RenderedResponse(rendered)
     return RenderedResponse(render_response(response))
+
+
+def denial_after_bug(service: RateLimitService, domain: str | bytes) -> Rendered | None:
+    """Log the exception that is being handled, a bug, and return the denial of its request.
+
+    ``None``, and logs nothing, if no rule of the *domain* fails closed.
+    """
+    response = service.denial_after_failure(domain)
+    if response is None:
+        return None
+    log.exception("bug in %s", ENVOY_JSON)
+    return render_response(response)
 
 
 def render_response(response: Any) -> Rendered:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from stoplog_gateway.access.control import AccessControl
-from stoplog_gateway.envoy.mapping import DescriptorMapping, load_mapping
+from stoplog_gateway.envoy.mapping import DescriptorMapping, Entries, Rule, load_mapping
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.connections import Connections
 from stoplog_gateway.http.fast_cycle import FastCycle
@@ -16,14 +18,22 @@ from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
 from stoplog_gateway.settings import GatewaySettings
 
 import stoplog.client.engine
-from stoplog.client.fail_open import OVERLOAD
+from stoplog.client.answer import Answer
+from stoplog.client.fail_open import INTERNAL_ERROR, OVERLOAD
 from stoplog.client.limiter import Limiter
 from stoplog.wire.checks import Check
 from tests.support.access import access_control
 from tests.support.fake_kafka import Kafka
 from tests.support.fake_limiter import FakeLimiter
 from tests.support.late_turns import LateTurns
-from tests.support.protocol_connection import JSON, Connection, Request, forbidden_app, status_of
+from tests.support.protocol_connection import (
+    JSON,
+    Connection,
+    Request,
+    forbidden_app,
+    plain_request,
+    status_of,
+)
 
 ALICE = (b"x-client-id", b"alice")
 DENY = (b"stoplog-unavailable", b"deny")
@@ -304,6 +314,65 @@ async def test_malformed_request_of_envoy_in_overload_gets_the_status_of_the_rou
         response = await connection.send(*envoy_request(body))
         assert status_of(response) == 400
         assert b"malformed-json" in response
+
+
+class BrokenMapping(DescriptorMapping):
+    """A mapping with a bug."""
+
+    def resolve(self, domain: str | bytes, entries: Entries) -> NoReturn:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (Request("GET", "/v1/authorize", (ALICE,)), 500),
+        (Request("GET", "/v1/authorize", (ALICE, DENY)), 429),
+        (Request("GET", "/v1/authorize?unavailable=deny", (ALICE,)), 429),
+        (Request("GET", "/v1/authorize/orders", (ALICE, DENY)), 429),
+        (plain_request("/json", envoy_body("edge", USER)), 500),
+        (plain_request("/json?unavailable=deny", envoy_body("edge", USER)), 429),
+        (plain_request("/json", envoy_body("login", USER)), 429),
+    ],
+)
+async def test_bug_in_overload_gets_the_response_of_the_route_and_is_logged(
+    request_: Request, status: int, limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter.error = ZeroDivisionError()
+    mapping = BrokenMapping({"login": [Rule("{user}", on_unavailable="deny")]})
+    app = create_app(GatewaySettings(), limiter, access_control())
+    app.state.mapping = mapping
+    responses = []
+    for number, connection in enumerate((in_overload(limiter, mapping=mapping), Connection(app, None)), 1):
+        responses.append(await connection.send(*request_.data()))
+        assert not connection.wire.is_closing()
+        [record] = caplog.records
+        assert record.exc_info is not None
+        assert record.exc_info[0] is ZeroDivisionError
+        assert limiter.metrics.failed_closed[INTERNAL_ERROR] == (number if status == 429 else 0)
+        caplog.clear()
+        await connection.disconnect()
+    assert status_of(responses[0]) == status
+    assert responses[0] == responses[1]
+
+
+@pytest.mark.parametrize(("fields", "status"), [((ALICE,), 500), ((ALICE, DENY), 429)])
+async def test_bug_in_overload_after_the_check_was_asked_is_logged_and_fails_closed_if_asked(
+    fields: tuple[tuple[bytes, bytes], ...],
+    status: int,
+    limiter: FakeLimiter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pending: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(limiter, "answer_at_once", lambda *_: pending)
+    connection = in_overload(limiter)
+    connection.protocol.data_received(*Request("GET", "/v1/authorize", fields).data())
+    pending.set_exception(ZeroDivisionError())
+    assert status_of(await connection.send()) == status
+    assert "ZeroDivisionError" in caplog.text
+    assert limiter.metrics.failed_closed[INTERNAL_ERROR] == (status == 429)
+    await connection.disconnect()
 
 
 async def test_proxy_without_its_token_is_refused_at_once_in_overload_too(limiter: FakeLimiter) -> None:

@@ -493,13 +493,17 @@ def produce(settings: Mapping[str, Any], topic: str, value: bytes, partition: in
 def write(producer: Producer, topic: str, value: bytes, key: bytes | None, partition: int) -> str | None:
     """Return the name of the error of one record, or ``None``."""
     errors: list[str | None] = []
-    producer.produce(
-        topic,
-        value,
-        key,
-        partition,
-        on_delivery=lambda error, _: errors.append(None if error is None else error.name()),
-    )
+    try:
+        producer.produce(
+            topic,
+            value,
+            key,
+            partition,
+            on_delivery=lambda error, _: errors.append(None if error is None else error.name()),
+        )
+    except KafkaException as exc:  # the producer knows already that it may not write there
+        name: str = exc.args[0].name()
+        return name
     assert producer.flush(60) == 0
     return errors[0]
 

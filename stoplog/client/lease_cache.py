@@ -14,7 +14,7 @@ permit is used only while all of these conditions hold:
 - *Given back.* No record has reported the permit as unused, even if it seems that the record was not
   published.
 
-What is used must reach the log. These rules see to that:
+The log must learn of every permit that was used. These rules ensure it:
 
 - Each permit that was used is reported until a reply has confirmed the report. A report may thus be made
   twice, and then charges too much. If no report arrives, the lease ends in the log, and all of it is charged.
@@ -47,7 +47,7 @@ from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import HeldDecision, Reply
 
 MIN_CHECKS: Final = 6
-"""Checks expected during a lease without which no first lease is asked for."""
+"""Checks that a client must be expected to make during its first lease. Below it, none is requested."""
 
 MIN_CHECKS_AGAIN: Final = 4
 """The same for a further lease."""
@@ -260,7 +260,7 @@ class LeaseCache:
             partition: Partition of the batch.
             checks: Its checks.
             marked: Indexes of the checks for which :meth:`note` returned true.
-            waits: Whether callers wait for the reply. Without them nothing is asked.
+            waits: Whether callers wait for the reply. If none does, the record requests no lease.
 
         Returns:
             The rows, or ``None`` if the partition grants no holds; and the asks in them.

@@ -45,7 +45,7 @@ and so wait for no more than these. Two slices keep both sides busy: one is deci
 
 
 def steps_of_list(pending: Sequence[PendingAnswer], size: int) -> Iterator[slice | Future[Outcome]]:
-    """Yield the steps in which a list of checks is asked: a slice to ask, or what to wait for before it.
+    """Yield the steps of a list of checks: a slice to send, or an answer to wait for before the next slice.
 
     Without a store, only the first checks of a list wait for the deadline of their own: the rest does not
     wait for them.

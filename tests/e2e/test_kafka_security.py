@@ -67,7 +67,7 @@ stoplog-policies-changelog    -        -    -          -      rw      r
 stoplog-b-counters-changelog  -        -    -          -      rwd     r
 stoplog-b-policies-changelog  -        -    -          -      rw      r
 """
-"""Who may read (r), write (w) and delete (d) the records of which topic. It was written by hand."""
+"""Rights of each role to read (r), write (w) and delete (d) records, by topic. Written by hand."""
 
 _ROLES, *_ROWS = [line.split() for line in RIGHTS_TABLE.strip().splitlines()]
 

@@ -47,7 +47,7 @@ WHAT: Final = {
     REQUEST: "requests other than checks",
     LIST: "lists of checks, or checks with a long body",
 }
-"""What is refused: values of the label ``what``, with their meaning."""
+"""Kinds of refused requests: values of the label ``what``, with their meaning."""
 
 _RESPONSE: Final = render(
     problem(OVERLOADED, "the gateway has no time for this request", None, "try again, or add gateways"),

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NotRequired, TypedDict, Unpack
 
 from tests.benchmarks.cpu import Meter
 from tests.benchmarks.loader import LoadGeneratorFailed
@@ -22,34 +22,25 @@ def wrk_missing() -> str | None:
     return None if shutil.which("wrk") else MISSING
 
 
-def drive(
-    url: str,
-    meter: Meter,
-    *,
-    connections: int,
-    seconds: int,
-    seed: int,
-    clients: int,
-    distribution: str = "uniform",
-    size: int = 1,
-    check: tuple[str, str] = _CHECK,
-) -> dict[str, Any]:
+class WrkLoad(TypedDict):
+    """The arguments of :func:`run_wrk` by name."""
+
+    connections: int
+    seconds: int
+    seed: int
+    clients: int
+    distribution: NotRequired[str]
+    size: NotRequired[int]
+    check: NotRequired[tuple[str, str]]
+
+
+def drive(url: str, meter: Meter, **load: Unpack[WrkLoad]) -> dict[str, Any]:
     """Run wrk as :func:`run_wrk` does.
 
     Raises:
         LoadGeneratorFailed: wrk failed, or a response was not a success.
     """
-    figures = run_wrk(
-        url,
-        meter,
-        connections=connections,
-        seconds=seconds,
-        seed=seed,
-        clients=clients,
-        distribution=distribution,
-        size=size,
-        check=check,
-    )
+    figures = run_wrk(url, meter, **load)
     if errors := figures.pop("errors"):
         raise LoadGeneratorFailed(f"{errors} requests to {url} failed")
     return figures

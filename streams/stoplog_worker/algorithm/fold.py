@@ -159,6 +159,7 @@ def judge(
         elif state.position >= position + end:
             answers.append(None)
         else:
+            _expire(ledger, position + end, now_ms, key, state)
             answers.append(_decide_held(ledger, position + end, now_ms, key, check, state, row))
         begin = end + 1
     if begin:
@@ -217,8 +218,7 @@ def _decide_all(
             continue
         if state.epoch != epoch or state.plan != check.plan:
             # A state whose holds have ended decides like one without: it may have been dropped meanwhile.
-            if state.holds and expire_holds(state, now_ms):
-                _changed(ledger, key, state, position)
+            _expire(ledger, position, now_ms, key, state)
             if state.holds:
                 answer = _decide_held(ledger, position, now_ms, key, check, state, _NO_HOLD)
                 if not with_holds and isinstance(answer, Decision):
@@ -260,10 +260,8 @@ def _decide_all(
 def _decide_held(
     ledger: Ledger, position: int, now_ms: int, key: Key, check: Check, state: State, row: HoldRow
 ) -> Answer:
-    """Decide a check whose client has holds, or that asks or settles."""
+    """Decide a check whose client has holds, or that asks or settles. Holds that are over were ended."""
     policies, ask = ledger.policies, row.ask
-    if expire_holds(state, now_ms):
-        _changed(ledger, key, state, position)
     settled = _settle(ledger, position, now_ms, key, state, row)
     reason = _plan_fault(check.plan)
     if reason is not None:
@@ -326,10 +324,15 @@ def _settle_all(
         elif state.position >= position:
             answers.append(None)
         else:
-            if expire_holds(state, now_ms):
-                _changed(ledger, key, state, position)
+            _expire(ledger, position, now_ms, key, state)
             answers.append(_settle(ledger, position, now_ms, key, state, row))
     return answers
+
+
+def _expire(ledger: Ledger, position: int, now_ms: int, key: Key, state: State) -> None:
+    """End the holds of *state* that are over."""
+    if state.holds and expire_holds(state, now_ms):
+        _changed(ledger, key, state, position)
 
 
 def _changed(ledger: Ledger, key: Key, state: State, position: int) -> None:

@@ -32,7 +32,14 @@ class Progress:
     def say(self, line: str) -> None:
         """Show *line*, which stays, and end the step that was shown before."""
         self.clear()
-        self._console.print(line)
+        try:
+            self._console.print(line)
+        except BaseException:
+            # Ctrl-C may come after the line was written and before Rich has forgotten it. Rich would then
+            # print it again, before the next line.
+            self._console.begin_capture()
+            self._console.end_capture()
+            raise
         self._last = monotonic()
 
     def show(self, step: str, share: float | None = None) -> None:

@@ -46,3 +46,24 @@ def test_progress_elsewhere_is_a_plain_line_after_a_long_silence(monkeypatch: py
         shown.show(f"{second} of 12 jars", second / 12)
     shown.clear()
     assert file.getvalue() == "starting ...\n5 of 12 jars ...\n10 of 12 jars ...\n"
+
+
+class InterruptedOnce(io.StringIO):
+    """A file whose user presses Ctrl-C just after the first text was written."""
+
+    interrupted = False
+
+    def flush(self) -> None:
+        """Raise what Ctrl-C raises, once."""
+        if not self.interrupted:
+            self.interrupted = True
+            raise KeyboardInterrupt
+
+
+def test_a_line_that_ctrl_c_interrupts_is_not_shown_again() -> None:
+    file = InterruptedOnce()
+    shown = Progress(Console(file=file, markup=False, highlight=False))
+    with pytest.raises(KeyboardInterrupt):
+        shown.say("gateway-1 | a warning")
+    shown.say("stopping ...")
+    assert file.getvalue() == "gateway-1 | a warning\nstopping ...\n"

@@ -33,6 +33,9 @@ class FakeHttpTransport(asyncio.Transport):
     def can_write_eof(self) -> bool:
         return True
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Never ask the protocol to pause: everything is written at once."""
+
     def get_write_buffer_size(self) -> int:
         return 0
 

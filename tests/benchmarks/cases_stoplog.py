@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tests.benchmarks.bench_case import BenchCase
 from tests.benchmarks.cpu import Meter
-from tests.benchmarks.load_http import drive
+from tests.benchmarks.load_http import CHECK_TEXT, drive
 from tests.benchmarks.loader import Loader
 from tests.benchmarks.plan import CLIENT_COUNT, BenchPlan
 from tests.benchmarks.stoplog_system import Stoplog
+
+
+class Door(NamedTuple):
+    """A route that answers checks.
+
+    Attributes:
+        path: Its path.
+        check: Text of a check before and after the client's id, as in
+            :func:`~tests.benchmarks.load_http.run_wrk`.
+        method: ``POST`` or ``GET``.
+    """
+
+    path: str
+    check: tuple[str, str] = CHECK_TEXT
+    method: str = "POST"
+
+
+CHECK_DOOR: Final = Door("/v1/check")
+AUTHORIZE_DOOR: Final = Door("/v1/authorize", ("X-Client-Id: ", ""), "GET")
+JSON_DOOR: Final = Door(
+    "/json", ('{"domain":"edge","descriptors":[{"entries":[{"key":"client","value":"', '"}]}]}')
+)
 
 LIST_SIZE: Final = 100
 LIST_CONNECTIONS: Final = 16
@@ -27,10 +49,11 @@ def http(
     size: int = 1,
     clients: int = CLIENT_COUNT,
     distribution: str = "uniform",
+    door: Door = CHECK_DOOR,
 ) -> BenchCase:
     """Return the case of wrk on the first gateway, in lists of *size* checks if that is not 1."""
     gateway = stoplog.system.gateways[0]
-    url = f"{stoplog.url}/v1/check{'' if size == 1 else 's'}"
+    url = f"{stoplog.url}{door.path}{'' if size == 1 else 's'}"
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         before = gateway.metric("stoplog_checks_degraded_total")
@@ -43,6 +66,8 @@ def http(
             clients=clients,
             distribution=distribution,
             size=size,
+            check=door.check,
+            method=door.method,
         )
         failed_open = gateway.metric("stoplog_checks_degraded_total") - before
         return {**figures, "failed_open": int(failed_open)}

@@ -14,7 +14,7 @@ from tests.benchmarks.loader import LoadGeneratorFailed
 
 MISSING: Final = "wrk is not on the PATH: install it (Debian: apt-get install wrk)"
 _SCRIPT: Final = Path(__file__).with_name("wrk.lua")
-_CHECK: Final = ('{"client_id":"', '"}')
+CHECK_TEXT: Final = ('{"client_id":"', '"}')
 
 
 def wrk_missing() -> str | None:
@@ -32,6 +32,7 @@ class WrkLoad(TypedDict):
     distribution: NotRequired[str]
     size: NotRequired[int]
     check: NotRequired[tuple[str, str]]
+    method: NotRequired[str]
 
 
 def drive(url: str, meter: Meter, **load: Unpack[WrkLoad]) -> dict[str, Any]:
@@ -56,12 +57,13 @@ def run_wrk(
     clients: int,
     distribution: str = "uniform",
     size: int = 1,
-    check: tuple[str, str] = _CHECK,
+    check: tuple[str, str] = CHECK_TEXT,
+    method: str = "POST",
 ) -> dict[str, Any]:
     """Run wrk: each connection sends its next request as soon as it has the response.
 
     Args:
-        url: URL of the POST requests.
+        url: URL of the requests.
         meter: Runs while wrk does.
         connections: Number of open connections.
         seconds: Duration, in whole seconds.
@@ -69,13 +71,15 @@ def run_wrk(
         clients: Number of clients.
         distribution: ``uniform`` or ``zipf``.
         size: Checks per request; more than one are sent as a list.
-        check: Text of a check before and after the client's id.
+        check: Text of a check before and after the client's id: in the body, or with GET, the last line of
+            the head.
+        method: ``POST`` or ``GET``.
 
     Raises:
         LoadGeneratorFailed: wrk failed.
     """
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(_SCRIPT), url]
-    arguments = [str(clients), distribution, str(size), str(seed), *check]
+    arguments = [str(clients), distribution, str(size), str(seed), *check, method]
     meter.begin()
     with subprocess.Popen(
         [*command, "--", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -1,5 +1,6 @@
--- wrk's script: POST requests with checks of many clients. Arguments: number of clients, "uniform" or "zipf",
--- checks per request, seed, and the text of a check before and after the client's id.
+-- wrk's script: requests with checks of many clients. Arguments: number of clients, "uniform" or "zipf",
+-- checks per request, seed, the text of a check before and after the client's id, and the method.
+-- In a GET request, the text is the last line of the head. In a POST request, it is in the body.
 -- Ids are those of client_ids.py. All have one length, so the head of a request is built once.
 
 local clients, zipf, size, before, after, head, span, power
@@ -9,10 +10,14 @@ function init(args)
   before, after = args[5], args[6]
   math.randomseed(tonumber(args[4]))
   span, power = (clients + 1) ^ (1 - 1.1) - 1, 1 / (1 - 1.1)
+  head = args[7] .. " " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] .. "\r\n"
+  if args[7] == "GET" then
+    after = after .. "\r\n\r\n"
+    return
+  end
   local length = size * (#before + 9 + #after)
   if size > 1 then length = length + size + 1 end
-  head = "POST " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] ..
-    "\r\nContent-Type: application/json\r\nContent-Length: " .. length .. "\r\n\r\n"
+  head = head .. "Content-Type: application/json\r\nContent-Length: " .. length .. "\r\n\r\n"
 end
 
 local function check()

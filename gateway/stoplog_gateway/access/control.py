@@ -151,6 +151,12 @@ class AccessControl:
             return True
         return not isinstance(self.decide(Scope.CHECK, bearer_token(headers), headers), Refusal)
 
+    def permits_proxy(self, headers: Headers) -> bool:
+        """Return whether :meth:`decide` permits the check of a proxy with these *headers*."""
+        if not self.check_needs_token:
+            return True
+        return not isinstance(self.decide(Scope.CHECK, proxy_token(headers)), Refusal)
+
 
 def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     """Return the token in the first ``Authorization``, or ``None``; another scheme is an unknown token."""

@@ -7,6 +7,8 @@ says ``deny``, the request fails closed, so a caller whose header fields the pro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Final
 from urllib.parse import parse_qs
 
@@ -27,16 +29,22 @@ def asks_to_fail_closed(scope: Scope) -> bool:
     """
     path = scope["path"]
     if path in (AUTHORIZE, ENVOY_JSON):
-        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        values = query.get("unavailable", [])
-    elif is_authorize(path):
-        values = []  # the query below that path is not the proxy's
-    else:
-        return False
-    asked = [fails_closed(value, "unavailable") for value in values]
-    for name, value in scope["headers"]:
-        if name == HEADER:
-            asked.append(fails_closed(value.decode("latin-1"), HEADER.decode().title()))
+        return any((_asked_in_query(scope["query_string"]), _asked_in_headers(scope["headers"])))
+    if is_authorize(path):  # the query below that path is not the proxy's
+        return _asked_in_headers(scope["headers"])
+    return False
+
+
+@lru_cache(256)
+def _asked_in_query(query: bytes) -> bool:
+    values = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("unavailable", [])
+    asked = [fails_closed(value, "unavailable") for value in values]  # each value must be valid
+    return any(asked)
+
+
+def _asked_in_headers(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    values = [value.decode("latin-1") for name, value in headers if name == HEADER]
+    asked = [fails_closed(value, HEADER.decode().title()) for value in values]
     return any(asked)
 
 

@@ -34,7 +34,7 @@ from stoplog_gateway.http.known_heads import KnownHeads
 from stoplog_gateway.http.long_lists import LongLists, Work
 from stoplog_gateway.http.overload import MAX_BODY, OverloadRefusals, is_probe
 from stoplog_gateway.http.problems import ProblemError, render_error
-from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
+from stoplog_gateway.http.proxies import Proxies
 from stoplog_gateway.http.request_body import is_json, media_type, require_json
 from stoplog_gateway.http.request_head import split_target
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
@@ -63,7 +63,8 @@ class FastPath:
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
         turns: Shares the event loop between requests.
         tracing: Continues the callers' traces; ``None`` if tracing is off.
-        proxies: Answers the requests of proxies in overload. By default, they are refused.
+        proxies: Answers the requests of proxies. By default, they take the routes, and are refused in
+            overload.
         refusals: Counts the requests that are refused in overload. By default, new ones.
     """
 
@@ -75,7 +76,7 @@ class FastPath:
         turns: Turns | None = None,
         access: AccessControl | None = None,
         tracing: RequestTracing | None = None,
-        proxies: ProxiesInOverload | None = None,
+        proxies: Proxies | None = None,
         refusals: OverloadRefusals | None = None,
     ) -> None:
         self._limiter = limiter
@@ -99,21 +100,35 @@ class FastPath:
             b"/v1/checks": partial(self._handle_check_list, has_time=False),
         }
 
-    def handler_for(self, url: bytes, fields: Headers, headers: Headers) -> Handler | None:
-        """Return the handler of a POST request, or ``None`` if the request must take the routes.
+    def handler_for(
+        self, method: bytes, target: bytes, length: int, fields: Headers, headers: Headers
+    ) -> Handler | None:
+        """Return the handler of a request, or ``None`` if the request must take the routes.
 
         Args:
-            url: The request's target, with its query.
+            method: Its method.
+            target: Its target, with its query.
+            length: Bytes of its body, or :data:`~stoplog_gateway.http.request_head.IN_CHUNKS`.
             fields: The header fields that matter (:func:`~stoplog_gateway.http.known_heads.matters`), with
                 names in lower case.
-            headers: All header fields. Only tracing needs them, and with tracing no head is remembered.
+            headers: All header fields. A head with a body is remembered without the others, so only the
+                handler of a request without a body may depend on them, or with tracing, which remembers none.
         """
-        handler = self._handlers.get(url)
-        if handler is None or not _is_plain(fields):
+        if length > 0:
+            handler = self._check_handler(method, target, fields)
+        elif length == 0 and self._proxies is not None:
+            handler = self._proxies.handler_for(method, target, headers)
+        else:
+            handler = None
+        if handler is None or self._tracing is None:
+            return handler
+        return partial(self._handle_traced, handler, headers)
+
+    def _check_handler(self, method: bytes, target: bytes, fields: Headers) -> Handler | None:
+        handler = self._handlers.get(target)
+        if handler is None or method != b"POST" or not _is_plain(fields):
             return None
-        if not self._access.permits_check(fields):
-            return None
-        return handler if self._tracing is None else partial(self._handle_traced, handler, headers)
+        return handler if self._access.permits_check(fields) else None
 
     def at_once(self, method: bytes, target: bytes, headers: Headers, address: str | None) -> AtOnce | None:
         """Return how to answer a request for which this turn has no time; ``None`` for a probe.

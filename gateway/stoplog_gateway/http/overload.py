@@ -1,7 +1,7 @@
 """Refuse requests for which a turn of the event loop has no time, count them, and log them.
 
 Checks are not refused: they fail open (:mod:`stoplog_gateway.http.fast_path`), also those of proxies
-(:mod:`stoplog_gateway.http.proxies_in_overload`), whose callers a 503 would reach. The exceptions are lists
+(:mod:`stoplog_gateway.http.proxies`), whose callers a 503 would reach. The exceptions are lists
 and bodies that are long. Probes are served, because an orchestrator would restart a gateway that does not
 answer them.
 

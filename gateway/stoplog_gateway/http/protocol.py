@@ -345,9 +345,9 @@ class GatewayProtocol(BoundedProtocol):
             length = 0  # the parser reads no body either; the connection is closed after the response
         self.expires_at = inf
         handler = None
-        if self._fast_path is not None:
-            handler = self._fast_path.handler_for(self.url, self._fields, self.headers)
-        if handler is not None and length > 0 and self._is_plain():
+        if self._fast_path is not None and self._is_plain():
+            handler = self._fast_path.handler_for(method, self.url, length, self._fields, self.headers)
+        if handler is not None:
             self.cycle = FastCycle(handler)  # type: ignore[assignment]
         elif (at_once := self._answer_at_once(method)) is not None:
             self.cycle = FastCycle(at_once.handle)  # type: ignore[assignment]
@@ -382,10 +382,7 @@ class GatewayProtocol(BoundedProtocol):
         """Return whether the request needs none of the HTTP features that only uvicorn implements."""
         parser = self.parser
         return (
-            parser.get_method() == b"POST"
-            and parser.get_http_version() == "1.1"
-            and parser.should_keep_alive()
-            and not self.expect_100_continue
+            parser.get_http_version() == "1.1" and parser.should_keep_alive() and not self.expect_100_continue
         )
 
     def on_body(self, body: bytes) -> None:

@@ -27,7 +27,7 @@ from stoplog_gateway.http.connections import ConnectionLimits, Connections
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.overload import OverloadRefusals
 from stoplog_gateway.http.protocol import GatewayProtocol
-from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
+from stoplog_gateway.http.proxies import Proxies
 from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.lifecycle import Lifecycle, Phase
 from stoplog_gateway.ports import bind_port
@@ -112,9 +112,10 @@ def serve(
             legacy_headers=settings.legacy_headers,
             access=access,
             tracing=tracing,
-            proxies=ProxiesInOverload(
+            proxies=Proxies(
                 limiter,
                 access,
+                turns,
                 app.state.mapping,
                 client_header=settings.client_header,
                 legacy_headers=settings.legacy_headers,

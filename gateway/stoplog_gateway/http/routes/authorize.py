@@ -6,10 +6,12 @@ original method, and appends the original path to its path prefix.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Final
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import Field
+from pydantic import Field, ValidationError
 from starlette.responses import Response
 
 from stoplog.asgi.denial import denial_text
@@ -24,8 +26,15 @@ from stoplog_gateway.access.proxy_paths import AUTHORIZE
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.bugs import render_failed_closed
 from stoplog_gateway.http.failing_closed import ProxyOnUnavailable
-from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, LimiterDep, require_utf8
-from stoplog_gateway.http.problems import FAILED_CLOSED, INVALID, NO_CLIENT, ProblemError, render_problem
+from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, LimiterDep, require_utf8, require_utf8_in
+from stoplog_gateway.http.problems import (
+    FAILED_CLOSED,
+    INVALID,
+    NO_CLIENT,
+    ProblemError,
+    invalid_parameter,
+    render_problem,
+)
 from stoplog_gateway.http.responses import RenderedResponse
 from stoplog_gateway.http.routes.check import HEADERS
 from stoplog_gateway.settings import GatewaySettings
@@ -61,7 +70,8 @@ def client_in(headers: Headers, name: str) -> str:
     Raises:
         ProblemError: As :func:`_client`.
     """
-    values = [value for key, value in headers if key == name.lower().encode()]
+    field = name.lower().encode()
+    values = [value for key, value in headers if key == field]
     if len(values) != 1:
         fault = "occurs more than once" if values else "is missing"
         raise _no_client(name, f"{name} {fault}", "configure the proxy to set it to the client id")
@@ -71,6 +81,21 @@ def client_in(headers: Headers, name: str) -> str:
         raise _no_client(name, f"{name}: not UTF-8", "send the id in UTF-8") from None
     except InvalidInput as exc:
         raise _no_client(name, f"{name}: {exc.problem}", exc.remedy) from None
+
+
+@lru_cache(256)
+def parse_query(query: bytes) -> AuthorizeQuery:
+    """Return the parameters in *query*, which is the proxy's.
+
+    Raises:
+        ProblemError: A parameter is unknown or invalid.
+        InvalidInput: The query is not UTF-8, or an id is invalid.
+    """
+    require_utf8_in("query", query)
+    try:
+        return AuthorizeQuery.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
+    except ValidationError as exc:
+        raise invalid_parameter(exc.errors()[0]) from None
 
 
 def _no_client(field: str, detail: str, remedy: str) -> ProblemError:

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from stoplog_gateway.http.app import create_app
-from stoplog_gateway.http.fast_path import FastPath
-from stoplog_gateway.settings import GatewaySettings
 
-import stoplog.client.engine
-from stoplog.client.limiter import Limiter
 from tests.support.access import access_control
 from tests.support.check_bodies import check_bodies
-from tests.support.fake_kafka import Kafka
-from tests.support.protocol_connection import (
-    JSON,
-    Request,
-    plain_request,
-    respond_once,
-    respond_to_stream,
-    status_of,
-)
+from tests.support.fast_path_equivalence import compare_with_routes
+from tests.support.protocol_connection import JSON, Request, plain_request
 
 ids = st.text(max_size=5) | st.sampled_from(["alice", "a" * 256, "é" * 129, "a\x7f", "\u2028", "zoë 1"])
 costs = st.integers(-2, 12) | st.sampled_from([1_000_000, 1_000_001, 10**30, 1.5, 3.0, 1e300, True, None])
@@ -126,47 +111,9 @@ CASES = cases("/v1/check", b'{"client_id": "alice"}') + cases("/v1/checks", b'[{
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_fast_path_and_the_routes_send_equal_bytes(monkeypatch: pytest.MonkeyPatch, legacy: bool) -> None:
-    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
-    gateway_settings = GatewaySettings(legacy_headers=legacy)
-    limiter = Limiter(gateway_settings)
-    routes = create_app(gateway_settings, limiter, access_control())
-    fast_path = FastPath(limiter, legacy_headers=legacy)
-    seen = set()
-    fields: set[bytes] = set()
-
-    with asyncio.Runner() as runner:
-        runner.run(limiter.__aenter__())
-        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
-
-        @given(requests())
-        @settings(max_examples=250)
-        def compare(request: Request) -> None:
-            expected = runner.run(respond_once(routes, request))
-            expected_checks, log.checks = log.checks, []
-            assert runner.run(respond_once(routes, request, fast_path)) == expected
-            assert log.checks == expected_checks
-            log.checks = []
-            seen.add((request.path, status_of(expected)))
-            fields.update(line.partition(b":")[0] for line in expected.split(b"\r\n"))
-
-        for case in CASES:
-            compare = example(case)(compare)
-        compare()
-
-        @given(st.lists(parseable, min_size=2, max_size=4), st.data())
-        @settings(max_examples=150)
-        def compare_streams(requests: list[Request], data: st.DataObject) -> None:
-            stream = b"".join(b"".join(request.data()) for request in requests)
-            cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=4).map(sorted))
-            pieces = [stream[at:to] for at, to in pairwise([0, *cuts, len(stream)]) if at < to]
-            outcomes = []
-            for path in (None, fast_path):
-                outcomes.append((runner.run(respond_to_stream(routes, path, pieces)), log.checks))
-                log.checks = []
-            assert outcomes[0] == outcomes[1]
-
-        compare_streams()
-        runner.run(limiter.__aexit__(None, None, None))
+    seen, fields = compare_with_routes(
+        monkeypatch, access_control(), requests(), CASES, parseable, legacy=legacy
+    )
     assert (b"x-ratelimit-reset" in fields) == legacy
     assert seen >= {
         (path, status) for path in ("/v1/check", "/v1/checks") for status in (200, 400, 405, 413, 415, 422)

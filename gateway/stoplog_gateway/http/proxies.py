@@ -1,23 +1,26 @@
-"""Answer the requests of proxies for which a turn of the event loop has no time.
+"""Answer the requests of proxies without the web framework.
 
-Proxies ask checks at ``/v1/authorize`` and ``/json``. In overload, these checks fail open (or closed) at
-once, as those of :mod:`stoplog_gateway.http.fast_path` do, without the framework. A check of
-``/v1/authorize`` is still published and counted. A request to ``/json`` is not, because parsing its protobuf
-message takes too long. Without protobuf, only the mapping's choice for each descriptor is found, and of a
-large request not even that. An invalid request gets the same error as from the routes, if the fault is in a
-part that is read. So does a request that a bug prevents.
+Proxies ask checks at ``/v1/authorize`` and ``/json``. Two methods return how such a request is answered:
+
+- :meth:`Proxies.handler_for`: a plain request, that is a valid one to ``/v1/authorize`` without a body. All
+  other requests take the routes, whose functions are used here too. A property test compares the responses
+  byte by byte.
+- :meth:`Proxies.at_once`: any other request for which a turn of the event loop has no time. Its checks fail
+  open (or closed) at once, as those of :mod:`stoplog_gateway.http.fast_path` do. A check of
+  ``/v1/authorize`` is still published and counted. A request to ``/json`` is not, because parsing its
+  protobuf message takes too long. Without protobuf, only the mapping's choice for each descriptor is found,
+  and of a large request not even that. An invalid request gets the same error as from the routes, if the
+  fault is in a part that is read. So does a request that a bug prevents.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
-from urllib.parse import parse_qsl
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
-from pydantic import ValidationError
-from starlette.types import Scope as ASGIScope
 
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import Rendered
@@ -33,13 +36,15 @@ from stoplog_gateway.envoy.mapping import MAX_READ_IN_OVERLOAD, DescriptorMappin
 from stoplog_gateway.http.auth import refuse_check_at_once
 from stoplog_gateway.http.bugs import render_after_bug
 from stoplog_gateway.http.failing_closed import asks_to_fail_closed
-from stoplog_gateway.http.handlers import AtOnce, SendResponse
+from stoplog_gateway.http.handlers import AtOnce, Handler, SendResponse, without_body
 from stoplog_gateway.http.overload import MAX_BODY
-from stoplog_gateway.http.params import require_utf8_in
-from stoplog_gateway.http.problems import invalid_parameter, render_error
+from stoplog_gateway.http.problems import ProblemError, render_error
+from stoplog_gateway.http.proxy_request import ProxyRequest
 from stoplog_gateway.http.request_body import MAX_SLOW_BODY, decode, media_type, require_json, too_large
-from stoplog_gateway.http.routes.authorize import AuthorizeQuery, client_in, render_authorization
+from stoplog_gateway.http.request_head import split_target
+from stoplog_gateway.http.routes.authorize import client_in, parse_query, render_authorization
 from stoplog_gateway.http.routes.envoy_json import denial_after_bug, malformed, no_descriptor, render_response
+from stoplog_gateway.http.turns import Turns
 
 if TYPE_CHECKING:
     from stoplog_gateway.envoy.service import RateLimitService
@@ -80,32 +85,17 @@ _request_decoder: Final = msgspec.json.Decoder(_Request)
 _large_request_decoder: Final = msgspec.json.Decoder(_LargeRequest)
 
 
-class _Asked(NamedTuple):
-    """A request of a proxy, without its body."""
-
-    method: str
-    path: str
-    query: bytes
-    headers: Headers
-    address: str | None
-
-    @property
-    def scope(self) -> ASGIScope:
-        """The parts of the request that the functions of the routes need."""
-        return {
-            "method": self.method,
-            "path": self.path,
-            "query_string": self.query,
-            "headers": self.headers,
-        }
+_PLAIN_TARGET: Final = re.compile(rb"%s(?:[?/][!\"$-~]*)?" % AUTHORIZE.encode())
+"""Targets of printable ASCII without a fragment."""
 
 
-class ProxiesInOverload:
-    """Handle the requests of proxies without a decision of the store.
+class Proxies:
+    """Handle the requests of proxies.
 
     Args:
-        limiter: Limiter that counts the checks.
+        limiter: Limiter that answers the checks.
         access: Decides about each request.
+        turns: Shares the event loop between requests.
         mapping: Decides which descriptors of Envoy fail closed.
         client_header: Header field with the client id.
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
@@ -115,6 +105,7 @@ class ProxiesInOverload:
         self,
         limiter: Limiter,
         access: AccessControl,
+        turns: Turns,
         mapping: DescriptorMapping,
         *,
         client_header: str,
@@ -122,6 +113,7 @@ class ProxiesInOverload:
     ) -> None:
         self._limiter = limiter
         self._access = access
+        self._turns = turns
         self._client_header = client_header
         self._legacy_headers = legacy_headers
         self._mapping = mapping
@@ -134,10 +126,42 @@ class ProxiesInOverload:
         except SettingsError:  # without the extra, the route states the remedy
             return None
 
+    def handler_for(self, method: bytes, target: bytes, headers: Headers) -> Handler | None:
+        """Return the handler of a request without a body, or ``None`` if it must take the routes.
+
+        Args:
+            method: Its method.
+            target: Its target, with its query.
+            headers: All its header fields, with names in lower case.
+        """
+        if _PLAIN_TARGET.fullmatch(target) is None or not self._access.permits_proxy(headers):
+            return None
+        path, query = split_target(target)
+        # To the routes, HEAD is GET.
+        text = "GET" if method == b"HEAD" else method.decode("latin-1")
+        asked = ProxyRequest(text, path.decode("utf-8", "replace"), query, headers)
+        try:
+            check = self._authorize(asked)
+        except (InvalidInput, ProblemError):
+            return None
+        handler = partial(self._handle_check, asked, *check)
+        return without_body(handler) if method == b"HEAD" else handler
+
+    def _handle_check(
+        self, asked: ProxyRequest, check: Check, fails_closed: bool, _: bytes, send: SendResponse
+    ) -> None:
+        try:
+            ask = self._limiter.ask if self._turns.admits_check() else self._limiter.answer_at_once
+            pending = ask(check, fails_closed)
+        except Exception as exc:  # noqa: BLE001 - _render_failure logs it
+            send(self._render_failure(exc, asked))
+        else:
+            self._respond(asked, send, pending)
+
     def at_once(
         self, method: bytes, path: bytes, query: bytes, headers: Headers, address: str | None
     ) -> AtOnce | None:
-        """Return how to answer a request, or ``None`` if it is none of a proxy.
+        """Return how to answer a request without time for it, or ``None`` if it is none of a proxy.
 
         Args:
             method: Its method.
@@ -147,22 +171,22 @@ class ProxiesInOverload:
             address: IP address of the caller, if it is known.
         """
         text = path.decode("latin-1")
-        asked = _Asked(method.decode("latin-1"), text, query, headers, address)
+        asked = ProxyRequest(method.decode("latin-1"), text, query, headers, address)
         if is_authorize(text):
-            handle = partial(self._handle, self._authorize, asked)
+            handle = partial(self._handle_at_once, self._authorize_at_once, asked)
             return AtOnce(handle, MAX_BODY, handle)  # the body is that of the proxy's caller
         if text == ENVOY_JSON and method == b"POST" and self._service is not None:
             return AtOnce(
-                partial(self._handle, self._answer_envoy, asked),
+                partial(self._handle_at_once, self._answer_envoy, asked),
                 MAX_SLOW_BODY,
-                partial(self._handle, self._refuse_large, asked),
+                partial(self._handle_at_once, self._refuse_large, asked),
             )
         return None
 
-    def _handle(
+    def _handle_at_once(
         self,
-        handle: Callable[[_Asked, bytes], Rendered | PendingAnswer],
-        asked: _Asked,
+        handle: Callable[[ProxyRequest, bytes], Rendered | PendingAnswer],
+        asked: ProxyRequest,
         body: bytes,
         send: SendResponse,
     ) -> None:
@@ -175,36 +199,49 @@ class ProxiesInOverload:
             result = self._render_failure(exc, asked)
         if isinstance(result, Rendered):
             send(result)
-        elif isinstance(result, Answer):
-            self._send_answer(asked, send, result)
         else:
-            result.add_done_callback(partial(self._send_answer, asked, send))
+            self._respond(asked, send, result)
 
-    def _send_answer(self, asked: _Asked, send: SendResponse, pending: PendingAnswer) -> None:
+    def _respond(self, asked: ProxyRequest, send: SendResponse, pending: PendingAnswer) -> None:
+        """Send the response once the answer is there."""
+        if isinstance(pending, Answer):
+            self._send_answer(asked, send, pending)
+        else:
+            pending.add_done_callback(partial(self._send_answer, asked, send))
+
+    def _send_answer(self, asked: ProxyRequest, send: SendResponse, pending: PendingAnswer) -> None:
         try:
             rendered = render_authorization(unwrap(pending), legacy=self._legacy_headers)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             rendered = self._render_failure(exc, asked)
         send(rendered)
 
-    def _render_failure(self, exc: Exception, asked: _Asked) -> Rendered:
+    def _render_failure(self, exc: Exception, asked: ProxyRequest) -> Rendered:
         return render_error(exc) or render_after_bug(asked.scope, self._limiter.metrics)
 
-    def _authorize(self, asked: _Asked, _: bytes) -> PendingAnswer:
+    def _authorize(self, asked: ProxyRequest) -> tuple[Check, bool]:
+        """Return the check in a request to ``/v1/authorize``, and whether it fails closed.
+
+        Raises:
+            ProblemError: The client id is missing or invalid, or a parameter is unknown or invalid.
+            InvalidInput: A parameter or a header field is invalid.
+        """
         client = client_in(asked.headers, self._client_header)
         closed = asks_to_fail_closed(asked.scope)
         # Below that path, the query is that of the proxy's caller.
-        query = _parse_query(asked.query) if asked.path == AUTHORIZE else AuthorizeQuery()
-        check = Check(client, query.cost, query.plan or "", query.resource or "")
-        return self._limiter.answer_at_once(check, closed)
+        query = parse_query(asked.query if asked.path == AUTHORIZE else b"")
+        return Check(client, query.cost, query.plan or "", query.resource or ""), closed
 
-    def _refuse_large(self, asked: _Asked, _: bytes) -> Rendered:
+    def _authorize_at_once(self, asked: ProxyRequest, _: bytes) -> PendingAnswer:
+        return self._limiter.answer_at_once(*self._authorize(asked))
+
+    def _refuse_large(self, asked: ProxyRequest, _: bytes) -> Rendered:
         require_json(media_type(asked.headers))
         error = too_large(MAX_SLOW_BODY)
         error.headers = []  # the protocol closes the connection, and says so
         raise error
 
-    def _answer_envoy(self, asked: _Asked, body: bytes) -> Rendered:
+    def _answer_envoy(self, asked: ProxyRequest, body: bytes) -> Rendered:
         require_json(media_type(asked.headers))
         closed = asks_to_fail_closed(asked.scope)
         service = self._service
@@ -244,18 +281,3 @@ def _decode_request(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         return decode(decoder, body)
     except InvalidInput as exc:
         raise malformed(str(exc)) from exc
-
-
-@lru_cache(256)
-def _parse_query(query: bytes) -> AuthorizeQuery:
-    """Return the parameters in *query*, which is the proxy's.
-
-    Raises:
-        ProblemError: A parameter is unknown or invalid.
-        InvalidInput: The query is not UTF-8, or an id is invalid.
-    """
-    require_utf8_in("query", query)
-    try:
-        return AuthorizeQuery.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
-    except ValidationError as exc:
-        raise invalid_parameter(exc.errors()[0]) from None

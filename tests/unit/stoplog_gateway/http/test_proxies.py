@@ -1,4 +1,4 @@
-"""In overload, the checks of proxies fail open or closed at once, without the framework."""
+"""Proxies get their answers without the framework; in overload, their checks fail open or closed at once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from opentelemetry import trace
 from stoplog_gateway.access.control import AccessControl
 from stoplog_gateway.envoy.mapping import DescriptorMapping, Entries, Rule, load_mapping
 from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.connections import Connections
 from stoplog_gateway.http.fast_cycle import FastCycle
 from stoplog_gateway.http.fast_path import FastPath
-from stoplog_gateway.http.proxies_in_overload import ProxiesInOverload
+from stoplog_gateway.http.proxies import Proxies
+from stoplog_gateway.http.tracing import RequestTracing
+from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.settings import GatewaySettings
 
 import stoplog.client.engine
@@ -52,19 +55,111 @@ def in_overload(
     mapping: DescriptorMapping | None = None,
 ) -> Connection:
     """Return a connection to a gateway that has no time for requests of the application."""
-    proxies = ProxiesInOverload(
+    return connect(limiter, access, mapping, LateTurns())
+
+
+def connect(
+    limiter: Limiter,
+    access: AccessControl | None = None,
+    mapping: DescriptorMapping | None = None,
+    turns: Turns | None = None,
+    tracing: RequestTracing | None = None,
+) -> Connection:
+    """Return a connection to a gateway in which no request reaches the application."""
+    turns = turns or Turns()
+    proxies = Proxies(
         limiter,
         access or access_control(),
+        turns,
         mapping or DescriptorMapping(),
         client_header="X-Client-Id",
         legacy_headers=False,
     )
-    fast_path = FastPath(limiter, legacy_headers=False, proxies=proxies)
-    return Connection(forbidden_app, fast_path, connections=Connections(turns=LateTurns()))
+    fast_path = FastPath(limiter, legacy_headers=False, turns=turns, proxies=proxies, tracing=tracing)
+    return Connection(forbidden_app, fast_path, connections=Connections(turns=turns))
 
 
 def envoy_request(body: bytes, *fields: tuple[bytes, bytes], path: str = "/json") -> list[bytes]:
     return Request("POST", path, (JSON, (b"content-length", b"%d" % len(body)), *fields), (body,)).data()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PROPFIND"])
+@pytest.mark.parametrize(
+    ("target", "fields", "check", "closed"),
+    [
+        ("/v1/authorize", (ALICE,), Check("alice", 1), False),
+        ("/v1/authorize?cost=2&plan=p&resource=a+b", (ALICE,), Check("alice", 2, "p", "a b"), False),
+        ("/v1/authorize?unavailable=deny", (ALICE,), Check("alice", 1), True),
+        ("/v1/authorize/orders?cost=x&unavailable=deny", (ALICE,), Check("alice", 1), False),
+        ("/v1/authorize/orders", (ALICE, DENY, (b"content-length", b"0")), Check("alice", 1), True),
+    ],
+)
+async def test_plain_request_of_a_proxy_does_not_reach_the_application(
+    method: str,
+    target: str,
+    fields: tuple[tuple[bytes, bytes], ...],
+    check: Check,
+    closed: bool,
+    limiter: FakeLimiter,
+) -> None:
+    access = access_control({"good": "check"}, check_needs_token=True)
+    connection = connect(limiter, access)
+    foreign = ((b"x-forwarded-for", b"192.0.2.1"), (b"authorization", b"Bearer x"))
+    request = Request(method, target, (*fields, *foreign, (b"stoplog-token", b"good")))
+    for _ in range(2):
+        response = await connection.send(*request.data())
+        assert status_of(response) == 200
+        assert response.endswith(b"\r\n\r\n") == (method == "HEAD")
+    assert (limiter.checks, limiter.fail_closed) == ([check] * 2, [closed] * 2)
+    await connection.disconnect()
+
+
+async def test_with_tracing_the_request_of_a_proxy_continues_its_trace(limiter: FakeLimiter) -> None:
+    seen: list[int] = []
+
+    def ask(check: Check, fails_closed: bool = False) -> Answer:
+        seen.append(trace.get_current_span().get_span_context().trace_id)
+        return limiter.answer
+
+    limiter.ask = ask  # type: ignore[method-assign]
+    connection = connect(limiter, tracing=RequestTracing())
+    for fields in ((ALICE, (b"traceparent", b"00-%032x-%016x-01" % (7, 9))), (ALICE,)):
+        assert status_of(await connection.send(*Request("GET", "/v1/authorize", fields).data())) == 200
+    assert seen == [7, 0]
+    await connection.disconnect()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("target", "fields", "status"),
+    [
+        ("/v1/authorize", (ALICE,), 500),
+        ("/v1/authorize/%61", (ALICE,), 500),
+        ("/v1/authorize?unavailable=deny", (ALICE,), 429),
+        ("/v1/authorize/orders", (ALICE, DENY), 429),
+    ],
+)
+async def test_bug_gets_the_response_and_the_log_entry_of_the_route(
+    method: str,
+    target: str,
+    fields: tuple[tuple[bytes, bytes], ...],
+    status: int,
+    limiter: FakeLimiter,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limiter.error = ZeroDivisionError("secret")
+    request = Request(method, target, fields)
+    app = create_app(GatewaySettings(), limiter, access_control())
+    responses = []
+    for connection in (connect(limiter), Connection(app, None)):
+        responses.append(await connection.send(*request.data()))
+        await connection.disconnect()
+    assert status_of(responses[0]) == status
+    assert responses[0] == responses[1]
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == 2
+    assert logged[0] == logged[1]
+    assert limiter.metrics.failed_closed[INTERNAL_ERROR] == 2 * (status == 429)
 
 
 async def test_check_of_a_proxy_without_time_fails_open_at_once_and_is_published(

@@ -1,0 +1,104 @@
+"""Compare the responses of the fast path and of the routes, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from stoplog_gateway.access.control import AccessControl
+from stoplog_gateway.envoy.mapping import DescriptorMapping
+from stoplog_gateway.http.app import create_app
+from stoplog_gateway.http.fast_path import FastPath
+from stoplog_gateway.http.proxies import Proxies
+from stoplog_gateway.http.turns import Turns
+from stoplog_gateway.settings import GatewaySettings
+
+import stoplog.client.engine
+from stoplog.client.limiter import Limiter
+from tests.support.fake_kafka import Kafka
+from tests.support.protocol_connection import Request, respond_once, respond_to_stream, status_of
+
+
+def fast_path_of(
+    limiter: Limiter, access: AccessControl, mapping: DescriptorMapping, *, legacy: bool
+) -> FastPath:
+    """Return a fast path with all its parts, as a gateway has it."""
+    turns = Turns()
+    proxies = Proxies(limiter, access, turns, mapping, client_header="X-Client-Id", legacy_headers=legacy)
+    return FastPath(limiter, access=access, turns=turns, proxies=proxies, legacy_headers=legacy)
+
+
+def compare_with_routes(
+    monkeypatch: pytest.MonkeyPatch,
+    access: AccessControl,
+    requests: st.SearchStrategy[Request],
+    cases: Sequence[Request],
+    parseable: st.SearchStrategy[Request],
+    *,
+    mapping: DescriptorMapping | None = None,
+    legacy: bool,
+) -> tuple[set[tuple[str, int]], set[bytes]]:
+    """Send arbitrary requests to the routes, alone and with the fast path in front of them.
+
+    Both must send the same bytes and publish the same checks.
+
+    Args:
+        monkeypatch: Replaces the transport to Kafka.
+        access: Decides about each request.
+        requests: Requests that are sent alone.
+        cases: Requests that are sent in any case.
+        parseable: Requests without a syntax error, which are sent in streams.
+        mapping: Mapping of Envoy's descriptors; by default, that of a gateway without a mapping file.
+        legacy: Send the ``X-RateLimit-*`` header fields too.
+
+    Returns:
+        The path of each request with the status of its response, and the names of all header fields.
+    """
+    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
+    gateway_settings = GatewaySettings(legacy_headers=legacy)
+    limiter = Limiter(gateway_settings)
+    mapping = mapping or DescriptorMapping()
+    routes = create_app(gateway_settings, limiter, access)
+    routes.state.mapping = mapping
+    fast_path = fast_path_of(limiter, access, mapping, legacy=legacy)
+    seen = set()
+    fields: set[bytes] = set()
+
+    with asyncio.Runner() as runner:
+        runner.run(limiter.__aenter__())
+        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
+
+        @given(requests)
+        @settings(max_examples=250)
+        def compare(request: Request) -> None:
+            log.checks = []
+            expected = runner.run(respond_once(routes, request))
+            expected_checks, log.checks = log.checks, []
+            assert runner.run(respond_once(routes, request, fast_path)) == expected
+            assert log.checks == expected_checks
+            seen.add((request.path, status_of(expected)))
+            fields.update(line.partition(b":")[0] for line in expected.split(b"\r\n"))
+
+        for case in cases:
+            compare = example(case)(compare)
+        compare()
+
+        @given(st.lists(parseable, min_size=2, max_size=4), st.data())
+        @settings(max_examples=150)
+        def compare_streams(requests: list[Request], data: st.DataObject) -> None:
+            stream = b"".join(b"".join(request.data()) for request in requests)
+            cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=4).map(sorted))
+            pieces = [stream[at:to] for at, to in pairwise([0, *cuts, len(stream)]) if at < to]
+            outcomes = []
+            for path in (None, fast_path):
+                log.checks = []
+                outcomes.append((runner.run(respond_to_stream(routes, path, pieces)), log.checks))
+            assert outcomes[0] == outcomes[1]
+
+        compare_streams()
+        runner.run(limiter.__aexit__(None, None, None))
+    return seen, fields

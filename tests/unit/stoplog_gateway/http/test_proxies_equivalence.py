@@ -1,0 +1,97 @@
+"""For arbitrary requests of proxies, the fast path sends the same bytes as the routes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+
+from tests.support.access import access_control
+from tests.support.fast_path_equivalence import compare_with_routes
+from tests.support.protocol_connection import Request
+
+ALICE = (b"x-client-id", b"alice")
+TOKEN = (b"stoplog-token", b"good")
+
+METHODS = ["GET"] * 5 + ["HEAD", "HEAD", "POST", "PROPFIND", "OPTIONS", "DELETE", "CONNECT"]
+PARTS = [
+    *("cost=2", "cost=0", "cost=1001", "cost=", "cost=x", "cost=1.5", "cost=%31"),
+    *("plan=gold", "plan=", "plan=a%2Fb", "plan=%ff", "plan=%C3%A9", "plan=\xc3\xa9"),
+    *("resource=login", "resource=a+b", "resource=%0a", "resource=a?b", "resource"),
+    *("unavailable=deny", "unavailable=allow", "unavailable=no", "unavailable=", "UNAVAILABLE=deny"),
+    *("other=1", "", "#", "plan=a#b", "a b", "cost=2;plan=x", '"', "%", "\xe9"),
+]
+queries = st.lists(st.sampled_from(PARTS), max_size=3).map("&".join)
+below = st.text(st.sampled_from('/a%2fé?#.\\" ~:@'), max_size=6)
+OTHER_TARGETS = [
+    *("/v1/authorized", "/v1/%61uthorize", "/v1/Authorize", "//v1/authorize", "/v1/authorize;a"),
+    *("http://localhost/v1/authorize", "http://localhost/v1/authorize/a?cost=2", "*"),
+]
+targets = (
+    st.sampled_from(["/v1/authorize"] * 3)
+    | queries.map("/v1/authorize?{}".format)
+    | below.map("/v1/authorize/{}".format)
+    | st.builds("/v1/authorize/{}?{}".format, below, queries)
+    | st.sampled_from(OTHER_TARGETS)
+)
+CLIENTS = [
+    *(b"alice", b"\xc3\xa9", b"192.0.2.1, 198.51.100.2", b" a ", b"a" * 256),
+    *(b"", b"\xff", b"a" * 257, b"a\tb", b"\xe2\x80\xa8"),
+]
+FIELDS = [
+    *((b"X-CLIENT-ID", b"bob"), (b"client-id", b"bob")),
+    *((b"stoplog-unavailable", value) for value in (b"deny", b"allow", b"no", b"", b"\xff")),
+    *((b"stoplog-token", value) for value in (b"good", b" good ", b"bad", b"", b"reader")),
+    *((b"authorization", b"Bearer x"), (b"origin", b"http://elsewhere"), (b"x-forwarded-for", b"10.0.0.1")),
+    *((b"connection", value) for value in (b"close", b"keep-alive", b"upgrade")),
+    *((b"expect", b"100-continue"), (b"transfer-encoding", b"chunked"), (b"te", b"trailers")),
+    *((b"content-length", value) for value in (b"0", b"00", b"3", b"x")),
+    *((b"content-type", b"text/plain"), (b"x y", b"1"), (b"", b"1"), (b"cookie", b"a=b; c=d")),
+]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    clients = draw(st.just([b"alice"]) | st.lists(st.sampled_from(CLIENTS), max_size=2))
+    fields = [(b"x-client-id", client) for client in clients]
+    fields += draw(st.just([]) | st.lists(st.sampled_from(FIELDS), max_size=3))
+    return Request(
+        draw(st.sampled_from(METHODS)),
+        draw(targets),
+        tuple(draw(st.permutations(fields))),
+        draw(st.sampled_from([(b"",)] * 5 + [(b"abc",), (b"0\r\n\r\n",)])),
+        version=draw(st.sampled_from(["1.1"] * 8 + ["1.0"])),
+    )
+
+
+parseable = st.builds(
+    lambda method, target, fields: Request(method, target, fields),
+    st.sampled_from(["GET", "HEAD", "POST"]),
+    st.sampled_from(["/v1/authorize", "/v1/authorize?cost=x", "/v1/authorize/orders?cost=x", "/healthz"]),
+    st.sampled_from(
+        [(ALICE,), (TOKEN, ALICE), (ALICE, TOKEN, (b"connection", b"close")), (), (ALICE, ALICE, TOKEN)]
+    ),
+)
+"""Requests without a syntax error. After one, uvicorn can lose the response to the request before it."""
+
+CASES = [
+    Request(method, target, (ALICE, TOKEN))
+    for method in ("GET", "HEAD", "POST")
+    for target in ("/v1/authorize", "/v1/authorize?cost=2&plan=a&resource=b", "/v1/authorize/a/b?cost=x")
+] + [
+    Request("GET", "/v1/authorize?cost=1001", (ALICE, TOKEN)),
+    Request("GET", "/v1/authorize?plan=a#b", (ALICE, TOKEN)),
+    Request("GET", "/v1/authorize", (TOKEN,)),
+    Request("GET", "/v1/authorize?cost=x", (ALICE, TOKEN)),
+    Request("POST", "/v1/authorize", (ALICE, TOKEN, (b"content-length", b"3")), (b"abc",)),
+]
+
+
+@pytest.mark.parametrize("needs_token", [False, True])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_proxies_get_equal_bytes_from_fast_path_and_routes(
+    monkeypatch: pytest.MonkeyPatch, legacy: bool, needs_token: bool
+) -> None:
+    access = access_control({"good": "check", "reader": "read"}, check_needs_token=needs_token)
+    seen, fields = compare_with_routes(monkeypatch, access, requests(), CASES, parseable, legacy=legacy)
+    assert (b"x-ratelimit-reset" in fields) == legacy
+    assert {status for path, status in seen if path.startswith("/v1/authorize")} >= {200, 403, 422, 429}

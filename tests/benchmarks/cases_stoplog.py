@@ -50,6 +50,7 @@ def http(
     clients: int = CLIENT_COUNT,
     distribution: str = "uniform",
     door: Door = CHECK_DOOR,
+    token: str | None = None,
 ) -> BenchCase:
     """Return the case of wrk on the first gateway, in lists of *size* checks if that is not 1."""
     gateway = stoplog.system.gateways[0]
@@ -68,6 +69,7 @@ def http(
             size=size,
             check=door.check,
             method=door.method,
+            token=token,
         )
         failed_open = gateway.metric("stoplog_checks_degraded_total") - before
         return {**figures, "failed_open": int(failed_open)}

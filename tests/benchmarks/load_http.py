@@ -33,6 +33,7 @@ class WrkLoad(TypedDict):
     size: NotRequired[int]
     check: NotRequired[tuple[str, str]]
     method: NotRequired[str]
+    token: NotRequired[str | None]
 
 
 def drive(url: str, meter: Meter, **load: Unpack[WrkLoad]) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def run_wrk(
     size: int = 1,
     check: tuple[str, str] = CHECK_TEXT,
     method: str = "POST",
+    token: str | None = None,
 ) -> dict[str, Any]:
     """Run wrk: each connection sends its next request as soon as it has the response.
 
@@ -74,12 +76,15 @@ def run_wrk(
         check: Text of a check before and after the client's id: in the body, or with GET, the last line of
             the head.
         method: ``POST`` or ``GET``.
+        token: Bearer token of each request; ``None`` for none.
 
     Raises:
         LoadGeneratorFailed: wrk failed.
     """
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(_SCRIPT), url]
     arguments = [str(clients), distribution, str(size), str(seed), *check, method]
+    if token is not None:
+        command += ["-H", f"Authorization: Bearer {token}"]
     meter.begin()
     with subprocess.Popen(
         [*command, "--", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

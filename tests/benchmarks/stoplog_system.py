@@ -9,6 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import httpx
+from stoplog_gateway.access.scopes import Scope
+from stoplog_gateway.access.tokens_file import add_token
 from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_gateway.ports import free_port
 from stoplog_worker.settings import Settings
@@ -36,10 +38,12 @@ class Stoplog:
         system: The processes.
         topics: The topics file.
         metrics: Ports of the workers' metrics.
+        token: A token that the first gateway accepts with checks, and does not require.
     """
 
-    def __init__(self, system: System, topics: Path, metrics: list[int]) -> None:
+    def __init__(self, system: System, topics: Path, metrics: list[int], token: str) -> None:
         self.system = system
+        self.token = token
         self._metrics = metrics
         self.topics = topics
         self.partitions = load_topics(topics)[CHECKS].partitions
@@ -97,9 +101,12 @@ def running_stoplog(
         metrics = [free_port() for _ in range(workers)]
         for port in metrics:
             system.add_worker(metrics_port=port)
-        system.add_gateway()
+        tokens = home / "tokens"
+        token = add_token(tokens, "bench", frozenset({Scope.ADMIN}))
+        gateway = system.add_gateway(tokens_file=tokens)
+        gateway.http.headers["Authorization"] = f"Bearer {token}"
         system.wait_ready()
-        yield Stoplog(system, topics, metrics)
+        yield Stoplog(system, topics, metrics, token)
 
 
 def _pid(process: Process) -> int:

@@ -171,6 +171,8 @@ _AT_LEAST: Final = (
 _RATIOS: Final = (
     ("sdk-1", "echo-1", "x echo's p50", 1.3, _p50),
     ("http-1", "echo-1", "x echo's p50", 1.3, _p50),
+    ("http-32-token", "http-32", "x without a token, µs gateway", 1.03, _gateway_us),
+    ("http-128-token", "http-128", "x without a token, µs gateway", 1.03, _gateway_us),
     # A third of the script's CPU.
     ("published", "redis-50", "x Redis script pipelined", 1 / 3, _own),
 )

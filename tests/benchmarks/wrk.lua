@@ -11,6 +11,8 @@ function init(args)
   math.randomseed(tonumber(args[4]))
   span, power = (clients + 1) ^ (1 - 1.1) - 1, 1 / (1 - 1.1)
   head = args[7] .. " " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] .. "\r\n"
+  local token = wrk.headers["Authorization"]
+  if token then head = head .. "Authorization: " .. token .. "\r\n" end
   if args[7] == "GET" then
     after = after .. "\r\n\r\n"
     return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 from tests.benchmarks import cases_peers, cases_stoplog
 from tests.benchmarks.bench_case import BenchCase
@@ -13,6 +14,7 @@ from tests.benchmarks.peers.servers import limits_app, redis, throttlecrab
 from tests.benchmarks.plan import CALLERS, CLIENT_COUNT
 
 STAGE = cases_peers.STAGE
+TOKEN_CALLERS: Final = (32, 128)
 
 
 def run(bench: BenchContext) -> None:
@@ -26,10 +28,23 @@ def _stoplog(bench: BenchContext) -> list[BenchCase]:
     cases = [cases_stoplog.sdk(stoplog, plan, sdk, stage=STAGE, callers=n, key=f"sdk-{n}") for n in CALLERS]
     if bench.has_wrk("http", "HTTP, single checks and lists"):
         cases += [cases_stoplog.http(stoplog, plan, stage=STAGE, callers=n, key=f"http-{n}") for n in CALLERS]
+        cases += [_with_token(bench, n) for n in TOKEN_CALLERS]
         cases += [_lists(bench, cases_stoplog.LIST_CONNECTIONS, "http-list")]
         cases += [_lists(bench, n, f"http-list-{n}") for n in CALLERS if plan.full]
     cases += [_published(bench, n, f"published-{n}", CLIENT_COUNT) for n in CALLERS if plan.full]
     return [*cases, _published(bench, 0, "published", 8_000)]
+
+
+def _with_token(bench: BenchContext, callers: int) -> BenchCase:
+    return cases_stoplog.http(
+        bench.stoplog,
+        bench.plan,
+        stage=STAGE,
+        callers=callers,
+        key=f"http-{callers}-token",
+        what="HTTP, single checks with a token",
+        token=bench.stoplog.token,
+    )
 
 
 def _lists(bench: BenchContext, callers: int, key: str) -> BenchCase:

@@ -105,6 +105,7 @@ class Worker:
             self._on_assigned,
             self._on_leaving,
             self._on_fenced,
+            self._on_fatal,
         )
         tables = FaustTables(self.app, partitions, RocksDbFactory(settings.store_memory_mb << 20))
         self._restorer = Restorer(

@@ -17,6 +17,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as AIOKafkaConsumer
 
 from stoplog.topics import UPDATES
+from stoplog_worker.assignment.coordination import Coordination
 from stoplog_worker.assignment.faust_credentials import faust_credentials
 from stoplog_worker.assignment.faust_tables import OnAssigned, UnmanagedTable, UnmanagedTableManager
 from stoplog_worker.assignment.reconnect_backoff import ReconnectBackoff
@@ -29,12 +30,14 @@ _UNPOLLED_S: Final = 10 * 365 * 86_400.0
 
 
 class _ConsumerThread(AIOKafkaConsumerThread):
-    """Faust's consumer thread, whose connections and requests pass through two extensions of aiokafka."""
+    """Faust's consumer thread, with three extensions of aiokafka."""
 
     async def on_start(self) -> None:
         await super().on_start()
-        ReconnectBackoff(self._consumer._client)
-        StaticMembership(self._consumer._coordinator, self.app.lease, self.app.fenced)
+        client, coordinator = self._consumer._client, self._consumer._coordinator
+        ReconnectBackoff(client)
+        StaticMembership(coordinator, self.app.lease, self.app.fenced)
+        Coordination(coordinator, client, self.app.coordination_failed)
 
 
 class _Consumer(AIOKafkaConsumer):
@@ -89,6 +92,7 @@ class FaustApp(faust.App):
         on_assigned: Awaited after it has joined, with generation, active and standby partitions.
         on_stopping: Awaited before Faust stops and leaves the group.
         on_fenced: Called in another thread when another worker has taken this worker's instance id.
+        on_failed: Called in another thread with the exception that ended the membership in the group.
     """
 
     BootStrategy = _Boot
@@ -102,6 +106,7 @@ class FaustApp(faust.App):
         on_assigned: OnAssigned,
         on_stopping: Callable[[], Awaitable[None]],
         on_fenced: Callable[[], None],
+        on_failed: Callable[[BaseException], None],
     ) -> None:
         session_s = settings.session_timeout_ms / 1_000
         super().__init__(
@@ -134,6 +139,7 @@ class FaustApp(faust.App):
         self.partitions = partitions
         self.lease = lease
         self.fenced = on_fenced
+        self.coordination_failed = on_failed
         self._revoked = on_revoked
         self._stopping = on_stopping
         self.tables.on_assigned = on_assigned

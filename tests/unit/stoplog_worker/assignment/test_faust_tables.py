@@ -25,7 +25,14 @@ class AssignedApp(FaustApp):
         async def nothing() -> None: ...
 
         super().__init__(
-            Settings(home=home), 3, Lease(6_000, 2_000), nothing, self.record, nothing, lambda: None
+            Settings(home=home),
+            3,
+            Lease(6_000, 2_000),
+            nothing,
+            self.record,
+            nothing,
+            lambda: None,
+            lambda _: None,
         )
         FaustTables(self, 3, RocksDbFactory(1 << 20))
         self.assignments: list[tuple[int, set[int], set[int]]] = []

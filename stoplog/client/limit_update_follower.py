@@ -12,12 +12,13 @@ from collections.abc import Callable
 from threading import Event
 from typing import Any, Final, Protocol
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicPartition
 
 from stoplog.client.update_proofs import PROOF_S
 from stoplog.clock import now
 from stoplog.errors import UndecodableRecord
 from stoplog.kafka.batch_skipper import BatchSkipper, drain
+from stoplog.kafka.lasting_consumer import LastingConsumer
 from stoplog.partitioning import partition_of
 from stoplog.topics import UPDATES
 from stoplog.wire.format import headers_of
@@ -75,8 +76,8 @@ class LimitUpdateFollower:
 
     def __init__(
         self,
-        consumer: Consumer,
-        offset_client: Consumer,
+        consumer: LastingConsumer,
+        offset_client: LastingConsumer,
         partitions: int,
         listener: UpdateListener,
         call_in_listener: Callable[..., None],
@@ -104,6 +105,7 @@ class LimitUpdateFollower:
                 self._assign()
                 stopping.wait(RETRY_S)
             self._report_reached_ends()
+            self._offset_client.poll(0)  # what the client reports about itself would pile up
             if self._listener.wants_proof() and now() - self._requested_at >= REQUEST_S:
                 self._request_ends()
                 self._report_reached_ends()

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from stoplog.kafka.lasting_consumer import LastingConsumer
 
 _UNREADABLE: Final = (KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG)
 
@@ -22,7 +24,7 @@ def is_unreadable(message: Any) -> bool:
     return error is not None and error.code() in _UNREADABLE
 
 
-def drain(consumer: Consumer, most: int, wait_s: float) -> list[Any]:
+def drain(consumer: LastingConsumer, most: int, wait_s: float) -> list[Any]:
     """Return the messages that are there, about *most*; wait up to *wait_s* for the first one.
 
     ``consume`` alone would wait for the last one.
@@ -41,7 +43,7 @@ class BatchSkipper:
         consumer: The consumer. Its position is moved.
     """
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: LastingConsumer) -> None:
         self._consumer = consumer
         self._searches: dict[tuple[str, int], _Search] = {}
 

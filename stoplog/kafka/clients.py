@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from stoplog.kafka.connection import KafkaConnection
+from stoplog.kafka.lasting_consumer import LastingConsumer
 
 _sdk_log = logging.getLogger(__name__)
 _worker_log = logging.getLogger("stoplog.kafka")
@@ -127,7 +128,7 @@ def single_record_producer(connection: KafkaConnection, send_timeout_ms: int) ->
 
 def sdk_consumer(
     connection: KafkaConnection, *, report_end: bool = False, fetch_wait_ms: int | None = None
-) -> Consumer:
+) -> LastingConsumer:
     """Return a consumer with manual assignment; it joins no group and commits nothing.
 
     Args:
@@ -135,18 +136,20 @@ def sdk_consumer(
         report_end: Report the end of a partition (``_PARTITION_EOF``).
         fetch_wait_ms: Milliseconds that a broker may hold back an empty answer; ``None``: librdkafka's 500.
     """
-    config = {
-        **_sdk(connection),
-        **_CONSUMER,
-        "group.id": "stoplog-gateway",  # librdkafka requires one
-        "auto.offset.reset": "latest",
-        "fetch.error.backoff.ms": 50,  # soon try again after a leader has moved
-    }
-    if report_end:
-        config["enable.partition.eof"] = True
+    options: dict[str, Any] = {"enable.partition.eof": True} if report_end else {}
     if fetch_wait_ms is not None:
-        config["fetch.wait.max.ms"] = fetch_wait_ms
-    return Consumer(config, logger=_DebugLogger())
+        options["fetch.wait.max.ms"] = fetch_wait_ms
+    return LastingConsumer(
+        lambda: {
+            **_sdk(connection),
+            **_CONSUMER,
+            "group.id": "stoplog-gateway",  # librdkafka requires one
+            "auto.offset.reset": "latest",
+            "fetch.error.backoff.ms": 50,  # soon try again after a leader has moved
+            "logger": _DebugLogger(),
+            **options,
+        }
+    )
 
 
 def sdk_admin(connection: KafkaConnection) -> ExplainingAdmin:
@@ -203,7 +206,7 @@ def worker_consumer(
     *,
     on_missing: str = "error",
     on_commit: Callable[[Any, list[TopicPartition]], None] | None = None,
-) -> Consumer:
+) -> LastingConsumer:
     """Return a consumer with manual assignment; it joins no group.
 
     Args:
@@ -213,8 +216,8 @@ def worker_consumer(
         on_missing: Reaction to an offset that is gone: ``error`` or ``earliest``.
         on_commit: Called from ``poll`` with an error or ``None``, and the offsets of a commit.
     """
-    return Consumer(
-        {
+    return LastingConsumer(
+        lambda: {
             **_worker(connection),
             **_CONSUMER,
             "group.id": group,
@@ -239,7 +242,7 @@ def silent_admin(connection: KafkaConnection) -> ExplainingAdmin:
     return ExplainingAdmin(connection, {**connection.client_config(), "log_level": 0})
 
 
-def fetch_metadata(client: Consumer | Producer, topics: Iterable[str]) -> None:
+def fetch_metadata(client: LastingConsumer | Producer, topics: Iterable[str]) -> None:
     """Have *client* look up *topics* before it needs them. Blocks up to a second a topic.
 
     librdkafka looks up a topic that it meets first in an assignment at the next tick of a timer, up to a

@@ -12,13 +12,14 @@ import sys
 from time import perf_counter
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 import stoplog.kafka.clients
 from stoplog.client.settings import Settings
 from stoplog.kafka.batch_skipper import drain
 from stoplog.kafka.connection import KafkaConnection
+from stoplog.kafka.lasting_consumer import LastingConsumer
 from tests.benchmarks.orders import Stopwatch, carry_out_orders, say
 
 PARTITIONS: Final = 4
@@ -41,7 +42,7 @@ def create_echo_topics(bootstrap: str) -> None:
         future.result()
 
 
-def _read_from_end(consumer: Consumer, topic: str) -> None:
+def _read_from_end(consumer: LastingConsumer, topic: str) -> None:
     """Assign all partitions of *topic* to *consumer*, from their present ends."""
     places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
     for place in places:

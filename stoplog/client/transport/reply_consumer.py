@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaException, Message, TopicPartition
 
 from stoplog.client.transport.listener import TransportListener
 from stoplog.errors import UndecodableRecord
 from stoplog.kafka import clients
 from stoplog.kafka.batch_skipper import BatchSkipper, drain
 from stoplog.kafka.connection import KafkaConnection
+from stoplog.kafka.lasting_consumer import LastingConsumer
 from stoplog.topics import NODES, REPLIES
 from stoplog.wire.heartbeats import StampedHeartbeat, decode_heartbeat
 from stoplog.wire.replies import LookupReply, Reply, UpdateReply, decode_any_reply, reply_incarnation
@@ -77,7 +78,7 @@ class ReplyConsumer:
         self._listener = listener
         self._call_in_loop = call_in_loop
         self._connection = connection
-        self._consumer: Consumer | None = None
+        self._consumer: LastingConsumer | None = None
         self._skipper: BatchSkipper
 
     def take_position(self) -> None:

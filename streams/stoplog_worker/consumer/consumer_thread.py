@@ -26,7 +26,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicPartition
 
 from stoplog.errors import OffsetGone, TopicRecreated, UndecodableRecord
 from stoplog.kafka import clients as kafka
@@ -123,7 +123,7 @@ class ConsumerThread(threading.Thread):
         self._on_fatal = on_fatal
         self._progress = ProgressReporter(metrics)
         # Lag monitors read the offsets committed under this group. It has no members: Faust's group assigns.
-        self._consumer: Consumer = kafka.worker_consumer(
+        self._consumer = kafka.worker_consumer(
             settings.connection, f"{settings.app_id}-owner", on_commit=self._progress.on_commit
         )
         self._skipper = BatchSkipper(self._consumer)

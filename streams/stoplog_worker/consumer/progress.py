@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
+from stoplog.kafka.lasting_consumer import LastingConsumer
 from stoplog.topics import CHECKS
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.partition.partition import Partition
@@ -26,7 +27,7 @@ class ProgressReporter:
         self.lag: dict[int, int] = {}
         """Records of ``checks`` not yet judged, by partition."""
 
-    def measure_lag(self, consumer: Consumer, partitions: Iterable[Partition]) -> None:
+    def measure_lag(self, consumer: LastingConsumer, partitions: Iterable[Partition]) -> None:
         """Measure the lag of *partitions* at *consumer*'s last fetch."""
         for partition in partitions:
             number = partition.number
@@ -39,7 +40,7 @@ class ProgressReporter:
         if self.lag.pop(number, None) is not None:
             self._metrics.lag.remove(str(number))
 
-    def commit(self, consumer: Consumer, partitions: Iterable[Partition]) -> None:
+    def commit(self, consumer: LastingConsumer, partitions: Iterable[Partition]) -> None:
         """Commit the markers of *partitions*, for lag monitors. A failed commit is repeated later."""
         markers = {partition.number: partition.ledger.checkpointed.next_offset for partition in partitions}
         places = [
@@ -49,7 +50,7 @@ class ProgressReporter:
         ]
         if places:
             with suppress(KafkaException):
-                consumer.commit(offsets=places, asynchronous=True)
+                consumer.commit(places)
 
     def on_commit(self, error: Any, places: list[TopicPartition]) -> None:
         """Note which offsets the broker has committed."""

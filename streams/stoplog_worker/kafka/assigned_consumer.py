@@ -105,9 +105,7 @@ class AssignedConsumer:
             Unavailable: no broker answered.
         """
         try:
-            low, high = self._consumer.get_watermark_offsets(
-                TopicPartition(topic, partition), timeout=_SILENCE_S
-            )
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), _SILENCE_S)
         except KafkaException as exc:
             raise Unavailable(
                 f"{topic}[{partition}]: {exc.args[0].str()}: check that Kafka is running"

@@ -8,10 +8,11 @@ from threading import Event
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 import stoplog.client.limit_update_follower
 from stoplog.client.limit_update_follower import LimitUpdateFollower
+from stoplog.kafka.lasting_consumer import LastingConsumer
 from stoplog.policy import parse_policy
 from stoplog.topics import UPDATES
 from stoplog.wire.limit_updates import Update, UpdateKey, encode_update_key, encode_update_value
@@ -45,6 +46,16 @@ class Message:
         return None
 
 
+class OffsetClient:
+    """The client that requests the ends of the partition."""
+
+    def __init__(self, log: Log) -> None:
+        self.get_watermark_offsets = log.get_watermark_offsets
+
+    def poll(self, _: float) -> None:
+        """Return no record: nothing is assigned."""
+
+
 class Log:
     """Both consumers and the listener, of one partition of ``limit-updates`` with three records."""
 
@@ -58,8 +69,10 @@ class Log:
 
     def follow(self) -> None:
         """Follow until there is a proof."""
-        both = cast(Consumer, self)
-        LimitUpdateFollower(both, both, 1, self, lambda what, *arguments: what(*arguments)).run(self.stopping)
+        consumer, offset_client = cast(LastingConsumer, self), cast(LastingConsumer, OffsetClient(self))
+        LimitUpdateFollower(consumer, offset_client, 1, self, lambda what, *arguments: what(*arguments)).run(
+            self.stopping
+        )
 
     # --- the consumers ---
 

@@ -23,8 +23,8 @@ def config_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Config]:
     def create(config: Config, logger: Any = None) -> None:
         created.append(config if logger is None else {**config, "logger": logger})
 
-    for name in ("Consumer", "Producer"):
-        monkeypatch.setattr(clients, name, create)
+    monkeypatch.setattr(clients, "Producer", create)
+    monkeypatch.setattr(clients, "LastingConsumer", lambda config: create(config()))
     monkeypatch.setattr(clients, "ExplainingAdmin", lambda _, config: create(config))
 
     def read(name: str) -> Config:
@@ -89,9 +89,10 @@ def test_sdk_consumer_reports_the_end_and_shortens_waits_only_on_demand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     created: list[Config] = []
-    monkeypatch.setattr(clients, "Consumer", lambda config, logger: created.append(config))
+    monkeypatch.setattr(clients, "LastingConsumer", lambda config: created.append(config()))
     connection = KafkaConnection("kafka:9092")
     clients.sdk_consumer(connection)
     clients.sdk_consumer(connection, report_end=True, fetch_wait_ms=10)
     plain, reader = created
-    assert reader.items() - plain.items() == {("enable.partition.eof", True), ("fetch.wait.max.ms", 10)}
+    assert reader.keys() - plain.keys() == {"enable.partition.eof", "fetch.wait.max.ms"}
+    assert (reader["enable.partition.eof"], reader["fetch.wait.max.ms"]) == (True, 10)

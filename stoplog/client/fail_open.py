@@ -24,7 +24,7 @@ reason              the check was answered because              published  count
 ``breaker_open``    its partition missed deadlines in a row     yes        yes, later
 ``broker``          no broker can be reached                    tried      if a broker returns in time
 ``overload``        the event loop of the gateway was late      yes        yes, later
-``overload``        the same, for ``/json`` or gRPC > 4 KiB     no         no
+``overload``        the same, for Envoy: over 4 KiB, odd JSON   no         no
 ``overload``        ``max_in_flight`` checks waited already     no         no
 ``unpublished``     its record could not be published           tried      only if a broker stored it anyway
 ``replayed``        its worker restarted; the answer is lost    yes        yes
@@ -67,9 +67,9 @@ BROKER: Final = "broker"
 """No broker can be reached. The check is counted only if one returns within ``publish_timeout_ms``."""
 
 OVERLOAD: Final = "overload"
-"""The event loop was late: the check was published and will be counted. Those of requests to ``/json`` and of
-gRPC calls over 4 KiB are not published and never counted. Nor are checks that came while ``max_in_flight``
-checks were already waiting."""
+"""The event loop was late: the check was published and will be counted. Those of Envoy's requests over 4 KiB,
+and of requests to ``/json`` in an unusual form, are not published and never counted. Nor are checks that came
+while ``max_in_flight`` checks were already waiting."""
 
 UNPUBLISHED: Final = "unpublished"
 """The producer refused the record because its queue was full, and the check is never counted. Or no broker

@@ -23,10 +23,15 @@ from tests.support.fake_kafka import Kafka
 from tests.support.protocol_connection import Request, respond_once, respond_to_stream, status_of
 
 
-def fast_path_of(
-    limiter: Limiter, access: AccessControl, mapping: DescriptorMapping, *, legacy: bool
+def whole_fast_path(
+    limiter: Limiter,
+    access: AccessControl | None = None,
+    mapping: DescriptorMapping | None = None,
+    *,
+    legacy: bool = False,
 ) -> FastPath:
     """Return a fast path with all its parts, as a gateway has it."""
+    access, mapping = access or AccessControl(), mapping or DescriptorMapping()
     turns = Turns()
     proxies = Proxies(limiter, access, turns, mapping, client_header="X-Client-Id", legacy_headers=legacy)
     return FastPath(limiter, access=access, turns=turns, proxies=proxies, legacy_headers=legacy)
@@ -64,7 +69,7 @@ def compare_with_routes(
     mapping = mapping or DescriptorMapping()
     routes = create_app(gateway_settings, limiter, access)
     routes.state.mapping = mapping
-    fast_path = fast_path_of(limiter, access, mapping, legacy=legacy)
+    fast_path = whole_fast_path(limiter, access, mapping, legacy=legacy)
     seen = set()
     fields: set[bytes] = set()
 

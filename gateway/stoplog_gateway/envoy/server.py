@@ -19,6 +19,7 @@ from stoplog_gateway.access.refusals import MISSING_SCOPE, NO_TOKEN
 from stoplog_gateway.access.scopes import Scope
 from stoplog_gateway.access.tls import TlsFiles
 from stoplog_gateway.envoy import cannot_listen
+from stoplog_gateway.envoy.call import call_of
 from stoplog_gateway.envoy.health import HealthService, IsReady
 from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest, RateLimitResponse
 from stoplog_gateway.envoy.service import RateLimitService
@@ -149,24 +150,25 @@ class EnvoyServer:
             return await self._should_rate_limit(request, context)
 
     async def _should_rate_limit(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        service = self._service
         if self._access.check_needs_token and (refusal := await self._refusal(context)) is not None:
-            if (denial := self._service.denial(request.domain)) is not None:
-                return denial  # after an error, Envoy could allow the request
+            if (denial := service.denial(request.domain)) is not None:
+                return service.message(denial)  # after an error, Envoy could allow the request
             await _abort(context, *refusal)
         try:
             if not self._turns.admits_check():
-                return await self._service.answer_at_once(request)
-            return await self._service.decide(request)
+                return service.message(await service.answer_at_once(request))
+            return service.message(await service.decide(call_of(request)))
         except InvalidInput as exc:
-            if (denial := self._service.denial_after_failure(request.domain)) is not None:
+            if (denial := service.denial_after_failure(request.domain)) is not None:
                 if (suppressed := self._throttle.admit()) is not None:
                     log.error("a call of Envoy failed closed: %s%s", exc, suppressed)
-                return denial
+                return service.message(denial)
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         except Exception:
             log.exception("bug in %s", METHOD)
-            if (denial := self._service.denial_after_failure(request.domain)) is not None:
-                return denial
+            if (denial := service.denial_after_failure(request.domain)) is not None:
+                return service.message(denial)
             await _abort(context, grpc.StatusCode.INTERNAL, "the gateway has a bug; see the gateway's log")
 
     async def _refusal(

@@ -18,7 +18,7 @@ from starlette.types import Scope
 from stoplog.client.fail_open import ALLOW, DENY, OnUnavailable, fails_closed
 from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON, is_authorize
 
-HEADER: Final = b"stoplog-unavailable"
+UNAVAILABLE_FIELD: Final = b"stoplog-unavailable"
 
 
 def asks_to_fail_closed(scope: Scope) -> bool:
@@ -43,8 +43,8 @@ def _asked_in_query(query: bytes) -> bool:
 
 
 def _asked_in_headers(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    values = [value.decode("latin-1") for name, value in headers if name == HEADER]
-    asked = [fails_closed(value, HEADER.decode().title()) for value in values]
+    values = [value.decode("latin-1") for name, value in headers if name == UNAVAILABLE_FIELD]
+    asked = [fails_closed(value, UNAVAILABLE_FIELD.decode().title()) for value in values]
     return any(asked)
 
 

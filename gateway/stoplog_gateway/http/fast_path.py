@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.types import Scope
 
 from stoplog.asgi.rate_limit_headers import Headers
-from stoplog.asgi.responses import JSON, Rendered, render
+from stoplog.asgi.responses import Rendered, render
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
 from stoplog.client.fail_open import DENY, OnUnavailable
 from stoplog.client.limiter import Limiter, steps_of_list
@@ -35,7 +35,7 @@ from stoplog_gateway.http.long_lists import LongLists, Work
 from stoplog_gateway.http.overload import MAX_BODY, OverloadRefusals, is_probe
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.proxies import Proxies
-from stoplog_gateway.http.request_body import is_json, media_type, require_json
+from stoplog_gateway.http.request_body import announces_json, media_type, require_json
 from stoplog_gateway.http.request_head import split_target
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 from stoplog_gateway.http.turns import Turns
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
 _MAX_SHORT_LIST: Final = 8 << 10
 """Maximum bytes of a list of checks that is handled at once, in about a millisecond."""
-
-_MAX_LENGTH_DIGITS: Final = 6
-"""Digits of ``Content-Length``. Bodies below 1 MB are within the limit of every route."""
 
 KnownHead = tuple[Handler, int]
 """The handler of a request with a certain head, and the bytes of its body."""
@@ -114,21 +111,17 @@ class FastPath:
             headers: All header fields. A head with a body is remembered without the others, so only the
                 handler of a request without a body may depend on them, or with tracing, which remembers none.
         """
-        if length > 0:
-            handler = self._check_handler(method, target, fields)
-        elif length == 0 and self._proxies is not None:
-            handler = self._proxies.handler_for(method, target, headers)
-        else:
-            handler = None
+        if length < 0 or (length and not (method == b"POST" and announces_json(fields))):
+            return None
+        handler = self._handlers.get(target)
+        if handler is not None:
+            if not length or not self._access.permits_check(fields):
+                return None
+        elif self._proxies is not None:
+            handler = self._proxies.handler_for(method, target, length, fields, headers)
         if handler is None or self._tracing is None:
             return handler
         return partial(self._handle_traced, handler, headers)
-
-    def _check_handler(self, method: bytes, target: bytes, fields: Headers) -> Handler | None:
-        handler = self._handlers.get(target)
-        if handler is None or method != b"POST" or not _is_plain(fields):
-            return None
-        return handler if self._access.permits_check(fields) else None
 
     def at_once(self, method: bytes, target: bytes, headers: Headers, address: str | None) -> AtOnce | None:
         """Return how to answer a request for which this turn has no time; ``None`` for a probe.
@@ -265,19 +258,3 @@ def _render_failure(exc: Exception, path: str) -> Rendered:
 
 def _scope(path: str) -> Scope:
     return {"method": "POST", "path": path}
-
-
-def _is_plain(headers: Headers) -> bool:
-    """Return whether *headers* announce a JSON body of a size that every route accepts.
-
-    The first of repeated fields counts, as it does in the routes.
-    """
-    media = length = None
-    for name, value in headers:
-        if name == b"content-type" and media is None:
-            media = value
-        elif name == b"content-length" and length is None:
-            length = value
-    if media is None or not length or len(length) > _MAX_LENGTH_DIGITS:
-        return False
-    return media == JSON or is_json(media.decode("latin-1"))

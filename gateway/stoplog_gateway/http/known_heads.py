@@ -14,7 +14,9 @@ import re
 from functools import lru_cache
 from typing import Final, Generic, TypeVar
 
+from stoplog_gateway.access.control import PROXY_FIELD
 from stoplog_gateway.access.local_callers import tells_origin
+from stoplog_gateway.http.failing_closed import UNAVAILABLE_FIELD
 
 T = TypeVar("T")
 
@@ -41,8 +43,11 @@ _MATTERS: Final = frozenset(
         b"upgrade",
         # the type of the body, and the caller
         b"authorization",
+        PROXY_FIELD,
         b"content-encoding",
         b"content-type",
+        # what a proxy wants
+        UNAVAILABLE_FIELD,
     )
 )
 

@@ -2,90 +2,50 @@
 
 Proxies ask checks at ``/v1/authorize`` and ``/json``. Two methods return how such a request is answered:
 
-- :meth:`Proxies.handler_for`: a plain request, that is a valid one to ``/v1/authorize`` without a body. All
-  other requests take the routes, whose functions are used here too. A property test compares the responses
-  byte by byte.
+- :meth:`Proxies.handler_for`: a plain request, that is a valid one to ``/v1/authorize`` without a body, or
+  one to ``/json`` with a short JSON body. All other requests take the routes, whose functions are used here
+  too. A property test compares the responses byte by byte.
 - :meth:`Proxies.at_once`: any other request for which a turn of the event loop has no time. Its checks fail
-  open (or closed) at once, as those of :mod:`stoplog_gateway.http.fast_path` do. A check of
-  ``/v1/authorize`` is still published and counted. A request to ``/json`` is not, because parsing its
-  protobuf message takes too long. Without protobuf, only the mapping's choice for each descriptor is found,
-  and of a large request not even that. An invalid request gets the same error as from the routes, if the
-  fault is in a part that is read. So does a request that a bug prevents.
+  open (or closed) at once, as those of :mod:`stoplog_gateway.http.fast_path` do. An invalid request gets the
+  same error as from the routes, if the fault is in a part that is read. So does a request that a bug
+  prevents.
+
+:mod:`stoplog_gateway.http.envoy_calls` handles the requests to ``/json``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Final, TypeVar
-
-import msgspec
+from functools import partial
+from typing import Final
 
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import Rendered
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
 from stoplog.client.limiter import Limiter
-from stoplog.errors import InvalidInput, SettingsError
+from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
 from stoplog_gateway.access.control import AccessControl, Refusal, proxy_token
 from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON, is_authorize
 from stoplog_gateway.access.scopes import Scope
-from stoplog_gateway.envoy import rate_limit_service
-from stoplog_gateway.envoy.mapping import MAX_READ_IN_OVERLOAD, DescriptorMapping
+from stoplog_gateway.envoy.mapping import DescriptorMapping
 from stoplog_gateway.http.auth import refuse_check_at_once
 from stoplog_gateway.http.bugs import render_after_bug
+from stoplog_gateway.http.envoy_calls import EnvoyCalls
 from stoplog_gateway.http.failing_closed import asks_to_fail_closed
 from stoplog_gateway.http.handlers import AtOnce, Handler, SendResponse, without_body
 from stoplog_gateway.http.overload import MAX_BODY
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.proxy_request import ProxyRequest
-from stoplog_gateway.http.request_body import MAX_SLOW_BODY, decode, media_type, require_json, too_large
+from stoplog_gateway.http.request_body import MAX_SLOW_BODY
 from stoplog_gateway.http.request_head import split_target
 from stoplog_gateway.http.routes.authorize import client_in, parse_query, render_authorization
-from stoplog_gateway.http.routes.envoy_json import denial_after_bug, malformed, no_descriptor, render_response
 from stoplog_gateway.http.turns import Turns
 
-if TYPE_CHECKING:
-    from stoplog_gateway.envoy.service import RateLimitService
-
-
-class _LargeRequest(msgspec.Struct):
-    """The parts of a ``RateLimitRequest`` that are read if it is large."""
-
-    domain: str | None = None
-    descriptors: list[msgspec.Raw] | None = None
-
-
-class _Entry(msgspec.Struct):
-    key: str | None = None
-    value: str | None = None
-
-
-class _Descriptor(msgspec.Struct):
-    entries: list[_Entry] | None = None
-
-
-class _Request(msgspec.Struct):
-    """The parts of a ``RateLimitRequest`` that decide which of its descriptors fail closed."""
-
-    domain: str | None = None
-    descriptors: list[_Descriptor] | None = None
-
-    @property
-    def entries(self) -> list[list[tuple[str, str]]]:
-        """The entries of each descriptor."""
-        return [
-            [(entry.key or "", entry.value or "") for entry in descriptor.entries or ()]
-            for descriptor in self.descriptors or ()
-        ]
-
-
-_request_decoder: Final = msgspec.json.Decoder(_Request)
-_large_request_decoder: Final = msgspec.json.Decoder(_LargeRequest)
-
-
-_PLAIN_TARGET: Final = re.compile(rb"%s(?:[?/][!\"$-~]*)?" % AUTHORIZE.encode())
+_TARGETS: Final = re.compile(
+    rb"(?P<authorize>%s(?:[?/][!\"$-~]*)?)|%s(?:\?[!\"$-~]*)?" % (AUTHORIZE.encode(), ENVOY_JSON.encode())
+)
 """Targets of printable ASCII without a fragment."""
 
 
@@ -96,7 +56,7 @@ class Proxies:
         limiter: Limiter that answers the checks.
         access: Decides about each request.
         turns: Shares the event loop between requests.
-        mapping: Decides which descriptors of Envoy fail closed.
+        mapping: Maps descriptors of Envoy to clients.
         client_header: Header field with the client id.
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
     """
@@ -116,30 +76,36 @@ class Proxies:
         self._turns = turns
         self._client_header = client_header
         self._legacy_headers = legacy_headers
-        self._mapping = mapping
+        self._envoy_calls = EnvoyCalls(limiter, turns, mapping, legacy_headers=legacy_headers)
 
-    @cached_property
-    def _service(self) -> RateLimitService | None:
-        """The service for Envoy. It imports protobuf, so only the first request makes it."""
-        try:
-            return rate_limit_service(self._limiter, self._mapping, legacy_headers=self._legacy_headers)
-        except SettingsError:  # without the extra, the route states the remedy
-            return None
-
-    def handler_for(self, method: bytes, target: bytes, headers: Headers) -> Handler | None:
-        """Return the handler of a request without a body, or ``None`` if it must take the routes.
+    def handler_for(
+        self, method: bytes, target: bytes, length: int, fields: Headers, headers: Headers
+    ) -> Handler | None:
+        """Return the handler of a request, or ``None`` if it must take the routes.
 
         Args:
             method: Its method.
             target: Its target, with its query.
-            headers: All its header fields, with names in lower case.
+            length: Bytes of its body, which is JSON; 0 if it has none.
+            fields: Its header fields that matter (:func:`~stoplog_gateway.http.known_heads.matters`), with
+                names in lower case.
+            headers: All its header fields, for a request without a body.
         """
-        if _PLAIN_TARGET.fullmatch(target) is None or not self._access.permits_proxy(headers):
+        found = _TARGETS.fullmatch(target)
+        if found is None or not self._access.permits_proxy(fields):
             return None
         path, query = split_target(target)
+        text = path.decode("utf-8", "replace")
+        if found["authorize"] is not None:
+            return None if length else self._authorize_handler(method, text, query, headers)
+        if not length or method != b"POST":
+            return None
+        return self._envoy_calls.handler_for(ProxyRequest("POST", text, query, fields), length)
+
+    def _authorize_handler(self, method: bytes, path: str, query: bytes, headers: Headers) -> Handler | None:
         # To the routes, HEAD is GET.
         text = "GET" if method == b"HEAD" else method.decode("latin-1")
-        asked = ProxyRequest(text, path.decode("utf-8", "replace"), query, headers)
+        asked = ProxyRequest(text, path, query, headers)
         try:
             check = self._authorize(asked)
         except (InvalidInput, ProblemError):
@@ -175,32 +141,36 @@ class Proxies:
         if is_authorize(text):
             handle = partial(self._handle_at_once, self._authorize_at_once, asked)
             return AtOnce(handle, MAX_BODY, handle)  # the body is that of the proxy's caller
-        if text == ENVOY_JSON and method == b"POST" and self._service is not None:
+        if text == ENVOY_JSON and method == b"POST" and self._envoy_calls.service is not None:
+            calls = self._envoy_calls
             return AtOnce(
-                partial(self._handle_at_once, self._answer_envoy, asked),
+                partial(self._handle_at_once, calls.handle_at_once, asked),
                 MAX_SLOW_BODY,
-                partial(self._handle_at_once, self._refuse_large, asked),
+                partial(self._handle_at_once, calls.refuse_large, asked),
             )
         return None
 
     def _handle_at_once(
         self,
-        handle: Callable[[ProxyRequest, bytes], Rendered | PendingAnswer],
+        handle: Callable[[ProxyRequest, bytes, SendResponse], None],
         asked: ProxyRequest,
         body: bytes,
         send: SendResponse,
     ) -> None:
-        try:
-            decision = self._access.decide(Scope.CHECK, proxy_token(asked.headers), None)
-            if isinstance(decision, Refusal):
-                raise refuse_check_at_once(self._access, decision, asked.address, for_proxies=True)
-            result = handle(asked, body)
-        except Exception as exc:  # noqa: BLE001 - _render_failure logs it
-            result = self._render_failure(exc, asked)
-        if isinstance(result, Rendered):
-            send(result)
+        decision = self._access.decide(Scope.CHECK, proxy_token(asked.headers), None)
+        if isinstance(decision, Refusal):
+            refusal = refuse_check_at_once(self._access, decision, asked.address, for_proxies=True)
+            send(self._render_failure(refusal, asked))
         else:
-            self._respond(asked, send, result)
+            handle(asked, body, send)
+
+    def _authorize_at_once(self, asked: ProxyRequest, _: bytes, send: SendResponse) -> None:
+        try:
+            pending = self._limiter.answer_at_once(*self._authorize(asked))
+        except Exception as exc:  # noqa: BLE001 - _render_failure logs it
+            send(self._render_failure(exc, asked))
+        else:
+            self._respond(asked, send, pending)
 
     def _respond(self, asked: ProxyRequest, send: SendResponse, pending: PendingAnswer) -> None:
         """Send the response once the answer is there."""
@@ -231,53 +201,3 @@ class Proxies:
         # Below that path, the query is that of the proxy's caller.
         query = parse_query(asked.query if asked.path == AUTHORIZE else b"")
         return Check(client, query.cost, query.plan or "", query.resource or ""), closed
-
-    def _authorize_at_once(self, asked: ProxyRequest, _: bytes) -> PendingAnswer:
-        return self._limiter.answer_at_once(*self._authorize(asked))
-
-    def _refuse_large(self, asked: ProxyRequest, _: bytes) -> Rendered:
-        require_json(media_type(asked.headers))
-        error = too_large(MAX_SLOW_BODY)
-        error.headers = []  # the protocol closes the connection, and says so
-        raise error
-
-    def _answer_envoy(self, asked: ProxyRequest, body: bytes) -> Rendered:
-        require_json(media_type(asked.headers))
-        closed = asks_to_fail_closed(asked.scope)
-        service = self._service
-        assert service is not None
-        request: _Request | _LargeRequest
-        if len(body) > MAX_READ_IN_OVERLOAD:
-            request = _decode_request(_large_request_decoder, body)
-        else:
-            request = _decode_request(_request_decoder, body)
-        domain = request.domain or ""
-        try:
-            if isinstance(request, _LargeRequest):
-                count = len(request.descriptors or ())
-                response = service.answer_in_overload(domain, count, fails_closed=closed)
-            else:
-                response = service.map_in_overload(domain, request.entries, fails_closed=closed)
-            return render_response(response)
-        except InvalidInput as exc:
-            raise no_descriptor(exc) from exc
-        except Exception:
-            rendered = denial_after_bug(service, domain)
-            if rendered is None:
-                raise
-            return rendered
-
-
-T = TypeVar("T")
-
-
-def _decode_request(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Decode the parts of a ``RateLimitRequest`` that *decoder* reads.
-
-    Raises:
-        ProblemError: 400, the body is no such request.
-    """
-    try:
-        return decode(decoder, body)
-    except InvalidInput as exc:
-        raise malformed(str(exc)) from exc

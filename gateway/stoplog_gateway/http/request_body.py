@@ -10,6 +10,7 @@ import msgspec
 from fastapi import Depends, Request
 
 from stoplog.asgi.rate_limit_headers import Headers
+from stoplog.asgi.responses import JSON
 from stoplog.errors import InvalidInput
 from stoplog_gateway.http.problems import CONTENT_TYPE, MALFORMED, TOO_LARGE, ProblemError
 
@@ -21,6 +22,9 @@ MAX_LIST_BODY: Final = 4 << 20
 
 MAX_SLOW_BODY: Final = 32 << 10
 """Maximum bytes of a body that protobuf parses in Python. Parsing blocks the event loop for up to 40 ms."""
+
+_MAX_LENGTH_DIGITS: Final = 6
+"""Digits of ``Content-Length``. Bodies below 1 MB are within the limit of every route."""
 
 _MESSAGE: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
 _NAMED: Final = re.compile(
@@ -75,6 +79,22 @@ def is_json(content_type: str) -> bool:
     [True, True, False, False]
     """
     return content_type.partition(";")[0].strip().lower() == "application/json"
+
+
+def announces_json(headers: Headers) -> bool:
+    """Return whether *headers* announce a JSON body of a size that every route accepts.
+
+    The first of repeated fields counts, as it does in the routes.
+    """
+    media = length = None
+    for name, value in headers:
+        if name == b"content-type" and media is None:
+            media = value
+        elif name == b"content-length" and length is None:
+            length = value
+    if media is None or not length or len(length) > _MAX_LENGTH_DIGITS:
+        return False
+    return media == JSON or is_json(media.decode("latin-1"))
 
 
 async def read_body(request: Request, limit: int) -> bytes:

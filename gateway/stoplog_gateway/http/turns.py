@@ -6,7 +6,7 @@ overloaded gateway therefore bounds the work of a turn. What it cannot take is a
 about half as much:
 
 - checks fail open (:data:`~stoplog.client.fail_open.OVERLOAD`), and are still published and counted, except
-  those of ``/json`` and of gRPC calls over 4 KiB;
+  those of Envoy's requests that are large or JSON in an unusual form;
 - other requests get 503, except probes.
 
 That applies to HTTP and, as far as there is such a request, to gRPC.

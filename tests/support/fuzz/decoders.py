@@ -15,12 +15,13 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from google.protobuf.message import DecodeError
 from stoplog_gateway.access.tokens_file import TokensFileError, parse_tokens
+from stoplog_gateway.envoy.call import RateLimitCall, call_of
 from stoplog_gateway.envoy.mapping import DescriptorMapping, Rule, parse_mapping
 from stoplog_gateway.envoy.messages import HealthCheckRequest, RateLimitRequest
 from stoplog_gateway.envoy.service import RateLimitService
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.routes.check import parse_check, parse_checks
-from stoplog_gateway.http.routes.envoy_json import _parse as parse_request
+from stoplog_gateway.http.routes.envoy_json import parse_call, parse_message
 from stoplog_worker.algorithm.relay_keys import parse_relay_keys
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
@@ -433,12 +434,8 @@ ENVOY_REQUESTS: Final = (
 )
 
 
-def _run_envoy_request(request: Any) -> bool:
-    try:
-        asked = _SERVICE._checks(request)
-    except InvalidInput:
-        return False
-    for check, _ in asked:
+def _run_call(call: RateLimitCall) -> bool:
+    for check, _ in _SERVICE.checks(call):
         checks.encode_batch(checks.Batch(0, 0, 0, [check]))
         check_id(check.client, "client")
         assert 0 <= check.cost <= 1_000_000
@@ -451,7 +448,10 @@ def _run_envoy(data: bytes) -> bool:
     except DecodeError:
         return False
     assert RateLimitRequest.FromString(request.SerializeToString()) == request
-    return _run_envoy_request(request)
+    try:
+        return _run_call(call_of(request))
+    except InvalidInput:
+        return False
 
 
 def _run_health(data: bytes) -> bool:
@@ -463,11 +463,16 @@ def _run_health(data: bytes) -> bool:
 
 
 def _run_envoy_json(data: bytes) -> bool:
-    try:
-        request = parse_request(data)
-    except ProblemError:
-        return False
-    return _run_envoy_request(request)
+    """Run the parser without protobuf, too: it must find the same call, or leave the body to protobuf."""
+    outcomes: list[RateLimitCall | str] = []
+    for parse in (parse_call, lambda data: call_of(parse_message(data))):
+        try:
+            outcomes.append(parse(data))
+        except (ProblemError, InvalidInput) as exc:
+            outcomes.append(str(exc))
+    call, expected = outcomes
+    assert call == expected
+    return isinstance(call, RateLimitCall) and _run_call(call)
 
 
 def _json(*values: Any) -> tuple[bytes, ...]:
@@ -585,7 +590,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     ),
     Target("envoy-json", _json(*ENVOY_REQUESTS), _run_envoy_json, share=0.5),
     Target(
-        "envoy", tuple(parse_request(data).SerializeToString() for data in _json(*ENVOY_REQUESTS)), _run_envoy
+        "envoy", tuple(parse_message(data).SerializeToString() for data in _json(*ENVOY_REQUESTS)), _run_envoy
     ),
     Target("grpc-health", (HealthCheckRequest(service="envoy").SerializeToString(),), _run_health, share=0.2),
 )

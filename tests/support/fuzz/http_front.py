@@ -31,6 +31,7 @@ from uvicorn.server import ServerState
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
 from tests.support.fake_limiter import FakeLimiter
+from tests.support.fast_path_equivalence import whole_fast_path
 from tests.support.http_transport import FakeHttpTransport
 from tests.support.protocol_connection import final_statuses
 from tests.support.raw_requests import load_corpus
@@ -56,7 +57,7 @@ class HttpFront:
         self._config = uvicorn.Config(self._app, lifespan="off", log_config=None)
         self._config.load()
         self._connections = Connections()
-        self._experienced = FastPath(self._limiter, legacy_headers=False)
+        self._experienced = whole_fast_path(self._limiter)
         self._seen: set[tuple[int, ...]] = set()
         self._failures: list[str] = []
         asyncio.get_running_loop().set_exception_handler(

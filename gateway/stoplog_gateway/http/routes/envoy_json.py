@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from stoplog.asgi.responses import JSON, Rendered
+from stoplog.asgi.responses import Rendered
 from stoplog.errors import InvalidInput, SettingsError
 from stoplog_gateway.access.proxy_paths import ENVOY_JSON
 from stoplog_gateway.envoy import REMEDY, rate_limit_service
+from stoplog_gateway.envoy.call import RateLimitCall, call_of, parse_plain
 from stoplog_gateway.http.failing_closed import ProxyOnUnavailable
 from stoplog_gateway.http.params import LegacyHeaders, LimiterDep
-from stoplog_gateway.http.problems import MALFORMED, NO_DESCRIPTOR, NOT_INSTALLED, ProblemError
+from stoplog_gateway.http.problems import (
+    MALFORMED,
+    NO_DESCRIPTOR,
+    NOT_INSTALLED,
+    ProblemError,
+    render_problem,
+)
 from stoplog_gateway.http.request_body import SlowJsonBody
 from stoplog_gateway.http.responses import RenderedResponse
 
@@ -39,46 +46,45 @@ async def should_rate_limit(
         service = rate_limit_service(limiter, request.app.state.mapping, legacy_headers=legacy)
     except SettingsError as exc:
         raise ProblemError(NOT_INSTALLED, str(exc), None, REMEDY) from exc
-    call = _parse(body)
+    domain: str | bytes = ""
     try:
-        response = await service.decide(call, on_unavailable)
-    except InvalidInput as exc:
-        raise no_descriptor(exc) from exc
-    except Exception:
-        rendered = denial_after_bug(service, call.domain)
+        call = parse_call(body)
+        domain = call.domain
+        return RenderedResponse(service.render(await service.decide(call, on_unavailable)))
+    except Exception as exc:
+        rendered = render_failed_call(service, exc, domain)
         if rendered is None:
             raise
         return RenderedResponse(rendered)
-    return RenderedResponse(render_response(response))
 
 
-def denial_after_bug(service: RateLimitService, domain: str | bytes) -> Rendered | None:
-    """Log the exception that is being handled, a bug, and return the denial of its request.
+def parse_call(body: bytes) -> RateLimitCall:
+    """Return the call in the body of a request.
 
-    ``None``, and logs nothing, if no rule of the *domain* fails closed.
+    Raises:
+        ProblemError: 400, the body is no ``RateLimitRequest``.
+        InvalidInput: As :func:`~stoplog_gateway.envoy.call.call_of`.
     """
-    response = service.denial_after_failure(domain)
-    if response is None:
+    call = parse_plain(body)
+    return call_of(parse_message(body)) if call is None else call
+
+
+def render_failed_call(service: RateLimitService, exc: Exception, domain: str | bytes) -> Rendered | None:
+    """Return the response to a call of *domain* that *exc* prevents; ``None`` if it is the same as elsewhere.
+
+    The exception is the one that is being handled. If it is a bug, the call is denied, and the bug is logged,
+    if any rule of the domain fails closed.
+    """
+    if isinstance(exc, ProblemError):
+        return None
+    if isinstance(exc, InvalidInput):
+        problem = ProblemError(NO_DESCRIPTOR, f"{exc.field}: {exc.problem}", exc.field, exc.remedy).problem
+        return render_problem(problem)
+    denial = service.denial_after_failure(domain)
+    if denial is None:
         return None
     log.exception("bug in %s", ENVOY_JSON)
-    return render_response(response)
-
-
-def render_response(response: Any) -> Rendered:
-    """Return the HTTP response with a ``RateLimitResponse``."""
-    from google.protobuf.json_format import MessageToJson
-
-    from stoplog_gateway.envoy.messages import OK
-
-    content = MessageToJson(response, indent=None).encode()
-    headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(content))]
-    headers += [(header.key.encode(), header.value.encode()) for header in response.response_headers_to_add]
-    return Rendered(200 if response.overall_code == OK else 429, headers, content)
-
-
-def no_descriptor(exc: InvalidInput) -> ProblemError:
-    """Return the problem of a ``RateLimitRequest`` without valid descriptors."""
-    return ProblemError(NO_DESCRIPTOR, f"{exc.field}: {exc.problem}", exc.field, exc.remedy)
+    return service.render(denial)
 
 
 def malformed(detail: str) -> ProblemError:
@@ -86,7 +92,12 @@ def malformed(detail: str) -> ProblemError:
     return ProblemError(MALFORMED, detail, "body", "send a RateLimitRequest in proto3 JSON")
 
 
-def _parse(body: bytes) -> Any:
+def parse_message(body: bytes) -> Any:
+    """Return the ``RateLimitRequest`` in the body of a request.
+
+    Raises:
+        ProblemError: 400, the body is none.
+    """
     from google.protobuf.json_format import Parse, ParseError
 
     from stoplog_gateway.envoy.messages import RateLimitRequest

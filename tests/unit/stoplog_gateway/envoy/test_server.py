@@ -32,7 +32,6 @@ from stoplog.client.fail_open import (
     FAIL_OPEN,
     INTERNAL_ERROR,
     OVERLOAD,
-    OnUnavailable,
 )
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
@@ -51,11 +50,9 @@ class Limiter(FakeLimiter):
 
     answers: Sequence[Answer] = (ALLOWED,)
 
-    async def check_many(
-        self, checks: Sequence[Check], *, on_unavailable: OnUnavailable | Sequence[OnUnavailable] = "allow"
-    ) -> list[Answer]:
-        await super().check_many(checks, on_unavailable=on_unavailable)
-        return [self.answers[min(i, len(self.answers) - 1)] for i in range(len(checks))]
+    def ask(self, check: Check, fails_closed: bool = False) -> Answer:
+        super().ask(check, fails_closed)
+        return self.answers[min(len(self.checks), len(self.answers)) - 1]
 
 
 class Envoy:

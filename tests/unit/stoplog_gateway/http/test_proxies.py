@@ -24,6 +24,7 @@ import stoplog.client.engine
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import INTERNAL_ERROR, OVERLOAD
 from stoplog.client.limiter import Limiter
+from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
 from tests.support.access import access_control
 from tests.support.fake_kafka import Kafka
@@ -83,6 +84,12 @@ def envoy_request(body: bytes, *fields: tuple[bytes, bytes], path: str = "/json"
     return Request("POST", path, (JSON, (b"content-length", b"%d" % len(body)), *fields), (body,)).data()
 
 
+def envoy_body(domain: str, *each: dict[str, str]) -> bytes:
+    """Return a ``RateLimitRequest`` with descriptors that have the entries of a dict each."""
+    descriptors = [{"entries": [{"key": key, "value": value} for key, value in one.items()]} for one in each]
+    return json.dumps({"domain": domain, "descriptors": descriptors}, separators=(",", ":")).encode()
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PROPFIND"])
 @pytest.mark.parametrize(
     ("target", "fields", "check", "closed"),
@@ -114,6 +121,63 @@ async def test_plain_request_of_a_proxy_does_not_reach_the_application(
     await connection.disconnect()
 
 
+async def test_plain_request_of_envoy_does_not_reach_the_application(limiter: FakeLimiter) -> None:
+    access = access_control({"good": "check"}, check_needs_token=True)
+    connection = connect(limiter, access, DescriptorMapping({"edge": [Rule("{user}", "{plan}")]}))
+    token, foreign = (b"stoplog-token", b"good"), (b"via", b"1.1 proxy")
+    for target, fields, closed in (
+        ("/json", (), False),
+        ("/json?unavailable=deny", (), True),
+        ("/json?other=1", (DENY,), True),
+    ):
+        body = envoy_body("edge", {"user": "alice", "plan": "gold"}, {"user": "bob", "plan": '"'})
+        for _ in range(2):  # the second head is known
+            response = await connection.send(*envoy_request(body, token, foreign, *fields, path=target))
+            assert status_of(response) == 200
+            assert limiter.checks == [Check("alice", plan="gold"), Check("bob", plan='"')]
+            assert limiter.fail_closed == [closed] * 2
+            limiter.checks.clear()
+            limiter.fail_closed.clear()
+    assert b"malformed-json" in await connection.send(*envoy_request(b"{", token))
+    await connection.disconnect()
+
+
+async def test_request_of_envoy_is_answered_once_all_its_checks_are(
+    limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending = [asyncio.get_running_loop().create_future() for _ in range(3)]
+    each = iter(pending)
+    monkeypatch.setattr(limiter, "ask", lambda *_: next(each))
+    connection = connect(limiter)
+    connection.protocol.data_received(*envoy_request(envoy_body("edge", USER, USER, USER)))
+    for number in (2, 0, 1):
+        assert not connection.wire.written
+        pending[number].set_result(Answer(True, 100, number, 60_000, 0, 7))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    [response] = connection.wire.written
+    statuses = json.loads(response.partition(b"\r\n\r\n")[2])["statuses"]
+    assert [status.get("limitRemaining", 0) for status in statuses] == [0, 1, 2]
+    await connection.disconnect()
+
+
+async def test_check_of_envoy_that_a_worker_refuses_is_a_400(
+    limiter: FakeLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(limiter, "ask", lambda *_: pending)
+    app = create_app(GatewaySettings(), limiter, access_control())
+    responses = []
+    for connection in (connect(limiter), Connection(app, None)):
+        connection.protocol.data_received(*envoy_request(ENVOY))
+        if not pending.done():
+            pending.set_result(InvalidInput("client_id", "too long", "use a shorter one"))
+        responses.append(await connection.send())
+        await connection.disconnect()
+    assert status_of(responses[0]) == 400
+    assert responses[0] == responses[1]
+
+
 async def test_with_tracing_the_request_of_a_proxy_continues_its_trace(limiter: FakeLimiter) -> None:
     seen: list[int] = []
 
@@ -129,30 +193,34 @@ async def test_with_tracing_the_request_of_a_proxy_continues_its_trace(limiter: 
     await connection.disconnect()
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize(
-    ("target", "fields", "status"),
-    [
-        ("/v1/authorize", (ALICE,), 500),
-        ("/v1/authorize/%61", (ALICE,), 500),
-        ("/v1/authorize?unavailable=deny", (ALICE,), 429),
-        ("/v1/authorize/orders", (ALICE, DENY), 429),
-    ],
-)
+def bug_cases() -> list[tuple[Request, int]]:
+    """Return requests, with the status that they get if there is a bug."""
+    return [
+        (Request("GET", "/v1/authorize", (ALICE,)), 500),
+        (Request("HEAD", "/v1/authorize", (ALICE,)), 500),
+        (Request("GET", "/v1/authorize/%C3%A9", (ALICE,)), 500),
+        (Request("GET", "/v1/authorize?unavailable=deny", (ALICE,)), 429),
+        (Request("HEAD", "/v1/authorize/orders", (ALICE, DENY)), 429),
+        (plain_request("/json", envoy_body("edge", {"user": "alice"})), 500),
+        (plain_request("/json?unavailable=deny", envoy_body("edge", {"user": "alice"})), 429),
+        (plain_request("/json", envoy_body("login", {"user": "alice"})), 429),
+    ]
+
+
+@pytest.mark.parametrize(("request_", "status"), bug_cases())
 async def test_bug_gets_the_response_and_the_log_entry_of_the_route(
-    method: str,
-    target: str,
-    fields: tuple[tuple[bytes, bytes], ...],
+    request_: Request,
     status: int,
     limiter: FakeLimiter,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     limiter.error = ZeroDivisionError("secret")
-    request = Request(method, target, fields)
+    mapping = DescriptorMapping({"login": [Rule("{user}", on_unavailable="deny")]})
     app = create_app(GatewaySettings(), limiter, access_control())
+    app.state.mapping = mapping
     responses = []
-    for connection in (connect(limiter), Connection(app, None)):
-        responses.append(await connection.send(*request.data()))
+    for connection in (connect(limiter, mapping=mapping), Connection(app, None)):
+        responses.append(await connection.send(*request_.data()))
         await connection.disconnect()
     assert status_of(responses[0]) == status
     assert responses[0] == responses[1]
@@ -297,12 +365,6 @@ async def test_long_body_of_a_proxy_in_overload_is_not_awaited(
             await connection.disconnect()
 
 
-def envoy_body(domain: str, *each: dict[str, str]) -> bytes:
-    """Return a ``RateLimitRequest`` with descriptors that have the entries of a dict each."""
-    descriptors = [{"entries": [{"key": key, "value": value} for key, value in one.items()]} for one in each]
-    return json.dumps({"domain": domain, "descriptors": descriptors}, separators=(",", ":")).encode()
-
-
 @pytest.fixture
 def mapping(tmp_path: Path) -> DescriptorMapping:
     file = tmp_path / "mapping.yaml"
@@ -326,14 +388,18 @@ async def test_only_descriptors_whose_rule_says_so_fail_closed_in_overload(
     each: list[dict[str, str]], codes: list[str], limiter: FakeLimiter, mapping: DescriptorMapping
 ) -> None:
     connection = in_overload(limiter, mapping=mapping)
-    response = await connection.send(*envoy_request(envoy_body("login", *each)))
-    assert status_of(response) == (429 if "OVER_LIMIT" in codes else 200)
-    statuses = json.loads(response.partition(b"\r\n\r\n")[2])["statuses"]
-    assert [status["code"] for status in statuses] == codes
+    body = envoy_body("login", *each)
+    for request in (envoy_request(body), envoy_request(body.replace(b"}]}]}", b'}], "limit": {}}]}'))):
+        response = await connection.send(*request)
+        assert status_of(response) == (429 if "OVER_LIMIT" in codes else 200)
+        statuses = json.loads(response.partition(b"\r\n\r\n")[2])["statuses"]
+        assert [status["code"] for status in statuses] == codes
+    # The first request is published. Only protobuf could parse the second one.
+    assert len(limiter.checks) == len(codes)
+    assert limiter.fail_closed == [code == "OVER_LIMIT" for code in codes]
     assert limiter.metrics.failed_closed[OVERLOAD] == codes.count("OVER_LIMIT")
     assert limiter.metrics.degraded[OVERLOAD] == codes.count("OK")
     assert limiter.metrics.uncounted == limiter.metrics.received == len(codes)
-    assert not limiter.checks
     await connection.disconnect()
 
 

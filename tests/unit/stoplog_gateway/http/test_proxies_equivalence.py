@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import strategies as st
+from stoplog_gateway.envoy.mapping import DescriptorMapping, Rule
 
 from tests.support.access import access_control
+from tests.support.envoy_bodies import envoy_bodies
 from tests.support.fast_path_equivalence import compare_with_routes
-from tests.support.protocol_connection import Request
+from tests.support.protocol_connection import Request, plain_request
 
 ALICE = (b"x-client-id", b"alice")
 TOKEN = (b"stoplog-token", b"good")
@@ -49,11 +51,35 @@ FIELDS = [
 ]
 
 
+def envoy_request(content: bytes, *fields: tuple[bytes, bytes], target: str = "/json") -> Request:
+    """Return a request to Envoy's rate limit service."""
+    request = plain_request(target, content)
+    return request._replace(headers=(*request.headers, *fields))
+
+
+ENVOY = b'{"domain":"edge","descriptors":[{"entries":[{"key":"user","value":"a"}],"hitsAddend":%d}]}'
+envoy_targets = st.sampled_from(["/json"] * 5 + ["/jso", "/json/", "/%6Ason", "http://localhost/json"])
+envoy_requests = st.builds(
+    lambda content, fields, method, target, query, cut, version: envoy_request(
+        content, *fields, target=target + query
+    )._replace(method=method, pieces=(content[:cut], content[cut:]), version=version),
+    envoy_bodies,
+    st.just([TOKEN]) | st.lists(st.sampled_from([TOKEN, *FIELDS]), max_size=3),
+    st.sampled_from(["POST"] * 8 + ["GET", "HEAD", "PUT"]),
+    envoy_targets,
+    st.just("") | queries.map("?{}".format),
+    st.sampled_from([0, 0, 7]),
+    st.sampled_from(["1.1"] * 8 + ["1.0"]),
+)
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
     clients = draw(st.just([b"alice"]) | st.lists(st.sampled_from(CLIENTS), max_size=2))
     fields = [(b"x-client-id", client) for client in clients]
     fields += draw(st.just([]) | st.lists(st.sampled_from(FIELDS), max_size=3))
+    if draw(st.booleans()):
+        return draw(envoy_requests)
     return Request(
         draw(st.sampled_from(METHODS)),
         draw(targets),
@@ -70,6 +96,10 @@ parseable = st.builds(
     st.sampled_from(
         [(ALICE,), (TOKEN, ALICE), (ALICE, TOKEN, (b"connection", b"close")), (), (ALICE, ALICE, TOKEN)]
     ),
+) | st.builds(
+    envoy_request,
+    envoy_bodies,
+    st.sampled_from([TOKEN, (b"stoplog-unavailable", b"deny"), (b"connection", b"close")]),
 )
 """Requests without a syntax error. After one, uvicorn can lose the response to the request before it."""
 
@@ -78,6 +108,15 @@ CASES = [
     for method in ("GET", "HEAD", "POST")
     for target in ("/v1/authorize", "/v1/authorize?cost=2&plan=a&resource=b", "/v1/authorize/a/b?cost=x")
 ] + [
+    envoy_request(ENVOY % 2, TOKEN),
+    envoy_request(ENVOY % 1, TOKEN, target="/json?unavailable=deny"),
+    envoy_request(ENVOY % 2, TOKEN, (b"stoplog-unavailable", b"no")),
+    envoy_request(ENVOY % 2 + b" " * 4_096, TOKEN),
+    envoy_request(ENVOY % 2 + b" " * 40_000, TOKEN),
+    envoy_request(ENVOY % 2)._replace(headers=((b"content-length", b"%d" % len(ENVOY % 2)), TOKEN)),
+    envoy_request(b"{}", TOKEN),
+    envoy_request(b"{", TOKEN),
+    envoy_request(ENVOY % 2),
     Request("GET", "/v1/authorize?cost=1001", (ALICE, TOKEN)),
     Request("GET", "/v1/authorize?plan=a#b", (ALICE, TOKEN)),
     Request("GET", "/v1/authorize", (TOKEN,)),
@@ -92,6 +131,10 @@ def test_proxies_get_equal_bytes_from_fast_path_and_routes(
     monkeypatch: pytest.MonkeyPatch, legacy: bool, needs_token: bool
 ) -> None:
     access = access_control({"good": "check", "reader": "read"}, check_needs_token=needs_token)
-    seen, fields = compare_with_routes(monkeypatch, access, requests(), CASES, parseable, legacy=legacy)
+    mapping = DescriptorMapping({"login": [Rule("{user}", on_unavailable="deny")]})
+    seen, fields = compare_with_routes(
+        monkeypatch, access, requests(), CASES, parseable, mapping=mapping, legacy=legacy
+    )
     assert (b"x-ratelimit-reset" in fields) == legacy
     assert {status for path, status in seen if path.startswith("/v1/authorize")} >= {200, 403, 422, 429}
+    assert {status for path, status in seen if path.startswith("/json")} >= {200, 400, 413, 415, 422, 429}

@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 from stoplog_gateway.http.app import create_app
-from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.settings import GatewaySettings
 
 from tests.support.access import access_control
 from tests.support.fake_limiter import FakeLimiter
+from tests.support.fast_path_equivalence import whole_fast_path
 from tests.support.protocol_connection import (
     echo_app,
     final_statuses,
@@ -44,10 +44,10 @@ def test_corpus_is_large_and_its_names_are_unique() -> None:
 async def test_raw_requests_get_their_responses_in_order_on_both_paths(family: str) -> None:
     limiter = FakeLimiter()
     app = create_app(GatewaySettings(), limiter, access_control())
-    experienced = FastPath(limiter, legacy_headers=False)
+    experienced = whole_fast_path(limiter)
     for raw in (raw for raw in CORPUS if raw.name.partition("/")[0] == family):
         for pieces in ways_to_arrive(raw):
-            fast_path = FastPath(limiter, legacy_headers=False)
+            fast_path = whole_fast_path(limiter)
             slow = await respond_to_stream(app, None, pieces)
             slow_checks, limiter.checks = limiter.checks, []
             fast = await respond_to_stream(app, fast_path, pieces)
@@ -64,7 +64,7 @@ async def test_raw_requests_get_their_responses_in_order_on_both_paths(family: s
     "raw", [raw for raw in CORPUS if raw.name.startswith("pipeline/")], ids=lambda raw: raw.name
 )
 async def test_pipelines_cut_at_every_byte_get_the_same_responses(raw: RawRequests, fast: bool) -> None:
-    fast_path = FastPath(FakeLimiter(), legacy_headers=False) if fast else None
+    fast_path = whole_fast_path(FakeLimiter()) if fast else None
     # Where a request ends does not depend on the application. This one is quick, and shows what it received.
     whole = await respond_to_stream(echo_app, fast_path, [raw.data])
     # The longest pipelines repeat a few requests twenty times.

@@ -8,7 +8,7 @@ permit is used only while all of these conditions hold:
 
 - *Time.* The lease has not ended. It lasts from the *sending* of its ask, which was not later than partition
   time at its record. It ends slightly earlier here
-  (:class:`~stoplog.client.leased_client.Lease`).
+  (:func:`~stoplog.client.lease_table.lease_end`).
 - *Updates and proof.* No update came that may concern the client: the same conditions as for denials
   (:mod:`stoplog.client.update_proofs`). An update ends the lease at once.
 - *Given back.* No record has reported the permit as unused, even if it seems that the record was not
@@ -29,20 +29,20 @@ that no check is denied because of permits that are held here.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import count
 from math import ceil, inf
 from typing import Final
 
 from stoplog.client.answer import Answer
 from stoplog.client.demand import Demand, Key, Rate
-from stoplog.client.leased_client import EndedLease, Lease, LeasedClient, SentAsk
+from stoplog.client.lease_table import EndedLease, LeaseTable, SentAsk, lease_end
 from stoplog.client.metrics import Metrics
 from stoplog.client.update_proofs import UpdateProofs
 from stoplog.policy import MAX_COST
 from stoplog.wire.checks import Check
-from stoplog.wire.holds import LEASE, MAX_LEASE_MS, Ask, HoldRow, Settlement, SettlementRow
+from stoplog.wire.holds import LEASE, MAX_LEASE_MS, Ask, HoldId, HoldRow, Settlement, SettlementRow
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import HeldDecision, Reply
 
@@ -79,13 +79,16 @@ SEVERAL_PLANS_S: Final = 60.0
 other, too, whose limits may be much lower."""
 
 MAX_ENTRIES: Final = 100_000
-"""Clients with leases, at most. Each takes about 1 KB."""
+"""Clients with leases, at most. Each takes about 0.3 KB."""
 
 PAUSE_S: Final = 1.0
 """Seconds between two records of settlements, at most."""
 
 SHORTEST_PAUSE_S: Final = 0.03
 """The least seconds between them, with the shortest leases."""
+
+TICK_S: Final = 0.01
+"""Seconds into which the timer divides time, for clients to look at. It is a part of the shortest pause."""
 
 FORGET_S: Final = 10.0
 """Seconds after which a client without a lease is forgotten."""
@@ -129,15 +132,20 @@ class LeaseCache:
         self._proofs = UpdateProofs(partitions)
         self._enabled: frozenset[int] = frozenset()
         self._demand = Demand()
-        self._entries: dict[Key, LeasedClient] = {}
+        self._rows: dict[Key, int] = {}
+        self._table = LeaseTable()
+        self._asking: dict[int, SentAsk] = {}
+        """The asks that wait for a reply, by row."""
         self._resources: dict[str, set[str]] = {}
-        """The resources in the keys of the entries, by client."""
+        """The resources in the keys of the table, by client."""
         self._number = 0
         """Number of the last ask. It identifies the lease, and orders the asks of this process."""
-        self._unsent: list[dict[tuple[str, str], list[Settlement]]] = [{} for _ in range(partitions)]
+        self._unsent: list[dict[Key, list[Settlement]]] = [{} for _ in range(partitions)]
         """Settlements that no record contains yet."""
-        self._looks: list[tuple[float, int, LeasedClient]] = []
-        self._look_ids = count()
+        self._looks: dict[int, array[int]] = {}
+        """The rows to look at, by tick,"""
+        self._ticks: list[int] = []
+        """and a heap of these ticks."""
         self._pause_s = PAUSE_S
         self._short_until = -inf
         """Until when short leases may be open, so that settlements are sent more often."""
@@ -152,43 +160,47 @@ class LeaseCache:
             renew: Whether to return ``None`` for a check that should carry the ask for the next lease. If it
                 is false, the check cannot be sent, or was denied or not answered in time.
         """
-        entry = self._entries.get(check.client if not check.resource else (check.client, check.resource))
-        if entry is None or (lease := entry.lease) is None or not check.cost or check.plan != entry.plan:
+        row = self._rows.get(check.client if not check.resource else (check.client, check.resource))
+        if row is None:
+            return None
+        table, cost = self._table, check.cost
+        left = table.left[row]
+        if not cost or cost > left or check.plan != table.plan[row]:
             return None
         now = self._clock()
-        if not lease.serves(check, now):
+        if now >= table.proof[row].proven_until:
             return None
-        if renew and (lease.left <= lease.low or now >= lease.renew_at) and self._may_ask(entry, now):
+        # A lease that need not be renewed yet has not ended.
+        if (left <= table.low[row] or now >= table.renew_at[row]) and (
+            now >= table.until[row] or (renew and self._may_ask(row, now))
+        ):
             return None
-        self._use(lease, check)
+        table.left[row] = left = left - cost
+        if cost > 1:
+            table.beyond[row] += cost - 1
         metrics = self._metrics
         metrics.lease_hits += 1
-        elapsed_ms = int((now - lease.since) * 1_000)
+        metrics.lease_used += cost
         return Answer(
             True,
-            lease.limit,
-            lease.remaining + lease.left,
-            max(0, lease.reset_after_ms - elapsed_ms),
+            table.limit[row],
+            table.remaining[row] + left,
+            max(0, int((table.reset_at[row] - now) * 1_000 + 0.5)),
             0,
-            lease.policy_version,
+            table.policy_version[row],
         )
 
     def spend(self, check: Check) -> bool:
         """Use permits for a check that fails open, without proof. Return whether there were enough."""
-        entry = self._entries.get(_key(check))
-        if entry is None or (lease := entry.lease) is None or not check.cost or check.plan != entry.plan:
+        row, table, cost = self._rows.get(_key(check)), self._table, check.cost
+        if row is None or not cost or cost > table.left[row] or check.plan != table.plan[row]:
             return False
-        if check.cost > lease.left or self._clock() >= lease.until:
+        if self._clock() >= table.until[row]:
             return False
-        self._use(lease, check)
+        table.left[row] -= cost
+        table.beyond[row] += cost - 1
+        self._metrics.lease_used += cost
         return True
-
-    def _use(self, lease: Lease, check: Check) -> None:
-        lease.left -= check.cost
-        lease.used += check.cost
-        lease.units += check.cost
-        lease.hits += 1
-        self._metrics.lease_used += check.cost
 
     # --- checks that go to the log --------------------------------------------------------------
 
@@ -198,54 +210,58 @@ class LeaseCache:
             return False
         key, now = _key(check), self._clock()
         rate = self._demand.add(key, check.plan, check.cost, now, MIN_CHECKS)
-        entry = self._entries.get(key)
-        if entry is None:
+        row = self._rows.get(key)
+        if row is None:
             if (
                 rate is None
                 or rate.checks * min(FIRST_TTL_S, self._max_ms / 1_000) < MIN_CHECKS
-                or len(self._entries) >= MAX_ENTRIES
+                or len(self._rows) >= MAX_ENTRIES
             ):
                 return False
-            entry = self._entries[key] = LeasedClient(check, partition, rate, now)
+            row = self._rows[key] = self._table.add(key, check.plan, partition)
+            self._table.set_rate(row, rate, now)
             if check.resource:
                 self._resources.setdefault(check.client, set()).add(check.resource)
-            self._look(entry, now + PAUSE_S)
-        elif rate is not None and rate.checks > self._rate(entry, now).checks:
-            entry.rate, entry.rated_at = rate, now
-        return self._mark(entry, check, now)
+            self._look(row, now + PAUSE_S)
+        elif rate is not None and rate.checks > self._rate(row, now).checks:
+            self._table.set_rate(row, rate, now)
+        return self._mark(row, check, now)
 
-    def _mark(self, entry: LeasedClient, check: Check, now: float) -> bool:
-        before, lease = entry.mark, entry.lease
-        serves = lease is not None and check.plan == entry.plan and lease.serves(check, now)
-        if lease is not None and not serves and (lease.left or entry.asking is None):
+    def _mark(self, row: int, check: Check, now: float) -> bool:
+        table = self._table
+        before, same_plan = table.mark[row], check.plan == table.plan[row]
+        serves = same_plan and table.serves(row, check, now)
+        if table.number[row] and not serves and (table.left[row] or row not in self._asking):
             # A lease without permits holds nothing back. While a reply is due, its use may be reported
             # already, and a further settlement would report it twice.
-            entry.mark = _SETTLE
-        elif not before and self._may_ask(entry, now):
-            entry.mark = _ASK
-        if check.plan != entry.plan:
-            entry.plan, entry.retry_at = check.plan, now + SEVERAL_PLANS_S
-        return bool(entry.mark) and not before
+            table.mark[row] = _SETTLE
+        elif not before and self._may_ask(row, now):
+            table.mark[row] = _ASK
+        if not same_plan:
+            table.set_plan(row, check.plan)
+            table.retry_at[row] = now + SEVERAL_PLANS_S
+        return bool(table.mark[row]) and not before
 
-    def _may_ask(self, entry: LeasedClient, now: float) -> bool:
-        """Return whether the next check of *entry* should carry an ask."""
-        if entry.asking is not None or entry.mark or now < entry.retry_at:
+    def _may_ask(self, row: int, now: float) -> bool:
+        """Return whether the next check of the client of *row* should carry an ask."""
+        if row in self._asking or self._table.mark[row] or now < self._table.retry_at[row]:
             return False
-        return self._expected(entry, now).checks >= MIN_CHECKS_AGAIN
+        return self._expected(row, now).checks >= MIN_CHECKS_AGAIN
 
-    def _expected(self, entry: LeasedClient, now: float) -> Rate:
+    def _expected(self, row: int, now: float) -> Rate:
         """Return the checks and units to expect during the next lease."""
-        ttl_s = min(entry.ttl_s or FIRST_TTL_S, self._max_ms / 1_000)
-        rate = self._rate(entry, now)
+        ttl_s = min(self._table.ttl_s[row] or FIRST_TTL_S, self._max_ms / 1_000)
+        rate = self._rate(row, now)
         return Rate(rate.checks * ttl_s, rate.units * ttl_s)
 
-    def _rate(self, entry: LeasedClient, now: float) -> Rate:
-        """Return the rate of *entry*. What was known before its lease counts for less and less."""
-        checks, units = entry.rate
-        if entry.lease is None:
-            part = 0.5 ** ((now - entry.rated_at) / HALF_LIFE_S)
+    def _rate(self, row: int, now: float) -> Rate:
+        """Return the rate of a client. What was known before its lease counts for less and less."""
+        table = self._table
+        checks, units = table.checks[row], table.units[row]
+        if not table.number[row]:
+            part = 0.5 ** ((now - table.rated_at[row]) / HALF_LIFE_S)
             return Rate(checks * part, units * part)
-        rate, span = entry.lease.rate(now)
+        rate, span = table.lease_rate(row, now)
         part = 0.5 ** (span / HALF_LIFE_S)
         return Rate(rate.checks + (checks - rate.checks) * part, rate.units + (units - rate.units) * part)
 
@@ -268,51 +284,58 @@ class LeaseCache:
         enabled = partition in self._enabled
         if not marked:
             return ([] if enabled else None), []
-        now = self._clock()
+        now, table = self._clock(), self._table
         settlements: dict[int, tuple[Settlement, ...]] = {}
-        asking: dict[Key, LeasedClient] = {}
+        asking: dict[Key, int] = {}
         for index in marked:
             key = _key(checks[index])
-            entry = self._entries.get(key)
-            if entry is None or not entry.mark:
+            row = self._rows.get(key)
+            if row is None or not table.mark[row]:
                 continue
-            mark, entry.mark = entry.mark, 0
+            mark, table.mark[row] = table.mark[row], 0
             if not enabled:
                 continue
-            lease = entry.lease
-            if lease is not None and (mark == _SETTLE or now >= lease.until):
-                settlements[index] = (self._finish(entry, now).settlement,)
-            if waits and self._may_ask(entry, now):
-                asking[key] = entry
+            if table.number[row] and (mark == _SETTLE or now >= table.until[row]):
+                settlements[index] = (self._finish(row, now),)
+            if waits and self._may_ask(row, now):
+                asking[key] = row
         # The last check of the client in the batch carries the ask, so that no check before it is denied
         # because of the lease.
         last = {key: i for i, check in enumerate(checks) if (key := _key(check)) in asking} if asking else {}
-        sent = [self._ask(entry, last[key], settlements, now) for key, entry in asking.items()]
+        sent = [self._ask(row, last[key], settlements, now) for key, row in asking.items()]
         if not enabled:
             return None, []
-        asks = {one.index: one.ask for one in sent}
+        asks = {one.position: one.ask for one in sent}
         indexes = sorted(settlements.keys() | asks.keys())
         return [HoldRow(index, asks.get(index), settlements.get(index, ())) for index in indexes], sent
 
     def _ask(
-        self, entry: LeasedClient, index: int, settlements: dict[int, tuple[Settlement, ...]], now: float
+        self, row: int, index: int, settlements: dict[int, tuple[Settlement, ...]], now: float
     ) -> SentAsk:
         """Ask for a lease with the check at *index*; add to *settlements* what must go with it."""
         self._number += 1
-        expected = self._expected(entry, now)
+        table = self._table
+        expected = self._expected(row, now)
         want = min(max(MIN_WANT, ceil(expected.units * SURPLUS)), MAX_COST)
-        lease = entry.lease
-        keep = () if lease is None else (lease.id,)
-        ask = Ask(LEASE, (self._incarnation, self._number, 0), self._number, want, self._max_ms, keep)
-        ended = tuple(one for one in entry.ended if now < one.gone_at)
-        used = 0 if lease is None else lease.used
-        reported = {one.id for row in settlements.values() for one in row}
-        again = tuple(one.settlement for one in ended if one.settlement.id not in reported)
-        partial = (Settlement(lease.id, used, True),) if lease is not None and used else ()
+        lease, used = table.number[row], table.used(row)
+        keep = (self._id(lease),) if lease else ()
+        ask = Ask(LEASE, self._id(self._number), self._number, want, self._max_ms, keep)
+        ended = table.ended_leases(row, now)
+        reported = {one.id for settled in settlements.values() for one in settled}
+        again = tuple(self._last(one) for one in ended if self._id(one.number) not in reported)
+        partial = (Settlement(self._id(lease), used, True),) if used else ()
         if again or partial:
             settlements[index] = (*settlements.get(index, ()), *again, *partial)
-        entry.asking = SentAsk(entry, ask, index, lease, used, ended)
-        return entry.asking
+        sent = SentAsk(table.partition[row], table.key[row], ask, index, lease, used, ended)
+        self._asking[row] = sent
+        return sent
+
+    def _id(self, number: int) -> HoldId:
+        """Return the id of the lease that ask *number* has brought."""
+        return (self._incarnation, number, 0)
+
+    def _last(self, ended: EndedLease) -> Settlement:
+        return Settlement(self._id(ended.number), ended.used)
 
     # --- replies ------------------------------------------------------------------------------
 
@@ -321,132 +344,138 @@ class LeaseCache:
         if reply.error is not None:
             self._enabled -= {partition}  # until a heartbeat states that the partition grants holds
         for one in sent:
-            answer = reply.answers[one.index] if one.index < len(reply.answers) else None
+            answer = reply.answers[one.position] if one.position < len(reply.answers) else None
             if isinstance(answer, HeldDecision):
-                self._learn(partition, one, answer, reply.applied, sent_at)
+                self._learn(one, answer, reply.applied, sent_at)
             else:
                 self.abandon([one])
 
-    def _learn(
-        self, partition: int, sent: SentAsk, decision: HeldDecision, applied: int, sent_at: float
-    ) -> None:
-        entry, now = sent.entry, self._clock()
-        is_latest = entry.asking is sent
-        if is_latest:
-            entry.asking = None
-        if sent.lease is not None:
-            sent.lease.used -= sent.used
-        entry.ended = tuple(one for one in entry.ended if one not in sent.ended)
-        grant = decision.grant
+    def _learn(self, sent: SentAsk, decision: HeldDecision, applied: int, sent_at: float) -> None:
+        now, table, grant = self._clock(), self._table, decision.grant
+        row = self._rows.get(sent.key)
+        is_latest = row is not None and self._asking.get(row) is sent
+        if row is not None:
+            if is_latest:
+                del self._asking[row]
+            if sent.lease and table.number[row] == sent.lease:
+                table.reported[row] += sent.used
+            table.forget_ended(row, now, sent.ended)
+            if grant is None:
+                self._refused(row, now)
         if grant is None:
-            self._refused(entry, now)
             return
-        proof = self._proofs.of(partition)
-        lease = Lease(sent.ask.id, grant, decision, proof, sent_at, now)
-        entry.ttl_s, entry.refusals = lease.ttl_s, 0
-        several_plans = now < entry.retry_at
-        usable = is_latest and not several_plans and now < lease.until and self._max_ms
-        if not usable or not proof.covers(applied):
-            self._settle(entry, Settlement(sent.ask.id, 0))
+        proof = self._proofs.of(sent.partition)
+        usable = is_latest and now < lease_end(sent_at, grant) and self._max_ms and proof.covers(applied)
+        if row is None or not usable or now < table.retry_at[row]:
+            self._settle(sent.partition, sent.key, Settlement(sent.ask.id, 0))
             return
-        if entry.lease is not None:
-            self._settle(entry, self._finish(entry, now).settlement)
-        entry.lease = lease
+        if table.number[row]:
+            self._settle(sent.partition, sent.key, self._finish(row, now))
+        table.ttl_s[row], table.refusals[row] = grant.ttl_ms / 1_000, 0
+        table.accept(row, sent.ask, grant, decision, proof, sent_at, now)
         self._metrics.leases += 1
         self._metrics.lease_granted += grant.units
-        self._look(entry, lease.until)
-        if lease.ttl_s < 3 * PAUSE_S:
-            self._pause_s = max(SHORTEST_PAUSE_S, min(self._pause_s, lease.ttl_s / 3))
+        self._look(row, table.until[row])
+        if grant.ttl_ms < 3_000 * PAUSE_S:
+            self._pause_s = max(SHORTEST_PAUSE_S, min(self._pause_s, grant.ttl_ms / 3_000))
             self._short_until = now + MAX_LEASE_MS / 1_000
 
     def abandon(self, sent: Iterable[SentAsk]) -> None:
         """Give up asks without a reply. What they may have been granted is never used, and given back."""
         for one in sent:
-            if one.entry.asking is one:
-                one.entry.asking = None
-                self._refused(one.entry, self._clock())
-                self._settle(one.entry, Settlement(one.ask.id, 0))
+            row = self._rows.get(one.key)
+            if row is not None and self._asking.get(row) is one:
+                del self._asking[row]
+                self._refused(row, self._clock())
+                self._settle(one.partition, one.key, Settlement(one.ask.id, 0))
 
-    def _refused(self, entry: LeasedClient, now: float) -> None:
-        longest = MAX_RETRY_S if entry.ttl_s else MAX_FIRST_RETRY_S
-        entry.retry_at = max(entry.retry_at, now + min(RETRY_S * 2**entry.refusals, longest))
-        entry.refusals = min(entry.refusals + 1, 10)
+    def _refused(self, row: int, now: float) -> None:
+        table = self._table
+        refusals, longest = table.refusals[row], MAX_RETRY_S if table.ttl_s[row] else MAX_FIRST_RETRY_S
+        table.retry_at[row] = max(table.retry_at[row], now + min(RETRY_S * 2**refusals, longest))
+        table.refusals[row] = min(refusals + 1, 10)
 
     # --- the end of leases ----------------------------------------------------------------------
 
-    def _finish(self, entry: LeasedClient, now: float) -> EndedLease:
-        """Stop using the lease of *entry*; return its last settlement."""
-        lease = entry.lease
-        assert lease is not None
-        entry.rate, entry.rated_at = self._rate(entry, now), now
-        entry.lease = None
-        if now < lease.until:
-            self._metrics.lease_returned += lease.left
+    def _finish(self, row: int, now: float) -> Settlement:
+        """Stop using the lease of *row*; return its last settlement."""
+        table, left = self._table, self._table.left[row]
+        table.set_rate(row, self._rate(row, now), now)
+        if now < table.until[row]:
+            self._metrics.lease_returned += left
         else:
-            self._metrics.lease_expired += lease.left
+            self._metrics.lease_expired += left
         self._metrics.leases -= 1
-        ended = EndedLease(Settlement(lease.id, lease.used), lease.gone_at)
-        entry.ended = (*entry.ended, ended)
-        return ended
+        return self._last(table.end(row))
 
-    def _settle(self, entry: LeasedClient, settlement: Settlement) -> None:
+    def _settle(self, partition: int, key: Key, settlement: Settlement) -> None:
         """Have the next record of settlements contain this one."""
-        self._unsent[entry.partition].setdefault((entry.client, entry.resource), []).append(settlement)
+        self._unsent[partition].setdefault(key, []).append(settlement)
 
-    def _look(self, entry: LeasedClient, at: float) -> None:
-        """Have :meth:`take_settlements` look at *entry* shortly before *at*, at the latest."""
-        if at < entry.look_at:
-            entry.look_at = at
-            heappush(self._looks, (at, next(self._look_ids), entry))
+    def _look(self, row: int, at: float) -> None:
+        """Have :meth:`take_settlements` look at *row* shortly before *at*, at the latest."""
+        look_at = self._table.look_at
+        if not look_at[row] or at < look_at[row]:
+            look_at[row] = at
+            tick = int(at / TICK_S)
+            if tick not in self._looks:
+                self._looks[tick] = array("i")
+                heappush(self._ticks, tick)
+            self._looks[tick].append(row)
 
     def take_settlements(self) -> list[tuple[int, list[SettlementRow]]]:
         """Return the settlements since the last call, and those of leases that end before the next one.
 
         Call it every :attr:`pause_s`. Each pair is a partition with at most :data:`MAX_ROWS` rows.
         """
-        now = self._clock()
+        now, look_at = self._clock(), self._table.look_at
         if now >= self._short_until:
             self._pause_s = PAUSE_S
         horizon = now + self._pause_s * 1.1
-        looked = []
-        while self._looks and self._looks[0][0] <= horizon:
-            at, _, entry = heappop(self._looks)
-            if at == entry.look_at:
-                entry.look_at = inf
-                looked.append(entry)
-        for entry in looked:
-            self._visit(entry, now, horizon)
+        looked = array("i")
+        while self._ticks and self._ticks[0] <= horizon / TICK_S:
+            tick = heappop(self._ticks)
+            for row in self._looks.pop(tick):
+                if int(look_at[row] / TICK_S) == tick:
+                    look_at[row] = 0
+                    looked.append(row)
+        for row in looked:
+            self._visit(row, now, horizon)
         found = []
         for partition, unsent in enumerate(self._unsent):
             if unsent and partition in self._enabled:
-                rows = [SettlementRow(*key, tuple(settlements)) for key, settlements in unsent.items()]
+                rows = [
+                    SettlementRow(*((key, "") if isinstance(key, str) else key), tuple(settlements))
+                    for key, settlements in unsent.items()
+                ]
                 found += [
                     (partition, rows[start : start + MAX_ROWS]) for start in range(0, len(rows), MAX_ROWS)
                 ]
             unsent.clear()
         return found
 
-    def _visit(self, entry: LeasedClient, now: float, horizon: float) -> None:
-        """End the lease of *entry* if it is over before *horizon*; forget the entry if it has no use."""
-        lease = entry.lease
+    def _visit(self, row: int, now: float, horizon: float) -> None:
+        """End the lease of *row* if it is over before *horizon*; forget the client if the row has no use."""
+        table, until = self._table, self._table.until[row]
         # A reply that is due confirms what was reported, and mostly brings the next lease.
-        if lease is not None and lease.until <= horizon and (entry.asking is None or lease.until <= now):
-            self._settle(entry, self._finish(entry, now).settlement)
-            lease = None
-        entry.ended = tuple(one for one in entry.ended if now < one.gone_at)
-        if lease is not None:
-            self._look(entry, lease.until)
-        elif entry.ended or entry.asking or entry.mark or now < entry.retry_at:
-            self._look(entry, horizon + self._pause_s)
-        elif now - entry.rated_at > FORGET_S:
-            self._forget(entry)
+        if table.number[row] and until <= horizon and (row not in self._asking or until <= now):
+            self._settle(table.partition[row], table.key[row], self._finish(row, now))
+        table.forget_ended(row, now)
+        if table.number[row]:
+            self._look(row, until)
+        elif table.ended_number[row] or row in self._asking or table.mark[row] or now < table.retry_at[row]:
+            self._look(row, horizon + self._pause_s)
+        elif now - table.rated_at[row] > FORGET_S:
+            self._forget(row)
         else:
-            self._look(entry, entry.rated_at + FORGET_S + 2 * self._pause_s)
+            self._look(row, table.rated_at[row] + FORGET_S + 2 * self._pause_s)
 
-    def _forget(self, entry: LeasedClient) -> None:
-        client, resource = entry.client, entry.resource
-        del self._entries[(client, resource) if resource else client]
-        if resource:
+    def _forget(self, row: int) -> None:
+        key = self._table.key[row]
+        del self._rows[key]
+        self._table.remove(row)
+        if not isinstance(key, str):
+            client, resource = key
             resources = self._resources[client]
             resources.discard(resource)
             if not resources:
@@ -470,14 +499,19 @@ class LeaseCache:
             update: Key of the update.
             version: Its offset.
         """
-        client, now = self._proofs.on_update(partition, update, version), self._clock()
-        for entry in self._entries.values() if client is None else self._entries_of(client):
-            if entry.lease is not None and entry.partition == partition:
-                self._settle(entry, self._finish(entry, now).settlement)
+        client = self._proofs.on_update(partition, update, version)
+        rows = self._rows.values() if client is None else self._rows_of(client)
+        self._end_leases(row for row in rows if self._table.partition[row] == partition)
 
-    def _entries_of(self, client: str) -> Iterator[LeasedClient]:
+    def _rows_of(self, client: str) -> Iterator[int]:
         keys: list[Key] = [client, *((client, one) for one in self._resources.get(client, ()))]
-        return (self._entries[key] for key in keys if key in self._entries)
+        return (self._rows[key] for key in keys if key in self._rows)
+
+    def _end_leases(self, rows: Iterable[int]) -> None:
+        table, now = self._table, self._clock()
+        for row in rows:
+            if table.number[row]:
+                self._settle(table.partition[row], table.key[row], self._finish(row, now))
 
     def on_proof(self, partitions: Sequence[int], at: float) -> None:
         """Note that every update written to *partitions* before *at* (seconds) has been read."""
@@ -486,7 +520,7 @@ class LeaseCache:
     @property
     def wants_proof(self) -> bool:
         """Whether a proof would be used. This property may be read from any thread; nothing else may."""
-        return bool(self._max_ms and self._entries)
+        return bool(self._max_ms and self._rows)
 
     @property
     def pause_s(self) -> float:
@@ -496,12 +530,10 @@ class LeaseCache:
     def close(self) -> None:
         """Use and ask for no more leases. The next :meth:`take_settlements` returns the last settlements."""
         self._max_ms = 0
-        now = self._clock()
-        for entry in self._entries.values():
-            if entry.lease is not None:
-                self._settle(entry, self._finish(entry, now).settlement)
-            if entry.asking is not None:
-                self.abandon([entry.asking])
-        self._entries.clear()
+        self._end_leases(self._rows.values())
+        self.abandon(list(self._asking.values()))
+        self._rows.clear()
+        self._table = LeaseTable()
         self._resources.clear()
         self._looks.clear()
+        self._ticks.clear()

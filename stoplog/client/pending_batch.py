@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from stoplog.client.answer import Answer, Outcome, from_decision
 from stoplog.client.fail_open import REJECTED_BATCH, REPLAYED, degraded_answer
-from stoplog.client.leased_client import SentAsk
+from stoplog.client.lease_table import SentAsk
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.errors import InvalidInput

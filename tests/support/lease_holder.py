@@ -5,19 +5,18 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import cast
 
 from stoplog.client.demand import Rate
 from stoplog.client.lease_cache import LeaseCache
-from stoplog.client.leased_client import SentAsk
+from stoplog.client.lease_table import SentAsk
 from stoplog.client.metrics import Metrics
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements
 from stoplog.wire.holds import SettlementBatch
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import Decision, Reply
 
-_NOT_FROZEN = {"_metrics", "_clock", "_demand", "_looks", "_look_ids"}
+_NOT_FROZEN = {"_metrics", "_clock", "_demand", "_looks", "_ticks"}
 
 
 @dataclass
@@ -77,6 +76,10 @@ class LeaseHolder:
         """Give up waiting for the reply to a batch."""
         self.cache.abandon(sent.asks)
 
+    def waits(self, sent: SentBatch) -> bool:
+        """Return whether the first ask of a batch waits for its reply."""
+        return sent.asks[0] in self.cache._asking.values()
+
     def settlements(self) -> list[bytes]:
         """Return the records of settlements that are due."""
         return [
@@ -94,13 +97,11 @@ class LeaseHolder:
 
     def frozen(self, batch: SentBatch | None) -> bytes:
         """Return everything that its later behavior depends on, and *batch*; but no rates and metrics."""
-        cache = self.cache
-        for entry in cache._entries.values():
-            entry.rate, entry.rated_at, entry.look_at = Rate(0, 0), 0.0, inf
-            if entry.lease is not None:
-                entry.lease.hits = entry.lease.units = 0
-                entry.lease.since = 0.0
-                entry.lease.remaining = entry.lease.reset_after_ms = 0
+        cache, table = self.cache, self.cache._table
+        for row in cache._rows.values():
+            table.set_rate(row, Rate(0, 0), 0)
+            for column in (table.look_at, table.beyond, table.remaining, table.reset_at):
+                column[row] = 0
         state = {name: value for name, value in cache.__dict__.items() if name not in _NOT_FROZEN}
         return pickle.dumps((state, batch))
 
@@ -108,14 +109,14 @@ class LeaseHolder:
         """Become the holder that was *frozen*; return the batch."""
         state, batch = pickle.loads(frozen)
         self.cache.__dict__.update(state)
-        for entry in self.cache._entries.values():
-            self.cache._look(entry, self.clock())
+        for row in self.cache._rows.values():
+            self.cache._look(row, self.clock())
         return cast("SentBatch | None", batch)
 
     @property
     def balanced(self) -> bool:
         """Whether each granted permit was used, given back, lost, or is left."""
         metrics = self.metrics
-        left = sum(entry.lease.left for entry in self.cache._entries.values() if entry.lease is not None)
+        left = sum(self.cache._table.left)
         gone = metrics.lease_used + metrics.lease_returned + metrics.lease_expired
         return metrics.lease_granted == gone + left

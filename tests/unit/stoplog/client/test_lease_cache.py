@@ -5,12 +5,16 @@ That leases are strict is tested with the fold (``tests/unit/stoplog_worker/algo
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import ceil
 
 import pytest
 
 from stoplog.client import lease_cache
 from stoplog.client.answer import Answer
+from stoplog.client.demand import Demand
 from stoplog.client.lease_cache import (
     FIRST_TTL_S,
     MAX_FIRST_RETRY_S,
@@ -21,7 +25,7 @@ from stoplog.client.lease_cache import (
     SURPLUS,
     LeaseCache,
 )
-from stoplog.client.leased_client import SentAsk
+from stoplog.client.lease_table import GROWTH, SentAsk
 from stoplog.client.metrics import Metrics
 from stoplog.wire.checks import Check
 from stoplog.wire.holds import Ask, Grant, HoldRow, Settlement, SettlementRow
@@ -59,7 +63,7 @@ class Bench:
     def reply(self, grant: Grant | None, *, applied: int = -1, sent_at: float | None = None) -> None:
         """Answer the last batch, of one check."""
         decision = HeldDecision(True, 100, 40, 60_000, 0, 3, 0, grant)
-        answers: list[Decision | str | None] = [decision] * (self.sent[-1].index + 1)
+        answers: list[Decision | str | None] = [decision] * (self.sent[-1].position + 1)
         reply = Reply(HOLDER, 1, 1, applied, answers)
         self.cache.learn(0, self.sent, reply, self.now if sent_at is None else sent_at)
         self.sent = []
@@ -92,6 +96,17 @@ class Bench:
             metrics.lease_returned,
             metrics.lease_expired,
         )
+
+
+@contextmanager
+def tracing_memory() -> Iterator[Callable[[], int]]:
+    """Trace memory; yield a function that returns the bytes allocated since then."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        yield lambda: tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
 
 
 # --- who gets a lease ---
@@ -399,7 +414,29 @@ def test_settlement_is_repeated_with_asks_until_a_reply_or_the_end_of_the_lease(
     bench.cache.abandon(bench.sent)
     bench.after(TTL_MS / 1_000 * 31 / 30)
     assert bench.ask().number == 4
-    assert [one.settlement for one in bench.sent[0].ended] == []
+    assert bench.sent[0].ended == ()
+
+
+def test_settlements_of_several_leases_are_repeated_until_a_reply() -> None:
+    bench = Bench()
+    first = bench.lease(16)
+    for _ in range(12):
+        bench.hit()
+    second = bench.send(ALICE)[0].ask
+    assert second is not None
+    bench.reply(Grant(20, TTL_MS))
+    both = {Settlement(first.id, 0), Settlement(second.id, 0)}
+    [row] = bench.send(Check("alice", 30))
+    assert set(row.settlements) == both
+    bench.cache.abandon(bench.sent)
+    bench.after(RETRY_S)
+    [row] = bench.send(ALICE)
+    assert set(row.settlements) == both
+    bench.reply(Grant(16, TTL_MS))
+    while bench.hit():
+        pass
+    [row] = bench.send(ALICE)
+    assert not both & set(row.settlements)
 
 
 def test_report_without_reply_is_repeated() -> None:
@@ -505,16 +542,29 @@ def test_close_gives_everything_back() -> None:
 # --- memory ---
 
 
+def test_lease_takes_at_most_400_bytes() -> None:
+    """With the client's id, and without the estimates of demand, whose memory is bounded."""
+    bench, leases = Bench(), 2 * GROWTH
+    with tracing_memory() as allocated:
+        for number in range(leases):
+            bench.ask(Check(f"client-{number}", plan="gold" * (number % 2)), per_s=10_000)
+            bench.reply(Grant(16, TTL_MS))
+        bench.cache._demand = Demand()
+        assert bench.metrics.leases == leases
+        per_lease = allocated() / leases
+    assert 100 < per_lease < 400
+
+
 def test_clients_without_use_are_forgotten() -> None:
     bench = Bench()
     for number in range(50):
         bench.ask(Check(f"client-{number}", resource="login" * (number % 2)))
         bench.reply(None)
-    assert len(bench.cache._entries) == 50
+    assert len(bench.cache._rows) == 50
     for _ in range(100):
         bench.after(bench.cache.pause_s)
         bench.settled()
-    assert not bench.cache._entries
+    assert not bench.cache._rows
     assert not bench.cache._resources
     assert not bench.cache._looks
     assert not bench.cache.wants_proof

@@ -17,7 +17,7 @@ from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
-from stoplog.client import lease_cache, leased_client
+from stoplog.client import lease_cache, lease_table
 from stoplog.client.metrics import Metrics
 from stoplog.policy import Limit, Policy, parse_policy
 from stoplog.wire.checks import (
@@ -318,7 +318,7 @@ def explore(
 def test_every_sequence_of_events_keeps_the_limit(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in EAGER.items():
         monkeypatch.setattr(lease_cache, name, value)
-    monkeypatch.setattr(leased_client, "LOW_PERMITS", 2)
+    monkeypatch.setattr(lease_table, "LOW_PERMITS", 2)
     monkeypatch.setattr(holds, "MIN_LEASE", 1)
     monkeypatch.setattr(holds, "SHARE", 1)
     limit, events = SCOPES[scope]

@@ -183,7 +183,7 @@ class World:
                 self.later(lambda: reply(found.answers, applied))
 
         def reply(answers: Sequence[Any], applied: int) -> None:
-            if batch.asks and batch.asks[0].entry.asking is not batch.asks[0]:
+            if batch.asks and not holder.waits(batch):
                 return  # given up already
             for check, answer, allowed in zip(
                 checks, answers, holder.answered(batch, answers, applied), strict=True

@@ -27,6 +27,12 @@ PATIENCE_S: Final = 90.0
 """Seconds until an event that must happen counts as missing. An idle machine needs a tenth of it."""
 
 
+STACKS: Final = Path(__file__).with_name("stacks")
+"""Folder of a module that makes a process print its stacks when it gets SIGUSR1."""
+
+_STACKS_S: Final = 5.0
+"""Seconds that a process may take for that."""
+
 DEGRADED_BEGAN: Final = "degraded: checks fail open"
 DEGRADED_ENDED: Final = "normal again"
 
@@ -75,6 +81,20 @@ class Process(Child):
         self._env = {**self._env, **{f"STOPLOG_{key.upper()}": value for key, value in settings.items()}}
         self.stop()
         self.start()
+
+    def stacks(self) -> str:
+        """Return what its threads and tasks are doing; an empty text if it does not tell."""
+        if self.status is not None or self._env.get("PYTHONPATH") != str(STACKS):
+            return ""
+        before = self.log.stat().st_size
+        self.signal(signal.SIGUSR1)
+        until, text = time.monotonic() + _STACKS_S, ""
+        while "--- end of the stacks" not in text and time.monotonic() < until:
+            time.sleep(0.05)
+            with self.log.open("rb") as log:
+                log.seek(before)
+                text = log.read().decode(errors="replace")
+        return text
 
     def lines(self, *needles: str) -> list[str]:
         """Return the lines of its log that contain all of *needles*."""
@@ -204,7 +224,11 @@ class System:
         return gateway
 
     def _env(self, **settings: Any) -> dict[str, str]:
-        return {f"STOPLOG_{key.upper()}": str(value) for key, value in {**self._settings, **settings}.items()}
+        variables = {**self._settings, **settings}
+        return {
+            "PYTHONPATH": str(STACKS),
+            **{f"STOPLOG_{key.upper()}": str(value) for key, value in variables.items()},
+        }
 
     def _run(self, process: Process) -> None:
         process.start()
@@ -223,8 +247,12 @@ class System:
             eventually(f"{gateway.name} is ready", gateway.ready, on_failure=self.logs)
 
     def logs(self) -> str:
-        """Return the last lines of every process's log."""
-        return "\n".join(f"--- {p.name}\n{p.tail(30)}" for p in (*self.workers, *self.gateways))
+        """Return the last lines of every log, and what each process is doing."""
+        parts = [f"--- broker\n{self.broker.tail()}"]
+        for process in (*self.workers, *self.gateways):
+            tail = process.tail(30)  # before the stacks, which go to the same log
+            parts.append(f"--- {process.name}\n{tail}\n--- stacks of {process.name}\n{process.stacks()}")
+        return "\n".join(parts)
 
     def records(self, partition: int) -> list[Record]:
         """Return all records of ``checks[partition]``."""

@@ -1,4 +1,4 @@
-"""The test suite's own rules: skips for missing programs, and signals of child processes."""
+"""The test suite's own rules: skips for missing programs, and signals and stacks of child processes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from tests.support.broker import CHECKOUT
 from tests.support.programs import install_commands
 from tests.support.signals import default_signals_for_children
+from tests.support.system import STACKS, Process, eventually
 
 CONFTEST: Final = """
 from tests import conftest
@@ -92,3 +93,30 @@ def test_child_processes_find_no_ignored_signals() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert shown == f"{signal.SIG_DFL} {signal.default_int_handler}\n"
+
+
+def test_process_says_what_its_threads_and_tasks_are_doing(tmp_path: Path) -> None:
+    program = """
+import asyncio, threading
+
+def hang():
+    print("hangs", flush=True)
+    threading.Event().wait()
+
+async def wait_for_godot():
+    await asyncio.to_thread(hang)
+
+asyncio.run(wait_for_godot())
+"""
+    command = [sys.executable, "-c", program]
+    process = Process("it", command, env={"PYTHONPATH": str(STACKS)}, log=tmp_path / "log")
+    process.start()
+    try:
+        eventually("it hangs", lambda: process.lines("hangs") != [])
+        stacks = process.stacks()
+        assert "in hang\n" in stacks
+        assert "in wait_for_godot\n" in stacks
+        assert process.status is None
+    finally:
+        process.kill()
+    assert process.stacks() == ""

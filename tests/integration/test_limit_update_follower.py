@@ -92,7 +92,4 @@ async def test_follower_receives_updates_and_needs_broker_for_proof() -> None:
 async def test_follower_without_deny_cache_reads_nothing() -> None:
     with fresh_broker() as broker:
         async with Limiter(Settings(kafka=broker.bootstrap, deny_cache=0)) as limiter:
-            assert [thread.name for thread in limiter._engine.transport._threads] == [
-                "stoplog-replies",
-                "stoplog-broker",
-            ]
+            assert [thread.name for thread in limiter._engine.transport._threads] == ["stoplog-replies"]

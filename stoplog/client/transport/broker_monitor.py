@@ -61,7 +61,10 @@ class BrokerMonitor:
     def run(self) -> None:
         """Ask until stopped."""
         while not self._stopping.is_set():
-            self._report(view := self._look())
+            view = self._look()
+            if self._stopping.is_set():
+                return
+            self._report(view)
             self._wake.wait(INTERVAL_S if view.partitions else RETRY_S)
             self._wake.clear()
 

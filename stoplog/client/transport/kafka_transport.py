@@ -77,6 +77,7 @@ class KafkaTransport:
         self._partitions = partitions
         self._withheld: str | None = f"Kafka at {connection.bootstrap} has not answered yet"
         """Why nothing may be published yet; ``None`` if it may."""
+        self._has_answered = False
         self._undelivered: list[tuple[int, int]] = []
         self._stopping = threading.Event()
         self._producer = ReplaceableProducer(connection, publish_timeout_ms, self._stopping)
@@ -91,23 +92,26 @@ class KafkaTransport:
         self.update_prefix = self._consumer.update_prefix
         self.lookup_prefix = self._consumer.lookup_prefix
         self._monitor = BrokerMonitor(connection, self._stopping, self._on_broker_view)
-        tasks = [("stoplog-replies", self._receive), ("stoplog-broker", self._monitor.run)]
+        self._broker_thread = self._thread("stoplog-broker", self._monitor.run)
+        self._threads = [self._thread("stoplog-replies", self._receive)]
         if follow_updates:
-            tasks.append(("stoplog-updates", partial(self._follow_updates, partitions)))
-        self._threads = [
-            threading.Thread(target=self._run, args=(task,), name=name, daemon=True) for name, task in tasks
-        ]
+            self._threads.append(self._thread("stoplog-updates", partial(self._follow_updates, partitions)))
 
     def start(self) -> None:
         """Start to receive. Return at once, whether or not a broker can be reached."""
-        for thread in self._threads:
+        for thread in (self._broker_thread, *self._threads):
             thread.start()
+
+    def _thread(self, name: str, task: Callable[[], None]) -> threading.Thread:
+        return threading.Thread(target=self._run, args=(task,), name=name, daemon=True)
 
     def stop(self) -> None:
         """Publish what can be published within the publish timeout, then end. Blocks."""
-        self._producer.flush()
-        self._stopping.set()
+        self._stopping.set()  # first: a thread that waits for a broker takes a while to notice it
         self._monitor.wake()
+        if self._has_answered:  # otherwise no check was published
+            self._producer.flush()
+        # Not the broker thread: it may wait for a broker for seconds, and shares nothing that is closed here.
         for thread in self._threads:
             thread.join()
         self._producer.close()
@@ -116,6 +120,7 @@ class KafkaTransport:
 
     def _on_broker_view(self, view: BrokerView) -> None:
         """Allow to publish once no other number of partitions than the listener's is in force."""
+        self._has_answered |= view.error is None
         if view.error is None and view.recorded in (None, self._partitions):
             self._withheld = None
         elif view.error is None:

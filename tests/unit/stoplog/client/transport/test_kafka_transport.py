@@ -84,6 +84,39 @@ async def test_nothing_is_published_while_another_number_of_partitions_may_be_in
     transport._consumer.close()
 
 
+async def test_stop_waits_for_no_broker_that_has_never_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, end, looked = threading.Event(), threading.Event(), threading.Event()
+    views: list[object] = []
+
+    def look(_: BrokerMonitor) -> BrokerView:
+        asked.set()
+        end.wait(60)  # a request to a broker that does not answer
+        looked.set()
+        return BrokerView(error="away")
+
+    monkeypatch.setattr(BrokerMonitor, "_look", look)
+    listener: Any = SimpleNamespace(on_broker_view=views.append, on_broker_down=lambda _: None)
+    transport = KafkaTransport(
+        KafkaConnection(NOWHERE),
+        incarnation=1,
+        reply_partition=0,
+        publish_timeout_ms=60_000,
+        partitions=4,
+        follow_updates=True,
+        loop=asyncio.get_running_loop(),
+        listener=listener,
+    )
+    transport.start()
+    await asyncio.to_thread(asked.wait, 30)
+    transport.send_heartbeat(b"", b"")  # will never be delivered
+    await asyncio.wait_for(asyncio.to_thread(transport.stop), 30)
+    end.set()
+    await asyncio.to_thread(looked.wait, 30)
+    await asyncio.to_thread(transport._broker_thread.join, 30)
+    await asyncio.sleep(0)
+    assert views == []
+
+
 def refusal(send: Callable[[], None]) -> str | None:
     try:
         send()

@@ -62,7 +62,7 @@ class FakeConsumer:
 
 def test_read_of_updates_rests_after_every_hundred_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a rest the event loop waits 5 ms for each turn, because decoding keeps the interpreter."""
-    monkeypatch.setattr(stoplog.kafka.clients, "Consumer", FakeConsumer)
+    monkeypatch.setattr(stoplog.kafka.clients, "LastingConsumer", FakeConsumer)
     read: list[int] = []
     rested: list[int] = []
     monkeypatch.setattr("stoplog.kafka.partition_reader.sleep", lambda _: rested.append(len(read)))

@@ -7,7 +7,6 @@ says ``deny``, the request fails closed, so a caller whose header fields the pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Annotated, Final
 from urllib.parse import parse_qs
@@ -16,9 +15,10 @@ from fastapi import Depends, Request
 from starlette.types import Scope
 
 from stoplog.client.fail_open import ALLOW, DENY, OnUnavailable, fails_closed
-from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON, is_authorize
+from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON, is_for_proxies
 
 UNAVAILABLE_FIELD: Final = b"stoplog-unavailable"
+_SHOWN: Final = "Stoplog-Unavailable"
 
 
 def asks_to_fail_closed(scope: Scope) -> bool:
@@ -28,23 +28,21 @@ def asks_to_fail_closed(scope: Scope) -> bool:
         InvalidInput: The query or the header field is neither ``allow`` nor ``deny``.
     """
     path = scope["path"]
-    if path in (AUTHORIZE, ENVOY_JSON):
-        return any((_asked_in_query(scope["query_string"]), _asked_in_headers(scope["headers"])))
-    if is_authorize(path):  # the query below that path is not the proxy's
-        return _asked_in_headers(scope["headers"])
-    return False
+    if not is_for_proxies(path):
+        return False
+    # The query below /v1/authorize is not the proxy's.
+    in_query = _asked_in_query(scope["query_string"]) if path in (AUTHORIZE, ENVOY_JSON) else False
+    in_headers = False
+    for name, value in scope["headers"]:
+        if name == UNAVAILABLE_FIELD:
+            in_headers |= fails_closed(value.decode("latin-1"), _SHOWN)
+    return in_query or in_headers
 
 
 @lru_cache(256)
 def _asked_in_query(query: bytes) -> bool:
     values = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("unavailable", [])
     asked = [fails_closed(value, "unavailable") for value in values]  # each value must be valid
-    return any(asked)
-
-
-def _asked_in_headers(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    values = [value.decode("latin-1") for name, value in headers if name == UNAVAILABLE_FIELD]
-    asked = [fails_closed(value, UNAVAILABLE_FIELD.decode().title()) for value in values]
     return any(asked)
 
 

@@ -97,17 +97,19 @@ class Proxies:
         path, query = split_target(target)
         text = path.decode("utf-8", "replace")
         if found["authorize"] is not None:
-            return None if length else self._authorize_handler(method, text, query, headers)
+            return None if length else self._authorize_handler(method, text, query, fields, headers)
         if not length or method != b"POST":
             return None
         return self._envoy_calls.handler_for(ProxyRequest("POST", text, query, fields), length)
 
-    def _authorize_handler(self, method: bytes, path: str, query: bytes, headers: Headers) -> Handler | None:
+    def _authorize_handler(
+        self, method: bytes, path: str, query: bytes, fields: Headers, headers: Headers
+    ) -> Handler | None:
         # To the routes, HEAD is GET.
         text = "GET" if method == b"HEAD" else method.decode("latin-1")
-        asked = ProxyRequest(text, path, query, headers)
+        asked = ProxyRequest(text, path, query, fields)
         try:
-            check = self._authorize(asked)
+            check = self._authorize(asked, headers)
         except (InvalidInput, ProblemError):
             return None
         handler = partial(self._handle_check, asked, *check)
@@ -166,7 +168,7 @@ class Proxies:
 
     def _authorize_at_once(self, asked: ProxyRequest, _: bytes, send: SendResponse) -> None:
         try:
-            pending = self._limiter.answer_at_once(*self._authorize(asked))
+            pending = self._limiter.answer_at_once(*self._authorize(asked, asked.headers))
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             send(self._render_failure(exc, asked))
         else:
@@ -189,14 +191,18 @@ class Proxies:
     def _render_failure(self, exc: Exception, asked: ProxyRequest) -> Rendered:
         return render_error(exc) or render_after_bug(asked.scope, self._limiter.metrics)
 
-    def _authorize(self, asked: ProxyRequest) -> tuple[Check, bool]:
+    def _authorize(self, asked: ProxyRequest, headers: Headers) -> tuple[Check, bool]:
         """Return the check in a request to ``/v1/authorize``, and whether it fails closed.
+
+        Args:
+            asked: The request, with the header fields that matter.
+            headers: All its header fields, of which one is the client id.
 
         Raises:
             ProblemError: The client id is missing or invalid, or a parameter is unknown or invalid.
             InvalidInput: A parameter or a header field is invalid.
         """
-        client = client_in(asked.headers, self._client_header)
+        client = client_in(headers, self._client_header)
         closed = asks_to_fail_closed(asked.scope)
         # Below that path, the query is that of the proxy's caller.
         query = parse_query(asked.query if asked.path == AUTHORIZE else b"")

@@ -16,7 +16,8 @@ class ProxyRequest(NamedTuple):
         method: Its method.
         path: Its path, without percent-encoding.
         query: Its query.
-        headers: All its header fields, with names in lower case.
+        headers: Its header fields that matter (:func:`~stoplog_gateway.http.known_heads.matters`), or all of
+            them, with names in lower case.
         address: IP address of the caller, if it is known.
     """
 

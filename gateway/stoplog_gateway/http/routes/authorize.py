@@ -70,7 +70,7 @@ def client_in(headers: Headers, name: str) -> str:
     Raises:
         ProblemError: As :func:`_client`.
     """
-    field = name.lower().encode()
+    field = _field(name)
     values = [value for key, value in headers if key == field]
     if len(values) != 1:
         fault = "occurs more than once" if values else "is missing"
@@ -81,6 +81,11 @@ def client_in(headers: Headers, name: str) -> str:
         raise _no_client(name, f"{name}: not UTF-8", "send the id in UTF-8") from None
     except InvalidInput as exc:
         raise _no_client(name, f"{name}: {exc.problem}", exc.remedy) from None
+
+
+@lru_cache(1)
+def _field(name: str) -> bytes:
+    return name.lower().encode()
 
 
 @lru_cache(256)

@@ -96,8 +96,9 @@ class DescriptorMapping:
             entries: At least one entry. The first of entries with the same key counts.
         """
         texts = [(_text(key), _text(value)) for key, value in entries]
-        values = dict(reversed(texts))
-        for rule in self._domains.get(_text(domain), ()):
+        rules = self._domains.get(_text(domain), ())
+        values = dict(reversed(texts)) if rules else {}
+        for rule in rules:
             if (target := rule.apply(values)) is not None:
                 return CheckTarget(
                     usable_id(target.client),

@@ -21,7 +21,7 @@ from stoplog_gateway.access.tls import TlsFiles
 from stoplog_gateway.envoy import cannot_listen
 from stoplog_gateway.envoy.call import call_of
 from stoplog_gateway.envoy.health import HealthService, IsReady
-from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest, RateLimitResponse
+from stoplog_gateway.envoy.messages import METHOD, SERVICE, RateLimitRequest
 from stoplog_gateway.envoy.service import RateLimitService
 from stoplog_gateway.http.connections import ConnectionLimits
 from stoplog_gateway.http.turns import Turns
@@ -115,10 +115,9 @@ class EnvoyServer:
                 ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
             ]
         )
-        handler = grpc.unary_unary_rpc_method_handler(
-            self._handle_call,
+        handler: Any = grpc.unary_unary_rpc_method_handler(
+            self._should_rate_limit if self._continue_trace is None else self._handle_traced,
             request_deserializer=RateLimitRequest.FromString,
-            response_serializer=RateLimitResponse.SerializeToString,
         )
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}), self._health.handler())
@@ -143,32 +142,31 @@ class EnvoyServer:
         """Accept no more calls, finish those in flight, and end the connections."""
         await self._server.stop(self._grace_s)
 
-    async def _handle_call(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        if self._continue_trace is None:
-            return await self._should_rate_limit(request, context)
+    async def _handle_traced(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        assert self._continue_trace is not None
         with self._continue_trace(context.invocation_metadata() or ()):
             return await self._should_rate_limit(request, context)
 
-    async def _should_rate_limit(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def _should_rate_limit(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         service = self._service
         if self._access.check_needs_token and (refusal := await self._refusal(context)) is not None:
             if (denial := service.denial(request.domain)) is not None:
-                return service.message(denial)  # after an error, Envoy could allow the request
+                return service.encode(denial)  # after an error, Envoy could allow the request
             await _abort(context, *refusal)
         try:
             if not self._turns.admits_check():
-                return service.message(await service.answer_at_once(request))
-            return service.message(await service.decide(call_of(request)))
+                return service.encode(await service.answer_at_once(request))
+            return service.encode(await service.decide(call_of(request)))
         except InvalidInput as exc:
             if (denial := service.denial_after_failure(request.domain)) is not None:
                 if (suppressed := self._throttle.admit()) is not None:
                     log.error("a call of Envoy failed closed: %s%s", exc, suppressed)
-                return service.message(denial)
+                return service.encode(denial)
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         except Exception:
             log.exception("bug in %s", METHOD)
             if (denial := service.denial_after_failure(request.domain)) is not None:
-                return service.message(denial)
+                return service.encode(denial)
             await _abort(context, grpc.StatusCode.INTERNAL, "the gateway has a bug; see the gateway's log")
 
     async def _refusal(

@@ -12,7 +12,7 @@ from stoplog.client.limiter import Limiter
 from stoplog.wire.checks import Check
 from stoplog_gateway.envoy.call import RateLimitCall, call_of, require_count, require_entries
 from stoplog_gateway.envoy.mapping import MAX_READ_IN_OVERLOAD, DescriptorMapping, Entries
-from stoplog_gateway.envoy.response import message_of, render_answers
+from stoplog_gateway.envoy.response import encode_answers, render_answers
 
 
 class RateLimitService:
@@ -74,9 +74,9 @@ class RateLimitService:
             return self.answer_in_overload(message.domain, len(message.descriptors), fails_closed=False)
         return await _all(self.ask(call_of(message), has_time=False))
 
-    def message(self, answers: Sequence[Answer]) -> Any:
-        """Return the ``RateLimitResponse`` with *answers*."""
-        return message_of(answers, legacy=self._legacy_headers)
+    def encode(self, answers: Sequence[Answer]) -> bytes:
+        """Return the encoded ``RateLimitResponse`` with *answers*."""
+        return encode_answers(answers, legacy=self._legacy_headers)
 
     def render(self, answers: Sequence[Answer]) -> Rendered:
         """Return the HTTP response with *answers*."""

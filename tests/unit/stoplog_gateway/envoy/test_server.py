@@ -409,9 +409,9 @@ async def test_connection_ends_at_its_maximum_age_without_a_failed_call() -> Non
         return True
 
     class Seeing(EnvoyServer):
-        async def _handle_call(self, request: Any, context: Any) -> Any:
+        async def _should_rate_limit(self, request: Any, context: Any) -> bytes:
             peers.add(context.peer())
-            return await super()._handle_call(request, context)
+            return await super()._should_rate_limit(request, context)
 
     async with (
         Seeing(address, service, grace_s=0, shared=False, max_age_s=1, is_ready=is_ready),

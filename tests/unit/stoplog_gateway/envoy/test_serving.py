@@ -15,7 +15,7 @@ from stoplog_gateway.settings import GatewaySettings
 from stoplog.errors import SettingsError
 from tests.support.fake_limiter import FakeLimiter
 
-MODULES = ("stoplog_gateway.envoy.messages", "stoplog_gateway.envoy.service", "stoplog_gateway.envoy.server")
+MODULES = tuple(f"stoplog_gateway.envoy.{name}" for name in ("messages", "response", "service", "server"))
 
 
 @pytest.mark.parametrize("package", ["grpc", "google.protobuf"])

@@ -11,11 +11,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import psutil
 import pytest
 import yaml
+from stoplog_gateway.envoy.messages import METHOD, OK, SERVICE, RateLimitRequest, RateLimitResponse
 from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_gateway.ports import free_port
 
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import write_partition_count
@@ -25,6 +28,7 @@ from stoplog.wire.checks import Batch, decode_checks_record
 from tests.support.system import PATIENCE_S, Gateway, eventually, running_system
 from tests.support.up import BROKEN_GATEWAY, environment, stoplog
 
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)  # channels do not share connections
 CONNECTIONS = 40
 """So many that both processes get some: all go to one of the two only once in 2 ** 39 runs."""
 
@@ -58,12 +62,32 @@ def check(client: httpx.Client, url: str) -> None:
     assert answer["allowed"]
 
 
+def connections_of_each(gateway: Gateway, address: str) -> list[int]:
+    """Return how many callers are connected to *address* at each of the two processes."""
+    port = int(address.rsplit(":", 1)[1])
+    of_each = [
+        len([c for c in p.net_connections("tcp") if c.laddr.port == port and c.status == "ESTABLISHED"])
+        for p in processes(gateway)
+    ]
+    assert len(of_each) == 2
+    return of_each
+
+
+def call_envoy(channel: grpc.Channel) -> None:
+    request = RateLimitRequest(domain="edge")
+    request.descriptors.add(is_negative_hits=True).entries.add(key="user", value="alice")
+    call: Any = channel.unary_unary(f"/{SERVICE}/{METHOD}")
+    response = RateLimitResponse.FromString(call(request.SerializeToString(), timeout=PATIENCE_S))
+    assert response.overall_code == OK
+
+
 def test_processes_on_one_port_share_load_and_are_replaced(fresh_kafka: Broker, tmp_path: Path) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     env = {"TMPDIR": str(scratch)}
     with running_system(fresh_kafka, tmp_path, gateways=0) as system, ExitStack() as stack:
-        gateway = system.add_gateway(env=env, processes=2, deadline_ms=5_000)
+        envoy = f"127.0.0.1:{free_port()}"
+        gateway = system.add_gateway(env=env, processes=2, deadline_ms=5_000, envoy=envoy)
         system.wait_ready()
         eventually("both processes are listed", lambda: nodes(gateway) == ["gateway-1-1", "gateway-1-2"])
 
@@ -72,13 +96,13 @@ def test_processes_on_one_port_share_load_and_are_replaced(fresh_kafka: Broker, 
             for client in clients:
                 check(client, gateway.url)
         sent = 3 * CONNECTIONS  # checks so far
-        port = int(gateway.url.rsplit(":", 1)[1])
-        of_each = [
-            len([c for c in p.net_connections("tcp") if c.laddr.port == port and c.status == "ESTABLISHED"])
-            for p in processes(gateway)
-        ]
-        assert len(of_each) == 2
-        assert min(of_each) > 0
+        assert min(connections_of_each(gateway, gateway.url)) > 0
+        for _ in range(CONNECTIONS):
+            channel = stack.enter_context(grpc.insecure_channel(envoy, OWN_CONNECTION))
+            call_envoy(channel)
+            sent += 1
+        assert min(connections_of_each(gateway, envoy)) > 0
+        assert sum(connections_of_each(gateway, envoy)) == CONNECTIONS
         # The page contains the last numbers that the other process has published: each in its own time.
         eventually("all are counted", lambda: metric(gateway, "stoplog_checks_received_total") == sent)
         eventually("all are timed", lambda: metric(gateway, "stoplog_check_duration_seconds_count") == sent)

@@ -37,7 +37,9 @@ fields than in version 1, all of them or none::
     6       integer or nil  firm_ms: how long the denial stands if all holds are returned now; nil: until the
                             limits change; -1: nothing is held, so it stands for retry_after_ms
     7       array or nil    grant: [units, ttl_ms]; nil: no hold was granted
-    8       array           settled: for each settlement, whether the hold was open
+    8       array           settled: for each settlement, an integer: -1 if the hold was open and is settled
+                            now; -2 if it is not known (never granted, or over); else the hold is a
+                            reservation that was settled before, and this is what was used of it
     9       string          reason of a denial that no limit caused; else empty
 
 For a record of settlements (kind ``S``), each answer is the array *settled*, a reason, or nil.
@@ -56,6 +58,12 @@ HOLDS_VERSION: Final = 2
 
 KIND_SETTLEMENTS: Final = ord("S")
 
+SETTLED_NOW: Final = -1
+"""Answer to a settlement: the hold was open, and is settled now, or in part."""
+
+NOT_OPEN: Final = -2
+"""Answer to a settlement: there is no such hold. It was never granted, or it is over."""
+
 LEASE: Final = 0
 RESERVATION: Final = 1
 
@@ -71,12 +79,17 @@ MAX_LEASE_MS: Final = 10_000
 MAX_RESERVATIONS: Final = 1_000
 """Open reservations of one client and resource: a state must fit into a changelog record."""
 
+MAX_SETTLED: Final = 64
+"""Settled reservations of one client and resource that are remembered, each until it would have ended."""
+
 MAX_LEASES: Final = 64
 """Open leases of one client and resource."""
 
 TOO_MANY_RESERVATIONS: Final = f"{MAX_RESERVATIONS:,} reservations are open: settle some of them first"
 
 SAME_ID: Final = "a hold of another kind with this id is open: use another id"
+
+SETTLED_ID: Final = "the reservation with this id is settled already: use another id"
 
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
 _Units = Annotated[int, msgspec.Meta(ge=0, le=MAX_COST)]

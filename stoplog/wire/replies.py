@@ -83,18 +83,19 @@ class HeldDecision(Decision, frozen=True, array_like=True, gc=False):
             allowed, ``None`` if only a change of limits ends it, -1 if nothing is held: then it stands for
             ``retry_after_ms``.
         grant: The hold that was granted with the check.
-        settled: For each settlement, whether its hold was open.
+        settled: The answer to each settlement (:data:`Settled`).
         reason: The reason of a denial that no limit caused; else empty.
     """
 
     firm_ms: int | None = -1
     grant: Grant | None = None
-    settled: tuple[bool, ...] = ()
+    settled: tuple[int, ...] = ()
     reason: str = ""
 
 
-Settled = tuple[bool, ...]
-"""The answer to a row of settlements: for each of them, whether its hold was open."""
+Settled = tuple[int, ...]
+"""The answer to a row of settlements. For each of them: :data:`stoplog.wire.holds.SETTLED_NOW`,
+:data:`stoplog.wire.holds.NOT_OPEN`, or what was used of a reservation that was settled before."""
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):

@@ -17,7 +17,7 @@ from stoplog.errors import InvalidId, UndecodableRecord
 from stoplog.partitioning import partition_of
 from stoplog.policy import check_id
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, Denials, SingleCheck, decode_checks_record
-from stoplog.wire.holds import LEASE, HoldRow, SettlementBatch, SettlementRow
+from stoplog.wire.holds import LEASE, SETTLED_NOW, HoldRow, SettlementBatch, SettlementRow
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, HeldDecision, Settled
 from stoplog_worker.algorithm.holds import close_superseded, decide_with_holds, expire_holds, settle
@@ -41,8 +41,8 @@ class Folded(NamedTuple):
     Attributes:
         record: The decoded record; ``None`` if it was refused.
         answers: The answers to its checks, in their order.
-        settled: The answers to its rows of settlements, in their order: for each settlement, whether its hold
-            was open; the reason why the row cannot be applied; or ``None`` if the ledger already held it.
+        settled: The answers to its rows of settlements, in their order: for each settlement, what became of
+            its hold; the reason why the row cannot be applied; or ``None`` if the ledger already held it.
         effect: The effect of an update; ``None`` if it was applied before, and for other records.
         refused: Why the record was refused; empty if it was not.
         refusal: Why an update was refused for lack of authority; ``None`` if it was not.
@@ -300,7 +300,7 @@ def _settle(
         assert isinstance(row, HoldRow)
         assert row.ask is not None
         closed = close_superseded(state, row.ask)
-    if closed or any(settled):
+    if closed or SETTLED_NOW in settled:
         _changed(ledger, key, state, position)
     return settled
 

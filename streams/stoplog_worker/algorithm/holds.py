@@ -10,6 +10,7 @@ For each record of a client, the fold first ends the holds that are over (:func:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,18 +20,22 @@ from stoplog.wire.holds import (
     MAX_LEASE_MS,
     MAX_LEASES,
     MAX_RESERVATIONS,
+    MAX_SETTLED,
     MIN_LEASE_MS,
+    NOT_OPEN,
     RESERVATION,
     SAME_ID,
+    SETTLED_ID,
+    SETTLED_NOW,
     TOO_MANY_RESERVATIONS,
     Ask,
     Grant,
     HoldId,
     Settlement,
 )
-from stoplog.wire.replies import HeldDecision
+from stoplog.wire.replies import HeldDecision, Settled
 from stoplog_worker.algorithm.sliding_window import Window, Windows
-from stoplog_worker.algorithm.state_codec import Hold, State
+from stoplog_worker.algorithm.state_codec import SETTLED, Hold, State
 
 MIN_LEASE: Final = 4
 """Units below which no lease is granted: it would cost more records than it saves."""
@@ -56,8 +61,11 @@ def expire_holds(state: State, now_ms: int) -> bool:
     return True
 
 
-def settle(state: State, settlements: Sequence[Settlement], now_ms: int) -> tuple[bool, ...]:
+def settle(state: State, settlements: Sequence[Settlement], now_ms: int) -> Settled:
     """Charge what was used of holds, and close each, or shrink it if its settlement is partial.
+
+    A settled reservation is remembered until it would have ended, so that a repeated settlement, or a late
+    duplicate of its ask, changes nothing. Beyond :data:`MAX_SETTLED`, the one settled first is forgotten.
 
     Args:
         state: The state, changed in place. Its ended holds are expired.
@@ -65,22 +73,34 @@ def settle(state: State, settlements: Sequence[Settlement], now_ms: int) -> tupl
         now_ms: Partition time, ms since the Unix epoch.
 
     Returns:
-        For each settlement, whether its hold was open. If it was not, nothing changes.
+        The answer to each settlement. If its hold was not open, nothing changes.
     """
-    holds = {hold.id: hold for hold in state.holds} if settlements else {}
+    if not settlements:
+        return ()
+    holds = {hold.id: hold for hold in state.holds}
+    remembered = deque(hold.id for hold in state.holds if hold.kind == SETTLED)
     settled = []
     for settlement in settlements:
         hold = holds.get(settlement.id)
-        settled.append(hold is not None)
         if hold is None:
+            settled.append(NOT_OPEN)
             continue
+        if hold.kind == SETTLED:
+            settled.append(hold.ask)
+            continue
+        settled.append(SETTLED_NOW)
         _charge(state, now_ms, settlement.used)
         if settlement.partial:
             units = max(0, hold.units - settlement.used)
             holds[hold.id] = Hold(hold.id, hold.kind, hold.ask, hold.end_ms, units)
         else:
             del holds[hold.id]
-    if any(settled):
+            if hold.kind == RESERVATION:
+                holds[hold.id] = Hold(hold.id, SETTLED, settlement.used, hold.end_ms, 0)
+                remembered.append(hold.id)
+                if len(remembered) > MAX_SETTLED:
+                    del holds[remembered.popleft()]
+    if SETTLED_NOW in settled:
         state.holds = tuple(holds.values())
     return tuple(settled)
 
@@ -115,7 +135,7 @@ def _charge(state: State, at_ms: int, units: int) -> None:
 
 
 def find_hold(holds: Sequence[Hold], id_: HoldId) -> Hold | None:
-    """Return the open hold with this id."""
+    """Return the hold with this id, which is open or a settled reservation."""
     for hold in holds:
         if hold.id == id_:
             return hold
@@ -126,6 +146,11 @@ def too_many(holds: Sequence[Hold], kind: int) -> bool:
     """Return whether no more holds of *kind* may be open."""
     most = MAX_LEASES if kind == LEASE else MAX_RESERVATIONS
     return len(holds) >= most and sum(hold.kind == kind for hold in holds) >= most
+
+
+def _reservations(holds: Sequence[Hold]) -> list[Hold]:
+    """Return the open reservations."""
+    return [hold for hold in holds if hold.kind == RESERVATION]
 
 
 def lease_for(
@@ -146,7 +171,8 @@ def lease_for(
         return None
     held = sum(hold.units for hold in holds)
     free = min(limit.max - windows[limit.window_ms].total for limit in limits) - held
-    units = min(ask.want, free // (SHARE * (len(holds) + 1)))
+    sharing = sum(hold.kind != SETTLED for hold in holds) + 1
+    units = min(ask.want, free // (SHARE * sharing))
     ttl_ms = min(ask.ttl_ms, limits[-1].window_ms // _LEASES_PER_WINDOW, MAX_LEASE_MS)
     if units < MIN_LEASE or ttl_ms < MIN_LEASE_MS:
         return None
@@ -187,12 +213,13 @@ def decide_with_holds(
     held = sum(hold.units for hold in state.holds)
     reason = ""
     if known is not None and ask is not None and known.kind != ask.kind:
-        reason = SAME_ID
+        reason = SETTLED_ID if known.kind == SETTLED else SAME_ID
     elif reserving and known is None and too_many(state.holds, RESERVATION):
         reason = TOO_MANY_RESERVATIONS
     if reason:
         numbers = _numbers(windows, limits, state.holds, held, now_ms)
-        wait_ms = min(hold.end_ms for hold in state.holds) - now_ms
+        blocking = (known,) if known is not None else _reservations(state.holds)
+        wait_ms = min(hold.end_ms for hold in blocking) - now_ms
         return HeldDecision(False, *numbers, wait_ms, state.version, 0, reason=reason)
     allowed, never, free_at_ms, firm_at_ms = True, False, now_ms, now_ms
     for limit in limits if known is None or not reserving else ():

@@ -39,7 +39,8 @@ index         meaning
 
 In format version 2, used for states with holds only, the body is an array of two: this array, and the holds,
 oldest first. A hold is an array: its id (``[incarnation, number, index]``), its kind (0 lease, 1
-reservation), the number of its ask, the partition time at which it ends, and its units.
+reservation, 2 settled reservation), the number of its ask (what was used, if it is settled), the partition
+time at which it ends, and its units.
 
 After the windows there may be an array ``[1, offset]``. The newest charge was made *offset* ms after the
 beginning of the last window's newest tick, or after the Unix epoch if that window has no tick. Workers of
@@ -147,15 +148,20 @@ NEVER_SET: Final = PolicyChange(0, BUILT_IN, None)
 """The only change of a policy that was never set. It replaces a foreign history in the changelog."""
 
 
+SETTLED: Final = 2
+"""Kind of a reservation that was settled. It holds nothing, and is remembered until it would have ended."""
+
+
 class Hold(msgspec.Struct, frozen=True, array_like=True):
     """Units that were granted and are not spent yet. They count in every window until the hold ends.
 
     Attributes:
         id: The id that the holder chose.
-        kind: :data:`stoplog.wire.holds.LEASE` or :data:`stoplog.wire.holds.RESERVATION`.
-        ask: Number of the ask for a lease; it rises for each holder. 0 for a reservation.
+        kind: :data:`stoplog.wire.holds.LEASE`, :data:`stoplog.wire.holds.RESERVATION` or :data:`SETTLED`.
+        ask: Number of the ask for a lease; it rises for each holder. Of a settled reservation, the units that
+            were used; of an open one, 0.
         end_ms: Partition time at which the hold ends. All its units are charged then.
-        units: Units held.
+        units: Units held; 0 if the reservation is settled.
     """
 
     id: HoldId

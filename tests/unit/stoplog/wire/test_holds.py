@@ -92,7 +92,7 @@ REPLY = Reply(
     41,
     [
         HeldDecision(True, 100, 99, 60_000, 0, 41),
-        HeldDecision(True, 100, 59, 60_000, 0, 41, 0, Grant(40, 3_000), (True, False)),
+        HeldDecision(True, 100, 59, 60_000, 0, 41, 0, Grant(40, 3_000), (-1, 7)),
         HeldDecision(False, 10, 0, 900, 900, -1, 250),
         HeldDecision(False, 10, 0, 900, None, -1, None, None, (), "no"),
         None,
@@ -104,14 +104,14 @@ REPLY_BYTES = bytes.fromhex(
     "0000000000000fa0 0000000000000029"  # offset, applied
     "96"
     "96 c3 64 63 cdea60 00 29"  # nothing is held: the fields of version 1
-    "9a c3 64 3b cdea60 00 29 00 92 28 cd0bb8 92 c3 c2 a0"  # a lease of 40 for 3 s; two settlements
+    "9a c3 64 3b cdea60 00 29 00 92 28 cd0bb8 92 ff 07 a0"  # a lease of 40 for 3 s; two settlements
     "9a c2 0a 00 cd0384 cd0384 ff ccfa c0 90 a0"  # denied for 900 ms; without the holds for 250 ms
     "9a c2 0a 00 cd0384 c0 ff c0 c0 90 a26e6f"
     "c0 a5756e666974"
 )
-SETTLEMENT_REPLY = SettlementReply(INCARNATION, 9, 4_000, 41, [(True, False), None, "unfit"])
+SETTLEMENT_REPLY = SettlementReply(INCARNATION, 9, 4_000, 41, [(-1, -2, 7), None, "unfit"])
 SETTLEMENT_REPLY_BYTES = bytes.fromhex(
-    "02 53 1122334455667788 0000000000000009 0000000000000fa0 000000000000002993 92 c3 c2 c0 a5756e666974"
+    "02 53 1122334455667788 0000000000000009 0000000000000fa0 000000000000002993 93 ff fe 07 c0 a5756e666974"
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from stoplog_worker.algorithm.fold import Folded, fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
-from stoplog_worker.algorithm.state_codec import Marker, State, encode_state
+from stoplog_worker.algorithm.state_codec import SETTLED, Marker, State, decode_state, encode_state
 from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.policy import UNLIMITED, Policy, parse_policy
@@ -15,8 +15,12 @@ from stoplog.wire.holds import (
     MAX_LEASE_MS,
     MAX_LEASES,
     MAX_RESERVATIONS,
+    MAX_SETTLED,
+    NOT_OPEN,
     RESERVATION,
     SAME_ID,
+    SETTLED_ID,
+    SETTLED_NOW,
     TOO_MANY_RESERVATIONS,
     Ask,
     Grant,
@@ -65,7 +69,7 @@ class Bench:
     def lease(self, want: int = 1_000, number: int = 1, ttl_ms: int = 60_000) -> Grant | None:
         return self.check(0, lease(number, want, ttl_ms)).grant
 
-    def settle(self, *settlements: Settlement) -> tuple[bool, ...]:
+    def settle(self, *settlements: Settlement) -> tuple[int, ...]:
         batch = SettlementBatch(-1, 7, 1, [SettlementRow("a", "", settlements)])
         [answer] = self.append(encode_settlements(batch)).settled
         assert isinstance(answer, tuple)
@@ -81,7 +85,7 @@ class Bench:
 
     @property
     def held(self) -> dict[HoldId, int]:
-        return {hold.id: hold.units for hold in self.state.holds}
+        return {hold.id: hold.units for hold in self.state.holds if hold.kind != SETTLED}
 
     def charged(self, window_ms: int = MINUTE) -> int:
         window = self.state.windows[window_ms]
@@ -145,7 +149,7 @@ def test_settlement_charges_what_was_used_at_that_time() -> None:
     bench = Bench("10/minute")
     bench.reserve(6)
     bench.after_ms = 5_000
-    assert bench.settle(Settlement((9, 1, 0), 2)) == (True,)
+    assert bench.settle(Settlement((9, 1, 0), 2)) == (SETTLED_NOW,)
     assert (bench.held, bench.charged()) == ({}, 2)
     assert bench.check(8).allowed
     bench.after_ms = 65_999
@@ -157,9 +161,9 @@ def test_settlement_charges_what_was_used_at_that_time() -> None:
 def test_partial_settlement_shrinks_the_hold() -> None:
     bench = Bench("10/minute")
     bench.reserve(6)
-    assert bench.settle(Settlement((9, 1, 0), 2, True)) == (True,)
+    assert bench.settle(Settlement((9, 1, 0), 2, True)) == (SETTLED_NOW,)
     assert (bench.held, bench.charged()) == ({(9, 1, 0): 4}, 2)
-    assert bench.settle(Settlement((9, 1, 0), 9, True)) == (True,)
+    assert bench.settle(Settlement((9, 1, 0), 9, True)) == (SETTLED_NOW,)
     assert (bench.held, bench.charged()) == ({(9, 1, 0): 0}, 11), "an oversized settlement is charged"
 
 
@@ -169,10 +173,10 @@ def test_settlement_of_unknown_ended_or_settled_hold_changes_nothing() -> None:
     bench.reserve(3, 2)
     bench.settle(Settlement((9, 1, 0), 1))
     before = encode_state(bench.state)
-    assert bench.settle(Settlement((9, 1, 0), 5), Settlement((9, 8, 0), 5)) == (False, False)
+    assert bench.settle(Settlement((9, 1, 0), 5), Settlement((9, 8, 0), 5)) == (1, NOT_OPEN)
     assert encode_state(bench.state) == before
     bench.after_ms = 10_000
-    assert bench.settle(Settlement((9, 2, 0), 0)) == (False,)
+    assert bench.settle(Settlement((9, 2, 0), 0)) == (NOT_OPEN,)
     assert bench.charged() == 4
 
 
@@ -183,6 +187,59 @@ def test_repeated_reservation_returns_the_open_one() -> None:
     again = bench.reserve(6)
     assert (again.allowed, again.grant, again.remaining) == (True, Grant(6, 6_000), 4)
     assert bench.held == {(9, 1, 0): 6}
+
+
+def test_repeated_settlement_returns_what_the_first_one_charged() -> None:
+    bench = Bench("10/minute")
+    bench.reserve(6)
+    assert bench.settle(Settlement((9, 1, 0), 2)) == (SETTLED_NOW,)
+    bench.after_ms = 9_999
+    assert bench.settle(Settlement((9, 1, 0), 5), Settlement((9, 1, 0), 0, True)) == (2, 2)
+    assert bench.charged() == 2
+    bench.after_ms = 10_000
+    assert bench.settle(Settlement((9, 1, 0), 5)) == (NOT_OPEN,)
+    assert (bench.state.holds, bench.charged()) == ((), 2)
+
+
+def test_late_duplicate_of_an_ask_does_not_open_a_settled_reservation_again() -> None:
+    bench = Bench("10/minute")
+    bench.reserve(6)
+    bench.settle(Settlement((9, 1, 0), 0))
+    again = bench.reserve(6)
+    assert (again.allowed, again.grant, again.reason) == (False, None, SETTLED_ID)
+    assert (again.retry_after_ms, again.firm_ms, again.remaining) == (10_000, 0, 10)
+    assert bench.held == {}
+
+
+def test_settled_reservations_hold_nothing_and_take_no_part_of_a_lease() -> None:
+    bench = Bench("100/minute")
+    for number in (1, 2):
+        bench.reserve(20, number)
+    bench.settle(*(Settlement((9, number, 0), 0) for number in (1, 2)))
+    assert len(bench.state.holds) == 2
+    grant = bench.lease()
+    assert grant is not None
+    assert grant.units == 50
+
+
+def test_settled_reservation_is_remembered_in_the_stored_state() -> None:
+    bench = Bench("10/minute")
+    bench.reserve(6)
+    bench.settle(Settlement((9, 1, 0), 3))
+    bench.ledger.states["a"] = decode_state(encode_state(bench.state))
+    assert bench.settle(Settlement((9, 1, 0), 1)) == (3,)
+    assert bench.check(7).allowed
+    assert not bench.check(1).allowed
+
+
+def test_reservation_settled_first_is_forgotten_first() -> None:
+    bench = Bench("1000/minute")
+    for number in range(MAX_SETTLED + 1):
+        bench.reserve(1, number)
+    late = tuple(Settlement((9, number, 0), 1) for number in reversed(range(MAX_SETTLED + 1)))
+    assert set(bench.settle(*late)) == {SETTLED_NOW}
+    assert len(bench.state.holds) == MAX_SETTLED
+    assert bench.settle(Settlement((9, MAX_SETTLED, 0), 1), Settlement((9, 0, 0), 1)) == (NOT_OPEN, 1)
 
 
 def test_reservation_is_granted_by_all_limits_or_none() -> None:
@@ -222,7 +279,7 @@ def test_unlimited_client_gets_no_hold_and_its_holds_still_end() -> None:
     bench.update("client", UNLIMITED)
     assert bench.check(1, reservation(2)).grant is None
     bench.after_ms = 10_000
-    assert bench.check(1, None, Settlement((9, 1, 0), 1)).settled == (False,)
+    assert bench.check(1, None, Settlement((9, 1, 0), 1)).settled == (NOT_OPEN,)
     assert bench.charged() == 6
 
 
@@ -327,7 +384,7 @@ def test_check_settles_before_it_is_judged() -> None:
     bench.lease(5)
     assert not bench.check(8).allowed
     answer = bench.check(8, None, Settlement((7, 1, 0), 2))
-    assert (answer.allowed, answer.settled, answer.remaining) == (True, (True,), 0)
+    assert (answer.allowed, answer.settled, answer.remaining) == (True, (SETTLED_NOW,), 0)
 
 
 # --- times of denials ---
@@ -364,7 +421,7 @@ def test_reset_keeps_holds_and_drops_charges() -> None:
     bench.after_ms = 2_000
     bench.update("reset", None)
     assert (bench.held, bench.charged()) == ({(9, 1, 0): 6}, 0)
-    assert bench.settle(Settlement((9, 1, 0), 3)) == (True,)
+    assert bench.settle(Settlement((9, 1, 0), 3)) == (SETTLED_NOW,)
     assert bench.charged() == 3
 
 

@@ -27,7 +27,15 @@ from stoplog.wire.checks import (
     encode_settlements,
     encode_update,
 )
-from stoplog.wire.holds import RESERVATION, Ask, HoldRow, Settlement, SettlementBatch, SettlementRow
+from stoplog.wire.holds import (
+    RESERVATION,
+    SETTLED_NOW,
+    Ask,
+    HoldRow,
+    Settlement,
+    SettlementBatch,
+    SettlementRow,
+)
 from stoplog.wire.limit_updates import Update, enabling_update
 from stoplog.wire.replies import Decision, HeldDecision
 from tests.support.lease_holder import LeaseHolder, SentBatch
@@ -211,7 +219,7 @@ class World:
         if self.reserved is not None:
             rows = [SettlementRow(CLIENT, "", (Settlement(RESERVED, 1),))]
             found = self.append(encode_settlements(SettlementBatch(-1, 99, 1, rows)))
-            if found.settled == [(True,)]:
+            if found.settled == [(SETTLED_NOW,)]:
                 self.reserved = self.reserved[0], 1
 
     def wait(self, by_ms: int) -> None:

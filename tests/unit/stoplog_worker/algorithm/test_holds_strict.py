@@ -25,7 +25,15 @@ from stoplog.client import lease_cache
 from stoplog.client.update_proofs import PROOF_S
 from stoplog.policy import Policy, parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, encode_update
-from stoplog.wire.holds import RESERVATION, Ask, HoldRow, Settlement, SettlementBatch, SettlementRow
+from stoplog.wire.holds import (
+    RESERVATION,
+    SETTLED_NOW,
+    Ask,
+    HoldRow,
+    Settlement,
+    SettlementBatch,
+    SettlementRow,
+)
 from stoplog.wire.limit_updates import Update, enabling_update
 from stoplog.wire.replies import Decision, HeldDecision
 from tests.support.lease_holder import LeaseHolder
@@ -206,7 +214,7 @@ class World:
     def on_settled(self, found: Folded) -> None:
         for answer in found.settled:
             assert isinstance(answer, tuple)
-            self.did["settled"] += sum(answer)
+            self.did["settled"] += answer.count(SETTLED_NOW)
 
     def hear(self) -> None:
         """A process reads the next update."""
@@ -244,7 +252,7 @@ class World:
         batch = SettlementBatch(-1, 1, 1, [SettlementRow(CLIENT, "", (Settlement(id_, used),))])
 
         def appended(found: Folded) -> None:
-            if found.settled == [(True,)]:
+            if found.settled == [(SETTLED_NOW,)]:
                 self.reserved[id_] = (self.reserved[id_][0], used)
                 self.did["settled"] += 1
 

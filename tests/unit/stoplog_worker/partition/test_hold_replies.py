@@ -14,6 +14,7 @@ from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, encode_update
 from stoplog.wire.holds import (
     RESERVATION,
+    SETTLED_NOW,
     Ask,
     Grant,
     HoldRow,
@@ -93,7 +94,7 @@ def test_records_with_holds_are_answered_in_format_version_2() -> None:
     assert (held.remaining, held.firm_ms, held.grant) == (5, 0, Grant(4, 60_000))
     assert isinstance(settled, SettlementReply)
     assert (settled.number, settled.offset, settled.applied) == (2, 2, -1)
-    assert settled.answers[0] == (True, False)
+    assert settled.answers[0] == (SETTLED_NOW, 1)
     assert isinstance(settled.answers[1], str)
     assert sent.letters == [settled.answers[1]]
 

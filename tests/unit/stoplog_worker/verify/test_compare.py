@@ -22,7 +22,7 @@ from stoplog_worker.verify.compare import (
 )
 
 from stoplog.policy import parse_policy
-from stoplog.wire.holds import Grant
+from stoplog.wire.holds import NOT_OPEN, SETTLED_NOW, Grant
 from stoplog.wire.replies import Decision, HeldDecision, as_held
 from tests.support.memory_store import MemoryStore
 
@@ -138,7 +138,7 @@ def test_compare_states_counts_different_holds(finding: Finding) -> None:
 def test_compare_answers_reads_missing_fields_about_holds_as_nothing_held(finding: Finding) -> None:
     plain = as_held(ALLOWED)
     grant = HeldDecision(True, 3, 2, 60_000, 0, -1, 0, Grant(1, 5))
-    compare_answers(finding, 7, [ALLOWED, grant, (True,)], [plain, grant, (True,)])
+    compare_answers(finding, 7, [ALLOWED, grant, (SETTLED_NOW,)], [plain, grant, (SETTLED_NOW,)])
     assert (finding.replies, finding.differ) == (3, 0)
-    compare_answers(finding, 7, [ALLOWED, grant, (True,)], [grant, plain, (False,)])
+    compare_answers(finding, 7, [ALLOWED, grant, (SETTLED_NOW,)], [grant, plain, (NOT_OPEN,)])
     assert finding.differ == 3

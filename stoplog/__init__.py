@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stoplog.client.blocking import BlockingLimiter
     from stoplog.client.limiter import Limiter
     from stoplog.client.settings import Settings
-    from stoplog.errors import InvalidInput, SettingsError, StoplogError, TopicError
+    from stoplog.errors import Denied, InvalidInput, SettingsError, StoplogError, TopicError
     from stoplog.wire.checks import Check
 
 __version__ = "0.3.0.dev0"
@@ -24,6 +24,7 @@ __all__ = [
     "Answer",
     "BlockingLimiter",
     "Check",
+    "Denied",
     "InvalidInput",
     "Limiter",
     "RateLimit",

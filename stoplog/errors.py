@@ -7,6 +7,7 @@
     │   ├── InvalidId          of a client, plan or resource
     │   ├── InvalidCost
     │   └── InvalidLimit       of a limit or a policy
+    ├── Denied                 a reservation was denied: carries the answer
     ├── Unavailable            no answer in time; a retry may succeed
     ├── Busy                   too many requests of one kind at once; a later one may succeed
     ├── SettingsError          a setting that cannot be used on this machine
@@ -19,12 +20,15 @@
         ├── UndecodableRecord
         └── MisroutedRecord    in a partition that is not its client's
 
-Only :class:`Unavailable` and :class:`Busy` can be retried. All others need a change first.
+Only :class:`Denied`, :class:`Unavailable` and :class:`Busy` can be retried. All others need a change first.
 """
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from stoplog.client.reservations import Reservation
 
 
 class StoplogError(Exception):
@@ -61,6 +65,21 @@ class InvalidCost(InvalidInput):
 
 class InvalidLimit(InvalidInput):
     """A limit or a policy that cannot be enforced."""
+
+
+class Denied(StoplogError):
+    """A reservation was denied: by the client's limits, or because it failed closed.
+
+    Args:
+        reservation: The answer. Its ``retry_after_ms`` says when the same reservation may be granted.
+    """
+
+    def __init__(self, reservation: Reservation) -> None:
+        why = reservation.reason or reservation.detail or "the client's limits do not allow it now"
+        wait_ms = reservation.retry_after_ms
+        retry = "waiting cannot help" if wait_ms is None else f"try again in {wait_ms:,} ms"
+        super().__init__(f"the reservation was denied: {why}; {retry}")
+        self.reservation = reservation
 
 
 class Unavailable(StoplogError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from asyncio import Future
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from stoplog.errors import InvalidInput
-from stoplog.wire.replies import Decision
+from stoplog.wire.holds import Grant
+from stoplog.wire.replies import Decision, HeldDecision
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -42,6 +43,20 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     reason: str | None = None
 
 
+class HeldAnswer(Answer, frozen=True, gc=False):
+    """The store's answer to a check that asks for a reservation, or settles one.
+
+    Attributes:
+        grant: The hold that was granted; ``None`` if there is none.
+        settled: The answer to each settlement (:data:`stoplog.wire.replies.Settled`).
+        detail: The reason of a denial that no limit caused; else empty.
+    """
+
+    grant: Grant | None = None
+    settled: tuple[int, ...] = ()
+    detail: str = ""
+
+
 Outcome: TypeAlias = Answer | InvalidInput
 """The result of a future that waits for an answer. An error is a value here, not the future's exception:
 asyncio would log an exception that nobody retrieves, and the caller may have gone."""
@@ -60,6 +75,12 @@ def from_decision(decision: Decision) -> Answer:
         decision.retry_after_ms,
         decision.policy_version,
     )
+
+
+def from_held_decision(decision: HeldDecision) -> HeldAnswer:
+    """Return the answer that carries the store's *decision* and what it says about holds."""
+    fields: dict[str, Any] = {name: getattr(decision, name) for name in Decision.__struct_fields__}
+    return HeldAnswer(**fields, grant=decision.grant, settled=decision.settled, detail=decision.reason)
 
 
 def answer_of(outcome: Outcome) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from stoplog.client.fail_open import UNPUBLISHED
@@ -10,7 +10,7 @@ from stoplog.client.in_flight import InFlight
 from stoplog.client.instrumentation import Instrumentation, PublishedRecord
 from stoplog.client.lease_cache import LeaseCache
 from stoplog.client.metrics import Metrics
-from stoplog.client.pending_batch import PendingBatch
+from stoplog.client.pending_batch import HoldCall, PendingBatch
 from stoplog.errors import Unavailable
 from stoplog.wire.checks import Batch, encode_batch
 from stoplog.wire.format import NO_REPLY
@@ -65,7 +65,11 @@ class BatchSender:
         """Publish *batch* and expect a reply. Return whether that succeeded; if not, its checks fail open."""
         batch.sent_at = self._clock()
         self._in_flight.add(batch)
-        rows, batch.asks = self._leases.rows(batch.partition, batch.checks, batch.marked, bool(batch.futures))
+        rows, batch.asks = self._leases.rows(
+            batch.partition, batch.checks, batch.marked, bool(batch.futures), batch.holds
+        )
+        if batch.holds and rows is not None:
+            rows = _with_holds(rows, batch.holds)
         if self._publish(batch, self._transport.reply_partition, rows):
             return True
         self._leases.abandon(batch.asks)
@@ -94,3 +98,12 @@ class BatchSender:
         if checks:
             self._metrics.batches.observe(checks)
         return True
+
+
+def _with_holds(rows: Iterable[HoldRow], holds: Mapping[int, HoldCall]) -> list[HoldRow]:
+    """Return *rows*, which are about leases, and those of *holds*."""
+    merged = {row.index: row for row in rows}
+    for index, call in holds.items():
+        before = merged[index].settlements if index in merged else ()
+        merged[index] = HoldRow(index, call.ask, (*before, *call.settlements))
+    return [merged[index] for index in sorted(merged)]

@@ -20,14 +20,14 @@ from stoplog.client.batch_sender import BatchSender, CheckTransport
 from stoplog.client.circuit_breaker import CLOSED
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
-from stoplog.client.fail_open import OVERLOAD, STOPPING, Deadlines, degraded_answer
+from stoplog.client.fail_open import NO_HOLDS, OVERLOAD, STOPPING, Deadlines, degraded_answer
 from stoplog.client.in_flight import InFlight
 from stoplog.client.instrumentation import Instrumentation
 from stoplog.client.lane_divergence import DivergenceDetector
 from stoplog.client.lease_cache import LeaseCache
 from stoplog.client.metrics import Metrics
 from stoplog.client.partition_queue import PartitionQueue
-from stoplog.client.pending_batch import PendingBatch
+from stoplog.client.pending_batch import HoldCall, PendingBatch
 from stoplog.client.top_rejected import Rejections
 from stoplog.clock import now
 from stoplog.partitioning import partition_of
@@ -140,6 +140,53 @@ class Batcher:
         if self._instrumentation is not None and queue.filling is not None:
             self._instrumentation.on_wait(check, future, queue.filling)
         return future
+
+    def hold(self, check: Check, call: HoldCall, fails_closed: bool = False) -> PendingAnswer:
+        """As :meth:`ask`, for a check that asks for a reservation or settles one. No permits answer it.
+
+        The permits of its client's lease go back with a check that asks: it is not denied because of them.
+
+        Args:
+            check: The check. Its cost is what it reserves; 0 if it settles.
+            call: The reservation that it asks for or settles.
+            fails_closed: Deny a reservation if the store does not decide it; by default, allow it.
+        """
+        metrics, reserves = self._metrics, call.ask is not None
+        if reserves and (answer := self._denials.get(check)) is not None:
+            return self._known(check, answer)
+        metrics.received += reserves
+        queue = self._queues[partition_of(check.client, self._partitions)]
+        if self._closed or metrics.in_flight >= self._max_in_flight:
+            metrics.uncounted += reserves
+            return self._degrade_hold(check, STOPPING if self._closed else OVERLOAD, reserves, fails_closed)
+        if not self._leases.grants_holds(queue.index):
+            if reserves and queue.enqueue_without_reply(check):
+                self._schedule(queue)
+            return self._degrade_hold(check, NO_HOLDS, reserves, fails_closed)
+        if queue.breaker.state is not CLOSED:
+            queue.gather(check)
+            assert queue.filling is not None
+            queue.filling.hold_last(call)
+            return self._degrade_hold(check, queue.breaker.state, reserves, fails_closed)
+        future: Future[Outcome] = self._loop.create_future()
+        if queue.enqueue(check, future, self._turn_began or self._begin_turn()) and queue.slot is None:
+            self._schedule(queue)
+        metrics.in_flight += 1
+        batch = queue.filling
+        assert batch is not None
+        batch.hold_last(call)
+        if reserves and self._leases.give_back(check):
+            batch.mark_last()
+        if fails_closed:
+            batch.fail_closed(future)
+        if self._instrumentation is not None:
+            self._instrumentation.on_wait(check, future, batch)
+        return future
+
+    def _degrade_hold(self, check: Check, reason: str, reserves: bool, fails_closed: bool) -> Answer:
+        if not reserves:
+            return degraded_answer(reason, False)
+        return self._degrade(check, reason, fails_closed, None)
 
     def answer_at_once(self, check: Check, fails_closed: bool = False) -> PendingAnswer:
         """Return a degraded answer to *check*, because the caller has no time for more. It is still counted.

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Readiness, Status
 from stoplog.client.fail_open import OnUnavailable
+from stoplog.client.held import Held, OnError
 from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.limits_history import HistoryPage
+from stoplog.client.reservations import DEFAULT_TTL_MS, Reservation, Settled
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejected
 from stoplog.client.traffic import Traffic
@@ -122,6 +125,75 @@ class BlockingLimiter:
             InvalidInput: An id is invalid.
         """
         return self._wait(self._limiter.peek(client, plan=plan, resource=resource))
+
+    @contextmanager
+    def reserve(
+        self,
+        client: str,
+        cost: int = 1,
+        *,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        plan: str = "",
+        resource: str = "",
+        on_unavailable: OnUnavailable = "allow",
+        on_error: OnError = "return",
+    ) -> Iterator[Held]:
+        """Hold *cost* for the time of a ``with`` block, as :meth:`Limiter.reserve` does.
+
+        ::
+
+            with limiter.reserve("team-7", 4_000) as held:
+                held.used = call_the_model()
+
+        Raises:
+            Denied: On entering, if the reservation is denied. The block does not run.
+            InvalidInput: On entering, if an argument is invalid; on leaving, if ``held.used`` is.
+        """
+        held = self._limiter.reserve(
+            client,
+            cost,
+            ttl_ms=ttl_ms,
+            plan=plan,
+            resource=resource,
+            on_unavailable=on_unavailable,
+            on_error=on_error,
+        )
+        self._wait(held.open())
+        try:
+            yield held
+        except BaseException:
+            self._wait(held.close(failed=True))
+            raise
+        self._wait(held.close(failed=False))
+
+    def open_reservation(
+        self,
+        client: str,
+        cost: int = 1,
+        *,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        plan: str = "",
+        resource: str = "",
+        on_unavailable: OnUnavailable = "allow",
+    ) -> Reservation:
+        """Hold *cost* until :meth:`settle` is called, as :meth:`Limiter.open_reservation` does.
+
+        Raises:
+            InvalidInput: An argument is invalid; nothing was published.
+        """
+        return self._wait(
+            self._limiter.open_reservation(
+                client, cost, ttl_ms=ttl_ms, plan=plan, resource=resource, on_unavailable=on_unavailable
+            )
+        )
+
+    def settle(self, reservation_id: str, used: int) -> Settled:
+        """Charge *used* units of a reservation and give back the rest, as :meth:`Limiter.settle` does.
+
+        Raises:
+            InvalidInput: An argument is invalid; nothing was published.
+        """
+        return self._wait(self._limiter.settle(reservation_id, used))
 
     def look_up(self, client: str, *, plan: str = "", resource: str = "") -> LookupReply:
         """Return the limits of *client* and its use of each window, as :meth:`Limiter.look_up` does."""

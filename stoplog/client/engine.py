@@ -32,6 +32,7 @@ from stoplog.client.limits_admin import LimitsAdmin
 from stoplog.client.metrics import Metrics
 from stoplog.client.node_registry import NodeRegistry
 from stoplog.client.overload_report import OverloadReport
+from stoplog.client.reservations import Reservations
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejections
 from stoplog.client.transport.broker_view import BrokerView
@@ -102,6 +103,7 @@ class Engine:
         mode: Whether the gateway is degraded.
         nodes: The nodes that are alive.
         rejections: The clients that were rejected most.
+        reservations: Opens and settles reservations.
         failure: Why no check will ever be answered by the store again; ``None`` while the engine works.
         failed: Set once there is a failure.
     """
@@ -129,6 +131,7 @@ class Engine:
         self.rejections = Rejections(time.monotonic)
         self.denials = DenyCache(metrics, partitions, settings.deny_cache, now)
         self.leases = LeaseCache(metrics, partitions, self.incarnation, settings.lease_max_ms, now)
+        self.reservations = Reservations(self.incarnation, metrics, settings.deadline_ms / 1000, wall_ms)
         self.failure: str | None = None
         self.failed = asyncio.Event()
         self._settings = settings
@@ -320,6 +323,7 @@ class Engine:
         at = time.monotonic()
         self.nodes.record(heartbeats, at)
         self.leases.enable(self.nodes.partitions_with_holds(at))
+        self.reservations.heard.set()
 
     def on_updates(self, updates: list[tuple[int, Update]]) -> None:
         """Remove denials, and end leases, that the updates may concern."""

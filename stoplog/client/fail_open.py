@@ -29,6 +29,7 @@ reason              the check was answered because              published  count
 ``unpublished``     its record could not be published           tried      only if a broker stored it anyway
 ``replayed``        its worker restarted; the answer is lost    yes        yes
 ``rejected_batch``  a worker could not read its batch           yes        no
+``no_holds``        a reservation: its partition grants none    as a check  yes, in full
 ``stopping``        the gateway stopped while the check waited  yes        yes, later
 ``stopping``        the gateway had stopped before the check    no         no
 ``internal_error``  a bug prevented the check                   maybe      maybe
@@ -81,6 +82,11 @@ REPLAYED: Final = "replayed"
 REJECTED_BATCH: Final = "rejected_batch"
 """The worker could not read the record. The check is not counted; the gateway logs the cause."""
 
+NO_HOLDS: Final = "no_holds"
+"""A reservation whose partition does not grant any yet, as far as the gateway knows: it has just started, or
+workers of an older release are running. It was published as a check, which charges all of its cost. A
+settlement was not published."""
+
 STOPPING: Final = "stopping"
 """The gateway stopped while the check waited: it was published and will be counted. A check that comes after
 the stop is neither published nor counted."""
@@ -96,6 +102,7 @@ REASONS: Final = (
     UNPUBLISHED,
     REPLAYED,
     REJECTED_BATCH,
+    NO_HOLDS,
     STOPPING,
     INTERNAL_ERROR,
 )

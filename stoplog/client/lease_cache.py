@@ -30,7 +30,7 @@ that no check is denied because of permits that are held here.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from math import ceil, inf
 from typing import Final
@@ -227,6 +227,17 @@ class LeaseCache:
             self._table.set_rate(row, rate, now)
         return self._mark(row, check, now)
 
+    def give_back(self, check: Check) -> bool:
+        """Have the lease of *check*'s client go back with *check*, which asks for a reservation.
+
+        Return whether the batch must mark the check.
+        """
+        row, table = self._rows.get(_key(check)), self._table
+        if row is None or not table.number[row] or not (table.left[row] or row not in self._asking):
+            return False
+        before, table.mark[row] = table.mark[row], _SETTLE
+        return not before
+
     def _mark(self, row: int, check: Check, now: float) -> bool:
         table = self._table
         before, same_plan = table.mark[row], check.plan == table.plan[row]
@@ -266,7 +277,12 @@ class LeaseCache:
         return Rate(rate.checks + (checks - rate.checks) * part, rate.units + (units - rate.units) * part)
 
     def rows(
-        self, partition: int, checks: Sequence[Check], marked: Sequence[int], waits: bool
+        self,
+        partition: int,
+        checks: Sequence[Check],
+        marked: Sequence[int],
+        waits: bool,
+        reserving: Collection[int] = (),
     ) -> tuple[list[HoldRow] | None, list[SentAsk]]:
         """Return what the batch of *checks*, which is sent now, asks and settles.
 
@@ -275,8 +291,10 @@ class LeaseCache:
         Args:
             partition: Partition of the batch.
             checks: Its checks.
-            marked: Indexes of the checks for which :meth:`note` returned true.
+            marked: Indexes of the checks for which :meth:`note` or :meth:`give_back` returned true.
             waits: Whether callers wait for the reply. If none does, the record requests no lease.
+            reserving: Indexes of checks that ask for a reservation, or settle one. The record requests no
+                lease for their clients.
 
         Returns:
             The rows, or ``None`` if the partition grants no holds; and the asks in them.
@@ -287,6 +305,7 @@ class LeaseCache:
         now, table = self._clock(), self._table
         settlements: dict[int, tuple[Settlement, ...]] = {}
         asking: dict[Key, int] = {}
+        reserved = {_key(checks[index]) for index in reserving}
         for index in marked:
             key = _key(checks[index])
             row = self._rows.get(key)
@@ -297,7 +316,7 @@ class LeaseCache:
                 continue
             if table.number[row] and (mark == _SETTLE or now >= table.until[row]):
                 settlements[index] = (self._finish(row, now),)
-            if waits and self._may_ask(row, now):
+            if waits and key not in reserved and self._may_ask(row, now):
                 asking[key] = row
         # The last check of the client in the batch carries the ask, so that no check before it is denied
         # because of the lease.

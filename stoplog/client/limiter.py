@@ -10,6 +10,7 @@ import socket
 import time
 from asyncio import Future
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -18,10 +19,12 @@ from stoplog.client.batcher import Batcher
 from stoplog.client.cluster_status import STATES, ProcessState, Readiness, Status, count_by_role, merge_status
 from stoplog.client.engine import Engine, NotStarted, OtherPartitionCount, wall_ms
 from stoplog.client.fail_open import OnUnavailable, fails_closed
+from stoplog.client.held import Held, OnError
 from stoplog.client.instrumentation import load_instrumentation
 from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.limits_history import HistoryPage
 from stoplog.client.metrics import Metrics
+from stoplog.client.reservations import DEFAULT_TTL_MS, Reservation, Settled, check_ttl
 from stoplog.client.settings import Settings, read_settings
 from stoplog.client.top_rejected import Rejected, merge_summaries, ranked
 from stoplog.client.traffic import Traffic, traffic
@@ -207,7 +210,7 @@ class Limiter:
             InvalidInput: An id, the cost or *on_unavailable* is invalid; nothing was published.
         """
         check = Check(client, cost, plan, resource)
-        _validate(check)
+        validate(check)
         pending = self._batcher.ask(check, fails_closed(on_unavailable))
         return pending if isinstance(pending, Answer) else answer_of(await pending)
 
@@ -240,7 +243,7 @@ class Limiter:
         closed = _each_fails_closed(on_unavailable, len(checks))
         for index, check in enumerate(checks):
             try:
-                _validate(check)
+                validate(check)
             except InvalidInput as exc:
                 raise exc.within(f"checks[{index}].") from None
             if index % SLICE == SLICE - 1:
@@ -262,7 +265,7 @@ class Limiter:
             InvalidInput: An id or the cost is invalid.
         """
         check = Check(client, cost, plan, resource)
-        _validate(check)
+        validate(check)
         self._batcher.publish(check)
 
     async def peek(self, client: str, *, plan: str = "", resource: str = "") -> Answer:
@@ -272,6 +275,96 @@ class Limiter:
             InvalidInput: An id is invalid.
         """
         return await self.check(client, 0, plan=plan, resource=resource)
+
+    # --- reservations -------------------------------------------------------------------------
+
+    def reserve(
+        self,
+        client: str,
+        cost: int = 1,
+        *,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        plan: str = "",
+        resource: str = "",
+        on_unavailable: OnUnavailable = "allow",
+        on_error: OnError = "return",
+    ) -> Held:
+        """Hold *cost* for the time of an ``async with`` block, whose use is known only afterwards.
+
+        ::
+
+            async with limiter.reserve("team-7", 4_000) as held:
+                held.used = await call_the_model()
+
+        The end of the block charges ``held.used``, or all of *cost* if the block does not set it. If the
+        block raises, everything is given back.
+
+        Args:
+            client: Id of the client.
+            cost: Units to hold. They count in full until the end of the block.
+            ttl_ms: Milliseconds after which the reservation ends by itself, at most an hour. Then all of it
+                is charged.
+            plan: As in :meth:`check`.
+            resource: As in :meth:`check`.
+            on_unavailable: As in :meth:`check`.
+            on_error: ``charge`` charges a block that raises like one that does not.
+
+        Raises:
+            Denied: On entering, if the reservation is denied. The block does not run.
+            InvalidInput: On entering, if an argument is invalid; on leaving, if ``held.used`` is.
+        """
+        return Held(
+            partial(
+                self.open_reservation,
+                client,
+                cost,
+                ttl_ms=ttl_ms,
+                plan=plan,
+                resource=resource,
+                on_unavailable=on_unavailable,
+            ),
+            self.settle,
+            cost,
+            on_error,
+        )
+
+    async def open_reservation(
+        self,
+        client: str,
+        cost: int = 1,
+        *,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        plan: str = "",
+        resource: str = "",
+        on_unavailable: OnUnavailable = "allow",
+    ) -> Reservation:
+        """Hold *cost* until :meth:`settle` is called with the id of the answer, by whichever process.
+
+        The arguments are those of :meth:`reserve`. A denied reservation has no id.
+
+        Raises:
+            InvalidInput: An argument is invalid; nothing was published.
+        """
+        check = Check(client, cost, plan, resource)
+        validate(check)
+        check_ttl(ttl_ms)
+        closed = fails_closed(on_unavailable)
+        return await self._engine.reservations.open(self._batcher, check, ttl_ms, closed)
+
+    async def settle(self, reservation_id: str, used: int) -> Settled:
+        """Charge *used* units of a reservation and give back the rest. A repeated call changes nothing.
+
+        Args:
+            reservation_id: The id of the reservation.
+            used: Units to charge; 0 gives back everything. More than were held are charged as well.
+
+        Returns:
+            What became of the reservation.
+
+        Raises:
+            InvalidInput: An argument is invalid; nothing was published.
+        """
+        return await self._engine.reservations.settle(self._batcher, reservation_id, used)
 
     # --- clients and limits -------------------------------------------------------------------
 
@@ -283,7 +376,7 @@ class Limiter:
             InvalidInput: An id is invalid.
             Unavailable: The client's worker did not answer.
         """
-        _validate(Check(client, 0, plan, resource))
+        validate(Check(client, 0, plan, resource))
         return await self._engine.lookup.look_up(client, plan, resource)
 
     async def set_limits(
@@ -417,7 +510,12 @@ def _each_fails_closed(on_unavailable: OnUnavailable | Sequence[OnUnavailable], 
     return [fails_closed(one) for one in on_unavailable]
 
 
-def _validate(check: Check) -> None:
+def validate(check: Check) -> None:
+    """Check the ids and the cost of *check*.
+
+    Raises:
+        InvalidInput: One of them is invalid.
+    """
     check_id(check.client, "client_id")
     if check.plan:
         check_id(check.plan, "plan")

@@ -29,6 +29,8 @@ name                                      type       label    what
 ``stoplog_lease_permits_used_total``      counter             of these, permits used
 ``stoplog_lease_permits_returned_total``  counter             of these, permits given back in time
 ``stoplog_lease_permits_expired_total``   counter             of these, permits lost at the lease's end
+``stoplog_reservations_total``            counter    result   reservations: granted, denied, degraded
+``stoplog_settlements_total``             counter    state    settlements of reservations, by their result
 ``stoplog_leases``                        gauge               leases in use
 ``stoplog_publish_failures_total``        counter             records that could not be published
 ``stoplog_undecodable_records_total``     counter             skipped records of ``replies`` and ``nodes``
@@ -71,6 +73,9 @@ LATENCY_S: Final = (
 
 BATCH_CHECKS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 """Bucket bounds in checks."""
+
+SETTLEMENTS: Final = ("settled", "repeated", "over", "unknown", "unlimited", "unconfirmed")
+"""Results of settlements (:class:`stoplog.client.reservations.Settled`)."""
 
 GAUGES: Final = {
     "stoplog_checks_in_flight": "livesum",
@@ -122,6 +127,8 @@ class Metrics(Collector):
         """Checks that failed open, by reason."""
         self.failed_closed = dict.fromkeys(REASONS, 0)
         """Checks that failed closed, by reason."""
+        self.reservations = dict.fromkeys(("granted", "denied", "degraded"), 0)
+        self.settlements = dict.fromkeys(SETTLEMENTS, 0)
         self.second_replies = dict.fromkeys(("same", "different", "unknown"), 0)
         self.uncounted = self.late = self.publish_failures = self.divergence = 0
         self.deny_hits = self.deny_stores = self.deny_entries = self.deny_unlogged = 0
@@ -205,6 +212,14 @@ class Metrics(Collector):
         )
         for reason, count in self.degraded.items():
             degraded.add_metric([reason], count)
+        reserved = CounterMetricFamily(
+            "stoplog_reservations", "Reservations: granted, denied, degraded", labels=["result"]
+        )
+        for result, count in self.reservations.items():
+            reserved.add_metric([result], count)
+        settled = CounterMetricFamily("stoplog_settlements", "Settlements of reservations", labels=["state"])
+        for state, count in self.settlements.items():
+            settled.add_metric([state], count)
         second = CounterMetricFamily(
             "stoplog_second_replies", "Further replies to a batch of a single lane", labels=["answers"]
         )
@@ -221,4 +236,4 @@ class Metrics(Collector):
         store = GaugeMetricFamily("stoplog_store_state", "1 for the state of the store", labels=["state"])
         for state, holds in self.store().items():
             store.add_metric([state], holds)
-        yield from (degraded, closed, second, nodes, store)
+        yield from (degraded, closed, reserved, settled, second, nodes, store)

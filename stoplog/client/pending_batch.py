@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from asyncio import Future, TimerHandle
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from stoplog.client.answer import Answer, Outcome, from_decision
-from stoplog.client.fail_open import REJECTED_BATCH, REPLAYED, degraded_answer
+from stoplog.client.answer import Answer, Outcome, from_decision, from_held_decision
+from stoplog.client.fail_open import NO_HOLDS, REJECTED_BATCH, REPLAYED, degraded_answer
 from stoplog.client.lease_table import SentAsk
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import MAX_BATCH, Check
-from stoplog.wire.replies import Decision, Reply
+from stoplog.wire.holds import Ask, Settlement
+from stoplog.wire.replies import Decision, HeldDecision, Reply, as_held
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,18 @@ Rescue: TypeAlias = Callable[[Check], Answer | None]
 
 def no_rescue(_check: Check) -> None:
     """Answer no check."""
+
+
+class HoldCall(NamedTuple):
+    """What a check asks and settles about reservations.
+
+    Attributes:
+        ask: The reservation that it asks for; ``None`` if it only settles.
+        settlements: The reservations that it settles.
+    """
+
+    ask: Ask | None
+    settlements: tuple[Settlement, ...]
 
 
 _NONE: Final[set[Future[Outcome]]] = set()
@@ -54,7 +67,8 @@ class PendingBatch:
         sent_at: When the batch was given to the transport, in seconds; 0 before that.
         marked: Indexes of the checks that may carry asks and settlements
             (:meth:`stoplog.client.lease_cache.LeaseCache.note`).
-        asks: The asks that it was sent with.
+        asks: The asks for leases that it was sent with.
+        holds: The checks about reservations, by their index.
         timer: The timer of the deadline, or of the end of gathering; ``None`` if none runs.
     """
 
@@ -65,6 +79,7 @@ class PendingBatch:
         "asks",
         "checks",
         "futures",
+        "holds",
         "marked",
         "number",
         "partition",
@@ -77,6 +92,7 @@ class PendingBatch:
         self._rescue = rescue
         self.marked: list[int] = []
         self.asks: list[SentAsk] = []
+        self.holds: dict[int, HoldCall] = {}
         self.number = number
         self.partition = partition
         self.checks: list[Check] = []
@@ -118,6 +134,11 @@ class PendingBatch:
         self.marked.append(len(self.checks) - 1)
         self.size += ROW_BYTES
 
+    def hold_last(self, call: HoldCall) -> None:
+        """Have the last check ask for a reservation, or settle one."""
+        self.holds[len(self.checks) - 1] = call
+        self.size += ROW_BYTES
+
     def cancel_timer(self) -> None:
         """Cancel the timer, if one runs."""
         if self.timer is not None:
@@ -140,7 +161,13 @@ class PendingBatch:
             self.degrade(REJECTED_BATCH, metrics, now)
             return
         allowed = rejected = invalid = 0
-        for future, check, decision in zip(self.futures, self.checks, reply.answers, strict=True):
+        futures, checks, answers = self.futures, self.checks, reply.answers
+        if self.holds:
+            self._resolve_holds(reply, metrics, rejections)
+            others = [index for index in range(len(checks)) if index not in self.holds]
+            futures, checks = [futures[index] for index in others], [checks[index] for index in others]
+            answers = [answers[index] for index in others]
+        for future, check, decision in zip(futures, checks, answers, strict=True):
             outcome: Outcome
             if isinstance(decision, Decision):
                 if decision.allowed:
@@ -167,6 +194,36 @@ class PendingBatch:
         metrics.invalid += invalid
         self._release_futures(metrics, now)
 
+    def _resolve_holds(self, reply: Reply, metrics: Metrics, rejections: Rejections) -> None:
+        """Resolve the futures of the checks about reservations. Permits never answer them."""
+        for index, call in self.holds.items():
+            future, decision, reserves = self.futures[index], reply.answers[index], call.ask is not None
+            outcome: Outcome
+            if isinstance(decision, Decision) and reserves and not decision.allowed:
+                metrics.rejected += 1
+                rejections.add(self.checks[index].client)
+                outcome = from_held_decision(as_held(decision))
+            elif isinstance(decision, HeldDecision):
+                metrics.allowed += reserves
+                outcome = from_held_decision(decision)
+            elif isinstance(decision, str):
+                metrics.invalid += reserves
+                outcome = InvalidInput("client_id", decision, "correct the check, then send it again")
+            else:
+                # The reply has no fields about holds if the batch was sent without them.
+                reason = REPLAYED if decision is None else NO_HOLDS
+                outcome = self._degraded_hold(future, reason, reserves, metrics)
+            if not future.done():
+                future.set_result(outcome)
+
+    def _degraded_hold(
+        self, future: Future[Outcome], reason: str, reserves: bool, metrics: Metrics
+    ) -> Answer:
+        fails_closed = future in self._fail_closed
+        if reserves:
+            metrics.count_degraded(reason, fails_closed)
+        return degraded_answer(reason, fails_closed)
+
     def degrade(self, reason: str, metrics: Metrics, now: float) -> None:
         """Resolve every future that still waits: by the permits of a lease, else with a degraded answer.
 
@@ -178,6 +235,12 @@ class PendingBatch:
         fail_closed = self._fail_closed
         closed = len(fail_closed)
         opened = len(self.futures) - closed
+        for index, call in self.holds.items() if self.futures else ():
+            future = self.futures[index]
+            fails_closed = future in fail_closed
+            opened, closed = opened - (not fails_closed), closed - fails_closed
+            if not future.done():
+                future.set_result(self._degraded_hold(future, reason, call.ask is not None, metrics))
         for future, check in zip(self.futures, self.checks, strict=True) if self.futures else ():
             if future.done():
                 continue

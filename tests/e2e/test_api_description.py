@@ -43,9 +43,11 @@ from tests.support.system import System, running_system
 load_all_checks()
 
 BEYOND_SCHEMAS = re.compile(
-    "a limit over|a window of|share a window|longer than 256 bytes of UTF-8|after: not a cursor"
+    "a limit over|a window of|share a window|longer than 256 bytes of UTF-8|after: not a cursor|"
+    "not an id of a reservation"
 )
-"""Errors about rules that JSON Schema cannot express: bounds in a text, its size in UTF-8, and partitions."""
+"""Errors about rules that JSON Schema cannot express: bounds in a text, its size in UTF-8, partitions, and
+the content of ids."""
 
 OPEN_METHODS = ("/v1/authorize", "/v1/limits/{client_id}/history", "/v1/plans/{plan}/history")
 """Paths with undescribed methods: proxies send any method to the first, and the others are also ids."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Readiness, Status
 from stoplog.client.fail_open import OVERLOAD, OnUnavailable, degraded_answer, fails_closed
-from stoplog.client.limiter import Limiter
+from stoplog.client.limiter import Limiter, validate
 from stoplog.client.limits_admin import Applied, LimitsPage, StoredLimit, check_page, read_page_cursor
 from stoplog.client.limits_history import HistoryPage, read_cursor
 from stoplog.client.metrics import Metrics
+from stoplog.client.reservations import Reservation, Settled, check_ttl, check_used, decode_id
 from stoplog.client.top_rejected import Rejected
 from stoplog.policy import Policy
 from stoplog.wire.audit import ChangeSource
@@ -35,6 +36,8 @@ class FakeLimiter(Limiter):
         self._running = False
         self.checks: list[Check] = []
         self.fail_closed: list[bool] = []
+        self.ttls: list[int] = []
+        self.settled: list[tuple[str, int]] = []
         self.stored: dict[UpdateKey, Policy] = {}
         self.changes: list[UpdateKey] = []
         self.sources: list[ChangeSource | None] = []
@@ -91,6 +94,30 @@ class FakeLimiter(Limiter):
         each = [on_unavailable] * len(checks) if isinstance(on_unavailable, str) else on_unavailable
         self.fail_closed += [one == "deny" for one in each]
         return [Answer(True, 100, 99 - i, 60_000, 0, -1) for i in range(len(checks))]
+
+    async def open_reservation(
+        self,
+        client: str,
+        cost: int = 1,
+        *,
+        ttl_ms: int = 60_000,
+        plan: str = "",
+        resource: str = "",
+        on_unavailable: OnUnavailable = "allow",
+    ) -> Reservation:
+        check = Check(client, cost, plan, resource)
+        validate(check)
+        check_ttl(ttl_ms)
+        self.ttls.append(ttl_ms)
+        answer = self.ask(check, fails_closed(on_unavailable))
+        fields: dict[str, Any] = {name: getattr(answer, name) for name in Answer.__struct_fields__}
+        return Reservation(**fields, id="id", held=cost, ttl_ms=ttl_ms)
+
+    async def settle(self, reservation_id: str, used: int) -> Settled:
+        self._fail()
+        decode_id(reservation_id)
+        self.settled.append((reservation_id, check_used(used)))
+        return Settled(reservation_id, "settled", used)
 
     async def set_limits(
         self, key: UpdateKey, policy: Policy | None, *, source: ChangeSource | None = None

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -245,6 +246,17 @@ class System:
         """Return once the store answers the checks of every gateway."""
         for gateway in self.gateways:
             eventually(f"{gateway.name} is ready", gateway.ready, on_failure=self.logs)
+
+    def wait_reservations(self) -> None:
+        """Return once every gateway knows that all partitions grant reservations."""
+
+        def granted(gateway: Gateway) -> bool:
+            asked = ({"client_id": f"wait-{number}", "cost": 0, "ttl_ms": 1} for number in range(30))
+            answers = [gateway.http.post("/v1/reservations", json=one).json() for one in asked]
+            return not any(answer["degraded"] for answer in answers)
+
+        for gateway in self.gateways:
+            eventually(f"{gateway.name} gets reservations", partial(granted, gateway), on_failure=self.logs)
 
     def logs(self) -> str:
         """Return the last lines of every log, and what each process is doing."""

@@ -18,7 +18,7 @@ class Scope(StrEnum):
     ==========  ==================================================================
     scope       permits
     ==========  ==================================================================
-    ``check``   ask checks, which charge clients
+    ``check``   ask checks and reservations, which charge clients
     ``read``    read limits, usage, lists of clients, and the state of the system
     ``admin``   change limits and reset counters; everything
     ==========  ==================================================================
@@ -37,6 +37,9 @@ ANY_METHOD: Final = "*"
 ROUTES: Final[Mapping[str, Mapping[str, Scope | None]]] = {
     "/v1/check": {"POST": Scope.CHECK},
     "/v1/checks": {"POST": Scope.CHECK},
+    "/v1/reservations": {"POST": Scope.CHECK},
+    "/v1/reservations/{reservation_id}/settle": {"POST": Scope.CHECK},
+    "/v1/reservations/{reservation_id}": {"DELETE": Scope.CHECK},
     AUTHORIZE: {ANY_METHOD: Scope.CHECK},
     f"{AUTHORIZE}/{{path:id}}": {ANY_METHOD: Scope.CHECK},
     ENVOY_JSON: {"POST": Scope.CHECK},

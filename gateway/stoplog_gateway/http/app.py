@@ -34,6 +34,7 @@ from stoplog_gateway.http.routes import (
     history,
     limit_models,
     limits,
+    reservations,
     status,
     traffic,
 )
@@ -59,6 +60,7 @@ foreign `Host` or `Origin`, and requests that a proxy marks as forwarded (403). 
 
 _ROUTERS: Final = (
     check.router,
+    reservations.router,
     authorize.router,
     history.router,
     limits.router,
@@ -70,6 +72,7 @@ _ROUTERS: Final = (
 _MODELS: Final = (
     check.CheckRequest,
     Answer,
+    *reservations.MODELS,
     *limit_models.MODELS,
     *history.MODELS,
     *clients.MODELS,

@@ -22,4 +22,5 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     ):
         token = (folder / TOKEN_FILE).read_text().strip()
         system.gateways[0].http.headers["Authorization"] = f"Bearer {token}"
+        system.wait_reservations()
         yield system

@@ -12,6 +12,7 @@ NAMES = [
     "Answer",
     "BlockingLimiter",
     "Check",
+    "Denied",
     "InvalidInput",
     "Limiter",
     "RateLimit",

@@ -201,10 +201,12 @@ async def test_check_that_a_worker_refuses_raises_the_reason(kafka: type[Kafka])
 
 def test_limiter_offers_the_calls_of_the_sdk_and_nothing_else() -> None:
     checks = {"check", "check_many", "ask", "answer_at_once", "publish", "peek"}
+    reservations = {"reserve", "open_reservation", "settle"}
     limits = {"look_up", "set_limits", "get_limits", "list_limits", "limits_history", "reset"}
     state = {"status", "process_state", "traffic", "most_rejected", "ready", "running", "node_id"}
     failure = {"failure", "until_failure"}
-    assert {name for name in vars(Limiter) if not name.startswith("_")} == checks | limits | state | failure
+    calls = checks | reservations | limits
+    assert {name for name in vars(Limiter) if not name.startswith("_")} == calls | state | failure
 
 
 DECIDED, DEGRADED = Answer(True, 9, 8, 1, 0, 3), Answer(True, None, None, 0, 0, 0, True, "deadline")

@@ -16,6 +16,7 @@ from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.settings import GatewaySettings
 
+from stoplog.client.reservations import ReservationId, encode_id
 from tests.support.access import access_control
 from tests.support.broker import CHECKOUT
 from tests.support.fake_limiter import FakeLimiter
@@ -34,8 +35,11 @@ PERMITTED: Final = {
     Scope.ADMIN: {"admin-token"},
 }
 PRESENTED: Final = [None, "wrong-token", "", *TOKENS]
+RESERVATION: Final = encode_id(ReservationId(1, 7, 8, "alice", "", "", 0))
 PATHS: Final = {
     "/v1/authorize/{path:id}": "/v1/authorize/a/b",
+    "/v1/reservations/{reservation_id}": f"/v1/reservations/{RESERVATION}",
+    "/v1/reservations/{reservation_id}/settle": f"/v1/reservations/{RESERVATION}/settle",
     "/v1/limits/{client_id:id}": "/v1/limits/alice",
     "/v1/plans/{plan:id}": "/v1/plans/free",
     "/v1/clients/{client_id:id}/usage": "/v1/clients/alice/usage",
@@ -46,6 +50,8 @@ PATHS: Final = {
 BODIES: Final = {
     "/v1/check": {"client_id": "a"},
     "/v1/checks": [{"client_id": "a"}],
+    "/v1/reservations": {"client_id": "a"},
+    "/v1/reservations/{reservation_id}/settle": {"used": 1},
     "/json": {"domain": "d", "descriptors": [{"entries": [{"key": "user", "value": "a"}]}]},
 }
 

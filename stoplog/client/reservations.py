@@ -1,0 +1,237 @@
+"""Reservations: units that are held for a client until their caller reports how many it used.
+
+A reservation travels with a check, in the record of its batch (:mod:`stoplog.wire.holds`). Its id names the
+hold, the client, the resource and the plan. So any gateway can settle it, also after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as NotBase64
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from stoplog.client.answer import Answer, HeldAnswer, answer_of
+from stoplog.client.batcher import Batcher
+from stoplog.client.metrics import Metrics
+from stoplog.client.pending_batch import HoldCall
+from stoplog.errors import InvalidId, InvalidInput
+from stoplog.policy import check_cost, check_id
+from stoplog.wire.checks import Check
+from stoplog.wire.holds import MAX_TTL_MS, NOT_OPEN, RESERVATION, SETTLED_NOW, Ask, HoldId, Settlement
+
+DEFAULT_TTL_MS: Final = 60_000
+"""Milliseconds that a reservation lasts unless its caller says otherwise."""
+
+State = Literal["settled", "over", "unknown", "unlimited", "unconfirmed"]
+
+
+class Reservation(Answer, frozen=True, gc=False):
+    """The answer to a request for a reservation: that to a check, with an id.
+
+    Attributes:
+        id: Settles the reservation. ``None`` if it was denied. A degraded answer has an id as well, because
+            the store may still grant the reservation.
+        held: Units held; 0 if the client is unlimited, or nothing was granted.
+        ttl_ms: Milliseconds until the reservation ends. Its units are then charged. 0 if nothing is held.
+        detail: Why it was denied, if no limit on requests caused that; else ``None``.
+    """
+
+    id: str | None = None
+    held: int = 0
+    ttl_ms: int = 0
+    detail: str | None = None
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What became of a reservation.
+
+    Attributes:
+        id: Its id.
+        state: ``settled``: by this call or an earlier one. ``over``: its time to live is over; if it was not
+            settled before, all of its units were charged at its end. ``unknown``: the store has no such
+            reservation; it was never granted, or was settled and is forgotten. ``unlimited``: the client was
+            unlimited, so nothing was held. ``unconfirmed``: the store did not answer in time; the call can be
+            repeated.
+        used: Units charged by the call that settled it; ``None`` in all other states.
+        repeated: Whether an earlier call had settled it.
+        reason: Why the store did not answer, one of :data:`stoplog.client.fail_open.REASONS`; else ``None``.
+    """
+
+    id: str
+    state: State
+    used: int | None = None
+    repeated: bool = False
+    reason: str | None = None
+
+
+_U64 = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class ReservationId(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The content of an id.
+
+    Attributes:
+        version: The version of this format.
+        incarnation: With the number, identifies the hold in the log.
+        number: Random.
+        client: Id of the client.
+        resource: The resource; empty for none.
+        plan: The plan; empty for none.
+        expires_ms: When the reservation ends, by the clock of the process that asked, ms since the epoch;
+            0 if nothing was held because the client is unlimited.
+    """
+
+    version: Literal[1]
+    incarnation: _U64
+    number: _U64
+    client: str
+    resource: str
+    plan: str
+    expires_ms: _U64
+
+    @property
+    def hold(self) -> HoldId:
+        """The id of the hold in the log."""
+        return self.incarnation, self.number, 0
+
+
+_decode: Final = msgspec.msgpack.Decoder(ReservationId).decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def encode_id(id_: ReservationId) -> str:
+    """Return the text of an id."""
+    return urlsafe_b64encode(_encode(id_)).rstrip(b"=").decode()
+
+
+def decode_id(text: str, field: str = "reservation_id") -> ReservationId:
+    """Return the content of an id.
+
+    Raises:
+        InvalidId: It is not the id of a reservation; names *field*.
+    """
+    try:
+        id_ = _decode(urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4)))
+        check_id(id_.client, field)
+        for part in (id_.resource, id_.plan):
+            if part:
+                check_id(part, field)
+        if max(id_.hold) >= 1 << 64 or encode_id(id_) != text:
+            raise InvalidId(field, "", "")
+    except (NotBase64, UnicodeEncodeError, msgspec.MsgspecError, InvalidId, RecursionError) as exc:
+        remedy = "use the id that POST /v1/reservations returned"
+        raise InvalidId(field, "not an id of a reservation", remedy) from exc
+    return id_
+
+
+def check_ttl(ttl_ms: int, field: str = "ttl_ms") -> int:
+    """Return *ttl_ms* if a reservation may last so long.
+
+    Raises:
+        InvalidInput: It is no whole number from 1 to 3,600,000; names *field*.
+    """
+    if type(ttl_ms) is not int:
+        raise InvalidInput(field, "not a whole number", "use 1 to 3,600,000 milliseconds")
+    if not 1 <= ttl_ms <= MAX_TTL_MS:
+        raise InvalidInput(field, "out of bounds", "use 1 to 3,600,000 milliseconds")
+    return ttl_ms
+
+
+def check_used(used: int, field: str = "used") -> int:
+    """Return *used* if so many units can be charged.
+
+    Raises:
+        InvalidCost: It is no whole number from 0 to 1,000,000; names *field*.
+    """
+    return check_cost(used, field)
+
+
+class Reservations:
+    """Opens and settles reservations. Use it from the event loop of its limiter only.
+
+    Args:
+        incarnation: Random 64 bits that identify this run.
+        metrics: Counts reservations and settlements.
+        deadline_s: Seconds that a reservation waits for the first heartbeats after the start.
+        wall_ms: Returns the milliseconds since the Unix epoch.
+
+    Attributes:
+        heard: Set once heartbeats have been read, which tell the partitions that grant reservations.
+    """
+
+    def __init__(
+        self, incarnation: int, metrics: Metrics, deadline_s: float, wall_ms: Callable[[], int]
+    ) -> None:
+        self._incarnation = incarnation
+        self._metrics = metrics
+        self._deadline_s = deadline_s
+        self._wall_ms = wall_ms
+        self.heard = asyncio.Event()
+
+    async def open(self, batcher: Batcher, check: Check, ttl_ms: int, fails_closed: bool) -> Reservation:
+        """Hold the cost of *check*, which is valid, for *ttl_ms*.
+
+        Raises:
+            InvalidInput: A worker refused the check.
+        """
+        if not self.heard.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._deadline_s):
+                    await self.heard.wait()
+        # Unpredictable, so that no other caller can settle it by guessing.
+        id_: HoldId = (self._incarnation, secrets.randbits(64), 0)
+        call = HoldCall(Ask(RESERVATION, id_, 0, 0, ttl_ms), ())
+        pending = batcher.hold(check, call, fails_closed)
+        answer = pending if isinstance(pending, Answer) else answer_of(await pending)
+        grant = answer.grant if isinstance(answer, HeldAnswer) else None
+        counts = self._metrics.reservations
+        if not answer.allowed and not answer.degraded:
+            counts["denied"] += 1
+            detail = answer.detail if isinstance(answer, HeldAnswer) else ""
+            return self._reservation(answer, None, 0, 0, detail or None)
+        counts["degraded" if answer.degraded else "granted"] += 1
+        held, left_ms = (0, 0) if grant is None else (grant.units, grant.ttl_ms)
+        lasts_ms = ttl_ms if answer.degraded else left_ms
+        expires_ms = self._wall_ms() + lasts_ms if lasts_ms else 0
+        parts = ReservationId(1, id_[0], id_[1], check.client, check.resource, check.plan, expires_ms)
+        return self._reservation(answer, encode_id(parts), held, left_ms, None)
+
+    @staticmethod
+    def _reservation(
+        answer: Answer, id_: str | None, held: int, ttl_ms: int, detail: str | None
+    ) -> Reservation:
+        fields: dict[str, Any] = {name: getattr(answer, name) for name in Answer.__struct_fields__}
+        return Reservation(**fields, id=id_, held=held, ttl_ms=ttl_ms, detail=detail)
+
+    async def settle(self, batcher: Batcher, text: str, used: int) -> Settled:
+        """Charge *used* and give back the rest of the reservation with the id *text*.
+
+        Raises:
+            InvalidInput: The id or *used* is invalid, or a worker refused the settlement.
+        """
+        id_, used = decode_id(text), check_used(used)
+        settled = await self._settle(batcher, text, id_, used)
+        self._metrics.settlements["repeated" if settled.repeated else settled.state] += 1
+        return settled
+
+    async def _settle(self, batcher: Batcher, text: str, id_: ReservationId, used: int) -> Settled:
+        if not id_.expires_ms:
+            return Settled(text, "unlimited")
+        # A check that charges nothing carries the settlement.
+        call = HoldCall(None, (Settlement(id_.hold, used),))
+        pending = batcher.hold(Check(id_.client, 0, id_.plan, id_.resource), call)
+        answer = pending if isinstance(pending, Answer) else answer_of(await pending)
+        if not isinstance(answer, HeldAnswer) or len(answer.settled) != 1:
+            return Settled(text, "unconfirmed", reason=answer.reason)
+        [found] = answer.settled
+        if found == SETTLED_NOW:
+            return Settled(text, "settled", used)
+        if found == NOT_OPEN:
+            return Settled(text, "over" if self._wall_ms() >= id_.expires_ms else "unknown")
+        return Settled(text, "settled", found, True)

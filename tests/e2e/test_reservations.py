@@ -1,0 +1,187 @@
+"""Reservations: on a real broker, with real gateways and a real worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stoplog import BlockingLimiter, Denied, Limiter
+from tests.support.broker import fresh_broker
+from tests.support.system import Gateway, System, eventually, running_system
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Run one system for all tests. Each test has its own client, and the last one stops the worker."""
+    folder = tmp_path_factory.mktemp("system")
+    # A busy machine does not miss this deadline, so nothing fails open while the worker lives.
+    settings = {"deadline_ms": 20_000, "lease_max_ms": 10_000}
+    with fresh_broker() as broker, running_system(broker, folder, gateways=2, **settings) as running:
+        running.wait_reservations()
+        yield running
+
+
+def reserve(gateway: Gateway, client: str, cost: int, **fields: Any) -> dict[str, Any]:
+    response = gateway.http.post("/v1/reservations", json={"client_id": client, "cost": cost, **fields})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def settle(gateway: Gateway, id_: str, used: int) -> dict[str, Any]:
+    response = gateway.http.post(f"/v1/reservations/{id_}/settle", json={"used": used})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def give_back(gateway: Gateway, id_: str) -> dict[str, Any]:
+    response = gateway.http.delete(f"/v1/reservations/{id_}")
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def left(gateway: Gateway, client: str) -> int:
+    """Return what remains of the client's limit."""
+    remaining: int = gateway.check(client, cost=0)["remaining"]
+    return remaining
+
+
+def test_reservation_holds_until_another_gateway_settles_it(system: System) -> None:
+    here, there = system.gateways
+    here.set_limits("team", "10000/hour")
+    answer = reserve(here, "team", 4_000, ttl_ms=600_000)
+    assert (answer["allowed"], answer["held"], answer["remaining"]) == (True, 4_000, 6_000)
+    assert 0 < answer["ttl_ms"] <= 600_000
+    assert left(there, "team") == 6_000
+    assert not there.check("team", cost=6_001)["allowed"]
+    id_ = answer["id"]
+    expected = {"id": id_, "state": "settled", "used": 2_913, "repeated": False, "reason": None}
+    assert settle(there, id_, 2_913) == expected
+    assert left(here, "team") == 10_000 - 2_913
+    for late in (settle(here, id_, 5), give_back(there, id_)):
+        assert late == {**expected, "repeated": True}
+    assert left(here, "team") == 10_000 - 2_913
+
+
+def test_returned_reservation_charges_nothing(system: System) -> None:
+    here, there = system.gateways
+    answer = reserve(here, "undo", 60, resource="downloads")
+    assert reserve(there, "undo", 41, resource="downloads")["allowed"] is False
+    returned = give_back(here, answer["id"])
+    assert (returned["state"], returned["used"], returned["repeated"]) == ("settled", 0, False)
+    assert reserve(there, "undo", 100, resource="downloads")["allowed"] is True
+
+
+def test_denied_reservation_has_no_id_and_says_when_to_try_again(system: System) -> None:
+    here, _ = system.gateways
+    reserve(here, "full", 100, ttl_ms=30_000)
+    answer = reserve(here, "full", 1)
+    assert (answer["allowed"], answer["id"], answer["held"]) == (False, None, 0)
+    assert answer["retry_after_ms"] > 60_000, "the reservation is charged at its end"
+    assert reserve(here, "full", 101)["retry_after_ms"] is None
+
+
+def test_reservation_that_is_not_settled_is_charged_at_its_end(system: System) -> None:
+    here, there = system.gateways
+    here.set_limits("late", "100/hour")
+    id_ = reserve(here, "late", 70, ttl_ms=1)["id"]
+    eventually("the reservation is over", lambda: settle(there, id_, 3)["state"] == "over")
+    assert left(here, "late") == 30
+
+
+def test_unlimited_client_holds_nothing(system: System) -> None:
+    here, _ = system.gateways
+    assert here.http.put("/v1/limits/free", json={"limits": "unlimited"}).status_code == 200
+    answer = reserve(here, "free", 1_000_000)
+    assert (answer["allowed"], answer["limit"], answer["held"]) == (True, None, 0)
+    assert settle(here, answer["id"], 5)["state"] == "unlimited"
+
+
+def test_gateways_own_lease_does_not_deny_a_reservation(system: System) -> None:
+    here, _ = system.gateways
+    here.set_limits("hot", "1000/hour")
+    hits, used = here.metric("stoplog_lease_hits_total"), 0
+
+    def has_lease() -> bool:
+        nonlocal used
+        for _ in range(10):
+            used += here.check("hot")["allowed"]
+        return here.metric("stoplog_lease_hits_total") > hits
+
+    eventually("hot has a lease", has_lease)
+    answer = reserve(here, "hot", 1_000 - used)
+    assert answer["allowed"], answer
+    assert not here.check("hot")["allowed"]
+    give_back(here, answer["id"])
+
+
+async def test_block_of_the_sdk_charges_what_it_used(system: System) -> None:
+    here, _ = system.gateways
+    async with Limiter(system.bootstrap, deadline_ms=20_000) as limiter:
+        async with limiter.reserve("sdk", 80) as held:
+            assert left(here, "sdk") == 20
+            with pytest.raises(Denied, match="try again in"):
+                async with limiter.reserve("sdk", 21):
+                    pytest.fail("a denied block runs")
+            held.used = 13
+        assert held.settled is not None
+        assert held.settled.used == 13
+        with pytest.raises(ZeroDivisionError):
+            async with limiter.reserve("sdk", 80):
+                raise ZeroDivisionError
+        assert left(here, "sdk") == 87
+        with pytest.raises(ZeroDivisionError):
+            async with limiter.reserve("sdk", 7, on_error="charge"):
+                raise ZeroDivisionError
+        assert left(here, "sdk") == 80
+
+
+def test_block_of_the_blocking_sdk_charges_what_it_used(system: System) -> None:
+    here, _ = system.gateways
+    with BlockingLimiter(system.bootstrap, deadline_ms=20_000) as limiter:
+        with limiter.reserve("threads", 80) as held:
+            assert left(here, "threads") == 20
+            held.used = 13
+        with pytest.raises(ZeroDivisionError), limiter.reserve("threads", 80):
+            raise ZeroDivisionError
+        with limiter.reserve("threads", 7):
+            pass
+        assert left(here, "threads") == 80
+        with pytest.raises(Denied), limiter.reserve("threads", 81):
+            pytest.fail("a denied block runs")
+
+
+def test_reservation_without_a_worker_fails_open_or_closed_and_can_be_settled_later(system: System) -> None:
+    [worker], quick = system.workers, system.add_gateway(deadline_ms=400)
+    system.wait_ready()
+    system.wait_reservations()
+    system.gateways.remove(quick)
+    quick.set_limits("dark", "100/hour")
+    before = reserve(quick, "dark", 10)
+    worker.kill()
+    try:
+        began = time.monotonic()
+        opened, closed = reserve(quick, "dark", 20), reserve(quick, "dark", 30, on_unavailable="deny")
+        assert time.monotonic() - began < 10
+        assert (opened["allowed"], opened["degraded"], opened["held"]) == (True, True, 0)
+        assert (closed["allowed"], closed["degraded"], closed["retry_after_ms"]) == (False, True, 1_000)
+        unconfirmed = settle(quick, before["id"], 7)
+        assert unconfirmed["state"] == "unconfirmed"
+        assert unconfirmed["reason"] in ("deadline", "breaker_open")
+    finally:
+        worker.start()
+    system.wait_ready()
+
+    eventually("the worker answers again", lambda: settle(quick, before["id"], 0)["reason"] is None)
+    assert settle(quick, before["id"], 0) == {
+        "id": before["id"], "state": "settled", "used": 7, "repeated": True, "reason": None
+    }  # fmt: skip
+    assert settle(quick, opened["id"], 15)["state"] == "settled", "the log granted it later"
+    assert give_back(quick, closed["id"])["state"] == "settled"
+    assert left(quick, "dark") == 100 - 7 - 15
+    assert quick.stop() == 0

@@ -69,12 +69,18 @@ def bind_port(port: int, host: str, *, shared: bool = False) -> list[socket.sock
     return sockets
 
 
-def claim_port(port: int, host: str) -> list[socket.socket]:
-    """Return sockets that claim *port* of *host* against other callers of this function. Linux only.
+def claim_port(port: int, host: str, claimant: str) -> list[socket.socket]:
+    """Return sockets that claim *port* of *host* against other callers with the same *claimant*. Linux only.
 
-    ``SO_REUSEPORT`` does not separate groups of processes: two gateways that start at the same time would
-    share the port, perhaps with different brokers. The claim ends when the sockets are closed or the
-    process ends.
+    A port that is free now may be taken when the server listens on it, seconds later. And ``SO_REUSEPORT``
+    does not separate groups of processes: two gateways that start at the same time would share the port,
+    perhaps with different brokers. The claim ends when the sockets are closed or the process ends.
+
+    Args:
+        port: The port.
+        host: An address or a name. An empty string means all addresses.
+        claimant: The kind of program that claims the port. `stoplog up` does so for its gateways, which
+            claim it themselves when they start.
 
     Raises:
         CannotListen: Another process holds the claim, or *host* cannot be resolved.
@@ -86,7 +92,7 @@ def claim_port(port: int, host: str) -> list[socket.socket]:
         sockets.append(sock)
         try:
             # An abstract socket: it leaves no file, and it belongs to the network namespace of the port.
-            sock.bind(f"\0stoplog-gateway {name} {port}")
+            sock.bind(f"\0stoplog-{claimant} {name} {port}")
         except OSError as exc:
             for opened in sockets:
                 opened.close()

@@ -324,6 +324,26 @@ def test_ups_started_at_once_share_no_port_and_a_killed_one_leaves_nothing(tmp_p
         assert check(again, "dave")["remaining"] == 98
 
 
+@pytest.mark.parametrize("variable", ["STOPLOG_PORT", "STOPLOG_BROKER_PORT"])
+def test_of_two_ups_that_start_at_once_with_one_port_the_other_ends_with_the_remedy(
+    tmp_path: Path, variable: str
+) -> None:
+    port = str(free_port())
+    homes = [home_with_jars(tmp_path / name) for name in ("one", "other")]
+    with ExitStack() as stack:
+        systems = [Running(home, environment(home, **{variable: port})) for home in homes]
+        for system in systems:
+            stack.callback(system.end)
+        eventually("one has ended", lambda: any(system.process.poll() is not None for system in systems))
+        loser, winner = sorted(systems, key=lambda system: system.process.poll() is None)
+        printed, _ = loser.process.communicate(timeout=60)
+        assert loser.process.returncode == 1
+        assert f"port {port} is taken: set {variable}" in printed.splitlines()[-1]
+        assert "starting worker and gateway" not in printed
+        winner.wait_for("stoplog is ready")
+        assert check(winner, "grace")["remaining"] == 99
+
+
 @pytest.mark.needs("curl")
 def test_up_with_tls_and_required_tokens_prints_requests_that_work(tmp_path: Path) -> None:
     files = Certificates(tmp_path)

@@ -80,7 +80,7 @@ def gateway(
             # Before the port is bound, which takes as long as the connection to Kafka: of two gateways that
             # start at the same moment, one gets the port, and the other ends now.
             if sys.platform == "linux":
-                for sock in claim_port(settings.port, settings.host):
+                for sock in claim_port(settings.port, settings.host, "gateway"):
                     claims.enter_context(sock)
             ensure_free(settings.port, settings.host)
         except CannotListen as exc:

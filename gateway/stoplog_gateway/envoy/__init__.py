@@ -104,7 +104,7 @@ def claim_envoy_address(address: str) -> list[socket]:
     """
     host, _, port = address.rpartition(":")
     try:
-        return claim_port(int(port), host.strip("[]"))
+        return claim_port(int(port), host.strip("[]"), "gateway")
     except CannotListen as exc:
         raise cannot_listen(address) from exc
 

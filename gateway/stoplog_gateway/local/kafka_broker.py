@@ -166,10 +166,13 @@ class Broker:
     def wait_ready(self) -> None:
         """Wait until the broker answers a metadata request and is itself in the answer.
 
+        The answer names the cluster: the broker of another system may have taken the port.
+
         Raises:
             BrokerFailed: it ended or did not answer in time; the text has the last lines of its log.
         """
         admin = silent_admin(KafkaConnection(self.bootstrap))
+        cluster_id = self._stored_cluster_id()
         deadline = time.monotonic() + _READY_S
         while time.monotonic() < deadline:
             if not self.running:
@@ -178,7 +181,8 @@ class Broker:
                     f"the broker stopped while starting; the end of {self.log}:\n{self.tail()}"
                 )
             try:
-                if self._node_id in admin.list_topics(timeout=0.5).brokers:
+                answer = admin.list_topics(timeout=0.5)
+                if answer.cluster_id == cluster_id and self._node_id in answer.brokers:
                     return
             except KafkaException:
                 continue
@@ -304,6 +308,11 @@ class Broker:
             )
         )
         return path
+
+    def _stored_cluster_id(self) -> str:
+        """Return the id for which the data folder is formatted."""
+        lines = (self._folder / "data" / "meta.properties").read_text().splitlines()
+        return next(line.removeprefix("cluster.id=") for line in lines if line.startswith("cluster.id="))
 
     def _format(self, java: list[str], properties: Path) -> None:
         # One argument, because an id may begin with a dash.

@@ -38,7 +38,7 @@ from stoplog_gateway.local.first_answers import probe_client, reason_not_ready
 from stoplog_gateway.local.kafka_broker import Broker, BrokerFailed
 from stoplog_gateway.local.kafka_jars import KAFKA_VERSION, jars_folder
 from stoplog_gateway.local.supervised_part import SupervisedPart
-from stoplog_gateway.ports import MAX_PORT, CannotListen, ensure_free, free_port, listen, url_of
+from stoplog_gateway.ports import MAX_PORT, CannotListen, claim_port, ensure_free, free_port, listen, url_of
 from stoplog_gateway.settings import GatewaySettings
 
 _READY_S: Final = 90.0
@@ -153,8 +153,7 @@ class Up:
         if self._settings.tokens_file is None:
             ensure_local_token(self._folder)
         probe = stack.enter_context(probe_client(self._settings))
-        for port in self._ports:
-            ensure_free(port, self._settings.host)
+        self._claim_ports(stack)
         self._workers = self._bind_workers(stack)
         if self._broker is not None:
             fetching = "" if jars_folder(self._folder).exists() else " (fetching it once, 45 MB)"
@@ -180,6 +179,15 @@ class Up:
         self._starting = False
         with suppress(OSError):  # nobody reads standard output any more
             self._ready(self._urls)
+
+    def _claim_ports(self, stack: ExitStack) -> None:
+        """Claim the gateways' ports until this system ends. A gateway binds its port when it has started."""
+        for port in self._ports:
+            if sys.platform == "linux":
+                for sock in claim_port(port, self._settings.host, "up"):
+                    stack.enter_context(sock)
+            # Other programs claim nothing. If one takes the port after this, the gateway ends and says so.
+            ensure_free(port, self._settings.host)
 
     def _bind_workers(self, stack: ExitStack) -> list[Child]:
         """Return the workers, each with a socket for its metrics.

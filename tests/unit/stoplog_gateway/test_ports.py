@@ -80,16 +80,18 @@ def test_shared_port_is_taken_for_a_server_that_does_not_share() -> None:
 def test_claim_blocks_other_claims_but_not_binding() -> None:
     port = free_port()
     with ExitStack() as stack:
-        for sock in claim_port(port, "127.0.0.1"):
+        for sock in claim_port(port, "127.0.0.1", "gateway"):
             stack.enter_context(sock)
         for host in ("127.0.0.1", "localhost"):
             with pytest.raises(CannotListen, match=f"port {port} is taken: set STOPLOG_PORT"):
-                claim_port(port, host)
-        for sock in claim_port(free_port(), "127.0.0.1"):
+                claim_port(port, host, "gateway")
+        for sock in claim_port(free_port(), "127.0.0.1", "gateway"):
             sock.close()
         for sock in bind_port(port, "127.0.0.1", shared=True):
             sock.close()
-    for sock in claim_port(port, "localhost"):
+        for sock in claim_port(port, "127.0.0.1", "up"):
+            sock.close()
+    for sock in claim_port(port, "localhost", "gateway"):
         sock.close()
 
 
@@ -117,10 +119,10 @@ def test_address_of_all_ipv6_addresses_serves_ipv4_too() -> None:
 def test_claim_of_all_ipv6_addresses_includes_ipv4() -> None:
     port = free_port()
     with ExitStack() as stack:
-        for sock in claim_port(port, "::"):
+        for sock in claim_port(port, "::", "gateway"):
             stack.enter_context(sock)
         with pytest.raises(CannotListen):
-            claim_port(port, "0.0.0.0")
+            claim_port(port, "0.0.0.0", "gateway")
 
 
 HOLDER = """

@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 from stoplog_gateway.local.kafka_broker import Broker, BrokerFailed
 from stoplog_gateway.ports import free_port
 
-from tests.support.broker import fresh_broker, home_with_jars, make_topics
+from tests.support.broker import QuickBroker, fresh_broker, home_with_jars, make_topics
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,24 @@ def test_broker_with_a_taken_port_names_it_and_the_remedy(tmp_path: Path) -> Non
     assert "STOPLOG_BROKER_PORT" in text
     assert "STOPLOG_KAFKA" in text
     assert "\n" not in text
+
+
+class Hasty(QuickBroker):
+    """A broker whose port was free when it looked, and is taken before it listens on it."""
+
+    looks = 0
+
+    def _refuse_taken_ports(self) -> None:
+        self.looks += 1
+        if self.looks > 1:
+            super()._refuse_taken_ports()
+
+
+def test_broker_whose_port_another_one_takes_is_not_ready_through_it(broker: Broker, tmp_path: Path) -> None:
+    late = Hasty(home_with_jars(tmp_path), port=broker.port)
+    with pytest.raises(BrokerFailed, match=f"port {broker.port} is taken: set STOPLOG_BROKER_PORT"):
+        late.start()
+    late.kill()
 
 
 def test_broker_that_ends_while_starting_shows_its_log(tmp_path: Path) -> None:

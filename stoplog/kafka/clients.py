@@ -27,8 +27,7 @@ from confluent_kafka.admin import AdminClient
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.lasting_consumer import LastingConsumer
 
-_sdk_log = logging.getLogger(__name__)
-_worker_log = logging.getLogger("stoplog.kafka")
+_log = logging.getLogger(__name__)
 
 _METADATA_TIMEOUT_S: Final = 1.0
 """Seconds to wait for one topic's metadata at a worker's start."""
@@ -55,12 +54,12 @@ _CONSUMER: Final[dict[str, Any]] = {
 class _DebugLogger:
     """Logs librdkafka's own lines at DEBUG: it repeats them while a broker is away.
 
-    The SDK logs the same facts once, in the words of its status.
+    Gateway and worker log the same facts once, with their consequence and a remedy.
     """
 
     def log(self, _level: int, text: str, *args: Any) -> None:
         """Log one line of librdkafka."""
-        _sdk_log.debug(text, *args)
+        _log.debug(text, *args)
 
 
 class ExplainingAdmin(AdminClient):
@@ -271,5 +270,5 @@ def _worker(connection: KafkaConnection) -> dict[str, Any]:
         **connection.client_config(),
         "client.id": "stoplog-worker",
         "topic.metadata.refresh.interval.ms": 30_000,  # a partition's new leader is found again quickly
-        "logger": _worker_log,
+        "logger": _DebugLogger(),
     }

@@ -43,6 +43,10 @@ class Lease:
         """End the lease: the group no longer knows this member."""
         self._until = float("-inf")
 
+    def over_for_s(self) -> float:
+        """Return the seconds since the lease ran out; infinity if the group ended it or never granted it."""
+        return max(0.0, self._clock() - self._until)
+
     def holds(self) -> bool:
         """Return whether a record sent now arrives while this worker still owns its partitions."""
         return self._clock() < self._until

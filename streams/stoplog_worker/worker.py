@@ -40,13 +40,13 @@ from stoplog_worker.kafka.group_coordinator import wait_for_coordinator
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.metrics_server import serve_metrics
+from stoplog_worker.outage_filter import outage_filter
 from stoplog_worker.partition_count import verified_specs
 from stoplog_worker.restore.lane_bootstrap import LaneCopier, changelogs
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import PartitionStore
-from stoplog_worker.transient_filter import TransientFilter
 
 _log = logging.getLogger("stoplog.worker")
 
@@ -253,14 +253,10 @@ def _configure_logging(level: str) -> None:
     # "stoplog_worker": Faust logs the start and stop of its services under the modules of their subclasses.
     for noisy in ("faust", "mode", "asyncio", "stoplog_worker"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # While a broker is away, both Kafka clients repeat their lines many times a second. The worker itself
-    # logs the consequence when the lease runs out. But only aiokafka logs why the group refuses this worker.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
-        # Before the throttle, which would admit the first line of a text only.
-        handler.addFilter(TransientFilter("Failed to acquire idempotence PID"))
-        for noisy in ("aiokafka", "stoplog.kafka"):
-            handler.addFilter(ThrottleFilter(noisy, LogThrottle(_SAME_TEXT_S)))
+        handler.addFilter(outage_filter)
+        handler.addFilter(ThrottleFilter("aiokafka", LogThrottle(_SAME_TEXT_S)))
 
 
 async def _work(settings: Settings, metrics_socket: int | None) -> int:

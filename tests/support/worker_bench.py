@@ -41,9 +41,13 @@ class Lease:
     """A lease that holds as long as the test wants."""
 
     held = True
+    over_s = 60.0
 
     def holds(self) -> bool:
         return self.held
+
+    def over_for_s(self) -> float:
+        return self.over_s
 
 
 def open_store(partition: int, folder: Path) -> PartitionStore:

@@ -64,6 +64,8 @@ _POLL_S: Final = 0.02
 """Longest wait for a record, and so the longest delay of a command or an acknowledgment."""
 _MAX_RECORDS: Final = 500
 """Records consumed in one turn, so that a backlog does not delay checkpoints and commands."""
+_LAPSE_TOLD_S: Final = 2.0
+"""Seconds without the lease before the log states it. A busy machine may miss it for a moment."""
 _CHECKPOINT_S: Final = 0.001
 """Seconds of checkpoint work in one turn when idle; a check waits about this long."""
 _MAX_REPLAY: Final = 80_000
@@ -137,6 +139,7 @@ class ConsumerThread(threading.Thread):
         self._revocation: Revocation | None = None
         self._lapse_ends_at: float | None = None
         """While the lease is lost: when the active partitions are dropped, monotonic seconds."""
+        self._lapse_told = False
         self._paused: set[tuple[str, int]] = set()
         """Topics and partitions that are not consumed for a while."""
         self._changelog_ends: dict[tuple[str, int], int] = {}
@@ -257,8 +260,14 @@ class ConsumerThread(threading.Thread):
             if not self._lease.holds():
                 self._on_lease_lost(active, now)
                 return
-            self._lapse_ends_at = None
+            self._end_lapse()
             self._advance(partition, now, until, len(active))
+
+    def _end_lapse(self) -> None:
+        self._lapse_ends_at = None
+        if self._lapse_told:
+            self._lapse_told = False
+            _log.info("the group answers again: checkpoints are written again")
 
     def _on_lease_lost(self, active: tuple[Partition, ...], now: float) -> None:
         """Note that *active* partitions may not be written, and drop them if that lasts."""
@@ -266,12 +275,7 @@ class ConsumerThread(threading.Thread):
         if self._lapse_ends_at is None:
             self._lapse_ends_at = now + self._unwritten_s
             self._metrics.lapses.inc()
-            _log.warning(
-                "the group lease ran out: no heartbeat was answered in time. Partitions %s are answered, but "
-                "not written, until the group answers",
-                numbers,
-            )
-        elif now >= self._lapse_ends_at:
+        if now >= self._lapse_ends_at:
             _log.warning(
                 "the group has not answered for another %g s: dropping partitions %s until it does. State "
                 "that is in no checkpoint will be read from the log again",
@@ -280,6 +284,13 @@ class ConsumerThread(threading.Thread):
             )
             self._lapse_ends_at = None
             self._drop(active)
+        elif not self._lapse_told and self._lease.over_for_s() >= _LAPSE_TOLD_S:
+            self._lapse_told = True
+            _log.warning(
+                "the group lease ran out: no heartbeat was answered in time. Partitions %s are answered, but "
+                "not written, until the group answers",
+                numbers,
+            )
 
     def _advance(self, partition: Partition, now: float, until: float, active: int) -> None:
         for table in self._producers.changelogs:

@@ -26,6 +26,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from stoplog.errors import StateError
+from stoplog.log_throttle import LogThrottle
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, encode_marker
 from stoplog_worker.metrics import Metrics
@@ -39,6 +40,10 @@ Delivered = Callable[[Any, Any], None]
 
 CHUNK: Final = 50
 """Entries encoded and produced, or stored, in one step: a quarter of a millisecond."""
+
+
+_SAME_TEXT_S: Final = 600.0
+"""Seconds between two log lines with the same cause. Without a broker, every checkpoint fails."""
 
 
 class CheckpointPhase(Enum):
@@ -119,6 +124,7 @@ class Checkpointer:
         self.phase = CheckpointPhase.IDLE
         self._unacknowledged = 0
         self._failed = False
+        self._throttle = LogThrottle(_SAME_TEXT_S)
         self._unsent: Iterator[tuple[bytes, bytes]] = iter(())
         self._counters: list[tuple[bytes, bytes]] = []
         self._policies: list[tuple[bytes, bytes]] = []
@@ -247,12 +253,14 @@ class Checkpointer:
     def _delivered(self, table: str, error: Any, message: Any) -> None:
         self._unacknowledged -= 1
         if error is not None:
-            if not self._failed:
+            why = error.str()
+            if not self._failed and (suppressed := self._throttle.admit(why)) is not None:
                 _log.warning(
                     "partition %s: a changelog write was not acknowledged (%s). The checkpoint will be "
-                    "repeated",
+                    "repeated%s",
                     self._store.partition,
-                    error.str(),
+                    why,
+                    suppressed,
                 )
             self._failed = True
             return

@@ -34,6 +34,17 @@ def test_lease_lasts_from_the_sending_of_the_heartbeat(lease: Lease, clock: Cloc
     assert not lease.holds()
 
 
+def test_lease_tells_for_how_long_it_has_been_over(lease: Lease, clock: Clock) -> None:
+    assert lease.over_for_s() == float("inf")
+    lease.extend(clock.now)
+    clock.now += 3.3
+    assert lease.over_for_s() == 0
+    clock.now += 2.1
+    assert lease.over_for_s() == pytest.approx(2.0)
+    lease.end()
+    assert lease.over_for_s() == float("inf")
+
+
 def test_heartbeat_confirmed_too_late_extends_nothing(lease: Lease, clock: Clock) -> None:
     lease.extend(clock.now - 3.5)
     assert not lease.holds()

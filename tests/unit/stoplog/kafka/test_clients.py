@@ -74,8 +74,8 @@ def test_replies_are_sent_at_once_and_never_again(config_of: Callable[[str], Con
     assert "enable.idempotence" not in config
 
 
-@pytest.mark.parametrize("name", SDK)
-def test_lines_of_librdkafka_in_the_sdk_are_logged_at_debug(
+@pytest.mark.parametrize("name", [*SDK, *WORKER])
+def test_lines_of_librdkafka_are_logged_at_debug(
     name: str, config_of: Callable[[str], Config], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -34,9 +35,13 @@ CLIENTS = [name for name in map("c-{}".format, range(20_000)) if partition_of(na
 
 class Lease:
     held = True
+    over_s = 60.0
 
     def holds(self) -> bool:
         return self.held
+
+    def over_for_s(self) -> float:
+        return self.over_s
 
 
 class Waits:
@@ -212,3 +217,28 @@ def test_active_partitions_are_dropped_when_the_lease_stays_lost(
     turn(2 * UNWRITTEN_S + 1.0)
     assert dropped == [[bench.partition.store]]
     assert thread.partition_states() == {}
+
+
+def test_log_names_no_lapse_that_is_short_and_the_end_of_a_longer_one(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def turn() -> list[str]:
+        caplog.clear()
+        bench.thread._write_active(0.0, 0.0)
+        return [record.getMessage() for record in caplog.records if record.name == "stoplog.consumer"]
+
+    bench.lease.held, bench.lease.over_s = False, 1.9
+    assert turn() == []
+    bench.lease.held = True
+    assert turn() == []
+    bench.lease.held = False
+    assert turn() == []
+    bench.lease.over_s = 2.0
+    [line] = turn()
+    assert line.startswith("the group lease ran out")
+    assert turn() == []
+    bench.lease.held = True
+    assert turn() == ["the group answers again: checkpoints are written again"]
+    assert turn() == []

@@ -128,6 +128,19 @@ def lose_acknowledgment(bench: CheckpointBench, index: int) -> None:
     bench.changelogs.fail(index, arrives=True)
 
 
+def test_checkpoints_that_fail_for_the_same_reason_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    bench = CheckpointBench()
+    for _ in range(3):
+        bench.check(Check(A))
+        bench.checkpointer.begin()
+        bench.changelogs.fail(0)
+        assert bench.checkpointer.failed
+        bench.changelogs.arrive_all()
+        bench.checkpointer.advance()
+        assert bench.checkpointer.idle
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("fail", [refuse, lose_acknowledgment])
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_unacknowledged_entry_is_written_again(

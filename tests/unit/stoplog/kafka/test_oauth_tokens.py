@@ -156,6 +156,9 @@ def test_response_that_is_no_token_is_explained(response: bytes, text: str) -> N
             with server.accept()[0] as connection:
                 connection.recv(65_536)
                 connection.sendall(response)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65_536):  # a rest that is not read would reset the connection
+                    pass
 
         threading.Thread(target=serve).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/token"

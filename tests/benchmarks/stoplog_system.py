@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from stoplog_gateway.access.scopes import Scope
@@ -84,9 +84,12 @@ class Stoplog:
 
 @contextmanager
 def running_stoplog(
-    *, partitions: int = 4, workers: int = 1, limits: str = GENEROUS, flush_ms: int = FLUSH_MS
+    *, partitions: int = 4, workers: int = 1, limits: str = GENEROUS, flush_ms: int = FLUSH_MS, **gateway: Any
 ) -> Iterator[Stoplog]:
-    """Run a system on free ports with *limits* as its default; yield it ready, then delete its data."""
+    """Run a system on free ports with *limits* as its default; yield it ready, then delete its data.
+
+    *gateway*: further settings of the gateway.
+    """
     with TemporaryDirectory(prefix="stoplog-bench-") as folder, ExitStack() as stack:
         home = home_with_jars(Path(folder, "home"))
         topics = home / "topics.yaml"
@@ -103,8 +106,8 @@ def running_stoplog(
             system.add_worker(metrics_port=port)
         tokens = home / "tokens"
         token = add_token(tokens, "bench", frozenset({Scope.ADMIN}))
-        gateway = system.add_gateway(tokens_file=tokens)
-        gateway.http.headers["Authorization"] = f"Bearer {token}"
+        measured = system.add_gateway(tokens_file=tokens, **gateway)
+        measured.http.headers["Authorization"] = f"Bearer {token}"
         system.wait_ready()
         yield Stoplog(system, topics, metrics, token)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 from starlette.types import Scope
@@ -21,7 +21,7 @@ from starlette.types import Scope
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import Rendered, render
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
-from stoplog.client.fail_open import DENY, OnUnavailable
+from stoplog.client.fail_open import DENY, REASONS, OnUnavailable
 from stoplog.client.limiter import Limiter, steps_of_list
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 _MAX_SHORT_LIST: Final = 8 << 10
 """Maximum bytes of a list of checks that is handled at once, in about a millisecond."""
+
+_DEGRADED: Final = 2 * len(REASONS)
+"""Degraded answers that there can be. They have no numbers, so each one is rendered once."""
 
 KnownHead = tuple[Handler, int]
 """The handler of a request with a certain head, and the bytes of its body."""
@@ -77,7 +80,8 @@ class FastPath:
         refusals: OverloadRefusals | None = None,
     ) -> None:
         self._limiter = limiter
-        self._legacy_headers = legacy_headers
+        self._render = partial(render_answer, legacy=legacy_headers)
+        self._render_degraded = lru_cache(_DEGRADED)(self._render)
         self._turns = turns or Turns()
         self._refusals = refusals or OverloadRefusals()
         self._long_lists = LongLists(self._turns, self._refusals)
@@ -188,7 +192,8 @@ class FastPath:
 
     def _send_answer(self, send: SendResponse, pending: PendingAnswer) -> None:
         try:
-            rendered = render_answer(unwrap(pending), legacy=self._legacy_headers)
+            answer = unwrap(pending)
+            rendered = self._render_degraded(answer) if answer.degraded else self._render(answer)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             rendered = _render_failure(exc, "/v1/check")
         send(rendered)
@@ -197,7 +202,7 @@ class FastPath:
         if not isinstance(exc, InvalidInput | ProblemError):
             answers = answers_after_bug(_scope("/v1/check"), self._limiter.metrics, [on_unavailable])
             if answers is not None:
-                return render_answer(answers[0], legacy=self._legacy_headers)
+                return self._render(answers[0])
         return _render_failure(exc, "/v1/check")
 
     def _handle_check_list(self, body: bytes, send: SendResponse, *, has_time: bool = True) -> None:

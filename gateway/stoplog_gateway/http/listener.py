@@ -5,8 +5,10 @@ connections would use up the file descriptors before any bound could apply. Here
 accepted in each turn of the event loop.
 
 While the open connections send more than a turn has time for, another one would only make all of them wait
-longer. If its first request has arrived entirely, it is refused with 503, before it gets a protocol. The
-system does not complete connections that the gateway has no time to refuse.
+longer. If its first request has arrived entirely, it is refused with 503, before it gets a protocol. The same
+is true of a connection that has waited here for the deadline, because callers connect faster than they can be
+accepted: its caller does not wait any more. The system does not complete connections that the gateway has no
+time to refuse.
 
 With TLS, the bound on connections and the time for a head hold for handshakes, too. Each handshake uses the
 certificate that is in force when it begins.
@@ -21,6 +23,8 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from math import inf
+from struct import Struct
 from typing import Final
 
 from stoplog.log_throttle import LogThrottle
@@ -53,6 +57,10 @@ _ACCEPT_PAUSE_S: Final = 1.0
 
 _LOG_PAUSE_S: Final = 60.0
 
+_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)  # only Linux has the fields below
+_LAST_RECEIVED: Final = Struct("=52xI")
+"""``tcpi_last_data_recv`` of Linux's ``struct tcp_info``: milliseconds since data arrived."""
+
 
 class Listener:
     """A listening socket. It takes the place of :class:`asyncio.Server` in uvicorn's server.
@@ -83,6 +91,7 @@ class Listener:
         self._closed = False
         self._backlog = 0
         self._refuses = False
+        self._behind_since = inf  # when connections were first left waiting; infinite if none were last time
 
     def start(self, backlog: int) -> None:
         """Accept connections from now on."""
@@ -92,23 +101,29 @@ class Listener:
         self._loop.add_reader(self._sock, self._accept)
 
     def _accept(self) -> None:
-        refuses = self._connections.turns.is_crowded
+        now, turns = self._loop.time(), self._connections.turns
+        crowded = turns.is_crowded
+        refuses = crowded or now - self._behind_since > turns.deadline_s
         if refuses is not self._refuses:
             self._refuses = refuses
             self._sock.listen(_CROWDED_BACKLOG if refuses else self._backlog)
         free = self._connections.limits.max_open - len(self._connections)
         room = (_MAX_ARRIVING if free > _PLENTY else _MIN_ARRIVING) - len(self._arriving)
-        until = self._loop.time() + _REFUSING_S
-        while room and (sock := self._next()) is not None:
+        until = now + _REFUSING_S
+        while room:
+            if (sock := self._next()) is None:
+                self._behind_since = inf
+                return
             if self._tls is not None:
                 self._admit(sock)
                 room = 0 if refuses else room - 1  # no response without a handshake, which takes long
-            elif refuses and self._refuse(sock):
+            elif refuses and (crowded or _waited_s(sock) > turns.deadline_s) and self._refuse(sock):
                 if self._loop.time() >= until:
-                    return
+                    break
             else:
                 self._admit(sock)
                 room -= 1
+        self._behind_since = min(self._behind_since, now)
 
     def _next(self) -> socket.socket | None:
         """Return the next connection, or ``None`` if none waits or none can be accepted."""
@@ -174,6 +189,14 @@ class Listener:
     async def wait_closed(self) -> None:
         """Return once no connection is on its way to its protocol."""
         await asyncio.gather(*self._arriving, *(it.task for it in self._handshakes), return_exceptions=True)
+
+
+def _waited_s(sock: socket.socket) -> float:
+    """Return the seconds since *sock* received data, or was connected; 0 if the system does not tell."""
+    if _TCP_INFO is None:
+        return 0.0
+    (waited_ms,) = _LAST_RECEIVED.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_RECEIVED.size))
+    return float(waited_ms) / 1_000
 
 
 class _Handshake:

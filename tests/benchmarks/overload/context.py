@@ -14,8 +14,8 @@ import msgspec
 
 from tests.benchmarks.client_ids import client_id
 from tests.benchmarks.overload.figures import OUTCOMES, Flood
+from tests.benchmarks.overload.open_loop import KEPT, MAX_IN_FLIGHT, TIMEOUT_S, Attack
 from tests.benchmarks.overload.slow_gateway import slowed
-from tests.benchmarks.overload.vegeta import MAX_IN_FLIGHT, Attack
 from tests.benchmarks.stoplog_system import Stoplog
 
 FLOOD_CLIENTS: Final = 10_000
@@ -38,12 +38,14 @@ class Context:
     Args:
         stoplog: The system. Its first gateway is measured.
         folder: Directory for the files of load generators.
+        envoy: Address of its gRPC service.
     """
 
-    def __init__(self, stoplog: Stoplog, folder: Path) -> None:
+    def __init__(self, stoplog: Stoplog, folder: Path, envoy: str) -> None:
         self.stoplog = stoplog
         self.gateway = stoplog.system.gateways[0]
         self.folder = folder
+        self.envoy = envoy
         self.rows: list[Row] = []
         self.floods: dict[str, Flood] = {}
         self._began = time.monotonic()
@@ -87,6 +89,8 @@ class Context:
         *,
         path: str = "",
         in_flight: int = MAX_IN_FLIGHT,
+        kept: int = KEPT,
+        timeout_s: float = TIMEOUT_S,
     ) -> Attack:
         """Start an attack with checks of :data:`FLOOD_CLIENTS` clients, or with GET requests to *path*.
 
@@ -95,7 +99,7 @@ class Context:
             rate: Requests per second.
             seconds: Duration.
             path: Path of GET requests.
-            in_flight: Maximum number of requests that wait for a response at the same time.
+            in_flight, kept, timeout_s: As those of :class:`Attack`.
         """
         numbers = random.Random(name)
         bodies = [] if path else [_check(numbers) for _ in range(FLOOD_CLIENTS)]
@@ -107,6 +111,8 @@ class Context:
             folder=self.folder,
             name=name,
             in_flight=in_flight,
+            kept=kept,
+            timeout_s=timeout_s,
             fields=[("X-Client-Id", "proxied")],
         )
 

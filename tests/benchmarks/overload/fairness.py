@@ -15,7 +15,7 @@ from tests.benchmarks.client_ids import client_id
 from tests.benchmarks.cpu import rss_mb
 from tests.benchmarks.overload.context import Context
 from tests.benchmarks.overload.figures import Latency, latency_of
-from tests.benchmarks.overload.vegeta import Attack
+from tests.benchmarks.overload.open_loop import Attack
 
 _IDLE: Final = 10_000
 _LIST: Final = 10_000

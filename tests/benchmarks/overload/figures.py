@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from tests.benchmarks.cpu import rss_mb
-from tests.benchmarks.overload.vegeta import Result
+from tests.benchmarks.overload.open_loop import Result
 
 DECIDED: Final = "decided"
 AT_ONCE: Final = "at once"
@@ -82,7 +82,7 @@ def flood_of(results: Iterable[Result]) -> Flood:
         kind = kind_of(result)
         seconds.setdefault(kind, []).append(result.seconds)
         if kind == FAILED:
-            errors[f"{result.status} {result.error.rpartition(': ')[2]}"] += 1
+            errors[result.error or f"status {result.status}"] += 1
         without = result.body.count(b'"degraded":true')
         degraded += without
         decided += result.body.count(b'"allowed":') - without

@@ -18,6 +18,7 @@ from tests.benchmarks.overload.figures import (
     flood_of,
     kind_of,
 )
+from tests.benchmarks.overload.open_loop import MAX_IN_FLIGHT, NO_CONNECTION, NO_RESPONSE, TIMEOUT_S
 from tests.support.system import eventually
 
 TIMES: Final = 5
@@ -26,7 +27,13 @@ _SHORT_FLOOD_S: Final = 20
 _ROUNDS: Final = 3
 _ROUND_S: Final = 5
 _CONNECTIONS: Final = 256
-_IN_FLIGHT: Final = 32
+_FEW: Final = 32
+_POOLED: Final = 1_000
+"""Connections in the pools of all callers. Most pools are bounded: a request waits in its caller, or fails
+there, if no connection is free."""
+_STORM_TIMEOUT_S: Final = 1.0
+"""Each of the other callers' requests holds a connection for as long. A second of them is all that the ports
+of one address allow."""
 _PROBES: Final = 20.0
 """Checks per second of another caller, which show when service is normal."""
 _AFTER_S: Final = 15
@@ -37,16 +44,25 @@ _FLAT: Final = 1.1
 
 
 def single_checks(context: Context) -> None:
-    """Flood the fast path of a slow gateway with single checks."""
+    """Flood the fast path of a slow gateway with single checks, from callers with pools of connections."""
     with context.slow_gateway():
         capacity = _capacity(context, "single checks")
         _flood(context, "single checks", capacity, _FLOOD_S)
 
 
+def storm_of_connections(context: Context) -> None:
+    """Flood it from callers that open a connection for each check that finds none free."""
+    with context.slow_gateway():
+        stage = "a connection for each check"
+        capacity = _capacity(context, stage)
+        _flood(context, stage, capacity, _SHORT_FLOOD_S, in_flight=MAX_IN_FLIGHT, timeout_s=_STORM_TIMEOUT_S)
+
+
 def requests_of_proxies(context: Context) -> None:
     """Flood the route for proxies."""
-    capacity = _capacity_of_route(context, "/v1/authorize")
-    _flood(context, "/v1/authorize", capacity, _SHORT_FLOOD_S, path="/v1/authorize")
+    with context.slow_gateway():
+        capacity = _capacity_of_route(context, "/v1/authorize")
+        _flood(context, "/v1/authorize", capacity, _SHORT_FLOOD_S, path="/v1/authorize")
 
 
 def thousand_connections(context: Context) -> None:
@@ -60,7 +76,7 @@ def thousand_connections(context: Context) -> None:
     after = context.counted()
     seconds = figures["seconds"]
     decided = (after["decided"] - before["decided"]) / seconds
-    _add_share(context, stage, decided, capacity)
+    add_share(context, stage, decided, capacity)
     rate = figures["checks"] / seconds
     context.add(stage, "answered, with those that failed open at once", f"{rate:,.0f}/s")
     context.add(
@@ -97,12 +113,12 @@ def _capacity(context: Context, stage: str) -> float:
 def _capacity_of_route(context: Context, path: str) -> float:
     """Return how many GET requests to *path* are decided per second, the median of several rounds."""
     floods = [
-        flood_of(context.attack("capacity", 0, _ROUND_S, path=path, in_flight=_IN_FLIGHT).results())
+        flood_of(context.attack("capacity", 0, _ROUND_S, path=path, in_flight=_FEW).results())
         for _ in range(_ROUNDS + 1)
     ][1:]
     capacity = median(flood.rate(DECIDED) for flood in floods)
     p99_ms = floods[-1].kinds[DECIDED].p99_ms
-    context.add(path, f"capacity ({_IN_FLIGHT} connections)", f"{capacity:,.0f}/s, p99 {p99_ms:,.0f} ms")
+    context.add(path, f"capacity ({_FEW} connections)", f"{capacity:,.0f}/s, p99 {p99_ms:,.0f} ms")
     return capacity
 
 
@@ -117,27 +133,49 @@ def _drive(context: Context, connections: int, seconds: int, *, seed: int = 0) -
     )
 
 
-def _flood(context: Context, stage: str, capacity: float, seconds: int, *, path: str = "") -> None:
+def _flood(
+    context: Context,
+    stage: str,
+    capacity: float,
+    seconds: int,
+    *,
+    path: str = "",
+    in_flight: int = _POOLED,
+    timeout_s: float = TIMEOUT_S,
+) -> None:
     memory = Memory(context.pid)
     eventually("no check waits", lambda: context.gateway.metric("stoplog_checks_in_flight") == 0)
     before = context.counted()
     probes = context.attack("probes", _PROBES, seconds + _AFTER_S)
     time.sleep(1)
     with memory.sampled():
-        flood = flood_of(context.attack("flood", TIMES * capacity, seconds, path=path).results())
+        attack = context.attack(
+            "flood",
+            TIMES * capacity,
+            seconds,
+            path=path,
+            kept=_POOLED,
+            in_flight=in_flight,
+            timeout_s=timeout_s,
+        )
+        flood = flood_of(attack.results())
     others = list(probes.results())
     after = context.counted()
+    due = flood.sent + attack.unsent
     context.add(
-        stage,
-        "offered",
-        f"{flood.sent / flood.seconds:,.0f}/s, {flood.sent / flood.seconds / capacity:.1f} x capacity",
+        stage, "due", f"{due / flood.seconds:,.0f}/s, {due / flood.seconds / capacity:.1f} x capacity"
     )
-    _add_share(context, stage, flood.checks[0] / flood.seconds, capacity)
+    context.add(stage, "not sent, because no connection was free", f"{attack.unsent / flood.seconds:,.0f}/s")
+    add_share(context, stage, flood.checks[0] / flood.seconds, capacity)
     context.add_kinds(stage, flood)
     _add_latency(context, stage, flood)
+    unseen = flood.errors.get(NO_RESPONSE)
+    for error in (NO_CONNECTION, NO_RESPONSE):
+        if number := flood.errors.pop(error, 0):
+            context.add(stage, error, f"{number / flood.seconds:,.0f}/s")
     resets = sum(flood.errors.values())
     context.add(
-        stage, "requests without a response", f"{resets:,} {flood.errors or ''}".strip(), "0", met=not resets
+        stage, "resets, or other errors", f"{resets:,} {flood.errors or ''}".strip(), "0", met=not resets
     )
     _add_memory(context, stage, memory)
     abnormal = [
@@ -159,14 +197,15 @@ def _flood(context: Context, stage: str, capacity: float, seconds: int, *, path:
         stage,
         "checks that failed open: in responses, in metrics, of these not counted",
         f"{seen:,}, {counted:,}, {after['uncounted'] - before['uncounted']:,}",
-        "the same",
-        met=seen == counted,
+        "" if unseen else "the same",
+        met=None if unseen else seen == counted,
     )
     lines = context.gateway.lines("WARNING", "overload")
     context.add(stage, "lines about overload in the log", f"{len(lines)}", ">= 2", met=len(lines) >= 2)
 
 
-def _add_share(context: Context, stage: str, decided: float, capacity: float) -> None:
+def add_share(context: Context, stage: str, decided: float, capacity: float) -> None:
+    """Add a row with the checks that were *decided* per second, relative to the *capacity*."""
     context.add(
         stage,
         "decided by the store, relative to capacity",

@@ -14,12 +14,14 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import msgspec
+from stoplog_gateway.ports import free_port
 
 from tests.benchmarks.facts import machine_facts
 from tests.benchmarks.load_http import wrk_missing
 from tests.benchmarks.overload import fairness, floods
 from tests.benchmarks.overload.context import Context, Row
-from tests.benchmarks.overload.vegeta import vegeta
+from tests.benchmarks.overload.grpc_calls import grpc_calls
+from tests.benchmarks.overload.open_loop import generator
 from tests.benchmarks.peers.environment import PeerMissing
 from tests.benchmarks.stoplog_system import running_stoplog
 from tests.support.broker import CHECKOUT
@@ -27,7 +29,9 @@ from tests.support.broker import CHECKOUT
 _STAGES: Final[dict[str, Callable[[Context], None]]] = {
     "checks": floods.single_checks,
     "wrk": floods.thousand_connections,
+    "storm": floods.storm_of_connections,
     "authorize": floods.requests_of_proxies,
+    "grpc": grpc_calls,
     "idle": fairness.idle_connections,
     "long": fairness.long_list,
     "hot": fairness.hot_client,
@@ -45,16 +49,17 @@ def main(stages: list[str]) -> None:
     if unknown:
         raise SystemExit(f"unknown stage {unknown[0]}: use {', '.join(_STAGES)}")
     try:
-        vegeta()
+        generator()
     except PeerMissing as exc:
-        raise SystemExit(f"vegeta: {exc}") from exc
+        raise SystemExit(f"load generator: {exc}") from exc
     if missing := wrk_missing():
         raise SystemExit(missing)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all started processes are stopped
     facts = machine_facts()
+    envoy = f"127.0.0.1:{free_port()}"
     with TemporaryDirectory(prefix="stoplog-overload-") as folder, ExitStack() as stack:
-        stoplog = stack.enter_context(running_stoplog())
-        context = Context(stoplog, Path(folder))
+        stoplog = stack.enter_context(running_stoplog(envoy=envoy))
+        context = Context(stoplog, Path(folder), envoy)
         for name in stages or _STAGES:
             _STAGES[name](context)
     print(table(context.rows))

@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ CHECK = (
 )
 DENIED = CHECK.replace(b"18", b"44").replace(b"}", b', "on_unavailable": "deny"}')
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+DEADLINE_S = 1.0
 QUICK = ConnectionLimits(keepalive_s=60, head_s=0.5, body_s=60)
 
 
@@ -395,3 +396,50 @@ async def test_new_connection_with_tls_is_admitted_in_overload(files: Certificat
         client(running, files.client_context()) as http,
     ):
         assert (await http.get("/healthz")).status_code == 200
+
+
+def ask_on_new_connections(stack: ExitStack, running: Running, number: int) -> list[socket.socket]:
+    """Send a check on *number* new connections, before the event loop accepts any of them."""
+    socks = [
+        stack.enter_context(socket.create_connection(("127.0.0.1", running.port))) for _ in range(number)
+    ]
+    for sock in socks:
+        sock.sendall(CHECK)
+        sock.setblocking(False)
+    return socks
+
+
+async def statuses_of(socks: list[socket.socket]) -> list[int]:
+    loop = asyncio.get_running_loop()
+    responses = [await asyncio.wait_for(loop.sock_recv(sock, 65_536), 30) for sock in socks]
+    return [status_of(response) for response in responses]
+
+
+FEW = ConnectionLimits(max_open=1_000)
+"""With this bound, the listener accepts 16 connections at a time."""
+
+
+@on_uvloop
+async def test_connections_that_waited_for_the_deadline_get_503_while_callers_connect_too_fast() -> None:
+    async with serving(None, limits=FEW, turns=Turns(DEADLINE_S)) as running:
+        with ExitStack() as stack:
+            late = ask_on_new_connections(stack, running, 100)
+            while not len(running.connections):  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0)
+            time.sleep(1.2 * DEADLINE_S)  # noqa: ASYNC251 - a long turn of the event loop
+            fresh = ask_on_new_connections(stack, running, 10)
+            statuses = await statuses_of(late)
+            assert set(statuses) == {200, 503}
+            assert statuses.index(503) >= 16, "the first ones were accepted before they were late"
+            assert await statuses_of(fresh) == [200] * 10, "these have not waited for long"
+        assert running.closed() == {"overloaded": statuses.count(503)}
+
+
+@on_uvloop
+async def test_connections_that_waited_while_the_process_was_stopped_are_served() -> None:
+    async with serving(None, limits=FEW, turns=Turns(DEADLINE_S)) as running:
+        with ExitStack() as stack:
+            late = ask_on_new_connections(stack, running, 100)
+            time.sleep(1.2 * DEADLINE_S)  # noqa: ASYNC251 - nothing was accepted before this
+            assert await statuses_of(late) == [200] * 100
+        assert running.closed() == {}

@@ -90,6 +90,7 @@ class Batcher:
             for index in range(partitions)
         ]
         self._turn_began = 0.0  # when this turn's first check was asked; 0 between turns
+        self._gathers = False  # whether checks that wait for an answer were asked in this turn
         self._scheduled: list[PartitionQueue] = []
         self._closed = False
 
@@ -132,6 +133,7 @@ class Batcher:
         future: Future[Outcome] = self._loop.create_future()
         if queue.enqueue(check, future, self._turn_began or self._begin_turn()) and queue.slot is None:
             self._schedule(queue)
+            self._gathers = True
         metrics.in_flight += 1
         if self._leases.note(queue.index, check) and queue.filling is not None:
             queue.filling.mark_last()
@@ -191,8 +193,13 @@ class Batcher:
     def answer_at_once(self, check: Check, fails_closed: bool = False) -> PendingAnswer:
         """Return a degraded answer to *check*, because the caller has no time for more. It is still counted.
 
+        The batches of this turn are sent now: no check will join them, and the store can decide them while
+        the caller says to others that there is no time.
+
         The arguments are those of :meth:`ask`.
         """
+        if self._gathers:
+            self._end_turn()
         queue = self._queues[partition_of(check.client, self._partitions)]
         if queue.breaker.state is not CLOSED or self._closed:
             return self.ask(check, fails_closed)
@@ -260,7 +267,7 @@ class Batcher:
                 self._begin_turn()
 
     def _end_turn(self) -> None:
-        self._turn_began = 0.0
+        self._turn_began, self._gathers = 0.0, False
         scheduled, self._scheduled = self._scheduled, []
         for queue in scheduled:
             queue.on_turn_end()

@@ -3,7 +3,7 @@
 In one turn, the event loop reads everything that has arrived. Then it sends batches, and writes responses. If
 that takes long, every request waits for it twice: before it is read, and before its response is written. An
 overloaded gateway therefore bounds the work of a turn. What it cannot take is answered at once, which costs
-about half as much:
+about two thirds as much:
 
 - checks fail open (:data:`~stoplog.client.fail_open.OVERLOAD`), and are still published and counted, except
   those of Envoy's requests that are large or JSON in an unusual form;
@@ -45,7 +45,6 @@ fifth of its work is then to say that there is no time."""
 _MIN_DENIED: Final = 8
 """Requests without time in a turn, up to which it is not crowded."""
 
-_MIN_READING_S: Final = 0.005
 _MIN_REQUESTS: Final = 8
 _MAX_REQUESTS: Final = 1 << 16
 
@@ -65,6 +64,9 @@ class Turns:
         self.deadline_s = deadline_s
         self._target_s = 0.8 * deadline_s
         self._max_reading_s = deadline_s / 4
+        # Refused checks also take time after reading, because they are published. Without this minimum, a
+        # gateway that has to refuse many would admit fewer and fewer.
+        self._min_reading_s = deadline_s / 8
         self._reading_s = self._max_reading_s
         self._began = 0.0  # when this turn handled its first request; 0 before that
         self._ended = 0.0  # when it had read everything
@@ -136,7 +138,7 @@ class Turns:
         self._last_s = seconds
         if seconds > self._target_s:
             factor = self._target_s / seconds
-            self._reading_s = max(self._reading_s * factor, _MIN_READING_S)
+            self._reading_s = max(self._reading_s * factor, self._min_reading_s)
             if requests:
                 self._max_requests = max(int(requests * factor), _MIN_REQUESTS)
         else:

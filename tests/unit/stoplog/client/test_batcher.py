@@ -94,6 +94,17 @@ def test_record_of_large_checks_stays_below_broker_limit() -> None:
     assert 500_000 < len(encode_batch(first)) < 950_000
 
 
+def test_batch_is_sent_before_the_turn_goes_on_to_answer_checks_at_once() -> None:
+    bench = Bench()
+    bench.ask(1, 2)
+    assert bench.batcher.answer_at_once(Check("alice", 3)) is FAIL_OPEN["overload"]
+    assert [costs_of(batch) for _, batch in bench.transport.sent] == [[1, 2]]
+    bench.batcher.answer_at_once(Check("alice", 4))
+    assert len(bench.transport.sent) == 1, "those that are answered at once still share a batch"
+    bench.loop.turn()
+    assert [costs_of(batch) for _, batch in bench.transport.sent] == [[1, 2], [3, 4]]
+
+
 def test_check_beyond_max_in_flight_fails_open_unpublished() -> None:
     bench = Bench(max_in_flight=2)
     bench.ask(1, 2)

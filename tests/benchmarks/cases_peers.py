@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tests.benchmarks.bench_case import BenchCase
+from tests.benchmarks.cases_stoplog import JSON_DOOR
 from tests.benchmarks.cpu import Meter
 from tests.benchmarks.load_http import drive
 from tests.benchmarks.loader import Loader
@@ -51,6 +52,24 @@ def throttlecrab_http(port: int, pids: list[int], plan: BenchPlan, connections: 
 
     what = "peer: throttlecrab (Rust, in memory, not durable), HTTP"
     return BenchCase(f"throttlecrab-{connections}", STAGE, what, connections, {"server": pids}, load)
+
+
+def envoy_ratelimit_http(port: int, pids: list[int], plan: BenchPlan, connections: int) -> BenchCase:
+    """Return the case of wrk on envoyproxy/ratelimit, ``POST /json``. Redis is part of the server."""
+
+    def load(meter: Meter, seed: int) -> dict[str, Any]:
+        return drive(
+            f"http://127.0.0.1:{port}{JSON_DOOR.path}",
+            meter,
+            connections=connections,
+            seconds=plan.seconds,
+            seed=seed,
+            clients=CLIENT_COUNT,
+            check=JSON_DOOR.check,
+        )
+
+    what = "peer: envoyproxy/ratelimit + Redis, POST /json"
+    return BenchCase(f"ratelimit-{connections}", STAGE, what, connections, {"server": pids}, load)
 
 
 def redis_script(loader: Loader, pids: list[int], plan: BenchPlan, pipelined: int) -> BenchCase:

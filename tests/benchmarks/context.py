@@ -37,6 +37,8 @@ class BenchContext:
         self._no_wrk = wrk_missing()
         say("starting Kafka, a worker and a gateway")
         self.stoplog, self.sdk = self.start(stack)
+        command = [sys.executable, "-m", "tests.benchmarks.load_grpc"]
+        self.grpc = stack.enter_context(self.loader("load-grpc", command))
 
     def measure(
         self, cases: Sequence[BenchCase], *, rounds: int | None = None, warm: bool = True

@@ -9,6 +9,9 @@ CLIENT_COUNT: Final = 10_000
 """Number of clients of all rows that do not state another."""
 
 CALLERS: Final = (1, 32, 128, 512)
+DOOR_CALLERS: Final = (32, 128)
+"""Numbers of callers of the doors that proxies use."""
+
 PARTITIONS: Final = (1, 2, 4, 16)
 PARTITION_CALLERS: Final = (32, 512)
 """Numbers of callers of the systems of :data:`PARTITIONS`: a light load and a heavy one."""

@@ -25,6 +25,7 @@ PAGE: Final = CHECKOUT / "docs" / "benchmarks.md"
 SHORT_ROWS: Final = {
     "http-128": "**Stoplog**, HTTP, single checks",
     "limits-128": "limits 5.8 with FastAPI and Redis, HTTP",
+    "ratelimit-128": "envoyproxy/ratelimit with Redis, HTTP",
     "throttlecrab-128": "throttlecrab (Rust, in memory, not durable), HTTP",
     "http-list": "**Stoplog**, HTTP, lists of 100 checks",
     "sdk-512": "**Stoplog**, Python SDK",
@@ -54,7 +55,7 @@ def rewritten(text: str, part: str, content: str) -> str:
 
 
 def short_table(run: Run) -> str:
-    """Return the README's table: at most six rows, and the run they are from."""
+    """Return the README's table: at most seven rows, and the run they are from."""
     rows: list[tuple[str, ...]] = [_COLUMNS]
     for key, name in SHORT_ROWS.items():
         if (result := run.find(key)) is None:

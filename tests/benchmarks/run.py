@@ -22,7 +22,12 @@ from rich.console import Console
 from tests.benchmarks.context import BenchContext
 from tests.benchmarks.facts import machine_facts
 from tests.benchmarks.growth import growth_markdown
-from tests.benchmarks.peers.environment import PeerMissing, peers_python, throttlecrab_server
+from tests.benchmarks.peers.environment import (
+    PeerMissing,
+    envoy_ratelimit_server,
+    peers_python,
+    throttlecrab_server,
+)
 from tests.benchmarks.plan import FULL, QUICK, BenchPlan
 from tests.benchmarks.samples import Run
 from tests.benchmarks.stages import callers, client_counts, hot, recovery, scaling
@@ -78,7 +83,7 @@ def _interrupted(_: int, __: FrameType | None) -> NoReturn:
 
 def _prepare() -> None:
     """Download the peers' programs before anything is measured. The table names the missing ones."""
-    for fetch in (peers_python, throttlecrab_server):
+    for fetch in (peers_python, throttlecrab_server, envoy_ratelimit_server):
         stderr_console.print(f"[dim]{fetch.__name__}: ready, or fetched once (minutes)", highlight=False)
         try:
             fetch()

@@ -38,11 +38,16 @@ class Stoplog:
         system: The processes.
         topics: The topics file.
         metrics: Ports of the workers' metrics.
+        grpc_address: Address of Envoy's rate limit service at the first gateway.
         token: A token that the first gateway accepts with checks, and does not require.
+        grpc_address: Address of Envoy's rate limit service at the first gateway.
     """
 
-    def __init__(self, system: System, topics: Path, metrics: list[int], token: str) -> None:
+    def __init__(
+        self, system: System, topics: Path, metrics: list[int], token: str, grpc_address: str
+    ) -> None:
         self.system = system
+        self.grpc_address = grpc_address
         self.token = token
         self._metrics = metrics
         self.topics = topics
@@ -106,10 +111,11 @@ def running_stoplog(
             system.add_worker(metrics_port=port)
         tokens = home / "tokens"
         token = add_token(tokens, "bench", frozenset({Scope.ADMIN}))
-        measured = system.add_gateway(tokens_file=tokens, **gateway)
+        grpc_address = f"127.0.0.1:{free_port()}"
+        measured = system.add_gateway(tokens_file=tokens, envoy=grpc_address, **gateway)
         measured.http.headers["Authorization"] = f"Bearer {token}"
         system.wait_ready()
-        yield Stoplog(system, topics, metrics, token)
+        yield Stoplog(system, topics, metrics, token, grpc_address)
 
 
 def _pid(process: Process) -> int:

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from tests.benchmarks.plan import DOOR_CALLERS
 from tests.benchmarks.samples import Result, Run, Sample, median_of, ratio
 
 _VERDICT: Final = {True: "met", False: "MISSED", None: "not measured"}
@@ -81,7 +82,11 @@ def against(run: Run, result: Result) -> list[str]:
     way, _, callers = result.key.partition("-")
     if way != "http" or not callers.isdecimal():
         return []
-    names = {"limits": "limits + FastAPI + Redis", "throttlecrab": "throttlecrab"}
+    names = {
+        "limits": "limits + FastAPI + Redis",
+        "ratelimit": "envoyproxy/ratelimit + Redis",
+        "throttlecrab": "throttlecrab",
+    }
     found = ((name, ratio(result, run.find(f"{peer}-{callers}"), _total_us)) for peer, name in names.items())
     return [f"CPU {short(times)} x {name}" for name, times in found if times is not None]
 
@@ -133,6 +138,11 @@ def _own(sample: Sample) -> float | None:
     return sample.cpu_us("worker") or sample.cpu_us("server")
 
 
+def _front(sample: Sample) -> float | None:
+    """Return the CPU microseconds per check of the gateway, or of the server in its place."""
+    return sample.cpu_us("gateway") or sample.cpu_us("server")
+
+
 def _p50(sample: Sample) -> float | None:
     return sample.p50_ms
 
@@ -173,6 +183,9 @@ _RATIOS: Final = (
     ("http-1", "echo-1", "x echo's p50", 1.3, _p50),
     ("http-32-token", "http-32", "x without a token, µs gateway", 1.03, _gateway_us),
     ("http-128-token", "http-128", "x without a token, µs gateway", 1.03, _gateway_us),
+    *((f"authorize-{n}", f"http-{n}", "x POST /v1/check", 1.15, _total_us) for n in DOOR_CALLERS),
+    *((f"json-{n}", f"http-{n}", "x POST /v1/check", 1.3, _total_us) for n in DOOR_CALLERS),
+    *((f"grpc-{n}", f"grpc-floor-{n}", "gateway x floor", 1.25, _front) for n in DOOR_CALLERS),
     # A third of the script's CPU.
     ("published", "redis-50", "x Redis script pipelined", 1 / 3, _own),
 )

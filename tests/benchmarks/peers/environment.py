@@ -10,11 +10,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 _LOCK: Final = Path(__file__).with_name("requirements.lock")
 _THROTTLECRAB: Final = "0.4.40"
+_RATELIMIT: Final = "v1.4.1-0.20260122083618-3fb702589d36"
 _BUILD_S: Final = 1_800.0
 """Building 300 crates takes minutes on two cores."""
 
@@ -84,9 +86,33 @@ def throttlecrab_server() -> str:
     return str(program)
 
 
-def _run_command(command: list[str]) -> None:
+def envoy_ratelimit_server() -> str:
+    """Return the path of envoyproxy/ratelimit's server; build it with Go at the first call.
+
+    Raises:
+        PeerMissing: Go is missing, or the build failed.
+    """
+    folder = cache_folder() / f"ratelimit-{_RATELIMIT}"
+    program = folder / "service_cmd"
+    if not program.exists():
+        go = shutil.which("go")
+        if go is None:
+            raise PeerMissing("go is not on the PATH: install it (Debian: apt-get install golang-go)")
+        package = f"github.com/envoyproxy/ratelimit/src/service_cmd@{_RATELIMIT}"
+        _run_command([go, "install", package], {"GOBIN": str(folder)})
+    return str(program)
+
+
+def _run_command(command: list[str], env: Mapping[str, str] | None = None) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_S, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_BUILD_S,
+            check=False,
+            env={**os.environ, **(env or {})},
+        )
     except subprocess.TimeoutExpired as exc:
         raise PeerMissing(f"{command[0]} took longer than {_BUILD_S:g} s") from exc
     if done.returncode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,22 @@ from typing import Final
 from stoplog_gateway.local.child_process import Child
 from stoplog_gateway.ports import free_port
 
-from tests.benchmarks.peers.environment import PeerMissing, peers_python, redis_server, throttlecrab_server
+from tests.benchmarks.peers.environment import (
+    PeerMissing,
+    envoy_ratelimit_server,
+    peers_python,
+    redis_server,
+    throttlecrab_server,
+)
 from tests.support.broker import CHECKOUT
 
 _LISTENS_S: Final = 20.0
+_RATELIMIT_CONFIG: Final = """\
+domain: edge
+descriptors:
+  - key: client
+    rate_limit: {unit: minute, requests_per_unit: 1000000}
+"""
 
 
 class PeerServer:
@@ -25,11 +38,13 @@ class PeerServer:
     Args:
         child: The process.
         port: The port on which it listens.
+        grpc_port: Its port for gRPC, if it has one.
     """
 
-    def __init__(self, child: Child, port: int) -> None:
+    def __init__(self, child: Child, port: int, grpc_port: int = 0) -> None:
         self._child = child
         self.port = port
+        self.grpc_port = grpc_port
 
     @property
     def pid(self) -> int:
@@ -77,6 +92,46 @@ def throttlecrab(folder: Path) -> Iterator[PeerServer]:
     port = free_port()
     options = ["--http", "--http-host", "127.0.0.1", "--http-port", str(port), "--log-level", "error"]
     with _running("throttlecrab", [throttlecrab_server(), *options], port, folder) as server:
+        yield server
+
+
+@contextmanager
+def envoy_ratelimit(folder: Path, redis_port: int) -> Iterator[PeerServer]:
+    """Run envoyproxy/ratelimit with the limit of all cases.
+
+    Raises:
+        PeerMissing: The server could not be built.
+    """
+    port, grpc_port = free_port(), free_port()
+    config = folder / "ratelimit" / "config"
+    config.mkdir(parents=True)
+    (config / "edge.yaml").write_text(_RATELIMIT_CONFIG)
+    env = {
+        "RUNTIME_ROOT": str(folder),
+        "RUNTIME_SUBDIRECTORY": "ratelimit",
+        "BACKEND_TYPE": "redis",
+        "REDIS_SOCKET_TYPE": "tcp",
+        "REDIS_URL": f"127.0.0.1:{redis_port}",
+        "USE_STATSD": "false",
+        "LOG_LEVEL": "error",
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "GRPC_HOST": "127.0.0.1",
+        "GRPC_PORT": str(grpc_port),
+        "DEBUG_HOST": "127.0.0.1",
+        "DEBUG_PORT": str(free_port()),
+    }
+    with _running("ratelimit", [envoy_ratelimit_server()], port, folder, env) as server:
+        server.grpc_port = grpc_port
+        yield server
+
+
+@contextmanager
+def grpc_floor(folder: Path) -> Iterator[PeerServer]:
+    """Run the server that answers each gRPC call with the same bytes."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.benchmarks.grpc_floor", f"127.0.0.1:{port}"]
+    with _running("grpc-floor", command, port, folder) as server:
         yield server
 
 

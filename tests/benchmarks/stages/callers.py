@@ -7,11 +7,20 @@ from typing import Final
 
 from tests.benchmarks import cases_peers, cases_stoplog
 from tests.benchmarks.bench_case import BenchCase
+from tests.benchmarks.cases_grpc import grpc_calls
+from tests.benchmarks.cases_stoplog import AUTHORIZE_DOOR, JSON_DOOR
 from tests.benchmarks.context import BenchContext
 from tests.benchmarks.echo import PARTITIONS, create_echo_topics
 from tests.benchmarks.peers.environment import PeerMissing, peers_python
-from tests.benchmarks.peers.servers import limits_app, redis, throttlecrab
-from tests.benchmarks.plan import CALLERS, CLIENT_COUNT
+from tests.benchmarks.peers.servers import (
+    PeerServer,
+    envoy_ratelimit,
+    grpc_floor,
+    limits_app,
+    redis,
+    throttlecrab,
+)
+from tests.benchmarks.plan import CALLERS, CLIENT_COUNT, DOOR_CALLERS
 
 STAGE = cases_peers.STAGE
 TOKEN_CALLERS: Final = (32, 128)
@@ -19,7 +28,8 @@ TOKEN_CALLERS: Final = (32, 128)
 
 def run(bench: BenchContext) -> None:
     """Measure all cases in the same rounds."""
-    cases = [*_echo(bench), *_redis_and_limits(bench), *_throttlecrab(bench), *_stoplog(bench)]
+    peers = [*_echo(bench), *_peers_with_redis(bench), *_throttlecrab(bench)]
+    cases = [*peers, *_stoplog(bench), *_doors(bench)]
     bench.measure(sorted(cases, key=lambda case: case.callers))
 
 
@@ -83,7 +93,7 @@ def _echo(bench: BenchContext) -> list[BenchCase]:
     ]
 
 
-def _redis_and_limits(bench: BenchContext) -> list[BenchCase]:
+def _peers_with_redis(bench: BenchContext) -> list[BenchCase]:
     try:
         python = peers_python()
         server = bench.stack.enter_context(redis(bench.folder))
@@ -98,6 +108,71 @@ def _redis_and_limits(bench: BenchContext) -> list[BenchCase]:
         pids = [app.pid, server.pid]
         connections = bench.plan.peer_connections
         cases += [cases_peers.limits_http(app.port, pids, bench.plan, n) for n in connections]
+    return [*cases, *_envoy_ratelimit(bench, server)]
+
+
+def _envoy_ratelimit(bench: BenchContext, store: PeerServer) -> list[BenchCase]:
+    try:
+        server = bench.stack.enter_context(envoy_ratelimit(bench.folder, store.port))
+    except PeerMissing as exc:
+        bench.skip("ratelimit", "peer: envoyproxy/ratelimit + Redis", str(exc))
+        return []
+    pids, plan = [server.pid, store.pid], bench.plan
+    cases = [
+        grpc_calls(
+            bench.grpc,
+            plan,
+            address=f"127.0.0.1:{server.grpc_port}",
+            parts={"server": pids},
+            callers=n,
+            key=f"ratelimit-grpc-{n}",
+            what="peer: envoyproxy/ratelimit + Redis, gRPC",
+        )
+        for n in DOOR_CALLERS
+    ]
+    if bench.has_wrk("ratelimit", "peer: envoyproxy/ratelimit + Redis, POST /json"):
+        cases += [cases_peers.envoy_ratelimit_http(server.port, pids, plan, n) for n in plan.peer_connections]
+    return cases
+
+
+def _doors(bench: BenchContext) -> list[BenchCase]:
+    """Return the cases of the doors that proxies use, and of a gRPC server that only answers."""
+    stoplog, plan = bench.stoplog, bench.plan
+    floor = bench.stack.enter_context(grpc_floor(bench.folder))
+    cases = []
+    for n in DOOR_CALLERS:
+        address, parts = f"127.0.0.1:{floor.port}", {"server": [floor.pid]}
+        what = "floor: grpc.aio, constant answer"
+        floor_key = f"grpc-floor-{n}"
+        cases.append(
+            grpc_calls(bench.grpc, plan, address=address, parts=parts, callers=n, key=floor_key, what=what)
+        )
+        address, what = stoplog.grpc_address, "gRPC, ShouldRateLimit"
+        cases.append(
+            grpc_calls(
+                bench.grpc,
+                plan,
+                address=address,
+                parts=stoplog.pids(),
+                callers=n,
+                key=f"grpc-{n}",
+                what=what,
+            )
+        )
+    if bench.has_wrk("doors", "HTTP, GET /v1/authorize and POST /json"):
+        for name, door in (("authorize", AUTHORIZE_DOOR), ("json", JSON_DOOR)):
+            cases += [
+                cases_stoplog.http(
+                    stoplog,
+                    plan,
+                    stage=STAGE,
+                    callers=n,
+                    key=f"{name}-{n}",
+                    what=f"HTTP, {door.method} {door.path}",
+                    door=door,
+                )
+                for n in DOOR_CALLERS
+            ]
     return cases
 
 

@@ -84,7 +84,7 @@ def compare_with_routes(
             expected = runner.run(respond_once(routes, request))
             expected_checks, log.checks = log.checks, []
             assert runner.run(respond_once(routes, request, fast_path)) == expected
-            assert log.checks == expected_checks
+            assert log.checks == expected_checks, (request, log.checks, expected_checks)
             seen.add((request.path, status_of(expected)))
             fields.update(line.partition(b":")[0] for line in expected.split(b"\r\n"))
 

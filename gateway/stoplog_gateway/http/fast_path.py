@@ -165,10 +165,20 @@ class FastPath:
         else:
             handler(body, send)
 
-    def remember(self, head: bytes, handler: Handler, body_size: int) -> None:
+    def handler_of(self, head: bytes) -> Handler | None:
+        """Return the handler of a request without a body whose head is known, or ``None``."""
+        return None if self._proxies is None else self._proxies.handler_of(head)
+
+    def remember(
+        self, head: bytes, handler: Handler, body_size: int, *, target: bytes, fields: Headers
+    ) -> None:
         """Remember the *head* of a request that :meth:`handler_for` returned *handler* for."""
-        if self._tracing is None:
+        if self._tracing is not None:
+            return
+        if body_size:
             self.known_heads.remember(head, (handler, body_size))
+        elif self._proxies is not None:
+            self._proxies.remember(head, target, fields)
 
     def _handle_traced(self, handler: Handler, headers: Headers, body: bytes, send: SendResponse) -> None:
         assert self._tracing is not None

@@ -16,6 +16,7 @@ from typing import Final, Generic, TypeVar
 
 from stoplog_gateway.access.control import PROXY_FIELD
 from stoplog_gateway.access.local_callers import tells_origin
+from stoplog_gateway.access.proxy_paths import AUTHORIZE
 from stoplog_gateway.http.failing_closed import UNAVAILABLE_FIELD
 
 T = TypeVar("T")
@@ -28,7 +29,9 @@ MAX_HEADS: Final = 512
 
 _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e]*")
 
-_MATTERS: Final = frozenset(
+_STARTS: Final = (b"GET %s " % AUTHORIZE.encode(), b"GET %s?" % AUTHORIZE.encode())
+
+_MATTERS_TO_ALL: Final = frozenset(
     (
         # the end of the body, and of the connection
         b"connection",
@@ -41,13 +44,17 @@ _MATTERS: Final = frozenset(
         b"trailer",
         b"transfer-encoding",
         b"upgrade",
+        # what a proxy wants
+        PROXY_FIELD,
+        UNAVAILABLE_FIELD,
+    )
+)
+_MATTERS: Final = _MATTERS_TO_ALL | frozenset(
+    (
         # the type of the body, and the caller
         b"authorization",
-        PROXY_FIELD,
         b"content-encoding",
         b"content-type",
-        # what a proxy wants
-        UNAVAILABLE_FIELD,
     )
 )
 
@@ -107,6 +114,60 @@ class KnownHeads(Generic[T]):
             if line_matters:
                 essence.append(line)
         return tuple(essence)
+
+
+class KnownProxyHeads(Generic[T]):
+    """Heads of ``GET /v1/authorize`` that were parsed before, each with a value.
+
+    They differ in the client id, which is found apart, and in what the proxy's caller sent.
+
+    Args:
+        client_header: Header field with the client id.
+    """
+
+    def __init__(self, client_header: str) -> None:
+        self._client_field = client_header.lower().encode()
+        # The end of a request cannot depend on what differs.
+        self._usable = self._client_field not in _MATTERS_TO_ALL
+        self._essences: dict[tuple[bytes, ...], T] = {}
+
+    def find(self, head: bytes) -> tuple[T, bytes] | None:
+        """Return the value of *head* and the client id in it, or ``None``.
+
+        Args:
+            head: Bytes up to the first empty line, including it.
+        """
+        if not head.startswith(_STARTS) or len(head) > MAX_SIZE:
+            return None
+        essence, clients = self._split(head)
+        value = self._essences.get(essence)
+        if value is None or len(clients) != 1:
+            return None
+        return value, clients[0]
+
+    def remember(self, head: bytes, value: T) -> None:
+        """Remember *value* for *head*, which the parser has accepted."""
+        if self._usable and head.startswith(_STARTS) and len(head) <= MAX_SIZE:
+            if len(self._essences) >= MAX_HEADS:
+                self.clear()
+            self._essences[self._split(head)[0]] = value
+
+    def clear(self) -> None:
+        """Forget all heads, because their handling has changed."""
+        self._essences.clear()
+
+    def _split(self, head: bytes) -> tuple[tuple[bytes, ...], list[bytes]]:
+        """Return the essence of *head* without the client id, and the values of the field with that."""
+        start, *lines = head.split(b"\r\n")
+        essence, clients = [start], []
+        for line in lines:
+            field = _FIELD.fullmatch(line)
+            name = b"" if field is None else field[1].lower()
+            if name == self._client_field:
+                clients.append(line[len(name) + 1 :].lstrip(b" \t"))  # as the parser
+            elif field is None or name in _MATTERS_TO_ALL:
+                essence.append(line)
+        return tuple(essence), clients
 
 
 def _line_matters(line: bytes) -> bool:

@@ -37,7 +37,7 @@ from stoplog_gateway.http.final_response import (
     MAX_HEAD,
     final_response,
 )
-from stoplog_gateway.http.handlers import AtOnce
+from stoplog_gateway.http.handlers import AtOnce, Handler
 from stoplog_gateway.http.known_heads import KnownHeads, matters
 from stoplog_gateway.http.problems import BAD_REQUEST
 from stoplog_gateway.http.request_head import IN_CHUNKS, BadHead, body_length, without_upgrade
@@ -104,9 +104,13 @@ class GatewayProtocol(BoundedProtocol):
                 allowed -= 1
                 if not self._head_bytes:
                     head_end = data.find(_HEAD_END, at) + len(_HEAD_END)
-                    known = self._known_heads.find(data[at:head_end])
+                    head = data[at:head_end]
+                    known = self._known_heads.find(head)
                     if known is not None:
-                        at = self._consume_known(known, data, head_end)
+                        at = self._consume_known(*known, data, head_end)
+                        continue
+                    if self._fast_path is not None and (handler := self._fast_path.handler_of(head)):
+                        at = self._consume_known(handler, 0, data, head_end)
                         continue
                 at = self._consume_head(data, at)
             elif self._phase is LENGTH:
@@ -145,9 +149,8 @@ class GatewayProtocol(BoundedProtocol):
             self.flow.release()
         return False
 
-    def _consume_known(self, known: KnownHead, data: bytes, at: int) -> int:
-        """Handle a plain check whose head was parsed before. Its body begins at index *at* of *data*."""
-        handler, size = known
+    def _consume_known(self, handler: Handler, size: int, data: bytes, at: int) -> int:
+        """Handle a request with a known head. Its body of *size* bytes begins at index *at* of *data*."""
         self.cycle = cycle = FastCycle(handler)  # type: ignore[assignment]
         if self._draining:
             cycle.keep_alive = False
@@ -197,11 +200,19 @@ class GatewayProtocol(BoundedProtocol):
                 self._end(BAD_REQUEST_RESPONSE)
             elif self._at_once is not None:
                 self._await_body(self._at_once)
-            elif whole and isinstance(self.cycle, FastCycle):
-                self._fast_path.remember(piece, self.cycle.handler, self._left)
+            elif whole:
+                self._remember(piece)
         else:
+            if whole and self._at_once is None:
+                self._remember(piece)
             self._end_of_message()
         return stop
+
+    def _remember(self, head: bytes) -> None:
+        if self._fast_path is not None and isinstance(self.cycle, FastCycle):
+            self._fast_path.remember(
+                head, self.cycle.handler, self._left, target=self.url, fields=self._fields
+            )
 
     def _await_body(self, at_once: AtOnce) -> None:
         """Ask for the body of a request that is answered at once, or answer it now if the body is long."""

@@ -35,6 +35,7 @@ from stoplog_gateway.http.bugs import render_after_bug
 from stoplog_gateway.http.envoy_calls import EnvoyCalls
 from stoplog_gateway.http.failing_closed import asks_to_fail_closed
 from stoplog_gateway.http.handlers import AtOnce, Handler, SendResponse, without_body
+from stoplog_gateway.http.known_heads import KnownProxyHeads
 from stoplog_gateway.http.overload import MAX_BODY
 from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.proxy_request import ProxyRequest
@@ -75,7 +76,11 @@ class Proxies:
         self._access = access
         self._turns = turns
         self._client_header = client_header
+        self._client_field = client_header.lower().encode()
         self._legacy_headers = legacy_headers
+        self._known_heads = KnownProxyHeads[ProxyRequest](client_header)
+        if access.tokens is not None:
+            access.tokens.on_change(self._known_heads.clear)
         self._envoy_calls = EnvoyCalls(limiter, turns, mapping, legacy_headers=legacy_headers)
 
     def handler_for(
@@ -102,18 +107,37 @@ class Proxies:
             return None
         return self._envoy_calls.handler_for(ProxyRequest("POST", text, query, fields), length)
 
+    def handler_of(self, head: bytes) -> Handler | None:
+        """Return the handler of a request with a head that is known except for its client, or ``None``.
+
+        Args:
+            head: Bytes up to the first empty line, including it.
+        """
+        known = self._known_heads.find(head)
+        if known is None:
+            return None
+        asked, client = known
+        return self._check_handler(asked, [(self._client_field, client)])
+
+    def remember(self, head: bytes, target: bytes, fields: Headers) -> None:
+        """Remember the *head* of a request that :meth:`handler_for` returned a handler for."""
+        path, query = split_target(target)
+        self._known_heads.remember(head, ProxyRequest("GET", path.decode(), query, fields))
+
     def _authorize_handler(
         self, method: bytes, path: str, query: bytes, fields: Headers, headers: Headers
     ) -> Handler | None:
         # To the routes, HEAD is GET.
         text = "GET" if method == b"HEAD" else method.decode("latin-1")
-        asked = ProxyRequest(text, path, query, fields)
+        handler = self._check_handler(ProxyRequest(text, path, query, fields), headers)
+        return without_body(handler) if handler is not None and method == b"HEAD" else handler
+
+    def _check_handler(self, asked: ProxyRequest, headers: Headers) -> Handler | None:
         try:
             check = self._authorize(asked, headers)
         except (InvalidInput, ProblemError):
             return None
-        handler = partial(self._handle_check, asked, *check)
-        return without_body(handler) if method == b"HEAD" else handler
+        return partial(self._handle_check, asked, *check)
 
     def _handle_check(
         self, asked: ProxyRequest, check: Check, fails_closed: bool, _: bytes, send: SendResponse

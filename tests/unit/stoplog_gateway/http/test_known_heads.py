@@ -6,10 +6,14 @@ import httptools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stoplog_gateway.http.app import create_app
 from stoplog_gateway.http.fast_path import FastPath
-from stoplog_gateway.http.known_heads import MAX_HEADS, MAX_SIZE, KnownHeads, matters
+from stoplog_gateway.http.known_heads import MAX_HEADS, MAX_SIZE, KnownHeads, KnownProxyHeads, matters
+from stoplog_gateway.settings import GatewaySettings
 
+from tests.support.access import access_control
 from tests.support.fake_limiter import FakeLimiter
+from tests.support.fast_path_equivalence import whole_fast_path
 from tests.support.protocol_connection import Connection, forbidden_app, status_of
 
 START = b"POST /v1/check HTTP/1.1"
@@ -99,4 +103,86 @@ async def test_each_request_id_and_body_of_a_recognized_head_is_its_own(limiter:
         body = b'{"client_id": "%c"}' % b"abcde"[number]
         assert status_of(await connection.send(head(*lines) + body)) == 200
     assert "".join(check.client for check in limiter.checks) == "abcde"
+    await connection.disconnect()
+
+
+GET = b"GET /v1/authorize?cost=2 HTTP/1.1"
+PROXY_FIELDS = (b"Host: localhost", b"X-Client-Id: alice", b"Stoplog-Token: a", b"X-Request-Id: 1")
+
+
+def known_to_proxies(*lines: bytes, client_header: str = "X-Client-Id") -> KnownProxyHeads[int]:
+    heads = KnownProxyHeads[int](client_header)
+    heads.remember(head(*lines), 7)
+    return heads
+
+
+@pytest.mark.parametrize(
+    "line", [b"Cookie: a=b", b"X-Forwarded-For: 10.0.0.1", b"Authorization: x", b"Origin: x", b"X-Id:"]
+)
+def test_head_of_a_proxy_with_another_client_or_callers_field_is_recognized(line: bytes) -> None:
+    heads = known_to_proxies(GET, *PROXY_FIELDS)
+    for lines in ((*PROXY_FIELDS, line), (line, *PROXY_FIELDS[:3])):
+        assert heads.find(head(GET, *lines)) == (7, b"alice")
+    assert heads.find(head(GET, b"Host: localhost", b"x-client-ID:\t b c ", PROXY_FIELDS[2])) == (7, b"b c ")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (*PROXY_FIELDS, b"X-Client-Id: bob"),
+        (PROXY_FIELDS[0], *PROXY_FIELDS[2:]),
+        (PROXY_FIELDS[0], b"X-Client-Id: \xc3\xa9", *PROXY_FIELDS[2:]),
+        (*PROXY_FIELDS, b"Content-Length: 3"),
+        (*PROXY_FIELDS, b"Transfer-Encoding: chunked"),
+        (*PROXY_FIELDS, b"Connection: close"),
+        (*PROXY_FIELDS, b"Upgrade: h2c"),
+        (*PROXY_FIELDS, b"Expect: 100-continue"),
+        (*PROXY_FIELDS, b"Stoplog-Unavailable: deny"),
+        (*PROXY_FIELDS[:2], b"Stoplog-Token: b"),
+        (*PROXY_FIELDS[:2],),
+        (*PROXY_FIELDS[1:],),
+        (*PROXY_FIELDS, b"no field"),
+        (*PROXY_FIELDS, b" folded"),
+        (*PROXY_FIELDS, b"X-Id: a\nb: c"),
+        (*PROXY_FIELDS, b"X: " + b"x" * MAX_SIZE),
+    ],
+)
+def test_head_of_a_proxy_that_differs_in_anything_else_is_parsed(lines: tuple[bytes, ...]) -> None:
+    assert known_to_proxies(GET, *PROXY_FIELDS).find(head(GET, *lines)) is None
+
+
+@pytest.mark.parametrize("start", [b"POST /v1/authorize HTTP/1.1", b"GET /v1/authorize/a HTTP/1.1"])
+def test_other_requests_of_proxies_are_not_remembered(start: bytes) -> None:
+    assert known_to_proxies(start, *PROXY_FIELDS).find(head(start, *PROXY_FIELDS)) is None
+
+
+def test_head_is_not_remembered_if_its_end_depends_on_the_client_id() -> None:
+    heads = known_to_proxies(GET, b"Host: localhost", client_header="Host")
+    assert heads.find(head(GET, b"Host: localhost")) is None
+
+
+def test_number_of_remembered_heads_of_proxies_is_bounded() -> None:
+    heads = KnownProxyHeads[int]("X-Client-Id")
+    for number in range(MAX_HEADS + 1):
+        heads.remember(head(GET, *PROXY_FIELDS, b"Host: %d" % number), number)
+    assert heads.find(head(GET, *PROXY_FIELDS, b"Host: 0")) is None
+    assert heads.find(head(GET, *PROXY_FIELDS, b"Host: %d" % MAX_HEADS)) == (MAX_HEADS, b"alice")
+
+
+async def test_each_client_of_a_recognized_head_is_its_own_and_a_new_token_list_is_obeyed(
+    limiter: FakeLimiter,
+) -> None:
+    access = access_control({"a": "check"}, check_needs_token=True)
+    fast_path = whole_fast_path(limiter, access)
+    connection = Connection(forbidden_app, fast_path)
+    for client in (b"a", b"b", b"c"):
+        data = head(GET, b"Host: localhost", b"X-Client-Id: " + client, PROXY_FIELDS[2])
+        assert status_of(await connection.send(data)) == 200
+    assert [check.client for check in limiter.checks] == ["a", "b", "c"]
+    await connection.disconnect()
+    assert access.tokens is not None
+    access.tokens.replace([])
+    app = create_app(GatewaySettings(), limiter, access)
+    connection = Connection(app, fast_path)
+    assert status_of(await connection.send(data)) == 403
     await connection.disconnect()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
 import httpx
 from stoplog_gateway.access.scopes import Scope
@@ -89,12 +89,9 @@ class Stoplog:
 
 @contextmanager
 def running_stoplog(
-    *, partitions: int = 4, workers: int = 1, limits: str = GENEROUS, flush_ms: int = FLUSH_MS, **gateway: Any
+    *, partitions: int = 4, workers: int = 1, limits: str = GENEROUS, flush_ms: int = FLUSH_MS
 ) -> Iterator[Stoplog]:
-    """Run a system on free ports with *limits* as its default; yield it ready, then delete its data.
-
-    *gateway*: further settings of the gateway.
-    """
+    """Run a system on free ports with *limits* as its default; yield it ready, then delete its data."""
     with TemporaryDirectory(prefix="stoplog-bench-") as folder, ExitStack() as stack:
         home = home_with_jars(Path(folder, "home"))
         topics = home / "topics.yaml"
@@ -112,7 +109,7 @@ def running_stoplog(
         tokens = home / "tokens"
         token = add_token(tokens, "bench", frozenset({Scope.ADMIN}))
         grpc_address = f"127.0.0.1:{free_port()}"
-        measured = system.add_gateway(tokens_file=tokens, envoy=grpc_address, **gateway)
+        measured = system.add_gateway(tokens_file=tokens, envoy=grpc_address)
         measured.http.headers["Authorization"] = f"Bearer {token}"
         system.wait_ready()
         yield Stoplog(system, topics, metrics, token, grpc_address)

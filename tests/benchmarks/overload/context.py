@@ -38,14 +38,12 @@ class Context:
     Args:
         stoplog: The system. Its first gateway is measured.
         folder: Directory for the files of load generators.
-        envoy: Address of its gRPC service.
     """
 
-    def __init__(self, stoplog: Stoplog, folder: Path, envoy: str) -> None:
+    def __init__(self, stoplog: Stoplog, folder: Path) -> None:
         self.stoplog = stoplog
         self.gateway = stoplog.system.gateways[0]
         self.folder = folder
-        self.envoy = envoy
         self.rows: list[Row] = []
         self.floods: dict[str, Flood] = {}
         self._began = time.monotonic()

@@ -37,7 +37,7 @@ async def _measure(context: Context) -> None:
         # Channels with the same options share a connection by default.
         options = [("grpc.use_local_subchannel_pool", 1)]
         channels = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(context.envoy, options))
+            await stack.enter_async_context(grpc.aio.insecure_channel(context.stoplog.grpc_address, options))
             for _ in range(_CONNECTIONS)
         ]
         calls = [

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import msgspec
-from stoplog_gateway.ports import free_port
 
 from tests.benchmarks.facts import machine_facts
 from tests.benchmarks.load_http import wrk_missing
@@ -56,10 +55,9 @@ def main(stages: list[str]) -> None:
         raise SystemExit(missing)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all started processes are stopped
     facts = machine_facts()
-    envoy = f"127.0.0.1:{free_port()}"
     with TemporaryDirectory(prefix="stoplog-overload-") as folder, ExitStack() as stack:
-        stoplog = stack.enter_context(running_stoplog(envoy=envoy))
-        context = Context(stoplog, Path(folder), envoy)
+        stoplog = stack.enter_context(running_stoplog())
+        context = Context(stoplog, Path(folder))
         for name in stages or _STAGES:
             _STAGES[name](context)
     print(table(context.rows))

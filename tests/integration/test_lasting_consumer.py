@@ -65,9 +65,12 @@ def kafka(fresh_kafka: Broker) -> Iterator[Kafka]:
 
 
 def lose(consumer: LastingConsumer) -> None:
-    """Have the client of *consumer* report twice that it knows no broker."""
+    """Have the client of *consumer* report twice that it knows no broker, so that it is replaced."""
+    lost = consumer._consumer
     for _ in range(2):
         consumer._on_statistics(consumer._number, _LOST)
+    consumer._replace_if_lost()  # as the next poll does
+    assert consumer._consumer is not lost
 
 
 def read(consumer: LastingConsumer, most: int) -> str:

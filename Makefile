@@ -38,7 +38,7 @@ bench: .venv/dev ## compare with other limiters in three minutes: a table, build
 bench-full: .venv/dev ## the same with 10,000,000 clients, 1 to 16 partitions, 2 workers and recovery: half an hour
 	@$(BIN)/python -m tests.benchmarks.run --full
 
-bench-overload: .venv/dev ## five times a gateway's capacity, and what callers wait for others: seven minutes (ARGS="wrk idle")
+bench-overload: .venv/dev ## five times a gateway's capacity, and what callers wait for others: nine minutes (ARGS="wrk idle")
 	@$(BIN)/python -m tests.benchmarks.overload.run $(ARGS)
 
 bench-readme: .venv/dev ## put the last full run into README and docs (RUN=build/bench/quick.json: another run)

@@ -1,6 +1,6 @@
 """``make bench-overload``: offer a gateway more than it can answer, and print what it does as a table.
 
-``python -m tests.benchmarks.overload.run [STAGE ...]`` measures all stages in seven minutes, or some of them.
+``python -m tests.benchmarks.overload.run [STAGE ...]`` measures all stages in nine minutes, or some of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much a run measures: the quick plan takes three minutes, the full one half an hour."""
+"""How much a run measures: the quick plan takes four minutes, the full one half an hour."""
 
 from __future__ import annotations
 

@@ -121,6 +121,26 @@ async def test_plain_request_of_a_proxy_does_not_reach_the_application(
     await connection.disconnect()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /v1/authorize/orders?x=1 HTTP/1.1\r\nhost: 127.0.0.1:8000\r\ncontent-length: 0\r\n"
+        b"x-client-id: alice\r\nx-envoy-internal: true\r\nx-envoy-expected-rq-timeout-ms: 500\r\n\r\n",
+        b"GET /v1/authorize HTTP/1.1\r\nX-Client-Id: alice\r\nHost: stoplog\r\nUser-Agent: curl/8.5.0\r\n"
+        b"Accept: */*\r\n\r\n",
+    ],
+    ids=["envoy-ext-authz", "nginx-auth-request"],
+)
+async def test_request_as_proxies_send_it_does_not_reach_the_application(
+    data: bytes, limiter: FakeLimiter
+) -> None:
+    connection = connect(limiter)
+    for _ in range(2):
+        assert status_of(await connection.send(data)) == 200
+    assert limiter.checks == [Check("alice")] * 2
+    await connection.disconnect()
+
+
 async def test_plain_request_of_envoy_does_not_reach_the_application(limiter: FakeLimiter) -> None:
     access = access_control({"good": "check"}, check_needs_token=True)
     connection = connect(limiter, access, DescriptorMapping({"edge": [Rule("{user}", "{plan}")]}))

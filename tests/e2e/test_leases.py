@@ -6,19 +6,23 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 from stoplog_worker.verify.replay import replay
 
+from stoplog import __version__
 from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, decode_checks_record
 from stoplog.wire.holds import SettlementBatch
+from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
 from stoplog.wire.replies import Decision
 from tests.support.broker import fresh_broker
-from tests.support.system import Gateway, System, eventually, running_system
+from tests.support.old_release import OldRelease
+from tests.support.system import Gateway, Process, System, eventually
 
 PARTITIONS = 4
 HITS = "stoplog_lease_hits_total"
@@ -26,16 +30,46 @@ PERMITS = "stoplog_lease_permits_{}_total"
 DEFAULT = parse_policy("100/minute")
 
 
+class MixedSystem(NamedTuple):
+    """A system with a worker of this release and one of release 0.2.0, which a test may stop."""
+
+    running: System
+    old: Process
+
+
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MixedSystem]:
     """Run one system for all tests. Each test has its own clients, and the last ones stop processes."""
     folder = tmp_path_factory.mktemp("system")
-    # A busy machine does not miss this deadline, so no check fails open while the worker lives.
-    settings = {"deadline_ms": 20_000, "lease_max_ms": 10_000}
-    with fresh_broker() as broker, running_system(broker, folder, gateways=2, **settings) as running:
-        [worker] = running.workers
-        eventually("holds are enabled", lambda: len(worker.lines("grants holds")) == PARTITIONS)
-        yield running
+    release = OldRelease("0.2.0", tmp_path_factory.mktemp("release"))
+    # A busy machine does not miss this deadline, so no check fails open while a worker lives.
+    settings: dict[str, Any] = {"deadline_ms": 20_000, "lease_max_ms": 10_000}
+    with fresh_broker() as broker, ExitStack() as stack:
+        system = System(broker, folder, stack)
+        old = system.add_worker(env=release.env)
+        system.add_worker()
+        for _ in range(2):
+            system.add_gateway(**settings)
+        system.wait_ready()
+        eventually(
+            "both workers judge",
+            lambda: all(worker.lines("judging from") for worker in system.workers),
+            on_failure=system.logs,
+        )
+        system.workers.remove(old)
+        yield MixedSystem(system, old)
+
+
+@pytest.fixture(scope="module")
+def system(mixed: MixedSystem) -> System:
+    """Stop the old worker. Return the system once the partitions grant holds."""
+    if mixed.old.status is None:
+        assert mixed.old.stop() == 0
+    [worker] = mixed.running.workers
+    eventually(
+        "holds are enabled", lambda: len(worker.lines("grants holds")) == PARTITIONS, on_failure=worker.tail
+    )
+    return mixed.running
 
 
 class Admission(NamedTuple):
@@ -68,6 +102,40 @@ def warm(gateway: Gateway, client: str) -> None:
         return gateway.metric(HITS) > hits
 
     eventually(f"{client} has a lease", hit)
+
+
+def test_worker_of_release_0_2_0_keeps_the_gate_closed_and_can_take_over(mixed: MixedSystem) -> None:
+    """The clients, of all partitions, are hot and have limits. Each worker in turn judges all of them."""
+    system, old = mixed
+    [new] = system.workers
+    here, there = system.gateways
+    versions = {node["version"] for node in here.report()["nodes"] if node["role"] == "worker"}
+    assert versions == {"0.2.0", __version__}
+    clients = [f"mixed-{number}" for number in range(8)]
+    assert {partition_of(client, PARTITIONS) for client in clients} == set(range(PARTITIONS))
+
+    def spend(checks: int) -> None:
+        for _ in range(checks):
+            for gateway in (here, there):
+                for client in clients:
+                    answer = gateway.check(client)
+                    assert (answer["allowed"], answer["degraded"]) == (True, False), answer
+
+    for client in clients:
+        here.set_limits(client, "60/hour")
+    spend(10)
+    assert new.stop() == 0
+    spend(10)
+    new.start()
+    eventually("it has joined", lambda: len(new.lines("generation")) > 1, on_failure=system.logs)
+    spend(10)
+    assert not any(gateway.metric(HITS) for gateway in system.gateways)
+    assert not new.lines("grants holds")
+    contents = [decode_checks_record(one.value) for p in range(PARTITIONS) for one in system.records(p)]
+    assert not [one for one in contents if isinstance(one, Update) and one.key == ENABLE_HOLDS]
+    assert old.stop() == 0
+    for client in clients:
+        assert not here.check(client)["allowed"], "a check is missing in the count"
 
 
 def test_hot_client_of_two_gateways_is_never_admitted_above_its_limits(system: System) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -102,10 +103,20 @@ class OldRelease:
         self._folder = folder
         [commit] = (commit for name, commit in _releases() if name == version)
         archive = subprocess.run(
-            ["git", "archive", commit, "stoplog", "streams"], cwd=CHECKOUT, capture_output=True, check=True
+            ["git", "archive", commit, "stoplog", "streams", "topics.yaml"],
+            cwd=CHECKOUT,
+            capture_output=True,
+            check=True,
         )
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as packed:
             packed.extractall(folder, filter="data")
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in which a Python process imports the packages of this release."""
+        path = f"{self._folder}{os.pathsep}{self._folder / 'streams'}"
+        # Otherwise `python -m` would look in the present folder first, which may be a checkout.
+        return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
     def fold(self, cases: Sequence[Case]) -> list[Outcome]:
         """Return the outcome of each of *cases*."""

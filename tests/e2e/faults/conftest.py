@@ -17,8 +17,13 @@ from tests.support.system import System, eventually
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("faults")
     with running_cluster(folder) as cluster, ExitStack() as stack:
-        # Without a deny cache, every answer has a decision in the log to be compared with.
-        settings = {"kafka": cluster.bootstrap, "topics": cluster.topics, "deny_cache": 0}
+        # Without a deny cache, every denial has a decision in the log to be compared with.
+        settings = {
+            "kafka": cluster.bootstrap,
+            "topics": cluster.topics,
+            "deny_cache": 0,
+            "lease_max_ms": 10_000,
+        }
         system = System(cluster.nodes[0], folder, stack, **settings)
         rig = Rig(cluster, system)
         for _ in range(3):

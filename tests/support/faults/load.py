@@ -7,14 +7,16 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import median
 from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 
 from stoplog.partitioning import partition_of
 from tests.support.broker import CHECKOUT
+from tests.support.faults.check_sender import HOT_CLIENTS
 
 PARTITIONS: Final = 4
 _PIPE: Final = 1 << 20
@@ -89,7 +91,11 @@ class Load:
     def healthy_for(self, seconds: float) -> bool:
         """Return whether the store decided every check of the last *seconds*, in all partitions."""
         since = time.monotonic() - seconds
-        recent = [one for one in self.sent[-5_000:] if one.sent_at >= since and one.answer is not None]
+        recent = [
+            one
+            for one in self.sent[-5_000:]
+            if one.sent_at >= since and one.answer is not None and one.client not in HOT_CLIENTS
+        ]
         seen = {partition_of(one.client, PARTITIONS) for one in recent}
         return len(seen) == PARTITIONS and all(one.decided for one in recent)
 
@@ -109,15 +115,31 @@ def failed_open_s(sent: Sequence[SentCheck], since: float, until: float = float(
 
     A spell of a gateway begins with the first check that failed open. It ends with the next check that the
     store decided. The spells of a gateway are added up, and the largest sum of all gateways is returned.
+    Leases answer hot clients meanwhile, so these are left out.
     """
     by_place: dict[tuple[int, str], list[SentCheck]] = defaultdict(list)
     for one in sorted(sent, key=lambda one: one.sent_at):
-        if since <= one.sent_at <= until and one.answer is not None:
+        if since <= one.sent_at <= until and one.answer is not None and one.client not in HOT_CLIENTS:
             by_place[partition_of(one.client, PARTITIONS), one.gateway].append(one)
     seconds = dict.fromkeys(range(PARTITIONS), 0.0)
     for (partition, _), checks in by_place.items():
         seconds[partition] = max(seconds[partition], _spells(checks))
     return seconds
+
+
+def answered_s(sent: Sequence[SentCheck], since: float, partitions: Collection[int]) -> float | None:
+    """Return for how many seconds from *since* on leases answered hot clients of *partitions*.
+
+    The time of a client at a gateway ends with the first check that failed open. The median is returned;
+    ``None`` if no check failed open.
+    """
+    seconds: dict[tuple[str, str], float] = {}
+    for one in sent:
+        if one.client in HOT_CLIENTS and partition_of(one.client, PARTITIONS) in partitions:
+            place = one.client, one.gateway
+            if one.sent_at >= since and one.answer is not None and not one.decided and place not in seconds:
+                seconds[place] = one.sent_at - since
+    return median(seconds.values()) if seconds else None
 
 
 def _spells(sent: Sequence[SentCheck]) -> float:

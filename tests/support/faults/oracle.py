@@ -37,6 +37,7 @@ from stoplog.topics import CHECKS, REPLIES, UPDATES
 from stoplog.wire.checks import POSITION_BITS, Batch, SingleCheck, decode_checks_record
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, HeldDecision, Reply, as_held, decode_any_reply
+from tests.support.faults.admissions import check_windows, permits
 from tests.support.faults.load import PARTITIONS, SentCheck
 
 _READ_S: Final = 30.0
@@ -61,7 +62,15 @@ class Truth(NamedTuple):
     @property
     def checks(self) -> int:
         """Return the number of checks in the log."""
-        return sum(map(len, self.decided.values()))
+        contents = (decode_checks_record(record.value) for record in self.records)
+        return sum(len(one.checks) for one in contents if isinstance(one, Batch | SingleCheck))
+
+
+class HttpAnswers(NamedTuple):
+    """The answers of gateways that were compared: those in the log, and for each client those by leases."""
+
+    decided: int
+    leased: Counter[str]
 
 
 class Topic:
@@ -152,6 +161,8 @@ class Oracle:
         self._default = default or parse_policy("100/minute")
         self._checks = Topic(bootstrap, CHECKS)
         self._replies = Topic(bootstrap, REPLIES)
+        self._leased: Counter[str] = Counter()
+        """Answers by leases, so far."""
         self._changelogs = {table: Topic(bootstrap, name) for table, name in changelogs(lane).items()}
 
     def read(self) -> list[Truth]:
@@ -236,16 +247,16 @@ class Oracle:
                 compared += answer is not None
         return compared
 
-    def check_http(self, truths: Sequence[Truth], sent: Sequence[SentCheck]) -> int:
-        """Check that every answer of a gateway, unless degraded, is a decision in the log on that client.
+    def check_http(self, truths: Sequence[Truth], sent: Sequence[SentCheck]) -> HttpAnswers:
+        """Check every answer of a gateway, unless degraded.
 
-        Each decision accounts for one answer.
-
-        Returns:
-            How many answers were compared.
+        It is a decision in the log on that client, and each decision accounts for one answer. Or a lease has
+        allowed the check: then the log contains enough permits for all such answers to the client.
         """
         decisions: dict[str, Counter[Any]] = defaultdict(Counter)
+        granted: Counter[str] = Counter()
         for truth in truths:
+            granted += permits(truth.records, truth.decided)
             for record in truth.records:
                 content = decode_checks_record(record.value)
                 if isinstance(content, Batch | SingleCheck):
@@ -259,10 +270,23 @@ class Oracle:
             if one.decided:
                 assert one.answer is not None
                 received[one.client][tuple(one.answer[name] for name in Decision.__struct_fields__)] += 1
+        leased: Counter[str] = Counter()
         for client, answers in received.items():
             extra = answers - decisions[client]
-            assert not extra, f"{client} received answers that are not in the log: {extra}"
-        return sum(answers.total() for answers in received.values())
+            denied = [answer for answer in extra if not answer[0]]
+            assert not denied, f"{client} received denials that are not in the log: {denied}"
+            if extra:
+                leased[client] = extra.total()
+        self._leased += leased
+        for client, total in self._leased.items():
+            assert total <= granted[client], f"{client}: {total} answers without a decision in the log"
+        decided = sum(answers.total() for answers in received.values()) - leased.total()
+        return HttpAnswers(decided, leased)
+
+    def check_windows(self, truths: Sequence[Truth], sent: Sequence[SentCheck]) -> int:
+        """Check that no interval admitted more than the limits; return how many admissions were checked."""
+        records = [record for truth in truths for record in truth.records]
+        return check_windows(records, self._default, sent)
 
     # --- state ---
 

@@ -43,6 +43,9 @@ class Row(NamedTuple):
         p99_ms: 99th percentile of the milliseconds per list of checks.
         failed_open: Checks that were answered without the store's decision.
         compared: Decisions that were compared with the log.
+        leased: Answers by leases.
+        hot_s: Seconds for which leases answered hot clients of the partitions that moved, or of all if none
+            did, before they failed open; ``None`` if they never did.
     """
 
     fault: str
@@ -53,6 +56,8 @@ class Row(NamedTuple):
     p99_ms: float
     failed_open: int
     compared: int
+    leased: int
+    hot_s: float | None
 
     def check(self, otherwise_s: float) -> None:
         """Fail if the fault cost far more than its target.
@@ -78,13 +83,15 @@ def machine_is_fast() -> bool:
 def table() -> str:
     """Return all rows as a Markdown table, and whether the seconds were judged."""
     lines = [
-        "| fault | moved partitions: s | kept: s | answered/s | p99: ms | failed open | compared |",
-        "|---|---|---|---|---|---|---|",
+        "| fault | moved partitions: s | kept: s | hot clients answered: s | answered/s | p99: ms "
+        "| failed open | compared | by leases |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
         moved, kept = _beside(row.moved_s, row.targets.moved_s), _beside(row.kept_s, row.targets.kept_s)
-        load = f"{row.per_s:.0f} | {row.p99_ms:.0f} | {row.failed_open:,} | {row.compared:,}"
-        lines.append(f"| {row.fault} | {moved} | {kept} | {load} |")
+        hot = _beside(row.hot_s, None)
+        load = f"{row.per_s:.0f} | {row.p99_ms:.0f} | {row.failed_open:,} | {row.compared:,} | {row.leased:,}"
+        lines.append(f"| {row.fault} | {moved} | {kept} | {hot} | {load} |")
     if not machine_is_fast():
         lines.append(
             f"The seconds above were reported and not judged: the control needs a p99 of {FAST_P99_MS:g} ms "

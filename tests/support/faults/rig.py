@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,8 +17,16 @@ from stoplog_worker.algorithm.state_codec import MARKER_KEY, decode_marker
 from stoplog_worker.state.store import POLICIES
 
 from tests.support.faults.cluster import Cluster, shifted
-from tests.support.faults.load import LAST_S, PARTITIONS, Load, SentCheck, failed_open_s, running_load
-from tests.support.faults.oracle import Oracle, Truth, check_state, checkpointed, read_tables
+from tests.support.faults.load import (
+    LAST_S,
+    PARTITIONS,
+    Load,
+    SentCheck,
+    answered_s,
+    failed_open_s,
+    running_load,
+)
+from tests.support.faults.oracle import HttpAnswers, Oracle, Truth, check_state, checkpointed, read_tables
 from tests.support.faults.report import ROWS, Row, Targets, machine_is_fast
 from tests.support.system import Gateway, Process, System, eventually
 
@@ -79,6 +88,11 @@ class Fault:
         return max((seconds[partition] for partition in partitions), default=None)
 
     @property
+    def hot_s(self) -> float | None:
+        """Seconds for which leases answered hot clients of the partitions that moved, or of all."""
+        return answered_s(self.load.sent, self.at, self.moved or range(PARTITIONS))
+
+    @property
     def moved_s(self) -> float | None:
         """Seconds of failing open of the partitions that changed their owner."""
         return self.seconds(self.moved)
@@ -98,6 +112,8 @@ class Rig:
         self.oracle = Oracle(cluster.bootstrap)
         self.relay_keys: list[str] = []
         """Relay keys of all workers, as ``STOPLOG_RELAY_KEYS`` has them. The first one signs."""
+        self.answers = HttpAnswers(0, Counter())
+        """The answers that were compared after the last fault."""
         self._logged = 0
 
     def set_relay_keys(self, keys: Sequence[str]) -> None:
@@ -217,6 +233,8 @@ class Rig:
         most_s: float = 20.0,
         deadline_ms: int = DEADLINE_MS,
         clocks_s: Sequence[int] = (0, 0),
+        proxied: bool = False,
+        jumps: bool = False,
     ) -> Iterator[Fault]:
         """Put load on the system while the block does harm, then compare everything with the log.
 
@@ -231,8 +249,10 @@ class Rig:
             most_s: Seconds for which a partition without a target may fail open.
             deadline_ms: Deadline of the gateways.
             clocks_s: Seconds by which the wall clock of each gateway is ahead.
+            proxied: Whether the last gateway reaches the brokers over the proxies.
+            jumps: Whether the clock of a leader jumps, which ends windows early, once.
         """
-        with self._gateways(clocks_s, deadline_ms) as started:
+        with self._gateways(clocks_s, deadline_ms, proxied=proxied) as started:
             with running_load([gateway.url for gateway in started], seed=len(ROWS)) as load:
                 fault = Fault(started, load)
                 eventually(
@@ -241,6 +261,11 @@ class Rig:
                     on_failure=self.system.logs,
                 )
                 eventually("normal mode", lambda: all_normal(started))
+                eventually(
+                    "leases answer hot clients at every gateway",
+                    lambda: all(one.metric("stoplog_lease_hits_total") for one in started),
+                    on_failure=self.system.logs,
+                )
                 before = self.owners(started[0])
                 spells = {gateway.name: gateway.degraded_spells() for gateway in started}
                 fault.begin()
@@ -264,11 +289,22 @@ class Rig:
                 one for one in load.sent if fault.at <= one.sent_at < ended and one.answer is not None
             ]
             per_s = len(answered) / (ended - fault.at)
-            compared = self.compare(load, alive)
+            compared = self.compare(load, started, jumps=jumps)
             self.check_tables(self.places(alive[0]))
             failed_open = sum(one.answer is not None and not one.decided for one in load.sent)
             p99_ms = quantiles([(one.ended_at - one.sent_at) * 1_000 for one in answered], n=100)[98]
-            row = Row(name, fault.moved_s, fault.kept_s, targets, per_s, p99_ms, failed_open, compared)
+            row = Row(
+                name,
+                fault.moved_s,
+                fault.kept_s,
+                targets,
+                per_s,
+                p99_ms,
+                failed_open,
+                compared,
+                self.answers.leased.total(),
+                fault.hot_s,
+            )
             ROWS.append(row)
             print("\n", row)
             fast = machine_is_fast()
@@ -282,11 +318,18 @@ class Rig:
                 assert spells_began <= episodes or not fast, gateway.lines("WARNING")
 
     @contextmanager
-    def _gateways(self, clocks_s: Sequence[int], deadline_ms: int) -> Iterator[list[Gateway]]:
+    def _gateways(
+        self, clocks_s: Sequence[int], deadline_ms: int, *, proxied: bool
+    ) -> Iterator[list[Gateway]]:
         """Start one gateway per clock, and wait until a worker judges every partition."""
+        last = {"kafka": self.cluster.over_proxies} if proxied else {}
         started = [
-            self.system.add_gateway(env=shifted(ahead_s) if ahead_s else None, deadline_ms=deadline_ms)
-            for ahead_s in clocks_s
+            self.system.add_gateway(
+                env=shifted(ahead_s) if ahead_s else None,
+                deadline_ms=deadline_ms,
+                **(last if index == len(clocks_s) - 1 else {}),
+            )
+            for index, ahead_s in enumerate(clocks_s)
         ]
         try:
             self.system.wait_ready()
@@ -302,24 +345,33 @@ class Rig:
                     gateway.stop()
                 self.system.gateways.remove(gateway)
 
-    def compare(self, load: Load, alive: Sequence[Gateway]) -> int:
-        """Compare replies, HTTP answers and changelogs with the log.
+    def compare(self, load: Load, gateways: Sequence[Gateway], *, jumps: bool) -> int:
+        """Compare replies, HTTP answers and changelogs with the log, and the admissions with the limits.
 
-        Every answered check must be in the log, apart from those that its gateway reports as uncounted.
+        Every answered check must be in the log, apart from those that its gateway reports as uncounted, and
+        those that leases answered.
 
         Returns:
             How many decisions were compared.
         """
+        alive = [gateway for gateway in gateways if gateway.status is None]
+        eventually("all leases are settled", lambda: not any(one.metric("stoplog_leases") for one in alive))
         truths = self.check_changelogs(self.oracle)
         logged = sum(truth.checks for truth in truths)
         new, self._logged = logged - self._logged, logged
-        uncounted = sum(gateway.count("stoplog_checks_uncounted_total") for gateway in alive)
         sent = load.sent + load.aside
+        replies = self.oracle.check_replies(truths)
+        self.answers = self.oracle.check_http(truths, sent)
+        uncounted = sum(gateway.count("stoplog_checks_uncounted_total") for gateway in alive)
+        permits = sum(int(gateway.metric("stoplog_lease_permits_used_total")) for gateway in alive)
+        if len(alive) < len(gateways):
+            permits += self.answers.leased.total()
         answered = sum(one.answer is not None for one in sent)
-        assert answered - uncounted <= new <= len(sent), (answered, uncounted, new, len(sent))
-        replies, answers = self.oracle.check_replies(truths), self.oracle.check_http(truths, sent)
-        assert replies >= answers > 0
-        return replies + answers
+        assert answered - uncounted - permits <= new <= len(sent), (answered, uncounted, permits, new)
+        assert replies >= self.answers.decided > 0
+        if not jumps:
+            assert self.oracle.check_windows(truths, sent) > 0
+        return replies + self.answers.decided
 
     def check_changelogs(self, oracle: Oracle) -> list[Truth]:
         """Wait for the checkpoints, then compare the stored state and the committed offsets with the log.
@@ -327,22 +379,20 @@ class Rig:
         Returns:
             The state of each partition according to the log.
         """
-        truths = oracle.read()
+        truths, stored = oracle.read(), oracle.stored()
 
         def all_written() -> bool:
             # Late or relayed records may have arrived since the last reading.
-            truths[:] = oracle.read()
-            return (
-                checkpointed(truths, oracle.stored()) and not oracle.unrepaired() and oracle.relayed(truths)
-            )
+            truths[:], stored[:] = oracle.read(), oracle.stored()
+            return checkpointed(truths, stored) and not oracle.unrepaired() and oracle.relayed(truths)
 
         eventually(
             "checkpoints written, changelogs repaired, updates relayed",
             all_written,
             on_failure=lambda: self.behind(oracle, truths) + self.system.logs(),
         )
-        for partition, (truth, stored) in enumerate(zip(truths, oracle.stored(), strict=True)):
-            check_state(partition, truth, stored, "changelog")
+        for partition, (truth, tables) in enumerate(zip(truths, stored, strict=True)):
+            check_state(partition, truth, tables, "changelog")
         ends = [truth.marker.next_offset for truth in truths]
         eventually("all committed", lambda: oracle.committed() == ends)
         return truths

@@ -9,7 +9,7 @@ from tests.support.faults.report import CONTROL, Row, Targets
 
 
 def row(fault: str = "some fault", *, moved_s: float = 1.0, per_s: float = 640, p99_ms: float = 50.0) -> Row:
-    return Row(fault, moved_s, 0.0, Targets(moved_s=2.0), per_s, p99_ms, 0, 1_000)
+    return Row(fault, moved_s, 0.0, Targets(moved_s=2.0), per_s, p99_ms, 0, 1_000, 0, None)
 
 
 @pytest.fixture

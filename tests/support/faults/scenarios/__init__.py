@@ -17,12 +17,14 @@ from tests.support.faults.scenarios.clocks import (
     worker_clock_ahead_then_behind,
 )
 from tests.support.faults.scenarios.gateways import (
+    gateway_cut_off_from_brokers,
     gateway_frozen_and_woken,
     gateway_killed,
     gateway_with_half_open_connections,
     gateway_with_long_lists,
 )
 from tests.support.faults.scenarios.lanes import worker_killed_beside_second_lane
+from tests.support.faults.scenarios.limits import limits_changed_at_other_gateway
 from tests.support.faults.scenarios.network import worker_cut_off_from_brokers
 from tests.support.faults.scenarios.partitions import checks_gets_another_partition
 from tests.support.faults.scenarios.relay_keys import workers_get_new_relay_key
@@ -50,6 +52,9 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     worker_clock_ahead_then_behind,
     leader_clock_ahead_then_right,
     gateway_killed,
+    gateway_frozen_and_woken,
+    gateway_cut_off_from_brokers,
+    limits_changed_at_other_gateway,
     worker_killed_beside_second_lane,
     worker_cut_off_from_brokers,
     frozen_worker_replaced_and_woken,
@@ -67,7 +72,6 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
 
 SOAK_SCENARIOS: Final[tuple[Scenario, ...]] = (
     *SCENARIOS,
-    gateway_frozen_and_woken,
     gateway_with_half_open_connections,
     gateway_with_long_lists,
     workers_get_new_relay_key,

@@ -38,7 +38,9 @@ def leader_clock_ahead_then_right(rig: Rig) -> None:
     rig.cluster.elect_preferred()
     node = rig.cluster.leader_of(0)
     for name, offset_s in (("an hour ahead", HOUR_S), ("right again", 0)):
-        with rig.fault(f"clock: a partition leader restarted, {name}", episodes=4, most_s=40) as fault:
+        with rig.fault(
+            f"clock: a partition leader restarted, {name}", episodes=4, most_s=40, jumps=True
+        ) as fault:
             node.kill()
             node.ahead_s = offset_s
             node.start()

@@ -13,6 +13,7 @@ from tests.support.half_open import half_open
 from tests.support.system import eventually
 
 FROZEN_S: Final = 8.0
+CUT_OFF_S: Final = 8.0
 HALF_OPEN: Final = 300
 """Half-open connections at one gateway."""
 LIST: Final = list(islice(cycle(CLIENTS), 10_000))
@@ -33,6 +34,20 @@ def gateway_frozen_and_woken(rig: Rig) -> None:
     waited_s = max(one.ended_at - one.sent_at for one in fault.load.sent if one.gateway == frozen.url)
     assert waited_s > FROZEN_S / 2, "the gateway was not frozen"
     assert not fault.load.lost, "requests that waited were reset"
+
+
+def gateway_cut_off_from_brokers(rig: Rig) -> None:
+    with rig.fault(
+        f"network: a gateway cut off from all brokers for {CUT_OFF_S:g} s",
+        episodes=2,
+        proxied=True,
+    ) as fault:
+        for node in rig.cluster.nodes:
+            node.proxy.cut()
+        time.sleep(CUT_OFF_S)  # the fault itself
+        assert fault.gateways[-1].report()["mode"] == "degraded"
+        for node in rig.cluster.nodes:
+            node.proxy.heal()
 
 
 def gateway_with_half_open_connections(rig: Rig) -> None:

@@ -1,0 +1,87 @@
+"""What holders of leases admitted, compared with the log: the permits of each client, and its limits."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from stoplog_worker.algorithm.fold import Answer
+from stoplog_worker.verify.replay import Record
+
+from stoplog.policy import Policy
+from stoplog.wire.checks import Batch, decode_checks_record
+from stoplog.wire.holds import HoldId, Settlement, SettlementBatch
+from stoplog.wire.limit_updates import Update
+from stoplog.wire.replies import HeldDecision
+from tests.support.faults.load import SentCheck
+
+
+def permits(records: Iterable[Record], decided: dict[int, list[Answer]]) -> Counter[str]:
+    """Return for each client how many permits of its leases can have been used, by the log of a partition.
+
+    All permits that were granted count, except those that the last settlement of a lease gives back.
+    """
+    found: Counter[str] = Counter()
+    left: dict[HoldId, int] = {}
+
+    def settle(client: str, settlements: Iterable[Settlement]) -> None:
+        for one in settlements:
+            if one.id in left:
+                left[one.id] -= one.used
+                if not one.partial:
+                    found[client] -= left.pop(one.id)
+
+    for record in records:
+        content = decode_checks_record(record.value)
+        if isinstance(content, SettlementBatch):
+            for settled in content.rows:
+                settle(settled.client, settled.settlements)
+        elif isinstance(content, Batch):
+            for row in content.hold_rows or ():
+                client, answer = content.checks[row.index].client, decided[record.offset][row.index]
+                settle(client, row.settlements)
+                if row.ask is not None and isinstance(answer, HeldDecision) and answer.grant is not None:
+                    left[row.ask.id] = answer.grant.units
+                    found[client] += answer.grant.units
+    return found
+
+
+def check_windows(records: Iterable[Record], default: Policy, sent: Sequence[SentCheck]) -> int:
+    """Check by the times of requests and answers that no interval admitted more than the limit.
+
+    A check that was sent and answered within an interval was admitted within it, by whichever gateway. Each
+    policy of a client is checked by itself. Clients that were reset are left out.
+
+    Args:
+        records: The log of all partitions.
+        default: The policy of clients without another.
+        sent: The checks.
+
+    Returns:
+        How many admissions were checked.
+    """
+    policies: dict[tuple[str, int], Policy | None] = {}
+    reset = set()
+    for record in records:
+        content = decode_checks_record(record.value)
+        if isinstance(content, Update) and content.kind == "client":
+            policies[content.id, content.version] = content.policy
+        elif isinstance(content, Update) and content.kind == "reset":
+            reset.add(content.id)
+    admitted: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    for one in sent:
+        answer: dict[str, Any] | None = one.answer if one.decided else None
+        if answer is not None and answer["allowed"] and one.client not in reset:
+            admitted[one.client, answer["policy_version"]].append((one.sent_at, one.ended_at))
+    for (client, version), times in admitted.items():
+        policy = default if version < 0 else policies[client, version]
+        times.sort()
+        for limit in policy.limits if policy is not None else ():
+            for first, (began, _) in enumerate(times):
+                end = began + limit.window_ms / 1_000
+                last = bisect_right(times, (end, 0.0))
+                within = sum(ended <= end for _, ended in times[first:last])
+                assert within <= limit.max, f"{client} was admitted {within} times in a window of {limit}"
+    return sum(map(len, admitted.values()))

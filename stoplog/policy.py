@@ -29,6 +29,12 @@ MIN_WINDOW_MS: Final = 1_000
 MAX_WINDOW_MS: Final = 31 * 86_400_000
 """31 days: the changelog must keep counters longer than their window (topics.yaml keeps twice as long)."""
 
+MAX_IN_FLIGHT: Final = 1_000
+"""Open reservations of one client and resource: their state must fit into a changelog record."""
+
+IN_FLIGHT_MS: Final = 0
+"""In place of a window: the limit bounds the open reservations of the client."""
+
 MAX_LIMITS: Final = 8
 """Limits in one policy: each costs a list of counts per client."""
 
@@ -49,11 +55,16 @@ _SPEC: Final = re.compile(
     r"\s*(-?\d{1,20}(?:\.\d{1,20})?)\s*/\s*(-?\d{1,20}(?:\.\d{1,20})?)?\s*([A-Za-z]+)\s*", re.ASCII
 )
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_FORMS: Final = 'write it as "100/minute", "40/2s", "5/10m", "1000/1h", "1/day" or "unlimited"'
+_IN_FLIGHT: Final = re.compile(r"\s*(-?\d{1,20})\s+in\s+flight\s*", re.ASCII)
+_FORMS: Final = 'write it as "100/minute", "40/2s", "5/10m", "1/day", "10 in flight" or "unlimited"'
 
 
 class Limit(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """At most ``max`` requests in any ``window_ms`` milliseconds. A ``max`` of 0 blocks the client."""
+    """At most ``max`` requests in any ``window_ms`` milliseconds. A ``max`` of 0 blocks the client.
+
+    With a window of :data:`IN_FLIGHT_MS`: at most ``max`` reservations that are open at the same time,
+    whatever their cost.
+    """
 
     max: int
     window_ms: int
@@ -63,7 +74,11 @@ class Limit(msgspec.Struct, frozen=True, array_like=True, order=True):
 
         >>> str(Limit(100, 60_000)), str(Limit(40, 2_000)), str(Limit(5, 1_500))
         ('100/minute', '40/2s', '5/1500ms')
+        >>> str(Limit(10, IN_FLIGHT_MS))
+        '10 in flight'
         """
+        if self.window_ms == IN_FLIGHT_MS:
+            return f"{self.max} in flight"
         for unit_ms, name, letter in _NAMES:
             if self.window_ms == unit_ms:
                 return f"{self.max}/{name}"
@@ -73,7 +88,10 @@ class Limit(msgspec.Struct, frozen=True, array_like=True, order=True):
 
 
 class Policy(msgspec.Struct, frozen=True, array_like=True):
-    """Limits that must all pass, the longest window first. An empty policy is unlimited."""
+    """Limits that must all pass, the longest window first. An empty policy is unlimited.
+
+    A limit on requests in flight is the last one.
+    """
 
     limits: tuple[Limit, ...] = ()
 
@@ -81,6 +99,17 @@ class Policy(msgspec.Struct, frozen=True, array_like=True):
     def unlimited(self) -> bool:
         """Whether the policy counts nothing."""
         return not self.limits
+
+    @property
+    def windows(self) -> tuple[Limit, ...]:
+        """The limits that have a window."""
+        return self.limits if self.in_flight is None else self.limits[:-1]
+
+    @property
+    def in_flight(self) -> int | None:
+        """The reservations that may be open at the same time; ``None`` if that is not limited."""
+        last = self.limits[-1] if self.limits else None
+        return last.max if last is not None and last.window_ms == IN_FLIGHT_MS else None
 
     def spec(self) -> list[str] | str:
         """Return the form that :func:`parse_policy` reads."""
@@ -94,7 +123,8 @@ def parse_limit(text: str, field: str = "limits") -> Limit:
     """Return the limit that *text* describes.
 
     Args:
-        text: ``<max>/<window>``; the window is a unit (``minute``) or a number and a unit (``10m``).
+        text: ``<max>/<window>``; the window is a unit (``minute``) or a number and a unit (``10m``). Or
+            ``<max> in flight``.
         field: Name of the field in errors.
 
     Raises:
@@ -102,18 +132,25 @@ def parse_limit(text: str, field: str = "limits") -> Limit:
 
     >>> parse_limit("100/minute"), parse_limit("40/2s")
     (Limit(max=100, window_ms=60000), Limit(max=40, window_ms=2000))
+    >>> parse_limit("10 in flight").max
+    10
     >>> parse_limit("10/0s")
     Traceback (most recent call last):
     stoplog.errors.InvalidLimit: limits: a window of 0 ms; a window is 1 second to 31 days
     """
+    if (in_flight := _IN_FLIGHT.fullmatch(text)) is not None:
+        count = int(in_flight[1])
+        if not 0 <= count <= MAX_IN_FLIGHT:
+            raise InvalidLimit(field, f"{count} in flight is out of bounds", "use 0 to 1,000 in flight")
+        return Limit(count, IN_FLIGHT_MS)
     match = _SPEC.fullmatch(text)
     unit_ms = {**_UNITS_MS, "ms": 1}.get(match[3].lower()) if match else None
     if match is None or unit_ms is None:
         raise InvalidLimit(field, f"{text[:40]!r} is not a limit", _FORMS)
-    count, number = match[1], match[2] or "1"
-    if "." in count or "." in number:
+    most, number = match[1], match[2] or "1"
+    if "." in most or "." in number:
         raise InvalidLimit(field, f"{text!r} has a fraction", "use whole numbers")
-    return _bounded(int(count), int(number) * unit_ms, field)
+    return _bounded(int(most), int(number) * unit_ms, field)
 
 
 def _bounded(count: int, window_ms: int, field: str) -> Limit:
@@ -154,7 +191,8 @@ def parse_policy(value: Any, field: str = "limits") -> Policy:
     limits.sort(key=lambda limit: -limit.window_ms)
     for a, b in pairwise(limits):
         if a.window_ms == b.window_ms:
-            raise InvalidLimit(field, f"{a} and {b} share a window", "keep the smaller of the two")
+            problem = "limit what is in flight" if a.window_ms == IN_FLIGHT_MS else "share a window"
+            raise InvalidLimit(field, f"{a} and {b} {problem}", "keep the smaller of the two")
     return Policy(tuple(limits))
 
 

@@ -24,7 +24,7 @@ body cannot, so that a broken batch is answered with an error::
     1       string          kind: client, plan, default or reset; "enable" with the id "holds" enables holds
     2       string          id; empty for the default
     3       string          resource; empty: none
-    4       array or nil    policy: [[[max, window_ms], ...]]; nil: deletion or reset
+    4       array or nil    policy: [[[max, window_ms], ...]]; window 0: in flight; nil: deletion, reset
     5       array or nil    reply_to: [partition, id] of the confirmation
     6       integer         order: offset in the home partition; -1: none
     7       array           signature: [key id, MAC]; absent if the worker has no relay keys

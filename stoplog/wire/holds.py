@@ -51,7 +51,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from stoplog.policy import MAX_COST
+from stoplog.policy import MAX_COST, MAX_IN_FLIGHT
 
 HOLDS_VERSION: Final = 2
 """Format version of batches, settlements and replies with holds."""
@@ -76,7 +76,7 @@ MIN_LEASE_MS: Final = 100
 MAX_LEASE_MS: Final = 10_000
 """Longest time to live of a lease, ms. A holder that died keeps its units for so long."""
 
-MAX_RESERVATIONS: Final = 1_000
+MAX_RESERVATIONS: Final = MAX_IN_FLIGHT
 """Open reservations of one client and resource: a state must fit into a changelog record."""
 
 MAX_SETTLED: Final = 64

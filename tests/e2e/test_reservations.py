@@ -102,6 +102,23 @@ def test_unlimited_client_holds_nothing(system: System) -> None:
     assert settle(here, answer["id"], 5)["state"] == "unlimited"
 
 
+def test_requests_in_flight_are_bounded_over_all_gateways(system: System) -> None:
+    here, there = system.gateways
+    stored = here.set_limits("crawler", "2 in flight", "100/minute")
+    assert stored["limits"] == ["100/minute", "2 in flight"]
+    first, second = reserve(here, "crawler", 1), reserve(there, "crawler", 0)
+    assert (first["allowed"], second["allowed"]) == (True, True)
+    denied = reserve(here, "crawler", 0)
+    assert (denied["allowed"], denied["id"], denied["limit"]) == (False, None, 100)
+    assert denied["detail"].startswith("2 in flight is the limit")
+    assert 0 < denied["retry_after_ms"] <= 60_000
+    assert here.check("crawler")["allowed"], "a check is not in flight"
+    windows = here.http.get("/v1/clients/crawler/usage").json()["windows"]
+    assert {window["limit"]: window["used"] for window in windows} == {"100/minute": 2, "2 in flight": 2}
+    give_back(here, second["id"])
+    assert reserve(there, "crawler", 0)["allowed"]
+
+
 def test_gateways_own_lease_does_not_deny_a_reservation(system: System) -> None:
     here, _ = system.gateways
     here.set_limits("hot", "1000/hour")

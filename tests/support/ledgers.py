@@ -8,7 +8,7 @@ from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, State, enco
 from stoplog_worker.state.store import COUNTERS, POLICIES
 from stoplog_worker.verify.replay import NothingStored
 
-from stoplog.policy import Policy, parse_policy
+from stoplog.policy import IN_FLIGHT_MS, Limit, Policy, parse_policy
 from stoplog.wire.checks import POSITION_BITS, Check
 from tests.support.memory_store import MemoryStore
 
@@ -42,8 +42,8 @@ def charge(ledger: Ledger, check: Check, offset: int) -> State:
         ledger.load([key])
     state = ledger.states[key]
     ledger.policies.resolve(state, check, at(offset))
-    reshape(state.windows, state.policy.limits, NOW)
-    assert decide(state.windows, state.policy.limits, NOW, check.cost, state.version).allowed
+    reshape(state.windows, state.limits, NOW)
+    assert decide(state.windows, state.limits, NOW, check.cost, state.version).allowed
     state.position, state.newest_ms = at(offset), NOW
     ledger.dirty[key] = state
     return state
@@ -58,4 +58,5 @@ def resolved(ledger: Ledger, check: Check, offset: int) -> tuple[Policy, int]:
     """Return the policy that applies to *check* at *offset*, and its version."""
     state = State()
     ledger.policies.resolve(state, check, at(offset))
-    return state.policy, state.version
+    last = () if state.in_flight is None else (Limit(state.in_flight, IN_FLIGHT_MS),)
+    return Policy(state.limits + last), state.version

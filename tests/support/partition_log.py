@@ -51,6 +51,8 @@ _policies = st.sampled_from(
         parse_policy("40/minute"),
         parse_policy(["100/hour", "30/10s"]),
         parse_policy("0/minute"),
+        parse_policy("1 in flight"),
+        parse_policy(["8/minute", "2 in flight"]),
         UNLIMITED,
         None,
     ]

@@ -230,7 +230,7 @@ def _decide_all(
                 answers.append(reason)
                 continue
             policies.resolve(state, check, position)
-        limits = state.policy.limits
+        limits = state.limits
         if not limits:
             answers.append(Decision(True, None, None, 0, 0, state.version))
             continue
@@ -269,17 +269,17 @@ def _decide_held(
     policies.resolve(state, check, position)
     if state.holds:
         state.epoch = -1
-    limits = state.policy.limits
-    if not limits:
+    limits, reserving = state.limits, ask is not None and ask.kind != LEASE
+    if not limits and (state.in_flight is None or not reserving):
         return HeldDecision(True, None, None, 0, 0, state.version, 0, settled=settled)
     live = bool(state.holds) or is_live(state.windows, now_ms)
     # A state without live charges may have been dropped: nothing that is stored may depend on it.
     windows, newest_ms = (state.windows, state.newest_ms) if live else ({}, 0)
-    changed = reshape(windows, limits, now_ms, newest_ms)
+    changed = bool(limits) and reshape(windows, limits, now_ms, newest_ms)
     state.shaped = live and len(windows) == len(limits)
     holds = state.holds
     decision = decide_with_holds(state, windows, limits, now_ms, check.cost, ask=ask)
-    charged = decision.allowed and check.cost and not (ask is not None and ask.kind != LEASE)
+    charged = decision.allowed and check.cost and not reserving
     if charged:
         newest_ms = now_ms
     if charged or holds != state.holds or (changed and live):

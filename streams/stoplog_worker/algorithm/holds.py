@@ -123,7 +123,7 @@ def close_superseded(state: State, ask: Ask) -> bool:
 
 
 def _charge(state: State, at_ms: int, units: int) -> None:
-    if units:
+    if units and state.windows:
         for window in state.windows.values():
             # What is dropped from the lists depends on the time of the charge only.
             window.forget(at_ms)
@@ -142,15 +142,9 @@ def find_hold(holds: Sequence[Hold], id_: HoldId) -> Hold | None:
     return None
 
 
-def too_many(holds: Sequence[Hold], kind: int) -> bool:
-    """Return whether no more holds of *kind* may be open."""
-    most = MAX_LEASES if kind == LEASE else MAX_RESERVATIONS
-    return len(holds) >= most and sum(hold.kind == kind for hold in holds) >= most
-
-
-def _reservations(holds: Sequence[Hold]) -> list[Hold]:
-    """Return the open reservations."""
-    return [hold for hold in holds if hold.kind == RESERVATION]
+def _in_flight(most: int) -> str:
+    """Return the reason of a denial by the limit of *most* requests in flight."""
+    return f"{most:,} in flight is the limit, and as many reservations are open: settle one of them first"
 
 
 def lease_for(
@@ -165,7 +159,7 @@ def lease_for(
         ask: The ask. No hold with its id is open.
         now_ms: Partition time, ms since the Unix epoch.
     """
-    if len(windows) != len(limits) or too_many(holds, LEASE):
+    if len(windows) != len(limits) or sum(hold.kind == LEASE for hold in holds) >= MAX_LEASES:
         return None  # a window without a limit is kept: its limit may come back and deny
     if any(hold.kind == LEASE and hold.id[0] == ask.id[0] and hold.ask == ask.number for hold in holds):
         return None
@@ -200,7 +194,8 @@ def decide_with_holds(
         state: The state; its holds may be extended. Its ended holds are expired, and settlements are made.
         windows: The client's windows, changed in place; one for each limit
             (:func:`stoplog_worker.algorithm.sliding_window.reshape`).
-        limits: The limits of the policy in force, longest window first, not empty.
+        limits: The limits of the policy in force, longest window first. They are empty only if a reservation
+            is asked for, and the policy limits nothing but requests in flight (``state.in_flight``).
         now_ms: Partition time, ms since the Unix epoch.
         cost: Requests to charge, or units to reserve.
         ask: The hold that is asked for.
@@ -211,17 +206,19 @@ def decide_with_holds(
     known = find_hold(state.holds, ask.id) if ask is not None else None
     reserving = ask is not None and ask.kind == RESERVATION
     held = sum(hold.units for hold in state.holds)
-    reason = ""
+    reason, blocked_until_ms = "", now_ms
+    never = False
     if known is not None and ask is not None and known.kind != ask.kind:
         reason = SETTLED_ID if known.kind == SETTLED else SAME_ID
-    elif reserving and known is None and too_many(state.holds, RESERVATION):
-        reason = TOO_MANY_RESERVATIONS
-    if reason:
-        numbers = _numbers(windows, limits, state.holds, held, now_ms)
-        blocking = (known,) if known is not None else _reservations(state.holds)
-        wait_ms = min(hold.end_ms for hold in blocking) - now_ms
-        return HeldDecision(False, *numbers, wait_ms, state.version, 0, reason=reason)
-    allowed, never, free_at_ms, firm_at_ms = True, False, now_ms, now_ms
+        blocked_until_ms = known.end_ms
+    elif reserving and known is None:
+        ends = sorted(hold.end_ms for hold in state.holds if hold.kind == RESERVATION)
+        most = MAX_RESERVATIONS if state.in_flight is None else state.in_flight
+        if len(ends) >= most:
+            reason = TOO_MANY_RESERVATIONS if state.in_flight is None else _in_flight(most)
+            never = not most
+            blocked_until_ms = ends[len(ends) - most] if most else now_ms
+    allowed, free_at_ms, firm_at_ms = not reason, blocked_until_ms, now_ms
     for limit in limits if known is None or not reserving else ():
         window = windows[limit.window_ms]
         window.forget(now_ms)
@@ -260,15 +257,19 @@ def decide_with_holds(
         *_numbers(windows, limits, state.holds, held, now_ms),
         None if never else free_at_ms - now_ms,
         state.version,
-        None if never else firm_at_ms - now_ms,
+        # The denial is no denial of a check that reserves nothing, which the deny cache would make of it.
+        0 if reason else None if never else firm_at_ms - now_ms,
         grant,
+        reason=reason,
     )
 
 
 def _numbers(
     windows: Windows, limits: Sequence[Limit], holds: Sequence[Hold], held: int, now_ms: int
-) -> tuple[int, int, int]:
+) -> tuple[int | None, int | None, int]:
     """Return ``limit``, ``remaining`` and ``reset_after_ms`` of the limit with the fewest units left."""
+    if not limits:
+        return None, None, 0
     left, nearest, maximum = 0, None, 0
     for limit in limits:
         window = windows[limit.window_ms]

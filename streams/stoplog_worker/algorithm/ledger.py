@@ -17,7 +17,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from stoplog.policy import IN_FLIGHT_MS, Limit
 from stoplog.wire.checks import POSITION_BITS, Check
+from stoplog.wire.holds import RESERVATION
 from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, UpdateKey
 from stoplog_worker.algorithm.holds import expire_holds
 from stoplog_worker.algorithm.policy_history import PolicyHistory
@@ -216,13 +218,22 @@ class Ledger:
 
         Returns:
             ``held_to``: kind, id and resource of the policy that applies; ``None`` for the built-in default.
-            ``windows``: for each limit, its text, the requests that count against it (``used``), and the time
-            until none does if nothing more is charged (``reset_after_ms``).
+            ``windows``: for each limit, its text, the requests that count against it (``used``), with those
+            that are held, and the time until none does if nothing more is charged (``reset_after_ms``).
         """
         state, windows = self.states[state_key(check)], []
-        for limit in state.policy.limits:
+        for limit in state.limits:
             used, reset_ms = usage(state.windows, limit, self.clock_ms)
+            for hold in state.holds:
+                used += hold.units
+                if hold.units:
+                    leaves_ms = Window(limit.window_ms).leaves_ms(hold.end_ms)
+                    reset_ms = max(reset_ms, leaves_ms - self.clock_ms)
             windows.append({"limit": str(limit), "used": used, "reset_after_ms": reset_ms})
+        if state.in_flight is not None:
+            ends = [hold.end_ms - self.clock_ms for hold in state.holds if hold.kind == RESERVATION]
+            limit = Limit(state.in_flight, IN_FLIGHT_MS)
+            windows.append({"limit": str(limit), "used": len(ends), "reset_after_ms": max(ends, default=0)})
         source: UpdateKey | None = self.policies.source_of(check, self.next_offset << POSITION_BITS)
         return {"held_to": source, "windows": windows}
 

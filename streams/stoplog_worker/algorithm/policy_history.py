@@ -55,7 +55,7 @@ class PolicyHistory:
         comes last.
 
         Args:
-            state: Its ``policy``, ``version``, ``plan`` and ``epoch`` are set.
+            state: Its ``limits``, ``in_flight``, ``version``, ``plan`` and ``epoch`` are set.
             check: The check.
             position: The check's position.
         """
@@ -67,9 +67,11 @@ class PolicyHistory:
             if found is None:
                 found = self._resolve_shared(check.plan, resource, position)
             if found is not None:
-                state.policy, state.version = found
-                return
-        state.policy, state.version = self._default, BUILT_IN
+                policy, state.version = found
+                break
+        else:
+            policy, state.version = self._default, BUILT_IN
+        state.limits, state.in_flight = policy.windows, policy.in_flight
 
     def holds_enabled(self, position: int) -> bool:
         """Return whether the log contains the update that enables holds, before *position*."""

@@ -61,7 +61,7 @@ from typing import Annotated, Final, Protocol
 
 import msgspec
 
-from stoplog.policy import Policy
+from stoplog.policy import Limit, Policy
 from stoplog.wire.checks import POSITION_BITS, Check
 from stoplog.wire.holds import HoldId
 from stoplog.wire.limit_updates import UpdateKey
@@ -171,9 +171,6 @@ class Hold(msgspec.Struct, frozen=True, array_like=True):
     units: int
 
 
-_NO_POLICY = Policy()
-
-
 class State(msgspec.Struct, gc=False):
     """One key's counters, and the policy that was last resolved for it.
 
@@ -184,16 +181,17 @@ class State(msgspec.Struct, gc=False):
         windows: Charges, by window length.
         newest_ms: Partition time of the newest charge; 0 if it is not known.
         holds: Open holds, oldest first. While there are any, ``epoch`` is -1, so that the fold notices them.
-        epoch: Epoch of the policies in which ``policy`` was resolved.
-        plan: The plan for which ``policy`` was resolved.
-        policy: The policy in force.
-        shaped: The windows are exactly those of ``policy``:
+        epoch: Epoch of the policies in which the policy was resolved.
+        plan: The plan for which the policy was resolved.
+        limits: The limits of the policy in force that have a window, the longest first.
+        in_flight: The reservations that may be open at the same time; ``None`` if that is not limited.
+        shaped: The windows are exactly those of ``limits``:
             :func:`stoplog_worker.algorithm.sliding_window.reshape` would change nothing.
         own_limits: The client may have limits of its own without a resource. ``False`` saves the lookup.
         size: Estimated memory, bytes, including the key, when last loaded or checkpointed.
         checkpoints: How often the state was checkpointed since it was loaded, or since
             :meth:`stoplog_worker.algorithm.ledger.Ledger.evict` last spared it.
-        version: Version of ``policy``.
+        version: Version of the policy.
     """
 
     position: int = -1
@@ -202,7 +200,8 @@ class State(msgspec.Struct, gc=False):
     holds: tuple[Hold, ...] = ()
     epoch: int = -1
     plan: str = ""
-    policy: Policy = _NO_POLICY
+    limits: tuple[Limit, ...] = ()
+    in_flight: int | None = None
     shaped: bool = False
     own_limits: bool = True
     size: int = 0
@@ -329,8 +328,8 @@ def expires_at_ms(value: bytes) -> int:
 
     An open hold is charged at its end.
     """
-    last = 0
     lists, holds = _parts(value)
+    last = max((hold.end_ms for hold in holds), default=0)
     for flat in lists:
         if len(flat) > 2:
             last = max(last, flat[0] + tick_of(flat[0]) * (sum(flat[2::2]) + 1))

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from stoplog.errors import InvalidCost, InvalidId, InvalidInput, InvalidLimit
 from stoplog.policy import (
+    IN_FLIGHT_MS,
     MAX_COST,
+    MAX_IN_FLIGHT,
     MAX_LIMIT,
     MAX_LIMITS,
     MAX_WINDOW_MS,
@@ -36,12 +38,13 @@ limits = st.builds(
         st.sampled_from((1_000, 60_000, 3_600_000, 86_400_000)),
     ),
 )
-policies = st.lists(limits, max_size=MAX_LIMITS, unique_by=lambda limit: limit.window_ms).map(
+in_flight = st.builds(Limit, st.integers(0, MAX_IN_FLIGHT), st.just(IN_FLIGHT_MS))
+policies = st.lists(limits | in_flight, max_size=MAX_LIMITS, unique_by=lambda limit: limit.window_ms).map(
     lambda found: Policy(tuple(sorted(found, key=lambda limit: -limit.window_ms)))
 )
 
 
-@given(limits)
+@given(limits | in_flight)
 def test_parse_limit_of_a_written_limit_returns_it(limit: Limit) -> None:
     assert parse_limit(str(limit)) == limit
 
@@ -56,8 +59,37 @@ def test_parse_policy_of_a_written_policy_in_any_order_returns_it(policy: Policy
 
 
 @given(policies)
+def test_policy_is_its_windows_and_its_limit_on_requests_in_flight(policy: Policy) -> None:
+    last = () if policy.in_flight is None else (Limit(policy.in_flight, IN_FLIGHT_MS),)
+    assert policy.windows + last == policy.limits
+    assert all(limit.window_ms >= MIN_WINDOW_MS for limit in policy.windows)
+    assert policy.unlimited == (not policy.windows and policy.in_flight is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("1001 in flight", "1001 in flight is out of bounds"),
+        ("-1 in flight", "-1 in flight is out of bounds"),
+        ("1.5 in flight", "'1.5 in flight' is not a limit"),
+        ("10 inflight", "'10 inflight' is not a limit"),
+    ],
+)
+def test_parse_limit_in_flight_that_is_invalid_states_the_problem(text: str, problem: str) -> None:
+    with pytest.raises(InvalidLimit) as caught:
+        parse_limit(text)
+    assert caught.value.problem == problem
+    assert "in flight" in caught.value.remedy
+
+
+def test_parse_policy_with_two_limits_in_flight_is_refused() -> None:
+    with pytest.raises(InvalidLimit, match="10 in flight and 5 in flight limit what is in flight"):
+        parse_policy(["10 in flight", "5/minute", "5 in flight"])
+
+
+@given(policies)
 def test_parse_policy_of_the_long_form_returns_the_same(policy: Policy) -> None:
-    whole = Policy(tuple(limit for limit in policy.limits if limit.window_ms % 1_000 == 0))
+    whole = Policy(tuple(limit for limit in policy.windows if limit.window_ms % 1_000 == 0))
     long = [{"max": limit.max, "window_seconds": limit.window_ms // 1_000} for limit in whole.limits]
     assert parse_policy(long or "unlimited") == whole
 
@@ -163,7 +195,9 @@ def test_parse_policy_of_any_value_returns_a_policy_or_raises_invalid_limit(valu
     [
         Policy((Limit(1, 1_000), Limit(1, 2_000))),
         Policy((Limit(1, 1_000), Limit(1, 1_000))),
-        Policy((Limit(1, 0),)),
+        Policy((Limit(1, 1),)),
+        Policy((Limit(1_001, 0),)),
+        Policy((Limit(1, 0), Limit(1, 1_000))),
         Policy((Limit(-1, 1_000),)),
         Policy((Limit(1, 2**64 - 1),)),
         Policy(tuple(Limit(1, n * 1_000) for n in range(9, 0, -1))),

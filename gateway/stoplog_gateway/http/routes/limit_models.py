@@ -19,6 +19,11 @@ _LIMIT_SCHEMA: Final = {
             "examples": ["100/minute", "40/2s", "5/10m", "1000/1h", "1/day", "0/minute"],
         },
         {
+            "type": "string",
+            "pattern": r"^\s*0*([0-9]{1,3}|1000)\s+in\s+flight\s*$",
+            "examples": ["10 in flight"],
+        },
+        {
             "type": "object",
             "properties": {
                 "max": {"type": "integer", "minimum": 0, "maximum": MAX_LIMIT},

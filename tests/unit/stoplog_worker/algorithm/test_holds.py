@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from stoplog_worker.algorithm.fold import Folded, fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
-from stoplog_worker.algorithm.state_codec import SETTLED, Marker, State, decode_state, encode_state
+from stoplog_worker.algorithm.state_codec import (
+    SETTLED,
+    Marker,
+    State,
+    decode_state,
+    encode_state,
+    expires_at_ms,
+)
 from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.policy import UNLIMITED, Policy, parse_policy
@@ -263,6 +270,84 @@ def test_too_many_reservations_are_denied_with_a_reason() -> None:
     assert bench.check().allowed
     bench.settle(Settlement((9, 3, 0), 0))
     assert bench.reserve(1, MAX_RESERVATIONS).allowed
+
+
+def test_limit_in_flight_bounds_open_reservations_whatever_their_cost() -> None:
+    bench = Bench("1000/minute", "2 in flight")
+    bench.reserve(500, 1, 5_000)
+    assert bench.reserve(0, 2, 8_000).allowed
+    denied = bench.reserve(1, 3)
+    assert (denied.allowed, denied.grant, denied.retry_after_ms, denied.firm_ms) == (False, None, 5_000, 0)
+    assert denied.reason.startswith("2 in flight is the limit")
+    assert (denied.limit, denied.remaining) == (1_000, 500)
+    assert bench.check(1).allowed, "a check is not in flight"
+    assert bench.reserve(0, 2).allowed, "this one is open"
+    bench.settle(Settlement((9, 2, 0), 0))
+    assert bench.reserve(1, 3).allowed
+    bench.after_ms = 5_000
+    assert bench.reserve(1, 4).allowed, "the first one has ended"
+    assert not bench.reserve(1, 5).allowed
+
+
+def test_denial_by_several_limits_waits_for_all_of_them() -> None:
+    bench = Bench("10/minute", "1 in flight")
+    bench.check(10)
+    bench.after_ms = 1_000
+    assert bench.reserve(0, 1, 2_000).allowed
+    denied = bench.reserve(1, 2)
+    assert denied.retry_after_ms is not None
+    assert 58_000 < denied.retry_after_ms <= 61_000
+    assert denied.firm_ms == 0, "a check that reserves nothing waits for something else"
+    assert bench.reserve(11, 2).retry_after_ms is None
+
+
+def test_limit_in_flight_alone_charges_nothing() -> None:
+    bench = Bench("2 in flight")
+    for number in (1, 2):
+        answer = bench.reserve(1_000, number)
+        assert (answer.allowed, answer.grant) == (True, Grant(1_000, 10_000))
+        assert (answer.limit, answer.remaining) == (None, None)
+    assert not bench.reserve(0, 3).allowed
+    assert bench.check(1_000_000).allowed
+    assert bench.lease() is None
+    bench.ledger.states["a"] = decode_state(encode_state(bench.state))
+    assert expires_at_ms(encode_state(bench.state)) == START + 10_000
+    assert not bench.reserve(0, 3).allowed
+    bench.after_ms = 10_000
+    assert bench.reserve(0, 3).allowed
+    assert bench.state.windows == {}
+
+
+def test_no_requests_in_flight_means_none() -> None:
+    bench = Bench("10/minute", "0 in flight")
+    denied = bench.reserve(1)
+    assert (denied.allowed, denied.retry_after_ms, denied.firm_ms) == (False, None, 0)
+
+
+def test_limit_in_flight_that_is_lowered_or_removed_keeps_open_reservations() -> None:
+    bench = Bench("100/minute", "3 in flight")
+    for number in (1, 2, 3):
+        bench.reserve(10, number, 1_000 * number)
+    bench.update("client", parse_policy(["100/minute", "1 in flight"]))
+    assert bench.reserve(1, 4).retry_after_ms == 3_000
+    bench.update("client", parse_policy("100/minute"))
+    assert bench.reserve(1, 4).allowed
+    assert len(bench.held) == 4
+
+
+def test_lookup_shows_how_many_requests_are_in_flight() -> None:
+    bench = Bench("100/minute", "3 in flight")
+    for number in (1, 2):
+        bench.reserve(10, number, 4_000 * number)
+    bench.settle(Settlement((9, 1, 0), 5))
+    bench.check(0)
+    windows = bench.ledger.usage_report(Check("a", 0))["windows"]
+    assert windows[1] == {"limit": "3 in flight", "used": 1, "reset_after_ms": 8_000}
+    assert windows[0]["used"] == 15, "what was settled, and what is held"
+    assert 68_000 <= windows[0]["reset_after_ms"] < 70_000, "it is charged at its end"
+    bench = Bench("100/minute", "3 in flight")
+    bench.check(1)
+    assert bench.ledger.usage_report(Check("a", 0))["windows"][1]["used"] == 0
 
 
 def test_id_of_another_kind_of_hold_is_denied() -> None:

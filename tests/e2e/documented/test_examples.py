@@ -52,7 +52,7 @@ def run(system: System, *command: str | Path, path: Path | None = None) -> list[
 def test_every_example_is_run_here_and_linked_from_the_readme() -> None:
     readme, tests = (CHECKOUT / "README.md").read_text(), Path(__file__).read_text()
     names = [path.name for path in EXAMPLES.iterdir() if path.is_file()]
-    assert len(names) == 6
+    assert len(names) == 7
     for name in names:
         assert f"(examples/{name})" in readme
         assert name.removesuffix(".py") in tests
@@ -73,6 +73,18 @@ def test_check_sync_with_a_limit_of_seven_sends_seven_messages(system: System) -
     limit(system, "sync", "7/day", "messages")
     printed = run(system, sys.executable, EXAMPLES / "check_sync.py", "sync")
     assert printed == ["7 sent, 3 held back, 0 left"]
+
+
+def test_llm_tokens_charges_what_was_streamed_and_denies_what_does_not_fit(system: System) -> None:
+    limit(system, "model", "1000/hour", "tokens")
+
+    def ask(max_tokens: int, length: int) -> list[str]:
+        return run(system, sys.executable, EXAMPLES / "llm_tokens.py", "model", str(max_tokens), str(length))
+
+    assert ask(500, 120) == ["500 tokens reserved, 500 left", "120 tokens used", "880 left"]
+    assert ask(700, 900) == ["700 tokens reserved, 180 left", "700 tokens used", "180 left"]
+    [denied] = ask(181, 1)
+    assert denied.startswith("no answer now: the reservation was denied: the client's limits do not allow it")
 
 
 @pytest.mark.needs("curl")

@@ -81,7 +81,7 @@ async def test_block_that_fails_closed_gives_back_what_may_still_be_granted() ->
 
 async def test_unknown_value_of_on_error_is_refused_before_anything_is_held() -> None:
     desk = Desk()
-    with pytest.raises(InvalidInput, match="on_error: .* got 'ignore'; use return or"):
+    with pytest.raises(InvalidInput, match=r"on_error: .* got 'ignore'; use return or"):
         async with desk.held("ignore"):
             pytest.fail("it runs")
     assert not desk.opened

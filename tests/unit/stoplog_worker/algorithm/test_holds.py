@@ -318,6 +318,22 @@ def test_limit_in_flight_alone_charges_nothing() -> None:
     assert bench.state.windows == {}
 
 
+def test_reservation_without_windows_leaves_nothing_that_a_reload_would_lose() -> None:
+    stored = set()
+    for reloads in (False, True):
+        bench = Bench("2 in flight")
+        bench.reserve(50, 1, 1_000)
+        bench.reserve(50, 2, 40_000)
+        bench.after_ms = 1_000
+        bench.settle()  # ends the first one
+        if reloads:
+            bench.ledger.states["a"] = decode_state(encode_state(bench.state))
+        bench.update("client", parse_policy("100/minute"))
+        bench.reserve(10, 3)
+        stored.add(encode_state(bench.state))
+    assert len(stored) == 1
+
+
 def test_no_requests_in_flight_means_none() -> None:
     bench = Bench("10/minute", "0 in flight")
     denied = bench.reserve(1)

@@ -1,9 +1,10 @@
-"""The fast path: answer ``POST /v1/check`` and ``/v1/checks`` without the web framework.
+"""The fast path: answer checks without the web framework.
 
 Routing a request through the framework costs several times as much CPU as the check itself. Therefore
 :mod:`stoplog_gateway.http.protocol` passes the body of a plain check (JSON with a ``Content-Length``) to this
-module, and a callback returns the response. All other requests take the routes in
-:mod:`stoplog_gateway.http.routes.check`. In overload, they are answered here too (:meth:`FastPath.at_once`).
+module, and a callback returns the response. Plain requests of proxies are passed on to
+:mod:`stoplog_gateway.http.proxies`. All other requests take the routes. In overload, they are answered here
+too (:meth:`FastPath.at_once`).
 
 Both paths use the same functions to parse requests and to render responses. A property test compares their
 responses byte by byte.

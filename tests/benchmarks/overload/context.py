@@ -14,7 +14,7 @@ import msgspec
 
 from tests.benchmarks.client_ids import client_id
 from tests.benchmarks.overload.figures import OUTCOMES, Flood
-from tests.benchmarks.overload.open_loop import KEPT, MAX_IN_FLIGHT, TIMEOUT_S, Attack
+from tests.benchmarks.overload.open_loop import ATTACK_TIMEOUT_S, KEPT, MAX_IN_FLIGHT, Attack
 from tests.benchmarks.overload.slow_gateway import slowed
 from tests.benchmarks.stoplog_system import Stoplog
 
@@ -88,7 +88,7 @@ class Context:
         path: str = "",
         in_flight: int = MAX_IN_FLIGHT,
         kept: int = KEPT,
-        timeout_s: float = TIMEOUT_S,
+        timeout_s: float = ATTACK_TIMEOUT_S,
     ) -> Attack:
         """Start an attack with checks of :data:`FLOOD_CLIENTS` clients, or with GET requests to *path*.
 

@@ -18,7 +18,7 @@ from tests.benchmarks.overload.figures import (
     flood_of,
     kind_of,
 )
-from tests.benchmarks.overload.open_loop import MAX_IN_FLIGHT, NO_CONNECTION, NO_RESPONSE, TIMEOUT_S
+from tests.benchmarks.overload.open_loop import ATTACK_TIMEOUT_S, MAX_IN_FLIGHT, NO_CONNECTION, NO_RESPONSE
 from tests.support.system import eventually
 
 TIMES: Final = 5
@@ -141,7 +141,7 @@ def _flood(
     *,
     path: str = "",
     in_flight: int = _POOLED,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = ATTACK_TIMEOUT_S,
 ) -> None:
     memory = Memory(context.pid)
     eventually("no check waits", lambda: context.gateway.metric("stoplog_checks_in_flight") == 0)

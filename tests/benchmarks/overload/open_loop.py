@@ -20,7 +20,7 @@ from tests.benchmarks.peers.environment import PeerMissing, cache_folder
 
 _SOURCE: Final = Path(__file__).parent.parent / "open_loop" / "main.go"
 _BUILD_S: Final = 300.0
-TIMEOUT_S: Final = 5.0
+ATTACK_TIMEOUT_S: Final = 5.0
 """Seconds after which a request without a response has failed."""
 _RECORD: Final = struct.Struct("<qqHBxI")
 NO_RESPONSE: Final = "no response in time"
@@ -116,7 +116,7 @@ class Attack:
         name: str,
         in_flight: int = MAX_IN_FLIGHT,
         kept: int = KEPT,
-        timeout_s: float = TIMEOUT_S,
+        timeout_s: float = ATTACK_TIMEOUT_S,
         fields: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._results = folder / f"{name}.bin"

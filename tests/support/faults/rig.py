@@ -256,16 +256,16 @@ class Rig:
             with running_load([gateway.url for gateway in started], seed=len(ROWS)) as load:
                 fault = Fault(started, load)
                 eventually(
+                    "leases answer hot clients at every gateway",
+                    lambda: all(one.metric("stoplog_lease_hits_total") for one in started),
+                    on_failure=self.system.logs,
+                )
+                eventually(
                     "the store answers all partitions",
                     lambda: load.healthy_for(HEALTHY_S),
                     on_failure=self.system.logs,
                 )
                 eventually("normal mode", lambda: all_normal(started))
-                eventually(
-                    "leases answer hot clients at every gateway",
-                    lambda: all(one.metric("stoplog_lease_hits_total") for one in started),
-                    on_failure=self.system.logs,
-                )
                 before = self.owners(started[0])
                 spells = {gateway.name: gateway.degraded_spells() for gateway in started}
                 fault.begin()

@@ -140,9 +140,13 @@ HELD_REPLIES: Final[tuple[replies.Reply | replies.SettlementReply, ...]] = (
         7, 5, 9, 41, [replies.HeldDecision(True, 100, 79, 60_000, 0, -1, 5, holds.Grant(20, 3_000))]
     ),
     replies.Reply(
-        7, 5, 9, 41, [replies.HeldDecision(False, 3, 0, 60_000, 9, 41, 7, None, (True, False)), None]
+        7,
+        5,
+        9,
+        41,
+        [replies.HeldDecision(False, 3, 0, 60_000, 9, 41, 7, None, (holds.SETTLED_NOW, 12)), None],
     ),
-    replies.SettlementReply(7, 5, 9, 41, [(True, False), None, "wrong partition"]),
+    replies.SettlementReply(7, 5, 9, 41, [(holds.SETTLED_NOW, holds.NOT_OPEN), None, "wrong partition"]),
 )
 
 

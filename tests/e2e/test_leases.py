@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from stoplog_worker.partition.live_workers import EXPIRY_S
 from stoplog_worker.verify.replay import replay
 
 from stoplog import __version__
@@ -123,6 +124,9 @@ def test_worker_of_release_0_2_0_keeps_the_gate_closed_and_can_take_over(mixed: 
 
     for client in clients:
         here.set_limits(client, "60/hour")
+    # Without the old worker, the gate would open meanwhile. That it stays closed has no event.
+    time.sleep(EXPIRY_S + 3)
+    assert not new.lines("grants holds")
     spend(10)
     assert new.stop() == 0
     spend(10)

@@ -75,7 +75,9 @@ class Denied(StoplogError):
     """
 
     def __init__(self, reservation: Reservation) -> None:
-        why = reservation.reason or reservation.detail or "the client's limits do not allow it now"
+        why = reservation.detail or "the client's limits do not allow it now"
+        if reservation.reason:
+            why = f"the store did not decide it ({reservation.reason}), so it fails closed"
         wait_ms = reservation.retry_after_ms
         retry = "waiting cannot help" if wait_ms is None else f"try again in {wait_ms:,} ms"
         super().__init__(f"the reservation was denied: {why}; {retry}")

@@ -191,7 +191,7 @@ def parse_policy(value: Any, field: str = "limits") -> Policy:
     limits.sort(key=lambda limit: -limit.window_ms)
     for a, b in pairwise(limits):
         if a.window_ms == b.window_ms:
-            problem = "limit what is in flight" if a.window_ms == IN_FLIGHT_MS else "share a window"
+            problem = "both limit open reservations" if a.window_ms == IN_FLIGHT_MS else "share a window"
             raise InvalidLimit(field, f"{a} and {b} {problem}", "keep the smaller of the two")
     return Policy(tuple(limits))
 

@@ -24,7 +24,7 @@ reason              the check was answered because              published  count
 ``breaker_open``    its partition missed deadlines in a row     yes        yes, later
 ``broker``          no broker can be reached                    tried      if a broker returns in time
 ``overload``        the event loop of the gateway was late      yes        yes, later
-``overload``        the same, for Envoy: over 4 KiB, odd JSON   no         no
+``overload``        the same, Envoy: over 4 KiB, unusual JSON   no         no
 ``overload``        ``max_in_flight`` checks waited already     no         no
 ``unpublished``     its record could not be published           tried      only if a broker stored it anyway
 ``replayed``        its worker restarted; the answer is lost    yes        yes

@@ -53,9 +53,7 @@ class Held:
             InvalidInput: An argument of it is invalid.
         """
         if self._on_error not in ("return", "charge"):
-            raise InvalidInput(
-                "on_error", f"not return or charge, got {self._on_error!r}", "use return or charge"
-            )
+            raise InvalidInput("on_error", f"{self._on_error!r} is not an option", 'use "return" or "charge"')
         self.reservation = await self._opening()
         if not self.reservation.allowed:
             if self.reservation.id is not None:  # it failed closed, and may still be granted

@@ -125,7 +125,7 @@ def decode_id(text: str, field: str = "reservation_id") -> ReservationId:
         if max(id_.hold) >= 1 << 64 or encode_id(id_) != text:
             raise InvalidId(field, "", "")
     except (NotBase64, UnicodeEncodeError, msgspec.MsgspecError, InvalidId, RecursionError) as exc:
-        remedy = "use the id that POST /v1/reservations returned"
+        remedy = "use the id in the answer to the reservation"
         raise InvalidId(field, "not an id of a reservation", remedy) from exc
     return id_
 

@@ -96,7 +96,12 @@ class LastingConsumer:
         try:
             new = self._new()
         except (Unavailable, KafkaException) as exc:
-            _log.warning("a Kafka client that has lost all brokers could not be replaced yet: %s", exc)
+            _log.warning(
+                "the Kafka client that reads %s lost all brokers and could not be replaced: %s. It is tried "
+                "again in a few seconds. If this line repeats, check the brokers and STOPLOG_KAFKA",
+                _topics_of(places),
+                exc,
+            )
             return
         old, self._consumer = self._consumer, new
         self.incremental_assign(places)
@@ -105,9 +110,9 @@ class LastingConsumer:
         # It waits for a coordinator that it cannot find.
         threading.Thread(target=old.close, name="lost-client", daemon=True).start()
         _log.warning(
-            "the Kafka client that reads %s had lost all brokers and was replaced. That can happen while a "
-            "broker starts; nothing is to be done",
-            ", ".join(sorted({place.topic for place in places})) or "no topic yet",
+            "the Kafka client that reads %s lost all brokers, so it was replaced and continues where it "
+            "stopped. This can happen while a broker starts; no action is needed",
+            _topics_of(places),
         )
 
     def _positions(self) -> list[TopicPartition]:
@@ -226,3 +231,7 @@ class LastingConsumer:
     def close(self) -> None:
         """Disconnect."""
         self._consumer.close()
+
+
+def _topics_of(places: Iterable[TopicPartition]) -> str:
+    return ", ".join(sorted({place.topic for place in places})) or "no topic yet"

@@ -21,7 +21,7 @@ _UNREACHABLE: Final = (
 
 
 def outage_filter(record: logging.LogRecord) -> bool:
-    """Return whether a handler shall write *record*."""
+    """Return whether a handler should write *record*."""
     if record.name != "aiokafka" and not record.name.startswith("aiokafka."):
         return True
     text = record.getMessage()

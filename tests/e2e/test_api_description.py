@@ -44,7 +44,7 @@ load_all_checks()
 
 BEYOND_SCHEMAS = re.compile(
     "a limit over|a window of|share a window|longer than 256 bytes of UTF-8|after: not a cursor|"
-    "limit what is in flight|not an id of a reservation"
+    "both limit open reservations|not an id of a reservation"
 )
 """Errors about rules that JSON Schema cannot express: bounds in a text, its size in UTF-8, partitions, and
 the content of ids."""

@@ -110,7 +110,7 @@ def test_requests_in_flight_are_bounded_over_all_gateways(system: System) -> Non
     assert (first["allowed"], second["allowed"]) == (True, True)
     denied = reserve(here, "crawler", 0)
     assert (denied["allowed"], denied["id"], denied["limit"]) == (False, None, 100)
-    assert denied["detail"].startswith("2 in flight is the limit")
+    assert denied["detail"].startswith("2 reservations are open")
     assert 0 < denied["retry_after_ms"] <= 60_000
     assert here.check("crawler")["allowed"], "a check is not in flight"
     windows = here.http.get("/v1/clients/crawler/usage").json()["windows"]

@@ -144,7 +144,9 @@ def find_hold(holds: Sequence[Hold], id_: HoldId) -> Hold | None:
 
 def _in_flight(most: int) -> str:
     """Return the reason of a denial by the limit of *most* requests in flight."""
-    return f"{most:,} in flight is the limit, and as many reservations are open: settle one of them first"
+    if not most:
+        return "the limit is 0 in flight, which allows no reservations: raise it"
+    return f"{most:,} reservations are open, and the limit is {most:,} in flight: settle one of them first"
 
 
 def lease_for(

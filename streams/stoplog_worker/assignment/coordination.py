@@ -1,7 +1,7 @@
 """Keep aiokafka's coordination of the group going after an error.
 
 aiokafka hands an error that it does not expect to its user, and pauses until the user asks for records. Faust
-asks its fetcher directly, so nobody takes the error. The worker would send no heartbeat ever again, and say
+asks its fetcher directly, so nobody takes the error. The worker would never send another heartbeat, and log
 nothing. A broker that starts or stops can answer with such an error.
 """
 
@@ -50,11 +50,12 @@ class Coordination:
             task.add_done_callback(self._on_done)
 
     async def retry_later(self, error: BaseException) -> None:
-        """Log *error* and return when the coordinator shall try again."""
+        """Log *error* and return when the coordinator may try again."""
         if (suppressed := self._throttle.admit(repr(error))) is not None:
             _log.warning(
-                "the group cannot be used: %s. Until it can, this worker answers checks for a while, but "
-                "writes nothing. It tries again%s",
+                "the broker that coordinates the group answered with an error: %s. This worker tries again "
+                "every second. Meanwhile it answers checks without writing checkpoints, and later drops its "
+                "partitions. If the error lasts, check the brokers and this worker's rights on its group%s",
                 error,
                 suppressed,
             )

@@ -267,7 +267,7 @@ class ConsumerThread(threading.Thread):
         self._lapse_ends_at = None
         if self._lapse_told:
             self._lapse_told = False
-            _log.info("the group answers again: checkpoints are written again")
+            _log.info("the group answers again: checkpoints continue")
 
     def _on_lease_lost(self, active: tuple[Partition, ...], now: float) -> None:
         """Note that *active* partitions may not be written, and drop them if that lasts."""

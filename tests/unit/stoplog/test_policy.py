@@ -83,7 +83,7 @@ def test_parse_limit_in_flight_that_is_invalid_states_the_problem(text: str, pro
 
 
 def test_parse_policy_with_two_limits_in_flight_is_refused() -> None:
-    with pytest.raises(InvalidLimit, match="10 in flight and 5 in flight limit what is in flight"):
+    with pytest.raises(InvalidLimit, match="10 in flight and 5 in flight both limit open reservations"):
         parse_policy(["10 in flight", "5/minute", "5 in flight"])
 
 

@@ -415,7 +415,9 @@ def test_id_survives_its_text(id_: ReservationId) -> None:
 
 @given(st.text(max_size=80) | st.binary(max_size=60).map(lambda raw: urlsafe_b64encode(raw).decode()))
 def test_other_text_is_no_id(text: str) -> None:
-    with pytest.raises(InvalidId, match="reservation_id: not an id of a reservation; use the id that POST"):
+    with pytest.raises(
+        InvalidId, match="reservation_id: not an id of a reservation; use the id in the answer"
+    ):
         decode_id(text)
 
 

@@ -278,7 +278,7 @@ def test_limit_in_flight_bounds_open_reservations_whatever_their_cost() -> None:
     assert bench.reserve(0, 2, 8_000).allowed
     denied = bench.reserve(1, 3)
     assert (denied.allowed, denied.grant, denied.retry_after_ms, denied.firm_ms) == (False, None, 5_000, 0)
-    assert denied.reason.startswith("2 in flight is the limit")
+    assert denied.reason.startswith("2 reservations are open")
     assert (denied.limit, denied.remaining) == (1_000, 500)
     assert bench.check(1).allowed, "a check is not in flight"
     assert bench.reserve(0, 2).allowed, "this one is open"

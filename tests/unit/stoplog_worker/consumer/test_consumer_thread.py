@@ -240,5 +240,5 @@ def test_log_names_no_lapse_that_is_short_and_the_end_of_a_longer_one(
     assert line.startswith("the group lease ran out")
     assert turn() == []
     bench.lease.held = True
-    assert turn() == ["the group answers again: checkpoints are written again"]
+    assert turn() == ["the group answers again: checkpoints continue"]
     assert turn() == []

@@ -39,7 +39,8 @@ def rate_limit_headers(answer: Answer, *, legacy: bool = False) -> Headers:
     retry-after 3
     """
     if answer.limit is None or answer.remaining is None:
-        return [] if answer.allowed else [(b"retry-after", b"%d" % reset_s(answer))]
+        waits = not answer.allowed and answer.retry_after_ms is not None
+        return [(b"retry-after", b"%d" % reset_s(answer))] if waits else []
     reset = reset_s(answer)
     quota, left = min(answer.limit, MAX_INTEGER), min(answer.remaining, MAX_INTEGER)
     headers = [

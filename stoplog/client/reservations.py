@@ -72,6 +72,9 @@ class Settled(msgspec.Struct, frozen=True):
 
 _U64 = Annotated[int, msgspec.Meta(ge=0)]
 
+_FIRST_NUMBER: Final = 1 << 63
+"""Smallest number of a reservation. Those of leases are smaller, so that no id can settle a lease."""
+
 
 class ReservationId(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The content of an id.
@@ -79,7 +82,7 @@ class ReservationId(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     Attributes:
         version: The version of this format.
         incarnation: With the number, identifies the hold in the log.
-        number: Random.
+        number: Random, from 2^63 on.
         client: Id of the client.
         resource: The resource; empty for none.
         plan: The plan; empty for none.
@@ -122,9 +125,9 @@ def decode_id(text: str, field: str = "reservation_id") -> ReservationId:
         for part in (id_.resource, id_.plan):
             if part:
                 check_id(part, field)
-        if max(id_.hold) >= 1 << 64 or encode_id(id_) != text:
+        if not _FIRST_NUMBER <= id_.number < 1 << 64 or id_.incarnation >= 1 << 64 or encode_id(id_) != text:
             raise InvalidId(field, "", "")
-    except (NotBase64, UnicodeEncodeError, msgspec.MsgspecError, InvalidId, RecursionError) as exc:
+    except (NotBase64, UnicodeError, msgspec.MsgspecError, InvalidId, RecursionError) as exc:
         remedy = "use the id in the answer to the reservation"
         raise InvalidId(field, "not an id of a reservation", remedy) from exc
     return id_
@@ -185,10 +188,15 @@ class Reservations:
                 async with asyncio.timeout(self._deadline_s):
                     await self.heard.wait()
         # Unpredictable, so that no other caller can settle it by guessing.
-        id_: HoldId = (self._incarnation, secrets.randbits(64), 0)
+        id_: HoldId = (self._incarnation, _FIRST_NUMBER | secrets.randbits(63), 0)
         call = HoldCall(Ask(RESERVATION, id_, 0, 0, ttl_ms), ())
         pending = batcher.hold(check, call, fails_closed)
-        answer = pending if isinstance(pending, Answer) else answer_of(await pending)
+        try:
+            answer = pending if isinstance(pending, Answer) else answer_of(await pending)
+        except asyncio.CancelledError:
+            # Nobody will know the id, so nobody could settle it.
+            batcher.hold(_bearer(check.client, check.plan, check.resource), _settlement(id_, 0))
+            raise
         grant = answer.grant if isinstance(answer, HeldAnswer) else None
         counts = self._metrics.reservations
         if not answer.allowed and not answer.degraded:
@@ -223,9 +231,7 @@ class Reservations:
     async def _settle(self, batcher: Batcher, text: str, id_: ReservationId, used: int) -> Settled:
         if not id_.expires_ms:
             return Settled(text, "unlimited")
-        # A check that charges nothing carries the settlement.
-        call = HoldCall(None, (Settlement(id_.hold, used),))
-        pending = batcher.hold(Check(id_.client, 0, id_.plan, id_.resource), call)
+        pending = batcher.hold(_bearer(id_.client, id_.plan, id_.resource), _settlement(id_.hold, used))
         answer = pending if isinstance(pending, Answer) else answer_of(await pending)
         if not isinstance(answer, HeldAnswer) or len(answer.settled) != 1:
             return Settled(text, "unconfirmed", reason=answer.reason)
@@ -235,3 +241,12 @@ class Reservations:
         if found == NOT_OPEN:
             return Settled(text, "over" if self._wall_ms() >= id_.expires_ms else "unknown")
         return Settled(text, "settled", found, True)
+
+
+def _bearer(client: str, plan: str, resource: str) -> Check:
+    """Return a check that charges nothing and carries a settlement."""
+    return Check(client, 0, plan, resource)
+
+
+def _settlement(id_: HoldId, used: int) -> HoldCall:
+    return HoldCall(None, (Settlement(id_, used),))

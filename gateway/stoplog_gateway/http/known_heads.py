@@ -148,9 +148,13 @@ class KnownProxyHeads(Generic[T]):
     def remember(self, head: bytes, value: T) -> None:
         """Remember *value* for *head*, which the parser has accepted."""
         if self._usable and head.startswith(_STARTS) and len(head) <= MAX_SIZE:
+            essence, clients = self._split(head)
+            # A line that is no field here may be one to the parser, and have the client id.
+            if len(clients) != 1 or not all(map(_FIELD.fullmatch, essence[1:-2])):
+                return
             if len(self._essences) >= MAX_HEADS:
                 self.clear()
-            self._essences[self._split(head)[0]] = value
+            self._essences[essence] = value
 
     def clear(self) -> None:
         """Forget all heads, because their handling has changed."""

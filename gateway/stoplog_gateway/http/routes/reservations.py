@@ -92,7 +92,7 @@ _BAD_ID: Final = (
     INVALID,
     "reservation_id: not an id of a reservation",
     "reservation_id",
-    "use the id that POST /v1/reservations returned",
+    "use the id in the answer to the reservation",
 )
 
 ReservationId = Annotated[

@@ -66,6 +66,10 @@ def test_unlimited_and_degraded_answers_have_no_headers() -> None:
         assert rate_limit_headers(answer, legacy=True) == []
 
 
+def test_denial_without_a_window_that_waiting_cannot_help_has_no_headers() -> None:
+    assert rate_limit_headers(Answer(False, None, None, 0, None, 7)) == []
+
+
 def test_cost_above_the_limit_has_no_retry_after() -> None:
     names = [name for name, _ in rate_limit_headers(Answer(False, 10, 10, 0, None, 7))]
     assert names == [b"ratelimit-policy", b"ratelimit"]

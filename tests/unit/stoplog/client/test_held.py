@@ -81,6 +81,13 @@ async def test_block_that_fails_closed_gives_back_what_may_still_be_granted() ->
     assert desk.settled == [("id", 0)]
 
 
+async def test_block_whose_reservation_has_no_id_settles_nothing() -> None:
+    desk = Desk(Reservation(True, None, None, 0, 0, -1, True, "internal_error"))
+    async with desk.held():
+        pass
+    assert not desk.settled
+
+
 async def test_unknown_value_of_on_error_is_refused_before_anything_is_held() -> None:
     desk = Desk()
     with pytest.raises(InvalidInput, match="on_error: 'ignore' is not an option; use \"return\" or"):

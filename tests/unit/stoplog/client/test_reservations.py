@@ -158,8 +158,26 @@ def test_ids_of_reservations_cannot_be_guessed() -> None:
         desk.open()
     rows = [row for _, batch in desk.bench.transport.sent for row in batch.hold_rows or ()]
     numbers = [row.ask.id[1] for row in rows if row.ask is not None]
-    assert all(number > 1 << 32 for number in numbers)
+    assert all(number >= 1 << 63 for number in numbers)
     assert len(set(numbers)) == len(numbers)
+
+
+def test_caller_that_gives_up_gives_back_what_may_still_be_granted() -> None:
+    desk = Desk()
+    call = Reservations.open(
+        desk.reservations, desk.bench.batcher, Check("alice", 40, "free", "a"), 5_000, False
+    )
+    call.send(None)
+    desk.bench.loop.turn()
+    assert desk.sent.hold_rows is not None
+    [asked] = desk.sent.hold_rows
+    assert asked.ask is not None
+    with pytest.raises(asyncio.CancelledError):
+        call.throw(asyncio.CancelledError())
+    desk.reply(GRANTED)
+    desk.bench.loop.turn()
+    assert desk.sent.checks == [Check("alice", 0, "free", "a")]
+    assert desk.sent.hold_rows == [HoldRow(0, None, (Settlement(asked.ask.id, 0),))]
 
 
 def test_denied_reservation_has_no_id() -> None:
@@ -403,7 +421,8 @@ def test_record_with_a_reservation_asks_for_no_lease_of_its_client() -> None:
 U64 = st.integers(0, 2**64 - 1)
 NAMES = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=64)
 MAYBE = st.just("") | NAMES
-IDS = st.builds(ReservationId, st.just(1), U64, U64, NAMES, MAYBE, MAYBE, st.integers(0, 2**50))
+NUMBERS = st.integers(2**63, 2**64 - 1)
+IDS = st.builds(ReservationId, st.just(1), U64, NUMBERS, NAMES, MAYBE, MAYBE, st.integers(0, 2**50))
 
 
 @given(IDS)
@@ -422,7 +441,7 @@ def test_other_text_is_no_id(text: str) -> None:
 
 
 def test_id_has_one_text_only() -> None:
-    text = encode_id(ReservationId(1, 7, 8, "alice", "", "", 1_000))
+    text = encode_id(ReservationId(1, 7, 1 << 63, "alice", "", "", 1_000))
     padded = text + "=" * (-len(text) % 4)
     for other in (f"{text}=", f"{text}\n", f" {text}", padded + "AAAA", text[:-1], text.lower()):
         with pytest.raises(InvalidId):
@@ -430,15 +449,25 @@ def test_id_has_one_text_only() -> None:
 
 
 def test_id_with_an_invalid_client_or_number_is_refused() -> None:
+    first = 1 << 63
+    decode_id(encode_id(ReservationId(1, 7, first, "a", "", "", 1)))
     for bad in (
-        ReservationId(1, 7, 8, "", "", "", 1),
-        ReservationId(1, 7, 8, "a\nb", "", "", 1),
-        ReservationId(1, 7, 8, "a", "\x00", "", 1),
-        ReservationId(1, 7, 8, "a", "", "p" * 257, 1),
-        ReservationId(2, 7, 8, "a", "", "", 1),  # type: ignore[arg-type]
+        ReservationId(1, 7, first, "", "", "", 1),
+        ReservationId(1, 7, first, "a\nb", "", "", 1),
+        ReservationId(1, 7, first, "a", "\x00", "", 1),
+        ReservationId(1, 7, first, "a", "", "p" * 257, 1),
+        ReservationId(2, 7, first, "a", "", "", 1),  # type: ignore[arg-type]
+        ReservationId(1, 7, first - 1, "a", "", "", 1),  # as that of a lease
     ):
         with pytest.raises(InvalidId):
             decode_id(encode_id(bad))
+
+
+def test_id_that_is_no_utf_8_is_refused() -> None:
+    packed = msgspec.msgpack.encode(ReservationId(1, 7, 1 << 63, "?lice", "", "", 1))
+    text = urlsafe_b64encode(packed.replace(b"?lice", b"\xfflice")).rstrip(b"=").decode()
+    with pytest.raises(InvalidId, match="not an id of a reservation"):
+        decode_id(text)
 
 
 def test_invalid_arguments_name_their_field() -> None:

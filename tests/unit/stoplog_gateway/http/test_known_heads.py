@@ -156,6 +156,23 @@ def test_other_requests_of_proxies_are_not_remembered(start: bytes) -> None:
     assert known_to_proxies(start, *PROXY_FIELDS).find(head(start, *PROXY_FIELDS)) is None
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (PROXY_FIELDS[0], b"X-Client-Id: zo\xc3\xab"),
+        (PROXY_FIELDS[0], b"X-Client-Id: zo\xc3\xab", b"Referer: \xff"),
+        (*PROXY_FIELDS, b"Referer: \xff"),
+        (PROXY_FIELDS[0],),
+        (*PROXY_FIELDS, b"X-Client-Id: bob"),
+    ],
+)
+def test_head_whose_only_client_id_is_not_certain_is_not_remembered(lines: tuple[bytes, ...]) -> None:
+    heads = known_to_proxies(GET, *lines)
+    assert heads.find(head(GET, *lines)) is None
+    assert heads.find(head(GET, b"X-Client-Id: victim", *lines)) is None
+    assert heads.find(head(GET, *lines, b"X-Client-Id: victim")) is None
+
+
 def test_head_is_not_remembered_if_its_end_depends_on_the_client_id() -> None:
     heads = known_to_proxies(GET, b"Host: localhost", client_header="Host")
     assert heads.find(head(GET, b"Host: localhost")) is None

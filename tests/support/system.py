@@ -55,15 +55,23 @@ def eventually(what: str, condition: Callable[[], bool], *, on_failure: Callable
         time.sleep(0.05)
 
 
+def _is_stopped(pid: int) -> bool:
+    """Return whether no thread of a process can run."""
+    stats = [stat.read_text() for stat in Path("/proc", str(pid), "task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 class Process(Child):
     """A :class:`Child` that tests may signal and kill. ``tables`` is the folder of a worker."""
 
     tables: Path
 
     def signal(self, signum: int) -> None:
-        """Send *signum*."""
+        """Send *signum*. After SIGSTOP, wait until all threads stand still: each one stops by itself."""
         assert self._process is not None
         self._process.send_signal(signum)
+        if signum == signal.SIGSTOP:
+            eventually("the process is stopped", partial(_is_stopped, self._process.pid))
 
     def kill(self) -> None:
         """Send SIGKILL, and wait for the end."""

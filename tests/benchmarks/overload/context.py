@@ -14,7 +14,7 @@ import msgspec
 
 from tests.benchmarks.client_ids import client_id
 from tests.benchmarks.overload.figures import OUTCOMES, Flood
-from tests.benchmarks.overload.open_loop import ATTACK_TIMEOUT_S, KEPT, MAX_IN_FLIGHT, Attack
+from tests.benchmarks.overload.open_loop import ATTACK_TIMEOUT_S, KEPT, MAX_SENT, Attack
 from tests.benchmarks.overload.slow_gateway import slowed
 from tests.benchmarks.stoplog_system import Stoplog
 
@@ -86,7 +86,7 @@ class Context:
         seconds: float,
         *,
         path: str = "",
-        in_flight: int = MAX_IN_FLIGHT,
+        in_flight: int = MAX_SENT,
         kept: int = KEPT,
         timeout_s: float = ATTACK_TIMEOUT_S,
     ) -> Attack:

@@ -18,7 +18,7 @@ from tests.benchmarks.overload.figures import (
     flood_of,
     kind_of,
 )
-from tests.benchmarks.overload.open_loop import ATTACK_TIMEOUT_S, MAX_IN_FLIGHT, NO_CONNECTION, NO_RESPONSE
+from tests.benchmarks.overload.open_loop import ATTACK_TIMEOUT_S, MAX_SENT, NO_CONNECTION, NO_RESPONSE
 from tests.support.system import eventually
 
 TIMES: Final = 5
@@ -55,7 +55,7 @@ def storm_of_connections(context: Context) -> None:
     with context.slow_gateway():
         stage = "a connection for each check"
         capacity = _capacity(context, stage)
-        _flood(context, stage, capacity, _SHORT_FLOOD_S, in_flight=MAX_IN_FLIGHT, timeout_s=_STORM_TIMEOUT_S)
+        _flood(context, stage, capacity, _SHORT_FLOOD_S, in_flight=MAX_SENT, timeout_s=_STORM_TIMEOUT_S)
 
 
 def requests_of_proxies(context: Context) -> None:

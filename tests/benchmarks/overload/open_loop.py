@@ -34,7 +34,7 @@ _WHY: Final = (
     "connection refused",
 )
 
-MAX_IN_FLIGHT: Final = 15_000
+MAX_SENT: Final = 15_000
 """Requests that wait for a response at the same time, each on a connection. Further ones are not sent."""
 
 KEPT: Final = 32
@@ -114,7 +114,7 @@ class Attack:
         seconds: float,
         folder: Path,
         name: str,
-        in_flight: int = MAX_IN_FLIGHT,
+        in_flight: int = MAX_SENT,
         kept: int = KEPT,
         timeout_s: float = ATTACK_TIMEOUT_S,
         fields: Sequence[tuple[str, str]] = (),

@@ -74,6 +74,7 @@ def test_create_topics_that_stay_unknown_raises_topic_error(
     monkeypatch: pytest.MonkeyPatch, question: str
 ) -> None:
     monkeypatch.setattr(topic_admin, "_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(topic_admin, "_KNOWN_S", 0.2)
     unknown = KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
     admin: Any = Silent(**{question: unknown})
     with pytest.raises(TopicError, match="topic checks does not exist: run `stoplog topics create`"):

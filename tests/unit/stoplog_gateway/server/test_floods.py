@@ -67,7 +67,9 @@ def status(gateway: LoneGateway) -> int:
 
 @pytest.fixture
 def gateway() -> Iterator[LoneGateway]:
-    with lone_gateway(descriptors=(64, HARD_LIMIT), body_timeout_s=60, head_timeout_s=60) as gateway:
+    # A connection that has waited longer than the deadline gets 503, and this machine may be slow.
+    settings = {"body_timeout_s": 60, "head_timeout_s": 60, "deadline_ms": 20_000}
+    with lone_gateway(descriptors=(64, HARD_LIMIT), **settings) as gateway:
         yield gateway
 
 

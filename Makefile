@@ -13,11 +13,12 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/stoplog up $(ARGS)
 
-# Two runs: the fault tests measure seconds, so no other test may run beside them.
+# Two runs: the fault tests measure seconds, so no other test may run beside them. The files with the longest
+# tests come first, so that no process has one of them left when the others are done.
 # --allow-no-tests: ARGS="-k ..." may select tests of one run only.
 test: .venv/dev .venv/envoy ## run all tests: unit, integration and end-to-end tests three at a time, then fault tests
-	@$(BIN)/pytest tests/unit stoplog streams gateway tests/integration tests/e2e --ignore tests/e2e/faults \
-		tests/fuzz --numprocesses 3 --dist loadfile --allow-no-tests $(ARGS)
+	@$(BIN)/pytest tests/e2e --ignore tests/e2e/faults tests/integration tests/fuzz tests/unit stoplog streams gateway \
+		--numprocesses 3 --dist loadfile --no-loadscope-reorder --allow-no-tests $(ARGS)
 	@$(BIN)/pytest tests/e2e/faults --allow-no-tests $(ARGS)
 
 faults: .venv/dev ## run the fault tests alone: three brokers, three workers, two gateways, one fault after another

@@ -93,8 +93,11 @@ class Topic:
             }
         )
         try:
-            consumer.assign([TopicPartition(self._name, p, offset) for p, offset in self._next.items()])
-            left = set(self._next)
+            places = [TopicPartition(self._name, p, offset) for p, offset in self._next.items()]
+            # Where others write all the time, a consumer may never be told that it has reached the end.
+            ends = {p.partition: consumer.get_watermark_offsets(p, timeout=_READ_S)[1] for p in places}
+            consumer.assign(places)
+            left = {p for p, end in ends.items() if self._next[p] < end}
             while left:
                 messages: list[Any] = [consumer.poll(_READ_S), *consumer.consume(10_000, 0)]
                 assert messages[0] is not None, f"{self._name} {left} cannot be read"
@@ -103,6 +106,8 @@ class Topic:
                     if message.error() is None:
                         self.messages[partition].append(message)
                         self._next[partition] = message.offset() + 1
+                        if self._next[partition] >= ends[partition]:
+                            left.discard(partition)
                     else:
                         assert message.error().name() == "_PARTITION_EOF", message.error()
                         left.discard(partition)

@@ -35,7 +35,7 @@ PERMITTED: Final = {
     Scope.ADMIN: {"admin-token"},
 }
 PRESENTED: Final = [None, "wrong-token", "", *TOKENS]
-RESERVATION: Final = encode_id(ReservationId(1, 7, 8, "alice", "", "", 0))
+RESERVATION: Final = encode_id(ReservationId(1, 7, 1 << 63, "alice", "", "", 0))
 PATHS: Final = {
     "/v1/authorize/{path:id}": "/v1/authorize/a/b",
     "/v1/reservations/{reservation_id}": f"/v1/reservations/{RESERVATION}",

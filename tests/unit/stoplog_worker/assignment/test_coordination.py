@@ -103,7 +103,7 @@ async def test_member_that_was_refused_sends_heartbeats_again_as_soon_as_the_bro
     assert member.failures == []
     told = [r.getMessage() for r in caplog.records if r.name == "stoplog.membership"]
     assert len(told) == 1
-    assert "the group cannot be used" in told[0]
+    assert "coordinates the group answered with an error" in told[0]
 
 
 async def test_member_that_is_refused_stops_without_waiting(broker: Broker) -> None:

@@ -11,7 +11,7 @@ from stoplog.client.reservations import ReservationId, encode_id
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
 
-ID = encode_id(ReservationId(1, 7, 8, "alice", "", "", 1_000))
+ID = encode_id(ReservationId(1, 7, 1 << 63, "alice", "", "", 1_000))
 
 
 async def test_reservation_passes_the_request_to_the_limiter_and_returns_its_answer(
@@ -109,7 +109,7 @@ async def test_foreign_id_is_a_422_that_names_the_field(http: httpx.AsyncClient)
         await http.delete(f"/v1/reservations/{ID[:-1]}"),
     ):
         assert (response.status_code, response.json()["field"]) == (422, "reservation_id")
-        assert "POST /v1/reservations" in response.json()["remedy"]
+        assert "the answer to the reservation" in response.json()["remedy"]
 
 
 async def test_bug_makes_a_reservation_that_asked_for_it_fail_closed(

@@ -340,8 +340,7 @@ class Limiter:
     ) -> Reservation:
         """Hold *cost* until :meth:`settle` is called with the id of the answer, by whichever process.
 
-        The arguments are those of :meth:`reserve`. A reservation that the store
-        denied has no id.
+        The arguments are those of :meth:`reserve`. A reservation that the store denied has no id.
 
         Raises:
             InvalidInput: An argument is invalid; nothing was published.

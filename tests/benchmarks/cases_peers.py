@@ -7,7 +7,7 @@ from typing import Any, Final
 from tests.benchmarks.bench_case import BenchCase
 from tests.benchmarks.cases_stoplog import JSON_DOOR
 from tests.benchmarks.cpu import Meter
-from tests.benchmarks.load_http import drive
+from tests.benchmarks.load_http import CHECK_TEXT, drive
 from tests.benchmarks.loader import Loader
 from tests.benchmarks.plan import CLIENT_COUNT, BenchPlan
 
@@ -21,55 +21,45 @@ STAGE: Final = "callers"
 
 def limits_http(port: int, pids: list[int], plan: BenchPlan, connections: int) -> BenchCase:
     """Return the case of wrk on `limits` behind FastAPI. Redis is part of the server."""
-
-    def load(meter: Meter, seed: int) -> dict[str, Any]:
-        return drive(
-            f"http://127.0.0.1:{port}/v1/check",
-            meter,
-            connections=connections,
-            seconds=plan.seconds,
-            seed=seed,
-            clients=CLIENT_COUNT,
-        )
-
     what = "peer: limits 5.8 + FastAPI + Redis, HTTP"
-    return BenchCase(f"limits-{connections}", STAGE, what, connections, {"server": pids}, load)
+    return _wrk("limits", what, f"http://127.0.0.1:{port}/v1/check", pids, plan, connections)
 
 
 def throttlecrab_http(port: int, pids: list[int], plan: BenchPlan, connections: int) -> BenchCase:
     """Return the case of wrk on throttlecrab's server."""
-
-    def load(meter: Meter, seed: int) -> dict[str, Any]:
-        return drive(
-            f"http://127.0.0.1:{port}/throttle",
-            meter,
-            connections=connections,
-            seconds=plan.seconds,
-            seed=seed,
-            clients=CLIENT_COUNT,
-            check=_THROTTLE,
-        )
-
     what = "peer: throttlecrab (Rust, in memory, not durable), HTTP"
-    return BenchCase(f"throttlecrab-{connections}", STAGE, what, connections, {"server": pids}, load)
+    url = f"http://127.0.0.1:{port}/throttle"
+    return _wrk("throttlecrab", what, url, pids, plan, connections, _THROTTLE)
 
 
 def envoy_ratelimit_http(port: int, pids: list[int], plan: BenchPlan, connections: int) -> BenchCase:
     """Return the case of wrk on envoyproxy/ratelimit, ``POST /json``. Redis is part of the server."""
+    what = "peer: envoyproxy/ratelimit + Redis, POST /json"
+    url = f"http://127.0.0.1:{port}{JSON_DOOR.path}"
+    return _wrk("ratelimit", what, url, pids, plan, connections, JSON_DOOR.check)
 
+
+def _wrk(
+    peer: str,
+    what: str,
+    url: str,
+    pids: list[int],
+    plan: BenchPlan,
+    connections: int,
+    check: tuple[str, str] = CHECK_TEXT,
+) -> BenchCase:
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         return drive(
-            f"http://127.0.0.1:{port}{JSON_DOOR.path}",
+            url,
             meter,
             connections=connections,
             seconds=plan.seconds,
             seed=seed,
             clients=CLIENT_COUNT,
-            check=JSON_DOOR.check,
+            check=check,
         )
 
-    what = "peer: envoyproxy/ratelimit + Redis, POST /json"
-    return BenchCase(f"ratelimit-{connections}", STAGE, what, connections, {"server": pids}, load)
+    return BenchCase(f"{peer}-{connections}", STAGE, what, connections, {"server": pids}, load)
 
 
 def redis_script(loader: Loader, pids: list[int], plan: BenchPlan, pipelined: int) -> BenchCase:

@@ -197,7 +197,8 @@ def decide_with_holds(
         windows: The client's windows, changed in place; one for each limit
             (:func:`stoplog_worker.algorithm.sliding_window.reshape`).
         limits: The limits of the policy in force, longest window first. They are empty only if a reservation
-            is asked for, and the policy limits nothing but requests in flight (``state.in_flight``).
+            is asked for, and the policy has no limit with a window, only one on requests in flight
+            (``state.in_flight``).
         now_ms: Partition time, ms since the Unix epoch.
         cost: Requests to charge, or units to reserve.
         ask: The hold that is asked for.

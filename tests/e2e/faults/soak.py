@@ -13,23 +13,24 @@ import time
 import pytest
 
 from tests.support.faults.random_rounds import random_rounds
-from tests.support.faults.rig import Rig
+from tests.support.faults.rigs import Rigs
 from tests.support.faults.scenarios import SOAK_SCENARIOS
 from tests.support.faults.scenarios.relay_keys import workers_get_new_relay_key
 
 
 @pytest.mark.needs("faketime")
 @pytest.mark.timeout(0)
-def test_system_after_random_faults_agrees_with_the_log(rig: Rig) -> None:
+def test_system_after_random_faults_agrees_with_the_log(rigs: Rigs) -> None:
     minutes = float(os.environ.get("SOAK_MINUTES", "30"))
     seed = int(os.environ.get("SOAK_SEED", random.SystemRandom().randrange(10**6)))
     print(f"\nSOAK_SEED={seed} SOAK_MINUTES={minutes:g}")
-    control, *_ = SOAK_SCENARIOS
-    control(rig)
-    workers_get_new_relay_key(rig)
-    until = time.monotonic() + minutes * 60
-    for scenario in random_rounds(SOAK_SCENARIOS, seed):
-        if time.monotonic() > until:
-            break
-        print(scenario.__name__, flush=True)
-        scenario(rig)
+    with rigs.lend() as rig:
+        control, *_ = SOAK_SCENARIOS
+        control(rig)
+        workers_get_new_relay_key(rig)
+        until = time.monotonic() + minutes * 60
+        for scenario in random_rounds(SOAK_SCENARIOS, seed):
+            if time.monotonic() > until:
+                break
+            print(scenario.__name__, flush=True)
+            scenario(rig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.faults.rig import Rig
+from tests.support.faults.rigs import Rigs
 from tests.support.faults.scenarios import SCENARIOS, Scenario
 from tests.support.faults.scenarios.clocks import leader_clock_ahead_then_right
 
@@ -20,5 +20,6 @@ NEEDS: dict[Scenario, list[pytest.MarkDecorator]] = {
     "scenario",
     [pytest.param(scenario, id=scenario.__name__, marks=NEEDS.get(scenario, ())) for scenario in SCENARIOS],
 )
-def test_system_after_a_fault_agrees_with_the_log(rig: Rig, scenario: Scenario) -> None:
-    scenario(rig)
+def test_system_after_a_fault_agrees_with_the_log(rigs: Rigs, scenario: Scenario) -> None:
+    with rigs.lend() as rig:
+        scenario(rig)

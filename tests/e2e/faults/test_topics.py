@@ -35,7 +35,7 @@ from stoplog.topics import (
 from stoplog.wire.format import headers_of
 from tests.support.faults.cluster import Cluster, running_cluster
 from tests.support.faults.load import PARTITIONS, Load, running_load
-from tests.support.faults.oracle import Oracle, check_state, checkpointed
+from tests.support.faults.oracle import Oracle, Table, Truth, check_state, checkpointed
 from tests.support.faults.rig import HEALTHY_S
 from tests.support.system import PATIENCE_S, System, eventually
 
@@ -113,9 +113,16 @@ class TopicsBench(NamedTuple):
     def check(self) -> None:
         """Check that the stored state follows from the present log."""
         oracle = Oracle(self.cluster.bootstrap)
-        eventually("the checkpoints are complete", lambda: checkpointed(oracle.read(), oracle.stored()))
-        for partition, (truth, stored) in enumerate(zip(oracle.read(), oracle.stored(), strict=True)):
-            check_state(partition, truth, stored, "changelog")
+        truths: list[Truth] = []
+        stored: list[dict[str, Table]] = []
+
+        def complete() -> bool:
+            truths[:], stored[:] = oracle.read_with_stored()
+            return checkpointed(truths, stored)
+
+        eventually("the checkpoints are complete", complete)
+        for partition, (truth, tables) in enumerate(zip(truths, stored, strict=True)):
+            check_state(partition, truth, tables, "changelog")
 
     def await_healthy(self, load: Load) -> None:
         eventually(

@@ -82,8 +82,9 @@ class Topic:
         self._name = name
         self._next = dict.fromkeys(range(PARTITIONS), 0)
 
-    def catch_up(self) -> None:
-        """Read up to the present end."""
+    def catch_up(self) -> bool:
+        """Read up to the present end; return whether there were new records."""
+        before = dict(self._next)
         consumer = Consumer(
             {
                 "bootstrap.servers": self._bootstrap,
@@ -113,6 +114,7 @@ class Topic:
                         left.discard(partition)
         finally:
             consumer.close()
+        return self._next != before
 
 
 class WatchfulAuthority(UpdateAuthority):
@@ -173,6 +175,9 @@ class Oracle:
     def read(self) -> list[Truth]:
         """Return the expectation for each partition as of now. There must be no more load."""
         self._checks.catch_up()
+        return self._fold_all()
+
+    def _fold_all(self) -> list[Truth]:
         return [self._fold(partition, self._checks.messages[partition]) for partition in range(PARTITIONS)]
 
     def _authority(self, partition: int) -> WatchfulAuthority:
@@ -295,10 +300,20 @@ class Oracle:
 
     # --- state ---
 
+    def read_with_stored(self) -> tuple[list[Truth], list[dict[str, Table]]]:
+        """Return the results of :meth:`read` and :meth:`stored` for one and the same end of the log."""
+        stored = self.stored()
+        while self._checks.catch_up():
+            stored = self.stored()
+        return self._fold_all(), stored
+
     def stored(self) -> list[dict[str, Table]]:
-        """Return the contents of each partition's changelogs, merged by position as in a restore."""
-        for topic in self._changelogs.values():
-            topic.catch_up()
+        """Return the contents of each partition's changelogs, merged by position as in a restore.
+
+        The counters are read last. So they contain all that was written before the markers.
+        """
+        for table in (POLICIES, COUNTERS):
+            self._changelogs[table].catch_up()
         return [
             {table: _merged(topic.messages[partition]) for table, topic in self._changelogs.items()}
             for partition in range(PARTITIONS)

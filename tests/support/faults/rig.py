@@ -26,7 +26,15 @@ from tests.support.faults.load import (
     failed_open_s,
     running_load,
 )
-from tests.support.faults.oracle import HttpAnswers, Oracle, Truth, check_state, checkpointed, read_tables
+from tests.support.faults.oracle import (
+    HttpAnswers,
+    Oracle,
+    Table,
+    Truth,
+    check_state,
+    checkpointed,
+    read_tables,
+)
 from tests.support.faults.report import ROWS, Row, Targets, machine_is_fast
 from tests.support.system import Gateway, Process, System, eventually
 
@@ -379,11 +387,12 @@ class Rig:
         Returns:
             The state of each partition according to the log.
         """
-        truths, stored = oracle.read(), oracle.stored()
+        truths: list[Truth] = []
+        stored: list[dict[str, Table]] = []
 
         def all_written() -> bool:
             # Late or relayed records may have arrived since the last reading.
-            truths[:], stored[:] = oracle.read(), oracle.stored()
+            truths[:], stored[:] = oracle.read_with_stored()
             return checkpointed(truths, stored) and not oracle.unrepaired() and oracle.relayed(truths)
 
         eventually(

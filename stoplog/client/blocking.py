@@ -196,7 +196,7 @@ class BlockingLimiter:
         return self._wait(self._limiter.settle(reservation_id, used))
 
     def look_up(self, client: str, *, plan: str = "", resource: str = "") -> LookupReply:
-        """Return the limits of *client* and its use of each window, as :meth:`Limiter.look_up` does."""
+        """Return the limits of *client*, its use, and what is held, as :meth:`Limiter.look_up` does."""
         return self._wait(self._limiter.look_up(client, plan=plan, resource=resource))
 
     def set_limits(

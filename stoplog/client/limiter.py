@@ -369,7 +369,7 @@ class Limiter:
     # --- clients and limits -------------------------------------------------------------------
 
     async def look_up(self, client: str, *, plan: str = "", resource: str = "") -> LookupReply:
-        """Return the limits of *client*, and its use of each window, without spending anything.
+        """Return the limits of *client*, its use of each window, and what is held. Spends nothing.
 
         Raises:
             Busy: Too many lookups are in progress.

@@ -1,4 +1,4 @@
-"""Look up the limits of a client, and what it has used of each window.
+"""Look up the limits of a client, what it has used of each window, and what is held.
 
 The worker that owns the client's partition knows. A lookup is a single check of cost 0, which charges
 nothing. Its reply describes every window; the reply to a batch only has the one nearest to being used up.

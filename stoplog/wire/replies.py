@@ -31,6 +31,7 @@ A single check or a limit update that names a reply partition gets JSON::
 
     {"id": ..., "allowed": ..., "limit": ..., ...}              a decision's fields
     {"id": ..., ..., "held_to": [...], "windows": [...]}        for a cost of 0: LookupReply
+    {"id": ..., ..., "windows": [...], "holds": {...}}          the same, if its partition grants holds
     {"id": ..., "error": "..."}                                 a check that could not be decided
     {"id": ..., "applied": true, "version": 41, "partition": 1} an update: UpdateReply
 """
@@ -141,12 +142,36 @@ class UpdateReply(msgspec.Struct, frozen=True):
 class WindowUse(msgspec.Struct, frozen=True):
     """The use of one limit.
 
-    `used` is what counts against it now. After `reset_after_ms` nothing does, if no more is spent.
+    `used` is what counts against it now: `held` of it is held by leases and reservations, and the rest is
+    charged. After `reset_after_ms` nothing counts, if no more is spent.
     """
 
     limit: str
     used: int
     reset_after_ms: int
+    held: int = 0
+
+
+class OpenHolds(msgspec.Struct, frozen=True):
+    """The open holds of one kind, as sums.
+
+    `open` is their number, and `units` what they hold together. The first of them ends after `next_end_ms`
+    milliseconds, unless it is settled before; null if none is open.
+    """
+
+    open: int = 0
+    units: int = 0
+    next_end_ms: int | None = None
+
+
+class HoldsInUse(msgspec.Struct, frozen=True):
+    """The open holds of a client and resource: reservations of API callers, and leases of gateways.
+
+    A lease counts in full until its gateway reports what it used, so some of its units may be spent already.
+    """
+
+    reservations: OpenHolds = OpenHolds()
+    leases: OpenHolds = OpenHolds()
 
 
 class LookupReply(msgspec.Struct, frozen=True):
@@ -158,6 +183,8 @@ class LookupReply(msgspec.Struct, frozen=True):
         held_to: Key of that policy; ``None`` for the built-in default.
         windows: The use of every limit, empty for an unlimited client. Workers of older versions omit it.
         error: The reason why the check could not be decided.
+        holds: What is held. A partition that grants no holds omits it, and so does a worker of release 0.2.0:
+            then nothing is held.
     """
 
     id: str
@@ -165,6 +192,7 @@ class LookupReply(msgspec.Struct, frozen=True):
     held_to: UpdateKey | None = None
     windows: list[WindowUse] | None = None
     error: str | None = None
+    holds: HoldsInUse = HoldsInUse()
 
 
 _answers = msgspec.msgpack.Decoder(list[Decision | str | None])

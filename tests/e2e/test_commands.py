@@ -51,6 +51,11 @@ def test_check_is_allowed_until_the_limit_is_reached(run: Run) -> None:
     assert (denied.returncode, json_of(denied)["allowed"]) == (1, False)
 
     assert run("check", "alice", "--cost", "3").stdout == "denied: the limit is 2, and waiting cannot help\n"
+    usage = run("usage", "alice").stdout
+    assert usage.startswith("alice: its own limits apply\n")
+    assert usage.endswith("held: nothing\n")
+    [window] = json_of(run("usage", "alice", "--json"))["windows"]
+    assert (window["limit"], window["used"]) == ("2/hour", 2)
     assert run("reset", "alice").stdout == "alice: counters reset\n"
     assert run("check", "alice").stdout == "allowed: 1 of 2 left\n"
 

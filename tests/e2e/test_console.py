@@ -195,6 +195,37 @@ def test_lookup_with_plan_and_resource_shows_their_limits(page: Page, gateway: G
     expect(page.locator("#outcome")).to_contain_text("a browser cannot request this id")
 
 
+def test_lookup_shows_what_is_held(page: Page, system: System, gateway: Gateway) -> None:
+    system.wait_reservations()
+    gateway.set_limits("team-7", "100/hour", "3 in flight")
+    reserve = {"client_id": "team-7", "cost": 30, "ttl_ms": 3_600_000}
+    answers = [gateway.http.post("/v1/reservations", json=reserve).json() for _ in range(2)]
+    gateway.check("team-7", cost=7)
+    look_up(page, "team-7")
+    row = page.locator("#window-rows tr")
+    expect(row).to_have_text(
+        [
+            re.compile(r"^100 per hour\s*67 60 held\s*33\s*"),
+            re.compile(r"^3 in flight\s*2\s*1\s*(1 h|59 min)"),
+        ]
+    )
+    holds = page.locator("#holds")
+    expect(holds).to_have_text(
+        re.compile(r"^Held: 2 open reservations with 60 units, the next one ends in (1 h|59 min.*)\.$")
+    )
+    assert page.evaluate(ACCESSIBLE) == []
+    gateway.http.post(f"/v1/reservations/{answers[0]['id']}/settle", json={"used": 5}).raise_for_status()
+    page.get_by_role("button", name="Refresh").click()
+    expect(row.first).to_have_text(re.compile(r"^100 per hour\s*42 30 held\s*58"))
+    expect(holds).to_have_text(re.compile(r"^Held: 1 open reservation with 30 units, it ends in "))
+    gateway.http.delete(f"/v1/reservations/{answers[1]['id']}").raise_for_status()
+    page.get_by_role("button", name="Refresh").click()
+    expect(holds).to_have_text("Held: nothing.")
+    gateway.set_limits("team-7", "0 in flight")
+    page.get_by_role("button", name="Refresh").click()
+    expect(row).to_have_text([re.compile(r"^blocked \(0 in flight\)")])
+
+
 def test_console_by_keyboard_alone_offers_every_action(
     locked_page: Page, gateway: Gateway, token: str
 ) -> None:

@@ -113,14 +113,19 @@ def test_requests_in_flight_are_bounded_over_all_gateways(system: System) -> Non
     assert denied["detail"].startswith("2 reservations are open")
     assert 0 < denied["retry_after_ms"] <= 60_000
     assert here.check("crawler")["allowed"], "a check is not in flight"
-    windows = here.http.get("/v1/clients/crawler/usage").json()["windows"]
-    assert {window["limit"]: window["used"] for window in windows} == {"100/minute": 2, "2 in flight": 2}
+    usage = here.http.get("/v1/clients/crawler/usage").json()
+    used = {window["limit"]: (window["used"], window["held"]) for window in usage["windows"]}
+    assert used == {"100/minute": (2, 1), "2 in flight": (2, 2)}
+    reservations, leases = usage["holds"]["reservations"], usage["holds"]["leases"]
+    assert (reservations["open"], reservations["units"]) == (2, 1)
+    assert 0 < reservations["next_end_ms"] <= 60_000
+    assert leases == {"open": 0, "units": 0, "next_end_ms": None}
     give_back(here, second["id"])
     assert reserve(there, "crawler", 0)["allowed"]
 
 
 def test_gateways_own_lease_does_not_deny_a_reservation(system: System) -> None:
-    here, _ = system.gateways
+    here, there = system.gateways
     here.set_limits("hot", "1000/hour")
     hits, used = here.metric("stoplog_lease_hits_total"), 0
 
@@ -130,7 +135,14 @@ def test_gateways_own_lease_does_not_deny_a_reservation(system: System) -> None:
             used += here.check("hot")["allowed"]
         return here.metric("stoplog_lease_hits_total") > hits
 
+    def shows_lease() -> bool:
+        """Return whether the lookup shows the lease, which ends after some seconds without checks."""
+        has_lease()
+        leases = there.http.get("/v1/clients/hot/usage").json()["holds"]["leases"]
+        return bool(leases["open"] and leases["units"] and 0 < leases["next_end_ms"] <= 10_000)
+
     eventually("hot has a lease", has_lease)
+    eventually("its usage shows the lease", shows_lease)
     answer = reserve(here, "hot", 1_000 - used)
     assert answer["allowed"], answer
     assert not here.check("hot")["allowed"]

@@ -20,7 +20,7 @@ from stoplog.policy import Policy
 from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
-from stoplog.wire.replies import LookupReply, WindowUse
+from stoplog.wire.replies import HoldsInUse, LookupReply, OpenHolds, WindowUse
 
 ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
 
@@ -164,7 +164,11 @@ class FakeLimiter(Limiter):
         self._fail()
         self.checks.append(Check(client, 0, plan, resource))
         return LookupReply(
-            "g?1", 41, UpdateKey("plan", plan) if plan else None, [WindowUse("100/minute", 60, 43_000)]
+            "g?1",
+            41,
+            UpdateKey("plan", plan) if plan else None,
+            [WindowUse("100/minute", 60, 43_000, 45)],
+            holds=HoldsInUse(OpenHolds(2, 40, 12_000), OpenHolds(1, 5, 1_900)),
         )
 
     def most_rejected(self) -> list[Rejected]:

@@ -16,6 +16,7 @@ from stoplog_gateway.cli import (
     topic_acls,
     topics,
     up,
+    usage,
     verify,
     watch,
 )
@@ -49,6 +50,7 @@ topic_acls.register(topics.app)
 app.add_typer(topics.app)
 serve.register(app)
 check.register(app)
+usage.register(app)
 watch.register(app)
 verify.register(app)
 bench.register(app)

@@ -81,6 +81,7 @@ async function look(target) {
   byId('found-unlimited').hidden = usage.windows.length > 0;
   byId('windows').hidden = !usage.windows.length;
   byId('window-rows').replaceChildren(...usage.windows.map(row));
+  setText('holds', held(usage.holds));
   // Only the limits on display can be deleted.
   byId('remove').hidden = usage.held_to?.kind !== 'client' || (usage.held_to.resource ?? '') !== resource;
   byId('found').hidden = false;
@@ -93,19 +94,31 @@ function source({ held_to: origin }) {
   return origin.resource === null ? text : [...text, ' for resource ', idElement(origin.resource)];
 }
 
-function row({ limit, used, reset_after_ms: resetMs }) {
+/** Show one limit: "100/minute", or "10 in flight". */
+function row({ limit, used, held, reset_after_ms: resetMs }) {
   const [max, window] = limit.split('/');
-  const most = Number(max);
+  const most = parseInt(max, 10);
   const bar = create('span', { class: 'bar', 'aria-hidden': 'true' });
   bar.style.setProperty('--share', most ? Math.min(1, used / most) : 1);
   bar.classList.toggle('full', used >= most);
+  const name = window === undefined ? `${formatCount(most)} in flight` : `${formatCount(most)} per ${window}`;
+  const split = held && window !== undefined ? [create('span', { class: 'split' }, ` ${formatCount(held)} held`)] : [];
   return create(
     'tr', {},
-    create('th', { scope: 'row' }, most ? `${formatCount(most)} per ${window}` : `blocked (${limit})`, bar),
-    create('td', { class: 'number' }, formatCount(used)),
+    create('th', { scope: 'row' }, most ? name : `blocked (${limit})`, bar),
+    create('td', { class: 'number' }, formatCount(used), ...split),
     create('td', { class: 'number' }, formatCount(Math.max(0, most - used))),
     create('td', { class: 'number' }, resetMs ? formatDuration(resetMs) : '–'),
   );
+}
+
+/** Describe what is held, as `stoplog usage` does. */
+function held({ reservations, leases }) {
+  const parts = [[reservations, 'reservation'], [leases, 'lease']].filter(([{ open }]) => open).map(([{ open, units, next_end_ms: endMs }, kind]) => {
+    const [kinds, ends] = open === 1 ? [kind, 'it ends'] : [`${kind}s`, 'the next one ends'];
+    return `${formatCount(open)} open ${kinds} with ${formatCount(units)} ${units === 1 ? 'unit' : 'units'}, ${ends} in ${formatDuration(endMs)}`;
+  });
+  return `Held: ${parts.join('; ') || 'nothing'}.`;
 }
 
 /** Run `work` for `button`, one at a time, and show the outcome in the element with the id `where`. */

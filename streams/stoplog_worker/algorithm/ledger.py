@@ -19,8 +19,8 @@ import msgspec
 
 from stoplog.policy import IN_FLIGHT_MS, Limit
 from stoplog.wire.checks import POSITION_BITS, Check
-from stoplog.wire.holds import RESERVATION
-from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, UpdateKey
+from stoplog.wire.holds import LEASE, RESERVATION
+from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
 from stoplog_worker.algorithm.holds import expire_holds
 from stoplog_worker.algorithm.policy_history import PolicyHistory
 from stoplog_worker.algorithm.sliding_window import Window, is_live, usage
@@ -220,22 +220,41 @@ class Ledger:
             ``held_to``: kind, id and resource of the policy that applies; ``None`` for the built-in default.
             ``windows``: for each limit, its text, the requests that count against it (``used``), with those
             that are held, and the time until none does if nothing more is charged (``reset_after_ms``).
+
+            If the partition grants holds, each window also has ``held``, the part of ``used`` that is held.
+            ``holds`` then sums up the open reservations and leases. Earlier releases know neither.
         """
-        state, windows = self.states[state_key(check)], []
+        state = self.states[state_key(check)]
+        position = self.next_offset << POSITION_BITS
+        held = sum(hold.units for hold in state.holds)
+        windows: list[dict[str, Any]] = []
         for limit in state.limits:
             used, reset_ms = usage(state.windows, limit, self.clock_ms)
             for hold in state.holds:
-                used += hold.units
                 if hold.units:
                     leaves_ms = Window(limit.window_ms).leaves_ms(hold.end_ms)
                     reset_ms = max(reset_ms, leaves_ms - self.clock_ms)
-            windows.append({"limit": str(limit), "used": used, "reset_after_ms": reset_ms})
+            windows.append(
+                {"limit": str(limit), "used": used + held, "reset_after_ms": reset_ms, "held": held}
+            )
         if state.in_flight is not None:
             ends = [hold.end_ms - self.clock_ms for hold in state.holds if hold.kind == RESERVATION]
-            limit = Limit(state.in_flight, IN_FLIGHT_MS)
-            windows.append({"limit": str(limit), "used": len(ends), "reset_after_ms": max(ends, default=0)})
-        source: UpdateKey | None = self.policies.source_of(check, self.next_offset << POSITION_BITS)
-        return {"held_to": source, "windows": windows}
+            limit, used, reset_ms = Limit(state.in_flight, IN_FLIGHT_MS), len(ends), max(ends, default=0)
+            windows.append({"limit": str(limit), "used": used, "reset_after_ms": reset_ms, "held": used})
+        report = {"held_to": self.policies.source_of(check, position), "windows": windows}
+        if not self.policies.holds_enabled(position):
+            for window in windows:
+                del window["held"]
+            return report
+        return report | {
+            "holds": {"reservations": self._open(state, RESERVATION), "leases": self._open(state, LEASE)}
+        }
+
+    def _open(self, state: State, kind: int) -> dict[str, Any]:
+        """Return the sums of the open holds of *kind*."""
+        holds = [hold for hold in state.holds if hold.kind == kind]
+        ends_ms = min((hold.end_ms - self.clock_ms for hold in holds), default=None)
+        return {"open": len(holds), "units": sum(hold.units for hold in holds), "next_end_ms": ends_ms}
 
     def take_dirty(self) -> tuple[Marker, Entries]:
         """Return the entries that changed since the last call, and the marker that goes with them.

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from stoplog.asgi.problem import UNAVAILABLE
 from stoplog.client.top_rejected import ENTRIES, SLICE_S, SLICES, Rejected
-from stoplog.wire.replies import WindowUse
+from stoplog.wire.replies import HoldsInUse, OpenHolds, WindowUse
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.change_source import Source, request_id_header
 from stoplog_gateway.http.params import CheckQuery, ClientId, LimiterDep, Resource, require_utf8
@@ -40,7 +40,8 @@ class HeldTo(msgspec.Struct, frozen=True):
 class ClientUsage(msgspec.Struct, frozen=True):
     """A client's usage. `windows` is empty if the client is unlimited.
 
-    `held_to` names the limits that apply; null means the built-in default.
+    `held_to` names the limits that apply; null means the built-in default. `holds` sums up the open
+    reservations and leases, whatever their number.
     """
 
     client_id: str
@@ -49,6 +50,7 @@ class ClientUsage(msgspec.Struct, frozen=True):
     held_to: HeldTo | None
     policy_version: int
     windows: list[WindowUse]
+    holds: HoldsInUse
 
 
 class ResetCounters(msgspec.Struct, frozen=True):
@@ -67,7 +69,13 @@ MODELS: Final = (RejectedClients, ClientUsage, ResetCounters)
 
 _REJECTED: Final = RejectedClients("gateway-1", 300, [Rejected("mallory", 5_210, 0)])
 _USAGE: Final = ClientUsage(
-    "alice", None, None, HeldTo("client", "alice", None), 41, [WindowUse("100/minute", 60, 43_000)]
+    "alice",
+    None,
+    None,
+    HeldTo("client", "alice", None),
+    41,
+    [WindowUse("100/minute", 60, 97_000, 45), WindowUse("10 in flight", 2, 36_000, 2)],
+    HoldsInUse(OpenHolds(2, 40, 12_000), OpenHolds(1, 5, 1_900)),
 )
 _NO_REPLY: Final[openapi.Failure] = (
     UNAVAILABLE,
@@ -117,13 +125,22 @@ async def rejected(limiter: LimiterDep) -> Response:
     },
 )
 async def usage(client_id: ClientId, query: Annotated[CheckQuery, Query()], limiter: LimiterDep) -> Response:
-    """Return the limits that apply and the usage of each. The client's worker answers; nothing is charged."""
+    """Return the limits that apply, the usage of each, and what is held. The client's worker answers.
+
+    Nothing is charged. The units of a lease count as held until its gateway reports which it has used.
+    """
     lookup = await limiter.look_up(client_id, plan=query.plan or "", resource=query.resource or "")
     key = lookup.held_to
     held_to = HeldTo(key.kind, key.id or None, key.resource or None) if key else None  # type: ignore[arg-type]
     return respond(
         ClientUsage(
-            client_id, query.plan, query.resource, held_to, lookup.policy_version, lookup.windows or []
+            client_id,
+            query.plan,
+            query.resource,
+            held_to,
+            lookup.policy_version,
+            lookup.windows or [],
+            lookup.holds,
         )
     )
 

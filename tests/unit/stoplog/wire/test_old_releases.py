@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from stoplog.wire.limit_updates import (
     reply_to_header,
 )
 from stoplog.wire.partition_count import KEY, encode_partition_count
-from stoplog.wire.replies import encode_json_reply
+from stoplog.wire.replies import HoldsInUse, LookupReply, OpenHolds, WindowUse, encode_json_reply
 from tests.support.broker import CHECKOUT
 
 READ = """
@@ -33,9 +34,9 @@ import msgspec
 from stoplog.errors import UndecodableRecord
 from stoplog.topics import load_topics
 from stoplog.wire.limit_updates import decode_update
-from stoplog.wire.replies import UpdateReply
+from stoplog.wire.replies import LookupReply, UpdateReply
 
-key, value, headers, number_key, number, reply, topics = map(eval, sys.argv[1:])
+key, value, headers, number_key, number, reply, lookup, topics = map(eval, sys.argv[1:])
 update = decode_update(7, key, value, headers)
 assert (update.id, update.order, update.reply_to.id) == ("alice", 9, "r"), update
 try:
@@ -43,6 +44,8 @@ try:
 except UndecodableRecord as exc:
     print("refused:", exc.reason)
 assert msgspec.json.decode(reply, type=UpdateReply).applied
+[window] = msgspec.json.decode(lookup, type=LookupReply).windows
+assert (window.limit, window.used) == ("100/minute", 60), window
 load_topics(Path(topics))
 print(load_topics.__code__.co_filename)
 """
@@ -53,6 +56,13 @@ def releases() -> Iterator[tuple[str, str]]:
         if not line.startswith("#"):
             version, commit = line.split()
             yield version, commit
+
+
+def lookup_fields() -> dict[str, Any]:
+    """Return what a worker adds to the reply to a check of cost 0, in a partition that grants holds."""
+    window = WindowUse("100/minute", 60, 43_000, 45)
+    reply = LookupReply("r", 41, None, [window], holds=HoldsInUse(OpenHolds(2, 40, 12_000)))
+    return {name: getattr(reply, name) for name in ("policy_version", "held_to", "windows", "holds")}
 
 
 @pytest.mark.parametrize(("version", "commit"), list(releases()))
@@ -77,6 +87,7 @@ def test_old_release_reads_limit_updates_and_refuses_the_number_of_partitions(
         KEY,
         encode_partition_count(4),
         encode_json_reply(ReplyTo(0, "r"), applied=True, version=7, partition=1, existed=None),
+        encode_json_reply(ReplyTo(0, "r"), **lookup_fields()),
         str(DEFAULT_FILE),
     )
     done = subprocess.run(

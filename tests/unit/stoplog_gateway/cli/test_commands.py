@@ -31,6 +31,7 @@ COMMANDS = [
     ["gateway"],
     ["check"],
     ["reset"],
+    ["usage"],
     ["status"],
     ["watch"],
     ["verify"],
@@ -89,6 +90,7 @@ def test_command_with_invalid_arguments_ends_with_2(arguments: list[str]) -> Non
         ["check", "alice"],
         ["status"],
         ["reset", "alice"],
+        ["usage", "alice"],
         ["limits", "list"],
         ["limits", "set", "a", "1/day"],
         ["bench", "--quick"],
@@ -305,6 +307,52 @@ def assert_shown(canned: str, monkeypatch: pytest.MonkeyPatch, id_: str, shown: 
     done = run("status", "--url", canned)
     assert done.exit_code == 0
     assert done.stdout.count(shown) == 8
+
+
+def test_usage_shows_each_limit_and_what_is_held(canned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = {
+        "client_id": "alice",
+        "plan": "gold\x1b",
+        "resource": "login",
+        "held_to": {"kind": "plan", "id": "gold\x1b", "resource": "login"},
+        "policy_version": 41,
+        "windows": [
+            {"limit": "10000/minute", "used": 6_045, "reset_after_ms": 97_000, "held": 6_000},
+            {"limit": "10 in flight", "used": 2, "reset_after_ms": 36_000, "held": 2},
+        ],
+        "holds": {
+            "reservations": {"open": 2, "units": 5_999, "next_end_ms": 12_000},
+            "leases": {"open": 1, "units": 1, "next_end_ms": 1_900},
+        },
+    }
+    monkeypatch.setattr(Canned, "response", (200, json.dumps(usage).encode()))
+    done = run("usage", "alice", "--plan", "gold", "--resource", "login", "--url", canned)
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert lines[0] == r"alice: the limits of plan gold\x1b apply, for resource login"
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert rows == [
+        ["10000/minute", "3,955", "45", "6,000", "1 min 37 s"],
+        ["10 in flight", "8", "0", "2", "36 s"],
+    ]
+    assert lines[-1] == (
+        "held: 2 open reservations with 5,999 units, the next one ends in 12 s; "
+        "1 open lease with 1 unit, it ends in 2 s"
+    )
+    assert json.loads(run("usage", "alice", "--json", "--url", canned).stdout) == usage
+
+
+def test_usage_from_a_gateway_of_an_earlier_release_says_nothing_about_holds(
+    canned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = {"held_to": None, "windows": [{"limit": "100/minute", "used": 60, "reset_after_ms": 0}]}
+    monkeypatch.setattr(Canned, "response", (200, json.dumps(usage).encode()))
+    done = run("usage", "alice", "--url", canned)
+    assert done.exit_code == 0
+    assert "the built-in default applies" in done.stdout
+    assert "held:" not in done.stdout
+    monkeypatch.setattr(Canned, "response", (200, json.dumps({**usage, "windows": []}).encode()))
+    assert "unlimited: no check is counted" in run("usage", "alice", "--url", canned).stdout
 
 
 def test_status_when_degraded_shows_how_many_processes_and_checks(

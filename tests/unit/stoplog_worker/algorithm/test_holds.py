@@ -358,12 +358,48 @@ def test_lookup_shows_how_many_requests_are_in_flight() -> None:
     bench.settle(Settlement((9, 1, 0), 5))
     bench.check(0)
     windows = bench.ledger.usage_report(Check("a", 0))["windows"]
-    assert windows[1] == {"limit": "3 in flight", "used": 1, "reset_after_ms": 8_000}
+    assert windows[1] == {"limit": "3 in flight", "used": 1, "reset_after_ms": 8_000, "held": 1}
     assert windows[0]["used"] == 15, "what was settled, and what is held"
     assert 68_000 <= windows[0]["reset_after_ms"] < 70_000, "it is charged at its end"
     bench = Bench("100/minute", "3 in flight")
     bench.check(1)
     assert bench.ledger.usage_report(Check("a", 0))["windows"][1]["used"] == 0
+
+
+def test_lookup_sums_up_what_is_held() -> None:
+    bench = Bench("90000/minute", "90000/hour")
+    for number in range(MAX_RESERVATIONS):
+        assert bench.reserve(2, number, 9_000 + number).allowed
+    leased = bench.lease(50, MAX_RESERVATIONS, ttl_ms=2_000)
+    assert leased is not None
+    bench.check(7)
+    bench.settle(Settlement((9, 0, 0), 1))
+    bench.after_ms = 500
+    bench.check(0)
+    report = bench.ledger.usage_report(Check("a", 0))
+    reserved = 2 * MAX_RESERVATIONS - 2
+    assert report["holds"] == {
+        "reservations": {"open": MAX_RESERVATIONS - 1, "units": reserved, "next_end_ms": 8_501},
+        "leases": {"open": 1, "units": leased.units, "next_end_ms": 1_500},
+    }
+    for window in report["windows"]:
+        assert (window["used"] - window["held"], window["held"]) == (8, reserved + leased.units)
+    answer = bench.check(0)
+    assert answer.remaining == 90_000 - report["windows"][0]["used"]
+    bench.after_ms = 20_000
+    bench.check(0)
+    ended = bench.ledger.usage_report(Check("a", 0))
+    nothing = {"open": 0, "units": 0, "next_end_ms": None}
+    assert ended["holds"] == {"reservations": nothing, "leases": nothing}
+    assert {window["held"] for window in ended["windows"]} == {0}
+
+
+def test_lookup_without_the_gate_has_the_fields_of_earlier_releases() -> None:
+    bench = Bench("100/minute", "3 in flight", enabled=False)
+    bench.append(encode_batch(Batch(0, 7, 1, [Check("a", 0)])))
+    report = bench.ledger.usage_report(Check("a", 0))
+    assert report.keys() == {"held_to", "windows"}
+    assert [window.keys() for window in report["windows"]] == [{"limit", "used", "reset_after_ms"}] * 2
 
 
 def test_id_of_another_kind_of_hold_is_denied() -> None:

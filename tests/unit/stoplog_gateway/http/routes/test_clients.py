@@ -56,7 +56,11 @@ async def test_usage_returns_every_window_and_the_source_of_the_limits(
         "resource": "login",
         "held_to": {"kind": "plan", "id": "gold", "resource": None},
         "policy_version": 41,
-        "windows": [{"limit": "100/minute", "used": 60, "reset_after_ms": 43_000}],
+        "windows": [{"limit": "100/minute", "used": 60, "reset_after_ms": 43_000, "held": 45}],
+        "holds": {
+            "reservations": {"open": 2, "units": 40, "next_end_ms": 12_000},
+            "leases": {"open": 1, "units": 5, "next_end_ms": 1_900},
+        },
     }
     assert (await http.get("/v1/clients/a/usage")).json()["held_to"] is None
 

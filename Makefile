@@ -34,10 +34,10 @@ token-soak: .venv/dev ## run a system for three minutes with Kafka tokens that l
 	@$(BIN)/pytest tests/e2e/token_soak.py $(ARGS)
 
 bench: .venv/dev ## compare with other limiters in four minutes: a table, build/bench/quick.json and .png
-	@$(BIN)/python -m tests.benchmarks.run
+	@$(BIN)/python -m tests.benchmarks.run $(ARGS)
 
 bench-full: .venv/dev ## the same with 10,000,000 clients, 1 to 16 partitions, 2 workers and recovery: half an hour
-	@$(BIN)/python -m tests.benchmarks.run --full
+	@$(BIN)/python -m tests.benchmarks.run --full $(ARGS)
 
 bench-overload: .venv/dev ## five times a gateway's capacity, and what callers wait for others: nine minutes (ARGS="wrk idle")
 	@$(BIN)/python -m tests.benchmarks.overload.run $(ARGS)

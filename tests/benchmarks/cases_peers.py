@@ -32,11 +32,13 @@ def throttlecrab_http(port: int, pids: list[int], plan: BenchPlan, connections: 
     return _wrk("throttlecrab", what, url, pids, plan, connections, _THROTTLE)
 
 
-def envoy_ratelimit_http(port: int, pids: list[int], plan: BenchPlan, connections: int) -> BenchCase:
+def envoy_ratelimit_http(
+    port: int, pids: list[int], plan: BenchPlan, connections: int, distribution: str = "uniform"
+) -> BenchCase:
     """Return the case of wrk on envoyproxy/ratelimit, ``POST /json``. Redis is part of the server."""
     what = "peer: envoyproxy/ratelimit + Redis, POST /json"
     url = f"http://127.0.0.1:{port}{JSON_DOOR.path}"
-    return _wrk("ratelimit", what, url, pids, plan, connections, JSON_DOOR.check)
+    return _wrk("ratelimit", what, url, pids, plan, connections, JSON_DOOR.check, distribution)
 
 
 def _wrk(
@@ -47,6 +49,7 @@ def _wrk(
     plan: BenchPlan,
     connections: int,
     check: tuple[str, str] = CHECK_TEXT,
+    distribution: str = "uniform",
 ) -> BenchCase:
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         return drive(
@@ -57,6 +60,7 @@ def _wrk(
             seed=seed,
             clients=CLIENT_COUNT,
             check=check,
+            distribution=distribution,
         )
 
     return BenchCase(f"{peer}-{connections}", STAGE, what, connections, {"server": pids}, load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from tests.benchmarks.bench_case import BenchCase
@@ -51,18 +52,20 @@ def http(
     distribution: str = "uniform",
     door: Door = CHECK_DOOR,
     token: str | None = None,
+    warmup_s: int = 0,
 ) -> BenchCase:
-    """Return the case of wrk on the first gateway, in lists of *size* checks if that is not 1."""
+    """Return the case of wrk on the first gateway, in lists of *size* checks if that is not 1.
+
+    Before its window there is the same load for *warmup_s* seconds.
+    """
     gateway = stoplog.system.gateways[0]
     url = f"{stoplog.url}{door.path}{'' if size == 1 else 's'}"
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
-        before = gateway.metric("stoplog_checks_degraded_total")
-        figures = drive(
+        drive_for = partial(
+            drive,
             url,
-            meter,
             connections=callers,
-            seconds=plan.seconds,
             seed=seed,
             clients=clients,
             distribution=distribution,
@@ -71,6 +74,10 @@ def http(
             method=door.method,
             token=token,
         )
+        if warmup_s:
+            drive_for(Meter({}), seconds=warmup_s)
+        before = gateway.metric("stoplog_checks_degraded_total")
+        figures = drive_for(meter, seconds=plan.seconds)
         failed_open = gateway.metric("stoplog_checks_degraded_total") - before
         return {**figures, "failed_open": int(failed_open)}
 
@@ -78,7 +85,16 @@ def http(
 
 
 def sdk(
-    stoplog: Stoplog, plan: BenchPlan, loader: Loader, *, stage: str, callers: int, key: str
+    stoplog: Stoplog,
+    plan: BenchPlan,
+    loader: Loader,
+    *,
+    stage: str,
+    callers: int,
+    key: str,
+    what: str = "SDK",
+    distribution: str = "uniform",
+    warmup_s: float | None = None,
 ) -> BenchCase:
     """Return the case of callers in a process with a Limiter. It stands in the gateway's place."""
 
@@ -88,15 +104,15 @@ def sdk(
             mode="check",
             callers=callers,
             clients=CLIENT_COUNT,
-            distribution="uniform",
+            distribution=distribution,
             seed=seed,
-            warmup_s=plan.warmup_s,
+            warmup_s=plan.warmup_s if warmup_s is None else warmup_s,
             seconds=plan.seconds,
         )
         return {**figures, "load_cpu_s": None}
 
     parts = {"gateway": [loader.pid], **stoplog.pids(None)}
-    return BenchCase(key, stage, "SDK", callers, parts, load)
+    return BenchCase(key, stage, what, callers, parts, load)
 
 
 def published(

@@ -6,9 +6,6 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-ZIPF: Final = 1.1
-"""The exponent: the thousandth client sends 2,000 times fewer checks than the first."""
-
 SCATTER: Final = 625_341_585
 """Odd, so that no two clients share an id. Small enough for the doubles of ``wrk.lua``."""
 
@@ -25,7 +22,9 @@ def client_id(number: int) -> str:
 def picker(clients: int, distribution: str, seed: int = 0) -> Callable[[], int]:
     """Return a function that draws a number below *clients*: ``uniform``, ``zipf``, or ``each`` in turn.
 
-    Zipf's law is drawn by inverting its continuous form. That needs no tables and is exact enough for a load.
+    Zipf's law has the exponent 1: the thousandth client sends a thousand times fewer checks than the first.
+    It is drawn by inverting its continuous form, which needs no tables. The first client gets 7.5 % of the
+    checks of 10,000 clients, instead of 10.2 %.
     """
     if distribution == "each":
         turn = -1
@@ -39,5 +38,4 @@ def picker(clients: int, distribution: str, seed: int = 0) -> Callable[[], int]:
     uniform = random.Random(seed).random
     if distribution == "uniform":
         return lambda: int(uniform() * clients)
-    span, power = (clients + 1) ** (1 - ZIPF) - 1, 1 / (1 - ZIPF)
-    return lambda: int((1 + uniform() * span) ** power) - 1
+    return lambda: int((clients + 1) ** uniform()) - 1

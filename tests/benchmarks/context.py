@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 
 from tests.benchmarks.bench_case import BenchCase, measure
 from tests.benchmarks.cases_stoplog import warm
 from tests.benchmarks.load_http import wrk_missing
 from tests.benchmarks.loader import Loader
+from tests.benchmarks.peers.servers import PeerServer, envoy_ratelimit, redis
 from tests.benchmarks.plan import CLIENT_COUNT, BenchPlan
 from tests.benchmarks.samples import Result, Skipped
 from tests.benchmarks.stoplog_system import FLUSH_MS, GENEROUS, Stoplog, running_stoplog
@@ -39,6 +41,24 @@ class BenchContext:
         self.stoplog, self.sdk = self.start(stack)
         command = [sys.executable, "-m", "tests.benchmarks.load_grpc"]
         self.grpc = stack.enter_context(self.loader("load-grpc", command))
+
+    @cached_property
+    def redis(self) -> PeerServer:
+        """The Redis of the peers, which is started at the first use.
+
+        Raises:
+            PeerMissing: Redis is not installed.
+        """
+        return self.stack.enter_context(redis(self.folder))
+
+    @cached_property
+    def ratelimit(self) -> PeerServer:
+        """envoyproxy/ratelimit with :attr:`redis`, which is started at the first use.
+
+        Raises:
+            PeerMissing: One of them cannot run here.
+        """
+        return self.stack.enter_context(envoy_ratelimit(self.folder, self.redis.port))
 
     def measure(
         self, cases: Sequence[BenchCase], *, rounds: int | None = None, warm: bool = True
@@ -74,6 +94,8 @@ class BenchContext:
         limits: str = GENEROUS,
         clients: int = CLIENT_COUNT,
         flush_ms: int = FLUSH_MS,
+        lease_max_ms: int = 0,
+        worker_env: Mapping[str, str] | None = None,
     ) -> tuple[Stoplog, Loader]:
         """Start a system and a process that loads it through the SDK, and warm them up.
 
@@ -84,12 +106,21 @@ class BenchContext:
             limits: Default limits of the system.
             clients: Number of clients during the warm-up.
             flush_ms: Checkpoint interval of the workers, in milliseconds.
+            lease_max_ms: The longest lease that the gateway and the load process ask for; 0 turns leases off.
+            worker_env: Environment of the workers, as that of an earlier release.
         """
         stoplog = stack.enter_context(
-            running_stoplog(partitions=partitions, workers=workers, limits=limits, flush_ms=flush_ms)
+            running_stoplog(
+                partitions=partitions,
+                workers=workers,
+                limits=limits,
+                flush_ms=flush_ms,
+                lease_max_ms=lease_max_ms,
+                worker_env=worker_env,
+            )
         )
         module = [sys.executable, "-m", "tests.benchmarks.load_sdk"]
-        command = [*module, stoplog.system.bootstrap, str(stoplog.topics)]
+        command = [*module, stoplog.system.bootstrap, str(stoplog.topics), str(lease_max_ms)]
         sdk = stack.enter_context(self.loader("load-sdk", command))
         warm(sdk, self.plan, clients)
         return stoplog, sdk

@@ -61,9 +61,9 @@ def _clients(run: Run) -> str:
     numbers = FULL.clients
     rows = {
         "published, uniform: µs worker": _row(run, "clients-{}-uniform", numbers, worker_us),
-        "published, Zipf(1.1): µs worker": _row(run, "clients-{}-zipf", numbers, worker_us),
+        "published, Zipf: µs worker": _row(run, "clients-{}-zipf", numbers, worker_us),
         "HTTP, 128 connections, uniform: µs total": _row(run, "clients-{}-uniform-http", numbers, total_us),
-        "HTTP, 128 connections, Zipf(1.1): µs total": _row(run, "clients-{}-zipf-http", numbers, total_us),
+        "HTTP, 128 connections, Zipf: µs total": _row(run, "clients-{}-zipf-http", numbers, total_us),
         "worker, resident MB": _row(run, "clients-{}-uniform", numbers, lambda s: s.rss_mb.get("worker")),
         "bytes per client on disk": [run.disk_bytes.get(str(number)) for number in numbers],
     }

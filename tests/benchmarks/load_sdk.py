@@ -35,10 +35,12 @@ _PATIENT_MS: Final = 30_000
 """The deadline: a slow check shall be reported as slow, and not fail open."""
 
 
-async def main(bootstrap: str, topics: str) -> None:
+async def main(bootstrap: str, topics: str, lease_max_ms: str) -> None:
     """Carry out orders until standard input ends."""
     partitions = load_topics(Path(topics))[CHECKS].partitions
-    async with Limiter(bootstrap, topics=topics, deadline_ms=_PATIENT_MS) as limiter:
+    async with Limiter(
+        bootstrap, topics=topics, deadline_ms=_PATIENT_MS, lease_max_ms=int(lease_max_ms)
+    ) as limiter:
         while not await limiter.ready():  # noqa: ASYNC110 - readiness is probed, there is no event
             await asyncio.sleep(0.05)
         say("ready")

@@ -12,6 +12,9 @@ CALLERS: Final = (1, 32, 128, 512)
 DOOR_CALLERS: Final = (32, 128)
 """Numbers of callers of the doors that proxies use."""
 
+DISTRIBUTIONS: Final = {"uniform": "uniform", "zipf": "Zipf(1.0)"}
+"""How checks are distributed among the clients: name of the distribution, and its label in rows."""
+
 PARTITIONS: Final = (1, 2, 4, 16)
 PARTITION_CALLERS: Final = (32, 512)
 """Numbers of callers of the systems of :data:`PARTITIONS`: a light load and a heavy one."""
@@ -28,6 +31,7 @@ class BenchPlan:
             workers' checkpoint interval contains a checkpoint of each partition. A shorter one may not.
         warmup_s: Seconds of load of a load process before its window.
         warm_broker_s: Seconds of load on a new system before its first measurement.
+        lease_warmup_s: Seconds of the same load before a window with leases. The first lease lasts 3 s.
         clients: Numbers of clients. Each has a system of its own, which stores all of them before it is
             measured.
         peer_connections: Numbers of connections to the peers' HTTP servers.
@@ -41,6 +45,7 @@ class BenchPlan:
     seconds: int
     warmup_s: float
     warm_broker_s: float
+    lease_warmup_s: int
     clients: tuple[int, ...]
     peer_connections: tuple[int, ...]
     hot_window_s: int
@@ -53,6 +58,7 @@ QUICK: Final = BenchPlan(
     seconds=1,
     warmup_s=0.2,
     warm_broker_s=6.0,
+    lease_warmup_s=3,
     clients=(1_000_000,),
     peer_connections=(32, 128),
     hot_window_s=10,
@@ -64,6 +70,7 @@ FULL: Final = BenchPlan(
     seconds=5,
     warmup_s=0.5,
     warm_broker_s=15.0,
+    lease_warmup_s=5,
     clients=(1_000, 1_000_000, 10_000_000),
     peer_connections=CALLERS,
     hot_window_s=60,

@@ -23,13 +23,13 @@ README: Final = CHECKOUT / "README.md"
 PAGE: Final = CHECKOUT / "docs" / "benchmarks.md"
 
 SHORT_ROWS: Final = {
-    "http-128": "**Stoplog**, HTTP, single checks",
+    "leases-zipf-128": "**Stoplog**, HTTP, Zipf(1.0), leases on",
+    "http-128": "**Stoplog**, HTTP, uniform, leases off",
     "limits-128": "limits 5.8 with FastAPI and Redis, HTTP",
     "ratelimit-128": "envoyproxy/ratelimit with Redis, HTTP",
     "throttlecrab-128": "throttlecrab (Rust, in memory, not durable), HTTP",
     "http-list": "**Stoplog**, HTTP, lists of 100 checks",
     "sdk-512": "**Stoplog**, Python SDK",
-    "redis-50": "Redis 7, sliding-window script, 50 calls in a pipeline",
 }
 """The README's rows in their order: key of the case, and its name for readers."""
 

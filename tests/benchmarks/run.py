@@ -1,7 +1,8 @@
 """``make bench``: measure, print the table, and write the run as JSON and as a plot.
 
-``python -m tests.benchmarks.run [--full]``. The first run downloads the peers' programs into a cache
-directory, which takes some minutes more.
+``python -m tests.benchmarks.run [--full] [stage ...]``. Stages select a part, which goes to a JSON file of
+its own, without a plot. The first run downloads the peers' programs into a cache directory, which takes some
+minutes more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +32,7 @@ from tests.benchmarks.peers.environment import (
 )
 from tests.benchmarks.plan import FULL, QUICK, BenchPlan
 from tests.benchmarks.samples import Run
-from tests.benchmarks.stages import callers, client_counts, hot, recovery, scaling
+from tests.benchmarks.stages import callers, client_counts, hot, leases, recovery, scaling
 from tests.benchmarks.table import rich_table
 from tests.support.broker import CHECKOUT
 
@@ -41,8 +43,23 @@ _WIDTH: Final = 200
 stderr_console: Final = Console(stderr=True)
 
 
-def main(plan: BenchPlan) -> None:
-    """Measure all stages of *plan*."""
+STAGE_RUNS: Final[dict[str, Callable[[BenchContext], None]]] = {
+    "callers": callers.run,
+    "leases": leases.run,
+    "hot": hot.run,
+    "partitions": scaling.partitions,
+    "workers": scaling.workers,
+    "recovery": recovery.run,
+    "clients": client_counts.run,
+}
+"""The stages in their order. A quick run leaves out :data:`_FULL_ONLY`."""
+
+_FULL_ONLY: Final = frozenset({"partitions", "workers", "recovery"})
+
+
+def main(plan: BenchPlan, only: Sequence[str] = ()) -> None:
+    """Measure the stages *only*, or all of *plan*."""
+    chosen = only or [stage for stage in STAGE_RUNS if plan.full or stage not in _FULL_ONLY]
     signal.signal(signal.SIGTERM, _interrupted)  # so that all started processes are stopped
     _prepare()
     facts, began = machine_facts(), time.monotonic()
@@ -52,13 +69,8 @@ def main(plan: BenchPlan) -> None:
 
     with TemporaryDirectory(prefix="stoplog-bench-") as folder, ExitStack() as stack:
         bench = BenchContext(plan, Path(folder), stack, say)
-        callers.run(bench)
-        hot.run(bench)
-        if plan.full:
-            scaling.partitions(bench)
-            scaling.workers(bench)
-            recovery.run(bench)
-        client_counts.run(bench)
+        for stage in chosen:
+            STAGE_RUNS[stage](bench)
         say("stopping")
     run = Run(
         facts=facts,
@@ -74,7 +86,12 @@ def main(plan: BenchPlan) -> None:
     console.print(rich_table(run))
     if plan.full:
         console.print(growth_markdown(run), highlight=False, markup=False)
-    _write(run, _OUTPUT_FOLDER / f"{plan.name}.json")
+    file = _OUTPUT_FOLDER / f"{'-'.join((plan.name, *only))}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
+    stderr_console.print(f"written: {file}", highlight=False)
+    if not only:
+        _plot(file)
 
 
 def _interrupted(_: int, __: FrameType | None) -> NoReturn:
@@ -91,21 +108,19 @@ def _prepare() -> None:
             stderr_console.print(str(exc), highlight=False, markup=False)
 
 
-def _write(run: Run, file: Path) -> None:
-    """Write the run as JSON, and the plot beside it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
+def _plot(file: Path) -> None:
+    """Plot a whole run beside its *file*."""
     picture = file.with_suffix(".png")
     try:
         plot = [peers_python(), "-m", "tests.benchmarks.plot", str(file), str(picture)]
         subprocess.run(plot, cwd=CHECKOUT, check=True, timeout=120)
     except PeerMissing as exc:
         stderr_console.print(f"no plot: {exc}", highlight=False)
-    stderr_console.print(
-        f"written: {file} and {picture.name}; `make bench-readme` puts it into README and docs",
-        highlight=False,
-    )
+    stderr_console.print("`make bench-readme` puts the last full run into README and docs", highlight=False)
 
 
 if __name__ == "__main__":
-    main(FULL if "--full" in sys.argv[1:] else QUICK)
+    given = [argument for argument in sys.argv[1:] if argument != "--full"]
+    if unknown := set(given) - STAGE_RUNS.keys():
+        sys.exit(f"unknown stages: {' '.join(sorted(unknown))}; choose from {' '.join(STAGE_RUNS)}")
+    main(FULL if "--full" in sys.argv[1:] else QUICK, given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,9 @@ _REJECTED_CHECKS: Final = 'stoplog_worker_checks_total{result="rejected"}'
 GENEROUS: Final = "1000000/minute"
 """The default limit of all cases, including the peers': a denial would be cheaper than an allowed check."""
 
+LEASE_MAX_MS: Final = 10_000
+"""The longest lease where leases are on."""
+
 FLUSH_MS: Final[int] = Settings.model_fields["flush_interval_ms"].default
 """Default checkpoint interval of a worker, in milliseconds."""
 
@@ -40,7 +43,6 @@ class Stoplog:
         metrics: Ports of the workers' metrics.
         grpc_address: Address of Envoy's rate limit service at the first gateway.
         token: A token that the first gateway accepts with checks, and does not require.
-        grpc_address: Address of Envoy's rate limit service at the first gateway.
     """
 
     def __init__(
@@ -89,9 +91,25 @@ class Stoplog:
 
 @contextmanager
 def running_stoplog(
-    *, partitions: int = 4, workers: int = 1, limits: str = GENEROUS, flush_ms: int = FLUSH_MS
+    *,
+    partitions: int = 4,
+    workers: int = 1,
+    limits: str = GENEROUS,
+    flush_ms: int = FLUSH_MS,
+    lease_max_ms: int = 0,
+    worker_env: Mapping[str, str] | None = None,
 ) -> Iterator[Stoplog]:
-    """Run a system on free ports with *limits* as its default; yield it ready, then delete its data."""
+    """Run a system on free ports; yield it ready, then delete its data.
+
+    Args:
+        partitions: Partitions of ``checks``.
+        workers: Number of workers.
+        limits: Its default limits.
+        flush_ms: Checkpoint interval of the workers, in milliseconds.
+        lease_max_ms: The longest lease that its gateway asks for. With leases, the system is ready once all
+            partitions grant them.
+        worker_env: Environment of the workers, as that of an earlier release.
+    """
     with TemporaryDirectory(prefix="stoplog-bench-") as folder, ExitStack() as stack:
         home = home_with_jars(Path(folder, "home"))
         topics = home / "topics.yaml"
@@ -105,13 +123,15 @@ def running_stoplog(
         system = System(broker, home, stack, topics=topics, default_limits=limits, flush_interval_ms=flush_ms)
         metrics = [free_port() for _ in range(workers)]
         for port in metrics:
-            system.add_worker(metrics_port=port)
+            system.add_worker(metrics_port=port, env=worker_env)
         tokens = home / "tokens"
         token = add_token(tokens, "bench", frozenset({Scope.ADMIN}))
         grpc_address = f"127.0.0.1:{free_port()}"
-        measured = system.add_gateway(tokens_file=tokens, envoy=grpc_address)
+        measured = system.add_gateway(tokens_file=tokens, envoy=grpc_address, lease_max_ms=lease_max_ms)
         measured.http.headers["Authorization"] = f"Bearer {token}"
         system.wait_ready()
+        if lease_max_ms:
+            system.wait_reservations()
         yield Stoplog(system, topics, metrics, token, grpc_address)
 
 

@@ -14,6 +14,7 @@ from tests.benchmarks.targets import Target, against, short, targets
 
 STAGES: Final = {
     "callers": "by callers",
+    "leases": "with leases",
     "hot": "one hot client",
     "clients": "by clients",
     "partitions": "by partitions",

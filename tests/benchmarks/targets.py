@@ -68,6 +68,16 @@ def targets(run: Run) -> list[Target]:
     for key, other, what, bound, figure in _RATIOS:
         value = ratio(run.find(key), run.find(other), figure)
         found.append(Target(key=key, what=what, bound=bound, measured=value))
+    found += [
+        Target(
+            key=key,
+            what=what,
+            bound=bound,
+            at_least=True,
+            measured=ratio(run.find(key), run.find(other), rate),
+        )
+        for key, other, what, bound, rate in _RATIOS_AT_LEAST
+    ]
     for clients, bound in _DISK_BYTES.items():
         key, size = f"clients-{clients}-uniform", run.disk_bytes.get(str(clients))
         found.append(Target(key=key, what="bytes per client on disk", bound=bound, measured=size))
@@ -143,6 +153,10 @@ def _front(sample: Sample) -> float | None:
     return sample.cpu_us("gateway") or sample.cpu_us("server")
 
 
+def _rate(sample: Sample) -> float:
+    return sample.rate
+
+
 def _p50(sample: Sample) -> float | None:
     return sample.p50_ms
 
@@ -172,12 +186,13 @@ _AT_MOST: Final = (
     ("flood-cached", "% of the denials by the worker", 1.0, lambda sample: sample.worker_share),
 )
 _AT_LEAST: Final = (
-    ("sdk-512", "checks/s", 100_000.0, lambda sample: sample.rate),
-    ("recovery", "records/s", 50_000.0, lambda sample: sample.rate),
-    ("catching-up", "records/s", 50_000.0, lambda sample: sample.rate),
+    ("sdk-512", "checks/s", 100_000.0, _rate),
+    ("recovery", "records/s", 50_000.0, _rate),
+    ("catching-up", "records/s", 50_000.0, _rate),
     ("hot-cached", "req/s per gateway core", 20_000.0, lambda sample: sample.rate_per_core),
     ("flood-cached", "req/s per gateway core", 20_000.0, lambda sample: sample.rate_per_core),
 )
+_RATELIMIT: Final = "x envoyproxy/ratelimit + Redis, µs total"
 _RATIOS: Final = (
     ("sdk-1", "echo-1", "x echo's p50", 1.3, _p50),
     ("http-1", "echo-1", "x echo's p50", 1.3, _p50),
@@ -186,9 +201,13 @@ _RATIOS: Final = (
     *((f"authorize-{n}", f"http-{n}", "x POST /v1/check", 1.15, _total_us) for n in DOOR_CALLERS),
     *((f"json-{n}", f"http-{n}", "x POST /v1/check", 1.3, _total_us) for n in DOOR_CALLERS),
     *((f"grpc-{n}", f"grpc-floor-{n}", "gateway x floor", 1.25, _front) for n in DOOR_CALLERS),
+    *((f"leases-zipf-{n}", f"ratelimit-zipf-{n}", _RATELIMIT, 0.5, _total_us) for n in DOOR_CALLERS),
+    ("leases-uniform-32", "ratelimit-uniform-32", _RATELIMIT, 1.5, _total_us),
+    ("leases-hot-1", "http-floor-1", "x a constant answer's p50", 1.3, _p50),
     # A third of the script's CPU.
     ("published", "redis-50", "x Redis script pipelined", 1 / 3, _own),
 )
+_RATIOS_AT_LEAST: Final = (("leases-sdk-on", "leases-sdk-off", "x checks/s with leases off", 3.0, _rate),)
 _STRETCH: Final = {
     ("http-32", "µs total"): 140.0,
     ("http-128", "µs total"): 75.0,

@@ -3,13 +3,12 @@
 -- In a GET request, the text is the last line of the head. In a POST request, it is in the body.
 -- Ids are those of client_ids.py. All have one length, so the head of a request is built once.
 
-local clients, zipf, size, before, after, head, span, power
+local clients, zipf, size, before, after, head
 
 function init(args)
   clients, zipf, size = tonumber(args[1]), args[2] == "zipf", tonumber(args[3])
   before, after = args[5], args[6]
   math.randomseed(tonumber(args[4]))
-  span, power = (clients + 1) ^ (1 - 1.1) - 1, 1 / (1 - 1.1)
   head = args[7] .. " " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] .. "\r\n"
   local token = wrk.headers["Authorization"]
   if token then head = head .. "Authorization: " .. token .. "\r\n" end
@@ -25,7 +24,7 @@ end
 local function check()
   local number
   if zipf then
-    number = math.floor((1 + math.random() * span) ^ power) - 1
+    number = math.floor((clients + 1) ^ math.random()) - 1
   else
     number = math.floor(math.random() * clients)
   end

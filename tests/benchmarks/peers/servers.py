@@ -136,6 +136,15 @@ def grpc_floor(folder: Path) -> Iterator[PeerServer]:
 
 
 @contextmanager
+def http_floor(folder: Path) -> Iterator[PeerServer]:
+    """Run the gateway's HTTP server with the same answer to each check."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.benchmarks.http_floor", str(port)]
+    with _running("http-floor", command, port, folder) as server:
+        yield server
+
+
+@contextmanager
 def _running(
     name: str, command: Sequence[str], port: int, folder: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[PeerServer]:

@@ -12,14 +12,7 @@ from tests.benchmarks.cases_stoplog import AUTHORIZE_DOOR, JSON_DOOR
 from tests.benchmarks.context import BenchContext
 from tests.benchmarks.echo import PARTITIONS, create_echo_topics
 from tests.benchmarks.peers.environment import PeerMissing, peers_python
-from tests.benchmarks.peers.servers import (
-    PeerServer,
-    envoy_ratelimit,
-    grpc_floor,
-    limits_app,
-    redis,
-    throttlecrab,
-)
+from tests.benchmarks.peers.servers import grpc_floor, limits_app, throttlecrab
 from tests.benchmarks.plan import CALLERS, CLIENT_COUNT, DOOR_CALLERS
 
 STAGE = cases_peers.STAGE
@@ -28,7 +21,7 @@ TOKEN_CALLERS: Final = (32, 128)
 
 def run(bench: BenchContext) -> None:
     """Measure all cases in the same rounds."""
-    peers = [*_echo(bench), *_peers_with_redis(bench), *_throttlecrab(bench)]
+    peers = [*_echo(bench), *_peers_with_redis(bench), *_envoy_ratelimit(bench), *_throttlecrab(bench)]
     cases = [*peers, *_stoplog(bench), *_doors(bench)]
     bench.measure(sorted(cases, key=lambda case: case.callers))
 
@@ -96,7 +89,7 @@ def _echo(bench: BenchContext) -> list[BenchCase]:
 def _peers_with_redis(bench: BenchContext) -> list[BenchCase]:
     try:
         python = peers_python()
-        server = bench.stack.enter_context(redis(bench.folder))
+        server = bench.redis
         app = bench.stack.enter_context(limits_app(bench.folder, server.port))
     except PeerMissing as exc:
         bench.skip("redis", "peers: Redis script; limits + FastAPI + Redis", str(exc))
@@ -108,16 +101,16 @@ def _peers_with_redis(bench: BenchContext) -> list[BenchCase]:
         pids = [app.pid, server.pid]
         connections = bench.plan.peer_connections
         cases += [cases_peers.limits_http(app.port, pids, bench.plan, n) for n in connections]
-    return [*cases, *_envoy_ratelimit(bench, server)]
+    return cases
 
 
-def _envoy_ratelimit(bench: BenchContext, store: PeerServer) -> list[BenchCase]:
+def _envoy_ratelimit(bench: BenchContext) -> list[BenchCase]:
     try:
-        server = bench.stack.enter_context(envoy_ratelimit(bench.folder, store.port))
+        server = bench.ratelimit
     except PeerMissing as exc:
         bench.skip("ratelimit", "peer: envoyproxy/ratelimit + Redis", str(exc))
         return []
-    pids, plan = [server.pid, store.pid], bench.plan
+    pids, plan = [server.pid, bench.redis.pid], bench.plan
     cases = [
         grpc_calls(
             bench.grpc,

@@ -9,10 +9,10 @@ from tests.benchmarks import cases_stoplog
 from tests.benchmarks.bench_case import BenchCase
 from tests.benchmarks.context import BenchContext
 from tests.benchmarks.loader import Loader
+from tests.benchmarks.plan import DISTRIBUTIONS
 from tests.benchmarks.stoplog_system import Stoplog
 
 STAGE: Final = "clients"
-_DISTRIBUTIONS: Final = {"uniform": "uniform", "zipf": "Zipf(1.1)"}
 _HTTP_CONNECTIONS: Final = 128
 _HOURLY_LIMIT: Final = "1000000/hour"
 """Storing 10,000,000 clients takes minutes. With a window of a minute the first would have expired."""
@@ -28,11 +28,9 @@ def run(bench: BenchContext) -> None:
             bench.say(f"clients: counting each of {clients:,} once")
             stoplog, sdk = bench.start(stack, limits=_HOURLY_LIMIT, clients=clients)
             cases_stoplog.fill(stoplog, sdk, clients)
-            cases = [
-                _published(bench, stoplog, sdk, clients, distribution) for distribution in _DISTRIBUTIONS
-            ]
+            cases = [_published(bench, stoplog, sdk, clients, distribution) for distribution in DISTRIBUTIONS]
             if bench.plan.full and bench.has_wrk(f"clients-{clients}", f"HTTP, {clients:,} clients"):
-                cases += [_http(bench, stoplog, clients, distribution) for distribution in _DISTRIBUTIONS]
+                cases += [_http(bench, stoplog, clients, distribution) for distribution in DISTRIBUTIONS]
             bench.measure(cases, warm=False)
             for worker in stoplog.system.workers:
                 worker.stop()
@@ -48,7 +46,7 @@ def _published(
         sdk,
         stage=STAGE,
         key=f"clients-{clients}-{distribution}",
-        what=f"SDK, published, {clients:,} clients, {_DISTRIBUTIONS[distribution]}",
+        what=f"SDK, published, {clients:,} clients, {DISTRIBUTIONS[distribution]}",
         clients=clients,
         distribution=distribution,
     )
@@ -61,7 +59,7 @@ def _http(bench: BenchContext, stoplog: Stoplog, clients: int, distribution: str
         stage=STAGE,
         callers=_HTTP_CONNECTIONS,
         key=f"clients-{clients}-{distribution}-http",
-        what=f"HTTP, single checks, {clients:,} clients, {_DISTRIBUTIONS[distribution]}",
+        what=f"HTTP, single checks, {clients:,} clients, {DISTRIBUTIONS[distribution]}",
         clients=clients,
         distribution=distribution,
     )

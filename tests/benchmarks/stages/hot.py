@@ -29,7 +29,7 @@ def run(bench: BenchContext) -> None:
     if not bench.has_wrk("hot", what):
         return
     system = bench.stoplog.system
-    system.add_gateway(deny_cache=0)
+    system.add_gateway(deny_cache=0, lease_max_ms=0)
     system.wait_ready()
     limiter, window_s = system.gateways[0], bench.plan.hot_window_s
     for gateway, name, cache in ((0, "cached", "deny cache"), (1, "uncached", "no deny cache")):

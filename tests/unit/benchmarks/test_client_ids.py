@@ -20,14 +20,14 @@ def test_uniform_picker_returns_even_bounded_and_repeatable_numbers() -> None:
     assert max(counts.values()) < 1.15 * min(counts.values())
 
 
-def test_zipf_picker_follows_the_exponent_and_stays_in_bounds() -> None:
+def test_zipf_picker_follows_the_exponent_1_and_stays_in_bounds() -> None:
     pick = picker(1_000, "zipf", 7)
     counts = Counter(pick() for _ in range(200_000))
     assert min(counts) == 0
     assert max(counts) <= 999
-    # Clients 100 to 199 are ten times as many as 10 to 19, and each sends about 10 ** 1.1 times fewer checks.
+    # Clients 100 to 199 are ten times as many as 10 to 19, and each sends about ten times fewer checks.
     few, many = sum(counts[n] for n in range(9, 19)), sum(counts[n] for n in range(99, 199))
-    assert 1.1 < few / many < 1.45
+    assert 0.93 < few / many < 1.07
 
 
 def test_client_ids_are_unique_scattered_and_of_one_length() -> None:

@@ -42,7 +42,7 @@ def test_short_table_has_at_most_seven_rows_and_no_targets() -> None:
     text = short_table(run(*SHORT_ROWS, "sdk-1"))
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + len(SHORT_ROWS)
-    assert rows[2] == "| **Stoplog**, HTTP, single checks | 1 | 1,000 |  |  | 2 |"
+    assert rows[2] == "| **Stoplog**, HTTP, Zipf(1.0), leases on | 1 | 1,000 |  |  | 2 |"
     assert "MISSED" not in text
     assert "two cores" in text
 

@@ -79,3 +79,30 @@ def test_two_worker_target_subtracts_following_per_round() -> None:
     assert flat(one, two, standby) == pytest.approx(1.1)
     assert flat(one, two) is None
     assert flat(one, two, workers("standby", 0.005, 0.005, 0.005)) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "ours_s", "peer", "bound", "met"),
+    [
+        ("leases-zipf-32", 0.049, "ratelimit-zipf-32", 0.5, True),
+        ("leases-zipf-128", 0.051, "ratelimit-zipf-128", 0.5, False),
+        ("leases-uniform-32", 0.149, "ratelimit-uniform-32", 1.5, True),
+    ],
+)
+def test_lease_target_is_a_part_of_what_the_peer_takes(
+    key: str, ours_s: float, peer: str, bound: float, met: bool
+) -> None:
+    goal = found(result(key, {"gateway": ours_s}), result(peer, {"server": 0.1}))[
+        key, "x envoyproxy/ratelimit + Redis, µs total"
+    ]
+    assert (goal.bound, goal.met) == (bound, met)
+
+
+@pytest.mark.parametrize(("checks", "met"), [(3_000, True), (2_900, False)])
+def test_leases_must_multiply_the_throughput_of_the_sdk(checks: int, met: bool) -> None:
+    on, off = (
+        result("leases-sdk-on", {"gateway": 0.1}, checks=checks),
+        result("leases-sdk-off", {"gateway": 0.1}),
+    )
+    goal = found(on, off)["leases-sdk-on", "x checks/s with leases off"]
+    assert (goal.at_least, goal.met) == (True, met)

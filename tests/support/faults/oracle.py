@@ -372,6 +372,7 @@ def _merged(messages: Iterable[Any]) -> Table:
 def check_state(partition: int, truth: Truth, stored: dict[str, Table], where: str) -> None:
     """Check that the stored state of *partition* is exactly the state that follows from its whole log."""
     policies = dict(stored[POLICIES])
+    assert MARKER_KEY in policies, f"no marker, {where}[{partition}]"
     marker = decode_marker(policies.pop(MARKER_KEY))
     # The oracle knows no topic ids.
     without_ids = msgspec.structs.replace(marker, topic_id="", updates_id="", changelog_ids={})

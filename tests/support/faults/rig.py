@@ -434,10 +434,16 @@ class Rig:
 
     def _check_table(self, name: str, folder: Path, partition: int, truth: Truth) -> None:
 
-        def caught_up() -> bool:
-            # A standby reads its changelog a moment later.
-            marker = read_tables(folder, partition)[POLICIES].get(MARKER_KEY)
-            return marker is not None and decode_marker(marker).next_offset == truth.marker.next_offset
+        def difference() -> str | None:
+            try:
+                check_state(partition, truth, read_tables(folder, partition), name)
+            except AssertionError as exc:
+                return str(exc)
+            return None
 
-        eventually(f"{name}'s tables of partition {partition} are up to date", caught_up)
-        check_state(partition, truth, read_tables(folder, partition), name)
+        # A standby reads the changelogs a moment later, each by itself.
+        eventually(
+            f"{name}'s tables of partition {partition} agree with the log",
+            lambda: difference() is None,
+            on_failure=lambda: str(difference()),
+        )

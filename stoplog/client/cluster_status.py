@@ -14,6 +14,7 @@ import msgspec
 from stoplog.client.top_rejected import Summary
 from stoplog.client.transport.broker_view import BrokerView
 from stoplog.wire.heartbeats import RUNNING, STANDBY, PartitionState
+from stoplog.wire.partition_count import PartitionCount
 
 LATE_S: Final = 5.0
 """Seconds without a heartbeat after which a node is marked as late: two heartbeats are missing."""
@@ -141,18 +142,19 @@ def count_by_role(nodes: list[Node]) -> dict[str, int]:
     return dict(Counter(node.role for node in nodes))
 
 
-def store_state(view: BrokerView | None, partitions: int, nodes: list[Node]) -> tuple[str, str | None]:
+def store_state(view: BrokerView | None, count: PartitionCount, nodes: list[Node]) -> tuple[str, str | None]:
     """Return the worst state of the store that holds, and its problem and remedy for the operator.
 
     Args:
         view: The broker's last answer; ``None`` if there was none yet.
-        partitions: Number of partitions over which this process hashes clients.
+        count: The number of partitions over which this process hashes clients.
         nodes: The nodes that are alive.
     """
     if view is None:
         return CONNECTING, "the broker has not answered yet"
     if view.error is not None:
         return UNREACHABLE, view.error
+    partitions = count.partitions
     if not view.partitions:
         return TOPICS_WRONG, "topic checks does not exist: run `stoplog topics create`"
     if view.recorded is None and view.partitions != partitions:
@@ -166,9 +168,9 @@ def store_state(view: BrokerView | None, partitions: int, nodes: list[Node]) -> 
             f"topic checks has {view.partitions} partitions, but clients are hashed over {partitions}: it "
             f"was deleted and created again; see the log of the workers"
         )
-    if view.recorded not in (None, partitions):
+    if view.recorded not in (None, count):
         return TOPICS_WRONG, (
-            f"clients are hashed over {view.recorded} partitions, and this process has begun with "
+            f"clients are hashed over {view.recorded.partitions} partitions, and this process has begun with "
             f"{partitions}: it is changing over"
         )
     states: dict[int, set[str]] = {partition: set() for partition in range(partitions)}

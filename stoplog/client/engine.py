@@ -47,6 +47,7 @@ from stoplog.wire.format import NO_REPLY
 from stoplog.wire.heartbeats import HEARTBEAT_S, Heartbeat, StampedHeartbeat, encode_heartbeat
 from stoplog.wire.holds import SettlementBatch
 from stoplog.wire.limit_updates import Update
+from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import LookupReply, Reply, UpdateReply
 
 log = logging.getLogger(__name__)
@@ -65,12 +66,12 @@ class OtherPartitionCount(Exception):
     """The number of partitions in force is another one than that of the engine, which did not start.
 
     Attributes:
-        partitions: The number in force.
+        count: The number in force.
     """
 
-    def __init__(self, partitions: int) -> None:
-        super().__init__(partitions)
-        self.partitions = partitions
+    def __init__(self, count: PartitionCount) -> None:
+        super().__init__(count)
+        self.count = count
 
 
 class NotStarted:
@@ -90,7 +91,7 @@ class Engine:
         settings: The settings of the limiter.
         metrics: Counts everything; its gauges are reset.
         node_id: The name in heartbeats.
-        partitions: Number of partitions of ``checks`` over which clients are hashed.
+        count: The number of partitions over which clients are hashed.
         partitions_in_file: The number that topics.yaml requires.
         on_other_count: Called if, after the start, the number in force turns out to be another one.
         reply_partition: The partition of ``replies`` to read.
@@ -118,12 +119,13 @@ class Engine:
         metrics: Metrics,
         *,
         node_id: str,
-        partitions: int,
+        count: PartitionCount,
         partitions_in_file: int,
-        on_other_count: Callable[[int], None],
+        on_other_count: Callable[[PartitionCount], None],
         reply_partition: int,
         instrumentation: Instrumentation | None,
     ) -> None:
+        partitions = count.partitions
         self.incarnation = secrets.randbits(64)
         self.mode = DegradedMode(metrics, time.monotonic, wall_ms)
         self._overload = OverloadReport(metrics, time.monotonic)
@@ -137,6 +139,7 @@ class Engine:
         self._settings = settings
         self._metrics = metrics
         self._node_id = node_id
+        self._count = count
         self._partitions = partitions
         self._partitions_in_file = partitions_in_file
         self._on_other_count = on_other_count
@@ -166,7 +169,7 @@ class Engine:
             incarnation=self.incarnation,
             reply_partition=self._reply_partition,
             publish_timeout_ms=settings.publish_timeout_ms,
-            partitions=partitions,
+            count=self._count,
             follow_updates=bool(settings.deny_cache or settings.lease_max_ms),
             loop=loop,
             listener=self,
@@ -187,7 +190,7 @@ class Engine:
         )
         self.admin = LimitsAdmin(
             transport,
-            partitions=partitions,
+            count=self._count,
             prefix=transport.update_prefix,
             timeout_s=settings.apply_timeout_ms / 1000,
         )
@@ -279,21 +282,21 @@ class Engine:
 
     def store_state(self) -> tuple[str, str | None]:
         """Return the state of the store, and its problem and remedy for the operator."""
-        return store_state(self._view, self._partitions, self.nodes.alive(time.monotonic()))
+        return store_state(self._view, self._count, self.nodes.alive(time.monotonic()))
 
     def _topic_error(self) -> str | None:
         """Return the fault of the topics; ``None`` if they are right, or may still be created."""
         state, why = self.store_state()
         return why if state == TOPICS_WRONG and self._view is not None and self._view.partitions else None
 
-    def _other_count(self) -> int | None:
+    def _other_count(self) -> PartitionCount | None:
         """Return the number of partitions in force if it is not that of this engine, else ``None``."""
         recorded = self._view.recorded if self._view is not None else None
-        return recorded if recorded != self._partitions else None
+        return recorded if recorded != self._count else None
 
     def _log_difference(self, view: BrokerView) -> None:
         found = {CHECKS: view.partitions}
-        difference = explain_difference(self._partitions, found, self._partitions_in_file)
+        difference = explain_difference(self._count, found, self._partitions_in_file)
         if difference is not None and difference != self._difference:
             log.warning("%s", difference)
         self._difference = difference
@@ -370,7 +373,7 @@ class Engine:
         error = self._topic_error()
         if self._started and error is not None and error != before:
             log.error("checks fail open until this is fixed: %s", error)
-        if view.recorded == self._partitions:
+        if view.recorded == self._count:
             self._log_difference(view)
         elif self._started and (count := self._other_count()) is not None:
             self._on_other_count(count)

@@ -35,6 +35,7 @@ from stoplog.topics import CHECKS, REPLIES, load_topics
 from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
+from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import LookupReply
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ class Limiter:
         self.other_processes: Callable[[], list[ProcessState]] = list
         self._settings = settings
         specs = load_topics(settings.topics)
-        self._partitions = self._partitions_in_file = specs[CHECKS].partitions
+        self._partitions_in_file = specs[CHECKS].partitions
+        self._count = PartitionCount(self._partitions_in_file)
         slot = secrets.randbits(64) if reply_slot is None else reply_slot
         self._reply_partition = slot % specs[REPLIES].partitions
         self._instrumentation = load_instrumentation(settings.tracing)
@@ -122,7 +124,7 @@ class Limiter:
             self._settings,
             self.metrics,
             node_id=self._node_id,
-            partitions=self._partitions,
+            count=self._count,
             partitions_in_file=self._partitions_in_file,
             on_other_count=self._on_other_count,
             reply_partition=self._reply_partition,
@@ -153,15 +155,15 @@ class Limiter:
             try:
                 await engine.start()
             except OtherPartitionCount as exc:
-                self._partitions = exc.partitions
+                self._count = exc.count
             else:
                 self._engine, self._batcher = engine, engine.batcher
                 return
 
-    def _on_other_count(self, partitions: int) -> None:
+    def _on_other_count(self, count: PartitionCount) -> None:
         """Replace an engine that started without a broker, with another number than that in force."""
         if self._replacement is None:
-            self._partitions = partitions
+            self._count = count
             self._replacement = asyncio.create_task(self._replace_engine())
 
     async def _replace_engine(self) -> None:
@@ -171,8 +173,8 @@ class Limiter:
             old.failed.set()  # until_failure() now waits for the new engine
             await old.stop()
         except Exception as exc:
-            log.exception("cannot change over to %s partitions", self._partitions)
-            old.on_failure(f"the limiter cannot change over to {self._partitions} partitions: {exc!r}")
+            log.exception("cannot change over to %s partitions", self._count.partitions)
+            old.on_failure(f"the limiter cannot change over to {self._count.partitions} partitions: {exc!r}")
         finally:
             self._replacement = None
 

@@ -13,11 +13,11 @@ a million. Reads must not delay checks, so there is one scan at a time, with pau
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import count
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import msgspec
@@ -29,6 +29,7 @@ from stoplog.partitioning import home_of, partition_of
 from stoplog.policy import Policy, check_id
 from stoplog.wire.audit import ChangeSource
 from stoplog.wire.limit_updates import KINDS, Update, UpdateKey, encode_update_key, encode_update_value
+from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import UpdateReply
 
 T = TypeVar("T")
@@ -137,17 +138,18 @@ class LimitsAdmin:
 
     Args:
         updates: The topic ``limit-updates``.
-        partitions: Its number of partitions.
+        count: Its number of partitions.
         prefix: Prefix of the ids of this process's updates.
         timeout_s: Seconds that a change waits for its confirmations.
     """
 
-    def __init__(self, updates: Updates, *, partitions: int, prefix: str, timeout_s: float) -> None:
+    def __init__(self, updates: Updates, *, count: PartitionCount, prefix: str, timeout_s: float) -> None:
         self._updates = updates
-        self._partitions = partitions
+        self._count = count
+        self._partitions = count.partitions
         self._prefix = prefix
         self._timeout_s = timeout_s
-        self._numbers = count(1)
+        self._numbers = itertools.count(1)
         self._unconfirmed: dict[str, _Unconfirmed] = {}
         # One thread: a scan continues if its caller is canceled, and the next scan waits for it.
         self._thread = ThreadPoolExecutor(1, "stoplog-limits")
@@ -248,7 +250,7 @@ class LimitsAdmin:
         """Return the partitions of *key*: for a plan and the default all, the home partition first."""
         if key.kind in ("client", "reset"):
             return [partition_of(key.id, self._partitions)]
-        home = home_of(key.kind, key.id, self._partitions)
+        home = home_of(key.kind, key.id, self._count.first)
         return [home, *(other for other in range(self._partitions) if other != home)]
 
     def _find(self, key: UpdateKey, partition: int) -> Policy | None:
@@ -267,7 +269,7 @@ class LimitsAdmin:
                     if len(items) == limit or budget == 0:
                         return LimitsPage(list(items.values()), f"{partition}.{update.version}")
                     budget -= 1
-                    if not _listed(update, partition, self._partitions, kind):
+                    if not _listed(update, partition, self._count, kind):
                         continue
                     items.pop(update.key, None)  # the newest value stands last
                     # A page that starts at the beginning of the partition has no earlier page with the key.
@@ -296,11 +298,16 @@ def read_page_cursor(after: str | None, partitions: int) -> tuple[int, int | Non
     return int(match[1]), int(match[2])
 
 
-def _listed(update: Update, partition: int, partitions: int, kind: str | None) -> bool:
-    """Return whether a page lists *update*; one of a plan or the default only in its home partition."""
+def _listed(update: Update, partition: int, count: PartitionCount, kind: str | None) -> bool:
+    """Return whether a page lists *update*; one of a plan or the default only in its home partition.
+
+    A client that moved when the number of partitions grew may have an older update in another partition.
+    """
     if update.kind == "reset" or kind not in (None, update.kind):
         return False
-    return update.kind == "client" or partition == home_of(update.kind, update.id, partitions)
+    if update.kind == "client":
+        return partition == partition_of(update.id, count.partitions)
+    return partition == home_of(update.kind, update.id, count.first)
 
 
 def check_page(limit: int, kind: str | None = None) -> None:

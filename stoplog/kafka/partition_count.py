@@ -18,7 +18,13 @@ from stoplog.kafka import clients
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_reader import PartitionReader
 from stoplog.topics import UPDATES
-from stoplog.wire.partition_count import KEY, PARTITION, decode_partition_count, encode_partition_count
+from stoplog.wire.partition_count import (
+    KEY,
+    PARTITION,
+    PartitionCount,
+    decode_partition_count,
+    encode_partition_count,
+)
 
 _TIMEOUT_S: Final = 10.0
 """Seconds until an attempt to read fails."""
@@ -54,7 +60,7 @@ class PartitionCountReader:
         self._next = 0
         self._value: bytes | None = None
 
-    def read(self) -> int | None:
+    def read(self) -> PartitionCount | None:
         """Return the number of partitions; ``None`` if there is no record or no topic. Blocks.
 
         Raises:
@@ -101,12 +107,12 @@ class PartitionCountReader:
         self._next = high
 
 
-def write_partition_count(connection: KafkaConnection, partitions: int) -> None:
+def write_partition_count(connection: KafkaConnection, count: PartitionCount) -> None:
     """Write the record, and wait until all replicas in sync have it. Blocks.
 
     Args:
         connection: How to reach Kafka.
-        partitions: The number of partitions over which clients are hashed.
+        count: The number of partitions.
 
     Raises:
         PermissionError: This program may not write to ``limit-updates``.
@@ -116,7 +122,7 @@ def write_partition_count(connection: KafkaConnection, partitions: int) -> None:
     errors: list[Any] = []
     producer.produce(
         UPDATES,
-        encode_partition_count(partitions),
+        encode_partition_count(count),
         KEY,
         PARTITION,
         on_delivery=lambda error, _: errors.append(error),
@@ -133,18 +139,19 @@ def write_partition_count(connection: KafkaConnection, partitions: int) -> None:
         )
 
 
-def explain_difference(partitions: int, found: Mapping[str, int], in_file: int) -> str | None:
+def explain_difference(count: PartitionCount, found: Mapping[str, int], in_file: int) -> str | None:
     """Return what differs from the number of partitions in force, and what to do; ``None`` if nothing does.
 
     Args:
-        partitions: The number in force.
+        count: The number in force.
         found: The number of partitions of each copartitioned topic, as the broker reports it.
         in_file: The number in topics.yaml.
 
-    >>> explain_difference(4, {"checks": 8, "limit-updates": 4}, 4)
+    >>> explain_difference(PartitionCount(4), {"checks": 8, "limit-updates": 4}, 4)
     'clients are hashed over the 4 partitions with which the log began, although checks has 8: partitions \
 above 3 are not used. Have other producers of checks hash over 4 partitions'
     """
+    partitions = count.partitions
     larger = [f"{name} has {count}" for name, count in found.items() if count > partitions]
     if not larger and in_file == partitions:
         return None

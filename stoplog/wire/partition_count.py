@@ -4,8 +4,11 @@
 part   contents
 =====  ====================================================================================================
 key    JSON ``["partitions", "", ""]``
-value  JSON ``{"version": 1, "partitions": 4}``; readers ignore unknown fields, and refuse a higher version
+value  JSON, the fields of :class:`PartitionCount`, as ``{"version": 1, "partitions": 16, "first": 4}``;
+       readers ignore unknown fields, and refuse a higher version
 =====  ====================================================================================================
+
+``first`` is absent until the number grows (:mod:`stoplog_worker.growth`).
 
 The topic is compacted, so the newest record stays. It is no limit update: workers do not relay it. Workers of
 release 0.2.0 know no such kind of update and copy the record to the dead letters. Gateways of that release
@@ -34,21 +37,37 @@ class _Versioned(msgspec.Struct):
     version: int
 
 
-class _PartitionCount(msgspec.Struct):
-    version: int
-    partitions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Number = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
+
+class PartitionCount(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The number of partitions.
+
+    Attributes:
+        partitions: The number over which clients are hashed.
+        grown_from: The number with which the log began, if it was another one. Plans and the default keep the
+            home partitions that they had then (:func:`stoplog.partitioning.home_of`).
+    """
+
+    partitions: Number
+    grown_from: Number | None = msgspec.field(default=None, name="first")
+
+    @property
+    def first(self) -> int:
+        """The number with which the log began."""
+        return self.partitions if self.grown_from is None else self.grown_from
 
 
 _version = msgspec.json.Decoder(_Versioned)
-_count = msgspec.json.Decoder(_PartitionCount)
+_count = msgspec.json.Decoder(PartitionCount)
 
 
-def encode_partition_count(partitions: int) -> bytes:
+def encode_partition_count(count: PartitionCount) -> bytes:
     """Return the value of the record."""
-    return to_json(_PartitionCount(VERSION, partitions))
+    return to_json({"version": VERSION} | msgspec.to_builtins(count))
 
 
-def decode_partition_count(value: bytes) -> int:
+def decode_partition_count(value: bytes) -> PartitionCount:
     """Return the number of partitions in the record.
 
     Raises:
@@ -58,6 +77,6 @@ def decode_partition_count(value: bytes) -> int:
         version = _version.decode(value).version
         if version != VERSION:
             raise UndecodableRecord(f"format version {version} is not known here; upgrade this program")
-        return _count.decode(value).partitions
+        return _count.decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         raise UndecodableRecord(f"not a number of partitions: {exc}") from exc

@@ -15,6 +15,7 @@ from stoplog.kafka.partition_count import (
 from stoplog.kafka.topic_admin import verify_topics
 from stoplog.lanes import changelogs_of, with_lanes
 from stoplog.topics import AUDIT, CHECKS, UPDATES, TopicSpec, load_topics, with_partitions
+from stoplog.wire.partition_count import PartitionCount
 from stoplog_worker.settings import Settings
 
 _log = logging.getLogger("stoplog.worker")
@@ -22,7 +23,7 @@ _log = logging.getLogger("stoplog.worker")
 
 def verified_specs(
     settings: Settings, admin: kafka.ExplainingAdmin, *, starting: bool
-) -> dict[str, TopicSpec]:
+) -> tuple[dict[str, TopicSpec], PartitionCount]:
     """Compare the topics with the number of partitions in force and with topics.yaml.
 
     Args:
@@ -32,8 +33,8 @@ def verified_specs(
             it before, and looks for ``audit``.
 
     Returns:
-        The topics of topics.yaml, with the number of partitions in force. ``audit`` is missing if a worker
-        cannot use it.
+        The topics of topics.yaml, with the number of partitions in force; and that number. ``audit`` is
+        missing if a worker cannot use it.
 
     Raises:
         TopicError: A topic is missing or contradicts the number of partitions.
@@ -42,20 +43,21 @@ def verified_specs(
     in_file = load_topics(settings.topics)
     number = in_file[CHECKS].partitions
     recorded = PartitionCountReader(settings.connection).read()
-    specs = with_partitions(in_file, number if recorded is None else recorded)
+    count = recorded or PartitionCount(number)
+    specs = with_partitions(in_file, count.partitions)
     audit = specs.pop(AUDIT)
     every = with_lanes(specs, [settings.lane])
     found = verify_topics(admin, every.values(), recorded=recorded is not None)
     if recorded is None:
         _compare_changelogs(number, {name: found[name] for name in changelogs_of(settings.lane).values()})
         if starting:
-            _record(settings, number)
+            _record(settings, count)
     if starting and _can_audit(admin, audit, recorded=recorded is not None):
         specs[AUDIT] = audit
     copartitioned = {name: found[name] for name, spec in every.items() if spec.copartitioned}
-    if (difference := explain_difference(specs[CHECKS].partitions, copartitioned, number)) is not None:
+    if (difference := explain_difference(count, copartitioned, number)) is not None:
         _log.warning("%s", difference)
-    return specs
+    return specs, count
 
 
 def _can_audit(admin: kafka.ExplainingAdmin, audit: TopicSpec, *, recorded: bool) -> bool:
@@ -79,16 +81,16 @@ def _compare_changelogs(number: int, changelogs: Mapping[str, int]) -> None:
             )
 
 
-def _record(settings: Settings, number: int) -> None:
+def _record(settings: Settings, count: PartitionCount) -> None:
     try:
-        write_partition_count(settings.connection, number)
+        write_partition_count(settings.connection, count)
     except PermissionError as exc:
         _log.warning(
             "the number of partitions (%s) is not recorded, because this worker may not write to %s (%s): "
             "run `stoplog topics create` with the credentials of an administrator",
-            number,
+            count.partitions,
             UPDATES,
             exc,
         )
     else:
-        _log.info("recorded in %s that clients are hashed over %s partitions", UPDATES, number)
+        _log.info("recorded in %s that clients are hashed over %s partitions", UPDATES, count.partitions)

@@ -28,7 +28,7 @@ from stoplog.errors import (
 from stoplog.kafka import clients as kafka
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
 from stoplog.private_files import make_private, write_private_files
-from stoplog.topics import AUDIT, CHECKS
+from stoplog.topics import AUDIT
 from stoplog_worker.assignment.faust_app import FaustApp
 from stoplog_worker.assignment.faust_tables import FaustTables
 from stoplog_worker.assignment.takeover import AssignmentCoordinator
@@ -90,8 +90,8 @@ class Worker:
         self._metrics_socket = metrics_socket
         self.metrics = Metrics()
         admin = kafka.silent_admin(settings.connection)
-        specs = verified_specs(settings, admin, starting=True)
-        partitions = specs[CHECKS].partitions
+        specs, count = verified_specs(settings, admin, starting=True)
+        partitions = count.partitions
         wait_for_coordinator(admin, settings.app_id)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
@@ -129,7 +129,7 @@ class Worker:
         )
         self._consumer = ConsumerThread(
             settings,
-            partitions,
+            count,
             tables.changelogs,
             lease,
             self.metrics,

@@ -30,6 +30,7 @@ from stoplog_worker.worker import GC_THRESHOLDS
 from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch
+from stoplog.wire.partition_count import PartitionCount
 from tests.support.relay import alone, unkeyed
 
 PARTITIONS = 4
@@ -113,7 +114,16 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
     offset = clients // BATCH + 1
     marker = Marker(offset, START, -1, -1, "", parse_policy(LIMITS))
     owned = [
-        Partition(settings, PARTITIONS, store, marker, producers, metrics, keys=unkeyed(), workers=alone())
+        Partition(
+            settings,
+            PartitionCount(PARTITIONS),
+            store,
+            marker,
+            producers,
+            metrics,
+            keys=unkeyed(),
+            workers=alone(),
+        )
         for store in stores
     ]
     draw = random.Random(seed)

@@ -14,6 +14,7 @@ from stoplog_gateway.local.kafka_broker import Broker
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, DEAD_LETTERS, REPLIES, UPDATES
+from stoplog.wire.partition_count import PartitionCount
 from tests.support.broker import fresh_broker, topics_file
 from tests.support.meanwhile import meanwhile
 from tests.support.system import System, eventually, running_system
@@ -53,7 +54,7 @@ def test_system_whose_topics_get_more_partitions_continues_with_its_number(
 ) -> None:
     with running_system(broker, tmp_path, deadline_ms=4_000) as system:
         (worker,), (first,) = system.workers, system.gateways
-        assert PartitionCountReader(KafkaConnection(broker.bootstrap)).read() == 4
+        assert PartitionCountReader(KafkaConnection(broker.bootstrap)).read() == PartitionCount(4)
         assert spend(system, 3) == [97] * len(CLIENTS)
 
         alter(broker, CHECKS, UPDATES, COUNTERS_CHANGELOG, REPLIES)

@@ -18,7 +18,7 @@ from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, UPDATES
-from stoplog.wire.partition_count import KEY
+from stoplog.wire.partition_count import KEY, PartitionCount
 from tests.support.broker import fresh_broker, topics_file
 from tests.support.system import eventually
 
@@ -54,18 +54,18 @@ def test_first_worker_records_the_number_with_which_the_changelogs_were_created(
         verified_specs(theirs, admin, starting=True)
     verified_specs(ours, admin, starting=False)
     assert reader.read() is None
-    specs = verified_specs(ours, admin, starting=True)
+    specs, _ = verified_specs(ours, admin, starting=True)
     assert {specs[name].partitions for name in (CHECKS, UPDATES, COUNTERS_CHANGELOG)} == {4}
     assert "recorded in limit-updates that clients are hashed over 4 partitions" in caplog.text
-    assert reader.read() == 4
+    assert reader.read() == PartitionCount(4)
 
     # From now on the record decides.
     alter(admin, COUNTERS_CHANGELOG, 8)
     caplog.clear()
-    assert verified_specs(theirs, admin, starting=True)[CHECKS].partitions == 4
+    assert verified_specs(theirs, admin, starting=True)[0][CHECKS].partitions == 4
     [warning] = [record.message for record in caplog.records]
     assert f"checks has 8 and limit-updates has 8 and {COUNTERS_CHANGELOG} has 8" in warning
-    assert reader.read() == 4
+    assert reader.read() == PartitionCount(4)
 
     producer = Producer({"bootstrap.servers": broker.bootstrap})
     producer.produce(UPDATES, b'{"version":2,"shards":4}', KEY, 0)

@@ -18,6 +18,7 @@ from stoplog.client.transport.broker_view import BrokerView
 from stoplog.client.transport.kafka_transport import KafkaTransport
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS
+from stoplog.wire.partition_count import PartitionCount
 from tests.support.broker import fresh_cluster, make_topics
 from tests.support.network_proxy import ProxiedBroker
 
@@ -38,7 +39,7 @@ class Listener(Engine):
             Settings(),
             Metrics(),
             node_id="test",
-            partitions=PARTITIONS,
+            count=PartitionCount(PARTITIONS),
             partitions_in_file=PARTITIONS,
             on_other_count=lambda _: None,
             reply_partition=0,
@@ -94,7 +95,7 @@ async def test_batch_with_lost_acknowledgment_is_in_log_once(broker: ProxiedBrok
         KafkaConnection(f"127.0.0.1:{broker.proxy.port}"),
         incarnation=1,
         reply_partition=0,
-        partitions=PARTITIONS,
+        count=PartitionCount(PARTITIONS),
         follow_updates=False,
         publish_timeout_ms=TIMEOUT_MS,
         loop=loop,

@@ -26,6 +26,7 @@ from stoplog.kafka.topic_admin import describe
 from stoplog.partitioning import partition_of
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG, REPLIES, UPDATES
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
+from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import Decision, Reply, decode_reply
 from tests.support.system import eventually
 
@@ -86,7 +87,7 @@ class Bench:
         self.bootstrap = broker.bootstrap
         self.thread = ConsumerThread(
             Settings(kafka=broker.bootstrap, home=folder, **settings),
-            PARTITIONS,
+            PartitionCount(PARTITIONS),
             CHANGELOGS,
             cast(Any, self.lease),
             self.metrics,

@@ -12,6 +12,7 @@ from stoplog.kafka.partition_count import PartitionCountReader, explain_differen
 from stoplog.kafka.topic_admin import create_topics, verify_topics
 from stoplog.lanes import MAX_LANES, lane_names, lane_of, with_lanes
 from stoplog.topics import CHECKS, UPDATES, TopicSpec, load_topics, with_partitions
+from stoplog.wire.partition_count import PartitionCount
 from stoplog_gateway.cli.output import AsJson, err, examples, out, print_json, reporting
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.settings import GatewaySettings
@@ -78,38 +79,41 @@ class _Topics(NamedTuple):
     Attributes:
         specs: The topics, with the number of partitions in force.
         recorded: Whether that number is recorded in ``limit-updates``. Otherwise it is that of topics.yaml.
+        number: That number.
         partitions_in_file: The number of partitions of ``checks`` in topics.yaml.
     """
 
     specs: dict[str, TopicSpec]
     recorded: bool
+    number: PartitionCount
     partitions_in_file: int
 
     @property
     def partitions(self) -> int:
         """The number of partitions over which clients are hashed."""
-        return self.specs[CHECKS].partitions
+        return self.number.partitions
 
     def difference(self, found: Mapping[str, int]) -> str | None:
         """Return how the topics that were *found* differ from the number in force."""
         copartitioned = {name: found[name] for name, spec in self.specs.items() if spec.copartitioned}
-        return explain_difference(self.partitions, copartitioned, self.partitions_in_file)
+        return explain_difference(self.number, copartitioned, self.partitions_in_file)
 
 
 def _topics(settings: GatewaySettings, count: int, named: list[str] | None) -> _Topics:
     in_file = load_topics(settings.topics)
     recorded = PartitionCountReader(settings.connection).read()
     number = in_file[CHECKS].partitions
-    specs = with_partitions(in_file, number if recorded is None else recorded)
+    number_in_force = recorded or PartitionCount(number)
+    specs = with_partitions(in_file, number_in_force.partitions)
     every = with_lanes(specs, [*lane_names(count), *map(lane_of, named or ())])
-    return _Topics(every, recorded is not None, number)
+    return _Topics(every, recorded is not None, number_in_force, number)
 
 
 def _record(settings: GatewaySettings, topics: _Topics, found: Mapping[str, int]) -> None:
     """Record the number of partitions, unless a topic has another one: a worker then decides."""
     if all(found[name] == spec.partitions for name, spec in topics.specs.items() if spec.copartitioned):
         try:
-            write_partition_count(settings.connection, topics.partitions)
+            write_partition_count(settings.connection, topics.number)
         except PermissionError as exc:
             err.print(
                 f"the number of partitions ({topics.partitions}) is not recorded ({exc}): run this command "

@@ -167,7 +167,7 @@ class Up:
         ensure_reachable(connection)
         recorded = PartitionCountReader(connection).read()
         if recorded is not None:
-            specs = with_partitions(specs, recorded)
+            specs = with_partitions(specs, recorded.partitions)
         topics = with_lanes(specs, self._lanes).values()
         create_topics(silent_admin(connection), topics, recorded=recorded is not None)
         self._say("starting worker and gateway ...")

@@ -19,6 +19,7 @@ from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.log_throttle import LogThrottle
 from stoplog.topics import CHECKS
+from stoplog.wire.partition_count import PartitionCount
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class BrokerMonitor:
         self._wake = threading.Event()
         self._admin: clients.ExplainingAdmin | None = None
         self._reader = PartitionCountReader(connection)
-        self._recorded: int | None = None
+        self._recorded: PartitionCount | None = None
         self._has_read = False
         self._throttle = LogThrottle(SAME_TEXT_S)
         self._failures = 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from stoplog.wire.partition_count import PartitionCount
+
 
 class BrokerView(msgspec.Struct, frozen=True):
     """The broker's metadata of the topic ``checks``, and the number of partitions in force.
@@ -17,6 +19,6 @@ class BrokerView(msgspec.Struct, frozen=True):
     """
 
     partitions: int = 0
-    recorded: int | None = None
+    recorded: PartitionCount | None = None
     under_replicated: tuple[int, ...] = ()
     error: str | None = None

@@ -35,6 +35,7 @@ from stoplog.topics import CHECKS, NODES, REPLIES, UPDATES
 from stoplog.wire.audit import ChangeSource, source_headers
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.limit_updates import Update, order_header, reply_to_header
+from stoplog.wire.partition_count import PartitionCount
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class KafkaTransport:
         incarnation: Random 64 bits that identify this run of the gateway in replies.
         reply_partition: The partition of ``replies`` to read.
         publish_timeout_ms: Milliseconds until a record that was not delivered is dropped.
-        partitions: Number of partitions over which the listener hashes clients. Nothing that depends on it is
+        count: The number of partitions over which the listener hashes clients. Nothing that depends on it is
             published before the broker has answered that no other number is in force.
         follow_updates: Follow ``limit-updates``.
         loop: The event loop of the listener.
@@ -64,7 +65,7 @@ class KafkaTransport:
         incarnation: int,
         reply_partition: int,
         publish_timeout_ms: int,
-        partitions: int,
+        count: PartitionCount,
         follow_updates: bool,
         loop: AbstractEventLoop,
         listener: TransportListener,
@@ -74,7 +75,7 @@ class KafkaTransport:
         self._connection = connection
         self._loop = loop
         self._listener = listener
-        self._partitions = partitions
+        self._count = count
         self._withheld: str | None = f"Kafka at {connection.bootstrap} has not answered yet"
         """Why nothing may be published yet; ``None`` if it may."""
         self._has_answered = False
@@ -95,7 +96,9 @@ class KafkaTransport:
         self._broker_thread = self._thread("stoplog-broker", self._monitor.run)
         self._threads = [self._thread("stoplog-replies", self._receive)]
         if follow_updates:
-            self._threads.append(self._thread("stoplog-updates", partial(self._follow_updates, partitions)))
+            self._threads.append(
+                self._thread("stoplog-updates", partial(self._follow_updates, count.partitions))
+            )
 
     def start(self) -> None:
         """Start to receive. Return at once, whether or not a broker can be reached."""
@@ -121,10 +124,13 @@ class KafkaTransport:
     def _on_broker_view(self, view: BrokerView) -> None:
         """Allow to publish once no other number of partitions than the listener's is in force."""
         self._has_answered |= view.error is None
-        if view.error is None and view.recorded in (None, self._partitions):
-            self._withheld = None
-        elif view.error is None:
-            self._withheld = f"changing over to the {view.recorded} partitions over which clients are hashed"
+        if view.error is None:
+            other = view.recorded if view.recorded != self._count else None
+            self._withheld = (
+                f"changing over to the {other.partitions} partitions over which clients are hashed"
+                if other is not None
+                else None
+            )
         elif self._withheld is not None:
             self._withheld = view.error
             self._call_in_loop(self._listener.on_broker_down, view.error)

@@ -34,6 +34,7 @@ from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
 from stoplog.lanes import DEFAULT_LANE
 from stoplog.topics import CHECKS, NODES, UPDATES
 from stoplog.wire.heartbeats import RUNNING, PartitionState, decode_heartbeat
+from stoplog.wire.partition_count import PartitionCount
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.consumer.commands import CommandQueue
 from stoplog_worker.consumer.partition_set import PartitionSet
@@ -85,7 +86,7 @@ class ConsumerThread(threading.Thread):
 
     Args:
         settings: The worker's settings.
-        partitions: The number of partitions of ``checks``.
+        count: The number of partitions.
         changelogs: The changelog topic of each table.
         lease: The group lease.
         metrics: The worker's metrics.
@@ -100,7 +101,7 @@ class ConsumerThread(threading.Thread):
     def __init__(
         self,
         settings: Settings,
-        partitions: int,
+        count: PartitionCount,
         changelogs: dict[str, str],
         lease: Lease,
         metrics: Metrics,
@@ -115,7 +116,7 @@ class ConsumerThread(threading.Thread):
         self.generation: int | None = None
         """The group's generation; ``None`` from a revocation to the next assignment."""
         self._settings = settings
-        self._partition_count = partitions
+        self._partition_count = count
         self._audited = audited
         self._unwritten_s = unwritten_s
         self._expiry_pass_s = expiry_pass_s

@@ -26,6 +26,7 @@ from stoplog.policy import Policy
 from stoplog.topics import AUDIT
 from stoplog.wire.audit import VERSION, AuditRecord, ChangeSource, encode_audit
 from stoplog.wire.limit_updates import Update, encode_update_key
+from stoplog.wire.partition_count import PartitionCount
 from stoplog_worker.algorithm.ledger import UpdateEffect
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.metrics import Metrics
@@ -78,14 +79,14 @@ class AuditLog:
 
     Args:
         partition: The partition's number.
-        partitions: The number of partitions.
+        count: The number of partitions.
         send: Produces a record; ``None`` if there is no topic to write to.
         metrics: Counts records that were written and lost.
     """
 
-    def __init__(self, partition: int, partitions: int, send: Send | None, metrics: Metrics) -> None:
+    def __init__(self, partition: int, count: PartitionCount, send: Send | None, metrics: Metrics) -> None:
         self._partition = partition
-        self._partitions = partitions
+        self._count = count
         self._send = send
         self._metrics = metrics
         self._unsent: deque[_Entry] = deque()
@@ -155,7 +156,7 @@ class AuditLog:
     def _log(self, update: Update, audit: AuditRecord) -> None:
         """Log the change once, although a plan or the default is changed in every partition."""
         home = update.kind in ("client", "reset") or self._partition == home_of(
-            update.kind, update.id, self._partitions
+            update.kind, update.id, self._count.first
         )
         if not home and update.order >= 0:
             return

@@ -14,6 +14,7 @@ from stoplog.wire.checks import POSITION_BITS, Batch, Denials, SingleCheck, repl
 from stoplog.wire.format import headers_of
 from stoplog.wire.holds import SettlementBatch
 from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
+from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import (
     Decision,
     Reply,
@@ -57,7 +58,7 @@ class Partition:
 
     Args:
         settings: The worker's settings.
-        partitions: The number of partitions of ``checks``.
+        count: The number of partitions.
         store: The partition's tables.
         marker: Position at which to continue.
         producers: Send replies, changelog records, relayed updates and dead letters.
@@ -73,7 +74,7 @@ class Partition:
     def __init__(
         self,
         settings: Settings,
-        partitions: int,
+        count: PartitionCount,
         store: PartitionStore,
         marker: Marker,
         producers: Producers,
@@ -93,6 +94,7 @@ class Partition:
         """In HANDING_OVER: when this worker stops answering, monotonic seconds."""
         self.store = store
         self.ledger = Ledger(store, marker)
+        partitions = count.partitions
         self._partitions = partitions
         self._producers = producers
         self._metrics = metrics
@@ -104,7 +106,7 @@ class Partition:
         self.repair = ChangelogRepair(self.ledger, store, producers.changelogs, metrics, read)
         write = partial(producers.write_changelog, number)
         write_audit = partial(producers.write_audit, number) if audited else None
-        self.audit = AuditLog(number, partitions, write_audit, metrics)
+        self.audit = AuditLog(number, count, write_audit, metrics)
         self.checkpointer = Checkpointer(
             self.ledger, store, write, self.repair, metrics, self.audit.replay_from
         )
@@ -118,7 +120,7 @@ class Partition:
         self.gate = HoldsGate(number, self.ledger, workers, append, self._authority, signing_key)
         self.relay = UpdateRelay(
             number,
-            partitions,
+            count,
             self.ledger,
             append,
             self._authority,

@@ -27,6 +27,7 @@ from stoplog.wire.audit import source_headers, source_of
 from stoplog.wire.checks import encode_update
 from stoplog.wire.format import headers_of
 from stoplog.wire.limit_updates import MOVED, copied_version, decode_update, encode_update_key
+from stoplog.wire.partition_count import PartitionCount
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.update_authority import UpdateAuthority
 from stoplog_worker.partition.canonical_keys import KeyCanonicalizer, QueuedUpdate
@@ -40,7 +41,7 @@ class UpdateRelay:
 
     Args:
         partition: The partition's number, in both topics.
-        partitions: The number of partitions.
+        count: The number of partitions.
         ledger: Knows which updates are already in ``checks``.
         send: Produces a value and headers to this partition of ``checks``, and calls back with an error or
             ``None``.
@@ -52,7 +53,7 @@ class UpdateRelay:
     def __init__(
         self,
         partition: int,
-        partitions: int,
+        count: PartitionCount,
         ledger: Ledger,
         send: Callable[[bytes, list[tuple[str, bytes]], Callable[[Any, Any], None]], None],
         authority: UpdateAuthority,
@@ -60,7 +61,7 @@ class UpdateRelay:
         canonicalizer: KeyCanonicalizer,
     ) -> None:
         self._partition = partition
-        self._partitions = partitions
+        self._count = count
         self._ledger = ledger
         self._send = send
         self._authority = authority
@@ -94,13 +95,13 @@ class UpdateRelay:
         headers = headers_of(message)
         update, copy_of = decode_update(message.offset(), key, value, headers), copied_version(headers)
         if update.kind in ("client", "reset"):
-            right = partition_of(update.id, self._partitions)
+            right = partition_of(update.id, self._count.partitions)
             if right != self._partition:
                 raise MisroutedRecord(
                     f"client {update.id!r} belongs to partition {right}, but its update is in partition "
                     f"{self._partition}: choose the partition by murmur2 of the client id alone"
                 )
-        elif copy_of < 0 and home_of(update.kind, update.id, self._partitions) == self._partition:
+        elif copy_of < 0 and home_of(update.kind, update.id, self._count.first) == self._partition:
             update = msgspec.structs.replace(update, order=update.version)
         other_key = None if key == encode_update_key(update.key) else key
         self._waiting.append(QueuedUpdate(update, source_of(headers), other_key, copy_of))

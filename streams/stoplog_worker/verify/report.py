@@ -61,7 +61,7 @@ def verify(settings: Settings, seconds: float, on_progress: OnProgress) -> list[
     Raises:
         StoplogError: the system could not be verified. The text states the cause.
     """
-    specs = verified_specs(settings, kafka.silent_admin(settings.connection), starting=False)
+    specs, _ = verified_specs(settings, kafka.silent_admin(settings.connection), starting=False)
     reader = ProgressReader(settings.connection, on_progress)
     try:
         with TemporaryDirectory(prefix="stoplog-verify-") as folder:

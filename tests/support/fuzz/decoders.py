@@ -541,7 +541,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     ),
     Target(
         "partition-count",
-        (partition_count.encode_partition_count(4),),
+        (partition_count.encode_partition_count(partition_count.PartitionCount(8, 4)),),
         partial(_run_struct, partition_count.decode_partition_count, partition_count.encode_partition_count),
     ),
     Target(

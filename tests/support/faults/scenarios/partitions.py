@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
+from stoplog.wire.partition_count import PartitionCount
 from tests.support.faults.load import PARTITIONS
 from tests.support.faults.rig import HARMLESS_S, Rig
 from tests.support.system import eventually
@@ -28,4 +29,4 @@ def checks_gets_another_partition(rig: Rig) -> None:
             worker.start()
         rig.await_takeover(fault)
         assert worker.lines("WARNING", report)
-    assert PartitionCountReader(KafkaConnection(rig.cluster.bootstrap)).read() == PARTITIONS
+    assert PartitionCountReader(KafkaConnection(rig.cluster.bootstrap)).read() == PartitionCount(PARTITIONS)

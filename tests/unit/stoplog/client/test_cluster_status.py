@@ -5,6 +5,7 @@ import pytest
 from stoplog.client.cluster_status import NO_WORKER, OK, Node, Status, merge_status, store_state
 from stoplog.client.transport.broker_view import BrokerView
 from stoplog.wire.heartbeats import PartitionState
+from stoplog.wire.partition_count import PartitionCount
 
 NORMAL = Status("normal", 5_000, None, [], 0, 0, OK, None, 4, [])
 EARLY = Status("degraded", 7_000, "early", [0, 2], 10, 1, OK, None, 4, [], 1, 1)
@@ -23,35 +24,42 @@ def worker(**states: str) -> Node:
         (BrokerView(error="k:1 is silent"), [worker(p0="running", p1="running")], "unreachable", "k:1"),
         (BrokerView(0), [], "topics_wrong", "stoplog topics create"),
         (BrokerView(3), [], "topics_wrong", "no worker has recorded"),
-        (BrokerView(1, 2), [], "topics_wrong", "deleted and created again"),
-        (BrokerView(4, 4), [], "topics_wrong", "changing over"),
-        (BrokerView(4, 2), [worker(p0="running")], "no_worker", "partition 1"),
+        (BrokerView(1, PartitionCount(2)), [], "topics_wrong", "deleted and created again"),
+        (BrokerView(4, PartitionCount(4)), [], "topics_wrong", "changing over"),
+        (BrokerView(4, PartitionCount(2)), [worker(p0="running")], "no_worker", "partition 1"),
         (BrokerView(2), [worker(p0="running")], "no_worker", "partition 1"),
         (BrokerView(2), [worker(p0="running", p1="standby")], "no_worker", "partition 1"),
         (BrokerView(2), [worker(p0="running", p1="restoring")], "recovering", "partition 1"),
-        (BrokerView(2, 2, (1,)), [worker(p0="running", p1="running")], "under_replicated", "partition 1"),
+        (
+            BrokerView(2, PartitionCount(2), (1,)),
+            [worker(p0="running", p1="running")],
+            "under_replicated",
+            "partition 1",
+        ),
     ],
 )
 def test_store_state_is_the_worst_that_holds_with_its_cause(
     view: BrokerView | None, nodes: list[Node], state: str, text: str
 ) -> None:
-    found, why = store_state(view, 2, nodes)
+    found, why = store_state(view, PartitionCount(2), nodes)
     assert found == state
     assert text in (why or "")
 
 
 def test_store_state_with_one_lane_running_is_ok() -> None:
     lanes = [worker(p0="running", p1="running"), worker(p0="restoring", p1="running"), worker(p1="restoring")]
-    assert store_state(BrokerView(2), 2, lanes) == ("ok", None)
+    assert store_state(BrokerView(2), PartitionCount(2), lanes) == ("ok", None)
 
 
 def test_store_state_with_partitions_added_to_the_topic_is_ok() -> None:
-    assert store_state(BrokerView(4, 2), 2, [worker(p0="running", p1="running")]) == ("ok", None)
+    assert store_state(
+        BrokerView(4, PartitionCount(2)), PartitionCount(2), [worker(p0="running", p1="running")]
+    ) == ("ok", None)
 
 
 def test_store_state_with_a_partition_moved_to_its_standby_is_ok() -> None:
     moved = [worker(p0="running", p1="standby"), worker(p1="running")]
-    assert store_state(BrokerView(2), 2, moved) == ("ok", None)
+    assert store_state(BrokerView(2), PartitionCount(2), moved) == ("ok", None)
 
 
 def test_merge_status_of_one_process_is_its_own() -> None:

@@ -20,6 +20,7 @@ from stoplog.wire.checks import Batch, Check
 from stoplog.wire.heartbeats import Heartbeat, PartitionState, StampedHeartbeat
 from stoplog.wire.holds import Ask, Grant, Settlement, SettlementRow
 from stoplog.wire.limit_updates import Update
+from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import Decision, HeldDecision, Reply
 from tests.support.clockwork import answer_to
 from tests.support.fake_kafka import PARTITIONS, Kafka, deny_for_a_minute, running_limiter, until_ready
@@ -144,10 +145,10 @@ async def test_start_with_other_partition_count_is_refused(kafka: type[Kafka]) -
 async def test_limiter_hashes_over_the_recorded_partitions_and_says_once_what_differs(
     kafka: type[Kafka], caplog: pytest.LogCaptureFixture
 ) -> None:
-    kafka.view = BrokerView(8, 2)
+    kafka.view = BrokerView(8, PartitionCount(2))
     async with running_limiter() as (limiter, _):
         assert (limiter.status().partitions, limiter.status().store) == (2, "no_worker")
-        limiter._engine.on_broker_view(BrokerView(8, 2))
+        limiter._engine.on_broker_view(BrokerView(8, PartitionCount(2)))
         assert [record.message for record in caplog.records] == [
             "clients are hashed over the 2 partitions with which the log began, although checks has 8 and "
             "topics.yaml requires 4: partitions above 1 are not used. Have other producers of checks hash "
@@ -163,7 +164,7 @@ async def test_limiter_that_started_without_a_broker_changes_over_to_the_recorde
         old = limiter._engine
         assert limiter.status().partitions == 4
         failure = asyncio.create_task(limiter.until_failure())
-        kafka.view = BrokerView(4, 2)
+        kafka.view = BrokerView(4, PartitionCount(2))
         old.on_broker_view(kafka.view)
         assert limiter._replacement is not None
         await asyncio.wait_for(limiter._replacement, 10)
@@ -179,7 +180,7 @@ async def test_limiter_that_started_without_a_broker_changes_over_to_the_recorde
 async def test_limiter_whose_change_over_fails_reports_the_failure(kafka: type[Kafka]) -> None:
     kafka.view = BrokerView(error="no broker")
     async with running_limiter() as (limiter, _):
-        kafka.view = BrokerView(1, 2)
+        kafka.view = BrokerView(1, PartitionCount(2))
         limiter._engine.on_broker_view(kafka.view)
         await asyncio.wait_for(limiter.until_failure(), 10)
         assert "cannot change over to 2 partitions" in (limiter.failure or "")

@@ -18,6 +18,7 @@ from stoplog.partitioning import home_of, partition_of
 from stoplog.policy import Policy, parse_policy
 from stoplog.wire.audit import AuditRecord, ChangeSource, encode_audit
 from stoplog.wire.limit_updates import Update, UpdateKey, decode_update, encode_update_key
+from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import UpdateReply
 
 PARTITIONS = 3
@@ -83,7 +84,7 @@ class Log:
 
 
 def admin_over(log: Log, timeout_s: float = 5.0) -> LimitsAdmin:
-    return LimitsAdmin(log, partitions=PARTITIONS, prefix="g1.", timeout_s=timeout_s)
+    return LimitsAdmin(log, count=PartitionCount(PARTITIONS), prefix="g1.", timeout_s=timeout_s)
 
 
 def client(name: str) -> UpdateKey:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stoplog.kafka.partition_count import explain_difference
+from stoplog.wire.partition_count import PartitionCount
 
 
 @pytest.mark.parametrize(
@@ -14,10 +15,10 @@ from stoplog.kafka.partition_count import explain_difference
     ],
 )
 def test_difference_names_topics_and_remedy(found: dict[str, int], in_file: int, texts: list[str]) -> None:
-    difference = explain_difference(4, found, in_file)
+    difference = explain_difference(PartitionCount(4), found, in_file)
     assert difference is not None
     assert all(text in difference for text in ("over the 4 partitions", *texts))
 
 
 def test_topics_that_agree_have_no_difference() -> None:
-    assert explain_difference(4, {"checks": 4, "limit-updates": 4}, 4) is None
+    assert explain_difference(PartitionCount(4), {"checks": 4, "limit-updates": 4}, 4) is None

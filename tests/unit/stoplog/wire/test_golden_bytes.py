@@ -43,7 +43,7 @@ from stoplog.wire.limit_updates import (
     order_header,
     reply_to_header,
 )
-from stoplog.wire.partition_count import KEY, decode_partition_count, encode_partition_count
+from stoplog.wire.partition_count import KEY, PartitionCount, decode_partition_count, encode_partition_count
 from stoplog.wire.replies import Decision, Reply, decode_reply, encode_json_reply, encode_reply
 
 INCARNATION = 0x1122334455667788
@@ -230,14 +230,14 @@ def test_source_of_a_change_is_cut_and_cleaned() -> None:
 def test_partition_count_has_golden_bytes_that_no_reader_takes_for_an_update() -> None:
     golden = b'{"version":1,"partitions":4}'
     assert KEY == b'["partitions","",""]'
-    assert encode_partition_count(4) == golden
-    assert decode_partition_count(golden) == 4
+    assert encode_partition_count(PartitionCount(4)) == golden
+    assert decode_partition_count(golden) == PartitionCount(4)
     with pytest.raises(UndecodableRecord, match="unknown kind 'partitions'"):
         decode_update(0, KEY, golden, None)
 
 
 def test_partition_count_with_fields_of_a_later_release_is_read() -> None:
-    assert decode_partition_count(b'{"version":1,"partitions":8,"first":4,"epoch":2}') == 8
+    assert decode_partition_count(b'{"version":1,"partitions":8,"first":4,"epoch":2}') == PartitionCount(8, 4)
 
 
 def test_heartbeat_has_golden_bytes() -> None:

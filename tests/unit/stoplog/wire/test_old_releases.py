@@ -21,7 +21,7 @@ from stoplog.wire.limit_updates import (
     order_header,
     reply_to_header,
 )
-from stoplog.wire.partition_count import KEY, encode_partition_count
+from stoplog.wire.partition_count import KEY, PartitionCount, encode_partition_count
 from stoplog.wire.replies import HoldsInUse, LookupReply, OpenHolds, WindowUse, encode_json_reply
 from tests.support.broker import CHECKOUT
 
@@ -85,7 +85,7 @@ def test_old_release_reads_limit_updates_and_refuses_the_number_of_partitions(
         encode_update_value(parse_policy("5/minute")),
         headers,
         KEY,
-        encode_partition_count(4),
+        encode_partition_count(PartitionCount(4)),
         encode_json_reply(ReplyTo(0, "r"), applied=True, version=7, partition=1, existed=None),
         encode_json_reply(ReplyTo(0, "r"), **lookup_fields()),
         str(DEFAULT_FILE),

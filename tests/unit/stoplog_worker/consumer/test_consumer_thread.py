@@ -27,6 +27,7 @@ from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
 from stoplog.topics import CHECKS, UPDATES
 from stoplog.wire.checks import Check
+from stoplog.wire.partition_count import PartitionCount
 from tests.support.memory_store import Changelogs, MemoryStore
 from tests.support.relay import alone, unkeyed
 
@@ -77,13 +78,15 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     settings, metrics = Settings(kafka="127.0.0.1:1", home=tmp_path), Metrics()
     ignore: Any = lambda *_: None  # noqa: E731
     topics = {"counters": "c", "policies": "p"}
-    thread = ConsumerThread(settings, 4, topics, lease, metrics, ignore, ignore)  # type: ignore[arg-type]
+    thread = ConsumerThread(settings, PartitionCount(4), topics, lease, metrics, ignore, ignore)  # type: ignore[arg-type]
     producers: Any = thread._producers
     monkeypatch.setattr(producers, "write_changelog", lambda _, *rest: changelogs.send(*rest))
     marker = Marker(0, 0, -1, -1, "topic", parse_policy("100/minute"))
     store = MemoryStore(0)
     store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
-    partition = Partition(settings, 4, store, marker, producers, metrics, keys=unkeyed(), workers=alone())
+    partition = Partition(
+        settings, PartitionCount(4), store, marker, producers, metrics, keys=unkeyed(), workers=alone()
+    )
     thread._partitions.add(partition, monotonic() - 1_000)  # its first checkpoint is due
     thread._reported_at = monotonic() + 1_000  # no broker knows the lag
     yield Bench(thread, partition, lease, waits, changelogs)

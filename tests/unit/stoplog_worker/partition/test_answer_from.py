@@ -13,6 +13,7 @@ from stoplog_worker.settings import Settings
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, Check, Denials, Denied, encode_batch, encode_denials, encode_update
 from stoplog.wire.limit_updates import Update
+from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import Decision, Reply, decode_reply
 from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
@@ -55,7 +56,7 @@ def opened(answer_from: int) -> tuple[Partition, Sent]:
     store = MemoryStore(PARTITION)
     owned = Partition(
         Settings(),
-        PARTITIONS,
+        PartitionCount(PARTITIONS),
         store,
         FIRST,
         cast("Producers", sent),

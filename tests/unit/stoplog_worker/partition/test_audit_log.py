@@ -21,6 +21,7 @@ from stoplog.policy import parse_policy
 from stoplog.wire.audit import AuditRecord, ChangeSource, decode_audit, source_headers
 from stoplog.wire.checks import POSITION_BITS, encode_update
 from stoplog.wire.limit_updates import Update, UpdateKey, enabling_update, encode_update_key
+from stoplog.wire.partition_count import PartitionCount
 from tests.support.ledgers import FIRST_MARKER
 from tests.support.memory_store import Changelogs, MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, START
@@ -72,7 +73,7 @@ class Bench:
         marker = store.marker() or FIRST_MARKER
         self.partition = Partition(
             settings,
-            PARTITIONS,
+            PartitionCount(PARTITIONS),
             store,
             marker,
             producers,
@@ -185,7 +186,7 @@ def test_records_that_no_broker_acknowledges_are_sent_again_in_order_until_it_do
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     topic, metrics = Topic(), Metrics()
-    log = AuditLog(PARTITION, PARTITIONS, topic.send, metrics)
+    log = AuditLog(PARTITION, PartitionCount(PARTITIONS), topic.send, metrics)
 
     def record(number: int) -> None:
         marker = msgspec.structs.replace(FIRST_MARKER, next_offset=number)
@@ -249,7 +250,7 @@ def test_record_that_a_broker_refuses_is_given_up_at_once(
     code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     topic = Topic()
-    log = AuditLog(PARTITION, PARTITIONS, topic.send, Metrics())
+    log = AuditLog(PARTITION, PartitionCount(PARTITIONS), topic.send, Metrics())
     log.record(Update(0, "client", CLIENT, "", FIVE), NEW, 0, START, SOURCE)
     log.advance(now=0)
     topic.acknowledge(KafkaError(code))
@@ -262,7 +263,7 @@ def test_change_is_logged_once_and_without_a_topic_too(caplog: pytest.LogCapture
     caplog.set_level(logging.INFO, "stoplog.audit")
     effect = UpdateEffect(PolicyChange(0, 4, FIVE), True, FIRST_MARKER)
     for partition in range(PARTITIONS):
-        log = AuditLog(partition, PARTITIONS, None, Metrics())
+        log = AuditLog(partition, PartitionCount(PARTITIONS), None, Metrics())
         order = -1 if partition == home_of("plan", "gold", PARTITIONS) else 8
         log.record(
             Update(8, "plan", "gold", "", NINE, order=order), effect, 9 << POSITION_BITS, START, SOURCE
@@ -275,7 +276,7 @@ def test_change_is_logged_once_and_without_a_topic_too(caplog: pytest.LogCapture
         f"version 8, previous version 4, partition {home}, position 589824"
     ]
     caplog.clear()
-    log = AuditLog(0, PARTITIONS, None, Metrics())
+    log = AuditLog(0, PartitionCount(PARTITIONS), None, Metrics())
     log.record(Update(9, "reset", CLIENT, "", None), NEW, 0, START, ChangeSource("kafka"))
     assert f"client {CLIENT}: counters reset; by" in caplog.text
     assert "by kafka from -, request -; version 9, previous version -," in caplog.text

@@ -23,6 +23,7 @@ from stoplog.wire.holds import (
     SettlementRow,
 )
 from stoplog.wire.limit_updates import enabling_update
+from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import HeldDecision, Reply, SettlementReply, decode_any_reply
 from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, STRANGER
@@ -66,7 +67,14 @@ def opened() -> tuple[Partition, Sent]:
     producers = cast("Producers", sent)
     store = MemoryStore(PARTITION)
     return Partition(
-        Settings(), PARTITIONS, store, first, producers, Metrics(), keys=unkeyed(), workers=alone()
+        Settings(),
+        PartitionCount(PARTITIONS),
+        store,
+        first,
+        producers,
+        Metrics(),
+        keys=unkeyed(),
+        workers=alone(),
     ), sent
 
 

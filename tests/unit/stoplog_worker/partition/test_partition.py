@@ -25,6 +25,7 @@ from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
 
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, encode_batch
+from stoplog.wire.partition_count import PartitionCount
 from tests.support.memory_store import Changelogs, MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
 from tests.support.records import Message
@@ -53,7 +54,14 @@ class Checkpointing:
         store.write(POLICIES, [(MARKER_KEY, encode_marker(marker))])
         producers = producers_to(self.changelogs)
         self.partition = Partition(
-            settings, PARTITIONS, store, marker, producers, Metrics(), keys=unkeyed(), workers=alone()
+            settings,
+            PartitionCount(PARTITIONS),
+            store,
+            marker,
+            producers,
+            Metrics(),
+            keys=unkeyed(),
+            workers=alone(),
         )
         self.now, self.offset = 0.0, 0
         self.partition.schedule.start(self.now)
@@ -123,7 +131,7 @@ def test_first_checkpoint_writes_the_marker_before_any_counter(tmp_path: Path) -
     store = MemoryStore(PARTITION)
     partition = Partition(
         settings,
-        PARTITIONS,
+        PartitionCount(PARTITIONS),
         store,
         first,
         producers_to(changelogs),

@@ -17,6 +17,7 @@ from stoplog_worker.partition.tracing import PartitionTracing
 from stoplog_worker.settings import Settings
 
 from stoplog.wire.checks import Batch, Check, encode_batch
+from stoplog.wire.partition_count import PartitionCount
 from tests.support.ledgers import FIRST_MARKER
 from tests.support.memory_store import MemoryStore
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS
@@ -51,7 +52,7 @@ def replies_to(folder: Path, message: Message, tracing: PartitionTracing | None)
     settings, store = Settings(home=folder), MemoryStore(PARTITION)
     partition = Partition(
         settings,
-        PARTITIONS,
+        PartitionCount(PARTITIONS),
         store,
         FIRST_MARKER,
         producers,

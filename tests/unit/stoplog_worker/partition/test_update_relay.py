@@ -33,6 +33,7 @@ from stoplog.wire.limit_updates import (
     order_header,
     reply_to_header,
 )
+from stoplog.wire.partition_count import PartitionCount
 from tests.support.ledgers import FIRST_MARKER
 from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, STRANGER
 from tests.support.records import Message
@@ -52,7 +53,7 @@ class Bench:
         self.authority = authority(OLD, NEW)
         self.relay = UpdateRelay(
             PARTITION,
-            PARTITIONS,
+            PartitionCount(PARTITIONS),
             self.ledger,
             self._send,
             self.authority,
@@ -211,13 +212,13 @@ def test_update_with_a_header_name_that_is_not_utf_8_is_refused(error: Exception
 
 
 def test_number_of_partitions_is_no_update_and_no_dead_letter() -> None:
-    record = Message(0, partition_count.encode_partition_count(4), partition_count.KEY)
+    record = Message(0, partition_count.encode_partition_count(PartitionCount(4)), partition_count.KEY)
     sent: list[bytes] = []
     for partition in (0, 1):
         ledger = Ledger(NothingStored(), FIRST_MARKER)
         relay = UpdateRelay(
             partition,
-            PARTITIONS,
+            PartitionCount(PARTITIONS),
             ledger,
             lambda value, *_: sent.append(value),
             authority(),

@@ -20,6 +20,7 @@ from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.topics import CHECKS
 from stoplog.wire.audit import ChangeSource
+from stoplog.wire.partition_count import PartitionCount
 
 NOWHERE = "127.0.0.1:1"
 
@@ -52,7 +53,7 @@ async def test_nothing_is_published_while_another_number_of_partitions_may_be_in
         incarnation=1,
         reply_partition=0,
         publish_timeout_ms=100,
-        partitions=4,
+        count=PartitionCount(4),
         follow_updates=False,
         loop=loop,
         listener=listener,
@@ -71,14 +72,14 @@ async def test_nothing_is_published_while_another_number_of_partitions_may_be_in
     assert refusals() == {"it cannot be read"}
     await asyncio.sleep(0)
     assert down == ["it cannot be read"]
-    transport._on_broker_view(BrokerView(8, 8))
+    transport._on_broker_view(BrokerView(8, PartitionCount(8)))
     assert refusals() == {"changing over to the 8 partitions over which clients are hashed"}
-    for right in (BrokerView(8), BrokerView(8, 4), BrokerView(error="the broker is away")):
+    for right in (BrokerView(8), BrokerView(8, PartitionCount(4)), BrokerView(error="the broker is away")):
         transport._on_broker_view(right)
         assert refusals() == {None}
     await asyncio.sleep(0)
     assert down == ["it cannot be read"], "the circuit breakers decide from then on"
-    transport._on_broker_view(BrokerView(8, 8))
+    transport._on_broker_view(BrokerView(8, PartitionCount(8)))
     assert refusals() != {None}
     transport._producer.close()
     transport._consumer.close()
@@ -101,7 +102,7 @@ async def test_stop_waits_for_no_broker_that_has_never_answered(monkeypatch: pyt
         incarnation=1,
         reply_partition=0,
         publish_timeout_ms=60_000,
-        partitions=4,
+        count=PartitionCount(4),
         follow_updates=True,
         loop=asyncio.get_running_loop(),
         listener=listener,
@@ -129,9 +130,14 @@ def test_failed_read_of_the_number_of_partitions_is_an_error_until_one_has_succe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     topic = SimpleNamespace(error=None, partitions={0: SimpleNamespace(isrs=[1], replicas=[1])})
-    results: list[int | Exception | None] = [Unavailable("denied"), None, Unavailable("away"), 1]
+    results: list[PartitionCount | Exception | None] = [
+        Unavailable("denied"),
+        None,
+        Unavailable("away"),
+        PartitionCount(1),
+    ]
 
-    def read(_: PartitionCountReader) -> int | None:
+    def read(_: PartitionCountReader) -> PartitionCount | None:
         result = results.pop(0)
         if isinstance(result, Exception):
             raise result
@@ -145,5 +151,5 @@ def test_failed_read_of_the_number_of_partitions_is_an_error_until_one_has_succe
         BrokerView(error=f"Kafka at {NOWHERE} cannot be used: denied"),
         BrokerView(1),
         BrokerView(1),
-        BrokerView(1, 1),
+        BrokerView(1, PartitionCount(1)),
     ]

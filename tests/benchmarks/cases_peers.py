@@ -93,18 +93,27 @@ def echo(
     key: str,
     partitions: int,
     size: int,
+    stage: str = STAGE,
+    rate: int = 0,
+    seconds: int | None = None,
 ) -> BenchCase:
     """Return the case of the echo: one record of *size* checks in flight in each of *partitions*.
 
-    *caller* stands in the gateway's place.
+    *caller* stands in the gateway's place. It sends the next record at once, or *rate* records per second.
     """
 
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         figures = caller.run(
-            meter, partitions=partitions, size=size, warmup_s=plan.warmup_s, seconds=plan.seconds
+            meter,
+            partitions=partitions,
+            size=size,
+            rate=rate,
+            warmup_s=plan.warmup_s,
+            seconds=seconds or plan.seconds,
         )
         return {**figures, "load_cpu_s": None}
 
     what = "floor: raw Kafka echo" + ("" if size == 1 else f", {size} checks per record, 4 in flight")
+    what += f", {rate}/s" if rate else ""
     parts = {"gateway": [caller.pid], "worker": [server_pid], "broker": [broker_pid]}
-    return BenchCase(key, STAGE, what, partitions, parts, load)
+    return BenchCase(key, stage, what, partitions, parts, load)

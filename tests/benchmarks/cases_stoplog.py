@@ -34,6 +34,9 @@ JSON_DOOR: Final = Door(
     "/json", ('{"domain":"edge","descriptors":[{"entries":[{"key":"client","value":"', '"}]}]}')
 )
 
+_COUNTED: Final = {"failed_open": "stoplog_checks_degraded_total", "lease_hits": "stoplog_lease_hits_total"}
+"""Fields of a sample, and the counters of the gateway from which they come."""
+
 LIST_SIZE: Final = 100
 LIST_CONNECTIONS: Final = 16
 _WARMING_CALLERS: Final = 256
@@ -61,6 +64,9 @@ def http(
     gateway = stoplog.system.gateways[0]
     url = f"{stoplog.url}{door.path}{'' if size == 1 else 's'}"
 
+    def counted() -> dict[str, int]:
+        return {field: int(gateway.metric(metric)) for field, metric in _COUNTED.items()}
+
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         drive_for = partial(
             drive,
@@ -76,10 +82,9 @@ def http(
         )
         if warmup_s:
             drive_for(Meter({}), seconds=warmup_s)
-        before = gateway.metric("stoplog_checks_degraded_total")
+        before = counted()
         figures = drive_for(meter, seconds=plan.seconds)
-        failed_open = gateway.metric("stoplog_checks_degraded_total") - before
-        return {**figures, "failed_open": int(failed_open)}
+        return {**figures, **{field: count - before[field] for field, count in counted().items()}}
 
     return BenchCase(key, stage, what, callers, stoplog.pids(), load)
 

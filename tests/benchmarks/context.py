@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.benchmarks.bench_case import BenchCase, measure
 from tests.benchmarks.cases_stoplog import warm
+from tests.benchmarks.echo import create_echo_topics
 from tests.benchmarks.load_http import wrk_missing
 from tests.benchmarks.loader import Loader
 from tests.benchmarks.peers.servers import PeerServer, envoy_ratelimit, redis
@@ -41,6 +42,23 @@ class BenchContext:
         self.stoplog, self.sdk = self.start(stack)
         command = [sys.executable, "-m", "tests.benchmarks.load_grpc"]
         self.grpc = stack.enter_context(self.loader("load-grpc", command))
+
+    @cached_property
+    def echo(self) -> tuple[Loader, int, int]:
+        """The echo through the system's broker: its caller, and process ids of its server and the broker."""
+        broker = self.stoplog.system.broker
+        assert broker.pid is not None
+        create_echo_topics(broker.bootstrap)
+        module = [sys.executable, "-m", "tests.benchmarks.echo"]
+        server = self.stack.enter_context(self.loader("echo", [*module, "server", broker.bootstrap]))
+        caller = self.stack.enter_context(self.loader("echo-caller", [*module, "caller", broker.bootstrap]))
+        return caller, server.pid, broker.pid
+
+    @cached_property
+    def paced(self) -> Loader:
+        """The process that sends requests at a steady pace."""
+        module = [sys.executable, "-m", "tests.benchmarks.load_paced"]
+        return self.stack.enter_context(self.loader("load-paced", module))
 
     @cached_property
     def redis(self) -> PeerServer:

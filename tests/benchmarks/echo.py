@@ -9,7 +9,6 @@ Faust and no HTTP. A record that stands for a batch has as many bytes as the bat
 from __future__ import annotations
 
 import sys
-from time import perf_counter
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, Message, TopicPartition
@@ -20,7 +19,7 @@ from stoplog.client.settings import Settings
 from stoplog.kafka.batch_skipper import drain
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.lasting_consumer import LastingConsumer
-from tests.benchmarks.orders import Stopwatch, carry_out_orders, say
+from tests.benchmarks.orders import Pace, Stopwatch, carry_out_orders, say
 
 PARTITIONS: Final = 4
 _OUT: Final = "echo-out"
@@ -74,19 +73,22 @@ def run_echo_server(bootstrap: str) -> None:
 
 
 def run_echo_caller(bootstrap: str) -> None:
-    """Carry out orders: a record of ``size`` checks in flight in each of ``partitions``."""
+    """Carry out orders: a record of ``size`` checks in flight in each of ``partitions``.
+
+    Each is sent as soon as the one before it is back. With ``rate``, it is sent at this pace.
+    """
     consumer = stoplog.kafka.clients.sdk_consumer(KafkaConnection(bootstrap))
     producer = stoplog.kafka.clients.check_producer(KafkaConnection(bootstrap), _TIMEOUT_MS, _failed)
     _read_from_end(consumer, _IN)
 
     def run(order: dict[str, Any]) -> dict[str, Any]:
         watch = Stopwatch(order["warmup_s"], order["seconds"])
-        size = order["size"]
+        size, pace = order["size"], Pace(order.get("rate", 0))
         value = b"x" * (_BYTES * size)
         sent_at = [0.0] * PARTITIONS
 
         def send(partition: int) -> None:
-            sent_at[partition] = perf_counter()
+            sent_at[partition] = pace.wait()
             producer.produce(_OUT, value, partition=partition)
 
         for partition in range(order["partitions"]):

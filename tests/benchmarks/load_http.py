@@ -71,7 +71,7 @@ def run_wrk(
         seconds: Duration, in whole seconds.
         seed: Seed of the sequence of clients.
         clients: Number of clients.
-        distribution: ``uniform`` or ``zipf``.
+        distribution: ``uniform``, ``zipf``, or ``repeated``: each client in turn, eight times in a row.
         size: Checks per request; more than one are sent as a list.
         check: Text of a check before and after the client's id: in the body, or with GET, the last line of
             the head.

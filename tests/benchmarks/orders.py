@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from time import perf_counter, process_time
+from time import perf_counter, process_time, sleep
 from typing import Any
 
 
@@ -60,11 +60,38 @@ class Stopwatch:
         assert self._began is not None
         assert self._ended is not None
         figures = {"checks": self._checks, "seconds": self._ended - self._began, "load_cpu_s": self._cpu}
-        if self._latencies:
-            ordered = sorted(self._latencies)
-            for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99), ("p999_ms", 0.999)):
-                figures[name] = percentile(ordered, share) * 1e3
-        return figures
+        return {**figures, **latency_figures(self._latencies)}
+
+
+class Pace:
+    """A steady pace.
+
+    Args:
+        rate: How often per second something is due; 0 if it is always due.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._step_s = 1 / rate if rate else 0.0
+        self._due = perf_counter()
+
+    def wait(self) -> float:
+        """Wait until something is due. Return when it was, or the present if that wait ended late.
+
+        Latencies begin there: what is sent late because the answer before it came late has waited, too.
+        """
+        self._due += self._step_s
+        left = self._due - perf_counter()
+        if left <= 0:
+            return self._due if self._step_s else perf_counter()
+        sleep(left)
+        return perf_counter()
+
+
+def latency_figures(seconds: Sequence[float]) -> dict[str, float]:
+    """Return percentiles of latencies, in milliseconds; nothing if there are none."""
+    ordered = sorted(seconds)
+    names = (("p50_ms", 0.5), ("p99_ms", 0.99), ("p999_ms", 0.999))
+    return {name: percentile(ordered, share) * 1e3 for name, share in names} if ordered else {}
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

@@ -32,6 +32,7 @@ class BenchPlan:
         warmup_s: Seconds of load of a load process before its window.
         warm_broker_s: Seconds of load on a new system before its first measurement.
         lease_warmup_s: Seconds of the same load before a window with leases. The first lease lasts 3 s.
+        pace_s: Seconds of each window at a steady pace.
         clients: Numbers of clients. Each has a system of its own, which stores all of them before it is
             measured.
         peer_connections: Numbers of connections to the peers' HTTP servers.
@@ -46,6 +47,7 @@ class BenchPlan:
     warmup_s: float
     warm_broker_s: float
     lease_warmup_s: int
+    pace_s: int
     clients: tuple[int, ...]
     peer_connections: tuple[int, ...]
     hot_window_s: int
@@ -59,6 +61,7 @@ QUICK: Final = BenchPlan(
     warmup_s=0.2,
     warm_broker_s=6.0,
     lease_warmup_s=3,
+    pace_s=4,
     clients=(1_000_000,),
     peer_connections=(32, 128),
     hot_window_s=10,
@@ -71,6 +74,7 @@ FULL: Final = BenchPlan(
     warmup_s=0.5,
     warm_broker_s=15.0,
     lease_warmup_s=5,
+    pace_s=20,
     clients=(1_000, 1_000_000, 10_000_000),
     peer_connections=CALLERS,
     hot_window_s=60,

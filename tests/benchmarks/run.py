@@ -32,7 +32,7 @@ from tests.benchmarks.peers.environment import (
 )
 from tests.benchmarks.plan import FULL, QUICK, BenchPlan
 from tests.benchmarks.samples import Run
-from tests.benchmarks.stages import callers, client_counts, hot, leases, recovery, scaling
+from tests.benchmarks.stages import callers, client_counts, hot, leases, pace, recovery, scaling
 from tests.benchmarks.table import rich_table
 from tests.support.broker import CHECKOUT
 
@@ -46,6 +46,7 @@ stderr_console: Final = Console(stderr=True)
 STAGE_RUNS: Final[dict[str, Callable[[BenchContext], None]]] = {
     "callers": callers.run,
     "leases": leases.run,
+    "pace": pace.run,
     "hot": hot.run,
     "partitions": scaling.partitions,
     "workers": scaling.workers,

@@ -34,6 +34,16 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Checks that the worker denied."""
     times_limit: float | None = None
     """The checks as a multiple of those that the limit allows in the same time."""
+    busiest_window: int | None = None
+    """The most checks that were admitted within one window of the limit."""
+    limit: int | None = None
+    """Checks that the limit allows in a window."""
+    records: int | None = None
+    """Records that the gateway wrote to the log."""
+    lease_hits: int | None = None
+    """Checks that permits of a lease answered."""
+    leases: int | None = None
+    """Leases that were open at the end."""
     idle_cpu_s: float | None = None
     """CPU seconds of the same processes in the same time without load."""
 
@@ -61,9 +71,28 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def reached_worker(self) -> float | None:
         """Return the percentage of the checks that the worker judged: all allowed ones, and its denials."""
-        if self.allowed is None or not self.denied:
+        if self.allowed is None or not self.denied or self.denied_by_worker is None:
             return None
-        return 100 * (self.allowed + (self.denied_by_worker or 0)) / (self.allowed + self.denied)
+        return 100 * (self.allowed + self.denied_by_worker) / (self.allowed + self.denied)
+
+    @property
+    def admitted_share(self) -> float | None:
+        """Return the allowed checks relative to those that the limit allows in the same time."""
+        if self.allowed is None or not self.times_limit:
+            return None
+        return self.allowed * self.times_limit / self.checks
+
+    @property
+    def busiest_share(self) -> float | None:
+        """Return the most checks that were admitted within one window, relative to the limit."""
+        if self.busiest_window is None or not self.limit:
+            return None
+        return self.busiest_window / self.limit
+
+    @property
+    def records_per_check(self) -> float | None:
+        """Return how many records were written for each check."""
+        return None if self.records is None else self.records / self.checks
 
     @property
     def following_us(self) -> float | None:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import httpx
+from confluent_kafka import Consumer, TopicPartition
 from stoplog_gateway.access.scopes import Scope
 from stoplog_gateway.access.tokens_file import add_token
 from stoplog_gateway.local.kafka_broker import Broker
@@ -72,6 +73,15 @@ class Stoplog:
         folders = (self.system.folder / worker.name for worker in self.system.workers)
         files = (file for folder in folders for file in folder.rglob("*"))
         return sum(_allocated(file) for file in files)
+
+    def records_of_checks(self) -> int:
+        """Return how many records ``checks`` contains so far."""
+        consumer = Consumer({"bootstrap.servers": self.system.bootstrap, "group.id": "bench"})
+        try:
+            places = [TopicPartition(CHECKS, partition) for partition in range(self.partitions)]
+            return sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in places)
+        finally:
+            consumer.close()
 
     def denied_by_workers(self) -> int:
         """Return how many checks the workers have denied so far."""

@@ -15,6 +15,7 @@ from tests.benchmarks.targets import Target, against, short, targets
 STAGES: Final = {
     "callers": "by callers",
     "leases": "with leases",
+    "pace": "at a steady pace",
     "hot": "one hot client",
     "clients": "by clients",
     "partitions": "by partitions",
@@ -127,6 +128,10 @@ def _notes(result: Result) -> list[str]:
         notes.append(f"the load is {short(times)} x the limit")
     if (reached := median(lambda sample: sample.reached_worker)) is not None:
         notes.append(f"the worker judged {short(reached)} % of all checks")
+    if hits := median(lambda sample: sample.lease_hits and 100 * sample.lease_hits / sample.checks):
+        notes.append(f"leases answered {short(hits)} %")
+    if leases := median(lambda sample: sample.leases):
+        notes.append(f"{leases:,.0f} leases are open at the end")
     if (following := median(lambda sample: sample.following_us)) is not None:
         idle = median(lambda s: None if s.idle_cpu_s is None else 100 * s.idle_cpu_s / s.seconds)
         notes.append(

@@ -81,6 +81,8 @@ def targets(run: Run) -> list[Target]:
     for clients, bound in _DISK_BYTES.items():
         key, size = f"clients-{clients}-uniform", run.disk_bytes.get(str(clients))
         found.append(Target(key=key, what="bytes per client on disk", bound=bound, measured=size))
+    memory = "MB gateway of 100,000 leases"
+    found.append(Target(key="leases-memory-on", what=memory, bound=40.0, measured=_lease_mb(run)))
     found.append(
         Target(key="workers-2", what="x 1 worker's CPU, less following", bound=1.1, measured=_flat(run))
     )
@@ -122,6 +124,17 @@ def _flat(run: Run) -> float | None:
     found = [run.find(key) for key in ("workers-1", "workers-2", "standby")]
     rounds = zip(*(result.samples if result else [] for result in found), strict=False)
     return median_of(_flat_in(*samples) for samples in rounds)
+
+
+def _lease_mb(run: Run) -> float | None:
+    """Return the memory that the gateway needs more with leases than without, for 100,000 of them."""
+    on, off = run.find("leases-memory-on"), run.find("leases-memory-off")
+    if on is None or off is None:
+        return None
+    pairs = zip(on.samples, off.samples, strict=False)
+    return median_of(
+        (a.rss_mb["gateway"] - b.rss_mb["gateway"]) / a.leases * 100_000 for a, b in pairs if a.leases
+    )
 
 
 def _flat_in(one: Sample, two: Sample, standby: Sample) -> float | None:
@@ -181,11 +194,15 @@ _AT_MOST: Final = (
     ("clients-10000000-uniform", "µs worker", 12.0, _worker_us),
     ("clients-1000000-uniform", "MB worker", 600.0, lambda sample: sample.rss_mb["worker"]),
     ("clients-10000000-uniform", "MB worker", 600.0, lambda sample: sample.rss_mb["worker"]),
+    ("leases-above", "most admitted in a window, x limit", 1.0, lambda sample: sample.busiest_share),
+    ("leases-above", "records per check", 0.6, lambda sample: sample.records_per_check),
+    ("pace-log", "p99.9 ms", 20.0, lambda sample: sample.p999_ms),
     # The worker must count the tenth that the limit allows. Of the denials it should judge at most 1 %.
     ("hot-cached", "% of the denials by the worker", 1.0, lambda sample: sample.worker_share),
     ("flood-cached", "% of the denials by the worker", 1.0, lambda sample: sample.worker_share),
 )
 _AT_LEAST: Final = (
+    ("leases-above", "admitted, x limit", 0.99, lambda sample: sample.admitted_share),
     ("sdk-512", "checks/s", 100_000.0, _rate),
     ("recovery", "records/s", 50_000.0, _rate),
     ("catching-up", "records/s", 50_000.0, _rate),
@@ -203,6 +220,7 @@ _RATIOS: Final = (
     *((f"grpc-{n}", f"grpc-floor-{n}", "gateway x floor", 1.25, _front) for n in DOOR_CALLERS),
     *((f"leases-zipf-{n}", f"ratelimit-zipf-{n}", _RATELIMIT, 0.5, _total_us) for n in DOOR_CALLERS),
     ("leases-uniform-32", "ratelimit-uniform-32", _RATELIMIT, 1.5, _total_us),
+    ("pace-log", "pace-echo", "x echo's p50", 1.3, _p50),
     ("leases-hot-1", "http-floor-1", "x a constant answer's p50", 1.3, _p50),
     # A third of the script's CPU.
     ("published", "redis-50", "x Redis script pipelined", 1 / 3, _own),

@@ -1,12 +1,14 @@
--- wrk's script: requests with checks of many clients. Arguments: number of clients, "uniform" or "zipf",
+-- wrk's script: requests with checks of many clients. Arguments: number of clients, "uniform", "zipf" or
+-- "repeated" (each client eight times in a row),
 -- checks per request, seed, the text of a check before and after the client's id, and the method.
 -- In a GET request, the text is the last line of the head. In a POST request, it is in the body.
 -- Ids are those of client_ids.py. All have one length, so the head of a request is built once.
 
-local clients, zipf, size, before, after, head
+local clients, distribution, size, before, after, head
+local turn = 0
 
 function init(args)
-  clients, zipf, size = tonumber(args[1]), args[2] == "zipf", tonumber(args[3])
+  clients, distribution, size = tonumber(args[1]), args[2], tonumber(args[3])
   before, after = args[5], args[6]
   math.randomseed(tonumber(args[4]))
   head = args[7] .. " " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] .. "\r\n"
@@ -23,8 +25,11 @@ end
 
 local function check()
   local number
-  if zipf then
+  if distribution == "zipf" then
     number = math.floor((clients + 1) ^ math.random()) - 1
+  elseif distribution == "repeated" then
+    number = math.floor(turn / 8) % clients
+    turn = turn + 1
   else
     number = math.floor(math.random() * clients)
   end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
 from tests.benchmarks import cases_peers, cases_stoplog
@@ -10,7 +9,7 @@ from tests.benchmarks.bench_case import BenchCase
 from tests.benchmarks.cases_grpc import grpc_calls
 from tests.benchmarks.cases_stoplog import AUTHORIZE_DOOR, JSON_DOOR
 from tests.benchmarks.context import BenchContext
-from tests.benchmarks.echo import PARTITIONS, create_echo_topics
+from tests.benchmarks.echo import PARTITIONS
 from tests.benchmarks.peers.environment import PeerMissing, peers_python
 from tests.benchmarks.peers.servers import grpc_floor, limits_app, throttlecrab
 from tests.benchmarks.plan import CALLERS, CLIENT_COUNT, DOOR_CALLERS
@@ -73,16 +72,10 @@ def _published(bench: BenchContext, callers: int, key: str, clients: int) -> Ben
 
 
 def _echo(bench: BenchContext) -> list[BenchCase]:
-    broker = bench.stoplog.system.broker
-    assert broker.pid is not None
-    create_echo_topics(broker.bootstrap)
-    module = [sys.executable, "-m", "tests.benchmarks.echo"]
-    server = bench.stack.enter_context(bench.loader("echo", [*module, "server", broker.bootstrap]))
-    caller = bench.stack.enter_context(bench.loader("echo-caller", [*module, "caller", broker.bootstrap]))
-    pids = server.pid, broker.pid
+    echo = bench.echo
     return [
-        cases_peers.echo(caller, *pids, bench.plan, key="echo-1", partitions=1, size=1),
-        cases_peers.echo(caller, *pids, bench.plan, key="echo-100", partitions=PARTITIONS, size=100),
+        cases_peers.echo(*echo, bench.plan, key="echo-1", partitions=1, size=1),
+        cases_peers.echo(*echo, bench.plan, key="echo-100", partitions=PARTITIONS, size=100),
     ]
 
 

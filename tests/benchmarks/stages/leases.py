@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
+from stoplog.client.lease_cache import MAX_ENTRIES
 from tests.benchmarks import cases_peers, cases_stoplog
 from tests.benchmarks.bench_case import BenchCase
 from tests.benchmarks.context import BenchContext
@@ -24,6 +25,15 @@ from tests.benchmarks.stoplog_system import LEASE_MAX_MS, Stoplog
 
 STAGE: Final = "leases"
 _SDK_CALLERS: Final = 512
+_LIMIT: Final = 1_000
+"""Limit of the client that is offered more."""
+
+_LONG_PLAN: Final = "long"
+_LONG_LIMIT: Final = "1000000/hour"
+"""A limit whose leases last as long as leases can."""
+
+_OPENING_S: Final = 9
+"""Seconds of load that opens many leases. They last 10 s."""
 
 
 def run(bench: BenchContext) -> None:
@@ -32,6 +42,9 @@ def run(bench: BenchContext) -> None:
         stoplog, sdk = bench.start(stack, lease_max_ms=LEASE_MAX_MS)
         cases = [*_http(bench, stoplog), *_one_connection(bench, stoplog, stack), *_sdk(bench, stoplog, sdk)]
         bench.measure(cases, warm=False)
+        bench.measure([_above_limit(bench, stoplog)], rounds=1, warm=False)
+        if bench.has_wrk("leases-memory", "memory of 100,000 leases"):
+            bench.measure([_memory(bench, stoplog, name) for name in ("on", "off")], rounds=1, warm=False)
 
 
 def _http(bench: BenchContext, stoplog: Stoplog) -> list[BenchCase]:
@@ -111,3 +124,60 @@ def _sdk(bench: BenchContext, stoplog: Stoplog, sdk: Loader) -> list[BenchCase]:
         )
         for name, system, loader in (("on", stoplog, sdk), ("off", bench.stoplog, bench.sdk))
     ]
+
+
+def _above_limit(bench: BenchContext, stoplog: Stoplog) -> BenchCase:
+    """Return the case of one client that is offered at a steady pace, for two windows of its limit."""
+    window_s, times = bench.plan.hot_window_s, 1.5
+    gateway = stoplog.system.gateways[0]
+
+    def load(meter: Meter, seed: int) -> dict[str, Any]:
+        gateway.set_limits("above-c00000000", f"{_LIMIT}/{window_s}s")
+        before = stoplog.records_of_checks()
+        figures = bench.paced.run(
+            meter,
+            port=gateway.port,
+            path="/v1/check",
+            method="POST",
+            check=['{"client_id":"above-', '"}'],
+            clients=1,
+            seed=seed,
+            rate=times * _LIMIT / window_s,
+            warmup=0,
+            checks=int(2 * times * _LIMIT),
+            window_s=window_s,
+        )
+        records = stoplog.records_of_checks() - before
+        return {**figures, "records": records, "limit": _LIMIT, "times_limit": times}
+
+    what = f"HTTP, one client at 1.5 x its limit of {_LIMIT:,} in {window_s} s, leases on"
+    return BenchCase("leases-above", STAGE, what, 1, stoplog.pids(), load)
+
+
+def _memory(bench: BenchContext, stoplog: Stoplog, name: str) -> BenchCase:
+    """Return the case of a new gateway whose clients all get a lease, if leases are *name* (on or off).
+
+    Each client is checked several times in a row. Leases last 10 s at most, so that is the time to open them.
+    """
+    system = stoplog.system
+    gateway = system.add_gateway(lease_max_ms=LEASE_MAX_MS if name == "on" else 0)
+    system.wait_ready()
+    system.gateways[0].http.put(f"/v1/plans/{_LONG_PLAN}", json={"limits": [_LONG_LIMIT]}).raise_for_status()
+
+    def load(meter: Meter, seed: int) -> dict[str, Any]:
+        figures = drive(
+            f"{gateway.url}/v1/checks",
+            meter,
+            connections=cases_stoplog.LIST_CONNECTIONS,
+            seconds=_OPENING_S,
+            seed=seed,
+            clients=MAX_ENTRIES,
+            distribution="repeated",
+            size=cases_stoplog.LIST_SIZE,
+            check=('{"client_id":"', f'","plan":"{_LONG_PLAN}"}}'),
+        )
+        return {**figures, "leases": int(gateway.metric("stoplog_leases"))}
+
+    what = f"HTTP, lists of {cases_stoplog.LIST_SIZE}, {MAX_ENTRIES:,} clients, leases {name}, new gateway"
+    parts = {**stoplog.pids(), "gateway": stoplog.pids(len(system.gateways) - 1)["gateway"]}
+    return BenchCase(f"leases-memory-{name}", STAGE, what, cases_stoplog.LIST_CONNECTIONS, parts, load)

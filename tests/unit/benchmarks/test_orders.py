@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.benchmarks import orders
-from tests.benchmarks.orders import Stopwatch, percentile
+from tests.benchmarks.orders import Pace, Stopwatch, latency_figures, percentile
 
 
 @pytest.fixture
@@ -47,3 +47,37 @@ def test_load_ends_after_a_number_of_checks(clock: list[float]) -> None:
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 1), (0.5, 50), (0.99, 99), (0.999, 100), (1.0, 100)])
 def test_percentiles_are_values_that_occurred(share: float, expected: float) -> None:
     assert percentile([float(n) for n in range(1, 101)], share) == expected
+
+
+@pytest.fixture
+def sleeping(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(orders, "sleep", sleep)
+    return clock
+
+
+def test_pace_waits_until_the_next_is_due(sleeping: list[float]) -> None:
+    pace = Pace(10)
+    assert [pace.wait(), pace.wait()] == pytest.approx([100.1, 100.2])
+
+
+def test_latency_of_a_late_sender_begins_when_it_was_due(sleeping: list[float]) -> None:
+    pace = Pace(10)
+    sleeping[0] = 100.25
+    assert [pace.wait(), pace.wait()] == pytest.approx([100.1, 100.2])
+    assert sleeping[0] == 100.25
+
+
+def test_pace_of_no_rate_never_waits(sleeping: list[float]) -> None:
+    pace = Pace(0)
+    assert pace.wait() == sleeping[0] == 100.0
+    sleeping[0] = 107.0
+    assert pace.wait() == sleeping[0] == 107.0
+
+
+def test_latency_figures_are_percentiles_in_milliseconds() -> None:
+    assert latency_figures([]) == {}
+    seconds = [n / 1_000 for n in range(1_000, 0, -1)]
+    assert latency_figures(seconds) == pytest.approx({"p50_ms": 500, "p99_ms": 990, "p999_ms": 999})

@@ -34,6 +34,7 @@ def test_denial_share_counts_the_workers_denials() -> None:
 
 def test_judged_share_counts_the_workers_checks() -> None:
     assert sample().reached_worker is None
+    assert sample(allowed=100, denied=900).reached_worker is None
     assert sample(allowed=100, denied=900, denied_by_worker=9).reached_worker == pytest.approx(10.9)
 
 
@@ -61,3 +62,15 @@ def test_case_is_found_by_its_key() -> None:
     run = Run(facts={}, rounds=1, seconds=1, results=[result("a")], skipped=[], disk_bytes={})
     assert run.find("a") is run.results[0]
     assert run.find("b") is None
+
+
+def test_admitted_share_is_relative_to_what_the_limit_allows() -> None:
+    assert sample().admitted_share is None
+    assert sample(allowed=660, times_limit=1.5).admitted_share == pytest.approx(0.99)
+    assert sample(busiest_window=101, limit=100).busiest_share == pytest.approx(1.01)
+    assert sample().busiest_share is None
+
+
+def test_records_are_counted_per_check() -> None:
+    assert sample().records_per_check is None
+    assert sample(records=180).records_per_check == pytest.approx(0.18)

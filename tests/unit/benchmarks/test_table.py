@@ -75,3 +75,9 @@ def test_memory_of_several_samples_is_the_median_by_part() -> None:
     ]
     measured = run(Result(key="sdk-1", stage="callers", what="it", callers=1, samples=samples))
     assert dict(zip(COLUMNS, row(markdown(measured), "it"), strict=True))["RSS MB"] == "worker 100"
+
+
+def test_row_with_leases_says_how_many_checks_they_answered() -> None:
+    text = markdown(run(result("leases-zipf-32", 0.05, lease_hits=550, leases=40_000)))
+    assert "leases answered 55 %; 40,000 leases are open at the end" in text
+    assert "leases" not in row(markdown(run(result("http-128", 0.05, lease_hits=0))), "the way http-128")[-1]

@@ -106,3 +106,36 @@ def test_leases_must_multiply_the_throughput_of_the_sdk(checks: int, met: bool) 
     )
     goal = found(on, off)["leases-sdk-on", "x checks/s with leases off"]
     assert (goal.at_least, goal.met) == (True, met)
+
+
+def test_client_above_its_limit_has_three_targets() -> None:
+    fields = {"allowed": 655, "times_limit": 1.5, "busiest_window": 501, "limit": 500, "records": 601}
+    goals = found(result("leases-above", {"gateway": 0.1}, **fields))
+    measured = {
+        what: (round(goal.measured or 0, 4), goal.met)
+        for (key, what), goal in goals.items()
+        if key == "leases-above"
+    }
+    assert measured == {
+        "most admitted in a window, x limit": (1.002, False),
+        "records per check": (0.601, False),
+        "admitted, x limit": (0.9825, False),
+    }
+
+
+def test_steady_pace_is_compared_with_the_echo() -> None:
+    goals = found(
+        result("pace-log", {"gateway": 0.1}, p50_ms=1.3, p999_ms=20.1),
+        result("pace-echo", {"gateway": 0.1}, p50_ms=1.0),
+    )
+    assert goals["pace-log", "x echo's p50"].met is True
+    assert goals["pace-log", "p99.9 ms"].met is False
+
+
+@pytest.mark.parametrize(("leases", "measured"), [(50_000, 60.0), (100_000, 30.0), (0, None)])
+def test_memory_of_leases_is_scaled_to_100_000(leases: int, measured: float | None) -> None:
+    on = result("leases-memory-on", {"gateway": 0.1}, rss_mb={"gateway": 120.0}, leases=leases)
+    off = result("leases-memory-off", {"gateway": 0.1}, rss_mb={"gateway": 90.0}, leases=0)
+    goals = found(on, off)
+    value = goals["leases-memory-on", "MB gateway of 100,000 leases"].measured
+    assert value == (measured and pytest.approx(measured))

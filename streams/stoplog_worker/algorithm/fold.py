@@ -219,7 +219,7 @@ def _decide_all(
         if state.epoch != epoch or state.plan != check.plan:
             # A state whose holds have ended decides like one without: it may have been dropped meanwhile.
             _expire(ledger, position, now_ms, key, state)
-            if state.holds:
+            if state.holds is not None:
                 answer = _decide_held(ledger, position, now_ms, key, check, state, _NO_HOLD)
                 if not with_holds and isinstance(answer, Decision):
                     answer = Decision(*(getattr(answer, name) for name in Decision.__struct_fields__))
@@ -267,22 +267,22 @@ def _decide_held(
     if reason is not None:
         return reason
     policies.resolve(state, check, position)
-    if state.holds:
+    if state.holds is not None:
         state.epoch = -1
     limits, reserving = state.limits, ask is not None and ask.kind != LEASE
     if not limits and (state.in_flight is None or not reserving):
         return HeldDecision(True, None, None, 0, 0, state.version, 0, settled=settled)
-    live = bool(state.holds) or is_live(state.windows, now_ms)
+    live = state.holds is not None or is_live(state.windows, now_ms)
     # A state without live charges may have been dropped: nothing that is stored may depend on it.
     windows, newest_ms = (state.windows, state.newest_ms) if live else ({}, 0)
     changed = bool(limits) and reshape(windows, limits, now_ms, newest_ms)
     state.shaped = live and len(windows) == len(limits)
-    holds = state.holds
+    holds_before = len(state.holds or ())
     decision = decide_with_holds(state, windows, limits, now_ms, check.cost, ask=ask)
     charged = decision.allowed and check.cost and not reserving
     if charged:
         newest_ms = now_ms
-    if charged or holds != state.holds or (changed and live):
+    if charged or holds_before != len(state.holds or ()) or (changed and live):
         state.windows, state.newest_ms = windows, newest_ms
         _changed(ledger, key, state, position)
     if settled:
@@ -331,14 +331,14 @@ def _settle_all(
 
 def _expire(ledger: Ledger, position: int, now_ms: int, key: Key, state: State) -> None:
     """End the holds of *state* that are over."""
-    if state.holds and expire_holds(state, now_ms):
+    if state.holds is not None and expire_holds(state, now_ms):
         _changed(ledger, key, state, position)
 
 
 def _changed(ledger: Ledger, key: Key, state: State, position: int) -> None:
     """Note that the check at *position* has changed the stored part of *state*."""
     state.position = position
-    if state.holds:
+    if state.holds is not None:
         state.epoch = -1  # the next check of the client takes the way that knows holds
     ledger.dirty[key] = state
 

@@ -10,7 +10,6 @@ For each record of a client, the fold first ends the holds that are over (:func:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -30,12 +29,12 @@ from stoplog.wire.holds import (
     TOO_MANY_RESERVATIONS,
     Ask,
     Grant,
-    HoldId,
     Settlement,
 )
 from stoplog.wire.replies import HeldDecision, Settled
+from stoplog_worker.algorithm.hold_set import SETTLED, Hold, HoldSet
 from stoplog_worker.algorithm.sliding_window import Window, Windows
-from stoplog_worker.algorithm.state_codec import SETTLED, Hold, State
+from stoplog_worker.algorithm.state_codec import State
 
 MIN_LEASE: Final = 4
 """Units below which no lease is granted: it would cost more records than it saves."""
@@ -52,13 +51,13 @@ _LEASES_PER_WINDOW: Final = 20
 
 def expire_holds(state: State, now_ms: int) -> bool:
     """Charge the units of all holds that have ended by *now_ms*, each at its end; return whether any has."""
-    ended = [hold for hold in state.holds if hold.end_ms <= now_ms]
-    if not ended:
+    if state.holds is None:
         return False
-    for hold in sorted(ended, key=lambda hold: (hold.end_ms, hold.id)):
+    ended = state.holds.remove_ended(now_ms)
+    for hold in ended:
         _charge(state, hold.end_ms, hold.units)
-    state.holds = tuple(hold for hold in state.holds if hold.end_ms > now_ms)
-    return True
+    _drop_if_empty(state)
+    return bool(ended)
 
 
 def settle(state: State, settlements: Sequence[Settlement], now_ms: int) -> Settled:
@@ -75,10 +74,9 @@ def settle(state: State, settlements: Sequence[Settlement], now_ms: int) -> Sett
     Returns:
         The answer to each settlement. If its hold was not open, nothing changes.
     """
-    if not settlements:
-        return ()
-    holds = {hold.id: hold for hold in state.holds}
-    remembered = deque(hold.id for hold in state.holds if hold.kind == SETTLED)
+    holds = state.holds
+    if holds is None:
+        return (NOT_OPEN,) * len(settlements)
     settled = []
     for settlement in settlements:
         hold = holds.get(settlement.id)
@@ -91,17 +89,13 @@ def settle(state: State, settlements: Sequence[Settlement], now_ms: int) -> Sett
         settled.append(SETTLED_NOW)
         _charge(state, now_ms, settlement.used)
         if settlement.partial:
-            units = max(0, hold.units - settlement.used)
-            holds[hold.id] = Hold(hold.id, hold.kind, hold.ask, hold.end_ms, units)
+            holds.shrink(hold.id, max(0, hold.units - settlement.used))
         else:
-            del holds[hold.id]
+            holds.remove(hold.id)
             if hold.kind == RESERVATION:
-                holds[hold.id] = Hold(hold.id, SETTLED, settlement.used, hold.end_ms, 0)
-                remembered.append(hold.id)
-                if len(remembered) > MAX_SETTLED:
-                    del holds[remembered.popleft()]
-    if SETTLED_NOW in settled:
-        state.holds = tuple(holds.values())
+                holds.add(Hold(hold.id, SETTLED, settlement.used, hold.end_ms, 0))
+                holds.forget_settled(MAX_SETTLED)
+    _drop_if_empty(state)
     return tuple(settled)
 
 
@@ -111,15 +105,21 @@ def close_superseded(state: State, ask: Ask) -> bool:
     These are the leases of the same holder with a smaller number of their ask that *ask* does not name. A
     late ask has a small number, and so does not close a lease that is in use.
     """
-    left = tuple(
-        hold
-        for hold in state.holds
-        if hold.kind != LEASE or hold.id[0] != ask.id[0] or hold.ask >= ask.number or hold.id in ask.keep
-    )
-    if len(left) == len(state.holds):
+    if state.holds is None:
         return False
-    state.holds = left
-    return True
+    earlier = [
+        lease.id for lease in state.holds.leases if lease.id[0] == ask.id[0] and lease.ask < ask.number
+    ]
+    closed = set(earlier).difference(ask.keep)  # each may have MAX_LEASES ids
+    for id_ in closed:
+        state.holds.remove(id_)
+    _drop_if_empty(state)
+    return bool(closed)
+
+
+def _drop_if_empty(state: State) -> None:
+    if not state.holds:
+        state.holds = None
 
 
 def _charge(state: State, at_ms: int, units: int) -> None:
@@ -134,14 +134,6 @@ def _charge(state: State, at_ms: int, units: int) -> None:
 # --- grants ---
 
 
-def find_hold(holds: Sequence[Hold], id_: HoldId) -> Hold | None:
-    """Return the hold with this id, which is open or a settled reservation."""
-    for hold in holds:
-        if hold.id == id_:
-            return hold
-    return None
-
-
 def _in_flight(most: int) -> str:
     """Return the reason of a denial by the limit of *most* requests in flight."""
     if not most:
@@ -150,25 +142,24 @@ def _in_flight(most: int) -> str:
 
 
 def lease_for(
-    holds: Sequence[Hold], windows: Windows, limits: Sequence[Limit], ask: Ask, now_ms: int
+    holds: HoldSet, windows: Windows, limits: Sequence[Limit], ask: Ask, now_ms: int
 ) -> Hold | None:
     """Return the lease to grant to *ask*, whose check has been allowed and charged; ``None`` for none.
 
     Args:
-        holds: The open holds.
+        holds: The client's holds.
         windows: The client's windows.
         limits: The limits of the policy in force, longest window first, not empty.
         ask: The ask. No hold with its id is open.
         now_ms: Partition time, ms since the Unix epoch.
     """
-    if len(windows) != len(limits) or sum(hold.kind == LEASE for hold in holds) >= MAX_LEASES:
+    leases = holds.leases
+    if len(windows) != len(limits) or len(leases) >= MAX_LEASES:
         return None  # a window without a limit is kept: its limit may come back and deny
-    if any(hold.kind == LEASE and hold.id[0] == ask.id[0] and hold.ask == ask.number for hold in holds):
+    if any(lease.id[0] == ask.id[0] and lease.ask == ask.number for lease in leases):
         return None
-    held = sum(hold.units for hold in holds)
-    free = min(limit.max - windows[limit.window_ms].total for limit in limits) - held
-    sharing = sum(hold.kind != SETTLED for hold in holds) + 1
-    units = min(ask.want, free // (SHARE * sharing))
+    free = min(limit.max - windows[limit.window_ms].total for limit in limits) - holds.units
+    units = min(ask.want, free // (SHARE * (holds.open + 1)))
     ttl_ms = min(ask.ttl_ms, limits[-1].window_ms // _LEASES_PER_WINDOW, MAX_LEASE_MS)
     if units < MIN_LEASE or ttl_ms < MIN_LEASE_MS:
         return None
@@ -206,21 +197,22 @@ def decide_with_holds(
     Returns:
         The decision. ``retry_after_ms`` and ``reset_after_ms`` assume that every hold ends unsettled.
     """
-    known = find_hold(state.holds, ask.id) if ask is not None else None
+    holds = state.holds if state.holds is not None else HoldSet()
+    known = holds.get(ask.id) if ask is not None else None
     reserving = ask is not None and ask.kind == RESERVATION
-    held = sum(hold.units for hold in state.holds)
+    held = holds.units
     reason, blocked_until_ms = "", now_ms
     never = False
     if known is not None and ask is not None and known.kind != ask.kind:
         reason = SETTLED_ID if known.kind == SETTLED else SAME_ID
         blocked_until_ms = known.end_ms
     elif reserving and known is None:
-        ends = sorted(hold.end_ms for hold in state.holds if hold.kind == RESERVATION)
         most = MAX_RESERVATIONS if state.in_flight is None else state.in_flight
-        if len(ends) >= most:
+        surplus = holds.reservations - most
+        if surplus >= 0:
             reason = TOO_MANY_RESERVATIONS if state.in_flight is None else _in_flight(most)
             never = not most
-            blocked_until_ms = ends[len(ends) - most] if most else now_ms
+            blocked_until_ms = holds.reservation_ends_ms(surplus) if most else now_ms
     allowed, free_at_ms, firm_at_ms = not reason, blocked_until_ms, now_ms
     for limit in limits if known is None or not reserving else ():
         window = windows[limit.window_ms]
@@ -231,7 +223,7 @@ def decide_with_holds(
             if cost > limit.max:
                 never = True
                 continue
-            free_at_ms = max(free_at_ms, _free_at_ms(window, state.holds, excess))
+            free_at_ms = max(free_at_ms, _free_at_ms(window, holds, excess))
             if excess > held:
                 firm_at_ms = max(firm_at_ms, window.free_at_ms(excess - held))
     grant = None
@@ -239,8 +231,7 @@ def decide_with_holds(
         if known is None:
             assert ask is not None
             known = Hold(ask.id, RESERVATION, 0, now_ms + ask.ttl_ms, cost)
-            state.holds = (*state.holds, known)
-            held += cost
+            holds.add(known)
         grant = Grant(known.units, known.end_ms - now_ms)
     elif allowed:
         if cost:
@@ -249,15 +240,16 @@ def decide_with_holds(
                 window.charge(now_ms, cost)
         if ask is not None:
             if known is None:
-                known = lease_for(state.holds, windows, limits, ask, now_ms)
+                known = lease_for(holds, windows, limits, ask, now_ms)
                 if known is not None:
-                    state.holds = (*state.holds, known)
-                    held += known.units
+                    holds.add(known)
             if known is not None:
                 grant = Grant(known.units, known.end_ms - now_ms)
+    if holds:
+        state.holds = holds
     return HeldDecision(
         allowed,
-        *_numbers(windows, limits, state.holds, held, now_ms),
+        *_numbers(windows, limits, holds, now_ms),
         None if never else free_at_ms - now_ms,
         state.version,
         # The denial is no denial of a check that reserves nothing, which the deny cache would make of it.
@@ -268,7 +260,7 @@ def decide_with_holds(
 
 
 def _numbers(
-    windows: Windows, limits: Sequence[Limit], holds: Sequence[Hold], held: int, now_ms: int
+    windows: Windows, limits: Sequence[Limit], holds: HoldSet, now_ms: int
 ) -> tuple[int | None, int | None, int]:
     """Return ``limit``, ``remaining`` and ``reset_after_ms`` of the limit with the fewest units left."""
     if not limits:
@@ -277,22 +269,22 @@ def _numbers(
     for limit in limits:
         window = windows[limit.window_ms]
         window.forget(now_ms)
-        free = limit.max - window.total - held
+        free = limit.max - window.total - holds.units
         if nearest is None or free < left:
             left, nearest, maximum = free, window, limit.max
     assert nearest is not None
     last_ms = nearest.leave_ms[-1] if nearest.total else now_ms
-    for hold in holds:
-        if hold.units:
-            last_ms = max(last_ms, nearest.leaves_ms(hold.end_ms))
+    if holds.units:
+        last_ms = max(last_ms, nearest.leaves_ms(holds.charged_last_ms()))
     return maximum, max(0, left), last_ms - now_ms
 
 
-def _free_at_ms(window: Window, holds: Sequence[Hold], excess: int) -> int:
-    """Return when at least *excess* of the charges and holds will have left, if the holds end unsettled."""
-    leaving = [*window.charges(), *((window.leaves_ms(hold.end_ms), hold.units) for hold in holds)]
-    for leaves, count in sorted(leaving):
-        excess -= count
-        if excess <= 0:
-            return leaves
-    raise ValueError("excess is more than the window and the holds contain")
+def _free_at_ms(window: Window, holds: HoldSet, excess: int) -> int:
+    """Return when at least *excess* of the charges and holds will have left, if the holds end unsettled.
+
+    *excess* is 1 to the sum of both. What has ended in *window* is forgotten.
+    """
+    if excess <= window.total:
+        return window.free_at_ms(excess)
+    # A hold is charged later than everything in the window, and leaves it later or at the same time.
+    return window.leaves_ms(holds.charged_ms(excess - window.total))

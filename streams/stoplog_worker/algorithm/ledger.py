@@ -19,8 +19,8 @@ import msgspec
 
 from stoplog.policy import IN_FLIGHT_MS, Limit
 from stoplog.wire.checks import POSITION_BITS, Check
-from stoplog.wire.holds import LEASE, RESERVATION
 from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
+from stoplog_worker.algorithm.hold_set import HoldSet
 from stoplog_worker.algorithm.holds import expire_holds
 from stoplog_worker.algorithm.policy_history import PolicyHistory
 from stoplog_worker.algorithm.sliding_window import Window, is_live, usage
@@ -198,9 +198,8 @@ class Ledger:
         for key, state in self.states.items():
             if affected(key) and state.windows and state.position < position:
                 existed = existed or is_live(state.windows, self.clock_ms)
-                if state.holds:
-                    expire_holds(state, self.clock_ms)
-                if state.holds:
+                expire_holds(state, self.clock_ms)
+                if state.holds is not None:
                     # Open holds stay. When they end, their units are charged in these windows.
                     state.windows = {
                         length: Window(length, kept_until_ms=window.kept_until_ms)
@@ -225,36 +224,40 @@ class Ledger:
             ``holds`` then sums up the open reservations and leases. Earlier releases know neither.
         """
         state = self.states[state_key(check)]
-        position = self.next_offset << POSITION_BITS
-        held = sum(hold.units for hold in state.holds)
+        holds = state.holds if state.holds is not None else HoldSet()
+        position, held = self.next_offset << POSITION_BITS, holds.units
         windows: list[dict[str, Any]] = []
         for limit in state.limits:
             used, reset_ms = usage(state.windows, limit, self.clock_ms)
-            for hold in state.holds:
-                if hold.units:
-                    leaves_ms = Window(limit.window_ms).leaves_ms(hold.end_ms)
-                    reset_ms = max(reset_ms, leaves_ms - self.clock_ms)
+            if held:
+                leaves_ms = Window(limit.window_ms).leaves_ms(holds.charged_last_ms())
+                reset_ms = max(reset_ms, leaves_ms - self.clock_ms)
             windows.append(
                 {"limit": str(limit), "used": used + held, "reset_after_ms": reset_ms, "held": held}
             )
         if state.in_flight is not None:
-            ends = [hold.end_ms - self.clock_ms for hold in state.holds if hold.kind == RESERVATION]
-            limit, used, reset_ms = Limit(state.in_flight, IN_FLIGHT_MS), len(ends), max(ends, default=0)
+            limit, used = Limit(state.in_flight, IN_FLIGHT_MS), holds.reservations
+            reset_ms = holds.reservation_ends_ms(used - 1) - self.clock_ms if used else 0
             windows.append({"limit": str(limit), "used": used, "reset_after_ms": reset_ms, "held": used})
         report = {"held_to": self.policies.source_of(check, position), "windows": windows}
         if not self.policies.holds_enabled(position):
             for window in windows:
                 del window["held"]
             return report
+        leased = sum(lease.units for lease in holds.leases)
+        next_ms = holds.reservation_ends_ms(0) if holds.reservations else None
+        next_lease_ms = min((lease.end_ms for lease in holds.leases), default=None)
         return report | {
-            "holds": {"reservations": self._open(state, RESERVATION), "leases": self._open(state, LEASE)}
+            "holds": {
+                "reservations": self._sums(holds.reservations, held - leased, next_ms),
+                "leases": self._sums(len(holds.leases), leased, next_lease_ms),
+            }
         }
 
-    def _open(self, state: State, kind: int) -> dict[str, Any]:
-        """Return the sums of the open holds of *kind*."""
-        holds = [hold for hold in state.holds if hold.kind == kind]
-        ends_ms = min((hold.end_ms - self.clock_ms for hold in holds), default=None)
-        return {"open": len(holds), "units": sum(hold.units for hold in holds), "next_end_ms": ends_ms}
+    def _sums(self, count: int, units: int, next_ms: int | None) -> dict[str, Any]:
+        """Return the sums of the open holds of one kind, of which the next one ends at *next_ms*."""
+        ends_ms = None if next_ms is None else next_ms - self.clock_ms
+        return {"open": count, "units": units, "next_end_ms": ends_ms}
 
     def take_dirty(self) -> tuple[Marker, Entries]:
         """Return the entries that changed since the last call, and the marker that goes with them.
@@ -310,7 +313,7 @@ class Ledger:
             if (
                 state is not None
                 and key not in self.dirty
-                and not state.holds
+                and state.holds is None
                 and not is_live(state.windows, self.clock_ms)
             ):
                 del self.states[key]

@@ -63,8 +63,8 @@ import msgspec
 
 from stoplog.policy import Limit, Policy
 from stoplog.wire.checks import POSITION_BITS, Check
-from stoplog.wire.holds import HoldId
 from stoplog.wire.limit_updates import UpdateKey
+from stoplog_worker.algorithm.hold_set import Hold, HoldSet
 from stoplog_worker.algorithm.sliding_window import Window, Windows, tick_of
 
 FORMAT: Final = b"\x01"
@@ -148,29 +148,6 @@ NEVER_SET: Final = PolicyChange(0, BUILT_IN, None)
 """The only change of a policy that was never set. It replaces a foreign history in the changelog."""
 
 
-SETTLED: Final = 2
-"""Kind of a reservation that was settled. It holds nothing, and is remembered until it would have ended."""
-
-
-class Hold(msgspec.Struct, frozen=True, array_like=True):
-    """Units that were granted and are not spent yet. They count in every window until the hold ends.
-
-    Attributes:
-        id: The id that the holder chose.
-        kind: :data:`stoplog.wire.holds.LEASE`, :data:`stoplog.wire.holds.RESERVATION` or :data:`SETTLED`.
-        ask: Number of the ask for a lease; it rises for each holder. Of a settled reservation, the units that
-            were used; of an open one, 0.
-        end_ms: Partition time at which the hold ends. All its units are charged then.
-        units: Units held; 0 if the reservation is settled.
-    """
-
-    id: HoldId
-    kind: int
-    ask: int
-    end_ms: int
-    units: int
-
-
 class State(msgspec.Struct, gc=False):
     """One key's counters, and the policy that was last resolved for it.
 
@@ -180,7 +157,8 @@ class State(msgspec.Struct, gc=False):
         position: Position of the last check or update applied; -1 before the first.
         windows: Charges, by window length.
         newest_ms: Partition time of the newest charge; 0 if it is not known.
-        holds: Open holds, oldest first. While there are any, ``epoch`` is -1, so that the fold notices them.
+        holds: The holds; ``None`` if there are none. While there are any, ``epoch`` is -1, so that the fold
+            notices them.
         epoch: Epoch of the policies in which the policy was resolved.
         plan: The plan for which the policy was resolved.
         limits: The limits of the policy in force that have a window, the longest first.
@@ -197,7 +175,7 @@ class State(msgspec.Struct, gc=False):
     position: int = -1
     windows: Windows = {}
     newest_ms: int = 0
-    holds: tuple[Hold, ...] = ()
+    holds: HoldSet | None = None
     epoch: int = -1
     plan: str = ""
     limits: tuple[Limit, ...] = ()
@@ -280,8 +258,8 @@ def encode_state(state: State) -> bytes:
         lists.append(flat)
     if last and state.newest_ms:
         lists.append((_NEWEST, state.newest_ms - last + window.window_ms + tick_ms))
-    if state.holds:
-        return FORMAT_HOLDS + state.position.to_bytes(8) + _pack((lists, state.holds))
+    if state.holds is not None:
+        return FORMAT_HOLDS + state.position.to_bytes(8) + _pack((lists, list(state.holds)))
     return FORMAT + state.position.to_bytes(8) + _pack(lists)
 
 
@@ -310,7 +288,7 @@ def decode_state(value: bytes) -> State:
             leave_ms.append(leaves)
         windows[window_ms] = Window(window_ms, leave_ms, flat[3::2], flat[1])
         begins = leaves - window_ms - tick_ms
-    return State(position_of(value), windows, newest_ms, holds)
+    return State(position_of(value), windows, newest_ms, HoldSet(holds) if holds else None)
 
 
 def is_state(value: bytes) -> bool:

@@ -9,6 +9,7 @@ import msgspec
 
 from stoplog.wire.replies import Decision, HeldDecision, Settled, as_held
 from stoplog_worker.algorithm.fold import Answer
+from stoplog_worker.algorithm.hold_set import Hold
 from stoplog_worker.algorithm.state_codec import (
     NEVER_SET,
     PolicyChange,
@@ -72,13 +73,17 @@ def compare_states(
     if expected != found:
         finding.note(f"counters of {_name(key)}: recomputed {expected}, stored {found}")
         return
-    holds = [decode_state(value).holds if value is not None else () for value in (recomputed, stored)]
+    holds = [_holds(value) for value in (recomputed, stored)]
     if holds[0] != holds[1]:
         finding.note(f"holds of {_name(key)}: recomputed {holds[0]}, stored {holds[1]}")
     newest = {decode_state(value).newest_ms for value in (recomputed, stored) if value is not None}
     newest.discard(0)  # a worker of an older version does not store it
     if expected and len(newest) > 1:
         finding.note(f"counters of {_name(key)}: recomputed and stored newest charge: {sorted(newest)}")
+
+
+def _holds(value: bytes | None) -> list[Hold]:
+    return list(decode_state(value).holds or ()) if value is not None else []
 
 
 def compare_answers(

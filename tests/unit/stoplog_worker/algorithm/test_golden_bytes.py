@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import msgspec
+from stoplog_worker.algorithm.hold_set import Hold, HoldSet
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
-    Hold,
     Marker,
     PolicyChange,
     State,
@@ -100,10 +100,10 @@ def test_state_with_holds_has_golden_bytes() -> None:
         Hold((0x1122334455667788, 7, 1), LEASE, 12, NOW + 2_888, 40),
         Hold((7, 8, 2), RESERVATION, 0, NOW + 59_880, 300),
     )
-    state = State(7 << 16 | 3, {60_000: minute}, NOW, held)
+    state = State(7 << 16 | 3, {60_000: minute}, NOW, HoldSet(held))
     assert encode_state(state) == HELD_STATE
     assert encode_state(decode_state(HELD_STATE)) == HELD_STATE
-    assert decode_state(HELD_STATE).holds == held
+    assert tuple(decode_state(HELD_STATE).holds or ()) == held
     assert expires_at_ms(HELD_STATE) == minute.leaves_ms(NOW + 59_880)
     assert without_charges(HELD_STATE) == CHARGED_STATE[:9] + b"\x90"
 

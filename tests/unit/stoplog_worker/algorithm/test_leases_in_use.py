@@ -215,7 +215,7 @@ def test_permits_are_accounted_for() -> None:
         assert metrics.received == metrics.allowed + metrics.rejected
     run.loop.advance(1)
     state = run.log.ledger.states[CLIENT]
-    assert state.holds == ()
+    assert state.holds is None
     [window] = state.windows.values()
     assert window.total == len(run.admitted), "everything that was admitted is charged"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from stoplog_worker.algorithm.hold_set import Hold, HoldSet
 from stoplog_worker.algorithm.sliding_window import Window, tick_of
 from stoplog_worker.algorithm.state_codec import (
-    Hold,
     Marker,
     State,
     decode_marker,
@@ -45,8 +45,8 @@ def states(draw: st.DrawFn) -> State:
             counts.append(count)
         windows[length] = Window(length, leave_ms, counts, draw(st.sampled_from((0, NOW))))
     newest_ms = draw(st.integers(0, 2**48)) if windows else 0
-    holds = tuple(draw(st.lists(_holds, max_size=3))) if windows else ()
-    return State(draw(st.integers(0, 2**63 - 1)), windows, newest_ms, holds)
+    holds = draw(st.lists(_holds, max_size=3, unique_by=lambda hold: hold.id)) if windows else []
+    return State(draw(st.integers(0, 2**63 - 1)), windows, newest_ms, HoldSet(holds) if holds else None)
 
 
 @given(states())
@@ -54,7 +54,7 @@ def test_encode_state_round_trips(state: State) -> None:
     value = encode_state(state)
     found = decode_state(value)
     assert position_of(value) == found.position == state.position
-    assert (found.newest_ms, found.holds) == (state.newest_ms, state.holds)
+    assert (found.newest_ms, list(found.holds or ())) == (state.newest_ms, list(state.holds or ()))
     assert Record(0, b"a", value).entry(COUNTERS) == (b"a", value)
     assert Record(0, b"a", value).entry(POLICIES) is None or not state.holds
     assert list(found.windows) == list(state.windows)

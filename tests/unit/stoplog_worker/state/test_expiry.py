@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from stoplog_worker.algorithm.fold import fault_finder, judge
+from stoplog_worker.algorithm.hold_set import Hold, HoldSet
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.sliding_window import Window
-from stoplog_worker.algorithm.state_codec import MARKER_KEY, Hold, Marker, State, encode_marker, encode_state
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, State, encode_marker, encode_state
 from stoplog_worker.state.expiry import KEYS_PER_STEP, MAX_MILESTONES, PASS_S, STEP_S, StateExpirer
 from stoplog_worker.state.rocksdb import RocksDbFactory
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
@@ -93,7 +94,7 @@ def test_expiry_keeps_state_with_hold_until_a_window_after_its_end(store: Partit
     window = Window(MINUTE)
     window.charge(START, 1)
     held = Hold((7, 1, 0), LEASE, 1, START + HOUR, 5)
-    store.write(COUNTERS, [(b"a", encode_state(State(0, {MINUTE: window}, START, (held,))))])
+    store.write(COUNTERS, [(b"a", encode_state(State(0, {MINUTE: window}, START, HoldSet([held]))))])
     mark(store, 5, window.leaves_ms(held.end_ms) - 1)
     assert expire(store) == 0
     mark(store, 5, window.leaves_ms(held.end_ms))

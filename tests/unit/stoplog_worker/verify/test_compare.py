@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from stoplog_worker.algorithm.hold_set import Hold, HoldSet
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
     NEVER_SET,
-    Hold,
     PolicyChange,
     State,
     encode_history,
@@ -42,7 +42,7 @@ def charged(
     window = Window(60_000)
     for after_ms, cost in charges:
         window.charge(NOW + after_ms, cost)
-    return encode_state(State(position, {60_000: window}, newest_ms, holds))
+    return encode_state(State(position, {60_000: window}, newest_ms, HoldSet(holds) if holds else None))
 
 
 def history(*positions: int) -> bytes:

@@ -6,6 +6,8 @@ name                                         label       meaning
 ``stoplog_worker_records_total``                         records of ``checks`` consumed
 ``stoplog_worker_checks_total``              result      checks decided: allowed, rejected, unfit (invalid),
                                                          replayed; cached: denied by a gateway's deny cache
+``stoplog_worker_reservations_total``        result      reservations granted; unsettled: not settled before
+                                                         their end, counted with the client's next record
 ``stoplog_worker_updates_total``             result      limit updates found in ``checks``: applied, repeated;
                                                          refused: unsigned, impossible, unknown_key, forged
 ``stoplog_worker_held_partitions``                       partitions whose updates wait for a relay key that
@@ -52,6 +54,12 @@ class Metrics:
         r = self.registry = CollectorRegistry()
         self.records = Counter("stoplog_worker_records", "Records of checks consumed.", registry=r)
         self.checks = Counter("stoplog_worker_checks", "Checks decided.", ["result"], registry=r)
+        self.reservations = Counter(
+            "stoplog_worker_reservations",
+            "Reservations granted, and ended unsettled.",
+            ["result"],
+            registry=r,
+        )
         self.updates = Counter(
             "stoplog_worker_updates", "Limit updates found in checks.", ["result"], registry=r
         )
@@ -103,6 +111,8 @@ class Metrics:
         ProcessCollector(registry=r)
         for result in (*RESULTS, "cached"):
             self.checks.labels(result)
+        for result in ("granted", "unsettled"):
+            self.reservations.labels(result)
         for result in ("applied", "repeated", *REFUSALS):
             self.updates.labels(result)
         for result in ("written", "lost"):

@@ -20,7 +20,7 @@ from stoplog.wire.checks import POSITION_BITS, Batch, Check, Denials, SingleChec
 from stoplog.wire.holds import LEASE, SETTLED_NOW, HoldRow, SettlementBatch, SettlementRow
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, HeldDecision, Settled
-from stoplog_worker.algorithm.holds import close_superseded, decide_with_holds, expire_holds, settle
+from stoplog_worker.algorithm.holds import close_superseded, decide_with_holds, settle
 from stoplog_worker.algorithm.ledger import Ledger, UpdateEffect
 from stoplog_worker.algorithm.sliding_window import decide, is_live, reshape
 from stoplog_worker.algorithm.state_codec import Key, State, state_key
@@ -159,7 +159,7 @@ def judge(
         elif state.position >= position + end:
             answers.append(None)
         else:
-            _expire(ledger, position + end, now_ms, key, state)
+            _expire(ledger, position + end, key, state)
             answers.append(_decide_held(ledger, position + end, now_ms, key, check, state, row))
         begin = end + 1
     if begin:
@@ -218,7 +218,7 @@ def _decide_all(
             continue
         if state.epoch != epoch or state.plan != check.plan:
             # A state whose holds have ended decides like one without: it may have been dropped meanwhile.
-            _expire(ledger, position, now_ms, key, state)
+            _expire(ledger, position, key, state)
             if state.holds is not None:
                 answer = _decide_held(ledger, position, now_ms, key, check, state, _NO_HOLD)
                 if not with_holds and isinstance(answer, Decision):
@@ -279,6 +279,8 @@ def _decide_held(
     state.shaped = live and len(windows) == len(limits)
     holds_before = len(state.holds or ())
     decision = decide_with_holds(state, windows, limits, now_ms, check.cost, ask=ask)
+    if reserving and len(state.holds or ()) > holds_before:
+        ledger.granted += 1
     charged = decision.allowed and check.cost and not reserving
     if charged:
         newest_ms = now_ms
@@ -324,14 +326,14 @@ def _settle_all(
         elif state.position >= position:
             answers.append(None)
         else:
-            _expire(ledger, position, now_ms, key, state)
+            _expire(ledger, position, key, state)
             answers.append(_settle(ledger, position, now_ms, key, state, row))
     return answers
 
 
-def _expire(ledger: Ledger, position: int, now_ms: int, key: Key, state: State) -> None:
+def _expire(ledger: Ledger, position: int, key: Key, state: State) -> None:
     """End the holds of *state* that are over."""
-    if state.holds is not None and expire_holds(state, now_ms):
+    if state.holds is not None and ledger.expire_holds(state):
         _changed(ledger, key, state, position)
 
 

@@ -87,6 +87,8 @@ class Ledger:
         """Estimated memory of all states, bytes, as of when each was last loaded or checkpointed."""
         self.dirty: dict[Key, State] = {}
         """The states that changed since they were last encoded."""
+        self.granted = self.unsettled = 0
+        """Reservations that were granted, and that ended unsettled, since the reader set these to 0."""
         self._marker_overwritten = False
 
     def over_budget(self, keep: int) -> bool:
@@ -198,7 +200,7 @@ class Ledger:
         for key, state in self.states.items():
             if affected(key) and state.windows and state.position < position:
                 existed = existed or is_live(state.windows, self.clock_ms)
-                expire_holds(state, self.clock_ms)
+                self.expire_holds(state)
                 if state.holds is not None:
                     # Open holds stay. When they end, their units are charged in these windows.
                     state.windows = {
@@ -211,6 +213,13 @@ class Ledger:
                 state.position = position
                 self.dirty[key] = state
         return existed
+
+    def expire_holds(self, state: State) -> bool:
+        """End the holds of *state* that are over; return whether there were any."""
+        open_before = state.holds.reservations if state.holds is not None else 0
+        ended = expire_holds(state, self.clock_ms)
+        self.unsettled += open_before - (state.holds.reservations if state.holds is not None else 0)
+        return ended
 
     def usage_report(self, check: Check) -> dict[str, Any]:
         """Return what the reply to a single check of cost 0 contains in addition, after it was decided.

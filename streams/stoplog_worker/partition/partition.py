@@ -160,6 +160,10 @@ class Partition:
         folded = fold(ledger, offset, stamp_ms, message.value(), self._find_fault, self._authority)
         self._judged += len(folded.answers)
         self._metrics.records.inc()
+        if ledger.granted or ledger.unsettled:
+            self._metrics.reservations.labels("granted").inc(ledger.granted)
+            self._metrics.reservations.labels("unsettled").inc(ledger.unsettled)
+            ledger.granted = ledger.unsettled = 0
         if offset < self._answer_from:
             return
         if folded.record is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.kafka.producers import Producers
@@ -13,6 +13,7 @@ from stoplog_worker.settings import Settings
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, encode_update
 from stoplog.wire.holds import (
+    LEASE,
     RESERVATION,
     SETTLED_NOW,
     Ask,
@@ -22,11 +23,11 @@ from stoplog.wire.holds import (
     SettlementBatch,
     SettlementRow,
 )
-from stoplog.wire.limit_updates import enabling_update
+from stoplog.wire.limit_updates import Update, enabling_update
 from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import HeldDecision, Reply, SettlementReply, decode_any_reply
 from tests.support.memory_store import MemoryStore
-from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, STRANGER
+from tests.support.partition_log import CLIENTS, PARTITION, PARTITIONS, START, STRANGER
 from tests.support.records import Message
 from tests.support.relay import alone, unkeyed
 
@@ -115,3 +116,34 @@ def test_batch_with_holds_before_they_are_enabled_is_answered_with_the_reason() 
     assert reply.error is not None
     assert "not enabled" in reply.error
     assert sent.letters == [reply.error]
+
+
+def test_reservations_that_end_unsettled_are_counted() -> None:
+    sent, metrics = Sent(), Metrics()
+    first = Marker(0, 0, -1, -1, "topic", parse_policy("100/minute"))
+    producers, store = cast("Producers", sent), MemoryStore(PARTITION)
+    count = PartitionCount(PARTITIONS)
+    one = Partition(Settings(), count, store, first, producers, metrics, keys=unkeyed(), workers=alone())
+
+    def counted() -> dict[str, float]:
+        [family] = metrics.reservations.collect()
+        return {it.labels["result"]: it.value for it in family.samples if it.name.endswith("_total")}
+
+    def reserve(offset: int, number: int, ttl_ms: int, kind: Literal[0, 1] = RESERVATION) -> None:
+        ask = Ask(kind, (7, number, 0), number * (kind == LEASE), 5 * (kind == LEASE), ttl_ms)
+        batch = Batch(0, 7, number, [Check(CLIENT, 1)], [HoldRow(0, ask)])
+        one.take(Message(offset, encode_batch(batch), stamp_ms=START))
+
+    assert counted() == {"granted": 0, "unsettled": 0}
+    one.take(Message(0, encode_update(enabling_update()), stamp_ms=START))
+    for number, ttl_ms in ((1, 500), (2, 500), (3, 9_000), (4, 9_000)):
+        reserve(number, number, ttl_ms)
+    reserve(5, 5, 3_000, LEASE)
+    assert counted() == {"granted": 4, "unsettled": 0}
+    settled = [SettlementRow(CLIENT, "", (Settlement((7, 1, 0), 1), Settlement((7, 3, 0), 0)))]
+    one.take(Message(6, encode_settlements(SettlementBatch(0, 7, 6, settled)), stamp_ms=START))
+    one.take(Message(7, encode_batch(Batch(0, 7, 7, [Check(CLIENT, 0)])), stamp_ms=START + 4_000))
+    assert counted() == {"granted": 4, "unsettled": 1}, "one was settled, and a lease is none"
+    reset = Update(1, "reset", CLIENT, "", None)
+    one.take(Message(8, encode_update(reset), stamp_ms=START + 20_000))
+    assert counted() == {"granted": 4, "unsettled": 2}

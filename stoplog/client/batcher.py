@@ -286,11 +286,12 @@ class Batcher:
             self._divergence.remember(batch.partition, reply)
             queue = self._queues[batch.partition]
             slot_freed = queue.on_reply(batch)
+            shown = self._leases.show(batch.checks, batch.asks, reply) if batch.futures else reply
             if batch.asks or reply.error is not None:
                 self._leases.learn(batch.partition, batch.asks, reply, batch.sent_at)
             held = self._leases.grants_holds(batch.partition)
             self._denials.learn(batch.partition, batch.checks, reply, batch.sent_at, held=held)
-            batch.resolve(reply, self._metrics, self._rejections, now)
+            batch.resolve(shown, self._metrics, self._rejections, now)
             if slot_freed:
                 freed.append(queue)
         # Scheduled last: the callers that these replies answer run before the end of the turn.

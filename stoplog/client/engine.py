@@ -330,9 +330,13 @@ class Engine:
 
     def on_updates(self, updates: list[tuple[int, Update]]) -> None:
         """Remove denials, and end leases, that the updates may concern."""
+        leases = self._metrics.leases
         for partition, update in updates:
             self.denials.on_update(partition, update.key, update.version)
             self.leases.on_update(partition, update.key, update.version)
+        if self._metrics.leases < leases:
+            # At once: until then, the permits that are left count against the new limits.
+            self._publish_settlements()
 
     def on_updates_read(self, partitions: list[int], at: float) -> None:
         """Extend the proof by which denials and leases are used."""

@@ -35,9 +35,11 @@ from heapq import heappop, heappush
 from math import ceil, inf
 from typing import Final
 
+from msgspec.structs import replace
+
 from stoplog.client.answer import Answer
 from stoplog.client.demand import Demand, Key, Rate
-from stoplog.client.lease_table import EndedLease, LeaseTable, SentAsk, lease_end
+from stoplog.client.lease_table import MAX_ENTRIES, EndedLease, LeaseTable, SentAsk, lease_end
 from stoplog.client.metrics import Metrics
 from stoplog.client.update_proofs import UpdateProofs
 from stoplog.policy import MAX_COST
@@ -78,9 +80,6 @@ SEVERAL_PLANS_S: Final = 60.0
 """Seconds without an ask after a check under another plan. A lease under the one plan would count under the
 other, too, whose limits may be much lower."""
 
-MAX_ENTRIES: Final = 100_000
-"""Clients with leases, at most. Each takes about 0.3 KB."""
-
 PAUSE_S: Final = 1.0
 """Seconds between two records of settlements, at most."""
 
@@ -112,7 +111,8 @@ class LeaseCache:
     1. :meth:`get` answers it, if possible.
     2. Otherwise the check joins a batch. :meth:`note` counts it, and tells whether the batch must *mark* it.
     3. When the batch is sent, :meth:`rows` returns what its marked checks ask and settle.
-    4. :meth:`learn` handles the reply, :meth:`abandon` its absence.
+    4. :meth:`show` completes the reply for the callers.
+    5. :meth:`learn` handles it, :meth:`abandon` its absence.
 
     Args:
         metrics: Counts permits and hits.
@@ -358,6 +358,34 @@ class LeaseCache:
 
     # --- replies ------------------------------------------------------------------------------
 
+    def show(self, checks: Sequence[Check], sent: Iterable[SentAsk], reply: Reply) -> Reply:
+        """Return *reply* as callers see it: the permits that are left here remain to the client.
+
+        The log counts all units of a lease from its grant. Without this, ``remaining`` would fall by a lease
+        with each ask, and rise again with the next answer from the lease.
+
+        Args:
+            checks: The checks of the batch.
+            sent: Its asks.
+            reply: The reply to it, which :meth:`learn` has not handled yet.
+        """
+        if not self._rows:
+            return reply
+        now, table, answers = self._clock(), self._table, list(reply.answers)
+        granted = {one.position for one in sent}
+        changed = False
+        for index, (check, answer) in enumerate(zip(checks, answers, strict=False)):
+            row = self._rows.get(_key(check))
+            if row is None or not isinstance(answer, HeldDecision) or not answer.allowed:
+                continue
+            own = table.left[row] if now < table.until[row] else 0
+            if index in granted and answer.grant is not None:
+                own += answer.grant.units
+            if own and answer.limit is not None and answer.remaining is not None:
+                answers[index] = replace(answer, remaining=min(answer.limit, answer.remaining + own))
+                changed = True
+        return replace(reply, answers=answers) if changed else reply
+
     def learn(self, partition: int, sent: Iterable[SentAsk], reply: Reply, sent_at: float) -> None:
         """Handle the reply to the batch with the asks *sent*, which was sent at *sent_at*."""
         if reply.error is not None:
@@ -388,10 +416,13 @@ class LeaseCache:
         if row is None or not usable or now < table.retry_at[row]:
             self._settle(sent.partition, sent.key, Settlement(sent.ask.id, 0))
             return
+        back = 0
         if table.number[row]:
+            back = table.left[row] if now < table.until[row] else 0
             self._settle(sent.partition, sent.key, self._finish(row, now))
         table.ttl_s[row], table.refusals[row] = grant.ttl_ms / 1_000, 0
         table.accept(row, sent.ask, grant, decision, proof, sent_at, now)
+        table.remaining[row] += back
         self._metrics.leases += 1
         self._metrics.lease_granted += grant.units
         self._look(row, table.until[row])

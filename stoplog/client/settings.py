@@ -51,7 +51,7 @@ class Settings(KafkaSettings):
         "trip to the broker. 0 turns the deny cache off.",
     )
     lease_max_ms: int = Field(
-        0,
+        MAX_LEASE_MS,
         ge=0,
         le=MAX_LEASE_MS,
         description="The longest lease, in milliseconds. A lease lets a client that is checked often go "

@@ -24,9 +24,24 @@ FAST_S = DEADLINE_MS / 2_000
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """Run one system for all tests. Each test has its own client, and leaves all processes running."""
+    """Run one system for all tests. Each test has its own client, and leaves all processes running.
+
+    The first gateway sends every check to the log: most tests are about what the log counts. The second one
+    has leases, as by default.
+    """
     folder = tmp_path_factory.mktemp("system")
-    with fresh_broker() as broker, running_system(broker, folder, deadline_ms=DEADLINE_MS) as running:
+    with (
+        fresh_broker() as broker,
+        running_system(broker, folder, deadline_ms=DEADLINE_MS, lease_max_ms=0) as running,
+    ):
+        running.add_gateway(deadline_ms=DEADLINE_MS)
+        running.wait_ready()
+        [worker] = running.workers
+        eventually(
+            "holds are enabled",
+            lambda: len(worker.lines("grants holds")) == PARTITIONS,
+            on_failure=running.logs,
+        )
         yield running
 
 
@@ -66,8 +81,9 @@ def judges(node: dict[str, Any]) -> bool:
 def test_two_gateways_and_two_workers_enforce_one_limit(tmp_path: Path) -> None:
     with (
         fresh_broker() as broker,
-        # A busy machine does not miss this deadline, so no check fails open.
-        running_system(broker, tmp_path, workers=2, gateways=2, deadline_ms=10_000) as system,
+        # A busy machine does not miss this deadline, so no check fails open. All admissions are in the log,
+        # as checks. (test_leases.py compares leases with the log.)
+        running_system(broker, tmp_path, workers=2, gateways=2, deadline_ms=10_000, lease_max_ms=0) as system,
     ):
         both = [gateway.url for gateway in system.gateways]
         eventually(
@@ -81,10 +97,12 @@ def test_two_gateways_and_two_workers_enforce_one_limit(tmp_path: Path) -> None:
         assert system.admitted("shared", partition_of("shared", PARTITIONS)) == 100
 
 
-def test_limit_changed_under_load_takes_effect_in_log_order(system: System) -> None:
-    gateway = system.gateways[0]
-    first = gateway.set_limits("mover", "100000/hour")["policy_version"]
-    gateway.check("mover")
+@pytest.mark.parametrize("leases", [0, 1], ids=["without leases", "with leases"])
+def test_limit_changed_under_load_takes_effect_in_log_order(system: System, leases: int) -> None:
+    gateway, client = system.gateways[leases], f"mover-{leases}"
+    first = gateway.set_limits(client, "100000/hour")["policy_version"]
+    gateway.check(client)
+    hits = gateway.metric("stoplog_lease_hits_total")
 
     async def load_and_change() -> tuple[list[dict[str, Any]], int]:
         decided: list[dict[str, Any]] = []
@@ -94,11 +112,11 @@ def test_limit_changed_under_load_takes_effect_in_log_order(system: System) -> N
             more = 5  # checks of each caller after the change
             async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
                 while more:
-                    response = await http.post(f"{gateway.url}/v1/check", json={"client_id": "mover"})
+                    response = await http.post(f"{gateway.url}/v1/check", json={"client_id": client})
                     if not (answer := response.json())["degraded"]:
                         decided.append(answer)
                         more -= changed.is_set()
-                    if len(decided) == 64:
+                    if len(decided) == (64, 2_000)[leases]:
                         loaded.set()
 
         async with asyncio.TaskGroup() as callers:
@@ -107,7 +125,7 @@ def test_limit_changed_under_load_takes_effect_in_log_order(system: System) -> N
             await loaded.wait()
             async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
                 body = {"limits": ["1/hour"]}
-                answer = await http.put(f"{gateway.url}/v1/limits/mover", json=body)
+                answer = await http.put(f"{gateway.url}/v1/limits/{client}", json=body)
             assert answer.status_code == 200, answer.text
             changed.set()
         return decided, answer.json()["policy_version"]
@@ -117,14 +135,17 @@ def test_limit_changed_under_load_takes_effect_in_log_order(system: System) -> N
     for answer in decided:
         # The client had spent one before, so the new policy denies every check.
         assert answer["allowed"] == (answer["policy_version"] == first)
-    log = system.decisions("mover", partition_of("mover", PARTITIONS))
+    log = system.decisions(client, partition_of(client, PARTITIONS))
     versions = [decision.policy_version for _, decision in log]
     assert versions == sorted(versions)
     assert set(versions) == {first, second}
-    # Most denials under the second policy come from the deny cache, so they are not in the log.
-    assert versions.count(first) > sum(answer["policy_version"] == first for answer in decided)
+    # Most denials under the second policy come from the deny cache, so they are not in the log. Neither are
+    # the checks that permits of a lease allow.
+    hits = int(gateway.metric("stoplog_lease_hits_total") - hits)
+    assert bool(hits) == bool(leases)
+    assert versions.count(first) + hits > sum(answer["policy_version"] == first for answer in decided)
     # The change was confirmed, so the next check is decided under it.
-    assert peek(gateway, "mover")["policy_version"] == second
+    assert peek(gateway, client)["policy_version"] == second
 
 
 def test_worker_stopped_fails_open_and_counts_later(system: System) -> None:
@@ -211,19 +232,20 @@ def test_worker_killed_and_restarted_counts_every_check_once(system: System) -> 
     assert system.admitted("survivor", partition_of("survivor", PARTITIONS)) == sent
 
 
-def test_windows_changed_and_back_never_admit_above_limit(system: System) -> None:
-    gateway = system.gateways[0]
+@pytest.mark.parametrize("leases", [0, 1], ids=["without leases", "with leases"])
+def test_windows_changed_and_back_never_admit_above_limit(system: System, leases: int) -> None:
+    gateway, client = system.gateways[leases], f"shifty-{leases}"
 
     def spend(most: int) -> int:
-        return sum(gateway.check("shifty")["allowed"] for _ in range(most))
+        return sum(gateway.check(client)["allowed"] for _ in range(most))
 
-    gateway.set_limits("shifty", "20/minute")
+    gateway.set_limits(client, "20/minute")
     assert spend(25) == 20
-    gateway.set_limits("shifty", "50/hour")
+    gateway.set_limits(client, "50/hour")
     assert spend(55) == 30
-    gateway.set_limits("shifty", "20/minute")
+    gateway.set_limits(client, "20/minute")
     assert spend(5) == 0
-    gateway.set_limits("shifty", "50/hour")
+    gateway.set_limits(client, "50/hour")
     assert spend(5) == 0
-    gateway.set_limits("shifty", "60/hour", "55/minute")
+    gateway.set_limits(client, "60/hour", "55/minute")
     assert spend(20) == 5

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,27 @@ def test_up_with_two_workers_and_two_gateways_counts_as_one(tmp_path: Path) -> N
             "each worker has half", lambda: [len(numbers) for numbers in running_partitions()] == [2, 2]
         )
         assert sorted(chain(*running_partitions())) == ["0", "1", "2", "3"]
+
+
+def test_up_on_a_new_data_folder_gives_hot_clients_leases_without_any_command(tmp_path: Path) -> None:
+    with stoplog_up(tmp_path) as running:
+
+        def hits() -> float:
+            page = httpx.get(f"{running.url}/metrics", headers=running.authorization, timeout=10).text
+            [found] = re.findall(r"^stoplog_lease_hits_total (\S+)", page, re.MULTILINE)
+            return float(found)
+
+        numbers = count()
+
+        def leased() -> bool:
+            """Make a new client hot, under the built-in limits."""
+            client = f"hot-{next(numbers)}"
+            remaining = [check(running, client)["remaining"] for _ in range(40)]
+            assert remaining == list(range(99, 59, -1))
+            return hits() > 0
+
+        eventually("a lease answers a hot client", leased)
+        assert running.stop() == 0
 
 
 def test_up_starts_killed_processes_again(tmp_path: Path) -> None:

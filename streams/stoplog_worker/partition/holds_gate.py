@@ -57,6 +57,8 @@ class HoldsGate:
         self._authority = authority
         self._signing_key = signing_key
         self._look_at = 0.0
+        self._waits = False
+        """Whether the log says why the gate is closed."""
         self.open = False
         """Whether the partition grants holds, as of the last :meth:`advance`. Any thread may read it."""
 
@@ -71,7 +73,17 @@ class HoldsGate:
             _log.info("partition %s grants holds", self._partition)
             return
         others = self._workers.others(now)
-        if others is None or any(other.holds is UNSET for other in others):
+        if others is None:
+            return
+        old = [other.id for other in others if other.holds is UNSET]
+        if old:
+            if not self._waits:
+                self._waits = True
+                _log.info(
+                    "partition %s will grant holds once these workers of an older release are upgraded: %s",
+                    self._partition,
+                    ", ".join(sorted(old)),
+                )
             return
         update, key_id = enabling_update(), self._signing_key()
         if key_id is not None:

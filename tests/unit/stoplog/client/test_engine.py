@@ -254,7 +254,7 @@ async def test_leases_begin_with_the_heartbeats_and_are_settled_at_the_stop(kafk
         ]
         return Reply(batch.incarnation, batch.number, 0, -1, answers)
 
-    async with running_limiter(lease_max_ms=10_000) as (limiter, log):
+    async with running_limiter() as (limiter, log):
         await until_ready(limiter)
         engine = limiter._engine
         log.answer = grant
@@ -278,11 +278,12 @@ async def test_leases_begin_with_the_heartbeats_and_are_settled_at_the_stop(kafk
         await limiter.check("alice")
         assert len(log.checks) == sent
         engine.on_updates([(partition, Update(6, "client", "alice", "", None))])
+        first = asks[0]
+        used = SettlementRow("alice", "", (Settlement(first.id, 3),))
+        assert log.settlements == [used], "an update ends the lease, and its permits go back at once"
         await limiter.check("alice")
-        assert len(log.checks) == sent + 1, "an update ends the lease"
-    first, second = asks
+        assert len(log.checks) == sent + 1
+    _, second = asks
     # The worker that granted the second lease had not applied the update.
-    assert log.settlements == [
-        SettlementRow("alice", "", (Settlement(first.id, 3), Settlement(second.id, 0)))
-    ]
+    assert log.settlements == [used, SettlementRow("alice", "", (Settlement(second.id, 0),))]
     assert asks[0].id[0] == limiter._engine.incarnation

@@ -5,6 +5,8 @@ That leases are strict is tested with the fold (``tests/unit/stoplog_worker/algo
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ from stoplog.client.lease_cache import (
     SURPLUS,
     LeaseCache,
 )
-from stoplog.client.lease_table import GROWTH, SentAsk
+from stoplog.client.lease_table import SentAsk
 from stoplog.client.metrics import Metrics
 from stoplog.wire.checks import Check
 from stoplog.wire.holds import Ask, Grant, HoldRow, Settlement, SettlementRow
@@ -199,6 +201,28 @@ def test_lease_answers_with_the_numbers_of_its_grant() -> None:
     assert bench.cache.get(Check("alice", 3)) == Answer(True, 100, 40 + 12, 59_500, 0, 3)
     assert bench.permits() == (16, 4, 0, 0)
     assert bench.metrics.lease_hits == 2
+
+
+def test_reply_of_the_log_is_shown_with_the_permits_that_are_left_here() -> None:
+    bench = Bench()
+    bench.ask()
+    decision = HeldDecision(True, 100, 40, 60_000, 0, 3, 0, Grant(16, TTL_MS))
+    asked = Reply(HOLDER, 1, 1, -1, [decision])
+    shown = bench.cache.show([ALICE], bench.sent, asked).answers[0]
+    assert isinstance(shown, HeldDecision)
+    assert shown.remaining == 40 + 16
+    bench.reply(Grant(16, TTL_MS))
+    assert bench.hit()
+    denied = HeldDecision(False, 100, 40, 60_000, 9, 3, 0)
+    other = HeldDecision(True, 100, 40, 60_000, 0, 3, 0)
+    reply = Reply(HOLDER, 1, 1, -1, [other, denied, "fault", None, other])
+    looks = [Check("alice", 0)] * 4 + [Check("bob", 0)]
+    answers = bench.cache.show(looks, [], reply).answers
+    assert [one.remaining if isinstance(one, HeldDecision) else one for one in answers] == [
+        *(40 + 15, 40, "fault", None, 40)
+    ]
+    bench.after(3.0)
+    assert bench.cache.show(looks, [], reply) is reply, "the lease has ended"
 
 
 def test_lease_ends_a_little_earlier_than_in_the_log() -> None:
@@ -544,7 +568,7 @@ def test_close_gives_everything_back() -> None:
 
 def test_lease_takes_at_most_400_bytes() -> None:
     """With the client's id, and without the estimates of demand, whose memory is bounded."""
-    bench, leases = Bench(), 2 * GROWTH
+    bench, leases = Bench(), 8_192
     with tracing_memory() as allocated:
         for number in range(leases):
             bench.ask(Check(f"client-{number}", plan="gold" * (number % 2)), per_s=10_000)
@@ -553,6 +577,42 @@ def test_lease_takes_at_most_400_bytes() -> None:
         assert bench.metrics.leases == leases
         per_lease = allocated() / leases
     assert 100 < per_lease < 400
+
+
+MEMORY = """
+import psutil
+from stoplog.client.lease_cache import LeaseCache
+from stoplog.client.metrics import Metrics
+from stoplog.wire.checks import Check
+from stoplog.wire.holds import Grant
+from stoplog.wire.replies import HeldDecision, Reply
+
+now, metrics = 500.0, Metrics()
+cache = LeaseCache(metrics, 1, 77, 10_000, lambda: now)
+cache.enable([0])
+before = psutil.Process().memory_info().rss
+for first in range(0, 100_000, 100):
+    for _ in range(7):
+        now += 0.001
+        cache.on_proof([0], now)
+        checks = [Check(f"client-{number:08}") for number in range(first, first + 100)]
+        checks = [check for check in checks if cache.get(check) is None]
+        marked = [index for index, check in enumerate(checks) if cache.note(0, check)]
+        _, sent = cache.rows(0, checks, marked, True)
+        answers = [HeldDecision(True, 1_000, 400, 60_000, 0, 3, 0, Grant(40, 10_000)) for _ in checks]
+        cache.learn(0, sent, Reply(77, 1, 1, -1, answers), now)
+    if not first % 10_000:
+        cache.take_settlements()
+print(metrics.leases, psutil.Process().memory_info().rss - before)
+"""
+
+
+def test_process_with_100_000_leases_takes_at_most_40_mb_for_them() -> None:
+    """Measured from outside of the allocator, in a process of its own: gaps in its memory count as well."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    leases, grown = map(int, done.stdout.split())
+    assert leases == 100_000
+    assert 20e6 < grown <= 40e6
 
 
 def test_clients_without_use_are_forgotten() -> None:

@@ -273,6 +273,26 @@ def test_without_leases_nothing_changes() -> None:
     assert run.gateways[0].metrics.lease_hits == 0
 
 
+def test_answers_of_one_gateway_show_what_remains_whether_leases_or_the_log_give_them() -> None:
+    """Without leases, each answer shows one less than the one before it. With them, callers see the same."""
+    run = Run("1000/hour", gateways=1)
+    [gateway] = run.gateways
+    for number in range(1, 901):
+        pending = gateway.batcher.ask(Check(CLIENT))
+        run.loop.advance(0.01)
+        answer = unwrap(pending)
+        assert (answer.allowed, answer.limit, answer.remaining) == (True, 1_000, 1_000 - number)
+        # Units that are held count for a window from the end of their lease, which is at most 10 s away.
+        assert 3_600_000 <= answer.reset_after_ms <= 3_600_000 * 61 // 60 + 10_000
+        assert (answer.retry_after_ms, answer.degraded, answer.reason) == (0, False, None)
+    assert gateway.metrics.lease_hits > 800
+    run.loop.advance(1.1)  # what is left of the lease before the last one goes back within a second
+    assert gateway.metrics.leases == 1
+    peek = gateway.batcher.ask(Check(CLIENT, 0))
+    run.loop.advance(0.01)
+    assert unwrap(peek).remaining == 100, "the permits that are left remain"
+
+
 def test_bursts_of_costs_are_exact() -> None:
     run = Run("300/10s", gateways=1)
     [gateway] = run.gateways

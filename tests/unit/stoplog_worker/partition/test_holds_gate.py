@@ -81,12 +81,17 @@ def test_gate_opens_when_this_worker_is_alone_and_has_waited_for_others() -> Non
 
 
 @pytest.mark.parametrize("lane", ["a", "b"])
-def test_gate_stays_closed_while_a_worker_of_any_lane_cannot_read_holds(lane: str) -> None:
+def test_gate_stays_closed_while_a_worker_of_any_lane_cannot_read_holds(
+    lane: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "stoplog.holds")
     bench = Bench()
     old, new = worker("old@host", holds=False, lane=lane), worker("new@host")
     for _ in range(5):
         bench.turns(old, new)
         assert not bench.log
+    [said] = caplog.messages
+    assert said.endswith("will grant holds once these workers of an older release are upgraded: old@host")
     bench.turns(new)
     assert len(bench.log) == 1, "the old worker is gone"
 

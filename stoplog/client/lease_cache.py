@@ -369,22 +369,29 @@ class LeaseCache:
             sent: Its asks.
             reply: The reply to it, which :meth:`learn` has not handled yet.
         """
-        if not self._rows:
+        rows = self._rows
+        if not rows or reply.error is not None:
+            return reply
+        found = [
+            (index, row)
+            for index, check in enumerate(checks)
+            if (row := rows.get(check.client if not check.resource else (check.client, check.resource)))
+            is not None
+        ]
+        if not found:
             return reply
         now, table, answers = self._clock(), self._table, list(reply.answers)
         granted = {one.position for one in sent}
-        changed = False
-        for index, (check, answer) in enumerate(zip(checks, answers, strict=False)):
-            row = self._rows.get(_key(check))
-            if row is None or not isinstance(answer, HeldDecision) or not answer.allowed:
+        for index, row in found:
+            answer = answers[index] if index < len(answers) else None
+            if not isinstance(answer, HeldDecision) or not answer.allowed:
                 continue
             own = table.left[row] if now < table.until[row] else 0
             if index in granted and answer.grant is not None:
                 own += answer.grant.units
             if own and answer.limit is not None and answer.remaining is not None:
                 answers[index] = replace(answer, remaining=min(answer.limit, answer.remaining + own))
-                changed = True
-        return replace(reply, answers=answers) if changed else reply
+        return replace(reply, answers=answers)
 
     def learn(self, partition: int, sent: Iterable[SentAsk], reply: Reply, sent_at: float) -> None:
         """Handle the reply to the batch with the asks *sent*, which was sent at *sent_at*."""

@@ -44,7 +44,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MixedSystem]:
     folder = tmp_path_factory.mktemp("system")
     release = OldRelease("0.2.0", tmp_path_factory.mktemp("release"))
     # A busy machine does not miss this deadline, so no check fails open while a worker lives.
-    settings: dict[str, Any] = {"deadline_ms": 20_000, "lease_max_ms": 10_000}
+    settings: dict[str, Any] = {"deadline_ms": 20_000}
     with fresh_broker() as broker, ExitStack() as stack:
         system = System(broker, folder, stack)
         old = system.add_worker(env=release.env)
@@ -188,7 +188,7 @@ def test_dead_worker_leaves_exact_answers(system: System) -> None:
 
     A stall of this machine may end the proof, and with it the lease. So only the first answers must be exact.
     """
-    [worker], here = system.workers, system.add_gateway(lease_max_ms=10_000)
+    [worker], here = system.workers, system.add_gateway()
     system.wait_ready()
     system.gateways.remove(here)
     here.set_limits("warm", "1000000/10m")

@@ -61,8 +61,12 @@ NOISE = os.urandom(MIB - 1_000)
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Run one system for all tests: earlier malformed records must not matter."""
     folder = tmp_path_factory.mktemp("system")
-    # A check waits for its answer, however long that takes: the latency is measured.
-    with fresh_broker() as broker, running_system(broker, folder, deadline_ms=30_000) as running:
+    # A check waits for its answer, however long that takes: the latency is measured. It is the worker's, so
+    # no lease may hide it.
+    with (
+        fresh_broker() as broker,
+        running_system(broker, folder, deadline_ms=30_000, lease_max_ms=0) as running,
+    ):
         for client in OTHERS:
             running.gateways[0].set_limits(client, "1000000/hour")
         yield running

@@ -18,7 +18,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Run one system for all tests. Each test has its own client, and the last one stops the worker."""
     folder = tmp_path_factory.mktemp("system")
     # A busy machine does not miss this deadline, so nothing fails open while the worker lives.
-    settings = {"deadline_ms": 20_000, "lease_max_ms": 10_000}
+    settings = {"deadline_ms": 20_000}
     with fresh_broker() as broker, running_system(broker, folder, gateways=2, **settings) as running:
         running.wait_reservations()
         yield running

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
-from stoplog.client.lease_cache import MAX_ENTRIES
+from stoplog.client.lease_table import MAX_ENTRIES
 from tests.benchmarks import cases_peers, cases_stoplog
 from tests.benchmarks.bench_case import BenchCase
 from tests.benchmarks.context import BenchContext

@@ -46,7 +46,6 @@ class Rigs:
             "kafka": cluster.bootstrap,
             "topics": cluster.topics,
             "deny_cache": 0,
-            "lease_max_ms": 10_000,
         }
         system = System(cluster.nodes[0], folder, self._stack.enter_context(ExitStack()), **settings)
         rig = Rig(cluster, system)

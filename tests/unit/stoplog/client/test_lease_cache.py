@@ -222,7 +222,7 @@ def test_reply_of_the_log_is_shown_with_the_permits_that_are_left_here() -> None
         *(40 + 15, 40, "fault", None, 40)
     ]
     bench.after(3.0)
-    assert bench.cache.show(looks, [], reply) is reply, "the lease has ended"
+    assert bench.cache.show(looks, [], reply) == reply, "the lease has ended"
 
 
 def test_lease_ends_a_little_earlier_than_in_the_log() -> None:

@@ -146,7 +146,8 @@ class Batcher:
     def hold(self, check: Check, call: HoldCall, fails_closed: bool = False) -> PendingAnswer:
         """As :meth:`ask`, for a check that asks for a reservation or settles one. No permits answer it.
 
-        The permits of its client's lease go back with a check that asks: it is not denied because of them.
+        The permits of its client's lease, and of one that is being granted, go back with a check that asks.
+        It is not denied because of them.
 
         Args:
             check: The check. Its cost is what it reserves; 0 if it settles.

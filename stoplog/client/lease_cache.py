@@ -24,7 +24,8 @@ The log must learn of every permit that was used. These rules ensure it:
 
 The rest is economy. Leases are for clients that are checked often under one plan. The next check of such a
 client carries the ask. A check that this cache cannot answer takes all permits back to the log with it, so
-that no check is denied because of permits that are held here.
+that it is not denied because of permits that are held here. A reservation, or a check that costs much, also
+takes back a lease that is being granted.
 """
 
 from __future__ import annotations
@@ -95,8 +96,14 @@ FORGET_S: Final = 10.0
 MAX_ROWS: Final = 1_000
 """Rows in one record of settlements. A row has at most 600 bytes with two ids of 256 bytes."""
 
+COSTLY: Final = 4
+"""A check is costly if it costs more than one part in this many of the permits that are requested."""
+
+# What a marked check carries. Each includes the one before, except that what gives back asks for nothing.
 _ASK: Final = 1
 _SETTLE: Final = 2
+_GIVE_BACK: Final = 3
+"""The lease, and the one that is being granted."""
 
 
 def _key(check: Check) -> Key:
@@ -230,22 +237,23 @@ class LeaseCache:
     def give_back(self, check: Check) -> bool:
         """Have the lease of *check*'s client go back with *check*, which asks for a reservation.
 
-        Return whether the batch must mark the check.
+        A lease that is being granted goes back, too. Return whether the batch must mark the check.
         """
         row, table = self._rows.get(_key(check)), self._table
-        if row is None or not table.number[row] or not (table.left[row] or row not in self._asking):
+        if row is None or not (table.number[row] or table.mark[row] or row in self._asking):
             return False
-        before, table.mark[row] = table.mark[row], _SETTLE
+        before, table.mark[row] = table.mark[row], _GIVE_BACK
         return not before
 
     def _mark(self, row: int, check: Check, now: float) -> bool:
-        table = self._table
+        table, asked = self._table, self._asking.get(row)
         before, same_plan = table.mark[row], check.plan == table.plan[row]
         serves = same_plan and table.serves(row, check, now)
-        if table.number[row] and not serves and (table.left[row] or row not in self._asking):
-            # A lease without permits holds nothing back. While a reply is due, its use may be reported
-            # already, and a further settlement would report it twice.
-            table.mark[row] = _SETTLE
+        if asked is not None and not serves and (not same_plan or check.cost * COSTLY > asked.ask.want):
+            # What is being granted would not answer it, and could deny it.
+            table.mark[row] = _GIVE_BACK
+        elif table.number[row] and not serves and (table.left[row] or asked is None):
+            table.mark[row] = max(before, _SETTLE)
         elif not before and self._may_ask(row, now):
             table.mark[row] = _ASK
         if not same_plan:
@@ -314,8 +322,8 @@ class LeaseCache:
             mark, table.mark[row] = table.mark[row], 0
             if not enabled:
                 continue
-            if table.number[row] and (mark == _SETTLE or now >= table.until[row]):
-                settlements[index] = (self._finish(row, now),)
+            if back := self._back(row, mark, now):
+                settlements[index] = back
             if waits and key not in reserved and self._may_ask(row, now):
                 asking[key] = row
         # The last check of the client in the batch carries the ask, so that no check before it is denied
@@ -327,6 +335,22 @@ class LeaseCache:
         asks = {one.position: one.ask for one in sent}
         indexes = sorted(settlements.keys() | asks.keys())
         return [HoldRow(index, asks.get(index), settlements.get(index, ())) for index in indexes], sent
+
+    def _back(self, row: int, mark: int, now: float) -> tuple[Settlement, ...]:
+        """Return what a check with this *mark* gives back to the log."""
+        table, asked, back = self._table, self._asking.get(row), []
+        # A lease without permits holds nothing back. While a reply is due, its use may be reported already,
+        # and a further settlement would report it twice.
+        due = mark != _ASK and (table.left[row] or asked is None)
+        if table.number[row] and (due or now >= table.until[row]):
+            back.append(self._finish(row, now))
+        if mark == _GIVE_BACK:
+            if asked is not None:
+                # Its record precedes this one. Whatever it was granted is never used.
+                del self._asking[row]
+                back.append(Settlement(asked.ask.id, 0))
+            table.retry_at[row] = max(table.retry_at[row], now + RETRY_S)
+        return tuple(back)
 
     def _ask(
         self, row: int, index: int, settlements: dict[int, tuple[Settlement, ...]], now: float

@@ -403,6 +403,97 @@ def test_check_that_costs_more_than_is_left_gives_everything_back_first() -> Non
     assert bench.permits() == (8, 1, 7, 0)
 
 
+def reserve(bench: Bench) -> list[HoldRow]:
+    """Send a check of alice that asks for a reservation; return what goes with it."""
+    marked = [0] if bench.cache.give_back(ALICE) else []
+    rows, asks = bench.cache.rows(0, [ALICE], marked, True, [0])
+    assert not asks
+    assert rows is not None
+    return rows
+
+
+def test_reservation_gives_back_a_lease_that_is_being_granted() -> None:
+    bench = Bench()
+    ask = bench.ask()
+    assert reserve(bench) == [HoldRow(0, None, (Settlement(ask.id, 0),))]
+    assert reserve(bench) == [], "it is given back already"
+    bench.reply(Grant(16, TTL_MS))
+    assert not bench.hit(), "what a record gave back is never used again"
+    assert bench.settled() == [SettlementRow("alice", "", (Settlement(ask.id, 0),))]
+    bench.after(RETRY_S - 0.05)
+    assert bench.send(ALICE) == [], "the next ask waits, so that the reservation is judged before it"
+    assert bench.ask().number == ask.number + 1
+    assert bench.permits() == (0, 0, 0, 0)
+
+
+def test_reservation_does_not_report_the_use_of_a_lease_twice() -> None:
+    bench = Bench()
+    lease = bench.lease(16)
+    for _ in range(12):
+        bench.hit()
+    [row] = bench.send(ALICE)
+    assert row.settlements == (Settlement(lease.id, 12, True),)
+    assert row.ask is not None
+    while bench.hit():
+        pass
+    assert reserve(bench) == [HoldRow(0, None, (Settlement(row.ask.id, 0),))]
+    bench.reply(Grant(16, TTL_MS))
+    [after] = reserve(bench)
+    assert after.settlements == (Settlement(lease.id, 4),), "the reply has confirmed the other 12"
+
+
+def test_permits_that_are_used_up_before_the_record_is_sent_are_not_reported_twice() -> None:
+    bench = Bench()
+    bench.lease(16)
+    for _ in range(12):
+        bench.hit()
+    [row] = bench.send(ALICE)
+    assert row.ask is not None
+    dear = Check("alice", 5)
+    assert bench.cache.note(0, dear)
+    while bench.hit():
+        pass
+    assert bench.cache.rows(0, [dear], [0], True) == ([], [])
+
+
+def test_reservation_prevents_an_ask_that_an_earlier_batch_would_carry() -> None:
+    bench = Bench()
+    bench.ask()
+    bench.reply(None)
+    bench.after(RETRY_S)
+    assert bench.cache.note(0, ALICE), "the batch is not sent yet"
+    assert not bench.cache.give_back(ALICE), "the mark of the earlier batch is enough"
+    assert bench.cache.rows(0, [ALICE], [0], True) == ([], [])
+
+
+@pytest.mark.parametrize(("cost", "costly"), [(1, False), (5, False), (6, True)])
+def test_only_a_costly_check_gives_back_a_lease_that_is_being_granted(cost: int, costly: bool) -> None:
+    bench = Bench()
+    ask = bench.ask()
+    assert ask.want == 23
+    rows = bench.send(Check("alice", cost))
+    assert rows == ([HoldRow(0, None, (Settlement(ask.id, 0),))] if costly else [])
+
+
+def test_check_under_another_plan_gives_back_a_lease_that_is_being_granted() -> None:
+    bench = Bench()
+    ask = bench.ask()
+    assert bench.send(Check("alice", plan="gold")) == [HoldRow(0, None, (Settlement(ask.id, 0),))]
+
+
+def test_plain_check_leaves_what_a_reservation_gives_back() -> None:
+    bench = Bench()
+    lease = bench.lease(16)
+    for _ in range(12):
+        bench.hit()
+    [row] = bench.send(ALICE)
+    assert row.ask is not None
+    assert bench.cache.give_back(ALICE)
+    assert not bench.cache.note(0, Check("alice", 5))
+    rows, _ = bench.cache.rows(0, [ALICE, Check("alice", 5)], [0], True, [0])
+    assert rows == [HoldRow(0, None, (Settlement(lease.id, 12), Settlement(row.ask.id, 0)))]
+
+
 def test_ask_goes_with_the_last_check_of_its_client_and_settlements_with_the_first() -> None:
     bench = Bench()
     lease = bench.lease(8)

@@ -21,10 +21,11 @@ from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
 from stoplog.client.lease_cache import LeaseCache
 from stoplog.client.metrics import Metrics
+from stoplog.client.pending_batch import HoldCall
 from stoplog.client.top_rejected import Rejections
 from stoplog.policy import Policy, parse_policy
 from stoplog.wire.checks import Batch, Check, encode_settlements, encode_update
-from stoplog.wire.holds import SettlementBatch
+from stoplog.wire.holds import LEASE, RESERVATION, Ask, SettlementBatch
 from stoplog.wire.limit_updates import Update, enabling_update
 from stoplog.wire.replies import Reply, decode_any_reply, encode_held_reply
 from tests.support.clockwork import Clockwork, FakeTransport
@@ -309,3 +310,52 @@ def test_bursts_of_costs_are_exact() -> None:
             assert spent + cost > 300, "denied because of permits that its own gateway holds"
             break
     assert spent > 290
+
+
+def run_until_ask(cost: int = 1) -> Run:
+    """Return a gateway whose ask for its client's first lease is on its way to the log."""
+    run = Run("1000/minute", gateways=1)
+    [gateway] = run.gateways
+    while True:
+        run.loop.advance(0.05)
+        gateway.batcher.ask(Check(CLIENT, cost))
+        run.loop.turn()
+        rows = gateway.last.hold_rows
+        if rows and rows[0].ask is not None:
+            return run
+
+
+def whole_rest(run: Run) -> int:
+    """Return the units that are left beside all checks so far, of which one has not arrived yet."""
+    window = run.log.ledger.states[CLIENT].windows[60_000]
+    return 1_000 - window.total - 1
+
+
+def test_reservation_is_not_denied_because_its_gateway_is_getting_a_lease() -> None:
+    run = run_until_ask()
+    [gateway] = run.gateways
+    call = HoldCall(Ask(RESERVATION, (1, 1 << 63, 0), 0, 0, 5_000), ())
+    pending = gateway.batcher.hold(Check(CLIENT, whole_rest(run)), call)
+    run.loop.advance(0.02)
+    answer = unwrap(pending)
+    assert (answer.allowed, answer.degraded) == (True, False)
+    assert gateway.metrics.leases == 0, "what was granted meanwhile is not used"
+    run.loop.advance(5.0)
+    assert not [hold for hold in run.log.ledger.states[CLIENT].holds or () if hold.kind == LEASE]
+
+
+def test_costly_check_is_not_denied_because_its_gateway_is_getting_a_lease() -> None:
+    run = run_until_ask()
+    [gateway] = run.gateways
+    pending = gateway.batcher.ask(Check(CLIENT, whole_rest(run)))
+    run.loop.advance(0.02)
+    answer = unwrap(pending)
+    assert (answer.allowed, answer.degraded) == (True, False)
+
+
+def test_checks_of_the_usual_cost_do_not_prevent_a_lease() -> None:
+    run = run_until_ask(cost=5)
+    [gateway] = run.gateways
+    gateway.batcher.ask(Check(CLIENT, 5))
+    run.loop.advance(0.02)
+    assert gateway.metrics.leases == 1

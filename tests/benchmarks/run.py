@@ -32,7 +32,7 @@ from tests.benchmarks.peers.environment import (
 )
 from tests.benchmarks.plan import FULL, QUICK, BenchPlan
 from tests.benchmarks.samples import Run
-from tests.benchmarks.stages import callers, client_counts, hot, leases, pace, recovery, scaling
+from tests.benchmarks.stages import apps, callers, client_counts, hot, leases, pace, recovery, scaling
 from tests.benchmarks.table import rich_table
 from tests.support.broker import CHECKOUT
 
@@ -47,6 +47,7 @@ STAGE_RUNS: Final[dict[str, Callable[[BenchContext], None]]] = {
     "callers": callers.run,
     "leases": leases.run,
     "pace": pace.run,
+    "apps": apps.run,
     "hot": hot.run,
     "partitions": scaling.partitions,
     "workers": scaling.workers,

@@ -16,6 +16,7 @@ STAGES: Final = {
     "callers": "by callers",
     "leases": "with leases",
     "pace": "at a steady pace",
+    "apps": "in applications",
     "hot": "one hot client",
     "clients": "by clients",
     "partitions": "by partitions",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -90,7 +90,9 @@ def targets(run: Run) -> list[Target]:
 
 
 def against(run: Run, result: Result) -> list[str]:
-    """Return the total CPU of *result* as a multiple of each peer's at the same number of callers."""
+    """Return the total CPU of *result* as a multiple of that of each peer with as many callers."""
+    if beside := _BESIDE.get(result.key):
+        return _multiples(run, result, beside)
     way, _, callers = result.key.partition("-")
     if way != "http" or not callers.isdecimal():
         return []
@@ -99,7 +101,11 @@ def against(run: Run, result: Result) -> list[str]:
         "ratelimit": "envoyproxy/ratelimit + Redis",
         "throttlecrab": "throttlecrab",
     }
-    found = ((name, ratio(result, run.find(f"{peer}-{callers}"), _total_us)) for peer, name in names.items())
+    return _multiples(run, result, {f"{peer}-{callers}": name for peer, name in names.items()})
+
+
+def _multiples(run: Run, result: Result, others: Mapping[str, str]) -> list[str]:
+    found = ((name, ratio(result, run.find(key), _total_us)) for key, name in others.items())
     return [f"CPU {short(times)} x {name}" for name, times in found if times is not None]
 
 
@@ -226,6 +232,18 @@ _RATIOS: Final = (
     ("published", "redis-50", "x Redis script pipelined", 1 / 3, _own),
 )
 _RATIOS_AT_LEAST: Final = (("leases-sdk-on", "leases-sdk-off", "x checks/s with leases off", 3.0, _rate),)
+_APPS: Final = {
+    "app-none": "no limiter",
+    "app-slowapi": "slowapi + Redis",
+    "app-fastapi_limiter": "fastapi-limiter + Redis",
+}
+_BESIDE: Final = {
+    "app-uniform": _APPS,
+    "app-zipf": _APPS,
+    "threads-uniform": {"threads-limits": "limits + Redis"},
+    "threads-zipf": {"threads-limits": "limits + Redis"},
+}
+"""The rows beside which others are shown: their keys and names, by key."""
 _STRETCH: Final = {
     ("http-32", "µs total"): 140.0,
     ("http-128", "µs total"): 75.0,

@@ -74,11 +74,40 @@ def limits_app(folder: Path, redis_port: int) -> Iterator[PeerServer]:
     Raises:
         PeerMissing: Its environment could not be created.
     """
-    port = free_port()
-    serve = ["-m", "uvicorn", "tests.benchmarks.peers.limits_app:app", "--app-dir", str(CHECKOUT)]
-    options = ["--port", str(port), "--no-access-log", "--log-level", "warning"]
+    with peer_app(folder, "limits", redis_port) as server:
+        yield server
+
+
+@contextmanager
+def peer_app(folder: Path, module: str, redis_port: int) -> Iterator[PeerServer]:
+    """Run the application of ``peers/<module>_app.py`` with Redis.
+
+    Raises:
+        PeerMissing: Its environment could not be created.
+    """
     env = {"REDIS_PORT": str(redis_port)}
-    with _running("limits", [peers_python(), *serve, *options], port, folder, env) as server:
+    name = f"tests.benchmarks.peers.{module}_app:app"
+    with _under_uvicorn(peers_python(), name, folder, env) as server:
+        yield server
+
+
+@contextmanager
+def stoplog_app(folder: Path, name: str, settings: Mapping[str, str]) -> Iterator[PeerServer]:
+    """Run an application of ``middleware_app.py``, ``limited`` or ``unlimited``, with Stoplog's settings."""
+    with _under_uvicorn(
+        sys.executable, f"tests.benchmarks.middleware_app:{name}", folder, settings
+    ) as server:
+        yield server
+
+
+@contextmanager
+def _under_uvicorn(python: str, app: str, folder: Path, env: Mapping[str, str]) -> Iterator[PeerServer]:
+    port = free_port()
+    serve = ["-m", "uvicorn", app, "--app-dir", str(CHECKOUT), "--port", str(port)]
+    options = ["--no-access-log", "--log-level", "warning"]
+    with _running(
+        app.rpartition(".")[2].replace(":", "-"), [python, *serve, *options], port, folder, env
+    ) as server:
         yield server
 
 

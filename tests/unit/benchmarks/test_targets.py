@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.samples import Result, Run, Sample
-from tests.benchmarks.targets import Target, targets
+from tests.benchmarks.targets import Target, against, targets
 
 
 def result(key: str, *cpu_s: dict[str, float], **fields: Any) -> Result:
@@ -139,3 +139,10 @@ def test_memory_of_leases_is_scaled_to_100_000(leases: int, measured: float | No
     goals = found(on, off)
     value = goals["leases-memory-on", "MB gateway of 100,000 leases"].measured
     assert value == (measured and pytest.approx(measured))
+
+
+def test_application_is_shown_beside_its_peers() -> None:
+    ours, theirs = result("app-zipf", {"gateway": 0.1}), result("app-slowapi", {"server": 0.4})
+    run = Run(facts={}, rounds=1, seconds=1, results=[ours, theirs], skipped=[], disk_bytes={})
+    assert against(run, ours) == ["CPU 0.25 x slowapi + Redis"]
+    assert against(run, theirs) == []

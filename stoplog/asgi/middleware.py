@@ -34,12 +34,14 @@ except ImportError as exc:
     ) from exc
 
 from stoplog.asgi.denial import denial_text, render_denial
+from stoplog.asgi.outcome import UPGRADED, Charge, Outcome
 from stoplog.asgi.rate_limit_headers import Headers, rate_limit_headers
 from stoplog.asgi.request_check import TRY_AGAIN_LATER, Identify, Of, RequestCheck
 from stoplog.asgi.responses import Rendered
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import OnUnavailable
 from stoplog.client.limiter import Limiter
+from stoplog.client.reservations import DEFAULT_TTL_MS
 
 _STARTS = ("http.response.start", "websocket.accept")
 
@@ -62,10 +64,15 @@ class RateLimitMiddleware:
         resource: Resource with limits and counters of its own. A value or a function.
         on_unavailable: ``deny`` makes a request fail closed: it is denied with 503 if the store does not
             decide it, or if the limiter fails. By default, it fails open. A value or a function.
+        charge: Returns the units to charge for a response, from its status and its header fields (Starlette's
+            ``Headers``). *cost* is then reserved before the request, and settled when the response has ended
+            (:class:`~stoplog.asgi.outcome.Outcome`). A WebSocket that was accepted has the status 101 and
+            ends when it is closed.
+        ttl_ms: With *charge*: milliseconds after which the reserved cost is charged in full, at most an hour.
         legacy_headers: Also send ``X-RateLimit-Limit``, ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``.
 
     Raises:
-        InvalidInput: *on_unavailable* is a value other than ``allow`` and ``deny``.
+        InvalidInput: *on_unavailable*, *charge* or *ttl_ms* is invalid.
         TopicError: At the application's startup, if the broker's topics contradict topics.yaml.
     """
 
@@ -79,13 +86,22 @@ class RateLimitMiddleware:
         plan: Of[str] = "",
         resource: Of[str] = "",
         on_unavailable: Of[OnUnavailable] = "allow",
+        charge: Charge | None = None,
+        ttl_ms: int = DEFAULT_TTL_MS,
         legacy_headers: bool = False,
     ) -> None:
         self.app = app
         self._limiter = limiter
         self._legacy = legacy_headers
         self._request_check = RequestCheck(
-            limiter, identify, cost=cost, plan=plan, resource=resource, on_unavailable=on_unavailable
+            limiter,
+            identify,
+            cost=cost,
+            plan=plan,
+            resource=resource,
+            on_unavailable=on_unavailable,
+            charge=charge,
+            ttl_ms=ttl_ms,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,12 +110,21 @@ class RateLimitMiddleware:
             return await self._run_lifespan(scope, receive, send)
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
-        answer = await self._request_check.check(HTTPConnection(scope))
+        answer, outcome = await self._request_check.check(HTTPConnection(scope))
         if answer is None:
             return await self.app(scope, receive, send)
         if not answer.allowed:
             return await self._deny(answer, scope, send)
-        await self.app(scope, receive, _adding(rate_limit_headers(answer, legacy=self._legacy), send))
+        send = _adding(rate_limit_headers(answer, legacy=self._legacy), send)
+        if outcome is None:
+            return await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, _noting(outcome, send))
+        except BaseException as exc:
+            outcome.fail(exc)
+            raise
+        finally:
+            await outcome.end()
 
     async def _deny(self, answer: Answer, scope: Scope, send: Send) -> None:
         rendered = render_denial(answer, legacy=self._legacy)
@@ -135,6 +160,26 @@ def _adding(headers: Headers, send: Send) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+def _noting(outcome: Outcome, send: Send) -> Send:
+    """Return a *send* that notes the response in *outcome*, and settles when it has ended."""
+
+    async def send_and_note(message: Message) -> None:
+        match message["type"]:
+            case "http.response.start" | "websocket.http.response.start":
+                outcome.respond(message["status"], message.get("headers", ()))
+            case "websocket.accept":
+                outcome.respond(UPGRADED, message.get("headers", ()))
+        try:
+            await send(message)
+        except Exception:
+            outcome.cut_off()
+            raise
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            outcome.settle()  # background tasks of the application follow
+
+    return send_and_note
 
 
 async def _respond(kind: str, rendered: Rendered, send: Send) -> None:

@@ -6,16 +6,19 @@ import logging
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from time import monotonic
-from typing import Final, TypeAlias, TypeVar, cast
+from typing import Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from starlette.requests import HTTPConnection
 
+from stoplog.asgi.outcome import Charge, Outcome
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import ALLOW, INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
 from stoplog.client.limiter import Limiter
-from stoplog.errors import InvalidInput
+from stoplog.client.reservations import check_ttl
+from stoplog.errors import Denied, InvalidInput
 from stoplog.log_throttle import LogThrottle
 from stoplog.policy import usable_id
+from stoplog.wire.checks import Check
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,16 @@ LOG_PAUSE_S: Final = 60.0
 """Seconds between two log lines: a failure that happens once happens with every request."""
 
 
+class Checked(NamedTuple):
+    """The answer for one request, and the outcome to settle if its cost is reserved.
+
+    Without an answer, the request is not limited, or an error made it fail open.
+    """
+
+    answer: Answer | None
+    outcome: Outcome | None = None
+
+
 class RequestCheck:
     """Checks the requests of an application with one limiter.
 
@@ -53,9 +66,12 @@ class RequestCheck:
         plan: Plan whose limits apply if the client has none of its own.
         resource: Resource with limits and counters of its own.
         on_unavailable: ``deny`` if the request fails closed.
+        charge: Returns the units to charge for a response. If it is given, the cost is reserved.
+        ttl_ms: Milliseconds that a reservation lasts.
 
     Raises:
-        InvalidInput: *on_unavailable* is a value other than ``allow`` and ``deny``.
+        InvalidInput: *on_unavailable* is a value other than ``allow`` and ``deny``, *charge* is no function,
+            or *ttl_ms* is out of bounds.
     """
 
     def __init__(
@@ -67,17 +83,23 @@ class RequestCheck:
         plan: Of[str],
         resource: Of[str],
         on_unavailable: Of[OnUnavailable],
+        charge: Charge | None,
+        ttl_ms: int,
     ) -> None:
         if not callable(on_unavailable):
             fails_closed(on_unavailable)  # refuses any other value
+        if charge is not None and not callable(charge):
+            raise InvalidInput("charge", "not a function", "use a function of the status and the headers")
+        check_ttl(ttl_ms)
         self._limiter = limiter
         self._identify = identify
         self._cost, self._plan, self._resource = cost, plan, resource
         self._on_unavailable = on_unavailable
+        self._charge, self._ttl_ms = charge, ttl_ms
         self._throttle = LogThrottle(LOG_PAUSE_S, monotonic)
 
-    async def check(self, connection: HTTPConnection) -> Answer | None:
-        """Return the answer for one request; ``None`` if it is not limited or an error made it fail open.
+    async def check(self, connection: HTTPConnection) -> Checked:
+        """Check one request, or reserve its cost.
 
         An error that makes the request fail closed has a degraded answer. Raises nothing of its own.
         Exceptions of *identify* and of the other functions reach the application.
@@ -86,30 +108,50 @@ class RequestCheck:
         if isawaitable(client):
             client = await client
         if client is None:
-            return None
+            return Checked(None)
         cost = await _value_of(self._cost, connection)
         plan = await _value_of(self._plan, connection)
         resource = await _value_of(self._resource, connection)
         on_unavailable: OnUnavailable = await _value_of(self._on_unavailable, connection)
         try:
-            return await self._limiter.check(
-                usable_id(client),
-                cost,
-                plan=plan and usable_id(plan),
-                resource=resource and usable_id(resource),
+            check = Check(usable_id(client), cost, plan and usable_id(plan), resource and usable_id(resource))
+            if self._charge is not None:
+                return await self._reserve(check, on_unavailable, self._charge)
+            answer = await self._limiter.check(
+                check.client,
+                check.cost,
+                plan=check.plan,
+                resource=check.resource,
                 on_unavailable=on_unavailable,
             )
         except Exception as exc:  # noqa: BLE001 - no failure here may fail a request of the application
             closed = on_unavailable != ALLOW  # an invalid value too
             self._limiter.metrics.count_degraded(INTERNAL_ERROR, closed)
-            self._log(exc, "closed" if closed else "open")
-            return degraded_answer(INTERNAL_ERROR, True) if closed else None
+            how = "closed" if closed else "open"
+            self._log_failure(exc, f"a request failed {how} and was not counted")
+            return Checked(degraded_answer(INTERNAL_ERROR, True) if closed else None)
+        return Checked(answer)
 
-    def _log(self, exc: Exception, how: str) -> None:
+    async def _reserve(self, check: Check, on_unavailable: OnUnavailable, charge: Charge) -> Checked:
+        held = self._limiter.reserve(
+            check.client,
+            check.cost,
+            ttl_ms=self._ttl_ms,
+            plan=check.plan,
+            resource=check.resource,
+            on_unavailable=on_unavailable,
+        )
+        try:
+            await held.open()
+        except Denied as denied:
+            return Checked(denied.reservation)
+        return Checked(held.reservation, Outcome(held, charge, self._log_failure))
+
+    def _log_failure(self, exc: Exception, effect: str) -> None:
         if (suppressed := self._throttle.admit()) is not None:
             log.error(
-                "a request failed %s and was not counted: %s%s",
-                how,
+                "%s: %s%s",
+                effect,
                 exc,
                 suppressed,
                 exc_info=None if isinstance(exc, InvalidInput | RuntimeError) else exc,

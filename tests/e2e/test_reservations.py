@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException
+from starlette.datastructures import Headers
+from starlette.responses import Response, StreamingResponse
 
-from stoplog import BlockingLimiter, Denied, Limiter
+from stoplog import BlockingLimiter, Denied, Limiter, RateLimit, RateLimitMiddleware
 from tests.support.broker import fresh_broker
 from tests.support.system import Gateway, System, eventually, running_system
 
@@ -183,6 +190,95 @@ def test_block_of_the_blocking_sdk_charges_what_it_used(system: System) -> None:
         assert left(here, "threads") == 80
         with pytest.raises(Denied), limiter.reserve("threads", 81):
             pytest.fail("a denied block runs")
+
+
+def charge(status: int, headers: Headers) -> int:
+    return int(headers.get("x-cost", 0 if status >= 500 else 1))
+
+
+def outcome_app(limiter: Limiter, close: asyncio.Event) -> FastAPI:
+    """Return an application whose responses decide what they cost; a download lasts until *close* is set."""
+    app = FastAPI()
+    options: dict[str, Any] = {"cost": 40, "charge": charge}
+    app.add_middleware(
+        RateLimitMiddleware, limiter=limiter, identify=lambda c: c.headers.get("x-api-key"), **options
+    )
+    wrong = RateLimit(limiter, lambda c: c.query_params.get("user"), charge=lambda s, _: int(s == 401))
+
+    @app.get("/status/{status}")
+    async def status(status: int) -> Response:
+        return Response(status_code=status)
+
+    @app.get("/download")
+    async def download() -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"first"
+            await close.wait()
+            yield b"last"
+
+        return StreamingResponse(parts(), headers={"X-Cost": "7"})
+
+    @app.get("/login", dependencies=[Depends(wrong)])
+    async def login(password: str) -> str:
+        if password != "secret":
+            raise HTTPException(401)
+        return "welcome"
+
+    return app
+
+
+@asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve *app* with uvicorn in this process."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    with closing(server.config.bind_socket()) as sock:
+        sock.listen()  # a request waits until the server has started
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
+                yield http
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def test_web_application_charges_by_its_responses(system: System) -> None:
+    here, _ = system.gateways
+    here.set_limits("app", "100/hour")
+    here.set_limits("eve", "2/hour")
+    close = asyncio.Event()
+    key = {"X-API-Key": "app"}
+
+    async def now_left(client: str = "app") -> int:
+        return await asyncio.to_thread(left, here, client)
+
+    async def becomes(expected: int) -> None:
+        await asyncio.to_thread(
+            eventually, f"{expected} are left", lambda: left(here, "app") == expected, on_failure=system.logs
+        )
+
+    async with served(outcome_app(Limiter(system.bootstrap, deadline_ms=20_000), close)) as http:
+        for status in (200, 404, 503):
+            assert (await http.get(f"/status/{status}", headers=key)).status_code == status
+        await becomes(98)
+        async with http.stream("GET", "/download", headers=key) as first:
+            parts = first.aiter_raw()
+            assert await anext(parts) == b"first"
+            assert await now_left() == 58
+            async with http.stream("GET", "/download", headers=key) as second:
+                others = second.aiter_raw()  # the end of an iterator would end the download
+                assert await anext(others) == b"first"
+                assert await now_left() == 18
+                assert (await http.get("/status/200", headers=key)).status_code == 429
+            await becomes(51)  # the caller has left the second download
+            close.set()
+            assert [part async for part in parts] == [b"last"]
+        await becomes(84)
+
+        params = [{"user": "eve", "password": word} for word in ("secret", "1", "secret", "2", "secret")]
+        responses = [await http.get("/login", params=one) for one in params]
+        assert [response.status_code for response in responses] == [200, 401, 200, 401, 429]
 
 
 def test_reservation_without_a_worker_fails_open_or_closed_and_can_be_settled_later(system: System) -> None:

@@ -14,7 +14,15 @@ from stoplog.client.limiter import Limiter, validate
 from stoplog.client.limits_admin import Applied, LimitsPage, StoredLimit, check_page, read_page_cursor
 from stoplog.client.limits_history import HistoryPage, read_cursor
 from stoplog.client.metrics import Metrics
-from stoplog.client.reservations import Reservation, Settled, check_ttl, check_used, decode_id
+from stoplog.client.reservations import (
+    Reservation,
+    ReservationId,
+    Settled,
+    check_ttl,
+    check_used,
+    decode_id,
+    encode_id,
+)
 from stoplog.client.top_rejected import Rejected
 from stoplog.policy import Policy
 from stoplog.wire.audit import ChangeSource
@@ -23,6 +31,7 @@ from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import HoldsInUse, LookupReply, OpenHolds, WindowUse
 
 ALLOWED = Answer(True, 100, 99, 60_000, 0, -1)
+RESERVATION_ID = encode_id(ReservationId(1, 7, 1 << 63, "alice", "", "", 1_000))
 
 
 class FakeLimiter(Limiter):
@@ -38,6 +47,7 @@ class FakeLimiter(Limiter):
         self.fail_closed: list[bool] = []
         self.ttls: list[int] = []
         self.settled: list[tuple[str, int]] = []
+        self.has_settled = asyncio.Event()
         self.stored: dict[UpdateKey, Policy] = {}
         self.changes: list[UpdateKey] = []
         self.sources: list[ChangeSource | None] = []
@@ -111,12 +121,14 @@ class FakeLimiter(Limiter):
         self.ttls.append(ttl_ms)
         answer = self.ask(check, fails_closed(on_unavailable))
         fields: dict[str, Any] = {name: getattr(answer, name) for name in Answer.__struct_fields__}
-        return Reservation(**fields, id="id", held=cost, ttl_ms=ttl_ms)
+        id_ = RESERVATION_ID if answer.allowed or answer.degraded else None
+        return Reservation(**fields, id=id_, held=cost, ttl_ms=ttl_ms)
 
     async def settle(self, reservation_id: str, used: int) -> Settled:
         self._fail()
         decode_id(reservation_id)
         self.settled.append((reservation_id, check_used(used)))
+        self.has_settled.set()
         return Settled(reservation_id, "settled", used)
 
     async def set_limits(

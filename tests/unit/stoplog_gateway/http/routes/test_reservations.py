@@ -7,11 +7,9 @@ import pytest
 
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import INTERNAL_ERROR
-from stoplog.client.reservations import ReservationId, encode_id
 from stoplog.wire.checks import Check
+from tests.support.fake_limiter import RESERVATION_ID as ID
 from tests.support.fake_limiter import FakeLimiter
-
-ID = encode_id(ReservationId(1, 7, 1 << 63, "alice", "", "", 1_000))
 
 
 async def test_reservation_passes_the_request_to_the_limiter_and_returns_its_answer(
@@ -29,7 +27,7 @@ async def test_reservation_passes_the_request_to_the_limiter_and_returns_its_ans
         "policy_version": -1,
         "degraded": False,
         "reason": None,
-        "id": "id",
+        "id": ID,
         "held": 30,
         "ttl_ms": 9_000,
         "detail": None,

@@ -54,10 +54,10 @@ class Settled(msgspec.Struct, frozen=True):
     Attributes:
         id: Its id.
         state: ``settled``: by this call or an earlier one. ``over``: its time to live is over; if it was not
-            settled before, all of its units were charged at its end. ``unknown``: the store has no such
-            reservation; it was never granted, or was settled and is forgotten. ``unlimited``: the client was
-            unlimited, so nothing was held. ``unconfirmed``: the store did not answer in time; the call can be
-            repeated.
+            settled before, all of its units were charged at its end. The store does not remember which of
+            both happened. ``unknown``: the store has no such reservation; it was never granted, or was
+            settled and is forgotten. ``unlimited``: the client was unlimited, so nothing was held.
+            ``unconfirmed``: the store did not answer in time; the call can be repeated.
         used: Units charged by the call that settled it; ``None`` in all other states.
         repeated: Whether an earlier call had settled it.
         reason: Why the store did not answer, one of :data:`stoplog.client.fail_open.REASONS`; else ``None``.
@@ -86,8 +86,8 @@ class ReservationId(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
         client: Id of the client.
         resource: The resource; empty for none.
         plan: The plan; empty for none.
-        expires_ms: When the reservation ends, by the clock of the process that asked, ms since the epoch;
-            0 if nothing was held because the client is unlimited.
+        expires_ms: The earliest time at which the reservation may end, by the clock of the process that
+            asked, ms since the epoch; 0 if nothing was held because the client is unlimited.
     """
 
     version: Literal[1]
@@ -187,6 +187,7 @@ class Reservations:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._deadline_s):
                     await self.heard.wait()
+        asked_ms = self._wall_ms()
         # Unpredictable, so that no other caller can settle it by guessing.
         id_: HoldId = (self._incarnation, _FIRST_NUMBER | secrets.randbits(63), 0)
         call = HoldCall(Ask(RESERVATION, id_, 0, 0, ttl_ms), ())
@@ -206,7 +207,8 @@ class Reservations:
         counts["degraded" if answer.degraded else "granted"] += 1
         held, left_ms = (0, 0) if grant is None else (grant.units, grant.ttl_ms)
         lasts_ms = ttl_ms if answer.degraded else left_ms
-        expires_ms = self._wall_ms() + lasts_ms if lasts_ms else 0
+        # The log counts the time to live from the record on, which came after the call.
+        expires_ms = asked_ms + lasts_ms if lasts_ms else 0
         parts = ReservationId(1, id_[0], id_[1], check.client, check.resource, check.plan, expires_ms)
         return self._reservation(answer, encode_id(parts), held, left_ms, None)
 

@@ -242,6 +242,18 @@ def test_result_says_what_became_of_the_reservation() -> None:
     assert (counts["unknown"], counts["over"], counts["settled"]) == (1, 1, 0)
 
 
+def test_reservation_that_has_ended_in_the_log_is_over_although_its_reply_took_time() -> None:
+    """Its time to live runs from its record on, and the reply came later."""
+    desk = Desk()
+    call = desk.open()
+    desk.now_ms += 40
+    desk.reply(GRANTED)
+    desk.now_ms += 4_960
+    late = desk.settle(call.result.id, 9)
+    desk.reply(HeldDecision(True, 100, 60, 60_000, 0, 3, 0, None, (NOT_OPEN,)))
+    assert late.result.state == "over"
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_reservation_that_the_store_does_not_decide_is_degraded_and_has_an_id(closed: bool) -> None:
     desk = Desk()

@@ -20,6 +20,7 @@ from stoplog.wire.holds import (
     LEASE,
     MAX_LEASES,
     MAX_RESERVATIONS,
+    MAX_SETTLED,
     RESERVATION,
     Ask,
     HoldId,
@@ -45,13 +46,13 @@ class Client:
     def __init__(self, holds: int, *limits: str) -> None:
         default = parse_policy([f"{LIMIT}/hour", *limits])
         self.ledger = Ledger(NothingStored(), Marker(0, 0, -1, -1, "", default))
-        self.holds, self.offset = holds, 0
+        self.holds, self.offset, self.after_ms = holds, 0, 0
         self.append(encode_update(enabling_update()))
         for number in range(holds):
             self.check(UNITS, Ask(RESERVATION, own(number), 0, 0, 1 + number * 7_919 % LATEST))
 
     def append(self, value: bytes) -> list[Any]:
-        found = fold(self.ledger, self.offset, START, value, FAULT)
+        found = fold(self.ledger, self.offset, START + self.after_ms, value, FAULT)
         self.offset += 1
         return [*found.answers, *found.settled]
 
@@ -138,3 +139,43 @@ def test_ask_that_names_many_leases_looks_at_each_once() -> None:
     closing = Ask(LEASE, (5, 1_000, 0), 1_000, 4, 5_000, others)
     assert lines_run(lambda: client.check(0, closing)) < 30 * MAX_LEASES
     assert len(client.ledger.states["a"].holds or ()) == 1
+
+
+def test_work_of_many_settlements_in_a_record_grows_with_their_number_only() -> None:
+    per_settlement = []
+    for holds in (FEW, MANY):
+        client = Client(holds)
+        row = SettlementRow("a", "", tuple(Settlement(own(number), 1) for number in range(holds)))
+        # The second row finds the reservations settled, or forgotten.
+        value = encode_settlements(SettlementBatch(-1, 7, 1, [row, row]))
+        per_settlement.append(lines_run(partial(client.append, value)) / holds)
+        assert len(client.ledger.states["a"].holds or ()) == min(holds, MAX_SETTLED)
+    assert per_settlement[1] < per_settlement[0] * 1.5
+
+
+def test_work_of_many_asks_and_settlements_for_one_client_grows_with_their_number_only() -> None:
+    per_row = []
+    for count in (FEW, MANY):
+        client = Client(0)
+        rows = [
+            HoldRow(
+                number,
+                Ask(RESERVATION, own(number), 0, 0, 1 + number * 7_919 % LATEST),
+                (Settlement(own(number // 2), 1, True),),
+            )
+            for number in range(count)
+        ]
+        value = encode_batch(Batch(0, 7, 1, [Check("a", UNITS)] * count, rows))
+        per_row.append(lines_run(partial(client.append, value)) / count)
+        assert len(client.ledger.states["a"].holds or ()) == count
+    assert per_row[1] < per_row[0] * 1.5
+
+
+def test_end_of_many_holds_is_work_for_each_of_them_once() -> None:
+    per_hold = []
+    for holds in (FEW, MANY):
+        client = Client(holds)
+        client.after_ms = LATEST
+        per_hold.append(lines_run(partial(client.check, 0)) / holds)
+        assert client.ledger.states["a"].holds is None
+    assert per_hold[1] < per_hold[0] * 1.5

@@ -16,11 +16,9 @@ from stoplog_gateway.http.tracing import RequestTracing
 from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.settings import GatewaySettings
 
-import stoplog.client.engine
 from stoplog.client.answer import Answer
-from stoplog.client.limiter import Limiter
 from stoplog.wire.checks import Check
-from tests.support.fake_kafka import Kafka
+from tests.support.fake_kafka import running_limiter
 from tests.support.fake_limiter import FakeLimiter
 from tests.support.late_turns import LateTurns
 from tests.support.protocol_connection import (
@@ -103,11 +101,9 @@ async def test_plain_check_creates_no_task_and_no_timer(
     await connection.disconnect()
 
 
+@pytest.mark.usefixtures("kafka")
 async def test_checks_of_one_batch_share_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
-    limiter = Limiter(GatewaySettings(deny_cache=0))
-    async with limiter:
-        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
+    async with running_limiter(deny_cache=0) as (limiter, log):
         connections = [Connection(forbidden_app, FastPath(limiter, legacy_headers=False)) for _ in range(40)]
         for connection in connections:
             await connection.send(*CHECK)
@@ -124,10 +120,9 @@ async def test_checks_of_one_batch_share_one_timer(monkeypatch: pytest.MonkeyPat
             await connection.disconnect()
 
 
-async def test_pipelined_requests_are_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
-    limiter = Limiter(GatewaySettings())
-    async with limiter:
+@pytest.mark.usefixtures("kafka")
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async with running_limiter() as (limiter, _):
         connection = Connection(
             create_app(GatewaySettings(), limiter), FastPath(limiter, legacy_headers=False)
         )
@@ -144,12 +139,9 @@ async def test_pipelined_requests_are_answered_in_order(monkeypatch: pytest.Monk
         await connection.disconnect()
 
 
-async def test_shutdown_waits_for_the_response_and_closes_the_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
-    limiter = Limiter(GatewaySettings())
-    async with limiter:
+@pytest.mark.usefixtures("kafka")
+async def test_shutdown_waits_for_the_response_and_closes_the_connection() -> None:
+    async with running_limiter() as (limiter, _):
         connection = Connection(forbidden_app, FastPath(limiter, legacy_headers=False))
         connection.protocol.data_received(CHECK[0])
         connection.protocol.shutdown()
@@ -160,13 +152,9 @@ async def test_shutdown_waits_for_the_response_and_closes_the_connection(
         assert connection.wire.is_closing()
 
 
-async def test_closed_connection_is_neither_read_nor_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
-    limiter = Limiter(GatewaySettings())
-    async with limiter:
-        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
+@pytest.mark.usefixtures("kafka")
+async def test_closed_connection_is_neither_read_nor_written() -> None:
+    async with running_limiter() as (limiter, log):
         connection = Connection(forbidden_app, FastPath(limiter, legacy_headers=False))
         connection.protocol.data_received(CHECK[0])
         connection.wire.close()
@@ -238,13 +226,9 @@ async def test_bug_is_a_500_and_is_logged(limiter: FakeLimiter, caplog: pytest.L
     assert [r.getMessage() for r in caplog.records] == ["bug in POST '/v1/check'"] * 2
 
 
-async def test_check_without_time_fails_open_at_once_and_is_published(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
-    limiter = Limiter(GatewaySettings())
-    async with limiter:
-        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
+@pytest.mark.usefixtures("kafka")
+async def test_check_without_time_fails_open_at_once_and_is_published() -> None:
+    async with running_limiter() as (limiter, log):
         connection = Connection(forbidden_app, FastPath(limiter, legacy_headers=False, turns=LateTurns()))
         connection.protocol.data_received(CHECK[0])
         [response] = connection.wire.written
@@ -262,11 +246,10 @@ def list_of(count: int) -> bytes:
     return json.dumps([{"client_id": f"client-{number}"} for number in range(count)]).encode()
 
 
-async def test_long_list_of_checks_is_handled_in_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
-    limiter = Limiter(GatewaySettings(deadline_ms=60_000))
+@pytest.mark.usefixtures("kafka")
+async def test_long_list_of_checks_is_handled_in_many_turns() -> None:
     turns = dict.fromkeys(("fast path", "routes"), 0)
-    async with limiter:
+    async with running_limiter(deadline_ms=60_000) as (limiter, _):
         app = create_app(GatewaySettings(), limiter)
         for way, fast_path in (("routes", None), ("fast path", FastPath(limiter, legacy_headers=False))):
             connection = Connection(app, fast_path)

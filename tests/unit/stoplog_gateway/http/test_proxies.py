@@ -20,14 +20,13 @@ from stoplog_gateway.http.tracing import RequestTracing
 from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.settings import GatewaySettings
 
-import stoplog.client.engine
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import INTERNAL_ERROR, OVERLOAD
 from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import Check
 from tests.support.access import access_control
-from tests.support.fake_kafka import Kafka
+from tests.support.fake_kafka import running_limiter
 from tests.support.fake_limiter import FakeLimiter
 from tests.support.late_turns import LateTurns
 from tests.support.protocol_connection import (
@@ -250,13 +249,9 @@ async def test_bug_gets_the_response_and_the_log_entry_of_the_route(
     assert limiter.metrics.failed_closed[INTERNAL_ERROR] == 2 * (status == 429)
 
 
-async def test_check_of_a_proxy_without_time_fails_open_at_once_and_is_published(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
-    limiter = Limiter(GatewaySettings())
-    async with limiter:
-        log: Kafka = limiter._engine.transport  # type: ignore[assignment]
+@pytest.mark.usefixtures("kafka")
+async def test_check_of_a_proxy_without_time_fails_open_at_once_and_is_published() -> None:
+    async with running_limiter() as (limiter, log):
         connection = in_overload(limiter)
         connection.protocol.data_received(Request("GET", "/v1/authorize?cost=3", (ALICE,)).data()[0])
         [response] = connection.wire.written

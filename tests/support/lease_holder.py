@@ -12,7 +12,7 @@ from stoplog.client.lease_cache import LeaseCache
 from stoplog.client.lease_table import SentAsk
 from stoplog.client.metrics import Metrics
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements
-from stoplog.wire.holds import SettlementBatch
+from stoplog.wire.holds import Ask, HoldRow, SettlementBatch
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import Decision, Reply
 
@@ -63,6 +63,13 @@ class LeaseHolder:
         value = encode_batch(Batch(reply_to, self.incarnation, 1, list(checks), rows))
         return SentBatch(value, list(checks), asks, self.clock())
 
+    def reserve(self, check: Check, ask: Ask) -> bytes:
+        """Return the record of *check*, which asks for a reservation, and what goes back with it."""
+        marked = [0] if self.cache.give_back(check) else []
+        rows, _ = self.cache.rows(0, [check], marked, True, [0])
+        back = rows[0].settlements if rows else ()
+        return encode_batch(Batch(0, self.incarnation, 1, [check], [HoldRow(0, ask, back)]))
+
     def answered(self, sent: SentBatch, answers: Sequence[Decision | str | None], applied: int) -> list[bool]:
         """Take the reply to a batch. Return for each check whether its caller may go ahead."""
         reply = Reply(self.incarnation, 1, 0, applied, list(answers))
@@ -75,10 +82,6 @@ class LeaseHolder:
     def lost(self, sent: SentBatch) -> None:
         """Give up waiting for the reply to a batch."""
         self.cache.abandon(sent.asks)
-
-    def waits(self, sent: SentBatch) -> bool:
-        """Return whether the first ask of a batch waits for its reply."""
-        return sent.asks[0] in self.cache._asking.values()
 
     def settlements(self) -> list[bytes]:
         """Return the records of settlements that are due."""

@@ -24,12 +24,11 @@ from stoplog_worker.verify.replay import NothingStored
 from stoplog.client import lease_cache
 from stoplog.client.update_proofs import PROOF_S
 from stoplog.policy import Policy, parse_policy
-from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, encode_update
+from stoplog.wire.checks import Check, encode_settlements, encode_update
 from stoplog.wire.holds import (
     RESERVATION,
     SETTLED_NOW,
     Ask,
-    HoldRow,
     Settlement,
     SettlementBatch,
     SettlementRow,
@@ -176,6 +175,7 @@ class World:
         batch = holder.send(checks)
         self.did["asked"] += len(batch.asks)
         replied = self.random.random() > 0.1
+        gave_up = False
 
         def appended(found: Folded) -> None:
             for check, answer in zip(checks, found.answers, strict=True):
@@ -191,8 +191,8 @@ class World:
                 self.later(lambda: reply(found.answers, applied))
 
         def reply(answers: Sequence[Any], applied: int) -> None:
-            if batch.asks and not holder.waits(batch):
-                return  # given up already
+            if batch.asks and gave_up:
+                return
             for check, answer, allowed in zip(
                 checks, answers, holder.answered(batch, answers, applied), strict=True
             ):
@@ -200,9 +200,14 @@ class World:
                     self.did["rescued"] += 1
                     self.note(check.cost)
 
+        def give_up() -> None:
+            nonlocal gave_up
+            gave_up = True
+            holder.lost(batch)
+
         self.send(batch.value, appended)
         self.sent += 1
-        self.due.append((self.now_ms + 400, self.sent, lambda: holder.lost(batch)))
+        self.due.append((self.now_ms + 400, self.sent, give_up))
 
     def note(self, units: int) -> None:
         self.admitted.append((self.now_ms, units))
@@ -234,7 +239,7 @@ class World:
         self.number += 1
         cost, ttl_ms = self.random.choice((1, 3, 9)), self.random.choice((50, 400, 3_000, 30_000))
         id_ = (99, self.number, 0)
-        row = HoldRow(0, Ask(RESERVATION, id_, 0, 0, ttl_ms))
+        ask = Ask(RESERVATION, id_, 0, 0, ttl_ms)
 
         def appended(found: Folded) -> None:
             [answer] = found.answers
@@ -246,7 +251,7 @@ class World:
                 if self.random.random() < 0.7:
                     self.later(lambda: self.settle_reservation(id_, used))
 
-        self.send(encode_batch(Batch(0, 99, 1, [Check(CLIENT, cost)], [row])), appended)
+        self.send(self.random.choice(self.holders).reserve(Check(CLIENT, cost), ask), appended)
 
     def settle_reservation(self, id_: tuple[int, int, int], used: int) -> None:
         batch = SettlementBatch(-1, 1, 1, [SettlementRow(CLIENT, "", (Settlement(id_, used),))])

@@ -80,7 +80,7 @@ class BatchSender:
 
     def send_without_reply(self, batch: PendingBatch) -> None:
         """Publish *batch*; no worker replies to it."""
-        self._publish(batch, NO_REPLY, None)
+        self._publish(batch, NO_REPLY, _with_holds((), batch.holds) if batch.holds else None)
 
     def _publish(self, batch: PendingBatch, reply_partition: int, rows: list[HoldRow] | None) -> bool:
         checks = len(batch.checks)

@@ -186,6 +186,28 @@ class Batcher:
             self._instrumentation.on_wait(check, future, batch)
         return future
 
+    def hold_at_once(self, check: Check, call: HoldCall, fails_closed: bool = False) -> Answer:
+        """As :meth:`hold`, but degrade the reservation or settlement with the reason ``overload``.
+
+        It is published all the same: the store may grant the reservation, and makes the settlement.
+        """
+        if self._gathers:
+            self._end_turn()
+        reserves = call.ask is not None
+        queue = self._queues[partition_of(check.client, self._partitions)]
+        if self._closed or queue.breaker.state is not CLOSED or not self._leases.grants_holds(queue.index):
+            pending = self.hold(check, call, fails_closed)
+            assert isinstance(pending, Answer), "it does not wait for this partition"
+            return pending
+        if reserves and (answer := self._denials.get(check, failing_open=True)) is not None:
+            return self._known(check, answer)
+        self._metrics.received += reserves
+        if queue.enqueue_without_reply(check):
+            self._schedule(queue)
+        assert queue.no_reply is not None
+        queue.no_reply.hold_last(call)
+        return self._degrade_hold(check, OVERLOAD, reserves, fails_closed)
+
     def _degrade_hold(self, check: Check, reason: str, reserves: bool, fails_closed: bool) -> Answer:
         if not reserves:
             return degraded_answer(reason, False)

@@ -368,6 +368,16 @@ class Limiter:
         """
         return await self._engine.reservations.settle(self._batcher, reservation_id, used)
 
+    def open_reservation_at_once(self, check: Check, ttl_ms: int, fails_closed: bool = False) -> Reservation:
+        """As :meth:`open_reservation`, but degrade it with the reason ``overload``. It is published."""
+        validate(check)
+        check_ttl(ttl_ms)
+        return self._engine.reservations.open_at_once(self._batcher, check, ttl_ms, fails_closed)
+
+    def settle_at_once(self, reservation_id: str, used: int) -> Settled:
+        """As :meth:`settle`, but do not wait for the store. The settlement is published, and unconfirmed."""
+        return self._engine.reservations.settle_at_once(self._batcher, reservation_id, used)
+
     # --- clients and limits -------------------------------------------------------------------
 
     async def look_up(self, client: str, *, plan: str = "", resource: str = "") -> LookupReply:

@@ -187,17 +187,28 @@ class Reservations:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._deadline_s):
                     await self.heard.wait()
-        asked_ms = self._wall_ms()
-        # Unpredictable, so that no other caller can settle it by guessing.
-        id_: HoldId = (self._incarnation, _FIRST_NUMBER | secrets.randbits(63), 0)
-        call = HoldCall(Ask(RESERVATION, id_, 0, 0, ttl_ms), ())
-        pending = batcher.hold(check, call, fails_closed)
+        asked_ms, ask = self._wall_ms(), self._ask(ttl_ms)
+        pending = batcher.hold(check, HoldCall(ask, ()), fails_closed)
         try:
             answer = pending if isinstance(pending, Answer) else answer_of(await pending)
         except asyncio.CancelledError:
             # Nobody will know the id, so nobody could settle it.
-            batcher.hold(_bearer(check.client, check.plan, check.resource), _settlement(id_, 0))
+            batcher.hold(_bearer(check.client, check.plan, check.resource), _settlement(ask.id, 0))
             raise
+        return self._reserved(answer, check, ask, asked_ms)
+
+    def open_at_once(self, batcher: Batcher, check: Check, ttl_ms: int, fails_closed: bool) -> Reservation:
+        """As :meth:`open`, but do not wait: the answer is degraded, or a denial that is known."""
+        ask = self._ask(ttl_ms)
+        answer = batcher.hold_at_once(check, HoldCall(ask, ()), fails_closed)
+        return self._reserved(answer, check, ask, self._wall_ms())
+
+    def _ask(self, ttl_ms: int) -> Ask:
+        # Unpredictable, so that no other caller can settle it by guessing.
+        id_: HoldId = (self._incarnation, _FIRST_NUMBER | secrets.randbits(63), 0)
+        return Ask(RESERVATION, id_, 0, 0, ttl_ms)
+
+    def _reserved(self, answer: Answer, check: Check, ask: Ask, asked_ms: int) -> Reservation:
         grant = answer.grant if isinstance(answer, HeldAnswer) else None
         counts = self._metrics.reservations
         if not answer.allowed and not answer.degraded:
@@ -206,10 +217,11 @@ class Reservations:
             return self._reservation(answer, None, 0, 0, detail or None)
         counts["degraded" if answer.degraded else "granted"] += 1
         held, left_ms = (0, 0) if grant is None else (grant.units, grant.ttl_ms)
-        lasts_ms = ttl_ms if answer.degraded else left_ms
+        lasts_ms = ask.ttl_ms if answer.degraded else left_ms
         # The log counts the time to live from the record on, which came after the call.
         expires_ms = asked_ms + lasts_ms if lasts_ms else 0
-        parts = ReservationId(1, id_[0], id_[1], check.client, check.resource, check.plan, expires_ms)
+        incarnation, number, _ = ask.id
+        parts = ReservationId(1, incarnation, number, check.client, check.resource, check.plan, expires_ms)
         return self._reservation(answer, encode_id(parts), held, left_ms, None)
 
     @staticmethod
@@ -226,15 +238,27 @@ class Reservations:
             InvalidInput: The id or *used* is invalid, or a worker refused the settlement.
         """
         id_, used = decode_id(text), check_used(used)
-        settled = await self._settle(batcher, text, id_, used)
+        answer = None
+        if id_.expires_ms:
+            pending = batcher.hold(*_settling(id_, used))
+            answer = pending if isinstance(pending, Answer) else answer_of(await pending)
+        return self._settled(answer, text, id_, used)
+
+    def settle_at_once(self, batcher: Batcher, text: str, used: int) -> Settled:
+        """As :meth:`settle`, but do not wait: the settlement is published, and is unconfirmed."""
+        id_, used = decode_id(text), check_used(used)
+        answer = batcher.hold_at_once(*_settling(id_, used)) if id_.expires_ms else None
+        return self._settled(answer, text, id_, used)
+
+    def _settled(self, answer: Answer | None, text: str, id_: ReservationId, used: int) -> Settled:
+        """Return what became of a reservation, and count it. *answer* is ``None`` if nothing was held."""
+        settled = self._outcome(answer, text, id_, used)
         self._metrics.settlements["repeated" if settled.repeated else settled.state] += 1
         return settled
 
-    async def _settle(self, batcher: Batcher, text: str, id_: ReservationId, used: int) -> Settled:
-        if not id_.expires_ms:
+    def _outcome(self, answer: Answer | None, text: str, id_: ReservationId, used: int) -> Settled:
+        if answer is None:
             return Settled(text, "unlimited")
-        pending = batcher.hold(_bearer(id_.client, id_.plan, id_.resource), _settlement(id_.hold, used))
-        answer = pending if isinstance(pending, Answer) else answer_of(await pending)
         if not isinstance(answer, HeldAnswer) or len(answer.settled) != 1:
             return Settled(text, "unconfirmed", reason=answer.reason)
         [found] = answer.settled
@@ -248,6 +272,10 @@ class Reservations:
 def _bearer(client: str, plan: str, resource: str) -> Check:
     """Return a check that charges nothing and carries a settlement."""
     return Check(client, 0, plan, resource)
+
+
+def _settling(id_: ReservationId, used: int) -> tuple[Check, HoldCall]:
+    return _bearer(id_.client, id_.plan, id_.resource), _settlement(id_.hold, used)
 
 
 def _settlement(id_: HoldId, used: int) -> HoldCall:

@@ -15,7 +15,7 @@ from fastapi import Depends, FastAPI, HTTPException
 from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
 
-from stoplog import BlockingLimiter, Denied, Limiter, RateLimit, RateLimitMiddleware
+from stoplog import BlockingLimiter, Check, Denied, Limiter, RateLimit, RateLimitMiddleware
 from tests.support.broker import fresh_broker
 from tests.support.system import Gateway, System, eventually, running_system
 
@@ -175,6 +175,22 @@ async def test_block_of_the_sdk_charges_what_it_used(system: System) -> None:
             async with limiter.reserve("sdk", 7, on_error="charge"):
                 raise ZeroDivisionError
         assert left(here, "sdk") == 80
+
+
+async def test_reservation_of_an_overloaded_process_is_granted_and_settled_later(system: System) -> None:
+    here, _ = system.gateways
+    async with Limiter(system.bootstrap, deadline_ms=20_000) as limiter:
+        await limiter.settle((await limiter.open_reservation("busy", 0)).id or "", 0)
+        answers = [limiter.open_reservation_at_once(Check("busy", 30), 600_000) for _ in range(2)]
+        for answer in answers:
+            assert (answer.allowed, answer.degraded, answer.reason) == (True, True, "overload")
+        first, second = (str(answer.id) for answer in answers)
+        assert (await limiter.settle(first, 12)).state == "settled", "it was granted"
+        assert left(here, "busy") == 100 - 12 - 30
+        assert limiter.settle_at_once(second, 5).reason == "overload"
+        settled = await limiter.settle(second, 0)
+        assert (settled.state, settled.used, settled.repeated) == ("settled", 5, True)
+        assert left(here, "busy") == 100 - 12 - 5
 
 
 def test_block_of_the_blocking_sdk_charges_what_it_used(system: System) -> None:

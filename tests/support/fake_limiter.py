@@ -131,6 +131,20 @@ class FakeLimiter(Limiter):
         self.has_settled.set()
         return Settled(reservation_id, "settled", used)
 
+    def open_reservation_at_once(self, check: Check, ttl_ms: int, fails_closed: bool = False) -> Reservation:
+        validate(check)
+        check_ttl(ttl_ms)
+        self.ttls.append(ttl_ms)
+        answer = self.answer_at_once(check, fails_closed)
+        fields: dict[str, Any] = {name: getattr(answer, name) for name in Answer.__struct_fields__}
+        return Reservation(**fields, id="id")
+
+    def settle_at_once(self, reservation_id: str, used: int) -> Settled:
+        self._fail()
+        decode_id(reservation_id)
+        self.settled.append((reservation_id, check_used(used)))
+        return Settled(reservation_id, "unconfirmed", reason=OVERLOAD)
+
     async def set_limits(
         self, key: UpdateKey, policy: Policy | None, *, source: ChangeSource | None = None
     ) -> Applied:

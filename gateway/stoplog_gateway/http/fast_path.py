@@ -38,6 +38,7 @@ from stoplog_gateway.http.problems import ProblemError, render_error
 from stoplog_gateway.http.proxies import Proxies
 from stoplog_gateway.http.request_body import announces_json, media_type, require_json
 from stoplog_gateway.http.request_head import split_target
+from stoplog_gateway.http.reservations_at_once import ReservationsAtOnce
 from stoplog_gateway.http.routes.check import parse_check, parse_checks, render_answer
 from stoplog_gateway.http.turns import Turns
 
@@ -85,6 +86,7 @@ class FastPath:
         self._render_degraded = lru_cache(_DEGRADED)(self._render)
         self._turns = turns or Turns()
         self._refusals = refusals or OverloadRefusals()
+        self._reservations = ReservationsAtOnce(limiter, legacy_headers=legacy_headers)
         self._long_lists = LongLists(self._turns, self._refusals)
         self._tracing = tracing
         self._proxies = proxies
@@ -143,9 +145,15 @@ class FastPath:
         answer = None
         if self._proxies is not None:
             answer = self._proxies.at_once(method, path, query, headers, address)
-        if answer is None and method == b"POST" and (handler := self._at_once.get(path)) is not None:
-            handle = partial(self._handle_at_once, handler, headers, address)
-            answer = AtOnce(handle, _MAX_SHORT_LIST, self._refusals.refuse_list)
+        if answer is None:
+            handler = self._reservations.handler_for(method, path)
+            if handler is None and method == b"POST":
+                handler = self._at_once.get(path)
+            if handler is not None:
+                if method == b"POST":
+                    handler = partial(self._handle_json, headers, handler)
+                handle = partial(self._handle_at_once, handler, headers, address)
+                answer = AtOnce(handle, _MAX_SHORT_LIST, self._refusals.refuse_list)
         if answer is None:
             refuse = self._refusals.refuse_request
             answer = AtOnce(refuse, MAX_BODY, refuse)
@@ -160,6 +168,13 @@ class FastPath:
         try:
             if isinstance(decision, Refusal):
                 raise refuse_check_at_once(self._access, decision, address, for_proxies=False)
+        except ProblemError as exc:
+            send(_render_failure(exc, ""))
+        else:
+            handler(body, send)
+
+    def _handle_json(self, headers: Headers, handler: Handler, body: bytes, send: SendResponse) -> None:
+        try:
             require_json(media_type(headers))
         except ProblemError as exc:
             send(_render_failure(exc, ""))

@@ -1,9 +1,9 @@
 """Refuse requests for which a turn of the event loop has no time, count them, and log them.
 
 Checks are not refused: they fail open (:mod:`stoplog_gateway.http.fast_path`), also those of proxies
-(:mod:`stoplog_gateway.http.proxies`), whose callers a 503 would reach. The exceptions are lists
-and bodies that are long. Probes are served, because an orchestrator would restart a gateway that does not
-answer them.
+(:mod:`stoplog_gateway.http.proxies`), whose callers a 503 would reach. The same is true for reservations
+(:mod:`stoplog_gateway.http.reservations_at_once`). The exceptions are lists and bodies that are long. Probes
+are served, because an orchestrator would restart a gateway that does not answer them.
 
 ======================================  =======  =====  ===================================================
 metric                                  type     label  what
@@ -44,8 +44,8 @@ MAX_BODY: Final = 1 << 16
 REQUEST: Final = "request"
 LIST: Final = "list"
 WHAT: Final = {
-    REQUEST: "requests other than checks",
-    LIST: "lists of checks, or checks with a long body",
+    REQUEST: "requests other than checks and reservations",
+    LIST: "lists of checks, or checks and reservations with a long body",
 }
 """Kinds of refused requests: values of the label ``what``, with their meaning."""
 
@@ -123,11 +123,11 @@ class OverloadRefusals(Collector):
         self._throttle = LogThrottle(_LOG_PAUSE_S)
 
     def refuse_request(self, _: bytes, send: SendResponse) -> None:
-        """Send a 503 to a request that is no check."""
+        """Send a 503 to a request that is about no check or reservation."""
         self._refuse(REQUEST, send)
 
     def refuse_list(self, _: bytes, send: SendResponse) -> None:
-        """Send a 503 to a long list of checks, or to a check with a long body."""
+        """Send a 503 to a long list of checks, or to a check or reservation with a long body."""
         self._refuse(LIST, send)
 
     def _refuse(self, what: str, send: SendResponse) -> None:

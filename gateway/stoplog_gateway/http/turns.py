@@ -7,6 +7,7 @@ about two thirds as much:
 
 - checks fail open (:data:`~stoplog.client.fail_open.OVERLOAD`), and are still published and counted, except
   those of Envoy's requests that are large or JSON in an unusual form;
+- reservations fail open, and settlements are unconfirmed; both are published;
 - other requests get 503, except probes.
 
 That applies to HTTP and, as far as there is such a request, to gRPC.

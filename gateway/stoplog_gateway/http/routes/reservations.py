@@ -7,13 +7,16 @@ from typing import Annotated, Final
 import msgspec
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
-from stoplog.asgi.responses import render
+from stoplog.asgi.responses import Rendered, render
 from stoplog.client.fail_open import BREAKER_OPEN, DEADLINE, OnUnavailable
+from stoplog.client.metrics import Metrics
 from stoplog.client.reservations import DEFAULT_TTL_MS, Reservation, Settled
 from stoplog.errors import InvalidInput
 from stoplog.policy import MAX_COST
+from stoplog.wire.checks import Check
 from stoplog.wire.holds import MAX_TTL_MS, TOO_MANY_RESERVATIONS
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.bugs import answers_after_bug
@@ -104,6 +107,40 @@ ReservationId = Annotated[
     ),
 ]
 
+
+def parse_reservation(body: bytes) -> tuple[Check, int, OnUnavailable]:
+    """Return the check, the time to live in ms, and the choice of a request. The limiter checks their ranges.
+
+    Raises:
+        ProblemError: 400, the body is not JSON.
+        InvalidInput: A field has another type; names it.
+    """
+    asked = decode(_decode_request, body)
+    plan, resource = _given(asked.plan, "plan"), _given(asked.resource, "resource")
+    check = Check(asked.client_id, _whole(asked.cost, "cost"), plan, resource)
+    return check, _whole(asked.ttl_ms, "ttl_ms"), asked.on_unavailable
+
+
+def parse_used(body: bytes) -> int:
+    """Return the use in the body of a settlement. The errors are those of :func:`parse_reservation`."""
+    return _whole(decode(_decode_settlement, body).used, "used")
+
+
+def reservation_after_bug(
+    scope: Scope, metrics: Metrics, on_unavailable: OnUnavailable
+) -> Reservation | None:
+    """Return the answer to a reservation that a bug prevented; ``None`` if it is a 500."""
+    answers = answers_after_bug(scope, metrics, [on_unavailable])
+    if answers is None:
+        return None
+    return Reservation(*(getattr(answers[0], name) for name in answers[0].__struct_fields__))
+
+
+def render_reservation(answer: Reservation, *, legacy: bool) -> Rendered:
+    """Return the response to a reservation. *legacy* adds the ``X-RateLimit-*`` header fields."""
+    return render(answer, extra=rate_limit_headers(answer, legacy=legacy))
+
+
 router = APIRouter(tags=["checks"], default_response_class=Response)
 
 
@@ -136,24 +173,24 @@ async def reserve(request: Request, body: JsonBody, limiter: LimiterDep, legacy:
     within `ttl_ms`, it ends, and all of its units are charged. A denial has the status 200 and
     `allowed: false`, as that of a check. A degraded answer has an id, too: the store may still grant it.
     """
-    asked = decode(_decode_request, body)
+    check, ttl_ms, on_unavailable = parse_reservation(body)
     try:
         answer = await limiter.open_reservation(
-            asked.client_id,
-            _whole(asked.cost, "cost"),
-            ttl_ms=_whole(asked.ttl_ms, "ttl_ms"),
-            plan=_given(asked.plan, "plan"),
-            resource=_given(asked.resource, "resource"),
-            on_unavailable=asked.on_unavailable,
+            check.client,
+            check.cost,
+            ttl_ms=ttl_ms,
+            plan=check.plan,
+            resource=check.resource,
+            on_unavailable=on_unavailable,
         )
     except InvalidInput:
         raise
     except Exception:
-        answers = answers_after_bug(request.scope, limiter.metrics, [asked.on_unavailable])
-        if answers is None:
+        degraded = reservation_after_bug(request.scope, limiter.metrics, on_unavailable)
+        if degraded is None:
             raise
-        answer = Reservation(*(getattr(answers[0], name) for name in answers[0].__struct_fields__))
-    return RenderedResponse(render(answer, extra=rate_limit_headers(answer, legacy=legacy)))
+        answer = degraded
+    return RenderedResponse(render_reservation(answer, legacy=legacy))
 
 
 @router.post(
@@ -171,8 +208,7 @@ async def settle(reservation_id: ReservationId, body: JsonBody, limiter: Limiter
     The answer says what became of the reservation, also after a repeated or late call. More units than were
     held are charged as well, outside the guarantee of the limits.
     """
-    used = _whole(decode(_decode_settlement, body).used, "used")
-    return respond(await limiter.settle(reservation_id, used))
+    return respond(await limiter.settle(reservation_id, parse_used(body)))
 
 
 @router.delete(

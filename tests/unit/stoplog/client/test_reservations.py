@@ -336,6 +336,45 @@ def test_every_reason_of_a_check_is_one_of_a_reservation(reason: str) -> None:
     assert desk.counts() == {"received": 1, reason: 1}
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_reservation_without_time_is_degraded_and_published(closed: bool) -> None:
+    desk = Desk()
+    answer = desk.reservations.open_at_once(desk.bench.batcher, ALICE, 5_000, closed)
+    assert (answer.allowed, answer.reason, answer.held) == (not closed, OVERLOAD, 0)
+    desk.bench.loop.turn()
+    assert (desk.sent.partition, desk.sent.checks) == (-1, [ALICE])
+    id_ = decode_id(str(answer.id))
+    assert desk.sent.hold_rows == [HoldRow(0, Ask(RESERVATION, id_.hold, 0, 0, 5_000))]
+    assert id_.expires_ms == 1_005_000
+    later = desk.settle(answer.id, 7)
+    desk.reply(HeldDecision(True, 100, 93, 60_000, 0, 3, 0, None, (SETTLED_NOW,)))
+    assert later.result == Settled(str(answer.id), "settled", 7)
+    assert desk.counts() == ({"received": 1} if closed else {"received": 1, OVERLOAD: 1})
+    assert desk.bench.metrics.failed_closed[OVERLOAD] == closed
+
+
+def test_settlement_without_time_is_unconfirmed_and_published() -> None:
+    desk = Desk()
+    id_ = str(desk.opened().id)
+    settled = desk.reservations.settle_at_once(desk.bench.batcher, id_, 7)
+    assert settled == Settled(id_, "unconfirmed", reason=OVERLOAD)
+    desk.bench.loop.turn()
+    assert (desk.sent.partition, desk.sent.checks) == (-1, [Check("alice", 0)])
+    assert desk.sent.hold_rows == [HoldRow(0, None, (Settlement(decode_id(id_).hold, 7),))]
+    assert desk.counts() == {"received": 1, "allowed": 1}
+
+
+def test_reservation_without_time_has_the_reasons_of_others() -> None:
+    closed = Desk(enabled=False)
+    answer = closed.reservations.open_at_once(closed.bench.batcher, ALICE, 5_000, False)
+    assert answer.reason == NO_HOLDS
+    down = Desk()
+    down.bench.batcher.on_broker_down("no broker")
+    assert down.reservations.open_at_once(down.bench.batcher, ALICE, 5_000, False).reason == BROKER
+    down.bench.batcher.close()
+    assert down.reservations.open_at_once(down.bench.batcher, ALICE, 5_000, False).reason == STOPPING
+
+
 def test_check_that_a_worker_refuses_is_an_error() -> None:
     desk = Desk()
     call = desk.open()

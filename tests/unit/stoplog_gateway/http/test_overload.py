@@ -13,6 +13,7 @@ from stoplog_gateway.http.fast_path import FastPath
 from stoplog_gateway.http.overload import OverloadRefusals
 from stoplog_gateway.settings import GatewaySettings
 
+from stoplog.client.reservations import ReservationId, encode_id
 from stoplog.wire.checks import Check
 from tests.support.access import access_control
 from tests.support.fake_limiter import FakeLimiter
@@ -20,6 +21,7 @@ from tests.support.late_turns import LateTurns
 from tests.support.protocol_connection import JSON, Connection, Request, forbidden_app, status_of
 
 CHECK = b'{"client_id": "alice"}'
+ID = encode_id(ReservationId(1, 7, 1 << 63, "alice", "", "", 1_000))
 CHUNKED = (b"transfer-encoding", b"chunked")
 
 
@@ -62,7 +64,7 @@ async def test_request_without_time_is_refused_counted_and_logged_once(
     assert refused(refusals) == {"request": 4 if version == "1.1" else 2, "list": 0}
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert "overload: requests other than checks are refused with 503" in record.getMessage()
+    assert "overload: requests other than checks and reservations are refused" in record.getMessage()
 
 
 async def test_probe_is_served_without_time(limiter: FakeLimiter) -> None:
@@ -155,3 +157,103 @@ async def test_list_without_time_fails_open_at_once_if_it_is_short_and_is_refuse
     assert refused(refusals) == {"request": 0, "list": 1}
     assert len(limiter.checks) == 40
     await connection.disconnect()
+
+
+def reservation(method: str, path: str, body: bytes = b"", *fields: tuple[bytes, bytes]) -> list[bytes]:
+    length = ((b"content-length", b"%d" % len(body)),) if body else ()
+    return Request(method, path, (*fields, *length), (body,)).data()
+
+
+async def test_reservation_without_time_fails_open_or_closed_at_once_with_an_id(limiter: FakeLimiter) -> None:
+    refusals = OverloadRefusals()
+    connection = in_overload(limiter, refusals=refusals)
+    for extra, allowed, retry_after in ((b"", True, False), (b', "on_unavailable": "deny"', False, True)):
+        body = b'{"client_id": "alice", "cost": 40, "ttl_ms": 9000, "plan": "gold"%s}' % extra
+        response = await connection.send(*reservation("POST", "/v1/reservations", body, JSON))
+        assert status_of(response) == 200
+        answer = json.loads(response.partition(b"\r\n\r\n")[2])
+        assert (answer["allowed"], answer["degraded"], answer["reason"]) == (allowed, True, "overload")
+        assert (answer["id"], answer["held"], answer["ttl_ms"]) == ("id", 0, 0)
+        assert (b"retry-after: 1\r\n" in response) == retry_after
+    assert limiter.checks == [Check("alice", 40, "gold")] * 2
+    assert (limiter.ttls, limiter.fail_closed) == ([9_000] * 2, [False, True])
+    assert refused(refusals) == {"request": 0, "list": 0}
+    await connection.disconnect()
+
+
+async def test_settlement_without_time_is_unconfirmed(limiter: FakeLimiter) -> None:
+    connection = in_overload(limiter)
+    settle = reservation("POST", f"/v1/reservations/{ID}/settle", b'{"used": 7}', JSON)
+    for request in (settle, reservation("DELETE", f"/v1/reservations/{ID}")):
+        response = await connection.send(*request)
+        assert status_of(response) == 200
+        answer = json.loads(response.partition(b"\r\n\r\n")[2])
+        expected = {"id": ID, "state": "unconfirmed", "used": None, "repeated": False, "reason": "overload"}
+        assert answer == expected
+    assert limiter.settled == [(ID, 7), (ID, 0)]
+    await connection.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (reservation("POST", "/v1/reservations", b'{"client_id": ""}', JSON), 422),
+        (reservation("POST", "/v1/reservations", b'{"client_id": "a", "ttl_ms": 0}', JSON), 422),
+        (reservation("POST", "/v1/reservations", b"{", JSON), 400),
+        (reservation("POST", "/v1/reservations", b'{"client_id": "a"}'), 415),
+        (reservation("POST", "/v1/reservations/none/settle", b'{"used": 1}', JSON), 422),
+        (reservation("POST", f"/v1/reservations/{ID}/settle", b'{"used": -1}', JSON), 422),
+        (reservation("DELETE", f"/v1/reservations/{ID[:-1]}"), 422),
+    ],
+)
+async def test_invalid_reservation_without_time_gets_the_response_of_the_route(
+    request_: list[bytes], status: int, limiter: FakeLimiter
+) -> None:
+    response = await in_overload(limiter).send(*request_)
+    assert status_of(response) == status
+    assert response == await Connection(create_app(GatewaySettings(), limiter), None).send(*request_)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/reservations"),
+        ("PUT", f"/v1/reservations/{ID}/settle"),
+        ("DELETE", f"/v1/reservations/{ID}/settle"),
+        ("POST", f"/v1/reservations/{ID}"),
+        ("POST", f"/v1/reservations/{ID}/settled"),
+        ("DELETE", "/v1/reservations/"),
+        ("POST", "/v1/reservationsx"),
+    ],
+)
+async def test_other_request_near_reservations_is_refused(
+    method: str, path: str, limiter: FakeLimiter
+) -> None:
+    assert status_of(await in_overload(limiter).send(*reservation(method, path))) == 503
+    assert not limiter.settled
+
+
+async def test_reservation_without_its_token_is_refused_at_once(limiter: FakeLimiter) -> None:
+    access = access_control({"good": "check"}, check_needs_token=True)
+    for request in (
+        reservation("POST", "/v1/reservations", b'{"client_id": "a"}', JSON),
+        reservation("DELETE", f"/v1/reservations/{ID}"),
+    ):
+        response = await in_overload(limiter, access=access).send(*request)
+        assert status_of(response) == 401
+        app = create_app(GatewaySettings(), limiter, access)
+        assert response == await Connection(app, None).send(*request)
+    assert not limiter.checks
+    assert not limiter.settled
+
+
+async def test_bug_in_a_reservation_without_time_is_a_500_unless_it_asks_for_a_denial(
+    limiter: FakeLimiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter.error = ZeroDivisionError("a bug")
+    opened = reservation("POST", "/v1/reservations", b'{"client_id": "a"}', JSON)
+    denied = reservation("POST", "/v1/reservations", b'{"client_id": "a", "on_unavailable": "deny"}', JSON)
+    given_back = reservation("DELETE", f"/v1/reservations/{ID}")
+    for request, status in ((opened, 500), (denied, 200), (given_back, 500)):
+        assert status_of(await in_overload(limiter).send(*request)) == status
+    assert caplog.text.count("ZeroDivisionError: a bug") == 3

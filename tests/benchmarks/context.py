@@ -78,13 +78,11 @@ class BenchContext:
         """
         return self.stack.enter_context(envoy_ratelimit(self.folder, self.redis.port))
 
-    def measure(
-        self, cases: Sequence[BenchCase], *, rounds: int | None = None, warm: bool = True
-    ) -> list[Result]:
+    def measure(self, cases: Sequence[BenchCase], *, rounds: int | None = None) -> list[Result]:
         """Measure *cases* in interleaved rounds, as many as the plan has or *rounds*; keep the results."""
         if not cases:
             return []
-        results, skipped = measure(cases, rounds or self.plan.rounds, self.say, warm=warm)
+        results, skipped = measure(cases, rounds or self.plan.rounds, self.say)
         self.results += results
         self.skipped += skipped
         return results

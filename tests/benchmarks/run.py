@@ -32,7 +32,18 @@ from tests.benchmarks.peers.environment import (
 )
 from tests.benchmarks.plan import FULL, QUICK, BenchPlan
 from tests.benchmarks.samples import Run
-from tests.benchmarks.stages import apps, callers, client_counts, hot, leases, pace, recovery, scaling
+from tests.benchmarks.stages import (
+    apps,
+    callers,
+    client_counts,
+    hot,
+    last_release,
+    leases,
+    pace,
+    proxied,
+    recovery,
+    scaling,
+)
 from tests.benchmarks.table import rich_table
 from tests.support.broker import CHECKOUT
 
@@ -48,6 +59,8 @@ STAGE_RUNS: Final[dict[str, Callable[[BenchContext], None]]] = {
     "leases": leases.run,
     "pace": pace.run,
     "apps": apps.run,
+    "proxies": proxied.run,
+    "release": last_release.run,
     "hot": hot.run,
     "partitions": scaling.partitions,
     "workers": scaling.workers,

@@ -17,6 +17,8 @@ STAGES: Final = {
     "leases": "with leases",
     "pace": "at a steady pace",
     "apps": "in applications",
+    "proxies": "behind proxies",
+    "release": "beside the last release",
     "hot": "one hot client",
     "clients": "by clients",
     "partitions": "by partitions",

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from tests.benchmarks.plan import DOOR_CALLERS
+from tests.benchmarks.plan import DISTRIBUTIONS, DOOR_CALLERS
 from tests.benchmarks.samples import Result, Run, Sample, median_of, ratio
 
 _VERDICT: Final = {True: "met", False: "MISSED", None: "not measured"}
@@ -227,6 +227,14 @@ _RATIOS: Final = (
     *((f"leases-zipf-{n}", f"ratelimit-zipf-{n}", _RATELIMIT, 0.5, _total_us) for n in DOOR_CALLERS),
     ("leases-uniform-32", "ratelimit-uniform-32", _RATELIMIT, 1.5, _total_us),
     ("pace-log", "pace-echo", "x echo's p50", 1.3, _p50),
+    ("release-present", "release-0.2.0", "x release 0.2.0, µs worker", 1.03, _worker_us),
+    (
+        "clients-1000000-uniform",
+        "clients-1000000-uniform-0.2.0",
+        "x release 0.2.0, µs worker",
+        1.03,
+        _worker_us,
+    ),
     ("leases-hot-1", "http-floor-1", "x a constant answer's p50", 1.3, _p50),
     # A third of the script's CPU.
     ("published", "redis-50", "x Redis script pipelined", 1 / 3, _own),
@@ -237,7 +245,14 @@ _APPS: Final = {
     "app-slowapi": "slowapi + Redis",
     "app-fastapi_limiter": "fastapi-limiter + Redis",
 }
+_NGINX: Final = {"nginx-none": "nginx without a limiter"}
+_ENVOY: Final = {
+    "envoy-none": "Envoy without a limiter",
+    "envoy-ratelimit": "Envoy with envoyproxy/ratelimit + Redis",
+}
 _BESIDE: Final = {
+    **{f"nginx-{distribution}": _NGINX for distribution in DISTRIBUTIONS},
+    **{f"envoy-{way}-{distribution}": _ENVOY for way in ("authz", "grpc") for distribution in DISTRIBUTIONS},
     "app-uniform": _APPS,
     "app-zipf": _APPS,
     "threads-uniform": {"threads-limits": "limits + Redis"},

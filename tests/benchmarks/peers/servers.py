@@ -63,7 +63,7 @@ def redis(folder: Path) -> Iterator[PeerServer]:
     port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     durable = ["--appendonly", "yes", "--appendfsync", "everysec"]
-    with _running("redis", [redis_server(), *options, *durable], port, folder) as server:
+    with running_server("redis", [redis_server(), *options, *durable], port, folder) as server:
         yield server
 
 
@@ -105,7 +105,7 @@ def _under_uvicorn(python: str, app: str, folder: Path, env: Mapping[str, str]) 
     port = free_port()
     serve = ["-m", "uvicorn", app, "--app-dir", str(CHECKOUT), "--port", str(port)]
     options = ["--no-access-log", "--log-level", "warning"]
-    with _running(
+    with running_server(
         app.rpartition(".")[2].replace(":", "-"), [python, *serve, *options], port, folder, env
     ) as server:
         yield server
@@ -120,7 +120,7 @@ def throttlecrab(folder: Path) -> Iterator[PeerServer]:
     """
     port = free_port()
     options = ["--http", "--http-host", "127.0.0.1", "--http-port", str(port), "--log-level", "error"]
-    with _running("throttlecrab", [throttlecrab_server(), *options], port, folder) as server:
+    with running_server("throttlecrab", [throttlecrab_server(), *options], port, folder) as server:
         yield server
 
 
@@ -150,7 +150,7 @@ def envoy_ratelimit(folder: Path, redis_port: int) -> Iterator[PeerServer]:
         "DEBUG_HOST": "127.0.0.1",
         "DEBUG_PORT": str(free_port()),
     }
-    with _running("ratelimit", [envoy_ratelimit_server()], port, folder, env) as server:
+    with running_server("ratelimit", [envoy_ratelimit_server()], port, folder, env) as server:
         server.grpc_port = grpc_port
         yield server
 
@@ -160,7 +160,7 @@ def grpc_floor(folder: Path) -> Iterator[PeerServer]:
     """Run the server that answers each gRPC call with the same bytes."""
     port = free_port()
     command = [sys.executable, "-m", "tests.benchmarks.grpc_floor", f"127.0.0.1:{port}"]
-    with _running("grpc-floor", command, port, folder) as server:
+    with running_server("grpc-floor", command, port, folder) as server:
         yield server
 
 
@@ -169,14 +169,19 @@ def http_floor(folder: Path) -> Iterator[PeerServer]:
     """Run the gateway's HTTP server with the same answer to each check."""
     port = free_port()
     command = [sys.executable, "-m", "tests.benchmarks.http_floor", str(port)]
-    with _running("http-floor", command, port, folder) as server:
+    with running_server("http-floor", command, port, folder) as server:
         yield server
 
 
 @contextmanager
-def _running(
+def running_server(
     name: str, command: Sequence[str], port: int, folder: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[PeerServer]:
+    """Run *command* until the block ends; yield it once it listens on *port*.
+
+    Raises:
+        PeerMissing: It does not listen in time.
+    """
     child = Child(name, command, env=env or {}, log=folder / f"{name}.log")
     child.start()
     try:

@@ -31,7 +31,7 @@ _PEERS: Final = {
 def run(bench: BenchContext) -> None:
     """Measure all applications and threads in the same rounds. No process outlives the stage."""
     with ExitStack() as stack:
-        bench.measure([*_apps(bench, stack), *_threads(bench, stack)], warm=False)
+        bench.measure([*_apps(bench, stack), *_threads(bench, stack)])
 
 
 def _apps(bench: BenchContext, stack: ExitStack) -> list[BenchCase]:

@@ -45,7 +45,7 @@ def run(bench: BenchContext) -> None:
         what_ten = f"{what} at 10 x its limit of {most:,} in {window_s} s, {cache}"
         ten = _case(bench, gateway, f"hot-{name}", what_ten, most / window_s, seconds=window_s)
         limiter.set_limits(_client_of(ten.key), f"{most}/{window_s}s")
-        bench.measure([ten], rounds=1, warm=False)
+        bench.measure([ten], rounds=1)
 
 
 def tenth(allowed_rate: float, denied_rate: float, window_s: float) -> int:

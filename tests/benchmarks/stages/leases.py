@@ -41,10 +41,10 @@ def run(bench: BenchContext) -> None:
     with ExitStack() as stack:
         stoplog, sdk = bench.start(stack, lease_max_ms=LEASE_MAX_MS)
         cases = [*_http(bench, stoplog), *_one_connection(bench, stoplog, stack), *_sdk(bench, stoplog, sdk)]
-        bench.measure(cases, warm=False)
-        bench.measure([_above_limit(bench, stoplog)], rounds=1, warm=False)
-        if bench.has_wrk("leases-memory", "memory of 100,000 leases"):
-            bench.measure([_memory(bench, stoplog, name) for name in ("on", "off")], rounds=1, warm=False)
+        bench.measure(cases)
+        bench.measure([_above_limit(bench, stoplog)], rounds=1)
+        if bench.plan.full and bench.has_wrk("leases-memory", "memory of 100,000 leases"):
+            bench.measure([_memory(bench, stoplog, name) for name in ("on", "off")], rounds=1)
 
 
 def _http(bench: BenchContext, stoplog: Stoplog) -> list[BenchCase]:

@@ -58,7 +58,7 @@ def run(bench: BenchContext) -> None:
         cases.append(
             BenchCase("pace-ratelimit", STAGE, what, 1, parts, _paced(bench, server.port, JSON_DOOR))
         )
-    bench.measure(cases, warm=False)
+    bench.measure(cases)
 
 
 def _paced(bench: BenchContext, port: int, door: Door) -> Load:

@@ -146,3 +146,20 @@ def test_application_is_shown_beside_its_peers() -> None:
     run = Run(facts={}, rounds=1, seconds=1, results=[ours, theirs], skipped=[], disk_bytes={})
     assert against(run, ours) == ["CPU 0.25 x slowapi + Redis"]
     assert against(run, theirs) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("release-present", "release-0.2.0"),
+        ("clients-1000000-uniform", "clients-1000000-uniform-0.2.0"),
+    ],
+)
+@pytest.mark.parametrize(("worker_s", "met"), [(0.103, True), (0.104, False)])
+def test_worker_may_cost_3_percent_more_than_that_of_the_last_release(
+    key: str, other: str, worker_s: float, met: bool
+) -> None:
+    memory = {"rss_mb": {"worker": 1.0}}
+    ours = result(key, {"worker": worker_s}, **memory)
+    goals = found(ours, result(other, {"worker": 0.1, "gateway": 1.0}, **memory))
+    assert goals[key, "x release 0.2.0, µs worker"].met is met

@@ -1,7 +1,7 @@
 """The cost of checks and reservations of a client with many open holds, in the fold alone.
 
-``python -m tests.benchmarks.holds`` prints a line for each number of open holds: microseconds of CPU for a
-check that is allowed, one that is denied because of the holds, a reservation that is opened or settled, one
+``python -m tests.benchmarks.open_holds`` prints a line for each number of open holds: microseconds of CPU for
+a check that is allowed, one that is denied because of the holds, a reservation that is opened or settled, one
 that is denied by a limit on requests in flight, and a check with an ask for a lease. The figures contain
 decoding the record, but not the reply or the checkpoint.
 """

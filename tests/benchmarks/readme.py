@@ -28,7 +28,6 @@ SHORT_ROWS: Final = {
     "limits-128": "limits 5.8 with FastAPI and Redis, HTTP",
     "ratelimit-128": "envoyproxy/ratelimit with Redis, HTTP",
     "throttlecrab-128": "throttlecrab (Rust, in memory, not durable), HTTP",
-    "http-list": "**Stoplog**, HTTP, lists of 100 checks",
     "sdk-512": "**Stoplog**, Python SDK",
 }
 """The README's rows in their order: key of the case, and its name for readers."""

@@ -92,9 +92,12 @@ def title(run: Run) -> str:
 def caption(run: Run) -> str:
     """Return how to read the table, and which cases could not be measured."""
     notes = [
-        f"Figures are medians of {run.rounds} interleaved runs of {run.seconds:g} s each. The rows of a hot "
-        "client at 10 times its limit and of recovery have one run. µs: CPU per check. RSS: resident memory. "
-        "Servers keep running from row to row.",
+        f"Figures are medians of {run.rounds} interleaved runs of {run.seconds:g} s each. The rows of a "
+        "client above its limit, of memory and of recovery have one run. µs: CPU per check. RSS: resident "
+        "memory. Servers keep running from row to row.",
+        "Uniform rows spread the checks evenly over the clients; Zipf(1.0) rows send half of them for the "
+        "first hundred of 10,000 clients, as real callers do. Only clients that are checked often get "
+        "leases.",
         "In SDK and echo rows, the gateway is the process of the callers, so the total includes them. "
         "In HTTP rows and in the peers' rows it does not: load is the CPU of the load generator. "
         "The Redis rows have one client, redis-py, that waits for each answer.",
@@ -127,6 +130,8 @@ def _goals(result: Result, goals: list[Target]) -> list[str]:
 def _notes(result: Result) -> list[str]:
     """Return what a reader must know of the figures of one row."""
     median, notes = result.median, []
+    if (proxy := median(lambda sample: sample.cpu_us("proxy"))) is not None:
+        notes.append(f"the proxy takes {short(proxy)} µs of the total")
     if (times := median(lambda sample: sample.times_limit)) is not None:
         notes.append(f"the load is {short(times)} x the limit")
     if (reached := median(lambda sample: sample.reached_worker)) is not None:

@@ -81,3 +81,9 @@ def test_row_with_leases_says_how_many_checks_they_answered() -> None:
     text = markdown(run(result("leases-zipf-32", 0.05, lease_hits=550, leases=40_000)))
     assert "leases answered 55 %; 40,000 leases are open at the end" in text
     assert "leases" not in row(markdown(run(result("http-128", 0.05, lease_hits=0))), "the way http-128")[-1]
+
+
+def test_row_behind_a_proxy_says_what_the_proxy_takes() -> None:
+    text = markdown(run(result("nginx-zipf", 0.0, cpu_s={"proxy": 0.03, "gateway": 0.02})))
+    assert row(text, "the way nginx-zipf")[9] == "50"
+    assert "the proxy takes 30 µs of the total" in text

@@ -1,7 +1,8 @@
 """Limits and policies, and the rules for ids and costs.
 
 A policy applies to a client, a plan or the default. It is a list of limits, all of which must pass, or
-``unlimited``, which counts nothing.
+``unlimited``, which counts nothing. The word ``refundable`` in the list permits refunds without a
+reservation.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ MAX_IN_FLIGHT: Final = 1_000
 IN_FLIGHT_MS: Final = 0
 """In place of a window: the limit bounds the open reservations of the client."""
 
+_REFUNDABLE_MS: Final = -1
+"""In place of a window: no limit, but the mark of a refundable policy. It is stored and sent like a limit."""
+
 MAX_LIMITS: Final = 8
 """Limits in one policy: each costs a list of counts per client."""
 
@@ -56,7 +60,9 @@ _SPEC: Final = re.compile(
 )
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _IN_FLIGHT: Final = re.compile(r"\s*(-?\d{1,20})\s+in\s+flight\s*", re.ASCII)
-_FORMS: Final = 'write it as "100/minute", "40/2s", "5/10m", "1/day", "10 in flight" or "unlimited"'
+_FORMS: Final = (
+    'write it as "100/minute", "40/2s", "5/10m", "1/day", "10 in flight", "refundable" or "unlimited"'
+)
 
 
 class Limit(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -74,9 +80,11 @@ class Limit(msgspec.Struct, frozen=True, array_like=True, order=True):
 
         >>> str(Limit(100, 60_000)), str(Limit(40, 2_000)), str(Limit(5, 1_500))
         ('100/minute', '40/2s', '5/1500ms')
-        >>> str(Limit(10, IN_FLIGHT_MS))
-        '10 in flight'
+        >>> str(Limit(10, IN_FLIGHT_MS)), str(REFUNDABLE)
+        ('10 in flight', 'refundable')
         """
+        if self.window_ms == _REFUNDABLE_MS:
+            return "refundable"
         if self.window_ms == IN_FLIGHT_MS:
             return f"{self.max} in flight"
         for unit_ms, name, letter in _NAMES:
@@ -87,10 +95,14 @@ class Limit(msgspec.Struct, frozen=True, array_like=True, order=True):
         return f"{self.max}/{self.window_ms}ms"
 
 
+REFUNDABLE: Final = Limit(0, _REFUNDABLE_MS)
+"""Marks a policy that permits refunds without a reservation. It is the last of its limits."""
+
+
 class Policy(msgspec.Struct, frozen=True, array_like=True):
     """Limits that must all pass, the longest window first. An empty policy is unlimited.
 
-    A limit on requests in flight is the last one.
+    A limit on requests in flight follows those with a window. The mark of a refundable policy is the last.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -103,13 +115,19 @@ class Policy(msgspec.Struct, frozen=True, array_like=True):
     @property
     def windows(self) -> tuple[Limit, ...]:
         """The limits that have a window."""
-        return self.limits if self.in_flight is None else self.limits[:-1]
+        marks = (self.in_flight is not None) + self.refundable
+        return self.limits[: len(self.limits) - marks]
+
+    @property
+    def refundable(self) -> bool:
+        """Whether charges may be returned without a reservation."""
+        return self.limits[-1:] == (REFUNDABLE,)
 
     @property
     def in_flight(self) -> int | None:
         """The reservations that may be open at the same time; ``None`` if that is not limited."""
-        last = self.limits[-1] if self.limits else None
-        return last.max if last is not None and last.window_ms == IN_FLIGHT_MS else None
+        last = self.limits[-2 if self.refundable else -1 :][:1]
+        return last[0].max if last and last[0].window_ms == IN_FLIGHT_MS else None
 
     def spec(self) -> list[str] | str:
         """Return the form that :func:`parse_policy` reads."""
@@ -124,7 +142,7 @@ def parse_limit(text: str, field: str = "limits") -> Limit:
 
     Args:
         text: ``<max>/<window>``; the window is a unit (``minute``) or a number and a unit (``10m``). Or
-            ``<max> in flight``.
+            ``<max> in flight``. Or ``refundable``.
         field: Name of the field in errors.
 
     Raises:
@@ -143,6 +161,8 @@ def parse_limit(text: str, field: str = "limits") -> Limit:
         if not 0 <= count <= MAX_IN_FLIGHT:
             raise InvalidLimit(field, f"{count} in flight is out of bounds", "use 0 to 1,000 in flight")
         return Limit(count, IN_FLIGHT_MS)
+    if text.strip() == "refundable":
+        return REFUNDABLE
     match = _SPEC.fullmatch(text)
     unit_ms = {**_UNITS_MS, "ms": 1}.get(match[3].lower()) if match else None
     if match is None or unit_ms is None:
@@ -176,8 +196,8 @@ def parse_policy(value: Any, field: str = "limits") -> Policy:
 
     >>> parse_policy(["10/second", {"max": 100, "window_seconds": 60}]).spec()
     ['100/minute', '10/second']
-    >>> parse_policy("unlimited").unlimited
-    True
+    >>> parse_policy("unlimited").unlimited, parse_policy(["refundable", "1/day"]).spec()
+    (True, ['1/day', 'refundable'])
     """
     if value == "unlimited":
         return UNLIMITED
@@ -191,9 +211,14 @@ def parse_policy(value: Any, field: str = "limits") -> Policy:
     limits.sort(key=lambda limit: -limit.window_ms)
     for a, b in pairwise(limits):
         if a.window_ms == b.window_ms:
+            if a == REFUNDABLE:
+                raise InvalidLimit(field, '"refundable" occurs twice', "give it once")
             problem = "both limit open reservations" if a.window_ms == IN_FLIGHT_MS else "share a window"
             raise InvalidLimit(field, f"{a} and {b} {problem}", "keep the smaller of the two")
-    return Policy(tuple(limits))
+    policy = Policy(tuple(limits))
+    if policy.refundable and not policy.windows:
+        raise InvalidLimit(field, '"refundable" without a limit that has a window', 'add one: "100/minute"')
+    return policy
 
 
 def check_policy(policy: Policy, field: str = "policy") -> Policy:

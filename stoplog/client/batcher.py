@@ -144,17 +144,17 @@ class Batcher:
         return future
 
     def hold(self, check: Check, call: HoldCall, fails_closed: bool = False) -> PendingAnswer:
-        """As :meth:`ask`, for a check that asks for a reservation or settles one. No permits answer it.
+        """As :meth:`ask`, for a check about a reservation, a charge or a refund. No permits answer it.
 
         The permits of its client's lease, and of one that is being granted, go back with a check that asks.
         It is not denied because of them.
 
         Args:
-            check: The check. Its cost is what it reserves; 0 if it settles.
-            call: The reservation that it asks for or settles.
+            check: The check. Its cost is what it reserves; 0 for all other calls.
+            call: What it asks for or settles.
             fails_closed: Deny a reservation if the store does not decide it; by default, allow it.
         """
-        metrics, reserves = self._metrics, call.ask is not None
+        metrics, reserves = self._metrics, call.reserves
         if reserves and (answer := self._denials.get(check)) is not None:
             return self._known(check, answer)
         metrics.received += reserves
@@ -193,7 +193,7 @@ class Batcher:
         """
         if self._gathers:
             self._end_turn()
-        reserves = call.ask is not None
+        reserves = call.reserves
         queue = self._queues[partition_of(check.client, self._partitions)]
         if self._closed or queue.breaker.state is not CLOSED or not self._leases.grants_holds(queue.index):
             pending = self.hold(check, call, fails_closed)

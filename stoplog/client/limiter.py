@@ -378,6 +378,22 @@ class Limiter:
         """As :meth:`settle`, but do not wait for the store. The settlement is published, and unconfirmed."""
         return self._engine.reservations.settle_at_once(self._batcher, reservation_id, used)
 
+    def ask_charge(self, check: Check) -> PendingAnswer:
+        """Charge the cost of *check*, which is known to be valid, although it may exceed the limits.
+
+        It is for costs that become known after the request, and were not reserved. Return the answer, which
+        is never a denial, or a future for it. Do not wait.
+        """
+        return self._engine.reservations.charge(self._batcher, check)
+
+    def ask_refund(self, check: Check) -> PendingAnswer:
+        """Return the cost of *check*, which is known to be valid, to its client.
+
+        It reduces the newest charges, and never below 0. If the client's limits are not refundable, it
+        changes nothing. Otherwise as :meth:`ask_charge`.
+        """
+        return self._engine.reservations.refund(self._batcher, check)
+
     # --- clients and limits -------------------------------------------------------------------
 
     async def look_up(self, client: str, *, plan: str = "", resource: str = "") -> LookupReply:

@@ -14,7 +14,7 @@ from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.errors import InvalidInput
 from stoplog.wire.checks import MAX_BATCH, Check
-from stoplog.wire.holds import Ask, Settlement
+from stoplog.wire.holds import RESERVATION, Ask, Settlement
 from stoplog.wire.replies import Decision, HeldDecision, Reply, as_held
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,17 @@ class HoldCall(NamedTuple):
     """What a check asks and settles about reservations.
 
     Attributes:
-        ask: The reservation that it asks for; ``None`` if it only settles.
+        ask: The reservation, charge or refund that it asks for; ``None`` if it only settles.
         settlements: The reservations that it settles.
     """
 
     ask: Ask | None
     settlements: tuple[Settlement, ...]
+
+    @property
+    def reserves(self) -> bool:
+        """Whether it asks for a reservation: the check is counted, and may be denied."""
+        return self.ask is not None and self.ask.kind == RESERVATION
 
 
 _NONE: Final[set[Future[Outcome]]] = set()
@@ -197,7 +202,7 @@ class PendingBatch:
     def _resolve_holds(self, reply: Reply, metrics: Metrics, rejections: Rejections) -> None:
         """Resolve the futures of the checks about reservations. Permits never answer them."""
         for index, call in self.holds.items():
-            future, decision, reserves = self.futures[index], reply.answers[index], call.ask is not None
+            future, decision, reserves = self.futures[index], reply.answers[index], call.reserves
             outcome: Outcome
             if isinstance(decision, Decision) and reserves and not decision.allowed:
                 metrics.rejected += 1
@@ -240,7 +245,7 @@ class PendingBatch:
             fails_closed = future in fail_closed
             opened, closed = opened - (not fails_closed), closed - fails_closed
             if not future.done():
-                future.set_result(self._degraded_hold(future, reason, call.ask is not None, metrics))
+                future.set_result(self._degraded_hold(future, reason, call.reserves, metrics))
         for future, check in zip(self.futures, self.checks, strict=True) if self.futures else ():
             if future.done():
                 continue

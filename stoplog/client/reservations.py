@@ -1,5 +1,7 @@
 """Reservations: units that are held for a client until their caller reports how many it used.
 
+Also charges and refunds that no limit judges, for callers that know the cost afterwards and reserved nothing.
+
 A reservation travels with a check, in the record of its batch (:mod:`stoplog.wire.holds`). Its id names the
 hold, the client, the resource and the plan. So any gateway can settle it, also after a restart.
 """
@@ -7,26 +9,47 @@ hold, the client, the resource and the plan. So any gateway can settle it, also 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
+import time
+from asyncio import Future
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as NotBase64
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from stoplog.client.answer import Answer, HeldAnswer, answer_of
+from stoplog.client.answer import Answer, HeldAnswer, Outcome, PendingAnswer, answer_of
 from stoplog.client.batcher import Batcher
+from stoplog.client.fail_open import NO_HOLDS
 from stoplog.client.metrics import Metrics
 from stoplog.client.pending_batch import HoldCall
 from stoplog.errors import InvalidId, InvalidInput
+from stoplog.log_throttle import LogThrottle
 from stoplog.policy import check_cost, check_id
 from stoplog.wire.checks import Check
-from stoplog.wire.holds import MAX_TTL_MS, NOT_OPEN, RESERVATION, SETTLED_NOW, Ask, HoldId, Settlement
+from stoplog.wire.holds import (
+    CHARGE,
+    MAX_TTL_MS,
+    NOT_OPEN,
+    REFUND,
+    RESERVATION,
+    SETTLED_NOW,
+    Ask,
+    HoldId,
+    Settlement,
+)
+
+log = logging.getLogger(__name__)
 
 DEFAULT_TTL_MS: Final = 60_000
 """Milliseconds that a reservation lasts unless its caller says otherwise."""
+
+_LOG_PAUSE_S: Final = 60.0
+"""Seconds between two log lines about refunds that were not made."""
 
 State = Literal["settled", "over", "unknown", "unlimited", "unconfirmed"]
 
@@ -175,6 +198,7 @@ class Reservations:
         self._metrics = metrics
         self._deadline_s = deadline_s
         self._wall_ms = wall_ms
+        self._throttle = LogThrottle(_LOG_PAUSE_S, time.monotonic)
         self.heard = asyncio.Event()
 
     async def open(self, batcher: Batcher, check: Check, ttl_ms: int, fails_closed: bool) -> Reservation:
@@ -187,7 +211,7 @@ class Reservations:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._deadline_s):
                     await self.heard.wait()
-        asked_ms, ask = self._wall_ms(), self._ask(ttl_ms)
+        asked_ms, ask = self._wall_ms(), self._ask(RESERVATION, 0, ttl_ms)
         pending = batcher.hold(check, HoldCall(ask, ()), fails_closed)
         try:
             answer = pending if isinstance(pending, Answer) else answer_of(await pending)
@@ -199,14 +223,14 @@ class Reservations:
 
     def open_at_once(self, batcher: Batcher, check: Check, ttl_ms: int, fails_closed: bool) -> Reservation:
         """As :meth:`open`, but do not wait: the answer is degraded, or a denial that is known."""
-        ask = self._ask(ttl_ms)
+        ask = self._ask(RESERVATION, 0, ttl_ms)
         answer = batcher.hold_at_once(check, HoldCall(ask, ()), fails_closed)
         return self._reserved(answer, check, ask, self._wall_ms())
 
-    def _ask(self, ttl_ms: int) -> Ask:
+    def _ask(self, kind: Literal[1, 2, 3], units: int, ttl_ms: int) -> Ask:
         # Unpredictable, so that no other caller can settle it by guessing.
         id_: HoldId = (self._incarnation, _FIRST_NUMBER | secrets.randbits(63), 0)
-        return Ask(RESERVATION, id_, 0, 0, ttl_ms)
+        return Ask(kind, id_, 0, units, ttl_ms)
 
     def _reserved(self, answer: Answer, check: Check, ask: Ask, asked_ms: int) -> Reservation:
         grant = answer.grant if isinstance(answer, HeldAnswer) else None
@@ -230,6 +254,33 @@ class Reservations:
     ) -> Reservation:
         fields: dict[str, Any] = {name: getattr(answer, name) for name in Answer.__struct_fields__}
         return Reservation(**fields, id=id_, held=held, ttl_ms=ttl_ms, detail=detail)
+
+    def charge(self, batcher: Batcher, check: Check) -> PendingAnswer:
+        """Charge the cost of *check*, which is valid, although it may exceed the limits.
+
+        A partition that grants no holds yet makes the charge only if it fits into the limits.
+        """
+        pending = self._adjust(batcher, CHARGE, check)
+        if isinstance(pending, Answer) and pending.reason == NO_HOLDS:
+            batcher.publish(check)
+        return pending
+
+    def refund(self, batcher: Batcher, check: Check) -> PendingAnswer:
+        """Return the cost of *check*, which is valid, to its client, if its limits are refundable."""
+        pending = self._adjust(batcher, REFUND, check)
+        if not isinstance(pending, Answer):
+            pending.add_done_callback(partial(self._log_refusal, check))
+        return pending
+
+    def _adjust(self, batcher: Batcher, kind: Literal[2, 3], check: Check) -> PendingAnswer:
+        call = HoldCall(self._ask(kind, check.cost, 1), ())
+        return batcher.hold(_bearer(check.client, check.plan, check.resource), call)
+
+    def _log_refusal(self, check: Check, answered: Future[Outcome]) -> None:
+        outcome = None if answered.cancelled() else answered.result()
+        why = outcome.detail if isinstance(outcome, HeldAnswer) else ""
+        if why and (suppressed := self._throttle.admit()) is not None:
+            log.warning("a refund to client %r was not made: %s%s", check.client, why, suppressed)
 
     async def settle(self, batcher: Batcher, text: str, used: int) -> Settled:
         """Charge *used* and give back the rest of the reservation with the id *text*.
@@ -270,7 +321,7 @@ class Reservations:
 
 
 def _bearer(client: str, plan: str, resource: str) -> Check:
-    """Return a check that charges nothing and carries a settlement."""
+    """Return a check that charges nothing and carries a settlement, a charge or a refund."""
     return Check(client, 0, plan, resource)
 
 

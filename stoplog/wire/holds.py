@@ -15,10 +15,11 @@ the update :data:`stoplog.wire.limit_updates.ENABLE_HOLDS`. A batch of version 2
     2       array           settlements; they precede the check
 
     ask     msgpack type    field
-    0       integer         kind: 0 lease, 1 reservation
+    0       integer         kind: 0 lease, 1 reservation, 2 charge, 3 refund
     1       array           id of the hold: [incarnation, number, index]
     2       integer         number: it rises with each ask of a holder for leases; 0 for a reservation
-    3       integer         want: units of a lease, at most; a reservation holds the cost of its check
+    3       integer         want: units of a lease, at most; a reservation holds the cost of its check; units
+                            of a charge or a refund
     4       integer         ttl_ms: 1 to 3,600,000
     5       array           keep: ids of the holder's leases that stay open
 
@@ -26,6 +27,10 @@ the update :data:`stoplog.wire.limit_updates.ENABLE_HOLDS`. A batch of version 2
     0       array           id of the hold
     1       integer         used: 0 to 1,000,000
     2       boolean         partial: the rest of the hold stays open
+
+A *charge* or a *refund* is no hold: it changes the charges at once, after the settlements. Its check has the
+cost 0, and is always allowed. A charge is made although it exceeds the limits. A refund is made if the policy
+is refundable.
 
 Settlements without a check are in a record of kind ``S`` (0x53). Its body is an array of rows, each
 ``[client, resource, settlements]``.
@@ -40,7 +45,7 @@ fields than in version 1, all of them or none::
     8       array           settled: for each settlement, an integer: -1 if the hold was open and is settled
                             now; -2 if it is not known (never granted, or over); else the hold is a
                             reservation that was settled before, and this is what was used of it
-    9       string          reason of a denial that no limit caused; else empty
+    9       string          reason of a denial that no limit caused, or why a refund was not made; else empty
 
 For a record of settlements (kind ``S``), each answer is the array *settled*, a reason, or nil.
 """
@@ -66,6 +71,8 @@ NOT_OPEN: Final = -2
 
 LEASE: Final = 0
 RESERVATION: Final = 1
+CHARGE: Final = 2
+REFUND: Final = 3
 
 MAX_TTL_MS: Final = 3_600_000
 """Longest time to live of a hold: one hour."""
@@ -87,6 +94,8 @@ MAX_LEASES: Final = 64
 
 TOO_MANY_RESERVATIONS: Final = f"{MAX_RESERVATIONS:,} reservations are open: settle some of them first"
 
+NOT_REFUNDABLE: Final = 'the limits are not refundable: add "refundable" to them'
+
 SAME_ID: Final = "a hold of another kind with this id is open: use another id"
 
 SETTLED_ID: Final = "the reservation with this id is settled already: use another id"
@@ -99,18 +108,18 @@ HoldId = tuple[_Natural, _Natural, _Natural]
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
-    """A request for a hold.
+    """A request for a hold, or for a charge or a refund.
 
     Attributes:
-        kind: :data:`LEASE` or :data:`RESERVATION`.
-        id: Id of the hold.
+        kind: :data:`LEASE`, :data:`RESERVATION`, :data:`CHARGE` or :data:`REFUND`.
+        id: Id of the hold, the charge or the refund.
         number: For a lease: it rises with each ask of the holder. An ask closes leases with smaller numbers.
-        want: Units of a lease, at most. A reservation holds the cost of its check.
-        ttl_ms: Milliseconds until the hold ends.
+        want: Units of a lease, at most. A reservation holds the cost of its check. Units to charge or return.
+        ttl_ms: Milliseconds until the hold ends; 1 for a charge or a refund.
         keep: Leases of the same holder that stay open.
     """
 
-    kind: Literal[0, 1]
+    kind: Literal[0, 1, 2, 3]
     id: HoldId
     number: _Natural
     want: _Units

@@ -44,6 +44,8 @@ class FakeLimiter(Limiter):
         self.metrics = Metrics()
         self._running = False
         self.checks: list[Check] = []
+        self.charges: list[Check] = []
+        self.refunds: list[Check] = []
         self.fail_closed: list[bool] = []
         self.ttls: list[int] = []
         self.settled: list[tuple[str, int]] = []
@@ -79,6 +81,16 @@ class FakeLimiter(Limiter):
         self._fail()
         self.checks.append(check)
         self.fail_closed.append(fails_closed)
+        return self.answer
+
+    def ask_charge(self, check: Check) -> Answer:
+        self._fail()
+        self.charges.append(check)
+        return self.answer
+
+    def ask_refund(self, check: Check) -> Answer:
+        self._fail()
+        self.refunds.append(check)
         return self.answer
 
     def answer_at_once(self, check: Check, fails_closed: bool = False) -> Answer:

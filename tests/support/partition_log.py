@@ -22,7 +22,9 @@ from stoplog.wire.checks import (
 )
 from stoplog.wire.format import ReplyTo
 from stoplog.wire.holds import (
+    CHARGE,
     LEASE,
+    REFUND,
     RESERVATION,
     Ask,
     HoldRow,
@@ -53,6 +55,8 @@ _policies = st.sampled_from(
         parse_policy("0/minute"),
         parse_policy("1 in flight"),
         parse_policy(["8/minute", "2 in flight"]),
+        parse_policy(["5/minute", "refundable"]),
+        parse_policy(["20/hour", "6/10s", "2 in flight", "refundable"]),
         UNLIMITED,
         None,
     ]
@@ -77,7 +81,7 @@ _held_checks = st.builds(
 )
 _asks = st.builds(
     Ask,
-    st.sampled_from((LEASE, LEASE, RESERVATION)),
+    st.sampled_from((LEASE, LEASE, RESERVATION, RESERVATION, CHARGE, REFUND)),
     _ids,
     st.integers(0, 3),
     st.sampled_from((0, 4, 9, 30)),

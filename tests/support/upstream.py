@@ -9,13 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Upstream(ThreadingHTTPServer):
-    """An HTTP server that answers with ``status`` and records the ``paths`` of all requests."""
+    """An HTTP server that answers with ``status`` and ``body``, and records the ``paths`` of all requests."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.status = 200
+        self.body = b""
         self.paths: list[str] = []
 
 
@@ -28,8 +29,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.read(length)
         self.server.paths.append(self.path)
         self.send_response(self.server.status)
-        self.send_header("content-length", "0")
+        self.send_header("content-length", str(len(self.server.body)))
         self.end_headers()
+        self.wfile.write(self.server.body)
 
     do_GET = do_POST = do_PROPFIND = answer  # noqa: N815 - named by http.server
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 import yaml
 from stoplog_gateway.cli.app import app
-from stoplog_gateway.envoy.mapping import load_mapping
+from stoplog_gateway.envoy.mapping import CheckTarget, load_mapping
 from typer.testing import CliRunner
 
 import stoplog
@@ -155,14 +155,18 @@ def test_json_and_yaml_blocks_are_valid(tmp_path: Path) -> None:
 
 def test_mapping_shown_for_envoy_is_accepted(tmp_path: Path) -> None:
     shown = [it for it in all_blocks() if it.page == "docs/envoy.md" and it.language == "yaml"]
-    plans, closed = (tmp_path / "plans.yaml", tmp_path / "closed.yaml")
-    for file, block in zip((plans, closed), shown, strict=True):
+    plans, after, closed = (tmp_path / f"{name}.yaml" for name in ("plans", "after", "closed"))
+    mappings = [block for block in shown if block.text.startswith("edge:")]
+    assert len(shown) - len(mappings) == 1  # for Envoy: tests/e2e/proxies/test_envoy.py runs it
+    for file, block in zip((plans, after, closed), mappings, strict=True):
         file.write_text(block.text)
+    target = load_mapping(after).resolve("edge", [("remote_address", "a"), ("spent", "bytes")])
+    assert target == CheckTarget("a", after_response=True)
     target = load_mapping(plans).resolve("edge", [("api_key", "k"), ("tier", "gold"), ("path", "/")])
-    assert target == ("k", "gold", "/", "allow")
+    assert target == CheckTarget("k", "gold", "/")
     target = load_mapping(closed).resolve("edge", [("remote_address", "a"), ("path", "/login")])
-    assert target == ("a", "", "path=/login", "deny")
-    assert load_mapping(closed).resolve("edge", [("remote_address", "a")]) == ("a", "", "", "allow")
+    assert target == CheckTarget("a", "", "path=/login", "deny")
+    assert load_mapping(closed).resolve("edge", [("remote_address", "a")]) == CheckTarget("a")
 
 
 def test_check_shown_for_producers_is_accepted() -> None:

@@ -32,8 +32,8 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[CLIENT] LIMIT",
-        help="A client, then its limits: 100/minute, 40/2s, 1000/1h, 0/minute (blocks), '10 in flight' or "
-        "unlimited. With --plan or --default, only limits.",
+        help="A client, then its limits: 100/minute, 40/2s, 1000/1h, 0/minute (blocks), '10 in flight', "
+        "refundable or unlimited. With --plan or --default, only limits.",
         show_default=False,
         autocompletion=completion.client_then_limits,
     ),

@@ -23,10 +23,11 @@ with 100 x 100 entries blocks the event loop for about 10 ms."""
 
 
 class AskedDescriptor(NamedTuple):
-    """A descriptor: its entries, and the cost of its check."""
+    """A descriptor: its entries, the cost of its check, and whether that cost is returned."""
 
     entries: Entries
     cost: int
+    is_refund: bool = False
 
 
 class RateLimitCall(NamedTuple):
@@ -49,7 +50,7 @@ def call_of(message: Any) -> RateLimitCall:
         entries = [(entry.key, entry.value) for entry in descriptor.entries]
         own = descriptor.hits_addend.value if descriptor.HasField("hits_addend") else None
         descriptors.append(
-            AskedDescriptor(entries, _cost(message.hits_addend, own, descriptor.is_negative_hits))
+            AskedDescriptor(entries, _cost(message.hits_addend, own), descriptor.is_negative_hits)
         )
     return RateLimitCall(message.domain, descriptors)
 
@@ -76,14 +77,11 @@ def require_entries(index: int, entries: int) -> None:
         raise InvalidInput(f"descriptors[{index}].entries", f"{entries} of them", f"send 1 to {MAX_ENTRIES}")
 
 
-def _cost(hits: int, own_hits: int | None, is_negative: bool) -> int:
+def _cost(hits: int, own_hits: int | None) -> int:
     """Return the cost of a descriptor with *own_hits* in a request with *hits*, capped at the maximum.
 
     Envoy allows traffic whose rate limit request fails, so a cost above the maximum must not be an error.
-    Stoplog never refunds: a descriptor with negative hits costs 0.
     """
-    if is_negative:
-        return 0
     return min((hits or 1) if own_hits is None else own_hits, MAX_COST)
 
 
@@ -138,10 +136,7 @@ def parse_plain(body: bytes) -> RateLimitCall | None:
     for index, descriptor in enumerate(request.descriptors):
         require_entries(index, len(descriptor.entries))
         own = descriptor.hits_addend
-        cost = _cost(
-            0 if hits is UNSET else hits,
-            None if own is UNSET else own,
-            descriptor.is_negative_hits is True,
-        )
-        descriptors.append(AskedDescriptor([(entry.key, entry.value) for entry in descriptor.entries], cost))
+        cost = _cost(0 if hits is UNSET else hits, None if own is UNSET else own)
+        entries = [(entry.key, entry.value) for entry in descriptor.entries]
+        descriptors.append(AskedDescriptor(entries, cost, descriptor.is_negative_hits is True))
     return RateLimitCall(request.domain, descriptors)

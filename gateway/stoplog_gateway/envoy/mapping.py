@@ -8,6 +8,7 @@
         resource: "{path}"              # ... and an entry path
       - client: "anonymous {remote_address}"
         on_unavailable: deny            # fails closed; the default is allow
+        after_response: spent           # a descriptor with an entry spent is sent after the response
 
 If no rule matches, or without a file, the value of the first entry is the client. The other entries form the
 resource (``path=/login,method=POST``), so that different descriptors have separate counters.
@@ -40,21 +41,35 @@ Entries = Sequence[tuple[str | bytes, str | bytes]]
 
 
 class CheckTarget(NamedTuple):
-    """Client, plan and resource, as in :class:`~stoplog.wire.checks.Check`, and whether it fails closed."""
+    """Client, plan and resource, as in :class:`~stoplog.wire.checks.Check`, and what its rule says.
+
+    Attributes:
+        client: The client.
+        plan: The plan; empty for none.
+        resource: The resource; empty for none.
+        on_unavailable: ``deny`` if it fails closed.
+        after_response: The descriptor was sent after the response, so its cost is charged in any case.
+    """
 
     client: str
     plan: str = ""
     resource: str = ""
     on_unavailable: OnUnavailable = "allow"
+    after_response: bool = False
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Templates in which ``{key}`` stands for the value of the entry with that key."""
+    """Templates in which ``{key}`` stands for the value of the entry with that key.
+
+    ``after_response`` is the key of an entry that only descriptors with ``apply_on_stream_done`` have.
+    Nothing else in a request tells when Envoy sends it.
+    """
 
     client: str
     plan: str = ""
     resource: str = ""
     on_unavailable: OnUnavailable = "allow"
+    after_response: str = ""
 
     @property
     def templates(self) -> tuple[str, str, str]:
@@ -69,7 +84,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         except KeyError:
             return None
-        return CheckTarget(client, plan, resource, self.on_unavailable)
+        after_response = bool(self.after_response) and self.after_response in values
+        return CheckTarget(client, plan, resource, self.on_unavailable, after_response)
 
 
 class DescriptorMapping:
@@ -78,11 +94,11 @@ class DescriptorMapping:
     >>> rules = [Rule("{user}", resource="{path}"), Rule("{address}", on_unavailable="deny")]
     >>> mapping = DescriptorMapping({"edge": rules})
     >>> mapping.resolve("edge", [("path", "/"), ("user", "alice")])
-    CheckTarget(client='alice', plan='', resource='/', on_unavailable='allow')
+    CheckTarget(client='alice', plan='', resource='/', on_unavailable='allow', after_response=False)
     >>> mapping.resolve("edge", [("address", "192.0.2.1")])
-    CheckTarget(client='192.0.2.1', plan='', resource='', on_unavailable='deny')
-    >>> mapping.resolve("other", [("user", "alice"), ("path", "/"), ("method", "GET")])
-    CheckTarget(client='alice', plan='', resource='path=/,method=GET', on_unavailable='allow')
+    CheckTarget(client='192.0.2.1', plan='', resource='', on_unavailable='deny', after_response=False)
+    >>> mapping.resolve("other", [("user", "alice"), ("path", "/"), ("method", "GET")]).resource
+    'path=/,method=GET'
     """
 
     def __init__(self, domains: dict[str, list[Rule]] | None = None) -> None:
@@ -105,6 +121,7 @@ class DescriptorMapping:
                     target.plan and usable_id(target.plan),
                     target.resource and usable_id(target.resource),
                     target.on_unavailable,
+                    target.after_response,
                 )
         (_, client), *others = texts
         resource = ",".join(f"{key}={value}" for key, value in others)

@@ -11,7 +11,7 @@ from stoplog.client.fail_open import DENY, INTERNAL_ERROR, OVERLOAD, OnUnavailab
 from stoplog.client.limiter import Limiter
 from stoplog.wire.checks import Check
 from stoplog_gateway.envoy.call import RateLimitCall, call_of, require_count, require_entries
-from stoplog_gateway.envoy.mapping import MAX_READ_IN_OVERLOAD, DescriptorMapping, Entries
+from stoplog_gateway.envoy.mapping import MAX_READ_IN_OVERLOAD, CheckTarget, DescriptorMapping, Entries
 from stoplog_gateway.envoy.response import encode_answers, render_answers
 
 
@@ -19,6 +19,9 @@ class RateLimitService:
     """``ShouldRateLimit``.
 
     Each descriptor is an independent check: an allowed descriptor is charged even if another one is denied.
+    A descriptor with negative hits is a refund, and one that was sent after the response is a charge. No
+    limit judges them, so they are always allowed.
+
     A rule of the mapping may make its checks fail closed. A request that fails as a whole has no checks, so
     it fails closed if any rule of its domain does.
 
@@ -45,16 +48,21 @@ class RateLimitService:
         """
         ask = self._limiter.ask if has_time else self._limiter.answer_at_once
         pending = []
-        for check, own in self.checks(call):
-            pending.append(ask(check, DENY in (on_unavailable, own)))
+        for (check, target), descriptor in zip(self.checks(call), call.descriptors, strict=True):
+            if descriptor.is_refund or target.after_response:
+                adjust = self._limiter.ask_refund if descriptor.is_refund else self._limiter.ask_charge
+                adjusted = adjust(check)
+                pending.append(adjusted if has_time else degraded_answer(OVERLOAD, False))
+            else:
+                pending.append(ask(check, DENY in (on_unavailable, target.on_unavailable)))
         return pending
 
-    def checks(self, call: RateLimitCall) -> list[tuple[Check, OnUnavailable]]:
-        """Return the check of each descriptor, and what its rule says."""
+    def checks(self, call: RateLimitCall) -> list[tuple[Check, CheckTarget]]:
+        """Return the check of each descriptor, and what it was made of."""
         checks = []
-        for entries, cost in call.descriptors:
-            client, plan, resource, on_unavailable = self._mapping.resolve(call.domain, entries)
-            checks.append((Check(client, cost, plan, resource), on_unavailable))
+        for descriptor in call.descriptors:
+            target = self._mapping.resolve(call.domain, descriptor.entries)
+            checks.append((Check(target.client, descriptor.cost, target.plan, target.resource), target))
         return checks
 
     async def decide(self, call: RateLimitCall, on_unavailable: OnUnavailable = "allow") -> list[Answer]:

@@ -17,9 +17,19 @@ from stoplog.errors import InvalidId, UndecodableRecord
 from stoplog.partitioning import partition_of
 from stoplog.policy import check_id
 from stoplog.wire.checks import POSITION_BITS, Batch, Check, Denials, SingleCheck, decode_checks_record
-from stoplog.wire.holds import LEASE, SETTLED_NOW, HoldRow, SettlementBatch, SettlementRow
+from stoplog.wire.holds import (
+    CHARGE,
+    LEASE,
+    REFUND,
+    RESERVATION,
+    SETTLED_NOW,
+    HoldRow,
+    SettlementBatch,
+    SettlementRow,
+)
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, HeldDecision, Settled
+from stoplog_worker.algorithm.adjustments import adjust
 from stoplog_worker.algorithm.holds import close_superseded, decide_with_holds, settle
 from stoplog_worker.algorithm.ledger import Ledger, UpdateEffect
 from stoplog_worker.algorithm.sliding_window import decide, is_live, reshape
@@ -219,17 +229,18 @@ def _decide_all(
         if state.epoch != epoch or state.plan != check.plan:
             # A state whose holds have ended decides like one without: it may have been dropped meanwhile.
             _expire(ledger, position, key, state)
-            if state.holds is not None:
+            if state.holds is None:
+                reason = _plan_fault(check.plan)
+                if reason is not None:
+                    answers.append(reason)
+                    continue
+                policies.resolve(state, check, position)
+            if state.holds is not None or state.refundable:
                 answer = _decide_held(ledger, position, now_ms, key, check, state, _NO_HOLD)
                 if not with_holds and isinstance(answer, Decision):
                     answer = Decision(*(getattr(answer, name) for name in Decision.__struct_fields__))
                 answers.append(answer)
                 continue
-            reason = _plan_fault(check.plan)
-            if reason is not None:
-                answers.append(reason)
-                continue
-            policies.resolve(state, check, position)
         limits = state.limits
         if not limits:
             answers.append(Decision(True, None, None, 0, 0, state.version))
@@ -260,16 +271,22 @@ def _decide_all(
 def _decide_held(
     ledger: Ledger, position: int, now_ms: int, key: Key, check: Check, state: State, row: HoldRow
 ) -> Answer:
-    """Decide a check whose client has holds, or that asks or settles. Holds that are over were ended."""
+    """Decide a check whose client has holds or may get refunds, or that asks or settles.
+
+    Holds that are over were ended.
+    """
     policies, ask = ledger.policies, row.ask
     settled = _settle(ledger, position, now_ms, key, state, row)
     reason = _plan_fault(check.plan)
     if reason is not None:
         return reason
     policies.resolve(state, check, position)
-    if state.holds is not None:
+    if state.holds is not None or state.refundable:
         state.epoch = -1
-    limits, reserving = state.limits, ask is not None and ask.kind != LEASE
+    adjustment = ask if ask is not None and ask.kind in (CHARGE, REFUND) else None
+    if adjustment is not None:
+        ask = None
+    limits, reserving = state.limits, ask is not None and ask.kind == RESERVATION
     if not limits and (state.in_flight is None or not reserving):
         return HeldDecision(True, None, None, 0, 0, state.version, 0, settled=settled)
     live = state.holds is not None or is_live(state.windows, now_ms)
@@ -278,13 +295,19 @@ def _decide_held(
     changed = bool(limits) and reshape(windows, limits, now_ms, newest_ms)
     state.shaped = live and len(windows) == len(limits)
     holds_before = len(state.holds or ())
+    adjusted, reason = False, ""
+    if adjustment is not None:
+        adjusted, reason = adjust(windows, adjustment, now_ms, refundable=state.refundable)
     decision = decide_with_holds(state, windows, limits, now_ms, check.cost, ask=ask)
     if reserving and len(state.holds or ()) > holds_before:
         ledger.granted += 1
     charged = decision.allowed and check.cost and not reserving
+    if adjustment is not None:
+        charged = charged or (adjusted and adjustment.kind == CHARGE)
+        decision = msgspec.structs.replace(decision, allowed=True, retry_after_ms=0, firm_ms=0, reason=reason)
     if charged:
         newest_ms = now_ms
-    if charged or holds_before != len(state.holds or ()) or (changed and live):
+    if charged or adjusted or holds_before != len(state.holds or ()) or (changed and live):
         state.windows, state.newest_ms = windows, newest_ms
         _changed(ledger, key, state, position)
     if settled:

@@ -252,8 +252,9 @@ def decide_with_holds(
         *_numbers(windows, limits, holds, now_ms),
         None if never else free_at_ms - now_ms,
         state.version,
-        # The denial is no denial of a check that reserves nothing, which the deny cache would make of it.
-        0 if reason else None if never else firm_at_ms - now_ms,
+        # A denial with a reason is no denial of a check that reserves nothing, which the deny cache would
+        # make of it. If the policy is refundable, the next refund may end a denial.
+        0 if reason else None if never else 0 if state.refundable else firm_at_ms - now_ms,
         grant,
         reason=reason,
     )

@@ -55,7 +55,7 @@ class PolicyHistory:
         comes last.
 
         Args:
-            state: Its ``limits``, ``in_flight``, ``version``, ``plan`` and ``epoch`` are set.
+            state: Its ``limits``, ``in_flight``, ``refundable``, ``version``, ``plan`` and ``epoch`` are set.
             check: The check.
             position: The check's position.
         """
@@ -72,6 +72,7 @@ class PolicyHistory:
         else:
             policy, state.version = self._default, BUILT_IN
         state.limits, state.in_flight = policy.windows, policy.in_flight
+        state.refundable = policy.refundable
 
     def holds_enabled(self, position: int) -> bool:
         """Return whether the log contains the update that enables holds, before *position*."""

@@ -99,6 +99,20 @@ class Window(msgspec.Struct, gc=False):
             self.counts.append(cost)
         self.total += cost
 
+    def refund(self, now_ms: int, units: int) -> bool:
+        """Take up to *units* from the newest charges that count at *now_ms*; return whether any was taken."""
+        self.forget(now_ms)
+        left = taken = min(units, self.total)
+        while left:
+            count = min(left, self.counts[-1])
+            self.counts[-1] -= count
+            left -= count
+            if not self.counts[-1]:
+                self.leave_ms.pop()
+                self.counts.pop()
+        self.total -= taken
+        return taken > 0
+
     def leaves_ms(self, at_ms: int) -> int:
         """Return when a charge made at *at_ms* would leave the window."""
         leaves = at_ms - at_ms % self.tick_ms + self.tick_ms + self.window_ms

@@ -163,6 +163,7 @@ class State(msgspec.Struct, gc=False):
         plan: The plan for which the policy was resolved.
         limits: The limits of the policy in force that have a window, the longest first.
         in_flight: The reservations that may be open at the same time; ``None`` if that is not limited.
+        refundable: The policy in force permits refunds. Like open holds, it keeps ``epoch`` at -1.
         shaped: The windows are exactly those of ``limits``:
             :func:`stoplog_worker.algorithm.sliding_window.reshape` would change nothing.
         own_limits: The client may have limits of its own without a resource. ``False`` saves the lookup.
@@ -180,6 +181,7 @@ class State(msgspec.Struct, gc=False):
     plan: str = ""
     limits: tuple[Limit, ...] = ()
     in_flight: int | None = None
+    refundable: bool = False
     shaped: bool = False
     own_limits: bool = True
     size: int = 0

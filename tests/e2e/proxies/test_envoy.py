@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from stoplog_gateway.ports import free_port
 
+from tests.support.broker import CHECKOUT
+from tests.support.docs import all_blocks
 from tests.support.proxied import Proxied
 from tests.support.proxies import running_envoy
 from tests.support.system import System, eventually
@@ -29,6 +34,32 @@ def authorized(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iter
     eventually("the gateway is ready", gateway.ready, on_failure=system.logs)
     folder = tmp_path_factory.mktemp("ext_authz")
     with running_envoy("ext_authz.yaml", folder, gateway, {8080: gateway.port}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def metered(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    """Envoy with the two blocks of docs/envoy.md about hits after the response."""
+    folder = tmp_path_factory.mktemp("metered")
+    page = [block.text for block in all_blocks() if block.page == "docs/envoy.md"]
+    [mapping] = [text for text in page if "after_response:" in text]
+    [limits] = [text for text in page if text.startswith("typed_per_filter_config:")]
+    (folder / "mapping.yaml").write_text(mapping)
+    example = (CHECKOUT / "docker" / "envoy" / "envoy.yaml").read_text()
+    [shown] = re.findall(r"^ *rate_limits:\n.*?(?=^ *$)", example, re.MULTILINE | re.DOTALL)
+    port = free_port()
+    # Without leases, because the tests compare exact counts.
+    settings: dict[str, Any] = {
+        "deadline_ms": 20_000,
+        "lease_max_ms": 0,
+        "envoy_mapping": folder / "mapping.yaml",
+    }
+    gateway = system.add_gateway(envoy=f"127.0.0.1:{port}", **settings)
+    eventually("the gateway is ready", gateway.ready, on_failure=system.logs)
+    system.wait_reservations()
+    indent = " " * (len(shown) - len(shown.lstrip()) - 2)  # beside `route`, and not within it
+    edits = {shown: textwrap.indent(limits, indent)}
+    with running_envoy("envoy.yaml", folder, gateway, {8081: port}, edits) as running:
         yield running
 
 
@@ -62,6 +93,46 @@ def test_descriptors_with_own_limits_are_counted_apart(proxied: Proxied) -> None
     assert [response.headers["x-ratelimit-limit"] for response in responses] == ["1", "1", "100"]
     # The denied second login charged the client, too: each descriptor is decided on its own.
     assert gateway.check("127.0.0.1", cost=0)["remaining"] == before - 3
+
+
+def test_hits_that_are_reported_after_the_response_are_charged_above_the_limit(metered: Proxied) -> None:
+    gateway, app, http = metered
+    gateway.set_limits("127.0.0.1", "1000/hour")
+
+    def becomes(left: int) -> None:
+        eventually(f"{left} are left", lambda: gateway.check("127.0.0.1", cost=0)["remaining"] == left)
+
+    app.body = b"x" * 600
+    assert http.get("/0").status_code == 200
+    becomes(1_000 - 601)
+    assert http.get("/1").status_code == 200
+    becomes(0)
+    app.body = b""
+    assert http.get("/2").status_code == 429, "1,202 of 1,000 were charged"
+    assert "/2" not in app.paths
+
+
+def test_negative_hits_are_returned_if_the_limits_are_refundable(metered: Proxied) -> None:
+    gateway, app, http = metered
+    app.body = b""
+
+    def becomes(left: int) -> None:
+        eventually(f"{left} are left", lambda: gateway.check("127.0.0.1", cost=0)["remaining"] == left)
+
+    def request(path: str) -> None:
+        assert http.get(path).status_code == 200
+
+    gateway.http.post("/v1/clients/127.0.0.1/reset").raise_for_status()
+    gateway.set_limits("127.0.0.1", "50/hour")
+    request("/free")
+    eventually("the refund is refused", lambda: bool(gateway.lines("a refund to client '127.0.0.1'")))
+    becomes(49)
+    gateway.set_limits("127.0.0.1", "50/hour", "refundable")
+    request("/")
+    becomes(48)
+    for _ in range(3):
+        request("/free")
+        becomes(48)
 
 
 def test_rate_limit_service_without_gateway_fails_open(proxied: Proxied) -> None:

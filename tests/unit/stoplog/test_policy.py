@@ -17,6 +17,7 @@ from stoplog.policy import (
     MAX_LIMITS,
     MAX_WINDOW_MS,
     MIN_WINDOW_MS,
+    REFUNDABLE,
     UNLIMITED,
     Limit,
     Policy,
@@ -39,12 +40,14 @@ limits = st.builds(
     ),
 )
 in_flight = st.builds(Limit, st.integers(0, MAX_IN_FLIGHT), st.just(IN_FLIGHT_MS))
-policies = st.lists(limits | in_flight, max_size=MAX_LIMITS, unique_by=lambda limit: limit.window_ms).map(
-    lambda found: Policy(tuple(sorted(found, key=lambda limit: -limit.window_ms)))
+policies = (
+    st.lists(limits | in_flight | st.just(REFUNDABLE), max_size=MAX_LIMITS, unique_by=lambda it: it.window_ms)
+    .map(lambda found: Policy(tuple(sorted(found, key=lambda limit: -limit.window_ms))))
+    .filter(lambda policy: bool(policy.windows) or not policy.refundable)
 )
 
 
-@given(limits | in_flight)
+@given(limits | in_flight | st.just(REFUNDABLE))
 def test_parse_limit_of_a_written_limit_returns_it(limit: Limit) -> None:
     assert parse_limit(str(limit)) == limit
 
@@ -59,9 +62,10 @@ def test_parse_policy_of_a_written_policy_in_any_order_returns_it(policy: Policy
 
 
 @given(policies)
-def test_policy_is_its_windows_and_its_limit_on_requests_in_flight(policy: Policy) -> None:
+def test_policy_is_its_windows_its_limit_on_requests_in_flight_and_its_mark(policy: Policy) -> None:
     last = () if policy.in_flight is None else (Limit(policy.in_flight, IN_FLIGHT_MS),)
-    assert policy.windows + last == policy.limits
+    mark = (REFUNDABLE,) if policy.refundable else ()
+    assert policy.windows + last + mark == policy.limits
     assert all(limit.window_ms >= MIN_WINDOW_MS for limit in policy.windows)
     assert policy.unlimited == (not policy.windows and policy.in_flight is None)
 
@@ -85,6 +89,19 @@ def test_parse_limit_in_flight_that_is_invalid_states_the_problem(text: str, pro
 def test_parse_policy_with_two_limits_in_flight_is_refused() -> None:
     with pytest.raises(InvalidLimit, match="10 in flight and 5 in flight both limit open reservations"):
         parse_policy(["10 in flight", "5/minute", "5 in flight"])
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("refundable", "without a limit that has a window"),
+        (["10 in flight", "refundable"], "without a limit that has a window"),
+        (["refundable", "5/minute", "refundable"], "occurs twice"),
+    ],
+)
+def test_parse_policy_with_a_misplaced_refundable_is_refused(value: Any, problem: str) -> None:
+    with pytest.raises(InvalidLimit, match=f'"refundable" {problem}'):
+        parse_policy(value)
 
 
 @given(policies)

@@ -34,17 +34,21 @@ _LIMIT_SCHEMA: Final = {
         },
     ]
 }
+_ITEM_SCHEMA: Final = {"oneOf": [*_LIMIT_SCHEMA["oneOf"], {"const": "refundable"}]}
 _LIMITS_SCHEMA: Final = {
     "oneOf": [
         {"const": "unlimited"},
         *_LIMIT_SCHEMA["oneOf"],
-        {"type": "array", "items": _LIMIT_SCHEMA, "minItems": 1, "maxItems": MAX_LIMITS},
+        {"type": "array", "items": _ITEM_SCHEMA, "minItems": 1, "maxItems": MAX_LIMITS},
     ]
 }
 
 
 class LimitsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits that must all allow a check: one limit, a list, or `"unlimited"`. `"0/minute"` blocks."""
+    """Limits that must all allow a check: one limit, a list, or `"unlimited"`. `"0/minute"` blocks.
+
+    `"refundable"` in the list permits refunds without a reservation.
+    """
 
     limits: Annotated[Any, msgspec.Meta(extra_json_schema=_LIMITS_SCHEMA)]
 

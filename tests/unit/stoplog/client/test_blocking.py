@@ -79,7 +79,7 @@ def test_blocking_limiter_has_every_call_of_the_async_limiter() -> None:
 
     theirs = calls(Limiter)
     at_once = ("answer_at_once", "open_reservation_at_once", "settle_at_once")
-    for name in ("until_failure", "process_state", "ask", *at_once):
+    for name in ("until_failure", "process_state", "ask", "ask_charge", "ask_refund", *at_once):
         del theirs[name]
     assert calls(BlockingLimiter) == theirs
 

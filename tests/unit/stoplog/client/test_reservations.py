@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoplog.client.answer import Answer
+from stoplog.client.answer import Answer, unwrap
 from stoplog.client.fail_open import (
     BREAKER_OPEN,
     BROKER,
@@ -37,7 +37,10 @@ from stoplog.client.reservations import (
 from stoplog.errors import InvalidCost, InvalidId, InvalidInput
 from stoplog.wire.checks import Batch, Check
 from stoplog.wire.holds import (
+    CHARGE,
     NOT_OPEN,
+    NOT_REFUNDABLE,
+    REFUND,
     RESERVATION,
     SETTLED_NOW,
     TOO_MANY_RESERVATIONS,
@@ -126,6 +129,44 @@ class Desk:
         }
         found |= {reason: count for reason, count in metrics.degraded.items() if count}
         return {name: count for name, count in found.items() if count}
+
+
+def test_charge_and_refund_travel_with_a_check_that_costs_nothing() -> None:
+    desk = Desk()
+    check = Check("alice", 40, "free", "tokens")
+    charge = desk.reservations.charge(desk.bench.batcher, check)
+    refund = desk.reservations.refund(desk.bench.batcher, check)
+    desk.bench.loop.turn()
+    assert desk.sent.checks == [Check("alice", 0, "free", "tokens")] * 2
+    assert desk.sent.hold_rows is not None
+    asks = [row.ask for row in desk.sent.hold_rows]
+    assert [(ask.kind, ask.want, ask.ttl_ms) for ask in asks if ask] == [(CHARGE, 40, 1), (REFUND, 40, 1)]
+    desk.reply(*[HeldDecision(True, 100, 60, 60_000, 0, 3, 0)] * 2)
+    assert not isinstance(charge, Answer)
+    assert not isinstance(refund, Answer)
+    assert unwrap(charge).remaining == unwrap(refund).remaining == 60
+    assert desk.counts() == {}, "they are not checks"
+
+
+def test_refund_that_is_not_made_is_logged_with_the_remedy_once(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    for _ in range(2):
+        desk.reservations.refund(desk.bench.batcher, ALICE)
+        desk.bench.loop.turn()
+        desk.reply(HeldDecision(True, 100, 60, 60_000, 0, 3, 0, reason=NOT_REFUNDABLE))
+        desk.bench.loop.turn()
+    assert caplog.messages == [f"a refund to client 'alice' was not made: {NOT_REFUNDABLE}"]
+
+
+def test_before_holds_are_granted_a_charge_is_published_as_a_check_and_a_refund_is_not() -> None:
+    desk = Desk(enabled=False)
+    for call in (desk.reservations.refund, desk.reservations.charge):
+        answer = call(desk.bench.batcher, ALICE)
+        assert isinstance(answer, Answer)
+        assert (answer.allowed, answer.reason) == (True, NO_HOLDS)
+    desk.bench.loop.turn()
+    [(_, sent)] = desk.bench.transport.sent
+    assert (sent.checks, sent.partition, sent.hold_rows) == ([ALICE], -1, None)
 
 
 def test_reservation_asks_with_a_check_and_carries_the_grant() -> None:

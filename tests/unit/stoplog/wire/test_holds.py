@@ -155,7 +155,7 @@ def refused(value: bytes) -> str:
 @pytest.mark.parametrize(
     "row",
     [
-        HoldRow(0, Ask(2, FIRST, 1, 4, 3_000)),  # type: ignore[arg-type]
+        HoldRow(0, Ask(4, FIRST, 1, 4, 3_000)),  # type: ignore[arg-type]
         HoldRow(0, Ask(LEASE, FIRST, -1, 4, 3_000)),
         HoldRow(0, Ask(LEASE, FIRST, 1, MAX_COST + 1, 3_000)),
         HoldRow(0, Ask(LEASE, FIRST, 1, 4, 0)),

@@ -44,6 +44,14 @@ def test_resolve_takes_the_first_of_two_entries_with_one_key() -> None:
     assert mapping.resolve("edge", [("user", "a"), ("user", "b")]) == CheckTarget("a")
 
 
+def test_resolve_tells_descriptors_that_are_sent_after_the_response() -> None:
+    mapping = DescriptorMapping({"edge": [Rule("{user}", after_response="spent")], "other": [Rule("{user}")]})
+    user, spent, empty = ("user", "a"), ("spent", "7"), ("", "")
+    assert mapping.resolve("edge", [user, spent]) == CheckTarget("a", after_response=True)
+    assert mapping.resolve("edge", [user]) == CheckTarget("a")
+    assert mapping.resolve("other", [user, spent, empty]) == CheckTarget("a")
+
+
 def test_resolve_does_not_expand_templates_in_entries() -> None:
     mapping = DescriptorMapping({"edge": [Rule("{a} {b}")]})
     assert mapping.resolve("edge", [("a", "{b}"), ("b", "{a}")]) == CheckTarget("{b} {a}")
@@ -69,6 +77,7 @@ def test_resolve_replaces_an_invalid_id_by_its_digest(value: str | bytes) -> Non
         ("edge: [{client: a, ressource: b}]", "ressource"),
         ("edge: [{client: a, on_unavailable: never}]", "on_unavailable"),
         ("edge: [{client: a, on_unavailable: no}]", "on_unavailable"),
+        ("edge: [{client: a, after_response: true}]", "after_response"),
         ("- edge", "object"),
         ("edge: [", "envoy.yaml"),
     ],

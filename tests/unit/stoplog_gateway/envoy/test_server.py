@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 from opentelemetry import trace
 from stoplog_gateway.envoy import envoy_server
+from stoplog_gateway.envoy.call import call_of
 from stoplog_gateway.envoy.mapping import DescriptorMapping, Rule
 from stoplog_gateway.envoy.messages import (
     OK,
@@ -25,7 +26,7 @@ from stoplog_gateway.envoy.service import RateLimitService
 from stoplog_gateway.ports import CannotListen, free_port
 from stoplog_gateway.settings import GatewaySettings
 
-from stoplog.client.answer import Answer
+from stoplog.client.answer import Answer, unwrap
 from stoplog.client.fail_open import (
     BROKER,
     FAIL_CLOSED,
@@ -113,7 +114,6 @@ async def test_each_descriptor_is_a_check_and_statuses_keep_the_order(envoy: Env
         (7, {"hits_addend": {"value": 0}}, 0),
         (4_000_000_000, {}, 1_000_000),
         (0, {"hits_addend": {"value": 2**64 - 1}}, 1_000_000),
-        (7, {"hits_addend": {"value": 2}, "is_negative_hits": True}, 0),
     ],
 )
 async def test_cost_of_a_descriptor_follows_its_hits_addend(
@@ -121,6 +121,30 @@ async def test_cost_of_a_descriptor_follows_its_hits_addend(
 ) -> None:
     await envoy.call(descriptors=[descriptor("alice", **own)], hits_addend=hits)
     assert envoy.limiter.checks == [Check("alice", cost)]
+
+
+async def test_descriptor_with_negative_hits_is_a_refund(envoy: Envoy) -> None:
+    envoy.limiter.answer = UNLIMITED
+    negative = descriptor("alice", "x", hits_addend={"value": 2}, is_negative_hits=True)
+    response = await envoy.call(descriptors=[negative, descriptor("bob")])
+    assert envoy.limiter.refunds == [Check("alice", 2, "", "key1=x")]
+    assert (envoy.limiter.checks, envoy.limiter.charges) == ([Check("bob")], [])
+    assert [status.code for status in response.statuses] == [OK, OK]
+
+
+async def test_descriptor_that_is_sent_after_the_response_is_a_charge() -> None:
+    mapping = DescriptorMapping({"edge": [Rule("{key0}", on_unavailable="deny", after_response="key1")]})
+    limiter = Limiter()
+    service = RateLimitService(limiter, mapping, legacy_headers=False)
+    asked = [descriptor("alice", "sent"), descriptor("alice")]
+    call = call_of(RateLimitRequest(domain="edge", descriptors=asked, hits_addend=7))
+    await service.decide(call)
+    assert (limiter.charges, limiter.checks) == ([Check("alice", 7)], [Check("alice", 7)])
+    # Without time, both are published as well.
+    answers = [unwrap(one) for one in service.ask(call, has_time=False)]
+    assert [answer.allowed for answer in answers] == [True, False]
+    assert [answer.reason for answer in answers] == [OVERLOAD, OVERLOAD]
+    assert (len(limiter.charges), len(limiter.checks)) == (2, 2)
 
 
 @pytest.mark.parametrize(

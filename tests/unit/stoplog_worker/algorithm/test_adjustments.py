@@ -1,0 +1,229 @@
+"""Charges and refunds that no limit judges."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stoplog_worker.algorithm.fold import fault_finder, fold
+from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.sliding_window import Window
+from stoplog_worker.algorithm.state_codec import Marker, decode_state, encode_state
+from stoplog_worker.verify.replay import NothingStored
+
+from stoplog.policy import UNLIMITED, Policy, parse_policy
+from stoplog.wire.checks import Batch, Check, encode_batch, encode_update
+from stoplog.wire.holds import CHARGE, NOT_REFUNDABLE, REFUND, RESERVATION, Ask, HoldRow
+from stoplog.wire.limit_updates import Update, enabling_update
+from stoplog.wire.replies import Decision, HeldDecision
+
+START = 1_764_000_000_000
+MINUTE = 60_000
+
+
+class Bench:
+    """A partition in which holds are enabled, and one client."""
+
+    def __init__(self, *limits: str) -> None:
+        self.ledger = Ledger(NothingStored(), Marker(0, 0, -1, -1, "", parse_policy(list(limits))))
+        self.offset = self.version = self.after_ms = 0
+        self.append(encode_update(enabling_update()))
+
+    def append(self, value: bytes) -> list[Decision | str | None]:
+        found = fold(self.ledger, self.offset, START + self.after_ms, value, fault_finder(0, 1))
+        assert not found.refused, found.refused
+        self.offset += 1
+        return found.answers
+
+    def check(self, cost: int = 1, ask: Ask | None = None, *, old: bool = False) -> Decision:
+        rows = None if old else [HoldRow(0, ask)] if ask else []
+        [answer] = self.append(encode_batch(Batch(0, 7, 1, [Check("a", cost)], rows)))
+        assert isinstance(answer, Decision)
+        return answer
+
+    def adjust(self, kind: int, units: int) -> HeldDecision:
+        answer = self.check(0, Ask(kind, (9, 1, 0), 0, units, 1))  # type: ignore[arg-type]
+        assert isinstance(answer, HeldDecision)
+        assert (answer.allowed, answer.retry_after_ms, answer.firm_ms, answer.grant) == (True, 0, 0, None)
+        return answer
+
+    def set_limits(self, policy: Policy) -> None:
+        self.version += 1
+        self.append(encode_update(Update(self.version, "client", "a", "", policy)))
+
+    @property
+    def left(self) -> int | None:
+        return self.check(0).remaining
+
+
+def test_charge_is_made_although_it_exceeds_the_limits() -> None:
+    bench = Bench("10/minute", "100/hour")
+    bench.check(9)
+    assert bench.adjust(CHARGE, 20).remaining == 0
+    assert bench.adjust(CHARGE, 3).reason == ""
+    assert not bench.check(1).allowed
+    bench.after_ms = 2 * MINUTE
+    bench.set_limits(parse_policy("100/hour"))
+    assert bench.left == 100 - 9 - 20 - 3
+
+
+def test_charge_leaves_the_window_as_any_other() -> None:
+    bench = Bench("10/minute")
+    bench.adjust(CHARGE, 12)
+    denied = bench.check(1)
+    assert not denied.allowed
+    assert denied.retry_after_ms is not None
+    bench.after_ms = denied.retry_after_ms - 1
+    assert not bench.check(1).allowed
+    bench.after_ms += 1
+    assert bench.check(10).allowed
+
+
+def test_refund_reduces_the_newest_charges_and_never_below_zero() -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.check(4)
+    bench.after_ms = 30_000
+    bench.check(5)
+    assert bench.adjust(REFUND, 6).remaining == 7
+    bench.after_ms = 59_999
+    assert bench.left == 7, "the oldest charges are left"
+    bench.after_ms = 61_000
+    assert bench.left == 10
+    assert bench.adjust(REFUND, 99).remaining == 10
+    assert bench.check(10).allowed
+
+
+def test_refund_under_limits_that_are_not_refundable_changes_nothing_and_says_why() -> None:
+    bench = Bench("10/minute")
+    bench.check(4)
+    before = encode_state(bench.ledger.states["a"])
+    assert bench.adjust(REFUND, 2).reason == NOT_REFUNDABLE
+    assert encode_state(bench.ledger.states["a"]) == before
+    bench.set_limits(parse_policy(["10/minute", "refundable"]))
+    assert bench.adjust(REFUND, 2).reason == ""
+    assert bench.left == 8
+    bench.set_limits(parse_policy("10/minute"))
+    assert bench.adjust(REFUND, 1).reason == NOT_REFUNDABLE
+    assert bench.left == 8
+
+
+def test_refund_reduces_each_window_by_what_it_has() -> None:
+    bench = Bench("10/minute", "100/hour", "refundable")
+    bench.check(5)
+    bench.after_ms = 2 * MINUTE
+    bench.check(1)
+    bench.adjust(REFUND, 4)
+    assert bench.left == 10
+    bench.set_limits(parse_policy("100/hour"))
+    assert bench.left == 98
+
+
+def test_unlimited_client_is_neither_charged_nor_refunded() -> None:
+    bench = Bench("10/minute")
+    bench.set_limits(UNLIMITED)
+    assert bench.adjust(CHARGE, 7).limit is None
+    assert bench.adjust(REFUND, 7).limit is None
+    bench.set_limits(parse_policy("10/minute"))
+    assert bench.left == 10
+
+
+def test_adjustment_of_nothing_stores_nothing() -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.adjust(CHARGE, 0)
+    bench.adjust(REFUND, 5)
+    assert bench.ledger.dirty == {}
+    assert bench.left == 10
+
+
+def test_denial_under_refundable_limits_may_end_at_any_time() -> None:
+    bench, other = Bench("10/minute", "refundable"), Bench("10/minute")
+    for one in (bench, other):
+        one.check(10)
+    denied = bench.check(1)
+    assert isinstance(denied, HeldDecision)
+    assert (denied.allowed, denied.firm_ms) == (False, 0)
+    assert denied.retry_after_ms == other.check(1).retry_after_ms
+    bench.adjust(REFUND, 1)
+    assert bench.check(1).allowed
+    never = bench.check(11)
+    assert isinstance(never, HeldDecision)
+    assert never.firm_ms is None, "no refund helps"
+
+
+def test_record_of_version_1_gets_a_decision_without_fields_about_holds() -> None:
+    bench = Bench("10/minute", "refundable")
+    assert type(bench.check(3, old=True)) is Decision
+    assert bench.left == 7
+
+
+def test_refund_leaves_open_reservations_alone() -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.check(2)
+    assert bench.check(6, Ask(RESERVATION, (9, 2, 0), 0, 0, 5_000)).allowed
+    assert bench.adjust(REFUND, 10).remaining == 4
+    assert bench.adjust(CHARGE, 3).remaining == 1
+    assert not bench.check(2).allowed
+
+
+def test_adjusted_state_is_stored_and_read_back() -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.check(8)
+    bench.adjust(CHARGE, 7)
+    bench.adjust(REFUND, 9)
+    state = bench.ledger.dirty["a"]
+    stored = decode_state(encode_state(state))
+    assert stored.position == (bench.offset - 1) << 16
+    assert sum(stored.windows[MINUTE].counts) == 6
+    assert stored.newest_ms == START
+    bench.after_ms = 30_000
+    bench.adjust(CHARGE, 2)
+    bench.after_ms = 70_000
+    bench.adjust(CHARGE, 1)
+    stored = decode_state(encode_state(state))
+    assert stored.windows[MINUTE].counts == [2, 1], "a charge drops what has left"
+    assert stored.newest_ms == START + bench.after_ms
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 9)), max_size=30),
+    st.integers(0, 60_000),
+    st.integers(0, 300),
+)
+def test_window_after_a_refund_is_as_if_the_newest_charges_were_never_made(
+    charges: list[tuple[int, int]], later_ms: int, units: int
+) -> None:
+    window, now_ms, made = Window(MINUTE), START, []
+    for wait_ms, cost in charges:
+        now_ms += wait_ms
+        window.forget(now_ms)
+        window.charge(now_ms, cost)
+        made.append((now_ms, cost))
+    now_ms += later_ms
+    window.forget(now_ms)
+    total = window.total
+    assert window.refund(now_ms, units) == (units > 0 and total > 0)
+    expected, left = Window(MINUTE), total - min(units, total)
+    for at_ms, cost in made:
+        if window.leaves_ms(at_ms) > now_ms and at_ms - at_ms % 1_000 + 1_000 + MINUTE > now_ms:
+            kept = min(cost, left)
+            left -= kept
+            if kept:
+                expected.charge(at_ms, kept)
+    assert list(window.charges()) == list(expected.charges())
+    assert window.total == expected.total == total - min(units, total)
+    for probe_ms in range(now_ms, now_ms + MINUTE + 2_000, 500):
+        window.forget(probe_ms)
+        expected.forget(probe_ms)
+        assert window.total == expected.total
+
+
+@pytest.mark.parametrize("kind", [CHARGE, REFUND])
+def test_later_charges_after_an_adjustment_are_counted(kind: int) -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.check(5)
+    bench.adjust(kind, 5)
+    bench.after_ms = 1_500
+    left = bench.left
+    assert left is not None
+    assert bench.check(left).allowed
+    assert bench.left == 0

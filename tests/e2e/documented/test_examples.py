@@ -30,9 +30,9 @@ def environment(system: System) -> dict[str, str]:
     }
 
 
-def limit(system: System, client: str, limit: str, resource: str) -> None:
+def limit(system: System, client: str, resource: str, *limits: str) -> None:
     response = system.gateways[0].http.put(
-        f"/v1/limits/{client}", params={"resource": resource}, json={"limits": [limit]}
+        f"/v1/limits/{client}", params={"resource": resource}, json={"limits": limits}
     )
     assert response.json()["applied"], response.text
 
@@ -52,14 +52,14 @@ def run(system: System, *command: str | Path, path: Path | None = None) -> list[
 def test_every_example_is_run_here_and_linked_from_the_readme() -> None:
     readme, tests = (CHECKOUT / "README.md").read_text(), Path(__file__).read_text()
     names = [path.name for path in EXAMPLES.iterdir() if path.is_file()]
-    assert len(names) == 7
+    assert len(names) == 8
     for name in names:
         assert f"(examples/{name})" in readme
         assert name.removesuffix(".py") in tests
 
 
 def test_check_async_with_a_limit_of_three_does_three_jobs(system: System) -> None:
-    limit(system, "async", "3/day", "jobs")
+    limit(system, "async", "jobs", "3/day")
     assert run(system, sys.executable, EXAMPLES / "check_async.py", "async") == [
         "job 1: done; 2 of 3 left",
         "job 2: done; 1 of 3 left",
@@ -70,13 +70,13 @@ def test_check_async_with_a_limit_of_three_does_three_jobs(system: System) -> No
 
 
 def test_check_sync_with_a_limit_of_seven_sends_seven_messages(system: System) -> None:
-    limit(system, "sync", "7/day", "messages")
+    limit(system, "sync", "messages", "7/day")
     printed = run(system, sys.executable, EXAMPLES / "check_sync.py", "sync")
     assert printed == ["7 sent, 3 held back, 0 left"]
 
 
 def test_llm_tokens_charges_what_was_streamed_and_denies_what_does_not_fit(system: System) -> None:
-    limit(system, "model", "1000/hour", "tokens")
+    limit(system, "model", "tokens", "1000/hour")
 
     def ask(max_tokens: int, length: int) -> list[str]:
         return run(system, sys.executable, EXAMPLES / "llm_tokens.py", "model", str(max_tokens), str(length))
@@ -85,6 +85,26 @@ def test_llm_tokens_charges_what_was_streamed_and_denies_what_does_not_fit(syste
     assert ask(700, 900) == ["700 tokens reserved, 180 left", "700 tokens used", "180 left"]
     [denied] = ask(181, 1)
     assert denied.startswith("no answer now: the reservation was denied: the client's limits do not allow it")
+
+
+def test_downloads_in_flight_are_bounded_and_only_bytes_that_were_sent_are_charged(system: System) -> None:
+    limit(system, "files", "downloads", "100000/hour", "2 in flight")
+
+    def download(downloads: int, size: int) -> list[str]:
+        example = EXAMPLES / "downloads.py"
+        return run(system, sys.executable, example, "files", str(downloads), str(size))
+
+    too_many = "not now: 2 reservations are open, and the limit is 2 in flight: settle one of them first"
+    assert download(3, 30_000) == [
+        "download 1: 30000 bytes sent",
+        "download 2: 30000 bytes sent",
+        f"download 3: {too_many}",
+        "40000 bytes left",
+    ]
+    first, second, left = download(2, 25_000)  # both places are free again, but not so many bytes are left
+    assert first == "download 1: 25000 bytes sent"
+    assert second.startswith("download 2: not now: the reservation was denied: the client's limits do not")
+    assert left == "15000 bytes left"
 
 
 @pytest.mark.needs("curl")
@@ -134,7 +154,7 @@ def app(system: System, tmp_path: Path) -> Iterator[httpx.Client]:
 
 def test_app_limits_all_requests_of_a_key_and_its_reports(system: System, app: httpx.Client) -> None:
     system.gateways[0].set_limits("web", "4/day")
-    limit(system, "web", "5/day", "reports")
+    limit(system, "web", "reports", "5/day")
     key = {"X-API-Key": "web"}
 
     allowed = app.post("/reports", headers=key)

@@ -152,14 +152,14 @@ def explain_difference(count: PartitionCount, found: Mapping[str, int], in_file:
 above 3 are not used. Have other producers of checks hash over 4 partitions'
     """
     partitions = count.partitions
+    if in_file == count.first:  # topics.yaml was not edited when the number grew
+        in_file = partitions
     larger = [f"{name} has {count}" for name, count in found.items() if count > partitions]
     if not larger and in_file == partitions:
         return None
+    began = "with which the log began" if count.first == partitions else "to which the log has grown"
     facts = larger + ([f"topics.yaml requires {in_file}"] if in_file != partitions else [])
-    text = (
-        f"clients are hashed over the {partitions} partitions with which the log began, although "
-        f"{' and '.join(facts)}"
-    )
+    text = f"clients are hashed over the {partitions} partitions {began}, although {' and '.join(facts)}"
     if larger:
         text += (
             f": partitions above {partitions - 1} are not used. Have other producers of checks hash over "

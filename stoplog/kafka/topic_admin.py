@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import ConfigResource, NewTopic, TopicDescription
+from confluent_kafka.admin import ConfigResource, NewPartitions, NewTopic, TopicDescription
 
 from stoplog.errors import TopicError, Unavailable
 from stoplog.kafka.clients import ExplainingAdmin
@@ -25,6 +25,8 @@ _CONNECT_S: Final = 5.0
 _KNOWN_S: Final = 60.0
 """Seconds within which every broker should know a topic that was created. Three busy brokers that create a
 thousand replicas together take more than ten."""
+
+_LANE_CHANGELOG: Final = re.compile(r"stoplog-([a-z0-9]+)-(?:counters|policies)-changelog")
 
 _POLL_S: Final = 0.05
 """Seconds between two looks for a topic that was just created."""
@@ -142,6 +144,56 @@ def _too_few(spec: TopicSpec, found: int, *, recorded: bool) -> TopicError:
     )
 
 
+def add_partitions(admin: ExplainingAdmin, names: Iterable[str], partitions: int) -> None:
+    """Give each topic that has fewer *partitions* more of them, and wait until the broker knows them.
+
+    Raises:
+        TopicError: A topic does not exist, or the broker refused.
+        Unavailable: No broker answered.
+    """
+    found = describe(admin, names)
+    small = [
+        NewPartitions(name, partitions) for name, topic in found.items() if len(topic.partitions) < partitions
+    ]
+    for name, future in (admin.create_partitions(small) if small else {}).items():
+        with _mapped_errors(admin, f"add partitions to topic {name}"):
+            try:
+                future.result(timeout=_TIMEOUT_S)
+            except KafkaException as exc:
+                if exc.args[0].code() < 0:
+                    raise
+                raise TopicError(
+                    f"the broker refused to add partitions to topic {name} ({exc.args[0].str()}): see its log"
+                ) from exc
+    deadline = time.monotonic() + _KNOWN_S
+    while any(len(topic.partitions) < partitions for topic in describe(admin, found).values()):
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"the brokers do not know the new partitions after {_KNOWN_S:g} s: see their logs"
+            )
+        time.sleep(_POLL_S)
+
+
+def topic_names(admin: ExplainingAdmin) -> set[str]:
+    """Return the names of all topics.
+
+    Raises:
+        Unavailable: No broker answered.
+    """
+    with _mapped_errors(admin, "list the topics"):
+        return set(admin.list_topics(timeout=_CONNECT_S).topics)
+
+
+def lanes_of(topics: Iterable[str]) -> list[str]:
+    """Return the lanes that have changelogs among *topics*, the default one (the empty text) first.
+
+    >>> lanes_of({"checks", "stoplog-b-counters-changelog", "stoplog-counters-changelog"})
+    ['', 'b']
+    """
+    named = (_LANE_CHANGELOG.fullmatch(name) for name in topics)
+    return ["", *sorted({match[1] for match in named if match is not None})]
+
+
 def describe(
     admin: ExplainingAdmin, names: Iterable[str], timeout_s: float = _TIMEOUT_S
 ) -> dict[str, TopicDescription]:
@@ -183,5 +235,5 @@ def _mapped_errors(admin: ExplainingAdmin, action: str) -> Iterator[None]:
 
 def _create_command(topic: str) -> str:
     """Return the command that creates *topic*."""
-    match = re.fullmatch(r"stoplog-([a-z0-9]+)-(counters|policies)-changelog", topic)
+    match = _LANE_CHANGELOG.fullmatch(topic)
     return "stoplog topics create" + (f" --lane {match[1]}" if match else "")

@@ -1,4 +1,4 @@
-"""``python -m stoplog_worker worker | verify``: what ``stoplog worker`` and ``stoplog verify`` run."""
+"""``python -m stoplog_worker worker | verify | grow``: what the commands of ``stoplog`` run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ def main(arguments: list[str]) -> int:
             from stoplog_worker.verify.report import main as verify
 
             return verify(options)
+        case ["grow", *options]:
+            from stoplog_worker.growth.grow import main as grow
+
+            return grow(options)
     print(
-        "usage: python -m stoplog_worker worker | verify [--seconds N] [--json]   "
+        "usage: python -m stoplog_worker worker | verify [--seconds N] [--json] | grow NUMBER [--json]   "
         "(settings: STOPLOG_* variables, see docs/configuration.md)",
         file=sys.stderr,
     )

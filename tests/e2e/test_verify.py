@@ -13,8 +13,8 @@ from confluent_kafka import Producer
 from stoplog_worker.algorithm.relay_keys import NO_KEYS
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import State, encode_state
+from stoplog_worker.kafka.progress_reader import ProgressReader
 from stoplog_worker.state.store import COUNTERS, POLICIES
-from stoplog_worker.verify.progress_reader import ProgressReader
 from stoplog_worker.verify.verifier import Verifier
 
 from stoplog.kafka.connection import KafkaConnection

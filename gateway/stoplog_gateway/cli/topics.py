@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
@@ -13,6 +15,7 @@ from stoplog.kafka.topic_admin import create_topics, verify_topics
 from stoplog.lanes import MAX_LANES, lane_names, lane_of, with_lanes
 from stoplog.topics import CHECKS, UPDATES, TopicSpec, load_topics, with_partitions
 from stoplog.wire.partition_count import PartitionCount
+from stoplog_gateway.cli.extras import require
 from stoplog_gateway.cli.output import AsJson, err, examples, out, print_json, reporting
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.settings import GatewaySettings
@@ -71,6 +74,21 @@ def verify(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -
     else:
         out.print(f"{len(topics.specs)} topics can be used: {topics.partitions} partitions of checks")
         out.print(difference if difference is not None else f"they agree with {settings.topics}")
+
+
+@app.command(epilog=examples("stoplog topics grow 4"))
+def grow(
+    number: Annotated[int, typer.Argument(help="Number of partitions: a multiple of the present one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Split the partitions into NUMBER, while no gateway and no worker runs.
+
+    Exit status: 0 done, 1 not possible now, 2 NUMBER is no multiple of the present number.
+    """
+    require("worker")
+    # Replace this process by another program: the gateway's package imports nothing of the worker's.
+    command = [sys.executable, "-m", "stoplog_worker", "grow", str(number)]
+    os.execv(sys.executable, [*command, "--json"] if as_json else command)
 
 
 class _Topics(NamedTuple):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
@@ -14,16 +13,16 @@ from typing import Final
 import msgspec
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from stoplog.errors import InvalidInput, SettingsError, StoplogError
 from stoplog.kafka import clients as kafka
+from stoplog_worker.kafka.progress_bar import progress_bar
+from stoplog_worker.kafka.progress_reader import OnProgress, ProgressReader
 from stoplog_worker.partition_count import verified_specs
 from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.settings import Settings
 from stoplog_worker.verify.compare import Finding
-from stoplog_worker.verify.progress_reader import OnProgress, ProgressReader
 from stoplog_worker.verify.verifier import Verifier
 
 EXIT_DIFFERENT: Final = 1
@@ -87,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         settings = Settings()
-        with _progress_bar() as on_progress:
+        with progress_bar(_err) as on_progress:
             findings = verify(settings, options.seconds, on_progress)
     except (StoplogError, ValidationError) as exc:
         _err.print(f"stoplog: {exc}", style="red", markup=False)
@@ -122,29 +121,6 @@ def _status(findings: Sequence[Finding], total: dict[str, int]) -> int:
     if len(unverified) < len(different):
         return EXIT_DIFFERENT
     return EXIT_UNVERIFIED if unverified else 0
-
-
-@contextmanager
-def _progress_bar() -> Iterator[OnProgress]:
-    """Show a progress bar on a terminal, and nothing elsewhere."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        console=_err,
-        transient=True,
-        disable=not _err.is_terminal,
-    ) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def on_progress(step: str, done: float, total: float) -> None:
-            if step not in tasks:
-                for other in tasks.values():
-                    bars.remove_task(other)
-                tasks.clear()
-                tasks[step] = bars.add_task(step)
-            bars.update(tasks[step], completed=done, total=total)
-
-        yield on_progress
 
 
 def _total(findings: Sequence[Finding]) -> dict[str, int]:

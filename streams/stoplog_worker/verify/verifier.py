@@ -33,6 +33,8 @@ from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.relay_keys import RelayKeys
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, decode_marker, position_of
 from stoplog_worker.algorithm.update_authority import UNKNOWN_KEY, UpdateAuthority
+from stoplog_worker.kafka.progress_reader import ProgressReader
+from stoplog_worker.restore.merge_changelog import merge_changelog
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 from stoplog_worker.verify.compare import (
     Finding,
@@ -41,10 +43,7 @@ from stoplog_worker.verify.compare import (
     compare_policies,
     compare_states,
 )
-from stoplog_worker.verify.progress_reader import ProgressReader
 
-_BATCH: Final = 10_000
-"""Changelog records stored at a time."""
 _CHECKPOINT_S: Final = 75.0
 """Seconds to wait for a checkpoint: more than the longest interval allowed."""
 _POLL_S: Final = 0.1
@@ -141,19 +140,7 @@ class Verifier:
 
     def _merge(self, store: PartitionStore, table: str, end: int, below: int | None = None) -> None:
         """Store the changelog up to *end* in *store*; with *below*, only entries of lower positions."""
-        topic, begin = self._changelogs[table], store.next_offset[table]
-        batch: list[Record] = []
-        on_missing = "error" if begin else "earliest"
-        for message in self._reader.read(topic, store.partition, begin, end, on_missing):
-            record = Record(message.offset(), message.key(), message.value())
-            entry = record.entry(table)
-            if below is None or (entry is not None and position_of(entry[1]) < below):
-                batch.append(record)
-            if len(batch) == _BATCH:
-                store.merge(table, batch)
-                batch = []
-        if batch:
-            store.merge(table, batch)
+        merge_changelog(self._reader, self._changelogs[table], store, table, end, below)
 
     def _wait_for_marker(self, partition: int) -> Marker | None:
         """Wait for a later marker, and read both changelogs up to it; ``None`` if the log has not moved."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from stoplog.kafka.connection import KafkaConnection
@@ -27,6 +27,11 @@ class ProgressReader:
             on_missing: AssignedConsumer(connection, on_missing=on_missing)
             for on_missing in ("earliest", "error")
         }
+
+    def fetch_metadata(self, topics: Iterable[str]) -> None:
+        """Look up *topics* again, after partitions were added to them."""
+        for consumer in self._consumers.values():
+            consumer.fetch_metadata(topics)
 
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the first offset and the one after the last.

@@ -1,0 +1,341 @@
+"""The command ``stoplog topics grow``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic, sleep
+from typing import Final, NamedTuple
+
+import msgspec
+from pydantic import ValidationError
+from rich.console import Console
+
+from stoplog.errors import (
+    InvalidInput,
+    SettingsError,
+    StoplogError,
+    TopicError,
+    Unavailable,
+    UndecodableRecord,
+)
+from stoplog.kafka import clients as kafka
+from stoplog.kafka.partition_count import PartitionCountReader, write_partition_count
+from stoplog.kafka.topic_admin import add_partitions, lanes_of, topic_names
+from stoplog.lanes import DEFAULT_LANE, with_lanes
+from stoplog.topics import CHECKS, NODES, UPDATES, load_topics
+from stoplog.wire.format import headers_of
+from stoplog.wire.heartbeats import HEARTBEAT_S, decode_heartbeat
+from stoplog.wire.partition_count import PartitionCount
+from stoplog_worker.growth.limits import COPIED, LimitsCopy, overwrite_moved, read_updates
+from stoplog_worker.growth.split import FILLER, FIRST_OFFSET, new_partitions
+from stoplog_worker.growth.states import (
+    WriteEntry,
+    policies_in,
+    read_store,
+    write_marker,
+    write_policies,
+    write_states,
+)
+from stoplog_worker.growth.writer import Writer
+from stoplog_worker.kafka.progress_bar import progress_bar
+from stoplog_worker.kafka.progress_reader import OnProgress, ProgressReader
+from stoplog_worker.restore.lane_bootstrap import changelogs
+from stoplog_worker.settings import Settings
+from stoplog_worker.state.store import PartitionStore
+
+_ALIVE_S: Final = 3 * HEARTBEAT_S
+"""Seconds within which a node that is alive sends a heartbeat."""
+
+_POLL_S: Final = 0.5
+
+_LEADER_S: Final = 60.0
+"""Seconds until every new partition must have a leader. A broker with many partitions takes its time."""
+
+_RETRY_S: Final = 0.05
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Grown(NamedTuple):
+    """What growing has done.
+
+    Attributes:
+        before: The number of partitions before.
+        after: The number after.
+        lanes: How many lanes were split.
+        states: Clients' states that were copied, over all lanes.
+        limits: Limits that were copied. Those of plans and the default count once for each new partition.
+        seconds: How long it took.
+    """
+
+    before: PartitionCount
+    after: PartitionCount
+    lanes: int
+    states: int
+    limits: int
+    seconds: float
+
+
+class _Lane(NamedTuple):
+    """One lane's tables of an old partition, and how to write to its changelogs."""
+
+    name: str
+    store: PartitionStore
+    write: WriteEntry
+
+
+class _Place(NamedTuple):
+    """An old partition in all lanes, the default one first."""
+
+    number: int
+    lanes: list[_Lane]
+
+
+def check_number(before: int, after: int) -> None:
+    """Refuse a number of partitions that does not split those that exist.
+
+    Raises:
+        InvalidInput: *after* is no multiple of *before*.
+    """
+    if after < before or after % before:
+        times = after // before
+        nearest = sorted({max(2, times) * before, max(2, times + 1) * before})
+        raise InvalidInput(
+            "number of partitions",
+            f"{after} is no multiple of {before}, the number in force",
+            f"use {' or '.join(map(str, nearest))}: growing splits each partition into equal parts",
+        )
+
+
+def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
+    """Make *number* partitions of those in force, while no worker and no gateway runs.
+
+    Args:
+        settings: The settings of a worker.
+        number: The number of partitions afterwards.
+        on_progress: Called with the current step.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InvalidInput: *number* is not possible.
+        StoplogError: The partitions could not be split. The text states the cause. The number in force is
+            the old one, and the command can be run again.
+    """
+    began = monotonic()
+    connection = settings.connection
+    before = PartitionCountReader(connection).read()
+    if before is None:
+        raise TopicError(
+            f"{UPDATES} has no record of the number of partitions: start a worker once, or run "
+            f"`stoplog topics create`, which record it"
+        )
+    check_number(before.partitions, number)
+    after = PartitionCount(number, before.first)
+    reader, writer = ProgressReader(connection, on_progress), Writer(connection)
+    lanes, states, limits = 0, 0, 0
+    try:
+        if number != before.partitions:
+            _refuse_live_nodes(reader, on_progress)
+            with ExitStack() as stack:
+                split = _Split(settings, reader, writer, before, after, stack)
+                states, limits = split.run()
+                lanes = len(split.lanes)
+            write_partition_count(connection, after)
+        for partition in range(number):
+            overwrite_moved(reader, writer, partition, after)
+    finally:
+        reader.close()
+    return Grown(before, after, lanes, states, limits, monotonic() - began)
+
+
+class _Split:
+    """Copies what the new partitions need. Nothing that is in force changes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        reader: ProgressReader,
+        writer: Writer,
+        before: PartitionCount,
+        after: PartitionCount,
+        stack: ExitStack,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._before = before.partitions
+        self._after = after
+        self._admin = kafka.silent_admin(settings.connection)
+        self._present = topic_names(self._admin)
+        self.lanes = lanes_of(self._present)
+        self._specs = with_lanes(load_topics(settings.topics), self.lanes)
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="stoplog-grow-")))
+        self._places = [
+            _Place(number, [self._open(lane, number, folder, stack) for lane in self.lanes])
+            for number in range(self._before)
+        ]
+
+    def _open(self, name: str, partition: int, folder: Path, stack: ExitStack) -> _Lane:
+        topics = changelogs(name)
+        own = folder / f"{partition}-{name or DEFAULT_LANE}"
+        own.mkdir()
+        store = stack.enter_context(closing(read_store(self._reader, topics, partition, own)))
+
+        def write(table: str, partition: int, key: bytes, value: bytes) -> None:
+            self._writer.write(topics[table], partition, key, value)
+
+        return _Lane(name, store, write)
+
+    def run(self) -> tuple[int, int]:
+        """Copy; return how many states and limits were copied."""
+        decided = [place for place in self._places if self._is_decided(place)]
+        copartitioned = {spec.name for spec in self._specs.values() if spec.copartitioned}
+        topics = sorted(copartitioned & self._present)  # a system of an older release has no audit
+        add_partitions(self._admin, topics, self._after.partitions)
+        self._reader.fetch_metadata(topics)
+        self._writer.fetch_metadata(topics)
+        for topic in topics:
+            for new in range(self._before, self._after.partitions):
+                self._await_leader(topic, new)
+        for new in range(self._before, self._after.partitions):
+            self._begin_log(new)
+        totals = [self._split(place) for place in decided]
+        return sum(states for states, _ in totals), sum(limits for _, limits in totals)
+
+    def _is_decided(self, place: _Place) -> bool:
+        """Return whether the partition has a state, which then contains everything in its log.
+
+        Raises:
+            TopicError: A lane has not decided everything.
+        """
+        low, end = self._reader.offset_range(CHECKS, place.number)
+        for lane in place.lanes:
+            marker = lane.store.marker()
+            reached = marker.next_offset if marker is not None else low
+            if reached < end:
+                raise TopicError(
+                    f"{CHECKS}[{place.number}] has {end - reached} records that lane "
+                    f"{lane.name or DEFAULT_LANE} has not decided: start its workers, wait until `stoplog "
+                    f"status` shows no lag, stop them with SIGTERM, and run the command again"
+                )
+        return place.lanes[0].store.marker() is not None
+
+    def _await_leader(self, topic: str, partition: int) -> None:
+        """Wait until the leader of a partition that was just added answers."""
+        give_up_at = monotonic() + _LEADER_S
+        while True:
+            try:
+                self._reader.offset_range(topic, partition)
+                return
+            except Unavailable:
+                if monotonic() > give_up_at:
+                    raise
+                sleep(_RETRY_S)
+
+    def _begin_log(self, new: int) -> None:
+        """Put the record that decides nothing at the beginning of ``checks`` in a new partition."""
+        low, end = self._reader.offset_range(CHECKS, new)
+        if end == 0:
+            self._writer.write(CHECKS, new, None, FILLER)
+            self._writer.flush()
+            low, end = self._reader.offset_range(CHECKS, new)
+        if low:
+            return
+        first, *others = self._reader.read(CHECKS, new, 0, end)
+        if first.value() != FILLER and not any(COPIED in (headers_of(other) or []) for other in others):
+            # Another producer was quicker. Its record will not be decided at offset 0, so it comes again.
+            self._writer.write(CHECKS, new, first.key(), first.value(), [COPIED])
+            self._writer.flush()
+
+    def _split(self, place: _Place) -> tuple[int, int]:
+        default = place.lanes[0].store
+        marker = default.marker()
+        assert marker is not None
+        in_force = policies_in(default)
+        waiting = list(read_updates(self._reader, place.number, marker.applied + 1))
+        states = sum(
+            write_states(lane.store, lane.write, self._before, self._after.partitions) for lane in place.lanes
+        )
+        limits = 0
+        for new in new_partitions(place.number, self._before, self._after.partitions):
+            copy = LimitsCopy(self._reader, self._writer, new, self._after)
+            versions, applied = copy.write(place.number, in_force, waiting)
+            limits += len(versions)
+            first, _ = self._reader.offset_range(CHECKS, new)
+            for lane in place.lanes:
+                write_policies(lane.store, lane.write, new, versions)
+                self._writer.flush()  # a marker is the last entry: everything else is there
+                write_marker(lane.store, lane.write, new, max(first, FIRST_OFFSET), applied)
+        self._writer.flush()
+        return states, limits
+
+
+def _refuse_live_nodes(reader: ProgressReader, on_progress: OnProgress) -> None:
+    """Watch the heartbeats for a while.
+
+    Raises:
+        TopicError: A node is alive.
+    """
+    _, start = reader.offset_range(NODES, 0)
+    began = monotonic()
+    while (passed := monotonic() - began) < _ALIVE_S:
+        on_progress("looking for workers and gateways that run", passed, _ALIVE_S)
+        sleep(_POLL_S)
+    _, end = reader.offset_range(NODES, 0)
+    alive = set()
+    for message in reader.read(NODES, 0, start, end):
+        try:
+            heartbeat = decode_heartbeat(message.value())
+        except UndecodableRecord:
+            continue
+        if heartbeat.stopping:
+            alive.discard(heartbeat.id)
+        else:
+            alive.add(heartbeat.id)
+    if alive:
+        raise TopicError(
+            f"still running: {', '.join(sorted(alive))}. Stop the gateways first, then the workers of all "
+            f"lanes, with SIGTERM, and run the command again"
+        )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser("stoplog topics grow")
+    parser.add_argument("number", type=int)
+    parser.add_argument("--json", action="store_true", dest="as_json")
+    options = parser.parse_args(arguments)
+    try:
+        with progress_bar(_err) as on_progress:
+            grown = grow(Settings(), options.number, on_progress)
+    except (StoplogError, ValidationError) as exc:
+        _err.print(f"stoplog: {exc}", style="red", markup=False)
+        return EXIT_USAGE if isinstance(exc, InvalidInput | SettingsError | ValidationError) else EXIT_FAILED
+    if options.as_json:
+        found = {
+            "before": grown.before.partitions,
+            "after": grown.after.partitions,
+            "lanes": grown.lanes,
+            "states": grown.states,
+            "limits": grown.limits,
+            "seconds": round(grown.seconds, 3),
+        }
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    elif grown.before.partitions == grown.after.partitions:
+        _out.print(f"clients are hashed over {grown.after.partitions} partitions already")
+    else:
+        _out.print(
+            f"clients are hashed over {grown.after.partitions} partitions: {grown.states:,} states and "
+            f"{grown.limits:,} limits were copied in {grown.seconds:.1f} s. Start workers and gateways again"
+        )
+    return 0

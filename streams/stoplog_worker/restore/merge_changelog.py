@@ -1,0 +1,43 @@
+"""Read a range of a changelog into a store, once and outside a worker."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stoplog_worker.algorithm.state_codec import position_of
+from stoplog_worker.kafka.progress_reader import ProgressReader
+from stoplog_worker.state.store import PartitionStore, Record
+
+_BATCH: Final = 10_000
+"""Records stored at a time."""
+
+
+def merge_changelog(
+    reader: ProgressReader, topic: str, store: PartitionStore, table: str, end: int, below: int | None = None
+) -> None:
+    """Store the records of a changelog from ``store.next_offset`` up to *end*.
+
+    Args:
+        reader: Reads the topic.
+        topic: The changelog.
+        store: The tables of the partition.
+        table: The changelog's table.
+        end: Offset to stop before.
+        below: Only entries of lower positions are stored, if given.
+
+    Raises:
+        Unavailable: The broker stopped answering.
+    """
+    begin = store.next_offset[table]
+    batch: list[Record] = []
+    on_missing = "error" if begin else "earliest"
+    for message in reader.read(topic, store.partition, begin, end, on_missing):
+        record = Record(message.offset(), message.key(), message.value())
+        entry = record.entry(table)
+        if below is None or (entry is not None and position_of(entry[1]) < below):
+            batch.append(record)
+        if len(batch) == _BATCH:
+            store.merge(table, batch)
+            batch = []
+    if batch:
+        store.merge(table, batch)

@@ -122,7 +122,7 @@ def test_counts_limits_and_plans_continue_when_partitions_grow(broker: Broker, t
             assert gateway.http.post(f"/v1/clients/{client}/reset").status_code == 200
             growing.spent[client] = 0
         growing.spend(1)
-        listed = gateway.http.get("/v1/limits", params={"limit": 1_000}).json()["limits"]
+        listed = gateway.http.get("/v1/limits", params={"limit": 1_000}).json()["items"]
         found = [(one["kind"], one["id"], one["limits"]) for one in listed]
         assert sorted(found) == sorted(
             [("plan", "gold", ["400/hour"]), *(("client", one, ["600/hour"]) for one in WITH_LIMITS)]

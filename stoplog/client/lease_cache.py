@@ -410,7 +410,7 @@ class LeaseCache:
             answer = answers[index] if index < len(answers) else None
             if not isinstance(answer, HeldDecision) or not answer.allowed:
                 continue
-            own = table.left[row] if now < table.until[row] else 0
+            own = table.left[row] if now < table.until[row] and checks[index].plan == table.plan[row] else 0
             if index in granted and answer.grant is not None:
                 own += answer.grant.units
             if own and answer.limit is not None and answer.remaining is not None:

@@ -178,5 +178,5 @@ class SettlementBatch(msgspec.Struct, frozen=True):
 class Grant(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A granted hold: its units, and how many milliseconds it lasts from the record on."""
 
-    units: int
-    ttl_ms: int
+    units: _Units
+    ttl_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TTL_MS)]

@@ -217,6 +217,8 @@ def test_reply_of_the_log_is_shown_with_the_permits_that_are_left_here() -> None
     other = HeldDecision(True, 100, 40, 60_000, 0, 3, 0)
     reply = Reply(HOLDER, 1, 1, -1, [other, denied, "fault", None, other])
     looks = [Check("alice", 0)] * 4 + [Check("bob", 0)]
+    under_plan = Reply(HOLDER, 1, 1, -1, [other])
+    assert bench.cache.show([Check("alice", 0, "gold")], [], under_plan) == under_plan
     answers = bench.cache.show(looks, [], reply).answers
     assert [one.remaining if isinstance(one, HeldDecision) else one for one in answers] == [
         *(40 + 15, 40, "fault", None, 40)

@@ -205,3 +205,10 @@ def test_random_bodies_with_holds_raise_nothing_but_undecodable_record(kind: int
             decode_checks_record(value)
         with suppress(UndecodableRecord):
             decode_any_reply(value)
+
+
+@pytest.mark.parametrize("grant", [Grant(2**40, 3_000), Grant(-1, 3_000), Grant(40, 2**40), Grant(40, -1)])
+def test_reply_with_a_grant_beyond_the_bounds_is_refused(grant: Grant) -> None:
+    decision = HeldDecision(True, 100, 59, 60_000, 0, 41, 0, grant)
+    with pytest.raises(UndecodableRecord):
+        decode_any_reply(encode_held_reply(msgspec.structs.replace(REPLY, answers=[decision])))

@@ -1,11 +1,13 @@
-"""Limit downloads of a client: how many at the same time, over all processes, and how many bytes an hour.
+"""Limit a client's downloads: how many run at the same time, and how many bytes they send in an hour.
+
+Both limits are for all processes together.
 
 ::
 
     stoplog limits set team-7 --resource downloads 1000000/hour "2 in flight"
     python examples/downloads.py team-7 5 30000
 
-The arguments are the client, the number of downloads that it begins at the same time, and the bytes of each.
+The arguments are the client, the number of downloads to begin at the same time, and the bytes of each.
 ``STOPLOG_KAFKA`` sets the address of Kafka.
 """
 
@@ -29,9 +31,9 @@ async def content(size: int) -> AsyncIterator[bytes]:
 
 
 async def download(limiter: Limiter, client: str, size: int) -> str:
-    """Send a file of *size* bytes to *client*, if its limits allow it; return what became of that."""
-    # Each open reservation is a download in progress. Bytes that were sent are charged although the reader
-    # hangs up: on_error="charge". If this process dies, the place is free again after ttl_ms.
+    """Send a file of *size* bytes to *client* if its limits allow that. Return the outcome as a sentence."""
+    # Each open reservation is a download in progress. on_error="charge" charges the bytes that were sent even
+    # if the reader hangs up. If this process dies, all of the reservation is charged when ttl_ms is over.
     reserving = limiter.reserve(
         client, size, resource="downloads", ttl_ms=600_000, on_error="charge", on_unavailable="deny"
     )
@@ -46,7 +48,7 @@ async def download(limiter: Limiter, client: str, size: int) -> str:
 
 
 async def main(client: str, downloads: int, size: int) -> None:
-    """Begin *downloads* at the same time."""
+    """Begin so many downloads of *size* bytes at the same time, and print their outcomes."""
     async with Limiter(Settings()) as limiter:
         results = await asyncio.gather(*(download(limiter, client, size) for _ in range(downloads)))
         for number, result in enumerate(results, 1):

@@ -33,7 +33,7 @@ LOW_TIME: Final = 3
 """or one part in this many of its time."""
 
 MAX_ENTRIES: Final = 100_000
-"""Clients with leases, at most. Each takes about 0.3 KB, with its id."""
+"""Clients with leases, at most. Each takes about 0.3 kB, with its id."""
 
 _FIRST_ROWS: Final = 16
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from textwrap import fill
 from typing import Final
 
 import msgspec
@@ -17,6 +18,7 @@ from tests.benchmarks.growth import growth_markdown
 from tests.benchmarks.samples import Run
 from tests.benchmarks.table import markdown
 from tests.benchmarks.targets import short
+from tests.docs_lint import MAX_COLUMNS
 from tests.support.broker import CHECKOUT
 
 README: Final = CHECKOUT / "README.md"
@@ -31,6 +33,13 @@ SHORT_ROWS: Final = {
     "sdk-512": "**Stoplog**, Python SDK",
 }
 """The README's rows in their order: key of the case, and its name for readers."""
+
+_TERMS: Final = {
+    "uniform": "*Uniform*: all clients are checked equally often.",
+    "Zipf(1.0)": "*Zipf(1.0)*: 1 % of the clients get half of the checks.",
+    "leases off": "*Leases off*: every check goes through the log.",
+}
+"""Terms in these names, and what they mean. The README explains those that its table contains."""
 
 _COLUMNS: Final = ("limiter", "callers", "checks/s", "p50 ms", "p99 ms", "CPU µs per check")
 
@@ -54,7 +63,7 @@ def rewritten(text: str, part: str, content: str) -> str:
 
 
 def short_table(run: Run) -> str:
-    """Return the README's table: at most seven rows, and the run they are from."""
+    """Return the README's table: at most seven rows, the run they are from, and its terms."""
     rows: list[tuple[str, ...]] = [_COLUMNS]
     for key, name in SHORT_ROWS.items():
         if (result := run.find(key)) is None:
@@ -71,7 +80,9 @@ def short_table(run: Run) -> str:
         rows.append((name, str(result.callers), *shown))
     rule = (":--", *["--:"] * (len(_COLUMNS) - 1))
     table = "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
-    return f"{table}\n\n{_origin(run.facts)}"
+    terms = [meaning for term, meaning in _TERMS.items() if term in table]
+    below = " ".join([_origin(run.facts), *terms])
+    return f"{table}\n\n{fill(below, MAX_COLUMNS, break_long_words=False, break_on_hyphens=False)}"
 
 
 def _origin(facts: dict[str, str]) -> str:

@@ -63,7 +63,7 @@ class Tokens:
     def find(self, text: bytes) -> Token | None:
         """Return the token with this *text*, or ``None``.
 
-        The look-up need not take constant time. It compares digests, and a caller cannot choose the bytes of
+        The lookup need not take constant time. It compares digests, and a caller cannot choose the bytes of
         a digest, so its duration says nothing about the text of a stored token.
         """
         return self._by_digest.get(sha256(text).digest())

@@ -39,14 +39,14 @@ def usage(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a client has used of each limit, and what is held. Counts nothing."""
+    """Show what a client has used of each limit, and what is held. Charges nothing."""
     answer = call(url, "GET", f"/v1/clients/{segment(client)}/usage", plan=plan, resource=resource)
     if as_json:
         print_json(answer)
         return
     out.print(printable(f"{client}: {_source(answer['held_to'])}"))
     if answer["windows"]:
-        numbers = (Column(name, justify="right") for name in ("left", "charged", "held", "unused again in"))
+        numbers = (Column(name, justify="right") for name in ("left", "charged", "held", "all free in"))
         table = Table("limit", *numbers)
         for window in answer["windows"]:
             table.add_row(*_cells(window))

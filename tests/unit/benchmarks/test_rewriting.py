@@ -51,6 +51,16 @@ def test_short_table_omits_cases_that_were_not_measured() -> None:
     assert "throttlecrab" not in short_table(run("http-128"))
 
 
+def test_short_table_explains_the_terms_that_it_contains() -> None:
+    both, one = short_table(run(*SHORT_ROWS)), short_table(run("http-128"))
+    for term in ("*Uniform*:", "*Leases off*:"):
+        assert term in " ".join(both.split())
+        assert term in " ".join(one.split())
+    assert "*Zipf(1.0)*:" in both
+    assert "Zipf" not in one
+    assert all(len(line) <= 100 for line in both.splitlines() if not line.startswith("|"))
+
+
 def test_readme_shows_the_run_that_is_kept_beside_the_docs() -> None:
     kept = msgspec.json.decode((PAGE.with_name("benchmark.json")).read_bytes(), type=Run)
     readme = README.read_text()

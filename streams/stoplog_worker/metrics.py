@@ -8,6 +8,9 @@ name                                         label       meaning
                                                          replayed; cached: denied by a gateway's deny cache
 ``stoplog_worker_reservations_total``        result      reservations granted; unsettled: not settled before
                                                          their end, counted with the client's next record
+``stoplog_worker_lease_permits_total``       result      permits of leases granted; unsettled: not reported
+                                                         before the end of their lease, counted with the
+                                                         client's next record
 ``stoplog_worker_updates_total``             result      limit updates found in ``checks``: applied, repeated;
                                                          refused: unsigned, impossible, unknown_key, forged
 ``stoplog_worker_held_partitions``                       partitions whose updates wait for a relay key that
@@ -41,6 +44,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from stoplog.topics import CHECKS, UPDATES
+from stoplog_worker.algorithm.ledger import GRANTED, UNSETTLED
 from stoplog_worker.algorithm.update_authority import REFUSALS
 
 RESULTS: Final = ("allowed", "rejected", "unfit", "replayed")
@@ -57,6 +61,12 @@ class Metrics:
         self.reservations = Counter(
             "stoplog_worker_reservations",
             "Reservations granted, and ended unsettled.",
+            ["result"],
+            registry=r,
+        )
+        self.lease_permits = Counter(
+            "stoplog_worker_lease_permits",
+            "Permits of leases granted, and ended unsettled.",
             ["result"],
             registry=r,
         )
@@ -111,8 +121,9 @@ class Metrics:
         ProcessCollector(registry=r)
         for result in (*RESULTS, "cached"):
             self.checks.labels(result)
-        for result in ("granted", "unsettled"):
+        for result in (GRANTED, UNSETTLED):
             self.reservations.labels(result)
+            self.lease_permits.labels(result)
         for result in ("applied", "repeated", *REFUSALS):
             self.updates.labels(result)
         for result in ("written", "lost"):

@@ -31,7 +31,7 @@ from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, HeldDecision, Settled
 from stoplog_worker.algorithm.adjustments import adjust
 from stoplog_worker.algorithm.holds import close_superseded, decide_with_holds, settle
-from stoplog_worker.algorithm.ledger import Ledger, UpdateEffect
+from stoplog_worker.algorithm.ledger import GRANTED, Ledger, UpdateEffect
 from stoplog_worker.algorithm.sliding_window import decide, is_live, reshape
 from stoplog_worker.algorithm.state_codec import Key, State, state_key
 from stoplog_worker.algorithm.update_authority import WITHOUT_KEYS, Refusal, UpdateAuthority
@@ -299,8 +299,9 @@ def _decide_held(
     if adjustment is not None:
         adjusted, reason = adjust(windows, adjustment, now_ms, refundable=state.refundable)
     decision = decide_with_holds(state, windows, limits, now_ms, check.cost, ask=ask)
-    if reserving and len(state.holds or ()) > holds_before:
-        ledger.granted += 1
+    if ask is not None and len(state.holds or ()) > holds_before:
+        assert decision.grant is not None
+        ledger.hold_counts[ask.kind, GRANTED] += 1 if reserving else decision.grant.units
     charged = decision.allowed and check.cost and not reserving
     if adjustment is not None:
         charged = charged or (adjusted and adjustment.kind == CHARGE)

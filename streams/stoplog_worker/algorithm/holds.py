@@ -49,15 +49,15 @@ _LEASES_PER_WINDOW: Final = 20
 # --- the ends of holds ---
 
 
-def expire_holds(state: State, now_ms: int) -> bool:
-    """Charge the units of all holds that have ended by *now_ms*, each at its end; return whether any has."""
+def expire_holds(state: State, now_ms: int) -> list[Hold]:
+    """Charge the units of all holds that have ended by *now_ms*, each at its end; return these holds."""
     if state.holds is None:
-        return False
+        return []
     ended = state.holds.remove_ended(now_ms)
     for hold in ended:
         _charge(state, hold.end_ms, hold.units)
     _drop_if_empty(state)
-    return bool(ended)
+    return ended
 
 
 def settle(state: State, settlements: Sequence[Settlement], now_ms: int) -> Settled:

@@ -12,6 +12,7 @@ again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -19,8 +20,9 @@ import msgspec
 
 from stoplog.policy import IN_FLIGHT_MS, Limit
 from stoplog.wire.checks import POSITION_BITS, Check
+from stoplog.wire.holds import LEASE
 from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
-from stoplog_worker.algorithm.hold_set import HoldSet
+from stoplog_worker.algorithm.hold_set import SETTLED, HoldSet
 from stoplog_worker.algorithm.holds import expire_holds
 from stoplog_worker.algorithm.policy_history import PolicyHistory
 from stoplog_worker.algorithm.sliding_window import Window, is_live, usage
@@ -40,6 +42,12 @@ from stoplog_worker.algorithm.state_codec import (
 
 IDLE_CLIENT_BYTES: Final = 800
 """Estimated memory of a client with one charge."""
+
+GRANTED: Final = "granted"
+"""A hold was granted."""
+
+UNSETTLED: Final = "unsettled"
+"""A hold came to its end before it was settled, or before all of it was."""
 
 
 class Entries(NamedTuple):
@@ -87,8 +95,9 @@ class Ledger:
         """Estimated memory of all states, bytes, as of when each was last loaded or checkpointed."""
         self.dirty: dict[Key, State] = {}
         """The states that changed since they were last encoded."""
-        self.granted = self.unsettled = 0
-        """Reservations that were granted, and that ended unsettled, since the reader set these to 0."""
+        self.hold_counts: Counter[tuple[int, str]] = Counter()
+        """What happened to holds since the reader cleared this, by kind and by :data:`GRANTED` or
+        :data:`UNSETTLED`: the number of reservations, and the units of leases."""
         self._marker_overwritten = False
 
     def over_budget(self, keep: int) -> bool:
@@ -216,10 +225,11 @@ class Ledger:
 
     def expire_holds(self, state: State) -> bool:
         """End the holds of *state* that are over; return whether there were any."""
-        open_before = state.holds.reservations if state.holds is not None else 0
         ended = expire_holds(state, self.clock_ms)
-        self.unsettled += open_before - (state.holds.reservations if state.holds is not None else 0)
-        return ended
+        for hold in ended:
+            if hold.kind != SETTLED:
+                self.hold_counts[hold.kind, UNSETTLED] += hold.units if hold.kind == LEASE else 1
+        return bool(ended)
 
     def usage_report(self, check: Check) -> dict[str, Any]:
         """Return what the reply to a single check of cost 0 contains in addition, after it was decided.

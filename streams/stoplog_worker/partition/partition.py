@@ -12,7 +12,7 @@ from stoplog.errors import RecordError, UndecodableRecord
 from stoplog.wire.audit import source_of
 from stoplog.wire.checks import POSITION_BITS, Batch, Denials, SingleCheck, reply_address
 from stoplog.wire.format import headers_of
-from stoplog.wire.holds import SettlementBatch
+from stoplog.wire.holds import LEASE, RESERVATION, SettlementBatch
 from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
 from stoplog.wire.partition_count import PartitionCount
 from stoplog.wire.replies import (
@@ -101,6 +101,7 @@ class Partition:
         self._answer_from = answer_from
         self._tracing = tracing
         self._result_counters = [metrics.checks.labels(result) for result in RESULTS]
+        self._hold_counters = {RESERVATION: metrics.reservations, LEASE: metrics.lease_permits}
         self._find_fault = fault_finder(number, partitions)
         read = partial(read_in_background, settings.connection)
         self.repair = ChangelogRepair(self.ledger, store, producers.changelogs, metrics, read)
@@ -160,10 +161,10 @@ class Partition:
         folded = fold(ledger, offset, stamp_ms, message.value(), self._find_fault, self._authority)
         self._judged += len(folded.answers)
         self._metrics.records.inc()
-        if ledger.granted or ledger.unsettled:
-            self._metrics.reservations.labels("granted").inc(ledger.granted)
-            self._metrics.reservations.labels("unsettled").inc(ledger.unsettled)
-            ledger.granted = ledger.unsettled = 0
+        if ledger.hold_counts:
+            for (kind, result), count in ledger.hold_counts.items():
+                self._hold_counters[kind].labels(result).inc(count)
+            ledger.hold_counts.clear()
         if offset < self._answer_from:
             return
         if folded.record is None:

@@ -118,32 +118,38 @@ def test_batch_with_holds_before_they_are_enabled_is_answered_with_the_reason() 
     assert sent.letters == [reply.error]
 
 
-def test_reservations_that_end_unsettled_are_counted() -> None:
+def test_reservations_and_permits_that_end_unsettled_are_counted() -> None:
     sent, metrics = Sent(), Metrics()
     first = Marker(0, 0, -1, -1, "topic", parse_policy("100/minute"))
     producers, store = cast("Producers", sent), MemoryStore(PARTITION)
     count = PartitionCount(PARTITIONS)
     one = Partition(Settings(), count, store, first, producers, metrics, keys=unkeyed(), workers=alone())
 
-    def counted() -> dict[str, float]:
-        [family] = metrics.reservations.collect()
-        return {it.labels["result"]: it.value for it in family.samples if it.name.endswith("_total")}
+    def counted() -> list[dict[str, float]]:
+        """Return the counts of reservations, and of permits."""
+        return [
+            {it.labels["result"]: it.value for it in family.samples if it.name.endswith("_total")}
+            for counter in (metrics.reservations, metrics.lease_permits)
+            for family in counter.collect()
+        ]
 
     def reserve(offset: int, number: int, ttl_ms: int, kind: Literal[0, 1] = RESERVATION) -> None:
         ask = Ask(kind, (7, number, 0), number * (kind == LEASE), 5 * (kind == LEASE), ttl_ms)
         batch = Batch(0, 7, number, [Check(CLIENT, 1)], [HoldRow(0, ask)])
         one.take(Message(offset, encode_batch(batch), stamp_ms=START))
 
-    assert counted() == {"granted": 0, "unsettled": 0}
+    assert counted() == [{"granted": 0, "unsettled": 0}] * 2
     one.take(Message(0, encode_update(enabling_update()), stamp_ms=START))
     for number, ttl_ms in ((1, 500), (2, 500), (3, 9_000), (4, 9_000)):
         reserve(number, number, ttl_ms)
     reserve(5, 5, 3_000, LEASE)
-    assert counted() == {"granted": 4, "unsettled": 0}
-    settled = [SettlementRow(CLIENT, "", (Settlement((7, 1, 0), 1), Settlement((7, 3, 0), 0)))]
+    assert counted() == [{"granted": 4, "unsettled": 0}, {"granted": 5, "unsettled": 0}]
+    reserve(5, 5, 3_000, LEASE)  # read again
+    ids = Settlement((7, 1, 0), 1), Settlement((7, 3, 0), 0), Settlement((7, 5, 0), 2, True)
+    settled = [SettlementRow(CLIENT, "", ids)]
     one.take(Message(6, encode_settlements(SettlementBatch(0, 7, 6, settled)), stamp_ms=START))
     one.take(Message(7, encode_batch(Batch(0, 7, 7, [Check(CLIENT, 0)])), stamp_ms=START + 4_000))
-    assert counted() == {"granted": 4, "unsettled": 1}, "one was settled, and a lease is none"
+    assert counted() == [{"granted": 4, "unsettled": 1}, {"granted": 5, "unsettled": 3}]
     reset = Update(1, "reset", CLIENT, "", None)
     one.take(Message(8, encode_update(reset), stamp_ms=START + 20_000))
-    assert counted() == {"granted": 4, "unsettled": 2}
+    assert counted() == [{"granted": 4, "unsettled": 2}, {"granted": 5, "unsettled": 3}]

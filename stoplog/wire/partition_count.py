@@ -37,7 +37,9 @@ class _Versioned(msgspec.Struct):
     version: int
 
 
-Number = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+MAX_PARTITIONS: Final = 1_000_000
+
+Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARTITIONS)]
 
 
 class PartitionCount(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -77,6 +79,11 @@ def decode_partition_count(value: bytes) -> PartitionCount:
         version = _version.decode(value).version
         if version != VERSION:
             raise UndecodableRecord(f"format version {version} is not known here; upgrade this program")
-        return _count.decode(value)
+        count = _count.decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         raise UndecodableRecord(f"not a number of partitions: {exc}") from exc
+    if count.partitions % count.first:
+        raise UndecodableRecord(
+            f"not a number of partitions: {count.partitions} is no multiple of the first, {count.first}"
+        )
+    return count

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from stoplog_gateway.local.kafka_broker import Broker
+from stoplog_worker.growth.grow import grow
+from stoplog_worker.settings import Settings
 
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
@@ -139,3 +141,45 @@ def test_counts_limits_and_plans_continue_when_partitions_grow(broker: Broker, t
             verified = stoplog("verify", "--seconds", "5", "--json", env=growing.env)
         assert verified.returncode == 0, verified.stdout + verified.stderr
         assert not any(process.lines("WARNING") for process in system.processes), system.logs()
+
+
+def test_interrupted_command_begins_again_after_the_system_has_run(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = topics_file(tmp_path / "topics.yaml", 1)
+    settings = {"topics": topics, "deadline_ms": 4_000, "lease_max_ms": 0, "default_limits": "100/hour"}
+    env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap, STOPLOG_TOPICS=str(topics))
+    assert stoplog("topics", "create", env=env).returncode == 0
+    with ExitStack() as stack:
+        system = System(broker, tmp_path, stack, **settings)
+        system.add_worker()
+        system.add_gateway()
+        system.wait_ready()
+        growing = Growing(system, tmp_path)
+        growing.set_limits(500)
+        growing.set_plan(300)
+        growing.spend(3)
+        growing.stop()
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("stoplog_worker.growth.grow.write_partition_count", killed)
+        with pytest.raises(KeyboardInterrupt):
+            grow(Settings(kafka=broker.bootstrap, topics=topics), 2, lambda *_: None)
+
+        growing.start()
+        growing.spend(1)
+        gateway = system.gateways[0]
+        for client in WITH_LIMITS:
+            assert gateway.http.delete(f"/v1/limits/{client}").status_code == 200
+        for client in CLIENTS[::2]:
+            assert gateway.http.post(f"/v1/clients/{client}/reset").status_code == 200
+            growing.spent[client] = 0
+        growing.limit = 100  # the default again
+        growing.stop()
+        grown = growing.grow(2)
+        assert grown.returncode == 0, grown.stderr
+        growing.start()
+        growing.spend(1)
+        assert {one["kind"] for one in gateway.http.get("/v1/limits").json()["items"]} == {"plan"}

@@ -76,14 +76,15 @@ def verify(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -
         out.print(difference if difference is not None else f"they agree with {settings.topics}")
 
 
-@app.command(epilog=examples("stoplog topics grow 4"))
+@app.command(epilog=examples("stoplog topics grow 8"))
 def grow(
-    number: Annotated[int, typer.Argument(help="Number of partitions: a multiple of the present one.")],
+    number: Annotated[int, typer.Argument(help="Number of partitions: a multiple of the current one.")],
     as_json: AsJson = False,
 ) -> None:
     """Split the partitions into NUMBER, while no gateway and no worker runs.
 
-    Exit status: 0 done, 1 not possible now, 2 NUMBER is no multiple of the present number.
+    Exit status: 0 done, 1 not possible now, 2 NUMBER is no multiple of the current number, or a setting is
+    invalid.
     """
     require("worker")
     # Replace this process by another program: the gateway's package imports nothing of the worker's.

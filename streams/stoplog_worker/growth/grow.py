@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
@@ -30,12 +30,15 @@ from stoplog.lanes import DEFAULT_LANE, with_lanes
 from stoplog.topics import CHECKS, NODES, UPDATES, load_topics
 from stoplog.wire.format import headers_of
 from stoplog.wire.heartbeats import HEARTBEAT_S, decode_heartbeat
-from stoplog.wire.partition_count import PartitionCount
+from stoplog.wire.partition_count import MAX_PARTITIONS, PartitionCount
+from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.growth.limits import COPIED, LimitsCopy, overwrite_moved, read_updates
 from stoplog_worker.growth.split import FILLER, FIRST_OFFSET, new_partitions
 from stoplog_worker.growth.states import (
     WriteEntry,
+    clear,
     policies_in,
+    read_marker,
     read_store,
     write_marker,
     write_policies,
@@ -86,26 +89,20 @@ class Grown(NamedTuple):
 
 
 class _Lane(NamedTuple):
-    """One lane's tables of an old partition, and how to write to its changelogs."""
+    """One lane's tables of a partition, and how to write to its changelogs."""
 
-    name: str
     store: PartitionStore
     write: WriteEntry
-
-
-class _Place(NamedTuple):
-    """An old partition in all lanes, the default one first."""
-
-    number: int
-    lanes: list[_Lane]
 
 
 def check_number(before: int, after: int) -> None:
     """Refuse a number of partitions that does not split those that exist.
 
     Raises:
-        InvalidInput: *after* is no multiple of *before*.
+        InvalidInput: *after* is no multiple of *before*, or too large.
     """
+    if after > MAX_PARTITIONS:
+        raise InvalidInput("number of partitions", f"{after} is too large", f"use at most {MAX_PARTITIONS:,}")
     if after < before or after % before:
         times = after // before
         nearest = sorted({max(2, times) * before, max(2, times + 1) * before})
@@ -146,11 +143,13 @@ def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
     lanes, states, limits = 0, 0, 0
     try:
         if number != before.partitions:
-            _refuse_live_nodes(reader, on_progress)
-            with ExitStack() as stack:
-                split = _Split(settings, reader, writer, before, after, stack)
-                states, limits = split.run()
-                lanes = len(split.lanes)
+            nodes = _Nodes(reader)
+            nodes.watch(on_progress)
+            split = _Split(settings, reader, writer, before, after)
+            states, limits = split.run()
+            lanes = len(split.lanes)
+            nodes.refuse_live()
+            split.refuse_new_records()
             write_partition_count(connection, after)
         for partition in range(number):
             overwrite_moved(reader, writer, partition, after)
@@ -169,7 +168,6 @@ class _Split:
         writer: Writer,
         before: PartitionCount,
         after: PartitionCount,
-        stack: ExitStack,
     ) -> None:
         self._reader = reader
         self._writer = writer
@@ -179,26 +177,12 @@ class _Split:
         self._present = topic_names(self._admin)
         self.lanes = lanes_of(self._present)
         self._specs = with_lanes(load_topics(settings.topics), self.lanes)
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="stoplog-grow-")))
-        self._places = [
-            _Place(number, [self._open(lane, number, folder, stack) for lane in self.lanes])
-            for number in range(self._before)
-        ]
-
-    def _open(self, name: str, partition: int, folder: Path, stack: ExitStack) -> _Lane:
-        topics = changelogs(name)
-        own = folder / f"{partition}-{name or DEFAULT_LANE}"
-        own.mkdir()
-        store = stack.enter_context(closing(read_store(self._reader, topics, partition, own)))
-
-        def write(table: str, partition: int, key: bytes, value: bytes) -> None:
-            self._writer.write(topics[table], partition, key, value)
-
-        return _Lane(name, store, write)
+        self._ends: dict[tuple[str, int], int] = {}
+        """Where the topics ended when their content was read."""
 
     def run(self) -> tuple[int, int]:
         """Copy; return how many states and limits were copied."""
-        decided = [place for place in self._places if self._is_decided(place)]
+        markers = {number: self._marker(number) for number in range(self._before)}
         copartitioned = {spec.name for spec in self._specs.values() if spec.copartitioned}
         topics = sorted(copartitioned & self._present)  # a system of an older release has no audit
         add_partitions(self._admin, topics, self._after.partitions)
@@ -209,26 +193,73 @@ class _Split:
                 self._await_leader(topic, new)
         for new in range(self._before, self._after.partitions):
             self._begin_log(new)
-        totals = [self._split(place) for place in decided]
+            self._clear(new)
+        totals = [self._split(number, marker) for number, marker in markers.items() if marker is not None]
         return sum(states for states, _ in totals), sum(limits for _, limits in totals)
 
-    def _is_decided(self, place: _Place) -> bool:
-        """Return whether the partition has a state, which then contains everything in its log.
+    def refuse_new_records(self) -> None:
+        """Refuse to go on if an old partition has got records that were not copied.
+
+        Raises:
+            TopicError: It has.
+        """
+        for (topic, number), end in self._ends.items():
+            now = self._reader.offset_range(topic, number)[1]
+            if now != end:
+                raise TopicError(
+                    f"{topic}[{number}] has got {now - end} records while the partitions were split: stop "
+                    f"all producers of {topic}, start the workers, and grow again from the first step"
+                )
+
+    def _marker(self, number: int) -> Marker | None:
+        """Return the marker of an old partition, whose whole log is decided; ``None`` if there is no log.
 
         Raises:
             TopicError: A lane has not decided everything.
         """
-        low, end = self._reader.offset_range(CHECKS, place.number)
-        for lane in place.lanes:
-            marker = lane.store.marker()
-            reached = marker.next_offset if marker is not None else low
+        ends = {topic: self._reader.offset_range(topic, number) for topic in (CHECKS, UPDATES)}
+        self._ends |= {(topic, number): end for topic, (_, end) in ends.items()}
+        markers = {lane: read_marker(self._reader, changelogs(lane), number) for lane in self.lanes}
+        if not any(markers.values()) and all(low == end for low, end in ends.values()):
+            return None
+        _, end = ends[CHECKS]
+        for lane, marker in markers.items():
+            reached = marker.next_offset if marker is not None else -1
             if reached < end:
+                name = lane or DEFAULT_LANE
                 raise TopicError(
-                    f"{CHECKS}[{place.number}] has {end - reached} records that lane "
-                    f"{lane.name or DEFAULT_LANE} has not decided: start its workers, wait until `stoplog "
-                    f"status` shows no lag, stop them with SIGTERM, and run the command again"
+                    f"lane {name} has not decided all of {CHECKS}[{number}] (it is at {max(0, reached)} of "
+                    f"{end}): start its workers, wait until their metric stoplog_worker_record_lag is 0, "
+                    f"stop them with SIGTERM, and run the command again. If there is no lane {name} any "
+                    f"more, delete its changelogs"
                 )
-        return place.lanes[0].store.marker() is not None
+        return markers[""]
+
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[list[_Lane]]:
+        """Read every lane's tables of a partition, the default lane's first."""
+        with TemporaryDirectory(prefix="stoplog-grow-") as folder, ExitStack() as stack:
+            yield [self._open(lane, number, Path(folder), stack) for lane in self.lanes]
+
+    def _open(self, lane: str, number: int, folder: Path, stack: ExitStack) -> _Lane:
+        topics, own = changelogs(lane), folder / (lane or DEFAULT_LANE)
+        own.mkdir()
+        store = stack.enter_context(closing(read_store(self._reader, topics, number, own)))
+
+        def write(table: str, partition: int, key: bytes, value: bytes) -> None:
+            self._writer.write(topics[table], partition, key, value)
+
+        return _Lane(store, write)
+
+    def _clear(self, new: int) -> None:
+        """Empty what an interrupted attempt has written to a new partition."""
+        LimitsCopy(self._reader, self._writer, new, self._after).clear()
+        topics = [topic for lane in self.lanes for topic in changelogs(lane).values()]
+        if any(self._reader.offset_range(topic, new)[1] for topic in topics):
+            with self._opened(new) as lanes:
+                for lane in lanes:
+                    clear(lane.store, lane.write)
+        self._writer.flush()
 
     def _await_leader(self, topic: str, partition: int) -> None:
         """Wait until the leader of a partition that was just added answers."""
@@ -251,62 +282,84 @@ class _Split:
             low, end = self._reader.offset_range(CHECKS, new)
         if low:
             return
-        first, *others = self._reader.read(CHECKS, new, 0, end)
-        if first.value() != FILLER and not any(COPIED in (headers_of(other) or []) for other in others):
+        records = self._reader.read(CHECKS, new, 0, end)
+        first = next(records)
+        if first.value() != FILLER and not any(COPIED in (headers_of(one) or []) for one in records):
             # Another producer was quicker. Its record will not be decided at offset 0, so it comes again.
             self._writer.write(CHECKS, new, first.key(), first.value(), [COPIED])
             self._writer.flush()
 
-    def _split(self, place: _Place) -> tuple[int, int]:
-        default = place.lanes[0].store
-        marker = default.marker()
-        assert marker is not None
-        in_force = policies_in(default)
-        waiting = list(read_updates(self._reader, place.number, marker.applied + 1))
-        states = sum(
-            write_states(lane.store, lane.write, self._before, self._after.partitions) for lane in place.lanes
-        )
-        limits = 0
-        for new in new_partitions(place.number, self._before, self._after.partitions):
-            copy = LimitsCopy(self._reader, self._writer, new, self._after)
-            versions, applied = copy.write(place.number, in_force, waiting)
-            limits += len(versions)
-            first, _ = self._reader.offset_range(CHECKS, new)
-            for lane in place.lanes:
-                write_policies(lane.store, lane.write, new, versions)
-                self._writer.flush()  # a marker is the last entry: everything else is there
-                write_marker(lane.store, lane.write, new, max(first, FIRST_OFFSET), applied)
-        self._writer.flush()
+    def _first_offset(self, new: int, stamp_ms: int) -> int:
+        """Return the first offset to decide in ``checks``. Records from before *stamp_ms* are left out."""
+        low, end = self._reader.offset_range(CHECKS, new)
+        start = max(low, FIRST_OFFSET)
+        for message in self._reader.read(CHECKS, new, start, end):
+            if message.timestamp()[1] >= stamp_ms:
+                return int(message.offset())
+        return max(start, end)
+
+    def _split(self, number: int, marker: Marker) -> tuple[int, int]:
+        waiting = list(read_updates(self._reader, number, marker.applied + 1))
+        with self._opened(number) as lanes:
+            in_force = policies_in(lanes[0].store)
+            states = sum(
+                write_states(lane.store, lane.write, self._before, self._after.partitions) for lane in lanes
+            )
+            limits = 0
+            for new in new_partitions(number, self._before, self._after.partitions):
+                copy = LimitsCopy(self._reader, self._writer, new, self._after)
+                versions, applied = copy.write(marker.stamp_ms, in_force, waiting)
+                limits += len(versions)
+                first = self._first_offset(new, marker.stamp_ms)
+                for lane in lanes:
+                    write_policies(lane.store, lane.write, new, versions)
+                    self._writer.flush()  # a marker is the last entry: everything else is there
+                    write_marker(lane.store, lane.write, new, first, applied)
+            self._writer.flush()
         return states, limits
 
 
-def _refuse_live_nodes(reader: ProgressReader, on_progress: OnProgress) -> None:
-    """Watch the heartbeats for a while.
+class _Nodes:
+    """Looks for workers, gateways and programs with the SDK that run."""
 
-    Raises:
-        TopicError: A node is alive.
-    """
-    _, start = reader.offset_range(NODES, 0)
-    began = monotonic()
-    while (passed := monotonic() - began) < _ALIVE_S:
-        on_progress("looking for workers and gateways that run", passed, _ALIVE_S)
-        sleep(_POLL_S)
-    _, end = reader.offset_range(NODES, 0)
-    alive = set()
-    for message in reader.read(NODES, 0, start, end):
-        try:
-            heartbeat = decode_heartbeat(message.value())
-        except UndecodableRecord:
-            continue
-        if heartbeat.stopping:
-            alive.discard(heartbeat.id)
-        else:
-            alive.add(heartbeat.id)
-    if alive:
-        raise TopicError(
-            f"still running: {', '.join(sorted(alive))}. Stop the gateways first, then the workers of all "
-            f"lanes, with SIGTERM, and run the command again"
-        )
+    def __init__(self, reader: ProgressReader) -> None:
+        self._reader = reader
+        _, self._start = reader.offset_range(NODES, 0)
+
+    def watch(self, on_progress: OnProgress) -> None:
+        """Wait until every node that is alive must have sent a heartbeat.
+
+        Raises:
+            TopicError: A node is alive.
+        """
+        began = monotonic()
+        while (passed := monotonic() - began) < _ALIVE_S:
+            on_progress("looking for workers and gateways that run", passed, _ALIVE_S)
+            sleep(_POLL_S)
+        self.refuse_live()
+
+    def refuse_live(self) -> None:
+        """Refuse to go on if a node has sent a heartbeat since the beginning that was not its last.
+
+        Raises:
+            TopicError: A node has.
+        """
+        _, end = self._reader.offset_range(NODES, 0)
+        alive = set()
+        for message in self._reader.read(NODES, 0, self._start, end):
+            try:
+                heartbeat = decode_heartbeat(message.value())
+            except UndecodableRecord:
+                continue
+            if heartbeat.stopping:
+                alive.discard(heartbeat.id)
+            else:
+                alive.add(heartbeat.id)
+        if alive:
+            raise TopicError(
+                f"still running: {', '.join(sorted(alive))}. Stop gateways and programs with the SDK first, "
+                f"then the workers of all lanes, with SIGTERM, and run the command again"
+            )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -318,7 +371,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with progress_bar(_err) as on_progress:
             grown = grow(Settings(), options.number, on_progress)
-    except (StoplogError, ValidationError) as exc:
+    except (StoplogError, ValidationError, OSError) as exc:
         _err.print(f"stoplog: {exc}", style="red", markup=False)
         return EXIT_USAGE if isinstance(exc, InvalidInput | SettingsError | ValidationError) else EXIT_FAILED
     if options.as_json:
@@ -335,7 +388,8 @@ def main(arguments: Sequence[str]) -> int:
         _out.print(f"clients are hashed over {grown.after.partitions} partitions already")
     else:
         _out.print(
-            f"clients are hashed over {grown.after.partitions} partitions: {grown.states:,} states and "
-            f"{grown.limits:,} limits were copied in {grown.seconds:.1f} s. Start workers and gateways again"
+            f"clients are now hashed over {grown.after.partitions} partitions: {grown.states:,} states and "
+            f"{grown.limits:,} limits were copied in {grown.seconds:.1f} s. Start the workers, then the "
+            f"gateways"
         )
     return 0

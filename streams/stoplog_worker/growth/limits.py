@@ -1,13 +1,13 @@
 """Write the limits that a new partition needs to its partition of ``limit-updates``.
 
-Three groups of records, in this order:
+Two groups of records, in this order:
 
 1. The limits in force in the old partition. The new partition's marker covers them, so no worker relays them.
    Their offsets are the versions of the limits in the new partition.
-2. What other producers have written there since the partition exists. It is newer, so it comes again.
-3. The updates that the old partition's owner has not relayed yet.
+2. The updates that no worker has relayed yet, in the order in which they were written: those in the old
+   partition, and those that another producer has written to the new one meanwhile.
 
-Workers relay the second and third group after the start.
+Workers relay the second group after the start.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from stoplog.wire.limit_updates import (
     MOVED,
     Update,
     UpdateKey,
+    copied_version,
     decode_update,
     encode_update_key,
     encode_update_value,
@@ -46,13 +47,15 @@ class UpdateRecord(NamedTuple):
     """An update in ``limit-updates``, as it was written.
 
     Attributes:
-        offset: Its offset.
+        partition: The partition that has it.
+        stamp_ms: The broker's timestamp, ms since the Unix epoch.
         update: The update.
         value: The record's value.
         headers: The record's headers.
     """
 
-    offset: int
+    partition: int
+    stamp_ms: int
     update: Update
     value: bytes | None
     headers: Headers
@@ -79,7 +82,7 @@ def read_updates(reader: ProgressReader, partition: int, start: int = 0) -> Iter
             update = decode_update(message.offset(), key, value, headers)
         except UndecodableRecord:
             continue  # the owner of the partition has copied it to the dead letters
-        yield UpdateRecord(message.offset(), update, value, headers)
+        yield UpdateRecord(partition, message.timestamp()[1], update, value, headers)
 
 
 class LimitsCopy:
@@ -98,14 +101,29 @@ class LimitsCopy:
         self._partition = partition
         self._count = count
 
+    def clear(self) -> None:
+        """Delete the limits that an interrupted attempt has written.
+
+        Raises:
+            Unavailable: The broker does not answer.
+        """
+        copied = {
+            one.update.key
+            for one in read_updates(self._reader, self._partition)
+            if COPIED in one.headers and one.update.kind != "reset"
+        }
+        for key in copied:
+            self._send(encode_update_key(key), None, [])
+
     def write(
-        self, old: int, in_force: Mapping[UpdateKey, PolicyChange], waiting: Iterable[UpdateRecord]
+        self, stamp_ms: int, in_force: Mapping[UpdateKey, PolicyChange], waiting: Iterable[UpdateRecord]
     ) -> tuple[Versions, int]:
-        """Write the three groups.
+        """Write the two groups.
 
         Args:
-            old: The old partition.
-            in_force: The last change of each policy there.
+            stamp_ms: The timestamp of the last record that was decided. A record that another producer wrote
+                to the new partition before is not repeated: the limits in force are newer.
+            in_force: The last change of each policy in the old partition.
             waiting: The updates that its owner has not relayed.
 
         Returns:
@@ -125,24 +143,27 @@ class LimitsCopy:
                 self._send(encode_update_key(key), encode_update_value(policy), order)
         written = self._writer.flush()
         _, end = self._reader.offset_range(UPDATES, self._partition)
-        newer = [one for one in read_updates(self._reader, self._partition) if COPIED not in one.headers]
-        for record in newer:
-            if record.offset < end:
+        early = [
+            one
+            for one in read_updates(self._reader, self._partition)
+            if COPIED not in one.headers and one.stamp_ms >= stamp_ms
+        ]
+        for record in sorted([*waiting, *early], key=lambda one: one.stamp_ms):
+            if self._concerns(record):
                 self._repeat(record)
-        for record in waiting:
-            if (
-                record.client is None
-                or partition_of(record.client, self._count.partitions) == self._partition
-            ):
-                self._repeat(record, old)
         self._writer.flush()
         versions = {key: written[encode_update_key(key)] for key, _, policy in wanted if policy is not None}
         return versions, end - 1
 
-    def _repeat(self, record: UpdateRecord, old: int | None = None) -> None:
+    def _concerns(self, record: UpdateRecord) -> bool:
+        if copied_version(record.headers) >= 0:  # it repeats an update, under that one's version
+            return False
+        return record.client is None or partition_of(record.client, self._count.partitions) == self._partition
+
+    def _repeat(self, record: UpdateRecord) -> None:
         update, headers = record.update, record.headers
-        if record.client is None and home_of(update.kind, update.id, self._count.first) == old:
-            headers = [*headers, order_header(record.offset)]
+        if record.client is None and home_of(update.kind, update.id, self._count.first) == record.partition:
+            headers = [*headers, order_header(update.version)]
         self._send(encode_update_key(update.key), record.value, headers)
 
     def _send(self, key: bytes, value: bytes | None, headers: Headers) -> None:

@@ -11,10 +11,15 @@ from stoplog.topics import CHECKS
 from stoplog.wire.limit_updates import ENABLE_HOLDS, UpdateKey
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
+    NEVER_SET,
+    Marker,
     PolicyChange,
     decode_history,
+    decode_marker,
+    encode_history,
     encode_marker,
     encode_policy_key,
+    without_charges,
 )
 from stoplog_worker.growth.limits import Versions
 from stoplog_worker.growth.split import (
@@ -26,7 +31,7 @@ from stoplog_worker.growth.split import (
 )
 from stoplog_worker.kafka.progress_reader import ProgressReader
 from stoplog_worker.restore.merge_changelog import merge_changelog
-from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 
 WriteEntry = Callable[[str, int, bytes, bytes], None]
 """Writes an entry to the lane's changelog: table, partition, key and value."""
@@ -43,10 +48,43 @@ def read_store(
     paths = {table: folder / table for table in TABLES}
     store = PartitionStore(partition, lambda path: Rdict(str(path), Options(raw_mode=True)), paths)
     store.log_end = lambda: reader.offset_range(CHECKS, partition)[1]
-    for table in TABLES:
+    for table in (POLICIES, COUNTERS):  # a marker comes after all states that it covers
         _, end = reader.offset_range(changelogs[table], partition)
         merge_changelog(reader, changelogs[table], store, table, end)
     return store
+
+
+def read_marker(reader: ProgressReader, changelogs: Mapping[str, str], partition: int) -> Marker | None:
+    """Return one lane's last marker in *partition*; ``None`` if it has decided nothing there.
+
+    Raises:
+        Unavailable: The broker does not answer.
+    """
+    topic, last = changelogs[POLICIES], None
+    low, end = reader.offset_range(topic, partition)
+    for message in reader.read(topic, partition, low, end):
+        entry = Record(message.offset(), message.key(), message.value()).entry(POLICIES)
+        if entry is not None and entry[0] == MARKER_KEY:
+            found = decode_marker(entry[1])
+            if last is None or found.next_offset >= last.next_offset:
+                last = found
+    return last
+
+
+def clear(store: PartitionStore, write: WriteEntry) -> None:
+    """Empty what an interrupted attempt has written to a new partition, so that it can be written again.
+
+    The system may have run since. A limit may have been deleted, and a client reset.
+
+    Args:
+        store: The tables of the new partition.
+        write: Writes an entry.
+    """
+    for key, value in store.items(COUNTERS):
+        write(COUNTERS, store.partition, key, without_charges(value))
+    for key, _ in store.items(POLICIES):
+        if key != MARKER_KEY:
+            write(POLICIES, store.partition, key, encode_history([NEVER_SET], 0))
 
 
 def policies_in(store: PartitionStore) -> dict[UpdateKey, PolicyChange]:

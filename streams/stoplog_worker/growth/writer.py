@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException
 from stoplog.errors import Unavailable
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.connection import KafkaConnection
+from stoplog.topics import UPDATES
 
 _SEND_TIMEOUT_MS: Final = 60_000
 _POLL_S: Final = 0.02
@@ -51,7 +52,7 @@ class Writer:
         def delivered(error: Any, message: Any) -> None:
             if error is not None:
                 self._error = error
-            elif key is not None:
+            elif key is not None and topic == UPDATES:
                 self._offsets[key] = message.offset()
 
         while True:
@@ -66,7 +67,7 @@ class Writer:
                 raise self._unavailable(exc.args[0]) from exc
 
     def flush(self) -> dict[bytes, int]:
-        """Wait for all records; return the last offset of each key that was written since the last call.
+        """Wait for all records; return the last offset of each key in ``limit-updates`` since the last call.
 
         Raises:
             Unavailable: A record could not be written.

@@ -8,7 +8,6 @@ every program reads the number from its record (:mod:`stoplog.wire.partition_cou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from time import monotonic, sleep
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -26,9 +25,6 @@ from stoplog.wire.partition_count import (
     encode_partition_count,
 )
 
-_TIMEOUT_S: Final = 10.0
-"""Seconds until an attempt to read fails."""
-
 _WRITE_TIMEOUT_S: Final = 60.0
 """Seconds after which a write fails.
 
@@ -38,12 +34,6 @@ Three brokers that create a thousand replicas together take some ten seconds for
 
 _MAX_RECORDS: Final = 1_000
 """Records taken at once. Only their keys are compared, so a million records take a few seconds."""
-
-_RETRY_S: Final = 0.1
-"""Seconds between two attempts while the partition has no leader."""
-
-_LEADERLESS: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
-"""A topic that was just created answers so for a moment."""
 
 _MISSING: Final = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 
@@ -68,11 +58,8 @@ class PartitionCountReader:
             Unavailable: The broker did not answer.
         """
         with PartitionReader(self._connection, most=_MAX_RECORDS) as reader:
-            give_up_at = monotonic() + _TIMEOUT_S
-            while (error := self._attempt(reader)) is not None:
-                if error.code() not in _LEADERLESS or monotonic() > give_up_at:
-                    raise Unavailable(f"{UPDATES} cannot be read: {self._connection.explain(error)}")
-                sleep(_RETRY_S)
+            if (error := self._attempt(reader)) is not None:
+                raise Unavailable(f"{UPDATES} cannot be read: {self._connection.explain(error)}")
         if self._value is None:
             return None
         try:

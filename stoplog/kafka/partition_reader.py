@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from time import sleep
-from typing import Any, Final, Self
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from time import monotonic, sleep
+from typing import Any, Final, Self, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
@@ -14,11 +14,22 @@ from stoplog.kafka import clients
 from stoplog.kafka.batch_skipper import BatchSkipper, drain, is_unreadable
 from stoplog.kafka.connection import KafkaConnection
 
+T = TypeVar("T")
+
 TIMEOUT_S: Final = 10.0
 """Seconds without an answer or a record after which a read fails."""
 
 _CONNECT_S: Final = 5.0
 """Seconds to wait for the first answer of a broker, so that a failure is explained within 10 s."""
+
+_LEADER_S: Final = 10.0
+"""Seconds to wait for the leader of a partition. A topic that was just created has none for a moment, and a
+broker that was started again does not lead at once."""
+
+_RETRY_S: Final = 0.1
+"""Seconds between two attempts while there is no leader."""
+
+_LEADERLESS: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 _FETCH_WAIT_MS: Final = 10
 """Milliseconds that the broker may wait for more records."""
@@ -51,11 +62,13 @@ class PartitionReader:
             KafkaException: No broker answered, or a topic does not exist or may not be described. Later calls
                 do not tell these two apart.
         """
-        with self._reporting():
-            for topic in topics:
-                error = self._consumer.list_topics(topic, _CONNECT_S).topics[topic].error
-                if error is not None:
-                    raise KafkaException(error)
+        for topic in topics:
+            self._with_leader(partial(self._describe, topic))
+
+    def _describe(self, topic: str) -> None:
+        error = self._consumer.list_topics(topic, _CONNECT_S).topics[topic].error
+        if error is not None:
+            raise KafkaException(error)
 
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the partition's first offset, and the one after its last.
@@ -63,18 +76,26 @@ class PartitionReader:
         Raises:
             KafkaException: The broker did not answer, or there is no such partition.
         """
-        with self._reporting():
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT_S)
+        place = TopicPartition(topic, partition)
+        low, high = self._with_leader(lambda: self._consumer.get_watermark_offsets(place, TIMEOUT_S))
         return low, high
 
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Have the errors of connections reported before a failure is raised, because they explain it."""
-        try:
-            yield
-        except KafkaException:
-            self._consumer.poll(0)
-            raise
+    def _with_leader(self, ask: Callable[[], T]) -> T:
+        """Return what *ask* returns, once the partition has a leader.
+
+        Raises:
+            KafkaException: It has failed, or there is no leader after :data:`_LEADER_S`. The errors of
+                connections, which explain it, were reported before.
+        """
+        give_up_at = monotonic() + _LEADER_S
+        while True:
+            try:
+                return ask()
+            except KafkaException as exc:
+                if exc.args[0].code() not in _LEADERLESS or monotonic() > give_up_at:
+                    self._consumer.poll(0)
+                    raise
+            sleep(_RETRY_S)
 
     def read(self, topic: str, partition: int, start: int, end: int | None = None) -> Iterator[Any]:
         """Yield the records of a partition. Batches that cannot be decompressed are skipped.

@@ -28,7 +28,7 @@ TAGGED: Final = [
     ("README.md", "checkout", 2),  # installs, or runs all tests
     ("docs/benchmarks.md", "checkout", 1),  # half an hour
     ("docs/kafka.md", "cluster", 5),
-    ("docs/operations.md", "cluster", 3),
+    ("docs/operations.md", "cluster", 4),
     ("docs/operations.md", "docker", 1),
     ("docs/python-sdk.md", "checkout", 1),
     ("docs/runbook.md", "cluster", 1),

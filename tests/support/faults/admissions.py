@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from stoplog_worker.algorithm.fold import Answer
 from stoplog_worker.verify.replay import Record
@@ -14,8 +14,13 @@ from stoplog.policy import Policy
 from stoplog.wire.checks import Batch, decode_checks_record
 from stoplog.wire.holds import HoldId, Settlement, SettlementBatch
 from stoplog.wire.limit_updates import Update
-from stoplog.wire.replies import HeldDecision
+from stoplog.wire.replies import Decision, HeldDecision
 from tests.support.faults.load import SentCheck
+
+Shown: TypeAlias = tuple[Any, ...]
+"""The fields of a decision, as an answer shows them."""
+
+_REMAINING: Final = Decision.__struct_fields__.index("remaining")
 
 
 def permits(records: Iterable[Record], decided: dict[int, list[Answer]]) -> Counter[str]:
@@ -46,6 +51,33 @@ def permits(records: Iterable[Record], decided: dict[int, list[Answer]]) -> Coun
                     left[row.ask.id] = answer.grant.units
                     found[client] += answer.grant.units
     return found
+
+
+def without_decision(answers: Counter[Shown], decisions: Counter[Shown]) -> Counter[Shown]:
+    """Return the answers to a client that no decision in the log accounts for. Each accounts for one answer.
+
+    A gateway adds the permits that it holds to the ``remaining`` of a decision that allows
+    (:meth:`stoplog.client.lease_cache.LeaseCache.show`). So an answer may leave more than its decision does,
+    if all else is equal.
+    """
+    extra = answers - decisions
+    lowest: dict[Shown, list[int]] = defaultdict(list)
+    for shown in sorted((decisions - answers).elements(), key=_remaining, reverse=True):
+        lowest[_without_remaining(shown)].append(_remaining(shown))
+    for shown in sorted(extra.elements(), key=_remaining):
+        left = lowest.get(_without_remaining(shown))
+        if shown[0] and left and left[-1] <= _remaining(shown):
+            left.pop()
+            extra[shown] -= 1
+    return +extra
+
+
+def _remaining(shown: Shown) -> int:
+    return -1 if shown[_REMAINING] is None else int(shown[_REMAINING])
+
+
+def _without_remaining(shown: Shown) -> Shown:
+    return (*shown[:_REMAINING], *shown[_REMAINING + 1 :])
 
 
 def check_windows(records: Iterable[Record], default: Policy, sent: Sequence[SentCheck]) -> int:

@@ -37,7 +37,7 @@ from stoplog.topics import CHECKS, REPLIES, UPDATES
 from stoplog.wire.checks import POSITION_BITS, Batch, SingleCheck, decode_checks_record
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, HeldDecision, Reply, as_held, decode_any_reply
-from tests.support.faults.admissions import check_windows, permits
+from tests.support.faults.admissions import check_windows, permits, without_decision
 from tests.support.faults.load import PARTITIONS, SentCheck
 
 _READ_S: Final = 30.0
@@ -260,8 +260,9 @@ class Oracle:
     def check_http(self, truths: Sequence[Truth], sent: Sequence[SentCheck]) -> HttpAnswers:
         """Check every answer of a gateway, unless degraded.
 
-        It is a decision in the log on that client, and each decision accounts for one answer. Or a lease has
-        allowed the check: then the log contains enough permits for all such answers to the client.
+        It is a decision in the log on that client, and each decision accounts for one answer
+        (:func:`~tests.support.faults.admissions.without_decision`). Or a lease has allowed the check: then
+        the log contains enough permits for all such answers to the client.
         """
         decisions: dict[str, Counter[Any]] = defaultdict(Counter)
         granted: Counter[str] = Counter()
@@ -282,7 +283,7 @@ class Oracle:
                 received[one.client][tuple(one.answer[name] for name in Decision.__struct_fields__)] += 1
         leased: Counter[str] = Counter()
         for client, answers in received.items():
-            extra = answers - decisions[client]
+            extra = without_decision(answers, decisions[client])
             denied = [answer for answer in extra if not answer[0]]
             assert not denied, f"{client} received denials that are not in the log: {denied}"
             if extra:

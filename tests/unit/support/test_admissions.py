@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from stoplog_worker.algorithm.fold import Answer
 from stoplog_worker.verify.replay import Record
@@ -11,7 +13,7 @@ from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, 
 from stoplog.wire.holds import LEASE, Ask, Grant, HoldRow, Settlement, SettlementBatch, SettlementRow
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import HeldDecision
-from tests.support.faults.admissions import check_windows, permits
+from tests.support.faults.admissions import Shown, check_windows, permits, without_decision
 from tests.support.faults.load import SentCheck
 
 FIRST, SECOND = (7, 1, 0), (7, 2, 0)
@@ -47,6 +49,19 @@ def test_permits_are_those_granted_less_those_given_back() -> None:
     }
     assert permits(records[:2], decided) == {"a": 36}
     assert permits(records, decided) == {"a": 5 + 2 + 16}, "a settlement that is repeated counts once"
+
+
+def shown(remaining: int | None, *, allowed: bool = True, reset_ms: int = 60_000) -> Shown:
+    return (allowed, remaining and 100, remaining, reset_ms, 0, 3)
+
+
+def test_decision_accounts_for_one_answer_which_may_leave_more_by_the_permits_of_the_gateway() -> None:
+    decisions = Counter([shown(40), shown(50), shown(None)])
+    assert not without_decision(Counter([shown(60), shown(40), shown(None)]), decisions)
+    assert not without_decision(Counter([shown(50), shown(45)]), decisions)
+    for wrong in (shown(39), shown(60, reset_ms=1), shown(60, allowed=False)):
+        assert without_decision(Counter([wrong]), decisions) == Counter([wrong])
+    assert without_decision(Counter([shown(60)] * 3), decisions).total() == 1
 
 
 def sent(sent_at: float, ended_at: float, *, allowed: bool = True, client: str = "a") -> SentCheck:

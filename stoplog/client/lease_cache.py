@@ -84,6 +84,10 @@ other, too, whose limits may be much lower."""
 PAUSE_S: Final = 1.0
 """Seconds between two records of settlements, at most."""
 
+LAST_PAUSE_S: Final = 0.1
+"""The most seconds between them while a lease is in use whose ask got no reply. It then serves nearly to its
+end."""
+
 SHORTEST_PAUSE_S: Final = 0.03
 """The least seconds between them, with the shortest leases."""
 
@@ -435,6 +439,7 @@ class LeaseCache:
         if row is not None:
             if is_latest:
                 del self._asking[row]
+                table.unanswered[row] = 0
             if sent.lease and table.number[row] == sent.lease:
                 table.reported[row] += sent.used
             table.forget_ended(row, now, sent.ended)
@@ -458,8 +463,7 @@ class LeaseCache:
         self._metrics.lease_granted += grant.units
         self._look(row, table.until[row])
         if grant.ttl_ms < 3_000 * PAUSE_S:
-            self._pause_s = max(SHORTEST_PAUSE_S, min(self._pause_s, grant.ttl_ms / 3_000))
-            self._short_until = now + MAX_LEASE_MS / 1_000
+            self._shorten_pause(max(SHORTEST_PAUSE_S, grant.ttl_ms / 3_000), now + MAX_LEASE_MS / 1_000)
 
     def abandon(self, sent: Iterable[SentAsk]) -> None:
         """Give up asks without a reply. What they may have been granted is never used, and given back."""
@@ -467,6 +471,7 @@ class LeaseCache:
             row = self._rows.get(one.key)
             if row is not None and self._asking.get(row) is one:
                 del self._asking[row]
+                self._table.unanswered[row] = 1
                 self._refused(row, self._clock())
                 self._settle(one.partition, one.key, Settlement(one.ask.id, 0))
 
@@ -504,6 +509,11 @@ class LeaseCache:
                 heappush(self._ticks, tick)
             self._looks[tick].append(row)
 
+    def _shorten_pause(self, pause_s: float, until: float) -> None:
+        """Have :meth:`take_settlements` called at least every *pause_s*, until that time."""
+        self._pause_s = min(self._pause_s, pause_s)
+        self._short_until = max(self._short_until, until)
+
     def take_settlements(self) -> list[tuple[int, list[SettlementRow]]]:
         """Return the settlements since the last call, and those of leases that end before the next one.
 
@@ -538,8 +548,7 @@ class LeaseCache:
     def _visit(self, row: int, now: float, horizon: float) -> None:
         """End the lease of *row* if it is over before *horizon*; forget the client if the row has no use."""
         table, until = self._table, self._table.until[row]
-        # A reply that is due confirms what was reported, and mostly brings the next lease.
-        if table.number[row] and until <= horizon and (row not in self._asking or until <= now):
+        if table.number[row] and until <= horizon and (until <= now or not self._lasts(row, now)):
             self._settle(table.partition[row], table.key[row], self._finish(row, now))
         table.forget_ended(row, now)
         if table.number[row]:
@@ -550,6 +559,19 @@ class LeaseCache:
             self._forget(row)
         else:
             self._look(row, table.rated_at[row] + FORGET_S + 2 * self._pause_s)
+
+    def _lasts(self, row: int, now: float) -> bool:
+        """Return whether the lease of *row*, which ends soon, is still of use until the next look at it."""
+        table, until = self._table, self._table.until[row]
+        # A reply that is due confirms what was reported, and mostly brings the next lease. So does the next
+        # check of a client that is still hot, once the renewal is due.
+        if row in self._asking or (now < table.renew_at[row] and self._may_ask(row, now)):
+            return True
+        # Nobody renews it while no worker replies. The client has no other exact answers until it ends.
+        if table.unanswered[row] and until - now > LAST_PAUSE_S * 1.1:
+            self._shorten_pause(LAST_PAUSE_S, until)
+            return True
+        return False
 
     def _forget(self, row: int) -> None:
         key = self._table.key[row]

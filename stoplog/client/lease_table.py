@@ -92,6 +92,7 @@ class LeaseTable:
         ttl_s: How long the last lease lasts.
         retry_at: No ask before this time.
         refusals: Asks in a row without a grant.
+        unanswered: 1 if the last ask got no reply, else 0.
         look_at: When :meth:`LeaseCache.take_settlements` looks at the client.
         ended_number: Number of the last lease that was settled and may still be open in the log,
         ended_used: the permits that its last settlement reports,
@@ -144,6 +145,7 @@ class LeaseTable:
         "since",
         "size",
         "ttl_s",
+        "unanswered",
         "units",
         "until",
     )
@@ -152,7 +154,8 @@ class LeaseTable:
         self.key: list[Key] = []
         self.plan: list[str] = []
         self.proof: list[PartitionProof] = []
-        self.partition, self.mark, self.refusals = array("i"), array("b"), array("b")
+        self.partition, self.mark = array("i"), array("b")
+        self.refusals, self.unanswered = array("b"), array("b")
         self.checks, self.units, self.rated_at = array("f"), array("f"), array("d")
         self.ttl_s, self.retry_at, self.look_at = array("d"), array("d"), array("d")
 
@@ -172,8 +175,8 @@ class LeaseTable:
             *(self.limit, self.remaining, self.reset_at, self.policy_version),
         )
         self._numbers: tuple[array[int] | array[float], ...] = (
-            *(self.partition, self.mark, self.refusals, self.checks, self.units, self.rated_at),
-            *(self.ttl_s, self.retry_at, self.look_at),
+            *(self.partition, self.mark, self.refusals, self.unanswered),
+            *(self.checks, self.units, self.rated_at, self.ttl_s, self.retry_at, self.look_at),
             *(self.ended_number, self.ended_used, self.ended_gone_at, *self._lease_numbers),
         )
         self._free: list[int] = []

@@ -19,9 +19,11 @@ from stoplog.client.answer import Answer
 from stoplog.client.demand import Demand
 from stoplog.client.lease_cache import (
     FIRST_TTL_S,
+    LAST_PAUSE_S,
     MAX_FIRST_RETRY_S,
     MAX_ROWS,
     MIN_CHECKS,
+    PAUSE_S,
     RETRY_S,
     SEVERAL_PLANS_S,
     SURPLUS,
@@ -607,6 +609,48 @@ def test_unused_lease_is_given_back_before_its_end() -> None:
         rows = bench.settled()
     assert rows == [SettlementRow("alice", "", (Settlement(lease.id, 1),))]
     assert bench.permits() == (16, 1, 15, 0)
+
+
+@pytest.mark.parametrize("phase", range(10))
+def test_lease_whose_ask_gets_no_reply_answers_until_shortly_before_its_end(phase: int) -> None:
+    """No worker replies anymore. *phase* is when the timer runs first, in tenths of a second."""
+    bench = Bench()
+    bench.lease(400)
+    until, due_at = bench.now + 3.0 - 0.005, bench.now + phase / 10
+    settled: list[SettlementRow] = []
+    while bench.now < until:
+        if bench.cache.get(ALICE) is None:
+            bench.send(ALICE)
+            if bench.sent:
+                bench.after(0.25)  # the deadline
+                bench.cache.abandon(bench.sent)
+            if bench.cache.get(ALICE, renew=False) is None:
+                break
+        if bench.now >= due_at:
+            settled += bench.settled()
+            due_at = bench.now + bench.cache.pause_s
+        bench.after(0.01)
+    assert until - bench.now < 1.1 * LAST_PAUSE_S + 0.02
+    _, used, returned, expired = bench.permits()
+    assert (used + returned, expired) == (400, 0)
+    assert Settlement((HOLDER, 1, 0), used) in [one for row in settled for one in row.settlements]
+    bench.after(LAST_PAUSE_S)
+    bench.settled()
+    assert bench.cache.pause_s == PAUSE_S
+
+
+def test_hot_client_keeps_its_lease_until_the_renewal() -> None:
+    bench = Bench()
+    bench.lease(100)
+    for _ in range(30):
+        bench.after(0.065)
+        assert bench.hit()
+    assert bench.settled() == []  # it ends in 1.04 s, and is renewed in 0.01 s
+    bench.after(0.06)
+    assert not bench.hit()
+    [row] = bench.send(ALICE)
+    assert row.ask is not None
+    assert row.ask.keep == ((HOLDER, 1, 0),)
 
 
 def test_short_lease_is_given_back_before_its_end() -> None:

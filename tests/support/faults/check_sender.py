@@ -51,12 +51,13 @@ class CheckSender:
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Send until standard input ends, then wait for all responses."""
+        """Raise the limits of hot clients, send until standard input ends, then wait for all responses."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         async with (
             httpx.AsyncClient(timeout=60, trust_env=False, limits=limits) as http,
             asyncio.TaskGroup() as group,
         ):
+            await asyncio.gather(*(self._raise_limits(http, name) for name in HOT_CLIENTS))
             for url in self._urls:
                 group.create_task(self._pace(http, url, group))
             group.create_task(self._change(http))
@@ -92,14 +93,16 @@ class CheckSender:
     def _plan_of(self, client: str) -> dict[str, str]:
         return {} if client in HOT_CLIENTS else self._random.choice(PLANS)
 
+    async def _raise_limits(self, http: httpx.AsyncClient, client: str) -> None:
+        """Begin with a high limit, so that a hot client soon has leases for all of its checks."""
+        with suppress(httpx.TransportError):
+            await http.put(f"{self._urls[0]}/v1/limits/{client}", json={"limits": [HOT_LIMITS[3]]})
+
     async def _change(self, http: httpx.AsyncClient) -> None:
         """Change the limits or reset the counters of random clients, at random gateways.
 
         Hot clients are not reset, so that their windows can be checked.
         """
-        for name in HOT_CLIENTS:
-            with suppress(httpx.TransportError):
-                await http.put(f"{self._urls[0]}/v1/limits/{name}", json={"limits": [HOT_LIMITS[3]]})
         while not self._ended.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), CHANGE_S)

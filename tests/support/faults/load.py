@@ -9,7 +9,8 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
+from math import inf
+from statistics import median_low
 from typing import IO, Any, Final, NamedTuple
 
 import msgspec
@@ -127,19 +128,21 @@ def failed_open_s(sent: Sequence[SentCheck], since: float, until: float = float(
     return seconds
 
 
-def answered_s(sent: Sequence[SentCheck], since: float, partitions: Collection[int]) -> float | None:
-    """Return for how many seconds from *since* on leases answered hot clients of *partitions*.
+def exact_s(sent: Sequence[SentCheck], since: float, partitions: Collection[int]) -> float | None:
+    """Return for how many seconds from *since* on hot clients of *partitions* got exact answers.
 
-    The time of a client at a gateway ends with the first check that failed open. The median is returned;
-    ``None`` if no check failed open.
+    The time of a client at a gateway ends with its first check that failed open. It has no end if none did.
+    The median of all is returned; ``None`` if that has no end.
     """
     seconds: dict[tuple[str, str], float] = {}
     for one in sent:
         if one.client in HOT_CLIENTS and partition_of(one.client, PARTITIONS) in partitions:
             place = one.client, one.gateway
-            if one.sent_at >= since and one.answer is not None and not one.decided and place not in seconds:
-                seconds[place] = one.sent_at - since
-    return median(seconds.values()) if seconds else None
+            first = seconds.setdefault(place, inf)
+            if one.sent_at >= since and one.answer is not None and not one.decided:
+                seconds[place] = min(first, one.sent_at - since)
+    middle = median_low(seconds.values()) if seconds else inf
+    return None if middle == inf else middle
 
 
 def _spells(sent: Sequence[SentCheck]) -> float:

@@ -44,8 +44,8 @@ class Row(NamedTuple):
         failed_open: Checks that were answered without the store's decision.
         compared: Decisions that were compared with the log.
         leased: Answers by leases.
-        hot_s: Seconds for which leases answered hot clients of the partitions that moved, or of all if none
-            did, before they failed open; ``None`` if they never did.
+        hot_s: Seconds from the fault on for which hot clients of the partitions that moved, or of all if none
+            did, got exact answers (the median); ``None`` if most never failed open.
     """
 
     fault: str
@@ -83,7 +83,7 @@ def machine_is_fast() -> bool:
 def table() -> str:
     """Return all rows as a Markdown table, and whether the seconds were judged."""
     lines = [
-        "| fault | moved partitions: s | kept: s | hot clients answered: s | answered/s | p99: ms "
+        "| fault | moved partitions: s | kept: s | hot clients exact for: s | answered/s | p99: ms "
         "| failed open | compared | by leases |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

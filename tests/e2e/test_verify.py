@@ -120,7 +120,6 @@ def test_verify_on_terminal_shows_progress_bar(system: System, tmp_path: Path) -
     waited = [done for what, done, _ in shown if what == WAITING]
     assert waited == sorted(waited)
     assert waited[0] < 10 < 30 < waited[-1]
-    assert len(set(waited)) > 4
 
 
 def test_verify_without_terminal_prints_no_progress_bar(system: System, tmp_path: Path) -> None:

@@ -314,6 +314,8 @@ class Batcher:
                 self._leases.learn(batch.partition, batch.asks, reply, batch.sent_at)
             held = self._leases.grants_holds(batch.partition)
             self._denials.learn(batch.partition, batch.checks, reply, batch.sent_at, held=held)
+            for index in batch.holds:
+                self._denials.on_hold(batch.checks[index])
             batch.resolve(shown, self._metrics, self._rejections, now)
             if slot_freed:
                 freed.append(queue)

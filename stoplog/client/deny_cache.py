@@ -21,18 +21,24 @@ So a denial is correct for the log as it was at some instant of the last ``PROOF
 confirmed only ``PROOF_S`` after it was applied. Every check after the confirmation, at any gateway, is
 therefore decided by the new limits.
 
-Its ``remaining`` and ``retry_after_ms`` must be correct as well. After the denial of a cost of 1, nothing
-can be spent until that check can pass, so its numbers stay as they are. After the denial of a higher cost,
-lower costs may still pass, here or at another gateway. So its numbers are shown for :data:`PROOF_S` only,
-and later only instead of failing open. A check that is allowed here removes the denials of the same client
-and resource.
+Its ``remaining`` and ``retry_after_ms`` must be correct as well. After the denial of a cost of 1, no check
+passes until that one can, so its numbers stay as they are. They may change meanwhile in three cases. Then
+they are shown for :data:`PROOF_S` only, and later only instead of failing open:
+
+- *A higher cost was denied.* Lower costs may still pass, here or at another gateway.
+- *Units are held.* A settlement may charge more than was held.
+- *The partition has costs that no limit judges*, such as charges after a response. Its worker announces them
+  in its heartbeats, for some minutes after the last one. The first one is known here with the next heartbeat
+  (:data:`stoplog.wire.heartbeats.HEARTBEAT_S`). Until then, a ``retry_after_ms`` may be too short.
+
+What is charged through this gateway removes the denials of the same client and resource.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from math import inf
-from typing import Final
+from typing import Final, TypeGuard
 
 from stoplog.client.answer import Answer
 from stoplog.client.metrics import Metrics
@@ -72,7 +78,14 @@ class _Denial:
     __slots__ = ("check", "checks", "decision", "exact_until", "home", "learned_at", "until")
 
     def __init__(
-        self, check: Check, decision: Decision, home: PartitionProof, sent_at: float, learned_at: float
+        self,
+        check: Check,
+        decision: Decision,
+        home: PartitionProof,
+        sent_at: float,
+        learned_at: float,
+        *,
+        unjudged: bool,
     ) -> None:
         self.check = check
         self.decision = decision
@@ -81,7 +94,7 @@ class _Denial:
         wait_ms = firm_ms(decision)
         hold_s = inf if wait_ms is None else (wait_ms - wait_ms / MARGIN) / 1_000
         self.until = self.exact_until = sent_at + min(hold_s, MAX_HOLD_S)
-        if check.cost > 1 and decision.limit != 0:
+        if (check.cost > 1 or unjudged or _regards_holds(decision)) and decision.limit != 0:
             self.exact_until = min(self.until, sent_at + PROOF_S)
         self.checks = 0
 
@@ -106,9 +119,11 @@ def firm_ms(decision: Decision) -> int | None:
     Units that are held may be given back at any time. So a denial that depends on them is shorter than its
     ``retry_after_ms``.
     """
-    if isinstance(decision, HeldDecision) and decision.firm_ms != -1:
-        return decision.firm_ms
-    return decision.retry_after_ms
+    return decision.firm_ms if _regards_holds(decision) else decision.retry_after_ms
+
+
+def _regards_holds(decision: Decision) -> TypeGuard[HeldDecision]:
+    return isinstance(decision, HeldDecision) and decision.firm_ms != -1
 
 
 class DenyCache:
@@ -131,6 +146,7 @@ class DenyCache:
         """Denials by client, then by resource, then by plan and cost."""
         self._used: list[_Denial] = []  # denials with checks to sum up
         self._wanted_at = -inf
+        self._unjudged: Set[int] = frozenset()
 
     def get(self, check: Check, *, failing_open: bool = False) -> Answer | None:
         """Return the denial of *check* if the log is certain to deny it, else ``None``.
@@ -186,14 +202,35 @@ class DenyCache:
                         continue
                     self._store(partition, check, answer, reply.applied, sent_at)
                 elif check.client in clients:
-                    self._metrics.deny_entries -= len(clients[check.client].pop(check.resource, ()))
+                    self._forget_resource(check)
+
+    def on_hold(self, check: Check) -> None:
+        """Remove the denials that *check* may have changed: it carried a charge, a refund or settlements.
+
+        Its reply was passed to :meth:`learn`. A check that reserves has a cost, and is like any other.
+        """
+        if not check.cost and check.client in self._clients:
+            self._forget_resource(check)
+
+    def _forget_resource(self, check: Check) -> None:
+        self._metrics.deny_entries -= len(self._clients[check.client].pop(check.resource, ()))
+
+    def expect_unjudged(self, partitions: Set[int]) -> None:
+        """Expect costs that no limit judges in *partitions* from now on, and in no others."""
+        added, self._unjudged = partitions - self._unjudged, partitions
+        if added:
+            for resources in self._clients.values():
+                for denials in resources.values():
+                    for denial in denials.values():
+                        if denial.home.index in added and denial.decision.limit != 0:
+                            denial.exact_until = -inf
 
     def _store(self, partition: int, check: Check, decision: Decision, applied: int, sent_at: float) -> None:
         home, now = self._proofs.of(partition), self._clock()
         self._wanted_at = now
         if not home.covers(applied) or not self._capacity:
             return
-        denial = _Denial(check, decision, home, sent_at, now)
+        denial = _Denial(check, decision, home, sent_at, now, unjudged=partition in self._unjudged)
         if now >= denial.until:
             return
         resources = self._clients.pop(check.client, {})

@@ -322,11 +322,15 @@ class Engine:
         self.lookup.on_replies(replies)
 
     def on_heartbeats(self, heartbeats: list[StampedHeartbeat]) -> None:
-        """Record which nodes are alive, and which partitions grant holds."""
+        """Record which nodes are alive, and what workers announce about their partitions."""
         at = time.monotonic()
         self.nodes.record(heartbeats, at)
-        self.leases.enable(self.nodes.partitions_with_holds(at))
+        self._heed_announcements(at)
         self.reservations.heard.set()
+
+    def _heed_announcements(self, at: float) -> None:
+        self.leases.enable(self.nodes.partitions_with_holds(at))
+        self.denials.expect_unjudged(self.nodes.unjudged_partitions(at))
 
     def on_updates(self, updates: list[tuple[int, Update]]) -> None:
         """Remove denials, and end leases, that the updates may concern."""
@@ -394,7 +398,7 @@ class Engine:
             self._overload.on_tick()
             at = time.monotonic()
             self.batcher.on_lanes(self.nodes.lanes(at))
-            self.leases.enable(self.nodes.partitions_with_holds(at))
+            self._heed_announcements(at)
             if at >= heartbeat_at:
                 heartbeat_at = at + HEARTBEAT_S
                 self._publish_heartbeat()

@@ -10,12 +10,13 @@ stopped may still be shown. If the stamps leap ahead instead, a node is missing 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from stoplog.client.cluster_status import Node
-from stoplog.wire.heartbeats import StampedHeartbeat
+from stoplog.wire.heartbeats import Heartbeat, StampedHeartbeat
 
 EXPIRY_S: Final = 10.0
 """Seconds without a heartbeat after which a node is no longer alive."""
@@ -53,10 +54,19 @@ class NodeRegistry:
 
     def partitions_with_holds(self, now: float) -> set[int]:
         """Return the partitions that grant holds, as the workers alive at *now* announce."""
-        alive = {node.id for node in self.alive(now)}
-        announced = (self._last[id_][0].heartbeat.holds for id_ in alive)
-        return {partition for one in announced if one is not msgspec.UNSET for partition in one}
+        return _union(heartbeat.holds for heartbeat in self._heartbeats(now))
+
+    def unjudged_partitions(self, now: float) -> set[int]:
+        """Return the partitions with costs that no limit judged, as the workers alive at *now* announce."""
+        return _union(heartbeat.unjudged for heartbeat in self._heartbeats(now))
+
+    def _heartbeats(self, now: float) -> list[Heartbeat]:
+        return [self._last[node.id][0].heartbeat for node in self.alive(now)]
 
     def lanes(self, now: float) -> int:
         """Return how many lanes have a worker that is alive at *now*."""
         return len({node.lane for node in self.alive(now) if node.role == "worker"})
+
+
+def _union(announced: Iterable[list[int] | msgspec.UnsetType]) -> set[int]:
+    return {partition for one in announced if one is not msgspec.UNSET for partition in one}

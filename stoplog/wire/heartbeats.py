@@ -11,7 +11,7 @@ value  JSON, the fields of :class:`Heartbeat`; readers ignore unknown fields
 
     {"id": "worker-1@host", "role": "worker", "version": "0.2.0", "host": "host", "at_ms": 1764457200000,
      "partitions": {"0": {"state": "running", "lag": 3}}, "stopping": false, "lane": "a",
-     "relay_keys": ["2026:5f0c2a91"], "holds": [0]}
+     "relay_keys": ["2026:5f0c2a91"], "holds": [0], "unjudged": [0]}
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Heartbeat(msgspec.Struct, frozen=True):
         lane: A worker's lane, ``a`` being the default one; empty for a gateway.
         relay_keys: Id and digest of each relay key of a worker; absent if it has none.
         holds: The worker's partitions that grant holds; absent if the worker cannot read holds.
+        unjudged: Those in which costs were charged lately that no limit judged, because they became known
+            later. A client that was denied may have such costs. Absent if there are none.
     """
 
     id: str
@@ -74,6 +76,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
     lane: str = ""
     relay_keys: list[str] | msgspec.UnsetType = msgspec.UNSET
     holds: list[int] | msgspec.UnsetType = msgspec.UNSET
+    unjudged: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class StampedHeartbeat(msgspec.Struct, frozen=True):

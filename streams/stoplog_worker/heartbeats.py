@@ -40,6 +40,7 @@ class HeartbeatSender:
         metrics: Receives the number of partitions by state.
         partition_states: Returns the partitions of this worker.
         partitions_with_holds: Returns those that grant holds.
+        unjudged_partitions: Returns those in which costs were charged lately that no limit judged.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class HeartbeatSender:
         metrics: Metrics,
         partition_states: Callable[[], dict[int, PartitionState]],
         partitions_with_holds: Callable[[], list[int]],
+        unjudged_partitions: Callable[[], list[int]],
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._partition_states = partition_states
         self._partitions_with_holds = partitions_with_holds
+        self._unjudged_partitions = unjudged_partitions
         self._relay_keys = list(settings.keys.announced.values())
         self._stopping = False
         self._producer = kafka.reply_producer(settings.connection, settings.send_timeout_ms)
@@ -77,6 +80,7 @@ class HeartbeatSender:
             lane=self._settings.lane or DEFAULT_LANE,
             relay_keys=self._relay_keys or msgspec.UNSET,
             holds=self._partitions_with_holds(),
+            unjudged=self._unjudged_partitions() or msgspec.UNSET,
         )
         for state in (RUNNING, RESTORING, STANDBY):
             count = sum(1 for partition in partitions.values() if partition.state == state)

@@ -149,6 +149,7 @@ class Worker:
             self.metrics,
             self.coordinator.partition_states,
             self._consumer.partitions_with_holds,
+            self._consumer.unjudged_partitions,
         )
         self._watch = ConnectionWatch(settings.connection)
 

@@ -298,6 +298,7 @@ def _decide_held(
     adjusted, reason = False, ""
     if adjustment is not None:
         adjusted, reason = adjust(windows, adjustment, now_ms, refundable=state.refundable)
+        ledger.unjudged = ledger.unjudged or (adjusted and adjustment.kind == CHARGE)
     decision = decide_with_holds(state, windows, limits, now_ms, check.cost, ask=ask)
     if ask is not None and len(state.holds or ()) > holds_before:
         assert decision.grant is not None
@@ -320,7 +321,12 @@ def _settle(
     ledger: Ledger, position: int, now_ms: int, key: Key, state: State, row: HoldRow | SettlementRow
 ) -> Settled:
     """Make the settlements of *row*, and close what its ask gives back."""
+    held = _units(state)
     settled = settle(state, row.settlements, now_ms)
+    if settled:
+        answers = zip(row.settlements, settled, strict=True)
+        used = sum(settlement.used for settlement, answer in answers if answer == SETTLED_NOW)
+        ledger.unjudged = ledger.unjudged or used > held - _units(state)
     closed = isinstance(row, HoldRow) and row.ask is not None and row.ask.kind == LEASE
     if closed:
         assert isinstance(row, HoldRow)
@@ -329,6 +335,10 @@ def _settle(
     if closed or SETTLED_NOW in settled:
         _changed(ledger, key, state, position)
     return settled
+
+
+def _units(state: State) -> int:
+    return state.holds.units if state.holds is not None else 0
 
 
 def _settle_all(

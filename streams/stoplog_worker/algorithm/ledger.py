@@ -98,6 +98,9 @@ class Ledger:
         self.hold_counts: Counter[tuple[int, str]] = Counter()
         """What happened to holds since the reader cleared this, by kind and by :data:`GRANTED` or
         :data:`UNSETTLED`: the number of reservations, and the units of leases."""
+        self.unjudged = False
+        """Whether units were charged that no limit judged, since the reader set this to ``False``: after a
+        response, or beyond those that were held. So a client that was denied may have been charged."""
         self._marker_overwritten = False
 
     def over_budget(self, keep: int) -> bool:

@@ -199,6 +199,11 @@ class ConsumerThread(threading.Thread):
         owned = self._partitions.in_phase(PartitionPhase.ACTIVE, PartitionPhase.REVOKING)
         return sorted(one.number for one in owned if one.gate.open)
 
+    def unjudged_partitions(self) -> list[int]:
+        """Return the partitions with recent costs that no limit judged, for its heartbeat."""
+        owned = self._partitions.in_phase(PartitionPhase.ACTIVE, PartitionPhase.REVOKING)
+        return sorted(one.number for one in owned if one.unjudged)
+
     def stop(self, timeout_s: float) -> list[PartitionStore]:
         """End the thread and return the stores it held; none if it has not ended after *timeout_s*."""
 

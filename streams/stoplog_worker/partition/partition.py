@@ -52,6 +52,9 @@ _log = logging.getLogger("stoplog.partition")
 _CLOCK_JUMP_MS: Final = 2_000
 """How far a timestamp may go back, or be ahead of this host's clock, without a warning."""
 
+_UNJUDGED_S: Final = 600.0
+"""Seconds for which a cost that no limit judged is announced. Programs that have such costs have many."""
+
 
 class Partition:
     """A partition.
@@ -131,6 +134,7 @@ class Partition:
         truncate = partial(producers.truncate_changelog, COUNTERS, number)
         self._expirer = StateExpirer(store, truncate, pass_s=expiry_pass_s)
         self._expired: list[bytes] = []
+        self._unjudged_until = 0.0
         self._judged = 0
         """Checks judged since the last checkpoint began."""
 
@@ -165,6 +169,9 @@ class Partition:
             for (kind, result), count in ledger.hold_counts.items():
                 self._hold_counters[kind].labels(result).inc(count)
             ledger.hold_counts.clear()
+        if ledger.unjudged:
+            ledger.unjudged = False
+            self._unjudged_until = monotonic() + _UNJUDGED_S
         if offset < self._answer_from:
             return
         if folded.record is None:
@@ -335,6 +342,11 @@ class Partition:
             self.checkpointer.begin_with_marker()
         else:
             self.checkpointer.begin()
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether units were charged in the last minutes that no limit judged. Any thread may read it."""
+        return monotonic() < self._unjudged_until
 
     @property
     def busy(self) -> bool:

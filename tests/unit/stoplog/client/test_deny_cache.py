@@ -295,12 +295,13 @@ def test_denial_that_depends_on_held_units_is_kept_for_its_firm_time(
     bench = Bench()
     decision = HeldDecision(False, 10, 0, 9_000, 6_100, 3, firm_ms)
     bench.cache.learn(0, [ALICE], Reply(7, 1, 0, -1, [decision]), bench.now)
+    assert bench.denies(ALICE) is (firm_ms != 0)
     bench.after(1.0)
-    assert bench.denies(ALICE) is denies
-    if denies:
-        answer = bench.cache.get(ALICE)
-        assert answer is not None
+    answer = bench.cache.get(ALICE, failing_open=True)
+    assert (answer is not None) is denies
+    if answer is not None:
         assert answer.retry_after_ms == 5_100
+    assert bench.denies(ALICE) is (firm_ms == -1), "a settlement may have charged more than was held"
 
 
 def test_denial_without_firm_time_is_not_kept_where_units_may_be_held() -> None:
@@ -309,3 +310,37 @@ def test_denial_without_firm_time_is_not_kept_where_units_may_be_held() -> None:
         reply = Reply(7, 1, 0, -1, [Decision(False, 10, 0, 9_000, 6_100, 3)])
         bench.cache.learn(0, [ALICE], reply, bench.now, held=held)
         assert bench.denies(ALICE) is not held
+
+
+def test_denials_are_shown_for_a_short_time_where_costs_are_charged_that_no_limit_judges() -> None:
+    bench = Bench()
+    bench.deny(ALICE)
+    bench.deny(Check("bob"), partition=1)
+    bench.deny(Check("carol"), retry_ms=None, limit=0)
+    bench.cache.expect_unjudged({0})
+    assert not bench.denies(ALICE), "the cost may have been charged before it was announced"
+    assert bench.cache.get(ALICE, failing_open=True) is not None
+    assert bench.denies(Check("carol")), "nothing changes the denial by a limit of 0"
+    bench.deny(ALICE)
+    bench.cache.expect_unjudged({0})
+    bench.after(PROOF_S - 0.01)
+    assert bench.denies(ALICE)
+    bench.after(0.01)
+    assert not bench.denies(ALICE)
+    assert bench.denies(Check("bob"))
+    bench.cache.expect_unjudged(set())
+    bench.deny(ALICE)
+    bench.after(1.0)
+    assert bench.denies(ALICE)
+
+
+def test_charge_or_settlement_removes_denials_of_same_client_and_resource() -> None:
+    bench = Bench()
+    login = Check("alice", resource="login")
+    bench.deny(ALICE, login, Check("bob"))
+    bench.cache.on_hold(ALICE)
+    assert bench.denies(ALICE), "it reserves, and is denied as a check is"
+    bench.cache.on_hold(Check("alice", 0))
+    bench.cache.on_hold(Check("carol", 0))
+    assert [bench.denies(check) for check in (ALICE, login, Check("bob"))] == [False, True, True]
+    assert bench.metrics.deny_entries == 2

@@ -88,3 +88,15 @@ def test_partitions_grant_holds_if_any_live_worker_says_so() -> None:
     assert nodes.partitions_with_holds(50.0) == {0, 2, 3}
     nodes.record([StampedHeartbeat(Heartbeat("w1", "worker", "1", "host", 0, holds=[0]), 9_000)], 58.0)
     assert nodes.partitions_with_holds(61.0) == {0}
+
+
+def test_partition_has_unjudged_costs_if_any_live_worker_says_so() -> None:
+    nodes = NodeRegistry()
+    beats = [
+        Heartbeat("w1", "worker", "1", "host", 0, holds=[0, 2], unjudged=[2]),
+        Heartbeat("w2", "worker", "1", "host", 0, lane="b", holds=[0, 2]),
+    ]
+    nodes.record([StampedHeartbeat(node, 1_000) for node in beats], 50.0)
+    assert nodes.unjudged_partitions(50.0) == {2}
+    nodes.record([StampedHeartbeat(Heartbeat("w1", "worker", "1", "host", 0), 3_000)], 52.0)
+    assert nodes.unjudged_partitions(52.0) == set()

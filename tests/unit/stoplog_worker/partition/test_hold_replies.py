@@ -13,6 +13,7 @@ from stoplog_worker.settings import Settings
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_settlements, encode_update
 from stoplog.wire.holds import (
+    CHARGE,
     LEASE,
     RESERVATION,
     SETTLED_NOW,
@@ -153,3 +154,21 @@ def test_reservations_and_permits_that_end_unsettled_are_counted() -> None:
     reset = Update(1, "reset", CLIENT, "", None)
     one.take(Message(8, encode_update(reset), stamp_ms=START + 20_000))
     assert counted() == [{"granted": 4, "unsettled": 2}, {"granted": 5, "unsettled": 3}]
+
+
+def test_costs_that_no_limit_judged_are_announced() -> None:
+    def after(ask: Ask | None, *settlements: Settlement) -> bool:
+        one, _ = opened()
+        one.take(Message(0, encode_update(enabling_update()), stamp_ms=START))
+        one.take(Message(1, encode_batch(RESERVE), stamp_ms=START))
+        assert not one.unjudged
+        row = HoldRow(0, ask, settlements)
+        one.take(Message(2, encode_batch(Batch(0, 7, 2, [Check(CLIENT, 0)], [row])), stamp_ms=START))
+        return one.unjudged
+
+    assert after(Ask(CHARGE, (7, 2, 0), 0, 1, 1))
+    assert not after(Ask(CHARGE, (7, 2, 0), 0, 0, 1)), "it charges nothing"
+    assert not after(None, Settlement(HELD, 4))
+    assert after(None, Settlement(HELD, 5))
+    assert after(None, Settlement(HELD, 3, True), Settlement(HELD, 2))
+    assert not after(None, Settlement((7, 9, 0), 9)), "it is not known"

@@ -373,7 +373,8 @@ class LeaseCache:
         partial = (Settlement(self._id(lease), used, True),) if used else ()
         if again or partial:
             settlements[index] = (*settlements.get(index, ()), *again, *partial)
-        sent = SentAsk(table.partition[row], table.key[row], ask, index, lease, used, ended)
+        spent = table.size[row] - table.left[row]
+        sent = SentAsk(table.partition[row], table.key[row], ask, index, lease, spent, ended)
         self._asking[row] = sent
         return sent
 
@@ -441,7 +442,7 @@ class LeaseCache:
                 del self._asking[row]
                 table.unanswered[row] = 0
             if sent.lease and table.number[row] == sent.lease:
-                table.reported[row] += sent.used
+                table.reported[row] = max(table.reported[row], sent.used)
             table.forget_ended(row, now, sent.ended)
             if grant is None:
                 self._refused(row, now)

@@ -63,7 +63,8 @@ class SentAsk(NamedTuple):
         ask: The ask.
         position: Index of its check in the batch.
         lease: Number of the lease that the record settles in part; 0 if there was none.
-        used: The permits of it that the record reports.
+        used: The permits of it that were used so far: a reply confirms that all of them were reported. A
+            later ask may report the same permits again before that reply.
         ended: The earlier leases that the record settles.
     """
 

@@ -7,8 +7,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: run test faults fuzz soak token-soak bench bench-full bench-overload bench-readme bench-lock check lock jars-lock sbom \
-	envoy-lock clean help
+.PHONY: run test faults fuzz mutations soak token-soak bench bench-full bench-overload bench-readme bench-lock check lock \
+	jars-lock sbom envoy-lock clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/stoplog up $(ARGS)
@@ -26,6 +26,9 @@ faults: .venv/dev ## run the fault tests alone: three brokers, three workers, tw
 
 fuzz: .venv/dev ## decode 1,000,000 mutated inputs; keeps what fails in tests/support/fuzz/found (FUZZ_INPUTS=, FUZZ_SEED=)
 	@FUZZ_INPUTS=$(FUZZ_INPUTS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m tests.support.fuzz
+
+mutations: .venv/dev ## break each rule of holds and leases in a copy of the code; a test must find it (ARGS="renewals")
+	@$(BIN)/python -m tests.support.hold_mutations $(ARGS)
 
 soak: .venv/dev ## inject random faults for 30 minutes and verify the log (SOAK_MINUTES=, SOAK_SEED=)
 	@$(BIN)/pytest tests/e2e/faults/soak.py -s $(ARGS)

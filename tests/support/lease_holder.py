@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 from stoplog.client.demand import Rate
 from stoplog.client.lease_cache import LeaseCache
@@ -98,23 +98,26 @@ class LeaseHolder:
         """Take the proof that every update before *at* was read, which defaults to now."""
         self.cache.on_proof([0], self.clock() if at is None else at)
 
-    def frozen(self, batch: SentBatch | None) -> bytes:
-        """Return everything that its later behavior depends on, and *batch*; but no rates and metrics."""
+    def frozen(self, late: object) -> bytes:
+        """Return everything that its later behavior depends on, and *late*; but no rates and metrics.
+
+        *late* may contain batches that this holder has sent.
+        """
         cache, table = self.cache, self.cache._table
         for row in cache._rows.values():
             table.set_rate(row, Rate(0, 0), 0)
             for column in (table.look_at, table.beyond, table.remaining, table.reset_at):
                 column[row] = 0
         state = {name: value for name, value in cache.__dict__.items() if name not in _NOT_FROZEN}
-        return pickle.dumps((state, batch))
+        return pickle.dumps((state, late))
 
-    def thaw(self, frozen: bytes) -> SentBatch | None:
-        """Become the holder that was *frozen*; return the batch."""
-        state, batch = pickle.loads(frozen)
+    def thaw(self, frozen: bytes) -> Any:
+        """Become the holder that was *frozen*; return what :meth:`frozen` has taken beside it."""
+        state, late = pickle.loads(frozen)
         self.cache.__dict__.update(state)
         for row in self.cache._rows.values():
             self.cache._look(row, self.clock())
-        return cast("SentBatch | None", batch)
+        return late
 
     @property
     def balanced(self) -> bool:

@@ -469,9 +469,9 @@ def test_lease_is_granted_after_the_charge_of_its_check_and_beside_open_holds() 
 
 def test_denied_check_gets_no_lease() -> None:
     bench = Bench()
-    bench.check(100)
-    answer = bench.check(1, lease(1))
-    assert (answer.allowed, answer.grant) == (False, None)
+    bench.check(80)
+    answer = bench.check(30, lease(1))
+    assert (answer.allowed, answer.grant, bench.held) == (False, None, {}), "half of 20 would be free"
 
 
 def test_lease_is_not_granted_while_a_dropped_window_is_kept() -> None:

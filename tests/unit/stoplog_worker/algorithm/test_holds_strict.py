@@ -1,8 +1,9 @@
 """No interval of any window admits more than the limit, measured by the times at which holders admit.
 
 The model consists of one client, the real fold, and processes with the real lease cache and clocks of their
-own. Records to the log, and replies, are delayed, reordered, lost and duplicated. Processes read updates
-late. The log does not contain the admissions of leases. A reservation admits what is used of it at its grant.
+own. Records to the log, and replies, are delayed, reordered, lost and duplicated. The real filter of a
+process drops replies that come after their deadline, or again. Processes read updates late. The log does not
+contain the admissions of leases. A reservation admits what is used of it at its grant.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.client import lease_cache
+from stoplog.client.in_flight import InFlight
 from stoplog.client.update_proofs import PROOF_S
-from stoplog.policy import Policy, parse_policy
+from stoplog.policy import Limit, Policy, parse_policy
 from stoplog.wire.checks import Check, encode_settlements, encode_update
 from stoplog.wire.holds import (
     RESERVATION,
@@ -88,6 +90,8 @@ class World:
         self.reserved: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.did: Counter[str] = Counter()
         self.incarnations = 0
+        self.in_flight = InFlight()
+        """The batches without a reply, of all processes."""
         self.append(encode_update(enabling_update()))
         self.holders = [self.a_holder(), self.a_holder()]
         self.heard = [1, 1]
@@ -173,9 +177,10 @@ class World:
 
     def ask_log(self, holder: LeaseHolder, checks: list[Check]) -> None:
         batch = holder.send(checks)
+        pending = self.in_flight.new_batch(0)
+        self.in_flight.add(pending)
         self.did["asked"] += len(batch.asks)
-        replied = self.random.random() > 0.1
-        gave_up = False
+        replies = self.random.choice((0, 1, 1, 1, 1, 1, 1, 1, 1, 2))
 
         def appended(found: Folded) -> None:
             for check, answer in zip(checks, found.answers, strict=True):
@@ -187,11 +192,12 @@ class World:
                     self.did["denied"] += 1
                 self.did["granted"] += isinstance(answer, HeldDecision) and answer.grant is not None
             applied = self.lanes[0].applied
-            if replied:
+            for _ in range(replies):
                 self.later(lambda: reply(found.answers, applied))
 
         def reply(answers: Sequence[Any], applied: int) -> None:
-            if batch.asks and gave_up:
+            if self.in_flight.take(pending.number) is None:
+                self.did["ignored replies"] += 1
                 return
             for check, answer, allowed in zip(
                 checks, answers, holder.answered(batch, answers, applied), strict=True
@@ -201,9 +207,8 @@ class World:
                     self.note(check.cost)
 
         def give_up() -> None:
-            nonlocal gave_up
-            gave_up = True
-            holder.lost(batch)
+            if self.in_flight.give_up(pending.number) is not None:
+                holder.lost(batch)
 
         self.send(batch.value, appended)
         self.sent += 1
@@ -267,16 +272,27 @@ class World:
         """Change the limits, or reset the client. The processes hear of it later.
 
         The change is confirmed when they have heard of it or have lost their proof. The next era begins then.
+        If all limits are raised, the era goes on: the higher limits hold for what was admitted before, too.
         """
         self.verify()
-        version = len(self.updates)
-        reset = self.random.random() < 0.4
-        policy: Policy | None = None if reset else self.random.choice(POLICIES)
-        kind = "reset" if reset else "client"
+        kind = self.random.choice(("client", "raise", "reset"))
+        policy: Policy | None = None
+        if kind == "client":
+            policy = self.random.choice(POLICIES)
+        elif kind == "raise":
+            policy = Policy(tuple(Limit(limit.max + 9, limit.window_ms) for limit in self.policy.limits))
+        self.change(policy)
+        if kind == "raise":
+            self.did["raised"] += 1
+        else:
+            self.era_ms = self.now_ms + CONFIRMED_MS
+
+    def change(self, policy: Policy | None) -> None:
+        """Write an update: a policy, or a reset without one."""
+        version, kind = len(self.updates), "client" if policy is not None else "reset"
         self.updates.append((self.now_ms, kind))
         self.append(encode_update(Update(version, kind, CLIENT, "", policy)))
         self.policy = policy or self.policy
-        self.era_ms = self.now_ms + CONFIRMED_MS
 
     def restart(self) -> None:
         """A process dies. Another one with a new incarnation comes."""
@@ -288,7 +304,7 @@ class World:
     # --- the guarantee ---
 
     def verify(self) -> None:
-        """Check every interval since the last change of limits."""
+        """Check every interval of the era: since the last update that did more than raise the limits."""
         log = [*self.admitted, *self.reserved.values()]
         log = sorted((at_ms, units) for at_ms, units in log if at_ms >= self.era_ms)
         for limit in self.policy.limits:
@@ -315,9 +331,7 @@ def run(random: Random, steps: int = 600) -> World:
     weights = dict(STEPS)
     if random.random() < 0.5:
         weights[World.update] = 0  # long eras exceed limits if anything does
-        world.policy = random.choice(POLICIES)
-        world.append(encode_update(Update(1, "client", CLIENT, "", world.policy)))
-        world.updates.append((world.now_ms, "client"))
+        world.change(random.choice(POLICIES))
         for holder in world.holders:
             holder.hear("client", CLIENT, 1)
         world.heard = [2, 2]
@@ -344,6 +358,7 @@ NAMES = (
     "denied",
     "checked",
     "duplicates",
+    "ignored replies",
 )
 
 

@@ -1,0 +1,610 @@
+"""Errors in the code of holds and leases, each with the test that finds it.
+
+A *mutation* replaces a piece of the code. A rule of ``docs/design/holds.md`` is tested only if there is a
+mutation that breaks it and makes a test fail. Rules without which a limit could be exceeded are broken under
+the sequences of ``test_holds_exhaustive.py``. Those that only make the log admit less, or cost records, are
+invisible there: other tests find them.
+
+``make mutations`` applies all of them, one after the other, to a copy of the sources in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import compileall
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).parents[2]
+HOLDS: Final = "streams/stoplog_worker/algorithm/holds.py"
+HOLD_SET: Final = "streams/stoplog_worker/algorithm/hold_set.py"
+FOLD: Final = "streams/stoplog_worker/algorithm/fold.py"
+LEDGER: Final = "streams/stoplog_worker/algorithm/ledger.py"
+CODEC: Final = "streams/stoplog_worker/algorithm/state_codec.py"
+CACHE: Final = "stoplog/client/lease_cache.py"
+TABLE: Final = "stoplog/client/lease_table.py"
+PROOFS: Final = "stoplog/client/update_proofs.py"
+
+_ALGORITHM: Final = "tests/unit/stoplog_worker/algorithm"
+_EXHAUSTIVE: Final = f"{_ALGORITHM}/test_holds_exhaustive.py::test_every_sequence_of_events_keeps_the_limit"
+_RULES: Final = f"{_ALGORITHM}/test_holds.py::"
+_STRICT: Final = f"{_ALGORITHM}/test_holds_strict.py::"
+_LEASES: Final = "tests/unit/stoplog/client/test_lease_cache.py::"
+_EXPIRY: Final = "tests/unit/stoplog_worker/state/test_expiry.py::"
+
+RUN_S: Final = 240
+"""A test that takes longer with a mutation has not found it."""
+
+
+class Mutation(NamedTuple):
+    """An error, and the test that finds it.
+
+    Attributes:
+        rule: The rule that it breaks.
+        path: The file.
+        old: A text that is in the file once.
+        new: What it is replaced with.
+        found_by: A scope of ``test_holds_exhaustive.py``, or the id of another test.
+    """
+
+    rule: str
+    path: str
+    old: str
+    new: str
+    found_by: str
+
+    @property
+    def test(self) -> str:
+        """Id of the test that finds it."""
+        return self.found_by if "::" in self.found_by else f"{_EXHAUSTIVE}[{self.found_by}]"
+
+
+MUTATIONS: Final = [
+    # --- 1. state ---
+    Mutation(
+        "a check is judged beside the open holds",
+        HOLDS,
+        "excess = cost + held + window.total - limit.max",
+        "excess = cost + window.total - limit.max",
+        "reservations",
+    ),
+    Mutation(
+        "what is held is not free for a lease",
+        HOLDS,
+        "for limit in limits) - holds.units",
+        "for limit in limits)",
+        "two processes",
+    ),
+    Mutation(
+        "a holder is a process: its asks close no leases of others",
+        HOLDS,
+        "if lease.id[0] == ask.id[0] and lease.ask < ask.number",
+        "if lease.ask < ask.number",
+        "two processes",
+    ),
+    # --- 2. order ---
+    Mutation(
+        "holds end before a check is judged",
+        FOLD,
+        "            _expire(ledger, position + end, key, state)\n            answers.append(_decide_held",
+        "            answers.append(_decide_held",
+        _RULES + "test_limit_in_flight_bounds_open_reservations_whatever_their_cost",
+    ),
+    Mutation(
+        "settlements precede the check",
+        FOLD,
+        "    settled = _settle(ledger, position, now_ms, key, state, row)\n    reason = _plan_fault",
+        "    settled: Settled = ()\n    reason = _plan_fault",
+        _RULES + "test_check_settles_before_it_is_judged",
+    ),
+    Mutation(
+        "the end of a hold is stored, also if the check is denied",
+        FOLD,
+        "if state.holds is not None and ledger.expire_holds(state):\n        _changed(",
+        "if state.holds is not None and ledger.expire_holds(state) and not position:\n        _changed(",
+        _RULES + "test_end_of_hold_on_a_denial_is_stored",
+    ),
+    Mutation(
+        "a settlement is stored",
+        FOLD,
+        "if closed or SETTLED_NOW in settled:",
+        "if closed:",
+        _STRICT + "test_model_of_holders_exercises_every_kind_of_hold",
+    ),
+    # --- 3. grants ---
+    Mutation(
+        "a reservation is granted by all limits or none",
+        HOLDS,
+        "    for limit in limits if known is None or not reserving else ():",
+        "    for limit in limits[-1:] if known is None or not reserving else ():",
+        "two limits",
+    ),
+    Mutation(
+        "a check beside holds is charged",
+        HOLDS,
+        "window.charge(now_ms, cost)",
+        "window.charge(now_ms, cost - 1)",
+        "reservations",
+    ),
+    Mutation(
+        "a reservation holds its cost",
+        HOLDS,
+        "Hold(ask.id, RESERVATION, 0, now_ms + ask.ttl_ms, cost)",
+        "Hold(ask.id, RESERVATION, 0, now_ms + ask.ttl_ms, cost - 1)",
+        "reservations",
+    ),
+    Mutation(
+        "a second ask for an open id grants nothing",
+        HOLDS,
+        "known = holds.get(ask.id) if ask is not None else None",
+        "known = None",
+        _RULES + "test_repeated_reservation_returns_the_open_one",
+    ),
+    Mutation(
+        "open reservations are bounded",
+        HOLDS,
+        "if surplus >= 0:",
+        "if surplus >= 0 and state.in_flight is not None:",
+        _RULES + "test_too_many_reservations_are_denied_with_a_reason",
+    ),
+    Mutation(
+        "open leases are bounded",
+        HOLDS,
+        "or len(leases) >= MAX_LEASES:",
+        "or len(leases) > MAX_LEASES:",
+        _RULES + "test_leases_of_one_client_are_bounded",
+    ),
+    # --- 4. leases ---
+    Mutation(
+        "a lease is for at most what all limits leave",
+        HOLDS,
+        "free = min(limit.max - windows[limit.window_ms].total for limit in limits)",
+        "free = min(limit.max - windows[limit.window_ms].total for limit in limits[-1:])",
+        "two limits",
+    ),
+    Mutation(
+        "a lease is for at most what is free",
+        HOLDS,
+        "units = min(ask.want, free // (SHARE * (holds.open + 1)))",
+        "units = ask.want",
+        "two limits",
+    ),
+    Mutation(
+        "a lease gets a part of what is free",
+        HOLDS,
+        "SHARE: Final = 2",
+        "SHARE: Final = 1",
+        _RULES + "test_lease_gets_half_of_what_is_free",
+    ),
+    Mutation(
+        "the part is divided by the open holds",
+        HOLDS,
+        "free // (SHARE * (holds.open + 1))",
+        "free // SHARE",
+        _RULES + "test_lease_is_granted_after_the_charge_of_its_check_and_beside_open_holds",
+    ),
+    Mutation(
+        "no lease is smaller than 4 units",
+        HOLDS,
+        "MIN_LEASE: Final = 4",
+        "MIN_LEASE: Final = 3",
+        _RULES + "test_lease_too_small_or_too_short_is_not_granted",
+    ),
+    Mutation(
+        "a lease lasts at most 1/20 of the shortest window",
+        HOLDS,
+        "_LEASES_PER_WINDOW: Final = 20",
+        "_LEASES_PER_WINDOW: Final = 19",
+        _RULES + "test_lease_gets_half_of_what_is_free",
+    ),
+    Mutation(
+        "no lease is granted while another window is kept",
+        HOLDS,
+        "if len(windows) != len(limits) or len(leases)",
+        "if len(leases)",
+        _RULES + "test_lease_is_not_granted_while_a_dropped_window_is_kept",
+    ),
+    Mutation(
+        "a check that is denied brings no lease",
+        HOLDS,
+        "    elif allowed:\n        if cost:",
+        "    elif allowed or ask is not None:\n        if cost and allowed:",
+        _RULES + "test_denied_check_gets_no_lease",
+    ),
+    # --- 5. asks ---
+    Mutation(
+        "a late ask closes no later lease",
+        HOLDS,
+        "and lease.ask < ask.number",
+        "and lease.ask != ask.number",
+        "late and repeated records",
+    ),
+    Mutation(
+        "an ask does not close the leases that it names",
+        HOLDS,
+        "closed = set(earlier).difference(ask.keep)",
+        "closed = set(earlier)",
+        "renewals",
+    ),
+    Mutation(
+        "an ask closes the leases that it does not name",
+        HOLDS,
+        "closed = set(earlier).difference(ask.keep)",
+        "closed = set(earlier).intersection(())",
+        _RULES + "test_ask_closes_earlier_leases_of_its_holder_that_it_does_not_name",
+    ),
+    Mutation(
+        "an ask whose number is on an open lease grants nothing",
+        HOLDS,
+        "lease.id[0] == ask.id[0] and lease.ask == ask.number",
+        "lease.id == ask.id",
+        _RULES + "test_ask_with_the_number_of_an_open_lease_grants_nothing",
+    ),
+    # --- 6. settlements ---
+    Mutation(
+        "a settlement charges what was used",
+        HOLDS,
+        "_charge(state, now_ms, settlement.used)",
+        "_charge(state, now_ms, 0)",
+        "ends",
+    ),
+    Mutation(
+        "a partial settlement leaves the rest held",
+        HOLDS,
+        "holds.shrink(hold.id, max(0, hold.units - settlement.used))",
+        "holds.remove(hold.id)",
+        "renewals",
+    ),
+    Mutation(
+        "a partial settlement holds no more than the rest",
+        HOLDS,
+        "max(0, hold.units - settlement.used)",
+        "hold.units",
+        _RULES + "test_partial_settlement_shrinks_the_hold",
+    ),
+    Mutation(
+        "a repeated settlement changes nothing",
+        HOLDS,
+        "        if hold.kind == SETTLED:\n            settled.append(hold.ask)\n            continue\n",
+        "",
+        _RULES + "test_repeated_settlement_returns_what_the_first_one_charged",
+    ),
+    Mutation(
+        "a settled reservation is remembered",
+        HOLDS,
+        "            if hold.kind == RESERVATION:\n                holds.add(",
+        "            if hold.kind == SETTLED:\n                holds.add(",
+        _RULES + "test_late_duplicate_of_an_ask_does_not_open_a_settled_reservation_again",
+    ),
+    # --- 7. ends ---
+    Mutation(
+        "a hold that ends is charged",
+        HOLDS,
+        "_charge(state, hold.end_ms, hold.units)",
+        "_charge(state, hold.end_ms, 0)",
+        "ends",
+    ),
+    Mutation(
+        "it is charged at its end, not at its grant",
+        HOLDS,
+        "_charge(state, hold.end_ms, hold.units)",
+        "_charge(state, hold.end_ms - 3_000, hold.units)",
+        "parts of leases",
+    ),
+    Mutation(
+        "it is charged at its end, not when that is noticed",
+        HOLDS,
+        "_charge(state, hold.end_ms, hold.units)",
+        "_charge(state, now_ms, hold.units)",
+        _RULES + "test_reservation_counts_from_its_grant_until_a_window_after_its_end",
+    ),
+    Mutation(
+        "a hold is over at its end",
+        HOLD_SET,
+        "self._ends[0][0] <= now_ms",
+        "self._ends[0][0] < now_ms",
+        _RULES + "test_settlement_of_unknown_ended_or_settled_hold_changes_nothing",
+    ),
+    # --- 8. limits and resets ---
+    Mutation(
+        "a changed limit keeps holds",
+        LEDGER,
+        '        if update.kind == "client" and update.id in self.states:\n',
+        '        if update.kind == "client":\n'
+        "            self.load([update.id])\n"
+        "            if self.states[update.id].holds is not None:\n"
+        "                self.states[update.id].holds = None\n"
+        "                self.dirty[update.id] = self.states[update.id]\n"
+        '        if update.kind == "client" and update.id in self.states:\n',
+        "raised limits",
+    ),
+    Mutation(
+        "a changed window keeps holds",
+        FOLD,
+        "    changed = bool(limits) and reshape(windows, limits, now_ms, newest_ms)\n",
+        "    changed = bool(limits) and reshape(windows, limits, now_ms, newest_ms)\n"
+        "    if changed and state.windows:\n"
+        "        state.holds = None\n",
+        "windows",
+    ),
+    Mutation(
+        "a reset keeps holds",
+        LEDGER,
+        "                self.expire_holds(state)\n                if state.holds is not None:",
+        "                state.holds = None\n                if state.holds is not None:",
+        "updates",
+    ),
+    Mutation(
+        "a reset with holds keeps empty windows",
+        LEDGER,
+        "                if state.holds is not None:\n                    # Open holds stay.",
+        "                if False:\n                    # Open holds stay.",
+        "updates",
+    ),
+    Mutation(
+        "a hold is charged in the windows that are kept",
+        HOLDS,
+        "        for window in state.windows.values():\n            # What is dropped",
+        "        for window in list(state.windows.values())[-1:]:\n            # What is dropped",
+        "windows",
+    ),
+    Mutation(
+        "a state with a hold is stored until a window after its end",
+        CODEC,
+        "if holds and flat[0] != _NEWEST:",
+        "if False:",
+        _EXPIRY + "test_expiry_keeps_state_with_hold_until_a_window_after_its_end",
+    ),
+    # --- 9. strictness ---
+    Mutation(
+        "a settlement is charged no earlier than the use that it reports",
+        HOLDS,
+        "_charge(state, now_ms, settlement.used)",
+        "_charge(state, hold.end_ms - 3_000, settlement.used)",
+        "parts of leases",
+    ),
+    # --- 10. upgrade ---
+    Mutation(
+        "no hold is granted before the gate opens",
+        FOLD,
+        "if not ledger.policies.holds_enabled(offset << POSITION_BITS):",
+        "if False:",
+        _RULES + "test_records_with_holds_are_refused_until_holds_are_enabled",
+    ),
+    # --- denials ---
+    Mutation(
+        "a denial is firm only as far as charges cause it",
+        HOLDS,
+        "window.free_at_ms(excess - held))",
+        "_free_at_ms(window, holds, excess))",
+        _RULES + "test_denial_states_when_it_ends_with_and_without_the_holds",
+    ),
+    # --- the lease cache: time ---
+    Mutation(
+        "a permit is used only while its lease lasts",
+        CACHE,
+        "            now >= table.until[row] or (renew and self._may_ask(row, now))",
+        "            renew and self._may_ask(row, now)",
+        "ends",
+    ),
+    Mutation(
+        "a lease ends earlier than in the log by what clocks may drift",
+        TABLE,
+        "MARGIN: Final = 31",
+        "MARGIN: Final = 101",
+        "slow clocks",
+    ),
+    Mutation(
+        "a lease lasts from the sending of its ask",
+        TABLE,
+        "self.until[row] = until = lease_end(sent_at, grant)",
+        "self.until[row] = until = lease_end(now, grant)",
+        "slow clocks",
+    ),
+    # --- the lease cache: updates and proof ---
+    Mutation(
+        "a permit is used only with proof",
+        CACHE,
+        "        if now >= table.proof[row].proven_until:\n            return None\n",
+        "",
+        "unread updates",
+    ),
+    Mutation(
+        "a proof is valid for 0.2 s",
+        PROOFS,
+        "PROOF_S: Final = 0.2",
+        "PROOF_S: Final = 0.3",
+        "unread updates",
+    ),
+    Mutation(
+        "an update ends leases",
+        CACHE,
+        "        self._end_leases(row for row in rows if self._table.partition[row] == partition)\n",
+        "",
+        "updates",
+    ),
+    Mutation(
+        "a grant is accepted only if its worker had applied every update read",
+        CACHE,
+        "and self._max_ms and proof.covers(applied)",
+        "and self._max_ms",
+        "replies and updates",
+    ),
+    # --- the lease cache: what is given back ---
+    Mutation(
+        "only the grant of the latest ask is accepted",
+        CACHE,
+        "usable = is_latest and now < lease_end",
+        "usable = now < lease_end",
+        "late replies",
+    ),
+    Mutation(
+        "a lease that is given back while it is granted is not used",
+        CACHE,
+        "                del self._asking[row]\n                back.append(Settlement(asked.ask.id, 0))",
+        "                back.append(Settlement(asked.ask.id, 0))",
+        "late replies",
+    ),
+    Mutation(
+        "permits that a check gives back are not used again",
+        CACHE,
+        "            back.append(self._finish(row, now))\n        if mark",
+        "            back.append(Settlement(self._id(table.number[row]), table.used(row)))\n        if mark",
+        "late replies",
+    ),
+    Mutation(
+        "permits that the timer gives back are not used again",
+        CACHE,
+        "            self._settle(table.partition[row], table.key[row], self._finish(row, now))\n"
+        "        table.forget_ended(row, now)",
+        "            self._settle(\n"
+        "                table.partition[row],\n"
+        "                table.key[row],\n"
+        "                Settlement(self._id(table.number[row]), table.used(row)),\n"
+        "            )\n"
+        "        table.forget_ended(row, now)",
+        "ends",
+    ),
+    Mutation(
+        "a check that costs more settles the own lease in its record",
+        CACHE,
+        "            table.mark[row] = max(before, _SETTLE)",
+        "            pass",
+        _LEASES + "test_check_that_costs_more_than_is_left_gives_everything_back_first",
+    ),
+    # --- the lease cache: reports ---
+    Mutation(
+        "a renewal names the lease in use",
+        CACHE,
+        "keep = (self._id(lease),) if lease else ()",
+        "keep: tuple[HoldId, ...] = ()",
+        "renewals",
+    ),
+    Mutation(
+        "a renewal settles what was used",
+        CACHE,
+        "partial = (Settlement(self._id(lease), used, True),) if used else ()",
+        "partial: tuple[Settlement, ...] = ()",
+        "renewals",
+    ),
+    Mutation(
+        "a renewal settles in part",
+        CACHE,
+        "Settlement(self._id(lease), used, True)",
+        "Settlement(self._id(lease), used)",
+        "renewals",
+    ),
+    Mutation(
+        "a use is reported until a reply confirms the report",
+        CACHE,
+        "        spent = table.size[row] - table.left[row]\n",
+        "        spent = table.reported[row] = table.size[row] - table.left[row]\n",
+        "lost reports",
+    ),
+    Mutation(
+        "what two asks report is confirmed once",
+        CACHE,
+        "table.reported[row] = max(table.reported[row], sent.used)",
+        "table.reported[row] += sent.used",
+        "late replies",
+    ),
+    Mutation(
+        "a settlement is repeated with asks until a reply confirms it",
+        CACHE,
+        "again = tuple(self._last(one) for one in ended if self._id(one.number) not in reported)",
+        "again: tuple[Settlement, ...] = ()",
+        "ends",
+    ),
+    Mutation(
+        "an ask without reply is given back",
+        CACHE,
+        "                self._settle(one.partition, one.key, Settlement(one.ask.id, 0))\n\n    def _refused",
+        "\n    def _refused",
+        _LEASES + "test_ask_without_reply_is_given_back",
+    ),
+]
+
+
+@contextmanager
+def copy_of_sources() -> Iterator[Path]:
+    """Yield a temporary folder with what the tests need, compiled."""
+    with tempfile.TemporaryDirectory(prefix="stoplog-mutations-") as folder:
+        copy = Path(folder)
+        for name in ("stoplog", "streams", "gateway", "tests/unit", "tests/support"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "tests/conftest.py"):
+            shutil.copy(ROOT / name, copy / name)
+        compileall.compile_dir(copy, quiet=2)
+        yield copy
+
+
+def survives(mutation: Mutation, copy: Path) -> str:
+    """Apply *mutation* to the sources in *copy* for one run of its test.
+
+    Returns:
+        What the test printed, if it did not find the mutation; else an empty text. A test that fails for
+        another reason than an assertion has not found it.
+    """
+    path = copy / mutation.path
+    source, stat = path.read_text(), path.stat()
+    compiled = Path(importlib.util.cache_from_source(str(path)))
+    was_compiled = compiled.read_bytes()
+    compiled.unlink()
+    path.write_text(source.replace(mutation.old, mutation.new))
+    options = ["-x", "-q", "--tb=short", "--assert=plain", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, mutation.test]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=copy,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+            timeout=RUN_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no result in {RUN_S} s"
+    finally:
+        path.write_text(source)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        compiled.write_bytes(was_compiled)
+    found = "AssertionError" in done.stdout
+    if "::" not in mutation.found_by:
+        found = " admitted of " in done.stdout or "AssertionError: refused: " in done.stdout
+    return "" if done.returncode == 1 and found else done.stdout + done.stderr
+
+
+def main() -> int:
+    """Apply the mutations whose rule or test contains an argument, or all. Return 1 if one survives."""
+    wanted = [
+        mutation
+        for mutation in MUTATIONS
+        if not sys.argv[1:] or any(word in mutation.rule + mutation.found_by for word in sys.argv[1:])
+    ]
+    survivors = 0
+    began = time.monotonic()
+    with copy_of_sources() as copy:
+        for mutation in wanted:
+            at = time.monotonic()
+            output = survives(mutation, copy)
+            state = "survives" if output else "found"
+            print(
+                f"{time.monotonic() - at:6.1f} s  {state}: {mutation.rule} ({mutation.found_by})", flush=True
+            )
+            if output:
+                survivors += 1
+                print(output[-1_500:], flush=True)
+    print(f"{len(wanted)} mutations in {time.monotonic() - began:.0f} s, {survivors} survive")
+    return int(bool(survivors))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

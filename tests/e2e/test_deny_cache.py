@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
 from stoplog_worker.verify.replay import replay
 
+from stoplog.client.deny_cache import MAX_HOLD_S
 from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import Denials, Denied, decode_checks_record
@@ -18,6 +20,7 @@ from tests.support.up import environment, stoplog
 
 PARTITIONS = 4
 HITS = "stoplog_deny_cache_hits_total"
+STORES = "stoplog_deny_cache_stores_total"
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,32 @@ def test_cached_denial_for_smaller_cost_is_not_used(system: System) -> None:
     assert here.check("small", cost=0)["remaining"] == 1
     assert not flood(here, "small", cost=2)["allowed"]
     assert here.check("small", cost=1)["allowed"]
+
+
+def test_denials_are_soon_asked_again_where_another_gateway_settles_more_than_was_held(
+    system: System,
+) -> None:
+    here, there = system.gateways
+    here.set_limits("soon", "1/hour")
+    names = (f"spender-{number}" for number in range(40))
+    spender = next(
+        name for name in names if partition_of(name, PARTITIONS) == partition_of("soon", PARTITIONS)
+    )
+
+    system.wait_reservations()
+    id_ = there.http.post("/v1/reservations", json={"client_id": spender, "cost": 1}).json()["id"]
+    settled = there.http.post(f"/v1/reservations/{id_}/settle", json={"used": 2}).json()
+    assert settled["state"] == "settled"
+    flood(here, "soon")
+    stored = here.metric(STORES)
+
+    def asked_again() -> bool:
+        assert not here.check("soon")["allowed"]
+        return here.metric(STORES) > stored
+
+    began = monotonic()
+    eventually("the log denies again", asked_again)
+    assert monotonic() - began < MAX_HOLD_S / 2, "the worker's heartbeat did not matter"
 
 
 def test_cached_denials_are_logged_and_change_no_decision(system: System, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ MUTATIONS: Final = [
         HOLDS,
         "for limit in limits) - holds.units",
         "for limit in limits)",
-        "two processes",
+        "large leases",
     ),
     Mutation(
         "a holder is a process: its asks close no leases of others",

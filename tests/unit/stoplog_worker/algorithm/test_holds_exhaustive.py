@@ -4,8 +4,7 @@ The fold and the lease caches are the real ones. The scope is small: one client 
 processes with leases, one caller with a reservation, and sequences of seven events. States that differ only
 in how they were reached are explored once. Before each record, the client's state is loaded from its bytes.
 
-Leases of both processes beside their checks need a limit of 6. With that limit, renewals have four times the
-states, so these sequences have six events.
+A renewal that is granted while permits of the lease before are left needs a limit of 6.
 
 A changed limit keeps what was admitted before: each admission must be within the limit then in force, with
 all admissions of the last window. Only a reset drops what was admitted.
@@ -49,6 +48,8 @@ from stoplog.wire.replies import Decision, HeldDecision
 from tests.support.lease_holder import LeaseHolder, SentBatch
 from tests.support.memory_store import MemoryStore
 
+LENGTH = 7
+"""Events of a sequence."""
 WINDOW_MS = 60_000
 TTL_MS = 3_000
 SHORT_MS = 10_000
@@ -377,24 +378,25 @@ class Scope(NamedTuple):
     Attributes:
         limit: The limit at first.
         events: The events.
-        depth: How many of them follow one another.
         hourly: Whether there is another limit, for an hour.
         slow: Whether the clocks of the processes are slow, and a lease ends before a tick does.
+        want: Units that an ask for a lease requests.
     """
 
     limit: int
     events: list[Event]
-    depth: int = 7
     hourly: bool = False
     slow: bool = False
+    want: int = 3
 
 
 SCOPES = {
     "late and repeated records": Scope(5, [ASK_A, LATE, ARRIVE, AGAIN, BIG_A, SETTLE_A, CHECK]),
     "late replies": Scope(5, [ASK_A, ALL_A, SLOWLY, REPLY, BIG_A, SETTLE_A, CHECKS]),
     "replies and updates": Scope(5, [ASK_A, SLOWLY, REPLY, LOWER, PART, CHECKS]),
-    "two processes": Scope(6, [ASK_A, LOSE, BIG_A, SETTLE_A, LOSE_S, ASK_B, CHECK]),
-    "renewals": Scope(6, [ASK_A, LOSE, LATE, ARRIVE, BIG_A, PART, CHECK], depth=6),
+    "two processes": Scope(5, [ASK_A, LOSE, BIG_A, SETTLE_A, LOSE_S, ASK_B, CHECK], want=1),
+    "large leases": Scope(5, [ASK_A, LOSE, BIG_A, SETTLE_A, ASK_B, CHECK]),
+    "renewals": Scope(6, [ASK_A, LOSE, LATE, BIG_A, PART, CHECK], want=2),
     "lost reports": Scope(4, [ASK_A, LATE, ARRIVE, BIG_A, CHECKS]),
     "two limits": Scope(3, [ASK_A, ASK_B, BIG_A, CHECK, LEAVE], hourly=True),
     "ends": Scope(4, [ASK_A, ALL_A, SETTLE_A, LOSE_S, MOST, LEAVE, CHECKS]),
@@ -408,7 +410,7 @@ SCOPES = {
 }
 
 
-EAGER = {"MIN_CHECKS": 1, "MIN_CHECKS_AGAIN": 0, "MIN_WANT": 3, "SURPLUS": 0, "RETRY_S": 0, "MAX_RETRY_S": 0}
+EAGER = {"MIN_CHECKS": 1, "MIN_CHECKS_AGAIN": 0, "SURPLUS": 0, "RETRY_S": 0, "MAX_RETRY_S": 0}
 """Constants of the lease cache that are about its economy."""
 
 
@@ -442,7 +444,7 @@ def explore(scope: Scope) -> tuple[list[str], int]:
     repeatable = AGAIN in scope.events
     level: dict[State, list[str]] = {world.packed(repeatable=repeatable): []}
     seen = 1
-    for _ in range(scope.depth):
+    for _ in range(LENGTH):
         following: dict[State, list[str]] = {}
         for state, path in level.items():
             for name, event in scope.events:
@@ -464,6 +466,7 @@ def explore(scope: Scope) -> tuple[list[str], int]:
 def test_every_sequence_of_events_keeps_the_limit(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in EAGER.items():
         monkeypatch.setattr(lease_cache, name, value)
+    monkeypatch.setattr(lease_cache, "MIN_WANT", SCOPES[scope].want)
     monkeypatch.setattr(lease_table, "LOW_PERMITS", 2)
     monkeypatch.setattr(holds, "MIN_LEASE", 1)
     monkeypatch.setattr(holds, "SHARE", 1)

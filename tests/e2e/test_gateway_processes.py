@@ -25,6 +25,7 @@ from stoplog.kafka.partition_count import write_partition_count
 from stoplog.partitioning import partition_of
 from stoplog.topics import CHECKS, COPARTITIONED, DEFAULT_FILE
 from stoplog.wire.checks import Batch, decode_checks_record
+from stoplog.wire.partition_count import PartitionCount
 from tests.support.system import PATIENCE_S, Gateway, eventually, running_system
 from tests.support.up import BROKEN_GATEWAY, environment, stoplog
 
@@ -75,7 +76,9 @@ def connections_of_each(gateway: Gateway, address: str) -> list[int]:
 
 def call_envoy(channel: grpc.Channel) -> None:
     request = RateLimitRequest(domain="edge")
-    request.descriptors.add(is_negative_hits=True).entries.add(key="user", value="alice")
+    descriptor = request.descriptors.add()
+    descriptor.hits_addend.value = 0
+    descriptor.entries.add(key="user", value="alice")
     call: Any = channel.unary_unary(f"/{SERVICE}/{METHOD}")
     response = RateLimitResponse.FromString(call(request.SerializeToString(), timeout=PATIENCE_S))
     assert response.overall_code == OK
@@ -184,11 +187,13 @@ def test_processes_with_wrong_topics_exit_78_with_one_line(fresh_kafka: Broker, 
     topics.write_text(yaml.safe_dump(raw))
     env = environment(tmp_path, STOPLOG_KAFKA=fresh_kafka.bootstrap, STOPLOG_TOPICS=str(topics))
     connection = KafkaConnection(fresh_kafka.bootstrap)
-    write_partition_count(connection, 2 * found)  # as if `checks` had been deleted and created again
+    write_partition_count(
+        connection, PartitionCount(2 * found)
+    )  # as if `checks` had been deleted and created again
     try:
         ended = stoplog("gateway", "--processes", "2", env=env)
     finally:
-        write_partition_count(connection, found)
+        write_partition_count(connection, PartitionCount(found))
     assert ended.returncode == 78
     assert ended.stdout == ""
     assert ended.stderr.count("\n") == 1
@@ -255,6 +260,7 @@ STOPPED_EARLY = """
 import os, pathlib, signal, sys
 import stoplog_gateway.server.server
 from stoplog_gateway.server.process_slot import ProcessSlot
+from stoplog.wire.partition_count import PartitionCount
 from stoplog_gateway.settings import GatewaySettings
 bind_port = stoplog_gateway.server.server.bind_port
 def stopped(*place, **options):

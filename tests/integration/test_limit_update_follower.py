@@ -89,7 +89,7 @@ async def test_follower_receives_updates_and_needs_broker_for_proof() -> None:
             await until(lambda: denied(limiter, CLIENT))
 
 
-async def test_follower_without_deny_cache_reads_nothing() -> None:
+async def test_follower_without_deny_cache_and_leases_reads_nothing() -> None:
     with fresh_broker() as broker:
-        async with Limiter(Settings(kafka=broker.bootstrap, deny_cache=0)) as limiter:
+        async with Limiter(Settings(kafka=broker.bootstrap, deny_cache=0, lease_max_ms=0)) as limiter:
             assert [thread.name for thread in limiter._engine.transport._threads] == ["stoplog-replies"]

@@ -414,7 +414,7 @@ def _counts(counters: Table, clock_ms: int) -> dict[bytes, Any]:
         for length, window in state.windows.items():
             window.forget(clock_ms)
             lists[length] = (list(window.charges()), window.kept_until_ms)
-        found[key] = (state.newest_ms, state.holds, lists)
+        found[key] = (state.newest_ms, [*(state.holds or ())], lists)
     return found
 
 

@@ -24,6 +24,15 @@ Client = Annotated[
         autocompletion=completion.clients,
     ),
 ]
+PlanOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Plan whose limits apply if the client has none of its own.",
+        metavar="P",
+        autocompletion=completion.plans,
+    ),
+]
+
 ResourceOption = Annotated[
     str | None,
     typer.Option(
@@ -53,14 +62,7 @@ def register(app: typer.Typer) -> None:
 def check(
     client: Client,
     cost: Annotated[int, typer.Option(help="Requests to count. 0 shows the state and counts nothing.")] = 1,
-    plan: Annotated[
-        str | None,
-        typer.Option(
-            help="Plan whose limits apply if the client has none of its own.",
-            metavar="P",
-            autocompletion=completion.plans,
-        ),
-    ] = None,
+    plan: PlanOption = None,
     resource: ResourceOption = None,
     on_unavailable: Annotated[
         OnUnavailable | None,

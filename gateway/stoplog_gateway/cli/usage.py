@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.table import Column, Table
 
-from stoplog_gateway.cli import completion
-from stoplog_gateway.cli.check import Client, ResourceOption
+from stoplog_gateway.cli.check import Client, PlanOption, ResourceOption
 from stoplog_gateway.cli.formatting import duration, printable
 from stoplog_gateway.cli.gateway_options import calls_gateway
 from stoplog_gateway.cli.http_client import DEFAULT_URL, Url, call, segment
@@ -27,14 +26,7 @@ def register(app: typer.Typer) -> None:
 @calls_gateway
 def usage(
     client: Client,
-    plan: Annotated[
-        str | None,
-        typer.Option(
-            help="Plan whose limits apply if the client has none of its own.",
-            metavar="P",
-            autocompletion=completion.plans,
-        ),
-    ] = None,
+    plan: PlanOption = None,
     resource: ResourceOption = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,

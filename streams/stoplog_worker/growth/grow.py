@@ -38,7 +38,6 @@ from stoplog_worker.growth.states import (
     WriteEntry,
     clear,
     policies_in,
-    read_marker,
     read_store,
     write_marker,
     write_policies,
@@ -48,8 +47,9 @@ from stoplog_worker.growth.writer import Writer
 from stoplog_worker.kafka.progress_bar import progress_bar
 from stoplog_worker.kafka.progress_reader import OnProgress, ProgressReader
 from stoplog_worker.restore.lane_bootstrap import changelogs
+from stoplog_worker.restore.merge_changelog import read_marker
 from stoplog_worker.settings import Settings
-from stoplog_worker.state.store import PartitionStore
+from stoplog_worker.state.store import POLICIES, PartitionStore
 
 _ALIVE_S: Final = 3 * HEARTBEAT_S
 """Seconds within which a node that is alive sends a heartbeat."""
@@ -219,7 +219,7 @@ class _Split:
         """
         ends = {topic: self._reader.offset_range(topic, number) for topic in (CHECKS, UPDATES)}
         self._ends |= {(topic, number): end for topic, (_, end) in ends.items()}
-        markers = {lane: read_marker(self._reader, changelogs(lane), number) for lane in self.lanes}
+        markers = {lane: self._last_marker(lane, number) for lane in self.lanes}
         if not any(markers.values()) and all(low == end for low, end in ends.values()):
             return None
         _, end = ends[CHECKS]
@@ -234,6 +234,10 @@ class _Split:
                     f"more, delete its changelogs"
                 )
         return markers[""]
+
+    def _last_marker(self, lane: str, number: int) -> Marker | None:
+        topic = changelogs(lane)[POLICIES]
+        return read_marker(self._reader, topic, number, *self._reader.offset_range(topic, number))
 
     @contextmanager
     def _opened(self, number: int) -> Iterator[list[_Lane]]:
@@ -301,18 +305,18 @@ class _Split:
     def _split(self, number: int, marker: Marker) -> tuple[int, int]:
         waiting = list(read_updates(self._reader, number, marker.applied + 1))
         with self._opened(number) as lanes:
-            in_force = policies_in(lanes[0].store)
+            policies = [policies_in(lane.store) for lane in lanes]
             states = sum(
                 write_states(lane.store, lane.write, self._before, self._after.partitions) for lane in lanes
             )
             limits = 0
             for new in new_partitions(number, self._before, self._after.partitions):
                 copy = LimitsCopy(self._reader, self._writer, new, self._after)
-                versions, applied = copy.write(marker.stamp_ms, in_force, waiting)
+                versions, applied = copy.write(marker.stamp_ms, policies[0], waiting)
                 limits += len(versions)
                 first = self._first_offset(new, marker.stamp_ms)
-                for lane in lanes:
-                    write_policies(lane.store, lane.write, new, versions)
+                for lane, in_force in zip(lanes, policies, strict=True):
+                    write_policies(in_force, lane.write, new, versions)
                     self._writer.flush()  # a marker is the last entry: everything else is there
                     write_marker(lane.store, lane.write, new, first, applied)
             self._writer.flush()

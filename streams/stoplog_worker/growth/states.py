@@ -12,10 +12,8 @@ from stoplog.wire.limit_updates import ENABLE_HOLDS, UpdateKey
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
     NEVER_SET,
-    Marker,
     PolicyChange,
     decode_history,
-    decode_marker,
     encode_history,
     encode_marker,
     encode_policy_key,
@@ -31,7 +29,7 @@ from stoplog_worker.growth.split import (
 )
 from stoplog_worker.kafka.progress_reader import ProgressReader
 from stoplog_worker.restore.merge_changelog import merge_changelog
-from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 
 WriteEntry = Callable[[str, int, bytes, bytes], None]
 """Writes an entry to the lane's changelog: table, partition, key and value."""
@@ -52,23 +50,6 @@ def read_store(
         _, end = reader.offset_range(changelogs[table], partition)
         merge_changelog(reader, changelogs[table], store, table, end)
     return store
-
-
-def read_marker(reader: ProgressReader, changelogs: Mapping[str, str], partition: int) -> Marker | None:
-    """Return one lane's last marker in *partition*; ``None`` if it has decided nothing there.
-
-    Raises:
-        Unavailable: The broker does not answer.
-    """
-    topic, last = changelogs[POLICIES], None
-    low, end = reader.offset_range(topic, partition)
-    for message in reader.read(topic, partition, low, end):
-        entry = Record(message.offset(), message.key(), message.value()).entry(POLICIES)
-        if entry is not None and entry[0] == MARKER_KEY:
-            found = decode_marker(entry[1])
-            if last is None or found.next_offset >= last.next_offset:
-                last = found
-    return last
 
 
 def clear(store: PartitionStore, write: WriteEntry) -> None:
@@ -96,9 +77,11 @@ def policies_in(store: PartitionStore) -> dict[UpdateKey, PolicyChange]:
     }
 
 
-def write_policies(store: PartitionStore, write: WriteEntry, new: int, versions: Versions) -> None:
-    """Write the policies of the new partition *new*: those in *versions*."""
-    for key, change in policies_in(store).items():
+def write_policies(
+    policies: Mapping[UpdateKey, PolicyChange], write: WriteEntry, new: int, versions: Versions
+) -> None:
+    """Write those *policies* of the old partition that are in *versions* to the new partition *new*."""
+    for key, change in policies.items():
         version = change.version if key == ENABLE_HOLDS else versions.get(key)
         if version is not None:
             write(POLICIES, new, encode_policy_key(key), split_history(change, version))

@@ -19,7 +19,7 @@ Headers = list[tuple[str, bytes]]
 
 
 class Writer:
-    """A producer that counts what it has written.
+    """A producer that remembers the offsets of limits, and whether a record failed.
 
     Args:
         connection: How to reach Kafka.

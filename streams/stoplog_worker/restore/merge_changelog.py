@@ -1,12 +1,12 @@
-"""Read a range of a changelog into a store, once and outside a worker."""
+"""Read a range of a changelog once and outside a worker: into a store, or for its last marker."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from stoplog_worker.algorithm.state_codec import position_of
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, decode_marker, position_of
 from stoplog_worker.kafka.progress_reader import ProgressReader
-from stoplog_worker.state.store import PartitionStore, Record
+from stoplog_worker.state.store import POLICIES, PartitionStore, Record
 
 _BATCH: Final = 10_000
 """Records stored at a time."""
@@ -41,3 +41,19 @@ def merge_changelog(
             batch = []
     if batch:
         store.merge(table, batch)
+
+
+def read_marker(reader: ProgressReader, topic: str, partition: int, start: int, end: int) -> Marker | None:
+    """Return the last marker in a range of a changelog of policies; ``None`` if there is none.
+
+    Raises:
+        Unavailable: The broker stopped answering.
+    """
+    last = None
+    for message in reader.read(topic, partition, start, end):
+        entry = Record(message.offset(), message.key(), message.value()).entry(POLICIES)
+        if entry is not None and entry[0] == MARKER_KEY:
+            found = decode_marker(entry[1])
+            if last is None or found.next_offset >= last.next_offset:
+                last = found
+    return last

@@ -31,11 +31,11 @@ from stoplog.wire.replies import decode_any_reply
 from stoplog_worker.algorithm.fold import fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.relay_keys import RelayKeys
-from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, decode_marker, position_of
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, position_of
 from stoplog_worker.algorithm.update_authority import UNKNOWN_KEY, UpdateAuthority
 from stoplog_worker.kafka.progress_reader import ProgressReader
-from stoplog_worker.restore.merge_changelog import merge_changelog
-from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
+from stoplog_worker.restore.merge_changelog import merge_changelog, read_marker
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore
 from stoplog_worker.verify.compare import (
     Finding,
     changed_entries,
@@ -168,15 +168,8 @@ class Verifier:
         return marker
 
     def _last_marker(self, partition: int, end: int) -> Marker | None:
-        last = None
         start = self._laters[partition].next_offset[POLICIES]
-        for message in self._reader.read(self._changelogs[POLICIES], partition, start, end):
-            entry = Record(message.offset(), message.key(), message.value()).entry(POLICIES)
-            if entry is not None and entry[0] == MARKER_KEY:
-                found = decode_marker(entry[1])
-                if last is None or found.next_offset >= last.next_offset:
-                    last = found
-        return last
+        return read_marker(self._reader, self._changelogs[POLICIES], partition, start, end)
 
     def _read_replies(self) -> _Replies:
         replies: _Replies = {}

@@ -82,7 +82,7 @@ class Partitions:
                     if change.policy is not None and goes_to(key, partition, number)
                 ]
                 versions = {key: offset for offset, key in enumerate(wanted)}
-                write_policies(store, write, partition, versions)
+                write_policies(in_force, write, partition, versions)
                 write_marker(store, write, partition, FIRST_OFFSET, len(wanted) - 1)
                 self.updates[partition] = len(wanted)
         self.stores += [new[partition] for partition in sorted(new)]

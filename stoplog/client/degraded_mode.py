@@ -1,4 +1,8 @@
-"""Degraded mode of the whole gateway: one line in the log when it begins and one when it ends."""
+"""Degraded mode of the whole gateway: one line in the log when it begins and one when it ends.
+
+After a start, the breakers of partitions without a reply open as well. This is not logged while no check has
+failed open: the workers may still be starting.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,10 @@ log = logging.getLogger(__name__)
 
 SETTLE_S: Final = 1.0
 """Seconds for which every partition must have answered before degraded mode ends."""
+
+FIRST_REPLY_S: Final = 30.0
+"""Seconds without the first reply of a partition, and without a check that failed open, after which degraded
+mode is logged. Workers that start together with the gateway take a few seconds."""
 
 MAX_SETTLE_S: Final = 60.0
 """Upper bound of the settling time. It doubles while degraded mode returns within this time of its end, so a
@@ -64,6 +72,7 @@ class DegradedMode:
         self._wall_ms = wall_ms
         self._settle_s = SETTLE_S
         self._began = 0.0
+        self._logged = False
         self._settling_since = self._ended = float("-inf")
         self._failed_open_before = self._failed_closed_before = self._uncounted_before = 0
         self.state = ModeState.NORMAL
@@ -92,17 +101,32 @@ class DegradedMode:
         """Checks that could not be published since degraded mode began; 0 when normal."""
         return self._metrics.uncounted - self._uncounted_before if self.degraded else 0
 
-    def on_breaker_open(self, partition: int, why: str) -> None:
-        """Enter degraded mode, or stay in it. *why* is for the operator."""
+    def on_breaker_open(self, partition: int, why: str, *, before_first_reply: bool = False) -> None:
+        """Enter degraded mode, or stay in it.
+
+        Args:
+            partition: The partition whose circuit breaker opened.
+            why: The cause, for the operator.
+            before_first_reply: The partition has never replied, and nothing else is known to be wrong.
+        """
         self.partitions.add(partition)
         self._metrics.degraded_partitions = len(self.partitions)
         before, self.state = self.state, ModeState.DEGRADED
-        if before is not ModeState.NORMAL:
-            return
-        now = self._clock()
-        returned_soon = now - self._ended < MAX_SETTLE_S
-        self._settle_s = min(self._settle_s * 2, MAX_SETTLE_S) if returned_soon else SETTLE_S
-        self._began, self.since_ms, self.why = now, self._wall_ms(), why
+        if before is ModeState.NORMAL:
+            now = self._clock()
+            returned_soon = now - self._ended < MAX_SETTLE_S
+            self._settle_s = min(self._settle_s * 2, MAX_SETTLE_S) if returned_soon else SETTLE_S
+            self._began, self.since_ms, self.why = now, self._wall_ms(), why
+            self._logged = False
+        if not self._logged and (self._has_degraded_checks or not before_first_reply):
+            self._log_beginning(why)
+
+    @property
+    def _has_degraded_checks(self) -> bool:
+        return self.failed_open > 0 or self.failed_closed > 0 or self.uncounted > 0
+
+    def _log_beginning(self, why: str | None) -> None:
+        self._logged, self.why = True, why
         log.warning("degraded: checks fail open: %s", why)
 
     def on_breaker_closed(self, partition: int) -> None:
@@ -127,23 +151,26 @@ class DegradedMode:
                 self._uncounted_before = self._metrics.uncounted
             return
         now = self._clock()
+        if not self._logged and (self._has_degraded_checks or now - self._began >= FIRST_REPLY_S):
+            self._log_beginning(self.why)
         if self.state is ModeState.DEGRADED or now - self._settling_since < self._settle_s:
             return
-        log.warning(
-            "normal again after %.1f s: %s checks failed open, %s failed closed, "
-            "%s could not be published and are not counted",
-            now - self._began,
-            f"{self.failed_open:,}",
-            f"{self.failed_closed:,}",
-            f"{self.uncounted:,}",
-        )
+        if self._logged:
+            log.warning(
+                "normal again after %.1f s: %s checks failed open, %s failed closed, "
+                "%s could not be published and are not counted",
+                now - self._began,
+                f"{self.failed_open:,}",
+                f"{self.failed_closed:,}",
+                f"{self.uncounted:,}",
+            )
         self.state = ModeState.NORMAL
         self._ended, self.since_ms, self.why = now, self._wall_ms(), None
 
     def on_stop(self) -> None:
         """Log what the gateway leaves uncounted. Call this once everything was published or dropped."""
         uncounted = self._metrics.uncounted - self._uncounted_before
-        if not self.degraded and not uncounted:
+        if not uncounted and not (self.degraded and (self._logged or self._has_degraded_checks)):
             return
         state = f"degraded for {self._clock() - self._began:.1f} s" if self.degraded else "not degraded"
         log.warning(

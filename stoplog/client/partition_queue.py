@@ -247,7 +247,8 @@ class PartitionQueue:
             return  # sent while the breaker was open: the miss is no news
         self.slot = None
         if self.breaker.on_miss():
-            self._on_breaker_open(self._describe_misses(reason))
+            why = self._describe_misses(reason)
+            self._on_breaker_open(why, before_first_reply=reason == DEADLINE and not self.breaker.has_replied)
         else:
             self._send_next()
 
@@ -264,8 +265,8 @@ class PartitionQueue:
         if self.breaker.on_broker_down():
             self._on_breaker_open(why)
 
-    def _on_breaker_open(self, why: str) -> None:
-        self._mode.on_breaker_open(self.index, why)
+    def _on_breaker_open(self, why: str, *, before_first_reply: bool = False) -> None:
+        self._mode.on_breaker_open(self.index, why, before_first_reply=before_first_reply)
         now, reason = self._clock(), self.breaker.state
         if self.slot is not None:  # stays in flight without the slot: its reply may close the breaker
             self.slot.degrade(reason, self._metrics, now)

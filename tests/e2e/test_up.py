@@ -25,6 +25,7 @@ from stoplog_gateway.local.kafka_jars import KAFKA_VERSION
 from stoplog_gateway.local.log_file import SHOWN_LEVELS
 from stoplog_gateway.ports import free_port, is_free
 
+from stoplog.topics import DEFAULT_FILE
 from tests.support.broker import home_with_jars
 from tests.support.certificates import Certificates
 from tests.support.cpu import own_cpu_seconds
@@ -88,6 +89,35 @@ def test_up_after_a_stop_keeps_counts_and_limits_and_starts_as_quickly(tmp_path:
             (False, 0),
         ]
         assert running.stop(signal.SIGTERM) == 0
+
+
+def checks_counted(page: str) -> dict[str, float]:
+    """Return the counters of checks in a page of metrics that are not 0, by name."""
+    counted = r"(stoplog(?:_worker)?_(?:checks|reservations|batch)\w*(?:_total|_count)(?:{.*})?) (\S+)"
+    samples = re.findall(rf"^{counted}$", page, re.MULTILINE)
+    assert len(samples) > 3, page
+    return {name: float(value) for name, value in samples if float(value)}
+
+
+def test_up_with_64_partitions_starts_without_warnings_and_counts_no_checks(tmp_path: Path) -> None:
+    topics = tmp_path / "topics.yaml"
+    topics.write_text(re.sub(r"partitions: 4\n", "partitions: 64\n", DEFAULT_FILE.read_text()))
+    metrics = free_port()
+    env = environment(
+        home_with_jars(tmp_path / "home"),
+        STOPLOG_TOPICS=str(topics),
+        STOPLOG_METRICS_PORT=str(metrics),
+        STOPLOG_DEADLINE_MS="250",  # the default; the worker takes longer than three of these
+    )
+    with stoplog_up(tmp_path / "home", env=env) as running:
+        urls = (f"{running.url}/metrics", f"http://127.0.0.1:{metrics}/metrics")
+        pages = [
+            httpx.get(url, headers=running.authorization, timeout=10, trust_env=False).text for url in urls
+        ]
+        logs = {path.name: path.read_text() for path in (tmp_path / "home" / "logs").glob("*-1.log")}
+    assert [checks_counted(page) for page in pages] == [{}, {}]
+    assert sorted(logs) == ["gateway-1.log", "worker-1.log"]
+    assert {name: warnings_in(log) for name, log in logs.items()} == {name: [] for name in logs}
 
 
 def test_up_shows_requests_that_work_and_refuses_a_second_one(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from stoplog_gateway.local.kafka_broker import Broker
 from stoplog_gateway.ports import free_port
 from stoplog_worker.verify.replay import Record, replay
 
+from stoplog.partitioning import partition_of
 from stoplog.policy import Policy, parse_policy
 from stoplog.topics import CHECKS
 from stoplog.wire.checks import Batch, Check, SingleCheck, decode_checks_record
@@ -256,15 +257,24 @@ class System:
             eventually(f"{gateway.name} is ready", gateway.ready, on_failure=self.logs)
 
     def wait_reservations(self) -> None:
-        """Return once every gateway knows that all partitions grant reservations."""
+        """Return once every gateway knows that all partitions grant reservations.
 
-        def granted(gateway: Gateway) -> bool:
-            asked = ({"client_id": f"wait-{number}", "cost": 0, "ttl_ms": 1} for number in range(30))
-            answers = [gateway.http.post("/v1/reservations", json=one).json() for one in asked]
-            return not any(answer["degraded"] for answer in answers)
+        Only a reservation shows it, and one that fails open counts as such. So a partition without any is
+        asked again, and the others wait.
+        """
+        partitions = self.gateways[0].report()["partitions"]
+        clients = {
+            partition_of(name, partitions): name for name in (f"wait-{n}" for n in range(40 * partitions))
+        }
+
+        def granted(gateway: Gateway, client: str) -> bool:
+            asked = {"client_id": client, "cost": 0, "ttl_ms": 1}
+            return not gateway.http.post("/v1/reservations", json=asked).json()["degraded"]
 
         for gateway in self.gateways:
-            eventually(f"{gateway.name} gets reservations", partial(granted, gateway), on_failure=self.logs)
+            for client in clients.values():
+                asks = partial(granted, gateway, client)
+                eventually(f"{gateway.name} reserves for {client}", asks, on_failure=self.logs)
 
     def logs(self) -> str:
         """Return the last lines of every log, and what each process is doing."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stoplog.client.degraded_mode import MAX_SETTLE_S, SETTLE_S, DegradedMode, ModeState
+from stoplog.client.degraded_mode import FIRST_REPLY_S, MAX_SETTLE_S, SETTLE_S, DegradedMode, ModeState
 from stoplog.client.metrics import Metrics
 
 
@@ -101,6 +101,57 @@ def test_flapping_partition_does_not_fill_the_log(caplog: pytest.LogCaptureFixtu
     bench.mode.on_breaker_closed(0)
     bench.settle()
     assert not bench.mode.degraded  # the earlier failures no longer matter
+
+
+def test_start_without_failed_checks_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.mode.on_breaker_open(0, "no reply yet", before_first_reply=True)
+    bench.mode.on_breaker_open(1, "no reply yet", before_first_reply=True)
+    bench.settle(FIRST_REPLY_S - 10)
+    bench.mode.on_stop()
+    assert bench.mode.degraded
+    bench.mode.on_breaker_closed(0)
+    bench.mode.on_breaker_closed(1)
+    bench.settle()
+    assert not bench.mode.degraded
+    assert caplog.records == []
+
+
+def fail_open(bench: Bench) -> None:
+    bench.metrics.degraded["breaker_open"] += 1
+    bench.settle(0.5)
+
+
+def wait_long(bench: Bench) -> None:
+    bench.settle(FIRST_REPLY_S)
+
+
+def open_after_a_reply(bench: Bench) -> None:
+    bench.mode.on_breaker_open(1, "partition 1 is silent")
+
+
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        (fail_open, "no reply yet"),
+        (wait_long, "no reply yet"),
+        (open_after_a_reply, "partition 1 is silent"),
+    ],
+)
+def test_start_that_does_not_end_logs_degraded_mode_once(
+    caplog: pytest.LogCaptureFixture, event: Callable[[Bench], None], why: str
+) -> None:
+    bench = Bench()
+    bench.settle()
+    bench.mode.on_breaker_open(0, "no reply yet", before_first_reply=True)
+    event(bench)
+    bench.settle(0.5)
+    bench.mode.on_breaker_open(2, "another", before_first_reply=True)
+    assert [record.getMessage() for record in caplog.records] == [f"degraded: checks fail open: {why}"]
+    for partition in (0, 1, 2):
+        bench.mode.on_breaker_closed(partition)
+    bench.settle()
+    assert "normal again" in caplog.text
 
 
 def bench_in(state: ModeState) -> Bench:

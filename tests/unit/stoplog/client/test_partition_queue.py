@@ -220,3 +220,37 @@ def test_probe_is_sent_to_partitions_without_proof_of_a_reply() -> None:
     bench.batcher.probe()
     assert len(bench.transport.sent) == 6
     assert not bench.metrics.received
+
+
+def test_probes_before_the_first_reply_open_the_breaker_without_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(partitions=2)
+    for _ in range(4):
+        bench.batcher.probe()
+        bench.loop.advance(bench.deadline_s)
+    assert bench.mode.partitions == {0, 1}
+    assert caplog.records == []
+    bench.batcher.probe()
+    bench.batcher.on_replies([answer_to(batch) for _, batch in bench.transport.sent[-2:]])
+    assert bench.mode.partitions == set()
+
+    for _ in range(4):  # a partition that has replied is silent
+        bench.batcher.probe(broker_in_doubt=True)
+        bench.loop.advance(bench.deadline_s)
+    assert "Is its worker running?" in caplog.text
+
+
+@pytest.mark.parametrize("broken", ["publishing", "broker"])
+def test_broker_that_fails_before_the_first_reply_is_logged_at_once(
+    caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    bench = Bench()
+    if broken == "broker":
+        bench.batcher.on_broker_down("no broker answers")
+    else:
+        for _ in range(3):
+            bench.ask(1)
+            bench.loop.turn()
+            bench.batcher.on_undelivered(bench.transport.last.number, 1)
+    assert "degraded: checks fail open" in caplog.text

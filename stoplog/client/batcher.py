@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 from stoplog.client.answer import Answer, Outcome, PendingAnswer
+from stoplog.client.arrivals import Arrivals
 from stoplog.client.batch_sender import BatchSender, CheckTransport
 from stoplog.client.circuit_breaker import CLOSED
 from stoplog.client.degraded_mode import DegradedMode
@@ -45,6 +46,8 @@ class Batcher:
         mode: Learns when a partition's circuit breaker opens and closes.
         denials: Answers checks that are known to be denied.
         leases: Answers checks that permits cover.
+        updates: What *denials* and *leases* still have to learn about limit updates. It is handled before a
+            check is answered.
         rejections: Counts rejected checks by client.
         partitions: Number of partitions of ``checks``.
         deadline_s: Seconds until a check fails open.
@@ -63,6 +66,7 @@ class Batcher:
         mode: DegradedMode,
         denials: DenyCache,
         leases: LeaseCache,
+        updates: Arrivals,
         rejections: Rejections,
         *,
         partitions: int,
@@ -76,6 +80,7 @@ class Batcher:
         self._metrics = metrics
         self._denials = denials
         self._leases = leases
+        self._updates = updates
         self._rejections = rejections
         self._max_in_flight = max_in_flight
         self._instrumentation = instrumentation
@@ -106,6 +111,8 @@ class Batcher:
             check: The check.
             fails_closed: Deny the check if the store does not decide it; by default, allow it.
         """
+        if self._updates.waiting:
+            self._updates.handle()
         if (answer := self._leases.get(check)) is not None:
             return self._leased(check, answer)
         if self._denials.knows(check.client):
@@ -154,6 +161,8 @@ class Batcher:
             call: What it asks for or settles.
             fails_closed: Deny a reservation if the store does not decide it; by default, allow it.
         """
+        if self._updates.waiting:
+            self._updates.handle()
         metrics, reserves = self._metrics, call.reserves
         if reserves and (answer := self._denials.get(check)) is not None:
             return self._known(check, answer)
@@ -193,6 +202,8 @@ class Batcher:
         """
         if self._gathers:
             self._end_turn()
+        if self._updates.waiting:
+            self._updates.handle()
         reserves = call.reserves
         queue = self._queues[partition_of(check.client, self._partitions)]
         if self._closed or queue.breaker.state is not CLOSED or not self._leases.grants_holds(queue.index):
@@ -223,12 +234,15 @@ class Batcher:
         """
         if self._gathers:
             self._end_turn()
+        if self._updates.waiting:
+            self._updates.handle()
         queue = self._queues[partition_of(check.client, self._partitions)]
         if queue.breaker.state is not CLOSED or self._closed:
             return self.ask(check, fails_closed)
         if (answer := self._answer_without_log(check)) is not None:
             return answer
         self._metrics.received += 1
+        self._leases.count(queue.index, check)
         if queue.enqueue_without_reply(check):
             self._schedule(queue)
         return self._degrade(check, OVERLOAD, fails_closed, queue.no_reply)

@@ -181,6 +181,7 @@ class Engine:
             self.mode,
             self.denials,
             self.leases,
+            transport.arrivals,
             self.rejections,
             partitions=partitions,
             deadline_s=settings.deadline_ms / 1000,

@@ -217,9 +217,23 @@ class LeaseCache:
 
     def note(self, partition: int, check: Check) -> bool:
         """Count a check that joins a batch of *partition*. Return whether the batch must mark it."""
+        now = self._clock()
+        row = self._count(partition, check, now)
+        return row is not None and self._mark(row, check, now)
+
+    def count(self, partition: int, check: Check) -> None:
+        """Count a check that is published without waiting for a reply, so it can carry no ask.
+
+        Otherwise, the next lease of its client would be too small in overload, and more checks would fail
+        open.
+        """
+        self._count(partition, check, self._clock())
+
+    def _count(self, partition: int, check: Check, now: float) -> int | None:
+        """Count a check of *partition*. Return the row of its client if that may have a lease."""
         if partition not in self._enabled or not check.cost or not self._max_ms:
-            return False
-        key, now = _key(check), self._clock()
+            return None
+        key = _key(check)
         rate = self._demand.add(key, check.plan, check.cost, now, MIN_CHECKS)
         row = self._rows.get(key)
         if row is None:
@@ -228,7 +242,7 @@ class LeaseCache:
                 or rate.checks * min(FIRST_TTL_S, self._max_ms / 1_000) < MIN_CHECKS
                 or len(self._rows) >= MAX_ENTRIES
             ):
-                return False
+                return None
             row = self._rows[key] = self._table.add(key, check.plan, partition)
             self._table.set_rate(row, rate, now)
             if check.resource:
@@ -236,7 +250,7 @@ class LeaseCache:
             self._look(row, now + PAUSE_S)
         elif rate is not None and rate.checks > self._rate(row, now).checks:
             self._table.set_rate(row, rate, now)
-        return self._mark(row, check, now)
+        return row
 
     def give_back(self, check: Check) -> bool:
         """Have the lease of *check*'s client go back with *check*, which asks for a reservation.

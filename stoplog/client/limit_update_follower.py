@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from threading import Event
 from typing import Any, Final, Protocol
 
@@ -71,7 +72,7 @@ class LimitUpdateFollower:
             request would wait behind its fetch for up to half a second.
         partitions: Number of partitions of ``limit-updates``.
         listener: Handles the reports.
-        call_in_listener: Calls a function of *listener* where it belongs, in the order of the calls.
+        report: Has a call of *listener* made where it belongs, in the order of the calls.
     """
 
     def __init__(
@@ -80,13 +81,13 @@ class LimitUpdateFollower:
         offset_client: LastingConsumer,
         partitions: int,
         listener: UpdateListener,
-        call_in_listener: Callable[..., None],
+        report: Callable[[Callable[[], None]], None],
     ) -> None:
         self._consumer = consumer
         self._offset_client = offset_client
         self._skipper = BatchSkipper(consumer)
         self._listener = listener
-        self._call = call_in_listener
+        self._report = report
         self._partitions = range(partitions)
         self._next: dict[int, int] = {}  # every record before this offset has been reported
         self._ends: dict[int, int] = {}  # end offsets of the last request that have not been reached
@@ -135,7 +136,7 @@ class LimitUpdateFollower:
         for message in self._skipper.keep(drain(self._consumer, MAX_RECORDS, REQUEST_S)):
             self._take(message, updates)
         if updates:
-            self._call(self._listener.on_updates, updates)
+            self._report(partial(self._listener.on_updates, updates))
 
     def _take(self, message: Any, updates: list[tuple[int, Update]]) -> None:
         partition, offset, error = message.partition(), message.offset(), message.error()
@@ -184,4 +185,4 @@ class LimitUpdateFollower:
         if reached:
             for partition in reached:
                 del self._ends[partition]
-            self._call(self._listener.on_updates_read, reached, self._requested_at)
+            self._report(partial(self._listener.on_updates_read, reached, self._requested_at))

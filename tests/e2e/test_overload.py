@@ -1,8 +1,10 @@
 """A gateway that gets more than it can answer in time: a real broker, worker and gateway for some seconds.
 
 In the first test, the gateway is stopped while requests arrive, so that it finds them all in one turn of its
-event loop, however fast the machine is. In the second one, callers send without a pause. What a machine can
+event loop, however fast the machine is. In the others, callers send without a pause. What a machine can
 decide follows from a measurement in the same run. `make bench-overload` measures how long callers wait.
+
+Leases would answer most of these checks, so only the last test has them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 import pytest
 from stoplog_gateway.local.kafka_broker import Broker
 
+from stoplog.client.update_proofs import PROOF_S
 from tests.support.system import PATIENCE_S, Gateway, System, eventually
 
 CONNECTIONS = 300
@@ -42,7 +45,7 @@ def system(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Ite
         folder = tmp_path_factory.mktemp("system")
         system = System(fresh_kafka, folder, stack, default_limits=f"{LIMIT}/hour")
         system.add_worker()
-        system.add_gateway(deadline_ms=100)
+        system.add_gateway(deadline_ms=100, lease_max_ms=0)
         system.wait_ready()
         yield system
 
@@ -187,7 +190,7 @@ def drive(gateway: Gateway, callers: int, seconds: float) -> Load:
 
 
 def test_gateway_in_lasting_overload_goes_on_deciding_and_resets_nothing(system: System) -> None:
-    gateway = system.add_gateway()
+    gateway = system.add_gateway(lease_max_ms=0)
     eventually("the gateway is ready", gateway.ready)
     drive(gateway, FEW, CALIBRATION_S / 2)
     capacity = drive(gateway, FEW, CALIBRATION_S).decided / CALIBRATION_S
@@ -206,3 +209,21 @@ def test_gateway_in_lasting_overload_goes_on_deciding_and_resets_nothing(system:
     assert gateway.metric("stoplog_checks_degraded_total") - before == load.degraded
     assert gateway.count("stoplog_checks_uncounted_total") == 0
     eventually("the store decides again", lambda: gateway.check("another")["degraded"] is False)
+
+
+def test_leases_answer_hot_clients_in_lasting_overload(system: System) -> None:
+    gateway = system.add_gateway()
+    eventually("the gateway is ready", gateway.ready)
+
+    def every_client_has_a_lease() -> bool:
+        drive(gateway, FEW, CALIBRATION_S / 4)
+        return gateway.metric("stoplog_leases") == LONG
+
+    eventually("every client has a lease", every_client_has_a_lease)
+    load = drive(gateway, MANY, OVERLOAD_S)
+    load.seconds.sort()
+    summary = f"{load.decided} decided, {dict(load.reasons)}, the longest took {load.seconds[-1]:.3f} s"
+    print(summary)
+    # Turns of the event loop are longer than a proof lasts, or the test proves nothing.
+    assert load.seconds[-1] > PROOF_S, summary
+    assert load.decided > 4 * load.degraded, summary

@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from stoplog.client.answer import Answer, Outcome
+from stoplog.client.arrivals import Arrivals
 from stoplog.client.batcher import Batcher
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
@@ -37,6 +38,9 @@ class Clockwork(asyncio.BaseEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         raise context["exception"]
+
+    def _write_to_self(self) -> None:
+        """Do nothing: this loop never waits."""
 
     def turn(self) -> None:
         """Run callbacks until none is ready."""
@@ -105,6 +109,7 @@ class Bench:
         self.mode = DegradedMode(self.metrics, self.loop.time, lambda: int(self.loop.now * 1000))
         self.denials = DenyCache(self.metrics, partitions, 100, self.loop.time)
         self.leases = LeaseCache(self.metrics, partitions, 7, lease_max_ms, self.loop.time)
+        self.updates = Arrivals(self.loop)
         self.rejections = Rejections(self.loop.time)
         self.batcher = Batcher(
             self.loop,
@@ -113,6 +118,7 @@ class Bench:
             self.mode,
             self.denials,
             self.leases,
+            self.updates,
             self.rejections,
             partitions=partitions,
             deadline_s=self.deadline_s,

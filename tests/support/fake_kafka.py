@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from stoplog.client.arrivals import Arrivals
 from stoplog.client.engine import Engine
 from stoplog.client.instrumentation import PublishedRecord
 from stoplog.client.limiter import Limiter
@@ -34,6 +35,7 @@ class Kafka:
     def __init__(self, bootstrap: str, *, listener: Engine, **_: Any) -> None:
         self.listener = listener
         self.loop = asyncio.get_running_loop()
+        self.arrivals = Arrivals(self.loop)
         self.answer: Callable[[Batch], Reply | None] = answer_to
         self.checks: list[Check] = []
         self.denied: list[Denied] = []

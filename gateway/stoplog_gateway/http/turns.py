@@ -43,6 +43,10 @@ _CROWDED: Final = 1.25
 """Time of reading, or number of requests, relative to what a turn admits, above which it is crowded. About a
 fifth of its work is then to say that there is no time."""
 
+_FAIR_SHARE: Final = 0.25
+"""Part of a long turn's reading for checks that are admitted, up to one deadline. If they were refused, a
+turn would hardly be shorter."""
+
 _MIN_DENIED: Final = 8
 """Requests without time in a turn, up to which it is not crowded."""
 
@@ -69,6 +73,7 @@ class Turns:
         # gateway that has to refuse many would admit fewer and fewer.
         self._min_reading_s = deadline_s / 8
         self._reading_s = self._max_reading_s
+        self._share_s = 0.0  # seconds of reading that are a fair share of a turn like the last one
         self._began = 0.0  # when this turn handled its first request; 0 before that
         self._ended = 0.0  # when it had read everything
         self._requests = 0
@@ -91,7 +96,8 @@ class Turns:
         """Return whether this turn has time for another check."""
         now = self.clock()
         if self._began:
-            if now - self._began < self._reading_s:
+            passed = now - self._began
+            if passed < self._reading_s or passed < self._share_s:
                 return True
             self._denied += 1
             return False
@@ -123,6 +129,7 @@ class Turns:
             reading_s > _CROWDED * self._reading_s or self._requests > _CROWDED * self._max_requests
         )
         self._denied = 0
+        self._share_s = min(_FAIR_SHARE * reading_s, self.deadline_s)
         self._crowded_until = now + self.deadline_s if crowded else -inf
         self._last_requests, self._requests = min(self._requests, self._max_requests), 0
         if reading_s > _BUSY_S or self._last_requests > _MIN_REQUESTS:

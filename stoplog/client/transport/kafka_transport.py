@@ -19,6 +19,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
+from stoplog.client.arrivals import Arrivals
 from stoplog.client.instrumentation import PublishedRecord
 from stoplog.client.limit_update_follower import LimitUpdateFollower
 from stoplog.client.transport.audit_reader import RawAudit, read_audit
@@ -56,6 +57,9 @@ class KafkaTransport:
         follow_updates: Follow ``limit-updates``.
         loop: The event loop of the listener.
         listener: Handles what arrives.
+
+    Attributes:
+        arrivals: What has arrived about limit updates, for the listener.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class KafkaTransport:
         self.reply_partition = reply_partition
         self._connection = connection
         self._loop = loop
+        self.arrivals: Final = Arrivals(loop)
         self._listener = listener
         self._count = count
         self._withheld: str | None = f"Kafka at {connection.bootstrap} has not answered yet"
@@ -301,7 +306,7 @@ class KafkaTransport:
             closing(clients.sdk_consumer(self._connection)) as offset_client,
         ):
             follower = LimitUpdateFollower(
-                consumer, offset_client, partitions, self._listener, self._call_in_loop
+                consumer, offset_client, partitions, self._listener, self.arrivals.add
             )
             follower.run(self._stopping)
 

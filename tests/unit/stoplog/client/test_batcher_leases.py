@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BROKER, FAIL_CLOSED, FAIL_OPEN
 from stoplog.client.partition_queue import GATHER_S
+from stoplog.client.update_proofs import PROOF_S
 from stoplog.wire.checks import Check
 from stoplog.wire.holds import Grant
+from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import Decision, HeldDecision, Reply
 from tests.support.clockwork import Bench, costs_of
 
@@ -81,6 +84,41 @@ def test_permits_without_proof_are_spent_instead_of_a_further_charge() -> None:
     bench.loop.advance(GATHER_S)
     assert bench.metrics.lease_used == used + 2
     assert [costs_of(batch) for _, batch in bench.transport.sent[sent:]] == [[1]]
+
+
+def test_proof_and_update_that_arrive_within_a_turn_apply_to_the_next_check() -> None:
+    bench = bench_with_lease(8)
+    bench.loop.advance(1.0)
+    for ask in (bench.batcher.ask, bench.batcher.answer_at_once):
+        bench.loop.advance(PROOF_S + 0.01)
+        bench.updates.add(partial(prove, bench))  # the turn in which it arrives goes on
+        answer = ask(ALICE)
+        assert isinstance(answer, Answer)
+        assert not answer.degraded
+    alice = UpdateKey("client", "alice")
+    bench.updates.add(partial(bench.leases.on_update, 0, alice, 9))
+    assert not allowed(bench)
+
+
+def test_checks_without_time_count_in_the_demand() -> None:
+    wants = []
+    for overloaded in (False, True):
+        bench = bench_with_lease(8)
+        while allowed(bench):
+            pass
+        bench.loop.turn()
+        if overloaded:
+            for _ in range(1_000):
+                bench.batcher.answer_at_once(ALICE)
+        bench.loop.advance(1.5)
+        prove(bench)
+        bench.batcher.ask(ALICE)
+        bench.loop.turn()
+        rows = bench.transport.last.hold_rows
+        assert rows
+        assert rows[0].ask is not None
+        wants.append(rows[0].ask.want)
+    assert wants[1] > 10 * wants[0]
 
 
 def test_check_that_fails_closed_spends_no_permits() -> None:

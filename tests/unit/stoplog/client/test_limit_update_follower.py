@@ -70,9 +70,7 @@ class Log:
     def follow(self) -> None:
         """Follow until there is a proof."""
         consumer, offset_client = cast(LastingConsumer, self), cast(LastingConsumer, OffsetClient(self))
-        LimitUpdateFollower(consumer, offset_client, 1, self, lambda what, *arguments: what(*arguments)).run(
-            self.stopping
-        )
+        LimitUpdateFollower(consumer, offset_client, 1, self, lambda report: report()).run(self.stopping)
 
     # --- the consumers ---
 

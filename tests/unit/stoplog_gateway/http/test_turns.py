@@ -49,12 +49,21 @@ async def test_turn_admits_checks_until_a_quarter_of_the_deadline_is_used(turns:
 
 
 async def test_long_turns_admit_less_and_short_ones_more_again(turns: Turns, clock: Clock) -> None:
-    admitted = [await run_turn(turns, clock, each_s=0.001, requests=300, rest_s=1.0) for _ in range(20)]
+    admitted = [await run_turn(turns, clock, each_s=0.001, requests=150, rest_s=1.0) for _ in range(20)]
     assert admitted[:3] == sorted(admitted[:3], reverse=True)
     assert admitted[-1] == 50, "an eighth of the deadline"
     for _ in range(20):
-        last = await run_turn(turns, clock, each_s=0.001, requests=300, rest_s=0.0)
+        last = await run_turn(turns, clock, each_s=0.001, requests=150, rest_s=0.0)
     assert last == 100
+
+
+@pytest.mark.parametrize(("requests", "admitted"), [(1_000, 250), (10_000, 400)])
+async def test_turn_like_a_very_long_one_admits_a_quarter_of_it_for_at_most_a_deadline(
+    turns: Turns, clock: Clock, requests: int, admitted: int
+) -> None:
+    assert await run_turn(turns, clock, each_s=0.001, requests=requests, rest_s=1.0) == 100
+    for _ in range(3):
+        assert await run_turn(turns, clock, each_s=0.001, requests=requests, rest_s=1.0) == admitted
 
 
 async def test_turn_that_reads_much_more_than_it_admits_is_crowded_for_one_deadline(

@@ -16,6 +16,7 @@ from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.client.answer import Answer, unwrap
+from stoplog.client.arrivals import Arrivals
 from stoplog.client.batcher import Batcher
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
@@ -71,6 +72,7 @@ class Gateway(FakeTransport):
             mode,
             self.denials,
             self.leases,
+            Arrivals(self.loop),
             Rejections(self.loop.time),
             partitions=1,
             deadline_s=0.25,

@@ -1,8 +1,8 @@
 """Access rights in Kafka: for each role of a program, the operations that it needs, and nothing else.
 
-Kafka lets a principal describe a topic that it may read, write or delete, so :func:`grants` states *Describe*
-only where none of these is granted. No role needs an operation on the cluster or a transactional id: a broker
-of version 2.8 or later lets every principal that may write to a topic be an idempotent producer.
+Kafka lets a principal describe a topic that it may read, write, alter or delete, so :func:`grants` states
+*Describe* only where none of these is granted. No role needs an operation on the cluster or a transactional
+id: a broker of version 2.8 or later lets every principal that may write to a topic be an idempotent producer.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from stoplog.topics import (
 READ: Final = "Read"
 WRITE: Final = "Write"
 CREATE: Final = "Create"
+ALTER: Final = "Alter"
 DELETE: Final = "Delete"
 DESCRIBE: Final = "Describe"
 DESCRIBE_CONFIGS: Final = "DescribeConfigs"
@@ -35,7 +36,8 @@ ROLES: Final = {
     "publisher": "a program that writes checks to Kafka by itself, and may read the replies",
     "admin": "a program that checks and changes limits with the SDK; records the number of partitions",
     "worker": "decides checks",
-    "operator": "`stoplog topics` and `stoplog verify`",
+    "operator": "`stoplog topics`, except `stoplog topics grow`, and `stoplog verify`",
+    "grower": "`stoplog topics grow`; take its rights away when the command has ended",
 }
 """Each role, and what its programs do."""
 
@@ -47,6 +49,7 @@ _TOPICS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "admin": (WRITE,),
         "worker": (READ, WRITE),  # it relays limit updates
         "operator": (READ,),
+        "grower": (READ, WRITE, ALTER),
     },
     UPDATES: {
         "gateway": (READ, WRITE),
@@ -54,6 +57,7 @@ _TOPICS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "admin": (READ, WRITE),
         "worker": (READ,),
         "operator": (READ,),  # the number of partitions
+        "grower": (READ, WRITE, ALTER),
     },
     REPLIES: {
         "gateway": (READ,),
@@ -68,13 +72,28 @@ _TOPICS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "sdk": (READ, WRITE),
         "admin": (READ, WRITE),
         "worker": (READ, WRITE),
+        "grower": (READ,),  # it waits until nobody runs
     },
     DEAD_LETTERS: {"worker": (WRITE,), "operator": (READ,)},
-    AUDIT: {"gateway": (READ,), "admin": (READ,), "worker": (WRITE,), "operator": (READ,)},
-    COUNTERS_CHANGELOG: {"worker": (READ, WRITE, DELETE), "operator": (READ,)},  # DELETE: of expired records
-    POLICIES_CHANGELOG: {"worker": (READ, WRITE), "operator": (READ,)},
+    AUDIT: {
+        "gateway": (READ,),
+        "admin": (READ,),
+        "worker": (WRITE,),
+        "operator": (READ,),
+        "grower": (ALTER,),
+    },
+    COUNTERS_CHANGELOG: {
+        "worker": (READ, WRITE, DELETE),  # DELETE: of expired records
+        "operator": (READ,),
+        "grower": (READ, WRITE, ALTER),
+    },
+    POLICIES_CHANGELOG: {
+        "worker": (READ, WRITE),
+        "operator": (READ,),
+        "grower": (READ, WRITE, ALTER),
+    },
 }
-"""The operations of each role on the records of a topic. A lane's changelogs are like the default lane's."""
+"""The operations of each role on a topic and its records. A lane's changelogs are like the default lane's."""
 
 _EVERY_TOPIC: Final[Mapping[str, tuple[str, ...]]] = {
     "admin": (
@@ -92,6 +111,7 @@ _NAMED_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "admin": ("stoplog-gateway",),
     "worker": ("stoplog-gateway", "stoplog-reader"),
     "operator": ("stoplog-gateway", "stoplog-reader"),
+    "grower": ("stoplog-gateway", "stoplog-reader"),
 }
 """Groups that the consumers of each role name without joining them. librdkafka looks up the coordinator of
 each, and fails every read if it must not."""

@@ -24,7 +24,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from stoplog_gateway.kafka_reachable import ensure_reachable
 
 from stoplog import Limiter
@@ -55,19 +55,20 @@ CHANGED: Final = "changed staple"
 REFUSED: Final = ("TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
 
 RIGHTS_TABLE: Final = """
-                              gateway  sdk  publisher  admin  worker  operator
-checks                        w        w    w          w      rw      r
-limit-updates                 rw       r    -          rw     r       r
-replies                       r        r    r          r      w       r
-nodes                         rw       rw   -          rw     rw      -
-audit                         r        -    -          r      w       r
-dead-letters                  -        -    -          -      w       r
-stoplog-counters-changelog    -        -    -          -      rwd     r
-stoplog-policies-changelog    -        -    -          -      rw      r
-stoplog-b-counters-changelog  -        -    -          -      rwd     r
-stoplog-b-policies-changelog  -        -    -          -      rw      r
+                              gateway  sdk  publisher  admin  worker  operator  grower
+checks                        w        w    w          w      rw      r         rwa
+limit-updates                 rw       r    -          rw     r       r         rwa
+replies                       r        r    r          r      w       r         -
+nodes                         rw       rw   -          rw     rw      -         r
+audit                         r        -    -          r      w       r         a
+dead-letters                  -        -    -          -      w       r         -
+stoplog-counters-changelog    -        -    -          -      rwd     r         rwa
+stoplog-policies-changelog    -        -    -          -      rw      r         rwa
+stoplog-b-counters-changelog  -        -    -          -      rwd     r         rwa
+stoplog-b-policies-changelog  -        -    -          -      rw      r         rwa
 """
-"""Rights of each role to read (r), write (w) and delete (d) records, by topic. Written by hand."""
+"""Rights of each role to read (r), write (w) and delete (d) records, and to add partitions (a), by topic.
+Written by hand."""
 
 _ROLES, *_ROWS = [line.split() for line in RIGHTS_TABLE.strip().splitlines()]
 
@@ -245,7 +246,11 @@ def test_role_may_do_its_work_and_nothing_else(role: str, rights: dict[str, dict
 def test_table_covers_all_roles_and_topics() -> None:
     assert EXPECTED.keys() == ROLES.keys()
     assert all(rights.keys() == with_lanes(load_topics(), ["", "b"]).keys() for rights in EXPECTED.values())
-    assert {role for role, rights in EXPECTED.items() if "w" in rights[UPDATES]} == {"gateway", "admin"}
+    assert {role for role, rights in EXPECTED.items() if "w" in rights[UPDATES]} == {
+        "gateway",
+        "admin",
+        "grower",
+    }
 
 
 @pytest.mark.parametrize("role", EXPECTED)
@@ -525,9 +530,11 @@ def permitted(kafka: SecureKafka, role: str) -> dict[str, set[str]]:
             outcomes = {"w": write(producer, topic, b"{", None, 0)}
             if (unknown := consumer.list_topics(topic, 60).topics[topic].error) is None:
                 outcomes |= {"r": read_error(consumer, topic), "d": delete_error(admin, topic)}
-            else:  # the authorizer lets a principal describe what it may read or delete
-                outcomes |= dict.fromkeys("rd", unknown.name())
+                outcomes["a"] = alter_error(admin, topic, spec.partitions)
+            else:  # the authorizer lets a principal describe what it may read, delete or alter
+                outcomes |= dict.fromkeys("rda", unknown.name())
             harmless = {"w": "INVALID_RECORD"} if compacted else {"d": "POLICY_VIOLATION"}
+            harmless["a"] = "INVALID_PARTITIONS"
             found[topic] = set()
             for right, error in outcomes.items():
                 if error is None or error == harmless.get(right):
@@ -541,6 +548,15 @@ def delete_error(admin: AdminClient, topic: str) -> str | None:
     """Return the name of the error when no record of *topic* is deleted, or ``None``."""
     try:
         admin.delete_records([TopicPartition(topic, 0, 0)])[TopicPartition(topic, 0)].result(60)
+    except KafkaException as exc:
+        return str(exc.args[0].name())
+    return None
+
+
+def alter_error(admin: AdminClient, topic: str, partitions: int) -> str | None:
+    """Return the name of the error when *topic* gets the number of partitions that it has."""
+    try:
+        admin.create_partitions([NewPartitions(topic, partitions)])[topic].result(60)
     except KafkaException as exc:
         return str(exc.args[0].name())
     return None

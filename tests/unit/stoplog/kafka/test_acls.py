@@ -4,7 +4,7 @@ import pytest
 
 from stoplog.kafka.acls import READ, ROLES, WRITE, Grant, grants
 from stoplog.lanes import with_lanes
-from stoplog.topics import AUDIT, CHECKS, DEAD_LETTERS, NODES, REPLIES, UPDATES, load_topics
+from stoplog.topics import AUDIT, CHECKS, COPARTITIONED, DEAD_LETTERS, NODES, REPLIES, UPDATES, load_topics
 
 TOPICS = load_topics()
 
@@ -19,14 +19,22 @@ def roles_with(operation: str, topic: str) -> set[str]:
 @pytest.mark.parametrize(
     ("topic", "writers", "readers"),
     [
-        (CHECKS, {"gateway", "sdk", "publisher", "admin", "worker"}, {"worker", "operator"}),
-        (UPDATES, {"gateway", "admin"}, {"gateway", "sdk", "admin", "worker", "operator"}),
+        (
+            CHECKS,
+            {"gateway", "sdk", "publisher", "admin", "worker", "grower"},
+            {"worker", "operator", "grower"},
+        ),
+        (
+            UPDATES,
+            {"gateway", "admin", "grower"},
+            {"gateway", "sdk", "admin", "worker", "operator", "grower"},
+        ),
         (REPLIES, {"worker"}, {"gateway", "sdk", "publisher", "admin", "operator"}),
-        (NODES, {"gateway", "sdk", "admin", "worker"}, {"gateway", "sdk", "admin", "worker"}),
+        (NODES, {"gateway", "sdk", "admin", "worker"}, {"gateway", "sdk", "admin", "worker", "grower"}),
         (AUDIT, {"worker"}, {"gateway", "admin", "operator"}),
         (DEAD_LETTERS, {"worker"}, {"operator"}),
-        ("stoplog-counters-changelog", {"worker"}, {"worker", "operator"}),
-        ("stoplog-policies-changelog", {"worker"}, {"worker", "operator"}),
+        ("stoplog-counters-changelog", {"worker", "grower"}, {"worker", "operator", "grower"}),
+        ("stoplog-policies-changelog", {"worker", "grower"}, {"worker", "operator", "grower"}),
     ],
 )
 def test_topic_is_written_and_read_by_the_roles_that_need_it(
@@ -43,6 +51,11 @@ def test_only_workers_delete_records_and_only_operators_create_topics() -> None:
     assert {topic for topic in TOPICS if roles_with("Delete", topic)} == {"stoplog-counters-changelog"}
     assert roles_with("Delete", "stoplog-counters-changelog") == {"worker"}
     assert all(roles_with("Create", topic) == {"operator"} for topic in TOPICS)
+
+
+def test_only_growing_adds_partitions_and_only_to_the_topics_that_must_have_equally_many() -> None:
+    assert {topic for topic in TOPICS if roles_with("Alter", topic)} == set(COPARTITIONED)
+    assert all(roles_with("Alter", topic) == {"grower"} for topic in COPARTITIONED)
 
 
 def test_worker_joins_the_groups_of_its_lanes() -> None:

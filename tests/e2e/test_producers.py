@@ -11,16 +11,16 @@ import httpx
 import psutil
 import pytest
 import stoplog_worker.metrics
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 from stoplog_gateway.local.kafka_broker import Broker
 
 from stoplog.partitioning import partition_of
-from stoplog.topics import CHECKS, DEAD_LETTERS, REPLIES, load_topics
+from stoplog.topics import CHECKS, REPLIES
+from tests.support.other_producer import OtherProducer, dead_letters, read
 from tests.support.system import System, running_system
 
 PARTITIONS = 4
 REPLY_PARTITION = 3
-BY_KEY = -1
 FAUST_WEB_PORT = 6066
 """Port of Faust's own web server, which Stoplog switches off."""
 
@@ -33,50 +33,9 @@ def system(fresh_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield running
 
 
-class OtherProducer:
-    """A producer of another program: librdkafka, with keys hashed as by the Java client."""
-
-    def __init__(self, bootstrap: str) -> None:
-        self._producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
-
-    def publish(self, client: str, value: bytes, partition: int = BY_KEY) -> tuple[int, int]:
-        """Publish to ``checks`` under the key *client*; return partition and offset."""
-        reports: list[Message] = []
-
-        def report(error: object, message: Message) -> None:
-            assert error is None
-            reports.append(message)
-
-        self._producer.produce(CHECKS, value, key=client, partition=partition, on_delivery=report)
-        assert self._producer.flush(30) == 0
-        [message] = reports
-        written_to, offset = message.partition(), message.offset()
-        assert written_to is not None
-        assert offset is not None
-        return written_to, offset
-
-    def check(self, client: str, **fields: Any) -> tuple[int, int]:
-        """Publish a check in JSON."""
-        return self.publish(client, json.dumps({"client_id": client, **fields}).encode())
-
-
 @pytest.fixture(scope="module")
 def producer(fresh_kafka: Broker) -> OtherProducer:
     return OtherProducer(fresh_kafka.bootstrap)
-
-
-def read(bootstrap: str, *places: TopicPartition) -> Iterator[Message]:
-    """Yield records from these places on, as they arrive."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "a-test"})
-    try:
-        consumer.assign(list(places))
-        while True:
-            message = consumer.poll(60)
-            assert message is not None, "no more records arrived"
-            assert message.error() is None, message.error()
-            yield message
-    finally:
-        consumer.close()
 
 
 def answer(bootstrap: str, id_: str) -> dict[str, Any]:
@@ -151,16 +110,10 @@ def test_invalid_published_check_is_dead_lettered_and_others_judged(
         expected[producer.publish(client, value, partition=home)] = (value, reason)
         producer.check(client)
 
-    letters = (
-        TopicPartition(DEAD_LETTERS, partition, OFFSET_BEGINNING)
-        for partition in range(load_topics()[DEAD_LETTERS].partitions)
-    )
-    for letter in read(system.bootstrap, *letters):
-        headers: dict[str, bytes] = dict(letter.headers() or ())  # type: ignore[arg-type]
-        assert headers["topic"].decode() == CHECKS
-        value, reason = expected.pop((int(headers["partition"]), int(headers["offset"])))
-        assert (letter.key(), letter.value()) == (client.encode(), value)
-        assert reason in headers["reason"].decode()
+    for source, letter in dead_letters(system.bootstrap):
+        value, reason = expected.pop(source)
+        assert (letter.topic, letter.key, letter.value) == (CHECKS, client.encode(), value)
+        assert reason in letter.reason
         if not expected:
             break
     assert system.gateways[0].check(client, cost=0)["remaining"] == 100 - 1 - len(bad)

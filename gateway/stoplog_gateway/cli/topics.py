@@ -67,13 +67,17 @@ def verify(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -
         topics = _topics(settings, lanes, lane)
         found = verify_topics(admin, topics.specs.values(), recorded=topics.recorded)
     difference = topics.difference(found)
+    if difference is None:
+        agreement = f"they agree with {settings.topics}"
+        if topics.partitions != topics.partitions_in_file:
+            agreement += f": its {topics.partitions_in_file} partitions have grown to {topics.partitions}"
     if as_json:
         print_json(
             {"verified": list(topics.specs), "partitions": topics.partitions, "difference": difference}
         )
     else:
         out.print(f"{len(topics.specs)} topics can be used: {topics.partitions} partitions of checks")
-        out.print(difference if difference is not None else f"they agree with {settings.topics}")
+        out.print(difference if difference is not None else agreement)
 
 
 @app.command(epilog=examples("stoplog topics grow 8"))

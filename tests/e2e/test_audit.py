@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Final
 
-import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 from stoplog_gateway.local.kafka_broker import Broker
@@ -29,12 +27,6 @@ OUTAGE_S: Final = 20.0
 """Seconds without a broker: longer than a few attempts to write take."""
 
 CLIENTS = [f"client-{number}" for number in range(30)]
-
-
-@pytest.fixture
-def broker() -> Iterator[Broker]:
-    with fresh_broker() as broker:
-        yield broker
 
 
 def history(gateway: Gateway, client: str) -> list[dict[str, Any]]:
@@ -63,10 +55,13 @@ def records(broker: Broker) -> list[tuple[int, bytes, AuditRecord]]:
         consumer.close()
 
 
-def test_changes_are_recorded_with_their_source_and_survive_kills_of_the_owner(
-    broker: Broker, tmp_path: Path
+def test_changes_are_recorded_with_their_source_once_for_readers_and_survive_kills_of_the_owner(
+    tmp_path: Path,
 ) -> None:
-    with running_system(broker, tmp_path, deadline_ms=4_000, apply_timeout_ms=30_000) as system:
+    with (
+        fresh_broker() as broker,
+        running_system(broker, tmp_path, deadline_ms=4_000, apply_timeout_ms=30_000) as system,
+    ):
         (worker,), (gateway,) = system.workers, system.gateways
         for step, client in enumerate(CLIENTS):
             gateway.set_limits(client, f"{step + 1}/minute")
@@ -128,8 +123,21 @@ def test_changes_are_recorded_with_their_source_and_survive_kills_of_the_owner(
         assert stoplog("reset", "nobody", env=env).stdout == "nobody: nothing to reset\n"
         env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
         with meanwhile(lambda step: gateway.check(CLIENTS[step % len(CLIENTS)])):
-            verified = stoplog("verify", "--seconds", "5", "--json", env=env)
+            verified = stoplog("verify", "--seconds", "2", "--json", env=env)
         assert verified.returncode == 0, verified.stdout + verified.stderr
+
+        assert stoplog("topics", "create", "--lanes", "2", env=env).returncode == 0
+        system.add_worker(lane="b")
+
+        def both_record() -> bool:
+            gateway.set_limits("alice", "3/minute")
+            key_of_alice = encode_update_key(UpdateKey("client", "alice"))
+            found = [record.position for _, key, record in records(broker) if key == key_of_alice]
+            return len(found) > len(set(found))
+
+        eventually("both lanes record changes", both_record, on_failure=system.logs)
+        positions = [one["position"] for one in history(gateway, "alice")]
+        assert len(positions) == len(set(positions))
 
 
 def make_topics_of_two_brokers(bootstrap: str) -> None:
@@ -218,20 +226,3 @@ def test_system_without_the_topic_decides_as_before_and_names_the_command(tmp_pa
             gateway.set_limits("alice", "4/minute")
             eventually("the change is recorded", lambda: len(history(gateway, "alice")) == 1)
             assert history(gateway, "alice")[0]["previous_limits"] == ["3/minute"]
-
-
-def test_two_lanes_record_a_change_once_for_readers(broker: Broker, tmp_path: Path) -> None:
-    env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
-    assert stoplog("topics", "create", "--lanes", "2", env=env).returncode == 0
-    with running_system(broker, tmp_path, deadline_ms=4_000) as system:
-        system.add_worker(lane="b")
-        (gateway,) = system.gateways
-
-        def both_record() -> bool:
-            gateway.set_limits("alice", "3/minute")
-            found = [record.position for _, _, record in records(broker)]
-            return len(found) > len(set(found))
-
-        eventually("both lanes record changes", both_record, on_failure=system.logs)
-        positions = [one["position"] for one in history(gateway, "alice")]
-        assert len(positions) == len(set(positions))

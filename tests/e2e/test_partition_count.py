@@ -84,7 +84,7 @@ def test_system_whose_topics_get_more_partitions_continues_with_its_number(
 
         env = environment(tmp_path, STOPLOG_KAFKA=broker.bootstrap)
         with meanwhile(lambda _: spend(system, 0)):
-            verified = stoplog("verify", "--seconds", "5", "--json", env=env)
+            verified = stoplog("verify", "--seconds", "2", "--json", env=env)
         assert verified.returncode == 0, verified.stdout + verified.stderr
         assert len(json.loads(verified.stdout)["partitions"]) == 4
 

@@ -203,9 +203,7 @@ class load:  # noqa: N801 - a context manager
         assert not any(answer["degraded"] for answer in self._answers), self._system.logs()
 
 
-def verified(
-    system: System, tmp_path: Path, status: int, changes: Iterator[int], *options: str, **env: str
-) -> str:
+def verified(system: System, tmp_path: Path, status: int, changes: Iterator[int], **env: str) -> str:
     """Run ``stoplog verify`` while limits change, and expect its exit *status*; return its errors."""
     stopping = threading.Event()
 
@@ -217,9 +215,8 @@ def verified(
     thread = threading.Thread(target=keep_changing)
     thread.start()
     try:
-        done = stoplog(
-            "verify", "--json", *options, env=environment(tmp_path, STOPLOG_KAFKA=system.bootstrap, **env)
-        )
+        env = environment(tmp_path, STOPLOG_KAFKA=system.bootstrap, **env)
+        done = stoplog("verify", "--seconds", "2", "--json", env=env)
     finally:
         stopping.set()
         thread.join()

@@ -8,7 +8,7 @@ value  JSON, the fields of :class:`PartitionCount`, as ``{"version": 1, "partiti
        readers ignore unknown fields, and refuse a higher version
 =====  ====================================================================================================
 
-``first`` is absent until the number grows (:mod:`stoplog_worker.growth`).
+``first`` and ``copied`` are absent until the number grows (:mod:`stoplog_worker.growth`).
 
 The topic is compacted, so the newest record stays. It is no limit update: workers do not relay it. Workers of
 release 0.2.0 know no such kind of update and copy the record to the dead letters. Gateways of that release
@@ -49,15 +49,29 @@ class PartitionCount(msgspec.Struct, frozen=True, omit_defaults=True):
         partitions: The number over which clients are hashed.
         grown_from: The number with which the log began, if it was another one. Plans and the default keep the
             home partitions that they had then (:func:`stoplog.partitioning.home_of`).
+        copied: For each partition before the number grew last, the end of its ``limit-updates``. Growing has
+            copied what was before, if it concerned a client that moved.
     """
 
     partitions: Number
     grown_from: Number | None = msgspec.field(default=None, name="first")
+    copied: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
 
     @property
     def first(self) -> int:
         """The number with which the log began."""
         return self.partitions if self.grown_from is None else self.grown_from
+
+    def has_copied(self, partition: int, offset: int, right: int) -> bool:
+        """Return whether growing has copied an update to the partition to which its client has moved.
+
+        Args:
+            partition: The partition of ``limit-updates`` that has the update.
+            offset: Its offset there.
+            right: The partition of its client.
+        """
+        before = len(self.copied)
+        return partition < before and offset < self.copied[partition] and right % before == partition
 
 
 _version = msgspec.json.Decoder(_Versioned)

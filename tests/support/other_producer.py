@@ -8,7 +8,9 @@ from typing import Any, Final, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 
-from stoplog.topics import CHECKS, DEAD_LETTERS, load_topics
+from stoplog.policy import parse_policy
+from stoplog.topics import CHECKS, DEAD_LETTERS, UPDATES, load_topics
+from stoplog.wire.limit_updates import UpdateKey, encode_update_key, encode_update_value
 
 BY_KEY: Final = -1
 """In place of a partition: the one to which the producer hashes the key."""
@@ -23,13 +25,21 @@ class OtherProducer:
 
     def publish(self, client: str, value: bytes, partition: int = BY_KEY) -> tuple[int, int]:
         """Publish to ``checks`` under the key *client*; return partition and offset."""
+        return self._publish(CHECKS, client.encode(), value, partition)
+
+    def update(self, key: UpdateKey, limits: list[str], partition: int) -> tuple[int, int]:
+        """Publish to ``limit-updates``; return partition and offset."""
+        value = encode_update_value(parse_policy(limits))
+        return self._publish(UPDATES, encode_update_key(key), value, partition)
+
+    def _publish(self, topic: str, key: bytes, value: bytes | None, partition: int) -> tuple[int, int]:
         reports: list[Message] = []
 
         def report(error: object, message: Message) -> None:
             assert error is None
             reports.append(message)
 
-        self._producer.produce(CHECKS, value, key=client, partition=partition, on_delivery=report)
+        self._producer.produce(topic, value, key, partition, on_delivery=report)
         assert self._producer.flush(30) == 0
         [message] = reports
         written_to, offset = message.partition(), message.offset()
@@ -52,6 +62,19 @@ def read(bootstrap: str, *places: TopicPartition) -> Iterator[Message]:
             assert message is not None, "no more records arrived"
             assert message.error() is None, message.error()
             yield message
+    finally:
+        consumer.close()
+
+
+def count_records(bootstrap: str, topic: str) -> int:
+    """Return how many records *topic* has, if none has been deleted."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "a-test"})
+    try:
+        partitions = consumer.list_topics(topic, 30).topics[topic].partitions
+        places = [TopicPartition(topic, partition) for partition in partitions]
+        return sum(
+            high - low for low, high in (consumer.get_watermark_offsets(place, 30) for place in places)
+        )
     finally:
         consumer.close()
 

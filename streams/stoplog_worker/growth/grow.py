@@ -150,7 +150,7 @@ def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
             lanes = len(split.lanes)
             nodes.refuse_live()
             split.refuse_new_records()
-            write_partition_count(connection, after)
+            write_partition_count(connection, msgspec.structs.replace(after, copied=split.copied))
         for partition in range(number):
             overwrite_moved(reader, writer, partition, after)
     finally:
@@ -196,6 +196,11 @@ class _Split:
             self._clear(new)
         totals = [self._split(number, marker) for number, marker in markers.items() if marker is not None]
         return sum(states for states, _ in totals), sum(limits for _, limits in totals)
+
+    @property
+    def copied(self) -> tuple[int, ...]:
+        """The end of each old partition of ``limit-updates``, up to which its updates were copied."""
+        return tuple(self._ends[UPDATES, number] for number in range(self._before))
 
     def refuse_new_records(self) -> None:
         """Refuse to go on if an old partition has got records that were not copied.

@@ -97,9 +97,12 @@ class UpdateRelay:
         if update.kind in ("client", "reset"):
             right = partition_of(update.id, self._count.partitions)
             if right != self._partition:
+                if self._count.has_copied(self._partition, message.offset(), right):
+                    return
                 raise MisroutedRecord(
                     f"client {update.id!r} belongs to partition {right}, but its update is in partition "
-                    f"{self._partition}: choose the partition by murmur2 of the client id alone"
+                    f"{self._partition}: choose the partition by murmur2 of the client id alone, over "
+                    f"{self._count.partitions} partitions"
                 )
         elif copy_of < 0 and home_of(update.kind, update.id, self._count.first) == self._partition:
             update = msgspec.structs.replace(update, order=update.version)

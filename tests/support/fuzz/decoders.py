@@ -542,7 +542,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     ),
     Target(
         "partition-count",
-        (partition_count.encode_partition_count(partition_count.PartitionCount(8, 4)),),
+        (partition_count.encode_partition_count(partition_count.PartitionCount(8, 4, (0, 1, 2, 3))),),
         partial(_run_struct, partition_count.decode_partition_count, partition_count.encode_partition_count),
     ),
     Target(

@@ -232,6 +232,9 @@ def test_partition_count_has_golden_bytes_that_no_reader_takes_for_an_update() -
     assert KEY == b'["partitions","",""]'
     assert encode_partition_count(PartitionCount(4)) == golden
     assert decode_partition_count(golden) == PartitionCount(4)
+    golden_grown = b'{"version":1,"partitions":4,"first":1,"copied":[0,17]}'
+    assert encode_partition_count(PartitionCount(4, 1, (0, 17))) == golden_grown
+    assert decode_partition_count(golden_grown) == PartitionCount(4, 1, (0, 17))
     with pytest.raises(UndecodableRecord, match="unknown kind 'partitions'"):
         decode_update(0, KEY, golden, None)
 

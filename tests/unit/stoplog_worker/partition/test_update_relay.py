@@ -16,7 +16,7 @@ from stoplog_worker.partition.update_relay import BACKLOG, UpdateRelay
 from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.errors import MisroutedRecord, UndecodableRecord
-from stoplog.partitioning import home_of
+from stoplog.partitioning import home_of, partition_of
 from stoplog.policy import Policy, parse_policy
 from stoplog.wire import partition_count
 from stoplog.wire.audit import ChangeSource, source_headers, source_of
@@ -40,10 +40,16 @@ from tests.support.records import Message
 from tests.support.relay import NEW, OLD, authority
 
 POLICY = parse_policy("5/minute")
+COUNT = PartitionCount(PARTITIONS)
 
 
 class Bench:
-    def __init__(self, marker: Marker = FIRST_MARKER) -> None:
+    def __init__(
+        self,
+        marker: Marker = FIRST_MARKER,
+        count: PartitionCount = COUNT,
+        partition: int = PARTITION,
+    ) -> None:
         self.ledger = Ledger(NothingStored(), marker)
         self.sent: list[Update] = []
         self.key: str | None = None
@@ -52,8 +58,8 @@ class Bench:
         self.acknowledge: Callable[[Any, Any], None]
         self.authority = authority(OLD, NEW)
         self.relay = UpdateRelay(
-            PARTITION,
-            PartitionCount(PARTITIONS),
+            partition,
+            count,
             self.ledger,
             self._send,
             self.authority,
@@ -161,6 +167,20 @@ def test_update_in_the_wrong_partition_is_refused(kind: str) -> None:
     bench = Bench()
     with pytest.raises(MisroutedRecord, match="murmur2 of the client id alone"):
         bench.take(0, kind, STRANGER)
+    bench.relay.advance()
+    assert bench.sent == []
+
+
+def test_update_that_growing_has_copied_is_skipped_and_others_in_the_wrong_partition_are_refused() -> None:
+    """The client has moved from partition 1 of 2 to partition 3 of 4."""
+    moved = next(name for name in map(str, range(99)) if partition_of(name, 4) == 3)
+    other = next(name for name in map(str, range(99)) if partition_of(name, 4) == 2)
+    bench = Bench(count=PartitionCount(4, 2, (0, 6)), partition=1)
+    for kind in ("client", "reset"):
+        bench.take(5, kind, moved)
+    for offset, id_ in ((6, moved), (5, other)):
+        with pytest.raises(MisroutedRecord, match="over 4 partitions"):
+            bench.take(offset, "client", id_)
     bench.relay.advance()
     assert bench.sent == []
 

@@ -31,7 +31,7 @@ from stoplog.wire.checks import Batch, decode_checks_record
 from stoplog.wire.replies import Decision, Reply, decode_any_reply, encode_reply
 from tests.support.broker import fresh_broker
 from tests.support.memory_store import MemoryStore, contents
-from tests.support.system import Process, System, eventually, running_system
+from tests.support.system import Gateway, Process, System, eventually, running_system
 from tests.support.up import environment, stoplog, stoplog_up
 
 PARTITIONS = 4
@@ -262,9 +262,9 @@ def test_new_lane_copies_state_and_answers_once_caught_up(broker: Broker, tmp_pa
         eventually("both lanes have the same state", lambda: states(broker, "b") == states(broker, ""))
 
 
-def forge_second_reply(broker: Broker, system: System) -> tuple[Batch, Decision]:
-    """Write another answer to a batch that was answered; return the batch and that answer."""
-    assert system.gateways[0].check("alice")["allowed"]
+def forge_second_reply(broker: Broker, system: System, gateway: Gateway) -> tuple[Batch, Decision]:
+    """Write another answer to a batch of *gateway* that was answered; return the batch and that answer."""
+    assert gateway.check("alice")["allowed"]
     last = system.records(partition_of("alice", PARTITIONS))[-1]
     batch = decode_checks_record(last.value)
     assert isinstance(batch, Batch)
@@ -283,7 +283,7 @@ def test_different_answers_are_reported_as_foreign_or_with_two_lanes_as_divergen
     with running_system(broker, tmp_path, deadline_ms=DEADLINE_MS) as system:
         gateway = system.gateways[0]
         await_lane(system, "a")
-        batch, denial = forge_second_reply(broker, system)
+        batch, denial = forge_second_reply(broker, system, gateway)
         different = 'stoplog_second_replies_total{answers="different"}'
         eventually("the reply is counted", lambda: gateway.metric(different) == 1)
         (line,) = gateway.lines("ERROR", "two different replies, although there is one lane")
@@ -291,9 +291,12 @@ def test_different_answers_are_reported_as_foreign_or_with_two_lanes_as_divergen
         assert str(denial) in line
         assert gateway.metric("stoplog_lane_divergence_total") == 0
 
+        # Another gateway, because each logs the first of such lines only.
         system.add_worker(lane="b")
+        gateway = system.add_gateway(deadline_ms=DEADLINE_MS)
         await_lane(system, "b")
-        batch, denial = forge_second_reply(broker, system)
+        system.wait_ready()
+        batch, denial = forge_second_reply(broker, system, gateway)
         eventually("divergence is counted", lambda: gateway.metric("stoplog_lane_divergence_total") > 0)
         gateway.check("alice")
         assert gateway.metric("stoplog_lane_divergence_total") == 1

@@ -134,8 +134,8 @@ def _too_few(spec: TopicSpec, found: int, *, recorded: bool) -> TopicError:
         )
     if recorded:
         return TopicError(
-            f"topic {name} has {found} partitions, but clients are hashed over {needed}. Kafka only adds "
-            f"partitions, so the topic was deleted and created again: delete it, and run "
+            f"topic {name} has {found} partitions, but clients are hashed over {needed}. The topic was "
+            f"deleted and created again, or `stoplog topics grow` had no right to see it: delete it, and run "
             f"`{_create_command(name)}`, which creates it with {needed} partitions"
         )
     return TopicError(

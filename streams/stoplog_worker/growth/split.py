@@ -13,7 +13,7 @@ import msgspec
 
 from stoplog.partitioning import partition_of
 from stoplog.wire.checks import Denials, encode_denials
-from stoplog.wire.limit_updates import UpdateKey
+from stoplog.wire.limit_updates import ENABLE_HOLDS, KINDS, UpdateKey
 from stoplog_worker.algorithm.state_codec import (
     Marker,
     PolicyChange,
@@ -53,13 +53,20 @@ def split_state(value: bytes, clock_ms: int) -> bytes | None:
     return value[:1] + _POSITION + value[9:]
 
 
-def policy_key(stored: bytes) -> UpdateKey:
-    r"""Return the key of a policy, from its stored form.
+def policy_key(stored: bytes) -> UpdateKey | None:
+    r"""Return the key of a policy, from its stored form; ``None`` if no worker stores policies under it.
+
+    A foreign record in the changelog may have any key. The owner keeps it, as the key of a deleted policy.
 
     >>> policy_key(b"plan\0gold\0login")
     UpdateKey(kind='plan', id='gold', resource='login')
     """
-    return UpdateKey(*(part.decode() for part in stored.split(b"\0")))
+    try:
+        kind, id_, resource = (part.decode() for part in stored.split(b"\0"))
+    except ValueError:  # not three parts, or no UTF-8
+        return None
+    key = UpdateKey(kind, id_, resource)
+    return key if kind in KINDS or key == ENABLE_HOLDS else None
 
 
 def goes_to(key: UpdateKey, partition: int, partitions: int) -> bool:

@@ -71,9 +71,9 @@ def clear(store: PartitionStore, write: WriteEntry) -> None:
 def policies_in(store: PartitionStore) -> dict[UpdateKey, PolicyChange]:
     """Return the last change of each policy in *store*."""
     return {
-        policy_key(key): decode_history(value)[-1]
+        known: decode_history(value)[-1]
         for key, value in store.items(POLICIES)
-        if key != MARKER_KEY
+        if (known := policy_key(key)) is not None
     }
 
 

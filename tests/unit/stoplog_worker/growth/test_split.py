@@ -8,16 +8,18 @@ import msgspec
 import pytest
 from stoplog_worker.algorithm.fold import fault_finder, fold
 from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.state_codec import PolicyChange, encode_history
 from stoplog_worker.growth.grow import check_number
 from stoplog_worker.growth.split import FILLER, FIRST_OFFSET, goes_to, new_partitions
 from stoplog_worker.growth.states import policies_in, write_marker, write_policies, write_states
+from stoplog_worker.state import store as state_store
 
 from stoplog.errors import InvalidInput
 from stoplog.partitioning import partition_of
 from stoplog.policy import Policy, parse_policy
 from stoplog.wire.checks import Batch, Check, decode_checks_record, encode_batch, encode_update
 from stoplog.wire.holds import RESERVATION, Ask, HoldRow, Settlement
-from stoplog.wire.limit_updates import Update, UpdateKey, enabling_update
+from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, UpdateKey, enabling_update
 from stoplog.wire.replies import Decision
 from tests.support.ledgers import FIRST_MARKER, NOW, checkpoint
 from tests.support.memory_store import MemoryStore
@@ -176,6 +178,18 @@ def test_number_that_splits_nothing_is_refused_with_the_nearest_ones(
 ) -> None:
     with pytest.raises(InvalidInput, match=remedy):
         check_number(before, after)
+
+
+def test_policies_under_foreign_keys_are_left_out() -> None:
+    partitions, key = Partitions(1), UpdateKey("plan", "gold")
+    partitions.update(key, POLICIES[0], 5, NOW)
+    [store] = partitions.stores
+    known = policies_in(store)
+    assert known.keys() == {key, ENABLE_HOLDS}
+    history = encode_history([PolicyChange(0, 1, POLICIES[1])], 0)
+    for foreign in (b"\xff\0gold\0", b"plan", b"plan\0gold\0login\0", b"nobody\0gold\0"):
+        store.write(state_store.POLICIES, [(foreign, history)])
+    assert policies_in(store) == known
 
 
 def test_older_update_of_a_plan_stays_without_effect_after_growing() -> None:

@@ -1,4 +1,7 @@
-"""Estimate how often each client is checked, in bounded memory. Pure: time is passed in."""
+"""Estimate how often each client is checked, and know who was checked before. Pure: time is passed in.
+
+Both take bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,17 @@ of interest. Both periods take at most 5 MB."""
 MIN_SPAN_S: Final = 1.0
 """An estimate is never based on a shorter time, in which a few checks would look like many."""
 
+KNOWN_S: Final = 10.0
+"""Seconds for which a client is known after a check, at least: the longest lease."""
+
+MAX_KNOWN: Final = 20_000
+"""Clients that become known in that time. With more, it is shorter. They take at most 5 MB."""
+
 Key = str | tuple[str, str]
 """A client, or a client and a resource."""
+
+_NEVER: Final = "\0"
+"""In place of a plan: no plan has this name."""
 
 
 class Rate(NamedTuple):
@@ -48,6 +60,10 @@ class Demand:
         self._now: dict[Key, _Count] = {}
         self._before: dict[Key, _Count] = {}
         self._began_at = self._before_began_at = 0.0
+        self._known: dict[Key, str | None] = {}
+        """The plan of each known client; ``None`` if there were several."""
+        self._known_before: dict[Key, str | None] = {}
+        self._known_since = 0.0
 
     def add(self, key: Key, plan: str, cost: int, now: float, enough: int = 0) -> Rate | None:
         """Count a check at *now*, in seconds.
@@ -87,3 +103,18 @@ class Demand:
         recent = now - self._began_at < 2 * PERIOD_S
         self._before, self._before_began_at = (self._now, self._began_at) if recent else ({}, now)
         self._now, self._began_at = {}, now
+
+    def is_known(self, key: Key, plan: str, now: float) -> bool:
+        """Note a check, and return whether there was an earlier one in the last :data:`KNOWN_S`, at least.
+
+        It returns false if one of the checks was under another plan. The arguments are those of :meth:`add`.
+        """
+        if now - self._known_since >= KNOWN_S or len(self._known) >= MAX_KNOWN:
+            recent = now - self._known_since < 2 * KNOWN_S
+            self._known_before, self._known = self._known if recent else {}, {}
+            self._known_since = now
+        before = self._known.get(key, _NEVER)
+        if before is _NEVER:
+            before = self._known_before.get(key, _NEVER)
+        self._known[key] = plan if before is _NEVER or before == plan else None
+        return before == plan

@@ -56,7 +56,11 @@ MIN_CHECKS_AGAIN: Final = 4
 """The same for a further lease."""
 
 MIN_WANT: Final = 4
-"""Permits below which the log grants nothing."""
+"""Permits below which the log grants nothing, unless the limits are generous."""
+
+FEW: Final = 3
+"""Permits to request for a client that is checked less often, but was checked before. The log grants them
+only if the limits are generous: they then hold back next to nothing."""
 
 SURPLUS: Final = 1.25
 """A lease is for so many times the units that are expected."""
@@ -235,16 +239,14 @@ class LeaseCache:
             return None
         key = _key(check)
         rate = self._demand.add(key, check.plan, check.cost, now, MIN_CHECKS)
+        again = self._demand.is_known(key, check.plan, now)
         row = self._rows.get(key)
         if row is None:
-            if (
-                rate is None
-                or rate.checks * min(FIRST_TTL_S, self._max_ms / 1_000) < MIN_CHECKS
-                or len(self._rows) >= MAX_ENTRIES
-            ):
+            often = rate and rate.checks * min(FIRST_TTL_S, self._max_ms / 1_000) >= MIN_CHECKS
+            if not (often or (again and check.cost == 1)) or len(self._rows) >= MAX_ENTRIES:
                 return None
             row = self._rows[key] = self._table.add(key, check.plan, partition)
-            self._table.set_rate(row, rate, now)
+            self._table.set_rate(row, rate or Rate(0, 0), now)
             if check.resource:
                 self._resources.setdefault(check.client, set()).add(check.resource)
             self._look(row, now + PAUSE_S)
@@ -272,18 +274,28 @@ class LeaseCache:
             table.mark[row] = _GIVE_BACK
         elif table.number[row] and not serves and (table.left[row] or asked is None):
             table.mark[row] = max(before, _SETTLE)
-        elif not before and self._may_ask(row, now):
+        elif not before and self._may_ask(row, now, few=check.cost == 1):
             table.mark[row] = _ASK
         if not same_plan:
             table.set_plan(row, check.plan)
             table.retry_at[row] = now + SEVERAL_PLANS_S
         return bool(table.mark[row]) and not before
 
-    def _may_ask(self, row: int, now: float) -> bool:
-        """Return whether the next check of the client of *row* should carry an ask."""
+    def _may_ask(self, row: int, now: float, *, few: bool = False) -> bool:
+        """Return whether the next check of the client of *row* should carry an ask.
+
+        Args:
+            row: The client.
+            now: Seconds.
+            few: Whether a lease of :data:`FEW` permits would be of use.
+        """
         if row in self._asking or self._table.mark[row] or now < self._table.retry_at[row]:
             return False
-        return self._expected(row, now).checks >= MIN_CHECKS_AGAIN
+        return (few and not self._table.not_generous[row]) or self._is_often(row, self._expected(row, now))
+
+    def _is_often(self, row: int, expected: Rate) -> bool:
+        """Return whether the *expected* checks are worth a lease under limits that are not generous."""
+        return expected.checks >= (MIN_CHECKS_AGAIN if self._table.ttl_s[row] else MIN_CHECKS)
 
     def _expected(self, row: int, now: float) -> Rate:
         """Return the checks and units to expect during the next lease."""
@@ -342,7 +354,7 @@ class LeaseCache:
                 continue
             if back := self._back(row, mark, now):
                 settlements[index] = back
-            if waits and key not in reserved and self._may_ask(row, now):
+            if waits and key not in reserved and self._may_ask(row, now, few=checks[index].cost == 1):
                 asking[key] = row
         # The last check of the client in the batch carries the ask, so that no check before it is denied
         # because of the lease.
@@ -377,7 +389,9 @@ class LeaseCache:
         self._number += 1
         table = self._table
         expected = self._expected(row, now)
-        want = min(max(MIN_WANT, ceil(expected.units * SURPLUS)), MAX_COST)
+        want = FEW
+        if self._is_often(row, expected):
+            want = min(max(MIN_WANT, ceil(expected.units * SURPLUS)), MAX_COST)
         lease, used = table.number[row], table.used(row)
         keep = (self._id(lease),) if lease else ()
         ask = Ask(LEASE, self._id(self._number), self._number, want, self._max_ms, keep)
@@ -458,7 +472,9 @@ class LeaseCache:
             if sent.lease and table.number[row] == sent.lease:
                 table.reported[row] = max(table.reported[row], sent.used)
             table.forget_ended(row, now, sent.ended)
-            if grant is None:
+            if grant is None and sent.ask.want < MIN_WANT:
+                table.not_generous[row] = 1
+            elif grant is None:
                 self._refused(row, now)
         if grant is None:
             return
@@ -471,7 +487,7 @@ class LeaseCache:
         if table.number[row]:
             back = table.left[row] if now < table.until[row] else 0
             self._settle(sent.partition, sent.key, self._finish(row, now))
-        table.ttl_s[row], table.refusals[row] = grant.ttl_ms / 1_000, 0
+        table.ttl_s[row], table.refusals[row], table.not_generous[row] = grant.ttl_ms / 1_000, 0, 0
         table.accept(row, sent.ask, grant, decision, proof, sent_at, now)
         table.remaining[row] += back
         self._metrics.leases += 1

@@ -94,6 +94,7 @@ class LeaseTable:
         retry_at: No ask before this time.
         refusals: Asks in a row without a grant.
         unanswered: 1 if the last ask got no reply, else 0.
+        not_generous: 1 if the log has refused a lease of few permits, else 0.
         look_at: When :meth:`LeaseCache.take_settlements` looks at the client.
         ended_number: Number of the last lease that was settled and may still be open in the log,
         ended_used: the permits that its last settlement reports,
@@ -131,6 +132,7 @@ class LeaseTable:
         "look_at",
         "low",
         "mark",
+        "not_generous",
         "number",
         "partition",
         "plan",
@@ -156,7 +158,7 @@ class LeaseTable:
         self.plan: list[str] = []
         self.proof: list[PartitionProof] = []
         self.partition, self.mark = array("i"), array("b")
-        self.refusals, self.unanswered = array("b"), array("b")
+        self.refusals, self.unanswered, self.not_generous = array("b"), array("b"), array("b")
         self.checks, self.units, self.rated_at = array("f"), array("f"), array("d")
         self.ttl_s, self.retry_at, self.look_at = array("d"), array("d"), array("d")
 
@@ -176,7 +178,7 @@ class LeaseTable:
             *(self.limit, self.remaining, self.reset_at, self.policy_version),
         )
         self._numbers: tuple[array[int] | array[float], ...] = (
-            *(self.partition, self.mark, self.refusals, self.unanswered),
+            *(self.partition, self.mark, self.refusals, self.unanswered, self.not_generous),
             *(self.checks, self.units, self.rated_at, self.ttl_s, self.retry_at, self.look_at),
             *(self.ended_number, self.ended_used, self.ended_gone_at, *self._lease_numbers),
         )

@@ -173,7 +173,7 @@ MUTATIONS: Final = [
     Mutation(
         "a lease is for at most what is free",
         HOLDS,
-        "units = min(ask.want, free // (SHARE * (holds.open + 1)))",
+        "units = min(ask.want, most)",
         "units = ask.want",
         "two limits",
     ),
@@ -201,9 +201,30 @@ MUTATIONS: Final = [
     Mutation(
         "a lease lasts at most 1/20 of the shortest window",
         HOLDS,
-        "_LEASES_PER_WINDOW: Final = 20",
-        "_LEASES_PER_WINDOW: Final = 19",
+        "\n_LEASES_PER_WINDOW: Final = 20",
+        "\n_LEASES_PER_WINDOW: Final = 19",
         _RULES + "test_lease_gets_half_of_what_is_free",
+    ),
+    Mutation(
+        "a lease under generous limits lasts at most 1/6 of the shortest window",
+        HOLDS,
+        "_GENEROUS_LEASES_PER_WINDOW: Final = 6",
+        "_GENEROUS_LEASES_PER_WINDOW: Final = 5",
+        _RULES + "test_lease_under_generous_limits_may_be_small_and_lasts_longer",
+    ),
+    Mutation(
+        "limits are generous if 64 times the units are free for a lease",
+        HOLDS,
+        "GENEROUS: Final = 64",
+        "GENEROUS: Final = 65",
+        _RULES + "test_lease_under_generous_limits_may_be_small_and_lasts_longer",
+    ),
+    Mutation(
+        "a lease is never empty",
+        HOLDS,
+        "(1 if generous else MIN_LEASE)",
+        "(0 if generous else MIN_LEASE)",
+        _RULES + "test_lease_under_generous_limits_may_be_small_and_lasts_longer",
     ),
     Mutation(
         "no lease is granted while another window is kept",

@@ -45,6 +45,13 @@ SHARE: Final = 2
 _LEASES_PER_WINDOW: Final = 20
 """A lease lasts at most this part of the shortest window: its units count for so much longer."""
 
+GENEROUS: Final = 64
+"""The limits are *generous* to an ask if it could get so many times what it wants. The lease then holds back
+next to nothing. It may have fewer than :data:`MIN_LEASE` units, and last longer."""
+
+_GENEROUS_LEASES_PER_WINDOW: Final = 6
+"""It lasts at most this part of the shortest window: 10 s of a minute."""
+
 
 # --- the ends of holds ---
 
@@ -159,9 +166,12 @@ def lease_for(
     if any(lease.id[0] == ask.id[0] and lease.ask == ask.number for lease in leases):
         return None
     free = min(limit.max - windows[limit.window_ms].total for limit in limits) - holds.units
-    units = min(ask.want, free // (SHARE * (holds.open + 1)))
-    ttl_ms = min(ask.ttl_ms, limits[-1].window_ms // _LEASES_PER_WINDOW, MAX_LEASE_MS)
-    if units < MIN_LEASE or ttl_ms < MIN_LEASE_MS:
+    most = free // (SHARE * (holds.open + 1))
+    generous = ask.want * GENEROUS <= most
+    units = min(ask.want, most)
+    part = _GENEROUS_LEASES_PER_WINDOW if generous else _LEASES_PER_WINDOW
+    ttl_ms = min(ask.ttl_ms, limits[-1].window_ms // part, MAX_LEASE_MS)
+    if units < (1 if generous else MIN_LEASE) or ttl_ms < MIN_LEASE_MS:
         return None
     return Hold(ask.id, LEASE, ask.number, now_ms + ttl_ms, units)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stoplog.client.demand import MAX_KEYS, PERIOD_S, Demand, Rate
+from stoplog.client.demand import KNOWN_S, MAX_KEYS, MAX_KNOWN, PERIOD_S, Demand, Rate
 
 
 def test_steady_checks_have_their_rate() -> None:
@@ -46,3 +46,22 @@ def test_memory_is_bounded_by_shorter_periods() -> None:
     rate = demand.add("busy", "", 1, 1_001.0)
     assert rate is not None
     assert rate.checks > 1_000
+
+
+def test_client_is_known_after_a_check_under_one_plan() -> None:
+    demand = Demand()
+    assert [demand.is_known("alice", "", 1_000.0 + at) for at in (0, KNOWN_S, 2 * KNOWN_S)] == [
+        False,
+        True,
+        True,
+    ]
+    assert not demand.is_known("alice", "", 1_000.0 + 4 * KNOWN_S)
+    assert [demand.is_known("bob", plan, 1_050.0) for plan in ("", "gold", "gold", "")] == [False] * 4
+
+
+def test_memory_of_known_clients_is_bounded() -> None:
+    demand = Demand()
+    for number in range(5 * MAX_KNOWN):
+        demand.is_known(f"client-{number}", "", 1_000.0)
+    assert len(demand._known) + len(demand._known_before) <= 2 * MAX_KNOWN
+    assert demand.is_known(f"client-{5 * MAX_KNOWN - 1}", "", 1_000.0)

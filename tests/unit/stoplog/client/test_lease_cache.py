@@ -16,13 +16,15 @@ import pytest
 
 from stoplog.client import lease_cache
 from stoplog.client.answer import Answer
-from stoplog.client.demand import Demand
+from stoplog.client.demand import KNOWN_S, Demand
 from stoplog.client.lease_cache import (
+    FEW,
     FIRST_TTL_S,
     LAST_PAUSE_S,
     MAX_FIRST_RETRY_S,
     MAX_ROWS,
     MIN_CHECKS,
+    MIN_WANT,
     PAUSE_S,
     RETRY_S,
     SEVERAL_PLANS_S,
@@ -73,11 +75,16 @@ class Bench:
         self.sent = []
 
     def ask(self, check: Check = ALICE, *, per_s: float = 20.0) -> Ask:
-        """Have *check* sent at a steady pace until an ask goes with it; return the ask."""
+        """Have *check* sent at a steady pace until an ask goes with it; return the ask.
+
+        An ask for few permits is refused before, as under limits that are not generous.
+        """
         for _ in range(100):
             for row in self.send(check):
-                if row.ask is not None:
+                if row.ask is not None and row.ask.want > FEW:
                     return row.ask
+                if row.ask is not None:
+                    self.reply(None)
             self.after(1 / per_s)
         raise AssertionError("nothing was asked for")
 
@@ -119,16 +126,58 @@ def tracing_memory() -> Iterator[Callable[[], int]]:
 def test_client_that_is_checked_often_gets_a_lease_for_its_demand() -> None:
     bench = Bench()
     ask = bench.ask(per_s=20)
-    assert ask.id == (HOLDER, 1, 0)
-    assert (ask.kind, ask.number, ask.ttl_ms, ask.keep) == (0, 1, 10_000, ())
+    assert ask.id == (HOLDER, ask.number, 0)
+    assert (ask.kind, ask.ttl_ms, ask.keep) == (0, 10_000, ())
     assert ask.want == ceil(MIN_CHECKS * FIRST_TTL_S * SURPLUS)  # MIN_CHECKS within the shortest span
 
 
-def test_client_that_is_checked_seldom_gets_none() -> None:
+def test_client_that_is_checked_seldom_gets_few_permits_if_its_limits_are_generous() -> None:
     bench = Bench()
+    assert bench.send(ALICE) == []
+    bench.after(KNOWN_S)
+    [row] = bench.send(ALICE)
+    assert row.ask is not None
+    assert row.ask.want == FEW < MIN_WANT
+    bench.reply(Grant(FEW, 10_000))
+    bench.after(8.0)
+    assert [bench.hit() for _ in range(FEW + 1)] == [True] * FEW + [False], "not renewed by time"
+    [row] = bench.send(ALICE)
+    assert row.ask is not None
+    assert row.ask.want == FEW, "3 checks in 8 s"
+
+
+def test_client_that_is_checked_seldom_gets_none_if_its_limits_are_not_generous() -> None:
+    bench, pause_s = Bench(), 1.01 * FIRST_TTL_S / (MIN_CHECKS - 1)
+    bench.send(ALICE)
+    bench.after(pause_s)
+    [row] = bench.send(ALICE)
+    assert row.ask is not None
+    bench.reply(None)
     for _ in range(100):
+        bench.after(pause_s)
         assert bench.send(ALICE) == []
-        bench.after(FIRST_TTL_S / (MIN_CHECKS - 1))
+
+
+def test_refusal_of_few_permits_does_not_delay_the_ask_of_a_client_that_is_checked_often() -> None:
+    bench = Bench()
+    bench.send(ALICE)
+    bench.send(ALICE)
+    bench.reply(None)
+    asks = [row.ask for _ in range(MIN_CHECKS - 2) for row in bench.send(ALICE)]
+    assert [ask.want for ask in asks if ask is not None] == [ceil(MIN_CHECKS * FIRST_TTL_S * SURPLUS)]
+
+
+@pytest.mark.parametrize("other", [Check("alice", 2), Check("alice", plan="gold"), Check("bob")])
+def test_no_few_permits_are_requested_for_other_costs_plans_or_clients(other: Check) -> None:
+    bench = Bench()
+    assert bench.send(ALICE) == bench.send(other) == []
+
+
+def test_client_that_was_not_checked_for_long_is_not_known() -> None:
+    bench = Bench()
+    bench.send(ALICE)
+    bench.after(2 * KNOWN_S)
+    assert bench.send(ALICE) == []
 
 
 def test_costs_are_part_of_the_demand() -> None:
@@ -161,7 +210,7 @@ def test_check_under_another_plan_ends_the_lease_and_further_asks() -> None:
     for _ in range(int(SEVERAL_PLANS_S / 0.1) - 1):
         bench.after(0.1)
         assert bench.send(gold) == []
-    assert bench.ask(gold).number == 2
+    assert bench.ask(gold).number == lease.number + 1
 
 
 def test_resources_have_leases_of_their_own() -> None:
@@ -532,7 +581,7 @@ def test_settlement_is_repeated_with_asks_until_a_reply_or_the_end_of_the_lease(
     assert row.settlements == (again,)
     bench.cache.abandon(bench.sent)
     bench.after(TTL_MS / 1_000 * 31 / 30)
-    assert bench.ask().number == 4
+    assert bench.ask().number == first.number + 3
     assert bench.sent[0].ended == ()
 
 
@@ -615,7 +664,7 @@ def test_unused_lease_is_given_back_before_its_end() -> None:
 def test_lease_whose_ask_gets_no_reply_answers_until_shortly_before_its_end(phase: int) -> None:
     """No worker replies anymore. *phase* is when the timer runs first, in tenths of a second."""
     bench = Bench()
-    bench.lease(400)
+    lease = bench.lease(400)
     until, due_at = bench.now + 3.0 - 0.005, bench.now + phase / 10
     settled: list[SettlementRow] = []
     while bench.now < until:
@@ -633,7 +682,7 @@ def test_lease_whose_ask_gets_no_reply_answers_until_shortly_before_its_end(phas
     assert until - bench.now < 1.1 * LAST_PAUSE_S + 0.02
     _, used, returned, expired = bench.permits()
     assert (used + returned, expired) == (400, 0)
-    assert Settlement((HOLDER, 1, 0), used) in [one for row in settled for one in row.settlements]
+    assert Settlement(lease.id, used) in [one for row in settled for one in row.settlements]
     bench.after(LAST_PAUSE_S)
     bench.settled()
     assert bench.cache.pause_s == PAUSE_S
@@ -641,7 +690,7 @@ def test_lease_whose_ask_gets_no_reply_answers_until_shortly_before_its_end(phas
 
 def test_hot_client_keeps_its_lease_until_the_renewal() -> None:
     bench = Bench()
-    bench.lease(100)
+    lease = bench.lease(100)
     for _ in range(30):
         bench.after(0.065)
         assert bench.hit()
@@ -650,7 +699,7 @@ def test_hot_client_keeps_its_lease_until_the_renewal() -> None:
     assert not bench.hit()
     [row] = bench.send(ALICE)
     assert row.ask is not None
-    assert row.ask.keep == ((HOLDER, 1, 0),)
+    assert row.ask.keep == (lease.id,)
 
 
 def test_short_lease_is_given_back_before_its_end() -> None:
@@ -678,7 +727,7 @@ def test_settlements_of_many_clients_are_divided_into_records() -> None:
     bench = Bench()
     for number in range(MAX_ROWS + 5):
         check = Check(f"client-{number}")
-        assert not any(bench.send(check) for _ in range(MIN_CHECKS - 1))
+        bench.send(check)
         bench.send(check)
         bench.reply(Grant(4, TTL_MS))
     bench.cache.close()

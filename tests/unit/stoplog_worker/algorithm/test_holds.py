@@ -447,13 +447,38 @@ def test_lease_gets_half_of_what_is_free(limits: list[str], want: int, units: in
     assert Bench(*limits).lease(want) == Grant(units, ttl_ms)
 
 
+@pytest.mark.parametrize(
+    ("limits", "want", "grant"),
+    [
+        (["512/minute"], 4, Grant(4, 10_000)),
+        (["511/minute"], 4, Grant(4, 3_000)),
+        (["384/minute"], 3, Grant(3, 10_000)),
+        (["383/minute"], 3, None),
+        (["128/1s"], 1, Grant(1, 166)),
+        (["1000/hour", "384/30s"], 3, Grant(3, 5_000)),
+        (["1000/minute"], 0, None),
+    ],
+)
+def test_lease_under_generous_limits_may_be_small_and_lasts_longer(
+    limits: list[str], want: int, grant: Grant | None
+) -> None:
+    assert Bench(*limits).lease(want) == grant
+
+
+def test_limits_are_less_generous_beside_open_holds() -> None:
+    bench = Bench("800/minute")
+    assert bench.lease(3) == Grant(3, 10_000)
+    assert bench.check(0, lease(1, holder=8, want=3)).grant == Grant(3, 10_000)
+    assert bench.check(0, lease(1, holder=9, want=3)).grant is None
+
+
 @pytest.mark.parametrize("limits", [["7/minute"], ["100/1s"], ["0/minute"]])
 def test_lease_too_small_or_too_short_is_not_granted(limits: list[str]) -> None:
     assert Bench(*limits).lease() is None
 
 
 def test_lease_is_not_granted_for_fewer_units_or_less_time_than_it_is_worth() -> None:
-    assert Bench().lease(want=3) is None
+    assert Bench("380/minute").lease(want=3) is None
     assert Bench().lease(ttl_ms=99) is None
     assert Bench().lease(ttl_ms=100) == Grant(50, 100)
 

@@ -187,7 +187,7 @@ class LeaseCache:
             return None
         # A lease that need not be renewed yet has not ended.
         if (left <= table.low[row] or now >= table.renew_at[row]) and (
-            now >= table.until[row] or (renew and self._may_ask(row, now))
+            now >= table.until[row] or (renew and self._should_renew(row, now))
         ):
             return None
         table.left[row] = left = left - cost
@@ -260,7 +260,9 @@ class LeaseCache:
         A lease that is being granted goes back, too. Return whether the batch must mark the check.
         """
         row, table = self._rows.get(_key(check)), self._table
-        if row is None or not (table.number[row] or table.mark[row] or row in self._asking):
+        if row is None or not (
+            table.number[row] or table.ended_number[row] or table.mark[row] or row in self._asking
+        ):
             return False
         before, table.mark[row] = table.mark[row], _GIVE_BACK
         return not before
@@ -292,6 +294,18 @@ class LeaseCache:
         if row in self._asking or self._table.mark[row] or now < self._table.retry_at[row]:
             return False
         return (few and not self._table.not_generous[row]) or self._is_often(row, self._expected(row, now))
+
+    def _should_renew(self, row: int, now: float) -> bool:
+        """Return whether a check of the client of *row*, which its lease covers, should carry an ask.
+
+        When only time is short, a client that is checked less often loses nothing if its lease ends first.
+        """
+        table = self._table
+        if not self._may_ask(row, now):
+            return False
+        if table.left[row] <= table.low[row]:
+            return True
+        return self._rate(row, now).checks * (table.until[row] - table.renew_at[row]) >= MIN_CHECKS_AGAIN
 
     def _is_often(self, row: int, expected: Rate) -> bool:
         """Return whether the *expected* checks are worth a lease under limits that are not generous."""
@@ -368,7 +382,10 @@ class LeaseCache:
 
     def _back(self, row: int, mark: int, now: float) -> tuple[Settlement, ...]:
         """Return what a check with this *mark* gives back to the log."""
-        table, asked, back = self._table, self._asking.get(row), []
+        table, asked, back = self._table, self._asking.get(row), list[Settlement]()
+        if mark != _ASK:
+            # The record with their settlements may be waiting for the timer.
+            back += map(self._last, table.ended_leases(row, now))
         # A lease without permits holds nothing back. While a reply is due, its use may be reported already,
         # and a further settlement would report it twice.
         due = mark != _ASK and (table.left[row] or asked is None)
@@ -581,11 +598,12 @@ class LeaseCache:
         table, until = self._table, self._table.until[row]
         if table.number[row] and until <= horizon and (until <= now or not self._lasts(row, now)):
             self._settle(table.partition[row], table.key[row], self._finish(row, now))
-        table.forget_ended(row, now)
+        if table.ended_number[row]:
+            table.forget_ended(row, now)
         if table.number[row]:
             self._look(row, until)
         elif table.ended_number[row] or row in self._asking or table.mark[row] or now < table.retry_at[row]:
-            self._look(row, horizon + self._pause_s)
+            self._look(row, max(horizon + self._pause_s, table.ended_gone_at[row], table.retry_at[row]))
         elif now - table.rated_at[row] > FORGET_S:
             self._forget(row)
         else:

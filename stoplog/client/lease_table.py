@@ -30,7 +30,10 @@ LOW_PERMITS: Final = 4
 """A lease is renewed when one part in this many of its permits is left,"""
 
 LOW_TIME: Final = 3
-"""or one part in this many of its time."""
+"""or one part in this many of its time,"""
+
+LOW_TIME_S: Final = 1.0
+"""but at most so many seconds: each renewal takes a record."""
 
 MAX_ENTRIES: Final = 100_000
 """Clients with leases, at most. Each takes about 0.3 kB, with its id."""
@@ -240,7 +243,7 @@ class LeaseTable:
         self.low[row] = grant.units // LOW_PERMITS
         self.since[row] = now
         self.until[row] = until = lease_end(sent_at, grant)
-        self.renew_at[row] = until - grant.ttl_ms / 1_000 / LOW_TIME
+        self.renew_at[row] = until - min(grant.ttl_ms / 1_000 / LOW_TIME, LOW_TIME_S)
         self.limit[row] = decision.limit or 0
         self.remaining[row] = decision.remaining or 0
         self.reset_at[row] = now + decision.reset_after_ms / 1_000

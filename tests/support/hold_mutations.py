@@ -412,8 +412,8 @@ MUTATIONS: Final = [
     Mutation(
         "a permit is used only while its lease lasts",
         CACHE,
-        "            now >= table.until[row] or (renew and self._may_ask(row, now))",
-        "            renew and self._may_ask(row, now)",
+        "            now >= table.until[row] or (renew and self._should_renew(row, now))",
+        "            renew and self._should_renew(row, now)",
         "ends",
     ),
     Mutation(
@@ -485,13 +485,13 @@ MUTATIONS: Final = [
         "permits that the timer gives back are not used again",
         CACHE,
         "            self._settle(table.partition[row], table.key[row], self._finish(row, now))\n"
-        "        table.forget_ended(row, now)",
+        "        if table.ended_number[row]:",
         "            self._settle(\n"
         "                table.partition[row],\n"
         "                table.key[row],\n"
         "                Settlement(self._id(table.number[row]), table.used(row)),\n"
         "            )\n"
-        "        table.forget_ended(row, now)",
+        "        if table.ended_number[row]:",
         "ends",
     ),
     Mutation(

@@ -31,7 +31,7 @@ from stoplog.client.lease_cache import (
     SURPLUS,
     LeaseCache,
 )
-from stoplog.client.lease_table import SentAsk
+from stoplog.client.lease_table import LOW_TIME_S, SentAsk
 from stoplog.client.metrics import Metrics
 from stoplog.wire.checks import Check
 from stoplog.wire.holds import Ask, Grant, HoldRow, Settlement, SettlementRow
@@ -368,6 +368,18 @@ def test_lease_is_renewed_when_a_quarter_of_its_permits_is_left() -> None:
     assert bench.send(ALICE) == [], "one ask at a time"
 
 
+@pytest.mark.parametrize(("pause_s", "left_s"), [(0.2, LOW_TIME_S), (0.3, 0.0)])
+def test_long_lease_is_renewed_one_second_before_its_end_for_a_client_that_needs_it(
+    pause_s: float, left_s: float
+) -> None:
+    bench = Bench()
+    bench.lease(400, ttl_ms=9_300)
+    until = bench.now + 9.0 - 0.005
+    while bench.hit():
+        bench.after(pause_s)
+    assert 0 <= left_s - (until - bench.now) < pause_s
+
+
 def test_lease_is_renewed_when_a_third_of_its_time_is_left() -> None:
     bench = Bench()
     bench.lease(80)
@@ -545,6 +557,20 @@ def test_plain_check_leaves_what_a_reservation_gives_back() -> None:
     assert not bench.cache.note(0, Check("alice", 5))
     rows, _ = bench.cache.rows(0, [ALICE, Check("alice", 5)], [0], True, [0])
     assert rows == [HoldRow(0, None, (Settlement(lease.id, 12), Settlement(row.ask.id, 0)))]
+
+
+def test_reservation_gives_back_a_lease_whose_settlement_waits_for_the_timer() -> None:
+    bench = Bench()
+    first = bench.lease(16)
+    for _ in range(12):
+        bench.hit()
+    second = bench.send(ALICE)[0].ask
+    assert second is not None
+    assert bench.hit()
+    bench.reply(Grant(20, TTL_MS))
+    assert bench.cache.give_back(ALICE)
+    rows, _ = bench.cache.rows(0, [ALICE], [0], True, [0])
+    assert rows == [HoldRow(0, None, (Settlement(first.id, 1), Settlement(second.id, 0)))]
 
 
 def test_ask_goes_with_the_last_check_of_its_client_and_settlements_with_the_first() -> None:

@@ -55,6 +55,9 @@ MIN_CHECKS: Final = 6
 MIN_CHECKS_AGAIN: Final = 4
 """The same for a further lease."""
 
+MIN_CHECKS_LEFT: Final = 2
+"""Checks that must be expected in the last part of a lease. Below it, the lease is not renewed, but ends."""
+
 MIN_WANT: Final = 4
 """Permits below which the log grants nothing, unless the limits are generous."""
 
@@ -305,7 +308,7 @@ class LeaseCache:
             return False
         if table.left[row] <= table.low[row]:
             return True
-        return self._rate(row, now).checks * (table.until[row] - table.renew_at[row]) >= MIN_CHECKS_AGAIN
+        return self._rate(row, now).checks * (table.until[row] - table.renew_at[row]) >= MIN_CHECKS_LEFT
 
     def _is_often(self, row: int, expected: Rate) -> bool:
         """Return whether the *expected* checks are worth a lease under limits that are not generous."""

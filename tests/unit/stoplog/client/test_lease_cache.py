@@ -368,7 +368,7 @@ def test_lease_is_renewed_when_a_quarter_of_its_permits_is_left() -> None:
     assert bench.send(ALICE) == [], "one ask at a time"
 
 
-@pytest.mark.parametrize(("pause_s", "left_s"), [(0.2, LOW_TIME_S), (0.3, 0.0)])
+@pytest.mark.parametrize(("pause_s", "left_s"), [(0.4, LOW_TIME_S), (0.6, 0.0)])
 def test_long_lease_is_renewed_one_second_before_its_end_for_a_client_that_needs_it(
     pause_s: float, left_s: float
 ) -> None:

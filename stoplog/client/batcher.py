@@ -97,7 +97,8 @@ class Batcher:
         self._turn_began = 0.0  # when this turn's first check was asked; 0 between turns
         self._gathers = False  # whether checks that wait for an answer were asked in this turn
         self._scheduled: list[PartitionQueue] = []
-        self._closed = False
+        self._closed: str | None = None
+        """The reason of all answers from now on; ``None`` while checks are accepted."""
 
     # --- checks -----------------------------------------------------------------------------
 
@@ -135,7 +136,7 @@ class Batcher:
                 return answer
             metrics.received += 1
             metrics.uncounted += 1
-            return self._degrade(check, STOPPING if self._closed else OVERLOAD, fails_closed, None)
+            return self._degrade(check, self._closed or OVERLOAD, fails_closed, None)
         metrics.received += 1
         future: Future[Outcome] = self._loop.create_future()
         if queue.enqueue(check, future, self._turn_began or self._begin_turn()) and queue.slot is None:
@@ -170,7 +171,7 @@ class Batcher:
         queue = self._queues[partition_of(check.client, self._partitions)]
         if self._closed or metrics.in_flight >= self._max_in_flight:
             metrics.uncounted += reserves
-            return self._degrade_hold(check, STOPPING if self._closed else OVERLOAD, reserves, fails_closed)
+            return self._degrade_hold(check, self._closed or OVERLOAD, reserves, fails_closed)
         if not self._leases.grants_holds(queue.index):
             if reserves and queue.enqueue_without_reply(check):
                 self._schedule(queue)
@@ -368,6 +369,11 @@ class Batcher:
         for queue in self._queues:
             queue.trip(why)
 
+    def await_workers(self, why: str) -> None:
+        """Open every partition's circuit breaker until its worker, which is known to start, replies."""
+        for queue in self._queues:
+            queue.await_worker(why)
+
     def probe(self, *, broker_in_doubt: bool = False) -> None:
         """Probe every partition that needs it (:meth:`PartitionQueue.probe`)."""
         for queue in self._queues:
@@ -387,9 +393,9 @@ class Batcher:
 
     # --- the end ----------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Accept no more checks. Checks that wait may still be answered."""
-        self._closed = True
+    def close(self, reason: str = STOPPING) -> None:
+        """Publish no more checks: degrade them with *reason*. Checks that wait may still be answered."""
+        self._closed = reason
         self._denials.close()
         self._leases.close()
 
@@ -398,11 +404,15 @@ class Batcher:
         return [future for queue in self._queues for batch in queue.unanswered() for future in batch.futures]
 
     def stop(self) -> None:
-        """Answer every check that still waits, send every batch, and expect no more replies."""
+        """Answer every check that still waits, send every batch, and expect no more replies.
+
+        The batcher is closed.
+        """
+        reason = self._closed or STOPPING
         self._end_turn()
         for queue in self._queues:
             for batch in queue.unanswered():
-                batch.degrade(STOPPING, self._metrics, self._clock())
+                batch.degrade(reason, self._metrics, self._clock())
         for queue in self._queues:
             queue.send_all()
         for batch in self._in_flight.drain():

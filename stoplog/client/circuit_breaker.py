@@ -11,14 +11,14 @@ from stoplog.client.fail_open import BREAKER_OPEN, BROKER
 class BreakerState(StrEnum):
     """Whether checks wait, and if not, why. An open state is itself the reason in degraded answers.
 
-    ==============  =====================================  ==============  ============
-    state           deadline missed                        broker down     timely reply
-    ==============  =====================================  ==============  ============
-    ``CLOSED``      ``NO_REPLIES`` at the last of several  ``NO_BROKER``   ``CLOSED``
+    ==============  =====================================  ==============  ==============  ============
+    state           deadline missed                        broker down     worker starts   timely reply
+    ==============  =====================================  ==============  ==============  ============
+    ``CLOSED``      ``NO_REPLIES`` at the last of several  ``NO_BROKER``   ``NO_REPLIES``  ``CLOSED``
                     in a row, else ``CLOSED``
-    ``NO_REPLIES``  ``NO_REPLIES``                         ``NO_REPLIES``  ``CLOSED``
-    ``NO_BROKER``   ``NO_BROKER``                          ``NO_BROKER``   ``CLOSED``
-    ==============  =====================================  ==============  ============
+    ``NO_REPLIES``  ``NO_REPLIES``                         ``NO_REPLIES``  ``NO_REPLIES``  ``CLOSED``
+    ``NO_BROKER``   ``NO_BROKER``                          ``NO_BROKER``   ``NO_BROKER``   ``CLOSED``
+    ==============  =====================================  ==============  ==============  ============
 
     There is no half-open state: every batch published while the breaker is open is a trial.
     """
@@ -27,7 +27,8 @@ class BreakerState(StrEnum):
     """Checks wait for the reply to their batch."""
 
     NO_REPLIES = BREAKER_OPEN
-    """Checks are answered at once and published, because several deadlines in a row were missed."""
+    """Checks are answered at once and published. Several deadlines in a row were missed, or the number of
+    partitions has grown and the partition's worker has not replied since."""
 
     NO_BROKER = BROKER
     """Checks are answered at once and published, because no broker can be reached."""
@@ -65,6 +66,10 @@ class CircuitBreaker:
     def on_broker_down(self) -> bool:
         """Open, because no broker can be reached. Return whether the breaker was closed."""
         return self._open(BreakerState.NO_BROKER)
+
+    def on_worker_start(self) -> bool:
+        """Open, because the partition's worker is known to start. Return whether the breaker was closed."""
+        return self._open(BreakerState.NO_REPLIES)
 
     def on_reply(self) -> bool:
         """Close after a timely reply. Return whether the breaker was open."""

@@ -14,7 +14,7 @@ import msgspec
 from stoplog.client.top_rejected import Summary
 from stoplog.client.transport.broker_view import BrokerView
 from stoplog.wire.heartbeats import RUNNING, STANDBY, PartitionState
-from stoplog.wire.partition_count import PartitionCount
+from stoplog.wire.partition_count import GrowthStep, PartitionCount
 
 LATE_S: Final = 5.0
 """Seconds without a heartbeat after which a node is marked as late: two heartbeats are missing."""
@@ -142,6 +142,15 @@ def count_by_role(nodes: list[Node]) -> dict[str, int]:
     return dict(Counter(node.role for node in nodes))
 
 
+def describe_growth(count: PartitionCount, step: GrowthStep) -> str:
+    """Return what a step of growing that is under way means, for the operator."""
+    return (
+        f"the number of partitions grows from {count.partitions} to {step.to}. Until `stoplog topics grow` "
+        f"ends, checks are answered without the store, and not counted. If the command has failed, run it "
+        f"again, or run `stoplog topics grow --abort`"
+    )
+
+
 def store_state(view: BrokerView | None, count: PartitionCount, nodes: list[Node]) -> tuple[str, str | None]:
     """Return the worst state of the store that holds, and its problem and remedy for the operator.
 
@@ -168,6 +177,8 @@ def store_state(view: BrokerView | None, count: PartitionCount, nodes: list[Node
             f"topic checks has {view.partitions} partitions, but clients are hashed over {partitions}: it "
             f"was deleted and created again; see the log of the workers"
         )
+    if view.step.under_way:
+        return RECOVERING, describe_growth(count, view.step)
     if view.recorded not in (None, count):
         return TOPICS_WRONG, (
             f"clients are hashed over {view.recorded.partitions} partitions, and this process has begun with "

@@ -129,6 +129,14 @@ class DegradedMode:
         self._logged, self.why = True, why
         log.warning("degraded: checks fail open: %s", why)
 
+    def on_growth(self, partitions: int, why: str) -> None:
+        """Enter degraded mode for all *partitions*, because their number grows. *why* is for the operator."""
+        if self.degraded and self._logged:
+            log.warning("%s", why)
+        for partition in range(partitions):
+            self.on_breaker_open(partition, why)
+        self.why = why
+
     def on_breaker_closed(self, partition: int) -> None:
         """Begin to settle if *partition* was the last one with an open breaker."""
         self.partitions.discard(partition)

@@ -22,10 +22,13 @@ from stoplog.client.cluster_status import (
     ProcessState,
     Readiness,
     Status,
+    describe_growth,
     store_state,
 )
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
+from stoplog.client.fail_open import GROWING, STOPPING
+from stoplog.client.growth_pause import GrowthPause
 from stoplog.client.instrumentation import Instrumentation
 from stoplog.client.lease_cache import LeaseCache
 from stoplog.client.limits_admin import LimitsAdmin
@@ -93,9 +96,12 @@ class Engine:
         node_id: The name in heartbeats.
         count: The number of partitions over which clients are hashed.
         partitions_in_file: The number that topics.yaml requires.
-        on_other_count: Called if, after the start, the number in force turns out to be another one.
+        on_other_count: Called if, after the start, another engine must replace this one: the number in force
+            is another one, or a step of growing is over.
         reply_partition: The partition of ``replies`` to read.
         instrumentation: Observes checks and batches, if given.
+        growth: What the limiter does while the number of partitions grows.
+        paused: The engine that has paused for a step of growing, which this one replaces.
 
     Attributes:
         batcher: Answers checks.
@@ -124,10 +130,14 @@ class Engine:
         on_other_count: Callable[[PartitionCount], None],
         reply_partition: int,
         instrumentation: Instrumentation | None,
+        growth: GrowthPause,
+        paused: Engine | None = None,
     ) -> None:
         partitions = count.partitions
         self.incarnation = secrets.randbits(64)
-        self.mode = DegradedMode(metrics, time.monotonic, wall_ms)
+        self.mode: DegradedMode = (
+            DegradedMode(metrics, time.monotonic, wall_ms) if paused is None else paused.mode
+        )
         self._overload = OverloadReport(metrics, time.monotonic)
         self.nodes = NodeRegistry()
         self.rejections = Rejections(time.monotonic)
@@ -145,13 +155,17 @@ class Engine:
         self._on_other_count = on_other_count
         self._reply_partition = reply_partition
         self._instrumentation = instrumentation
+        self._growth = growth
+        self._resumes = paused is not None
+        self._pausing: asyncio.Task[None] | None = None
         self._view: BrokerView | None = None
         self._difference: str | None = None
         """The last logged difference between the topics and the number of partitions."""
         self._has_position = False
         self._broker_answered = asyncio.Event()
         self._started = False
-        metrics.degraded_partitions = metrics.deny_entries = metrics.leases = 0
+        metrics.deny_entries = metrics.leases = 0
+        metrics.degraded_partitions = len(self.mode.partitions)
 
     # --- start and stop -----------------------------------------------------------------------
 
@@ -209,6 +223,9 @@ class Engine:
             await asyncio.to_thread(transport.stop)
             raise
         self._started = True
+        if self._resumes:
+            self.batcher.await_workers("the workers start again")
+        self._heed_growth()
         tasks = [self._keep_house()]
         if settings.lease_max_ms:
             tasks.append(self._settle_leases())
@@ -216,20 +233,72 @@ class Engine:
         for task in self._housekeeping:
             task.add_done_callback(self._on_housekeeping_end)
 
-    async def stop(self) -> None:
-        """Stop. Every check that waits gets its answer first."""
+    async def stop(self, *, replaced: bool = False) -> None:
+        """Stop. Every check that waits gets its answer first.
+
+        Args:
+            replaced: Whether another engine of the same limiter has taken over.
+        """
         self._started = False
-        self.batcher.close()
+        if self._pausing is None:
+            self.batcher.close(STOPPING)
+            await self._finish()
+        else:
+            await asyncio.wait([self._pausing])
+        for task in self._housekeeping:
+            task.cancel()
+        if not replaced:
+            self._publish_heartbeat(stopping=True)
+        await asyncio.to_thread(self.transport.stop)
+        if not (replaced and self.paused):  # otherwise the other engine uses the mode
+            self.mode.on_stop()
+
+    async def _finish(self) -> None:
+        """Publish what is left once all checks that wait are answered. The batcher is closed."""
         if waiting := self.batcher.waiting():
             await asyncio.wait(waiting, timeout=self._settings.deadline_ms / 1000)
         self.batcher.stop()
-        for task in self._housekeeping:
-            task.cancel()
         self._publish_denials()
         self._publish_settlements()
-        self._publish_heartbeat(stopping=True)
-        await asyncio.to_thread(self.transport.stop)
-        self.mode.on_stop()
+
+    # --- growing ------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """Whether it has paused for a step of growing. It will be replaced after the step."""
+        return self._pausing is not None and self._pausing.done()
+
+    def _heed_growth(self) -> None:
+        """Pause for a step of growing, or continue after it."""
+        view, growth = self._view, self._growth
+        if view is None or view.error is not None or not self._started:
+            return
+        if view.step.under_way:
+            growth.begin(view.step)
+            if self._pausing is None:
+                self.mode.on_growth(self._partitions, describe_growth(self._count, view.step))
+                self.batcher.close(GROWING)
+                self._pausing = asyncio.create_task(self._pause())
+                self._pausing.add_done_callback(self._on_paused)
+            elif self.paused:
+                self._publish_heartbeat()
+        elif self._pausing is None:
+            growth.end(view.step)
+        elif self.paused and view.recorded is not None:
+            self._on_other_count(view.recorded)
+
+    async def _pause(self) -> None:
+        """Publish what is left, and nothing else. Then confirm it."""
+        await self._finish()
+        self.transport.pause(self.mode.why or GROWING)
+        await asyncio.to_thread(self.transport.flush)
+
+    def _on_paused(self, task: asyncio.Task[None]) -> None:
+        """Confirm the pause, unless the step is over by now."""
+        self._on_housekeeping_end(task)
+        if self.failure is None:
+            self._growth.paused = True
+            self._heed_growth()
 
     # --- state ------------------------------------------------------------------------------
 
@@ -380,12 +449,14 @@ class Engine:
         """Keep the broker's metadata, and log an error in the topics or a difference once."""
         before, self._view = self._topic_error(), view
         error = self._topic_error()
-        if self._started and error is not None and error != before:
+        changing = self._pausing is not None or view.step.under_way
+        if self._started and not changing and error is not None and error != before:
             log.error("checks fail open until this is fixed: %s", error)
-        if view.recorded == self._count:
+        if not changing and view.recorded == self._count:
             self._log_difference(view)
-        elif self._started and (count := self._other_count()) is not None:
+        elif not changing and self._started and (count := self._other_count()) is not None:
             self._on_other_count(count)
+        self._heed_growth()
         if self._has_position or view.error is not None:
             self._broker_answered.set()
 
@@ -394,7 +465,9 @@ class Engine:
     async def _keep_house(self) -> None:
         heartbeat_at = denials_at = 0.0
         while True:
-            self.batcher.probe(broker_in_doubt=self._view is not None and self._view.error is not None)
+            if self._pausing is None:
+                in_doubt = self._view is not None and self._view.error is not None
+                self.batcher.probe(broker_in_doubt=in_doubt)
             self.mode.on_tick(healthy=self.batcher.healthy)
             self._overload.on_tick()
             at = time.monotonic()
@@ -439,7 +512,13 @@ class Engine:
 
     def _publish_heartbeat(self, *, stopping: bool = False) -> None:
         heartbeat = Heartbeat(
-            self._node_id, "gateway", __version__, socket.gethostname(), wall_ms(), stopping=stopping
+            self._node_id,
+            "gateway",
+            __version__,
+            socket.gethostname(),
+            wall_ms(),
+            stopping=stopping,
+            growth=self._growth.state(),
         )
         with suppress(Unavailable):
             self.transport.send_heartbeat(heartbeat.id.encode(), encode_heartbeat(heartbeat))

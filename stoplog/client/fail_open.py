@@ -32,13 +32,14 @@ reason              the check was answered because              published  count
 ``no_holds``        a reservation: its partition grants none    as a check  yes, in full
 ``stopping``        the gateway stopped while the check waited  yes        yes, later
 ``stopping``        the gateway had stopped before the check    no         no
+``growing``         the number of partitions is growing         no         no
 ``internal_error``  a bug prevented the check                   maybe      maybe
 ==================  ==========================================  =========  ==================================
 
 The rule is carried out in these places. Each takes its answer from :func:`degraded_answer`:
 
 - :meth:`stoplog.client.batcher.Batcher.ask` answers at once if the circuit breaker of the partition is open,
-  if too many checks wait, or if the gateway has stopped.
+  if too many checks wait, if the number of partitions is growing, or if the gateway has stopped.
 - :class:`Deadlines` ends the wait of a batch; :class:`~stoplog.client.partition_queue.PartitionQueue` then
   answers its checks.
 - :mod:`stoplog.client.circuit_breaker` decides when a partition's checks no longer wait.
@@ -91,6 +92,10 @@ STOPPING: Final = "stopping"
 """The gateway stopped while the check waited: it was published and will be counted. A check that comes after
 the stop is neither published nor counted."""
 
+GROWING: Final = "growing"
+"""The number of partitions is growing (``stoplog topics grow``). The check was not published, and is never
+counted. The few checks that waited when the step began were published."""
+
 INTERNAL_ERROR: Final = "internal_error"
 """An unexpected exception, which is a bug, prevented the check. Its process logs it."""
 
@@ -104,6 +109,7 @@ REASONS: Final = (
     REJECTED_BATCH,
     NO_HOLDS,
     STOPPING,
+    GROWING,
     INTERNAL_ERROR,
 )
 """Every value of ``reason`` in a degraded answer."""

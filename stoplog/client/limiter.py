@@ -19,6 +19,7 @@ from stoplog.client.batcher import Batcher
 from stoplog.client.cluster_status import STATES, ProcessState, Readiness, Status, count_by_role, merge_status
 from stoplog.client.engine import Engine, NotStarted, OtherPartitionCount, wall_ms
 from stoplog.client.fail_open import OnUnavailable, fails_closed
+from stoplog.client.growth_pause import GrowthPause
 from stoplog.client.held import Held, OnError
 from stoplog.client.instrumentation import load_instrumentation
 from stoplog.client.limits_admin import Applied, LimitsPage
@@ -115,11 +116,12 @@ class Limiter:
         self._node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
         self._running = False
         self._replacement: asyncio.Task[None] | None = None
-        self._engine = self._new_engine()
+        self._growth = GrowthPause(self.metrics)
+        self._engine = self._new_engine(None)
         self.metrics.nodes = lambda: count_by_role(self._engine.nodes.alive(time.monotonic()))
         self.metrics.store = lambda: dict.fromkeys(STATES, False) | {self._engine.store_state()[0]: True}
 
-    def _new_engine(self) -> Engine:
+    def _new_engine(self, paused: Engine | None) -> Engine:
         return Engine(
             self._settings,
             self.metrics,
@@ -129,6 +131,8 @@ class Limiter:
             on_other_count=self._on_other_count,
             reply_partition=self._reply_partition,
             instrumentation=self._instrumentation,
+            growth=self._growth,
+            paused=paused,
         )
 
     async def __aenter__(self) -> Self:
@@ -146,10 +150,10 @@ class Limiter:
         self._running = True
         return self
 
-    async def _start_engine(self) -> None:
+    async def _start_engine(self, paused: Engine | None = None) -> None:
         """Start an engine with the number of partitions in force, and use it from then on."""
         while True:
-            engine = self._new_engine()
+            engine = self._new_engine(paused)
             if not self._running:
                 self._engine = engine
             try:
@@ -161,7 +165,7 @@ class Limiter:
                 return
 
     def _on_other_count(self, count: PartitionCount) -> None:
-        """Replace an engine that started without a broker, with another number than that in force."""
+        """Replace the engine: another number is in force, or it has paused for a step of growing."""
         if self._replacement is None:
             self._count = count
             self._replacement = asyncio.create_task(self._replace_engine())
@@ -169,9 +173,9 @@ class Limiter:
     async def _replace_engine(self) -> None:
         old = self._engine
         try:
-            await self._start_engine()
+            await self._start_engine(old if old.paused else None)
             old.failed.set()  # until_failure() now waits for the new engine
-            await old.stop()
+            await old.stop(replaced=True)
         except Exception as exc:
             log.exception("cannot change over to %s partitions", self._count.partitions)
             old.on_failure(f"the limiter cannot change over to {self._count.partitions} partitions: {exc!r}")

@@ -265,6 +265,11 @@ class PartitionQueue:
         if self.breaker.on_broker_down():
             self._on_breaker_open(why)
 
+    def await_worker(self, why: str) -> None:
+        """Open the circuit breaker until the partition's worker, which is known to start, replies."""
+        if self.breaker.on_worker_start():
+            self._on_breaker_open(why)
+
     def _on_breaker_open(self, why: str, *, before_first_reply: bool = False) -> None:
         self._mode.on_breaker_open(self.index, why, before_first_reply=before_first_reply)
         now, reason = self._clock(), self.breaker.state

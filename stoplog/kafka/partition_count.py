@@ -19,7 +19,10 @@ from stoplog.kafka.partition_reader import PartitionReader
 from stoplog.topics import UPDATES
 from stoplog.wire.partition_count import (
     KEY,
+    NO_STEP,
     PARTITION,
+    CountRecord,
+    GrowthStep,
     PartitionCount,
     decode_partition_count,
     encode_partition_count,
@@ -43,15 +46,23 @@ class PartitionCountReader:
 
     Args:
         connection: How to reach Kafka.
+
+    Attributes:
+        next_offset: Where the next read begins.
     """
 
     def __init__(self, connection: KafkaConnection) -> None:
         self._connection = connection
-        self._next = 0
+        self.next_offset = 0
         self._value: bytes | None = None
 
     def read(self) -> PartitionCount | None:
-        """Return the number of partitions; ``None`` if there is no record or no topic. Blocks.
+        """Return the number of partitions in force; otherwise as :meth:`read_record`."""
+        record = self.read_record()
+        return None if record is None else record.count
+
+    def read_record(self) -> CountRecord | None:
+        """Return the number of partitions and the step; ``None`` if there is no record or no topic. Blocks.
 
         Raises:
             TopicError: The record cannot be decoded.
@@ -60,16 +71,7 @@ class PartitionCountReader:
         with PartitionReader(self._connection, most=_MAX_RECORDS) as reader:
             if (error := self._attempt(reader)) is not None:
                 raise Unavailable(f"{UPDATES} cannot be read: {self._connection.explain(error)}")
-        if self._value is None:
-            return None
-        try:
-            return decode_partition_count(self._value)
-        except UndecodableRecord as exc:
-            raise TopicError(
-                f"the number of partitions in {UPDATES}[{PARTITION}] cannot be read ({exc.reason}): upgrade "
-                f"Stoplog, or write a record with the key {KEY.decode()} and the number of partitions with "
-                f"which the topics were created"
-            ) from exc
+        return None if self._value is None else decode_record(self._value)
 
     def _attempt(self, reader: PartitionReader) -> KafkaError | None:
         """Read to the end of the partition, which may have no topic; return why that failed."""
@@ -83,23 +85,42 @@ class PartitionCountReader:
     def _read(self, reader: PartitionReader) -> None:
         reader.fetch_metadata([UPDATES])
         low, high = reader.offset_range(UPDATES, PARTITION)
-        if self._next > high:  # the topic was created again
-            self._next, self._value = 0, None
-        start = max(low, self._next)
+        if self.next_offset > high:  # the topic was created again
+            self.next_offset, self._value = 0, None
+        start = max(low, self.next_offset)
         if start >= high:
             return
         for message in reader.read(UPDATES, PARTITION, start):
             if message.key() == KEY:
                 self._value = message.value()
-        self._next = high
+        self.next_offset = high
 
 
-def write_partition_count(connection: KafkaConnection, count: PartitionCount) -> None:
+def decode_record(value: bytes) -> CountRecord:
+    """Return the content of the record.
+
+    Raises:
+        TopicError: It cannot be decoded; names the remedy.
+    """
+    try:
+        return decode_partition_count(value)
+    except UndecodableRecord as exc:
+        raise TopicError(
+            f"the number of partitions in {UPDATES}[{PARTITION}] cannot be read ({exc.reason}): upgrade "
+            f"Stoplog, or write a record with the key {KEY.decode()} and the number of partitions with "
+            f"which the topics were created"
+        ) from exc
+
+
+def write_partition_count(
+    connection: KafkaConnection, count: PartitionCount, step: GrowthStep = NO_STEP
+) -> None:
     """Write the record, and wait until all replicas in sync have it. Blocks.
 
     Args:
         connection: How to reach Kafka.
-        count: The number of partitions.
+        count: The number of partitions in force.
+        step: The step of growing.
 
     Raises:
         PermissionError: This program may not write to ``limit-updates``.
@@ -109,7 +130,7 @@ def write_partition_count(connection: KafkaConnection, count: PartitionCount) ->
     errors: list[Any] = []
     producer.produce(
         UPDATES,
-        encode_partition_count(count),
+        encode_partition_count(count, step),
         KEY,
         PARTITION,
         on_delivery=lambda error, _: errors.append(error),

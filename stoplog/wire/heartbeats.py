@@ -11,7 +11,8 @@ value  JSON, the fields of :class:`Heartbeat`; readers ignore unknown fields
 
     {"id": "worker-1@host", "role": "worker", "version": "0.2.0", "host": "host", "at_ms": 1764457200000,
      "partitions": {"0": {"state": "running", "lag": 3}}, "stopping": false, "lane": "a",
-     "relay_keys": ["2026:5f0c2a91"], "holds": [0], "unjudged": [0]}
+     "relay_keys": ["2026:5f0c2a91"], "holds": [0], "unjudged": [0],
+     "growth": {"epoch": 1, "paused": false, "drained": true, "checks": 0}}
 """
 
 from __future__ import annotations
@@ -48,6 +49,23 @@ class PartitionState(msgspec.Struct, frozen=True):
     lag: int = 0
 
 
+class GrowthState(msgspec.Struct, frozen=True):
+    """What a node does for a step in which the number of partitions grows.
+
+    Attributes:
+        epoch: The step (:class:`stoplog.wire.partition_count.GrowthStep`) that the node knows of; 0 for none.
+        paused: Whether the node has stopped: a gateway publishes nothing, a worker has no partitions.
+        drained: Whether a worker has decided everything in the log.
+        checks: Checks that a gateway has answered without the store because of this step. They are not
+            counted against any client.
+    """
+
+    epoch: int = 0
+    paused: bool = False
+    drained: bool = False
+    checks: int = 0
+
+
 class Heartbeat(msgspec.Struct, frozen=True):
     """A sign of life of a worker or gateway.
 
@@ -64,6 +82,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
         holds: The worker's partitions that grant holds; absent if the worker cannot read holds.
         unjudged: Those in which costs were charged lately that no limit judged, because they became known
             later. A client that was denied may have such costs. Absent if there are none.
+        growth: What the node does for the last step of growing; absent if it does not know such steps.
     """
 
     id: str
@@ -77,6 +96,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
     relay_keys: list[str] | msgspec.UnsetType = msgspec.UNSET
     holds: list[int] | msgspec.UnsetType = msgspec.UNSET
     unjudged: list[int] | msgspec.UnsetType = msgspec.UNSET
+    growth: GrowthState | msgspec.UnsetType = msgspec.UNSET
 
 
 class StampedHeartbeat(msgspec.Struct, frozen=True):

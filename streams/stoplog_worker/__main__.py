@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
 
             return verify(options)
         case ["grow", *options]:
-            from stoplog_worker.growth.grow import main as grow
+            from stoplog_worker.growth.command import main as grow
 
             return grow(options)
     print(

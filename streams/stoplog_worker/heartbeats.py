@@ -21,6 +21,7 @@ from stoplog.wire.heartbeats import (
     RESTORING,
     RUNNING,
     STANDBY,
+    GrowthState,
     Heartbeat,
     PartitionState,
     encode_heartbeat,
@@ -41,6 +42,7 @@ class HeartbeatSender:
         partition_states: Returns the partitions of this worker.
         partitions_with_holds: Returns those that grant holds.
         unjudged_partitions: Returns those in which costs were charged lately that no limit judged.
+        growth: Returns what this worker does for the last step in which the number of partitions grew.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class HeartbeatSender:
         partition_states: Callable[[], dict[int, PartitionState]],
         partitions_with_holds: Callable[[], list[int]],
         unjudged_partitions: Callable[[], list[int]],
+        growth: Callable[[], GrowthState],
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._partition_states = partition_states
         self._partitions_with_holds = partitions_with_holds
         self._unjudged_partitions = unjudged_partitions
+        self._growth = growth
         self._relay_keys = list(settings.keys.announced.values())
         self._stopping = False
         self._producer = kafka.reply_producer(settings.connection, settings.send_timeout_ms)
@@ -68,7 +72,8 @@ class HeartbeatSender:
 
     def send(self) -> None:
         """Send a heartbeat now."""
-        partitions = self._partition_states()
+        growth = self._growth()
+        partitions = {} if growth.paused else self._partition_states()
         heartbeat = Heartbeat(
             id=self._settings.node_id,
             role="worker",
@@ -81,6 +86,7 @@ class HeartbeatSender:
             relay_keys=self._relay_keys or msgspec.UNSET,
             holds=self._partitions_with_holds(),
             unjudged=self._unjudged_partitions() or msgspec.UNSET,
+            growth=growth,
         )
         for state in (RUNNING, RESTORING, STANDBY):
             count = sum(1 for partition in partitions.values() if partition.state == state)

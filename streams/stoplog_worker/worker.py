@@ -9,8 +9,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack, suppress
+from itertools import count
 from typing import Any, Final
 
 import uvloop
@@ -26,13 +28,18 @@ from stoplog.errors import (
     Unavailable,
 )
 from stoplog.kafka import clients as kafka
+from stoplog.kafka.count_follower import follow_partition_count
+from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.log_throttle import LogThrottle, ThrottleFilter
 from stoplog.private_files import make_private, write_private_files
 from stoplog.topics import AUDIT
+from stoplog.wire.heartbeats import RESTORING, GrowthState
+from stoplog.wire.partition_count import NO_STEP, CountRecord, GrowthStep
 from stoplog_worker.assignment.faust_app import FaustApp
 from stoplog_worker.assignment.faust_tables import FaustTables
 from stoplog_worker.assignment.takeover import AssignmentCoordinator
 from stoplog_worker.consumer.consumer_thread import ConsumerThread
+from stoplog_worker.growth_wait import EXIT_RESTART, restart, wait_while_draining
 from stoplog_worker.heartbeats import HeartbeatSender
 from stoplog_worker.instance_lock import lock_instance
 from stoplog_worker.kafka.connection_watch import ConnectionWatch
@@ -68,9 +75,19 @@ _SAME_TEXT_S: Final = 600.0
 _STOP_S: Final = 20.0
 """Seconds that a stop may take, with the last checkpoints. The rest is replayed by the next owner."""
 
+_DRAIN_POLL_S: Final = 0.1
+"""Seconds between two looks at the ends of the log while the number of partitions grows."""
+
+_LOOKS_A_HEARTBEAT: Final = 3
+"""Looks for each heartbeat: the command waits for one that was sent after all gateways have paused."""
+
 _FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 5.0
 """Seconds between two attempts to start while Kafka cannot be used. They double up to the last value."""
+
+
+class _Restart(Exception):
+    """The worker becomes a new process, because the number of partitions grows or has grown."""
 
 
 class Worker:
@@ -78,6 +95,7 @@ class Worker:
 
     Args:
         settings: The worker's settings.
+        reader: Reads the number of partitions. No step of growing required workers to stop when it last did.
         metrics_socket: See :func:`~stoplog_worker.metrics_server.serve_metrics`.
 
     Raises:
@@ -85,13 +103,20 @@ class Worker:
         Unavailable: no broker answers, or none coordinates the group.
     """
 
-    def __init__(self, settings: Settings, metrics_socket: int | None = None) -> None:
+    def __init__(
+        self, settings: Settings, reader: PartitionCountReader, metrics_socket: int | None = None
+    ) -> None:
         self.settings = settings
+        self._reader = reader
+        self._step: GrowthStep = NO_STEP
+        self._drained = self._paused = False
+        self._draining: asyncio.Task[None] | None = None
+        self._ending = threading.Event()
         self._metrics_socket = metrics_socket
         self.metrics = Metrics()
         admin = kafka.silent_admin(settings.connection)
-        specs, count = verified_specs(settings, admin, starting=True)
-        partitions = count.partitions
+        specs, self._count = verified_specs(settings, admin, starting=True)
+        partitions = self._count.partitions
         wait_for_coordinator(admin, settings.app_id)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
@@ -129,7 +154,7 @@ class Worker:
         )
         self._consumer = ConsumerThread(
             settings,
-            count,
+            self._count,
             tables.changelogs,
             lease,
             self.metrics,
@@ -150,6 +175,7 @@ class Worker:
             self.coordinator.partition_states,
             self._consumer.partitions_with_holds,
             self._consumer.unjudged_partitions,
+            lambda: GrowthState(self._step.epoch, self._paused, self._drained),
         )
         self._watch = ConnectionWatch(settings.connection)
 
@@ -161,22 +187,33 @@ class Worker:
         self._consumer.start()
         self._restorer.start()
         self._watch.start()
+        start = self._reader.next_offset
+        threading.Thread(target=self._follow_count, args=(start,), name="count", daemon=True).start()
         app = asyncio.create_task(self._run_app())
         heartbeats = asyncio.create_task(self._heartbeats.run())
         cause = await self._ended
-        heartbeats.cancel()
-        self._heartbeats.announce_stop()
+        restarts = isinstance(cause, _Restart)
+        self._ending.set()
+        if not restarts:
+            heartbeats.cancel()
+            self._heartbeats.announce_stop()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.app.stop(), _STOP_S)
-        await self.coordinator.stop()
+        await self.coordinator.stop(hand_over=not restarts)
         tasks = (app, heartbeats, *self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if restarts and self._step.draining:
+            self._paused = True
+            self._heartbeats.send()  # nothing is written any more, and a new process takes a second or two
         self._heartbeats.close()
         if cause is None:
             _log.info("stopped")
             return 0
+        if restarts:
+            _log.info("starting again: %s", cause)
+            return EXIT_RESTART
         if isinstance(cause, StoplogError):
             _log.critical("%s", cause)
         else:
@@ -202,11 +239,65 @@ class Worker:
         await self.coordinator.on_revoked()
 
     async def _on_assigned(self, generation: int, actives: set[int], standbys: set[int]) -> None:
+        # This worker may have been away while the number grew.
+        await self._read_count()
+        if self._ended.done():
+            return
         await self.coordinator.on_assigned(generation, actives, standbys)
 
     async def _on_leaving(self) -> None:
         with suppress(Unavailable):  # the consumer thread has ended
             await self.coordinator.prepare_to_leave()
+
+    # --- growing ---
+
+    async def _read_count(self) -> None:
+        """Read the record of the number of partitions. If it has changed, this worker ends."""
+        while not self._ended.done():
+            try:
+                record = await asyncio.to_thread(self._reader.read_record)
+            except Unavailable:
+                await asyncio.sleep(_FIRST_RETRY_S)
+            else:
+                if record is not None:
+                    self._on_record(record)
+                return
+
+    def _follow_count(self, start: int) -> None:
+        def on_record(record: CountRecord) -> None:
+            self._loop.call_soon_threadsafe(self._on_record, record)
+
+        follow_partition_count(self.settings.connection, start, self._ending, on_record, self._on_fatal)
+
+    def _on_record(self, record: CountRecord) -> None:
+        self._step = record.step
+        if record.count != self._count:
+            self._end(_Restart(f"clients are now hashed over {record.count.partitions} partitions"))
+        elif record.step.under_way and self._draining is None:
+            _log.info("the number of partitions grows to %s: deciding what is in the log", record.step.to)
+            self._draining = self._loop.create_task(self._drain())
+            self._draining.add_done_callback(self._on_task_done)
+
+    async def _drain(self) -> None:
+        """Decide everything in the log; end once the step requires it."""
+        for look in count():
+            if not self._step.under_way:
+                break
+            draining = self._step.draining
+            drained = await asyncio.wrap_future(self._consumer.drained())
+            if not draining:
+                # A partition that is being restored is not decided yet. Later, it comes from another worker
+                # that has decided everything.
+                states = self.coordinator.partition_states().values()
+                drained &= not any(partition.state == RESTORING for partition in states)
+            if drained and draining:
+                self._end(_Restart(f"the number of partitions grows to {self._step.to}"))
+                return
+            if drained != self._drained or look % _LOOKS_A_HEARTBEAT == 0:
+                self._drained = drained
+                self._heartbeats.send()
+            await asyncio.sleep(_DRAIN_POLL_S)
+        self._drained, self._draining = False, None
 
     # --- called by other threads ---
 
@@ -273,9 +364,12 @@ async def _work(settings: Settings, metrics_socket: int | None) -> int:
 
 async def _work_locked(settings: Settings, metrics_socket: int | None) -> int:
     throttle, retry_s = LogThrottle(_SAME_TEXT_S), _FIRST_RETRY_S
+    reader = PartitionCountReader(settings.connection)
     while True:
         try:
-            return await Worker(settings, metrics_socket).run()
+            if not await wait_while_draining(settings, reader):
+                return 0
+            return await Worker(settings, reader, metrics_socket).run()
         except Unavailable as exc:
             # The broker may be starting as well. Credentials may be corrected at the broker.
             if (suppressed := throttle.admit(str(exc))) is not None:
@@ -313,6 +407,8 @@ def main(arguments: Sequence[str]) -> int:
                 return EXIT_CONFIG
             stack.callback(start("stoplog-worker", settings.node_id))
         status = uvloop.run(_work(settings, options.metrics_socket))
+    if status == EXIT_RESTART:
+        restart()
     logging.shutdown()
     # Faust's consumer thread may outlive its event loop, and nothing is left to do.
     os._exit(status)

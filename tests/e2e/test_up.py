@@ -211,6 +211,27 @@ def test_up_with_two_workers_and_two_gateways_counts_as_one(tmp_path: Path) -> N
         )
         assert sorted(chain(*running_partitions())) == ["0", "1", "2", "3"]
 
+        # One command makes the partitions grow. All processes go on.
+        children = running.children()
+        kafka = f"127.0.0.1:{env['STOPLOG_BROKER_PORT']}"
+        grown = stoplog("topics", "grow", "8", "--json", env=running.env | {"STOPLOG_KAFKA": kafka})
+        assert grown.returncode == 0, grown.stderr
+        report = json.loads(grown.stdout)
+        assert (report["after"], report["nodes"], report["uncounted"]) == (8, 4, 0)
+        eventually("the workers have all partitions", lambda: len(set(chain(*running_partitions()))) == 8)
+        for number, url in enumerate(urls):
+
+            def answer(url: str = url) -> dict[str, Any]:
+                found: dict[str, Any] = httpx.post(
+                    f"{url}/v1/check", json={"client_id": "bob", "cost": 0}, timeout=10
+                ).json()
+                return found
+
+            eventually(f"gateway {number} answers", lambda: not answer()["degraded"])
+            assert answer()["remaining"] == 94
+        assert running.children() == children
+        assert running.stop() == 0
+
 
 def test_up_on_a_new_data_folder_gives_hot_clients_leases_without_any_command(tmp_path: Path) -> None:
     with stoplog_up(tmp_path) as running:

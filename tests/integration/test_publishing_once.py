@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from stoplog.client.engine import Engine
+from stoplog.client.growth_pause import GrowthPause
 from stoplog.client.metrics import Metrics
 from stoplog.client.settings import Settings
 from stoplog.client.transport.broker_view import BrokerView
@@ -35,15 +36,17 @@ class Listener(Engine):
     """An engine that records which batches were reported as not delivered."""
 
     def __init__(self) -> None:
+        metrics = Metrics()
         super().__init__(
             Settings(),
-            Metrics(),
+            metrics,
             node_id="test",
             count=PartitionCount(PARTITIONS),
             partitions_in_file=PARTITIONS,
             on_other_count=lambda _: None,
             reply_partition=0,
             instrumentation=None,
+            growth=GrowthPause(metrics),
         )
         self.lost: list[int] = []
         self.has_position = asyncio.Event()

@@ -12,6 +12,7 @@ from stoplog.client.engine import Engine
 from stoplog.client.instrumentation import PublishedRecord
 from stoplog.client.limiter import Limiter
 from stoplog.client.transport.broker_view import BrokerView
+from stoplog.errors import Unavailable
 from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Batch, Check, Denials, Denied, SingleCheck, decode_checks_record
 from stoplog.wire.heartbeats import Heartbeat, decode_heartbeat
@@ -43,6 +44,7 @@ class Kafka:
         self.heartbeats: list[Heartbeat] = []
         self.updates: list[list[Update]] = [[] for _ in range(PARTITIONS)]
         self.stopped = False
+        self.paused: str | None = None
 
     def start(self) -> None:
         self.loop.call_soon(self.listener.on_position)
@@ -54,6 +56,7 @@ class Kafka:
     def send_checks(
         self, partition: int, value: bytes, number: int, checks: int, record: PublishedRecord | None = None
     ) -> None:
+        assert self.paused is None, "nothing is published during a pause"
         batch = decode_checks_record(value)
         assert isinstance(batch, Batch)
         self.checks += batch.checks
@@ -79,6 +82,12 @@ class Kafka:
         for _lane in "ab":
             self.loop.call_soon(self.listener.on_lookup_replies, [reply])
 
+    def pause(self, why: str) -> None:
+        self.paused = why
+
+    def flush(self) -> None:
+        """Everything published is stored already."""
+
     def send_heartbeat(self, key: bytes, value: bytes) -> None:
         self.heartbeats.append(decode_heartbeat(value))
 
@@ -92,6 +101,8 @@ class Kafka:
         source: ChangeSource,
         order: int | None = None,
     ) -> None:
+        if self.paused is not None:
+            raise Unavailable(self.paused)
         log = self.updates[partition]
         update = decode_update(len(log), key, value, None)
         log.append(update)

@@ -80,20 +80,38 @@ def verify(lanes: Lanes = 1, lane: NamedLanes = None, as_json: AsJson = False) -
         out.print(difference if difference is not None else agreement)
 
 
-@app.command(epilog=examples("stoplog topics grow 8"))
+@app.command(epilog=examples("stoplog topics grow 8", "stoplog topics grow 8 --dry-run"))
 def grow(
-    number: Annotated[int, typer.Argument(help="Number of partitions: a multiple of the current one.")],
+    number: Annotated[
+        int | None, typer.Argument(help="Number of partitions: a multiple of the current one.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done, and for how long. Change nothing.")
+    ] = False,
+    abort: Annotated[
+        bool,
+        typer.Option("--abort", help="End an interrupted attempt: continue with the number before it."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Split the partitions into NUMBER, while no gateway and no worker runs.
+    """Split the partitions into NUMBER. Gateways and workers may run: they pause for some seconds.
+
+    During the pause, checks are answered without the store, and not counted.
 
     Exit status: 0 done, 1 not possible now, 2 NUMBER is no multiple of the current number, or a setting is
-    invalid.
+    invalid, 130 interrupted.
     """
+    if (number is None) != abort or (abort and dry_run):
+        raise typer.BadParameter("give NUMBER, or --abort alone", param_hint="NUMBER")
     require("worker")
+    options = [
+        *([] if number is None else [str(number)]),
+        *(["--abort"] if abort else []),
+        *(["--dry-run"] if dry_run else []),
+        *(["--json"] if as_json else []),
+    ]
     # Replace this process by another program: the gateway's package imports nothing of the worker's.
-    command = [sys.executable, "-m", "stoplog_worker", "grow", str(number)]
-    os.execv(sys.executable, [*command, "--json"] if as_json else command)
+    os.execv(sys.executable, [sys.executable, "-m", "stoplog_worker", "grow", *options])
 
 
 class _Topics(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from stoplog.wire.partition_count import PartitionCount
+from stoplog.wire.partition_count import NO_STEP, GrowthStep, PartitionCount
 
 
 class BrokerView(msgspec.Struct, frozen=True):
@@ -15,6 +15,7 @@ class BrokerView(msgspec.Struct, frozen=True):
         recorded: Number of partitions in force, as recorded in ``limit-updates``; ``None`` if it is not
             recorded.
         under_replicated: Partitions with fewer in-sync replicas than replicas.
+        step: The last step in which that number grew, or the one under way.
         error: Why there is no answer; ``None`` if the broker answered.
     """
 
@@ -22,3 +23,4 @@ class BrokerView(msgspec.Struct, frozen=True):
     recorded: PartitionCount | None = None
     under_replicated: tuple[int, ...] = ()
     error: str | None = None
+    step: GrowthStep = NO_STEP

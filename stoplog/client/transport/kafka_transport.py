@@ -1,7 +1,8 @@
 """Kafka, as the engine uses it: one producer, one consumer, and the threads that serve them.
 
 The *reply thread* reads replies and heartbeats, and serves the producer. The *broker thread* asks the broker
-for metadata. The *update thread*, if there is one, follows ``limit-updates``.
+for metadata, and the *count thread* follows the number of partitions. The *update thread*, if there is one,
+follows ``limit-updates``.
 
 Nothing here blocks the event loop. No other part of a running gateway talks to Kafka. `stoplog up` and the
 commands about brokers and topics do, with an admin client of their own.
@@ -83,6 +84,8 @@ class KafkaTransport:
         self._count = count
         self._withheld: str | None = f"Kafka at {connection.bootstrap} has not answered yet"
         """Why nothing may be published yet; ``None`` if it may."""
+        self._paused: str | None = None
+        """Why nothing about clients and limits is published any more; ``None`` if it is."""
         self._has_answered = False
         self._undelivered: list[tuple[int, int]] = []
         self._stopping = threading.Event()
@@ -98,7 +101,10 @@ class KafkaTransport:
         self.update_prefix = self._consumer.update_prefix
         self.lookup_prefix = self._consumer.lookup_prefix
         self._monitor = BrokerMonitor(connection, self._stopping, self._on_broker_view)
-        self._broker_thread = self._thread("stoplog-broker", self._monitor.run)
+        self._watching = [
+            self._thread("stoplog-broker", self._monitor.run),
+            self._thread("stoplog-count", self._monitor.follow),
+        ]
         self._threads = [self._thread("stoplog-replies", self._receive)]
         if follow_updates:
             self._threads.append(
@@ -107,7 +113,7 @@ class KafkaTransport:
 
     def start(self) -> None:
         """Start to receive. Return at once, whether or not a broker can be reached."""
-        for thread in (self._broker_thread, *self._threads):
+        for thread in (*self._watching, *self._threads):
             thread.start()
 
     def _thread(self, name: str, task: Callable[[], None]) -> threading.Thread:
@@ -119,7 +125,8 @@ class KafkaTransport:
         self._monitor.wake()
         if self._has_answered:  # otherwise no check was published
             self._producer.flush()
-        # Not the broker thread: it may wait for a broker for seconds, and shares nothing that is closed here.
+        # Not the threads that watch: they may wait for a broker for seconds, and share nothing that is closed
+        # here.
         for thread in self._threads:
             thread.join()
         self._producer.close()
@@ -144,8 +151,17 @@ class KafkaTransport:
     # --- records to publish -------------------------------------------------------------------
 
     def _check_not_withheld(self) -> None:
-        if self._withheld is not None:
-            raise Unavailable(self._withheld)
+        why = self._paused or self._withheld
+        if why is not None:
+            raise Unavailable(why)
+
+    def pause(self, why: str) -> None:
+        """Publish nothing but heartbeats from now on."""
+        self._paused = why
+
+    def flush(self) -> None:
+        """Wait until everything published is stored, or dropped after the publish timeout. Blocks."""
+        self._producer.flush()
 
     def send_checks(
         self, partition: int, value: bytes, number: int, checks: int, record: PublishedRecord | None = None
@@ -195,6 +211,8 @@ class KafkaTransport:
         Raises:
             Unavailable: The settlements will not be published.
         """
+        if self._paused is not None:
+            raise Unavailable(self._paused)
         self._producer.send(CHECKS, value, partition=partition)
 
     def send_update(

@@ -217,11 +217,15 @@ class AssignmentCoordinator:
             self._owner.generation = None
             await asyncio.wrap_future(self._owner.revoke_all(_CHECKPOINT_S))
 
-    async def stop(self) -> None:
-        """Answer checks until other workers do, if there are any; then close everything."""
+    async def stop(self, *, hand_over: bool = True) -> None:
+        """Close everything.
+
+        Args:
+            hand_over: Answer checks until other workers do, if there are any.
+        """
         with suppress(Unavailable, TimeoutError):  # the owner has ended, or waits for brokers
             async with asyncio.timeout(_STOP_S + 1):
-                if await asyncio.wrap_future(self._owner.has_peers()):
+                if hand_over and await asyncio.wrap_future(self._owner.has_peers()):
                     await asyncio.wrap_future(self._owner.hand_over(self._held_by(Holder.OWNER), _STOP_S))
                     async with self._owner_gave_up:
                         await self._owner_gave_up.wait_for(lambda: not self._held_by(Holder.OWNER))

@@ -77,6 +77,8 @@ _OVER_BUDGET_S: Final = 0.05
 """Seconds between two looks at the lease while a checkpoint holds up all checks."""
 _REPORT_S: Final = 1.0
 """Seconds between two measurements of the lag, and between two commits."""
+_END_S: Final = 2.0
+"""Seconds to wait for the end of a partition. It is asked for while the number of partitions grows."""
 UNWRITTEN_S: Final = 30.0
 """Seconds after which partitions that may not be written are dropped: their dirty state grows meanwhile."""
 
@@ -183,6 +185,10 @@ class ConsumerThread(threading.Thread):
     def has_peers(self) -> Future[bool]:
         """Return whether another worker of this lane could take over."""
         return self._commands.call(lambda: self._peers.any_alive(monotonic()))
+
+    def drained(self) -> Future[bool]:
+        """Return whether everything in the log of the active partitions is decided, and in checkpoints."""
+        return self._commands.call(self._is_drained)
 
     def set_changelog_ends(self, ends: dict[tuple[str, int], int]) -> None:
         """Pass on the next offsets of changelogs, by table and partition, as the broker reports them."""
@@ -407,6 +413,20 @@ class ConsumerThread(threading.Thread):
             return None
         self._remove(partition)
         return partition.store
+
+    def _is_drained(self) -> bool:
+        drained = True
+        for partition in self._partitions.active:
+            try:
+                ends = [self._end(topic, partition.number) for topic in (CHECKS, UPDATES)]
+            except KafkaException:  # it is asked again
+                return False
+            drained &= partition.drained(*ends)
+        return drained
+
+    def _end(self, topic: str, number: int) -> int:
+        _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, number), _END_S)
+        return end
 
     def _drop(self, partitions: Iterable[Partition]) -> None:
         dropped = list(partitions)

@@ -4,9 +4,10 @@ Clients are hashed over the number of partitions. If the number becomes a multip
 either stays in its partition p or moves to one of p + N, p + 2N, … So growing splits partitions and never
 mixes them.
 
-No worker and no gateway runs meanwhile. The steps, each of which can be repeated:
+Gateways and workers pause meanwhile. The steps, each of which can be repeated:
 
-1. All lanes have decided everything in ``checks``: their markers are at its end.
+1. Gateways publish nothing any more, then workers stop (:mod:`stoplog_worker.growth.step`). All lanes have
+   decided everything in ``checks``: their markers are at its end.
 2. The topics get new partitions.
 3. The limits that are in force in p are written to ``limit-updates`` of each partition that is split off
    (:mod:`stoplog_worker.growth.limits`).

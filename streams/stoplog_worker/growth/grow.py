@@ -1,70 +1,64 @@
-"""The command ``stoplog topics grow``."""
+"""Make more partitions of those in force."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
-import msgspec
-from pydantic import ValidationError
 from rich.console import Console
 
 from stoplog.errors import (
     InvalidInput,
-    SettingsError,
     StoplogError,
     TopicError,
     Unavailable,
-    UndecodableRecord,
 )
 from stoplog.kafka import clients as kafka
-from stoplog.kafka.partition_count import PartitionCountReader, write_partition_count
+from stoplog.kafka.connection import KafkaConnection
+from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.kafka.topic_admin import add_partitions, lanes_of, topic_names
 from stoplog.lanes import DEFAULT_LANE, with_lanes
-from stoplog.topics import CHECKS, NODES, UPDATES, load_topics
+from stoplog.topics import CHECKS, UPDATES, load_topics
 from stoplog.wire.format import headers_of
-from stoplog.wire.heartbeats import HEARTBEAT_S, decode_heartbeat
-from stoplog.wire.partition_count import MAX_PARTITIONS, PartitionCount
+from stoplog.wire.partition_count import MAX_PARTITIONS, CountRecord, PartitionCount
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.growth.limits import COPIED, LimitsCopy, overwrite_moved, read_updates
+from stoplog_worker.growth.members import Members, names, refuse_old
 from stoplog_worker.growth.split import FILLER, FIRST_OFFSET, new_partitions
 from stoplog_worker.growth.states import (
     WriteEntry,
     clear,
     policies_in,
+    read_on,
     read_store,
     write_marker,
     write_policies,
     write_states,
 )
+from stoplog_worker.growth.step import Step, Superseded
 from stoplog_worker.growth.writer import Writer
-from stoplog_worker.kafka.progress_bar import progress_bar
 from stoplog_worker.kafka.progress_reader import OnProgress, ProgressReader
 from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.restore.merge_changelog import read_marker
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.store import POLICIES, PartitionStore
 
-_ALIVE_S: Final = 3 * HEARTBEAT_S
-"""Seconds within which a node that is alive sends a heartbeat."""
-
-_POLL_S: Final = 0.5
-
 _LEADER_S: Final = 60.0
 """Seconds until every new partition must have a leader. A broker with many partitions takes its time."""
 
 _RETRY_S: Final = 0.05
 
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
+_PAUSE_S: Final = 3.3
+"""Seconds of the pause with few clients: gateways and workers confirm, and workers join their group again.
+Measured by ``python -m tests.benchmarks.growing``, as is the next one."""
 
-_out = Console(highlight=False, soft_wrap=True)
+_WRITE_STATE_S: Final = 16e-6
+"""Seconds to write a state, and for its new owner to read it."""
+
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -78,6 +72,10 @@ class Grown(NamedTuple):
         states: Clients' states that were copied, over all lanes.
         limits: Limits that were copied. Those of plans and the default count once for each new partition.
         seconds: How long it took.
+        nodes: How many gateways and workers ran.
+        pause_s: Seconds from the beginning of the pause until all of them answered checks again. ``None`` if
+            they did not within a minute.
+        checks: Checks that were answered without the store, and are not counted, as the gateways report.
     """
 
     before: PartitionCount
@@ -86,12 +84,16 @@ class Grown(NamedTuple):
     states: int
     limits: int
     seconds: float
+    nodes: int = 0
+    pause_s: float | None = None
+    checks: int = 0
 
 
 class _Lane(NamedTuple):
-    """One lane's tables of a partition, and how to write to its changelogs."""
+    """One lane's tables of a partition, its changelogs, and how to write to them."""
 
     store: PartitionStore
+    changelogs: dict[str, str]
     write: WriteEntry
 
 
@@ -114,7 +116,9 @@ def check_number(before: int, after: int) -> None:
 
 
 def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
-    """Make *number* partitions of those in force, while no worker and no gateway runs.
+    """Make *number* partitions of those in force.
+
+    Gateways and workers that run pause meanwhile.
 
     Args:
         settings: The settings of a worker.
@@ -130,36 +134,117 @@ def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
             the old one, and the command can be run again.
     """
     began = monotonic()
-    connection = settings.connection
-    before = PartitionCountReader(connection).read()
-    if before is None:
-        raise TopicError(
-            f"{UPDATES} has no record of the number of partitions: start a worker once, or run "
-            f"`stoplog topics create`, which record it"
-        )
-    check_number(before.partitions, number)
-    after = PartitionCount(number, before.first)
-    reader, writer = ProgressReader(connection, on_progress), Writer(connection)
-    lanes, states, limits = 0, 0, 0
+    record = _record(settings.connection, number)
+    before, after = record.count, PartitionCount(number, record.count.first)
+    reader, writer = ProgressReader(settings.connection, on_progress), Writer(settings.connection)
+    grown = Grown(before, after, 0, 0, 0, 0.0)
     try:
         if number != before.partitions:
-            nodes = _Nodes(reader)
-            nodes.watch(on_progress)
-            split = _Split(settings, reader, writer, before, after)
-            states, limits = split.run()
-            lanes = len(split.lanes)
-            nodes.refuse_live()
-            split.refuse_new_records()
-            write_partition_count(connection, msgspec.structs.replace(after, copied=split.copied))
+            members = Members(reader, on_progress)
+            members.watch()
+            step = Step(settings.connection, members, record, after)
+            with _Split(settings, reader, writer, before, after) as split:
+                split.read()
+                paused_at = monotonic()
+                with _giving_up(step):
+                    step.begin()
+                    states, limits = split.run()
+                    split.refuse_new_records()
+                    step.finish(split.copied)
+            nodes = len(members.poll())
+            answered = step.wait_for_answers()
+            pause_s = monotonic() - paused_at if answered else None
+            checks = members.checks(step.epoch)
+            grown = Grown(before, after, len(split.lanes), states, limits, 0.0, nodes, pause_s, checks)
         for partition in range(number):
             overwrite_moved(reader, writer, partition, after)
     finally:
         reader.close()
-    return Grown(before, after, lanes, states, limits, monotonic() - began)
+    return grown._replace(seconds=monotonic() - began)
+
+
+def _record(connection: KafkaConnection, number: int) -> CountRecord:
+    """Return the record of the number of partitions, which can become *number*."""
+    record = PartitionCountReader(connection).read_record()
+    if record is None:
+        raise TopicError(
+            f"{UPDATES} has no record of the number of partitions: start a worker once, or run "
+            f"`stoplog topics create`, which record it"
+        )
+    to = record.step.to
+    if to not in (None, number):
+        raise InvalidInput(
+            "number of partitions",
+            f"a command that grows to {to} was interrupted",
+            f"run `stoplog topics grow {to}` again, or `stoplog topics grow --abort`",
+        )
+    check_number(record.count.partitions, number)
+    return record
+
+
+@contextmanager
+def _giving_up(step: Step) -> Iterator[None]:
+    """Have the system continue with the old number if the block fails."""
+    try:
+        yield
+    except Superseded:
+        raise
+    except BaseException:
+        try:
+            step.give_up()
+        except (StoplogError, PermissionError) as exc:
+            _err.print(
+                f"stoplog: gateways and workers still wait, because the old number could not be recorded "
+                f"({exc}): run the command again, or run `stoplog topics grow --abort`",
+                style="red",
+                markup=False,
+            )
+        raise
+
+
+class Estimate(NamedTuple):
+    """What growing would do.
+
+    Attributes:
+        before: The number of partitions.
+        after: The number afterwards.
+        lanes: How many lanes would be split.
+        states: Clients' states that would be copied, over all lanes.
+        nodes: The names of the gateways and workers that run.
+        pause_s: Estimated seconds of the pause.
+    """
+
+    before: PartitionCount
+    after: PartitionCount
+    lanes: int
+    states: int
+    nodes: list[str]
+    pause_s: float
+
+
+def estimate(settings: Settings, number: int, on_progress: OnProgress) -> Estimate:
+    """Return what :func:`grow` would do. Changes nothing; the arguments and errors are the same."""
+    record = _record(settings.connection, number)
+    before, after = record.count, PartitionCount(number, record.count.first)
+    reader, writer = ProgressReader(settings.connection, on_progress), Writer(settings.connection)
+    try:
+        members = Members(reader, on_progress)
+        members.watch()
+        live = members.poll()
+        refuse_old(live)
+        with _Split(settings, reader, writer, before, after) as split:
+            states = 0
+            if number != before.partitions:
+                split.read()
+                states = split.count_states()
+            pause_s = _PAUSE_S + states * _WRITE_STATE_S
+            return Estimate(before, after, len(split.lanes), states, [names([one]) for one in live], pause_s)
+    finally:
+        reader.close()
 
 
 class _Split:
-    """Copies what the new partitions need. Nothing that is in force changes."""
+    """Copies what the new partitions need. Nothing that is in force changes. Use it as a context manager."""
 
     def __init__(
         self,
@@ -179,6 +264,24 @@ class _Split:
         self._specs = with_lanes(load_topics(settings.topics), self.lanes)
         self._ends: dict[tuple[str, int], int] = {}
         """Where the topics ended when their content was read."""
+        self._stack = ExitStack()
+        self._opened: dict[int, list[_Lane]] = {}
+        """Every lane's tables of the old partitions, the default lane's first."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self) -> None:
+        """Read the tables of the old partitions. Later, only what is new has to be read.
+
+        Raises:
+            Unavailable: The broker does not answer.
+        """
+        for number in range(self._before):
+            self._opened[number] = self._open_all(number, self._stack)
 
     def run(self) -> tuple[int, int]:
         """Copy; return how many states and limits were copied."""
@@ -201,6 +304,20 @@ class _Split:
     def copied(self) -> tuple[int, ...]:
         """The end of each old partition of ``limit-updates``, up to which its updates were copied."""
         return tuple(self._ends[UPDATES, number] for number in range(self._before))
+
+    def count_states(self) -> int:
+        """Return how many states would be copied."""
+        counted = 0
+
+        def count(*_: object) -> None:
+            nonlocal counted
+            counted += 1
+
+        for lanes in self._opened.values():
+            for lane in lanes:
+                if lane.store.marker() is not None:
+                    write_states(lane.store, count, self._before, self._after.partitions)
+        return counted
 
     def refuse_new_records(self) -> None:
         """Refuse to go on if an old partition has got records that were not copied.
@@ -244,11 +361,10 @@ class _Split:
         topic = changelogs(lane)[POLICIES]
         return read_marker(self._reader, topic, number, *self._reader.offset_range(topic, number))
 
-    @contextmanager
-    def _opened(self, number: int) -> Iterator[list[_Lane]]:
-        """Read every lane's tables of a partition, the default lane's first."""
-        with TemporaryDirectory(prefix="stoplog-grow-") as folder, ExitStack() as stack:
-            yield [self._open(lane, number, Path(folder), stack) for lane in self.lanes]
+    def _open_all(self, number: int, stack: ExitStack) -> list[_Lane]:
+        """Read every lane's tables of a partition; *stack* closes and removes them."""
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="stoplog-grow-")))
+        return [self._open(lane, number, folder, stack) for lane in self.lanes]
 
     def _open(self, lane: str, number: int, folder: Path, stack: ExitStack) -> _Lane:
         topics, own = changelogs(lane), folder / (lane or DEFAULT_LANE)
@@ -258,15 +374,15 @@ class _Split:
         def write(table: str, partition: int, key: bytes, value: bytes) -> None:
             self._writer.write(topics[table], partition, key, value)
 
-        return _Lane(store, write)
+        return _Lane(store, topics, write)
 
     def _clear(self, new: int) -> None:
         """Empty what an interrupted attempt has written to a new partition."""
         LimitsCopy(self._reader, self._writer, new, self._after).clear()
         topics = [topic for lane in self.lanes for topic in changelogs(lane).values()]
         if any(self._reader.offset_range(topic, new)[1] for topic in topics):
-            with self._opened(new) as lanes:
-                for lane in lanes:
+            with ExitStack() as stack:
+                for lane in self._open_all(new, stack):
                     clear(lane.store, lane.write)
         self._writer.flush()
 
@@ -309,96 +425,22 @@ class _Split:
 
     def _split(self, number: int, marker: Marker) -> tuple[int, int]:
         waiting = list(read_updates(self._reader, number, marker.applied + 1))
-        with self._opened(number) as lanes:
-            policies = [policies_in(lane.store) for lane in lanes]
-            states = sum(
-                write_states(lane.store, lane.write, self._before, self._after.partitions) for lane in lanes
-            )
-            limits = 0
-            for new in new_partitions(number, self._before, self._after.partitions):
-                copy = LimitsCopy(self._reader, self._writer, new, self._after)
-                versions, applied = copy.write(marker.stamp_ms, policies[0], waiting)
-                limits += len(versions)
-                first = self._first_offset(new, marker.stamp_ms)
-                for lane, in_force in zip(lanes, policies, strict=True):
-                    write_policies(in_force, lane.write, new, versions)
-                    self._writer.flush()  # a marker is the last entry: everything else is there
-                    write_marker(lane.store, lane.write, new, first, applied)
-            self._writer.flush()
-        return states, limits
-
-
-class _Nodes:
-    """Looks for workers, gateways and programs with the SDK that run."""
-
-    def __init__(self, reader: ProgressReader) -> None:
-        self._reader = reader
-        _, self._start = reader.offset_range(NODES, 0)
-
-    def watch(self, on_progress: OnProgress) -> None:
-        """Wait until every node that is alive must have sent a heartbeat.
-
-        Raises:
-            TopicError: A node is alive.
-        """
-        began = monotonic()
-        while (passed := monotonic() - began) < _ALIVE_S:
-            on_progress("looking for workers and gateways that run", passed, _ALIVE_S)
-            sleep(_POLL_S)
-        self.refuse_live()
-
-    def refuse_live(self) -> None:
-        """Refuse to go on if a node has sent a heartbeat since the beginning that was not its last.
-
-        Raises:
-            TopicError: A node has.
-        """
-        _, end = self._reader.offset_range(NODES, 0)
-        alive = set()
-        for message in self._reader.read(NODES, 0, self._start, end):
-            try:
-                heartbeat = decode_heartbeat(message.value())
-            except UndecodableRecord:
-                continue
-            if heartbeat.stopping:
-                alive.discard(heartbeat.id)
-            else:
-                alive.add(heartbeat.id)
-        if alive:
-            raise TopicError(
-                f"still running: {', '.join(sorted(alive))}. Stop gateways and programs with the SDK first, "
-                f"then the workers of all lanes, with SIGTERM, and run the command again"
-            )
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser("stoplog topics grow")
-    parser.add_argument("number", type=int)
-    parser.add_argument("--json", action="store_true", dest="as_json")
-    options = parser.parse_args(arguments)
-    try:
-        with progress_bar(_err) as on_progress:
-            grown = grow(Settings(), options.number, on_progress)
-    except (StoplogError, ValidationError, OSError) as exc:
-        _err.print(f"stoplog: {exc}", style="red", markup=False)
-        return EXIT_USAGE if isinstance(exc, InvalidInput | SettingsError | ValidationError) else EXIT_FAILED
-    if options.as_json:
-        found = {
-            "before": grown.before.partitions,
-            "after": grown.after.partitions,
-            "lanes": grown.lanes,
-            "states": grown.states,
-            "limits": grown.limits,
-            "seconds": round(grown.seconds, 3),
-        }
-        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
-    elif grown.before.partitions == grown.after.partitions:
-        _out.print(f"clients are hashed over {grown.after.partitions} partitions already")
-    else:
-        _out.print(
-            f"clients are now hashed over {grown.after.partitions} partitions: {grown.states:,} states and "
-            f"{grown.limits:,} limits were copied in {grown.seconds:.1f} s. Start the workers, then the "
-            f"gateways"
+        lanes = self._opened[number]
+        for lane in lanes:
+            read_on(self._reader, lane.changelogs, lane.store)
+        policies = [policies_in(lane.store) for lane in lanes]
+        states = sum(
+            write_states(lane.store, lane.write, self._before, self._after.partitions) for lane in lanes
         )
-    return 0
+        limits = 0
+        for new in new_partitions(number, self._before, self._after.partitions):
+            copy = LimitsCopy(self._reader, self._writer, new, self._after)
+            versions, applied = copy.write(marker.stamp_ms, policies[0], waiting)
+            limits += len(versions)
+            first = self._first_offset(new, marker.stamp_ms)
+            for lane, in_force in zip(lanes, policies, strict=True):
+                write_policies(in_force, lane.write, new, versions)
+                self._writer.flush()  # a marker is the last entry: everything else is there
+                write_marker(lane.store, lane.write, new, first, applied)
+        self._writer.flush()
+        return states, limits

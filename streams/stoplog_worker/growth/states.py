@@ -46,10 +46,19 @@ def read_store(
     paths = {table: folder / table for table in TABLES}
     store = PartitionStore(partition, lambda path: Rdict(str(path), Options(raw_mode=True)), paths)
     store.log_end = lambda: reader.offset_range(CHECKS, partition)[1]
-    for table in (POLICIES, COUNTERS):  # a marker comes after all states that it covers
-        _, end = reader.offset_range(changelogs[table], partition)
-        merge_changelog(reader, changelogs[table], store, table, end)
+    read_on(reader, changelogs, store)
     return store
+
+
+def read_on(reader: ProgressReader, changelogs: Mapping[str, str], store: PartitionStore) -> None:
+    """Add what the changelogs have got since to the tables in *store*.
+
+    Raises:
+        Unavailable: The broker does not answer.
+    """
+    for table in (POLICIES, COUNTERS):  # a marker comes after all states that it covers
+        _, end = reader.offset_range(changelogs[table], store.partition)
+        merge_changelog(reader, changelogs[table], store, table, end)
 
 
 def clear(store: PartitionStore, write: WriteEntry) -> None:

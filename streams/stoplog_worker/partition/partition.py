@@ -353,6 +353,19 @@ class Partition:
         """Whether a checkpoint is under way that waits for no acknowledgment."""
         return self.checkpointer.ready
 
+    def drained(self, checks_end: int, updates_end: int) -> bool:
+        """Return whether everything up to the ends of both logs is decided and in a checkpoint.
+
+        If only the checkpoint is missing, it begins earlier than planned.
+        """
+        relay = self.relay
+        if self.ledger.next_offset < checks_end or relay.next_offset < updates_end or not relay.idle:
+            return False
+        if self.ledger.changed or not self.checkpointer.idle:
+            self.schedule.expedite()
+            return False
+        return not self.audit.waiting
+
     def checkpoint_to(self, offset: int, now: float, until: float) -> bool:
         """Advance the last checkpoint of a revoked partition; return whether it is complete.
 

@@ -75,6 +75,13 @@ class UpdateRelay:
         self._only_signed = ledger.signed_from >= 0
         self.held = False
         """Whether an update waits for a key that all workers have."""
+        self.next_offset = ledger.applied + 1
+        """The next offset of ``limit-updates`` to be read."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was read is applied, or has to wait."""
+        return not self._in_flight and (not self._waiting or self.held)
 
     @property
     def full(self) -> bool:
@@ -87,6 +94,7 @@ class UpdateRelay:
         Raises:
             RecordError: the record is invalid; nothing is queued.
         """
+        self.next_offset = message.offset() + 1
         key, value = message.key(), message.value()
         if self._partition == partition_count.PARTITION and key == partition_count.KEY:
             return

@@ -542,8 +542,17 @@ TARGETS: Final[tuple[Target, ...]] = (
     ),
     Target(
         "partition-count",
-        (partition_count.encode_partition_count(partition_count.PartitionCount(8, 4, (0, 1, 2, 3))),),
-        partial(_run_struct, partition_count.decode_partition_count, partition_count.encode_partition_count),
+        (
+            partition_count.encode_partition_count(partition_count.PartitionCount(8, 4, (0, 1, 2, 3))),
+            partition_count.encode_partition_count(
+                partition_count.PartitionCount(8, 4), partition_count.GrowthStep(2, 16, draining=True)
+            ),
+        ),
+        partial(
+            _run_struct,
+            partition_count.decode_partition_count,
+            lambda record: partition_count.encode_partition_count(record.count, record.step),
+        ),
     ),
     Target(
         "audit", (audit.encode_audit(_AUDIT),), partial(_run_struct, audit.decode_audit, audit.encode_audit)

@@ -43,7 +43,14 @@ from stoplog.wire.limit_updates import (
     order_header,
     reply_to_header,
 )
-from stoplog.wire.partition_count import KEY, PartitionCount, decode_partition_count, encode_partition_count
+from stoplog.wire.partition_count import (
+    KEY,
+    CountRecord,
+    GrowthStep,
+    PartitionCount,
+    decode_partition_count,
+    encode_partition_count,
+)
 from stoplog.wire.replies import Decision, Reply, decode_reply, encode_json_reply, encode_reply
 
 INCARNATION = 0x1122334455667788
@@ -231,16 +238,50 @@ def test_partition_count_has_golden_bytes_that_no_reader_takes_for_an_update() -
     golden = b'{"version":1,"partitions":4}'
     assert KEY == b'["partitions","",""]'
     assert encode_partition_count(PartitionCount(4)) == golden
-    assert decode_partition_count(golden) == PartitionCount(4)
-    golden_grown = b'{"version":1,"partitions":4,"first":1,"copied":[0,17]}'
-    assert encode_partition_count(PartitionCount(4, 1, (0, 17))) == golden_grown
-    assert decode_partition_count(golden_grown) == PartitionCount(4, 1, (0, 17))
+    assert decode_partition_count(golden) == CountRecord(PartitionCount(4))
     with pytest.raises(UndecodableRecord, match="unknown kind 'partitions'"):
         decode_update(0, KEY, golden, None)
 
 
+@pytest.mark.parametrize(
+    ("record", "golden"),
+    [
+        (
+            CountRecord(PartitionCount(4), GrowthStep(1, 16)),
+            b'{"version":2,"partitions":4,"epoch":1,"to":16}',
+        ),
+        (
+            CountRecord(PartitionCount(8, 4), GrowthStep(3, 16, draining=True)),
+            b'{"version":2,"partitions":8,"first":4,"epoch":3,"to":16,"draining":true}',
+        ),
+        (
+            CountRecord(PartitionCount(4, 1, (0, 17)), GrowthStep(3)),
+            b'{"version":2,"partitions":4,"first":1,"copied":[0,17],"epoch":3}',
+        ),
+    ],
+)
+def test_step_of_growing_has_golden_bytes(record: CountRecord, golden: bytes) -> None:
+    assert encode_partition_count(record.count, record.step) == golden
+    assert decode_partition_count(golden) == record
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (b'{"version":3,"partitions":4}', "format version 3 is not known here; upgrade this program"),
+        (b'{"version":2,"partitions":4,"epoch":1,"to":6}', "6 is no multiple of 4"),
+        (b'{"version":2,"partitions":6,"first":4,"epoch":1}', "6 is no multiple of the first, 4"),
+        (b'{"version":2,"partitions":4,"epoch":-1}', "not a number of partitions"),
+    ],
+)
+def test_record_of_partition_count_that_cannot_be_right_is_refused(value: bytes, why: str) -> None:
+    with pytest.raises(UndecodableRecord, match=why):
+        decode_partition_count(value)
+
+
 def test_partition_count_with_fields_of_a_later_release_is_read() -> None:
-    assert decode_partition_count(b'{"version":1,"partitions":8,"first":4,"epoch":2}') == PartitionCount(8, 4)
+    found = decode_partition_count(b'{"version":1,"partitions":8,"first":4,"color":"blue"}')
+    assert found == CountRecord(PartitionCount(8, 4))
 
 
 def test_heartbeat_has_golden_bytes() -> None:

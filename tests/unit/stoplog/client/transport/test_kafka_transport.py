@@ -20,7 +20,7 @@ from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.topics import CHECKS
 from stoplog.wire.audit import ChangeSource
-from stoplog.wire.partition_count import PartitionCount
+from stoplog.wire.partition_count import CountRecord, PartitionCount
 
 NOWHERE = "127.0.0.1:1"
 
@@ -113,7 +113,8 @@ async def test_stop_waits_for_no_broker_that_has_never_answered(monkeypatch: pyt
     await asyncio.wait_for(asyncio.to_thread(transport.stop), 30)
     end.set()
     await asyncio.to_thread(looked.wait, 30)
-    await asyncio.to_thread(transport._broker_thread.join, 30)
+    for thread in transport._watching:
+        await asyncio.to_thread(thread.join, 30)
     await asyncio.sleep(0)
     assert views == []
 
@@ -130,20 +131,20 @@ def test_failed_read_of_the_number_of_partitions_is_an_error_until_one_has_succe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     topic = SimpleNamespace(error=None, partitions={0: SimpleNamespace(isrs=[1], replicas=[1])})
-    results: list[PartitionCount | Exception | None] = [
+    results: list[CountRecord | Exception | None] = [
         Unavailable("denied"),
         None,
         Unavailable("away"),
-        PartitionCount(1),
+        CountRecord(PartitionCount(1)),
     ]
 
-    def read(_: PartitionCountReader) -> PartitionCount | None:
+    def read(_: PartitionCountReader) -> CountRecord | None:
         result = results.pop(0)
         if isinstance(result, Exception):
             raise result
         return result
 
-    monkeypatch.setattr(PartitionCountReader, "read", read)
+    monkeypatch.setattr(PartitionCountReader, "read_record", read)
     monitor = BrokerMonitor(KafkaConnection(NOWHERE), threading.Event(), print)
     admin: Any = SimpleNamespace(list_topics=lambda *_: SimpleNamespace(topics={CHECKS: topic}))
     monitor._admin = admin

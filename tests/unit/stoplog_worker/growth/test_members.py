@@ -1,0 +1,111 @@
+"""The nodes that are alive while the number of partitions grows."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from stoplog_worker.growth import members as module
+from stoplog_worker.growth.members import Members, refuse_old
+
+from stoplog.errors import TopicError
+from stoplog.wire.heartbeats import GrowthState, Heartbeat, PartitionState, encode_heartbeat
+
+
+class Nodes:
+    """The topic ``nodes``."""
+
+    def __init__(self) -> None:
+        self.values = [b"no heartbeat"]
+
+    def offset_range(self, *_: Any) -> tuple[int, int]:
+        return 0, len(self.values)
+
+    def read(self, _topic: str, _partition: int, start: int, end: int) -> list[Any]:
+        return [
+            SimpleNamespace(
+                offset=lambda offset=offset: offset, value=lambda offset=offset: self.values[offset]
+            )
+            for offset in range(start, end)
+        ]
+
+    def add(self, id_: str, *, role: str = "gateway", **fields: Any) -> None:
+        self.values.append(encode_heartbeat(Heartbeat(id_, role, "1.0", "host", 0, **fields)))
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds, which pass with each poll."""
+    passed = [0.0]
+
+    def sleep(seconds: float) -> None:
+        passed[0] += seconds
+
+    monkeypatch.setattr(module, "monotonic", lambda: passed[0])
+    monkeypatch.setattr(module, "sleep", sleep)
+    return passed
+
+
+@pytest.fixture
+def nodes() -> Nodes:
+    return Nodes()
+
+
+def followed(nodes: Nodes) -> Members:
+    return Members(nodes, lambda *_: None)  # type: ignore[arg-type]
+
+
+def test_node_is_alive_until_it_stops_or_is_silent(now: list[float], nodes: Nodes) -> None:
+    nodes.add("early")
+    members = followed(nodes)
+    for name in ("g1", "g2", "g3"):
+        nodes.add(name)
+    nodes.values.append(b"no heartbeat")
+    nodes.add("g2", stopping=True)
+    assert [one.heartbeat.id for one in members.poll()] == ["g1", "g3"]
+    now[0] += 9.0
+    nodes.add("g3")
+    members.poll()
+    now[0] += 1.0
+    assert [one.heartbeat.id for one in members.poll()] == ["g3"]
+
+
+def test_node_of_a_release_that_cannot_pause_is_refused(now: list[float], nodes: Nodes) -> None:
+    members = followed(nodes)
+    nodes.add("new", growth=GrowthState())
+    refuse_old(members.poll())
+    nodes.add("old")
+    with pytest.raises(TopicError, match=r"gateway old \(1.0\) run\(s\) a release that cannot pause"):
+        refuse_old(members.poll())
+
+
+def test_wait_that_ends_without_all_confirmations_names_the_others(now: list[float], nodes: Nodes) -> None:
+    members = followed(nodes)
+    nodes.add("g1", growth=GrowthState(3, paused=True))
+    nodes.add("g2", growth=GrowthState(3))
+    with pytest.raises(TopicError, match=r"pause: gateway g2 \(1.0\) did not confirm within 5 s"):
+        members.wait("pause", lambda one: one.growth.paused, 5)
+    nodes.add("g2", growth=GrowthState(3, paused=True))
+    members.wait("pause", lambda one: one.growth.paused, 5)
+
+
+def test_system_answers_once_all_lanes_run_all_partitions(now: list[float], nodes: Nodes) -> None:
+    members = followed(nodes)
+
+    def worker(lane: str, *running: int, epoch: int = 3) -> None:
+        partitions = {number: PartitionState("running") for number in running}
+        growth = GrowthState(epoch)
+        nodes.add(f"w{lane}", role="worker", lane=lane, partitions=partitions, growth=growth)
+
+    nodes.add("g1", growth=GrowthState(3, paused=True, checks=7))
+    worker("a", 0, 1)
+    worker("b", 0)
+    assert not members.wait_for_answers(3, 2, 1)
+    worker("b", 0, 1)
+    assert not members.wait_for_answers(3, 2, 1), "the gateway still pauses"
+    nodes.add("g1", growth=GrowthState(3, checks=8))
+    assert members.wait_for_answers(3, 2, 1)
+    assert (members.checks(3), members.checks(2)) == (8, 0)
+    worker("a", 0, 1, epoch=2)
+    assert not members.wait_for_answers(3, 2, 1)

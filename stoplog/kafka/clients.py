@@ -204,6 +204,7 @@ def worker_consumer(
     group: str,
     *,
     on_missing: str = "error",
+    report_end: bool = True,
     on_commit: Callable[[Any, list[TopicPartition]], None] | None = None,
 ) -> LastingConsumer:
     """Return a consumer with manual assignment; it joins no group.
@@ -213,6 +214,8 @@ def worker_consumer(
         group: Group under which offsets are committed, for lag monitors. Only a partition without a marker
             reads them back.
         on_missing: Reaction to an offset that is gone: ``error`` or ``earliest``.
+        report_end: Report the end of a partition (``_PARTITION_EOF``), as a restore needs it. It comes after
+            each record that is the last one for the moment, which doubles the messages of a light load.
         on_commit: Called from ``poll`` with an error or ``None``, and the offsets of a commit.
     """
     return LastingConsumer(
@@ -222,7 +225,7 @@ def worker_consumer(
             "group.id": group,
             "enable.auto.offset.store": False,
             **({"on_commit": on_commit} if on_commit else {}),
-            "enable.partition.eof": True,  # a restore has to know when it is complete
+            "enable.partition.eof": report_end,
             "auto.offset.reset": on_missing,
             "fetch.min.bytes": 1,  # a record never waits for the next one
             # A broker answers the requests of one connection in turn: a waiting fetch delays an assignment.

@@ -53,7 +53,7 @@ from stoplog_worker.restore.lane_bootstrap import LaneCopier, changelogs
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.rocksdb import RocksDbFactory
-from stoplog_worker.state.store import PartitionStore
+from stoplog_worker.state.store import TABLES, PartitionStore
 
 _log = logging.getLogger("stoplog.worker")
 
@@ -132,7 +132,8 @@ class Worker:
             self._on_fenced,
             self._on_fatal,
         )
-        tables = FaustTables(self.app, partitions, RocksDbFactory(settings.store_memory_mb << 20))
+        databases = RocksDbFactory(settings.store_memory_mb << 20, len(TABLES) * partitions)
+        tables = FaustTables(self.app, partitions, databases)
         self._restorer = Restorer(
             settings.connection,
             tables.changelogs,

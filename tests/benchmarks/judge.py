@@ -106,7 +106,7 @@ def measure(clients: int, checks: int, folder: Path, *, seed: int = 1, cached: i
     settings = Settings(cached_clients=cached)
     producers: Any = InstantProducers()
     metrics = Metrics()
-    rocks = RocksDbFactory(settings.store_memory_mb << 20)
+    rocks = RocksDbFactory(settings.store_memory_mb << 20, len(TABLES) * PARTITIONS)
     stores = [
         PartitionStore(p, rocks.open, {t: folder / f"{t}-{p}" for t in TABLES}) for p in range(PARTITIONS)
     ]

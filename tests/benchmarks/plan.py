@@ -19,6 +19,9 @@ PARTITIONS: Final = (1, 2, 4, 16)
 PARTITION_CALLERS: Final = (32, 512)
 """Numbers of callers of the systems of :data:`PARTITIONS`: a light load and a heavy one."""
 
+HTTP_PARTITIONS: Final = (1, 2, 4, 64)
+"""Numbers of partitions that are compared over HTTP with a peer."""
+
 
 @dataclass(frozen=True)
 class BenchPlan:

@@ -87,7 +87,7 @@ class Changelog:
 
 def measure(clients: int, folder: Path) -> tuple[Speed, Speed]:
     """Restore *clients* states into *folder*, then follow while as many are written again."""
-    rocks = RocksDbFactory(MEMORY)
+    rocks = RocksDbFactory(MEMORY, len(TABLES))
     restored: queue.SimpleQueue[Restored] = queue.SimpleQueue()
     failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
     with fresh_broker(kind=Broker) as broker:

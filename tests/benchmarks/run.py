@@ -63,13 +63,14 @@ STAGE_RUNS: Final[dict[str, Callable[[BenchContext], None]]] = {
     "release": last_release.run,
     "hot": hot.run,
     "partitions": scaling.partitions,
+    scaling.HTTP_STAGE: scaling.http_partitions,
     "workers": scaling.workers,
     "recovery": recovery.run,
     "clients": client_counts.run,
 }
 """The stages in their order. A quick run leaves out :data:`_FULL_ONLY`."""
 
-_FULL_ONLY: Final = frozenset({"partitions", "workers", "recovery"})
+_FULL_ONLY: Final = frozenset({"partitions", scaling.HTTP_STAGE, "workers", "recovery"})
 
 
 def main(plan: BenchPlan, only: Sequence[str] = ()) -> None:

@@ -95,6 +95,9 @@ class Partition:
         """Changed by :class:`stoplog_worker.consumer.partition_set.PartitionSet` only."""
         self.answer_until = 0.0
         """In HANDING_OVER: when this worker stops answering, monotonic seconds."""
+        self.rests = False
+        """Whether nothing was taken since the last :meth:`advance`, and no write was under way then. Only
+        time, a peer or a command gives such a partition anything to do."""
         self.store = store
         self.ledger = Ledger(store, marker)
         partitions = count.partitions
@@ -142,6 +145,7 @@ class Partition:
 
     def take_update(self, message: Any) -> None:
         """Queue a record of ``limit-updates`` for the relay."""
+        self.rests = False
         try:
             self.relay.take(message)
         except RecordError as exc:
@@ -149,6 +153,7 @@ class Partition:
 
     def take(self, message: Any) -> None:
         """Judge and answer a record of ``checks``. A record that the ledger already holds is skipped."""
+        self.rests = False
         if self._tracing is None:
             self._judge(message)
         else:
@@ -320,6 +325,7 @@ class Partition:
         checkpointer = self.checkpointer
         if not checkpointer.idle:
             return checkpointer.advance(until)
+        self.rests = self.relay.idle and not self.audit.waiting
         if self._expired:
             self.ledger.expire(self._expired)
             self._expired.clear()
@@ -337,6 +343,7 @@ class Partition:
         return None
 
     def _begin_checkpoint(self) -> None:
+        self.rests = False
         self._judged = 0
         if self.store.marker() is None:
             self.checkpointer.begin_with_marker()

@@ -10,8 +10,14 @@ from typing import Final
 
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBufferManager
 
-_WRITE_BUFFER: Final = 16 << 20
-"""Bytes of unsorted entries that one database may hold, within the memory of all write buffers."""
+_MAX_WRITE_BUFFER: Final = 16 << 20
+_MIN_WRITE_BUFFER: Final = 256 << 10
+"""Bounds of the bytes of unsorted entries that one database may hold.
+
+Between them, each database has an equal share of the memory of all write buffers. A write buffer allocates
+its bloom filter at once, a tenth of its size. With 16 MiB for each of 128 databases, the filters alone took
+more than the memory of all write buffers, so RocksDB wrote small files all the time.
+"""
 _BLOCK: Final = 2 << 10
 """Bytes read and decompressed to find one client: half of RocksDB's default, with an index twice the size."""
 _BLOOM_BITS: Final = 10
@@ -28,13 +34,16 @@ class RocksDbFactory:
 
     Args:
         memory: Bytes for all databases. Write buffers use at most half of them.
+        databases: Number of databases, at most.
     """
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, databases: int) -> None:
         self._cache = Cache(memory)
         self._buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
             memory // 2, False, self._cache
         )
+        share = memory // 2 // databases
+        self._write_buffer = min(max(share, _MIN_WRITE_BUFFER), _MAX_WRITE_BUFFER)
 
     def open(self, path: Path) -> Rdict:
         """Open the database at *path*, and create it if it does not exist."""
@@ -49,7 +58,7 @@ class RocksDbFactory:
         options.set_block_based_table_factory(blocks)
         options.set_compression_type(DBCompressionType.lz4())
         options.set_write_buffer_manager(self._buffers)
-        options.set_write_buffer_size(_WRITE_BUFFER)
+        options.set_write_buffer_size(self._write_buffer)
         options.set_max_write_buffer_number(2)
         # A bloom filter of the write buffer saves the search in it for keys that it does not hold.
         options.set_memtable_whole_key_filtering(True)

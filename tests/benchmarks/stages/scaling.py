@@ -7,13 +7,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
-from tests.benchmarks import cases_stoplog
+from tests.benchmarks import cases_peers, cases_stoplog
 from tests.benchmarks.bench_case import BenchCase
 from tests.benchmarks.context import BenchContext
 from tests.benchmarks.cpu import Meter
 from tests.benchmarks.loader import Loader
-from tests.benchmarks.plan import PARTITION_CALLERS, PARTITIONS
-from tests.benchmarks.stoplog_system import Stoplog
+from tests.benchmarks.peers.environment import PeerMissing
+from tests.benchmarks.plan import CALLERS, HTTP_PARTITIONS, PARTITION_CALLERS, PARTITIONS
+from tests.benchmarks.stoplog_system import LEASE_MAX_MS, Stoplog
+
+HTTP_STAGE: Final = "http-partitions"
 
 _CLIENTS: Final = 8_000
 _RATE: Final = 40_000
@@ -41,6 +44,42 @@ def partitions(bench: BenchContext) -> None:
                 case = cases_stoplog.sdk(stoplog, bench.plan, sdk, stage="partitions", callers=n, key=key)
                 cases.append(replace(case, what=f"SDK, {count} partition{'s' * (count > 1)}"))
         bench.measure(cases)
+
+
+def http_partitions(bench: BenchContext) -> None:
+    """Measure single checks over HTTP on 1 to 64 partitions, each number beside envoyproxy/ratelimit.
+
+    Systems run one after another: an idle one with many partitions takes a part of the CPU. So the peer is
+    measured again in the rounds of each.
+    """
+    if not bench.has_wrk(HTTP_STAGE, "HTTP, 1 to 64 partitions"):
+        return
+    try:
+        peer = bench.ratelimit
+    except PeerMissing as exc:
+        bench.skip(HTTP_STAGE, "HTTP, 1 to 64 partitions, beside envoyproxy/ratelimit + Redis", str(exc))
+        return
+    pids = [peer.pid, bench.redis.pid]
+    for count in HTTP_PARTITIONS:
+        for lease_max_ms, leases in ((0, "off"), (LEASE_MAX_MS, "on")):
+            with ExitStack() as stack:
+                stoplog, _ = bench.start(stack, partitions=count, lease_max_ms=lease_max_ms)
+                cases = []
+                for n in CALLERS:
+                    key = f"{count}-{leases}-{n}"
+                    what = f"HTTP, {count} partition{'s' * (count > 1)}, leases {leases}"
+                    own = cases_stoplog.http(
+                        stoplog,
+                        bench.plan,
+                        stage=HTTP_STAGE,
+                        callers=n,
+                        key=f"{HTTP_STAGE}-{key}",
+                        what=what,
+                        warmup_s=bench.plan.lease_warmup_s if lease_max_ms else 1,
+                    )
+                    other = cases_peers.envoy_ratelimit_http(peer.port, pids, bench.plan, n)
+                    cases += [own, replace(other, key=f"{HTTP_STAGE}-peer-{key}", stage=HTTP_STAGE)]
+                bench.measure(cases)
 
 
 def workers(bench: BenchContext) -> None:

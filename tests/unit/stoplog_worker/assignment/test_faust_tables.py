@@ -34,7 +34,7 @@ class AssignedApp(FaustApp):
             lambda: None,
             lambda _: None,
         )
-        FaustTables(self, 3, RocksDbFactory(1 << 20))
+        FaustTables(self, 3, RocksDbFactory(1 << 20, 6))
         self.assignments: list[tuple[int, set[int], set[int]]] = []
         self.assignor._assignment = ClientAssignment(
             actives={topic: [0, 2] for topic in TOPICS}, standbys={topic: [1] for topic in TOPICS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import Future
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from types import SimpleNamespace
@@ -27,8 +28,10 @@ from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
 from stoplog.topics import CHECKS, UPDATES
 from stoplog.wire.checks import Check
+from stoplog.wire.limit_updates import UpdateKey, encode_update_key
 from stoplog.wire.partition_count import PartitionCount
 from tests.support.memory_store import Changelogs, MemoryStore
+from tests.support.records import Message
 from tests.support.relay import alone, unkeyed
 
 CLIENTS = [name for name in map("c-{}".format, range(20_000)) if partition_of(name, 4) == 0]
@@ -173,11 +176,12 @@ def test_urgency_limits_are_shared_among_the_active_partitions(
             ledger=bench.partition.ledger,
             advance=lambda *_: None,
             busy=False,
+            rests=False,
             audit=bench.partition.audit,
             relay=bench.partition.relay,
         )
         bench.thread._partitions.add(other, 0.0)
-    bench.thread._write_active(0.0, 0.0)
+    bench.thread._write_active(1.0, 1.0)
     assert limits == [(80_000, 150_000 // 8), (20_000, 150_000 // 4 // 8)]
 
 
@@ -189,9 +193,9 @@ def test_checks_are_not_read_while_the_audit_is_full(bench: Bench, monkeypatch: 
     )
     with monkeypatch.context() as patched:
         patched.setattr(bench.thread, "_consumer", consumer)
-        for full in (False, True, True, False, False):
+        for now, full in enumerate((False, True, True, False, False)):
             patched.setattr(AuditLog, "full", full)
-            bench.thread._write_active(0.0, 0.0)
+            bench.thread._write_active(now, now)
     assert calls == [("pause", CHECKS, 0), ("resume", CHECKS, 0)]
 
 
@@ -226,10 +230,12 @@ def test_log_names_no_lapse_that_is_short_and_the_end_of_a_longer_one(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
+    seconds = count()
 
     def turn() -> list[str]:
         caplog.clear()
-        bench.thread._write_active(0.0, 0.0)
+        now = next(seconds)
+        bench.thread._write_active(now, now)
         return [record.getMessage() for record in caplog.records if record.name == "stoplog.consumer"]
 
     bench.lease.held, bench.lease.over_s = False, 1.9
@@ -245,3 +251,38 @@ def test_log_names_no_lapse_that_is_short_and_the_end_of_a_longer_one(
     bench.lease.held = True
     assert turn() == ["the group answers again: checkpoints continue"]
     assert turn() == []
+
+
+def test_partition_at_rest_is_looked_at_now_and_then_and_a_busy_one_in_each_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    advance = Partition.advance
+
+    def look(partition: Partition, now: float, *rest: Any) -> Marker | None:
+        looks.append(now)
+        return advance(partition, now, *rest)
+
+    monkeypatch.setattr(Partition, "advance", look)
+    began = monotonic()
+
+    def turns(*times_ms: int) -> list[int]:
+        looks.clear()
+        for ms in times_ms:
+            bench.thread._write_active(began + ms / 1_000, 0.0)
+        return [round((now - began) * 1_000) for now in looks]
+
+    assert turns(0, 1, 19, 21, 30, 42) == [0, 21, 42]
+    bench.judge(CLIENTS[:1])
+    assert turns(8_000) == [8_000], "a checkpoint begins"
+    assert turns(8_001, 8_002) == [8_001, 8_002], "it waits for an acknowledgment"
+    while not bench.partition.checkpointer.idle:
+        bench.changelogs.arrive_all()
+        turns(8_003)
+    turns(8_004)
+    assert turns(8_005, 8_006) == []
+    bench.partition.take(Message(0, None))  # judged already
+    assert turns(8_007, 8_008) == [8_007]
+    update = Message(7, None, encode_update_key(UpdateKey("client", CLIENTS[0])), topic=UPDATES)
+    bench.partition.take_update(update)
+    assert turns(8_009, 8_010, 8_011) == [8_009, 8_010, 8_011], "the relay waits until the update is applied"

@@ -30,7 +30,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PartitionS
     if request.param == "memory":
         yield MemoryStore()
     else:
-        rocks = RocksDbFactory(16 << 20)
+        rocks = RocksDbFactory(16 << 20, 1)
         made = PartitionStore(0, rocks.open, {table: tmp_path / table for table in TABLES})
         yield made
         made.close()
@@ -167,7 +167,7 @@ def test_pass_releases_changelog_before_expired_and_rewritten_states(store: Part
 
 
 def test_milestones_survive_reopening_and_clear_counters_removes_them(tmp_path: Path) -> None:
-    rocks = RocksDbFactory(16 << 20)
+    rocks = RocksDbFactory(16 << 20, 1)
     paths = {table: tmp_path / table for table in TABLES}
     first = PartitionStore(0, rocks.open, paths)
     passing = Passing(first)

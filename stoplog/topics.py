@@ -119,6 +119,18 @@ def _unreadable(path: Path, exc: Exception) -> TopicError:
     )
 
 
+def required_partitions(path: Path, specs: Mapping[str, TopicSpec]) -> int | None:
+    """Return the number of partitions that the operator's topics.yaml requires.
+
+    ``None`` for the shipped file: its number is only for new topics, and says nothing about existing ones.
+
+    Args:
+        path: The file.
+        specs: Its topics.
+    """
+    return None if path == DEFAULT_FILE else specs[CHECKS].partitions
+
+
 def with_partitions(specs: Mapping[str, TopicSpec], partitions: int) -> dict[str, TopicSpec]:
     """Return *specs* with *partitions* partitions for each copartitioned topic."""
     return {

@@ -95,7 +95,7 @@ class Engine:
         metrics: Counts everything; its gauges are reset.
         node_id: The name in heartbeats.
         count: The number of partitions over which clients are hashed.
-        partitions_in_file: The number that topics.yaml requires.
+        partitions_in_file: The number that topics.yaml requires; ``None`` if it requires none.
         on_other_count: Called if, after the start, another engine must replace this one: the number in force
             is another one, or a step of growing is over.
         reply_partition: The partition of ``replies`` to read.
@@ -126,7 +126,7 @@ class Engine:
         *,
         node_id: str,
         count: PartitionCount,
-        partitions_in_file: int,
+        partitions_in_file: int | None,
         on_other_count: Callable[[PartitionCount], None],
         reply_partition: int,
         instrumentation: Instrumentation | None,
@@ -366,7 +366,7 @@ class Engine:
 
     def _log_difference(self, view: BrokerView) -> None:
         found = {CHECKS: view.partitions}
-        difference = explain_difference(self._count, found, self._partitions_in_file)
+        difference = explain_difference(self._count, found, self._partitions_in_file or self._count.first)
         if difference is not None and difference != self._difference:
             log.warning("%s", difference)
         self._difference = difference

@@ -32,7 +32,7 @@ from stoplog.client.traffic import Traffic, traffic
 from stoplog.client.update_proofs import PROOF_S
 from stoplog.errors import InvalidInput
 from stoplog.policy import Policy, check_cost, check_id
-from stoplog.topics import CHECKS, REPLIES, load_topics
+from stoplog.topics import CHECKS, REPLIES, load_topics, required_partitions
 from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
@@ -108,8 +108,8 @@ class Limiter:
         self.other_processes: Callable[[], list[ProcessState]] = list
         self._settings = settings
         specs = load_topics(settings.topics)
-        self._partitions_in_file = specs[CHECKS].partitions
-        self._count = PartitionCount(self._partitions_in_file)
+        self._partitions_in_file = required_partitions(settings.topics, specs)
+        self._count = PartitionCount(specs[CHECKS].partitions)
         slot = secrets.randbits(64) if reply_slot is None else reply_slot
         self._reply_partition = slot % specs[REPLIES].partitions
         self._instrumentation = load_instrumentation(settings.tracing)

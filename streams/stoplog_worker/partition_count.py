@@ -14,7 +14,15 @@ from stoplog.kafka.partition_count import (
 )
 from stoplog.kafka.topic_admin import verify_topics
 from stoplog.lanes import changelogs_of, with_lanes
-from stoplog.topics import AUDIT, CHECKS, UPDATES, TopicSpec, load_topics, with_partitions
+from stoplog.topics import (
+    AUDIT,
+    CHECKS,
+    UPDATES,
+    TopicSpec,
+    load_topics,
+    required_partitions,
+    with_partitions,
+)
 from stoplog.wire.partition_count import PartitionCount
 from stoplog_worker.settings import Settings
 
@@ -55,7 +63,8 @@ def verified_specs(
     if starting and _can_audit(admin, audit, recorded=recorded is not None):
         specs[AUDIT] = audit
     copartitioned = {name: found[name] for name, spec in every.items() if spec.copartitioned}
-    if (difference := explain_difference(count, copartitioned, number)) is not None:
+    required = required_partitions(settings.topics, in_file) or count.first
+    if (difference := explain_difference(count, copartitioned, required)) is not None:
         _log.warning("%s", difference)
     return specs, count
 

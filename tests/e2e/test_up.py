@@ -120,6 +120,37 @@ def test_up_with_64_partitions_starts_without_warnings_and_counts_no_checks(tmp_
     assert {name: warnings_in(log) for name, log in logs.items()} == {name: [] for name in logs}
 
 
+def partitions_of(running: Running) -> int:
+    """Return the number of partitions over which the gateway hashes clients."""
+    status = httpx.get(f"{running.url}/v1/status", headers=running.authorization, timeout=10).json()
+    return int(status["partitions"])
+
+
+def test_up_begins_with_a_partition_for_each_worker_and_later_keeps_the_number(tmp_path: Path) -> None:
+    env = environment(home_with_jars(tmp_path))
+    for options in (["--workers", "2"], []):
+        with stoplog_up(tmp_path, *options, env=env) as running:
+            assert partitions_of(running) == 2
+            assert not check(running, "alice")["degraded"]
+            logs = {path.name: path.read_text() for path in (tmp_path / "logs").glob("*-1.log")}
+            assert {name: warnings_in(log) for name, log in logs.items()} == {name: [] for name in logs}
+            assert running.stop() == 0
+
+
+def test_up_on_data_with_the_former_number_of_partitions_keeps_it(tmp_path: Path) -> None:
+    topics = tmp_path / "topics.yaml"  # its numbers are those with which earlier versions began
+    topics.write_text(DEFAULT_FILE.read_text())
+    env = environment(home_with_jars(tmp_path / "home"), STOPLOG_DEFAULT_LIMITS="5/hour")
+    with stoplog_up(tmp_path / "home", env={**env, "STOPLOG_TOPICS": str(topics)}) as running:
+        assert check(running, "alice")["remaining"] == 4
+        assert running.stop() == 0
+    with stoplog_up(tmp_path / "home", env=env) as running:
+        assert partitions_of(running) == 4
+        assert check(running, "alice")["remaining"] == 3
+        log = (tmp_path / "home" / "logs" / "gateway-1.log").read_text()
+        assert warnings_in(log) == []
+
+
 def test_up_shows_requests_that_work_and_refuses_a_second_one(tmp_path: Path) -> None:
     with stoplog_up(tmp_path) as running:
         assert running.process.stdout is not None

@@ -13,7 +13,7 @@ from stoplog.kafka.clients import ExplainingAdmin, silent_admin
 from stoplog.kafka.partition_count import PartitionCountReader, explain_difference, write_partition_count
 from stoplog.kafka.topic_admin import create_topics, verify_topics
 from stoplog.lanes import MAX_LANES, lane_names, lane_of, with_lanes
-from stoplog.topics import CHECKS, UPDATES, TopicSpec, load_topics, with_partitions
+from stoplog.topics import CHECKS, UPDATES, TopicSpec, load_topics, required_partitions, with_partitions
 from stoplog.wire.partition_count import PartitionCount
 from stoplog_gateway.cli.extras import require
 from stoplog_gateway.cli.output import AsJson, err, examples, out, print_json, reporting
@@ -121,7 +121,7 @@ class _Topics(NamedTuple):
         specs: The topics, with the number of partitions in force.
         recorded: Whether that number is recorded in ``limit-updates``. Otherwise it is that of topics.yaml.
         number: That number.
-        partitions_in_file: The number of partitions of ``checks`` in topics.yaml.
+        partitions_in_file: The number of partitions that topics.yaml requires.
     """
 
     specs: dict[str, TopicSpec]
@@ -147,7 +147,8 @@ def _topics(settings: GatewaySettings, count: int, named: list[str] | None) -> _
     number_in_force = recorded or PartitionCount(number)
     specs = with_partitions(in_file, number_in_force.partitions)
     every = with_lanes(specs, [*lane_names(count), *map(lane_of, named or ())])
-    return _Topics(every, recorded is not None, number_in_force, number)
+    required = required_partitions(settings.topics, in_file) or number_in_force.first
+    return _Topics(every, recorded is not None, number_in_force, required)
 
 
 def _record(settings: GatewaySettings, topics: _Topics, found: Mapping[str, int]) -> None:

@@ -23,12 +23,13 @@ import httpx
 from stoplog.errors import StoplogError
 from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.connection import KafkaConnection
-from stoplog.kafka.partition_count import PartitionCountReader
+from stoplog.kafka.partition_count import PartitionCountReader, write_partition_count
 from stoplog.kafka.topic_admin import create_topics
 from stoplog.lanes import lane_names, with_lanes, worker_name
 from stoplog.log_throttle import LogThrottle
 from stoplog.private_files import make_private, write_private_files
-from stoplog.topics import load_topics, with_partitions
+from stoplog.topics import CHECKS, DEFAULT_FILE, TopicSpec, load_topics, with_partitions
+from stoplog.wire.partition_count import PartitionCount
 from stoplog_gateway.access.local_token import TOKEN_FILE, TOKENS_FILE, ensure_local_token
 from stoplog_gateway.kafka_reachable import ensure_reachable
 from stoplog_gateway.local.child_process import USAGE_EXITS, Child
@@ -46,6 +47,10 @@ _READY_S: Final = 90.0
 
 _WORKER_STOP_S: Final = 20.0
 _POLL_S: Final = 0.1
+
+_LIST_S: Final = 5.0
+"""Seconds that the broker may take to list its topics."""
+
 _METRICS_PORT: Final = 9101
 
 _REPEAT_S: Final = 600.0
@@ -54,6 +59,31 @@ _REPEAT_S: Final = 600.0
 
 class UpFailed(StoplogError):
     """A part cannot run; the text states which, and why."""
+
+
+def first_count(present: int, *, in_file: int, workers: int) -> PartitionCount | None:
+    """Return the number of partitions of an embedded broker that has no record of it.
+
+    A new broker gets one partition for each worker. On one machine, more of them make every check more
+    expensive (docs/benchmarks.md), and the number can grow.
+
+    Args:
+        present: Partitions of ``checks``; 0 if there is no such topic.
+        in_file: The number in the shipped topics.yaml, with which release 0.2.0 created the topics.
+        workers: Workers in each lane.
+
+    Returns:
+        The number; ``None`` if that of topics.yaml is right.
+
+    >>> first_count(0, in_file=4, workers=2).partitions
+    2
+    >>> first_count(4, in_file=4, workers=1)  # of release 0.2.0
+    >>> first_count(1, in_file=4, workers=2).partitions  # a start that ended before it wrote the record
+    1
+    """
+    if present >= in_file:
+        return None
+    return PartitionCount(present or workers)
 
 
 class Progress(Protocol):
@@ -101,6 +131,7 @@ class Up:
         self._folder = settings.home.resolve()
         self._tokens_file = settings.tokens_file or self._folder / TOKENS_FILE
         self._lanes = lane_names(lanes)
+        self._worker_count = workers
         self._worker_names = [
             (lane, worker_name(lane, number)) for lane in self._lanes for number in range(1, workers + 1)
         ]
@@ -165,11 +196,7 @@ class Up:
         broker = self._broker
         connection = KafkaConnection(broker.bootstrap) if broker else self._settings.connection
         ensure_reachable(connection)
-        recorded = PartitionCountReader(connection).read()
-        if recorded is not None:
-            specs = with_partitions(specs, recorded.partitions)
-        topics = with_lanes(specs, self._lanes).values()
-        create_topics(silent_admin(connection), topics, recorded=recorded is not None)
+        self._create_topics(connection, specs)
         self._say("starting worker and gateway ...")
         for child in (*self._workers, *self._gateways):
             child.start()
@@ -179,6 +206,22 @@ class Up:
         self._starting = False
         with suppress(OSError):  # nobody reads standard output any more
             self._ready(self._urls)
+
+    def _create_topics(self, connection: KafkaConnection, specs: dict[str, TopicSpec]) -> None:
+        """Create the missing topics of *specs*, those of topics.yaml."""
+        recorded, admin = PartitionCountReader(connection).read(), silent_admin(connection)
+        first = None
+        if recorded is None and self._broker is not None and self._settings.topics == DEFAULT_FILE:
+            topics = admin.list_topics(timeout=_LIST_S).topics
+            present = len(topics[CHECKS].partitions) if CHECKS in topics else 0
+            first = first_count(present, in_file=specs[CHECKS].partitions, workers=self._worker_count)
+        count = recorded or first
+        if count is not None:
+            specs = with_partitions(specs, count.partitions)
+        create_topics(admin, with_lanes(specs, self._lanes).values(), recorded=count is not None)
+        if first is not None:
+            # At once: topics.yaml has another number, which a worker would record.
+            write_partition_count(connection, first)
 
     def _claim_ports(self, stack: ExitStack) -> None:
         """Claim the gateways' ports until this system ends. A gateway binds its port when it has started."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from stoplog.client.transport.broker_view import BrokerView
 from stoplog.clock import now
 from stoplog.errors import TopicError
 from stoplog.partitioning import partition_of
+from stoplog.topics import DEFAULT_FILE
 from stoplog.wire.checks import Batch, Check
 from stoplog.wire.heartbeats import Heartbeat, PartitionState, StampedHeartbeat
 from stoplog.wire.holds import Ask, Grant, Settlement, SettlementRow
@@ -143,10 +145,12 @@ async def test_start_with_other_partition_count_is_refused(kafka: type[Kafka]) -
 
 
 async def test_limiter_hashes_over_the_recorded_partitions_and_says_once_what_differs(
-    kafka: type[Kafka], caplog: pytest.LogCaptureFixture
+    kafka: type[Kafka], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     kafka.view = BrokerView(8, PartitionCount(2))
-    async with running_limiter() as (limiter, _):
+    topics = tmp_path / "topics.yaml"
+    topics.write_bytes(DEFAULT_FILE.read_bytes())
+    async with running_limiter(topics=topics) as (limiter, _):
         assert (limiter.status().partitions, limiter.status().store) == (2, "no_worker")
         limiter._engine.on_broker_view(BrokerView(8, PartitionCount(2)))
         assert [record.message for record in caplog.records] == [
@@ -154,6 +158,15 @@ async def test_limiter_hashes_over_the_recorded_partitions_and_says_once_what_di
             "topics.yaml requires 4: partitions above 1 are not used. Have other producers of checks hash "
             "over 2 partitions. Set partitions: 2 for these topics in topics.yaml"
         ]
+
+
+async def test_number_in_the_shipped_topics_file_is_no_difference(
+    kafka: type[Kafka], caplog: pytest.LogCaptureFixture
+) -> None:
+    kafka.view = BrokerView(1, PartitionCount(1))
+    async with running_limiter() as (limiter, _):
+        assert (limiter.status().partitions, limiter.status().store) == (1, "no_worker")
+        assert caplog.records == []
 
 
 async def test_limiter_that_started_without_a_broker_changes_over_to_the_recorded_partitions(

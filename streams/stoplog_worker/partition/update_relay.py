@@ -84,11 +84,6 @@ class UpdateRelay:
         return not self._in_flight and (not self._waiting or self.held)
 
     @property
-    def idle(self) -> bool:
-        """Whether there is no update to send or to wait for."""
-        return not self._waiting and not self._in_flight
-
-    @property
     def full(self) -> bool:
         """Whether consuming should pause."""
         return len(self._waiting) >= BACKLOG

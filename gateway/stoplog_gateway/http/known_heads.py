@@ -29,7 +29,9 @@ MAX_HEADS: Final = 512
 
 _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e]*")
 
-_STARTS: Final = (b"GET %s " % AUTHORIZE.encode(), b"GET %s?" % AUTHORIZE.encode())
+_STARTS: Final = tuple(
+    b"%s %s%s" % (method, AUTHORIZE.encode(), end) for method in (b"GET", b"HEAD") for end in (b" ", b"?")
+)
 
 _MATTERS_TO_ALL: Final = frozenset(
     (
@@ -117,7 +119,7 @@ class KnownHeads(Generic[T]):
 
 
 class KnownProxyHeads(Generic[T]):
-    """Heads of ``GET /v1/authorize`` that were parsed before, each with a value.
+    """Heads of ``GET`` and ``HEAD /v1/authorize`` that were parsed before, each with a value.
 
     They differ in the client id, which is found apart, and in what the proxy's caller sent.
 

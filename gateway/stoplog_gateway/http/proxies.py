@@ -117,11 +117,13 @@ class Proxies:
         if known is None:
             return None
         asked, client = known
-        return self._check_handler(asked, [(self._client_field, client)])
+        handler = self._check_handler(asked, [(self._client_field, client)])
+        return without_body(handler) if handler is not None and head.startswith(b"HEAD") else handler
 
     def remember(self, head: bytes, target: bytes, fields: Headers) -> None:
         """Remember the *head* of a request that :meth:`handler_for` returned a handler for."""
         path, query = split_target(target)
+        # To the routes, HEAD is GET.
         self._known_heads.remember(head, ProxyRequest("GET", path.decode(), query, fields))
 
     def _authorize_handler(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.support.proxied import Proxied
@@ -46,6 +47,24 @@ def test_nginx_application_refusal_reaches_caller_unchanged(proxied: Proxied) ->
         app.status = status
         assert http.get("/").status_code == status
     app.status = 200
+
+
+def test_nginx_keeps_its_connection_to_the_gateway(proxied: Proxied) -> None:
+    gateway, _, http = proxied
+    gateway.set_limits("127.0.0.1", "2/hour")
+
+    def connections() -> list[int]:
+        """Return the local ports of nginx's connections to the gateway."""
+        processes = [process for process in psutil.process_iter() if process.name() == "nginx"]
+        sockets = [socket for process in processes for socket in process.net_connections("tcp")]
+        return [socket.laddr.port for socket in sockets if socket.raddr and socket.raddr.port == gateway.port]
+
+    gateway.http.post("/v1/clients/127.0.0.1/reset").raise_for_status()
+    assert http.get("/").status_code == 200
+    before = connections()
+    assert len(before) == 1
+    assert [http.get("/").status_code for _ in range(3)] == [200, 429, 429]
+    assert connections() == before
 
 
 def test_nginx_without_gateway_fails_open(proxied: Proxied) -> None:

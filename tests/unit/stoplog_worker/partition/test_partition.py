@@ -166,3 +166,17 @@ def test_first_checkpoint_writes_the_marker_before_any_counter(tmp_path: Path) -
     changelogs.arrive_all()
     partition.advance(at, at, 1_000, 1_000)
     assert cast(Marker, partition.store.marker()).next_offset == 41
+
+
+def test_partition_is_drained_once_everything_is_decided_and_in_a_checkpoint(tmp_path: Path) -> None:
+    one = Checkpointing(tmp_path)
+    one.take(1)
+    [first] = one.begun_until(2)
+    assert one.partition.drained(1, 0)
+    assert not one.partition.drained(2, 0), "a record of checks is not read yet"
+    assert not one.partition.drained(1, 1), "a record of limit-updates is not read yet"
+    one.take(1)
+    assert not one.partition.drained(2, 0), "the checkpoint is missing"
+    [second] = one.begun_until(first + 4)
+    assert second < first + 1.5, "it begins earlier than planned"
+    assert one.partition.drained(2, 0)

@@ -499,3 +499,21 @@ def test_compacted_topic_holds_the_limit_in_force_under_one_key(
         assert change is not None
         assert last.pop(KEY, None) == encode_update_value(change.policy)
     assert set(last.values()) <= {MOVED, None}
+
+
+def test_relay_is_idle_once_every_update_that_was_read_is_applied() -> None:
+    bench = Bench()
+    assert (bench.relay.idle, bench.relay.next_offset) == (True, 0)
+    bench.take(4)
+    assert (bench.relay.idle, bench.relay.next_offset) == (False, 5)
+    bench.relay.advance()
+    bench.acknowledge(None, None)
+    bench.relay.advance()
+    assert not bench.relay.idle, "it is sent, but not applied"
+    bench.ledger.applied = 4
+    bench.relay.advance()
+    assert bench.relay.idle
+    bench.relay.take(Message(5, partition_count.encode_partition_count(COUNT), partition_count.KEY))
+    with pytest.raises(UndecodableRecord):
+        bench.relay.take(Message(6, b"no policy", b"no key"))
+    assert (bench.relay.idle, bench.relay.next_offset) == (True, 7), "other records need nothing"

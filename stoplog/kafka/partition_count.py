@@ -157,7 +157,7 @@ def explain_difference(count: PartitionCount, found: Mapping[str, int], in_file:
 
     >>> explain_difference(PartitionCount(4), {"checks": 8, "limit-updates": 4}, 4)
     'clients are hashed over the 4 partitions with which the log began, although checks has 8: partitions \
-above 3 are not used. Have other producers of checks hash over 4 partitions'
+above 3 are not used. Have other producers of checks hash over 4 partitions, or run `stoplog topics grow 8`'
     """
     partitions = count.partitions
     if in_file == count.first:  # topics.yaml was not edited when the number grew
@@ -173,6 +173,9 @@ above 3 are not used. Have other producers of checks hash over 4 partitions'
             f": partitions above {partitions - 1} are not used. Have other producers of checks hash over "
             f"{partitions} partitions"
         )
+        most = max(found.values())
+        if most % partitions == 0:
+            text += f", or run `stoplog topics grow {most}`"
     if in_file != partitions:
         text += f". Set partitions: {partitions} for these topics in topics.yaml"
     return text

@@ -68,9 +68,9 @@ def test_first_worker_records_the_number_with_which_the_changelogs_were_created(
     assert reader.read() == PartitionCount(4)
 
     producer = Producer({"bootstrap.servers": broker.bootstrap})
-    producer.produce(UPDATES, b'{"version":2,"shards":4}', KEY, 0)
+    producer.produce(UPDATES, b'{"version":3,"shards":4}', KEY, 0)
     assert producer.flush(30) == 0
-    with pytest.raises(TopicError, match=r"format version 2 is not known here.*upgrade Stoplog"):
+    with pytest.raises(TopicError, match=r"format version 3 is not known here.*upgrade Stoplog"):
         verified_specs(ours, admin, starting=True)
 
 

@@ -156,7 +156,8 @@ async def test_limiter_hashes_over_the_recorded_partitions_and_says_once_what_di
         assert [record.message for record in caplog.records] == [
             "clients are hashed over the 2 partitions with which the log began, although checks has 8 and "
             "topics.yaml requires 4: partitions above 1 are not used. Have other producers of checks hash "
-            "over 2 partitions. Set partitions: 2 for these topics in topics.yaml"
+            "over 2 partitions, or run `stoplog topics grow 8`. Set partitions: 2 for these topics in "
+            "topics.yaml"
         ]
 
 

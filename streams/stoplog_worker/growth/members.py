@@ -19,6 +19,9 @@ WATCH_S: Final = 3 * HEARTBEAT_S
 GONE_S: Final = 10.0
 """Seconds without a heartbeat after which a node is no longer alive."""
 
+_TAIL: Final = 10_000
+"""Earlier heartbeats that are read: those of 1,000 nodes in 20 s."""
+
 _POLL_S: Final = 0.05
 
 
@@ -66,30 +69,46 @@ class Members:
     def __init__(self, reader: ProgressReader, on_progress: OnProgress) -> None:
         self._reader = reader
         self._on_progress = on_progress
-        _, self.next_offset = reader.offset_range(NODES, 0)
+        self._low, self.next_offset = reader.offset_range(NODES, 0)
         self._last: dict[str, Member] = {}
+        self._heard: set[str] = set()
+        """The nodes that have sent a heartbeat since the beginning."""
 
     def watch(self) -> None:
-        """Wait until every node that is alive must have sent a heartbeat."""
-        began = monotonic()
-        while (passed := monotonic() - began) < WATCH_S:
+        """Wait until every node that is alive has sent a heartbeat, or would have."""
+        expected, began = self._expected(), monotonic()
+        self.poll()
+        while expected - self._heard and (passed := monotonic() - began) < WATCH_S:
             self._on_progress("looking for workers and gateways that run", passed, WATCH_S)
             sleep(_POLL_S)
-        self.poll()
+            self.poll()
+
+    def _expected(self) -> set[str]:
+        """Return the nodes that had not announced their end at the beginning."""
+        found: set[str] = set()
+        end = self.next_offset
+        for _, heartbeat in self._heartbeats(max(self._low, end - _TAIL), end):
+            (found.discard if heartbeat.stopping else found.add)(heartbeat.id)
+        return found
+
+    def _heartbeats(self, start: int, end: int) -> Iterator[tuple[int, Heartbeat]]:
+        """Yield the heartbeats in a range of offsets, with their offsets."""
+        for message in self._reader.read(NODES, 0, start, end):
+            try:
+                yield message.offset(), decode_heartbeat(message.value())
+            except UndecodableRecord:
+                continue
 
     def poll(self) -> list[Member]:
         """Read the heartbeats that have come; return the nodes that are alive."""
         _, end = self._reader.offset_range(NODES, 0)
         now = monotonic()
-        for message in self._reader.read(NODES, 0, self.next_offset, end):
-            try:
-                heartbeat = decode_heartbeat(message.value())
-            except UndecodableRecord:
-                continue
+        for offset, heartbeat in self._heartbeats(self.next_offset, end):
+            self._heard.add(heartbeat.id)
             if heartbeat.stopping:
                 self._last.pop(heartbeat.id, None)
             else:
-                self._last[heartbeat.id] = Member(heartbeat, message.offset(), now)
+                self._last[heartbeat.id] = Member(heartbeat, offset, now)
         self.next_offset = max(self.next_offset, end)
         return [one for one in self._last.values() if now - one.at < GONE_S]
 

@@ -71,6 +71,32 @@ def test_node_is_alive_until_it_stops_or_is_silent(now: list[float], nodes: Node
     assert [one.heartbeat.id for one in members.poll()] == ["g3"]
 
 
+def test_look_at_the_nodes_ends_once_each_that_has_not_stopped_has_sent_a_heartbeat(
+    now: list[float], nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("g1", "g2", "w1"):
+        nodes.add(name)
+    nodes.add("g2", stopping=True)
+    members = followed(nodes)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if 1.0 <= now[0] < 1.0 + seconds:
+            nodes.add("g1")
+            nodes.add("w1", stopping=True)
+
+    monkeypatch.setattr(module, "sleep", sleep)
+    members.watch()
+    assert 1.0 <= now[0] < 1.2
+    assert [one.heartbeat.id for one in members.poll()] == ["g1"]
+    nodes.add("g1", stopping=True)
+    followed(nodes).watch()
+    assert now[0] < 1.2, "all have stopped"
+    nodes.add("killed")
+    followed(nodes).watch()
+    assert now[0] > 1.0 + module.WATCH_S
+
+
 def test_node_of_a_release_that_cannot_pause_is_refused(now: list[float], nodes: Nodes) -> None:
     members = followed(nodes)
     nodes.add("new", growth=GrowthState())

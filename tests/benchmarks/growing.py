@@ -22,7 +22,7 @@ from tests.support.broker import fresh_broker, topics_file
 from tests.support.system import System
 from tests.support.up import environment
 
-LIST: Final = 50_000
+AT_A_TIME: Final = 50_000
 """Clients that are checked at a time."""
 
 PATIENCE_S: Final = 600.0
@@ -70,8 +70,8 @@ def measure(clients: int, folder: Path) -> Pause:
 
 async def _check_each(bootstrap: str, topics: Path, clients: int) -> None:
     async with Limiter(bootstrap, topics=topics, deadline_ms=60_000, lease_max_ms=0) as limiter:
-        for start in range(0, clients, LIST):
-            numbers = range(start, min(start + LIST, clients))
+        for start in range(0, clients, AT_A_TIME):
+            numbers = range(start, min(start + AT_A_TIME, clients))
             answers = await limiter.check_many([Check(f"client-{number}") for number in numbers])
             assert not any(answer.degraded for answer in answers)
 

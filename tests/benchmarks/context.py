@@ -16,7 +16,7 @@ from tests.benchmarks.loader import Loader
 from tests.benchmarks.peers.servers import PeerServer, envoy_ratelimit, redis
 from tests.benchmarks.plan import CLIENT_COUNT, BenchPlan
 from tests.benchmarks.samples import Result, Skipped
-from tests.benchmarks.stoplog_system import FLUSH_MS, GENEROUS, Stoplog, running_stoplog
+from tests.benchmarks.stoplog_system import FLUSH_MS, NEVER_REACHED, Stoplog, running_stoplog
 
 
 class BenchContext:
@@ -107,7 +107,7 @@ class BenchContext:
         *,
         partitions: int = 4,
         workers: int = 1,
-        limits: str = GENEROUS,
+        limits: str = NEVER_REACHED,
         clients: int = CLIENT_COUNT,
         flush_ms: int = FLUSH_MS,
         lease_max_ms: int = 0,

@@ -55,6 +55,7 @@ class Grown:
     Attributes:
         system: The system. Its second worker, and a third gateway, were frozen while the partitions grew.
         frozen: That gateway, which is in no list.
+        exact: A gateway without leases, which is in no list either. What remains is exact there.
         env: The environment of commands.
         producer: A producer that has been running all the time.
         admitted: Checks of hot clients that were allowed.
@@ -66,6 +67,7 @@ class Grown:
 
     system: System
     frozen: Gateway
+    exact: Gateway
     env: dict[str, str]
     producer: OtherProducer
     admitted: dict[str, int] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class Grown:
     def spend(self) -> None:
         """Check every client whose spending is known, and compare what remains."""
         for client, spent in self.spent.items():
-            answer = self.gateway.check(client)
+            answer = self.exact.check(client)
             assert (answer["degraded"], answer["limit"]) == (False, 1_000), answer
             assert answer["remaining"] == 1_000 - spent - 1, client
             self.spent[client] += 1
@@ -185,13 +187,14 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grown]:
         for _ in range(2):
             system.add_worker()
             system.add_gateway()
-        frozen = system.add_gateway(deadline_ms=1_000)
+        frozen, exact = system.add_gateway(deadline_ms=1_000), system.add_gateway(lease_max_ms=0)
         system.wait_ready()
-        system.gateways.remove(frozen)
+        for gateway in (frozen, exact):
+            system.gateways.remove(gateway)
         settings = {"topic.metadata.refresh.interval.ms": 1_000}
-        grown = Grown(system, frozen, env, OtherProducer(broker.bootstrap, **settings))
+        grown = Grown(system, frozen, exact, env, OtherProducer(broker.bootstrap, **settings))
         prepare(grown)
-        for process in (*system.gateways, system.workers[0]):
+        for process in (*system.gateways, exact, system.workers[0]):
             assert process.stop() == 0
         for moved in (True, False):
             client = one("waiting", moved=moved)
@@ -199,9 +202,10 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grown]:
         done = stoplog("topics", "grow", str(AFTER), "--json", env=env | rights)
         assert done.returncode == 0, done.stderr
         grown.report = json.loads(done.stdout)
-        for process in (system.workers[0], *system.gateways):
+        for process in (system.workers[0], *system.gateways, exact):
             process.start()
         system.wait_ready()
+        eventually("the gateway without leases is ready", exact.ready)
         yield grown
 
 
@@ -466,8 +470,8 @@ def test_gateway_that_was_frozen_goes_on_with_the_new_number(grown: Grown) -> No
         return all(one.status_code == 200 and not one.json()["degraded"] for one in responses)
 
     eventually("it is answered", answered)
-    for moved in (True, False):
-        usage = gateway.http.get(f"/v1/clients/{one('resource', moved=moved)}/usage").json()
-        assert [window["used"] for window in usage["windows"]] == [40]
+    for client, spent in grown.spent.items():
+        usage = gateway.http.get(f"/v1/clients/{client}/usage").json()
+        assert [window["used"] for window in usage["windows"]] == [spent], client
     assert gateway.report()["store"] == "ok"
     assert gateway.status is None

@@ -28,7 +28,7 @@ reason              the check was answered because              published  count
 ``overload``        ``max_in_flight`` checks waited already     no         no
 ``unpublished``     its record could not be published           tried      only if a broker stored it anyway
 ``replayed``        its worker restarted; the answer is lost    yes        yes
-``rejected_batch``  a worker could not read its batch           yes        no
+``rejected_batch``  a worker refused it, or its whole batch     yes        no
 ``no_holds``        a reservation: its partition grants none    as a check  yes, in full
 ``stopping``        the gateway stopped while the check waited  yes        yes, later
 ``stopping``        the gateway had stopped before the check    no         no
@@ -81,7 +81,8 @@ REPLAYED: Final = "replayed"
 """A worker decided and counted the check, then restarted. The decision itself is lost."""
 
 REJECTED_BATCH: Final = "rejected_batch"
-"""The worker could not read the record. The check is not counted; the gateway logs the cause."""
+"""The worker could not read the record, or refused the check: it belongs to another partition since their
+number has grown. The check is not counted; the gateway logs the cause."""
 
 NO_HOLDS: Final = "no_holds"
 """A reservation whose partition does not grant any yet, as far as the gateway knows: it has just started, or

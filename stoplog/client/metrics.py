@@ -9,7 +9,6 @@ name                                      type       label    what
 ``stoplog_checks_received_total``         counter             checks received, with or without an answer
 ``stoplog_checks_allowed_total``          counter             allowed by the store
 ``stoplog_checks_rejected_total``         counter             denied by the store or by the deny cache
-``stoplog_checks_invalid_total``          counter             refused by a worker; nothing was charged
 ``stoplog_checks_degraded_total``         counter    reason   failed open: allowed without a decision
 ``stoplog_checks_failed_closed_total``    counter    reason   failed closed: denied without a decision
 ``stoplog_checks_published_total``        counter             published without waiting for an answer
@@ -122,7 +121,7 @@ class Metrics(Collector):
     """The counts of one limiter, and the registry that shows them. Others may register metrics in it."""
 
     def __init__(self) -> None:
-        self.received = self.allowed = self.rejected = self.invalid = self.published = 0
+        self.received = self.allowed = self.rejected = self.published = 0
         self.degraded = dict.fromkeys(REASONS, 0)
         """Checks that failed open, by reason."""
         self.failed_closed = dict.fromkeys(REASONS, 0)
@@ -169,7 +168,6 @@ class Metrics(Collector):
             ("stoplog_checks_received", "Checks received", self.received),
             ("stoplog_checks_allowed", "Checks allowed by the store", self.allowed),
             ("stoplog_checks_rejected", "Checks denied by the store or the deny cache", self.rejected),
-            ("stoplog_checks_invalid", "Checks refused by a worker, nothing charged", self.invalid),
             ("stoplog_checks_published", "Checks published without waiting for an answer", self.published),
             ("stoplog_checks_uncounted", "Checks not published, counted nowhere; at most", self.uncounted),
             ("stoplog_replies_late", "Replies after their batch's deadline", self.late),

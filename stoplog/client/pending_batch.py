@@ -12,7 +12,6 @@ from stoplog.client.fail_open import NO_HOLDS, REJECTED_BATCH, REPLAYED, degrade
 from stoplog.client.lease_table import SentAsk
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
-from stoplog.errors import InvalidInput
 from stoplog.wire.checks import MAX_BATCH, Check
 from stoplog.wire.holds import RESERVATION, Ask, Settlement
 from stoplog.wire.replies import Decision, HeldDecision, Reply, as_held
@@ -52,6 +51,18 @@ class HoldCall(NamedTuple):
 
 _NONE: Final[set[Future[Outcome]]] = set()
 """Stays empty, and saves a set for each batch whose checks all fail open."""
+
+
+def _log_rejected(metrics: Metrics, why: str) -> None:
+    """Log why a worker has refused a batch or a check. The gateway has validated both."""
+    if not metrics.degraded[REJECTED_BATCH] and not metrics.failed_closed[REJECTED_BATCH]:
+        log.error(
+            "a worker refused what this gateway sent: %s. Do all workers have this gateway's version? Did "
+            "the number of partitions grow while this gateway was cut off? This is logged once; "
+            "stoplog_checks_degraded_total{reason=%r} counts the checks",
+            why,
+            REJECTED_BATCH,
+        )
 
 
 class PendingBatch:
@@ -156,16 +167,10 @@ class PendingBatch:
             return
         if reply.error is not None or len(reply.answers) != len(self.checks):
             why = reply.error or f"{len(reply.answers)} answers to {len(self.checks)} checks"
-            if not metrics.degraded[REJECTED_BATCH]:
-                log.error(
-                    "a worker could not read a batch: %s. Do all workers have this gateway's version? "
-                    "This is logged once; stoplog_checks_degraded_total{reason=%r} counts the checks",
-                    why,
-                    REJECTED_BATCH,
-                )
+            _log_rejected(metrics, why)
             self.degrade(REJECTED_BATCH, metrics, now)
             return
-        allowed = rejected = invalid = 0
+        allowed = rejected = 0
         futures, checks, answers = self.futures, self.checks, reply.answers
         if self.holds:
             self._resolve_holds(reply, metrics, rejections)
@@ -185,18 +190,17 @@ class PendingBatch:
                     rejected += 1
                     rejections.add(check.client)
                     outcome = from_decision(decision)
-            elif decision is None:
-                fails_closed = future in self._fail_closed
-                outcome = degraded_answer(REPLAYED, fails_closed)
-                metrics.count_degraded(REPLAYED, fails_closed)
             else:
-                invalid += 1
-                outcome = InvalidInput("client_id", str(decision), "correct the check, then send it again")
+                reason = REPLAYED if decision is None else REJECTED_BATCH
+                if decision is not None:
+                    _log_rejected(metrics, decision)
+                fails_closed = future in self._fail_closed
+                outcome = degraded_answer(reason, fails_closed)
+                metrics.count_degraded(reason, fails_closed)
             if not future.done():  # its caller may have canceled it
                 future.set_result(outcome)
         metrics.allowed += allowed
         metrics.rejected += rejected
-        metrics.invalid += invalid
         self._release_futures(metrics, now)
 
     def _resolve_holds(self, reply: Reply, metrics: Metrics, rejections: Rejections) -> None:
@@ -211,12 +215,13 @@ class PendingBatch:
             elif isinstance(decision, HeldDecision):
                 metrics.allowed += reserves
                 outcome = from_held_decision(decision)
-            elif isinstance(decision, str):
-                metrics.invalid += reserves
-                outcome = InvalidInput("client_id", decision, "correct the check, then send it again")
             else:
-                # The reply has no fields about holds if the batch was sent without them.
-                reason = REPLAYED if decision is None else NO_HOLDS
+                reason = NO_HOLDS  # the reply has no fields about holds if the batch was sent without them
+                if decision is None:
+                    reason = REPLAYED
+                elif isinstance(decision, str):
+                    _log_rejected(metrics, decision)
+                    reason = REJECTED_BATCH
                 outcome = self._degraded_hold(future, reason, reserves, metrics)
             if not future.done():
                 future.set_result(outcome)

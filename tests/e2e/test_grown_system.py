@@ -467,7 +467,8 @@ def test_gateway_that_was_frozen_goes_on_with_the_new_number(grown: Grown) -> No
 
     def answered() -> bool:
         responses = [gateway.http.post("/v1/check", json={"client_id": client}) for client in clients]
-        return all(one.status_code == 200 and not one.json()["degraded"] for one in responses)
+        assert all(one.status_code == 200 for one in responses), "nothing is wrong with the checks"
+        return not any(one.json()["degraded"] for one in responses)
 
     eventually("it is answered", answered)
     for client, spent in grown.spent.items():

@@ -428,8 +428,10 @@ class ConsumerThread(threading.Thread):
         return partition.store
 
     def _is_drained(self) -> bool:
-        drained = True
+        drained, now = True, monotonic()
         for partition in self._partitions.active:
+            # First, so that the ends include all that this worker writes while the number grows.
+            drained &= partition.gate.rest(now)
             try:
                 ends = [self._end(topic, partition.number) for topic in (CHECKS, UPDATES)]
             except KafkaException:  # it is asked again

@@ -27,6 +27,9 @@ _PAUSE_S: Final = 1.0
 _SENT_S: Final = 10.0
 """Seconds to wait for the record to be read before another one is sent. A second one changes nothing."""
 
+_REST_S: Final = 2.0
+"""Seconds without an update after each call of :meth:`HoldsGate.rest`."""
+
 
 class HoldsGate:
     """The gate of one partition.
@@ -57,6 +60,9 @@ class HoldsGate:
         self._authority = authority
         self._signing_key = signing_key
         self._look_at = 0.0
+        self._rests_until = 0.0
+        self._sending = False
+        """Whether an update is on its way to the log."""
         self._waits = False
         """Whether the log says why the gate is closed."""
         self.open = False
@@ -64,7 +70,7 @@ class HoldsGate:
 
     def advance(self, now: float) -> None:
         """Look whether the gate is open, or can be opened. *now* is monotonic seconds."""
-        if self.open or now < self._look_at:
+        if self.open or now < self._look_at or now < self._rests_until:
             return
         self._look_at = now + _PAUSE_S
         ledger = self._ledger
@@ -91,7 +97,14 @@ class HoldsGate:
         elif ledger.signed_from >= 0:
             return
         self._look_at = now + _SENT_S
+        self._sending = True
         self._send(encode_update(update), [], self._delivered)
 
+    def rest(self, now: float) -> bool:
+        """Send nothing for a while; return whether nothing is on its way. *now* is monotonic seconds."""
+        self._rests_until = now + _REST_S
+        return not self._sending
+
     def _delivered(self, _error: Any, _message: Any) -> None:
+        self._sending = False
         self._look_at = 0.0  # it will be read in a moment, or was lost

@@ -11,7 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from stoplog.client.answer import Answer, Outcome
 from stoplog.client.fail_open import BROKER, FAIL_CLOSED, FAIL_OPEN, STOPPING
 from stoplog.client.partition_queue import GATHER_S
-from stoplog.errors import InvalidInput
 from stoplog.partitioning import partition_of
 from stoplog.wire.checks import Check, encode_batch
 from stoplog.wire.format import NO_REPLY
@@ -172,7 +171,7 @@ def test_reply_without_answers_fails_open_and_logs_once(
     assert len(caplog.records) == 1
 
 
-def test_replayed_check_fails_open_and_refused_check_is_an_error() -> None:
+def test_replayed_check_and_one_that_a_worker_refuses_fail_open() -> None:
     bench = Bench()
     replayed, unjudged, gone = bench.ask(1, 2, 3)
     gone.cancel()
@@ -180,7 +179,7 @@ def test_replayed_check_fails_open_and_refused_check_is_an_error() -> None:
     (good,) = answer_to(bench.transport.last).answers[2:]
     bench.batcher.on_replies([Reply(7, bench.transport.last.number, 0, 0, [None, "wrong partition", good])])
     assert replayed.result() is FAIL_OPEN["replayed"]
-    assert isinstance(unjudged.result(), InvalidInput)
+    assert unjudged.result() is FAIL_OPEN["rejected_batch"]
     assert bench.metrics.in_flight == 0
 
 

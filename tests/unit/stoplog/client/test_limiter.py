@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from stoplog.client.answer import Answer
+from stoplog.client.fail_open import FAIL_CLOSED, FAIL_OPEN, REJECTED_BATCH
 from stoplog.client.limiter import MAX_UNANSWERED, SLICE, Limiter, steps_of_list
 from stoplog.client.limits_admin import Applied, LimitsAdmin
 from stoplog.client.top_rejected import Rejected
@@ -190,13 +191,12 @@ async def test_invalid_input_is_named_and_not_published(
         assert not log.checks
 
 
-async def test_check_that_a_worker_refuses_raises_the_reason(kafka: type[Kafka]) -> None:
+async def test_check_that_a_worker_refuses_fails_open_or_closed(kafka: type[Kafka]) -> None:
     async with running_limiter() as (limiter, log):
         log.answer = lambda batch: Reply(7, batch.number, 0, 0, ["wrong partition"] * len(batch.checks))
-        with pytest.raises(InvalidInput, match="wrong partition"):
-            await limiter.check("alice")
-        with pytest.raises(InvalidInput, match="wrong partition"):
-            await limiter.check_many([Check("alice")] * 3)
+        assert await limiter.check("alice") is FAIL_OPEN[REJECTED_BATCH]
+        closed = await limiter.check_many([Check("alice")] * 3, on_unavailable="deny")
+        assert closed == [FAIL_CLOSED[REJECTED_BATCH]] * 3
 
 
 def test_limiter_offers_the_calls_of_the_sdk_and_nothing_else() -> None:

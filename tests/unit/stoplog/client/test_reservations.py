@@ -123,10 +123,7 @@ class Desk:
 
     def counts(self) -> dict[str, int]:
         metrics = self.bench.metrics
-        found = {
-            name: getattr(metrics, name)
-            for name in ("received", "allowed", "rejected", "invalid", "in_flight")
-        }
+        found = {name: getattr(metrics, name) for name in ("received", "allowed", "rejected", "in_flight")}
         found |= {reason: count for reason, count in metrics.degraded.items() if count}
         return {name: count for name, count in found.items() if count}
 
@@ -416,13 +413,14 @@ def test_reservation_without_time_has_the_reasons_of_others() -> None:
     assert down.reservations.open_at_once(down.bench.batcher, ALICE, 5_000, False).reason == STOPPING
 
 
-def test_check_that_a_worker_refuses_is_an_error() -> None:
-    desk = Desk()
-    call = desk.open()
-    desk.reply("client_id: no")
-    with pytest.raises(InvalidInput, match="client_id: no"):
-        _ = call.result
-    assert desk.counts() == {"received": 1, "invalid": 1}
+def test_reservation_that_a_worker_refuses_fails_open(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        desk = Desk()
+        call = desk.open()
+        desk.reply("client 'alice' belongs to partition 3")
+        assert (call.result.allowed, call.result.reason) == (True, REJECTED_BATCH)
+        assert desk.counts() == {"received": 1, "rejected_batch": 1}
+        assert "belongs to partition 3" in caplog.messages[-1]
 
 
 def test_checks_in_the_same_batch_get_their_own_answers() -> None:

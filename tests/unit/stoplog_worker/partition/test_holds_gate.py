@@ -63,6 +63,21 @@ def worker(node: str, *, holds: bool = True, lane: str = "a", role: str = "worke
     return beat if holds else decode_heartbeat(encode_heartbeat(beat).replace(b',"holds":[]', b""))
 
 
+def test_gate_that_rests_sends_nothing_and_tells_whether_something_is_on_its_way() -> None:
+    bench = Bench()
+    while not bench.log:
+        assert bench.gate.rest(bench.now - 10.0)
+        bench.turn()
+    assert not bench.gate.rest(bench.now)
+    bench.delivered[0]("lost", None)
+    for _ in range(5):
+        assert bench.gate.rest(bench.now)
+        bench.turn(1.0)
+    assert len(bench.log) == 1
+    bench.turn(3.0)
+    assert len(bench.log) == 2, "it goes on by itself"
+
+
 def test_gate_opens_when_this_worker_is_alone_and_has_waited_for_others() -> None:
     bench = Bench()
     for _ in range(int(EXPIRY_S)):

@@ -26,6 +26,7 @@ PAGE: Final = CHECKOUT / "docs" / "benchmarks.md"
 
 SHORT_ROWS: Final = {
     "leases-zipf-128": "**Stoplog**, HTTP, Zipf(1.0), leases on",
+    "ratelimit-zipf-128": "envoyproxy/ratelimit with Redis, HTTP, Zipf(1.0)",
     "http-128": "**Stoplog**, HTTP, uniform, leases off",
     "limits-128": "limits 5.8 with FastAPI and Redis, HTTP",
     "ratelimit-128": "envoyproxy/ratelimit with Redis, HTTP",

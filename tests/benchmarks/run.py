@@ -1,8 +1,8 @@
 """``make bench``: measure, print the table, and write the run as JSON and as a plot.
 
 ``python -m tests.benchmarks.run [--full] [stage ...]``. Stages select a part, which goes to a JSON file of
-its own, without a plot. The first run downloads the peers' programs into a cache directory, which takes some
-minutes more.
+its own, without a plot. A run that is interrupted leaves its complete stages in a ``.part.json`` file. The
+first run downloads the peers' programs into a cache directory, which takes some minutes more.
 """
 
 from __future__ import annotations
@@ -83,31 +83,37 @@ def main(plan: BenchPlan, only: Sequence[str] = ()) -> None:
     def say(what: str) -> None:
         stderr_console.print(f"[dim]{time.monotonic() - began:4.0f} s[/] {what}", highlight=False)
 
+    file = _OUTPUT_FOLDER / f"{'-'.join((plan.name, *only))}.json"
+    unfinished = file.with_suffix(".part.json")
     with TemporaryDirectory(prefix="stoplog-bench-") as folder, ExitStack() as stack:
         bench = BenchContext(plan, Path(folder), stack, say)
         for stage in chosen:
             STAGE_RUNS[stage](bench)
+            run = Run(
+                facts=facts,
+                rounds=plan.rounds,
+                seconds=plan.seconds,
+                results=bench.results,
+                skipped=bench.skipped,
+                disk_bytes=bench.disk_bytes,
+            )
+            _write(unfinished, run)
         say("stopping")
-    run = Run(
-        facts=facts,
-        rounds=plan.rounds,
-        seconds=plan.seconds,
-        results=bench.results,
-        skipped=bench.skipped,
-        disk_bytes=bench.disk_bytes,
-    )
+    unfinished.replace(file)
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
     console.print(rich_table(run))
     if plan.full:
         console.print(growth_markdown(run), highlight=False, markup=False)
-    file = _OUTPUT_FOLDER / f"{'-'.join((plan.name, *only))}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
     stderr_console.print(f"written: {file}", highlight=False)
     if not only:
         _plot(file)
+
+
+def _write(file: Path, run: Run) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
 
 
 def _interrupted(_: int, __: FrameType | None) -> NoReturn:

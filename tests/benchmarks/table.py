@@ -22,6 +22,7 @@ STAGES: Final = {
     "hot": "one hot client",
     "clients": "by clients",
     "partitions": "by partitions",
+    "http-partitions": "by partitions, beside a peer",
     "workers": "by workers",
     "recovery": "recovery",
 }

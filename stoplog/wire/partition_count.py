@@ -11,8 +11,8 @@ value  JSON, the fields of :class:`PartitionCount` and of :class:`GrowthStep`; r
 ::
 
     {"version": 1, "partitions": 4}
-    {"version": 2, "partitions": 4, "epoch": 1, "to": 16, "draining": true}
-    {"version": 2, "partitions": 16, "first": 4, "copied": [0, 7, 0, 12], "epoch": 1}
+    {"version": 2, "partitions": 4, "epoch": 1, "to": 16, "draining": true, "token": "5d0c61c5"}
+    {"version": 2, "partitions": 16, "first": 4, "copied": [0, 7, 0, 12], "epoch": 1, "token": "5d0c61c5"}
 
 The version is 1 until the number grows for the first time (:mod:`stoplog_worker.growth`), and 2 from then on:
 a program that does not know the steps must not work while one is under way. The other fields are absent
@@ -102,11 +102,14 @@ class GrowthStep(msgspec.Struct, frozen=True, omit_defaults=True):
         to: The number of partitions afterwards, while the step is under way; ``None`` when it is done. Until
             then the number in force is the old one.
         draining: Whether all gateways have stopped to publish, so that workers stop at the end of the log.
+        token: Random text that names the command that wrote the record, so that two commands tell their
+            records apart.
     """
 
     epoch: Annotated[int, msgspec.Meta(ge=0)] = 0
     to: Number | None = None
     draining: bool = False
+    token: str = ""
 
     @property
     def under_way(self) -> bool:

@@ -107,13 +107,16 @@ class Live:
         """Run the command to its end."""
         return stoplog("topics", "grow", *arguments, env=self.env)
 
-    def kill_command(self, number: int, when: Callable[[CountRecord], bool]) -> None:
-        """Run the command, and send it SIGKILL once the record is as *when* expects.
+    @contextmanager
+    def suspend_command(
+        self, number: int, when: Callable[[CountRecord], bool]
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Run the command, and send it SIGSTOP once the record is as *when* expects. Kill it at the end.
 
         It stands still while the record is read, so it cannot go on before the signal.
         """
         command = [sys.executable, "-m", "stoplog_gateway", "topics", "grow", str(number)]
-        with subprocess.Popen(command, env=self.env) as process:
+        with subprocess.Popen(command, env=self.env, stderr=subprocess.PIPE, text=True) as process:
 
             def reached() -> bool:
                 process.send_signal(signal.SIGSTOP)
@@ -125,8 +128,14 @@ class Live:
 
             try:
                 eventually("the step is under way", reached)
+                yield process
             finally:
                 process.send_signal(signal.SIGKILL)
+
+    def kill_command(self, number: int, when: Callable[[CountRecord], bool]) -> None:
+        """Run the command, and send it SIGKILL once the record is as *when* expects."""
+        with self.suspend_command(number, when) as process:
+            pass
         assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
     def partitions(self) -> int:
@@ -237,13 +246,19 @@ def test_killed_command_is_run_again(live: Live) -> None:
 
 
 def test_step_is_aborted(live: Live) -> None:
-    with live.load():
-        live.kill_command(8, lambda record: record.step.draining and live.partitions() == 8)
+    with (
+        live.load(),
+        live.suspend_command(8, lambda record: record.step.draining and live.partitions() == 8) as suspended,
+    ):
         aborted = live.grow("--abort", "--json")
         assert aborted.returncode == 0, aborted.stderr
         assert json.loads(aborted.stdout) == {"aborted": True, "to": 8}
         for gateway in live.system.gateways:
             eventually("checks are answered", partial(answers, gateway))
+        suspended.send_signal(signal.SIGCONT)
+        _, error = suspended.communicate(timeout=PATIENCE_S)
+        assert suspended.returncode == 1, error
+        assert "another `stoplog topics grow` has begun, ended or aborted a step" in error
     record = live.record()
     assert (record.count.partitions, record.step.under_way) == (4, False)
     live.system.wait_ready()

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--json", action="store_true", dest="as_json")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
+            signal.signal(number, signal.default_int_handler)
     try:
         if options.abort:
             return _abort(Settings(), options.as_json)
@@ -43,17 +45,22 @@ def main(arguments: Sequence[str]) -> int:
                 expected = estimate(Settings(), options.number, on_progress)
             else:
                 grown = grow(Settings(), options.number, on_progress)
-    except KeyboardInterrupt:
-        _err.print("stoplog: interrupted; the number of partitions is the old one", style="red")
+    except KeyboardInterrupt as exc:
+        _print_error("interrupted", exc)
         return EXIT_INTERRUPTED
     except (StoplogError, ValidationError, OSError) as exc:
-        _err.print(f"stoplog: {exc}", style="red", markup=False)
+        _print_error(str(exc), exc)
         return EXIT_USAGE if isinstance(exc, InvalidInput | SettingsError | ValidationError) else EXIT_FAILED
     if options.dry_run:
         _print_estimate(expected, options.as_json)
     else:
         _print_grown(grown, options.as_json)
     return 0
+
+
+def _print_error(text: str, exc: BaseException) -> None:
+    """Print *text*, and the notes of *exc*: what has changed."""
+    _err.print(f"stoplog: {'. '.join([text, *getattr(exc, '__notes__', ())])}", style="red", markup=False)
 
 
 def _print_json(found: dict[str, Any]) -> None:

@@ -9,14 +9,7 @@ from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 from typing import Final, NamedTuple, Self
 
-from rich.console import Console
-
-from stoplog.errors import (
-    InvalidInput,
-    StoplogError,
-    TopicError,
-    Unavailable,
-)
+from stoplog.errors import InvalidInput, TopicError, Unavailable
 from stoplog.kafka import clients as kafka
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
@@ -24,10 +17,11 @@ from stoplog.kafka.topic_admin import add_partitions, lanes_of, topic_names
 from stoplog.lanes import DEFAULT_LANE, with_lanes
 from stoplog.topics import CHECKS, UPDATES, load_topics
 from stoplog.wire.format import headers_of
-from stoplog.wire.partition_count import MAX_PARTITIONS, CountRecord, PartitionCount
+from stoplog.wire.partition_count import MAX_PARTITIONS, PartitionCount
 from stoplog_worker.algorithm.state_codec import Marker
 from stoplog_worker.growth.limits import COPIED, LimitsCopy, overwrite_moved, read_updates
 from stoplog_worker.growth.members import Members, names, refuse_old
+from stoplog_worker.growth.owned_record import OwnedRecord, Superseded
 from stoplog_worker.growth.split import FILLER, FIRST_OFFSET, new_partitions
 from stoplog_worker.growth.states import (
     WriteEntry,
@@ -39,7 +33,7 @@ from stoplog_worker.growth.states import (
     write_policies,
     write_states,
 )
-from stoplog_worker.growth.step import Step, Superseded
+from stoplog_worker.growth.step import Outcome, Step
 from stoplog_worker.growth.writer import Writer
 from stoplog_worker.kafka.progress_reader import OnProgress, ProgressReader
 from stoplog_worker.restore.lane_bootstrap import changelogs
@@ -58,8 +52,6 @@ Measured by ``python -m tests.benchmarks.growing``, as is the next one."""
 
 _WRITE_STATE_S: Final = 16e-6
 """Seconds to write a state, and for its new owner to read it."""
-
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Grown(NamedTuple):
@@ -130,25 +122,30 @@ def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
 
     Raises:
         InvalidInput: *number* is not possible.
-        StoplogError: The partitions could not be split. The text states the cause. The number in force is
-            the old one, and the command can be run again.
+        StoplogError: The partitions could not be split. The text states the cause, and a note of the
+            exception what has changed. So does a note of ``KeyboardInterrupt``.
     """
     began = monotonic()
     record = _record(settings.connection, number)
-    before, after = record.count, PartitionCount(number, record.count.first)
+    before = record.last.count
+    after = PartitionCount(number, before.first)
     reader, writer = ProgressReader(settings.connection, on_progress), Writer(settings.connection)
     grown = Grown(before, after, 0, 0, 0, 0.0)
     try:
-        if number != before.partitions:
-            members = Members(reader, on_progress)
+        if number == before.partitions:
+            _tidy_up(reader, writer, after)
+            return grown._replace(seconds=monotonic() - began)
+        members = Members(reader, on_progress)
+        step = Step(record, members, after)
+        with _consequence(step):
             members.watch()
-            step = Step(settings.connection, members, record, after)
             with _Split(settings, reader, writer, before, after) as split:
                 split.read()
                 paused_at = monotonic()
                 with _giving_up(step):
                     step.begin()
                     states, limits = split.run()
+                    step.look_again()
                     split.refuse_new_records()
                     step.finish(split.copied)
             nodes = len(members.poll())
@@ -156,16 +153,21 @@ def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
             pause_s = monotonic() - paused_at if answered else None
             checks = members.checks(step.epoch)
             grown = Grown(before, after, len(split.lanes), states, limits, 0.0, nodes, pause_s, checks)
-        for partition in range(number):
-            overwrite_moved(reader, writer, partition, after)
+            _tidy_up(reader, writer, after)
     finally:
         reader.close()
     return grown._replace(seconds=monotonic() - began)
 
 
-def _record(connection: KafkaConnection, number: int) -> CountRecord:
+def _tidy_up(reader: ProgressReader, writer: Writer, count: PartitionCount) -> None:
+    for partition in range(count.partitions):
+        overwrite_moved(reader, writer, partition, count)
+
+
+def _record(connection: KafkaConnection, number: int) -> OwnedRecord:
     """Return the record of the number of partitions, which can become *number*."""
-    record = PartitionCountReader(connection).read_record()
+    reader = PartitionCountReader(connection)
+    record = reader.read_record()
     if record is None:
         raise TopicError(
             f"{UPDATES} has no record of the number of partitions: start a worker once, or run "
@@ -179,26 +181,34 @@ def _record(connection: KafkaConnection, number: int) -> CountRecord:
             f"run `stoplog topics grow {to}` again, or `stoplog topics grow --abort`",
         )
     check_number(record.count.partitions, number)
-    return record
+    return OwnedRecord(connection, reader, record)
 
 
 @contextmanager
-def _giving_up(step: Step) -> Iterator[None]:
-    """Have the system continue with the old number if the block fails."""
+def _consequence(step: Step) -> Iterator[None]:
+    """Add to an exception what the command has changed."""
     try:
         yield
     except Superseded:
         raise
-    except BaseException:
+    except BaseException as exc:
+        if step.outcome is not Outcome.UNCHANGED or isinstance(exc, KeyboardInterrupt):
+            exc.add_note(step.consequence)
+        raise
+
+
+@contextmanager
+def _giving_up(step: Step) -> Iterator[None]:
+    """Have the system continue with the old number if the block fails before the new one is in force."""
+    try:
+        yield
+    except Superseded:
+        raise
+    except BaseException as exc:
         try:
             step.give_up()
-        except (StoplogError, PermissionError) as exc:
-            _err.print(
-                f"stoplog: gateways and workers still wait, because the old number could not be recorded "
-                f"({exc}): run the command again, or run `stoplog topics grow --abort`",
-                style="red",
-                markup=False,
-            )
+        except (Unavailable, PermissionError) as failed:
+            exc.add_note(f"the old number could not be recorded ({failed})")
         raise
 
 
@@ -224,8 +234,8 @@ class Estimate(NamedTuple):
 
 def estimate(settings: Settings, number: int, on_progress: OnProgress) -> Estimate:
     """Return what :func:`grow` would do. Changes nothing; the arguments and errors are the same."""
-    record = _record(settings.connection, number)
-    before, after = record.count, PartitionCount(number, record.count.first)
+    before = _record(settings.connection, number).last.count
+    after = PartitionCount(number, before.first)
     reader, writer = ProgressReader(settings.connection, on_progress), Writer(settings.connection)
     try:
         members = Members(reader, on_progress)

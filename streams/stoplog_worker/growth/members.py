@@ -128,8 +128,7 @@ class Members:
             passed = monotonic() - began
             if passed > for_s:
                 raise TopicError(
-                    f"{step}: {names(missing)} did not confirm within {for_s:g} s. See the log there. The "
-                    f"number of partitions stays as it was, and the command can be run again"
+                    f"{step}: {names(missing)} did not confirm within {for_s:g} s. See the log there"
                 )
             self._on_progress(step, passed, for_s)
             sleep(_POLL_S)

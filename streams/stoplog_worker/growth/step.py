@@ -13,15 +13,16 @@ partitions are copied once all workers have paused as well.
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Final
 
 import msgspec
 
-from stoplog.errors import TopicError
 from stoplog.kafka.connection import KafkaConnection
-from stoplog.kafka.partition_count import PartitionCountReader, write_partition_count
+from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.wire.partition_count import CountRecord, GrowthStep, PartitionCount
 from stoplog_worker.growth.members import Member, Members, refuse_old
+from stoplog_worker.growth.owned_record import OwnedRecord
 
 GATEWAYS_S: Final = 30.0
 """Seconds until every gateway has paused. It waits for ``deadline_ms``, and until its records are stored."""
@@ -34,39 +35,82 @@ ANSWERS_S: Final = 60.0
 """Seconds to wait at the end until all checks are answered again."""
 
 
-class Superseded(TopicError):
-    """Another command has changed the record meanwhile."""
+class Outcome(Enum):
+    """What a command has changed."""
+
+    UNCHANGED = auto()
+    """Nothing."""
+    WAITING = auto()
+    """Gateways and workers wait."""
+    GIVEN_UP = auto()
+    """The old number is in force, and the system continues."""
+    IN_FORCE = auto()
+    """The new number is in force."""
+    UNKNOWN = auto()
+    """The record cannot be read after an attempt to put the new number in force."""
 
 
 class Step:
     """One step.
 
     Args:
-        connection: How to reach Kafka.
+        record: The record of the number of partitions, with the number before and the step before.
         members: The nodes that are alive.
-        before: The number of partitions before, and the step before.
         after: The number afterwards.
     """
 
-    def __init__(
-        self, connection: KafkaConnection, members: Members, before: CountRecord, after: PartitionCount
-    ) -> None:
-        self._connection = connection
+    def __init__(self, record: OwnedRecord, members: Members, after: PartitionCount) -> None:
+        self._record = record
         self._members = members
-        self._before = before.count
+        self._before = record.last.count
         self._after = after
-        self.epoch = before.step.epoch + 1
+        self.epoch = record.last.step.epoch + 1
+
+    @property
+    def outcome(self) -> Outcome:
+        """What this command has changed until now."""
+        record = self._record
+        if not record.wrote:
+            return Outcome.UNCHANGED
+        if record.unknown is not None and record.unknown.count != self._before:
+            return Outcome.UNKNOWN
+        if record.last.count != self._before:
+            return Outcome.IN_FORCE
+        return Outcome.WAITING if record.last.step.under_way or record.unknown else Outcome.GIVEN_UP
+
+    @property
+    def consequence(self) -> str:
+        """What the outcome means for the operator, for an error."""
+        before, after = self._before.partitions, self._after.partitions
+        return {
+            Outcome.UNCHANGED: "nothing has changed",
+            Outcome.WAITING: (
+                "gateways and workers still wait: run the command again, or run `stoplog topics grow --abort`"
+            ),
+            Outcome.GIVEN_UP: (
+                f"clients are still hashed over {before} partitions, and the system continues. The command "
+                f"can be run again"
+            ),
+            Outcome.IN_FORCE: (
+                f"clients are now hashed over {after} partitions: run the same command again, to tidy up"
+            ),
+            Outcome.UNKNOWN: (
+                f"it is unknown whether {before} or {after} partitions are in force. Once Kafka can be "
+                f"reached, run the same command again: it does what is left to do"
+            ),
+        }[self.outcome]
 
     def begin(self) -> None:
         """Have all members pause, once everything in the log is decided.
 
         Raises:
+            Superseded: Another command has changed the record.
             TopicError: A member does not know the steps, or does not confirm in time.
             Unavailable: The broker does not answer.
         """
         members, epoch = self._members, self.epoch
         refuse_old(members.poll())
-        self._write(self._before, GrowthStep(epoch, self._after.partitions))
+        self._record.replace(self._before, GrowthStep(epoch, self._after.partitions))
         members.wait(
             "waiting for the gateways to pause", lambda one: one.works or self._paused(one), GATEWAYS_S
         )
@@ -77,11 +121,23 @@ class Step:
             return not one.works or (one.offset >= since and growth.epoch == epoch and growth.drained)
 
         members.wait("waiting for the workers to decide what is in the log", drained, WORKERS_S)
-        self._write(self._before, GrowthStep(epoch, self._after.partitions, draining=True))
+        self._record.replace(self._before, GrowthStep(epoch, self._after.partitions, draining=True))
         members.wait("waiting for the workers to pause", self._paused, WORKERS_S)
 
     def _paused(self, one: Member) -> bool:
         return one.growth.epoch == self.epoch and one.growth.paused
+
+    def look_again(self) -> None:
+        """Make sure that every member that is alive has paused, and that this command still owns the step.
+
+        Raises:
+            Superseded: Another command has changed the record.
+            TopicError: A member that is alive has not paused.
+            Unavailable: The broker does not answer.
+        """
+        refuse_old(self._members.poll())
+        self._members.wait("looking once more whether all have paused", self._paused, WORKERS_S)
+        self._record.check()
 
     def finish(self, copied: tuple[int, ...]) -> None:
         """Put the new number in force.
@@ -90,41 +146,40 @@ class Step:
             copied: The ends of the old partitions of ``limit-updates``, up to which updates were copied.
 
         Raises:
-            Superseded: Another command has taken over.
-            TopicError: A member that is alive has not paused.
+            Superseded: Another command has changed the record.
+            Unavailable: The broker does not answer. The new number may be in force.
         """
-        own = CountRecord(self._before, GrowthStep(self.epoch, self._after.partitions, draining=True))
-        if PartitionCountReader(self._connection).read_record() != own:
-            raise Superseded("another `stoplog topics grow` has begun or aborted a step meanwhile")
-        refuse_old(self._members.poll())
-        self._members.wait("looking once more whether all have paused", self._paused, WORKERS_S)
-        self._write(msgspec.structs.replace(self._after, copied=copied), GrowthStep(self.epoch))
+        self._record.replace(msgspec.structs.replace(self._after, copied=copied), GrowthStep(self.epoch))
 
     def wait_for_answers(self) -> bool:
         """Wait until all checks are answered again; return whether they are."""
         return self._members.wait_for_answers(self.epoch, self._after.partitions, ANSWERS_S)
 
     def give_up(self) -> None:
-        """Have the system continue with the old number.
+        """Have the system continue with the old number, if it waits because of this command.
 
         Raises:
+            PermissionError: This program may not write to ``limit-updates``.
+            Superseded: Another command has changed the record.
             Unavailable: The broker does not answer.
         """
-        self._write(self._before, GrowthStep(self.epoch))
-
-    def _write(self, count: PartitionCount, step: GrowthStep) -> None:
-        write_partition_count(self._connection, count, step)
+        if self._record.unknown is not None:
+            self._record.check()
+        if self._record.wrote and self._record.last.count == self._before:
+            self._record.replace(self._before, GrowthStep(self.epoch))
 
 
 def abort(connection: KafkaConnection) -> CountRecord | None:
     """Have the system continue with the old number, if a step is under way; return what was aborted.
 
     Raises:
+        Superseded: Another command has changed the record meanwhile.
         TopicError: The record cannot be decoded.
         Unavailable: The broker does not answer.
     """
-    record = PartitionCountReader(connection).read_record()
+    reader = PartitionCountReader(connection)
+    record = reader.read_record()
     if record is None or not record.step.under_way:
         return None
-    write_partition_count(connection, record.count, GrowthStep(record.step.epoch))
+    OwnedRecord(connection, reader, record).replace(record.count, GrowthStep(record.step.epoch))
     return record

@@ -251,8 +251,8 @@ def test_partition_count_has_golden_bytes_that_no_reader_takes_for_an_update() -
             b'{"version":2,"partitions":4,"epoch":1,"to":16}',
         ),
         (
-            CountRecord(PartitionCount(8, 4), GrowthStep(3, 16, draining=True)),
-            b'{"version":2,"partitions":8,"first":4,"epoch":3,"to":16,"draining":true}',
+            CountRecord(PartitionCount(8, 4), GrowthStep(3, 16, draining=True, token="5d0c61c5")),
+            b'{"version":2,"partitions":8,"first":4,"epoch":3,"to":16,"draining":true,"token":"5d0c61c5"}',
         ),
         (
             CountRecord(PartitionCount(4, 1, (0, 17)), GrowthStep(3)),

@@ -109,7 +109,7 @@ class Worker:
         self.settings = settings
         self._reader = reader
         self._step: GrowthStep = NO_STEP
-        self._drained = self._paused = False
+        self._drained = self._paused = self._stop_requested = False
         self._draining: asyncio.Task[None] | None = None
         self._ending = threading.Event()
         self._metrics_socket = metrics_socket
@@ -183,7 +183,7 @@ class Worker:
     async def run(self) -> int:
         """Work until SIGTERM, SIGINT or a fatal error; return the exit status."""
         for signum in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(signum, self._end, None)
+            self._loop.add_signal_handler(signum, self._request_stop)
         serve_metrics(self.settings, self.metrics.registry, self._metrics_socket)
         self._consumer.start()
         self._restorer.start()
@@ -205,11 +205,13 @@ class Worker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if restarts and self._step.draining:
+        if restarts and self._stop_requested:
+            self._heartbeats.announce_stop()
+        elif restarts and self._step.draining:
             self._paused = True
             self._heartbeats.send()  # nothing is written any more, and a new process takes a second or two
         self._heartbeats.close()
-        if cause is None:
+        if cause is None or (restarts and self._stop_requested):
             _log.info("stopped")
             return 0
         if restarts:
@@ -229,6 +231,11 @@ class Worker:
             self._end(exc)
         else:
             self._end(self.app.crash_reason)
+
+    def _request_stop(self) -> None:
+        """Stop, even if the worker is about to become a new process."""
+        self._stop_requested = True
+        self._end(None)
 
     def _end(self, cause: BaseException | None) -> None:
         if not self._ended.done():

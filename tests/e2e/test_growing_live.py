@@ -121,7 +121,7 @@ class Live:
             def reached() -> bool:
                 process.send_signal(signal.SIGSTOP)
                 found = when(self.record())
-                assert process.poll() is None, "the command has ended before"
+                assert process.poll() is None, f"the command has ended before: {process.communicate()[1]}"
                 if not found:
                     process.send_signal(signal.SIGCONT)
                 return found
@@ -172,6 +172,19 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             system.gateways[0].set_limits(client, f"{LIMIT}/day", f"{LIMIT}/2d")
         yield Live(system, env)
         assert not any(one.lines(level) for one in system.processes for level in (" ERROR ", " CRITICAL "))
+
+
+def test_lane_that_is_behind_without_workers_is_refused_before_the_pause(live: Live) -> None:
+    worker, gateway = live.system.workers[1], live.system.gateways[1]
+    worker.stop()
+    live.spend(gateway, CLIENTS[0])
+    for arguments in (("2", "--dry-run"), ("2",)):
+        refused = live.grow(*arguments)
+        assert refused.returncode == 1, refused.stdout
+        assert "lane b has not decided all of checks[0]" in refused.stderr
+    assert not live.record().step.epoch, "nothing has paused"
+    worker.start()
+    live.system.wait_ready()
 
 
 def test_partitions_grow_under_load(live: Live) -> None:

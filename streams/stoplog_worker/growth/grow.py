@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, NoReturn, Self
 
 from stoplog.errors import InvalidInput, TopicError, Unavailable
 from stoplog.kafka import clients as kafka
@@ -141,6 +141,7 @@ def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
             members.watch()
             with _Split(settings, reader, writer, before, after) as split:
                 split.read()
+                split.refuse_idle_lanes(members.lanes())
                 paused_at = monotonic()
                 with _giving_up(step):
                     step.begin()
@@ -246,6 +247,7 @@ def estimate(settings: Settings, number: int, on_progress: OnProgress) -> Estima
             states = 0
             if number != before.partitions:
                 split.read()
+                split.refuse_idle_lanes(members.lanes())
                 states = split.count_states()
             pause_s = _PAUSE_S + states * _WRITE_STATE_S
             return Estimate(before, after, len(split.lanes), states, [names([one]) for one in live], pause_s)
@@ -343,6 +345,31 @@ class _Split:
                     f"all producers of {topic}, start the workers, and grow again from the first step"
                 )
 
+    def refuse_idle_lanes(self, working: set[str]) -> None:
+        """Refuse to begin if a lane has no worker that could decide what is in the log.
+
+        Args:
+            working: The lanes that have workers.
+
+        Raises:
+            TopicError: A lane is behind, and has no worker; names it.
+        """
+        for number, lanes in self._opened.items():
+            low, end = self._reader.offset_range(CHECKS, number)
+            for lane, opened in zip(self.lanes, lanes, strict=True):
+                marker = opened.store.marker()
+                if lane not in working and low < end and (marker is None or marker.next_offset < end):
+                    self._refuse_behind(lane, number, marker, end)
+
+    def _refuse_behind(self, lane: str, number: int, marker: Marker | None, end: int) -> NoReturn:
+        reached = marker.next_offset if marker is not None else 0
+        name = lane or DEFAULT_LANE
+        raise TopicError(
+            f"lane {name} has not decided all of {CHECKS}[{number}] (it is at {reached} of {end}): start its "
+            f"workers, wait until their metric stoplog_worker_record_lag is 0, stop them with SIGTERM, and "
+            f"run the command again. If there is no lane {name} any more, delete its changelogs"
+        )
+
     def _marker(self, number: int) -> Marker | None:
         """Return the marker of an old partition, whose whole log is decided; ``None`` if there is no log.
 
@@ -358,13 +385,7 @@ class _Split:
         for lane, marker in markers.items():
             reached = marker.next_offset if marker is not None else -1
             if reached < end:
-                name = lane or DEFAULT_LANE
-                raise TopicError(
-                    f"lane {name} has not decided all of {CHECKS}[{number}] (it is at {max(0, reached)} of "
-                    f"{end}): start its workers, wait until their metric stoplog_worker_record_lag is 0, "
-                    f"stop them with SIGTERM, and run the command again. If there is no lane {name} any "
-                    f"more, delete its changelogs"
-                )
+                self._refuse_behind(lane, number, marker, end)
         return markers[""]
 
     def _last_marker(self, lane: str, number: int) -> Marker | None:

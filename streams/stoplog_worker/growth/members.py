@@ -24,6 +24,9 @@ _TAIL: Final = 10_000
 
 _POLL_S: Final = 0.05
 
+_LONG_POLL_S: Final = 1.0
+"""Seconds after which silence is no longer that of the nodes: the broker did not answer meanwhile."""
+
 
 class Member(NamedTuple):
     """A node that is alive.
@@ -100,10 +103,17 @@ class Members:
                 continue
 
     def poll(self) -> list[Member]:
-        """Read the heartbeats that have come; return the nodes that are alive."""
+        """Read the heartbeats that have come; return the nodes that are alive.
+
+        Silence counts only while heartbeats can be read.
+        """
+        began = monotonic()
         _, end = self._reader.offset_range(NODES, 0)
+        heartbeats = list(self._heartbeats(self.next_offset, end))
         now = monotonic()
-        for offset, heartbeat in self._heartbeats(self.next_offset, end):
+        if (passed := now - began) > _LONG_POLL_S:
+            self._last = {id_: one._replace(at=one.at + passed) for id_, one in self._last.items()}
+        for offset, heartbeat in heartbeats:
             self._heard.add(heartbeat.id)
             if heartbeat.stopping:
                 self._last.pop(heartbeat.id, None)
@@ -133,28 +143,38 @@ class Members:
             self._on_progress(step, passed, for_s)
             sleep(_POLL_S)
 
-    def wait_for_answers(self, epoch: int, partitions: int, for_s: float) -> bool:
+    def lanes(self) -> set[str]:
+        """Return the lanes that have a worker."""
+        return {one.heartbeat.lane for one in self.poll() if one.works}
+
+    def wait_for_answers(self, epoch: int, partitions: int, lanes: set[str], for_s: float) -> bool:
         """Wait until all gateways publish again, and the workers of all lanes decide all *partitions*.
 
+        Args:
+            epoch: The step that is over.
+            partitions: The number of partitions.
+            lanes: The lanes that had workers at the beginning.
+            for_s: Seconds to wait at most.
+
         Returns:
-            Whether they do within *for_s* seconds.
+            Whether they do within *for_s* seconds; false at once if there are no *lanes*.
         """
         began = monotonic()
-        while not _answers(self.poll(), epoch, partitions):
+        while lanes and not _answers(self.poll(), epoch, partitions, lanes):
             passed = monotonic() - began
             if passed > for_s:
                 return False
             self._on_progress("the system continues", passed, for_s)
             sleep(_POLL_S)
-        return True
+        return bool(lanes)
 
     def checks(self, epoch: int) -> int:
         """Return how many checks were answered without the store because of the step *epoch*."""
         return sum(one.growth.checks for one in self._last.values() if one.growth.epoch == epoch)
 
 
-def _answers(members: list[Member], epoch: int, partitions: int) -> bool:
-    running: dict[str, set[int]] = {}
+def _answers(members: list[Member], epoch: int, partitions: int, lanes: set[str]) -> bool:
+    running: dict[str, set[int]] = {lane: set() for lane in lanes}
     for one in members:
         if one.growth.epoch != epoch or one.growth.paused:
             return False

@@ -64,6 +64,8 @@ class Step:
         self._members = members
         self._before = record.last.count
         self._after = after
+        self._lanes: set[str] = set()
+        """The lanes that had workers at the beginning."""
         self.epoch = record.last.step.epoch + 1
 
     @property
@@ -110,6 +112,7 @@ class Step:
         """
         members, epoch = self._members, self.epoch
         refuse_old(members.poll())
+        self._lanes = members.lanes()
         self._record.replace(self._before, GrowthStep(epoch, self._after.partitions))
         members.wait(
             "waiting for the gateways to pause", lambda one: one.works or self._paused(one), GATEWAYS_S
@@ -153,7 +156,7 @@ class Step:
 
     def wait_for_answers(self) -> bool:
         """Wait until all checks are answered again; return whether they are."""
-        return self._members.wait_for_answers(self.epoch, self._after.partitions, ANSWERS_S)
+        return self._members.wait_for_answers(self.epoch, self._after.partitions, self._lanes, ANSWERS_S)
 
     def give_up(self) -> None:
         """Have the system continue with the old number, if it waits because of this command.

@@ -127,11 +127,47 @@ def test_system_answers_once_all_lanes_run_all_partitions(now: list[float], node
     nodes.add("g1", growth=GrowthState(3, paused=True, checks=7))
     worker("a", 0, 1)
     worker("b", 0)
-    assert not members.wait_for_answers(3, 2, 1)
+    assert not members.wait_for_answers(3, 2, {"a", "b"}, 1)
     worker("b", 0, 1)
-    assert not members.wait_for_answers(3, 2, 1), "the gateway still pauses"
+    assert not members.wait_for_answers(3, 2, {"a", "b"}, 1), "the gateway still pauses"
     nodes.add("g1", growth=GrowthState(3, checks=8))
-    assert members.wait_for_answers(3, 2, 1)
+    assert members.wait_for_answers(3, 2, {"a", "b"}, 1)
     assert (members.checks(3), members.checks(2)) == (8, 0)
     worker("a", 0, 1, epoch=2)
-    assert not members.wait_for_answers(3, 2, 1)
+    assert not members.wait_for_answers(3, 2, {"a", "b"}, 1)
+
+
+def test_system_without_its_workers_does_not_answer(now: list[float], nodes: Nodes) -> None:
+    members = followed(nodes)
+    nodes.add("g1", growth=GrowthState(3))
+    assert not members.wait_for_answers(3, 2, {""}, 1), "the worker has ended"
+    began = now[0]
+    assert not members.wait_for_answers(3, 2, set(), 1), "there was none"
+    assert now[0] == began
+    partitions = {0: PartitionState("running"), 1: PartitionState("running")}
+    nodes.add("w", role="worker", partitions=partitions, growth=GrowthState(3))
+    assert members.lanes() == {""}
+    assert members.wait_for_answers(3, 2, {""}, 1)
+    assert not members.wait_for_answers(3, 2, {"", "b"}, 1), "lane b has none any more"
+
+
+def test_silence_while_the_broker_does_not_answer_is_not_that_of_the_nodes(
+    now: list[float], nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = followed(nodes)
+    nodes.add("g1")
+    members.poll()
+    now[0] += 6.0
+    offset_range = nodes.offset_range
+
+    def slow(*args: Any) -> tuple[int, int]:
+        now[0] += 30.0
+        return offset_range(*args)
+
+    monkeypatch.setattr(nodes, "offset_range", slow)
+    assert [one.heartbeat.id for one in members.poll()] == ["g1"]
+    monkeypatch.setattr(nodes, "offset_range", offset_range)
+    now[0] += 3.0
+    assert [one.heartbeat.id for one in members.poll()] == ["g1"]
+    now[0] += 1.0
+    assert members.poll() == []

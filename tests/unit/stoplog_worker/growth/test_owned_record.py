@@ -60,6 +60,9 @@ class NoMembers:
     def poll(self) -> list[Any]:
         return []
 
+    def lanes(self) -> set[str]:
+        return set()
+
     def wait(self, *_: Any) -> None:
         pass
 
@@ -135,7 +138,7 @@ def test_commands_with_the_same_number_are_told_apart(log: Log) -> None:
 
 
 def test_record_of_another_command_directly_after_the_write_ends_this_one(log: Log) -> None:
-    other = encode_partition_count(BEFORE, GrowthStep(1, 4, token="other"))
+    other = encode_partition_count(BEFORE, GrowthStep(1, 4, token=log.owned().token))
 
     def overwritten(_: bytes) -> None:
         log.value = other

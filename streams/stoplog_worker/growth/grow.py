@@ -349,7 +349,7 @@ class _Split:
         """Refuse to begin if a lane has no worker that could decide what is in the log.
 
         Args:
-            working: The lanes that have workers.
+            working: The names of the lanes that have workers.
 
         Raises:
             TopicError: A lane is behind, and has no worker; names it.
@@ -358,17 +358,9 @@ class _Split:
             low, end = self._reader.offset_range(CHECKS, number)
             for lane, opened in zip(self.lanes, lanes, strict=True):
                 marker = opened.store.marker()
-                if lane not in working and low < end and (marker is None or marker.next_offset < end):
-                    self._refuse_behind(lane, number, marker, end)
-
-    def _refuse_behind(self, lane: str, number: int, marker: Marker | None, end: int) -> NoReturn:
-        reached = marker.next_offset if marker is not None else 0
-        name = lane or DEFAULT_LANE
-        raise TopicError(
-            f"lane {name} has not decided all of {CHECKS}[{number}] (it is at {reached} of {end}): start its "
-            f"workers, wait until their metric stoplog_worker_record_lag is 0, stop them with SIGTERM, and "
-            f"run the command again. If there is no lane {name} any more, delete its changelogs"
-        )
+                name = lane or DEFAULT_LANE
+                if name not in working and low < end and (marker is None or marker.next_offset < end):
+                    _refuse_behind(name, number, marker, end)
 
     def _marker(self, number: int) -> Marker | None:
         """Return the marker of an old partition, whose whole log is decided; ``None`` if there is no log.
@@ -385,7 +377,7 @@ class _Split:
         for lane, marker in markers.items():
             reached = marker.next_offset if marker is not None else -1
             if reached < end:
-                self._refuse_behind(lane, number, marker, end)
+                _refuse_behind(lane or DEFAULT_LANE, number, marker, end)
         return markers[""]
 
     def _last_marker(self, lane: str, number: int) -> Marker | None:
@@ -475,3 +467,12 @@ class _Split:
                 write_marker(lane.store, lane.write, new, first, applied)
         self._writer.flush()
         return states, limits
+
+
+def _refuse_behind(lane: str, partition: int, marker: Marker | None, end: int) -> NoReturn:
+    reached = marker.next_offset if marker is not None else 0
+    raise TopicError(
+        f"lane {lane} has not decided all of {CHECKS}[{partition}] (it is at {reached} of {end}): start its "
+        f"workers, wait until their metric stoplog_worker_record_lag is 0, stop them with SIGTERM, and run "
+        f"the command again. If there is no lane {lane} any more, delete its changelogs"
+    )

@@ -144,7 +144,7 @@ class Members:
             sleep(_POLL_S)
 
     def lanes(self) -> set[str]:
-        """Return the lanes that have a worker."""
+        """Return the names of the lanes that have a worker."""
         return {one.heartbeat.lane for one in self.poll() if one.works}
 
     def wait_for_answers(self, epoch: int, partitions: int, lanes: set[str], for_s: float) -> bool:

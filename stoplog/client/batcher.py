@@ -21,7 +21,7 @@ from stoplog.client.batch_sender import BatchSender, CheckTransport
 from stoplog.client.circuit_breaker import CLOSED
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
-from stoplog.client.fail_open import NO_HOLDS, OVERLOAD, STOPPING, Deadlines, degraded_answer
+from stoplog.client.fail_open import GROWING, NO_HOLDS, OVERLOAD, STOPPING, Deadlines, degraded_answer
 from stoplog.client.in_flight import InFlight
 from stoplog.client.instrumentation import Instrumentation
 from stoplog.client.lane_divergence import DivergenceDetector
@@ -135,7 +135,7 @@ class Batcher:
             if (answer := self._answer_without_log(check)) is not None:
                 return answer
             metrics.received += 1
-            metrics.uncounted += 1
+            self._count_unpublished()
             return self._degrade(check, self._closed or OVERLOAD, fails_closed, None)
         metrics.received += 1
         future: Future[Outcome] = self._loop.create_future()
@@ -170,7 +170,7 @@ class Batcher:
         metrics.received += reserves
         queue = self._queues[partition_of(check.client, self._partitions)]
         if self._closed or metrics.in_flight >= self._max_in_flight:
-            metrics.uncounted += reserves
+            self._count_unpublished()
             return self._degrade_hold(check, self._closed or OVERLOAD, reserves, fails_closed)
         if not self._leases.grants_holds(queue.index):
             if reserves and queue.enqueue_without_reply(check):
@@ -253,13 +253,18 @@ class Batcher:
         self._metrics.received += 1
         self._metrics.published += 1
         if self._closed:
-            self._metrics.uncounted += 1
+            self._count_unpublished()
             return
         queue = self._queues[partition_of(check.client, self._partitions)]
         if queue.enqueue_without_reply(check):
             self._schedule(queue)
         if self._instrumentation is not None and queue.no_reply is not None:
             self._instrumentation.on_publish_only(queue.no_reply)
+
+    def _count_unpublished(self) -> None:
+        """Count a call that is not published: a check, a settlement, a charge or a refund."""
+        self._metrics.uncounted += 1
+        self._metrics.uncounted_growing += self._closed == GROWING
 
     def _answer_without_log(self, check: Check) -> Answer | None:
         """Return the answer to a check that otherwise fails open, if it is certain."""

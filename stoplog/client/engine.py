@@ -278,6 +278,7 @@ class Engine:
             if self._pausing is None:
                 self.mode.on_growth(self._partitions, describe_growth(self._count, view.step))
                 self.batcher.close(GROWING)
+                self.admin.close(self.mode.why or GROWING)
                 self._pausing = asyncio.create_task(self._pause())
                 self._pausing.add_done_callback(self._on_paused)
             elif self.paused:
@@ -288,8 +289,12 @@ class Engine:
             self._on_other_count(view.recorded)
 
     async def _pause(self) -> None:
-        """Publish what is left, and nothing else. Then confirm it."""
-        await self._finish()
+        """Publish what is left, and nothing else. Then confirm it.
+
+        A plan that was changed in its home partition goes to the others as well, so that all of them agree.
+        """
+        sent = self.admin.wait_until_sent(self._settings.publish_timeout_ms / 1000)
+        await asyncio.gather(sent, self._finish())
         self.transport.pause(self.mode.why or GROWING)
         await asyncio.to_thread(self.transport.flush)
 

@@ -1,4 +1,4 @@
-"""What a limiter does while the number of partitions grows: it publishes nothing, and counts its answers.
+"""What a limiter does while the number of partitions grows: it publishes nothing, and counts the calls.
 
 It outlives the engines: an engine pauses, and the next one continues with the new number. So the heartbeats
 of both report the same step.
@@ -6,7 +6,6 @@ of both report the same step.
 
 from __future__ import annotations
 
-from stoplog.client.fail_open import GROWING
 from stoplog.client.metrics import Metrics
 from stoplog.wire.heartbeats import GrowthState
 from stoplog.wire.partition_count import GrowthStep
@@ -16,7 +15,7 @@ class GrowthPause:
     """The pause of one limiter.
 
     Args:
-        metrics: Counts the checks that are answered without the store.
+        metrics: Counts the calls that are not published.
 
     Attributes:
         step: The last step that is known.
@@ -35,7 +34,7 @@ class GrowthPause:
         A further attempt of a step that was interrupted continues the same pause.
         """
         if not self.step.under_way:
-            self._before = self._answers()
+            self._before = self._metrics.uncounted_growing
         self.step = step
 
     def end(self, step: GrowthStep) -> None:
@@ -44,8 +43,5 @@ class GrowthPause:
 
     def state(self) -> GrowthState:
         """Return the state to announce in heartbeats."""
-        checks = self._answers() - self._before if self.step.epoch else 0
+        checks = self._metrics.uncounted_growing - self._before if self.step.epoch else 0
         return GrowthState(self.step.epoch, self.paused, checks=checks)
-
-    def _answers(self) -> int:
-        return self._metrics.degraded[GROWING] + self._metrics.failed_closed[GROWING]

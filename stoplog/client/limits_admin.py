@@ -17,7 +17,7 @@ import itertools
 import re
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import msgspec
@@ -151,6 +151,12 @@ class LimitsAdmin:
         self._timeout_s = timeout_s
         self._numbers = itertools.count(1)
         self._unconfirmed: dict[str, _Unconfirmed] = {}
+        self._closed: str | None = None
+        """Why no update is published any more; ``None`` if updates are."""
+        self._at_home: set[str] = set()
+        """The updates whose record at home is not confirmed, so no other partition has them."""
+        self._sent = asyncio.Event()
+        self._sent.set()
         # One thread: a scan continues if its caller is canceled, and the next scan waits for it.
         self._thread = ThreadPoolExecutor(1, "stoplog-limits")
         self._reading = 0
@@ -165,9 +171,11 @@ class LimitsAdmin:
 
         Raises:
             InvalidInput: The key is invalid.
-            Unavailable: The update could not be published, or not to all partitions.
+            Unavailable: The update could not be published, or not to all partitions; or updates are closed.
         """
         _check_key(key)
+        if self._closed is not None:
+            raise Unavailable(self._closed)
         home, *others = self._partitions_of(key)
         id_ = f"{self._prefix}{next(self._numbers)}"
         update = _Unconfirmed({home, *others}, asyncio.get_running_loop().create_future())
@@ -185,15 +193,37 @@ class LimitsAdmin:
                     self._updates.send_update(partition, raw_key, value, id_, update.published, source, order)
                 except Unavailable as exc:
                     update.published(str(exc), order)
+            self._note_sent(id_)
 
+        self._at_home.add(id_)
+        self._sent.clear()
         try:
-            self._updates.send_update(home, raw_key, value, id_, published, source)
+            try:
+                self._updates.send_update(home, raw_key, value, id_, published, source)
+            except Unavailable:
+                self._note_sent(id_)
+                raise
             async with asyncio.timeout(self._timeout_s):
                 return await update.future
         except TimeoutError:
             return NOT_CONFIRMED
         finally:
             del self._unconfirmed[id_]
+
+    def _note_sent(self, id_: str) -> None:
+        self._at_home.discard(id_)
+        if not self._at_home:
+            self._sent.set()
+
+    def close(self, why: str) -> None:
+        """Refuse all further updates, with the reason *why*."""
+        self._closed = why
+
+    async def wait_until_sent(self, timeout_s: float) -> None:
+        """Wait at most *timeout_s* seconds until the updates that have begun are sent to all partitions."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._sent.wait()
 
     def on_replies(self, replies: list[UpdateReply]) -> None:
         """Take confirmations of workers. Late ones are dropped."""

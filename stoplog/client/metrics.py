@@ -129,6 +129,8 @@ class Metrics(Collector):
         self.reservations = dict.fromkeys(("granted", "denied", "degraded"), 0)
         self.settlements = dict.fromkeys(SETTLEMENTS, 0)
         self.second_replies = dict.fromkeys(("same", "different", "unknown"), 0)
+        self.uncounted_growing = 0
+        """Those of ``uncounted`` that were not published because the number of partitions grows."""
         self.uncounted = self.late = self.publish_failures = self.divergence = 0
         self.deny_hits = self.deny_stores = self.deny_entries = self.deny_unlogged = 0
         self.leases = self.lease_hits = self.lease_granted = self.lease_used = 0

@@ -56,8 +56,8 @@ class GrowthState(msgspec.Struct, frozen=True):
         epoch: The step (:class:`stoplog.wire.partition_count.GrowthStep`) that the node knows of; 0 for none.
         paused: Whether the node has stopped: a gateway publishes nothing, a worker has no partitions.
         drained: Whether a worker has decided everything in the log.
-        checks: Checks that a gateway has answered without the store because of this step. They are not
-            counted against any client.
+        checks: Checks, settlements, charges and refunds that a gateway has not published because of this
+            step. They are not counted against any client.
     """
 
     epoch: int = 0

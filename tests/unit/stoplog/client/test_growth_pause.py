@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -62,9 +63,13 @@ async def test_check_during_the_pause_is_answered_without_the_store(kafka: type[
             await limiter.set_limits(UpdateKey("client", "alice"), None)
         await asyncio.sleep(0)
         assert len(log.checks) == asked, "nothing is published"
-        assert limiter.metrics.uncounted == 4
+        limiter.ask_charge(Check("alice"))
+        limiter.ask_refund(Check("alice"))
+        limiter._engine._publish_heartbeat()
+        assert log.heartbeats[-1].growth == GrowthState(1, paused=True, checks=7), "every call is reported"
+        assert limiter.metrics.uncounted == 7
         status = limiter.status()
-        assert (status.mode, status.uncounted, status.let_through) == ("degraded", 4, 2)
+        assert (status.mode, status.uncounted, status.let_through) == ("degraded", 7, 2)
         assert not (await limiter.ready()).ready
 
 
@@ -158,3 +163,52 @@ async def test_limiter_that_stops_during_the_pause_announces_it(kafka: type[Kafk
         await until_ready(limiter)
         await pause(limiter, log)
     assert log.heartbeats[-1].stopping
+
+
+async def test_plan_whose_change_has_begun_is_changed_in_all_partitions(
+    kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_limiter() as (limiter, log):
+        await until_ready(limiter)
+        plan = UpdateKey("plan", "gold")
+        sent, delivered = log.send_update, asyncio.Event()
+
+        def slow(
+            partition: int,
+            key: bytes,
+            value: bytes | None,
+            id_: str,
+            done: Any,
+            source: Any,
+            order: Any = None,
+        ) -> None:
+            """Publish a record whose delivery is confirmed later."""
+
+            async def confirm(*reported: Any) -> None:
+                await delivered.wait()
+                done(*reported)
+
+            sent(
+                partition,
+                key,
+                value,
+                id_,
+                lambda *args: tasks.append(asyncio.ensure_future(confirm(*args))),
+                source,
+            )
+
+        tasks: list[asyncio.Future[None]] = []
+        monkeypatch.setattr(log, "send_update", slow)
+        change = asyncio.create_task(limiter.set_limits(plan, None))
+        await until(lambda: bool(tasks))
+        assert sum(bool(updates) for updates in log.updates) == 1, "only its home has it"
+        limiter._engine.on_broker_view(GROWS)
+        with pytest.raises(Unavailable, match="the number of partitions grows from 4 to 8"):
+            await limiter.set_limits(UpdateKey("plan", "silver"), None)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not any(one.growth == GrowthState(1, paused=True) for one in log.heartbeats)
+        delivered.set()
+        assert (await change).applied
+        assert [len(updates) for updates in log.updates] == [1] * PARTITIONS
+        await until(lambda: log.heartbeats[-1].growth == GrowthState(1, paused=True))

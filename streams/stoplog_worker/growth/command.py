@@ -131,11 +131,11 @@ def _print_grown(grown: Grown, as_json: bool) -> None:
     elif grown.pause_s is None:
         text += (
             "The gateways and workers do not all answer yet: see `stoplog status` and their logs. Until now, "
-            f"{grown.checks:,} checks were answered without the store, and are not counted"
+            f"{grown.checks:,} checks, settlements, charges and refunds are not counted"
         )
     else:
         text += (
-            f"The pause lasted {grown.pause_s:.1f} s: {grown.checks:,} checks were answered without the "
-            f"store, and are not counted"
+            f"The pause lasted {grown.pause_s:.1f} s: {grown.checks:,} checks, settlements, charges "
+            f"and refunds are not counted"
         )
     _out.print(text)

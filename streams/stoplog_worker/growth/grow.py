@@ -67,7 +67,7 @@ class Grown(NamedTuple):
         nodes: How many gateways and workers ran.
         pause_s: Seconds from the beginning of the pause until all of them answered checks again. ``None`` if
             they did not within a minute.
-        checks: Checks that were answered without the store, and are not counted, as the gateways report.
+        checks: Checks, settlements, charges and refunds that are not counted, as the gateways report.
     """
 
     before: PartitionCount

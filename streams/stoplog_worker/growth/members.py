@@ -169,7 +169,7 @@ class Members:
         return bool(lanes)
 
     def checks(self, epoch: int) -> int:
-        """Return how many checks were answered without the store because of the step *epoch*."""
+        """Return how many calls the gateways have not published because of the step *epoch*."""
         return sum(one.growth.checks for one in self._last.values() if one.growth.epoch == epoch)
 
 

@@ -157,6 +157,8 @@ def decode_partition_count(value: bytes) -> CountRecord:
         raise UndecodableRecord(
             f"not a number of partitions: {count.partitions} is no multiple of the first, {count.first}"
         )
+    if version == STEPS_VERSION and not step.epoch:
+        raise UndecodableRecord("not a step of growing: its epoch is missing or 0")
     if step.to is not None and step.to % count.partitions:
         raise UndecodableRecord(
             f"not a step of growing: {step.to} is no multiple of {count.partitions} partitions"

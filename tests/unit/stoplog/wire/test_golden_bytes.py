@@ -270,6 +270,7 @@ def test_step_of_growing_has_golden_bytes(record: CountRecord, golden: bytes) ->
     [
         (b'{"version":3,"partitions":4}', "format version 3 is not known here; upgrade this program"),
         (b'{"version":2,"partitions":4,"epoch":1,"to":6}', "6 is no multiple of 4"),
+        (b'{"version":2,"partitions":4,"to":8}', "its epoch is missing or 0"),
         (b'{"version":2,"partitions":6,"first":4,"epoch":1}', "6 is no multiple of the first, 4"),
         (b'{"version":2,"partitions":4,"epoch":-1}', "not a number of partitions"),
     ],

@@ -655,8 +655,10 @@ class LeaseCache:
             version: Its offset.
         """
         client = self._proofs.on_update(partition, update, version)
-        rows = self._rows.values() if client is None else self._rows_of(client)
+        rows = tuple(self._rows.values() if client is None else self._rows_of(client))
         self._end_leases(row for row in rows if self._table.partition[row] == partition)
+        for row in rows:
+            self._table.forget_refusals(row)
 
     def _rows_of(self, client: str) -> Iterator[int]:
         keys: list[Key] = [client, *((client, one) for one in self._resources.get(client, ()))]

@@ -225,6 +225,12 @@ class LeaseTable:
         """Set the rate of the client of *row*, which was measured *now*."""
         (self.checks[row], self.units[row]), self.rated_at[row] = rate, now
 
+    def forget_refusals(self, row: int) -> None:
+        """Let the client of *row* ask at once: its limits may have changed since the log refused a lease."""
+        if self.refusals[row] or self.not_generous[row]:
+            self.refusals[row] = self.not_generous[row] = 0
+            self.retry_at[row] = 0.0
+
     # --- the lease in use -----------------------------------------------------------------------
 
     def accept(

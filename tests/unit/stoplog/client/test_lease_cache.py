@@ -299,6 +299,16 @@ def test_lease_is_used_only_with_proof() -> None:
     assert bench.hit()
 
 
+def test_update_ends_the_wait_after_a_refusal() -> None:
+    for update, asks in ((UpdateKey("client", "bob"), False), (UpdateKey("client", "alice"), True)):
+        bench = Bench()
+        bench.ask()
+        bench.reply(None)
+        assert bench.send(ALICE) == []
+        bench.cache.on_update(0, update, 5)
+        assert (bench.send(ALICE) != []) is asks
+
+
 @pytest.mark.parametrize(
     ("update", "hits"),
     [

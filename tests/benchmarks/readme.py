@@ -28,7 +28,6 @@ SHORT_ROWS: Final = {
     "leases-zipf-128": "**Stoplog**, HTTP, Zipf(1.0), leases on",
     "ratelimit-zipf-128": "envoyproxy/ratelimit with Redis, HTTP, Zipf(1.0)",
     "http-128": "**Stoplog**, HTTP, uniform, leases off",
-    "limits-128": "limits 5.8 with FastAPI and Redis, HTTP",
     "ratelimit-128": "envoyproxy/ratelimit with Redis, HTTP",
     "throttlecrab-128": "throttlecrab (Rust, in memory, not durable), HTTP",
     "sdk-512": "**Stoplog**, Python SDK",

@@ -65,6 +65,14 @@ def _log_rejected(metrics: Metrics, why: str) -> None:
         )
 
 
+def _why_undecided(refusal: str | None, metrics: Metrics) -> str:
+    """Return the reason of a check that a worker did not decide, and log its *refusal* if there is one."""
+    if refusal is None:
+        return REPLAYED
+    _log_rejected(metrics, refusal)
+    return REJECTED_BATCH
+
+
 class PendingBatch:
     """Checks of one partition, in the order in which they were asked.
 
@@ -191,9 +199,7 @@ class PendingBatch:
                     rejections.add(check.client)
                     outcome = from_decision(decision)
             else:
-                reason = REPLAYED if decision is None else REJECTED_BATCH
-                if decision is not None:
-                    _log_rejected(metrics, decision)
+                reason = _why_undecided(decision, metrics)
                 fails_closed = future in self._fail_closed
                 outcome = degraded_answer(reason, fails_closed)
                 metrics.count_degraded(reason, fails_closed)
@@ -216,12 +222,8 @@ class PendingBatch:
                 metrics.allowed += reserves
                 outcome = from_held_decision(decision)
             else:
-                reason = NO_HOLDS  # the reply has no fields about holds if the batch was sent without them
-                if decision is None:
-                    reason = REPLAYED
-                elif isinstance(decision, str):
-                    _log_rejected(metrics, decision)
-                    reason = REJECTED_BATCH
+                # The reply has no fields about holds if the batch was sent without them.
+                reason = NO_HOLDS if isinstance(decision, Decision) else _why_undecided(decision, metrics)
                 outcome = self._degraded_hold(future, reason, reserves, metrics)
             if not future.done():
                 future.set_result(outcome)

@@ -74,6 +74,15 @@ class Bench:
         self.cache.learn(0, self.sent, reply, self.now if sent_at is None else sent_at)
         self.sent = []
 
+    def ask_for_renewal(self) -> tuple[Ask, Ask]:
+        """Use most permits of a lease and send the ask for the next one; return both asks."""
+        first = self.lease(16)
+        for _ in range(12):
+            self.hit()
+        second = self.send(ALICE)[0].ask
+        assert second is not None
+        return first, second
+
     def ask(self, check: Check = ALICE, *, per_s: float = 20.0) -> Ask:
         """Have *check* sent at a steady pace until an ask goes with it; return the ask.
 
@@ -571,11 +580,7 @@ def test_plain_check_leaves_what_a_reservation_gives_back() -> None:
 
 def test_reservation_gives_back_a_lease_whose_settlement_waits_for_the_timer() -> None:
     bench = Bench()
-    first = bench.lease(16)
-    for _ in range(12):
-        bench.hit()
-    second = bench.send(ALICE)[0].ask
-    assert second is not None
+    first, second = bench.ask_for_renewal()
     assert bench.hit()
     bench.reply(Grant(20, TTL_MS))
     assert bench.cache.give_back(ALICE)
@@ -623,11 +628,7 @@ def test_settlement_is_repeated_with_asks_until_a_reply_or_the_end_of_the_lease(
 
 def test_settlements_of_several_leases_are_repeated_until_a_reply() -> None:
     bench = Bench()
-    first = bench.lease(16)
-    for _ in range(12):
-        bench.hit()
-    second = bench.send(ALICE)[0].ask
-    assert second is not None
+    first, second = bench.ask_for_renewal()
     bench.reply(Grant(20, TTL_MS))
     both = {Settlement(first.id, 0), Settlement(second.id, 0)}
     [row] = bench.send(Check("alice", 30))

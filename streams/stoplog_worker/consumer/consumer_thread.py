@@ -81,7 +81,7 @@ _OVER_BUDGET_S: Final = 0.05
 _REPORT_S: Final = 1.0
 """Seconds between two measurements of the lag, and between two commits."""
 _END_S: Final = 2.0
-"""Seconds to wait for the end of a partition. It is asked for while the number of partitions grows."""
+"""Seconds to wait for the broker's answer about the end of a partition, while their number grows."""
 UNWRITTEN_S: Final = 30.0
 """Seconds after which partitions that may not be written are dropped: their dirty state grows meanwhile."""
 
@@ -434,7 +434,7 @@ class ConsumerThread(threading.Thread):
             drained &= partition.gate.rest(now)
             try:
                 ends = [self._end(topic, partition.number) for topic in (CHECKS, UPDATES)]
-            except KafkaException:  # it is asked again
+            except KafkaException:  # the worker soon looks again
                 return False
             drained &= partition.drained(*ends)
         return drained

@@ -126,7 +126,7 @@ class Members:
         """Wait until *condition* holds for every node that is alive.
 
         Args:
-            step: What is waited for, for the progress and the error.
+            step: Names this wait in the progress and the error.
             condition: Returns whether a node has done it.
             for_s: Seconds after which to give up.
 

@@ -16,6 +16,7 @@ def row(fault: str = "some fault", *, moved_s: float = 1.0, per_s: float = 640, 
 def rows(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     rows: list[Row] = []
     monkeypatch.setattr(report, "ROWS", rows)
+    monkeypatch.setattr(report, "_judging", True)
     return rows
 
 
@@ -30,6 +31,14 @@ def test_machine_is_fast_if_its_control_is(rows: list[Row], per_s: float, p99_ms
     rows += [row(CONTROL, per_s=per_s, p99_ms=p99_ms), row(p99_ms=1_000)]
     assert report.machine_is_fast() is fast
     assert ("not judged" in report.table()) is not fast
+
+
+def test_run_that_only_reports_judges_no_seconds(rows: list[Row]) -> None:
+    rows.append(row(CONTROL, per_s=640, p99_ms=50))
+    assert report.machine_is_fast()
+    report.report_only()
+    assert not report.machine_is_fast()
+    assert "reported and not judged" in report.table()
 
 
 def test_row_far_above_its_target_fails() -> None:

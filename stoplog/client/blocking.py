@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
+import atexit
+import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from time import monotonic
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
+from weakref import WeakMethod
 
 from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Readiness, Status
-from stoplog.client.fail_open import OnUnavailable
+from stoplog.client.fail_open import INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
+from stoplog.client.green_threads import refuse_green_threads
 from stoplog.client.held import Held, OnError
-from stoplog.client.limiter import Limiter
+from stoplog.client.limiter import SLICE, Limiter
+from stoplog.client.limiter_thread import LimiterThread
 from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.limits_history import HistoryPage
 from stoplog.client.reservations import DEFAULT_TTL_MS, Reservation, Settled
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejected
 from stoplog.client.traffic import Traffic
+from stoplog.forks import call_after_fork, leak
+from stoplog.log_throttle import LogThrottle
 from stoplog.policy import Policy
 from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.replies import LookupReply
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+_STOP_S: Final = 10.0
+"""Longest time to stop, beside the deadline and the publish timeout."""
+
+_LOG_PAUSE_S: Final = 60.0
+"""Seconds between two log lines about a thread that does not answer."""
 
 
 class BlockingLimiter:
@@ -40,6 +55,10 @@ class BlockingLimiter:
 
     Simultaneous checks of several threads share batches, so a process needs only one.
 
+    A call never waits longer for the store than the deadline and the publish timeout together, even if the
+    thread is broken. In a process that was forked, a limiter that ran in the parent starts anew at its first
+    call, as a node of its own.
+
     Args:
         kafka: Bootstrap servers (``host:port``, comma separated), or all settings.
         fields: Settings by name, besides bootstrap servers. See :class:`~stoplog.client.limiter.Limiter`.
@@ -51,31 +70,60 @@ class BlockingLimiter:
 
     def __init__(self, kafka: str | Settings, **fields: Any) -> None:
         self._limiter = Limiter(kafka, **fields)
-        self._thread = threading.Thread(target=self._run, name="stoplog-limiter", daemon=True)
-        self._started: Future[asyncio.AbstractEventLoop] = Future()
-        self._stopping = asyncio.Event()
-        self._submitting = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self._thread: LimiterThread | None = None
+        self._starts_itself = False
+        self._throttle = LogThrottle(_LOG_PAUSE_S, monotonic)
+        call_after_fork(self)
 
     def __enter__(self) -> Self:
-        """Start; possible once. Without a broker the limiter starts as well, and checks fail open.
+        """Start. Without a broker the limiter starts as well, and checks fail open.
 
         Raises:
+            RuntimeError: The limiter is running.
+            SettingsError: gevent or eventlet has replaced the threads of this process.
             TopicError: The broker's topics contradict topics.yaml.
         """
-        self._thread.start()
-        self._loop = self._started.result()
+        refuse_green_threads()
+        with self._lock:
+            if self._thread is not None:
+                raise RuntimeError("the limiter is running already: start it once, and share it")
+            thread = LimiterThread(self._limiter, enters=True)
+            thread.wait_until_started()
+            self._thread = thread
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop, once every waiting thread has its answer."""
-        with self._submitting:  # no call is submitted after the stop, and earlier ones run before it
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._stopping.set)
-            self._loop = None
-        self._thread.join()
+        self.stop()
+
+    def start_on_first_use(self) -> None:
+        """Have the first call start the limiter. It stops with the process, or with :meth:`stop`.
+
+        Raises:
+            SettingsError: gevent or eventlet has replaced the threads of this process.
+        """
+        refuse_green_threads()
+        self._starts_itself = True
+        self._limiter.start_on_first_use()
+
+    def stop(self) -> None:
+        """Stop, once every waiting thread has its answer. Do nothing if the limiter does not run."""
+        with self._lock:  # no call is submitted after the stop, and earlier ones run before it
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                thread.stop(self._limiter.patience_s + _STOP_S)
+
+    def after_fork(self) -> None:
+        """Become a limiter of this process, which was forked. If it ran in the parent, it starts itself."""
+        self._lock = threading.Lock()
+        if self._thread is not None:
+            leak(self._thread)
+            self._thread = None
+            self._starts_itself = True
+            self._limiter.start_on_first_use()
 
     def check(
         self,
@@ -93,9 +141,9 @@ class BlockingLimiter:
         Raises:
             InvalidInput: An id, the cost or *on_unavailable* is invalid. Nothing was published.
         """
-        return self._wait(
-            self._limiter.check(client, cost, plan=plan, resource=resource, on_unavailable=on_unavailable)
-        )
+        call = self._limiter.check(client, cost, plan=plan, resource=resource, on_unavailable=on_unavailable)
+        answer = self._answer(call)
+        return self._no_answer(on_unavailable) if answer is None else answer
 
     def check_many(
         self, checks: Sequence[Check], *, on_unavailable: OnUnavailable | Sequence[OnUnavailable] = "allow"
@@ -108,7 +156,12 @@ class BlockingLimiter:
             InvalidInput: An id, a cost or *on_unavailable* is invalid; the field is named like
                 ``checks[3].client_id``. Nothing was published.
         """
-        return self._wait(self._limiter.check_many(checks, on_unavailable=on_unavailable))
+        call = self._limiter.check_many(checks, on_unavailable=on_unavailable)
+        answers = self._answer(call, 1 + len(checks) // SLICE)
+        if answers is not None:
+            return answers
+        each = [on_unavailable] * len(checks) if isinstance(on_unavailable, str) else on_unavailable
+        return [self._no_answer(one) for one in each]
 
     def publish(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> None:
         """Charge *cost* to *client* without waiting for an answer.
@@ -116,7 +169,7 @@ class BlockingLimiter:
         Raises:
             InvalidInput: An id or the cost is invalid.
         """
-        self._wait(self._limiter.publish(client, cost, plan=plan, resource=resource))
+        self._answer(self._limiter.publish(client, cost, plan=plan, resource=resource))
 
     def peek(self, client: str, *, plan: str = "", resource: str = "") -> Answer:
         """Return what a check of *client* would leave, without spending anything.
@@ -124,7 +177,7 @@ class BlockingLimiter:
         Raises:
             InvalidInput: An id is invalid.
         """
-        return self._wait(self._limiter.peek(client, plan=plan, resource=resource))
+        return self.check(client, 0, plan=plan, resource=resource)
 
     @contextmanager
     def reserve(
@@ -240,37 +293,52 @@ class BlockingLimiter:
         """Return whether the store answers checks of at least one partition, and if not, why."""
         return self._wait(self._limiter.ready())
 
-    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        with self._submitting:
-            if self._loop is None:
-                call.close()
-                raise RuntimeError(
-                    "the limiter is not running: use it within `with BlockingLimiter(...) as limiter:`"
-                )
-            answer = asyncio.run_coroutine_threadsafe(call, self._loop)
-        return answer.result()
+    # --- calls in the limiter's thread ----------------------------------------------------------
 
-    # --- in the limiter's own thread ----------------------------------------------------------
+    def _running(self) -> LimiterThread:
+        """Return the thread, which runs. The caller holds the lock."""
+        if self._thread is None and self._starts_itself:
+            refuse_green_threads()
+            thread = LimiterThread(self._limiter, enters=False)
+            thread.wait_until_started()
+            atexit.register(_stop_at_exit, WeakMethod(self.stop))
+            self._thread = thread
+        if self._thread is None:
+            raise RuntimeError(
+                "the limiter is not running: use it within `with BlockingLimiter(...) as limiter:`"
+            )
+        return self._thread
 
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-            runner.run(self._serve())
-
-    async def _serve(self) -> None:
+    def _submit(self, call: Coroutine[Any, Any, T]) -> tuple[LimiterThread, Future[T]]:
         try:
-            async with self._limiter:
-                self._started.set_result(asyncio.get_running_loop())
-                await self._stopping.wait()
-        except BaseException as exc:
-            if self._started.done():
-                raise
-            self._started.set_exception(exc)
+            with self._lock:
+                thread = self._running()
+                return thread, thread.call(call)
+        except BaseException:
+            call.close()
+            raise
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        """Return the result of *call*, which has a bound of its own."""
+        thread, future = self._submit(call)
+        return thread.wait(future)
+
+    def _answer(self, call: Coroutine[Any, Any, T], times: int = 1) -> T | None:
+        """Return the result of *call*, or ``None`` after *times* the time in which the store must answer."""
+        thread, future = self._submit(call)
+        try:
+            return thread.wait(future, times * self._limiter.patience_s)
+        except TimeoutError:
+            if (suppressed := self._throttle.admit()) is not None:
+                log.error("the limiter's thread does not answer, which is a bug%s", suppressed)
+            return None
+
+    def _no_answer(self, on_unavailable: OnUnavailable) -> Answer:
+        closed = fails_closed(on_unavailable)
+        self._limiter.metrics.count_degraded(INTERNAL_ERROR, closed)
+        return degraded_answer(INTERNAL_ERROR, closed)
 
 
-def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return an event loop of uvloop, or of asyncio where uvloop does not exist (Windows, PyPy)."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+def _stop_at_exit(stop: WeakMethod[Callable[[], None]]) -> None:
+    if (found := stop()) is not None:
+        found()

@@ -7,8 +7,9 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
-from asyncio import Future
+from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
@@ -19,6 +20,7 @@ from stoplog.client.batcher import Batcher
 from stoplog.client.cluster_status import STATES, ProcessState, Readiness, Status, count_by_role, merge_status
 from stoplog.client.engine import Engine, NotStarted, OtherPartitionCount, wall_ms
 from stoplog.client.fail_open import OnUnavailable, fails_closed
+from stoplog.client.green_threads import refuse_green_threads
 from stoplog.client.growth_pause import GrowthPause
 from stoplog.client.held import Held, OnError
 from stoplog.client.instrumentation import load_instrumentation
@@ -26,11 +28,13 @@ from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.limits_history import HistoryPage
 from stoplog.client.metrics import Metrics
 from stoplog.client.reservations import DEFAULT_TTL_MS, Reservation, Settled, check_ttl
+from stoplog.client.self_start import SelfStart
 from stoplog.client.settings import Settings, read_settings
 from stoplog.client.top_rejected import Rejected, merge_summaries, ranked
 from stoplog.client.traffic import Traffic, traffic
 from stoplog.client.update_proofs import PROOF_S
 from stoplog.errors import InvalidInput
+from stoplog.forks import call_after_fork, leak
 from stoplog.policy import Policy, check_cost, check_id
 from stoplog.topics import CHECKS, REPLIES, load_topics, required_partitions
 from stoplog.wire.audit import ChangeSource
@@ -82,7 +86,8 @@ class Limiter:
     :mod:`stoplog.client.fail_open` states the rule for checks that the store does not answer in time.
 
     Use a limiter only in the event loop in which it was started. For threads there is
-    :class:`~stoplog.client.blocking.BlockingLimiter`.
+    :class:`~stoplog.client.blocking.BlockingLimiter`. In a process that was forked, a limiter that ran in the
+    parent starts anew at its first use there, as a node of its own.
 
     Args:
         kafka: Bootstrap servers (``host:port``, separated by commas), or all settings.
@@ -101,6 +106,8 @@ class Limiter:
     """
 
     _batcher: Batcher = cast(Batcher, NotStarted())
+    _starts_itself = False
+    """Whether its calls start it if nothing else has."""
 
     def __init__(self, kafka: str | Settings, *, reply_slot: int | None = None, **fields: Any) -> None:
         settings = read_settings(kafka=kafka, **fields) if isinstance(kafka, str) else kafka
@@ -111,13 +118,19 @@ class Limiter:
         self._partitions_in_file = required_partitions(settings.topics, specs)
         self._count = PartitionCount(specs[CHECKS].partitions)
         slot = secrets.randbits(64) if reply_slot is None else reply_slot
-        self._reply_partition = slot % specs[REPLIES].partitions
+        self._reply_partitions = specs[REPLIES].partitions
+        self._reply_partition = slot % self._reply_partitions
         self._instrumentation = load_instrumentation(settings.tracing)
         self._node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
         self._running = False
+        self._loop: AbstractEventLoop | None = None
         self._replacement: asyncio.Task[None] | None = None
         self._growth = GrowthPause(self.metrics)
         self._engine = self._new_engine(None)
+        self._self_start = SelfStart(self, settings.publish_timeout_ms / 1000)
+        self.patience_s: Final = (settings.deadline_ms + settings.publish_timeout_ms) / 1000
+        """Longest time in which a check is answered, whatever is broken."""
+        call_after_fork(self)
         self.metrics.nodes = lambda: count_by_role(self._engine.nodes.alive(time.monotonic()))
         self.metrics.store = lambda: dict.fromkeys(STATES, False) | {self._engine.store_state()[0]: True}
 
@@ -142,13 +155,64 @@ class Limiter:
 
         Raises:
             RuntimeError: The limiter is running.
+            SettingsError: gevent or eventlet has replaced the threads of this process.
             TopicError: The broker's topics contradict topics.yaml.
         """
+        refuse_green_threads()
+        loop = asyncio.get_running_loop()
         if self._running:
-            raise RuntimeError("the limiter is running already: start it once, and share it")
+            if self._loop is loop:
+                raise RuntimeError("the limiter is running already: start it once, and share it")
+            if self._loop is None or not self._loop.is_closed():
+                raise RuntimeError(
+                    "the limiter is running in another event loop: create one for each event loop, or share "
+                    "a BlockingLimiter"
+                )
+            self._abandon()
         await self._start_engine()
-        self._running = True
+        self._running, self._loop = True, loop
         return self
+
+    def start_on_first_use(self) -> None:
+        """Have calls start the limiter if nothing else has, and wait for it up to the publish timeout.
+
+        Such a limiter stops at the end of its event loop.
+        """
+        self._starts_itself = True
+
+    async def _batcher_here(self) -> Batcher:
+        """Return the batcher for a call in this event loop. Start the limiter if it must start itself.
+
+        A batcher that has not started yet degrades all checks.
+        """
+        if not self._starts_itself or self._loop is asyncio.get_running_loop():
+            return self._batcher
+        return self._batcher if await self._self_start.wait() else self._engine.batcher
+
+    def _abandon(self) -> None:
+        """Forget the run of an event loop that was closed without stopping the limiter."""
+        threading.Thread(target=self._engine.transport.stop, name="stoplog-abandoned", daemon=True).start()
+        self._forget_run()
+
+    def _forget_run(self) -> None:
+        self._running, self._loop, self._replacement = False, None, None
+        self.__dict__.pop("_batcher", None)
+        self._growth = GrowthPause(self.metrics)
+        self._engine = self._new_engine(None)
+        self._self_start = SelfStart(self, self._settings.publish_timeout_ms / 1000)
+
+    def after_fork(self) -> None:
+        """Become a limiter of this process, which was forked: another node, which is not running.
+
+        If it ran in the parent, its first call starts it.
+        """
+        leak(self._engine)
+        self._settings.forget_connection()
+        name = self._settings.node_id
+        self._node_id = f"{name or socket.gethostname()}-{os.getpid()}"
+        self._reply_partition = secrets.randbelow(self._reply_partitions)
+        self._starts_itself |= self._running
+        self._forget_run()
 
     async def _start_engine(self, paused: Engine | None = None) -> None:
         """Start an engine with the number of partitions in force, and use it from then on."""
@@ -186,7 +250,9 @@ class Limiter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop. Every check that waits gets its answer first."""
-        self._running = False
+        if self._loop is not asyncio.get_running_loop():
+            return  # the block was entered before a fork, and the limiter was not used since
+        self._running, self._loop = False, None
         if self._replacement is not None:
             await self._replacement
         await self._engine.stop()
@@ -217,7 +283,9 @@ class Limiter:
         """
         check = Check(client, cost, plan, resource)
         validate(check)
-        pending = self._batcher.ask(check, fails_closed(on_unavailable))
+        closed = fails_closed(on_unavailable)
+        batcher = await self._batcher_here() if self._starts_itself else self._batcher
+        pending = batcher.ask(check, closed)
         return pending if isinstance(pending, Answer) else answer_of(await pending)
 
     def ask(self, check: Check, fails_closed: bool = False) -> PendingAnswer:
@@ -254,12 +322,14 @@ class Limiter:
                 raise exc.within(f"checks[{index}].") from None
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
+        batcher = await self._batcher_here()
+        ask = self.ask if self._running else batcher.ask
         pending: list[PendingAnswer] = []
         for step in steps_of_list(pending, len(checks)):
             if isinstance(step, slice):
                 if step.start:
                     await asyncio.sleep(0)
-                pending += [self.ask(*asked) for asked in zip(checks[step], closed[step], strict=True)]
+                pending += [ask(*asked) for asked in zip(checks[step], closed[step], strict=True)]
             else:
                 await step
         return [one if isinstance(one, Answer) else answer_of(await one) for one in pending]
@@ -272,7 +342,7 @@ class Limiter:
         """
         check = Check(client, cost, plan, resource)
         validate(check)
-        self._batcher.publish(check)
+        (await self._batcher_here()).publish(check)
 
     async def peek(self, client: str, *, plan: str = "", resource: str = "") -> Answer:
         """Return what a check of *client* would leave, without spending anything.
@@ -355,7 +425,8 @@ class Limiter:
         validate(check)
         check_ttl(ttl_ms)
         closed = fails_closed(on_unavailable)
-        return await self._engine.reservations.open(self._batcher, check, ttl_ms, closed)
+        batcher = await self._batcher_here()
+        return await self._engine.reservations.open(batcher, check, ttl_ms, closed)
 
     async def settle(self, reservation_id: str, used: int) -> Settled:
         """Charge *used* units of a reservation and give back the rest. A repeated call changes nothing.
@@ -370,7 +441,8 @@ class Limiter:
         Raises:
             InvalidInput: An argument is invalid; nothing was published.
         """
-        return await self._engine.reservations.settle(self._batcher, reservation_id, used)
+        batcher = await self._batcher_here()
+        return await self._engine.reservations.settle(batcher, reservation_id, used)
 
     def open_reservation_at_once(self, check: Check, ttl_ms: int, fails_closed: bool = False) -> Reservation:
         """As :meth:`open_reservation`, but degrade it with the reason ``overload``. It is published."""
@@ -409,6 +481,7 @@ class Limiter:
             Unavailable: The client's worker did not answer.
         """
         validate(Check(client, 0, plan, resource))
+        await self._batcher_here()
         return await self._engine.lookup.look_up(client, plan, resource)
 
     async def set_limits(
@@ -439,6 +512,7 @@ class Limiter:
             Busy: Too many other reads of limits wait.
             Unavailable: The broker did not answer.
         """
+        await self._batcher_here()
         return await self._engine.admin.get(key)
 
     async def list_limits(
@@ -456,6 +530,7 @@ class Limiter:
             InvalidInput: *after*, *limit* or *kind* is invalid.
             Unavailable: The broker did not answer.
         """
+        await self._batcher_here()
         return await self._engine.admin.page(after, limit, kind)
 
     async def limits_history(
@@ -473,6 +548,7 @@ class Limiter:
             InvalidInput: An id, *before* or *limit* is invalid.
             Unavailable: The broker did not answer, or there is no topic ``audit``.
         """
+        await self._batcher_here()
         return await self._engine.admin.history(key, before, limit)
 
     async def reset(self, client: str, resource: str = "", *, source: ChangeSource | None = None) -> Applied:
@@ -480,6 +556,7 @@ class Limiter:
         return await self._change(UpdateKey("reset", client, resource), None, source)
 
     async def _change(self, key: UpdateKey, policy: Policy | None, source: ChangeSource | None) -> Applied:
+        await self._batcher_here()
         applied = await self._engine.admin.write(key, policy, source or ChangeSource("sdk", self._node_id))
         if applied.applied:
             # By then every gateway has read the change, or lost the proof by which it denies.

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.lasting_consumer import LastingConsumer
+from stoplog.kafka.native_clients import AdminClient, Producer
 
 _log = logging.getLogger(__name__)
 

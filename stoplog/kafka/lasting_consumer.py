@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from stoplog.errors import Unavailable
+from stoplog.kafka.native_clients import Consumer
 
 _log = logging.getLogger(__name__)
 

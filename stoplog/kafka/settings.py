@@ -168,6 +168,10 @@ class KafkaSettings(BaseSettings):
         """Bootstrap servers of Kafka."""
         return self.kafka or f"127.0.0.1:{self.broker_port}"
 
+    def forget_connection(self) -> None:
+        """Have :attr:`connection` created anew: that of a parent process relies on threads of its own."""
+        self.__dict__.pop("connection", None)
+
     @cached_property
     def connection(self) -> KafkaConnection:
         """The connection that all Kafka clients of this process share."""

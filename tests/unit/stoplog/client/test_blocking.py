@@ -9,6 +9,7 @@ import pytest
 
 from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.cluster_status import Readiness
+from stoplog.client.fail_open import FAIL_OPEN, INTERNAL_ERROR
 from stoplog.client.limiter import Limiter
 from stoplog.client.limits_admin import Applied, StoredLimit
 from stoplog.client.transport.broker_view import BrokerView
@@ -81,7 +82,9 @@ def test_blocking_limiter_has_every_call_of_the_async_limiter() -> None:
     at_once = ("answer_at_once", "open_reservation_at_once", "settle_at_once")
     for name in ("until_failure", "process_state", "ask", "ask_charge", "ask_refund", *at_once):
         del theirs[name]
-    assert calls(BlockingLimiter) == theirs
+    ours = calls(BlockingLimiter)
+    del ours["stop"]
+    assert ours == theirs
 
 
 def test_checks_of_many_threads_are_all_answered(kafka: type[Kafka]) -> None:
@@ -110,7 +113,8 @@ def test_checks_that_wait_at_exit_are_answered(kafka: type[Kafka]) -> None:
             )
             log.loop.call_soon_threadsafe(reply)
         assert answer.result(30).remaining == 4
-    assert not limiter._thread.is_alive()
+    assert limiter._thread is None
+    assert "stoplog-limiter" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_call_outside_the_with_block_raises_runtime_error(kafka: type[Kafka]) -> None:
@@ -118,9 +122,10 @@ def test_call_outside_the_with_block_raises_runtime_error(kafka: type[Kafka]) ->
     for _ in range(2):
         with pytest.raises(RuntimeError, match="use it within `with BlockingLimiter"):
             limiter.check("alice")
-        if limiter._thread.ident is None:
-            with limiter:
-                pass
+        with limiter:
+            assert limiter.check("alice", 2).allowed
+            with pytest.raises(RuntimeError, match="running already"):
+                limiter.__enter__()
 
 
 def test_entering_with_contradicting_topics_raises_topic_error(kafka: type[Kafka]) -> None:
@@ -128,5 +133,48 @@ def test_entering_with_contradicting_topics_raises_topic_error(kafka: type[Kafka
     limiter = blocking()
     with pytest.raises(TopicError, match="8 partitions"):
         limiter.__enter__()
-    limiter._thread.join(30)
-    assert not limiter._thread.is_alive()
+    with pytest.raises(RuntimeError, match="not running"):
+        limiter.check("alice")
+
+
+def test_check_of_a_thread_that_does_not_answer_is_degraded_in_time(kafka: type[Kafka]) -> None:
+    goes_on = threading.Event()
+    with BlockingLimiter("kafka:9092", deadline_ms=50, publish_timeout_ms=100) as limiter:
+        log_of(limiter).loop.call_soon_threadsafe(goes_on.wait)
+        try:
+            for answer in (
+                limiter.check("alice"),
+                limiter.peek("alice"),
+                *limiter.check_many([Check("alice")]),
+            ):
+                assert answer is FAIL_OPEN[INTERNAL_ERROR]
+            closed = limiter.check_many([Check("alice")] * 2, on_unavailable=["allow", "deny"])
+            assert [answer.allowed for answer in closed] == [True, False]
+            limiter.publish("alice")
+        finally:
+            goes_on.set()
+
+
+def test_first_call_starts_a_limiter_that_was_told_so(kafka: type[Kafka]) -> None:
+    limiter = blocking()
+    limiter.start_on_first_use()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: limiter.check("alice", 2), range(20)))
+    assert all(answer.allowed and not answer.degraded for answer in answers)
+    assert [thread.name for thread in threading.enumerate()].count("stoplog-limiter") == 1
+    log = log_of(limiter)
+    limiter.stop()
+    assert log.stopped
+    limiter.stop()
+
+
+def test_after_a_fork_the_first_call_starts_it_again(kafka: type[Kafka]) -> None:
+    with blocking() as limiter:
+        parents = limiter._thread
+        assert parents is not None
+        limiter._limiter.after_fork()
+        limiter.after_fork()
+        assert limiter.check("alice", 2).remaining == 2
+        assert limiter._thread is not parents
+    assert limiter._thread is None
+    parents.stop(30)

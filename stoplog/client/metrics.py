@@ -13,6 +13,8 @@ name                                      type       label    what
 ``stoplog_checks_failed_closed_total``    counter    reason   failed closed: denied without a decision
 ``stoplog_checks_published_total``        counter             published without waiting for an answer
 ``stoplog_checks_uncounted_total``        counter             not published, so counted nowhere; at most
+``stoplog_requests_blocked_total``        counter             refused: their address is blocked
+``stoplog_requests_exempt_total``         counter             allowed uncharged: their address is exempt
 ``stoplog_check_duration_seconds``        histogram           from call to answer, degraded ones included
 ``stoplog_batch_checks``                  histogram           checks in a published batch
 ``stoplog_checks_in_flight``              gauge               checks waiting for a reply
@@ -61,6 +63,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from stoplog.client.fail_open import REASONS
+from stoplog.identity.identity import Verdict
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -135,6 +138,8 @@ class Metrics(Collector):
         self.deny_hits = self.deny_stores = self.deny_entries = self.deny_unlogged = 0
         self.leases = self.lease_hits = self.lease_granted = self.lease_used = 0
         self.lease_returned = self.lease_expired = 0
+        self.blocked = self.exempt = 0
+        """Requests whose address is blocked or exempt. They are no checks."""
         self.undecodable = self.in_flight = self.degraded_partitions = 0
         self.latency = Histogram(LATENCY_S)
         self.batches = Histogram(BATCH_CHECKS)
@@ -159,6 +164,13 @@ class Metrics(Collector):
             self.failed_closed[reason] += checks
         else:
             self.degraded[reason] += checks
+
+    def count_verdict(self, verdict: Verdict) -> None:
+        """Count a request whose address is blocked or exempt."""
+        if verdict is Verdict.BLOCKED:
+            self.blocked += 1
+        else:
+            self.exempt += 1
 
     def render(self) -> bytes:
         """Return the page of ``/metrics``. Its type is :data:`CONTENT_TYPE`."""
@@ -186,6 +198,8 @@ class Metrics(Collector):
             ("stoplog_lease_permits_used", "Permits of leases used", self.lease_used),
             ("stoplog_lease_permits_returned", "Permits of leases given back in time", self.lease_returned),
             ("stoplog_lease_permits_expired", "Permits lost at the end of a lease", self.lease_expired),
+            ("stoplog_requests_blocked", "Requests refused: their address is blocked", self.blocked),
+            ("stoplog_requests_exempt", "Requests not charged: their address is exempt", self.exempt),
             ("stoplog_publish_failures", "Records that could not be published", self.publish_failures),
             (
                 "stoplog_undecodable_records",

@@ -8,6 +8,9 @@ from typing import Any
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from stoplog.errors import SettingsError
+from stoplog.identity.addresses import DEFAULT_IPV6_PREFIX, Networks
+from stoplog.identity.forwarding import TrustedProxies
+from stoplog.identity.identity import Chain
 from stoplog.kafka.settings import KafkaSettings
 from stoplog.topics import DEFAULT_FILE
 from stoplog.wire.holds import MAX_LEASE_MS, MIN_LEASE_MS
@@ -64,11 +67,54 @@ class Settings(KafkaSettings):
         "the change is applied later (HTTP: 202). It must exceed STOPLOG_PUBLISH_TIMEOUT_MS by more than a "
         "second.",
     )
+    trusted_proxies: str = Field(
+        "",
+        description="Networks of the proxies whose X-Forwarded-For, Forwarded and X-Real-IP are believed "
+        "(10.0.0.0/8,192.0.2.1), or the number of proxies in a row. Empty: none. See client-identity.md.",
+    )
+    identify: str = Field(
+        "",
+        description="Chain that names the client where nothing else does: `header:<name>` and, as the last "
+        "one, `address`, such as `header:X-Api-Key,address`. Empty: none.",
+    )
+    ipv6_prefix: int = Field(
+        DEFAULT_IPV6_PREFIX,
+        ge=1,
+        le=128,
+        description="Bits of an IPv6 address that name the client. The addresses of one prefix are one "
+        "client, such as 2001:db8:1:2::/64.",
+    )
+    exempt_addresses: str = Field(
+        "", description="Networks whose requests are allowed and not charged (10.0.0.0/8,2001:db8::/32)."
+    )
+    blocked_addresses: str = Field(
+        "",
+        description="Networks whose requests are refused with 403 and not charged. They come before "
+        "STOPLOG_EXEMPT_ADDRESSES.",
+    )
     tracing: bool = Field(
         False,
         description="Send OpenTelemetry spans. The OTEL_* variables configure the exporter. Needs the extra "
         "`tracing`.",
     )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _names_proxies(cls, value: str) -> str:
+        TrustedProxies.parse(value)
+        return value
+
+    @field_validator("identify")
+    @classmethod
+    def _is_a_chain(cls, value: str) -> str:
+        Chain.parse(value)
+        return value
+
+    @field_validator("exempt_addresses", "blocked_addresses")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        Networks.parse(value)
+        return value
 
     @field_validator("lease_max_ms")
     @classmethod

@@ -32,7 +32,13 @@ class ConstantPath:
         self.known_heads: Final = KnownHeads[tuple[Handler, int]]()
 
     def handler_for(
-        self, method: bytes, target: bytes, length: int, fields: Headers, headers: Headers
+        self,
+        method: bytes,
+        target: bytes,
+        length: int,
+        fields: Headers,
+        headers: Headers,
+        address: str | None,
     ) -> Handler | None:
         """Return the handler of a request with a body."""
         return _respond if length > 0 else None

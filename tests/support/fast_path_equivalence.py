@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import pytest
@@ -19,6 +19,7 @@ from stoplog_gateway.settings import GatewaySettings
 
 import stoplog.client.engine
 from stoplog.client.limiter import Limiter
+from stoplog.identity.identity import Identity
 from tests.support.fake_kafka import Kafka
 from tests.support.protocol_connection import Request, respond_once, respond_to_stream, status_of
 
@@ -29,11 +30,20 @@ def whole_fast_path(
     mapping: DescriptorMapping | None = None,
     *,
     legacy: bool = False,
+    identity: Identity | None = None,
 ) -> FastPath:
     """Return a fast path with all its parts, as a gateway has it."""
     access, mapping = access or AccessControl(), mapping or DescriptorMapping()
     turns = Turns()
-    proxies = Proxies(limiter, access, turns, mapping, client_header="X-Client-Id", legacy_headers=legacy)
+    proxies = Proxies(
+        limiter,
+        access,
+        turns,
+        mapping,
+        client_header="X-Client-Id",
+        identity=identity,
+        legacy_headers=legacy,
+    )
     return FastPath(limiter, access=access, turns=turns, proxies=proxies, legacy_headers=legacy)
 
 
@@ -46,6 +56,8 @@ def compare_with_routes(
     *,
     mapping: DescriptorMapping | None = None,
     legacy: bool,
+    identity: Mapping[str, str] | None = None,
+    examples: int = 250,
 ) -> tuple[set[tuple[str, int]], set[bytes]]:
     """Send arbitrary requests to the routes, alone and with the fast path in front of them.
 
@@ -59,17 +71,22 @@ def compare_with_routes(
         parseable: Requests without a syntax error, which are sent in streams.
         mapping: Mapping of Envoy's descriptors; by default, that of a gateway without a mapping file.
         legacy: Send the ``X-RateLimit-*`` header fields too.
+        identity: Settings of client identity.
+        examples: Number of requests that are sent alone.
 
     Returns:
         The path of each request with the status of its response, and the names of all header fields.
     """
     monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
-    gateway_settings = GatewaySettings(legacy_headers=legacy)
+    gateway_settings = GatewaySettings(legacy_headers=legacy, **(identity or {}))  # type: ignore[arg-type]
     limiter = Limiter(gateway_settings)
     mapping = mapping or DescriptorMapping()
     routes = create_app(gateway_settings, limiter, access)
     routes.state.mapping = mapping
-    fast_path = whole_fast_path(limiter, access, mapping, legacy=legacy)
+    fast_path = whole_fast_path(
+        limiter, access, mapping, legacy=legacy, identity=Identity.of(gateway_settings)
+    )
+    counted = limiter.metrics
     seen = set()
     fields: set[bytes] = set()
 
@@ -78,13 +95,14 @@ def compare_with_routes(
         log: Kafka = limiter._engine.transport  # type: ignore[assignment]
 
         @given(requests)
-        @settings(max_examples=250)
+        @settings(max_examples=examples)
         def compare(request: Request) -> None:
-            log.checks = []
+            log.checks, counted.blocked, counted.exempt = [], 0, 0
             expected = runner.run(respond_once(routes, request))
-            expected_checks, log.checks = log.checks, []
+            outcome = (log.checks, counted.blocked, counted.exempt)
+            log.checks, counted.blocked, counted.exempt = [], 0, 0
             assert runner.run(respond_once(routes, request, fast_path)) == expected
-            assert log.checks == expected_checks, (request, log.checks, expected_checks)
+            assert (log.checks, counted.blocked, counted.exempt) == outcome, (request, outcome, log.checks)
             seen.add((request.path, status_of(expected)))
             fields.update(line.partition(b":")[0] for line in expected.split(b"\r\n"))
 
@@ -93,7 +111,7 @@ def compare_with_routes(
         compare()
 
         @given(st.lists(parseable, min_size=2, max_size=4), st.data())
-        @settings(max_examples=150)
+        @settings(max_examples=examples * 3 // 5)
         def compare_streams(requests: list[Request], data: st.DataObject) -> None:
             stream = b"".join(b"".join(request.data()) for request in requests)
             cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=4).map(sorted))

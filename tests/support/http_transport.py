@@ -9,7 +9,7 @@ class FakeHttpTransport(asyncio.Transport):
     """Keeps what the protocol writes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__({"peername": ("127.0.0.1", 4711)})
         self.written: list[bytes] = []
         self.late: list[bytes] = []
         """Bytes written after the connection had been closed."""

@@ -64,7 +64,7 @@ class Connection:
         **config_args: Any,
     ) -> None:
         config, self.wire = (
-            uvicorn.Config(app, lifespan="off", log_config=None, **config_args),
+            uvicorn.Config(app, lifespan="off", log_config=None, proxy_headers=False, **config_args),
             FakeHttpTransport(),
         )
         config.load()

@@ -23,6 +23,7 @@ from stoplog_gateway.http import openapi, problems
 from stoplog_gateway.http.auth import RequireLocalCallers, require_scope
 from stoplog_gateway.http.bugs import CatchBugs
 from stoplog_gateway.http.middleware import AnswerHead
+from stoplog_gateway.http.proxy_clients import ProxyClients
 from stoplog_gateway.http.routes import (
     authorize,
     check,
@@ -138,6 +139,7 @@ def create_app(
     app.state.limiter = limiter
     app.state.access = access
     app.state.lifecycle = Lifecycle(settings.startup_s)
+    app.state.proxy_clients = ProxyClients.of(settings)
     app.state.mapping = load_mapping(settings.envoy_mapping)
     for router in (*_ROUTERS, console.router, docs.router, envoy_json.router):
         app.include_router(router, dependencies=[Depends(require_scope)])

@@ -105,7 +105,13 @@ class FastPath:
         }
 
     def handler_for(
-        self, method: bytes, target: bytes, length: int, fields: Headers, headers: Headers
+        self,
+        method: bytes,
+        target: bytes,
+        length: int,
+        fields: Headers,
+        headers: Headers,
+        address: str | None,
     ) -> Handler | None:
         """Return the handler of a request, or ``None`` if the request must take the routes.
 
@@ -117,6 +123,7 @@ class FastPath:
                 names in lower case.
             headers: All header fields. A head with a body is remembered without the others, so only the
                 handler of a request without a body may depend on them, or with tracing, which remembers none.
+            address: IP address of the caller, if it is known. As *headers*.
         """
         if length < 0 or (length and not (method == b"POST" and announces_json(fields))):
             return None
@@ -125,7 +132,7 @@ class FastPath:
             if not length or not self._access.permits_check(fields):
                 return None
         elif self._proxies is not None:
-            handler = self._proxies.handler_for(method, target, length, fields, headers)
+            handler = self._proxies.handler_for(method, target, length, fields, headers, address)
         if handler is None or self._tracing is None:
             return handler
         return partial(self._handle_traced, handler, headers)

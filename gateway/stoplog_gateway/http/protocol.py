@@ -357,7 +357,9 @@ class GatewayProtocol(BoundedProtocol):
         self.expires_at = inf
         handler = None
         if self._fast_path is not None and self._is_plain():
-            handler = self._fast_path.handler_for(method, self.url, length, self._fields, self.headers)
+            handler = self._fast_path.handler_for(
+                method, self.url, length, self._fields, self.headers, self._address
+            )
         if handler is not None:
             self.cycle = FastCycle(handler)  # type: ignore[assignment]
         elif (at_once := self._answer_at_once(method)) is not None:
@@ -379,8 +381,11 @@ class GatewayProtocol(BoundedProtocol):
         """Return how to answer a request of the application if this turn has no time for it."""
         if self._turns.admits_request() or self._fast_path is None:
             return None
-        address = self.client[0] if self.client else None
-        return self._fast_path.at_once(method, self.url, self.headers, address)
+        return self._fast_path.at_once(method, self.url, self.headers, self._address)
+
+    @property
+    def _address(self) -> str | None:
+        return self.client[0] if self.client else None
 
     def _start_application(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue

@@ -25,6 +25,7 @@ from stoplog.asgi.responses import Rendered
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
 from stoplog.client.limiter import Limiter
 from stoplog.errors import InvalidInput
+from stoplog.identity.identity import Identity, Verdict
 from stoplog.wire.checks import Check
 from stoplog_gateway.access.control import AccessControl, Refusal, proxy_token
 from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON, is_authorize
@@ -38,10 +39,11 @@ from stoplog_gateway.http.handlers import AtOnce, Handler, SendResponse, without
 from stoplog_gateway.http.known_heads import KnownProxyHeads
 from stoplog_gateway.http.overload import MAX_BODY
 from stoplog_gateway.http.problems import ProblemError, render_error
+from stoplog_gateway.http.proxy_clients import ProxyClients
 from stoplog_gateway.http.proxy_request import ProxyRequest
 from stoplog_gateway.http.request_body import MAX_SLOW_BODY
 from stoplog_gateway.http.request_head import split_target
-from stoplog_gateway.http.routes.authorize import client_in, parse_query, render_authorization
+from stoplog_gateway.http.routes.authorize import parse_query, render_authorization, render_verdict
 from stoplog_gateway.http.turns import Turns
 
 _TARGETS: Final = re.compile(
@@ -59,6 +61,7 @@ class Proxies:
         turns: Shares the event loop between requests.
         mapping: Maps descriptors of Envoy to clients.
         client_header: Header field with the client id.
+        identity: The settings of client identity; by default, those of an empty environment.
         legacy_headers: Send the ``X-RateLimit-*`` header fields too.
     """
 
@@ -70,12 +73,13 @@ class Proxies:
         mapping: DescriptorMapping,
         *,
         client_header: str,
+        identity: Identity | None = None,
         legacy_headers: bool,
     ) -> None:
         self._limiter = limiter
         self._access = access
         self._turns = turns
-        self._client_header = client_header
+        self._clients = ProxyClients(client_header, identity)
         self._client_field = client_header.lower().encode()
         self._legacy_headers = legacy_headers
         self._known_heads = KnownProxyHeads[ProxyRequest](client_header)
@@ -84,7 +88,13 @@ class Proxies:
         self._envoy_calls = EnvoyCalls(limiter, turns, mapping, legacy_headers=legacy_headers)
 
     def handler_for(
-        self, method: bytes, target: bytes, length: int, fields: Headers, headers: Headers
+        self,
+        method: bytes,
+        target: bytes,
+        length: int,
+        fields: Headers,
+        headers: Headers,
+        address: str | None,
     ) -> Handler | None:
         """Return the handler of a request, or ``None`` if it must take the routes.
 
@@ -95,6 +105,7 @@ class Proxies:
             fields: Its header fields that matter (:func:`~stoplog_gateway.http.known_heads.matters`), with
                 names in lower case.
             headers: All its header fields, for a request without a body.
+            address: IP address of the caller, if it is known.
         """
         found = _TARGETS.fullmatch(target)
         if found is None or not self._access.permits_proxy(fields):
@@ -102,7 +113,7 @@ class Proxies:
         path, query = split_target(target)
         text = path.decode("utf-8", "replace")
         if found["authorize"] is not None:
-            return None if length else self._authorize_handler(method, text, query, fields, headers)
+            return None if length else self._authorize_handler(method, text, query, fields, headers, address)
         if not length or method != b"POST":
             return None
         return self._envoy_calls.handler_for(ProxyRequest("POST", text, query, fields), length)
@@ -122,16 +133,18 @@ class Proxies:
 
     def remember(self, head: bytes, target: bytes, fields: Headers) -> None:
         """Remember the *head* of a request that :meth:`handler_for` returned a handler for."""
+        if not self._clients.by_header_alone:
+            return
         path, query = split_target(target)
         # To the routes, HEAD is GET.
         self._known_heads.remember(head, ProxyRequest("GET", path.decode(), query, fields))
 
     def _authorize_handler(
-        self, method: bytes, path: str, query: bytes, fields: Headers, headers: Headers
+        self, method: bytes, path: str, query: bytes, fields: Headers, headers: Headers, address: str | None
     ) -> Handler | None:
         # To the routes, HEAD is GET.
         text = "GET" if method == b"HEAD" else method.decode("latin-1")
-        handler = self._check_handler(ProxyRequest(text, path, query, fields), headers)
+        handler = self._check_handler(ProxyRequest(text, path, query, fields, address), headers)
         return without_body(handler) if handler is not None and method == b"HEAD" else handler
 
     def _check_handler(self, asked: ProxyRequest, headers: Headers) -> Handler | None:
@@ -142,8 +155,17 @@ class Proxies:
         return partial(self._handle_check, asked, *check)
 
     def _handle_check(
-        self, asked: ProxyRequest, check: Check, fails_closed: bool, _: bytes, send: SendResponse
+        self,
+        asked: ProxyRequest,
+        check: Check,
+        fails_closed: bool,
+        verdict: Verdict,
+        _: bytes,
+        send: SendResponse,
     ) -> None:
+        if verdict is not Verdict.COUNTED:
+            send(self._render_verdict(verdict))
+            return
         try:
             ask = self._limiter.ask if self._turns.admits_check() else self._limiter.answer_at_once
             pending = ask(check, fails_closed)
@@ -194,7 +216,11 @@ class Proxies:
 
     def _authorize_at_once(self, asked: ProxyRequest, _: bytes, send: SendResponse) -> None:
         try:
-            pending = self._limiter.answer_at_once(*self._authorize(asked, asked.headers))
+            check, fails_closed, verdict = self._authorize(asked, asked.headers)
+            if verdict is not Verdict.COUNTED:
+                send(self._render_verdict(verdict))
+                return
+            pending = self._limiter.answer_at_once(check, fails_closed)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             send(self._render_failure(exc, asked))
         else:
@@ -217,19 +243,22 @@ class Proxies:
     def _render_failure(self, exc: Exception, asked: ProxyRequest) -> Rendered:
         return render_error(exc) or render_after_bug(asked.scope, self._limiter.metrics)
 
-    def _authorize(self, asked: ProxyRequest, headers: Headers) -> tuple[Check, bool]:
-        """Return the check in a request to ``/v1/authorize``, and whether it fails closed.
+    def _render_verdict(self, verdict: Verdict) -> Rendered:
+        return render_verdict(verdict, self._limiter.metrics, legacy=self._legacy_headers)
+
+    def _authorize(self, asked: ProxyRequest, headers: Headers) -> tuple[Check, bool, Verdict]:
+        """Return the check in a request to ``/v1/authorize``, whether it fails closed, and its verdict.
 
         Args:
             asked: The request, with the header fields that matter.
             headers: All its header fields, of which one is the client id.
 
         Raises:
-            ProblemError: The client id is missing or invalid, or a parameter is unknown or invalid.
+            ProblemError: No client is named, or a parameter is unknown or invalid.
             InvalidInput: A parameter or a header field is invalid.
         """
-        client = client_in(headers, self._client_header)
+        client, verdict = self._clients.identify(asked.address, headers)
         closed = asks_to_fail_closed(asked.scope)
         # Below that path, the query is that of the proxy's caller.
         query = parse_query(asked.query if asked.path == AUTHORIZE else b"")
-        return Check(client, query.cost, query.plan or "", query.resource or ""), closed
+        return Check(client or "", query.cost, query.plan or "", query.resource or ""), closed, verdict

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from stoplog.client.limiter import Limiter
+from stoplog.identity.identity import Identity
 from stoplog_gateway.access.control import AccessControl
 from stoplog_gateway.access.tls import TlsFiles
 from stoplog_gateway.envoy import envoy_server
@@ -118,6 +119,7 @@ def serve(
                 turns,
                 app.state.mapping,
                 client_header=settings.client_header,
+                identity=Identity.of(settings),
                 legacy_headers=settings.legacy_headers,
             ),
             refusals=refusals,

@@ -20,7 +20,7 @@ def test_floor_answers_each_check_with_the_same_bytes(tmp_path: Path) -> None:
 
 def test_floor_remembers_heads_as_the_gateway_does() -> None:
     path, head = ConstantPath(), b"POST /v1/check HTTP/1.1\r\nContent-Length: 2\r\n\r\n"
-    handler = path.handler_for(b"POST", b"/v1/check", 2, [], [])
+    handler = path.handler_for(b"POST", b"/v1/check", 2, [], [], None)
     assert handler is not None
     path.remember(head, handler, 2, target=b"/v1/check", fields=[])
     assert path.known_heads.find(head) == (handler, 2)

@@ -16,28 +16,30 @@ from starlette.responses import Response
 
 from stoplog.asgi.denial import denial_text
 from stoplog.asgi.problem import RATE_LIMITED, problem
-from stoplog.asgi.rate_limit_headers import Headers, rate_limit_headers
+from stoplog.asgi.rate_limit_headers import rate_limit_headers
 from stoplog.asgi.responses import Rendered, render
-from stoplog.client.answer import Answer
+from stoplog.client.answer import EXEMPT, Answer
 from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN, OnUnavailable
-from stoplog.errors import InvalidInput
-from stoplog.policy import MAX_COST, check_id
+from stoplog.client.metrics import Metrics
+from stoplog.identity.identifiers import peer_of
+from stoplog.identity.identity import Identified, Verdict
+from stoplog.policy import MAX_COST
 from stoplog_gateway.access.proxy_paths import AUTHORIZE
 from stoplog_gateway.http import openapi
 from stoplog_gateway.http.bugs import render_failed_closed
 from stoplog_gateway.http.failing_closed import ProxyOnUnavailable
 from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, LimiterDep, require_utf8, require_utf8_in
 from stoplog_gateway.http.problems import (
+    BLOCKED,
     FAILED_CLOSED,
     INVALID,
     NO_CLIENT,
-    ProblemError,
     invalid_parameter,
     render_problem,
 )
+from stoplog_gateway.http.proxy_clients import ProxyClients
 from stoplog_gateway.http.responses import RenderedResponse
 from stoplog_gateway.http.routes.check import HEADERS
-from stoplog_gateway.settings import GatewaySettings
 
 _ANY_METHOD: Final[list[str]] = []  # a route without methods has them all, WebDAV's too
 _NO_STORE: Final = (b"cache-control", b"no-store")
@@ -54,38 +56,14 @@ class AuthorizeQuery(CheckQuery):
     )
 
 
-async def _client(request: Request) -> str:
-    """Return the client id in the header field of ``STOPLOG_CLIENT_HEADER``.
+async def _client(request: Request) -> Identified:
+    """Return the client of a request, and what the lists of addresses say.
 
     Raises:
         ProblemError: 403. Every proxy forwards this status, and the API caller may have caused the error.
     """
-    settings: GatewaySettings = request.app.state.settings
-    return client_in(request.headers.raw, settings.client_header)
-
-
-def client_in(headers: Headers, name: str) -> str:
-    """Return the client id in the header field *name*.
-
-    Raises:
-        ProblemError: As :func:`_client`.
-    """
-    field = _field(name)
-    values = [value for key, value in headers if key == field]
-    if len(values) != 1:
-        fault = "occurs more than once" if values else "is missing"
-        raise _no_client(name, f"{name} {fault}", "configure the proxy to set it to the client id")
-    try:
-        return check_id(values[0].decode(), name)
-    except UnicodeDecodeError:
-        raise _no_client(name, f"{name}: not UTF-8", "send the id in UTF-8") from None
-    except InvalidInput as exc:
-        raise _no_client(name, f"{name}: {exc.problem}", exc.remedy) from None
-
-
-@lru_cache(1)
-def _field(name: str) -> bytes:
-    return name.lower().encode()
+    clients: ProxyClients = request.app.state.proxy_clients
+    return clients.identify(peer_of(request.scope), request.headers.raw)
 
 
 @lru_cache(256)
@@ -103,11 +81,7 @@ def parse_query(query: bytes) -> AuthorizeQuery:
         raise invalid_parameter(exc.errors()[0]) from None
 
 
-def _no_client(field: str, detail: str, remedy: str) -> ProblemError:
-    return ProblemError(NO_CLIENT, detail, field, remedy)
-
-
-Client = Annotated[str, Depends(_client)]
+Client = Annotated[Identified, Depends(_client)]
 
 _ALLOWED: Final = Answer(True, 100, 99, 60_000, 0, -1)
 _EXAMPLES: Final = {"allowed": _ALLOWED, "degraded": FAIL_OPEN[BREAKER_OPEN]}
@@ -116,7 +90,8 @@ _HEADER: Final = {
     "name": "X-Client-Id",
     "in": "header",
     "required": True,
-    "description": "Client id, in UTF-8. `STOPLOG_CLIENT_HEADER` sets another header field.",
+    "description": "Client id, in UTF-8. `STOPLOG_CLIENT_HEADER` sets another header field. With "
+    "`STOPLOG_IDENTIFY`, that chain names the client instead.",
     "schema": {"type": "string", "examples": ["alice"]},
 }
 _UNAVAILABLE_HEADER: Final = {
@@ -154,6 +129,7 @@ router = APIRouter(
                 "X-Client-Id",
                 "configure the proxy to set it to the client id",
             ),
+            (BLOCKED, "the address of the client is blocked", None, None),
             (INVALID, "cost: out of bounds", "cost", "use 0 to 1,000,000; 0 only looks"),
         ),
     },
@@ -184,16 +160,31 @@ async def authorize_below(
 
 
 async def _authorize(
-    client: str, query: AuthorizeQuery, on_unavailable: OnUnavailable, limiter: LimiterDep, legacy: bool
+    identified: Identified,
+    query: AuthorizeQuery,
+    on_unavailable: OnUnavailable,
+    limiter: LimiterDep,
+    legacy: bool,
 ) -> Response:
+    if identified.verdict is not Verdict.COUNTED:
+        return RenderedResponse(render_verdict(identified.verdict, limiter.metrics, legacy=legacy))
+    assert identified.client is not None
     answer = await limiter.check(
-        client,
+        identified.client,
         query.cost,
         plan=query.plan or "",
         resource=query.resource or "",
         on_unavailable=on_unavailable,
     )
     return RenderedResponse(render_authorization(answer, legacy=legacy))
+
+
+def render_verdict(verdict: Verdict, metrics: Metrics, *, legacy: bool) -> Rendered:
+    """Count a request whose address is blocked or exempt, and return the response to the proxy."""
+    metrics.count_verdict(verdict)
+    if verdict is Verdict.EXEMPT:
+        return render_authorization(EXEMPT, legacy=legacy)
+    return render_problem(problem(BLOCKED, "the address of the client is blocked"), [_NO_STORE])
 
 
 def render_authorization(answer: Answer, *, legacy: bool) -> Rendered:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 from stoplog_gateway.settings import GatewaySettings
 
 from stoplog.client.settings import Settings, read_settings
@@ -22,6 +23,34 @@ def test_bootstrap_without_kafka_is_the_embedded_broker(monkeypatch: pytest.Monk
     assert Settings(broker_port=19092, kafka="one:9092,two:9092").bootstrap == "one:9092,two:9092"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("trusted_proxies", "proxy", "write it as 10.0.0.0/8"),
+        ("trusted_proxies", "40", "use 0 to 32"),
+        ("identify", "address,header:X-Key", "write address last"),
+        ("identify", "header:X-Key,header:x-key", "remove one"),
+        ("identify", "X-Key", "write header:X-Api-Key or address"),
+        ("identify", "header:X Key", "write header:X-Api-Key or address"),
+        ("ipv6_prefix", 0, "greater than or equal to 1"),
+        ("blocked_addresses", "10.0.0.1/8", "write 10.0.0.0/8"),
+        ("exempt_addresses", "10.0.0.0/8 x", "write it as 10.0.0.0/8"),
+    ],
+)
+def test_invalid_setting_of_identity_is_refused_with_its_name_and_a_remedy(
+    name: str, value: object, remedy: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}: ") as refused:
+        read_settings(**{name: value})
+    assert remedy in str(refused.value)
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "forwarded"])
+def test_list_of_addresses_is_no_client_header(header: str) -> None:
+    with pytest.raises(ValidationError, match="set STOPLOG_IDENTIFY=address and STOPLOG_TRUSTED_PROXIES"):
+        GatewaySettings(client_header=header)
+
+
 @pytest.mark.parametrize("settings", [Settings, GatewaySettings])
 def test_every_setting_is_described_in_whole_sentences(settings: type[Settings]) -> None:
     for name, field in settings.model_fields.items():
@@ -33,15 +62,20 @@ def test_every_setting_is_described_in_whole_sentences(settings: type[Settings])
 def test_settings_of_the_sdk_hold_nothing_of_a_server() -> None:
     assert Settings.model_fields.keys() - KafkaSettings.model_fields.keys() == {
         "apply_timeout_ms",
+        "blocked_addresses",
         "breaker_misses",
         "deadline_ms",
         "deny_cache",
+        "exempt_addresses",
+        "identify",
+        "ipv6_prefix",
         "lease_max_ms",
         "max_in_flight",
         "node_id",
         "publish_timeout_ms",
         "topics",
         "tracing",
+        "trusted_proxies",
     }
 
 

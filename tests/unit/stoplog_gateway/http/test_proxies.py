@@ -307,7 +307,7 @@ async def test_proxy_in_overload_that_asks_to_fail_closed_gets_429_and_no_5xx(
         ("/v1/authorize", (), 403),
         ("/v1/authorize?cost=-1", (), 403),
         ("/v1/authorize", (ALICE, ALICE), 403),
-        ("/v1/authorize", ((b"x-client-id", b"\xff"),), 403),
+        ("/v1/authorize", ((b"x-client-id", b""),), 403),
         ("/v1/authorize", (ALICE, (b"stoplog-unavailable", b"no")), 422),
         ("/v1/authorize?cost=-1", (ALICE,), 422),
         ("/v1/authorize?cots=1", (ALICE,), 422),

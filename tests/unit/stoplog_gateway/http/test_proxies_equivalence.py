@@ -125,6 +125,75 @@ CASES = [
 ]
 
 
+ADDRESSES = [
+    *(b"192.0.2.1", b"192.0.2.1:80", b"198.51.100.9", b"203.0.113.5", b"10.0.0.7", b"::ffff:192.0.2.1"),
+    *(
+        b"2001:db8::1",
+        b"[2001:DB8:0::2]:443",
+        b"fe80::1%eth0",
+        b"unknown",
+        b"",
+        b"for=192.0.2.1",
+        b'"',
+        b"\xff",
+    ),
+    *(b'for="[2001:db8::1]:9";proto=http', b'for="192.0.2.1', b"For=10.0.0.7", b"x" * 300),
+]
+IDENTITIES = [
+    {"identify": "header:X-Api-Key,address", "trusted_proxies": "127.0.0.1,10.0.0.0/8"},
+    {"identify": "header:X-Api-Key", "trusted_proxies": "2", "exempt_addresses": "203.0.113.0/24"},
+    {
+        "blocked_addresses": "198.51.100.0/24",
+        "exempt_addresses": "203.0.113.5",
+        "trusted_proxies": "127.0.0.1",
+    },
+]
+
+
+@st.composite
+def forwarded_requests(draw: st.DrawFn) -> Request:
+    """Return a request of a proxy with fields that name an address or a client."""
+    names = st.sampled_from([b"X-Forwarded-For", b"Forwarded", b"X-Real-IP", b"X-Api-Key", b"X-Client-Id"])
+    values = st.lists(st.sampled_from(ADDRESSES), min_size=1, max_size=3).map(b", ".join)
+    fields = draw(st.lists(st.tuples(names, values), max_size=4))
+    target = draw(
+        st.sampled_from(
+            [
+                "/v1/authorize",
+                "/v1/authorize/a?b",
+                "/v1/authorize?cost=2",
+                "/v1/authorize?cost=1001",
+                "/v1/authorize?cost=x",
+            ]
+        )
+    )
+    return Request(draw(st.sampled_from(["GET", "HEAD", "POST"])), target, tuple(fields))
+
+
+@pytest.mark.parametrize("identity", IDENTITIES, ids=["chain", "hops", "lists"])
+def test_identified_clients_get_equal_bytes_from_fast_path_and_routes(
+    monkeypatch: pytest.MonkeyPatch, identity: dict[str, str]
+) -> None:
+    seen, _ = compare_with_routes(
+        monkeypatch,
+        access_control(),
+        forwarded_requests(),
+        [
+            Request("GET", "/v1/authorize", ((b"x-forwarded-for", b"198.51.100.9"), ALICE)),
+            Request("GET", "/v1/authorize?cost=2", ((b"x-forwarded-for", b"198.51.100.9"), ALICE)),
+            Request("GET", "/v1/authorize", ((b"x-forwarded-for", b"203.0.113.5"), (b"x-api-key", b"a"))),
+            Request(
+                "GET", "/v1/authorize?cost=x", ((b"x-forwarded-for", b"203.0.113.5"), (b"x-api-key", b"a"))
+            ),
+        ],
+        forwarded_requests(),
+        legacy=False,
+        identity=identity,
+        examples=60,
+    )
+    assert {status for _, status in seen} >= {200, 422} | ({403} if identity is not IDENTITIES[0] else set())
+
+
 @pytest.mark.parametrize("needs_token", [False, True])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_proxies_get_equal_bytes_from_fast_path_and_routes(

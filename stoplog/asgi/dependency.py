@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocketDisconnect
 
+from stoplog.asgi.cors import exposed
 from stoplog.asgi.denial import denial_kind, denial_text
 from stoplog.asgi.outcome import UPGRADED, Charge, Outcome
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
@@ -40,7 +41,7 @@ class RateLimit:
     the route returns.
 
     The application starts the limiter in its lifespan (``async with limiter:``), or shares it with a
-    :class:`~stoplog.asgi.middleware.RateLimitMiddleware`, which does.
+    :class:`~stoplog.asgi.middleware.RateLimitMiddleware`, which does. Otherwise the first request starts it.
 
     Args:
         limiter: Decides.
@@ -99,7 +100,7 @@ class RateLimit:
         """
         answer, outcome = await self._request_check.check(connection)
         if answer is not None:
-            fields = rate_limit_headers(answer, legacy=self._legacy)
+            fields = exposed(rate_limit_headers(answer, legacy=self._legacy), connection.scope)
             headers = {name.decode(): value.decode() for name, value in fields}
             if not answer.allowed:
                 raise _denial(answer, connection, headers)

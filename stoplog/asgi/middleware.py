@@ -9,6 +9,7 @@
 request                   response
 ========================  ==================================================================================
 allowed                   the application's, with ``RateLimit`` and ``RateLimit-Policy``
+preflight (CORS)          the application's; it is not charged
 denied                    429, a problem (RFC 9457) and ``Retry-After``; the application is not called
 without a client id       the application's
 no decision in time       the application's; with ``on_unavailable="deny"`` 503 and ``Retry-After``
@@ -33,6 +34,7 @@ except ImportError as exc:
         name=exc.name,
     ) from exc
 
+from stoplog.asgi.cors import check_order, exposed
 from stoplog.asgi.denial import denial_text, render_denial
 from stoplog.asgi.outcome import UPGRADED, Charge, Outcome
 from stoplog.asgi.rate_limit_headers import Headers, rate_limit_headers
@@ -50,8 +52,10 @@ class RateLimitMiddleware:
     """Checks each request with a limiter before *app* is called.
 
     The middleware starts the limiter at the end of the application's startup, unless it runs already, and
-    stops it with the application. An application without a lifespan has to start the limiter itself
-    (``async with limiter:``); until it does, requests are not limited.
+    stops it with the application. Without a lifespan, as in a mounted application, the first request starts
+    it, and the end of the event loop stops it.
+
+    ``CORSMiddleware`` must enclose this middleware, so that browsers can read denials.
 
     Args:
         app: The application.
@@ -73,6 +77,7 @@ class RateLimitMiddleware:
 
     Raises:
         InvalidInput: *on_unavailable*, *charge* or *ttl_ms* is invalid.
+        SettingsError: *app* contains Starlette's ``CORSMiddleware``.
         TopicError: At the application's startup, if the broker's topics contradict topics.yaml.
     """
 
@@ -90,6 +95,7 @@ class RateLimitMiddleware:
         ttl_ms: int = DEFAULT_TTL_MS,
         legacy_headers: bool = False,
     ) -> None:
+        check_order(app)
         self.app = app
         self._limiter = limiter
         self._legacy = legacy_headers
@@ -115,7 +121,7 @@ class RateLimitMiddleware:
             return await self.app(scope, receive, send)
         if not answer.allowed:
             return await self._deny(answer, scope, send)
-        send = _adding(rate_limit_headers(answer, legacy=self._legacy), send)
+        send = _adding(exposed(rate_limit_headers(answer, legacy=self._legacy), scope), send)
         if outcome is None:
             return await self.app(scope, receive, send)
         try:
@@ -127,7 +133,8 @@ class RateLimitMiddleware:
             await outcome.end()
 
     async def _deny(self, answer: Answer, scope: Scope, send: Send) -> None:
-        rendered = render_denial(answer, legacy=self._legacy)
+        status, headers, body = render_denial(answer, legacy=self._legacy)
+        rendered = Rendered(status, exposed(headers, scope), body)
         if scope["type"] == "http":
             await _respond("http", rendered, send)
         elif "websocket.http.response" in scope.get("extensions", {}):

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from starlette.requests import HTTPConnection
 
+from stoplog.asgi.cors import is_preflight
 from stoplog.asgi.outcome import Charge, Outcome
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import ALLOW, INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
@@ -56,6 +57,8 @@ class Checked(NamedTuple):
 class RequestCheck:
     """Checks the requests of an application with one limiter.
 
+    The first request starts the limiter, if nothing else has. Preflights (CORS) are not limited.
+
     A client id is often a text that the caller chose. An invalid one must not bypass the limits, so it is
     replaced by its digest. An empty plan or resource means none.
 
@@ -91,6 +94,7 @@ class RequestCheck:
         if charge is not None and not callable(charge):
             raise InvalidInput("charge", "not a function", "use a function of the status and the headers")
         check_ttl(ttl_ms)
+        limiter.start_on_first_use()
         self._limiter = limiter
         self._identify = identify
         self._cost, self._plan, self._resource = cost, plan, resource
@@ -104,6 +108,8 @@ class RequestCheck:
         An error that makes the request fail closed has a degraded answer. Raises nothing of its own.
         Exceptions of *identify* and of the other functions reach the application.
         """
+        if is_preflight(connection.scope):
+            return Checked(None)
         client = self._identify(connection)
         if isawaitable(client):
             client = await client

@@ -13,7 +13,7 @@ from stoplog.client.answer import Answer
 from stoplog.client.fail_open import DEADLINE, FAIL_CLOSED
 from stoplog.wire.checks import Check
 from tests.support.fake_limiter import FakeLimiter
-from tests.support.web_apps import DENIED, KEY, fastapi_app
+from tests.support.web_apps import DENIED, KEY, api_key, fastapi_app
 
 
 @pytest.fixture
@@ -92,3 +92,14 @@ def test_dependency_sends_legacy_header_fields_on_demand(limiter: FakeLimiter) -
     client = TestClient(fastapi_app(limiter, legacy_headers=True))
     for limiter.answer in (Answer(True, 100, 99, 60_000, 0, -1), DENIED):
         assert client.get("/", headers=KEY).headers["x-ratelimit-limit"] == "100"
+
+
+def test_middleware_and_route_charge_one_after_the_other(limiter: FakeLimiter) -> None:
+    app = fastapi_app(limiter, resource="route", cost=5)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=api_key)
+    response = TestClient(app).get("/", headers=KEY)
+    assert limiter.checks == [Check("alice"), Check("alice", 5, "", "route")]
+    assert len(response.headers.get_list("ratelimit")) == 1
+    limiter.answer = DENIED
+    assert TestClient(app).get("/", headers=KEY).status_code == 429
+    assert len(limiter.checks) == 3  # the route's limit is not asked any more

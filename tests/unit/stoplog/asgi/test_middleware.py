@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import httpx
 import pytest
 from fastapi import Request
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import Message, Receive, Scope, Send
 
 import stoplog.asgi.request_check
 from stoplog import Limiter, RateLimitMiddleware
+from stoplog.asgi.cors import EXPOSE
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BROKER, DEADLINE, FAIL_CLOSED, FAIL_OPEN, INTERNAL_ERROR
-from stoplog.errors import InvalidId, InvalidInput, TopicError
+from stoplog.errors import InvalidId, InvalidInput, SettingsError, TopicError
 from stoplog.policy import usable_id
 from stoplog.wire.checks import Check
-from tests.support.fake_limiter import FakeLimiter
+from tests.support.fake_kafka import Kafka
+from tests.support.fake_limiter import ALLOWED, FakeLimiter
 from tests.support.web_apps import DENIED, KEY, ROUTES, api_key, starlette_app
 
 NEVER = Answer(False, 2, 2, 0, None, 7)
@@ -140,12 +147,6 @@ def test_failing_check_fails_open_and_is_logged_once_a_minute(
     assert second == f"{first} (similar lines suppressed: 2)"
 
 
-def test_limiter_that_was_not_started_fails_open(caplog: pytest.LogCaptureFixture) -> None:
-    app = starlette_app(Limiter("127.0.0.1:9"))
-    assert TestClient(app).get("/", headers=KEY).text == "hello"  # outside its lifespan
-    assert "the limiter was not started" in caplog.text
-
-
 def test_request_that_fails_closed_gets_503_and_never_reaches_the_application(limiter: FakeLimiter) -> None:
     limiter.answer = FAIL_CLOSED[DEADLINE]
     app = starlette_app(limiter, on_unavailable="deny")
@@ -177,11 +178,6 @@ def test_failing_check_fails_closed_if_it_asked_for_it(
     assert (counted.failed_closed[INTERNAL_ERROR], counted.degraded[INTERNAL_ERROR]) == (1, 0)
     TestClient(starlette_app(limiter)).get("/", headers=KEY)
     assert (counted.failed_closed[INTERNAL_ERROR], counted.degraded[INTERNAL_ERROR]) == (1, 1)
-
-
-def test_limiter_that_was_not_started_fails_closed_if_asked_to() -> None:
-    app = starlette_app(Limiter("127.0.0.1:9"), on_unavailable="deny")
-    assert TestClient(app).get("/", headers=KEY).status_code == 503  # outside its lifespan
 
 
 def test_each_request_may_choose_to_fail_closed(limiter: FakeLimiter) -> None:
@@ -345,3 +341,83 @@ def test_contradicting_topics_fail_the_startup(limiter: FakeLimiter, monkeypatch
     with pytest.raises(TopicError, match="4 partitions instead of 64"), TestClient(app):
         raise AssertionError
     assert cleaned
+
+
+# --- without a lifespan -------------------------------------------------------------------------
+
+
+def limited_app() -> Starlette:
+    """Return an application with a real limiter, whose store denies every request."""
+    return starlette_app(Limiter("kafka:9092", deadline_ms=60_000), cost=3)
+
+
+def test_requests_outside_a_lifespan_are_limited(kafka: type[Kafka]) -> None:
+    client = TestClient(limited_app())
+    assert [client.get("/", headers=KEY).status_code for _ in range(2)] == [429, 429]
+
+
+def test_requests_to_a_mounted_application_are_limited(kafka: type[Kafka]) -> None:
+    app = Starlette(routes=[Mount("/v1", app=limited_app())])
+    with TestClient(app) as client:
+        assert [client.get("/v1/", headers=KEY).status_code for _ in range(2)] == [429, 429]
+
+
+async def test_requests_through_an_asgi_transport_are_limited(kafka: type[Kafka]) -> None:
+    transport = httpx.ASGITransport(app=limited_app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        answers = await asyncio.gather(*(client.get("/", headers=KEY) for _ in range(5)))
+    assert [answer.status_code for answer in answers] == [429] * 5
+
+
+# --- CORS ---------------------------------------------------------------------------------------
+
+ORIGIN = {"origin": "https://page.example"}
+PREFLIGHT = {**ORIGIN, "access-control-request-method": "GET"}
+
+
+def cors_app(limiter: FakeLimiter, **options: Any) -> Starlette:
+    app = starlette_app(limiter)
+    app.add_middleware(CORSMiddleware, allow_origins=[ORIGIN["origin"]], **options)
+    return app
+
+
+@pytest.mark.parametrize("headers", [PREFLIGHT, {name.upper(): value for name, value in PREFLIGHT.items()}])
+def test_preflight_is_not_charged(limiter: FakeLimiter, headers: dict[str, str]) -> None:
+    limiter.answer = DENIED
+    assert TestClient(cors_app(limiter)).options("/", headers={**KEY, **headers}).status_code == 200
+    assert TestClient(starlette_app(limiter)).options("/", headers={**KEY, **headers}).status_code == 405
+    assert limiter.checks == []
+
+
+@pytest.mark.parametrize("missing", PREFLIGHT)
+def test_other_options_requests_are_charged(limiter: FakeLimiter, missing: str) -> None:
+    headers = {name: value for name, value in {**KEY, **PREFLIGHT}.items() if name != missing}
+    TestClient(starlette_app(limiter)).options("/", headers=headers)
+    TestClient(starlette_app(limiter)).get("/", headers={**KEY, **PREFLIGHT})
+    assert limiter.checks == [Check("alice")] * 2
+
+
+@pytest.mark.parametrize("answer", [ALLOWED, DENIED], ids=["allowed", "denied"])
+def test_script_of_another_origin_can_read_the_limit(limiter: FakeLimiter, answer: Answer) -> None:
+    limiter.answer = answer
+    response = TestClient(cors_app(limiter)).get("/", headers={**KEY, **ORIGIN})
+    assert response.status_code == (200 if answer.allowed else 429)
+    assert response.headers["access-control-allow-origin"] == ORIGIN["origin"]
+    assert response.headers["access-control-expose-headers"] == "RateLimit, RateLimit-Policy, Retry-After"
+    assert "ratelimit" in response.headers
+    assert EXPOSE.decode() not in TestClient(cors_app(limiter)).get("/", headers=KEY).headers
+
+
+def test_fields_that_the_application_exposes_are_kept(limiter: FakeLimiter) -> None:
+    app = cors_app(limiter, expose_headers=["X-Mine"])
+    response = TestClient(app).get("/", headers={**KEY, **ORIGIN})
+    assert response.headers.get_list("access-control-expose-headers") == ["X-Mine"]
+
+
+def test_cors_middleware_within_the_limit_is_refused_at_the_start(limiter: FakeLimiter) -> None:
+    app = Starlette(routes=ROUTES)
+    app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    app.add_middleware(GZipMiddleware)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, identify=api_key)
+    with pytest.raises(SettingsError, match="after RateLimitMiddleware"), TestClient(app):
+        raise AssertionError

@@ -24,7 +24,8 @@ class GatewaySettings(Settings):
 
     home: Path = Field(
         Path(".stoplog"),
-        description="Directory of the embedded broker's data and of the workers' tables.",
+        description="Directory of the embedded broker's data, of the workers' tables, and of the metrics "
+        "that several gateway processes share.",
     )
     maven_mirror: str | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,10 +88,9 @@ def call_envoy(channel: grpc.Channel) -> None:
 def test_processes_on_one_port_share_load_and_are_replaced(fresh_kafka: Broker, tmp_path: Path) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
-    env = {"TMPDIR": str(scratch)}
     with running_system(fresh_kafka, tmp_path, gateways=0) as system, ExitStack() as stack:
         envoy = f"127.0.0.1:{free_port()}"
-        gateway = system.add_gateway(env=env, processes=2, deadline_ms=5_000, envoy=envoy)
+        gateway = system.add_gateway(home=scratch, processes=2, deadline_ms=5_000, envoy=envoy)
         system.wait_ready()
         eventually("both processes are listed", lambda: nodes(gateway) == ["gateway-1-1", "gateway-1-2"])
 
@@ -113,6 +113,11 @@ def test_processes_on_one_port_share_load_and_are_replaced(fresh_kafka: Broker, 
         batches = [decode_checks_record(r.value) for r in system.records(partition_of("alice", 4))]
         assert len({b.incarnation for b in batches if isinstance(b, Batch)}) == 2
         assert len({b.partition for b in batches if isinstance(b, Batch)}) == 2
+
+        [folder] = (scratch / "gateways").iterdir()
+        shutil.rmtree(folder)
+        eventually("all are counted again", lambda: metric(gateway, "stoplog_checks_received_total") == sent)
+        assert metric(gateway, "stoplog_nodes") == 3
 
         killed = processes(gateway)[0]
         killed.kill()

@@ -33,7 +33,7 @@ TAGGED: Final = [
     ("docs/python-sdk.md", "checkout", 1),
     ("docs/runbook.md", "cluster", 1),
     ("docs/security.md", "cluster", 3),
-    ("docs/web-apps.md", "app", 5),
+    ("docs/web-apps.md", "app", 6),
 ]
 
 

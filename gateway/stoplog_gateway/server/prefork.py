@@ -19,13 +19,12 @@ from contextlib import ExitStack, suppress
 from math import inf
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from stoplog.errors import SettingsError, StoplogError
 from stoplog.log_throttle import LogThrottle
 from stoplog_gateway.envoy import claim_envoy_address
+from stoplog_gateway.server.process_folder import process_folder
 from stoplog_gateway.server.process_slot import ProcessSlot
 from stoplog_gateway.server.restart_backoff import RestartBackoff
 from stoplog_gateway.server.server import serve
@@ -55,7 +54,7 @@ def serve_forked(settings: GatewaySettings) -> None:
     would meet again ends the gateway only if no process has served yet: those that serve go on.
 
     Raises:
-        SettingsError: The system is not Linux, or it has no folder for temporary files.
+        SettingsError: The system is not Linux, or STOPLOG_HOME is not writable.
         CannotListen: The port or the address for Envoy cannot be used.
         TopicError: topics.yaml cannot be read, or the broker's topics contradict it.
     """
@@ -65,12 +64,7 @@ def serve_forked(settings: GatewaySettings) -> None:
             f"evenly; start several gateways on ports of their own"
         )
     with ExitStack() as stack:
-        try:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="stoplog-gateway-")))
-        except OSError as exc:
-            raise SettingsError(
-                f"cannot create a folder for metrics ({exc}): set TMPDIR to a writable one"
-            ) from exc
+        folder = stack.enter_context(process_folder(settings.home))
         if settings.envoy is not None:
             for sock in claim_envoy_address(settings.envoy):
                 stack.enter_context(sock)

@@ -78,7 +78,7 @@ async def _write_periodically(shared: SharedMetrics, status: SharedStatus) -> No
             if not failing:
                 log.exception(
                     "cannot write this process's metrics and status, so other processes show old ones "
-                    "(is TMPDIR full?)"
+                    "(is STOPLOG_HOME full?)"
                 )
             failing = True
         await asyncio.sleep(WRITE_INTERVAL_S)

@@ -4,6 +4,8 @@ Each process counts in memory, as a single process does. Once a second, and for 
 values to its own files in a shared folder (the multiprocess format of prometheus-client). The process that
 receives the scrape merges all files.
 
+Files that somebody removes are written again within a second, with the counts of the processes that run.
+
 A restarted process continues the counts in the files of its slot. Therefore no counter falls, and the number
 of files is bounded by the number of slots. :func:`remove_gauges` removes the gauges of a process that ended.
 """
@@ -47,6 +49,7 @@ class SharedMetrics(Collector):
 
     def write(self) -> None:
         """Write the values of this process to its files. Takes about 0.5 ms."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         for family in self._own.collect():
             if family.type == "gauge":
                 file = self._file(f"gauge_{GAUGES[family.name]}", inherit=False)
@@ -71,16 +74,20 @@ class SharedMetrics(Collector):
     def _file(self, kind: str, *, inherit: bool) -> MmapedDict:
         """Return the file for metrics of *kind*; *inherit* continues the values that it already contains."""
         file = self._files.get(kind)
+        path = self._folder / f"{kind}_{self._slot}.db"
+        exists = path.exists()
+        if file is not None and not exists:  # somebody has removed it
+            file.close()
+            file = None
         if file is None:
-            path = self._folder / f"{kind}_{self._slot}.db"
-            if path.exists():
+            if exists:
                 file = MmapedDict(str(path))
             else:
                 # Other processes read the folder at any time, so a file gets its name once it has a header.
                 new = path.with_suffix(".new")
                 file = MmapedDict(str(new))
                 new.rename(path)
-            if inherit:
+            if inherit and exists:
                 self._inherited |= {key: value for key, value, _ in file.read_all_values()}
             self._files[kind] = file
         return file

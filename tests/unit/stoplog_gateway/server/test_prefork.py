@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 import pytest
-import stoplog_gateway.server.prefork
 from stoplog_gateway.server import prefork
 from stoplog_gateway.server.prefork import _stop, _SupervisedProcess, serve_forked
 from stoplog_gateway.server.process_slot import ProcessSlot
@@ -26,15 +25,11 @@ def test_serve_forked_outside_linux_raises_with_a_remedy(monkeypatch: pytest.Mon
         serve_forked(GatewaySettings(processes=2))
 
 
-def test_serve_forked_without_a_temporary_folder_raises_with_a_remedy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def nowhere(prefix: str) -> NoReturn:
-        raise FileNotFoundError("No usable temporary directory")
-
-    monkeypatch.setattr(stoplog_gateway.server.prefork, "TemporaryDirectory", nowhere)
-    with pytest.raises(SettingsError, match="set TMPDIR to a writable one"):
-        serve_forked(GatewaySettings(processes=2))
+def test_serve_forked_without_a_writable_home_raises_with_a_remedy(tmp_path: Path) -> None:
+    file = tmp_path / "home"
+    file.touch()
+    with pytest.raises(SettingsError, match="set STOPLOG_HOME to a writable one"):
+        serve_forked(GatewaySettings(processes=2, home=file))
 
 
 def test_stop_kills_a_process_that_outlives_the_stop_time(monkeypatch: pytest.MonkeyPatch) -> None:

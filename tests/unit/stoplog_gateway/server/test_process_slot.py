@@ -37,4 +37,4 @@ async def test_metrics_that_cannot_be_written_are_logged_once_and_retried(
         os.close(parent)
         os.close(other)
     [record] = caplog.records
-    assert "is TMPDIR full?" in record.getMessage()
+    assert "is STOPLOG_HOME full?" in record.getMessage()

@@ -144,3 +144,21 @@ def test_scrape_never_reads_a_half_written_file(member: Member, monkeypatch: pyt
     monkeypatch.setattr(Path, "rename", scrape_and_rename)
     new.write()
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize("folder_too", [False, True])
+def test_removed_files_are_written_again_with_all_counts(
+    member: Member, tmp_path: Path, folder_too: bool
+) -> None:
+    (one, first), (two, second) = member(1), member(2)
+    for metrics, shared in ((one, first), (two, second)):
+        busy(metrics)
+        shared.write()
+    expected = samples(one)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    if folder_too:
+        tmp_path.rmdir()
+    second.write()
+    assert samples(one) == expected
+    assert samples(two) == expected

@@ -14,10 +14,13 @@ lease.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from aiokafka.client import ConnectionGroup, CoordinationType
+from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.group import HeartbeatRequest
@@ -31,6 +34,16 @@ _log = logging.getLogger("stoplog.membership")
 _ILLEGAL_GENERATION: Final = 22
 _UNKNOWN_MEMBER_ID: Final = 25
 _FENCED_INSTANCE_ID: Final = 82
+_COORDINATOR_ELSEWHERE: Final = (14, 15, 16)
+"""The coordinator is loading the group, is not available, or is another broker."""
+
+_LEAVE_ATTEMPTS: Final = 3
+_LEAVE_ATTEMPT_S: Final = 2.0
+"""Seconds until the group must have confirmed that a member leaves. A broker handles the requests of one
+connection in order: behind a JoinGroup that waits for other members, a LeaveGroup waits, too. So the next
+attempt uses a new connection."""
+
+_LEAVE_RETRY_S: Final = 0.1
 
 
 class _HeartbeatResponse(Response):
@@ -149,19 +162,53 @@ class StaticMembership:
         coordinator = self._coordinator
         # Without its own member id, this request would remove the member that has taken the instance id.
         if coordinator.generation > 0 and coordinator.member_id:
-            member = (coordinator.member_id, self._instance)
-            failure: object = None
-            try:
-                response = await self._send(_Leave(coordinator.group_id, [member]))
-                if codes := [
-                    code for code in (response.error_code, *(m[2] for m in response.members)) if code
-                ]:
-                    failure = f"error {codes[0]}"
-            except KafkaError as exc:
-                failure = exc
+            failure = await self._leave_group((coordinator.member_id, self._instance))
             if failure is not None:
                 _log.warning(
                     "leaving the group failed (%s): it waits for this worker until the session timeout",
                     failure,
                 )
         coordinator.reset_generation()
+
+    async def _leave_group(self, member: tuple[str, str]) -> object:
+        """Return why the group has not confirmed that *member* leaves; ``None`` if it has."""
+        failure: object = None
+        for attempt in range(_LEAVE_ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(_LEAVE_RETRY_S)
+            try:
+                async with asyncio.timeout(_LEAVE_ATTEMPT_S):
+                    response = await self._send_leave(member)
+            except TimeoutError:
+                failure = f"no response within {_LEAVE_ATTEMPT_S:g} s"
+                self._close_connection()
+                continue
+            except KafkaError as exc:
+                failure = exc
+                continue
+            codes = [code for code in (response.error_code, *(m[2] for m in response.members)) if code]
+            # The response to an earlier attempt may be lost. The group no longer knows the member then.
+            if not codes or (attempt and codes == [_UNKNOWN_MEMBER_ID]):
+                return None
+            failure = f"error {codes[0]}"
+            if codes[0] not in _COORDINATOR_ELSEWHERE:
+                break
+            self._coordinator.coordinator_id = None
+        return failure
+
+    async def _send_leave(self, member: tuple[str, str]) -> Any:
+        coordinator = self._coordinator
+        if coordinator.coordinator_id is None:
+            # aiokafka does not look for a coordinator any more once it closes.
+            coordinator._coordinator_dead_fut = asyncio.get_running_loop().create_future()
+            coordinator.coordinator_id = await coordinator._client.coordinator_lookup(
+                CoordinationType.GROUP, coordinator.group_id
+            )
+        return await self._send(_Leave(coordinator.group_id, [member]))
+
+    def _close_connection(self) -> None:
+        coordinator = self._coordinator
+        key = (coordinator.coordinator_id, ConnectionGroup.COORDINATION)
+        connection = coordinator._client._conns.get(key)
+        if connection is not None:
+            connection.close(reason=CloseReason.CONNECTION_TIMEOUT)

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from aiokafka.client import ConnectionGroup
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import KafkaError, RequestTimedOutError
+from aiokafka.errors import KafkaError, NodeNotReadyError, RequestTimedOutError
 from aiokafka.protocol.api import Response
 from aiokafka.protocol.group import SyncGroupRequest
+from stoplog_worker.assignment import static_membership
 from stoplog_worker.assignment.static_membership import StaticMembership
 from stoplog_worker.lease import Lease
 
 HEARTBEAT, LEAVE, SYNC = 12, 13, 14
+NOT_COORDINATOR = 16
 ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS, FENCED = 22, 25, 27, 82
 
 
+class Connection:
+    """Replaces aiokafka's connection to the coordinator."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def close(self, *, reason: object) -> None:
+        self.closed = True
+
+
 class Broker:
-    """Replaces aiokafka's client: keeps the requests, and returns the next of the answers, or 0."""
+    """Replaces aiokafka's client: keeps the requests, and returns the next of the answers, or 0.
+
+    ``None`` among the answers is a response that never comes.
+    """
 
     def __init__(self) -> None:
         self.cluster = ClusterMetadata()
         self.requests: list[Any] = []
-        self.answers: list[int | KafkaError] = []
+        self.answers: list[int | KafkaError | None] = []
+        self.lookups = 0
+        self.connection = Connection()
+        self._conns = {(1, ConnectionGroup.COORDINATION): self.connection}
         self.of_member = 0
         """The error code of the leaving member in the response to LeaveGroup."""
 
@@ -37,9 +57,16 @@ class Broker:
         code = self.answers.pop(0) if self.answers else 0
         if isinstance(code, KafkaError):
             raise code
+        if code is None:
+            await asyncio.get_running_loop().create_future()
         rest = {HEARTBEAT: [], LEAVE: [[("m1", "w1", self.of_member)]], SYNC: [b""]}[struct.API_KEY]
         answer: Response = struct.RESPONSE_TYPE(0, code, *rest)  # type: ignore[misc]
         return answer
+
+    async def coordinator_lookup(self, _kind: object, group: str) -> int:
+        assert group == "g"
+        self.lookups += 1
+        return 1
 
 
 class Member:
@@ -157,20 +184,75 @@ async def test_leave_without_membership_sends_nothing(member: Member) -> None:
     assert not member.broker.requests
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the membership's warnings."""
+    return [record.getMessage() for record in caplog.records if record.name == "stoplog.membership"]
+
+
 @pytest.mark.parametrize(
-    ("answer", "of_member", "why"),
+    ("answers", "of_member", "why"),
     [
-        (15, 0, "error 15"),
-        (0, UNKNOWN_MEMBER_ID, "error 25"),
-        (RequestTimedOutError(), 0, "RequestTimedOutError"),
+        ([NOT_COORDINATOR] * 3, 0, "error 16"),
+        ([0], UNKNOWN_MEMBER_ID, "error 25"),
+        ([RequestTimedOutError()] * 3, 0, "RequestTimedOutError"),
+        ([None] * 3, 0, "no response within 0.01 s"),
     ],
 )
 async def test_leave_failed_logs_warning(
-    member: Member, caplog: pytest.LogCaptureFixture, answer: int | KafkaError, of_member: int, why: str
+    member: Member,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[int | KafkaError | None],
+    of_member: int,
+    why: str,
 ) -> None:
-    member.broker.answers, member.broker.of_member = [answer], of_member
+    monkeypatch.setattr(static_membership, "_LEAVE_ATTEMPT_S", 0.01)
+    asked = len(answers)
+    member.broker.answers, member.broker.of_member = answers, of_member
     with caplog.at_level(logging.WARNING, "stoplog.membership"):
         await member.coordinator.close()
-    [warning] = [record.getMessage() for record in caplog.records if record.name == "stoplog.membership"]
+    [warning] = warnings(caplog)
     assert why in warning
+    assert len(member.broker.requests) == asked
     assert member.coordinator.generation == -1
+
+
+@pytest.mark.parametrize("lost", [NOT_COORDINATOR, RequestTimedOutError(), NodeNotReadyError()])
+async def test_leave_looks_for_the_coordinator_and_tries_again(
+    member: Member, caplog: pytest.LogCaptureFixture, lost: int | KafkaError
+) -> None:
+    member.broker.answers = [lost, lost, 0]
+    await member.coordinator.close()
+    assert [request.API_KEY for request in member.broker.requests] == [LEAVE] * 3
+    assert member.broker.lookups == 2
+    assert not warnings(caplog)
+
+
+async def test_leave_with_unknown_coordinator_looks_for_it(
+    member: Member, caplog: pytest.LogCaptureFixture
+) -> None:
+    member.coordinator.coordinator_dead()
+    await member.coordinator.close()
+    assert [request.API_KEY for request in member.broker.requests] == [LEAVE]
+    assert not warnings(caplog)
+
+
+async def test_leave_without_response_tries_again_over_another_connection(
+    member: Member, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static_membership, "_LEAVE_ATTEMPT_S", 0.01)
+    member.broker.answers = [None]
+    member.broker.of_member = 0
+    await member.coordinator.close()
+    assert [request.API_KEY for request in member.broker.requests] == [LEAVE] * 2
+    assert member.broker.connection.closed
+    assert not warnings(caplog)
+
+
+async def test_leave_whose_first_response_is_lost_has_left(
+    member: Member, caplog: pytest.LogCaptureFixture
+) -> None:
+    member.broker.answers, member.broker.of_member = [RequestTimedOutError()], UNKNOWN_MEMBER_ID
+    await member.coordinator.close()
+    assert len(member.broker.requests) == 2
+    assert not warnings(caplog)

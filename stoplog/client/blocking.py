@@ -22,6 +22,7 @@ from stoplog.client.limiter import SLICE, Limiter
 from stoplog.client.limiter_thread import LimiterThread
 from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.limits_history import HistoryPage
+from stoplog.client.refunds import Refund
 from stoplog.client.reservations import DEFAULT_TTL_MS, Reservation, Settled
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejected
@@ -247,6 +248,19 @@ class BlockingLimiter:
             InvalidInput: An argument is invalid; nothing was published.
         """
         return self._wait(self._limiter.settle(reservation_id, used))
+
+    def refund(
+        self, client: str, cost: int = 1, *, refund_id: str | None = None, plan: str = "", resource: str = ""
+    ) -> Refund:
+        """Give *cost* back to *client*, if its limits are refundable, as :meth:`Limiter.refund` does.
+
+        Raises:
+            InvalidInput: An argument is invalid; nothing was published. Or *refund_id* is that of a
+                reservation.
+        """
+        return self._wait(
+            self._limiter.refund(client, cost, refund_id=refund_id, plan=plan, resource=resource)
+        )
 
     def look_up(self, client: str, *, plan: str = "", resource: str = "") -> LookupReply:
         """Return the limits of *client*, its use, and what is held, as :meth:`Limiter.look_up` does."""

@@ -27,6 +27,7 @@ from stoplog.client.instrumentation import load_instrumentation
 from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.limits_history import HistoryPage
 from stoplog.client.metrics import Metrics
+from stoplog.client.refunds import Refund
 from stoplog.client.reservations import DEFAULT_TTL_MS, Reservation, Settled, check_ttl
 from stoplog.client.self_start import SelfStart
 from stoplog.client.settings import Settings, read_settings
@@ -454,6 +455,33 @@ class Limiter:
         """As :meth:`settle`, but do not wait for the store. The settlement is published, and unconfirmed."""
         return self._engine.reservations.settle_at_once(self._batcher, reservation_id, used)
 
+    async def refund(
+        self, client: str, cost: int = 1, *, refund_id: str | None = None, plan: str = "", resource: str = ""
+    ) -> Refund:
+        """Give *cost* back to *client*, which was charged, if its limits are refundable.
+
+        It reduces the newest charges, and never below 0. For a cost that is known only afterwards, use
+        :meth:`reserve`: requests that pass because of a refund are outside the guarantee of the limits.
+
+        Args:
+            client: Id of the client.
+            cost: Units to give back.
+            refund_id: Identifies the refund. A repeated call with the same id, client and resource gives
+                nothing back for one window. A new id by default, which the answer contains.
+            plan: As in :meth:`check`.
+            resource: As in :meth:`check`.
+
+        Returns:
+            What became of the refund.
+
+        Raises:
+            InvalidInput: An argument is invalid; nothing was published. Or *refund_id* is that of a
+                reservation.
+        """
+        check = Check(client, cost, plan, resource)
+        validate(check)
+        return await self._engine.reservations.refund_once(self._batcher, check, refund_id)
+
     def ask_charge(self, check: Check) -> PendingAnswer:
         """Charge the cost of *check*, which is known to be valid, although it may exceed the limits.
 
@@ -465,7 +493,7 @@ class Limiter:
     def ask_refund(self, check: Check) -> PendingAnswer:
         """Return the cost of *check*, which is known to be valid, to its client.
 
-        It reduces the newest charges, and never below 0. If the client's limits are not refundable, it
+        As :meth:`refund`, but two calls are two refunds. If the client's limits are not refundable, it
         changes nothing. Otherwise as :meth:`ask_charge`.
         """
         return self._engine.reservations.refund(self._batcher, check)

@@ -32,6 +32,7 @@ name                                      type       label    what
 ``stoplog_lease_permits_expired_total``   counter             of these, permits lost at the lease's end
 ``stoplog_reservations_total``            counter    result   reservations: granted, denied, degraded
 ``stoplog_settlements_total``             counter    state    settlements of reservations, by their result
+``stoplog_refunds_total``                 counter    state    refunds without a hold, by their result
 ``stoplog_leases``                        gauge               leases in use
 ``stoplog_publish_failures_total``        counter             records that could not be published
 ``stoplog_undecodable_records_total``     counter             skipped records of ``replies`` and ``nodes``
@@ -63,6 +64,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from stoplog.client.fail_open import REASONS
+from stoplog.client.refunds import REFUNDS
 from stoplog.identity.identity import Verdict
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -131,6 +133,7 @@ class Metrics(Collector):
         """Checks that failed closed, by reason."""
         self.reservations = dict.fromkeys(("granted", "denied", "degraded"), 0)
         self.settlements = dict.fromkeys(SETTLEMENTS, 0)
+        self.refunds = dict.fromkeys(REFUNDS, 0)
         self.second_replies = dict.fromkeys(("same", "different", "unknown"), 0)
         self.uncounted_growing = 0
         """Those of ``uncounted`` that were not published because the number of partitions grows."""
@@ -234,6 +237,9 @@ class Metrics(Collector):
         settled = CounterMetricFamily("stoplog_settlements", "Settlements of reservations", labels=["state"])
         for state, count in self.settlements.items():
             settled.add_metric([state], count)
+        refunded = CounterMetricFamily("stoplog_refunds", "Refunds without a hold", labels=["state"])
+        for state, count in self.refunds.items():
+            refunded.add_metric([state], count)
         second = CounterMetricFamily(
             "stoplog_second_replies", "Further replies to a batch of a single lane", labels=["answers"]
         )
@@ -250,4 +256,4 @@ class Metrics(Collector):
         store = GaugeMetricFamily("stoplog_store_state", "1 for the state of the store", labels=["state"])
         for state, holds in self.store().items():
             store.add_metric([state], holds)
-        yield from (degraded, closed, reserved, settled, second, nodes, store)
+        yield from (degraded, closed, reserved, settled, refunded, second, nodes, store)

@@ -27,12 +27,14 @@ from stoplog.client.batcher import Batcher
 from stoplog.client.fail_open import NO_HOLDS
 from stoplog.client.metrics import Metrics
 from stoplog.client.pending_batch import HoldCall
+from stoplog.client.refunds import Refund, check_refund_id, hold_id_of, new_refund_id, refund_of
 from stoplog.errors import InvalidId, InvalidInput
 from stoplog.log_throttle import LogThrottle
 from stoplog.policy import check_cost, check_id
 from stoplog.wire.checks import Check
 from stoplog.wire.holds import (
     CHARGE,
+    FIRST_RESERVED_NUMBER,
     MAX_TTL_MS,
     NOT_OPEN,
     REFUND,
@@ -95,9 +97,6 @@ class Settled(msgspec.Struct, frozen=True):
 
 _U64 = Annotated[int, msgspec.Meta(ge=0)]
 
-_FIRST_NUMBER: Final = 1 << 63
-"""Smallest number of a reservation. Those of leases are smaller, so that no id can settle a lease."""
-
 
 class ReservationId(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The content of an id.
@@ -148,7 +147,11 @@ def decode_id(text: str, field: str = "reservation_id") -> ReservationId:
         for part in (id_.resource, id_.plan):
             if part:
                 check_id(part, field)
-        if not _FIRST_NUMBER <= id_.number < 1 << 64 or id_.incarnation >= 1 << 64 or encode_id(id_) != text:
+        if (
+            not FIRST_RESERVED_NUMBER <= id_.number < 1 << 64
+            or id_.incarnation >= 1 << 64
+            or encode_id(id_) != text
+        ):
             raise InvalidId(field, "", "")
     except (NotBase64, UnicodeError, msgspec.MsgspecError, InvalidId, RecursionError) as exc:
         remedy = "use the id in the answer to the reservation"
@@ -179,12 +182,12 @@ def check_used(used: int, field: str = "used") -> int:
 
 
 class Reservations:
-    """Opens and settles reservations. Use it from the event loop of its limiter only.
+    """Opens and settles reservations, charges and refunds. Use it from the event loop of its limiter only.
 
     Args:
         incarnation: Random 64 bits that identify this run.
-        metrics: Counts reservations and settlements.
-        deadline_s: Seconds that a reservation waits for the first heartbeats after the start.
+        metrics: Counts reservations, settlements and refunds.
+        deadline_s: Seconds that a call waits for the first heartbeats after the start.
         wall_ms: Returns the milliseconds since the Unix epoch.
 
     Attributes:
@@ -207,10 +210,7 @@ class Reservations:
         Raises:
             InvalidInput: A worker refused the check.
         """
-        if not self.heard.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._deadline_s):
-                    await self.heard.wait()
+        await self._hear()
         asked_ms, ask = self._wall_ms(), self._ask(RESERVATION, 0, ttl_ms)
         pending = batcher.hold(check, HoldCall(ask, ()), fails_closed)
         try:
@@ -221,6 +221,13 @@ class Reservations:
             raise
         return self._reserved(answer, check, ask, asked_ms)
 
+    async def _hear(self) -> None:
+        """Wait a little for the first heartbeats, which tell the partitions that grant holds."""
+        if not self.heard.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._deadline_s):
+                    await self.heard.wait()
+
     def open_at_once(self, batcher: Batcher, check: Check, ttl_ms: int, fails_closed: bool) -> Reservation:
         """As :meth:`open`, but do not wait: the answer is degraded, or a denial that is known."""
         ask = self._ask(RESERVATION, 0, ttl_ms)
@@ -229,7 +236,7 @@ class Reservations:
 
     def _ask(self, kind: Literal[1, 2, 3], units: int, ttl_ms: int) -> Ask:
         # Unpredictable, so that no other caller can settle it by guessing.
-        id_: HoldId = (self._incarnation, _FIRST_NUMBER | secrets.randbits(63), 0)
+        id_: HoldId = (self._incarnation, FIRST_RESERVED_NUMBER | secrets.randbits(63), 0)
         return Ask(kind, id_, 0, units, ttl_ms)
 
     def _reserved(self, answer: Answer, check: Check, ask: Ask, asked_ms: int) -> Reservation:
@@ -260,27 +267,52 @@ class Reservations:
 
         A partition that grants no holds yet makes the charge only if it fits into the limits.
         """
-        pending = self._adjust(batcher, CHARGE, check)
+        pending = self._adjust(batcher, check, self._ask(CHARGE, check.cost, 1))
         if isinstance(pending, Answer) and pending.reason == NO_HOLDS:
             batcher.publish(check)
         return pending
 
     def refund(self, batcher: Batcher, check: Check) -> PendingAnswer:
-        """Return the cost of *check*, which is valid, to its client, if its limits are refundable."""
-        pending = self._adjust(batcher, REFUND, check)
-        if not isinstance(pending, Answer):
-            pending.add_done_callback(partial(self._log_refusal, check))
+        """Return the cost of *check*, which is valid, to its client, if its limits are refundable.
+
+        The log does not remember it: each call is a refund of its own.
+        """
+        pending = self._adjust(batcher, check, self._ask(REFUND, check.cost, 1))
+        if isinstance(pending, Answer):
+            self._refunded(pending, "")
+        else:
+            pending.add_done_callback(partial(self._on_refunded, check))
         return pending
 
-    def _adjust(self, batcher: Batcher, kind: Literal[2, 3], check: Check) -> PendingAnswer:
-        call = HoldCall(self._ask(kind, check.cost, 1), ())
-        return batcher.hold(_bearer(check.client, check.plan, check.resource), call)
+    async def refund_once(self, batcher: Batcher, check: Check, refund_id: str | None) -> Refund:
+        """As :meth:`refund`, but only if there was none with the same id in the last window.
 
-    def _log_refusal(self, check: Check, answered: Future[Outcome]) -> None:
+        Raises:
+            InvalidInput: The id is invalid, or that of a reservation.
+        """
+        id_ = new_refund_id() if refund_id is None else check_refund_id(refund_id)
+        await self._hear()
+        pending = self._adjust(batcher, check, Ask(REFUND, hold_id_of(id_), 1, check.cost, 1))
+        return self._refunded(pending if isinstance(pending, Answer) else answer_of(await pending), id_)
+
+    def _adjust(self, batcher: Batcher, check: Check, ask: Ask) -> PendingAnswer:
+        return batcher.hold(_bearer(check.client, check.plan, check.resource), HoldCall(ask, ()))
+
+    def _on_refunded(self, check: Check, answered: Future[Outcome]) -> None:
+        """Count a refund, and log it if it was not made: its caller looks at no answer."""
         outcome = None if answered.cancelled() else answered.result()
+        if not isinstance(outcome, Answer):
+            return
+        self._refunded(outcome, "")
         why = outcome.detail if isinstance(outcome, HeldAnswer) else ""
         if why and (suppressed := self._throttle.admit()) is not None:
             log.warning("a refund to client %r was not made: %s%s", check.client, why, suppressed)
+
+    def _refunded(self, answer: Answer, refund_id: str) -> Refund:
+        """Return what became of a refund, and count it."""
+        refund = refund_of(answer, refund_id)
+        self._metrics.refunds["repeated" if refund.repeated else refund.state] += 1
+        return refund
 
     async def settle(self, batcher: Batcher, text: str, used: int) -> Settled:
         """Charge *used* and give back the rest of the reservation with the id *text*.

@@ -17,7 +17,8 @@ the update :data:`stoplog.wire.limit_updates.ENABLE_HOLDS`. A batch of version 2
     ask     msgpack type    field
     0       integer         kind: 0 lease, 1 reservation, 2 charge, 3 refund
     1       array           id of the hold: [incarnation, number, index]
-    2       integer         number: it rises with each ask of a holder for leases; 0 for a reservation
+    2       integer         number: of a lease, it rises with each ask of a holder; 1 for a refund whose id is
+                            to be remembered; else 0
     3       integer         want: units of a lease, at most; a reservation holds the cost of its check; units
                             of a charge or a refund
     4       integer         ttl_ms: 1 to 3,600,000
@@ -30,7 +31,8 @@ the update :data:`stoplog.wire.limit_updates.ENABLE_HOLDS`. A batch of version 2
 
 A *charge* or a *refund* is no hold: it changes the charges at once, after the settlements. Its check has the
 cost 0, and is always allowed. A charge is made although it exceeds the limits. A refund is made if the policy
-is refundable.
+is refundable. If its id is remembered, a repetition within one window (the longest of the policy) changes
+nothing.
 
 Settlements without a check are in a record of kind ``S`` (0x53). Its body is an array of rows, each
 ``[client, resource, settlements]``.
@@ -41,11 +43,13 @@ fields than in version 1, all of them or none::
     index   msgpack type    field
     6       integer or nil  firm_ms: how long the denial stands if all holds are returned now; nil: until the
                             limits change; -1: nothing is held, so it stands for retry_after_ms
-    7       array or nil    grant: [units, ttl_ms]; nil: no hold was granted
+    7       array or nil    grant: [units, ttl_ms]; nil: no hold was granted. Of a refund: [units that it, or
+                            the first of its repetitions, returned, 0]; nil: it was not made
     8       array           settled: for each settlement, an integer: -1 if the hold was open and is settled
                             now; -2 if it is not known (never granted, or over); else the hold is a
                             reservation that was settled before, and this is what was used of it
-    9       string          reason of a denial that no limit caused, or why a refund was not made; else empty
+    9       string          reason of a denial that no limit caused, or why a refund was not made (now); else
+                            empty
 
 For a record of settlements (kind ``S``), each answer is the array *settled*, a reason, or nil.
 """
@@ -89,12 +93,21 @@ MAX_RESERVATIONS: Final = MAX_IN_FLIGHT
 MAX_SETTLED: Final = 64
 """Settled reservations of one client and resource that are remembered, each until it would have ended."""
 
+MAX_REFUNDS: Final = 1_000
+"""Refunds of one client and resource whose ids are remembered, each for one window."""
+
 MAX_LEASES: Final = 64
 """Open leases of one client and resource."""
 
 TOO_MANY_RESERVATIONS: Final = f"{MAX_RESERVATIONS:,} reservations are open: settle some of them first"
 
 NOT_REFUNDABLE: Final = 'the limits are not refundable: add "refundable" to them'
+
+FIRST_RESERVED_NUMBER: Final = 1 << 63
+"""Smallest number in the id of a reservation, and of a refund that is remembered. Those of leases are
+smaller, so that no caller can settle a lease."""
+
+REFUNDED_BEFORE: Final = "the refund with this id was made before"
 
 SAME_ID: Final = "a hold of another kind with this id is open: use another id"
 
@@ -114,6 +127,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
         kind: :data:`LEASE`, :data:`RESERVATION`, :data:`CHARGE` or :data:`REFUND`.
         id: Id of the hold, the charge or the refund.
         number: For a lease: it rises with each ask of the holder. An ask closes leases with smaller numbers.
+            For a refund: 1 if its id is to be remembered. Else 0.
         want: Units of a lease, at most. A reservation holds the cost of its check. Units to charge or return.
         ttl_ms: Milliseconds until the hold ends; 1 for a charge or a refund.
         keep: Leases of the same holder that stay open.
@@ -176,7 +190,10 @@ class SettlementBatch(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A granted hold: its units, and how many milliseconds it lasts from the record on."""
+    """A granted hold: its units, and how many milliseconds it lasts from the record on.
+
+    Of a refund: the units that were returned, and 0.
+    """
 
     units: _Units
     ttl_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TTL_MS)]

@@ -156,6 +156,32 @@ def test_gateways_own_lease_does_not_deny_a_reservation(system: System) -> None:
     give_back(here, answer["id"])
 
 
+async def test_repeated_refund_through_another_process_changes_nothing(system: System) -> None:
+    here, there = system.gateways
+
+    def refund(gateway: Gateway, client: str, cost: int, **fields: str) -> tuple[Any, ...]:
+        response = gateway.http.post("/v1/refunds", json={"client_id": client, "cost": cost, **fields})
+        assert response.status_code == 200, response.text
+        done: dict[str, Any] = response.json()
+        return done["state"], done["units"], done["repeated"]
+
+    here.check("shop", cost=40)
+    assert refund(there, "shop", 5, refund_id="order 7") == ("not_refundable", None, False)
+    here.set_limits("shop", "100/hour", "refundable")
+    assert refund(there, "shop", 5, refund_id="order 7") == ("refunded", 5, False)
+    assert left(here, "shop") == 65
+    assert refund(here, "shop", 5, refund_id="order 7") == ("refunded", 5, True)
+    async with Limiter(system.bootstrap, deadline_ms=20_000) as limiter:
+        again = await limiter.refund("shop", 5, refund_id="order 7")
+        assert (again.state, again.units, again.repeated) == ("refunded", 5, True)
+        assert (await limiter.refund("shop", 99)).units == 35
+    with BlockingLimiter(system.bootstrap, deadline_ms=20_000) as blocking:
+        assert blocking.refund("shop", refund_id="order 7").repeated
+    assert left(here, "shop") == 100
+    here.set_limits("free", "unlimited")
+    assert refund(here, "free", 5) == ("unlimited", None, False)
+
+
 async def test_block_of_the_sdk_charges_what_it_used(system: System) -> None:
     here, _ = system.gateways
     async with Limiter(system.bootstrap, deadline_ms=20_000) as limiter:

@@ -14,6 +14,7 @@ from stoplog.client.limiter import Limiter, validate
 from stoplog.client.limits_admin import Applied, LimitsPage, StoredLimit, check_page, read_page_cursor
 from stoplog.client.limits_history import HistoryPage, read_cursor
 from stoplog.client.metrics import Metrics
+from stoplog.client.refunds import Refund, check_refund_id
 from stoplog.client.reservations import (
     Reservation,
     ReservationId,
@@ -92,6 +93,16 @@ class FakeLimiter(Limiter):
         self._fail()
         self.refunds.append(check)
         return self.answer
+
+    async def refund(
+        self, client: str, cost: int = 1, *, refund_id: str | None = None, plan: str = "", resource: str = ""
+    ) -> Refund:
+        self._fail()
+        check = Check(client, cost, plan, resource)
+        validate(check)
+        id_ = "new" if refund_id is None else check_refund_id(refund_id)
+        self.refunds.append(check)
+        return Refund(id_, "refunded", cost)
 
     def answer_at_once(self, check: Check, fails_closed: bool = False) -> Answer:
         self.ask(check, fails_closed)

@@ -28,6 +28,7 @@ HOLDS: Final = "streams/stoplog_worker/algorithm/holds.py"
 HOLD_SET: Final = "streams/stoplog_worker/algorithm/hold_set.py"
 FOLD: Final = "streams/stoplog_worker/algorithm/fold.py"
 LEDGER: Final = "streams/stoplog_worker/algorithm/ledger.py"
+ADJUSTMENTS: Final = "streams/stoplog_worker/algorithm/adjustments.py"
 CODEC: Final = "streams/stoplog_worker/algorithm/state_codec.py"
 CACHE: Final = "stoplog/client/lease_cache.py"
 TABLE: Final = "stoplog/client/lease_table.py"
@@ -36,6 +37,7 @@ PROOFS: Final = "stoplog/client/update_proofs.py"
 _ALGORITHM: Final = "tests/unit/stoplog_worker/algorithm"
 _EXHAUSTIVE: Final = f"{_ALGORITHM}/test_holds_exhaustive.py::test_every_sequence_of_events_keeps_the_limit"
 _RULES: Final = f"{_ALGORITHM}/test_holds.py::"
+_REFUNDS: Final = f"{_ALGORITHM}/test_adjustments.py::"
 _STRICT: Final = f"{_ALGORITHM}/test_holds_strict.py::"
 _LEASES: Final = "tests/unit/stoplog/client/test_lease_cache.py::"
 _EXPIRY: Final = "tests/unit/stoplog_worker/state/test_expiry.py::"
@@ -304,6 +306,56 @@ MUTATIONS: Final = [
         "            if hold.kind == RESERVATION:\n                holds.add(",
         "            if hold.kind == SETTLED:\n                holds.add(",
         _RULES + "test_late_duplicate_of_an_ask_does_not_open_a_settled_reservation_again",
+    ),
+    # --- refunds ---
+    Mutation(
+        "a refund with an id is remembered",
+        ADJUSTMENTS,
+        "remembered = ask.number > 0 and ask.want > 0",
+        "remembered = False",
+        _REFUNDS + "test_repeated_refund_changes_nothing_for_one_window_and_says_so",
+    ),
+    Mutation(
+        "a refund that returned nothing is remembered, too",
+        ADJUSTMENTS,
+        "remembered = ask.number > 0 and ask.want > 0",
+        "remembered = ask.number > 0 and returned > 0",
+        _REFUNDS + "test_repeated_refund_is_known_although_there_was_nothing_to_return",
+    ),
+    Mutation(
+        "a refund is remembered for the longest window",
+        FOLD,
+        "limits[0].window_ms, adjustment",
+        "limits[-1].window_ms, adjustment",
+        _REFUNDS + "test_refund_is_remembered_for_the_longest_window",
+    ),
+    Mutation(
+        "a refund needs refundable limits",
+        ADJUSTMENTS,
+        "if not state.refundable:",
+        "if not state.refundable and not windows:",
+        _REFUNDS + "test_refund_under_limits_that_are_not_refundable_changes_nothing_and_says_why",
+    ),
+    Mutation(
+        "the first refund is forgotten first",
+        HOLD_SET,
+        "self.remove(self._refunds[0])",
+        "self.remove(self._refunds[-1])",
+        _REFUNDS + "test_refunds_beyond_the_bound_are_forgotten_the_first_one_first",
+    ),
+    Mutation(
+        "nothing settles a refund",
+        HOLDS,
+        "if hold is None or hold.kind == REFUNDED:",
+        "if hold is None:",
+        _REFUNDS + "test_remembered_refund_is_no_hold",
+    ),
+    Mutation(
+        "a refund is no open hold",
+        HOLD_SET,
+        " - len(self._settled) - len(self._refunds)",
+        " - len(self._settled)",
+        _REFUNDS + "test_remembered_refund_is_no_hold",
     ),
     # --- 7. ends ---
     Mutation(

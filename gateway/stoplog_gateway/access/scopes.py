@@ -18,7 +18,7 @@ class Scope(StrEnum):
     ==========  ==================================================================
     scope       permits
     ==========  ==================================================================
-    ``check``   ask checks and reservations, which charge clients
+    ``check``   ask checks, reservations and refunds
     ``read``    read limits, usage, lists of clients, and the state of the system
     ``admin``   change limits and reset counters; everything
     ==========  ==================================================================
@@ -40,6 +40,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Scope | None]]] = {
     "/v1/reservations": {"POST": Scope.CHECK},
     "/v1/reservations/{reservation_id}/settle": {"POST": Scope.CHECK},
     "/v1/reservations/{reservation_id}": {"DELETE": Scope.CHECK},
+    "/v1/refunds": {"POST": Scope.CHECK},
     AUTHORIZE: {ANY_METHOD: Scope.CHECK},
     f"{AUTHORIZE}/{{path:id}}": {ANY_METHOD: Scope.CHECK},
     ENVOY_JSON: {"POST": Scope.CHECK},

@@ -35,6 +35,7 @@ from stoplog_gateway.http.routes import (
     history,
     limit_models,
     limits,
+    refunds,
     reservations,
     status,
     traffic,
@@ -62,6 +63,7 @@ foreign `Host` or `Origin`, and requests that a proxy marks as forwarded (403). 
 _ROUTERS: Final = (
     check.router,
     reservations.router,
+    refunds.router,
     authorize.router,
     history.router,
     limits.router,
@@ -74,6 +76,7 @@ _MODELS: Final = (
     check.CheckRequest,
     Answer,
     *reservations.MODELS,
+    *refunds.MODELS,
     *limit_models.MODELS,
     *history.MODELS,
     *clients.MODELS,

@@ -156,6 +156,17 @@ def schema_of(model: type) -> dict[str, Any]:
     return {"$ref": TEMPLATE.format(name=model.__name__)}
 
 
+def id_field(description: str) -> msgspec.Meta:
+    """Return the annotation of a field that is an id."""
+    return msgspec.Meta(description=description, extra_json_schema=ID_SCHEMA)
+
+
+def number_field(description: str, minimum: int, maximum: int) -> msgspec.Meta:
+    """Return the annotation of a whole number, of type ``int | float``: to JSON, 3.0 is an integer, too."""
+    schema = {"type": "integer", "minimum": minimum, "maximum": maximum}
+    return msgspec.Meta(description=description, extra_json_schema=schema)
+
+
 def array_of(model: type, max_items: int) -> dict[str, Any]:
     """Return the schema of a list of *model*."""
     return {"type": "array", "items": schema_of(model), "maxItems": max_items}

@@ -6,41 +6,83 @@ limits. A refund lets other requests pass in place of those that it returns.
 
 from __future__ import annotations
 
-from stoplog.wire.holds import CHARGE, NOT_REFUNDABLE, Ask
+from typing import Final, NamedTuple
+
+from stoplog.wire.holds import (
+    CHARGE,
+    MAX_REFUNDS,
+    NOT_REFUNDABLE,
+    REFUNDED_BEFORE,
+    SAME_ID,
+    Ask,
+    Grant,
+)
+from stoplog_worker.algorithm.hold_set import REFUNDED, Hold, HoldSet
 from stoplog_worker.algorithm.sliding_window import Windows
+from stoplog_worker.algorithm.state_codec import State
 
 
-def adjust(windows: Windows, ask: Ask, now_ms: int, *, refundable: bool) -> tuple[bool, str]:
+class Adjusted(NamedTuple):
+    """What became of a charge or a refund.
+
+    Attributes:
+        changed: Whether it changed the stored state.
+        returned: Of a refund that was made now or before: the units that it returned, and 0.
+        reason: Why a refund was not made, or not made again; else empty.
+    """
+
+    changed: bool
+    returned: Grant | None = None
+    reason: str = ""
+
+
+NOT_ADJUSTED: Final = Adjusted(changed=False)
+
+
+def adjust(state: State, windows: Windows, longest_ms: int, ask: Ask, now_ms: int) -> Adjusted:
     """Charge or return the units of *ask* in all *windows*.
 
     A refund reduces the newest charges, and never below 0. The windows are independent: one may return less
-    than another.
+    than another. If the id of a refund is remembered, its repetitions change nothing for one window. Beyond
+    :data:`stoplog.wire.holds.MAX_REFUNDS`, the first refund is forgotten.
 
     Args:
+        state: The client's state. Its ended holds are expired, and its policy is resolved. Its holds are
+            changed in place.
         windows: The client's windows, changed in place.
+        longest_ms: Length of the longest window of the policy in force, ms.
         ask: A charge or a refund.
         now_ms: Partition time, ms since the Unix epoch.
-        refundable: Whether the policy in force permits refunds.
-
-    Returns:
-        Whether anything changed, and why a refund was not made; else an empty text.
 
     >>> from stoplog.wire.holds import REFUND
     >>> from stoplog_worker.algorithm.sliding_window import Window
-    >>> windows = {60_000: Window(60_000)}
-    >>> adjust(windows, Ask(CHARGE, (7, 1, 0), 0, 5, 1), 500_000, refundable=True)
-    (True, '')
-    >>> adjust(windows, Ask(REFUND, (7, 2, 0), 0, 3, 1), 500_000, refundable=True), windows[60_000].total
-    ((True, ''), 2)
+    >>> state, windows = State(refundable=True), {60_000: Window(60_000)}
+    >>> adjust(state, windows, 60_000, Ask(CHARGE, (7, 1, 0), 0, 5, 1), 500_000).changed
+    True
+    >>> refund = Ask(REFUND, (7, 2, 0), 1, 3, 1)
+    >>> adjust(state, windows, 60_000, refund, 500_000).returned, windows[60_000].total
+    (Grant(units=3, ttl_ms=0), 2)
+    >>> adjust(state, windows, 60_000, refund, 559_999).reason, windows[60_000].total
+    ('the refund with this id was made before', 2)
     """
-    if not ask.want:
-        return False, ""
     if ask.kind == CHARGE:
-        for window in windows.values():
+        for window in windows.values() if ask.want else ():
             window.forget(now_ms)
             window.charge(now_ms, ask.want)
-        return True, ""
-    if not refundable:
-        return False, NOT_REFUNDABLE
-    returned = [window.refund(now_ms, ask.want) for window in windows.values()]
-    return any(returned), ""
+        return Adjusted(ask.want > 0)
+    known = state.holds.get(ask.id) if state.holds is not None else None
+    if known is not None:
+        if known.kind != REFUNDED:
+            return Adjusted(changed=False, reason=SAME_ID)
+        return Adjusted(changed=False, returned=Grant(known.ask, 0), reason=REFUNDED_BEFORE)
+    if not state.refundable:
+        return Adjusted(changed=False, reason=NOT_REFUNDABLE)
+    returned = max([window.refund(now_ms, ask.want) for window in windows.values()])
+    remembered = ask.number > 0 and ask.want > 0
+    if remembered:
+        # Remembered also if there was nothing to return: a repetition would return later charges.
+        if state.holds is None:
+            state.holds = HoldSet()
+        state.holds.add(Hold(ask.id, REFUNDED, returned, now_ms + longest_ms, 0))
+        state.holds.forget_refunds(MAX_REFUNDS)
+    return Adjusted(returned > 0 or remembered, Grant(returned, 0))

@@ -29,7 +29,7 @@ from stoplog.wire.holds import (
 )
 from stoplog.wire.limit_updates import Update
 from stoplog.wire.replies import Decision, HeldDecision, Settled
-from stoplog_worker.algorithm.adjustments import adjust
+from stoplog_worker.algorithm.adjustments import NOT_ADJUSTED, adjust
 from stoplog_worker.algorithm.holds import close_superseded, decide_with_holds, settle
 from stoplog_worker.algorithm.ledger import GRANTED, Ledger, UpdateEffect
 from stoplog_worker.algorithm.sliding_window import decide, is_live, reshape
@@ -295,21 +295,28 @@ def _decide_held(
     changed = bool(limits) and reshape(windows, limits, now_ms, newest_ms)
     state.shaped = live and len(windows) == len(limits)
     holds_before = len(state.holds or ())
-    adjusted, reason = False, ""
+    adjusted = NOT_ADJUSTED
     if adjustment is not None:
-        adjusted, reason = adjust(windows, adjustment, now_ms, refundable=state.refundable)
-        ledger.unjudged = ledger.unjudged or (adjusted and adjustment.kind == CHARGE)
+        adjusted = adjust(state, windows, limits[0].window_ms, adjustment, now_ms)
+        ledger.unjudged = ledger.unjudged or (adjusted.changed and adjustment.kind == CHARGE)
     decision = decide_with_holds(state, windows, limits, now_ms, check.cost, ask=ask)
     if ask is not None and len(state.holds or ()) > holds_before:
         assert decision.grant is not None
         ledger.hold_counts[ask.kind, GRANTED] += 1 if reserving else decision.grant.units
     charged = decision.allowed and check.cost and not reserving
     if adjustment is not None:
-        charged = charged or (adjusted and adjustment.kind == CHARGE)
-        decision = msgspec.structs.replace(decision, allowed=True, retry_after_ms=0, firm_ms=0, reason=reason)
+        charged = charged or (adjusted.changed and adjustment.kind == CHARGE)
+        decision = msgspec.structs.replace(
+            decision,
+            allowed=True,
+            retry_after_ms=0,
+            firm_ms=0,
+            grant=adjusted.returned,
+            reason=adjusted.reason,
+        )
     if charged:
         newest_ms = now_ms
-    if charged or adjusted or holds_before != len(state.holds or ()) or (changed and live):
+    if charged or adjusted.changed or holds_before != len(state.holds or ()) or (changed and live):
         state.windows, state.newest_ms = windows, newest_ms
         _changed(ledger, key, state, position)
     if settled:

@@ -19,17 +19,21 @@ from stoplog.wire.holds import LEASE, RESERVATION, HoldId
 SETTLED: Final = 2
 """Kind of a reservation that was settled. It holds nothing, and is remembered until it would have ended."""
 
+REFUNDED: Final = 3
+"""Kind of a refund that was made. It holds nothing. Its id is remembered for one window."""
+
 
 class Hold(msgspec.Struct, frozen=True, array_like=True):
     """Units that were granted and are not spent yet. They count in every window until the hold ends.
 
     Attributes:
         id: The id that the holder chose.
-        kind: :data:`stoplog.wire.holds.LEASE`, :data:`stoplog.wire.holds.RESERVATION` or :data:`SETTLED`.
+        kind: :data:`stoplog.wire.holds.LEASE`, :data:`stoplog.wire.holds.RESERVATION`, :data:`SETTLED` or
+            :data:`REFUNDED`.
         ask: Number of the ask for a lease; it rises for each holder. Of a settled reservation, the units that
-            were used; of an open one, 0.
+            were used; of an open one, 0. Of a refund, the units that it returned.
         end_ms: Partition time at which the hold ends. All its units are charged then.
-        units: Units held; 0 if the reservation is settled.
+        units: Units held; 0 for a settled reservation and for a refund.
     """
 
     id: HoldId
@@ -50,7 +54,17 @@ class HoldSet:
         leases: The leases.
     """
 
-    __slots__ = ("_by_id", "_charges", "_ends", "_reservations", "_settled", "_units", "leases", "units")
+    __slots__ = (
+        "_by_id",
+        "_charges",
+        "_ends",
+        "_refunds",
+        "_reservations",
+        "_settled",
+        "_units",
+        "leases",
+        "units",
+    )
 
     def __init__(self, holds: Iterable[Hold] = ()) -> None:
         # A state that is loaded may have 1,000: sorting takes half of the time of adding one after the other.
@@ -65,6 +79,8 @@ class HoldSet:
         """The ends of the open reservations, sorted."""
         self._settled = [id_ for id_, hold in by_id.items() if hold.kind == SETTLED]
         """The settled reservations, the one settled first at the beginning."""
+        self._refunds = [id_ for id_, hold in by_id.items() if hold.kind == REFUNDED]
+        """The refunds, the first one at the beginning."""
         self.leases = [hold for hold in by_id.values() if hold.kind == LEASE]
         self.units = sum(self._units)
 
@@ -75,7 +91,7 @@ class HoldSet:
         return iter(self._by_id.values())
 
     def get(self, id_: HoldId) -> Hold | None:
-        """Return the hold with this id, which is open or a settled reservation."""
+        """Return the hold with this id, which is open, a settled reservation, or a refund."""
         return self._by_id.get(id_)
 
     # --- changes ---
@@ -95,6 +111,8 @@ class HoldSet:
             self.leases.append(hold)
         elif hold.kind == SETTLED:
             self._settled.append(hold.id)
+        elif hold.kind == REFUNDED:
+            self._refunds.append(hold.id)
 
     def remove(self, id_: HoldId) -> Hold:
         """Remove the hold with this id, and return it.
@@ -113,6 +131,8 @@ class HoldSet:
             self.leases.remove(hold)
         elif hold.kind == SETTLED:
             self._settled.remove(id_)
+        elif hold.kind == REFUNDED:
+            self._refunds.remove(id_)
         return hold
 
     def shrink(self, id_: HoldId, units: int) -> None:
@@ -154,12 +174,17 @@ class HoldSet:
         while len(self._settled) > most:
             self.remove(self._settled[0])
 
+    def forget_refunds(self, most: int) -> None:
+        """Remove the first refunds until at most *most* are left."""
+        while len(self._refunds) > most:
+            self.remove(self._refunds[0])
+
     # --- what decisions need ---
 
     @property
     def open(self) -> int:
-        """How many holds are open: all but the settled reservations."""
-        return len(self._by_id) - len(self._settled)
+        """How many holds are open: all but the settled reservations and the refunds."""
+        return len(self._by_id) - len(self._settled) - len(self._refunds)
 
     @property
     def reservations(self) -> int:

@@ -32,7 +32,7 @@ from stoplog.wire.holds import (
     Settlement,
 )
 from stoplog.wire.replies import HeldDecision, Settled
-from stoplog_worker.algorithm.hold_set import SETTLED, Hold, HoldSet
+from stoplog_worker.algorithm.hold_set import REFUNDED, SETTLED, Hold, HoldSet
 from stoplog_worker.algorithm.sliding_window import Window, Windows
 from stoplog_worker.algorithm.state_codec import State
 
@@ -87,7 +87,7 @@ def settle(state: State, settlements: Sequence[Settlement], now_ms: int) -> Sett
     settled = []
     for settlement in settlements:
         hold = holds.get(settlement.id)
-        if hold is None:
+        if hold is None or hold.kind == REFUNDED:
             settled.append(NOT_OPEN)
             continue
         if hold.kind == SETTLED:

@@ -20,9 +20,9 @@ import msgspec
 
 from stoplog.policy import IN_FLIGHT_MS, Limit
 from stoplog.wire.checks import POSITION_BITS, Check
-from stoplog.wire.holds import LEASE
+from stoplog.wire.holds import LEASE, RESERVATION
 from stoplog.wire.limit_updates import ENABLE_HOLDS, Update
-from stoplog_worker.algorithm.hold_set import SETTLED, HoldSet
+from stoplog_worker.algorithm.hold_set import HoldSet
 from stoplog_worker.algorithm.holds import expire_holds
 from stoplog_worker.algorithm.policy_history import PolicyHistory
 from stoplog_worker.algorithm.sliding_window import Window, is_live, usage
@@ -230,7 +230,7 @@ class Ledger:
         """End the holds of *state* that are over; return whether there were any."""
         ended = expire_holds(state, self.clock_ms)
         for hold in ended:
-            if hold.kind != SETTLED:
+            if hold.kind in (LEASE, RESERVATION):
                 self.hold_counts[hold.kind, UNSETTLED] += hold.units if hold.kind == LEASE else 1
         return bool(ended)
 

@@ -99,8 +99,8 @@ class Window(msgspec.Struct, gc=False):
             self.counts.append(cost)
         self.total += cost
 
-    def refund(self, now_ms: int, units: int) -> bool:
-        """Take up to *units* from the newest charges that count at *now_ms*; return whether any was taken."""
+    def refund(self, now_ms: int, units: int) -> int:
+        """Take up to *units* from the newest charges that count at *now_ms*; return how many were taken."""
         self.forget(now_ms)
         left = taken = min(units, self.total)
         while left:
@@ -111,7 +111,7 @@ class Window(msgspec.Struct, gc=False):
                 self.leave_ms.pop()
                 self.counts.pop()
         self.total -= taken
-        return taken > 0
+        return taken
 
     def leaves_ms(self, at_ms: int) -> int:
         """Return when a charge made at *at_ms* would leave the window."""

@@ -39,8 +39,8 @@ index         meaning
 
 In format version 2, used for states with holds only, the body is an array of two: this array, and the holds,
 oldest first. A hold is an array: its id (``[incarnation, number, index]``), its kind (0 lease, 1
-reservation, 2 settled reservation), the number of its ask (what was used, if it is settled), the partition
-time at which it ends, and its units.
+reservation, 2 settled reservation, 3 refund that was made), the number of its ask (what was used, if it is
+settled; what was returned by a refund), the partition time at which it ends, and its units.
 
 After the windows there may be an array ``[1, offset]``. The newest charge was made *offset* ms after the
 beginning of the last window's newest tick, or after the Unix epoch if that window has no tick. Workers of
@@ -306,15 +306,16 @@ def is_state(value: bytes) -> bool:
 def expires_at_ms(value: bytes) -> int:
     """Return when the last charge of an encoded state leaves its window, partition time; 0 if it has none.
 
-    An open hold is charged at its end.
+    An open hold is charged at its end. A hold without units is only remembered until then.
     """
     lists, holds = _parts(value)
     last = max((hold.end_ms for hold in holds), default=0)
+    charged_ms = max((hold.end_ms for hold in holds if hold.units), default=0)
     for flat in lists:
         if len(flat) > 2:
             last = max(last, flat[0] + tick_of(flat[0]) * (sum(flat[2::2]) + 1))
-        if holds and flat[0] != _NEWEST:
-            last = max(last, Window(flat[0]).leaves_ms(max(hold.end_ms for hold in holds)))
+        if charged_ms and flat[0] != _NEWEST:
+            last = max(last, Window(flat[0]).leaves_ms(charged_ms))
     return last
 
 

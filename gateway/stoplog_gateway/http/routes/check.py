@@ -30,23 +30,15 @@ from stoplog_gateway.http.request_body import JsonBody, JsonListBody, decode, wh
 from stoplog_gateway.http.responses import RenderedResponse, respond
 
 
-def _id(description: str) -> msgspec.Meta:
-    return msgspec.Meta(description=description, extra_json_schema=openapi.ID_SCHEMA)
-
-
 class CheckRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A check. Ids are 1 to 256 bytes of UTF-8 without control characters."""
 
-    client_id: Annotated[str, _id("Client id, such as an API key or a user id.")]
-    cost: Annotated[
-        int | float,  # to JSON, 3.0 is an integer too
-        msgspec.Meta(
-            description="Cost to charge; 0 charges nothing.",
-            extra_json_schema={"type": "integer", "minimum": 0, "maximum": MAX_COST},
-        ),
-    ] = 1
-    plan: Annotated[str | None, _id("Plan whose limits apply if the client has no limits of its own.")] = None
-    resource: Annotated[str | None, _id("Resource with separate limits and counters.")] = None
+    client_id: Annotated[str, openapi.id_field("Client id, such as an API key or a user id.")]
+    cost: Annotated[int | float, openapi.number_field("Cost to charge; 0 charges nothing.", 0, MAX_COST)] = 1
+    plan: Annotated[
+        str | None, openapi.id_field("Plan whose limits apply if the client has no limits of its own.")
+    ] = None
+    resource: Annotated[str | None, openapi.id_field("Resource with separate limits and counters.")] = None
     on_unavailable: Annotated[
         OnUnavailable,
         msgspec.Meta(

@@ -27,26 +27,21 @@ from stoplog_gateway.http.responses import RenderedResponse, respond
 from stoplog_gateway.http.routes.check import HEADERS
 
 
-def _id(description: str) -> msgspec.Meta:
-    return msgspec.Meta(description=description, extra_json_schema=openapi.ID_SCHEMA)
-
-
-def _number(description: str, minimum: int, maximum: int) -> msgspec.Meta:
-    schema = {"type": "integer", "minimum": minimum, "maximum": maximum}
-    return msgspec.Meta(description=description, extra_json_schema=schema)
-
-
 class ReservationRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A reservation. Ids are 1 to 256 bytes of UTF-8 without control characters."""
 
-    client_id: Annotated[str, _id("Client id, such as an API key or a user id.")]
-    cost: Annotated[int | float, _number("Units to hold.", 0, MAX_COST)] = 1
+    client_id: Annotated[str, openapi.id_field("Client id, such as an API key or a user id.")]
+    cost: Annotated[int | float, openapi.number_field("Units to hold.", 0, MAX_COST)] = 1
     ttl_ms: Annotated[
         int | float,
-        _number("Milliseconds after which the reservation ends, with all of it charged.", 1, MAX_TTL_MS),
+        openapi.number_field(
+            "Milliseconds after which the reservation ends, with all of it charged.", 1, MAX_TTL_MS
+        ),
     ] = DEFAULT_TTL_MS
-    plan: Annotated[str | None, _id("Plan whose limits apply if the client has no limits of its own.")] = None
-    resource: Annotated[str | None, _id("Resource with separate limits and counters.")] = None
+    plan: Annotated[
+        str | None, openapi.id_field("Plan whose limits apply if the client has no limits of its own.")
+    ] = None
+    resource: Annotated[str | None, openapi.id_field("Resource with separate limits and counters.")] = None
     on_unavailable: Annotated[
         OnUnavailable,
         msgspec.Meta(
@@ -59,7 +54,9 @@ class ReservationRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_f
 class Settlement(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """The use of a reservation."""
 
-    used: Annotated[int | float, _number("Units to charge. The rest is given back.", 0, MAX_COST)]
+    used: Annotated[
+        int | float, openapi.number_field("Units to charge. The rest is given back.", 0, MAX_COST)
+    ]
 
 
 MODELS: Final = (ReservationRequest, Settlement, Reservation, Settled)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from base64 import urlsafe_b64encode
-from collections.abc import Coroutine
-from typing import Any, Generic, TypeVar
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoplog.client.answer import Answer, unwrap
+from stoplog.client.answer import Answer
 from stoplog.client.fail_open import (
     BREAKER_OPEN,
     BROKER,
@@ -35,12 +33,9 @@ from stoplog.client.reservations import (
     encode_id,
 )
 from stoplog.errors import InvalidCost, InvalidId, InvalidInput
-from stoplog.wire.checks import Batch, Check
+from stoplog.wire.checks import Check
 from stoplog.wire.holds import (
-    CHARGE,
     NOT_OPEN,
-    NOT_REFUNDABLE,
-    REFUND,
     RESERVATION,
     SETTLED_NOW,
     TOO_MANY_RESERVATIONS,
@@ -49,121 +44,8 @@ from stoplog.wire.holds import (
     HoldRow,
     Settlement,
 )
-from stoplog.wire.replies import Decision, HeldDecision, Reply
-from tests.support.clockwork import Bench
-
-ALICE = Check("alice", 40)
-GRANTED = HeldDecision(True, 100, 60, 60_000, 0, 3, 0, Grant(40, 5_000))
-T = TypeVar("T")
-
-
-class Call(Generic[T]):
-    """A call that is in progress. Nothing but the test advances it."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self._coroutine = coroutine
-        self._result: list[T] = []
-        self._step()
-
-    def _step(self) -> None:
-        try:
-            self._coroutine.send(None)
-        except StopIteration as end:
-            self._result.append(end.value)
-
-    @property
-    def result(self) -> T:
-        if not self._result:
-            self._step()
-        [result] = self._result
-        return result
-
-
-class Desk:
-    """A batcher whose partition grants holds, and the reservations over it."""
-
-    def __init__(self, *, enabled: bool = True, **fields: Any) -> None:
-        self.bench = Bench(**fields)
-        if enabled:
-            self.bench.leases.enable([0])
-        self.now_ms = 1_000_000
-        self.reservations = Reservations(7, self.bench.metrics, 0.01, lambda: self.now_ms)
-        self.reservations.heard.set()
-
-    def open(self, check: Check = ALICE, *, closed: bool = False) -> Call[Reservation]:
-        call = Call(self.reservations.open(self.bench.batcher, check, 5_000, closed))
-        self.bench.loop.turn()
-        return call
-
-    def settle(self, id_: str | None, used: int) -> Call[Settled]:
-        assert id_ is not None
-        call = Call(self.reservations.settle(self.bench.batcher, id_, used))
-        self.bench.loop.turn()
-        return call
-
-    @property
-    def sent(self) -> Batch:
-        return self.bench.transport.last
-
-    def reply(self, *answers: Decision | str | None, error: str | None = None) -> None:
-        reply = Reply(7, self.sent.number, 0, -1, list(answers), error)
-        self.bench.batcher.on_replies([reply])
-
-    def opened(self) -> Reservation:
-        """Return a reservation that was granted."""
-        call = self.open()
-        self.reply(GRANTED)
-        return call.result
-
-    def answered(self, *settled: int, used: int = 9) -> Settled:
-        """Settle a new reservation; return the result of the worker's answer."""
-        call = self.settle(self.opened().id, used)
-        self.reply(HeldDecision(True, 100, 91, 60_000, 0, 3, 0, None, settled))
-        return call.result
-
-    def counts(self) -> dict[str, int]:
-        metrics = self.bench.metrics
-        found = {name: getattr(metrics, name) for name in ("received", "allowed", "rejected", "in_flight")}
-        found |= {reason: count for reason, count in metrics.degraded.items() if count}
-        return {name: count for name, count in found.items() if count}
-
-
-def test_charge_and_refund_travel_with_a_check_that_costs_nothing() -> None:
-    desk = Desk()
-    check = Check("alice", 40, "free", "tokens")
-    charge = desk.reservations.charge(desk.bench.batcher, check)
-    refund = desk.reservations.refund(desk.bench.batcher, check)
-    desk.bench.loop.turn()
-    assert desk.sent.checks == [Check("alice", 0, "free", "tokens")] * 2
-    assert desk.sent.hold_rows is not None
-    asks = [row.ask for row in desk.sent.hold_rows]
-    assert [(ask.kind, ask.want, ask.ttl_ms) for ask in asks if ask] == [(CHARGE, 40, 1), (REFUND, 40, 1)]
-    desk.reply(*[HeldDecision(True, 100, 60, 60_000, 0, 3, 0)] * 2)
-    assert not isinstance(charge, Answer)
-    assert not isinstance(refund, Answer)
-    assert unwrap(charge).remaining == unwrap(refund).remaining == 60
-    assert desk.counts() == {}, "they are not checks"
-
-
-def test_refund_that_is_not_made_is_logged_with_the_remedy_once(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk()
-    for _ in range(2):
-        desk.reservations.refund(desk.bench.batcher, ALICE)
-        desk.bench.loop.turn()
-        desk.reply(HeldDecision(True, 100, 60, 60_000, 0, 3, 0, reason=NOT_REFUNDABLE))
-        desk.bench.loop.turn()
-    assert caplog.messages == [f"a refund to client 'alice' was not made: {NOT_REFUNDABLE}"]
-
-
-def test_before_holds_are_granted_a_charge_is_published_as_a_check_and_a_refund_is_not() -> None:
-    desk = Desk(enabled=False)
-    for call in (desk.reservations.refund, desk.reservations.charge):
-        answer = call(desk.bench.batcher, ALICE)
-        assert isinstance(answer, Answer)
-        assert (answer.allowed, answer.reason) == (True, NO_HOLDS)
-    desk.bench.loop.turn()
-    [(_, sent)] = desk.bench.transport.sent
-    assert (sent.checks, sent.partition, sent.hold_rows) == ([ALICE], -1, None)
+from stoplog.wire.replies import Decision, HeldDecision
+from tests.support.reservation_desk import ALICE, GRANTED, Call, Desk
 
 
 def test_reservation_asks_with_a_check_and_carries_the_grant() -> None:

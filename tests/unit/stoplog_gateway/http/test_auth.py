@@ -52,6 +52,7 @@ BODIES: Final = {
     "/v1/checks": [{"client_id": "a"}],
     "/v1/reservations": {"client_id": "a"},
     "/v1/reservations/{reservation_id}/settle": {"used": 1},
+    "/v1/refunds": {"client_id": "a"},
     "/json": {"domain": "d", "descriptors": [{"entries": [{"key": "user", "value": "a"}]}]},
 }
 

@@ -66,7 +66,9 @@ def test_every_operation_is_documented(method: str, path: str, operation: dict[s
             for example in content["examples"].values():
                 encoded = msgspec.json.encode(example["value"])
                 msgspec.json.decode(encoded, type=struct_of(content["schema"]))
-    if method == "PUT" or (path.startswith(("/v1/check", "/v1/reservations")) and method != "DELETE"):
+    if method == "PUT" or (
+        path.startswith(("/v1/check", "/v1/reservations", "/v1/refunds")) and method != "DELETE"
+    ):
         assert operation["requestBody"]["content"]["application/json"]["examples"]
         assert {"400", "413", "415", "422"} <= operation["responses"].keys()
     if (method in ("PUT", "DELETE") and not path.startswith("/v1/reservations")) or path.endswith("/reset"):

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stoplog_worker.algorithm.fold import fault_finder, fold
-from stoplog_worker.algorithm.ledger import Ledger
+from stoplog_worker.algorithm.hold_set import REFUNDED, Hold
+from stoplog_worker.algorithm.ledger import UNSETTLED, Ledger
 from stoplog_worker.algorithm.sliding_window import Window
-from stoplog_worker.algorithm.state_codec import Marker, decode_state, encode_state
+from stoplog_worker.algorithm.state_codec import FORMAT, Marker, decode_state, encode_state, expires_at_ms
 from stoplog_worker.verify.replay import NothingStored
 
 from stoplog.policy import UNLIMITED, Policy, parse_policy
 from stoplog.wire.checks import Batch, Check, encode_batch, encode_update
-from stoplog.wire.holds import CHARGE, NOT_REFUNDABLE, REFUND, RESERVATION, Ask, HoldRow
+from stoplog.wire.holds import (
+    CHARGE,
+    LEASE,
+    MAX_REFUNDS,
+    NOT_OPEN,
+    NOT_REFUNDABLE,
+    REFUND,
+    REFUNDED_BEFORE,
+    RESERVATION,
+    SAME_ID,
+    Ask,
+    HoldRow,
+    Settlement,
+)
 from stoplog.wire.limit_updates import Update, enabling_update
 from stoplog.wire.replies import Decision, HeldDecision
 
@@ -41,11 +57,19 @@ class Bench:
         assert isinstance(answer, Decision)
         return answer
 
-    def adjust(self, kind: int, units: int) -> HeldDecision:
-        answer = self.check(0, Ask(kind, (9, 1, 0), 0, units, 1))  # type: ignore[arg-type]
+    def adjust(
+        self, kind: Literal[2, 3], units: int, *, id_: int = 1, remember: bool = False
+    ) -> HeldDecision:
+        answer = self.check(0, Ask(kind, (9, id_, 0), int(remember), units, 1))
         assert isinstance(answer, HeldDecision)
-        assert (answer.allowed, answer.retry_after_ms, answer.firm_ms, answer.grant) == (True, 0, 0, None)
+        assert (answer.allowed, answer.retry_after_ms, answer.firm_ms) == (True, 0, 0)
         return answer
+
+    def refund(self, units: int, id_: int = 1) -> tuple[int | None, bool]:
+        """Make a refund whose id is remembered. Return the units returned, and whether it is a repetition."""
+        answer = self.adjust(REFUND, units, id_=id_, remember=True)
+        assert answer.reason in ("", REFUNDED_BEFORE)
+        return None if answer.grant is None else answer.grant.units, answer.reason == REFUNDED_BEFORE
 
     def set_limits(self, policy: Policy) -> None:
         self.version += 1
@@ -105,6 +129,127 @@ def test_refund_under_limits_that_are_not_refundable_changes_nothing_and_says_wh
     bench.set_limits(parse_policy("10/minute"))
     assert bench.adjust(REFUND, 1).reason == NOT_REFUNDABLE
     assert bench.left == 8
+
+
+def test_repeated_refund_changes_nothing_for_one_window_and_says_so() -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.check(8)
+    assert bench.refund(3) == (3, False)
+    bench.after_ms = 30_000
+    assert bench.check(5).allowed
+    assert bench.refund(3) == (3, True)
+    assert bench.refund(2, id_=2) == (2, False)
+    bench.after_ms = MINUTE - 1
+    assert bench.refund(9) == (3, True)
+    assert bench.left == 2
+    bench.after_ms = MINUTE
+    assert bench.refund(1) == (1, False), "a window has passed since the first one"
+
+
+def test_repeated_refund_is_known_although_there_was_nothing_to_return() -> None:
+    bench = Bench("10/minute", "refundable")
+    assert bench.refund(4) == (0, False)
+    bench.check(6)
+    assert bench.refund(4) == (0, True)
+    assert bench.left == 4
+
+
+def test_refund_is_remembered_for_the_longest_window() -> None:
+    bench = Bench("10/minute", "100/hour", "refundable")
+    bench.check(5)
+    assert bench.refund(2) == (2, False)
+    bench.after_ms = 60 * MINUTE - 1
+    bench.check(1)
+    assert bench.refund(2) == (2, True)
+    bench.after_ms = 60 * MINUTE
+    assert bench.refund(2) == (2, False)
+
+
+def test_refund_whose_id_is_not_remembered_is_made_each_time() -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.check(8)
+    for left in (4, 6):
+        assert bench.adjust(REFUND, 2).remaining == left
+    assert bench.ledger.states["a"].holds is None
+
+
+def test_refund_of_nothing_is_not_remembered() -> None:
+    bench = Bench("10/minute", "refundable")
+    assert bench.refund(0) == (0, False)
+    assert bench.ledger.dirty == {}
+
+
+def test_remembered_refund_survives_changes_of_limits_and_resets() -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.check(8)
+    bench.refund(3)
+    bench.version += 1
+    bench.append(encode_update(Update(bench.version, "reset", "a", "", None)))
+    bench.set_limits(parse_policy("20/minute"))
+    bench.check(9)
+    assert bench.refund(3) == (3, True)
+    assert bench.adjust(REFUND, 1, id_=2, remember=True).reason == NOT_REFUNDABLE
+    assert bench.left == 11
+
+
+def test_refunds_beyond_the_bound_are_forgotten_the_first_one_first() -> None:
+    bench = Bench("5000/hour", "refundable")
+    bench.check(5_000)
+    for id_ in range(MAX_REFUNDS + 1):
+        assert bench.refund(1, id_) == (1, False)
+    assert len(bench.ledger.states["a"].holds or ()) == MAX_REFUNDS
+    assert bench.refund(1, 1) == (1, True)
+    assert bench.refund(1, 0) == (1, False)
+    assert bench.left == MAX_REFUNDS + 2
+    assert len(encode_state(bench.ledger.states["a"])) < 40_000
+
+
+def test_remembered_refund_is_no_hold() -> None:
+    """It holds no units, divides no lease, is no reservation in flight, and nothing settles it."""
+    bench, other = (Bench("100/minute", "1 in flight", "refundable") for _ in range(2))
+    for one in (bench, other):
+        one.check(8)
+    bench.refund(3)
+    other.adjust(REFUND, 3)
+    settle = HoldRow(0, None, (Settlement((9, 1, 0), 50),))
+    [answer] = bench.append(encode_batch(Batch(0, 7, 1, [Check("a", 0)], [settle])))
+    assert isinstance(answer, HeldDecision)
+    assert answer.settled == (NOT_OPEN,)
+    assert bench.refund(3) == (3, True)
+    assert bench.ledger.usage_report(Check("a", 0)) == other.ledger.usage_report(Check("a", 0))
+    leases = [one.check(1, Ask(LEASE, (7, 5, 0), 5, 90, 9_000)) for one in (bench, other)]
+    assert leases[0] == leases[1]
+    reservations = [one.check(1, Ask(RESERVATION, (8, 5, 0), 0, 0, 9_000)) for one in (bench, other)]
+    assert reservations[0].allowed
+    assert reservations[0] == reservations[1]
+    bench.after_ms = MINUTE
+    bench.check(0)
+    assert not bench.ledger.hold_counts[REFUNDED, UNSETTLED]
+
+
+def test_id_of_an_open_hold_is_refused_and_that_of_a_refund_reserves_nothing() -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.check(4)
+    bench.check(2, Ask(RESERVATION, (9, 1, 0), 0, 0, 5_000))
+    assert bench.adjust(REFUND, 2, remember=True).reason == SAME_ID
+    assert bench.refund(2, id_=2) == (2, False)
+    reserved = bench.check(1, Ask(RESERVATION, (9, 2, 0), 0, 0, 5_000))
+    assert isinstance(reserved, HeldDecision)
+    assert (reserved.allowed, reserved.reason) == (False, SAME_ID)
+
+
+def test_remembered_refund_is_stored_until_its_window_has_passed() -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.check(8)
+    bench.after_ms = 30_000
+    bench.refund(8)
+    value = encode_state(bench.ledger.states["a"])
+    assert expires_at_ms(value) == START + 30_000 + MINUTE
+    holds = list(decode_state(value).holds or ())
+    assert holds == [Hold((9, 1, 0), REFUNDED, 8, START + 30_000 + MINUTE, 0)]
+    bench.after_ms = 30_000 + MINUTE
+    bench.check(1)
+    assert encode_state(bench.ledger.states["a"])[:1] == FORMAT
 
 
 def test_refund_reduces_each_window_by_what_it_has() -> None:
@@ -201,7 +346,7 @@ def test_window_after_a_refund_is_as_if_the_newest_charges_were_never_made(
     now_ms += later_ms
     window.forget(now_ms)
     total = window.total
-    assert window.refund(now_ms, units) == (units > 0 and total > 0)
+    assert window.refund(now_ms, units) == min(units, total)
     expected, left = Window(MINUTE), total - min(units, total)
     for at_ms, cost in made:
         if window.leaves_ms(at_ms) > now_ms and at_ms - at_ms % 1_000 + 1_000 + MINUTE > now_ms:
@@ -218,7 +363,7 @@ def test_window_after_a_refund_is_as_if_the_newest_charges_were_never_made(
 
 
 @pytest.mark.parametrize("kind", [CHARGE, REFUND])
-def test_later_charges_after_an_adjustment_are_counted(kind: int) -> None:
+def test_later_charges_after_an_adjustment_are_counted(kind: Literal[2, 3]) -> None:
     bench = Bench("10/minute", "refundable")
     bench.check(5)
     bench.adjust(kind, 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from stoplog_worker.algorithm.hold_set import Hold, HoldSet
+from stoplog_worker.algorithm.hold_set import REFUNDED, Hold, HoldSet
 from stoplog_worker.algorithm.sliding_window import Window
 from stoplog_worker.algorithm.state_codec import (
     Marker,
@@ -48,9 +48,10 @@ HELD_STATE = bytes.fromhex(
     "02 0000000000070003"  # format of a state with holds, position
     "92"  # windows and holds
     "92 94 cdea60 00 ce69248100 01 92 01 7b"  # as in a state without holds
-    "92"  # two holds: id, kind, number of the ask, end, units
+    "93"  # three holds: id, kind, number of the ask, end, units
     "95 93 cf1122334455667788 07 01 00 0c cf0000019ab697f3c3 28"  # a lease of 40
     "95 93 07 08 02 01 00 cf0000019ab698d263 cd012c"  # a reservation of 300
+    "95 93 07 09 00 03 04 cf0000019ab698d2db 00"  # a refund that returned 4
 )
 EMPTY_STATE = bytes.fromhex("01 0000000000050000 90")
 HISTORY = bytes.fromhex(
@@ -99,6 +100,7 @@ def test_state_with_holds_has_golden_bytes() -> None:
     held = (
         Hold((0x1122334455667788, 7, 1), LEASE, 12, NOW + 2_888, 40),
         Hold((7, 8, 2), RESERVATION, 0, NOW + 59_880, 300),
+        Hold((7, 9, 0), REFUNDED, 4, NOW + 60_000, 0),
     )
     state = State(7 << 16 | 3, {60_000: minute}, NOW, HoldSet(held))
     assert encode_state(state) == HELD_STATE

@@ -178,7 +178,7 @@ async def test_repeated_refund_through_another_process_changes_nothing(system: S
     with BlockingLimiter(system.bootstrap, deadline_ms=20_000) as blocking:
         assert blocking.refund("shop", refund_id="order 7").repeated
     assert left(here, "shop") == 100
-    here.set_limits("free", "unlimited")
+    here.http.put("/v1/limits/free", json={"limits": "unlimited"}).raise_for_status()
     assert refund(here, "free", 5) == ("unlimited", None, False)
 
 

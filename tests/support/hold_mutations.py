@@ -432,7 +432,7 @@ MUTATIONS: Final = [
     Mutation(
         "a state with a hold is stored until a window after its end",
         CODEC,
-        "if holds and flat[0] != _NEWEST:",
+        "if charged_ms and flat[0] != _NEWEST:",
         "if False:",
         _EXPIRY + "test_expiry_keeps_state_with_hold_until_a_window_after_its_end",
     ),

@@ -34,12 +34,21 @@ _LIMIT_SCHEMA: Final = {
         },
     ]
 }
-_ITEM_SCHEMA: Final = {"oneOf": [*_LIMIT_SCHEMA["oneOf"], {"const": "refundable"}]}
+_TEXT, _IN_FLIGHT, _OBJECT = _LIMIT_SCHEMA["oneOf"]
+_ITEM_SCHEMA: Final = {"oneOf": [_TEXT, _IN_FLIGHT, _OBJECT, {"const": "refundable"}]}
 _LIMITS_SCHEMA: Final = {
     "oneOf": [
         {"const": "unlimited"},
         *_LIMIT_SCHEMA["oneOf"],
-        {"type": "array", "items": _ITEM_SCHEMA, "minItems": 1, "maxItems": MAX_LIMITS},
+        {
+            "type": "array",
+            "items": _ITEM_SCHEMA,
+            "minItems": 1,
+            "maxItems": MAX_LIMITS,
+            "uniqueItems": True,
+            # "refundable" needs a limit that has a window.
+            "anyOf": [{"items": _LIMIT_SCHEMA}, {"contains": {"oneOf": [_TEXT, _OBJECT]}}],
+        },
     ]
 }
 

@@ -6,7 +6,9 @@ in which the reply to the previous one arrives. It thus includes the next check 
 
 :mod:`stoplog.client.partition_queue` describes the life of a batch, and :mod:`stoplog.client.fail_open` the
 rule for checks without a timely reply. With several lanes each batch gets several replies. The first one
-answers the checks; the others are compared with it (:mod:`stoplog.client.lane_divergence`).
+answers the checks; the others are compared with it (:mod:`stoplog.client.lane_divergence`). A lane that has
+decided a check before a restart has no answer to it any more. Such a reply counts only if no other one comes
+by the deadline.
 """
 
 from __future__ import annotations
@@ -326,22 +328,28 @@ class Batcher:
             if batch is None:
                 self._on_further_reply(reply)
                 continue
-            self._divergence.remember(batch.partition, reply)
-            queue = self._queues[batch.partition]
-            slot_freed = queue.on_reply(batch)
-            shown = self._leases.show(batch.checks, batch.asks, reply) if batch.futures else reply
-            if batch.asks or reply.error is not None:
-                self._leases.learn(batch.partition, batch.asks, reply, batch.sent_at)
-            held = self._leases.grants_holds(batch.partition)
-            self._denials.learn(batch.partition, batch.checks, reply, batch.sent_at, held=held)
-            for index in batch.holds:
-                self._denials.on_hold(batch.checks[index])
-            batch.resolve(shown, self._metrics, self._rejections, now)
-            if slot_freed:
-                freed.append(queue)
+            if self._divergence.lanes > 1 and None in reply.answers and batch.waits_for_more(reply):
+                self._in_flight.add(batch)
+                continue
+            if self._on_first_reply(batch, reply, now):
+                freed.append(self._queues[batch.partition])
         # Scheduled last: the callers that these replies answer run before the end of the turn.
         for queue in freed:
             self._schedule(queue)
+
+    def _on_first_reply(self, batch: PendingBatch, reply: Reply, now: float) -> bool:
+        """Answer the checks of *batch*. Return whether that freed the slot of its partition."""
+        self._divergence.remember(batch.partition, reply)
+        slot_freed = self._queues[batch.partition].on_reply(batch)
+        shown = self._leases.show(batch.checks, batch.asks, reply) if batch.futures else reply
+        if batch.asks or reply.error is not None:
+            self._leases.learn(batch.partition, batch.asks, reply, batch.sent_at)
+        held = self._leases.grants_holds(batch.partition)
+        self._denials.learn(batch.partition, batch.checks, reply, batch.sent_at, held=held)
+        for index in batch.holds:
+            self._denials.on_hold(batch.checks[index])
+        batch.resolve(shown, self._metrics, self._rejections, now)
+        return slot_freed
 
     def _on_further_reply(self, reply: Reply) -> None:
         """Handle a reply to a batch that another lane has answered, or that was given up."""
@@ -366,6 +374,10 @@ class Batcher:
         self._divergence.lanes = lanes
 
     def _on_deadline(self, batch: PendingBatch) -> None:
+        if batch.incomplete is not None and self._in_flight.take(batch.number) is not None:
+            if self._on_first_reply(batch, batch.incomplete, self._clock()):
+                self._schedule(self._queues[batch.partition])
+            return
         self._leases.abandon(batch.asks)
         self._queues[batch.partition].on_deadline(batch)
 

@@ -93,6 +93,7 @@ class PendingBatch:
             (:meth:`stoplog.client.lease_cache.LeaseCache.note`).
         asks: The asks for leases that it was sent with.
         holds: The checks about reservations, by their index.
+        incomplete: A reply that lacks answers, which counts if no other one comes by the deadline.
         timer: The timer of the deadline, or of the end of gathering; ``None`` if none runs.
     """
 
@@ -104,6 +105,7 @@ class PendingBatch:
         "checks",
         "futures",
         "holds",
+        "incomplete",
         "marked",
         "number",
         "partition",
@@ -117,6 +119,7 @@ class PendingBatch:
         self.marked: list[int] = []
         self.asks: list[SentAsk] = []
         self.holds: dict[int, HoldCall] = {}
+        self.incomplete: Reply | None = None
         self.number = number
         self.partition = partition
         self.checks: list[Check] = []
@@ -168,6 +171,14 @@ class PendingBatch:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+    def waits_for_more(self, reply: Reply) -> bool:
+        """Keep *reply*, which lacks answers; return whether the batch waits for that of another lane."""
+        if not self.futures:
+            return False
+        if self.incomplete is None:
+            self.incomplete = reply
+        return True
 
     def resolve(self, reply: Reply, metrics: Metrics, rejections: Rejections, now: float) -> None:
         """Resolve every future with its answer in *reply*."""

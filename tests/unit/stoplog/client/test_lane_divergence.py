@@ -196,6 +196,62 @@ def test_one_timely_lane_keeps_breaker_closed() -> None:
     assert (bench.metrics.late, bench.metrics.failed_open, bench.metrics.divergence) == (0, 0, 0)
 
 
+class Asked:
+    """Two checks, of the costs 2 and 4, of a system with some lanes."""
+
+    def __init__(self, lanes: int = 2) -> None:
+        self.bench = Bench()
+        self.bench.batcher.on_lanes(lanes)
+        self.futures = self.bench.ask(2, 4)
+        self.bench.loop.turn()
+        self.right = answer_to(self.bench.transport.last)
+
+    def reply(self, *answers: Decision | None) -> None:
+        self.bench.batcher.on_replies([reply(self.right.number, list(answers))])
+
+    @property
+    def outcomes(self) -> list[str | int | None]:
+        """The reason of each degraded answer, and what remains in each decision."""
+        answers = [future.result() for future in self.futures]
+        return [one.reason or one.remaining for one in answers if isinstance(one, Answer)]
+
+
+def test_lane_that_had_decided_before_a_restart_does_not_answer_before_the_other_one() -> None:
+    asked = Asked()
+    asked.reply(None, None)
+    asked.bench.loop.advance(asked.bench.deadline_s / 2)
+    assert not any(future.done() for future in asked.futures)
+    asked.bench.batcher.on_replies([asked.right])
+    assert asked.outcomes == [2, 4]
+    asked.bench.loop.advance(1.0)
+    metrics = asked.bench.metrics
+    assert (metrics.allowed, metrics.failed_open, metrics.late, metrics.divergence) == (2, 0, 0, 0)
+    assert asked.bench.batcher.healthy
+
+
+def test_reply_that_lacks_answers_counts_at_the_deadline_if_no_other_comes() -> None:
+    asked = Asked()
+    first, _ = asked.right.answers
+    assert isinstance(first, Decision)
+    asked.reply(first, None)
+    asked.reply(None, None)
+    asked.bench.loop.advance(asked.bench.deadline_s)
+    assert asked.outcomes == [2, "replayed"]
+    assert asked.bench.batcher.healthy, "the worker has replied in time"
+    assert len(asked.bench.transport.sent) == 1
+    next_one = asked.bench.ask(6)
+    asked.bench.loop.turn()
+    asked.bench.batcher.on_replies([asked.right, answer_to(asked.bench.transport.last)])
+    assert next_one[0].done(), "the partition is free"
+    assert (asked.bench.metrics.late, asked.bench.metrics.divergence) == (0, 0)
+
+
+def test_reply_of_a_single_lane_that_lacks_answers_counts_at_once() -> None:
+    asked = Asked(lanes=1)
+    asked.reply(None, None)
+    assert asked.outcomes == ["replayed", "replayed"]
+
+
 @given(st.data())
 def test_replies_in_any_order_and_number_are_counted_right(data: st.DataObject) -> None:
     bench = Bench(partitions=3)

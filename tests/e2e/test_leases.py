@@ -14,7 +14,7 @@ import pytest
 from stoplog_worker.partition.live_workers import EXPIRY_S
 from stoplog_worker.verify.replay import replay
 
-from stoplog import __version__
+from stoplog import BlockingLimiter, Limiter, __version__
 from stoplog.client.lease_cache import LAST_PAUSE_S
 from stoplog.partitioning import partition_of
 from stoplog.policy import parse_policy
@@ -182,6 +182,28 @@ def test_reset_is_obeyed_by_the_next_check_after_its_answer(system: System, writ
             pass
         assert there.http.post(f"/v1/clients/{client}/reset").json()["applied"]
         assert here.check(client)["allowed"]
+
+
+@pytest.mark.parametrize("threads", [False, True], ids=["Limiter", "BlockingLimiter"])
+async def test_program_with_the_sdk_gets_leases_and_gives_them_back_at_its_end(
+    system: System, *, threads: bool
+) -> None:
+    here, client, admitted = system.gateways[0], f"sdk-{threads}", 0
+    here.set_limits(client, "100000/hour")
+    until = time.monotonic() + PATIENCE_S
+    if threads:
+        with BlockingLimiter(system.bootstrap, deadline_ms=20_000) as blocking:
+            metrics = blocking._limiter.metrics
+            while metrics.lease_hits < 50 and time.monotonic() < until:
+                admitted += blocking.check(client).allowed
+    else:
+        async with Limiter(system.bootstrap, deadline_ms=20_000) as limiter:
+            metrics = limiter.metrics
+            while metrics.lease_hits < 50 and time.monotonic() < until:
+                admitted += (await limiter.check(client)).allowed
+    assert metrics.lease_hits >= 50
+    # A program that stands still for seconds loses what is left of a lease.
+    assert here.check(client, cost=0)["remaining"] == 100_000 - admitted - metrics.lease_expired
 
 
 class Pace:

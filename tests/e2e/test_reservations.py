@@ -52,6 +52,14 @@ def give_back(gateway: Gateway, id_: str) -> dict[str, Any]:
     return answer
 
 
+def refund(gateway: Gateway, client: str, cost: int, **fields: str) -> tuple[str, int | None, bool]:
+    """Make a refund; return its state, the units returned, and whether it is a repetition."""
+    response = gateway.http.post("/v1/refunds", json={"client_id": client, "cost": cost, **fields})
+    assert response.status_code == 200, response.text
+    done: dict[str, Any] = response.json()
+    return done["state"], done["units"], done["repeated"]
+
+
 def left(gateway: Gateway, client: str) -> int:
     """Return what remains of the client's limit."""
     remaining: int = gateway.check(client, cost=0)["remaining"]
@@ -158,12 +166,6 @@ def test_gateways_own_lease_does_not_deny_a_reservation(system: System) -> None:
 
 async def test_repeated_refund_through_another_process_changes_nothing(system: System) -> None:
     here, there = system.gateways
-
-    def refund(gateway: Gateway, client: str, cost: int, **fields: str) -> tuple[Any, ...]:
-        response = gateway.http.post("/v1/refunds", json={"client_id": client, "cost": cost, **fields})
-        assert response.status_code == 200, response.text
-        done: dict[str, Any] = response.json()
-        return done["state"], done["units"], done["repeated"]
 
     here.check("shop", cost=40)
     assert refund(there, "shop", 5, refund_id="order 7") == ("not_refundable", None, False)
@@ -323,13 +325,15 @@ async def test_web_application_charges_by_its_responses(system: System) -> None:
         assert [response.status_code for response in responses] == [200, 401, 200, 401, 429]
 
 
-def test_reservation_without_a_worker_fails_open_or_closed_and_can_be_settled_later(system: System) -> None:
+def test_calls_without_a_worker_are_answered_and_can_be_repeated_later(system: System) -> None:
     [worker], quick = system.workers, system.add_gateway(deadline_ms=400)
     system.wait_ready()
     system.wait_reservations()
     system.gateways.remove(quick)
-    quick.set_limits("dark", "100/hour")
+    quick.set_limits("dark", "100/hour", "refundable")
+    quick.check("dark", cost=20)
     before = reserve(quick, "dark", 10)
+    assert refund(quick, "dark", 3, refund_id="before") == ("refunded", 3, False)
     worker.kill()
     try:
         began = time.monotonic()
@@ -340,6 +344,7 @@ def test_reservation_without_a_worker_fails_open_or_closed_and_can_be_settled_la
         unconfirmed = settle(quick, before["id"], 7)
         assert unconfirmed["state"] == "unconfirmed"
         assert unconfirmed["reason"] in ("deadline", "breaker_open")
+        assert refund(quick, "dark", 5, refund_id="meanwhile") == ("unconfirmed", None, False)
     finally:
         worker.start()
     system.wait_ready()
@@ -350,5 +355,7 @@ def test_reservation_without_a_worker_fails_open_or_closed_and_can_be_settled_la
     }  # fmt: skip
     assert settle(quick, opened["id"], 15)["state"] == "settled", "the log granted it later"
     assert give_back(quick, closed["id"])["state"] == "settled"
-    assert left(quick, "dark") == 100 - 7 - 15
+    assert refund(quick, "dark", 3, refund_id="before") == ("refunded", 3, True)
+    assert refund(quick, "dark", 5, refund_id="meanwhile") == ("refunded", 5, True)
+    assert left(quick, "dark") == 100 - 20 + 3 + 5 - 7 - 15
     assert quick.stop() == 0

@@ -172,7 +172,8 @@ class Batcher:
         metrics.received += reserves
         queue = self._queues[partition_of(check.client, self._partitions)]
         if self._closed or metrics.in_flight >= self._max_in_flight:
-            self._count_unpublished()
+            if self._closed != GROWING or call.ask is not None:  # settled after the pause
+                self._count_unpublished()
             return self._degrade_hold(check, self._closed or OVERLOAD, reserves, fails_closed)
         if not self._leases.grants_holds(queue.index):
             if reserves and queue.enqueue_without_reply(check):
@@ -265,8 +266,7 @@ class Batcher:
 
     def _count_unpublished(self) -> None:
         """Count a call that is not published: a check, a settlement, a charge or a refund."""
-        self._metrics.uncounted += 1
-        self._metrics.uncounted_growing += self._closed == GROWING
+        self._metrics.count_unpublished(growing=self._closed == GROWING)
 
     def _answer_without_log(self, check: Check) -> Answer | None:
         """Return the answer to a check that otherwise fails open, if it is certain."""

@@ -25,6 +25,7 @@ from stoplog.client.cluster_status import (
     describe_growth,
     store_state,
 )
+from stoplog.client.deferred_settlements import DeferredSettlements
 from stoplog.client.degraded_mode import DegradedMode
 from stoplog.client.deny_cache import DenyCache
 from stoplog.client.fail_open import GROWING, STOPPING
@@ -131,6 +132,7 @@ class Engine:
         reply_partition: int,
         instrumentation: Instrumentation | None,
         growth: GrowthPause,
+        deferred: DeferredSettlements,
         paused: Engine | None = None,
     ) -> None:
         partitions = count.partitions
@@ -143,7 +145,8 @@ class Engine:
         self.rejections = Rejections(time.monotonic)
         self.denials = DenyCache(metrics, partitions, settings.deny_cache, now)
         self.leases = LeaseCache(metrics, partitions, self.incarnation, settings.lease_max_ms, now)
-        self.reservations = Reservations(self.incarnation, metrics, settings.deadline_ms / 1000, wall_ms)
+        deadline_s = settings.deadline_ms / 1000
+        self.reservations = Reservations(self.incarnation, metrics, deadline_s, wall_ms, deferred)
         self.failure: str | None = None
         self.failed = asyncio.Event()
         self._settings = settings
@@ -156,6 +159,7 @@ class Engine:
         self._reply_partition = reply_partition
         self._instrumentation = instrumentation
         self._growth = growth
+        self._deferred = deferred
         self._resumes = paused is not None
         self._pausing: asyncio.Task[None] | None = None
         self._view: BrokerView | None = None
@@ -229,6 +233,8 @@ class Engine:
         tasks = [self._keep_house()]
         if settings.lease_max_ms:
             tasks.append(self._settle_leases())
+        if self._deferred:
+            tasks.append(self._settle_deferred())
         self._housekeeping = [loop.create_task(task) for task in tasks]
         for task in self._housekeeping:
             task.add_done_callback(self._on_housekeeping_end)
@@ -514,6 +520,10 @@ class Engine:
             # Leases that are not settled end in the log, which then charges all of them.
             with suppress(Unavailable):
                 self.transport.send_settlements(partition, value)
+
+    async def _settle_deferred(self) -> None:
+        await self.reservations.heard.wait()  # before, no partition is known to take settlements
+        await self._deferred.make(self.batcher)
 
     def _publish_heartbeat(self, *, stopping: bool = False) -> None:
         heartbeat = Heartbeat(

@@ -18,6 +18,7 @@ from typing import Any, Final, Self, cast
 from stoplog.client.answer import Answer, Outcome, PendingAnswer, answer_of, is_degraded
 from stoplog.client.batcher import Batcher
 from stoplog.client.cluster_status import STATES, ProcessState, Readiness, Status, count_by_role, merge_status
+from stoplog.client.deferred_settlements import DeferredSettlements
 from stoplog.client.engine import Engine, NotStarted, OtherPartitionCount, wall_ms
 from stoplog.client.fail_open import OnUnavailable, fails_closed
 from stoplog.client.green_threads import refuse_green_threads
@@ -127,6 +128,7 @@ class Limiter:
         self._loop: AbstractEventLoop | None = None
         self._replacement: asyncio.Task[None] | None = None
         self._growth = GrowthPause(self.metrics)
+        self._deferred = DeferredSettlements(self.metrics, wall_ms)
         self._engine = self._new_engine(None)
         self._self_start = SelfStart(self, settings.publish_timeout_ms / 1000)
         self.patience_s: Final = (settings.deadline_ms + settings.publish_timeout_ms) / 1000
@@ -146,6 +148,7 @@ class Limiter:
             reply_partition=self._reply_partition,
             instrumentation=self._instrumentation,
             growth=self._growth,
+            deferred=self._deferred,
             paused=paused,
         )
 
@@ -250,9 +253,15 @@ class Limiter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop. Every check that waits gets its answer first."""
+        """Stop. Every check that waits gets its answer first.
+
+        Settlements that wait for the end of a pause (the number of partitions grows) are waited for no longer
+        than :attr:`patience_s`.
+        """
         if self._loop is not asyncio.get_running_loop():
             return  # the block was entered before a fork, and the limiter was not used since
+        if self._deferred:
+            await self._deferred.wait(self.patience_s)
         self._running, self._loop = False, None
         if self._replacement is not None:
             await self._replacement

@@ -175,6 +175,11 @@ class Metrics(Collector):
         else:
             self.exempt += 1
 
+    def count_unpublished(self, *, growing: bool, calls: int = 1) -> None:
+        """Count calls that are not published, and whether that is because the number of partitions grows."""
+        self.uncounted += calls
+        self.uncounted_growing += calls * growing
+
     def render(self) -> bytes:
         """Return the page of ``/metrics``. Its type is :data:`CONTENT_TYPE`."""
         return generate_latest(self.shown)

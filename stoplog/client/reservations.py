@@ -24,7 +24,8 @@ import msgspec
 
 from stoplog.client.answer import Answer, HeldAnswer, Outcome, PendingAnswer, answer_of
 from stoplog.client.batcher import Batcher
-from stoplog.client.fail_open import NO_HOLDS
+from stoplog.client.deferred_settlements import Deferred, DeferredSettlements
+from stoplog.client.fail_open import GROWING, NO_HOLDS
 from stoplog.client.metrics import Metrics
 from stoplog.client.pending_batch import HoldCall
 from stoplog.client.refunds import Refund, check_refund_id, hold_id_of, new_refund_id, refund_of
@@ -189,18 +190,25 @@ class Reservations:
         metrics: Counts reservations, settlements and refunds.
         deadline_s: Seconds that a call waits for the first heartbeats after the start.
         wall_ms: Returns the milliseconds since the Unix epoch.
+        deferred: Keeps the settlements that are refused because the number of partitions grows.
 
     Attributes:
         heard: Set once heartbeats have been read, which tell the partitions that grant reservations.
     """
 
     def __init__(
-        self, incarnation: int, metrics: Metrics, deadline_s: float, wall_ms: Callable[[], int]
+        self,
+        incarnation: int,
+        metrics: Metrics,
+        deadline_s: float,
+        wall_ms: Callable[[], int],
+        deferred: DeferredSettlements,
     ) -> None:
         self._incarnation = incarnation
         self._metrics = metrics
         self._deadline_s = deadline_s
         self._wall_ms = wall_ms
+        self._deferred = deferred
         self._throttle = LogThrottle(_LOG_PAUSE_S, time.monotonic)
         self.heard = asyncio.Event()
 
@@ -217,7 +225,8 @@ class Reservations:
             answer = pending if isinstance(pending, Answer) else answer_of(await pending)
         except asyncio.CancelledError:
             # Nobody will know the id, so nobody could settle it.
-            batcher.hold(_bearer(check.client, check.plan, check.resource), _settlement(ask.id, 0))
+            bearer, until_ms = _bearer(check.client, check.plan, check.resource), asked_ms + ttl_ms
+            self._settle(batcher, Deferred(bearer, Settlement(ask.id, 0), until_ms))
             raise
         return self._reserved(answer, check, ask, asked_ms)
 
@@ -323,14 +332,29 @@ class Reservations:
         id_, used = decode_id(text), check_used(used)
         answer = None
         if id_.expires_ms:
-            pending = batcher.hold(*_settling(id_, used))
+            settling = _settling(id_, used)
+            pending = self._settle(batcher, settling)
             answer = pending if isinstance(pending, Answer) else answer_of(await pending)
+            if answer is not pending and answer.reason == GROWING:
+                self._deferred.add(settling)
         return self._settled(answer, text, id_, used)
+
+    def _settle(self, batcher: Batcher, settling: Deferred) -> PendingAnswer:
+        """Publish a settlement, or have it published after a pause."""
+        pending = batcher.hold(settling.check, HoldCall(None, (settling.settlement,)))
+        if isinstance(pending, Answer) and pending.reason == GROWING:
+            self._deferred.add(settling)
+        return pending
 
     def settle_at_once(self, batcher: Batcher, text: str, used: int) -> Settled:
         """As :meth:`settle`, but do not wait: the settlement is published, and is unconfirmed."""
         id_, used = decode_id(text), check_used(used)
-        answer = batcher.hold_at_once(*_settling(id_, used)) if id_.expires_ms else None
+        answer = None
+        if id_.expires_ms:
+            settling = _settling(id_, used)
+            answer = batcher.hold_at_once(settling.check, HoldCall(None, (settling.settlement,)))
+            if answer.reason == GROWING:
+                self._deferred.add(settling)
         return self._settled(answer, text, id_, used)
 
     def _settled(self, answer: Answer | None, text: str, id_: ReservationId, used: int) -> Settled:
@@ -357,9 +381,6 @@ def _bearer(client: str, plan: str, resource: str) -> Check:
     return Check(client, 0, plan, resource)
 
 
-def _settling(id_: ReservationId, used: int) -> tuple[Check, HoldCall]:
-    return _bearer(id_.client, id_.plan, id_.resource), _settlement(id_.hold, used)
-
-
-def _settlement(id_: HoldId, used: int) -> HoldCall:
-    return HoldCall(None, (Settlement(id_, used),))
+def _settling(id_: ReservationId, used: int) -> Deferred:
+    bearer = _bearer(id_.client, id_.plan, id_.resource)
+    return Deferred(bearer, Settlement(id_.hold, used), id_.expires_ms)

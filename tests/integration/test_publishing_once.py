@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from stoplog.client.deferred_settlements import DeferredSettlements
 from stoplog.client.engine import Engine
 from stoplog.client.growth_pause import GrowthPause
 from stoplog.client.metrics import Metrics
@@ -47,6 +48,7 @@ class Listener(Engine):
             reply_partition=0,
             instrumentation=None,
             growth=GrowthPause(metrics),
+            deferred=DeferredSettlements(metrics, lambda: 0),
         )
         self.lost: list[int] = []
         self.has_position = asyncio.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
+from stoplog.client.deferred_settlements import DeferredSettlements
 from stoplog.client.refunds import Refund
 from stoplog.client.reservations import Reservation, Reservations, Settled
 from stoplog.wire.checks import Batch, Check
@@ -47,8 +48,12 @@ class Desk:
         if enabled:
             self.bench.leases.enable([0])
         self.now_ms = 1_000_000
-        self.reservations = Reservations(7, self.bench.metrics, 0.01, lambda: self.now_ms)
+        self.deferred = DeferredSettlements(self.bench.metrics, lambda: self.now_ms)
+        self.reservations = self.reservations_after(0.01)
         self.reservations.heard.set()
+
+    def reservations_after(self, deadline_s: float) -> Reservations:
+        return Reservations(7, self.bench.metrics, deadline_s, lambda: self.now_ms, self.deferred)
 
     def open(self, check: Check = ALICE, *, closed: bool = False) -> Call[Reservation]:
         call = Call(self.reservations.open(self.bench.batcher, check, 5_000, closed))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from stoplog.client import deferred_settlements
 from stoplog.client.answer import answer_of
 from stoplog.client.fail_open import GROWING
 from stoplog.client.limiter import Limiter
 from stoplog.client.transport.broker_view import BrokerView
 from stoplog.errors import Unavailable
 from stoplog.wire.checks import Batch, Check
-from stoplog.wire.heartbeats import GrowthState
+from stoplog.wire.heartbeats import GrowthState, Heartbeat, StampedHeartbeat
+from stoplog.wire.holds import SETTLED_NOW, Grant, Settlement
 from stoplog.wire.limit_updates import UpdateKey
 from stoplog.wire.partition_count import GrowthStep, PartitionCount
+from stoplog.wire.replies import Decision, HeldDecision, Reply
 from tests.support.fake_kafka import PARTITIONS, Kafka, running_limiter, until_ready
 
 BEFORE, AFTER = PartitionCount(PARTITIONS), PartitionCount(2 * PARTITIONS, PARTITIONS)
@@ -66,10 +70,10 @@ async def test_check_during_the_pause_is_answered_without_the_store(kafka: type[
         limiter.ask_charge(Check("alice"))
         limiter.ask_refund(Check("alice"))
         limiter._engine._publish_heartbeat()
-        assert log.heartbeats[-1].growth == GrowthState(1, paused=True, checks=7), "every call is reported"
-        assert limiter.metrics.uncounted == 7
+        assert log.heartbeats[-1].growth == GrowthState(1, paused=True, checks=6), "every call is reported"
+        assert limiter.metrics.uncounted == 6
         status = limiter.status()
-        assert (status.mode, status.uncounted, status.let_through) == ("degraded", 7, 2)
+        assert (status.mode, status.uncounted, status.let_through) == ("degraded", 6, 2)
         assert not (await limiter.ready()).ready
 
 
@@ -212,3 +216,160 @@ async def test_plan_whose_change_has_begun_is_changed_in_all_partitions(
         assert (await change).applied
         assert [len(updates) for updates in log.updates] == [1] * PARTITIONS
         await until(lambda: log.heartbeats[-1].growth == GrowthState(1, paused=True))
+
+
+HOLDING = Heartbeat("w", "worker", "1", "host", 0, holds=list(range(2 * PARTITIONS)))
+
+
+class Holds:
+    """Workers that grant every reservation, and make every settlement unless they are silent."""
+
+    def __init__(self) -> None:
+        self.settled: list[Settlement] = []
+        self.silent = False
+
+    def answer(self, batch: Batch) -> Reply | None:
+        rows = {row.index: row for row in batch.hold_rows or ()}
+        settlements = [one for row in rows.values() for one in row.settlements]
+        self.settled += settlements
+        if settlements and self.silent:
+            return None
+        answers: list[Decision | str | None] = []
+        for index, check in enumerate(batch.checks):
+            ask = rows[index].ask if index in rows else None
+            grant = None if ask is None else Grant(check.cost, 60_000)
+            made = (SETTLED_NOW,) * len(rows[index].settlements) if index in rows else ()
+            answers.append(HeldDecision(True, 100, 50, 1, 0, 3, -1, grant, made))
+        return Reply(batch.incarnation, batch.number, 0, -1, answers)
+
+
+async def resume(limiter: Limiter, kafka: type[Kafka], holds: Holds, end: BrokerView = DONE) -> None:
+    """Have the limiter continue after the pause, with workers that grant holds."""
+    before = limiter._engine
+    kafka.view = end
+    before.on_broker_view(end)
+    await until(lambda: limiter._engine is not before)
+    limiter._engine.transport.answer = holds.answer  # type: ignore[attr-defined]
+    limiter._engine.on_heartbeats([StampedHeartbeat(HOLDING, 1_000)])
+
+
+@asynccontextmanager
+async def holding_limiter(holds: Holds, **settings: Any) -> AsyncIterator[tuple[Limiter, Kafka]]:
+    async with running_limiter(**settings) as (limiter, log):
+        await until_ready(limiter)
+        log.answer = holds.answer
+        limiter._engine.on_heartbeats([StampedHeartbeat(HOLDING, 1_000)])
+        yield limiter, log
+
+
+@pytest.mark.parametrize("end", [DONE, ABORTED])
+async def test_block_that_ends_during_the_pause_is_settled_after_it(
+    kafka: type[Kafka], end: BrokerView
+) -> None:
+    holds = Holds()
+    async with holding_limiter(holds) as (limiter, log):
+        async with limiter.reserve("alice", 40) as held:
+            await pause(limiter, log)
+            held.used = 7
+        assert held.settled is not None
+        assert (held.settled.state, held.settled.reason) == ("unconfirmed", GROWING)
+        assert not holds.settled
+        assert limiter.metrics.uncounted == 0, "it will be made"
+        again = await limiter.settle(held.reservation.id or "", 9)
+        assert again.state == "unconfirmed"
+        await resume(limiter, kafka, holds, end)
+        await until(lambda: bool(holds.settled))
+        await until(lambda: not limiter._deferred)
+        assert {(one.used, one.id[0]) for one in holds.settled} == {(7, log.listener.incarnation)}
+    assert limiter.metrics.uncounted == 0
+
+
+async def test_settlement_is_repeated_until_a_worker_confirms_it(
+    kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred_settlements, "_RETRY_S", 0.0)
+    holds = Holds()
+    async with holding_limiter(holds, deadline_ms=10) as (limiter, log):
+        held = await limiter.open_reservation("alice", 40)
+        await pause(limiter, log)
+        limiter.settle_at_once(held.id or "", 7)
+        holds.silent = True
+        await resume(limiter, kafka, holds)
+        await until(lambda: len(holds.settled) > 1)
+        assert limiter._deferred
+        holds.silent = False
+        await until(lambda: not limiter._deferred)
+    assert {one.used for one in holds.settled} == {7}
+    assert limiter.metrics.uncounted == 0
+
+
+async def test_settlement_is_given_up_when_its_reservation_is_over(
+    kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred_settlements, "_RETRY_S", 0.0)
+    holds = Holds()
+    async with holding_limiter(holds, deadline_ms=10) as (limiter, log):
+        held = await limiter.open_reservation("alice", 40)
+        await pause(limiter, log)
+        await limiter.settle(held.id or "", 7)
+        limiter._deferred._wall_ms = lambda: 1 << 62
+        holds.silent = True
+        await resume(limiter, kafka, holds)
+        await until(lambda: not limiter._deferred)
+    assert limiter.metrics.uncounted == limiter.metrics.uncounted_growing == 1
+
+
+async def test_limiter_that_stops_during_the_pause_waits_a_bounded_time_for_settlements(
+    kafka: type[Kafka], caplog: pytest.LogCaptureFixture
+) -> None:
+    holds = Holds()
+    async with holding_limiter(holds, deadline_ms=10, publish_timeout_ms=100) as (limiter, log):
+        held = await limiter.open_reservation("alice", 40)
+        await pause(limiter, log)
+        await limiter.settle(held.id or "", 7)
+    assert "1 reservations could not be settled" in caplog.text
+    assert limiter.metrics.uncounted == limiter.metrics.uncounted_growing == 1
+    assert not holds.settled
+
+
+async def test_limiter_that_stops_settles_if_the_pause_ends_in_time(kafka: type[Kafka]) -> None:
+    holds = Holds()
+    async with holding_limiter(holds) as (limiter, log):
+        held = await limiter.open_reservation("alice", 40)
+        await pause(limiter, log)
+        await limiter.settle(held.id or "", 7)
+        resuming = asyncio.create_task(resume(limiter, kafka, holds))
+    await resuming
+    assert {one.used for one in holds.settled} == {7}
+
+
+async def test_settlements_beyond_the_most_are_not_counted(
+    kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred_settlements, "MOST", 1)
+    holds = Holds()
+    async with holding_limiter(holds) as (limiter, log):
+        first, second = [await limiter.open_reservation("alice", 40) for _ in range(2)]
+        await pause(limiter, log)
+        for held in (first, second):
+            await limiter.settle(held.id or "", 7)
+        assert len(limiter._deferred) == 1
+        assert limiter.metrics.uncounted_growing == 1
+        await resume(limiter, kafka, holds)
+
+
+async def test_reservation_that_is_cancelled_in_the_pause_is_returned_after_it(
+    kafka: type[Kafka],
+) -> None:
+    holds = Holds()
+    async with holding_limiter(holds) as (limiter, log):
+        log.answer = lambda _: None
+        opening = asyncio.create_task(limiter.open_reservation("alice", 40))
+        await until(lambda: Check("alice", 40) in log.checks)
+        limiter._engine.on_broker_view(GROWS)
+        opening.cancel()
+        await asyncio.wait([opening])
+        await until(lambda: log.heartbeats[-1].growth == GrowthState(1, paused=True))
+        await resume(limiter, kafka, holds)
+        await until(lambda: not limiter._deferred)
+        assert {one.used for one in holds.settled} == {0}

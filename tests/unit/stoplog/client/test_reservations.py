@@ -334,7 +334,7 @@ async def test_first_reservation_waits_for_heartbeats_until_its_deadline() -> No
     answer = await desk.reservations.open(desk.bench.batcher, ALICE, 5_000, False)
     assert answer.reason == NO_HOLDS
     desk = Desk(enabled=False)
-    desk.reservations = Reservations(7, desk.bench.metrics, 60, lambda: desk.now_ms)
+    desk.reservations = desk.reservations_after(60)
     task = asyncio.create_task(desk.reservations.open(desk.bench.batcher, ALICE, 5_000, False))
     await asyncio.sleep(0)
     assert desk.counts() == {}

@@ -28,6 +28,9 @@ MAX_HEADS: Final = 512
 """Heads that are remembered. One more makes all of them be forgotten."""
 
 _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e]*")
+_VALUE: Final = re.compile(rb"[\t\x20-\x7e]*")
+_BLANKS: Final = b" \t"
+"""Bytes before a value that the parser leaves out."""
 
 _STARTS: Final = tuple(
     b"%s %s%s" % (method, AUTHORIZE.encode(), end) for method in (b"GET", b"HEAD") for end in (b" ", b"?")
@@ -132,6 +135,10 @@ class KnownProxyHeads(Generic[T]):
         # The end of a request cannot depend on what differs.
         self._usable = self._client_field not in _MATTERS_TO_ALL
         self._essences: dict[tuple[bytes, ...], T] = {}
+        self._others: dict[bytes, T] = {}
+        """The same values, by all lines of a head but that of the client."""
+        self._line_start = b"\r\n"
+        """The beginning of that line in the head that was remembered last, with the line end before it."""
 
     def find(self, head: bytes) -> tuple[T, bytes] | None:
         """Return the value of *head* and the client id in it, or ``None``.
@@ -141,6 +148,10 @@ class KnownProxyHeads(Generic[T]):
         """
         if not head.startswith(_STARTS) or len(head) > MAX_SIZE:
             return None
+        others, client = self._without_client(head)
+        value = self._others.get(others)
+        if value is not None and client is not None and _VALUE.fullmatch(client):
+            return value, client.lstrip(_BLANKS)
         essence, clients = self._split(head)
         value = self._essences.get(essence)
         if value is None or len(clients) != 1:
@@ -154,13 +165,33 @@ class KnownProxyHeads(Generic[T]):
             # A line that is no field here may be one to the parser, and have the client id.
             if len(clients) != 1 or not all(map(_FIELD.fullmatch, essence[1:-2])):
                 return
-            if len(self._essences) >= MAX_HEADS:
+            if len(self._others) >= MAX_HEADS:
                 self.clear()
             self._essences[essence] = value
+            names = (line.partition(b":")[0] for line in head.split(b"\r\n"))
+            name = next(name for name in names if name.lower() == self._client_field)
+            self._line_start = b"\r\n%s:" % name
+            # Every other line is the request line, or a field that is not the client's. So a head of the
+            # same other lines has the client only once, too.
+            others, _ = self._without_client(head)
+            self._others[others] = value
 
     def clear(self) -> None:
         """Forget all heads, because their handling has changed."""
         self._essences.clear()
+        self._others.clear()
+
+    def _without_client(self, head: bytes) -> tuple[bytes, bytes | None]:
+        """Return *head* without the line of the client, and the value in that line.
+
+        Return *head* and ``None`` if no line begins as that of the client did in the last head.
+        """
+        begin = head.find(self._line_start)
+        if begin < 0:
+            return head, None
+        at = begin + len(self._line_start)
+        end = head.find(b"\r\n", at)
+        return head[:begin] + head[end:], head[at:end]
 
     def _split(self, head: bytes) -> tuple[tuple[bytes, ...], list[bytes]]:
         """Return the essence of *head* without the client id, and the values of the field with that."""
@@ -170,7 +201,7 @@ class KnownProxyHeads(Generic[T]):
             field = _FIELD.fullmatch(line)
             name = b"" if field is None else field[1].lower()
             if name == self._client_field:
-                clients.append(line[len(name) + 1 :].lstrip(b" \t"))  # as the parser
+                clients.append(line[len(name) + 1 :].lstrip(_BLANKS))
             elif field is None or name in _MATTERS_TO_ALL:
                 essence.append(line)
         return tuple(essence), clients

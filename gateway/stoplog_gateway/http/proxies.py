@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import Rendered
@@ -82,7 +82,7 @@ class Proxies:
         self._clients = ProxyClients(client_header, identity)
         self._client_field = client_header.lower().encode()
         self._legacy_headers = legacy_headers
-        self._known_heads = KnownProxyHeads[ProxyRequest](client_header)
+        self._known_heads = KnownProxyHeads[tuple[ProxyRequest, _Parameters]](client_header)
         if access.tokens is not None:
             access.tokens.on_change(self._known_heads.clear)
         self._envoy_calls = EnvoyCalls(limiter, turns, mapping, legacy_headers=legacy_headers)
@@ -127,9 +127,13 @@ class Proxies:
         known = self._known_heads.find(head)
         if known is None:
             return None
-        asked, client = known
-        handler = self._check_handler(asked, [(self._client_field, client)])
-        return without_body(handler) if handler is not None and head.startswith(b"HEAD") else handler
+        (asked, parameters), value = known
+        try:
+            client, verdict = self._clients.identify(asked.address, [(self._client_field, value)])
+        except ProblemError:
+            return None
+        handler = partial(self._handle_check, asked, *parameters.check(client), verdict)
+        return without_body(handler) if head.startswith(b"HEAD") else handler
 
     def remember(self, head: bytes, target: bytes, fields: Headers) -> None:
         """Remember the *head* of a request that :meth:`handler_for` returned a handler for."""
@@ -137,7 +141,8 @@ class Proxies:
             return
         path, query = split_target(target)
         # To the routes, HEAD is GET.
-        self._known_heads.remember(head, ProxyRequest("GET", path.decode(), query, fields))
+        asked = ProxyRequest("GET", path.decode(), query, fields)
+        self._known_heads.remember(head, (asked, _parameters(asked)))
 
     def _authorize_handler(
         self, method: bytes, path: str, query: bytes, fields: Headers, headers: Headers, address: str | None
@@ -258,7 +263,30 @@ class Proxies:
             InvalidInput: A parameter or a header field is invalid.
         """
         client, verdict = self._clients.identify(asked.address, headers)
-        closed = asks_to_fail_closed(asked.scope)
-        # Below that path, the query is that of the proxy's caller.
-        query = parse_query(asked.query if asked.path == AUTHORIZE else b"")
-        return Check(client or "", query.cost, query.plan or "", query.resource or ""), closed, verdict
+        return *_parameters(asked).check(client), verdict
+
+
+class _Parameters(NamedTuple):
+    """What a request to ``/v1/authorize`` asks, whoever its client is."""
+
+    cost: int
+    plan: str
+    resource: str
+    fails_closed: bool
+
+    def check(self, client: str | None) -> tuple[Check, bool]:
+        """Return the check of *client*, and whether it fails closed."""
+        return Check(client or "", self.cost, self.plan, self.resource), self.fails_closed
+
+
+def _parameters(asked: ProxyRequest) -> _Parameters:
+    """Return the parameters of a request to ``/v1/authorize``.
+
+    Raises:
+        ProblemError: A parameter is unknown or invalid.
+        InvalidInput: A parameter or a header field is invalid.
+    """
+    closed = asks_to_fail_closed(asked.scope)
+    # Below that path, the query is that of the proxy's caller.
+    query = parse_query(asked.query if asked.path == AUTHORIZE else b"")
+    return _Parameters(query.cost, query.plan or "", query.resource or "", closed)

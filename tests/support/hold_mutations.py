@@ -32,6 +32,9 @@ ADJUSTMENTS: Final = "streams/stoplog_worker/algorithm/adjustments.py"
 CODEC: Final = "streams/stoplog_worker/algorithm/state_codec.py"
 CACHE: Final = "stoplog/client/lease_cache.py"
 TABLE: Final = "stoplog/client/lease_table.py"
+BATCHER: Final = "stoplog/client/batcher.py"
+DENIALS: Final = "stoplog/client/deny_cache.py"
+GATE: Final = "streams/stoplog_worker/partition/holds_gate.py"
 PROOFS: Final = "stoplog/client/update_proofs.py"
 
 _ALGORITHM: Final = "tests/unit/stoplog_worker/algorithm"
@@ -40,6 +43,7 @@ _RULES: Final = f"{_ALGORITHM}/test_holds.py::"
 _REFUNDS: Final = f"{_ALGORITHM}/test_adjustments.py::"
 _STRICT: Final = f"{_ALGORITHM}/test_holds_strict.py::"
 _LEASES: Final = "tests/unit/stoplog/client/test_lease_cache.py::"
+_CLIENT: Final = "tests/unit/stoplog/client"
 _EXPIRY: Final = "tests/unit/stoplog_worker/state/test_expiry.py::"
 
 RUN_S: Final = 240
@@ -115,6 +119,19 @@ MUTATIONS: Final = [
         _RULES + "test_end_of_hold_on_a_denial_is_stored",
     ),
     Mutation(
+        "a check that is refused still settles",
+        FOLD,
+        "    settled = _settle(ledger, position, now_ms, key, state, row)\n"
+        "    reason = _plan_fault(check.plan)\n"
+        "    if reason is not None:\n"
+        "        return reason\n",
+        "    reason = _plan_fault(check.plan)\n"
+        "    if reason is not None:\n"
+        "        return reason\n"
+        "    settled = _settle(ledger, position, now_ms, key, state, row)\n",
+        _RULES + "test_check_with_invalid_plan_still_settles",
+    ),
+    Mutation(
         "a settlement is stored",
         FOLD,
         "if closed or SETTLED_NOW in settled:",
@@ -158,6 +175,13 @@ MUTATIONS: Final = [
         _RULES + "test_too_many_reservations_are_denied_with_a_reason",
     ),
     Mutation(
+        "an unlimited client holds nothing",
+        FOLD,
+        "if not limits and (state.in_flight is None or not reserving):",
+        "if not limits and not reserving:",
+        _RULES + "test_unlimited_client_gets_no_hold_and_its_holds_still_end",
+    ),
+    Mutation(
         "open leases are bounded",
         HOLDS,
         "or len(leases) >= MAX_LEASES:",
@@ -199,6 +223,20 @@ MUTATIONS: Final = [
         "MIN_LEASE: Final = 4",
         "MIN_LEASE: Final = 3",
         _RULES + "test_lease_too_small_or_too_short_is_not_granted",
+    ),
+    Mutation(
+        "no lease is shorter than 0.1 s",
+        HOLDS,
+        " or ttl_ms < MIN_LEASE_MS:",
+        ":",
+        _RULES + "test_lease_too_small_or_too_short_is_not_granted",
+    ),
+    Mutation(
+        "no lease lasts longer than 10 s",
+        HOLDS,
+        "limits[-1].window_ms // part, MAX_LEASE_MS)",
+        "limits[-1].window_ms // part)",
+        _RULES + "test_lease_gets_half_of_what_is_free",
     ),
     Mutation(
         "a lease lasts at most 1/20 of the shortest window",
@@ -306,6 +344,13 @@ MUTATIONS: Final = [
         "            if hold.kind == RESERVATION:\n                holds.add(",
         "            if hold.kind == SETTLED:\n                holds.add(",
         _RULES + "test_late_duplicate_of_an_ask_does_not_open_a_settled_reservation_again",
+    ),
+    Mutation(
+        "settled reservations that are remembered are bounded",
+        HOLDS,
+        "holds.forget_settled(MAX_SETTLED)",
+        "holds.forget_settled(MAX_SETTLED + 1)",
+        _RULES + "test_reservation_settled_first_is_forgotten_first",
     ),
     # --- refunds ---
     Mutation(
@@ -452,7 +497,36 @@ MUTATIONS: Final = [
         "if False:",
         _RULES + "test_records_with_holds_are_refused_until_holds_are_enabled",
     ),
+    Mutation(
+        "the gate stays closed while a worker cannot read holds",
+        GATE,
+        "old = [other.id for other in others if other.holds is UNSET]",
+        "old: list[str] = []",
+        "tests/unit/stoplog_worker/partition/test_holds_gate.py::"
+        "test_gate_stays_closed_while_a_worker_of_any_lane_cannot_read_holds",
+    ),
     # --- denials ---
+    Mutation(
+        "a denial under refundable limits is not firm",
+        HOLDS,
+        "None if never else 0 if state.refundable else",
+        "None if never else",
+        _REFUNDS + "test_denial_under_refundable_limits_may_end_at_any_time",
+    ),
+    Mutation(
+        "a denial of a cost above the limit is firm",
+        HOLDS,
+        "0 if reason else None if never else 0 if",
+        "0 if reason else 0 if",
+        _REFUNDS + "test_denial_under_refundable_limits_may_end_at_any_time",
+    ),
+    Mutation(
+        "a gateway keeps a denial as long as it is firm",
+        DENIALS,
+        "return decision.firm_ms if _regards_holds(decision) else decision.retry_after_ms",
+        "return decision.retry_after_ms",
+        f"{_CLIENT}/test_deny_cache.py::test_denial_that_depends_on_held_units_is_kept_for_its_firm_time",
+    ),
     Mutation(
         "a denial is firm only as far as charges cause it",
         HOLDS,
@@ -511,7 +585,49 @@ MUTATIONS: Final = [
         "and self._max_ms",
         "replies and updates",
     ),
+    Mutation(
+        "permits answer no check of cost 0",
+        CACHE,
+        "if not cost or cost > left or",
+        "if cost > left or",
+        _LEASES + "test_checks_of_cost_0_are_neither_counted_nor_answered",
+    ),
+    Mutation(
+        "permits answer no check under another plan",
+        CACHE,
+        "if not cost or cost > left or check.plan != table.plan[row]:",
+        "if not cost or cost > left:",
+        _LEASES + "test_check_under_another_plan_ends_the_lease_and_further_asks",
+    ),
+    Mutation(
+        "permits without proof are used before a check fails open without them",
+        BATCHER,
+        "if fails_closed or not self._leases.spend(check):",
+        "if not fails_closed or not self._leases.spend(check):",
+        f"{_CLIENT}/test_batcher_leases.py::test_permits_without_proof_are_spent_instead_of_a_further_charge",
+    ),
+    Mutation(
+        "leases of a process are bounded",
+        CACHE,
+        " or len(self._rows) >= MAX_ENTRIES:",
+        ":",
+        _LEASES + "test_number_of_clients_is_bounded",
+    ),
     # --- the lease cache: what is given back ---
+    Mutation(
+        "a reservation gives back the lease of its gateway",
+        BATCHER,
+        "if reserves and self._leases.give_back(check):",
+        "if not reserves and self._leases.give_back(check):",
+        f"{_CLIENT}/test_reservations.py::test_reservation_takes_the_lease_of_its_client_back_to_the_log",
+    ),
+    Mutation(
+        "a process that stops gives back everything",
+        CACHE,
+        "        self._end_leases(self._rows.values())\n        self.abandon",
+        "        self.abandon",
+        _LEASES + "test_close_gives_everything_back",
+    ),
     Mutation(
         "only the grant of the latest ask is accepted",
         CACHE,
@@ -602,6 +718,15 @@ MUTATIONS: Final = [
         "                self._settle(one.partition, one.key, Settlement(one.ask.id, 0))\n\n    def _refused",
         "\n    def _refused",
         _LEASES + "test_ask_without_reply_is_given_back",
+    ),
+    # --- lanes ---
+    Mutation(
+        "a reply without answers does not come before that of another lane",
+        BATCHER,
+        "if self._divergence.lanes > 1 and None in reply.answers",
+        "if self._divergence.lanes > 2 and None in reply.answers",
+        f"{_CLIENT}/test_lane_divergence.py::"
+        "test_lane_that_had_decided_before_a_restart_does_not_answer_before_the_other_one",
     ),
 ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.hold_mutations import HOLD_SET, HOLDS, MUTATIONS, ROOT, Mutation, copy_of_sources, survives
 
-SOME = MUTATIONS[::10]
+SOME = MUTATIONS[::12]
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,14 @@
-"""The answer to a denied caller: a text for people, and a response of 429, or of 503 if it failed closed."""
+"""The answer to a denied caller: a text for people, and a response.
+
+Its status is 429; 503 if the check failed closed; 403 if the caller's address is blocked.
+"""
 
 from __future__ import annotations
 
-from stoplog.asgi.problem import RATE_LIMITED, UNAVAILABLE, Kind, problem
+from stoplog.asgi.problem import BLOCKED, RATE_LIMITED, UNAVAILABLE, Kind, problem
 from stoplog.asgi.rate_limit_headers import rate_limit_headers, reset_s
 from stoplog.asgi.responses import PROBLEM, Rendered, render
+from stoplog.client import listed
 from stoplog.client.answer import Answer
 
 
@@ -18,6 +22,8 @@ def denial_text(answer: Answer) -> tuple[str, str | None]:
     >>> denial_text(Answer(False, None, None, 0, 1_000, -1, True, "deadline"))
     ('the store did not decide the check (deadline)', 'try again in 1 s')
     """
+    if answer.reason == listed.BLOCKED:
+        return "the address of the client is blocked", None
     if answer.degraded:
         return f"the store did not decide the check ({answer.reason})", f"try again in {reset_s(answer)} s"
     if answer.retry_after_ms is None:
@@ -26,7 +32,9 @@ def denial_text(answer: Answer) -> tuple[str, str | None]:
 
 
 def denial_kind(answer: Answer) -> Kind:
-    """Return the kind of problem that a denial is: 429, or 503 if the check failed closed."""
+    """Return the kind of problem that a denial is."""
+    if answer.reason == listed.BLOCKED:
+        return BLOCKED
     return UNAVAILABLE if answer.degraded else RATE_LIMITED
 
 

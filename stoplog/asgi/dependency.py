@@ -34,7 +34,8 @@ class RateLimit:
 
         @app.post("/reports", dependencies=[Depends(RateLimit(limiter, who, cost=10, resource="reports"))])
 
-    A denied request raises an ``HTTPException`` with ``Retry-After``: of 429, or of 503 if it failed closed.
+    A denied request raises an ``HTTPException`` with ``Retry-After``: of 429, of 503 if it failed closed,
+    or of 403 if its address is blocked.
     The application may render it as it renders others; by default FastAPI answers with a JSON problem. A
     denied WebSocket is closed with 1013. A failure of the limiter fails no route that may fail open. FastAPI
     adds the header fields of an allowed request to the responses that it creates, not to a ``Response`` that
@@ -47,7 +48,8 @@ class RateLimit:
         limiter: Decides.
         identify: Returns the client id of a request, or ``None`` if the request is not limited. Like the
             functions for *cost*, *plan* and *resource*, it may be sync or async, and its argument is a
-            Starlette ``HTTPConnection``. Its exceptions reach the application's error handlers.
+            Starlette ``HTTPConnection`` with header fields in UTF-8. Its exceptions reach the application's
+            error handlers. By default, the chain of ``STOPLOG_IDENTIFY`` names the client.
         cost: Requests to charge; 0 only looks. A value or a function.
         plan: Plan whose limits apply if the client has none of its own. A value or a function.
         resource: Resource with limits and counters of its own. A value or a function.
@@ -63,13 +65,13 @@ class RateLimit:
         legacy_headers: Also send ``X-RateLimit-Limit``, ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``.
 
     Raises:
-        InvalidInput: *on_unavailable*, *charge* or *ttl_ms* is invalid.
+        InvalidInput: *on_unavailable*, *charge* or *ttl_ms* is invalid, or nothing names the clients.
     """
 
     def __init__(
         self,
         limiter: Limiter,
-        identify: Identify,
+        identify: Identify | None = None,
         *,
         cost: Of[int] = 1,
         plan: Of[str] = "",

@@ -11,6 +11,8 @@ request                   response
 allowed                   the application's, with ``RateLimit`` and ``RateLimit-Policy``
 preflight (CORS)          the application's; it is not charged
 denied                    429, a problem (RFC 9457) and ``Retry-After``; the application is not called
+blocked address           403, a problem; the application is not called
+exempt address            the application's; nothing is charged
 without a client id       the application's
 no decision in time       the application's; with ``on_unavailable="deny"`` 503 and ``Retry-After``
 check failed              the same: a failure of the limiter fails no request that may fail open
@@ -62,7 +64,8 @@ class RateLimitMiddleware:
         limiter: Decides. The application, its dependencies and other middleware may share it.
         identify: Returns the client id of a request, or ``None`` if the request is not limited. Like the
             functions for *cost*, *plan* and *resource*, it may be sync or async, and its argument is a
-            Starlette ``HTTPConnection``. Its exceptions reach the application's error handlers.
+            Starlette ``HTTPConnection`` with header fields in UTF-8. Its exceptions reach the application's
+            error handlers. By default, the chain of ``STOPLOG_IDENTIFY`` names the client.
         cost: Requests to charge; 0 only looks. A value or a function.
         plan: Plan whose limits apply if the client has none of its own. A value or a function.
         resource: Resource with limits and counters of its own. A value or a function.
@@ -76,7 +79,7 @@ class RateLimitMiddleware:
         legacy_headers: Also send ``X-RateLimit-Limit``, ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``.
 
     Raises:
-        InvalidInput: *on_unavailable*, *charge* or *ttl_ms* is invalid.
+        InvalidInput: *on_unavailable*, *charge* or *ttl_ms* is invalid, or nothing names the clients.
         SettingsError: *app* contains Starlette's ``CORSMiddleware``.
         TopicError: At the application's startup, if the broker's topics contradict topics.yaml.
     """
@@ -86,7 +89,7 @@ class RateLimitMiddleware:
         app: ASGIApp,
         *,
         limiter: Limiter,
-        identify: Identify,
+        identify: Identify | None = None,
         cost: Of[int] = 1,
         plan: Of[str] = "",
         resource: Of[str] = "",

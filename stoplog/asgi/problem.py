@@ -19,6 +19,7 @@ class Kind(NamedTuple):
 
 
 RATE_LIMITED: Final = Kind(429, "rate-limited", "Too many requests")
+BLOCKED: Final = Kind(403, "blocked", "The client's address is blocked")
 UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
 
 

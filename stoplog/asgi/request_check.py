@@ -11,12 +11,15 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar, cast
 from starlette.requests import HTTPConnection
 
 from stoplog.asgi.cors import is_preflight
+from stoplog.asgi.header_text import with_text
 from stoplog.asgi.outcome import Charge, Outcome
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import ALLOW, INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
 from stoplog.client.limiter import Limiter
+from stoplog.client.listed import answer_listed
 from stoplog.client.reservations import check_ttl
 from stoplog.errors import Denied, InvalidInput
+from stoplog.identity.identifiers import peer_of
 from stoplog.log_throttle import LogThrottle
 from stoplog.policy import usable_id
 from stoplog.wire.checks import Check
@@ -64,7 +67,7 @@ class RequestCheck:
 
     Args:
         limiter: Decides.
-        identify: Returns the client id of a request.
+        identify: Returns the client id of a request. By default, the chain of ``STOPLOG_IDENTIFY`` does.
         cost: Requests to charge; 0 only looks.
         plan: Plan whose limits apply if the client has none of its own.
         resource: Resource with limits and counters of its own.
@@ -74,13 +77,13 @@ class RequestCheck:
 
     Raises:
         InvalidInput: *on_unavailable* is a value other than ``allow`` and ``deny``, *charge* is no function,
-            or *ttl_ms* is out of bounds.
+            or *ttl_ms* is out of bounds. Or nothing names the clients.
     """
 
     def __init__(
         self,
         limiter: Limiter,
-        identify: Identify,
+        identify: Identify | None,
         *,
         cost: Of[int],
         plan: Of[str],
@@ -94,9 +97,13 @@ class RequestCheck:
         if charge is not None and not callable(charge):
             raise InvalidInput("charge", "not a function", "use a function of the status and the headers")
         check_ttl(ttl_ms)
+        if identify is None and not limiter.identity.chain:
+            raise InvalidInput(
+                "identify", "missing", "pass a function, such as client_address(), or set STOPLOG_IDENTIFY"
+            )
         limiter.start_on_first_use()
         self._limiter = limiter
-        self._identify = identify
+        self._identify = identify or self._follow_chain
         self._cost, self._plan, self._resource = cost, plan, resource
         self._on_unavailable = on_unavailable
         self._charge, self._ttl_ms = charge, ttl_ms
@@ -108,8 +115,12 @@ class RequestCheck:
         An error that makes the request fail closed has a degraded answer. Raises nothing of its own.
         Exceptions of *identify* and of the other functions reach the application.
         """
+        verdict = self._limiter.identity.verdict(peer_of(connection.scope), connection.scope["headers"])
+        if (listed := answer_listed(verdict, self._limiter.metrics)) is not None:
+            return Checked(listed)
         if is_preflight(connection.scope):
             return Checked(None)
+        connection = with_text(connection)
         client = self._identify(connection)
         if isawaitable(client):
             client = await client
@@ -137,6 +148,9 @@ class RequestCheck:
             self._log_failure(exc, f"a request failed {how} and was not counted")
             return Checked(degraded_answer(INTERNAL_ERROR, True) if closed else None)
         return Checked(answer)
+
+    def _follow_chain(self, connection: HTTPConnection) -> str | None:
+        return self._limiter.identity.identify(peer_of(connection.scope), connection.scope["headers"]).client
 
     async def _reserve(self, check: Check, on_unavailable: OnUnavailable, charge: Charge) -> Checked:
         held = self._limiter.reserve(

@@ -29,8 +29,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
         policy_version: Offset in ``limit-updates`` of the policy that decided; -1 for the built-in
             default and when degraded.
         degraded: Whether the check was answered without a decision of the store.
-        reason: The reason for a degraded answer, one of :data:`stoplog.client.fail_open.REASONS`; ``None``
-            otherwise.
+        reason: The reason for a degraded answer, one of :data:`stoplog.client.fail_open.REASONS`;
+            ``blocked`` if the client's address is blocked (:mod:`stoplog.client.listed`); ``None`` otherwise.
     """
 
     allowed: bool
@@ -41,10 +41,6 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     policy_version: int
     degraded: bool = False
     reason: str | None = None
-
-
-EXEMPT = Answer(True, None, None, 0, 0, -1)
-"""The answer to a request from an address that is exempt from limits: allowed, and not charged."""
 
 
 class HeldAnswer(Answer, frozen=True, gc=False):

@@ -37,6 +37,7 @@ from stoplog.client.traffic import Traffic, traffic
 from stoplog.client.update_proofs import PROOF_S
 from stoplog.errors import InvalidInput
 from stoplog.forks import call_after_fork, leak
+from stoplog.identity.identity import Identity
 from stoplog.policy import Policy, check_cost, check_id
 from stoplog.topics import CHECKS, REPLIES, load_topics, required_partitions
 from stoplog.wire.audit import ChangeSource
@@ -99,6 +100,7 @@ class Limiter:
             others are read from the environment, once.
 
     Attributes:
+        identity: Names the clients of requests, by the settings.
         metrics: Counts and gauges; they may be read before the start and after the stop.
         other_processes: Returns the states of the other processes on the same port; the gateway sets it.
 
@@ -116,6 +118,7 @@ class Limiter:
         self.metrics = Metrics()
         self.other_processes: Callable[[], list[ProcessState]] = list
         self._settings = settings
+        self.identity = Identity.of(settings)
         specs = load_topics(settings.topics)
         self._partitions_in_file = required_partitions(settings.topics, specs)
         self._count = PartitionCount(specs[CHECKS].partitions)

@@ -25,6 +25,7 @@ from stoplog.client.reservations import (
     encode_id,
 )
 from stoplog.client.top_rejected import Rejected
+from stoplog.identity.identity import Identity
 from stoplog.policy import Policy
 from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Check
@@ -41,7 +42,8 @@ class FakeLimiter(Limiter):
     If ``error`` is set, every call raises it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, identity: Identity | None = None) -> None:
+        self.identity = identity or Identity()
         self.metrics = Metrics()
         self._running = False
         self.checks: list[Check] = []

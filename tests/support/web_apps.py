@@ -42,10 +42,10 @@ def starlette_app(limiter: Limiter, identify: Any = api_key, **options: Any) -> 
     return app
 
 
-def fastapi_app(limiter: FakeLimiter, **options: Any) -> FastAPI:
+def fastapi_app(limiter: FakeLimiter, *, identify: Any = api_key, **options: Any) -> FastAPI:
     """Return an application whose routes depend on the limiter."""
     app = FastAPI()
-    limited = RateLimit(limiter, api_key, **options)
+    limited = RateLimit(limiter, identify, **options)
 
     @app.get("/")
     async def route(answer: Answer | None = Depends(limited)) -> dict[str, Any]:  # noqa: B008

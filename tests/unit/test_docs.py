@@ -27,6 +27,7 @@ TAGGED: Final = [
     ("README.md", "app", 1),  # a fragment, run within an application
     ("README.md", "checkout", 2),  # installs, or runs all tests
     ("docs/benchmarks.md", "checkout", 1),  # half an hour
+    ("docs/client-identity.md", "app", 1),
     ("docs/kafka.md", "cluster", 5),
     ("docs/operations.md", "cluster", 4),
     ("docs/operations.md", "docker", 1),

@@ -24,6 +24,7 @@ from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import Rendered
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
 from stoplog.client.limiter import Limiter
+from stoplog.client.listed import answer_listed
 from stoplog.errors import InvalidInput
 from stoplog.identity.identity import Identity, Verdict
 from stoplog.wire.checks import Check
@@ -43,7 +44,7 @@ from stoplog_gateway.http.proxy_clients import ProxyClients
 from stoplog_gateway.http.proxy_request import ProxyRequest
 from stoplog_gateway.http.request_body import MAX_SLOW_BODY
 from stoplog_gateway.http.request_head import split_target
-from stoplog_gateway.http.routes.authorize import parse_query, render_authorization, render_verdict
+from stoplog_gateway.http.routes.authorize import parse_query, render_authorization
 from stoplog_gateway.http.turns import Turns
 
 _TARGETS: Final = re.compile(
@@ -168,12 +169,11 @@ class Proxies:
         _: bytes,
         send: SendResponse,
     ) -> None:
-        if verdict is not Verdict.COUNTED:
-            send(self._render_verdict(verdict))
-            return
         try:
-            ask = self._limiter.ask if self._turns.admits_check() else self._limiter.answer_at_once
-            pending = ask(check, fails_closed)
+            pending: PendingAnswer | None = answer_listed(verdict, self._limiter.metrics)
+            if pending is None:
+                ask = self._limiter.ask if self._turns.admits_check() else self._limiter.answer_at_once
+                pending = ask(check, fails_closed)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             send(self._render_failure(exc, asked))
         else:
@@ -220,12 +220,12 @@ class Proxies:
             handle(asked, body, send)
 
     def _authorize_at_once(self, asked: ProxyRequest, _: bytes, send: SendResponse) -> None:
+        pending: PendingAnswer | None
         try:
             check, fails_closed, verdict = self._authorize(asked, asked.headers)
-            if verdict is not Verdict.COUNTED:
-                send(self._render_verdict(verdict))
-                return
-            pending = self._limiter.answer_at_once(check, fails_closed)
+            pending = answer_listed(verdict, self._limiter.metrics)
+            if pending is None:
+                pending = self._limiter.answer_at_once(check, fails_closed)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             send(self._render_failure(exc, asked))
         else:
@@ -247,9 +247,6 @@ class Proxies:
 
     def _render_failure(self, exc: Exception, asked: ProxyRequest) -> Rendered:
         return render_error(exc) or render_after_bug(asked.scope, self._limiter.metrics)
-
-    def _render_verdict(self, verdict: Verdict) -> Rendered:
-        return render_verdict(verdict, self._limiter.metrics, legacy=self._legacy_headers)
 
     def _authorize(self, asked: ProxyRequest, headers: Headers) -> tuple[Check, bool, Verdict]:
         """Return the check in a request to ``/v1/authorize``, whether it fails closed, and its verdict.

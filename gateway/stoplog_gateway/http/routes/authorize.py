@@ -15,14 +15,15 @@ from pydantic import Field, ValidationError
 from starlette.responses import Response
 
 from stoplog.asgi.denial import denial_text
-from stoplog.asgi.problem import RATE_LIMITED, problem
+from stoplog.asgi.problem import BLOCKED, RATE_LIMITED, problem
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
 from stoplog.asgi.responses import Rendered, render
-from stoplog.client.answer import EXEMPT, Answer
+from stoplog.client import listed
+from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BREAKER_OPEN, FAIL_OPEN, OnUnavailable
-from stoplog.client.metrics import Metrics
+from stoplog.client.listed import answer_listed
 from stoplog.identity.identifiers import peer_of
-from stoplog.identity.identity import Identified, Verdict
+from stoplog.identity.identity import Identified
 from stoplog.policy import MAX_COST
 from stoplog_gateway.access.proxy_paths import AUTHORIZE
 from stoplog_gateway.http import openapi
@@ -30,7 +31,6 @@ from stoplog_gateway.http.bugs import render_failed_closed
 from stoplog_gateway.http.failing_closed import ProxyOnUnavailable
 from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, LimiterDep, require_utf8, require_utf8_in
 from stoplog_gateway.http.problems import (
-    BLOCKED,
     FAILED_CLOSED,
     INVALID,
     NO_CLIENT,
@@ -166,25 +166,15 @@ async def _authorize(
     limiter: LimiterDep,
     legacy: bool,
 ) -> Response:
-    if identified.verdict is not Verdict.COUNTED:
-        return RenderedResponse(render_verdict(identified.verdict, limiter.metrics, legacy=legacy))
-    assert identified.client is not None
-    answer = await limiter.check(
-        identified.client,
+    client, verdict = identified
+    answer = answer_listed(verdict, limiter.metrics) or await limiter.check(
+        client or "",
         query.cost,
         plan=query.plan or "",
         resource=query.resource or "",
         on_unavailable=on_unavailable,
     )
     return RenderedResponse(render_authorization(answer, legacy=legacy))
-
-
-def render_verdict(verdict: Verdict, metrics: Metrics, *, legacy: bool) -> Rendered:
-    """Count a request whose address is blocked or exempt, and return the response to the proxy."""
-    metrics.count_verdict(verdict)
-    if verdict is Verdict.EXEMPT:
-        return render_authorization(EXEMPT, legacy=legacy)
-    return render_problem(problem(BLOCKED, "the address of the client is blocked"), [_NO_STORE])
 
 
 def render_authorization(answer: Answer, *, legacy: bool) -> Rendered:
@@ -195,4 +185,5 @@ def render_authorization(answer: Answer, *, legacy: bool) -> Rendered:
     if answer.allowed:
         return render(answer, extra=headers)
     detail, remedy = denial_text(answer)
-    return render_problem(problem(RATE_LIMITED, detail, None, remedy), headers)
+    kind = BLOCKED if answer.reason == listed.BLOCKED else RATE_LIMITED
+    return render_problem(problem(kind, detail, None, remedy), headers)

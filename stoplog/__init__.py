@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from stoplog.client.blocking import BlockingLimiter
     from stoplog.client.limiter import Limiter
     from stoplog.client.settings import Settings
-    from stoplog.errors import Denied, InvalidInput, SettingsError, StoplogError, TopicError
+    from stoplog.errors import (
+        Denied,
+        InvalidInput,
+        LimitExceeded,
+        SettingsError,
+        StoplogError,
+        TopicError,
+        WaitTimeout,
+    )
+    from stoplog.integrations.functions import limit
     from stoplog.wire.checks import Check
 
 __version__ = "0.3.0.dev0"
@@ -26,6 +35,7 @@ __all__ = [
     "Check",
     "Denied",
     "InvalidInput",
+    "LimitExceeded",
     "Limiter",
     "RateLimit",
     "RateLimitMiddleware",
@@ -33,6 +43,8 @@ __all__ = [
     "SettingsError",
     "StoplogError",
     "TopicError",
+    "WaitTimeout",
+    "limit",
 ]
 
 _MODULES: Final = {
@@ -43,6 +55,7 @@ _MODULES: Final = {
     "RateLimit": "stoplog.asgi.dependency",
     "RateLimitMiddleware": "stoplog.asgi.middleware",
     "Settings": "stoplog.client.settings",
+    "limit": "stoplog.integrations.functions",
 }
 """Modules of the public names; all others are in ``stoplog.errors``."""
 

@@ -8,6 +8,8 @@
     │   ├── InvalidCost
     │   └── InvalidLimit       of a limit or a policy
     ├── Denied                 a reservation was denied: carries the answer
+    ├── LimitExceeded          a limited function was called too often: carries the answer
+    ├── WaitTimeout            the limits did not allow a cost in time; nothing was charged
     ├── Unavailable            no answer in time; a retry may succeed
     ├── Busy                   too many requests of one kind at once; a later one may succeed
     ├── SettingsError          a setting that cannot be used on this machine
@@ -20,7 +22,8 @@
         ├── UndecodableRecord
         └── MisroutedRecord    in a partition that is not its client's
 
-Only :class:`Denied`, :class:`Unavailable` and :class:`Busy` can be retried. All others need a change first.
+Only :class:`Denied`, :class:`LimitExceeded`, :class:`WaitTimeout`, :class:`Unavailable` and :class:`Busy` can
+be retried. All others need a change first.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from stoplog.client.answer import Answer
     from stoplog.client.reservations import Reservation
 
 
@@ -82,6 +86,35 @@ class Denied(StoplogError):
         retry = "waiting cannot help" if wait_ms is None else f"try again in {wait_ms:,} ms"
         super().__init__(f"the reservation was denied: {why}; {retry}")
         self.reservation = reservation
+
+
+class LimitExceeded(StoplogError):
+    """A function with a limit (:func:`stoplog.limit`) was called too often. It did not run.
+
+    Args:
+        resource: The name of the function.
+        answer: The answer. Its ``retry_after_ms`` says when the call may be repeated.
+    """
+
+    def __init__(self, resource: str, answer: Answer) -> None:
+        why = f"the store did not decide it ({answer.reason})" if answer.reason else f"limit {answer.limit}"
+        wait_ms = answer.retry_after_ms
+        retry = "waiting cannot help" if wait_ms is None else f"try again in {wait_ms:,} ms"
+        super().__init__(f"{resource} was called too often: {why}; {retry}")
+        self.answer = answer
+
+
+class WaitTimeout(StoplogError, TimeoutError):
+    """A client's limits did not allow a cost within the timeout. Nothing was charged.
+
+    Args:
+        client: The client.
+        timeout: The timeout in seconds.
+    """
+
+    def __init__(self, client: str, timeout: float) -> None:
+        super().__init__(f"the limits of {client!r} did not allow it in {timeout:g} s: try again later")
+        self.client = client
 
 
 class Unavailable(StoplogError):

@@ -221,6 +221,45 @@ def parse_policy(value: Any, field: str = "limits") -> Policy:
     return policy
 
 
+PLAN_MARK: Final = "="
+"""First character of a plan that states its limits itself."""
+
+
+def plan_policy(plan: str) -> Policy | None:
+    """Return the policy that the name of a plan states; ``None`` if it states none.
+
+    Such a name is ``=`` and limits with windows, separated by commas. Any program that reads the same name
+    finds the same limits, so the plan needs no definition.
+
+    >>> plan_policy("=5/minute").spec(), plan_policy("=100/day,5/m").spec()
+    (['5/minute'], ['100/day', '5/minute'])
+    >>> plan_policy("gold"), plan_policy("=5"), plan_policy("=2 in flight")
+    (None, None, None)
+    """
+    if not plan.startswith(PLAN_MARK):
+        return None
+    try:
+        policy = parse_policy(plan.removeprefix(PLAN_MARK).split(","))
+    except InvalidLimit:
+        return None
+    return policy if policy.windows == policy.limits else None
+
+
+def plan_name(policy: Policy) -> str:
+    """Return the name of the plan that states *policy*.
+
+    Raises:
+        InvalidLimit: A name cannot state it.
+
+    >>> plan_name(parse_policy(["5/minute", "100/1d"]))
+    '=100/day,5/minute'
+    """
+    name = PLAN_MARK + ",".join(map(str, policy.limits))
+    if plan_policy(name) != policy:
+        raise InvalidLimit("limits", f"{policy.spec()} has no limit with a window", 'use one like "5/minute"')
+    return name
+
+
 def check_policy(policy: Policy, field: str = "policy") -> Policy:
     """Return *policy* if :func:`parse_policy` can return it.
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from stoplog.asgi.rate_limit_headers import Headers
+from stoplog.asgi.rate_limit_headers import Headers, exposed_fields
 from stoplog.errors import SettingsError
-
-EXPOSE: Final = b"access-control-expose-headers"
-
-_EXPOSED: Final = b"RateLimit, RateLimit-Policy, Retry-After"
 
 
 def is_preflight(scope: Any) -> bool:
@@ -27,9 +23,9 @@ def is_preflight(scope: Any) -> bool:
 
 
 def exposed(headers: Headers, scope: Any) -> Headers:
-    """Return *headers*, with a field that lets scripts of another origin read them."""
-    if headers and any(name.lower() == b"origin" for name, _ in scope["headers"]):
-        return [*headers, (EXPOSE, _EXPOSED)]
+    """Return *headers*, and let scripts of another origin read them if the request comes from one."""
+    if any(name.lower() == b"origin" for name, _ in scope["headers"]):
+        return exposed_fields(headers)
     return headers
 
 

@@ -19,6 +19,10 @@ Headers = list[tuple[bytes, bytes]]
 MAX_INTEGER: Final = 999_999_999_999_999
 """The largest integer of a structured field. A larger limit is shown as this."""
 
+EXPOSE: Final = b"access-control-expose-headers"
+
+_EXPOSED: Final = b"RateLimit, RateLimit-Policy, Retry-After"
+
 
 def rate_limit_headers(answer: Answer, *, legacy: bool = False) -> Headers:
     """Return the header fields of one answer; none if it is unlimited or failed open.
@@ -56,6 +60,11 @@ def rate_limit_headers(answer: Answer, *, legacy: bool = False) -> Headers:
             (b"x-ratelimit-reset", b"%d" % reset),
         )
     return headers
+
+
+def exposed_fields(headers: Headers) -> Headers:
+    """Return *headers*, with a field that lets scripts of another origin read them (CORS)."""
+    return [*headers, (EXPOSE, _EXPOSED)] if headers else headers
 
 
 def reset_s(answer: Answer) -> int:

@@ -64,6 +64,9 @@ class BlockingLimiter:
         kafka: Bootstrap servers (``host:port``, comma separated), or all settings.
         fields: Settings by name, besides bootstrap servers. See :class:`~stoplog.client.limiter.Limiter`.
 
+    Attributes:
+        metrics: Counts and gauges; they may be read before the start and after the stop.
+
     Raises:
         SettingsError: A setting is unknown or invalid.
         TopicError: The topics file cannot be read.
@@ -71,6 +74,7 @@ class BlockingLimiter:
 
     def __init__(self, kafka: str | Settings, **fields: Any) -> None:
         self._limiter = Limiter(kafka, **fields)
+        self.metrics: Final = self._limiter.metrics
         self._lock = threading.Lock()
         self._thread: LimiterThread | None = None
         self._starts_itself = False
@@ -179,6 +183,29 @@ class BlockingLimiter:
             InvalidInput: An id is invalid.
         """
         return self.check(client, 0, plan=plan, resource=resource)
+
+    def wait(
+        self,
+        client: str,
+        cost: int = 1,
+        timeout: float | None = None,
+        *,
+        plan: str = "",
+        resource: str = "",
+        on_unavailable: OnUnavailable = "allow",
+    ) -> Answer:
+        """Wait until *client*'s limits allow *cost*, and spend it, as :meth:`Limiter.wait` does.
+
+        Raises:
+            InvalidCost: The cost exceeds a limit, so waiting cannot help.
+            InvalidInput: Another argument is invalid.
+            WaitTimeout: The limits did not allow the cost in time. Nothing was charged.
+        """
+        return self._wait(
+            self._limiter.wait(
+                client, cost, timeout, plan=plan, resource=resource, on_unavailable=on_unavailable
+            )
+        )
 
     @contextmanager
     def reserve(
@@ -349,7 +376,7 @@ class BlockingLimiter:
 
     def _no_answer(self, on_unavailable: OnUnavailable) -> Answer:
         closed = fails_closed(on_unavailable)
-        self._limiter.metrics.count_degraded(INTERNAL_ERROR, closed)
+        self.metrics.count_degraded(INTERNAL_ERROR, closed)
         return degraded_answer(INTERNAL_ERROR, closed)
 
 

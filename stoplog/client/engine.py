@@ -332,6 +332,11 @@ class Engine:
             failed_closed=mode.failed_closed,
         )
 
+    async def workers_without_stated_plans(self) -> list[str]:
+        """Return the workers that do not read limits in the name of a plan, once heartbeats were read."""
+        await self.reservations.wait_for_heartbeats()
+        return self.nodes.workers_without_stated_plans(time.monotonic())
+
     def process_state(self) -> ProcessState:
         """Return what this process shares with the other processes on its port."""
         return ProcessState(msgspec.structs.replace(self.status(), nodes=[]), self.rejections.summary())

@@ -35,10 +35,11 @@ from stoplog.client.settings import Settings, read_settings
 from stoplog.client.top_rejected import Rejected, merge_summaries, ranked
 from stoplog.client.traffic import Traffic, traffic
 from stoplog.client.update_proofs import PROOF_S
-from stoplog.errors import InvalidInput
+from stoplog.client.waiting import WaitingLines
+from stoplog.errors import InvalidInput, Unavailable
 from stoplog.forks import call_after_fork, leak
 from stoplog.identity.identity import Identity
-from stoplog.policy import Policy, check_cost, check_id
+from stoplog.policy import PLAN_MARK, Policy, check_cost, check_id, plan_policy
 from stoplog.topics import CHECKS, REPLIES, load_topics, required_partitions
 from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Check
@@ -132,6 +133,7 @@ class Limiter:
         self._replacement: asyncio.Task[None] | None = None
         self._growth = GrowthPause(self.metrics)
         self._deferred = DeferredSettlements(self.metrics, wall_ms)
+        self._lines = WaitingLines(self.open_reservation, self.settle)
         self._engine = self._new_engine(None)
         self._self_start = SelfStart(self, settings.publish_timeout_ms / 1000)
         self.patience_s: Final = (settings.deadline_ms + settings.publish_timeout_ms) / 1000
@@ -205,6 +207,8 @@ class Limiter:
         self._running, self._loop, self._replacement = False, None, None
         self.__dict__.pop("_batcher", None)
         self._growth = GrowthPause(self.metrics)
+        self._deferred = DeferredSettlements(self.metrics, wall_ms)
+        self._lines = WaitingLines(self.open_reservation, self.settle)
         self._engine = self._new_engine(None)
         self._self_start = SelfStart(self, self._settings.publish_timeout_ms / 1000)
 
@@ -293,13 +297,24 @@ class Limiter:
 
         Raises:
             InvalidInput: An id, the cost or *on_unavailable* is invalid; nothing was published.
+            Unavailable: The name of the plan states limits, and a worker of an older release is alive.
         """
         check = Check(client, cost, plan, resource)
         validate(check)
         closed = fails_closed(on_unavailable)
+        if plan[:1] == PLAN_MARK:
+            await self._require_stated_plans(plan)
         batcher = await self._batcher_here() if self._starts_itself else self._batcher
         pending = batcher.ask(check, closed)
         return pending if isinstance(pending, Answer) else answer_of(await pending)
+
+    async def _require_stated_plans(self, plan: str) -> None:
+        if plan_policy(plan) is None:
+            return
+        await self._batcher_here()
+        # They would apply the default, and so would their lane.
+        if old := await self._engine.workers_without_stated_plans():
+            raise Unavailable(f"the plan {plan!r}: upgrade worker {', '.join(sorted(old))} first")
 
     def ask(self, check: Check, fails_closed: bool = False) -> PendingAnswer:
         """Return the answer to a check that is known to be valid, or a future for it. Do not wait.
@@ -364,6 +379,45 @@ class Limiter:
             InvalidInput: An id is invalid.
         """
         return await self.check(client, 0, plan=plan, resource=resource)
+
+    async def wait(
+        self,
+        client: str,
+        cost: int = 1,
+        timeout: float | None = None,  # noqa: ASYNC109 - an attempt under way is awaited, not cancelled
+        *,
+        plan: str = "",
+        resource: str = "",
+        on_unavailable: OnUnavailable = "allow",
+    ) -> Answer:
+        """Wait until *client*'s limits allow *cost*, and spend it.
+
+        Those who wait for the same client, plan and resource in this process are served in order, and only
+        the first of them asks the store. Processes do not keep an order among each other. A call that is
+        cancelled spends nothing.
+
+        Args:
+            client: As in :meth:`check`.
+            cost: As in :meth:`check`.
+            timeout: Longest time to wait, s; ``None`` for no bound. An attempt that is under way at its end
+                still counts.
+            plan: As in :meth:`check`.
+            resource: As in :meth:`check`.
+            on_unavailable: As in :meth:`check`.
+
+        Returns:
+            The answer, which allows the cost; or, at once, a degraded answer if the store does not answer.
+
+        Raises:
+            InvalidCost: The cost exceeds a limit, so waiting cannot help.
+            InvalidInput: Another argument is invalid.
+            WaitTimeout: The limits did not allow the cost in time. Nothing was charged.
+        """
+        check = Check(client, cost, plan, resource)
+        validate(check)
+        if plan[:1] == PLAN_MARK:
+            await self._require_stated_plans(plan)
+        return await self._lines.wait(check, timeout, on_unavailable)
 
     # --- reservations -------------------------------------------------------------------------
 
@@ -492,7 +546,8 @@ class Limiter:
         """
         check = Check(client, cost, plan, resource)
         validate(check)
-        return await self._engine.reservations.refund_once(self._batcher, check, refund_id)
+        batcher = await self._batcher_here()
+        return await self._engine.reservations.refund_once(batcher, check, refund_id)
 
     def ask_charge(self, check: Check) -> PendingAnswer:
         """Charge the cost of *check*, which is known to be valid, although it may exceed the limits.

@@ -63,6 +63,12 @@ class NodeRegistry:
     def _heartbeats(self, now: float) -> list[Heartbeat]:
         return [self._last[node.id][0].heartbeat for node in self.alive(now)]
 
+    def workers_without_stated_plans(self, now: float) -> list[str]:
+        """Return the workers alive at *now* that do not read limits in the name of a plan."""
+        return [
+            one.id for one in self._heartbeats(now) if one.role == "worker" and one.stated_plans is not True
+        ]
+
     def lanes(self, now: float) -> int:
         """Return how many lanes have a worker that is alive at *now*."""
         return len({node.lane for node in self.alive(now) if node.role == "worker"})

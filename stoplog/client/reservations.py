@@ -218,7 +218,7 @@ class Reservations:
         Raises:
             InvalidInput: A worker refused the check.
         """
-        await self._hear()
+        await self.wait_for_heartbeats()
         asked_ms, ask = self._wall_ms(), self._ask(RESERVATION, 0, ttl_ms)
         pending = batcher.hold(check, HoldCall(ask, ()), fails_closed)
         try:
@@ -230,8 +230,8 @@ class Reservations:
             raise
         return self._reserved(answer, check, ask, asked_ms)
 
-    async def _hear(self) -> None:
-        """Wait a little for the first heartbeats, which tell the partitions that grant holds."""
+    async def wait_for_heartbeats(self) -> None:
+        """Wait a little for the first heartbeats, which tell what the workers can do."""
         if not self.heard.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._deadline_s):
@@ -300,7 +300,7 @@ class Reservations:
             InvalidInput: The id is invalid, or that of a reservation.
         """
         id_ = new_refund_id() if refund_id is None else check_refund_id(refund_id)
-        await self._hear()
+        await self.wait_for_heartbeats()
         pending = self._adjust(batcher, check, Ask(REFUND, hold_id_of(id_), 1, check.cost, 1))
         return self._refunded(pending if isinstance(pending, Answer) else answer_of(await pending), id_)
 

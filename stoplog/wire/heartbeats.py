@@ -11,7 +11,7 @@ value  JSON, the fields of :class:`Heartbeat`; readers ignore unknown fields
 
     {"id": "worker-1@host", "role": "worker", "version": "0.2.0", "host": "host", "at_ms": 1764457200000,
      "partitions": {"0": {"state": "running", "lag": 3}}, "stopping": false, "lane": "a",
-     "relay_keys": ["2026:5f0c2a91"], "holds": [0], "unjudged": [0],
+     "relay_keys": ["2026:5f0c2a91"], "holds": [0], "unjudged": [0], "stated_plans": true,
      "growth": {"epoch": 1, "paused": false, "drained": true, "checks": 0}}
 """
 
@@ -82,6 +82,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
         holds: The worker's partitions that grant holds; absent if the worker cannot read holds.
         unjudged: Those in which costs were charged lately that no limit judged, because they became known
             later. A client that was denied may have such costs. Absent if there are none.
+        stated_plans: Whether a worker reads the limits that the name of a plan states; absent if it does not.
         growth: What the node does for the last step of growing; absent if it does not know such steps.
     """
 
@@ -96,6 +97,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
     relay_keys: list[str] | msgspec.UnsetType = msgspec.UNSET
     holds: list[int] | msgspec.UnsetType = msgspec.UNSET
     unjudged: list[int] | msgspec.UnsetType = msgspec.UNSET
+    stated_plans: bool | msgspec.UnsetType = msgspec.UNSET
     growth: GrowthState | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -86,6 +86,7 @@ class HeartbeatSender:
             relay_keys=self._relay_keys or msgspec.UNSET,
             holds=self._partitions_with_holds(),
             unjudged=self._unjudged_partitions() or msgspec.UNSET,
+            stated_plans=True,
             growth=growth,
         )
         for state in (RUNNING, RESTORING, STANDBY):

@@ -32,9 +32,11 @@ TAGGED: Final = [
     ("docs/operations.md", "cluster", 4),
     ("docs/operations.md", "docker", 1),
     ("docs/python-sdk.md", "checkout", 1),
+    ("docs/python-sdk.md", "fragment", 1),  # defines something, and is executed here
     ("docs/runbook.md", "cluster", 1),
     ("docs/security.md", "cluster", 3),
     ("docs/web-apps.md", "app", 6),
+    ("docs/web-apps.md", "fragment", 2),
 ]
 
 
@@ -53,6 +55,11 @@ def commands_of(tag: str) -> list[str]:
 def test_only_the_listed_blocks_are_tagged() -> None:
     found = [(block.page, block.tag) for block in all_blocks() if block.tag]
     assert sorted((*it, found.count(it)) for it in set(found)) == TAGGED
+
+
+def test_fragments_define_what_they_show() -> None:
+    for block in tagged("fragment"):
+        exec(block.text, {"__name__": block.id})
 
 
 def test_block_without_a_tag_runs_only_programs_that_the_tests_expect() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from stoplog.policy import Policy
+from stoplog.policy import Policy, plan_policy
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, UpdateKey
 from stoplog_worker.algorithm.state_codec import (
@@ -51,8 +51,8 @@ class PolicyHistory:
         """Set the policy that applies to *check* at *position* in *state*.
 
         The first one in force is taken, of: the client's, the plan's, the default's. A check with a resource
-        first looks for policies of that resource, then for those without a resource. The built-in default
-        comes last.
+        first looks for policies of that resource, then for those without a resource. A plan without a policy
+        may state limits in its name (:func:`stoplog.policy.plan_policy`). The built-in default comes last.
 
         Args:
             state: Its ``limits``, ``in_flight``, ``refundable``, ``version``, ``plan`` and ``epoch`` are set.
@@ -88,18 +88,27 @@ class PolicyHistory:
                 key = UpdateKey(kind, id_, resource)
                 if (id_ or kind == "default") and _in_force(self._history_of(key), position) is not None:
                     return key
+                if kind == "plan" and not resource and plan_policy(id_) is not None:
+                    return key
         return None
 
     def _resolve_shared(self, plan: str, resource: str, position: int) -> tuple[Policy, int] | None:
         """Return policy and version for a client without its own limits: the plan's, else the default's."""
         key = (plan, resource)
         if key not in self._shared:
-            histories = [self._history_of(UpdateKey("default", "", resource))]
-            if plan:
-                histories.insert(0, self._history_of(UpdateKey("plan", plan, resource)))
-            found = (_in_force(history, position) for history in histories)
-            self._shared[key] = next(filter(None, found), None)
+            self._shared[key] = self._find_shared(plan, resource, position)
         return self._shared[key]
+
+    def _find_shared(self, plan: str, resource: str, position: int) -> tuple[Policy, int] | None:
+        if plan:
+            if (
+                found := _in_force(self._history_of(UpdateKey("plan", plan, resource)), position)
+            ) is not None:
+                return found
+            # After the client's own limits without a resource, which come first.
+            if not resource and (stated := plan_policy(plan)) is not None:
+                return stated, BUILT_IN
+        return _in_force(self._history_of(UpdateKey("default", "", resource)), position)
 
     def begin_epoch(self) -> None:
         """Make every state resolve its policy again."""

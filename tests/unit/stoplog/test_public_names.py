@@ -14,6 +14,7 @@ NAMES = [
     "Check",
     "Denied",
     "InvalidInput",
+    "LimitExceeded",
     "Limiter",
     "RateLimit",
     "RateLimitMiddleware",
@@ -21,6 +22,8 @@ NAMES = [
     "SettingsError",
     "StoplogError",
     "TopicError",
+    "WaitTimeout",
+    "limit",
 ]
 """Removing or renaming one of these breaks the programs of users."""
 

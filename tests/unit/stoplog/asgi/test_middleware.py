@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 import stoplog.asgi.request_check
 from stoplog import Limiter, RateLimitMiddleware
-from stoplog.asgi.cors import EXPOSE
+from stoplog.asgi.rate_limit_headers import EXPOSE
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BROKER, DEADLINE, FAIL_CLOSED, FAIL_OPEN, INTERNAL_ERROR
 from stoplog.errors import InvalidId, InvalidInput, SettingsError, TopicError

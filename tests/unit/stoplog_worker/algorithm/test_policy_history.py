@@ -42,6 +42,29 @@ def test_resolve_follows_order_of_policies() -> None:
         assert resolved(ledger, check, 30)[1] == (left if left >= 0 else BUILT_IN)
 
 
+def test_plan_that_states_limits_needs_no_policy_and_yields_to_those_of_the_client() -> None:
+    ledger = fresh()
+    stated, check = parse_policy(["5/minute", "9/day"]), Check("a", 1, "=9/day,5/minute", "login")
+    assert resolved(ledger, check, 0) == (stated, BUILT_IN)
+    assert ledger.policies.source_of(check, at(0)) == UpdateKey("plan", check.plan)
+    for malformed in ("=5", "=", "=2 in flight", "=5/minute,4/minute"):
+        assert resolved(ledger, Check("a", 1, malformed), 0) == (DEFAULT, BUILT_IN)
+        assert ledger.policies.source_of(Check("a", 1, malformed), at(0)) is None
+    for version, (kind, id_, resource, decides) in enumerate(
+        [
+            ("default", "", "", False),
+            ("plan", check.plan, "", True),
+            ("client", "a", "", True),
+            ("default", "", "login", True),
+            ("client", "a", "login", True),
+        ]
+    ):
+        policy = parse_policy(f"{version}/hour")
+        assert ledger.apply(Update(version, kind, id_, resource, policy), at(version))
+        found = resolved(ledger, check, version + 1)
+        assert found == ((policy, version) if decides else (stated, BUILT_IN))
+
+
 def test_resolve_uses_policy_in_force_at_position() -> None:
     ledger = fresh()
     policies = [parse_policy("1/minute"), None, UNLIMITED, parse_policy("2/hour")]

@@ -1,0 +1,93 @@
+"""The WSGI middleware around a Flask application. The limiter is real, its store a fake."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from stoplog import BlockingLimiter, InvalidInput
+from stoplog.integrations.wsgi import RateLimitMiddleware, header
+from stoplog.policy import usable_id
+from stoplog.wire.checks import Check
+from tests.support.fake_kafka import Kafka
+
+KEY = {"X-Api-Key": "alice"}
+PREFLIGHT = {"Origin": "https://page.example", "Access-Control-Request-Method": "GET"}
+DENIED_COST = 3
+"""The fake store denies odd costs."""
+
+
+@pytest.fixture
+def limiter(kafka: type[Kafka]) -> Iterator[BlockingLimiter]:
+    limiter = BlockingLimiter("kafka:9092", deadline_ms=60_000)
+    yield limiter
+    limiter.stop()
+
+
+def log_of(limiter: BlockingLimiter) -> Any:
+    return limiter._limiter._engine.transport
+
+
+def client(limiter: BlockingLimiter, cost: Any = 2, **options: Any) -> Any:
+    app: Any = Flask("hello")
+    app.add_url_rule("/", "hello", view_func=lambda: "hello")
+    app.add_url_rule("/mine", "mine", view_func=lambda: ("hello", {"RateLimit": '"mine";r=1'}))
+    options = {"identify": header("X-Api-Key"), **options}
+    app.wsgi_app = RateLimitMiddleware(app.wsgi_app, limiter=limiter, cost=cost, **options)
+    return app.test_client()
+
+
+def test_allowed_request_gets_its_response_with_the_limit(limiter: BlockingLimiter) -> None:
+    web = client(limiter, plan=lambda _: "gold", resource="export")
+    response = web.get("/", headers=KEY)
+    assert (response.status_code, response.text) == (200, "hello")
+    assert response.headers["RateLimit"] == '"default";r=2;t=1'
+    assert "X-RateLimit-Limit" not in response.headers
+    assert log_of(limiter).checks == [Check("alice", 2, "gold", "export")]
+    assert web.get("/mine", headers=KEY).headers.getlist("RateLimit") == ['"mine";r=1']
+
+
+def test_denied_request_gets_429_and_never_reaches_the_application(limiter: BlockingLimiter) -> None:
+    web = client(limiter, DENIED_COST, legacy_headers=True)
+    response = web.get("/", headers={**KEY, "Origin": "https://page.example"})
+    assert response.status == "429 Too Many Requests"
+    assert response.content_type == "application/problem+json"
+    assert response.json["type"] == "urn:stoplog:problem:rate-limited"
+    assert response.headers["Retry-After"] == "1"
+    assert response.headers["X-RateLimit-Limit"] == "100"
+    assert response.headers["Access-Control-Expose-Headers"] == "RateLimit, RateLimit-Policy, Retry-After"
+
+
+def test_request_without_a_client_and_preflight_are_not_charged(limiter: BlockingLimiter) -> None:
+    web = client(limiter, DENIED_COST)
+    assert web.get("/").status_code == 200
+    assert web.options("/", headers={**KEY, **PREFLIGHT}).status_code == 200
+    assert web.options("/", headers=KEY).status_code == 429
+
+
+def test_id_is_decoded_as_utf8_and_replaced_by_its_digest_if_invalid(limiter: BlockingLimiter) -> None:
+    web = client(limiter)
+    for raw in ("élise".encode().decode("latin-1"), "x" * 300):
+        web.get("/", headers={"X-Api-Key": raw})
+    assert [check.client for check in log_of(limiter).checks] == ["élise", usable_id("x" * 300)]
+
+
+def test_failing_check_fails_open_or_closed_and_is_logged(
+    limiter: BlockingLimiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    web = client(limiter, -1, on_unavailable=lambda environ: environ["QUERY_STRING"] or "allow")
+    assert [web.get(path, headers=KEY).status_code for path in ("/", "/?deny", "/?no")] == [200, 503, 503]
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage().startswith("a request failed open and was not counted: cost: ")
+    assert limiter.metrics.failed_closed["internal_error"] == 2
+    with pytest.raises(InvalidInput, match="on_unavailable"):
+        client(limiter, on_unavailable="never")
+
+
+def test_exception_of_identify_reaches_the_server(limiter: BlockingLimiter) -> None:
+    with pytest.raises(KeyError):
+        client(limiter, identify=lambda environ: environ["nobody"]).get("/")

@@ -66,6 +66,7 @@ class BlockingLimiter:
 
     Attributes:
         metrics: Counts and gauges; they may be read before the start and after the stop.
+        identity: Names the clients of requests, by the settings.
 
     Raises:
         SettingsError: A setting is unknown or invalid.
@@ -75,6 +76,7 @@ class BlockingLimiter:
     def __init__(self, kafka: str | Settings, **fields: Any) -> None:
         self._limiter = Limiter(kafka, **fields)
         self.metrics: Final = self._limiter.metrics
+        self.identity: Final = self._limiter.identity
         self._lock = threading.Lock()
         self._thread: LimiterThread | None = None
         self._starts_itself = False

@@ -9,7 +9,10 @@ from typing import Final, Generic, TypeAlias, TypeVar
 from stoplog.client.answer import Answer
 from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.fail_open import ALLOW, INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
+from stoplog.client.listed import answer_listed
 from stoplog.errors import InvalidInput
+from stoplog.identity.identifiers import peer_of
+from stoplog.integrations.environ import Environ, EnvironRequest
 from stoplog.log_throttle import LogThrottle
 from stoplog.policy import usable_id
 
@@ -28,26 +31,31 @@ LOG_PAUSE_S: Final = 60.0
 class BlockingRequestCheck(Generic[R]):
     """Checks requests with one limiter. The first one starts it, if nothing else has.
 
-    An invalid id is replaced by its digest, so that it cannot bypass the limits.
+    Preflights (CORS) are not limited. An invalid id is replaced by its digest, so that it cannot bypass the
+    limits.
 
     Args:
         limiter: Decides.
-        identify: Returns the client id of a request; ``None`` if it is not limited.
+        identify: Returns the client id of a request; ``None`` if it is not limited. By default, the setting
+            ``identify`` names it.
+        environ: Returns the WSGI environment of a request.
         cost: Requests to charge; 0 only looks.
         plan: Plan whose limits apply if the client has none of its own.
         resource: Resource with limits and counters of its own.
         on_unavailable: ``deny`` if the request fails closed.
 
     Raises:
-        InvalidInput: *on_unavailable* is a value other than ``allow`` and ``deny``.
+        InvalidInput: *on_unavailable* is a value other than ``allow`` and ``deny``, or nothing identifies
+            clients.
         SettingsError: gevent or eventlet has replaced the threads of this process.
     """
 
     def __init__(
         self,
         limiter: BlockingLimiter,
-        identify: Callable[[R], str | None],
+        identify: Callable[[R], str | None] | None,
         *,
+        environ: Callable[[R], Environ],
         cost: Of[int, R],
         plan: Of[str, R],
         resource: Of[str, R],
@@ -55,9 +63,13 @@ class BlockingRequestCheck(Generic[R]):
     ) -> None:
         if not callable(on_unavailable):
             fails_closed(on_unavailable)  # refuses any other value
+        if identify is None and not limiter.identity.chain:
+            raise InvalidInput(
+                "identify", "missing", 'pass one, such as header("X-Api-Key"), or set STOPLOG_IDENTIFY'
+            )
         limiter.start_on_first_use()
         self._limiter = limiter
-        self._identify = identify
+        self._identify, self._environ = identify, environ
         self._cost, self._plan, self._resource = cost, plan, resource
         self._on_unavailable = on_unavailable
         self._throttle = LogThrottle(LOG_PAUSE_S)
@@ -67,7 +79,17 @@ class BlockingRequestCheck(Generic[R]):
 
         Raises nothing of its own. Exceptions of *identify* and of the other functions reach the application.
         """
-        client = self._identify(request)
+        environ, identity = self._environ(request), self._limiter.identity
+        if identity.has_lists or self._identify is None:
+            scope = EnvironRequest(environ).scope
+            found = identity.identify(peer_of(scope), scope["headers"])
+            if (listed := answer_listed(found.verdict, self._limiter.metrics)) is not None:
+                return listed
+            client = found.client
+        if _is_preflight(environ):
+            return None
+        if self._identify is not None:
+            client = self._identify(request)
         if client is None:
             return None
         cost = _value_of(self._cost, request)
@@ -91,6 +113,14 @@ class BlockingRequestCheck(Generic[R]):
                 text = "a request failed %s and was not counted: %s%s"
                 log.error(text, how, exc, suppressed, exc_info=None if known else exc)
             return degraded_answer(INTERNAL_ERROR, True) if closed else None
+
+
+def _is_preflight(environ: Environ) -> bool:
+    return (
+        environ["REQUEST_METHOD"] == "OPTIONS"
+        and "HTTP_ORIGIN" in environ
+        and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
+    )
 
 
 def _value_of(value: Of[T, R], request: R) -> T:

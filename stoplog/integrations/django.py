@@ -29,20 +29,25 @@ from stoplog.asgi.denial import render_denial
 from stoplog.asgi.rate_limit_headers import EXPOSE, exposed_fields, rate_limit_headers
 from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.fail_open import OnUnavailable
+from stoplog.identity.addresses import DEFAULT_IPV6_PREFIX
+from stoplog.integrations import environ
 from stoplog.integrations.blocking_check import BlockingRequestCheck, Of
 
 View = Callable[..., Any]
 
 
 def header(name: str) -> Callable[[HttpRequest], str | None]:
-    """Return a function that identifies a client by a header field of its request."""
+    """Return an identifier: the id in the header field *name* (:func:`stoplog.identity.header`)."""
+    find = environ.header(name)
+    return lambda request: find(request.META)
 
-    def identify(request: HttpRequest) -> str | None:
-        found = request.headers.get(name)
-        # Django decodes fields as Latin-1.
-        return None if found is None else str(found).encode("latin-1").decode("utf-8", "surrogateescape")
 
-    return identify
+def client_address(
+    trusted_proxies: str = "", *, ipv6_prefix: int = DEFAULT_IPV6_PREFIX
+) -> Callable[[HttpRequest], str]:
+    """Return an identifier: the address of the client (:func:`stoplog.identity.client_address`)."""
+    find = environ.client_address(trusted_proxies, ipv6_prefix=ipv6_prefix)
+    return lambda request: find(request.META)
 
 
 class _Limit:
@@ -51,7 +56,7 @@ class _Limit:
     def __init__(
         self,
         limiter: BlockingLimiter,
-        identify: Callable[[HttpRequest], str | None],
+        identify: Callable[[HttpRequest], str | None] | None = None,
         *,
         cost: Of[int, HttpRequest] = 1,
         plan: Of[str, HttpRequest] = "",
@@ -61,12 +66,18 @@ class _Limit:
     ) -> None:
         self._legacy = legacy_headers
         self._check: BlockingRequestCheck[HttpRequest] = BlockingRequestCheck(
-            limiter, identify, cost=cost, plan=plan, resource=resource, on_unavailable=on_unavailable
+            limiter,
+            identify,
+            environ=lambda request: request.META,
+            cost=cost,
+            plan=plan,
+            resource=resource,
+            on_unavailable=on_unavailable,
         )
 
     def respond(self, request: HttpRequest, view: Callable[[], Any]) -> Any:
         """Return the response of *view*, or a denial."""
-        answer = None if _is_preflight(request) else self._check.check(request)
+        answer = self._check.check(request)
         if answer is None:
             return view()
         if answer.allowed:
@@ -90,7 +101,7 @@ class RateLimitMiddleware:
 
     Raises:
         ImproperlyConfigured: There is no such setting, or it has other items.
-        InvalidInput: *on_unavailable* is invalid.
+        InvalidInput: *on_unavailable* is invalid, or nothing identifies clients.
         SettingsError: gevent or eventlet has replaced the threads of this process.
     """
 
@@ -114,12 +125,13 @@ def rate_limit(**options: Any) -> Callable[[View], View]:
 
     Args:
         **options: *limiter* is a :class:`~stoplog.BlockingLimiter`, which the first request starts.
-            *identify* returns the client id of a request, or ``None`` if it is not limited. *cost*, *plan*,
+            *identify* returns the client id of a request, or ``None`` if it is not limited; by default, the
+            setting ``identify`` names the client. *cost*, *plan*,
             *resource* and *on_unavailable* are values, or functions of the request. *legacy_headers* adds the
             ``X-RateLimit-*`` fields.
 
     Raises:
-        InvalidInput: *on_unavailable* is invalid.
+        InvalidInput: *on_unavailable* is invalid, or nothing identifies clients.
         SettingsError: gevent or eventlet has replaced the threads of this process.
         TypeError: An option does not exist, or the view is async.
     """
@@ -136,11 +148,3 @@ def rate_limit(**options: Any) -> Callable[[View], View]:
         return limited
 
     return decorate
-
-
-def _is_preflight(request: HttpRequest) -> bool:
-    return (
-        request.method == "OPTIONS"
-        and "Origin" in request.headers
-        and "Access-Control-Request-Method" in request.headers
-    )

@@ -6,8 +6,8 @@
     app.wsgi_app = RateLimitMiddleware(app.wsgi_app, limiter=limiter, identify=header("X-Api-Key"))
 
 An allowed request gets the application's response, with ``RateLimit`` and ``RateLimit-Policy``. A denied one
-gets 429, a problem (RFC 9457) and ``Retry-After``, and the application is not called. Preflights (CORS) are
-not charged.
+gets 429, a problem (RFC 9457) and ``Retry-After``, and the application is not called. A blocked address gets
+403. Preflights (CORS) are not charged.
 """
 
 from __future__ import annotations
@@ -21,25 +21,12 @@ from stoplog.asgi.rate_limit_headers import EXPOSE, Headers, exposed_fields, rat
 from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.fail_open import OnUnavailable
 from stoplog.integrations.blocking_check import BlockingRequestCheck, Of
+from stoplog.integrations.environ import client_address, header
+
+__all__ = ["RateLimitMiddleware", "client_address", "header"]
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-
-def header(name: str) -> Callable[[WSGIEnvironment], str | None]:
-    """Return a function that identifies a client by a header field of its request.
-
-    >>> header("X-Api-Key")({"HTTP_X_API_KEY": "alice"})
-    'alice'
-    """
-    key = f"HTTP_{name.upper().replace('-', '_')}"
-
-    def identify(environ: WSGIEnvironment) -> str | None:
-        found = environ.get(key)
-        # WSGI decodes fields as Latin-1.
-        return None if found is None else str(found).encode("latin-1").decode("utf-8", "surrogateescape")
-
-    return identify
 
 
 class RateLimitMiddleware:
@@ -53,6 +40,7 @@ class RateLimitMiddleware:
         limiter: Decides. The application may share it.
         identify: Returns the client id of a request, or ``None`` if the request is not limited. Like the
             functions for the other arguments, it gets the WSGI environment. Its exceptions reach the server.
+            By default, the setting ``identify`` names the client.
         cost: Requests to charge; 0 only looks. A value or a function.
         plan: Plan whose limits apply if the client has none of its own. A value or a function.
         resource: Resource with limits and counters of its own. A value or a function.
@@ -61,7 +49,7 @@ class RateLimitMiddleware:
         legacy_headers: Also send ``X-RateLimit-Limit``, ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``.
 
     Raises:
-        InvalidInput: *on_unavailable* is invalid.
+        InvalidInput: *on_unavailable* is invalid, or nothing identifies clients.
         SettingsError: gevent or eventlet has replaced the threads of this process.
     """
 
@@ -70,7 +58,7 @@ class RateLimitMiddleware:
         app: WSGIApplication,
         *,
         limiter: BlockingLimiter,
-        identify: Callable[[WSGIEnvironment], str | None],
+        identify: Callable[[WSGIEnvironment], str | None] | None = None,
         cost: Of[int, WSGIEnvironment] = 1,
         plan: Of[str, WSGIEnvironment] = "",
         resource: Of[str, WSGIEnvironment] = "",
@@ -80,12 +68,18 @@ class RateLimitMiddleware:
         self.app = app
         self._legacy = legacy_headers
         self._check: BlockingRequestCheck[WSGIEnvironment] = BlockingRequestCheck(
-            limiter, identify, cost=cost, plan=plan, resource=resource, on_unavailable=on_unavailable
+            limiter,
+            identify,
+            environ=lambda environ: environ,
+            cost=cost,
+            plan=plan,
+            resource=resource,
+            on_unavailable=on_unavailable,
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        answer = None if _is_preflight(environ) else self._check.check(environ)
+        answer = self._check.check(environ)
         if answer is None:
             return self.app(environ, start_response)
         origin = "HTTP_ORIGIN" in environ
@@ -106,14 +100,6 @@ class RateLimitMiddleware:
             return start_response(status, [*headers, *new], *error)
 
         return self.app(environ, start)
-
-
-def _is_preflight(environ: WSGIEnvironment) -> bool:
-    return (
-        environ["REQUEST_METHOD"] == "OPTIONS"
-        and "HTTP_ORIGIN" in environ
-        and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
-    )
 
 
 def _text(headers: Headers) -> list[tuple[str, str]]:

@@ -91,3 +91,25 @@ def test_failing_check_fails_open_or_closed_and_is_logged(
 def test_exception_of_identify_reaches_the_server(limiter: BlockingLimiter) -> None:
     with pytest.raises(KeyError):
         client(limiter, identify=lambda environ: environ["nobody"]).get("/")
+
+
+def test_settings_name_the_client_and_block_or_exempt_addresses(kafka: type[Kafka]) -> None:
+    limiter = BlockingLimiter(
+        "kafka:9092",
+        deadline_ms=60_000,
+        identify="header:X-Api-Key,address",
+        trusted_proxies="10.0.0.0/8",
+        blocked_addresses="9.9.9.9",
+        exempt_addresses="8.8.8.8",
+    )
+    web = client(limiter, DENIED_COST, identify=None)
+    proxied = {"environ_base": {"REMOTE_ADDR": "10.0.0.1"}}
+    for address, status in (("9.9.9.9", 403), ("8.8.8.8", 200), ("2001:db8::5", 429)):
+        assert (
+            web.get("/", headers={"X-Forwarded-For": f"1.1.1.1, {address}"}, **proxied).status_code == status
+        )
+    assert web.get("/", headers=KEY, **proxied).status_code == 429
+    assert [check.client for check in log_of(limiter).checks] == ["2001:db8::/64", "alice"]
+    limiter.stop()
+    with pytest.raises(InvalidInput, match="identify: missing"):
+        client(BlockingLimiter("kafka:9092"), identify=None)

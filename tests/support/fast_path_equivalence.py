@@ -80,7 +80,7 @@ def compare_with_routes(
     monkeypatch.setattr(stoplog.client.engine, "KafkaTransport", Kafka)
     gateway_settings = GatewaySettings(legacy_headers=legacy, **(identity or {}))  # type: ignore[arg-type]
     limiter = Limiter(gateway_settings)
-    mapping = mapping or DescriptorMapping()
+    mapping = mapping or DescriptorMapping(identity=Identity.of(gateway_settings))
     routes = create_app(gateway_settings, limiter, access)
     routes.state.mapping = mapping
     fast_path = whole_fast_path(

@@ -10,8 +10,12 @@
         on_unavailable: deny            # fails closed; the default is allow
         after_response: spent           # a descriptor with an entry spent is sent after the response
 
-If no rule matches, or without a file, the value of the first entry is the client. The other entries form the
-resource (``path=/login,method=POST``), so that different descriptors have separate counters.
+If no rule matches, or without a file, the chain of ``STOPLOG_IDENTIFY`` names the client, if an entry has the
+key of one of its links: the name of a header field in any case, or one of :data:`ADDRESS_KEYS`. Otherwise,
+the value of the first entry is the client. The other entries form the resource (``path=/login,method=POST``),
+so that different descriptors have separate counters.
+
+The values of :data:`ADDRESS_KEYS` are replaced by the id of the address (:mod:`stoplog.identity.addresses`).
 
 Entries come from API callers' requests. Envoy allows traffic whose rate limit request fails, so an invalid
 value must not be an error: an invalid id is replaced by its SHA-256 digest.
@@ -20,7 +24,7 @@ value must not be an error: an invalid id is replaced by its SHA-256 digest.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -29,9 +33,14 @@ import yaml
 
 from stoplog.client.fail_open import DENY, OnUnavailable
 from stoplog.errors import SettingsError
+from stoplog.identity.addresses import network_id, parse_address
+from stoplog.identity.identity import Identity, Verdict
 from stoplog.policy import digest_id, usable_id
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]+)\}")
+
+ADDRESS_KEYS: Final = ("remote_address", "masked_remote_address")
+"""Keys of the entries with which Envoy's actions of these names tell the address of a client."""
 
 MAX_READ_IN_OVERLOAD: Final = 4 << 10
 """Maximum bytes of a request whose descriptors are mapped in overload, in about a millisecond."""
@@ -91,6 +100,10 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DescriptorMapping:
     """Map descriptors by the rules of their domain.
 
+    Args:
+        domains: Rules by domain.
+        identity: The settings of client identity; by default, those of an empty environment.
+
     >>> rules = [Rule("{user}", resource="{path}"), Rule("{address}", on_unavailable="deny")]
     >>> mapping = DescriptorMapping({"edge": rules})
     >>> mapping.resolve("edge", [("path", "/"), ("user", "alice")])
@@ -101,8 +114,14 @@ class DescriptorMapping:
     'path=/,method=GET'
     """
 
-    def __init__(self, domains: dict[str, list[Rule]] | None = None) -> None:
+    def __init__(
+        self, domains: dict[str, list[Rule]] | None = None, identity: Identity | None = None
+    ) -> None:
         self._domains = domains or {}
+        self._identity = identity or Identity()
+        self._links = [
+            ADDRESS_KEYS if link is None else (link.decode(),) for link in self._identity.chain.links
+        ]
 
     def resolve(self, domain: str | bytes, entries: Entries) -> CheckTarget:
         """Return the target of a descriptor.
@@ -111,7 +130,11 @@ class DescriptorMapping:
             domain: Domain of the request.
             entries: At least one entry. The first of entries with the same key counts.
         """
-        texts = [(_text(key), _text(value)) for key, value in entries]
+        prefix = self._identity.ipv6_prefix
+        texts = [
+            (key, network_id(text, prefix) or text) if key in ADDRESS_KEYS else (key, text)
+            for key, text in ((_text(key), _text(value)) for key, value in entries)
+        ]
         rules = self._domains.get(_text(domain), ())
         values = dict(reversed(texts)) if rules else {}
         for rule in rules:
@@ -123,31 +146,59 @@ class DescriptorMapping:
                     target.on_unavailable,
                     target.after_response,
                 )
-        (_, client), *others = texts
+        _, client = texts.pop(self._index_of_client(texts))
+        others = texts
         resource = ",".join(f"{key}={value}" for key, value in others)
         return CheckTarget(usable_id(client), resource=resource and usable_id(resource))
+
+    def _index_of_client(self, texts: Sequence[tuple[str, str]]) -> int:
+        for keys in self._links:
+            for index, (key, value) in enumerate(texts):
+                if value and key.lower() in keys:
+                    return index
+        return 0
+
+    def verdict(self, descriptors: Iterable[Entries]) -> Verdict:
+        """Return what the lists of addresses say of a request.
+
+        Args:
+            descriptors: The entries of each of its descriptors.
+        """
+        if not self._identity.has_lists:
+            return Verdict.COUNTED
+        addresses = {
+            address
+            for entries in descriptors
+            for key, value in entries
+            if key in ADDRESS_KEYS and (address := parse_address(_text(value).partition("/")[0])) is not None
+        }
+        return self._identity.verdict_of(addresses, certain=len(addresses) == 1)
 
     def fails_closed(self, domain: str | bytes) -> bool:
         """Return whether a rule of *domain* says ``on_unavailable: deny``."""
         return any(rule.on_unavailable == DENY for rule in self._domains.get(_text(domain), ()))
 
 
-def load_mapping(path: Path | None) -> DescriptorMapping:
+def load_mapping(path: Path | None, identity: Identity | None = None) -> DescriptorMapping:
     """Read the mapping file; ``None`` returns the default mapping.
+
+    Args:
+        path: Path of the file.
+        identity: The settings of client identity; by default, those of an empty environment.
 
     Raises:
         SettingsError: The file cannot be read, or its content is invalid.
     """
     if path is None:
-        return DescriptorMapping()
+        return DescriptorMapping(identity=identity)
     try:
         data = path.read_bytes()
     except OSError as exc:
         raise _invalid(path, str(exc)) from exc
-    return parse_mapping(data, path)
+    return parse_mapping(data, path, identity)
 
 
-def parse_mapping(data: bytes, path: Path) -> DescriptorMapping:
+def parse_mapping(data: bytes, path: Path, identity: Identity | None = None) -> DescriptorMapping:
     """Return the mapping in the content of a mapping file; *path* is for the error text.
 
     Raises:
@@ -168,7 +219,7 @@ def parse_mapping(data: bytes, path: Path) -> DescriptorMapping:
                     path,
                     f"rule {number} of {domain}: a client is needed, and each {{ must start a {{key}}",
                 )
-    return DescriptorMapping(domains)
+    return DescriptorMapping(domains, identity)
 
 
 def _invalid(path: Path, why: str) -> SettingsError:

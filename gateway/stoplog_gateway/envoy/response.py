@@ -12,6 +12,7 @@ from typing import Final
 from stoplog.asgi.rate_limit_headers import rate_limit_headers, reset_s
 from stoplog.asgi.responses import JSON, Rendered
 from stoplog.client.answer import Answer
+from stoplog.client.listed import BLOCKED
 from stoplog_gateway.envoy.messages import MAX_UINT32
 
 _FOREVER: Final = float("inf")
@@ -52,7 +53,10 @@ def _varint(value: int) -> bytes:
 
 
 def render_answers(answers: Sequence[Answer], *, legacy: bool) -> Rendered:
-    """Return the HTTP response with the message in proto3 JSON: 200 if all are allowed, otherwise 429."""
+    """Return the HTTP response with the message in proto3 JSON.
+
+    Its status is 200 if all are allowed, 403 if the address of the client is blocked, and otherwise 429.
+    """
     allowed = _all_allowed(answers)
     fields = rate_limit_headers(_tightest(answers), legacy=legacy)
     statuses = b", ".join([_status(answer) for answer in answers])
@@ -65,7 +69,8 @@ def render_answers(answers: Sequence[Answer], *, legacy: bool) -> Rendered:
         b', "responseHeadersToAdd": [%b]' % added if fields else b"",
     )
     headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(content)), *fields]
-    return Rendered(200 if allowed else 429, headers, content)
+    blocked = any(answer.reason == BLOCKED for answer in answers)
+    return Rendered(200 if allowed else 403 if blocked else 429, headers, content)
 
 
 def _status(answer: Answer) -> bytes:

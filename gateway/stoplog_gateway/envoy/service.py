@@ -9,6 +9,7 @@ from stoplog.asgi.responses import Rendered
 from stoplog.client.answer import Answer, PendingAnswer, answer_of
 from stoplog.client.fail_open import DENY, INTERNAL_ERROR, OVERLOAD, OnUnavailable, degraded_answer
 from stoplog.client.limiter import Limiter
+from stoplog.client.listed import answer_listed
 from stoplog.wire.checks import Check
 from stoplog_gateway.envoy.call import RateLimitCall, call_of, require_count, require_entries
 from stoplog_gateway.envoy.mapping import MAX_READ_IN_OVERLOAD, CheckTarget, DescriptorMapping, Entries
@@ -21,6 +22,9 @@ class RateLimitService:
     Each descriptor is an independent check: an allowed descriptor is charged even if another one is denied.
     A descriptor with negative hits is a refund, and one that was sent after the response is a charge. No
     limit judges them, so they are always allowed.
+
+    A request from an address that is blocked or exempt is no check: all its descriptors are denied or
+    allowed, and none is charged.
 
     A rule of the mapping may make its checks fail closed. A request that fails as a whole has no checks, so
     it fails closed if any rule of its domain does.
@@ -46,8 +50,11 @@ class RateLimitService:
             on_unavailable: ``deny`` makes all its checks fail closed and overrides the mapping.
             has_time: Whether there is time for decisions. Otherwise, the checks are only published.
         """
+        verdict = self._mapping.verdict(descriptor.entries for descriptor in call.descriptors)
+        if (listed := answer_listed(verdict, self._limiter.metrics)) is not None:
+            return [listed] * len(call.descriptors)
         ask = self._limiter.ask if has_time else self._limiter.answer_at_once
-        pending = []
+        pending: list[PendingAnswer] = []
         for (check, target), descriptor in zip(self.checks(call), call.descriptors, strict=True):
             if descriptor.is_refund or target.after_response:
                 adjust = self._limiter.ask_refund if descriptor.is_refund else self._limiter.ask_charge
@@ -134,6 +141,8 @@ class RateLimitService:
         for index, entries in enumerate(descriptors):
             require_entries(index, len(entries))
             rules.append(self._mapping.resolve(domain, entries).on_unavailable)
+        if (listed := answer_listed(self._mapping.verdict(descriptors), self._limiter.metrics)) is not None:
+            return [listed] * len(descriptors)
         return self._degrade([fails_closed or one == DENY for one in rules])
 
     def _degrade(self, closed: Sequence[bool]) -> list[Answer]:

@@ -17,6 +17,7 @@ from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Status
 from stoplog.client.limiter import Limiter
 from stoplog.client.traffic import Traffic
+from stoplog.identity.identity import Identity
 from stoplog_gateway.access.control import AccessControl
 from stoplog_gateway.envoy.mapping import load_mapping
 from stoplog_gateway.http import openapi, problems
@@ -143,7 +144,7 @@ def create_app(
     app.state.access = access
     app.state.lifecycle = Lifecycle(settings.startup_s)
     app.state.proxy_clients = ProxyClients.of(settings)
-    app.state.mapping = load_mapping(settings.envoy_mapping)
+    app.state.mapping = load_mapping(settings.envoy_mapping, Identity.of(settings))
     for router in (*_ROUTERS, console.router, docs.router, envoy_json.router):
         app.include_router(router, dependencies=[Depends(require_scope)])
     problems.install(app)

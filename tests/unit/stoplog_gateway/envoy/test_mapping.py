@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from stoplog_gateway.envoy.mapping import CheckTarget, DescriptorMapping, Rule, load_mapping
 
+from stoplog.client.settings import Settings
 from stoplog.errors import SettingsError
+from stoplog.identity.identity import Identity, Verdict
 from stoplog.policy import check_id
 
 FILE = """\
@@ -101,3 +103,81 @@ def test_load_mapping_of_an_empty_file_returns_the_default_mapping(tmp_path: Pat
     path = tmp_path / "envoy.yaml"
     path.write_text("# nothing yet\n")
     assert load_mapping(path).resolve("edge", [("user", "alice")]) == CheckTarget("alice")
+
+
+CHAIN = Identity.of(
+    Settings(
+        identify="header:X-Api-Key,address",
+        blocked_addresses="192.0.2.0/24",
+        exempt_addresses="2001:db8:9::/48",
+    )
+)
+
+
+@pytest.mark.parametrize("key", ["remote_address", "masked_remote_address"])
+@pytest.mark.parametrize(
+    ("value", "client"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("192.0.2.0/24", "192.0.2.0/24"),
+        ("2001:DB8:0:0::1", "2001:db8::/64"),
+        ("[2001:db8::2%eth0]:80", "2001:db8::/64"),
+        ("2001:db8::/64", "2001:db8::/64"),
+        ("2001:db8::3/128", "2001:db8::/64"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_resolve_counts_an_address_in_any_spelling_and_an_ipv6_address_by_its_prefix(
+    key: str, value: str, client: str
+) -> None:
+    assert DescriptorMapping().resolve("edge", [(key, value)]) == CheckTarget(client)
+    rules = DescriptorMapping({"edge": [Rule(f"anonymous {{{key}}}", resource="{path}")]})
+    assert rules.resolve("edge", [("path", value), (key, value)]) == CheckTarget(
+        f"anonymous {client}", resource=value
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "target"),
+    [
+        ([("path", "/"), ("x-api-key", "k")], CheckTarget("k", resource="path=/")),
+        (
+            [("remote_address", "192.0.2.1"), ("X-API-Key", "k")],
+            CheckTarget("k", resource="remote_address=192.0.2.1"),
+        ),
+        (
+            [("path", "/"), ("x-api-key", ""), ("remote_address", "::ffff:1.2.3.4")],
+            CheckTarget("1.2.3.4", resource="path=/,x-api-key="),
+        ),
+        ([("user", "alice"), ("path", "/")], CheckTarget("alice", resource="path=/")),
+    ],
+)
+def test_resolve_takes_the_entry_that_the_chain_names(
+    entries: list[tuple[str, str]], target: CheckTarget
+) -> None:
+    assert DescriptorMapping(identity=CHAIN).resolve("edge", entries) == target
+
+
+def test_rule_that_matches_comes_before_the_chain() -> None:
+    mapping = DescriptorMapping({"edge": [Rule("{user}")]}, CHAIN)
+    assert mapping.resolve("edge", [("x-api-key", "k"), ("user", "alice")]) == CheckTarget("alice")
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "verdict"),
+    [
+        ([[("path", "/")], [("remote_address", "192.0.2.1")]], Verdict.BLOCKED),
+        ([[("masked_remote_address", "192.0.2.0/24")]], Verdict.BLOCKED),
+        ([[("remote_address", "2001:db8:9::1")], [("path", "/")]], Verdict.EXEMPT),
+        ([[("remote_address", "2001:db8:9::1")], [("remote_address", "1.2.3.4")]], Verdict.COUNTED),
+        ([[("remote_address", "2001:db8:9::1")], [("remote_address", "192.0.2.1")]], Verdict.BLOCKED),
+        ([[("address", "192.0.2.1")], [("remote_address", b"\xff")]], Verdict.COUNTED),
+    ],
+)
+def test_lists_look_at_the_address_of_the_request(
+    descriptors: list[list[tuple[str, str | bytes]]], verdict: Verdict
+) -> None:
+    assert DescriptorMapping(identity=CHAIN).verdict(descriptors) is verdict
+    assert DescriptorMapping().verdict(descriptors) is Verdict.COUNTED

@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 from opentelemetry import trace
 from stoplog_gateway.envoy import envoy_server
-from stoplog_gateway.envoy.call import call_of
+from stoplog_gateway.envoy.call import AskedDescriptor, RateLimitCall, call_of
 from stoplog_gateway.envoy.mapping import DescriptorMapping, Rule
 from stoplog_gateway.envoy.messages import (
     OK,
@@ -34,7 +34,9 @@ from stoplog.client.fail_open import (
     INTERNAL_ERROR,
     OVERLOAD,
 )
+from stoplog.client.settings import Settings
 from stoplog.errors import InvalidInput
+from stoplog.identity.identity import Identity
 from stoplog.wire.checks import Check
 from tests.support.access import access_control
 from tests.support.fake_limiter import FakeLimiter
@@ -446,3 +448,26 @@ async def test_connection_ends_at_its_maximum_age_without_a_failed_call() -> Non
             while len(peers) < 2:
                 await envoy.call(descriptors=[descriptor("alice")])
                 await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("address", "code"), [("192.0.2.9", OVER_LIMIT), ("2001:db8::9", OK)])
+@pytest.mark.parametrize("way", ["in time", "without time", "unread"])
+async def test_address_that_is_listed_is_answered_without_charging_any_descriptor(
+    address: str, code: int, way: str
+) -> None:
+    identity = Identity.of(Settings(blocked_addresses="192.0.2.0/24", exempt_addresses="2001:db8::/32"))
+    mapping = DescriptorMapping({"edge": [Rule("{key0}", after_response="spent")]}, identity)
+    limiter = Limiter()
+    service = RateLimitService(limiter, mapping, legacy_headers=False)
+    entries = [[("key0", "alice"), ("remote_address", address)], [("key0", "all"), ("spent", "7")]]
+    call = RateLimitCall("edge", [AskedDescriptor(each, 2) for each in entries])
+    if way == "unread":
+        answers = service.map_in_overload("edge", entries, fails_closed=False)
+    else:
+        answers = [unwrap(one) for one in service.ask(call, has_time=way == "in time")]
+    response = RateLimitResponse.FromString(service.encode(answers))
+    assert response.overall_code == code
+    assert [status.code for status in response.statuses] == [code, code]
+    assert (limiter.checks, limiter.charges, limiter.metrics.received) == ([], [], 0)
+    assert limiter.metrics.blocked + limiter.metrics.exempt == 1
+    assert service.render(answers).status == (403 if code == OVER_LIMIT else 200)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import strategies as st
 from stoplog_gateway.envoy.mapping import DescriptorMapping, Rule
@@ -139,6 +141,7 @@ ADDRESSES = [
     ),
     *(b'for="[2001:db8::1]:9";proto=http', b'for="192.0.2.1', b"For=10.0.0.7", b"x" * 300),
 ]
+OF_ADDRESS = ENVOY.replace(b"user", b"remote_address").replace(b'"a"', b'"%b"') % (b"%b", 2)
 IDENTITIES = [
     {"identify": "header:X-Api-Key,address", "trusted_proxies": "127.0.0.1,10.0.0.0/8"},
     {"identify": "header:X-Api-Key", "trusted_proxies": "2", "exempt_addresses": "203.0.113.0/24"},
@@ -152,7 +155,14 @@ IDENTITIES = [
 
 @st.composite
 def forwarded_requests(draw: st.DrawFn) -> Request:
-    """Return a request of a proxy with fields that name an address or a client."""
+    """Return a request of a proxy with fields, or descriptors, that name an address or a client."""
+    if draw(st.booleans()):
+        keys = st.sampled_from(["remote_address", "masked_remote_address", "x-api-key", "path"])
+        address = st.sampled_from(ADDRESSES).map(lambda value: value.decode("latin-1"))
+        entries = draw(st.lists(st.lists(st.tuples(keys, address), max_size=3), max_size=2))
+        descriptors = [{"entries": [{"key": k, "value": v} for k, v in each]} for each in entries]
+        body = {"domain": "edge", "hitsAddend": draw(st.integers(1, 2)), "descriptors": descriptors}
+        return envoy_request(json.dumps(body).encode())
     names = st.sampled_from([b"X-Forwarded-For", b"Forwarded", b"X-Real-IP", b"X-Api-Key", b"X-Client-Id"])
     values = st.lists(st.sampled_from(ADDRESSES), min_size=1, max_size=3).map(b", ".join)
     fields = draw(st.lists(st.tuples(names, values), max_size=4))
@@ -182,6 +192,7 @@ def test_identified_clients_get_equal_bytes_from_fast_path_and_routes(
             Request("GET", "/v1/authorize", ((b"x-forwarded-for", b"198.51.100.9"), ALICE)),
             Request("GET", "/v1/authorize?cost=2", ((b"x-forwarded-for", b"198.51.100.9"), ALICE)),
             Request("GET", "/v1/authorize", ((b"x-forwarded-for", b"203.0.113.5"), (b"x-api-key", b"a"))),
+            *(envoy_request(ENVOY % 2 if at is None else OF_ADDRESS % at) for at in (None, b"198.51.100.9")),
             Request(
                 "GET", "/v1/authorize?cost=x", ((b"x-forwarded-for", b"203.0.113.5"), (b"x-api-key", b"a"))
             ),
@@ -191,7 +202,10 @@ def test_identified_clients_get_equal_bytes_from_fast_path_and_routes(
         identity=identity,
         examples=60,
     )
-    assert {status for _, status in seen} >= {200, 422} | ({403} if identity is not IDENTITIES[0] else set())
+    refused = set() if identity is IDENTITIES[0] else {403}
+    assert {status for path, status in seen if path.startswith("/v1")} >= {200, 422} | refused
+    blocked = {403} if "blocked_addresses" in identity else set()
+    assert {status for path, status in seen if path == "/json"} >= {200, 400, 429} | blocked
 
 
 @pytest.mark.parametrize("needs_token", [False, True])

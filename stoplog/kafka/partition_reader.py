@@ -23,13 +23,17 @@ _CONNECT_S: Final = 5.0
 """Seconds to wait for the first answer of a broker, so that a failure is explained within 10 s."""
 
 _LEADER_S: Final = 10.0
-"""Seconds to wait for the leader of a partition. A topic that was just created has none for a moment, and a
-broker that was started again does not lead at once."""
+"""Seconds to wait for the leader of a partition. A topic that was just created has none at first, a broker
+that was started again does not lead at once, and a broker may leave while it is asked."""
 
 _RETRY_S: Final = 0.1
 """Seconds between two attempts while there is no leader."""
 
-_LEADERLESS: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+_LEADERLESS: Final = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError._DESTROY_BROKER,
+)
 
 _FETCH_WAIT_MS: Final = 10
 """Milliseconds that the broker may wait for more records."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import monotonic, sleep
+from time import monotonic
 from typing import Final, NamedTuple, NoReturn, Self
 
 from stoplog.errors import InvalidInput, TopicError, Unavailable
@@ -41,10 +41,9 @@ from stoplog_worker.restore.merge_changelog import read_marker
 from stoplog_worker.settings import Settings
 from stoplog_worker.state.store import POLICIES, PartitionStore
 
-_LEADER_S: Final = 60.0
-"""Seconds until every new partition must have a leader. A broker with many partitions takes its time."""
-
-_RETRY_S: Final = 0.05
+_SILENCE_S: Final = 60.0
+"""Seconds until a partition must have a leader that answers. A broker that gets many partitions takes long,
+and a cluster notices after 9 s that it has lost a broker."""
 
 _PAUSE_S: Final = 3.3
 """Seconds of the pause with few clients: gateways and workers confirm, and workers join their group again.
@@ -129,7 +128,7 @@ def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
     record = _record(settings.connection, number)
     before = record.last.count
     after = PartitionCount(number, before.first)
-    reader, writer = ProgressReader(settings.connection, on_progress), Writer(settings.connection)
+    reader, writer = ProgressReader(settings.connection, on_progress, _SILENCE_S), Writer(settings.connection)
     grown = Grown(before, after, 0, 0, 0, 0.0)
     try:
         if number == before.partitions:
@@ -237,7 +236,7 @@ def estimate(settings: Settings, number: int, on_progress: OnProgress) -> Estima
     """Return what :func:`grow` would do. Changes nothing; the arguments and errors are the same."""
     before = _record(settings.connection, number).last.count
     after = PartitionCount(number, before.first)
-    reader, writer = ProgressReader(settings.connection, on_progress), Writer(settings.connection)
+    reader, writer = ProgressReader(settings.connection, on_progress, _SILENCE_S), Writer(settings.connection)
     try:
         members = Members(reader, on_progress)
         members.watch()
@@ -305,7 +304,7 @@ class _Split:
         self._writer.fetch_metadata(topics)
         for topic in topics:
             for new in range(self._before, self._after.partitions):
-                self._await_leader(topic, new)
+                self._reader.offset_range(topic, new)  # once its leader answers
         for new in range(self._before, self._after.partitions):
             self._begin_log(new)
             self._clear(new)
@@ -408,18 +407,6 @@ class _Split:
                 for lane in self._open_all(new, stack):
                     clear(lane.store, lane.write)
         self._writer.flush()
-
-    def _await_leader(self, topic: str, partition: int) -> None:
-        """Wait until the leader of a partition that was just added answers."""
-        give_up_at = monotonic() + _LEADER_S
-        while True:
-            try:
-                self._reader.offset_range(topic, partition)
-                return
-            except Unavailable:
-                if monotonic() > give_up_at:
-                    raise
-                sleep(_RETRY_S)
 
     def _begin_log(self, new: int) -> None:
         """Put the record that decides nothing at the beginning of ``checks`` in a new partition."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -17,8 +17,20 @@ from stoplog.kafka.connection import KafkaConnection
 _log = logging.getLogger("stoplog.consumer")
 
 _POLL_S: Final = 0.5
-_SILENCE_S: Final = 15.0
+SILENCE_S: Final = 15.0
 """Seconds that a broker may take for the next records of a topic that has more."""
+_ASK_S: Final = 5.0
+"""Seconds after which a broker is asked again for offsets: another one may lead the partition by now."""
+_RETRY_S: Final = 0.1
+_CHANGING_LEADER: Final = (
+    KafkaError._DESTROY_BROKER,
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+)
+"""Errors while a partition has no leader that answers. A broker that has just started knows no partition."""
 _MISSING_OFFSET: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
@@ -42,15 +54,23 @@ class AssignedConsumer:
         connection: How to reach Kafka.
         on_missing: Reaction to an offset that is gone: continue at the ``earliest``, or ``error``.
         most: Records returned by one call at most.
+        silence_s: Seconds without an answer, or without a leader, after which the broker counts as
+            unavailable.
     """
 
     def __init__(
-        self, connection: KafkaConnection, *, on_missing: str = "earliest", most: int = 10_000
+        self,
+        connection: KafkaConnection,
+        *,
+        on_missing: str = "earliest",
+        most: int = 10_000,
+        silence_s: float = SILENCE_S,
     ) -> None:
         # The group's name is part of no contract: nothing is committed under it.
         self._consumer = kafka.worker_consumer(connection, "stoplog-reader", on_missing=on_missing)
         self._skipper = BatchSkipper(self._consumer)
         self._most = most
+        self._silence_s = silence_s
 
     def fetch_metadata(self, topics: Iterable[str]) -> None:
         """Look up *topics* before they are assigned. Blocks up to a second a topic."""
@@ -104,13 +124,19 @@ class AssignedConsumer:
         Raises:
             Unavailable: no broker answered.
         """
-        try:
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), _SILENCE_S)
-        except KafkaException as exc:
-            raise Unavailable(
-                f"{topic}[{partition}]: {exc.args[0].str()}: check that Kafka is running"
-            ) from exc
-        return low, high
+        place, until = TopicPartition(topic, partition), monotonic() + self._silence_s
+        while True:
+            try:
+                low, high = self._consumer.get_watermark_offsets(place, min(_ASK_S, self._silence_s))
+                return low, high
+            except KafkaException as exc:
+                error = exc.args[0]
+                if error.code() not in _CHANGING_LEADER or monotonic() > until:
+                    raise Unavailable(
+                        f"{topic}[{partition}]: {error.str()}: check that Kafka is running"
+                    ) from exc
+            self.fetch_metadata([topic])
+            sleep(_RETRY_S)
 
     def read(
         self,
@@ -131,12 +157,12 @@ class AssignedConsumer:
 
         Raises:
             OffsetGone: the topic no longer holds *start*, and ``on_missing`` is not ``earliest``.
-            Unavailable: the broker sent nothing for 15 seconds.
+            Unavailable: the broker sent nothing for ``silence_s`` seconds.
         """
         if start >= end:
             return
         self.assign([TopicPartition(topic, partition, start)])
-        reached, until = start, monotonic() + _SILENCE_S
+        reached, until = start, monotonic() + self._silence_s
         while reached < end:
             consumed = self.consume(_POLL_S)
             if consumed.gone:
@@ -151,7 +177,7 @@ class AssignedConsumer:
             if consumed.ends:
                 reached = end
             if consumed.records or consumed.ends:
-                until = monotonic() + _SILENCE_S
+                until = monotonic() + self._silence_s
                 on_progress(min(reached, end))
             elif monotonic() > until:
                 raise Unavailable(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from stoplog.kafka.connection import KafkaConnection
-from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
+from stoplog_worker.kafka.assigned_consumer import SILENCE_S, AssignedConsumer
 
 OnProgress = Callable[[str, float, float], None]
 """Called with the name of the current step, how much of it is done, and how much there is."""
@@ -18,13 +18,16 @@ class ProgressReader:
     Args:
         connection: How to reach Kafka.
         on_progress: Called with the topic and offsets as they are read.
+        silence_s: Seconds without an answer after which the broker counts as unavailable.
     """
 
-    def __init__(self, connection: KafkaConnection, on_progress: OnProgress) -> None:
+    def __init__(
+        self, connection: KafkaConnection, on_progress: OnProgress, silence_s: float = SILENCE_S
+    ) -> None:
         self._on_progress = on_progress
         # If the start offset is gone, a changelog is read from its beginning. For the log, that is an error.
         self._consumers = {
-            on_missing: AssignedConsumer(connection, on_missing=on_missing)
+            on_missing: AssignedConsumer(connection, on_missing=on_missing, silence_s=silence_s)
             for on_missing in ("earliest", "error")
         }
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from stoplog_worker.growth import command
+from stoplog_worker.growth.grow import Grown
 
 from stoplog.errors import TopicError
+from stoplog.wire.partition_count import PartitionCount
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +64,12 @@ def test_command_under_nohup_goes_on_without_its_terminal(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(command, "grow", failed)
     assert command.main(["4"]) == command.EXIT_FAILED
+
+
+def test_command_that_has_nothing_to_do_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = PartitionCount(4, 2)
+    monkeypatch.setattr(command, "grow", lambda *_: Grown(count, count, 0, 0, 0, 0.1))
+    assert command.main(["4"]) == 0
+    assert capsys.readouterr().out == "clients are hashed over 4 partitions already\n"

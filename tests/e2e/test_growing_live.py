@@ -1,31 +1,36 @@
-"""The number of partitions grows while the system runs, under load and with kills in every step.
+"""The number of partitions grows from 1 to 2, 4 and 16 while the system runs under load.
 
-The tests use one system in the order of the file: its partitions grow from one test to the next.
+The command is killed, aborted and refused in between. The fault tests kill everything else, in every state
+(:mod:`tests.support.faults.scenarios.growth`). The tests use one system in the order of the file: its
+partitions grow from one test to the next.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from time import sleep
+from typing import Any, Final
 
 import pytest
-from confluent_kafka.admin import AdminClient
+from stoplog_worker.growth.grow import grow
+from stoplog_worker.growth.step import abort
+from stoplog_worker.settings import Settings
 
+from stoplog.errors import InvalidInput, TopicError
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
-from stoplog.topics import CHECKS
 from stoplog.wire.partition_count import CountRecord
 from tests.support.broker import fresh_broker, topics_file
+from tests.support.halting_grow import COPIED, COPYING, GROWING, HaltingGrow, halting_grow
 from tests.support.meanwhile import meanwhile
-from tests.support.system import PATIENCE_S, Gateway, System, eventually
+from tests.support.system import Gateway, System, eventually
 from tests.support.up import environment, stoplog
 
 LIMIT = 100_000
@@ -35,6 +40,9 @@ LEASED = [f"leased-{number}" for number in range(10)]
 
 WITH_LIMITS = CLIENTS[:10]
 
+PACE_S: Final = 0.02
+"""Seconds between two checks at a gateway. Faster ones would only take the time of the other processes."""
+
 
 class Live:
     """A system with two lanes and two gateways, one of them with leases, and what its clients have spent."""
@@ -42,11 +50,14 @@ class Live:
     def __init__(self, system: System, env: dict[str, str]) -> None:
         self.system = system
         self.env = env
+        self.exact = system.gateways[1]
+        """The gateway without leases: what remains is exact there."""
         self.spent = Counter[str]()
         self.unanswered = Counter[str]()
         """Checks that failed open, by reason."""
         self._lock = threading.Lock()
-        self._reader = PartitionCountReader(KafkaConnection(system.bootstrap))
+        self.connection = KafkaConnection(system.bootstrap)
+        self._reader = PartitionCountReader(self.connection)
 
     def record(self) -> CountRecord:
         """Return the record of the number of partitions."""
@@ -66,8 +77,9 @@ class Live:
         return answer
 
     def _spend_next(self, gateway: Gateway, number: int) -> None:
-        clients = LEASED if gateway is self.system.gateways[0] else CLIENTS
+        clients = CLIENTS if gateway is self.exact else LEASED
         self.spend(gateway, clients[number % len(clients)])
+        sleep(PACE_S)
 
     @contextmanager
     def load(self) -> Iterator[None]:
@@ -79,7 +91,7 @@ class Live:
 
     def assert_counts_continue(self) -> None:
         """Every client has spent exactly what was allowed, apart from checks that were not counted."""
-        gateway = self.system.gateways[1]
+        gateway = self.exact
 
         def used(clients: list[str]) -> dict[str, int]:
             answers = {client: gateway.check(client, cost=0) for client in clients}
@@ -107,41 +119,14 @@ class Live:
         """Run the command to its end."""
         return stoplog("topics", "grow", *arguments, env=self.env)
 
-    @contextmanager
-    def suspend_command(
-        self, number: int, when: Callable[[CountRecord], bool]
-    ) -> Iterator[subprocess.Popen[str]]:
-        """Run the command, and send it SIGSTOP once the record is as *when* expects. Kill it at the end.
+    def halting(self, number: int) -> AbstractContextManager[HaltingGrow]:
+        """Return the command, which halts in each state of the step."""
+        return halting_grow(number, self.env, self.system.folder / "grow.log")
 
-        It stands still while the record is read, so it cannot go on before the signal.
-        """
-        command = [sys.executable, "-m", "stoplog_gateway", "topics", "grow", str(number)]
-        with subprocess.Popen(command, env=self.env, stderr=subprocess.PIPE, text=True) as process:
-
-            def reached() -> bool:
-                process.send_signal(signal.SIGSTOP)
-                found = when(self.record())
-                assert process.poll() is None, f"the command has ended before: {process.communicate()[1]}"
-                if not found:
-                    process.send_signal(signal.SIGCONT)
-                return found
-
-            try:
-                eventually("the step is under way", reached)
-                yield process
-            finally:
-                process.send_signal(signal.SIGKILL)
-
-    def kill_command(self, number: int, when: Callable[[CountRecord], bool]) -> None:
-        """Run the command, and send it SIGKILL once the record is as *when* expects."""
-        with self.suspend_command(number, when) as process:
-            pass
-        assert process.wait(PATIENCE_S) == -signal.SIGKILL
-
-    def partitions(self) -> int:
-        """Return how many partitions ``checks`` has."""
-        admin = AdminClient({"bootstrap.servers": self.system.bootstrap})
-        return len(admin.list_topics(CHECKS, timeout=30).topics[CHECKS].partitions)
+    def grow_here(self, number: int) -> None:
+        """Run what the command runs in this process: it is refused."""
+        topics = Path(self.env["STOPLOG_TOPICS"])
+        grow(Settings(kafka=self.system.bootstrap, topics=topics), number, lambda *_: None)
 
 
 def has_recovered(gateway: Gateway) -> bool:
@@ -175,16 +160,14 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 def test_lane_that_is_behind_without_workers_is_refused_before_the_pause(live: Live) -> None:
-    worker, gateway = live.system.workers[1], live.system.gateways[1]
+    worker = live.system.workers[1]
     worker.stop()
-    live.spend(gateway, CLIENTS[0])
-    for arguments in (("2", "--dry-run"), ("2",)):
-        refused = live.grow(*arguments)
-        assert refused.returncode == 1, refused.stdout
-        assert "lane b has not decided all of checks[0]" in refused.stderr
+    live.spend(live.exact, CLIENTS[0])
+    with pytest.raises(TopicError, match=r"lane b has not decided all of checks\[0\]"):
+        live.grow_here(2)
     assert not live.record().step.epoch, "nothing has paused"
     worker.start()
-    live.system.wait_ready()
+    eventually("it decides again", lambda: len(worker.lines("judging from")) == 2, on_failure=worker.tail)
 
 
 def test_partitions_grow_under_load(live: Live) -> None:
@@ -198,6 +181,7 @@ def test_partitions_grow_under_load(live: Live) -> None:
         grown = live.grow("2", "--json")
     assert grown.returncode == 0, grown.stderr + live.system.logs()
     report = json.loads(grown.stdout)
+    print(report)
     assert (report["before"], report["after"], report["lanes"], report["nodes"]) == (1, 2, 2, 4)
     assert report["pause_seconds"] > 0
     assert report["uncounted"] == live.unanswered["growing"] > 0
@@ -210,32 +194,29 @@ def test_partitions_grow_under_load(live: Live) -> None:
         assert "checks failed open" in ended
     uncounted = sum(gateway.metric("stoplog_checks_uncounted_total") for gateway in live.system.gateways)
     assert uncounted == report["uncounted"]
-    live.assert_verified()
 
 
 def test_killed_command_is_run_again(live: Live) -> None:
     first = live.system.gateways[0]
+    live.system.wait_reservations()
+    asked = {"client_id": "holder", "cost": 500, "ttl_ms": 3_600_000}
+    held = first.http.post("/v1/reservations", json=asked).json()
+    assert (held["degraded"], held["held"]) == (False, 500), held
     with live.load():
-        live.kill_command(4, lambda record: record.step.under_way)
+        with live.halting(4) as command:
+            command.reach(GROWING)
+            command.kill()
         eventually("the gateway pauses", lambda: first.check("x")["reason"] == "growing")
-
-        refused = live.grow("6", "--json")
-        assert refused.returncode == 2
-        assert "a command that grows to 4 was interrupted" in refused.stderr
-
-        live.kill_command(4, lambda record: record.step.draining and live.partitions() == 4)
+        with pytest.raises(InvalidInput, match="a command that grows to 4 was interrupted"):
+            live.grow_here(6)
+        with live.halting(4) as command:
+            command.reach(COPYING)
+            command.kill()
         epoch = live.record().step.epoch
 
-    # The system waits now. A worker that is killed, and a gateway that starts, wait as well.
-    worker = live.system.workers[0]
-    eventually("the worker waits", lambda: bool(worker.lines("waiting: ", "from 2 to 4")))
-    worker.kill()
-    worker.start()
-    second = live.system.gateways[1]
-    second.kill()
-    second.start()
-    live.system.broker.kill()
-    live.system.broker.start()
+    # The system waits now, and so does a gateway that starts.
+    waits = partial(live.system.workers[0].lines, "waiting: ", "from 2 to 4")
+    eventually("the worker waits", lambda: bool(waits()))
     third = live.system.add_gateway()
     eventually("it listens", third.listens)
     eventually("it pauses", lambda: third.check("x")["reason"] == "growing")
@@ -245,41 +226,48 @@ def test_killed_command_is_run_again(live: Live) -> None:
     assert changed.status_code == 503, changed.text
     reserved = third.http.post("/v1/reservations", json={"client_id": "x", "cost": 5}).json()
     assert (reserved["allowed"], reserved["reason"]) == (True, "growing")
+    settled = third.http.post(f"/v1/reservations/{held['id']}/settle", json={"used": 30}).json()
+    assert (settled["state"], settled["reason"]) == ("unconfirmed", "growing")
     assert not third.ready()
     assert "the number of partitions grows from 2 to 4" in third.report()["store_why"]
 
     with live.load():
         grown = live.grow("4", "--json")
     assert grown.returncode == 0, grown.stderr + live.system.logs()
+    print(grown.stdout)
     assert json.loads(grown.stdout)["after"] == 4
     assert live.record().step.epoch == epoch + 1
-    live.system.wait_ready()
     live.assert_counts_continue()
     assert third.http.put("/v1/limits/x", json={"limits": ["5/minute"]}).status_code == 200
+    eventually(
+        "the settlement of the pause is made",
+        lambda: live.exact.check("holder", cost=0)["remaining"] == LIMIT - 30,
+        on_failure=third.tail,
+    )
 
 
-def test_step_is_aborted(live: Live) -> None:
-    with (
-        live.load(),
-        live.suspend_command(8, lambda record: record.step.draining and live.partitions() == 8) as suspended,
-    ):
+def test_step_is_aborted_and_taken_later(live: Live) -> None:
+    with live.load(), live.halting(16) as command:
+        command.reach(COPIED)
         aborted = live.grow("--abort", "--json")
         assert aborted.returncode == 0, aborted.stderr
-        assert json.loads(aborted.stdout) == {"aborted": True, "to": 8}
+        assert json.loads(aborted.stdout) == {"aborted": True, "to": 16}
         for gateway in live.system.gateways:
             eventually("checks are answered", partial(answers, gateway))
-        suspended.send_signal(signal.SIGCONT)
-        _, error = suspended.communicate(timeout=PATIENCE_S)
-        assert suspended.returncode == 1, error
-        assert "another `stoplog topics grow` has begun, ended or aborted a step" in error
+        assert list(command.states()) == []
+        assert command.status == 1, command.errors
+        assert "another `stoplog topics grow` has begun, ended or aborted a step" in command.errors
     record = live.record()
     assert (record.count.partitions, record.step.under_way) == (4, False)
-    live.system.wait_ready()
     live.assert_counts_continue()
-    assert json.loads(live.grow("--abort", "--json").stdout) == {"aborted": False, "to": None}
+    assert abort(live.connection) is None, "there is nothing to abort any more"
     # What the aborted step has copied is not used: since then, clients have spent more.
+    before = live.unanswered["growing"]
     with live.load():
-        grown = live.grow("8", "--json")
+        grown = live.grow("16", "--json")
     assert grown.returncode == 0, grown.stderr + live.system.logs()
+    report = json.loads(grown.stdout)
+    print(report, live.unanswered["growing"] - before)
+    assert report["uncounted"] == live.unanswered["growing"] - before > 0
     live.assert_counts_continue()
     live.assert_verified()

@@ -35,7 +35,8 @@ from stoplog.topics import (
 from stoplog.wire.format import headers_of
 from tests.support.faults.cluster import Cluster, running_cluster
 from tests.support.faults.load import PARTITIONS, Load, running_load
-from tests.support.faults.oracle import Oracle, Table, Truth, check_state, checkpointed
+from tests.support.faults.oracle import Oracle, Truth, check_state, checkpointed
+from tests.support.faults.partition_fold import Table
 from tests.support.faults.rig import HEALTHY_S
 from tests.support.system import PATIENCE_S, System, eventually
 

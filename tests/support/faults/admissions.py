@@ -80,26 +80,40 @@ def _without_remaining(shown: Shown) -> Shown:
     return (*shown[:_REMAINING], *shown[_REMAINING + 1 :])
 
 
-def check_windows(records: Iterable[Record], default: Policy, sent: Sequence[SentCheck]) -> int:
+def check_windows(
+    records: Iterable[Record],
+    default: Policy,
+    sent: Sequence[SentCheck],
+    copied: Iterable[tuple[tuple[str, int], Policy]] = (),
+) -> int:
     """Check by the times of requests and answers that no interval admitted more than the limit.
 
     A check that was sent and answered within an interval was admitted within it, by whichever gateway. Each
-    policy of a client is checked by itself. Clients that were reset are left out.
+    policy of a client is checked by itself. Clients that were reset are left out. So is a version that names
+    different policies before and after the client moved to a partition that was split off.
 
     Args:
         records: The log of all partitions.
         default: The policy of clients without another.
         sent: The checks.
+        copied: The limits of clients with which partitions that were split off began, by client and version.
 
     Returns:
         How many admissions were checked.
     """
     policies: dict[tuple[str, int], Policy | None] = {}
-    reset = set()
+    reset, ambiguous = set(), set()
+
+    def note(version: tuple[str, int], policy: Policy | None) -> None:
+        if policies.setdefault(version, policy) != policy:
+            ambiguous.add(version)
+
+    for version, policy in copied:
+        note(version, policy)
     for record in records:
         content = decode_checks_record(record.value)
         if isinstance(content, Update) and content.kind == "client":
-            policies[content.id, content.version] = content.policy
+            note((content.id, content.version), content.policy)
         elif isinstance(content, Update) and content.kind == "reset":
             reset.add(content.id)
     admitted: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
@@ -107,10 +121,12 @@ def check_windows(records: Iterable[Record], default: Policy, sent: Sequence[Sen
         answer: dict[str, Any] | None = one.answer if one.decided else None
         if answer is not None and answer["allowed"] and one.client not in reset:
             admitted[one.client, answer["policy_version"]].append((one.sent_at, one.ended_at))
-    for (client, version), times in admitted.items():
-        policy = default if version < 0 else policies[client, version]
+    for version in ambiguous:
+        admitted.pop(version, None)
+    for (client, number), times in admitted.items():
+        applied = default if number < 0 else policies[client, number]
         times.sort()
-        for limit in policy.limits if policy is not None else ():
+        for limit in applied.limits if applied is not None else ():
             for first, (began, _) in enumerate(times):
                 end = began + limit.window_ms / 1_000
                 last = bisect_right(times, (end, 0.0))

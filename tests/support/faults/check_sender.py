@@ -32,6 +32,9 @@ INTERVAL_S: Final = 0.05
 CHANGE_S: Final = 0.5
 """Seconds between two changes of limits, or resets."""
 
+LOST: Final = (httpx.TransportError, AttributeError)
+"""Errors of a connection that is lost. anyio raises the second one if that happens while it is being made."""
+
 HOT_LIMITS: Final = ("1000/minute", "2000/minute", "4000/minute", "8000/minute")
 """Limits of hot clients. They have the same window, because no lease is granted while another one is kept."""
 LIMITS: Final = ("5/second", "20/10s", "60/minute", "10/second,100/minute", "1000/hour", "0/minute")
@@ -81,7 +84,7 @@ class CheckSender:
         for gateway in (url, *(other for other in self._urls if other != url)):
             sent_at = time.monotonic()
             answers: list[Any] = [None] * len(clients)
-            with suppress(httpx.TransportError):
+            with suppress(*LOST):
                 response = await http.post(f"{gateway}/v1/checks", json=checks)
                 answers = response.raise_for_status().json()
             line = msgspec.json.encode([gateway, sent_at, time.monotonic(), clients, answers])
@@ -95,7 +98,7 @@ class CheckSender:
 
     async def _raise_limits(self, http: httpx.AsyncClient, client: str) -> None:
         """Begin with a high limit, so that a hot client soon has leases for all of its checks."""
-        with suppress(httpx.TransportError):
+        with suppress(*LOST):
             await http.put(f"{self._urls[0]}/v1/limits/{client}", json={"limits": [HOT_LIMITS[3]]})
 
     async def _change(self, http: httpx.AsyncClient) -> None:
@@ -108,7 +111,7 @@ class CheckSender:
                 await asyncio.wait_for(self._ended.wait(), CHANGE_S)
             url, hot = self._random.choice(self._urls), self._random.random() < 0.1
             name = self._random.choice(HOT_CLIENTS if hot else CLIENTS)
-            with suppress(httpx.TransportError):
+            with suppress(*LOST):
                 if hot:
                     limits = self._random.choice(HOT_LIMITS).split(",")
                     await http.put(f"{url}/v1/limits/{name}", json={"limits": limits})

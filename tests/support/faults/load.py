@@ -20,6 +20,7 @@ from tests.support.broker import CHECKOUT
 from tests.support.faults.check_sender import HOT_CLIENTS
 
 PARTITIONS: Final = 4
+"""The number of partitions, until it grows."""
 _PIPE: Final = 1 << 20
 """Bytes of the pipe from the sender: ten seconds of output, so that the sender never waits for the test."""
 LAST_S: Final = 70.0
@@ -47,9 +48,11 @@ class Load:
     Args:
         urls: URLs of the gateways; one may die.
         seed: Seed of the random choices.
+        partitions: The number of partitions.
     """
 
-    def __init__(self, urls: Sequence[str], seed: int) -> None:
+    def __init__(self, urls: Sequence[str], seed: int, partitions: int) -> None:
+        self.partitions = partitions
         self.sent: list[SentCheck] = []
         self.aside: list[SentCheck] = []
         """Checks that the test itself sent meanwhile. They are compared with the log, and not measured."""
@@ -97,22 +100,22 @@ class Load:
             for one in self.sent[-5_000:]
             if one.sent_at >= since and one.answer is not None and one.client not in HOT_CLIENTS
         ]
-        seen = {partition_of(one.client, PARTITIONS) for one in recent}
-        return len(seen) == PARTITIONS and all(one.decided for one in recent)
+        seen = {partition_of(one.client, self.partitions) for one in recent}
+        return len(seen) == self.partitions and all(one.decided for one in recent)
 
 
 @contextmanager
-def running_load(urls: Sequence[str], seed: int = 1) -> Iterator[Load]:
+def running_load(urls: Sequence[str], seed: int = 1, partitions: int = PARTITIONS) -> Iterator[Load]:
     """Put load on the gateways until the block ends."""
-    load = Load(urls, seed)
+    load = Load(urls, seed, partitions)
     try:
         yield load
     finally:
         load.stop()
 
 
-def failed_open_s(sent: Sequence[SentCheck], since: float, until: float = float("inf")) -> dict[int, float]:
-    """Return the seconds for which each partition failed open, of checks sent from *since* to *until*.
+def failed_open_s(sent: Sequence[SentCheck], since: float, partitions: int) -> dict[int, float]:
+    """Return the seconds for which each of so many *partitions* failed open, of checks sent from *since* on.
 
     A spell of a gateway begins with the first check that failed open. It ends with the next check that the
     store decided. The spells of a gateway are added up, and the largest sum of all gateways is returned.
@@ -120,23 +123,25 @@ def failed_open_s(sent: Sequence[SentCheck], since: float, until: float = float(
     """
     by_place: dict[tuple[int, str], list[SentCheck]] = defaultdict(list)
     for one in sorted(sent, key=lambda one: one.sent_at):
-        if since <= one.sent_at <= until and one.answer is not None and one.client not in HOT_CLIENTS:
-            by_place[partition_of(one.client, PARTITIONS), one.gateway].append(one)
-    seconds = dict.fromkeys(range(PARTITIONS), 0.0)
+        if since <= one.sent_at and one.answer is not None and one.client not in HOT_CLIENTS:
+            by_place[partition_of(one.client, partitions), one.gateway].append(one)
+    seconds = dict.fromkeys(range(partitions), 0.0)
     for (partition, _), checks in by_place.items():
         seconds[partition] = max(seconds[partition], _spells(checks))
     return seconds
 
 
-def exact_s(sent: Sequence[SentCheck], since: float, partitions: Collection[int]) -> float | None:
+def exact_s(
+    sent: Sequence[SentCheck], since: float, partitions: Collection[int], number: int = PARTITIONS
+) -> float | None:
     """Return for how many seconds from *since* on hot clients of *partitions* got exact answers.
 
     The time of a client at a gateway ends with its first check that failed open. It has no end if none did.
-    The median of all is returned; ``None`` if that has no end.
+    The median of all is returned; ``None`` if that has no end. *number* is the number of all partitions.
     """
     seconds: dict[tuple[str, str], float] = {}
     for one in sent:
-        if one.client in HOT_CLIENTS and partition_of(one.client, PARTITIONS) in partitions:
+        if one.client in HOT_CLIENTS and partition_of(one.client, number) in partitions:
             place = one.client, one.gateway
             first = seconds.setdefault(place, inf)
             if one.sent_at >= since and one.answer is not None and not one.decided:

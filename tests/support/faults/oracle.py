@@ -1,4 +1,7 @@
-"""Fold the log again, and compare it with all results: replies, HTTP answers, changelogs, workers' tables."""
+"""Fold the log again, and compare it with all results: replies, HTTP answers, changelogs, workers' tables.
+
+The number of partitions may have grown. The record of the number in ``limit-updates`` tells when.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ import msgspec
 from confluent_kafka import Consumer, TopicPartition
 from rocksdict import AccessType, Options, Rdict
 from stoplog_worker.algorithm.fold import Answer
-from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.relay_keys import NO_KEYS, RelayKeys
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
@@ -26,7 +28,7 @@ from stoplog_worker.algorithm.state_codec import (
 from stoplog_worker.algorithm.update_authority import UNSIGNED, Refusal, UpdateAuthority
 from stoplog_worker.restore.lane_bootstrap import changelogs
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES
-from stoplog_worker.verify.replay import Record, replay
+from stoplog_worker.verify.replay import Record
 
 from stoplog.kafka.clients import silent_admin
 from stoplog.kafka.connection import KafkaConnection
@@ -34,22 +36,24 @@ from stoplog.kafka.topic_admin import describe
 from stoplog.lanes import app_id
 from stoplog.policy import Policy, parse_policy
 from stoplog.topics import CHECKS, REPLIES, UPDATES
+from stoplog.wire import partition_count
 from stoplog.wire.checks import POSITION_BITS, Batch, SingleCheck, decode_checks_record
 from stoplog.wire.limit_updates import Update
+from stoplog.wire.partition_count import decode_partition_count
 from stoplog.wire.replies import Decision, HeldDecision, Reply, as_held, decode_any_reply
 from tests.support.faults.admissions import check_windows, permits, without_decision
 from tests.support.faults.load import PARTITIONS, SentCheck
+from tests.support.faults.partition_fold import Growth, PartitionFold, Table, Versions, is_update
+from tests.support.memory_store import MemoryStore
 
 _READ_S: Final = 30.0
-
-Table = dict[bytes, bytes]
-"""Entries as they are stored."""
 
 
 class Truth(NamedTuple):
     """The expectation from the log of one partition: all decisions by offset, and the state at its end.
 
-    ``lost_updates`` has the versions that were refused and not sent again.
+    ``lost_updates`` has the versions that were refused and not sent again, and ``copied`` the limits of
+    clients with which a partition began that was split off.
     """
 
     records: list[Record]
@@ -58,6 +62,7 @@ class Truth(NamedTuple):
     counters: Table
     policies: Table
     lost_updates: set[int]
+    copied: Versions
 
     @property
     def checks(self) -> int:
@@ -77,10 +82,17 @@ class Topic:
     """All records of a topic. Each reading continues at the end of the one before."""
 
     def __init__(self, bootstrap: str, name: str) -> None:
-        self.messages: dict[int, list[Any]] = {partition: [] for partition in range(PARTITIONS)}
+        self.messages: dict[int, list[Any]] = {}
         self._bootstrap = bootstrap
         self._name = name
-        self._next = dict.fromkeys(range(PARTITIONS), 0)
+        self._next: dict[int, int] = {}
+        self.grow(PARTITIONS)
+
+    def grow(self, partitions: int) -> None:
+        """Read so many partitions from now on."""
+        for partition in range(partitions):
+            self.messages.setdefault(partition, [])
+            self._next.setdefault(partition, 0)
 
     def catch_up(self) -> bool:
         """Read up to the present end; return whether there were new records."""
@@ -162,23 +174,82 @@ class Oracle:
         lane: str = "",
         relay_keys: RelayKeys = NO_KEYS,
     ) -> None:
-        self.relay_keys = relay_keys
+        self._relay_keys = relay_keys
         self._bootstrap = bootstrap
         self._group = f"{app_id(lane)}-owner"
         self._default = default or parse_policy("100/minute")
         self._checks = Topic(bootstrap, CHECKS)
+        self._updates = Topic(bootstrap, UPDATES)
         self._replies = Topic(bootstrap, REPLIES)
         self._leased: Counter[str] = Counter()
         """Answers by leases, so far."""
         self._changelogs = {table: Topic(bootstrap, name) for table, name in changelogs(lane).items()}
 
+        self._folds: list[PartitionFold] = []
+
+    @property
+    def relay_keys(self) -> RelayKeys:
+        """All keys that workers have signed with."""
+        return self._relay_keys
+
+    @relay_keys.setter
+    def relay_keys(self, keys: RelayKeys) -> None:
+        self._relay_keys = keys
+        self._folds = []  # from the beginning again
+
     def read(self) -> list[Truth]:
         """Return the expectation for each partition as of now. There must be no more load."""
+        self._follow_growth()
         self._checks.catch_up()
         return self._fold_all()
 
+    def _follow_growth(self) -> None:
+        self._updates.catch_up()
+        for growth in self._growths():
+            for topic in (self._checks, self._updates, *self._changelogs.values()):
+                topic.grow(growth.partitions)
+        self._updates.catch_up()
+
+    def _growths(self) -> list[Growth]:
+        """Return the steps in which the number of partitions grew."""
+        found, number = [], PARTITIONS
+        for message in self._updates.messages[partition_count.PARTITION]:
+            if message.key() == partition_count.KEY:
+                partitions = decode_partition_count(message.value()).count.partitions
+                if partitions != number:
+                    found.append(Growth(message.timestamp()[1], partitions))
+                    number = partitions
+        return found
+
     def _fold_all(self) -> list[Truth]:
-        return [self._fold(partition, self._checks.messages[partition]) for partition in range(PARTITIONS)]
+        logs = self._checks.messages
+        if not self._folds:
+            marker = Marker(0, 0, -1, -1, "", self._default)
+            self._folds = [
+                PartitionFold(
+                    partition, PARTITIONS, self._authority(partition), MemoryStore(partition), marker
+                )
+                for partition in range(PARTITIONS)
+            ]
+        for growth in self._growths():
+            if growth.partitions > len(self._folds):
+                authorities = [self._authority(partition) for partition in range(growth.partitions)]
+                new: list[PartitionFold] = []
+                for folded in self._folds:
+                    log = logs[folded.partition]
+                    folded.follow(log[: growth.ended_at(log)])
+                    new += folded.split(growth, self._updates.messages, authorities)
+                self._folds += sorted(new, key=lambda one: one.partition)
+        return [self._truth(folded) for folded in self._folds]
+
+    def _truth(self, folded: PartitionFold) -> Truth:
+        folded.follow(self._checks.messages[folded.partition])
+        counters, policies = folded.tables()
+        authority = folded.authority
+        assert isinstance(authority, WatchfulAuthority)
+        return Truth(
+            folded.records, folded.decided, folded.marker, counters, policies, authority.lost, folded.copied
+        )
 
     def _authority(self, partition: int) -> WatchfulAuthority:
         topic_id, updates_id = self._topic_ids if self.relay_keys.announced else ("", "")
@@ -190,33 +261,15 @@ class Oracle:
         topics = describe(silent_admin(KafkaConnection(self._bootstrap)), [CHECKS, UPDATES], _READ_S)
         return str(topics[CHECKS].topic_id), str(topics[UPDATES].topic_id)
 
-    def _fold(self, partition: int, messages: Sequence[Any]) -> Truth:
-        records = [Record(m.offset(), m.timestamp()[1], m.value()) for m in messages]
-        authority = self._authority(partition)
-        fold = replay(records, partition, PARTITIONS, self._default, authority)
-        decided: dict[int, list[Answer]] = {}
-        while True:
-            try:
-                offset, answers = next(fold)
-            except StopIteration as end:
-                ledger: Ledger = end.value
-                marker, entries = ledger.take_dirty()
-                counters, policies = dict(entries.counters), dict(entries.policies)
-                return Truth(records, decided, marker, counters, policies, authority.lost)
-            decided[offset] = answers
-
     def relayed(self, truths: Sequence[Truth]) -> bool:
         """Return whether every limit update and reset that was written has been relayed, and accepted."""
-        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "oracle"})
-        try:
-            ends = [
-                consumer.get_watermark_offsets(TopicPartition(UPDATES, partition), timeout=_READ_S)[1]
-                for partition in range(PARTITIONS)
-            ]
-        finally:
-            consumer.close()
+        self._updates.catch_up()
         lost = any(truth.lost_updates for truth in truths)
-        return not lost and [end - 1 for end in ends] == [truth.marker.applied for truth in truths]
+        return not lost and not any(
+            message.offset() > truth.marker.applied and is_update(message)
+            for partition, truth in enumerate(truths)
+            for message in self._updates.messages[partition]
+        )
 
     def signers(self) -> set[str | None]:
         """Return the relay keys of the last update in each partition; ``None`` stands for no signature."""
@@ -297,12 +350,14 @@ class Oracle:
     def check_windows(self, truths: Sequence[Truth], sent: Sequence[SentCheck]) -> int:
         """Check that no interval admitted more than the limits; return how many admissions were checked."""
         records = [record for truth in truths for record in truth.records]
-        return check_windows(records, self._default, sent)
+        copied = [one for truth in truths for one in truth.copied.items()]
+        return check_windows(records, self._default, sent, copied)
 
     # --- state ---
 
     def read_with_stored(self) -> tuple[list[Truth], list[dict[str, Table]]]:
         """Return the results of :meth:`read` and :meth:`stored` for one and the same end of the log."""
+        self._follow_growth()
         stored = self.stored()
         while self._checks.catch_up():
             stored = self.stored()
@@ -317,7 +372,7 @@ class Oracle:
             self._changelogs[table].catch_up()
         return [
             {table: _merged(topic.messages[partition]) for table, topic in self._changelogs.items()}
-            for partition in range(PARTITIONS)
+            for partition in self._checks.messages
         ]
 
     def unrepaired(self) -> list[str]:
@@ -337,7 +392,7 @@ class Oracle:
         """Return the committed offset of each partition, which lag monitors show."""
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": self._group})
         try:
-            places = [TopicPartition(CHECKS, partition) for partition in range(PARTITIONS)]
+            places = [TopicPartition(CHECKS, partition) for partition in self._checks.messages]
             return [place.offset for place in consumer.committed(places, timeout=_READ_S)]
         finally:
             consumer.close()
@@ -377,7 +432,7 @@ def check_state(partition: int, truth: Truth, stored: dict[str, Table], where: s
     marker = decode_marker(policies.pop(MARKER_KEY))
     # The oracle knows no topic ids.
     without_ids = msgspec.structs.replace(marker, topic_id="", updates_id="", changelog_ids={})
-    assert without_ids == truth.marker, f"marker, {where}[{partition}]"
+    assert without_ids == truth.marker, f"marker, {where}[{partition}]: {without_ids}, {truth.marker}"
     assert _in_force(policies) == _in_force(truth.policies), f"policies, {where}[{partition}]"
     expected, found = (_counts(counters, marker.clock_ms) for counters in (truth.counters, stored[COUNTERS]))
     wrong = {

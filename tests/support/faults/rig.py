@@ -16,6 +16,7 @@ from stoplog_worker.algorithm.relay_keys import parse_relay_keys
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, decode_marker
 from stoplog_worker.state.store import POLICIES
 
+from stoplog.client.fail_open import GROWING
 from tests.support.faults.check_sender import HOT_CLIENTS
 from tests.support.faults.cluster import Cluster, shifted
 from tests.support.faults.load import (
@@ -30,12 +31,12 @@ from tests.support.faults.load import (
 from tests.support.faults.oracle import (
     HttpAnswers,
     Oracle,
-    Table,
     Truth,
     check_state,
     checkpointed,
     read_tables,
 )
+from tests.support.faults.partition_fold import Table
 from tests.support.faults.report import ROWS, Row, Targets, machine_is_fast
 from tests.support.system import Gateway, Process, System, eventually
 
@@ -75,6 +76,19 @@ class Fault:
         self.load = load
         self.at = time.monotonic()
         self.moved: set[int] = set()
+        self.restarted: list[Gateway] = []
+        """Gateways that were killed and started again: their counts have begun anew."""
+
+    @property
+    def partitions(self) -> range:
+        """The partitions that there are now."""
+        return range(self.load.partitions)
+
+    def restart(self, gateway: Gateway) -> None:
+        """Kill *gateway* and start it again."""
+        gateway.kill()
+        gateway.start()
+        self.restarted.append(gateway)
 
     def begin(self) -> None:
         """Measure from now on."""
@@ -97,13 +111,18 @@ class Fault:
 
     def seconds(self, partitions: set[int]) -> float | None:
         """Return for how long the worst of *partitions* failed open; ``None`` if there are none."""
-        seconds = failed_open_s(self.load.sent, self.at)
+        seconds = failed_open_s(self.load.sent, self.at, self.load.partitions)
         return max((seconds[partition] for partition in partitions), default=None)
+
+    @property
+    def unpublished(self) -> int:
+        """How many checks were answered without the store because the number of partitions grew."""
+        return sum(one.answer is not None and one.answer["reason"] == GROWING for one in self.load.sent)
 
     @property
     def hot_s(self) -> float | None:
         """Seconds for which hot clients of the partitions that moved, or of all, got exact answers."""
-        return exact_s(self.load.sent, self.at, self.moved or range(PARTITIONS))
+        return exact_s(self.load.sent, self.at, self.moved or self.partitions, self.load.partitions)
 
     @property
     def moved_s(self) -> float | None:
@@ -113,7 +132,7 @@ class Fault:
     @property
     def kept_s(self) -> float | None:
         """Seconds of failing open of the partitions that kept their owner."""
-        return self.seconds(set(range(PARTITIONS)) - self.moved)
+        return self.seconds(set(self.partitions) - self.moved)
 
 
 class Rig:
@@ -122,6 +141,7 @@ class Rig:
     def __init__(self, cluster: Cluster, system: System) -> None:
         self.cluster = cluster
         self.system = system
+        self.partitions = PARTITIONS
         self.oracle = Oracle(cluster.bootstrap)
         self.relay_keys: list[str] = []
         """Relay keys of all workers, as ``STOPLOG_RELAY_KEYS`` has them. The first one signs."""
@@ -156,7 +176,7 @@ class Rig:
         """Return whether a running worker judges every partition."""
         owners = self.owners(gateway)
         running = {worker.name for worker in self.system.workers if worker.status is None}
-        return len(owners) == PARTITIONS and set(owners.values()) <= running
+        return len(owners) == self.partitions and set(owners.values()) <= running
 
     def every_worker_owns(self, gateway: Gateway) -> bool:
         """Return whether every worker judges at least one partition."""
@@ -203,8 +223,8 @@ class Rig:
         }
 
     @contextmanager
-    def second_lane(self) -> Iterator[None]:
-        """Run a worker of a second lane during the block, outside :attr:`System.workers`.
+    def second_lane(self) -> Iterator[Process]:
+        """Run a worker of a second lane during the block, outside :attr:`System.workers`; return it.
 
         Its changelogs and tables are compared with the log at the end.
         """
@@ -214,10 +234,10 @@ class Rig:
         try:
             eventually(
                 "the lane judges everything",
-                lambda: len(worker.lines("judging from")) == PARTITIONS,
+                lambda: len(worker.lines("judging from")) == self.partitions,
                 on_failure=lambda: worker.tail(30),
             )
-            yield
+            yield worker
             oracle = Oracle(self.cluster.bootstrap, lane="b", relay_keys=self.oracle.relay_keys)
             truths = self.check_changelogs(oracle)
             for partition, truth in enumerate(truths):
@@ -266,7 +286,8 @@ class Rig:
             jumps: Whether the clock of a leader jumps, which ends windows early, once.
         """
         with self._gateways(clocks_s, deadline_ms, proxied=proxied) as started:
-            with running_load([gateway.url for gateway in started], seed=len(ROWS)) as load:
+            urls = [gateway.url for gateway in started]
+            with running_load(urls, seed=len(ROWS), partitions=self.partitions) as load:
                 fault = Fault(started, load)
                 eventually(
                     "hot clients have leases at every gateway",
@@ -296,13 +317,13 @@ class Rig:
                     # Running, stopped or killed: no worker has ended by itself.
                     assert worker.status in (None, 0, -signal.SIGKILL), worker.tail()
                 after = self.owners(alive[0])
-                fault.moved |= {p for p in range(PARTITIONS) if before.get(p) != after.get(p)}
+                fault.moved |= {p for p in fault.partitions if before.get(p) != after.get(p)}
                 ended = time.monotonic()
             answered = [
                 one for one in load.sent if fault.at <= one.sent_at < ended and one.answer is not None
             ]
             per_s = len(answered) / (ended - fault.at)
-            compared = self.compare(load, started, jumps=jumps)
+            compared = self.compare(fault, jumps=jumps)
             self.check_tables(self.places(alive[0]))
             failed_open = sum(one.answer is not None and not one.decided for one in load.sent)
             p99_ms = quantiles([(one.ended_at - one.sent_at) * 1_000 for one in answered], n=100)[98]
@@ -324,6 +345,8 @@ class Rig:
             if fast:
                 row.check(most_s)
             for gateway in alive:
+                if gateway in fault.restarted:  # it may have been killed in degraded mode
+                    continue
                 earlier, now = spells[gateway.name], gateway.degraded_spells()
                 spells_began, spells_ended = now[0] - earlier[0], now[1] - earlier[1]
                 assert certain <= spells_began == spells_ended, gateway.lines("WARNING")
@@ -358,16 +381,19 @@ class Rig:
                     gateway.stop()
                 self.system.gateways.remove(gateway)
 
-    def compare(self, load: Load, gateways: Sequence[Gateway], *, jumps: bool) -> int:
+    def compare(self, fault: Fault, *, jumps: bool) -> int:
         """Compare replies, HTTP answers and changelogs with the log, and the admissions with the limits.
 
         Every answered check must be in the log, apart from those that its gateway reports as uncounted, and
-        those that leases answered.
+        those that leases answered. No check is in the log that was answered while the partitions grew.
 
         Returns:
             How many decisions were compared.
         """
-        alive = [gateway for gateway in gateways if gateway.status is None]
+        load = fault.load
+        alive = [gateway for gateway in fault.gateways if gateway.status is None]
+        # A gateway that was killed has taken its counts with it.
+        counting = [gateway for gateway in alive if gateway not in fault.restarted]
         eventually("all leases are settled", lambda: not any(one.metric("stoplog_leases") for one in alive))
         truths = self.check_changelogs(self.oracle)
         logged = sum(truth.checks for truth in truths)
@@ -375,12 +401,17 @@ class Rig:
         sent = load.sent + load.aside
         replies = self.oracle.check_replies(truths)
         self.answers = self.oracle.check_http(truths, sent)
-        uncounted = sum(gateway.count("stoplog_checks_uncounted_total") for gateway in alive)
-        permits = sum(int(gateway.metric("stoplog_lease_permits_used_total")) for gateway in alive)
-        if len(alive) < len(gateways):
+        uncounted = sum(gateway.count("stoplog_checks_uncounted_total") for gateway in counting)
+        permits = sum(int(gateway.metric("stoplog_lease_permits_used_total")) for gateway in counting)
+        if len(counting) < len(fault.gateways):
             permits += self.answers.leased.total()
+        restarted = {gateway.url for gateway in fault.restarted}
+        uncounted += sum(
+            one.gateway in restarted and one.answer is not None and not one.decided for one in sent
+        )
         answered = sum(one.answer is not None for one in sent)
-        assert answered - uncounted - permits <= new <= len(sent), (answered, uncounted, permits, new)
+        numbers = (answered, uncounted, permits, new, fault.unpublished)
+        assert answered - uncounted - permits <= new <= len(sent) - fault.unpublished, numbers
         assert replies >= self.answers.decided > 0
         if not jumps:
             assert self.oracle.check_windows(truths, sent) > 0

@@ -23,6 +23,10 @@ from tests.support.faults.scenarios.gateways import (
     gateway_with_half_open_connections,
     gateway_with_long_lists,
 )
+from tests.support.faults.scenarios.growth import (
+    partitions_grow_while_brokers_and_the_command_are_killed,
+    partitions_grow_while_workers_and_gateways_are_killed,
+)
 from tests.support.faults.scenarios.lanes import worker_killed_beside_second_lane
 from tests.support.faults.scenarios.limits import limits_changed_at_other_gateway
 from tests.support.faults.scenarios.network import worker_cut_off_from_brokers
@@ -67,8 +71,11 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     worker_disk_wiped,
     all_workers_down,
     rolling_restart,
+    partitions_grow_while_workers_and_gateways_are_killed,
+    partitions_grow_while_brokers_and_the_command_are_killed,
 )
-"""``no_fault`` comes first: its figures tell whether this machine is fast enough to judge seconds."""
+"""``no_fault`` comes first: its figures tell whether this machine is fast enough to judge seconds. Growing
+comes last, since the number of partitions stays."""
 
 SOAK_SCENARIOS: Final[tuple[Scenario, ...]] = (
     *SCENARIOS,

@@ -16,6 +16,7 @@
     ├── TopicError             the broker's topics contradict topics.yaml
     ├── InstanceTaken          another worker uses this worker's instance id
     ├── StateError             a worker's stored state and the log do not belong together
+    │   ├── NewerFormat        a newer release has written it
     │   ├── TopicRecreated     the topic was deleted and created again
     │   └── OffsetGone         the log does not hold the offset of the state
     └── RecordError            a record that cannot be used; a worker moves it to dead-letters
@@ -139,6 +140,10 @@ class InstanceTaken(StoplogError):
 
 class StateError(StoplogError):
     """A worker's stored state and the log do not belong together. The text describes the recovery."""
+
+
+class NewerFormat(StateError):
+    """A newer release has written the state, in a format that this one cannot read."""
 
 
 class TopicRecreated(StateError):

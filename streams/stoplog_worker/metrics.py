@@ -26,6 +26,7 @@ name                                         label       meaning
 ``stoplog_worker_copied_entries_total``                  entries that a new lane copied
 ``stoplog_worker_swept_clients_total``                   expired clients removed from the disk
 ``stoplog_worker_gaps_mended_total``                     foreign records found in an owned changelog
+``stoplog_worker_changelog_noise_total``                 records of changelogs that are no values
 ``stoplog_worker_clock_jumps_total``         direction   jumps of a broker's clock: back, ahead
 ``stoplog_worker_lease_lapses_total``                    times that the group lease ran out
 ``stoplog_worker_partitions``                state       partitions: running, restoring, standby
@@ -103,6 +104,11 @@ class Metrics:
         )
         self.gaps_mended = Counter(
             "stoplog_worker_gaps_mended", "Records of other workers found in an owned changelog.", registry=r
+        )
+        self.noise = Counter(
+            "stoplog_worker_changelog_noise",
+            "Records of changelogs that are no values. They are skipped, and their keys are written again.",
+            registry=r,
         )
         self.clock_jumps = Counter(
             "stoplog_worker_clock_jumps",

@@ -46,6 +46,11 @@ After the windows there may be an array ``[1, offset]``. The newest charge was m
 beginning of the last window's newest tick, or after the Unix epoch if that window has no tick. Workers of
 version 0.2.0 read this array as a window of 1 ms without charges, and drop it before their next charge.
 
+A later release may have formats from 3 on. Before it writes a value in one, it has to write a marker in it: nine
+bytes as above, and an array that begins with the offset of its position. A worker that does not know the format
+then stops (:func:`newer_format`). Any other value with an unknown first byte is no value: a worker skips it,
+counts it, and writes the key again.
+
 Policy history: an array of changes, oldest first, each ``[position, version, policy or nil, order]``. A
 policy is the array of :class:`stoplog.policy.Policy`.
 
@@ -57,7 +62,7 @@ The golden bytes of each are in ``tests/unit/stoplog_worker/algorithm/test_golde
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
@@ -72,6 +77,9 @@ FORMAT: Final = b"\x01"
 
 FORMAT_HOLDS: Final = b"\x02"
 """First byte of the states with holds."""
+
+_NEWEST_FORMAT: Final = FORMAT_HOLDS[0]
+"""The newest format that this release can read."""
 
 MARKER_KEY: Final = b"\x00marker"
 
@@ -193,6 +201,7 @@ _pack = msgspec.msgpack.Encoder().encode
 _decode_windows = msgspec.msgpack.Decoder(list[list[int]]).decode
 _decode_held = msgspec.msgpack.Decoder(tuple[list[list[int]], tuple[Hold, ...]]).decode
 _decode_changes = msgspec.msgpack.Decoder(list[PolicyChange]).decode
+_decode_array = msgspec.msgpack.Decoder(list[Any]).decode
 _decode_marker = msgspec.msgpack.Decoder(Marker).decode
 
 
@@ -346,6 +355,23 @@ def decode_marker(value: bytes) -> Marker:
         MsgspecError: *value* is not a marker.
     """
     return _decode_marker(memoryview(value)[9:])
+
+
+def newer_format(value: bytes) -> int | None:
+    """Return the format that a marker names if this release cannot read it; else ``None``.
+
+    The value repeats its position, so that noise is not taken for a marker.
+
+    Args:
+        value: A value of at least nine bytes with the key :data:`MARKER_KEY`.
+    """
+    if value[0] <= _NEWEST_FORMAT:
+        return None
+    try:
+        first, *_ = _decode_array(memoryview(value)[9:])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+        return None
+    return value[0] if type(first) is int and first << POSITION_BITS == position_of(value) else None
 
 
 def encode_history(history: list[PolicyChange], position: int) -> bytes:

@@ -162,6 +162,7 @@ class ChangelogRepair:
             log_end: The next offset of the log, asked for after they were read.
 
         Raises:
+            NewerFormat: a marker names a format of a newer release.
             Overtaken: the writer is ahead of this worker, which no longer owns the partition.
         """
         reached = self._ledger.next_offset << POSITION_BITS
@@ -169,6 +170,7 @@ class ChangelogRepair:
         for record in records:
             entry = record.entry(table)
             if entry is None:
+                self._metrics.noise.inc()
                 # Compaction would keep this record instead of the valid one before it.
                 if record.key and self._store.get(table, record.key) is not None:
                     keys.append(record.key)

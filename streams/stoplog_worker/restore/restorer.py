@@ -313,7 +313,7 @@ class Restorer(threading.Thread):
             batches[self._tables[message.topic()], message.partition()].append(record)
         for (table, partition), records in batches.items():
             if partition in self._restores:
-                self._restores[partition].store.merge(table, records)
+                self._metrics.noise.inc(self._restores[partition].store.merge(table, records))
                 self._metrics.restored.inc(len(records))
         for (topic, partition), end in ends.items():
             if partition in self._restores:

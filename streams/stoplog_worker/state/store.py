@@ -14,6 +14,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from rocksdict import Rdict, WriteBatch
 
+from stoplog import __version__
+from stoplog.errors import NewerFormat
 from stoplog_worker.algorithm.state_codec import (
     FORMAT,
     FORMAT_HOLDS,
@@ -23,6 +25,7 @@ from stoplog_worker.algorithm.state_codec import (
     decode_marker,
     is_beyond,
     is_state,
+    newer_format,
     position_of,
 )
 
@@ -52,14 +55,19 @@ class Record(NamedTuple):
         """Return key and value if the record is an entry of *table*; ``None`` for any foreign record.
 
         A value that cannot be decoded must not be stored. It would stop every worker that loads it.
+
+        Raises:
+            NewerFormat: It is a marker that names a format of a newer release.
         """
-        if (
-            self.key
-            and self.key not in _OWN_KEYS
-            and self.value
-            and len(self.value) >= 9
-            and self.value.startswith((FORMAT, FORMAT_HOLDS) if table == COUNTERS else FORMAT)
-        ):
+        if not self.key or self.key in _OWN_KEYS or not self.value or len(self.value) < 9:
+            return None
+        if table == POLICIES and self.key == MARKER_KEY and (newer := newer_format(self.value)) is not None:
+            raise NewerFormat(
+                f"the marker of a partition names the format {newer} of values, which release {__version__} "
+                f"cannot read. A newer release has written this partition: upgrade this worker to that "
+                f"release. Keep its tables and the changelogs"
+            )
+        if self.value.startswith((FORMAT, FORMAT_HOLDS) if table == COUNTERS else FORMAT):
             try:
                 if table == COUNTERS:
                     valid = is_state(self.value)
@@ -180,13 +188,19 @@ class PartitionStore:
         outdated = self.outdated[table]
         self._write(table, entries, outdated - {key for key, _ in entries} if outdated else outdated)
 
-    def merge(self, table: str, records: Sequence[Record]) -> None:
+    def merge(self, table: str, records: Sequence[Record]) -> int:
         """Store changelog *records*, given in offset order: for each key the value with the highest position.
 
         A value never replaces one with a higher position: a worker that has lost the partition may have
         written late. The exception is a position that the log does not have yet: such an entry is forged, and
         the later one is the owner's repair. A foreign record changes nothing, except that its key becomes
         outdated in the changelog.
+
+        Returns:
+            How many of the records have a key, but no value that a worker writes.
+
+        Raises:
+            NewerFormat: A marker names a format of a newer release.
         """
         entries = [
             record.entry(table) or (record.key, None)
@@ -220,6 +234,7 @@ class PartitionStore:
                     outdated.add(key)
         self.next_offset[table] = max(self.next_offset[table], records[-1].offset + 1)
         self._write(table, new.items(), outdated)
+        return sum(value is None for _, value in entries)
 
     def _write(self, table: str, entries: Iterable[tuple[bytes, bytes]], outdated: set[bytes]) -> None:
         batch = WriteBatch(raw_mode=True)

@@ -41,7 +41,7 @@ from stoplog_worker.algorithm.state_codec import (
 )
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
-from stoplog.errors import InvalidInput, SettingsError, TopicError, UndecodableRecord
+from stoplog.errors import InvalidInput, NewerFormat, SettingsError, TopicError, UndecodableRecord
 from stoplog.kafka.oauth_tokens import parse_token_response
 from stoplog.policy import check_id, parse_limit, parse_policy, usable_id
 from stoplog.topics import DEFAULT_FILE, parse_topics
@@ -264,7 +264,10 @@ MARKERS: Final = tuple(
 
 
 def _run_marker(data: bytes) -> bool:
-    if Record(0, MARKER_KEY, data).entry(POLICIES) is None:
+    try:
+        if Record(0, MARKER_KEY, data).entry(POLICIES) is None:
+            return False
+    except NewerFormat:
         return False
     marker = decode_marker(data)
     assert decode_marker(encode_marker(marker)) == marker

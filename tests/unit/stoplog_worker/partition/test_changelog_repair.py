@@ -22,7 +22,7 @@ from stoplog_worker.algorithm.state_codec import (
 from stoplog_worker.partition.changelog_repair import Gap, GapContents, Overtaken, read_in_background
 from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
-from stoplog.errors import Unavailable
+from stoplog.errors import NewerFormat, Unavailable
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.policy import UNLIMITED
 from stoplog.topics import CHECKS
@@ -205,8 +205,20 @@ def test_next_position_of_the_writer_overtakes_and_an_equal_marker_does_not() ->
         bench.repair.overwrite(COUNTERS, [Record(0, b"a", b"\x01" + reached.to_bytes(8) + b"\x90")], 9)
 
 
-NOISE: list[Any] = [b"\x01" + bytes(8), None, b"", b"short", b"\x01" * 90, b"\x02" + bytes(8) + b"\x90"]
-"""Values that no worker writes."""
+NEWER: bytes = b"\x03" + (5 << POSITION_BITS).to_bytes(8) + msgspec.msgpack.encode([5, {"new": []}])
+"""The marker of a later release, whose state format is not known here."""
+
+NOISE: list[Any] = [
+    *(b"\x01" + bytes(8), None, b"", b"short", b"\x01" * 90, b"\x02" + bytes(8) + b"\x90"),
+    b"\x03" + bytes(8) + b"\x90",  # a version that is not known, and no marker
+    b"\x03" + (5 << POSITION_BITS).to_bytes(8) + msgspec.msgpack.encode([6, {}]),
+    b"\xff" * 40,
+]
+"""Values that no worker writes, not even to a marker."""
+
+
+def noise_found(bench: CheckpointBench) -> float | None:
+    return bench.metrics.registry.get_sample_value("stoplog_worker_changelog_noise_total")
 
 
 def test_noise_under_unknown_keys_is_ignored() -> None:
@@ -216,6 +228,7 @@ def test_noise_under_unknown_keys_is_ignored() -> None:
     records = [Record(n, key, value) for n, value in enumerate(NOISE) for key in (None, b"", b"stranger")]
     bench.repair.overwrite(COUNTERS, records, 9)
     assert not bench.ledger.dirty
+    assert noise_found(bench) == len(records)
 
 
 @pytest.mark.parametrize("noise", NOISE)
@@ -244,6 +257,44 @@ def test_state_that_noise_replaced_while_no_worker_ran_is_written_again(noise: b
     bench.checkpoint()
     assert contents(restored(bench.changelogs.compacted())) == contents(bench.store)
     assert bench.stored(A) == 2
+
+
+def test_value_of_a_newer_format_is_noise_unless_it_is_a_marker() -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.update(0, A, "5/minute")
+    bench.checkpoint()
+    bench.write_foreign(COUNTERS, (b"a", NEWER))
+    bench.write_foreign(POLICIES, (b"client\0a\0", NEWER))
+    bench.note_ends()
+    bench.overwrite_gaps()
+    bench.checkpoint()
+    assert noise_found(bench) == 2
+    assert contents(restored(bench.changelogs.compacted())) == contents(bench.store)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_owner_stops_at_the_marker_of_a_newer_format(late: bool) -> None:
+    """The other worker is ahead, or it wrote late: it has been the owner, so it may have written more."""
+    bench = CheckpointBench()
+    for _ in range(9 if late else 1):
+        bench.check(Check(A, 2))
+    bench.checkpoint()
+    written = bench.changelogs.compacted()
+    bench.write_foreign(POLICIES, (MARKER_KEY, NEWER))
+    bench.note_ends()
+    with pytest.raises(NewerFormat, match=r"names the format 3 of values.*upgrade this worker"):
+        bench.overwrite_gaps()
+    assert contents(restored(written)) == contents(bench.store), "nothing is overwritten"
+
+
+def test_restore_stops_at_the_marker_of_a_newer_format() -> None:
+    before = CheckpointBench()
+    before.check(Check(A, 2))
+    before.checkpoint()
+    before.write_foreign(POLICIES, (MARKER_KEY, NEWER))
+    with pytest.raises(NewerFormat):
+        restored(before.changelogs)
 
 
 def test_key_unknown_to_this_worker_is_overwritten_with_an_empty_state() -> None:

@@ -103,7 +103,8 @@ def test_merge_keeps_highest_position_while_the_end_of_the_log_is_unknown(store:
 def test_merge_skips_foreign_records(store: PartitionStore) -> None:
     store.write(COUNTERS, [(b"a", value(1))])
     foreign = [(None, value(9)), (b"a", None), (b"", value(9)), (b"a", b""), (b"a", b"\x01short")]
-    store.merge(COUNTERS, [Record(offset, *entry) for offset, entry in enumerate(foreign, 7)])
+    noise = store.merge(COUNTERS, [Record(offset, *entry) for offset, entry in enumerate(foreign, 7)])
+    assert noise == 3, "of those with a key"
     assert dict(store.items(COUNTERS)) == {b"a": value(1)}
     assert store.next_offset[COUNTERS] == 12
 

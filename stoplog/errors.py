@@ -7,6 +7,7 @@
     │   ├── InvalidId          of a client, plan or resource
     │   ├── InvalidCost
     │   └── InvalidLimit       of a limit or a policy
+    ├── UpgradeFirst           a worker of an older release cannot do this
     ├── Denied                 a reservation was denied: carries the answer
     ├── LimitExceeded          a limited function was called too often: carries the answer
     ├── WaitTimeout            the limits did not allow a cost in time; nothing was charged
@@ -29,6 +30,7 @@ be retried. All others need a change first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -70,6 +72,19 @@ class InvalidCost(InvalidInput):
 
 class InvalidLimit(InvalidInput):
     """A limit or a policy that cannot be enforced."""
+
+
+class UpgradeFirst(StoplogError):
+    """A worker of an older release is alive, and could not read what this call would write.
+
+    Args:
+        feature: What was asked for, as the subject of a sentence in the plural.
+        nodes: The ids of these workers.
+    """
+
+    def __init__(self, feature: str, nodes: Sequence[str]) -> None:
+        self.remedy = f"upgrade worker {' and worker '.join(nodes)} first, or stop it"
+        super().__init__(f"{feature} need a newer release of all workers, in all lanes; {self.remedy}")
 
 
 class Denied(StoplogError):

@@ -199,6 +199,10 @@ class Batcher:
             self._instrumentation.on_wait(check, future, batch)
         return future
 
+    def grants_holds(self, client: str) -> bool:
+        """Return whether the partition of *client* grants reservations, as far as this process knows."""
+        return self._leases.grants_holds(partition_of(client, self._partitions))
+
     def hold_at_once(self, check: Check, call: HoldCall, fails_closed: bool = False) -> Answer:
         """As :meth:`hold`, but degrade the reservation or settlement with the reason ``overload``.
 

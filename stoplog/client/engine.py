@@ -146,7 +146,9 @@ class Engine:
         self.denials = DenyCache(metrics, partitions, settings.deny_cache, now)
         self.leases = LeaseCache(metrics, partitions, self.incarnation, settings.lease_max_ms, now)
         deadline_s = settings.deadline_ms / 1000
-        self.reservations = Reservations(self.incarnation, metrics, deadline_s, wall_ms, deferred)
+        self.reservations = Reservations(
+            self.incarnation, metrics, deadline_s, wall_ms, deferred, self.workers_without_holds
+        )
         self.failure: str | None = None
         self.failed = asyncio.Event()
         self._settings = settings
@@ -413,6 +415,10 @@ class Engine:
         self.nodes.record(heartbeats, at)
         self._heed_announcements(at)
         self.reservations.heard.set()
+
+    def workers_without_holds(self) -> list[str]:
+        """Return the ids of the live workers that are of a release that cannot read holds."""
+        return self.nodes.workers_without_holds(time.monotonic())
 
     def _heed_announcements(self, at: float) -> None:
         self.leases.enable(self.nodes.partitions_with_holds(at))

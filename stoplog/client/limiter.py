@@ -36,7 +36,7 @@ from stoplog.client.top_rejected import Rejected, merge_summaries, ranked
 from stoplog.client.traffic import Traffic, traffic
 from stoplog.client.update_proofs import PROOF_S
 from stoplog.client.waiting import WaitingLines
-from stoplog.errors import InvalidInput, Unavailable
+from stoplog.errors import InvalidInput, Unavailable, UpgradeFirst
 from stoplog.forks import call_after_fork, leak
 from stoplog.identity.identity import Identity
 from stoplog.policy import PLAN_MARK, Policy, check_cost, check_id, plan_policy
@@ -487,6 +487,7 @@ class Limiter:
 
         Raises:
             InvalidInput: An argument is invalid; nothing was published.
+            UpgradeFirst: A worker of an older release is alive, so no reservation can be granted yet.
         """
         check = Check(client, cost, plan, resource)
         validate(check)
@@ -541,6 +542,7 @@ class Limiter:
             What became of the refund.
 
         Raises:
+            UpgradeFirst: A worker of an older release is alive, so no refund can be made yet.
             InvalidInput: An argument is invalid; nothing was published. Or *refund_id* is that of a
                 reservation.
         """
@@ -597,7 +599,13 @@ class Limiter:
         Raises:
             InvalidInput: An id is invalid.
             Unavailable: The change could not be published.
+            UpgradeFirst: The policy has ``in flight`` or ``refundable``, and a worker of an older release,
+                which would refuse it, is alive.
         """
+        if policy is not None and (policy.in_flight is not None or policy.refundable):
+            await self._batcher_here()
+            if old := self._engine.workers_without_holds():
+                raise UpgradeFirst('limits with "in flight" or "refundable"', old)
         return await self._change(key, policy, source)
 
     async def get_limits(self, key: UpdateKey) -> Policy | None:

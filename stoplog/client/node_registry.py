@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from stoplog.client.cluster_status import Node
 from stoplog.wire.heartbeats import Heartbeat, StampedHeartbeat
@@ -55,6 +56,10 @@ class NodeRegistry:
     def partitions_with_holds(self, now: float) -> set[int]:
         """Return the partitions that grant holds, as the workers alive at *now* announce."""
         return _union(heartbeat.holds for heartbeat in self._heartbeats(now))
+
+    def workers_without_holds(self, now: float) -> list[str]:
+        """Return the ids of the workers alive at *now* that are of a release that cannot read holds."""
+        return [one.id for one in self._heartbeats(now) if one.role == "worker" and one.holds is UNSET]
 
     def unjudged_partitions(self, now: float) -> set[int]:
         """Return the partitions with costs that no limit judged, as the workers alive at *now* announce."""

@@ -29,7 +29,7 @@ from stoplog.client.fail_open import GROWING, NO_HOLDS
 from stoplog.client.metrics import Metrics
 from stoplog.client.pending_batch import HoldCall
 from stoplog.client.refunds import Refund, check_refund_id, hold_id_of, new_refund_id, refund_of
-from stoplog.errors import InvalidId, InvalidInput
+from stoplog.errors import InvalidId, InvalidInput, UpgradeFirst
 from stoplog.log_throttle import LogThrottle
 from stoplog.policy import check_cost, check_id
 from stoplog.wire.checks import Check
@@ -191,6 +191,7 @@ class Reservations:
         deadline_s: Seconds that a call waits for the first heartbeats after the start.
         wall_ms: Returns the milliseconds since the Unix epoch.
         deferred: Keeps the settlements that are refused because the number of partitions grows.
+        old_workers: Returns the ids of the live workers that cannot read reservations.
 
     Attributes:
         heard: Set once heartbeats have been read, which tell the partitions that grant reservations.
@@ -203,12 +204,14 @@ class Reservations:
         deadline_s: float,
         wall_ms: Callable[[], int],
         deferred: DeferredSettlements,
+        old_workers: Callable[[], list[str]],
     ) -> None:
         self._incarnation = incarnation
         self._metrics = metrics
         self._deadline_s = deadline_s
         self._wall_ms = wall_ms
         self._deferred = deferred
+        self._old_workers = old_workers
         self._throttle = LogThrottle(_LOG_PAUSE_S, time.monotonic)
         self.heard = asyncio.Event()
 
@@ -217,8 +220,10 @@ class Reservations:
 
         Raises:
             InvalidInput: A worker refused the check.
+            UpgradeFirst: The partition grants no reservations, because of workers of an older release.
         """
         await self.wait_for_heartbeats()
+        self._refuse_before_upgrade(batcher, check.client, "reservations")
         asked_ms, ask = self._wall_ms(), self._ask(RESERVATION, 0, ttl_ms)
         pending = batcher.hold(check, HoldCall(ask, ()), fails_closed)
         try:
@@ -298,11 +303,17 @@ class Reservations:
 
         Raises:
             InvalidInput: The id is invalid, or that of a reservation.
+            UpgradeFirst: The partition makes no refunds, because of workers of an older release.
         """
         id_ = new_refund_id() if refund_id is None else check_refund_id(refund_id)
         await self.wait_for_heartbeats()
+        self._refuse_before_upgrade(batcher, check.client, "refunds")
         pending = self._adjust(batcher, check, Ask(REFUND, hold_id_of(id_), 1, check.cost, 1))
         return self._refunded(pending if isinstance(pending, Answer) else answer_of(await pending), id_)
+
+    def _refuse_before_upgrade(self, batcher: Batcher, client: str, feature: str) -> None:
+        if not batcher.grants_holds(client) and (old := self._old_workers()):
+            raise UpgradeFirst(feature, old)
 
     def _adjust(self, batcher: Batcher, check: Check, ask: Ask) -> PendingAnswer:
         return batcher.hold(_bearer(check.client, check.plan, check.resource), HoldCall(ask, ()))

@@ -48,12 +48,15 @@ class Desk:
         if enabled:
             self.bench.leases.enable([0])
         self.now_ms = 1_000_000
+        self.old_workers: list[str] = []
         self.deferred = DeferredSettlements(self.bench.metrics, lambda: self.now_ms)
         self.reservations = self.reservations_after(0.01)
         self.reservations.heard.set()
 
     def reservations_after(self, deadline_s: float) -> Reservations:
-        return Reservations(7, self.bench.metrics, deadline_s, lambda: self.now_ms, self.deferred)
+        return Reservations(
+            7, self.bench.metrics, deadline_s, lambda: self.now_ms, self.deferred, lambda: self.old_workers
+        )
 
     def open(self, check: Check = ALICE, *, closed: bool = False) -> Call[Reservation]:
         call = Call(self.reservations.open(self.bench.batcher, check, 5_000, closed))

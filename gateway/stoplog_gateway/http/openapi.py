@@ -29,6 +29,7 @@ from stoplog_gateway.http.problems import (
     PROXY_UNAUTHORIZED,
     TOO_LARGE,
     UNAUTHORIZED,
+    UPGRADE_FIRST,
 )
 
 Responses = dict[int | str, dict[str, Any]]
@@ -42,6 +43,13 @@ NO_BROKER: Final[Failure] = (
     "the change could not be published (no broker): try again",
     None,
     "try again when /readyz?strict=1 answers 200",
+)
+OLD_WORKER: Final[Failure] = (
+    UPGRADE_FIRST,
+    "reservations need a newer release of all workers, in all lanes; upgrade worker worker-1@host first, or "
+    "stop it",
+    None,
+    "upgrade worker worker-1@host first, or stop it",
 )
 READ_FAILURES: Final[tuple[Failure, ...]] = (
     (

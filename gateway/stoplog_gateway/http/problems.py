@@ -16,7 +16,7 @@ from starlette.routing import Match
 from stoplog.asgi.problem import UNAVAILABLE, Kind, Problem, problem
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.asgi.responses import PROBLEM, Rendered, render
-from stoplog.errors import Busy, InvalidInput, Unavailable
+from stoplog.errors import Busy, InvalidInput, Unavailable, UpgradeFirst
 from stoplog_gateway.http.responses import RenderedResponse
 
 log: Final = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ NOT_FOUND: Final = Kind(404, "not-found", "Route not found")
 NO_LIMITS: Final = Kind(404, "no-limits", "No limits are stored under this name")
 METHOD: Final = Kind(405, "method-not-allowed", "The route does not support this method")
 TIMED_OUT: Final = Kind(408, "request-timeout", "The request did not arrive in time")
+UPGRADE_FIRST: Final = Kind(409, "upgrade-first", "A worker of an older release is running")
 TOO_LARGE: Final = Kind(413, "too-large", "The body is too large")
 CONTENT_TYPE: Final = Kind(415, "content-type", "The content type is not JSON")
 INVALID: Final = Kind(422, "invalid-value", "A value is invalid")
@@ -73,6 +74,8 @@ def render_error(exc: Exception) -> Rendered | None:
             return render_problem(exc.problem, exc.headers)
         case InvalidInput():
             return render_problem(problem(INVALID, f"{exc.field}: {exc.problem}", exc.field, exc.remedy))
+        case UpgradeFirst():
+            return render_problem(problem(UPGRADE_FIRST, str(exc), None, exc.remedy))
         case Busy():
             return render_problem(problem(BUSY, str(exc), None, _BUSY_REMEDY), [(b"retry-after", b"1")])
         case Unavailable():
@@ -90,7 +93,7 @@ def render_problem(details: Problem, headers: Headers | None = None) -> Rendered
 
 def install(app: FastAPI) -> None:
     """Make *app* answer every exception with a problem response."""
-    for kind in (ProblemError, InvalidInput, Busy, Unavailable):
+    for kind in (ProblemError, InvalidInput, UpgradeFirst, Busy, Unavailable):
         app.add_exception_handler(kind, _on_expected_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_routing_error)

@@ -46,10 +46,10 @@ After the windows there may be an array ``[1, offset]``. The newest charge was m
 beginning of the last window's newest tick, or after the Unix epoch if that window has no tick. Workers of
 version 0.2.0 read this array as a window of 1 ms without charges, and drop it before their next charge.
 
-A later release may have formats from 3 on. Before it writes a value in one, it has to write a marker in it: nine
-bytes as above, and an array that begins with the offset of its position. A worker that does not know the format
-then stops (:func:`newer_format`). Any other value with an unknown first byte is no value: a worker skips it,
-counts it, and writes the key again.
+A later release may have formats from 3 on. Before it writes a value in one, it has to write a marker in it:
+nine bytes as above, and an array that begins with the offset of its position. A worker that does not know the
+format then stops (:func:`newer_format`). Any other value with an unknown first byte is no value: a worker
+skips it, counts it, and writes the key again.
 
 Policy history: an array of changes, oldest first, each ``[position, version, policy or nil, order]``. A
 policy is the array of :class:`stoplog.policy.Policy`.

@@ -60,7 +60,7 @@ def _changed(kind: _Kind, id_: str | None, limits: list[str] | None) -> openapi.
         **openapi.success(200, "Applied: the next check sees it", schema, {"applied": applied}),
         **openapi.success(202, "Stored, but not confirmed in time", schema, {"unconfirmed": unconfirmed}),
         **openapi.failures(
-            *(openapi.BODY_FAILURES if limits else ()),
+            *((*openapi.BODY_FAILURES, openapi.OLD_WORKER) if limits else ()),
             openapi.NO_BROKER,
             openapi.BAD_LIMIT if limits else openapi.BAD_RESOURCE,
         ),

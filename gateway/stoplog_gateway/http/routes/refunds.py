@@ -55,7 +55,7 @@ router = APIRouter(tags=["checks"], default_response_class=Response)
     summary="Give back what a client was charged",
     responses={
         **openapi.success(200, "What became of the refund", openapi.schema_of(Refund), _EXAMPLES),
-        **openapi.failures(*openapi.BODY_FAILURES, _BAD_COST),
+        **openapi.failures(*openapi.BODY_FAILURES, openapi.OLD_WORKER, _BAD_COST),
     },
     openapi_extra=openapi.json_body(
         openapi.schema_of(RefundRequest),

@@ -14,7 +14,7 @@ from stoplog.asgi.responses import Rendered, render
 from stoplog.client.fail_open import BREAKER_OPEN, DEADLINE, OnUnavailable
 from stoplog.client.metrics import Metrics
 from stoplog.client.reservations import DEFAULT_TTL_MS, Reservation, Settled
-from stoplog.errors import InvalidInput
+from stoplog.errors import InvalidInput, UpgradeFirst
 from stoplog.policy import MAX_COST
 from stoplog.wire.checks import Check
 from stoplog.wire.holds import MAX_TTL_MS, TOO_MANY_RESERVATIONS
@@ -146,7 +146,7 @@ router = APIRouter(tags=["checks"], default_response_class=Response)
     summary="Reserve units whose use is known later",
     responses={
         **openapi.success(200, "Granted or denied", openapi.schema_of(Reservation), _EXAMPLES, HEADERS),
-        **openapi.failures(*openapi.BODY_FAILURES, _BAD_TTL),
+        **openapi.failures(*openapi.BODY_FAILURES, openapi.OLD_WORKER, _BAD_TTL),
     },
     openapi_extra=openapi.json_body(
         openapi.schema_of(ReservationRequest),
@@ -180,7 +180,7 @@ async def reserve(request: Request, body: JsonBody, limiter: LimiterDep, legacy:
             resource=check.resource,
             on_unavailable=on_unavailable,
         )
-    except InvalidInput:
+    except (InvalidInput, UpgradeFirst):
         raise
     except Exception:
         degraded = reservation_after_bug(request.scope, limiter.metrics, on_unavailable)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from stoplog.client.answer import Answer
@@ -12,9 +13,11 @@ from stoplog.client.limits_admin import Applied, LimitsAdmin
 from stoplog.client.top_rejected import Rejected
 from stoplog.client.update_proofs import PROOF_S
 from stoplog.clock import now
-from stoplog.errors import InvalidCost, InvalidId, InvalidInput, SettingsError
+from stoplog.errors import InvalidCost, InvalidId, InvalidInput, SettingsError, UpgradeFirst
 from stoplog.partitioning import partition_of
+from stoplog.policy import Policy, parse_policy
 from stoplog.wire.checks import Check, Denied
+from stoplog.wire.heartbeats import Heartbeat, StampedHeartbeat
 from stoplog.wire.limit_updates import Update, UpdateKey
 from stoplog.wire.replies import Reply, WindowUse
 from tests.support.clockwork import answer_to
@@ -85,6 +88,32 @@ async def test_change_is_confirmed_once_no_gateway_denies_by_the_old_limits(
             began = now()
             assert (await change).applied
             assert now() - began >= PROOF_S
+
+
+async def test_limits_that_an_old_worker_would_refuse_are_not_published(
+    kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Policy | None] = []
+
+    async def write(_: LimitsAdmin, key: UpdateKey, policy: Policy | None, *__: Any) -> Applied:
+        written.append(policy)
+        return Applied(False, 5)
+
+    monkeypatch.setattr(LimitsAdmin, "write", write)
+    alice = UpdateKey("client", "alice")
+    newer = [parse_policy("10 in flight"), parse_policy(["refundable", "5/minute"])]
+    async with running_limiter() as (limiter, _):
+        old = Heartbeat("worker-1@old", "worker", "0.2.0", "old", 0)
+        limiter._engine.on_heartbeats([StampedHeartbeat(old, 1_000)])
+        for policy in newer:
+            with pytest.raises(UpgradeFirst, match="upgrade worker worker-1@old first"):
+                await limiter.set_limits(alice, policy)
+        for other in (parse_policy("5/minute"), None):
+            await limiter.set_limits(alice, other)
+        limiter._engine.on_heartbeats([StampedHeartbeat(msgspec.structs.replace(old, stopping=True), 2_000)])
+        for policy in newer:
+            await limiter.set_limits(alice, policy)
+    assert written == [parse_policy("5/minute"), None, *newer]
 
 
 async def test_stop_while_degraded_logs_uncounted_checks_of_the_last_moment(

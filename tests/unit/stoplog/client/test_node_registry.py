@@ -90,6 +90,18 @@ def test_partitions_grant_holds_if_any_live_worker_says_so() -> None:
     assert nodes.partitions_with_holds(61.0) == {0}
 
 
+def test_live_workers_of_an_older_release_are_named_and_gateways_are_not() -> None:
+    nodes = NodeRegistry()
+    beats = [
+        Heartbeat("w1", "worker", "1", "host", 0, holds=[]),
+        Heartbeat("old", "worker", "0.2.0", "host", 0),
+        Heartbeat("g", "gateway", "0.2.0", "host", 0),
+    ]
+    nodes.record([StampedHeartbeat(node, 1_000) for node in beats], 50.0)
+    assert nodes.workers_without_holds(50.0) == ["old"]
+    assert nodes.workers_without_holds(61.0) == []
+
+
 def test_partition_has_unjudged_costs_if_any_live_worker_says_so() -> None:
     nodes = NodeRegistry()
     beats = [

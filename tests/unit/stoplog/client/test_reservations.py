@@ -32,7 +32,7 @@ from stoplog.client.reservations import (
     decode_id,
     encode_id,
 )
-from stoplog.errors import InvalidCost, InvalidId, InvalidInput
+from stoplog.errors import InvalidCost, InvalidId, InvalidInput, UpgradeFirst
 from stoplog.wire.checks import Check
 from stoplog.wire.holds import (
     NOT_OPEN,
@@ -221,6 +221,26 @@ def test_partition_that_grants_no_holds_gets_a_check_instead() -> None:
     sent = len(desk.bench.transport.sent)
     assert desk.settle(answer.id, 9).result.reason == NO_HOLDS
     assert len(desk.bench.transport.sent) == sent
+
+
+def test_reservation_names_the_workers_that_keep_its_partition_from_granting_any() -> None:
+    desk = Desk(enabled=False)
+    desk.old_workers = ["w1@old", "w2@old"]
+    with pytest.raises(UpgradeFirst, match="upgrade worker w1@old and worker w2@old first") as raised:
+        desk.open()
+    with pytest.raises(UpgradeFirst, match="refunds need"):
+        desk.refund()
+    assert str(raised.value).endswith(raised.value.remedy)
+    assert not desk.bench.transport.sent
+    assert desk.counts() == {}
+
+
+def test_reservation_is_granted_beside_an_old_worker_that_came_too_late() -> None:
+    desk = Desk()
+    desk.old_workers = ["w1@old"]
+    call = desk.open()
+    desk.reply(GRANTED)
+    assert call.result.held == 40
 
 
 def test_batch_that_is_sent_after_holds_were_disabled_is_degraded() -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import httpx
 import pytest
 
-from stoplog.errors import Busy
+from stoplog.errors import Busy, UpgradeFirst
 from tests.support.fake_limiter import FakeLimiter
 
 
@@ -45,6 +46,23 @@ async def test_busy_store_is_a_503_with_retry_after(
     assert response.headers["retry-after"] == "1"
     assert response.json()["type"] == "urn:stoplog:problem:busy"
     assert "Retry-After" in response.json()["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "body"),
+    [
+        ("POST", "/v1/reservations", {"client_id": "alice"}),
+        ("PUT", "/v1/limits/alice", {"limits": ["10 in flight"]}),
+    ],
+)
+async def test_feature_that_an_old_worker_cannot_read_is_a_409_with_its_name(
+    method: str, url: str, body: dict[str, Any], http: httpx.AsyncClient, limiter: FakeLimiter
+) -> None:
+    limiter.error = UpgradeFirst("these", ["worker-2@old"])
+    response = await http.request(method, url, json=body)
+    assert response.status_code == 409
+    assert response.json()["type"] == "urn:stoplog:problem:upgrade-first"
+    assert response.json()["remedy"] == "upgrade worker worker-2@old first, or stop it"
 
 
 async def test_bug_is_one_log_entry_and_a_500_without_internals(

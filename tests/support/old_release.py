@@ -103,7 +103,7 @@ class OldRelease:
         self._folder = folder
         [commit] = (commit for name, commit in _releases() if name == version)
         archive = subprocess.run(
-            ["git", "archive", commit, "stoplog", "streams", "topics.yaml"],
+            ["git", "archive", commit, "stoplog", "streams", "gateway", "topics.yaml"],
             cwd=CHECKOUT,
             capture_output=True,
             check=True,
@@ -114,7 +114,7 @@ class OldRelease:
     @property
     def env(self) -> dict[str, str]:
         """The environment in which a Python process imports the packages of this release."""
-        path = f"{self._folder}{os.pathsep}{self._folder / 'streams'}"
+        path = os.pathsep.join(map(str, (self._folder, self._folder / "streams", self._folder / "gateway")))
         # Otherwise `python -m` would look in the present folder first, which may be a checkout.
         return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 

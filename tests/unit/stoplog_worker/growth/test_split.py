@@ -18,15 +18,21 @@ from stoplog.errors import InvalidInput
 from stoplog.partitioning import partition_of
 from stoplog.policy import Policy, parse_policy
 from stoplog.wire.checks import Batch, Check, decode_checks_record, encode_batch, encode_update
-from stoplog.wire.holds import RESERVATION, Ask, HoldRow, Settlement
+from stoplog.wire.holds import REFUND, REFUNDED_BEFORE, RESERVATION, Ask, HoldRow, Settlement
 from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, UpdateKey, enabling_update
-from stoplog.wire.replies import Decision
+from stoplog.wire.replies import Decision, HeldDecision
 from tests.support.ledgers import FIRST_MARKER, NOW, checkpoint
 from tests.support.memory_store import MemoryStore
 
 CLIENTS = [f"client-{number}" for number in range(6)]
 POLICIES = [
-    parse_policy(limits) for limits in (["3/minute"], ["5/10s", "8/hour"], ["2 in flight", "6/minute"])
+    parse_policy(limits)
+    for limits in (
+        ["3/minute"],
+        ["5/10s", "8/hour", "refundable"],
+        ["2 in flight", "6/minute"],
+        ["4/minute", "refundable"],
+    )
 ]
 
 
@@ -96,7 +102,7 @@ class Partitions:
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """One step: a check that may reserve and settle, or an update."""
+    """One step: a check that may reserve and settle, a refund with one of a few ids, or an update."""
 
     client: str
     wait_ms: int
@@ -105,6 +111,7 @@ class Asked(msgspec.Struct, frozen=True):
     resource: str
     reserve: bool
     settle: bool
+    refund: int | None
     update: str
     policy: Policy | None
 
@@ -120,11 +127,16 @@ def random_steps(draw: random.Random) -> list[Asked]:
             draw.choice(["", "", "login"]),
             draw.random() < 0.4,
             draw.random() < 0.4,
+            draw.choice([None, None, 1, 2]),
             draw.choice(["", "", "", "", "client", "plan", "default", "reset"]),
             draw.choice([None, *POLICIES]),
         )
         for _ in range(60)
     ]
+
+
+def refund(number: int, units: int) -> Ask:
+    return Ask(REFUND, (2, number, 0), 1, units, 1)
 
 
 def run(partitions: Partitions, asked: list[Asked], growth: dict[int, int]) -> list[object]:
@@ -143,9 +155,11 @@ def run(partitions: Partitions, asked: list[Asked], growth: dict[int, int]) -> l
         place = step.client, step.resource
         ask = Ask(RESERVATION, (1, number, 0), 0, 0, 20_000) if step.reserve else None
         settled = (Settlement(opened[place], 1),) if step.settle and place in opened else ()
-        if ask is not None:
+        if ask is not None and step.refund is None:
             opened[place] = ask.id
         check = Check(step.client, step.cost, step.plan, step.resource)
+        if step.refund is not None:
+            ask, check = refund(step.refund, step.cost), msgspec.structs.replace(check, cost=0)
         answers.append(partitions.check(check, now_ms, HoldRow(0, ask, settled)))
     return answers
 
@@ -168,6 +182,19 @@ def test_first_record_decides_nothing_and_what_moves_comes_before_it() -> None:
     answer = partitions.check(Check(client, 1), NOW, HoldRow(0))
     assert isinstance(answer, Decision)
     assert answer.remaining == 59
+
+
+def test_refund_that_was_made_before_growing_is_known_afterwards() -> None:
+    partitions = Partitions(1)
+    client = next(one for one in CLIENTS if partition_of(one, 2) == 1)
+    partitions.update(UpdateKey("client", client), POLICIES[3], 1, NOW)
+    partitions.check(Check(client, 4), NOW, HoldRow(0))
+    for reason in ("", REFUNDED_BEFORE):
+        answer = partitions.check(Check(client, 0), NOW, HoldRow(0, refund(1, 3)))
+        assert isinstance(answer, HeldDecision)
+        assert (answer.reason, answer.remaining) == (reason, 3)
+        if not reason:
+            partitions.grow(2)
 
 
 @pytest.mark.parametrize(

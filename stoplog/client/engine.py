@@ -257,7 +257,12 @@ class Engine:
             task.cancel()
         if not replaced:
             self._publish_heartbeat(stopping=True)
-        await asyncio.to_thread(self.transport.stop)
+        try:
+            stopping = asyncio.get_running_loop().run_in_executor(None, self.transport.stop)
+        except RuntimeError:  # at the exit of the interpreter, threads accept no work any more
+            self.transport.stop()
+        else:
+            await stopping
         if not (replaced and self.paused):  # otherwise the other engine uses the mode
             self.mode.on_stop()
 

@@ -348,6 +348,8 @@ class Limiter:
                 validate(check)
             except InvalidInput as exc:
                 raise exc.within(f"checks[{index}].") from None
+            if check.plan[:1] == PLAN_MARK:
+                await self._require_stated_plans(check.plan)
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
         batcher = await self._batcher_here()
@@ -493,6 +495,8 @@ class Limiter:
         validate(check)
         check_ttl(ttl_ms)
         closed = fails_closed(on_unavailable)
+        if plan[:1] == PLAN_MARK:
+            await self._require_stated_plans(plan)
         batcher = await self._batcher_here()
         return await self._engine.reservations.open(batcher, check, ttl_ms, closed)
 

@@ -10,7 +10,7 @@ from stoplog.client.answer import Answer
 from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.fail_open import ALLOW, INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
 from stoplog.client.listed import answer_listed
-from stoplog.errors import InvalidInput
+from stoplog.errors import InvalidInput, SettingsError
 from stoplog.identity.identifiers import peer_of
 from stoplog.integrations.environ import Environ, EnvironRequest
 from stoplog.log_throttle import LogThrottle
@@ -77,7 +77,10 @@ class BlockingRequestCheck(Generic[R]):
     def check(self, request: R) -> Answer | None:
         """Return the answer for *request*; ``None`` if it is not limited, or fails open after an error.
 
-        Raises nothing of its own. Exceptions of *identify* and of the other functions reach the application.
+        Exceptions of *identify* and of the other functions reach the application.
+
+        Raises:
+            SettingsError: gevent or eventlet has replaced the threads of this process.
         """
         environ, identity = self._environ(request), self._limiter.identity
         if identity.has_lists or self._identify is None:
@@ -104,6 +107,8 @@ class BlockingRequestCheck(Generic[R]):
                 resource=resource and usable_id(resource),
                 on_unavailable=on_unavailable,
             )
+        except SettingsError:  # with green threads, no request would ever be limited
+            raise
         except Exception as exc:
             closed = on_unavailable != ALLOW  # an invalid value too
             self._limiter.metrics.count_degraded(INTERNAL_ERROR, closed)

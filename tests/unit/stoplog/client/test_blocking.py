@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -178,3 +180,19 @@ def test_after_a_fork_the_first_call_starts_it_again(kafka: type[Kafka]) -> None
         assert limiter._thread is not parents
     assert limiter._thread is None
     parents.stop(30)
+
+
+def test_limiter_that_its_first_call_started_stops_with_the_process() -> None:
+    program = """
+import logging
+from stoplog import BlockingLimiter
+
+logging.basicConfig(format="%(message)s")
+limiter = BlockingLimiter("127.0.0.1:1", publish_timeout_ms=20_000, apply_timeout_ms=30_000)
+limiter.start_on_first_use()
+print(limiter.check("alice").degraded)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "True\n")
+    assert "stopped while degraded" in ended.stderr
+    assert "Traceback" not in ended.stderr

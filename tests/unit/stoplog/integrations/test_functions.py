@@ -92,8 +92,14 @@ async def test_worker_of_an_older_release_is_named(limiter: Limiter, workers: li
     async def send() -> None:
         raise AssertionError
 
-    waiting = limiter.wait("alice", plan="=5/minute")
-    for call in (send(), waiting):
+    plan = "=5/minute"
+    calls = (
+        limiter.check("alice", plan=plan),
+        limiter.check_many([Check("alice", plan=plan)]),
+        limiter.open_reservation("alice", plan=plan),
+        limiter.wait("alice", plan=plan),
+    )
+    for call in (send(), *calls):
         with pytest.raises(Unavailable, match="upgrade worker worker-2, worker-3 first"):
             await call
     assert checks(limiter) == []

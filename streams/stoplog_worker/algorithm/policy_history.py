@@ -8,9 +8,9 @@ may begin.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
-from stoplog.policy import Policy, plan_policy
+from stoplog.policy import Limit, Policy, plan_policy
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import ENABLE_HOLDS, Update, UpdateKey
 from stoplog_worker.algorithm.state_codec import (
@@ -27,6 +27,23 @@ from stoplog_worker.algorithm.state_codec import (
 _NO_CHANGE: Final = PolicyChange(-1, -1, None)
 
 
+class _InForce(NamedTuple):
+    """A policy that is in force, in the parts that a state keeps.
+
+    Taking a policy apart costs more than the rest of :meth:`PolicyHistory.resolve`. So what is in force for
+    many clients is kept in this form.
+    """
+
+    limits: tuple[Limit, ...]
+    in_flight: int | None
+    refundable: bool
+    version: int
+
+    @classmethod
+    def of(cls, policy: Policy, version: int) -> _InForce:
+        return cls(policy.windows, policy.in_flight, policy.refundable, version)
+
+
 class PolicyHistory:
     """The policies of one partition.
 
@@ -37,14 +54,14 @@ class PolicyHistory:
 
     def __init__(self, reader: StateReader, default: Policy) -> None:
         self._reader = reader
-        self._default = default
+        self._default = _InForce.of(default, BUILT_IN)
         self.epoch = 0
         """Incremented by each update: a policy resolved in an earlier epoch must be resolved again."""
         self.cached: dict[bytes, list[PolicyChange]] = {}
         """Histories in memory, by stored key."""
         self.dirty: dict[bytes, int] = {}
         """The histories to be written: the position of each by its stored key."""
-        self._shared: dict[tuple[str, str], tuple[Policy, int] | None] = {}
+        self._shared: dict[tuple[str, str], _InForce | None] = {}
         """Policies of plans and the default resolved in this epoch, by plan and resource."""
 
     def resolve(self, state: State, check: Check, position: int) -> None:
@@ -67,12 +84,10 @@ class PolicyHistory:
             if found is None:
                 found = self._resolve_shared(check.plan, resource, position)
             if found is not None:
-                policy, state.version = found
                 break
         else:
-            policy, state.version = self._default, BUILT_IN
-        state.limits, state.in_flight = policy.windows, policy.in_flight
-        state.refundable = policy.refundable
+            found = self._default
+        state.limits, state.in_flight, state.refundable, state.version = found
 
     def holds_enabled(self, position: int) -> bool:
         """Return whether the log contains the update that enables holds, before *position*."""
@@ -92,14 +107,14 @@ class PolicyHistory:
                     return key
         return None
 
-    def _resolve_shared(self, plan: str, resource: str, position: int) -> tuple[Policy, int] | None:
-        """Return policy and version for a client without its own limits: the plan's, else the default's."""
+    def _resolve_shared(self, plan: str, resource: str, position: int) -> _InForce | None:
+        """Return what is in force for clients without own limits: the plan's policy, else the default's."""
         key = (plan, resource)
         if key not in self._shared:
             self._shared[key] = self._find_shared(plan, resource, position)
         return self._shared[key]
 
-    def _find_shared(self, plan: str, resource: str, position: int) -> tuple[Policy, int] | None:
+    def _find_shared(self, plan: str, resource: str, position: int) -> _InForce | None:
         if plan:
             if (
                 found := _in_force(self._history_of(UpdateKey("plan", plan, resource)), position)
@@ -107,7 +122,7 @@ class PolicyHistory:
                 return found
             # After the client's own limits without a resource, which come first.
             if not resource and (stated := plan_policy(plan)) is not None:
-                return stated, BUILT_IN
+                return _InForce.of(stated, BUILT_IN)
         return _in_force(self._history_of(UpdateKey("default", "", resource)), position)
 
     def begin_epoch(self) -> None:
@@ -186,9 +201,9 @@ class PolicyHistory:
             self._shared.clear()
 
 
-def _in_force(history: list[PolicyChange], position: int) -> tuple[Policy, int] | None:
-    """Return policy and version in force at *position*; ``None`` if there was none, or it was deleted."""
+def _in_force(history: list[PolicyChange], position: int) -> _InForce | None:
+    """Return what is in force at *position*; ``None`` if there was nothing, or it was deleted."""
     for change in reversed(history):
         if change.position <= position:
-            return None if change.policy is None else (change.policy, change.version)
+            return None if change.policy is None else _InForce.of(change.policy, change.version)
     return None

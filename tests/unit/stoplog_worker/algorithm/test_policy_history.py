@@ -7,10 +7,11 @@ import pytest
 from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import (
     BUILT_IN,
+    State,
 )
 from stoplog_worker.state.store import POLICIES
 
-from stoplog.policy import UNLIMITED, parse_policy
+from stoplog.policy import UNLIMITED, Limit, Policy, parse_policy
 from stoplog.wire.checks import Check
 from stoplog.wire.limit_updates import Update, UpdateKey
 from tests.support.ledgers import DEFAULT, FIRST_MARKER, NOW, at, checkpoint, fresh, resolved
@@ -63,6 +64,24 @@ def test_plan_that_states_limits_needs_no_policy_and_yields_to_those_of_the_clie
         assert ledger.apply(Update(version, kind, id_, resource, policy), at(version))
         found = resolved(ledger, check, version + 1)
         assert found == ((policy, version) if decides else (stated, BUILT_IN))
+
+
+def test_policy_of_many_clients_is_taken_apart_once_in_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, taken = fresh(), list[Policy]()
+    ledger.apply(Update(0, "plan", "gold", "", parse_policy("5/minute")), at(0))
+
+    def windows(policy: Policy) -> tuple[Limit, ...]:
+        taken.append(policy)
+        return policy.limits
+
+    monkeypatch.setattr(Policy, "windows", property(windows))
+    for number in range(10):
+        for plan in ("", "gold"):
+            ledger.policies.resolve(State(), Check(f"client-{number}", 1, plan), at(1))
+    assert taken == [parse_policy("5/minute")]
+    ledger.policies.begin_epoch()
+    ledger.policies.resolve(State(), Check("a", 1, "gold"), at(1))
+    assert len(taken) == 2
 
 
 def test_resolve_uses_policy_in_force_at_position() -> None:

@@ -77,6 +77,9 @@ Prometheus operator. It is the example for production.
 - [Upgrading](../../../docs/upgrading.md) has the order of an upgrade. The chart's workers and
   gateways have images of their own, so that you can upgrade workers first.
 
+- Gateways serve HTTP and gRPC without TLS: put a proxy or a service mesh in front of them. The chart
+  has no values for `OAUTHBEARER`.
+
 ## How many partitions
 
 The recommended number is the larger of the number of workers of a lane and

@@ -34,7 +34,7 @@ from stoplog.client.instrumentation import Instrumentation
 from stoplog.client.lease_cache import LeaseCache
 from stoplog.client.limits_admin import LimitsAdmin
 from stoplog.client.metrics import Metrics
-from stoplog.client.node_registry import NodeRegistry
+from stoplog.client.node_registry import EXPIRY_S, NodeRegistry
 from stoplog.client.overload_report import OverloadReport
 from stoplog.client.reservations import Reservations
 from stoplog.client.settings import Settings
@@ -43,7 +43,8 @@ from stoplog.client.transport.broker_view import BrokerView
 from stoplog.client.transport.kafka_transport import KafkaTransport
 from stoplog.client.usage_lookup import UsageLookup
 from stoplog.clock import now
-from stoplog.errors import TopicError, Unavailable
+from stoplog.errors import SettingsError, TopicError, Unavailable
+from stoplog.identity.normalization import NONE
 from stoplog.kafka.partition_count import explain_difference
 from stoplog.topics import CHECKS, REPLIES
 from stoplog.wire.checks import Denials, encode_denials, encode_settlements
@@ -169,6 +170,12 @@ class Engine:
         """The last logged difference between the topics and the number of partitions."""
         self._has_position = False
         self._broker_answered = asyncio.Event()
+        self._announced_ms = -1
+        self._announced = asyncio.Event()
+        """Set once the heartbeat of the start has been read."""
+        self._other_forms: dict[str, str] = {}
+        """Nodes that compare ids in another form, and that form."""
+        self._heartbeat_at = 0.0
         self._started = False
         metrics.deny_entries = metrics.leases = 0
         metrics.degraded_partitions = len(self.mode.partitions)
@@ -180,6 +187,7 @@ class Engine:
 
         Raises:
             OtherPartitionCount: Another number of partitions is in force.
+            SettingsError: A node that is alive compares ids in another form.
             TopicError: The broker's topics contradict topics.yaml.
         """
         loop = asyncio.get_running_loop()
@@ -217,14 +225,17 @@ class Engine:
         )
         self.lookup = UsageLookup(transport, partitions=partitions, prefix=transport.lookup_prefix)
         transport.start()
+        start_until = loop.time() + START_S
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(START_S):
+                async with asyncio.timeout_at(start_until):
                     await self._broker_answered.wait()
             if (count := self._other_count()) is not None:
                 raise OtherPartitionCount(count)
             if (error := self._topic_error()) is not None:
                 raise TopicError(error)
+            if self._has_position and not self._resumes:
+                await self._announce(start_until)
         except BaseException:
             await asyncio.to_thread(transport.stop)
             raise
@@ -241,6 +252,33 @@ class Engine:
         for task in self._housekeeping:
             task.add_done_callback(self._on_housekeeping_end)
 
+    async def _announce(self, until: float) -> None:
+        """Publish a heartbeat and read the topic up to it. So of two nodes that differ, one does not start.
+
+        Args:
+            until: Longest wait (the event loop's time). The engine then starts without it.
+
+        Raises:
+            SettingsError: A node that is alive compares ids in another form.
+        """
+        self._announced_ms = wall_ms()
+        self._publish_heartbeat(self._announced_ms)
+        self._heartbeat_at = time.monotonic() + HEARTBEAT_S
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._announced.wait()
+        if self._other_forms:
+            self._publish_heartbeat(wall_ms(), stopping=True)
+            raise SettingsError(self._describe_other_forms())
+
+    def _describe_other_forms(self) -> str:
+        others = ", ".join(f"{id_} ({form})" for id_, form in sorted(self._other_forms.items()))
+        return (
+            f"STOPLOG_ID_NORMALIZATION={self._settings.id_normalization}, but other nodes have another form: "
+            f"{others}. One client would be several. Stop all gateways and programs with the SDK, then start "
+            f"them with the same value. A node that was killed counts for {EXPIRY_S:.0f} s"
+        )
+
     async def stop(self, *, replaced: bool = False) -> None:
         """Stop. Every check that waits gets its answer first.
 
@@ -256,7 +294,7 @@ class Engine:
         for task in self._housekeeping:
             task.cancel()
         if not replaced:
-            self._publish_heartbeat(stopping=True)
+            self._publish_heartbeat(wall_ms(), stopping=True)
         try:
             stopping = asyncio.get_running_loop().run_in_executor(None, self.transport.stop)
         except RuntimeError:  # at the exit of the interpreter, threads accept no work any more
@@ -295,7 +333,7 @@ class Engine:
                 self._pausing = asyncio.create_task(self._pause())
                 self._pausing.add_done_callback(self._on_paused)
             elif self.paused:
-                self._publish_heartbeat()
+                self._publish_heartbeat(wall_ms())
         elif self._pausing is None:
             growth.end(view.step)
         elif self.paused and view.recorded is not None:
@@ -417,6 +455,13 @@ class Engine:
     def on_heartbeats(self, heartbeats: list[StampedHeartbeat]) -> None:
         """Record which nodes are alive, and what workers announce about their partitions."""
         at = time.monotonic()
+        for index, stamped in enumerate(heartbeats if not self._announced.is_set() else ()):
+            if (stamped.heartbeat.id, stamped.heartbeat.at_ms) == (self._node_id, self._announced_ms):
+                # Nodes that announce themselves later find this one. Its own stamp tells which have stopped.
+                self.nodes.record(heartbeats[: index + 1], at)
+                self._other_forms = self._find_other_forms(at)
+                self._announced.set()
+                break
         self.nodes.record(heartbeats, at)
         self._heed_announcements(at)
         self.reservations.heard.set()
@@ -428,6 +473,9 @@ class Engine:
     def _heed_announcements(self, at: float) -> None:
         self.leases.enable(self.nodes.partitions_with_holds(at))
         self.denials.expect_unjudged(self.nodes.unjudged_partitions(at))
+
+    def _find_other_forms(self, at: float) -> dict[str, str]:
+        return self.nodes.other_id_forms(self._settings.id_normalization, self._node_id, at)
 
     def on_updates(self, updates: list[tuple[int, Update]]) -> None:
         """Remove denials, and end leases, that the updates may concern."""
@@ -490,7 +538,7 @@ class Engine:
     # --- housekeeping -------------------------------------------------------------------------
 
     async def _keep_house(self) -> None:
-        heartbeat_at = denials_at = 0.0
+        denials_at = 0.0
         while True:
             if self._pausing is None:
                 in_doubt = self._view is not None and self._view.error is not None
@@ -500,14 +548,21 @@ class Engine:
             at = time.monotonic()
             self.batcher.on_lanes(self.nodes.lanes(at))
             self._heed_announcements(at)
-            if at >= heartbeat_at:
-                heartbeat_at = at + HEARTBEAT_S
-                self._publish_heartbeat()
+            if at >= self._heartbeat_at:
+                self._heartbeat_at = at + HEARTBEAT_S
+                self._publish_heartbeat(wall_ms())
+                self._report_other_forms(at)
             if at >= denials_at:
                 denials_at = at + DENIALS_S
                 self.rejections.tick()
                 self._publish_denials()
             await asyncio.sleep(TICK_S)
+
+    def _report_other_forms(self, at: float) -> None:
+        """Log once that other nodes compare ids in another form. They can start while no broker answers."""
+        before, self._other_forms = self._other_forms, self._find_other_forms(at)
+        if self._other_forms.keys() - before.keys():
+            log.error("%s", self._describe_other_forms())
 
     def _on_housekeeping_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -541,14 +596,16 @@ class Engine:
         await self.reservations.heard.wait()  # before, no partition is known to take settlements
         await self._deferred.make(self.batcher)
 
-    def _publish_heartbeat(self, *, stopping: bool = False) -> None:
+    def _publish_heartbeat(self, at_ms: int, *, stopping: bool = False) -> None:
+        form = self._settings.id_normalization
         heartbeat = Heartbeat(
             self._node_id,
             "gateway",
             __version__,
             socket.gethostname(),
-            wall_ms(),
+            at_ms,
             stopping=stopping,
+            id_form=msgspec.UNSET if form == NONE else form,
             growth=self._growth.state(),
         )
         with suppress(Unavailable):

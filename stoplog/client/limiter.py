@@ -39,6 +39,7 @@ from stoplog.client.waiting import WaitingLines
 from stoplog.errors import InvalidInput, Unavailable, UpgradeFirst
 from stoplog.forks import call_after_fork, leak
 from stoplog.identity.identity import Identity
+from stoplog.identity.normalization import normalizer
 from stoplog.policy import PLAN_MARK, Policy, check_cost, check_id, plan_policy
 from stoplog.topics import CHECKS, REPLIES, load_topics, required_partitions
 from stoplog.wire.audit import ChangeSource
@@ -120,6 +121,7 @@ class Limiter:
         self.other_processes: Callable[[], list[ProcessState]] = list
         self._settings = settings
         self.identity = Identity.of(settings)
+        self._normalize = normalizer(settings.id_normalization)
         specs = load_topics(settings.topics)
         self._partitions_in_file = required_partitions(settings.topics, specs)
         self._count = PartitionCount(specs[CHECKS].partitions)
@@ -164,7 +166,8 @@ class Limiter:
 
         Raises:
             RuntimeError: The limiter is running.
-            SettingsError: gevent or eventlet has replaced the threads of this process.
+            SettingsError: gevent or eventlet has replaced the threads of this process, or a running node
+                compares ids in another form (``STOPLOG_ID_NORMALIZATION``).
             TopicError: The broker's topics contradict topics.yaml.
         """
         refuse_green_threads()
@@ -305,7 +308,7 @@ class Limiter:
         if plan[:1] == PLAN_MARK:
             await self._require_stated_plans(plan)
         batcher = await self._batcher_here() if self._starts_itself else self._batcher
-        pending = batcher.ask(check, closed)
+        pending = batcher.ask(self._normal(check), closed)
         return pending if isinstance(pending, Answer) else answer_of(await pending)
 
     async def _require_stated_plans(self, plan: str) -> None:
@@ -323,11 +326,11 @@ class Limiter:
             check: The check.
             fails_closed: Deny the check if the store does not decide it; by default, allow it.
         """
-        return self._batcher.ask(check, fails_closed)
+        return self._batcher.ask(check if self._normalize is None else self._normal(check), fails_closed)
 
     def answer_at_once(self, check: Check, fails_closed: bool = False) -> PendingAnswer:
         """As :meth:`ask`, but degrade the check with the reason ``overload``. It is published and counted."""
-        return self._batcher.answer_at_once(check, fails_closed)
+        return self._batcher.answer_at_once(self._normal(check), fails_closed)
 
     async def check_many(
         self, checks: Sequence[Check], *, on_unavailable: OnUnavailable | Sequence[OnUnavailable] = "allow"
@@ -352,6 +355,8 @@ class Limiter:
                 await self._require_stated_plans(check.plan)
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
+        if self._normalize is not None:
+            checks = [self._normal(check) for check in checks]
         batcher = await self._batcher_here()
         ask = self.ask if self._running else batcher.ask
         pending: list[PendingAnswer] = []
@@ -372,7 +377,7 @@ class Limiter:
         """
         check = Check(client, cost, plan, resource)
         validate(check)
-        (await self._batcher_here()).publish(check)
+        (await self._batcher_here()).publish(self._normal(check))
 
     async def peek(self, client: str, *, plan: str = "", resource: str = "") -> Answer:
         """Return what a check of *client* would leave, without spending anything.
@@ -498,7 +503,7 @@ class Limiter:
         if plan[:1] == PLAN_MARK:
             await self._require_stated_plans(plan)
         batcher = await self._batcher_here()
-        return await self._engine.reservations.open(batcher, check, ttl_ms, closed)
+        return await self._engine.reservations.open(batcher, self._normal(check), ttl_ms, closed)
 
     async def settle(self, reservation_id: str, used: int) -> Settled:
         """Charge *used* units of a reservation and give back the rest. A repeated call changes nothing.
@@ -520,6 +525,7 @@ class Limiter:
         """As :meth:`open_reservation`, but degrade it with the reason ``overload``. It is published."""
         validate(check)
         check_ttl(ttl_ms)
+        check = self._normal(check)
         return self._engine.reservations.open_at_once(self._batcher, check, ttl_ms, fails_closed)
 
     def settle_at_once(self, reservation_id: str, used: int) -> Settled:
@@ -553,7 +559,7 @@ class Limiter:
         check = Check(client, cost, plan, resource)
         validate(check)
         batcher = await self._batcher_here()
-        return await self._engine.reservations.refund_once(batcher, check, refund_id)
+        return await self._engine.reservations.refund_once(batcher, self._normal(check), refund_id)
 
     def ask_charge(self, check: Check) -> PendingAnswer:
         """Charge the cost of *check*, which is known to be valid, although it may exceed the limits.
@@ -561,7 +567,7 @@ class Limiter:
         It is for costs that become known after the request, and were not reserved. Return the answer, which
         is never a denial, or a future for it. Do not wait.
         """
-        return self._engine.reservations.charge(self._batcher, check)
+        return self._engine.reservations.charge(self._batcher, self._normal(check))
 
     def ask_refund(self, check: Check) -> PendingAnswer:
         """Return the cost of *check*, which is known to be valid, to its client.
@@ -569,7 +575,7 @@ class Limiter:
         As :meth:`refund`, but two calls are two refunds. If the client's limits are not refundable, it
         changes nothing. Otherwise as :meth:`ask_charge`.
         """
-        return self._engine.reservations.refund(self._batcher, check)
+        return self._engine.reservations.refund(self._batcher, self._normal(check))
 
     # --- clients and limits -------------------------------------------------------------------
 
@@ -581,9 +587,11 @@ class Limiter:
             InvalidInput: An id is invalid.
             Unavailable: The client's worker did not answer.
         """
-        validate(Check(client, 0, plan, resource))
+        check = Check(client, 0, plan, resource)
+        validate(check)
         await self._batcher_here()
-        return await self._engine.lookup.look_up(client, plan, resource)
+        check = self._normal(check)
+        return await self._engine.lookup.look_up(check.client, check.plan, check.resource)
 
     async def set_limits(
         self, key: UpdateKey, policy: Policy | None, *, source: ChangeSource | None = None
@@ -620,7 +628,7 @@ class Limiter:
             Unavailable: The broker did not answer.
         """
         await self._batcher_here()
-        return await self._engine.admin.get(key)
+        return await self._engine.admin.get(self._normal_key(key))
 
     async def list_limits(
         self, after: str | None = None, limit: int = 100, kind: str | None = None
@@ -656,7 +664,7 @@ class Limiter:
             Unavailable: The broker did not answer, or there is no topic ``audit``.
         """
         await self._batcher_here()
-        return await self._engine.admin.history(key, before, limit)
+        return await self._engine.admin.history(self._normal_key(key), before, limit)
 
     async def reset(self, client: str, resource: str = "", *, source: ChangeSource | None = None) -> Applied:
         """Forget what *client* has spent. The rest is as in :meth:`set_limits`."""
@@ -664,11 +672,23 @@ class Limiter:
 
     async def _change(self, key: UpdateKey, policy: Policy | None, source: ChangeSource | None) -> Applied:
         await self._batcher_here()
-        applied = await self._engine.admin.write(key, policy, source or ChangeSource("sdk", self._node_id))
+        source = source or ChangeSource("sdk", self._node_id)
+        applied = await self._engine.admin.write(self._normal_key(key), policy, source)
         if applied.applied:
             # By then every gateway has read the change, or lost the proof by which it denies.
             await asyncio.sleep(PROOF_S)
         return applied
+
+    def _normal(self, check: Check) -> Check:
+        """Return *check* with its ids in the normal form."""
+        normal = self._normalize
+        if normal is None:
+            return check
+        return Check(normal(check.client), check.cost, normal(check.plan), normal(check.resource))
+
+    def _normal_key(self, key: UpdateKey) -> UpdateKey:
+        normal = self._normalize
+        return key if normal is None else UpdateKey(key.kind, normal(key.id), normal(key.resource))
 
     # --- state ------------------------------------------------------------------------------
 

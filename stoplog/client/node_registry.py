@@ -17,6 +17,7 @@ import msgspec
 from msgspec import UNSET
 
 from stoplog.client.cluster_status import Node
+from stoplog.identity.normalization import NONE
 from stoplog.wire.heartbeats import Heartbeat, StampedHeartbeat
 
 EXPIRY_S: Final = 10.0
@@ -64,6 +65,21 @@ class NodeRegistry:
     def unjudged_partitions(self, now: float) -> set[int]:
         """Return the partitions with costs that no limit judged, as the workers alive at *now* announce."""
         return _union(heartbeat.unjudged for heartbeat in self._heartbeats(now))
+
+    def other_id_forms(self, form: str, node_id: str, now: float) -> dict[str, str]:
+        """Return gateways and programs alive at *now* whose ids have another normal form, and that form.
+
+        Args:
+            form: The normal form that they should have.
+            node_id: The node that is left out, because it may be an earlier run of the caller.
+            now: Monotonic seconds.
+        """
+        forms = {
+            heartbeat.id: NONE if heartbeat.id_form is msgspec.UNSET else heartbeat.id_form
+            for heartbeat in self._heartbeats(now)
+            if heartbeat.role == "gateway" and heartbeat.id != node_id
+        }
+        return {id_: other for id_, other in forms.items() if other != form}
 
     def _heartbeats(self, now: float) -> list[Heartbeat]:
         return [self._last[node.id][0].heartbeat for node in self.alive(now)]

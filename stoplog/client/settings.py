@@ -11,6 +11,7 @@ from stoplog.errors import SettingsError
 from stoplog.identity.addresses import DEFAULT_IPV6_PREFIX, Networks
 from stoplog.identity.forwarding import TrustedProxies
 from stoplog.identity.identity import Chain
+from stoplog.identity.normalization import Normalization
 from stoplog.kafka.settings import KafkaSettings
 from stoplog.topics import DEFAULT_FILE
 from stoplog.wire.holds import MAX_LEASE_MS, MIN_LEASE_MS
@@ -91,6 +92,12 @@ class Settings(KafkaSettings):
         "",
         description="Networks whose requests are refused with 403 and not charged. They come before "
         "STOPLOG_EXEMPT_ADDRESSES.",
+    )
+    id_normalization: Normalization = Field(
+        "none",
+        description="Form in which ids are compared: `none` (byte by byte), `nfc` (Unicode's composed form) "
+        "or `nfc+casefold` (without regard to case, too). All gateways and programs with the SDK need the "
+        "same: one that differs from a running one does not start.",
     )
     tracing: bool = Field(
         False,

@@ -84,6 +84,8 @@ class Heartbeat(msgspec.Struct, frozen=True):
             later. A client that was denied may have such costs. Absent if there are none.
         stated_plans: Whether a worker reads the limits that the name of a plan states; absent if it does not.
         growth: What the node does for the last step of growing; absent if it does not know such steps.
+        id_form: The normal form in which a gateway or program compares ids
+            (:mod:`stoplog.identity.normalization`); absent if it compares them as they are.
     """
 
     id: str
@@ -99,6 +101,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
     unjudged: list[int] | msgspec.UnsetType = msgspec.UNSET
     stated_plans: bool | msgspec.UnsetType = msgspec.UNSET
     growth: GrowthState | msgspec.UnsetType = msgspec.UNSET
+    id_form: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class StampedHeartbeat(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from stoplog.client.answer import Answer
 from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.limiter import Limiter
 from stoplog.client.settings import Settings
-from stoplog.errors import InvalidId, InvalidInput, Unavailable
+from stoplog.errors import InvalidId, InvalidInput, SettingsError, Unavailable
 from stoplog.policy import parse_policy
 from stoplog.topics import CHECKS, NODES, REPLIES, UPDATES
 from stoplog.wire.checks import Batch, Check, decode_checks_record
@@ -170,6 +170,18 @@ async def test_check_many_answers_in_order(fresh_kafka: Broker, responder: Respo
         counted = samples(limiter)
         assert counted["stoplog_checks_received_total"] == 12_002
         assert counted["stoplog_checks_in_flight"] == 0
+
+
+async def test_node_that_compares_ids_in_another_form_does_not_start(
+    fresh_kafka: Broker, responder: Responder
+) -> None:
+    async with Limiter(fresh_kafka.bootstrap, node_id="first", id_normalization="nfc"):
+        with pytest.raises(SettingsError, match=r"=none, but .* first \(nfc\)\."):
+            await Limiter(fresh_kafka.bootstrap, node_id="second").__aenter__()
+        async with Limiter(fresh_kafka.bootstrap, node_id="third", id_normalization="nfc"):
+            pass
+    async with Limiter(fresh_kafka.bootstrap, node_id="second"):  # those that have stopped do not count
+        pass
 
 
 async def test_gateways_sharing_reply_partition_get_their_own_replies(

@@ -15,7 +15,7 @@ from stoplog.client.transport.broker_view import BrokerView
 from stoplog.errors import Unavailable
 from stoplog.wire.audit import ChangeSource
 from stoplog.wire.checks import Batch, Check, Denials, Denied, SingleCheck, decode_checks_record
-from stoplog.wire.heartbeats import Heartbeat, decode_heartbeat
+from stoplog.wire.heartbeats import Heartbeat, StampedHeartbeat, decode_heartbeat
 from stoplog.wire.holds import SettlementBatch, SettlementRow
 from stoplog.wire.limit_updates import Update, decode_update
 from stoplog.wire.replies import Decision, LookupReply, Reply, UpdateReply, WindowUse
@@ -89,7 +89,9 @@ class Kafka:
         """Everything published is stored already."""
 
     def send_heartbeat(self, key: bytes, value: bytes) -> None:
-        self.heartbeats.append(decode_heartbeat(value))
+        heartbeat = decode_heartbeat(value)
+        self.heartbeats.append(heartbeat)
+        self.loop.call_soon(self.listener.on_heartbeats, [StampedHeartbeat(heartbeat, heartbeat.at_ms)])
 
     def send_update(
         self,

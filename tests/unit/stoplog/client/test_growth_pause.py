@@ -69,7 +69,7 @@ async def test_check_during_the_pause_is_answered_without_the_store(kafka: type[
         assert len(log.checks) == asked, "nothing is published"
         limiter.ask_charge(Check("alice"))
         limiter.ask_refund(Check("alice"))
-        limiter._engine._publish_heartbeat()
+        limiter._engine._publish_heartbeat(1)
         assert log.heartbeats[-1].growth == GrowthState(1, paused=True, checks=6), "every call is reported"
         assert limiter.metrics.uncounted == 6
         status = limiter.status()

@@ -67,6 +67,7 @@ def test_settings_of_the_sdk_hold_nothing_of_a_server() -> None:
         "deadline_ms",
         "deny_cache",
         "exempt_addresses",
+        "id_normalization",
         "identify",
         "ipv6_prefix",
         "lease_max_ms",

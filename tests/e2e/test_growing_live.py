@@ -28,7 +28,7 @@ from stoplog.kafka.connection import KafkaConnection
 from stoplog.kafka.partition_count import PartitionCountReader
 from stoplog.wire.partition_count import CountRecord
 from tests.support.broker import fresh_broker, topics_file
-from tests.support.halting_grow import COPIED, COPYING, GROWING, HaltingGrow, halting_grow
+from tests.support.halting_grow import COPIED, COPYING, DRAINING, HaltingGrow, halting_grow
 from tests.support.meanwhile import meanwhile
 from tests.support.system import Gateway, System, eventually
 from tests.support.up import environment, stoplog
@@ -204,7 +204,7 @@ def test_killed_command_is_run_again(live: Live) -> None:
     assert (held["degraded"], held["held"]) == (False, 500), held
     with live.load():
         with live.halting(4) as command:
-            command.reach(GROWING)
+            command.reach(DRAINING)
             command.kill()
         eventually("the gateway pauses", lambda: first.check("x")["reason"] == "growing")
         with pytest.raises(InvalidInput, match="a command that grows to 4 was interrupted"):
@@ -247,11 +247,11 @@ def test_killed_command_is_run_again(live: Live) -> None:
 
 
 def test_step_is_aborted_and_taken_later(live: Live) -> None:
-    with live.load(), live.halting(16) as command:
+    with live.load(), live.halting(8) as command:
         command.reach(COPIED)
         aborted = live.grow("--abort", "--json")
         assert aborted.returncode == 0, aborted.stderr
-        assert json.loads(aborted.stdout) == {"aborted": True, "to": 16}
+        assert json.loads(aborted.stdout) == {"aborted": True, "to": 8}
         for gateway in live.system.gateways:
             eventually("checks are answered", partial(answers, gateway))
         assert list(command.states()) == []

@@ -142,11 +142,14 @@ class PartitionFold:
         folds = []
         for number, store in new.items():
             policies, written = policies_in(self._store), _copied(updates[number], growth.at_ms)
-            versions = {
-                key: written[encode_update_key(key)]
+            wanted = [
+                key
                 for key, change in policies.items()
                 if change.policy is not None and key != ENABLE_HOLDS and goes_to(key, number, after)
-            }
+            ]
+            missing = [key for key in wanted if encode_update_key(key) not in written]
+            assert not missing, f"limits were not copied to partition {number}: {missing}"
+            versions = {key: written[encode_update_key(key)] for key in wanted}
             write_policies(policies, write, number, versions)
             early = [one.offset() for one in updates[number] if one.timestamp()[1] < growth.at_ms]
             applied = max(early, default=-1)

@@ -110,7 +110,7 @@ def test_update_that_nobody_relayed_before_growing_is_found() -> None:
 
 
 def test_limit_that_was_not_copied_is_found() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(AssertionError, match="limits were not copied to partition 1"):
         grown(LOG, {**UPDATES, 1: [update(7, 700, FIVE)]})
 
 

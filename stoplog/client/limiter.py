@@ -268,6 +268,8 @@ class Limiter:
         Settlements that wait for the end of a pause (the number of partitions grows) are waited for no longer
         than :attr:`patience_s`.
         """
+        if kind is GeneratorExit:
+            return  # the event loop was closed, and garbage collection ends the block: nothing can be awaited
         if self._loop is not asyncio.get_running_loop():
             return  # the block was entered before a fork, and the limiter was not used since
         if self._deferred:

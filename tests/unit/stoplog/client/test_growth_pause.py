@@ -49,7 +49,8 @@ async def pause(limiter: Limiter, log: Kafka) -> None:
 
 
 async def test_check_during_the_pause_is_answered_without_the_store(kafka: type[Kafka]) -> None:
-    async with running_limiter() as (limiter, log):
+    # The end waits for the settlement that the pause holds back: for the deadline and the publish timeout.
+    async with running_limiter(deadline_ms=2_000, publish_timeout_ms=100) as (limiter, log):
         await until_ready(limiter)
         assert log.heartbeats[-1].growth == GrowthState()
         await pause(limiter, log)

@@ -78,10 +78,15 @@ def network_id(text: str, ipv6_prefix: int = DEFAULT_IPV6_PREFIX) -> str | None:
     >>> network_id("2001:db8:1:2:3::/80"), network_id("2001:DB8::/32"), network_id("192.0.2.0/24")
     ('2001:db8:1:2::/64', '2001:db8::/32', '192.0.2.0/24')
     """
+    return _network_id(text, ipv6_prefix) if len(text) <= _MAX_TEXT else None
+
+
+@lru_cache(4_096)
+def _network_id(text: str, ipv6_prefix: int) -> str | None:
     if (address := parse_address(text)) is not None:
         return address_id(address, ipv6_prefix)
     try:
-        network = parse_network(text, strict=False) if "/" in text and len(text) <= _MAX_TEXT else None
+        network = parse_network(text, strict=False) if "/" in text else None
     except ValueError:
         return None
     if network is None:

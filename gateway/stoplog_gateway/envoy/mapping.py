@@ -130,11 +130,10 @@ class DescriptorMapping:
             domain: Domain of the request.
             entries: At least one entry. The first of entries with the same key counts.
         """
-        prefix = self._identity.ipv6_prefix
-        texts = [
-            (key, network_id(text, prefix) or text) if key in ADDRESS_KEYS else (key, text)
-            for key, text in ((_text(key), _text(value)) for key, value in entries)
-        ]
+        texts = [(_text(key), _text(value)) for key, value in entries]
+        for index, (key, value) in enumerate(texts):
+            if key in ADDRESS_KEYS:
+                texts[index] = key, network_id(value, self._identity.ipv6_prefix) or value
         rules = self._domains.get(_text(domain), ())
         values = dict(reversed(texts)) if rules else {}
         for rule in rules:
@@ -146,9 +145,8 @@ class DescriptorMapping:
                     target.on_unavailable,
                     target.after_response,
                 )
-        _, client = texts.pop(self._index_of_client(texts))
-        others = texts
-        resource = ",".join(f"{key}={value}" for key, value in others)
+        _, client = texts.pop(self._index_of_client(texts) if self._links else 0)
+        resource = ",".join(f"{key}={value}" for key, value in texts)
         return CheckTarget(usable_id(client), resource=resource and usable_id(resource))
 
     def _index_of_client(self, texts: Sequence[tuple[str, str]]) -> int:

@@ -12,6 +12,7 @@ from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.identity.addresses import Address, address_id, parse_address
 from stoplog.identity.header_text import header_id
 from stoplog.identity.identity import Identified, Identity, Verdict
+from stoplog.policy import MAX_ID_BYTES
 from stoplog_gateway.http.problems import NO_CLIENT, ProblemError
 from stoplog_gateway.settings import GatewaySettings
 
@@ -47,6 +48,8 @@ class ProxyClients:
         Raises:
             ProblemError: 403, no client is named. Every proxy forwards this status.
         """
+        if self.by_header_alone:
+            return Identified(self._explicit(headers)[0])
         identity = self._identity
         if identity.chain:
             client, verdict = identity.identify(peer, headers)
@@ -57,8 +60,6 @@ class ProxyClients:
                     "send one of them, or add address to the chain",
                 )
             return Identified(client or "", verdict)
-        if not identity.has_lists:
-            return Identified(self._explicit(headers)[0])
         try:
             client, address = self._explicit(headers)
         except ProblemError:
@@ -76,15 +77,16 @@ class ProxyClients:
             fault = "occurs more than once" if values else "is missing"
             remedy = "configure the proxy to set it to the client id"
             raise _no_client(self._header, f"{self._header} {fault}", remedy)
-        client = self._explicit_id(values[0])
+        value = values[0]
+        client = self._explicit_id(value) if len(value) <= MAX_ID_BYTES else self._read(value)
         if client is None:
             raise _no_client(self._header, f"{self._header}: empty", "give an id of 1 to 256 bytes")
         return client
 
     def _read(self, value: bytes) -> tuple[str, Address | None] | None:
         """Return the id in the value of the header field, and the address that it is, if it is one."""
-        address = parse_address(value.decode("latin-1"))
-        if address is not None:
+        may_be_address = b"." in value or b":" in value
+        if may_be_address and (address := parse_address(value.decode("latin-1"))) is not None:
             return address_id(address, self._identity.ipv6_prefix), address
         return (header_id(value), None) if value.strip(b" \t") else None
 

@@ -90,7 +90,8 @@ The recommended number is the larger of the number of workers of a lane and
 ## How many gateways
 
 Gateways share the partitions of `replies`. If there are more gateway processes than partitions,
-each also reads the replies of others, which costs CPU. The chart refuses
+each also reads the replies of others, which [costs 60 to 85
+µs](../../../docs/benchmarks.md#where-the-time-of-a-check-goes) for each reply. The chart refuses
 `autoscaling.maxReplicas` times `processes` above `topics.replyPartitions`. The autoscaler adds
 gateways at 70 % of one core for each process.
 

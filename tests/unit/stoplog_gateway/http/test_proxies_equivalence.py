@@ -192,6 +192,7 @@ def test_identified_clients_get_equal_bytes_from_fast_path_and_routes(
             Request("GET", "/v1/authorize", ((b"x-forwarded-for", b"198.51.100.9"), ALICE)),
             Request("GET", "/v1/authorize?cost=2", ((b"x-forwarded-for", b"198.51.100.9"), ALICE)),
             Request("GET", "/v1/authorize", ((b"x-forwarded-for", b"203.0.113.5"), (b"x-api-key", b"a"))),
+            *(envoy_request(body) for body in (ENVOY % 1, b"{}")),
             *(envoy_request(ENVOY % 2 if at is None else OF_ADDRESS % at) for at in (None, b"198.51.100.9")),
             Request(
                 "GET", "/v1/authorize?cost=x", ((b"x-forwarded-for", b"203.0.113.5"), (b"x-api-key", b"a"))

@@ -36,7 +36,7 @@ from stoplog.client.top_rejected import Rejected, merge_summaries, ranked
 from stoplog.client.traffic import Traffic, traffic
 from stoplog.client.update_proofs import PROOF_S
 from stoplog.client.waiting import WaitingLines
-from stoplog.errors import InvalidInput, Unavailable, UpgradeFirst
+from stoplog.errors import InvalidInput, UpgradeFirst
 from stoplog.forks import call_after_fork, leak
 from stoplog.identity.identity import Identity
 from stoplog.identity.normalization import normalizer
@@ -302,7 +302,7 @@ class Limiter:
 
         Raises:
             InvalidInput: An id, the cost or *on_unavailable* is invalid; nothing was published.
-            Unavailable: The name of the plan states limits, and a worker of an older release is alive.
+            UpgradeFirst: The name of the plan states limits, and a worker of an older release is alive.
         """
         check = Check(client, cost, plan, resource)
         validate(check)
@@ -319,7 +319,7 @@ class Limiter:
         await self._batcher_here()
         # They would apply the default, and so would their lane.
         if old := await self._engine.workers_without_stated_plans():
-            raise Unavailable(f"the plan {plan!r}: upgrade worker {', '.join(sorted(old))} first")
+            raise UpgradeFirst(f"plans that state limits, such as {plan!r},", sorted(old))
 
     def ask(self, check: Check, fails_closed: bool = False) -> PendingAnswer:
         """Return the answer to a check that is known to be valid, or a future for it. Do not wait.

@@ -49,7 +49,7 @@ def limit(
         InvalidInput: An argument is invalid.
         LimitExceeded: From a call that is denied. The function did not run.
         TypeError: The limiter does not suit the function.
-        Unavailable: From a call: a worker of an older release is alive, which cannot read such limits.
+        UpgradeFirst: From a call: a worker of an older release is alive, which cannot read such limits.
     """
     plan = plan_name(parse_policy(limits, "limits"))
     check_id(plan, "limits")

@@ -12,6 +12,7 @@ import pytest
 
 from stoplog.client import deferred_settlements
 from stoplog.client.answer import answer_of
+from stoplog.client.engine import wall_ms
 from stoplog.client.fail_open import GROWING
 from stoplog.client.limiter import Limiter
 from stoplog.client.transport.broker_view import BrokerView
@@ -251,7 +252,7 @@ async def resume(limiter: Limiter, kafka: type[Kafka], holds: Holds, end: Broker
     before.on_broker_view(end)
     await until(lambda: limiter._engine is not before)
     limiter._engine.transport.answer = holds.answer  # type: ignore[attr-defined]
-    limiter._engine.on_heartbeats([StampedHeartbeat(HOLDING, 1_000)])
+    limiter._engine.on_heartbeats([StampedHeartbeat(HOLDING, wall_ms())])
 
 
 @asynccontextmanager
@@ -259,7 +260,7 @@ async def holding_limiter(holds: Holds, **settings: Any) -> AsyncIterator[tuple[
     async with running_limiter(**settings) as (limiter, log):
         await until_ready(limiter)
         log.answer = holds.answer
-        limiter._engine.on_heartbeats([StampedHeartbeat(HOLDING, 1_000)])
+        limiter._engine.on_heartbeats([StampedHeartbeat(HOLDING, wall_ms())])
         yield limiter, log
 
 

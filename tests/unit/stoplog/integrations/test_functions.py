@@ -9,7 +9,7 @@ import pytest
 
 from stoplog import BlockingLimiter, InvalidInput, Limiter, LimitExceeded, limit
 from stoplog.client.fail_open import BROKER
-from stoplog.errors import InvalidLimit, Unavailable
+from stoplog.errors import InvalidLimit, UpgradeFirst
 from stoplog.policy import usable_id
 from stoplog.wire.checks import Check
 from stoplog.wire.heartbeats import Heartbeat, StampedHeartbeat
@@ -100,7 +100,7 @@ async def test_worker_of_an_older_release_is_named(limiter: Limiter, workers: li
         limiter.wait("alice", plan=plan),
     )
     for call in (send(), *calls):
-        with pytest.raises(Unavailable, match="upgrade worker worker-2, worker-3 first"):
+        with pytest.raises(UpgradeFirst, match="upgrade worker worker-2 and worker worker-3 first"):
             await call
     assert checks(limiter) == []
 

@@ -10,6 +10,7 @@ import pytest
 import stoplog.client.engine
 from stoplog.client.cluster_status import Readiness
 from stoplog.client.degraded_mode import DegradedMode
+from stoplog.client.engine import wall_ms
 from stoplog.client.fail_open import STOPPING
 from stoplog.client.limiter import Limiter
 from stoplog.client.settings import Settings
@@ -277,7 +278,7 @@ async def test_leases_begin_with_the_heartbeats_and_are_settled_at_the_stop(kafk
             await limiter.check("alice")
         assert not asks, "no worker has announced holds"
         beat = Heartbeat("w", "worker", "1", "host", 0, holds=list(range(PARTITIONS)))
-        engine.on_heartbeats([StampedHeartbeat(beat, 1_000)])
+        engine.on_heartbeats([StampedHeartbeat(beat, wall_ms())])
         engine.on_updates_read(list(range(PARTITIONS)), now() + 10)
         while not asks:
             await limiter.check("alice")

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from stoplog.client.answer import Answer
+from stoplog.client.engine import wall_ms
 from stoplog.client.fail_open import FAIL_CLOSED, FAIL_OPEN, REJECTED_BATCH
 from stoplog.client.limiter import MAX_UNANSWERED, SLICE, Limiter, steps_of_list
 from stoplog.client.limits_admin import Applied, LimitsAdmin
@@ -104,7 +105,7 @@ async def test_limits_that_an_old_worker_would_refuse_are_not_published(
     newer = [parse_policy("10 in flight"), parse_policy(["refundable", "5/minute"])]
     async with running_limiter() as (limiter, _):
         old = Heartbeat("worker-1@old", "worker", "0.2.0", "old", 0)
-        limiter._engine.on_heartbeats([StampedHeartbeat(old, 1_000)])
+        limiter._engine.on_heartbeats([StampedHeartbeat(old, wall_ms())])
         for policy in newer:
             with pytest.raises(UpgradeFirst, match="upgrade worker worker-1@old first"):
                 await limiter.set_limits(alice, policy)

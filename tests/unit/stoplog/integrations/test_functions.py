@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from stoplog import BlockingLimiter, InvalidInput, Limiter, LimitExceeded, limit
+from stoplog.client.engine import wall_ms
 from stoplog.client.fail_open import BROKER
 from stoplog.errors import InvalidLimit, UpgradeFirst
 from stoplog.policy import usable_id
@@ -25,7 +26,7 @@ def workers(kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch) -> list[Heartbe
 
     def start_and_hear(self: Kafka) -> None:
         start(self)
-        self.loop.call_soon(self.listener.on_heartbeats, [StampedHeartbeat(one, 1) for one in found])
+        self.loop.call_soon(self.listener.on_heartbeats, [StampedHeartbeat(one, wall_ms()) for one in found])
 
     monkeypatch.setattr(kafka, "start", start_and_hear)
     return found

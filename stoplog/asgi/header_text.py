@@ -1,4 +1,4 @@
-"""Requests whose header fields are decoded as at every other door (:mod:`stoplog.identity.header_text`).
+"""Requests whose header fields are decoded as at every other interface (:mod:`stoplog.identity.header_text`).
 
 Starlette decodes header fields as Latin-1, so ``élise`` would be the client ``Ã©lise``.
 """

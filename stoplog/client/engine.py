@@ -377,9 +377,8 @@ class Engine:
             failed_closed=mode.failed_closed,
         )
 
-    async def workers_without_stated_plans(self) -> list[str]:
-        """Return the workers that do not read limits in the name of a plan, once heartbeats were read."""
-        await self.reservations.wait_for_heartbeats()
+    def workers_without_stated_plans(self) -> list[str]:
+        """Return the ids of the live workers that do not read limits in the name of a plan."""
         return self.nodes.workers_without_stated_plans(time.monotonic())
 
     def process_state(self) -> ProcessState:

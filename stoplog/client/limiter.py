@@ -317,8 +317,23 @@ class Limiter:
         if plan_policy(plan) is None:
             return
         await self._batcher_here()
-        # They would apply the default, and so would their lane.
-        if old := await self._engine.workers_without_stated_plans():
+        await self._engine.reservations.wait_for_heartbeats()
+        self.require_stated_plans(plan)
+
+    def require_stated_plans(self, plan: str) -> None:
+        """Refuse *plan* if its name states limits that a worker cannot read. Do not wait.
+
+        For callers of :meth:`ask`. Workers whose heartbeats have not arrived yet are not known.
+
+        Args:
+            plan: A plan whose name begins with :data:`~stoplog.policy.PLAN_MARK`.
+
+        Raises:
+            UpgradeFirst: A worker of an older release is alive.
+        """
+        # It would apply the default, and so would its lane.
+        old = self._engine.workers_without_stated_plans()
+        if old and plan_policy(plan) is not None:
             raise UpgradeFirst(f"plans that state limits, such as {plan!r},", sorted(old))
 
     def ask(self, check: Check, fails_closed: bool = False) -> PendingAnswer:

@@ -101,7 +101,7 @@ class Identity:
 
     Args:
         trusted: Proxies whose header fields are believed.
-        chain: Ways to name a client, for doors at which nothing else names it.
+        chain: Ways to name a client, for interfaces at which nothing else names it.
         ipv6_prefix: Bits of an IPv6 address that name a client.
         exempt: Addresses that are allowed and not charged.
         blocked: Addresses that are refused. They come before *exempt*.

@@ -1,4 +1,4 @@
-"""Names of clients in a WSGI environment, as at every other door (:mod:`stoplog.identity`)."""
+"""Names of clients in a WSGI environment, as at every other interface (:mod:`stoplog.identity`)."""
 
 from __future__ import annotations
 

@@ -80,6 +80,9 @@ class FakeLimiter(Limiter):
     async def until_failure(self) -> None:
         await asyncio.Event().wait()
 
+    def require_stated_plans(self, plan: str) -> None:
+        self._fail()
+
     def ask(self, check: Check, fails_closed: bool = False) -> Answer:
         self._fail()
         self.checks.append(check)

@@ -31,10 +31,11 @@ def whole_fast_path(
     *,
     legacy: bool = False,
     identity: Identity | None = None,
+    turns: Turns | None = None,
 ) -> FastPath:
     """Return a fast path with all its parts, as a gateway has it."""
     access, mapping = access or AccessControl(), mapping or DescriptorMapping()
-    turns = Turns()
+    turns = turns or Turns()
     proxies = Proxies(
         limiter,
         access,

@@ -24,7 +24,8 @@ from stoplog.asgi.responses import Rendered, render
 from stoplog.client.answer import Answer, PendingAnswer, unwrap
 from stoplog.client.fail_open import DENY, REASONS, OnUnavailable
 from stoplog.client.limiter import Limiter, steps_of_list
-from stoplog.errors import InvalidInput
+from stoplog.errors import InvalidInput, UpgradeFirst
+from stoplog.policy import PLAN_MARK
 from stoplog.wire.checks import Check
 from stoplog_gateway.access.control import AccessControl, Refusal, bearer_token
 from stoplog_gateway.access.scopes import Scope as TokenScope
@@ -213,6 +214,8 @@ class FastPath:
         try:
             check, on_unavailable = parse_check(body)
             limiter = self._limiter
+            if check.plan[:1] == PLAN_MARK:
+                limiter.require_stated_plans(check.plan)
             ask = limiter.ask if has_time and self._turns.admits_check() else limiter.answer_at_once
             pending = ask(check, on_unavailable == DENY)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
@@ -232,7 +235,7 @@ class FastPath:
         send(rendered)
 
     def _render_failed_check(self, exc: Exception, on_unavailable: OnUnavailable) -> Rendered:
-        if not isinstance(exc, InvalidInput | ProblemError):
+        if not isinstance(exc, InvalidInput | UpgradeFirst | ProblemError):
             answers = answers_after_bug(_scope("/v1/check"), self._limiter.metrics, [on_unavailable])
             if answers is not None:
                 return self._render(answers[0])
@@ -252,10 +255,14 @@ class FastPath:
         """Parse a list of checks, and *ask* them, no more than others should wait for."""
         parsed: list[tuple[Check, OnUnavailable]] = []
         pending: list[PendingAnswer] = []
+        stated: list[str] = []
         try:
             for part in parse_checks(body):
                 parsed += part
+                stated += [check.plan for check, _ in part if check.plan[:1] == PLAN_MARK]
                 yield None
+            for plan in dict.fromkeys(stated):
+                self._limiter.require_stated_plans(plan)
             for step in steps_of_list(pending, len(parsed)):
                 if isinstance(step, slice):
                     pending += [ask(check, one == DENY) for check, one in parsed[step]]
@@ -283,7 +290,7 @@ class FastPath:
         send(rendered)
 
     def _render_failed_list(self, exc: Exception, on_unavailable: Sequence[OnUnavailable]) -> Rendered:
-        if not isinstance(exc, InvalidInput | ProblemError):
+        if not isinstance(exc, InvalidInput | UpgradeFirst | ProblemError):
             answers = answers_after_bug(_scope("/v1/checks"), self._limiter.metrics, on_unavailable)
             if answers is not None:
                 return render(answers)

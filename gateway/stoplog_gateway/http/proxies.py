@@ -27,6 +27,7 @@ from stoplog.client.limiter import Limiter
 from stoplog.client.listed import answer_listed
 from stoplog.errors import InvalidInput
 from stoplog.identity.identity import Identity, Verdict
+from stoplog.policy import PLAN_MARK
 from stoplog.wire.checks import Check
 from stoplog_gateway.access.control import AccessControl, Refusal, proxy_token
 from stoplog_gateway.access.proxy_paths import AUTHORIZE, ENVOY_JSON, is_authorize
@@ -172,6 +173,7 @@ class Proxies:
         try:
             pending: PendingAnswer | None = answer_listed(verdict, self._limiter.metrics)
             if pending is None:
+                self._require_stated_plans(check)
                 ask = self._limiter.ask if self._turns.admits_check() else self._limiter.answer_at_once
                 pending = ask(check, fails_closed)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
@@ -225,11 +227,16 @@ class Proxies:
             check, fails_closed, verdict = self._authorize(asked, asked.headers)
             pending = answer_listed(verdict, self._limiter.metrics)
             if pending is None:
+                self._require_stated_plans(check)
                 pending = self._limiter.answer_at_once(check, fails_closed)
         except Exception as exc:  # noqa: BLE001 - _render_failure logs it
             send(self._render_failure(exc, asked))
         else:
             self._respond(asked, send, pending)
+
+    def _require_stated_plans(self, check: Check) -> None:
+        if check.plan[:1] == PLAN_MARK:
+            self._limiter.require_stated_plans(check.plan)
 
     def _respond(self, asked: ProxyRequest, send: SendResponse, pending: PendingAnswer) -> None:
         """Send the response once the answer is there."""

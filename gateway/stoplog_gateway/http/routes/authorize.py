@@ -130,6 +130,7 @@ router = APIRouter(
                 "configure the proxy to set it to the client id",
             ),
             (BLOCKED, "the address of the client is blocked", None, None),
+            openapi.OLD_WORKER,
             (INVALID, "cost: out of bounds", "cost", "use 0 to 1,000,000; 0 only looks"),
         ),
     },

@@ -19,7 +19,7 @@ from stoplog.asgi.responses import Rendered, render
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import BREAKER_OPEN, DEADLINE, FAIL_CLOSED, FAIL_OPEN, OnUnavailable
 from stoplog.client.limiter import SLICE
-from stoplog.errors import InvalidInput
+from stoplog.errors import InvalidInput, UpgradeFirst
 from stoplog.policy import MAX_COST, check_cost, check_id
 from stoplog.wire.checks import MAX_BATCH, Check
 from stoplog_gateway.http import openapi
@@ -128,7 +128,7 @@ router = APIRouter(tags=["checks"], default_response_class=Response)
     summary="Check and charge a client",
     responses={
         **openapi.success(200, "Allowed or denied", openapi.schema_of(Answer), _EXAMPLES, HEADERS),
-        **openapi.failures(*openapi.BODY_FAILURES, _BAD_COST),
+        **openapi.failures(*openapi.BODY_FAILURES, openapi.OLD_WORKER, _BAD_COST),
     },
     openapi_extra=openapi.json_body(
         openapi.schema_of(CheckRequest),
@@ -152,7 +152,7 @@ async def check(request: Request, body: JsonBody, limiter: LimiterDep, legacy: L
         answer = await limiter.check(
             check.client, check.cost, plan=check.plan, resource=check.resource, on_unavailable=on_unavailable
         )
-    except InvalidInput:
+    except (InvalidInput, UpgradeFirst):
         raise
     except Exception:
         answers = answers_after_bug(request.scope, limiter.metrics, [on_unavailable])
@@ -172,7 +172,7 @@ async def check(request: Request, body: JsonBody, limiter: LimiterDep, legacy: L
             openapi.array_of(Answer, MAX_BATCH),
             {"two": [_ALLOWED, _DENIED]},
         ),
-        **openapi.failures(*openapi.BODY_FAILURES, _BAD_COST),
+        **openapi.failures(*openapi.BODY_FAILURES, openapi.OLD_WORKER, _BAD_COST),
     },
     openapi_extra=openapi.json_body(
         openapi.array_of(CheckRequest, MAX_BATCH),
@@ -188,7 +188,7 @@ async def check_list(request: Request, body: JsonListBody, limiter: LimiterDep) 
     on_unavailable = [one for _, one in parsed]
     try:
         answers = await limiter.check_many([check for check, _ in parsed], on_unavailable=on_unavailable)
-    except InvalidInput:
+    except (InvalidInput, UpgradeFirst):
         raise
     except Exception:
         degraded = answers_after_bug(request.scope, limiter.metrics, on_unavailable)

@@ -81,7 +81,7 @@ def test_blocking_limiter_has_every_call_of_the_async_limiter() -> None:
         }
 
     theirs = calls(Limiter)
-    at_once = ("answer_at_once", "open_reservation_at_once", "settle_at_once")
+    at_once = ("answer_at_once", "open_reservation_at_once", "settle_at_once", "require_stated_plans")
     for name in ("until_failure", "process_state", "ask", "ask_charge", "ask_refund", *at_once):
         del theirs[name]
     ours = calls(BlockingLimiter)

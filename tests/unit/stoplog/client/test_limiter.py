@@ -230,7 +230,8 @@ async def test_check_that_a_worker_refuses_fails_open_or_closed(kafka: type[Kafk
 
 
 def test_limiter_offers_the_calls_of_the_sdk_and_nothing_else() -> None:
-    checks = {"check", "check_many", "ask", "answer_at_once", "publish", "peek", "wait"}
+    checks = {"check", "check_many", "publish", "peek", "wait"}
+    checks |= {"ask", "answer_at_once", "require_stated_plans"}
     reservations = {"reserve", "open_reservation", "settle", "open_reservation_at_once", "settle_at_once"}
     adjustments = {"refund", "ask_charge", "ask_refund"}
     limits = {"look_up", "set_limits", "get_limits", "list_limits", "limits_history", "reset"}

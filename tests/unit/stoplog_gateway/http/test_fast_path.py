@@ -17,9 +17,12 @@ from stoplog_gateway.http.turns import Turns
 from stoplog_gateway.settings import GatewaySettings
 
 from stoplog.client.answer import Answer
+from stoplog.client.engine import wall_ms
 from stoplog.wire.checks import Check
+from stoplog.wire.heartbeats import Heartbeat, StampedHeartbeat
 from tests.support.fake_kafka import running_limiter
 from tests.support.fake_limiter import FakeLimiter
+from tests.support.fast_path_equivalence import whole_fast_path
 from tests.support.late_turns import LateTurns
 from tests.support.protocol_connection import (
     Connection,
@@ -240,6 +243,35 @@ async def test_check_without_time_fails_open_at_once_and_is_published() -> None:
         assert limiter.metrics.in_flight == limiter.metrics.uncounted == 0
         assert limiter.metrics.received == 2
         await connection.disconnect()
+
+
+STATED = [
+    plain_request("/v1/check", b'{"client_id": "a", "plan": "=5/minute"}'),
+    plain_request("/v1/check", b'{"client_id": "a", "plan": "=5/minute", "on_unavailable": "deny"}'),
+    plain_request("/v1/checks", b'[{"client_id": "a"}, {"client_id": "a", "plan": "=5/minute"}]'),
+    Request("GET", "/v1/authorize?cost=2&plan=%3D5/minute&unavailable=deny", ((b"x-client-id", b"a"),)),
+]
+
+
+@pytest.mark.usefixtures("kafka")
+@pytest.mark.parametrize("request_", STATED, ids=["check", "check that fails closed", "list", "proxy"])
+async def test_plan_that_an_old_worker_cannot_read_is_a_409_on_every_path(request_: Request) -> None:
+    old = Heartbeat("worker-1@old", "worker", "0.2.0", "old", 0)
+    async with running_limiter() as (limiter, log):
+        fast_path = whole_fast_path(limiter)
+        assert status_of(await respond_once(forbidden_app, request_, fast_path)) == 200
+        limiter._engine.on_heartbeats([StampedHeartbeat(old, wall_ms())])
+        log.checks.clear()
+        response = await respond_once(forbidden_app, request_, fast_path)
+        assert status_of(response) == 409
+        assert b"upgrade worker worker-1@old first" in response
+        assert response == await respond_once(create_app(GatewaySettings(), limiter), request_)
+        late = Connection(forbidden_app, whole_fast_path(limiter, turns=LateTurns()))
+        assert await late.send(*request_.data()) == response
+        await late.disconnect()
+        assert not any(check.client for check in log.checks)
+        states_none = plain_request("/v1/check", b'{"client_id": "a", "plan": "=best"}')
+        assert status_of(await respond_once(forbidden_app, states_none, fast_path)) == 200
 
 
 def list_of(count: int) -> bytes:

@@ -90,10 +90,65 @@ The recommended number is the larger of the number of workers of a lane and
 ## How many gateways
 
 Gateways share the partitions of `replies`. If there are more gateway processes than partitions,
-each also reads the replies of others, which [costs 60 to 85
-µs](../../../docs/benchmarks.md#where-the-time-of-a-check-goes) for each reply. The chart refuses
-`autoscaling.maxReplicas` times `processes` above `topics.replyPartitions`. The autoscaler adds
-gateways at 70 % of one core for each process.
+each also reads the replies of others, which takes CPU. In programs with the SDK, it [took 60 to 85
+µs](../../../docs/benchmarks.md#where-the-time-of-a-check-goes) for each reply; gateways were not
+measured. The chart refuses `autoscaling.maxReplicas` times `processes` above
+`topics.replyPartitions`. The autoscaler adds gateways at 70 % of one core for each process.
+
+## Growing
+
+[`stoplog topics grow`](../../../docs/operations.md#growing) runs as a Job with the image of workers
+and a user of its own. With Strimzi, add `grower` to `strimzi.further`: that creates the KafkaUser
+and the Secret `stoplog-grower`. Otherwise, create a user with the rights of
+`stoplog topics acls --role grower`.
+
+The command copies all changelogs to `/tmp`. They take as much space as the workers' tables of all
+partitions and lanes. That can exceed the 256 MiB that pods of this chart have there, so give this
+Job more. This example is for the release `stoplog` and the values of
+[examples/two-zones.yaml](examples/two-zones.yaml):
+
+```yaml
+apiVersion: batch/v1
+kind: Job
+metadata: {name: stoplog-grow}
+spec:
+  backoffLimit: 0                       # read the log before you run it again
+  template:
+    metadata:
+      labels:                           # those of the chart's network policy
+        app.kubernetes.io/name: stoplog
+        app.kubernetes.io/instance: stoplog
+        app.kubernetes.io/component: topics
+    spec:
+      restartPolicy: Never
+      securityContext: {runAsNonRoot: true, runAsUser: 10001, runAsGroup: 10001, fsGroup: 10001}
+      containers:
+        - name: grow
+          image: registry.example/stoplog   # with the tag of the workers
+          args: [topics, grow, "8"]
+          env:
+            - {name: STOPLOG_KAFKA, value: "prod-kafka-bootstrap:9093"}
+            - {name: STOPLOG_TOPICS, value: /etc/stoplog/topics/topics.yaml}
+            - {name: STOPLOG_KAFKA_SECURITY_PROTOCOL, value: SASL_SSL}
+            - {name: STOPLOG_KAFKA_CA_FILE, value: /etc/stoplog/kafka-ca/ca.crt}
+            - {name: STOPLOG_KAFKA_SASL_MECHANISM, value: SCRAM-SHA-512}
+            - {name: STOPLOG_KAFKA_USERNAME, value: stoplog-grower}
+            - {name: STOPLOG_KAFKA_PASSWORD_FILE, value: /etc/stoplog/kafka-grower/password}
+          volumeMounts:
+            - {name: topics, mountPath: /etc/stoplog/topics, readOnly: true}
+            - {name: tmp, mountPath: /tmp}
+            - {name: kafka-ca, mountPath: /etc/stoplog/kafka-ca, readOnly: true}
+            - {name: kafka-grower, mountPath: /etc/stoplog/kafka-grower, readOnly: true}
+      volumes:
+        - {name: topics, configMap: {name: stoplog-topics}}
+        - {name: tmp, emptyDir: {sizeLimit: 8Gi}}
+        - {name: kafka-ca, secret: {secretName: prod-cluster-ca-cert}}
+        - {name: kafka-grower, secret: {secretName: stoplog-grower}}
+```
+
+Before the Job, stop your own producers of `checks`. After it, set `topics.partitions` to the new
+number with `helm upgrade`, remove `grower` from `strimzi.further`, and delete the Job. With
+`args: [topics, grow, "8", --dry-run]`, the Job prints an estimate and changes nothing.
 
 ## Values
 

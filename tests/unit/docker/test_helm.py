@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -222,6 +223,25 @@ def test_disruption_budgets_and_policies_select_pods_of_the_chart(zones: list[di
             one["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
             for one in by_kind(zones, "NetworkPolicy").values()
         )
+
+
+def test_example_of_a_job_that_grows_connects_as_the_jobs_of_the_chart(zones: list[dict[str, Any]]) -> None:
+    [text] = re.findall(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
+    example = yaml.safe_load(text)
+    for version in ("1.29.0", "1.33.0"):
+        schema = schema_of(example, version)
+        assert schema is not None
+        jsonschema.Draft202012Validator(schema).validate(example)
+    [job] = by_kind(zones, "Job").values()
+    [grow], [record] = containers(example), containers(job)
+    for part in ("env", "volumeMounts"):
+        assert grow[part] == json.loads(json.dumps(record[part]).replace("admin", "grower"))
+    volumes = {one["name"] for one in example["spec"]["template"]["spec"]["volumes"]}
+    assert volumes == {mount["name"] for mount in grow["volumeMounts"]}
+    labels = example["spec"]["template"]["metadata"]["labels"]
+    assert labels.items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    policy = by_kind(zones, "NetworkPolicy")["stoplog-topics"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
 def test_network_policies_permit_kafka_and_names_only(zones: list[dict[str, Any]]) -> None:

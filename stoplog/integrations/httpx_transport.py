@@ -1,4 +1,4 @@
-"""An httpx transport that keeps to the limit of somebody else's API: requests wait until they are permitted.
+"""An httpx transport that keeps to the limits of an API that you call: requests wait for their turn.
 
 ::
 

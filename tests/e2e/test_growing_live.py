@@ -256,7 +256,7 @@ def test_step_is_aborted_and_taken_later(live: Live) -> None:
             eventually("checks are answered", partial(answers, gateway))
         assert list(command.states()) == []
         assert command.status == 1, command.errors
-        assert "another `stoplog topics grow` has begun, ended or aborted a step" in command.errors
+        assert "another `stoplog topics grow` has begun, ended or aborted an attempt" in command.errors
     record = live.record()
     assert (record.count.partitions, record.step.under_way) == (4, False)
     live.assert_counts_continue()

@@ -72,7 +72,7 @@ def _abort(settings: Settings, as_json: bool) -> int:
     if as_json:
         _print_json({"aborted": aborted is not None, "to": aborted.step.to if aborted is not None else None})
     elif aborted is None:
-        _out.print("no step of growing is under way: nothing has changed")
+        _out.print("no attempt to grow is under way: nothing has changed")
     else:
         _out.print(
             f"aborted growing to {aborted.step.to}: gateways and workers continue with "

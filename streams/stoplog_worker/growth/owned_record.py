@@ -26,8 +26,8 @@ class Superseded(TopicError):
 
     def __init__(self) -> None:
         super().__init__(
-            "another `stoplog topics grow` has begun, ended or aborted a step meanwhile, so this one stops "
-            "and leaves everything as it is. See `stoplog status`, and run one such command at a time"
+            "another `stoplog topics grow` has begun, ended or aborted an attempt meanwhile, so this one "
+            "stops and leaves everything as it is. See `stoplog status`, and run one such command at a time"
         )
 
 

@@ -63,7 +63,7 @@ class Grown(NamedTuple):
         states: Clients' states that were copied, over all lanes.
         limits: Limits that were copied. Those of plans and the default count once for each new partition.
         seconds: How long it took.
-        nodes: How many gateways and workers ran.
+        nodes: How many gateways and workers ran at the beginning.
         pause_s: Seconds from the beginning of the pause until all of them answered checks again. ``None`` if
             they did not within a minute.
         checks: Checks, settlements, charges and refunds that are not counted, as the gateways report.
@@ -138,6 +138,7 @@ def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
         step = Step(record, members, after)
         with _consequence(step):
             members.watch()
+            nodes = len(members.poll())  # later, a worker may be silent while it becomes a new process
             with _Split(settings, reader, writer, before, after) as split:
                 split.read()
                 split.refuse_idle_lanes(members.lanes())
@@ -148,7 +149,6 @@ def grow(settings: Settings, number: int, on_progress: OnProgress) -> Grown:
                     step.look_again()
                     split.refuse_new_records()
                     step.finish(split.copied)
-            nodes = len(members.poll())
             answered = step.wait_for_answers()
             pause_s = monotonic() - paused_at if answered else None
             checks = members.checks(step.epoch)

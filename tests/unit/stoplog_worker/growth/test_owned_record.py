@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -263,6 +263,15 @@ def test_old_number_that_cannot_be_recorded_is_reported(log: Log) -> None:
     assert "stoplog topics grow --abort" in notes(caught)
 
 
+@pytest.fixture
+def python_handles_sigint() -> Iterator[None]:
+    """Let SIGINT raise ``KeyboardInterrupt``, whatever an earlier test has left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handles_sigint")
 def test_signal_during_the_last_write_waits_for_its_outcome(log: Log) -> None:
     step = step_of(log)
 

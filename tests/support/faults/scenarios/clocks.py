@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tests.support.faults.cluster import shifted
+from tests.support.faults.cluster import Node, shifted
 from tests.support.faults.rig import HARMLESS_S, Rig, logged_at
 from tests.support.system import Process, eventually
 
@@ -34,6 +34,12 @@ def worker_clock_ahead_then_behind(rig: Rig) -> None:
     rig.restart(worker)
 
 
+def leads_by_election(rig: Rig, node: Node) -> bool:
+    """Elect the preferred leaders; return whether *node* leads. Its restart may end an earlier election."""
+    rig.cluster.elect_preferred()
+    return rig.cluster.leader_of(0) is node
+
+
 def leader_clock_ahead_then_right(rig: Rig) -> None:
     rig.cluster.elect_preferred()
     node = rig.cluster.leader_of(0)
@@ -45,8 +51,7 @@ def leader_clock_ahead_then_right(rig: Rig) -> None:
             node.ahead_s = offset_s
             node.start()
             rig.cluster.wait_in_sync()
-            rig.cluster.elect_preferred()
-            eventually("the node leads again", lambda: rig.cluster.leader_of(0) is node)
+            eventually("the node leads again", lambda: leads_by_election(rig, node))
             eventually(
                 "the store answers all partitions",
                 lambda: fault.load.healthy_for(1.0),

@@ -158,9 +158,13 @@ class KnownProxyHeads(Generic[T]):
             return None
         return value, clients[0]
 
+    def accepts(self, head: bytes) -> bool:
+        """Return whether *head* may be remembered: its path is ``/v1/authorize``, and it is short."""
+        return self._usable and head.startswith(_STARTS) and len(head) <= MAX_SIZE
+
     def remember(self, head: bytes, value: T) -> None:
         """Remember *value* for *head*, which the parser has accepted."""
-        if self._usable and head.startswith(_STARTS) and len(head) <= MAX_SIZE:
+        if self.accepts(head):
             essence, clients = self._split(head)
             # A line that is no field here may be one to the parser, and have the client id.
             if len(clients) != 1 or not all(map(_FIELD.fullmatch, essence[1:-2])):

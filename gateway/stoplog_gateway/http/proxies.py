@@ -139,11 +139,11 @@ class Proxies:
 
     def remember(self, head: bytes, target: bytes, fields: Headers) -> None:
         """Remember the *head* of a request that :meth:`handler_for` returned a handler for."""
-        if not self._clients.by_header_alone:
+        if not self._clients.by_header_alone or not self._known_heads.accepts(head):
             return
-        path, query = split_target(target)
+        _, query = split_target(target)
         # To the routes, HEAD is GET.
-        asked = ProxyRequest("GET", path.decode(), query, fields)
+        asked = ProxyRequest("GET", AUTHORIZE, query, fields)
         self._known_heads.remember(head, (asked, _parameters(asked)))
 
     def _authorize_handler(

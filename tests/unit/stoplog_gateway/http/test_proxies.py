@@ -140,6 +140,21 @@ async def test_request_as_proxies_send_it_does_not_reach_the_application(
     await connection.disconnect()
 
 
+@pytest.mark.parametrize(
+    "target", ["/v1/authorize/%ff", "/v1/authorize/%FF/%C3?a=%ff", "/v1/authorize/%c3%28"]
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+async def test_path_that_is_not_utf8_is_checked_and_the_connection_stays(
+    method: str, target: str, limiter: FakeLimiter
+) -> None:
+    connection = connect(limiter)
+    for request in (Request(method, target, (ALICE,)), Request("GET", "/v1/authorize", (ALICE,))) * 2:
+        assert status_of(await connection.send(*request.data())) == 200
+    assert not connection.wire.is_closing()
+    assert limiter.checks == [Check("alice")] * 4
+    await connection.disconnect()
+
+
 async def test_plain_request_of_envoy_does_not_reach_the_application(limiter: FakeLimiter) -> None:
     access = access_control({"good": "check"}, check_needs_token=True)
     connection = connect(limiter, access, DescriptorMapping({"edge": [Rule("{user}", "{plan}")]}))

@@ -94,7 +94,15 @@ def requests(draw: st.DrawFn) -> Request:
 parseable = st.builds(
     lambda method, target, fields: Request(method, target, fields),
     st.sampled_from(["GET", "HEAD", "POST"]),
-    st.sampled_from(["/v1/authorize", "/v1/authorize?cost=x", "/v1/authorize/orders?cost=x", "/healthz"]),
+    st.sampled_from(
+        [
+            "/v1/authorize",
+            "/v1/authorize?cost=x",
+            "/v1/authorize/orders?cost=x",
+            "/v1/authorize/%ff",
+            "/healthz",
+        ]
+    ),
     st.sampled_from(
         [(ALICE,), (TOKEN, ALICE), (ALICE, TOKEN, (b"connection", b"close")), (), (ALICE, ALICE, TOKEN)]
     ),

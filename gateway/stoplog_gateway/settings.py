@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stoplog.client.settings import Settings
+from stoplog.errors import SettingsError
+from stoplog.identity.forwarding import TrustedProxies
 
 GRACE_S: Final = 5
 """Seconds that open HTTP requests have to end when the gateway stops."""
@@ -145,6 +147,33 @@ class GatewaySettings(Settings):
         if value is not None and re.fullmatch(_ADDRESS, value) is None:
             raise ValueError("no address and port: set one such as 127.0.0.1:8081 or [::1]:8081")
         return value
+
+    @model_validator(mode="after")
+    def _lists_find_addresses(self) -> Self:
+        """Refuse lists of addresses that could apply to nobody but the proxies.
+
+        Without a chain, the field of the client id may contain addresses. Envoy's descriptors may, too.
+
+        Raises:
+            SettingsError: It names the setting.
+        """
+        lists = {
+            "STOPLOG_EXEMPT_ADDRESSES": self.exempt_addresses,
+            "STOPLOG_BLOCKED_ADDRESSES": self.blocked_addresses,
+        }
+        given = [name for name, value in lists.items() if value.strip()]
+        from_envoy = self.envoy is not None or self.envoy_mapping is not None
+        if (
+            given
+            and self.identify.strip()
+            and not from_envoy
+            and not TrustedProxies.parse(self.trusted_proxies)
+        ):
+            raise SettingsError(
+                f"{given[0]} applies to no client: the callers of /v1/authorize are proxies, and none is "
+                f"trusted to name the address of its caller. Set STOPLOG_TRUSTED_PROXIES to their networks"
+            )
+        return self
 
     @property
     def url_scheme(self) -> str:

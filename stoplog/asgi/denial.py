@@ -1,11 +1,12 @@
 """The answer to a denied caller: a text for people, and a response.
 
-Its status is 429; 503 if the check failed closed; 403 if the caller's address is blocked.
+Its status is 429; 503 if the check failed closed; 403 if the address of the client is blocked, or
+nothing names the client.
 """
 
 from __future__ import annotations
 
-from stoplog.asgi.problem import BLOCKED, RATE_LIMITED, UNAVAILABLE, Kind, problem
+from stoplog.asgi.problem import BLOCKED, NO_CLIENT, RATE_LIMITED, UNAVAILABLE, Kind, problem
 from stoplog.asgi.rate_limit_headers import rate_limit_headers, reset_s
 from stoplog.asgi.responses import PROBLEM, Rendered, render
 from stoplog.client import listed
@@ -24,6 +25,11 @@ def denial_text(answer: Answer) -> tuple[str, str | None]:
     """
     if answer.reason == listed.BLOCKED:
         return "the address of the client is blocked", None
+    if answer.reason == listed.NO_CLIENT:
+        return (
+            "no header field names the client, or one has several values",
+            "send such a field with one value",
+        )
     if answer.degraded:
         return f"the store did not decide the check ({answer.reason})", f"try again in {reset_s(answer)} s"
     if answer.retry_after_ms is None:
@@ -35,6 +41,8 @@ def denial_kind(answer: Answer) -> Kind:
     """Return the kind of problem that a denial is."""
     if answer.reason == listed.BLOCKED:
         return BLOCKED
+    if answer.reason == listed.NO_CLIENT:
+        return NO_CLIENT
     return UNAVAILABLE if answer.degraded else RATE_LIMITED
 
 

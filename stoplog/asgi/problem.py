@@ -20,6 +20,7 @@ class Kind(NamedTuple):
 
 RATE_LIMITED: Final = Kind(429, "rate-limited", "Too many requests")
 BLOCKED: Final = Kind(403, "blocked", "The client's address is blocked")
+NO_CLIENT: Final = Kind(403, "no-client", "The request contains no valid client id")
 UNAVAILABLE: Final = Kind(503, "store-unavailable", "The store does not answer")
 
 

@@ -19,7 +19,9 @@ from stoplog.client.limiter import Limiter
 from stoplog.client.listed import answer_listed
 from stoplog.client.reservations import check_ttl
 from stoplog.errors import Denied, InvalidInput
-from stoplog.identity.identifiers import peer_of
+from stoplog.identity.header_text import SeveralValues
+from stoplog.identity.identifiers import peer_of, require_same_trust
+from stoplog.identity.identity import Verdict
 from stoplog.log_throttle import LogThrottle
 from stoplog.policy import usable_id
 from stoplog.wire.checks import Check
@@ -67,7 +69,8 @@ class RequestCheck:
 
     Args:
         limiter: Decides.
-        identify: Returns the client id of a request. By default, the chain of ``STOPLOG_IDENTIFY`` does.
+        identify: Returns the client id of a request; ``None`` if it is not limited. By default, the chain of
+            ``STOPLOG_IDENTIFY`` does, and a request that it names no client for is denied.
         cost: Requests to charge; 0 only looks.
         plan: Plan whose limits apply if the client has none of its own.
         resource: Resource with limits and counters of its own.
@@ -101,9 +104,11 @@ class RequestCheck:
             raise InvalidInput(
                 "identify", "missing", "pass a function, such as client_address(), or set STOPLOG_IDENTIFY"
             )
+        require_same_trust(identify, limiter.identity)
         limiter.start_on_first_use()
         self._limiter = limiter
         self._identify = identify or self._follow_chain
+        self._without_client = Verdict.UNNAMED if identify is None else Verdict.COUNTED
         self._cost, self._plan, self._resource = cost, plan, resource
         self._on_unavailable = on_unavailable
         self._charge, self._ttl_ms = charge, ttl_ms
@@ -121,11 +126,14 @@ class RequestCheck:
         if is_preflight(connection.scope):
             return Checked(None)
         connection = with_text(connection)
-        client = self._identify(connection)
-        if isawaitable(client):
-            client = await client
+        try:
+            client = self._identify(connection)
+            if isawaitable(client):
+                client = await client
+        except SeveralValues:
+            return Checked(answer_listed(Verdict.UNNAMED, self._limiter.metrics))
         if client is None:
-            return Checked(None)
+            return Checked(answer_listed(self._without_client, self._limiter.metrics))
         cost = await _value_of(self._cost, connection)
         plan = await _value_of(self._plan, connection)
         resource = await _value_of(self._resource, connection)
@@ -150,7 +158,7 @@ class RequestCheck:
         return Checked(answer)
 
     def _follow_chain(self, connection: HTTPConnection) -> str | None:
-        return self._limiter.identity.identify(peer_of(connection.scope), connection.scope["headers"]).client
+        return self._limiter.identity.client(peer_of(connection.scope), connection.scope["headers"])
 
     async def _reserve(self, check: Check, on_unavailable: OnUnavailable, charge: Charge) -> Checked:
         held = self._limiter.reserve(

@@ -30,7 +30,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
             default and when degraded.
         degraded: Whether the check was answered without a decision of the store.
         reason: The reason for a degraded answer, one of :data:`stoplog.client.fail_open.REASONS`;
-            ``blocked`` if the client's address is blocked (:mod:`stoplog.client.listed`); ``None`` otherwise.
+            ``blocked`` if the client's address is blocked, ``no_client`` if nothing names the client
+            (:mod:`stoplog.client.listed`); ``None`` otherwise.
     """
 
     allowed: bool

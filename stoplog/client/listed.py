@@ -1,4 +1,7 @@
-"""The answers to requests whose address is exempt or blocked. They are no checks: nothing is published."""
+"""The answers to requests that are allowed or refused without a check: nothing is published.
+
+The address of their client is exempt or blocked, or nothing names their client.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,20 @@ from stoplog.identity.identity import Verdict
 BLOCKED: Final = "blocked"
 """Reason of the answer to a request whose address is blocked."""
 
+NO_CLIENT: Final = "no_client"
+"""Reason of the answer to a request without a client, where the settings say how it is named."""
+
 _ANSWERS: Final = {
     Verdict.EXEMPT: Answer(True, None, None, 0, 0, -1),
     Verdict.BLOCKED: Answer(False, None, None, 0, None, -1, False, BLOCKED),
+    Verdict.UNNAMED: Answer(False, None, None, 0, None, -1, False, NO_CLIENT),
 }
 
 
 def answer_listed(verdict: Verdict, metrics: Metrics) -> Answer | None:
-    """Count a request whose address is exempt or blocked, and return its answer.
+    """Return the answer to a request that is not counted, by *verdict*; ``None`` if it is counted.
 
-    ``None`` if it is neither.
+    Those whose address is exempt or blocked are counted in *metrics*.
     """
     if verdict is Verdict.COUNTED:
         return None

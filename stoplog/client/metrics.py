@@ -169,10 +169,10 @@ class Metrics(Collector):
             self.degraded[reason] += checks
 
     def count_verdict(self, verdict: Verdict) -> None:
-        """Count a request whose address is blocked or exempt."""
+        """Count a request if its address is blocked or exempt."""
         if verdict is Verdict.BLOCKED:
             self.blocked += 1
-        else:
+        elif verdict is Verdict.EXEMPT:
             self.exempt += 1
 
     def count_unpublished(self, *, growing: bool, calls: int = 1) -> None:

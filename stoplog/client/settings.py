@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from stoplog.errors import SettingsError
 from stoplog.identity.addresses import DEFAULT_IPV6_PREFIX, Networks
-from stoplog.identity.forwarding import TrustedProxies
+from stoplog.identity.forwarding import TrustedProxies, forwarding_fields
 from stoplog.identity.identity import Chain
 from stoplog.identity.normalization import Normalization
 from stoplog.kafka.settings import KafkaSettings
@@ -73,6 +73,11 @@ class Settings(KafkaSettings):
         description="Networks of the proxies whose X-Forwarded-For, Forwarded and X-Real-IP are believed "
         "(10.0.0.0/8,192.0.2.1), or the number of proxies in a row. Empty: none. See client-identity.md.",
     )
+    forwarding_header: str = Field(
+        "",
+        description="Header field in which trusted proxies send the address of the client: X-Forwarded-For, "
+        "Forwarded or X-Real-IP. No other one is read. Empty: all three are read.",
+    )
     identify: str = Field(
         "",
         description="Chain that names the client where nothing else does: `header:<name>` and, as the last "
@@ -109,6 +114,12 @@ class Settings(KafkaSettings):
     @classmethod
     def _names_proxies(cls, value: str) -> str:
         TrustedProxies.parse(value)
+        return value
+
+    @field_validator("forwarding_header")
+    @classmethod
+    def _has_addresses(cls, value: str) -> str:
+        forwarding_fields(value)
         return value
 
     @field_validator("identify")

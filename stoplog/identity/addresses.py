@@ -7,6 +7,7 @@ their prefix.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -17,6 +18,9 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 DEFAULT_IPV6_PREFIX: Final = 64
 """Bits of an IPv6 address that name the client: providers give each subscriber a /64 or more."""
+
+UNKNOWN_ADDRESS: Final = "unknown"
+"""Client id of all callers without an address, such as those of a Unix socket."""
 
 _MAX_TEXT: Final = 128
 """Characters of the longest text that is read as an address, with brackets, zone and port."""
@@ -142,6 +146,10 @@ class Networks:
             shift = network.max_prefixlen - network.prefixlen
             prefixes = self._by_shift[network.version].setdefault(shift, set())
             prefixes.add(int(network.network_address) >> shift)
+        self._sorted = {
+            version: [(shift, sorted(prefixes)) for shift, prefixes in by_shift.items()]
+            for version, by_shift in self._by_shift.items()
+        }
 
     @classmethod
     def parse(cls, text: str) -> Networks:
@@ -158,3 +166,16 @@ class Networks:
     def __contains__(self, address: Address) -> bool:
         number = int(address)
         return any(number >> shift in prefixes for shift, prefixes in self._by_shift[address.version].items())
+
+    def overlaps(self, network: Network) -> bool:
+        """Return whether any address of *network* is in the set.
+
+        >>> Networks.parse("192.0.2.64/26").overlaps(IPv4Network("192.0.2.0/24"))
+        True
+        """
+        first, last = int(network.network_address), int(network.broadcast_address)
+        for shift, prefixes in self._sorted[network.version]:
+            at = bisect_left(prefixes, first >> shift)
+            if at < len(prefixes) and prefixes[at] <= last >> shift:
+                return True
+        return False

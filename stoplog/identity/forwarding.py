@@ -5,7 +5,8 @@ sent stands to the left of that. Therefore lists are read from the right: the cl
 is no trusted proxy. A field of a caller that is no trusted proxy is not read at all.
 
 Proxies pass on the fields that they do not set, and a client may send any of them. So if two fields name
-different clients, neither is believed: the request counts for the proxy that sent it.
+different clients, or one of them cannot be read as far as a client, none is believed: the request counts for
+the proxy that sent it. If it is known which field the proxies set, no other one need be read.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from stoplog.identity.addresses import Address, Networks, parse_address
 
 FORWARDING_FIELDS: Final = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
 """Header fields with addresses of callers. The first of them counts if none leads to a client."""
+
+_FIELDS: Final = {field.decode(): (field,) for field in FORWARDING_FIELDS} | {"": FORWARDING_FIELDS}
 
 MAX_HOPS: Final = 32
 
@@ -33,12 +36,27 @@ class Located(NamedTuple):
 
     Attributes:
         address: Address of the client; ``None`` if not even the caller's is known.
-        claims: The different addresses of clients in the header fields, if there are several. Then *address*
-            is the caller's.
+        claims: The addresses of clients in header fields that are not believed. Then *address* is the
+            caller's.
+        certain: Whether this is the client's address, if a caller that is no trusted proxy is the client.
+        is_caller: Whether no header field was read, because the caller is no trusted proxy.
     """
 
     address: Address | None
     claims: tuple[Address, ...] = ()
+    certain: bool = True
+    is_caller: bool = False
+
+
+class _Walk(NamedTuple):
+    """The way through a list: its last good address, and whether that is a client's.
+
+    ``ended`` tells that an element after it is no address.
+    """
+
+    address: Address | None
+    is_client: bool = False
+    ended: bool = False
 
 
 class TrustedProxies:
@@ -47,25 +65,37 @@ class TrustedProxies:
     Args:
         networks: Networks of the proxies.
         hops: Number of proxies in front of this process, if it is known instead. The caller is the first.
+        fields: The header fields that are read, of :data:`FORWARDING_FIELDS`.
     """
 
-    def __init__(self, networks: Networks | None = None, hops: int = 0) -> None:
+    def __init__(
+        self,
+        networks: Networks | None = None,
+        hops: int = 0,
+        fields: tuple[bytes, ...] = FORWARDING_FIELDS,
+    ) -> None:
         self._networks = networks or Networks()
         self._hops = hops
+        self._fields = fields
 
     @classmethod
-    def parse(cls, text: str) -> TrustedProxies:
+    def parse(cls, text: str, field: str = "") -> TrustedProxies:
         """Return the proxies that *text* describes: a number, or networks; empty for none.
 
+        Args:
+            text: The proxies.
+            field: The header field that they set; empty if any.
+
         Raises:
-            ValueError: *text* is neither. The message contains the remedy.
+            ValueError: *text* or *field* is invalid. The message contains the remedy.
         """
+        fields = forwarding_fields(field)
         if _HOPS.fullmatch(text.strip()) is None:
-            return cls(Networks.parse(text))
+            return cls(Networks.parse(text), fields=fields)
         hops = int(text)
         if hops > MAX_HOPS:
             raise ValueError(f"{hops} proxies in a row: use 0 to {MAX_HOPS}, or networks such as 10.0.0.0/8")
-        return cls(hops=hops)
+        return cls(hops=hops, fields=fields)
 
     def __bool__(self) -> bool:
         return bool(self._networks) or self._hops > 0
@@ -79,42 +109,61 @@ class TrustedProxies:
         """
         caller = None if peer is None else parse_address(peer)
         if not self._trusts(caller, 1):
-            return Located(caller)
+            return Located(caller, is_caller=True)
         fields: dict[bytes, list[bytes]] = {}
         for name, value in headers:
-            if name in FORWARDING_FIELDS:
+            if name in self._fields and value.strip(b" \t"):
                 fields.setdefault(name, []).append(value)
-        found: list[Address] = []
-        last = caller
-        for name in FORWARDING_FIELDS:
-            if name in fields:
-                address, is_client = self._walk(caller, elements_from_right(name, fields[name]))
-                if is_client and address is not None:
-                    found.append(address)
-                elif last is caller:
-                    last = address
-        if not found:
-            return Located(last)
-        claims = tuple(dict.fromkeys(found))
-        return Located(claims[0]) if len(claims) == 1 else Located(caller, claims)
+        walks = [
+            self._walk(caller, elements_from_right(name, fields[name]))
+            for name in self._fields
+            if name in fields
+        ]
+        ended = any(walk.ended for walk in walks)
+        claims = tuple(dict.fromkeys(walk.address for walk in walks if walk.is_client and walk.address))
+        if claims:
+            known = len(claims) == 1 and not ended
+            return Located(claims[0]) if known else Located(caller, claims, certain=False)
+        lasts = [walk.address for walk in walks]
+        if ended:
+            # A client may have sent one of several fields, with an address of a proxy as well.
+            return Located(lasts[0] if len(set(lasts)) == 1 else caller, certain=False)
+        last = next((address for address in lasts if address != caller), caller)
+        return Located(last, certain=bool(walks))
 
-    def _walk(self, caller: Address | None, elements: Iterator[str]) -> tuple[Address | None, bool]:
-        """Return the last good address of a list, and whether it is that of a client."""
+    def _walk(self, caller: Address | None, elements: Iterator[str]) -> _Walk:
         last, hop = caller, 1
         for element in elements:
             address = parse_address(element)
             if address is None:
-                break
+                return _Walk(last, ended=True)
             last, hop = address, hop + 1
             if not self._trusts(address, hop):
-                return address, True
-        return last, False
+                return _Walk(address, is_client=True)
+        return _Walk(last)
 
     def _trusts(self, address: Address | None, hop: int) -> bool:
         """Return whether *address*, the given number of *hop* from here, is a proxy."""
         if self._hops:
             return hop <= self._hops
         return address is not None and address in self._networks
+
+
+def forwarding_fields(field: str) -> tuple[bytes, ...]:
+    """Return the header fields that are read if the proxies set *field*; all of them if it is empty.
+
+    Raises:
+        ValueError: It is none with addresses of callers. The message contains the remedy.
+
+    >>> forwarding_fields("X-Real-IP")
+    (b'x-real-ip',)
+    """
+    fields = _FIELDS.get(field.strip().lower())
+    if fields is None:
+        raise ValueError(
+            f"{field.strip()[:60]!r} has no addresses of callers: use X-Forwarded-For, Forwarded or X-Real-IP"
+        )
+    return fields
 
 
 def elements_from_right(name: bytes, values: list[bytes]) -> Iterator[str]:

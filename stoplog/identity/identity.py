@@ -11,15 +11,19 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import Final, NamedTuple, Protocol
 
-from stoplog.identity.addresses import DEFAULT_IPV6_PREFIX, Address, Networks, address_id
+from stoplog.identity.addresses import (
+    DEFAULT_IPV6_PREFIX,
+    UNKNOWN_ADDRESS,
+    Address,
+    Network,
+    Networks,
+    address_id,
+)
 from stoplog.identity.forwarding import Located, TrustedProxies
-from stoplog.identity.header_text import field_id
+from stoplog.identity.header_text import SeveralValues, field_id
 
 ADDRESS: Final = "address"
 """The link of a chain that names a client by its address."""
-
-UNKNOWN_ADDRESS: Final = "unknown"
-"""Client id of all callers without an address, such as those of a Unix socket."""
 
 _HEADER: Final = re.compile(r"header:([!#$%&'*+.^_`|~0-9A-Za-z-]+)", re.ASCII)
 
@@ -28,18 +32,20 @@ RequestHeaders = Iterable[tuple[bytes, bytes]]
 
 
 class Verdict(Enum):
-    """What the lists of addresses say of a request."""
+    """How a request is treated, by the address and the name of its client."""
 
     COUNTED = auto()
     """The limits apply."""
     EXEMPT = auto()
     """Allow the request, and charge nothing."""
     BLOCKED = auto()
-    """Refuse the request with 403, and charge nothing."""
+    """Refuse the request with 403, and charge nothing: the address is listed."""
+    UNNAMED = auto()
+    """Refuse the request with 403: nothing names its client, or a header field names several."""
 
 
 class Identified(NamedTuple):
-    """The client of a request, ``None`` if nothing names one, and what the lists of addresses say."""
+    """The client of a request, and how the request is treated. It may lack a client unless it is counted."""
 
     client: str | None
     verdict: Verdict = Verdict.COUNTED
@@ -50,6 +56,8 @@ class IdentitySettings(Protocol):
 
     @property
     def trusted_proxies(self) -> str: ...  # noqa: D102
+    @property
+    def forwarding_header(self) -> str: ...  # noqa: D102
     @property
     def identify(self) -> str: ...  # noqa: D102
     @property
@@ -109,6 +117,7 @@ class Identity:
     Attributes:
         chain: As the argument.
         has_lists: Whether any address is exempt or blocked.
+        trusts_proxies: Whether any proxy is trusted.
     """
 
     def __init__(
@@ -123,6 +132,7 @@ class Identity:
         self.chain: Final = chain or Chain()
         self.ipv6_prefix: Final = ipv6_prefix
         self._trusted = trusted or TrustedProxies()
+        self.trusts_proxies: Final = bool(self._trusted)
         self._exempt = exempt or Networks()
         self._blocked = blocked or Networks()
         self.has_lists: Final = bool(self._exempt) or bool(self._blocked)
@@ -131,7 +141,7 @@ class Identity:
     def of(cls, settings: IdentitySettings) -> Identity:
         """Return the identity that *settings*, which are valid, describe."""
         return cls(
-            trusted=TrustedProxies.parse(settings.trusted_proxies),
+            trusted=TrustedProxies.parse(settings.trusted_proxies, settings.forwarding_header),
             chain=Chain.parse(settings.identify),
             ipv6_prefix=settings.ipv6_prefix,
             exempt=Networks.parse(settings.exempt_addresses),
@@ -144,30 +154,57 @@ class Identity:
         return self.has_lists or bool(self.chain)
 
     def identify(self, peer: str | None, headers: RequestHeaders) -> Identified:
-        """Return the client that the chain names, and what the lists say.
+        """Return the client that the chain names, and how the request is treated.
 
         Args:
             peer: Address of the caller, which may be a proxy; ``None`` if it is not known.
             headers: Its header fields.
         """
-        client = None
+        verdict = self.verdict(peer, headers)
+        if verdict is not Verdict.COUNTED:
+            return Identified(None, verdict)
+        try:
+            client = self.client(peer, headers)
+        except SeveralValues:
+            client = None
+        return Identified(client, Verdict.UNNAMED if client is None else verdict)
+
+    def client(self, peer: str | None, headers: RequestHeaders) -> str | None:
+        """Return the client that the chain names; ``None`` if no link finds one.
+
+        The arguments are those of :meth:`identify`.
+
+        Raises:
+            SeveralValues: A header field names several.
+        """
         for link in self.chain.links:
             if link is None:
-                client = located_id(self._trusted.locate(peer, headers), peer, self.ipv6_prefix)
-            else:
-                client = field_id(headers, link)
-            if client is not None:
-                break
-        return Identified(client, self.verdict(peer, headers))
+                return located_id(self._trusted.locate(peer, headers), peer, self.ipv6_prefix)
+            if (client := field_id(headers, link)) is not None:
+                return client
+        return None
 
-    def verdict(self, peer: str | None, headers: RequestHeaders) -> Verdict:
-        """Return what the lists say. The arguments are those of :meth:`identify`."""
+    def verdict(self, peer: str | None, headers: RequestHeaders, *, peer_is_client: bool = True) -> Verdict:
+        """Return what the lists say.
+
+        Args:
+            peer: As for :meth:`identify`.
+            headers: As for :meth:`identify`.
+            peer_is_client: Whether a caller that is no trusted proxy is the client. Otherwise, it is a proxy
+                with unknown clients, which are not exempt, whatever the address of the proxy is.
+        """
         if not self.has_lists:
             return Verdict.COUNTED
         located = self._trusted.locate(peer, headers)
         # A client that sends a second field must neither escape its block nor borrow an exemption.
         addresses = located.claims or ((located.address,) if located.address is not None else ())
-        return self.verdict_of(addresses, certain=not located.claims)
+        certain = located.certain and (peer_is_client or not located.is_caller)
+        return self.verdict_of(addresses, certain=certain)
+
+    def verdict_of_networks(self, networks: Iterable[Network]) -> Verdict:
+        """Return what the lists say of a client with an address in one of *networks*, which is not known."""
+        blocked = any(self._blocked.overlaps(network) for network in networks)
+        return Verdict.BLOCKED if blocked else Verdict.COUNTED
 
     def verdict_of(self, addresses: Iterable[Address], *, certain: bool = True) -> Verdict:
         """Return what the lists say of *addresses*.

@@ -11,7 +11,9 @@ from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.fail_open import ALLOW, INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
 from stoplog.client.listed import answer_listed
 from stoplog.errors import InvalidInput, SettingsError
-from stoplog.identity.identifiers import peer_of
+from stoplog.identity.header_text import SeveralValues
+from stoplog.identity.identifiers import peer_of, require_same_trust
+from stoplog.identity.identity import Verdict
 from stoplog.integrations.environ import Environ, EnvironRequest
 from stoplog.log_throttle import LogThrottle
 from stoplog.policy import usable_id
@@ -37,7 +39,7 @@ class BlockingRequestCheck(Generic[R]):
     Args:
         limiter: Decides.
         identify: Returns the client id of a request; ``None`` if it is not limited. By default, the setting
-            ``identify`` names it.
+            ``identify`` names it, and a request that it names no client for is denied.
         environ: Returns the WSGI environment of a request.
         cost: Requests to charge; 0 only looks.
         plan: Plan whose limits apply if the client has none of its own.
@@ -67,6 +69,7 @@ class BlockingRequestCheck(Generic[R]):
             raise InvalidInput(
                 "identify", "missing", 'pass one, such as header("X-Api-Key"), or set STOPLOG_IDENTIFY'
             )
+        require_same_trust(identify, limiter.identity)
         limiter.start_on_first_use()
         self._limiter = limiter
         self._identify, self._environ = identify, environ
@@ -83,18 +86,20 @@ class BlockingRequestCheck(Generic[R]):
             SettingsError: gevent or eventlet has replaced the threads of this process.
         """
         environ, identity = self._environ(request), self._limiter.identity
+        metrics = self._limiter.metrics
         if identity.has_lists or self._identify is None:
             scope = EnvironRequest(environ).scope
-            found = identity.identify(peer_of(scope), scope["headers"])
-            if (listed := answer_listed(found.verdict, self._limiter.metrics)) is not None:
+            peer, headers = peer_of(scope), scope["headers"]
+            if (listed := answer_listed(identity.verdict(peer, headers), metrics)) is not None:
                 return listed
-            client = found.client
         if _is_preflight(environ):
             return None
-        if self._identify is not None:
-            client = self._identify(request)
+        try:
+            client = identity.client(peer, headers) if self._identify is None else self._identify(request)
+        except SeveralValues:
+            return answer_listed(Verdict.UNNAMED, metrics)
         if client is None:
-            return None
+            return answer_listed(Verdict.UNNAMED, metrics) if self._identify is None else None
         cost = _value_of(self._cost, request)
         plan = _value_of(self._plan, request)
         resource = _value_of(self._resource, request)
@@ -111,7 +116,7 @@ class BlockingRequestCheck(Generic[R]):
             raise
         except Exception as exc:
             closed = on_unavailable != ALLOW  # an invalid value too
-            self._limiter.metrics.count_degraded(INTERNAL_ERROR, closed)
+            metrics.count_degraded(INTERNAL_ERROR, closed)
             if (suppressed := self._throttle.admit()) is not None:
                 how = "closed" if closed else "open"
                 known = isinstance(exc, InvalidInput | RuntimeError)

@@ -30,6 +30,7 @@ from stoplog.asgi.rate_limit_headers import EXPOSE, exposed_fields, rate_limit_h
 from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.fail_open import OnUnavailable
 from stoplog.identity.addresses import DEFAULT_IPV6_PREFIX
+from stoplog.identity.identifiers import Adapted
 from stoplog.integrations import environ
 from stoplog.integrations.blocking_check import BlockingRequestCheck, Of
 
@@ -43,11 +44,11 @@ def header(name: str) -> Callable[[HttpRequest], str | None]:
 
 
 def client_address(
-    trusted_proxies: str = "", *, ipv6_prefix: int = DEFAULT_IPV6_PREFIX
+    trusted_proxies: str = "", *, ipv6_prefix: int = DEFAULT_IPV6_PREFIX, field: str = ""
 ) -> Callable[[HttpRequest], str]:
     """Return an identifier: the address of the client (:func:`stoplog.identity.client_address`)."""
-    find = environ.client_address(trusted_proxies, ipv6_prefix=ipv6_prefix)
-    return lambda request: find(request.META)
+    find = environ.client_address(trusted_proxies, ipv6_prefix=ipv6_prefix, field=field)
+    return Adapted(find, lambda request: request.META)
 
 
 class _Limit:

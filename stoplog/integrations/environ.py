@@ -46,13 +46,12 @@ def header(name: str) -> Callable[[Environ], str | None]:
 
 
 def client_address(
-    trusted_proxies: str = "", *, ipv6_prefix: int = DEFAULT_IPV6_PREFIX
+    trusted_proxies: str = "", *, ipv6_prefix: int = DEFAULT_IPV6_PREFIX, field: str = ""
 ) -> Callable[[Environ], str]:
     """Return an identifier: the address of the client (:func:`stoplog.identity.client_address`).
 
     Raises:
         InvalidInput: An argument is invalid.
-
     """
-    find = identifiers.client_address(trusted_proxies, ipv6_prefix=ipv6_prefix)
-    return lambda environ: find(EnvironRequest(environ))
+    find = identifiers.client_address(trusted_proxies, ipv6_prefix=ipv6_prefix, field=field)
+    return identifiers.Adapted(find, EnvironRequest)

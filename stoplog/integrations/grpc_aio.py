@@ -5,7 +5,8 @@
     grpc.aio.server(interceptors=[RateLimitInterceptor(limiter=limiter, identify=metadata("x-api-key"))])
 
 A denied call ends with ``RESOURCE_EXHAUSTED``, or with ``UNAVAILABLE`` if it failed closed. Its trailing
-metadata has ``retry-after-ms``, if waiting helps.
+metadata has ``retry-after-ms``, if waiting helps. A call with several values of the metadata that names its
+client ends with ``PERMISSION_DENIED``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from stoplog.asgi.denial import denial_text
 from stoplog.client.answer import Answer
 from stoplog.client.fail_open import ALLOW, INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
 from stoplog.client.limiter import Limiter
+from stoplog.client.listed import NO_CLIENT, answer_listed
+from stoplog.identity.header_text import SeveralValues, parts_of, sole_value
+from stoplog.identity.identity import Verdict
 from stoplog.log_throttle import LogThrottle
 from stoplog.policy import usable_id
 
@@ -40,11 +44,17 @@ LOG_PAUSE_S: Final = 60.0
 
 
 def metadata(name: str) -> Callable[[grpc.HandlerCallDetails], str | None]:
-    """Return a function that identifies a client by the metadata *name* of its call."""
+    """Return a function that identifies a client by the metadata *name* of its call.
+
+    A call whose metadata has several different values is denied. Empty ones do not count.
+    """
 
     def identify(details: grpc.HandlerCallDetails) -> str | None:
-        found = dict(details.invocation_metadata or ()).get(name)
-        return found.decode("utf-8", "surrogateescape") if isinstance(found, bytes) else found
+        values = [value for key, value in details.invocation_metadata or () if key == name]
+        found = [value.encode() if isinstance(value, str) else value for value in values]
+        # In binary metadata, a comma is a byte like any other.
+        value = sole_value(found if name.endswith("-bin") else parts_of(found), name)
+        return value.decode("utf-8", "surrogateescape") or None
 
     return identify
 
@@ -99,7 +109,10 @@ class RateLimitInterceptor(grpc.aio.ServerInterceptor):
         return handler if answer is None or answer.allowed else _denying(handler, answer)
 
     async def _check(self, details: grpc.HandlerCallDetails) -> Answer | None:
-        client = self._identify(details)
+        try:
+            client = self._identify(details)
+        except SeveralValues:
+            return answer_listed(Verdict.UNNAMED, self._limiter.metrics)
         if client is None:
             return None
         cost, plan = _value_of(self._cost, details), _value_of(self._plan, details)
@@ -127,6 +140,8 @@ def _denying(handler: Any, answer: Answer) -> Any:
     detail, remedy = denial_text(answer)
     text = f"{detail}; {remedy}" if remedy else detail
     code = grpc.StatusCode.UNAVAILABLE if answer.degraded else grpc.StatusCode.RESOURCE_EXHAUSTED
+    if answer.reason == NO_CLIENT:
+        code = grpc.StatusCode.PERMISSION_DENIED
     wait_ms = answer.retry_after_ms
     trailing = () if wait_ms is None else (("retry-after-ms", str(wait_ms)),)
 

@@ -17,6 +17,9 @@ so that different descriptors have separate counters.
 
 The values of :data:`ADDRESS_KEYS` are replaced by the id of the address (:mod:`stoplog.identity.addresses`).
 
+If a header field of the chain has several values, or an address is blocked, the request is refused
+(:meth:`DescriptorMapping.verdict`).
+
 Entries come from API callers' requests. Envoy allows traffic whose rate limit request fails, so an invalid
 value must not be an error: an invalid id is replaced by its SHA-256 digest.
 """
@@ -33,13 +36,16 @@ import yaml
 
 from stoplog.client.fail_open import DENY, OnUnavailable
 from stoplog.errors import SettingsError
-from stoplog.identity.addresses import network_id, parse_address
+from stoplog.identity.addresses import Network, network_id, parse_address, parse_network
+from stoplog.identity.header_text import SeveralValues, values_id
 from stoplog.identity.identity import Identity, Verdict
 from stoplog.policy import digest_id, usable_id
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]+)\}")
 
-ADDRESS_KEYS: Final = ("remote_address", "masked_remote_address")
+REMOTE_ADDRESS: Final = "remote_address"
+MASKED_REMOTE_ADDRESS: Final = "masked_remote_address"
+ADDRESS_KEYS: Final = (REMOTE_ADDRESS, MASKED_REMOTE_ADDRESS)
 """Keys of the entries with which Envoy's actions of these names tell the address of a client."""
 
 MAX_READ_IN_OVERLOAD: Final = 4 << 10
@@ -119,9 +125,8 @@ class DescriptorMapping:
     ) -> None:
         self._domains = domains or {}
         self._identity = identity or Identity()
-        self._links = [
-            ADDRESS_KEYS if link is None else (link.decode(),) for link in self._identity.chain.links
-        ]
+        self._links = [None if link is None else link.decode() for link in self._identity.chain.links]
+        self._fields = {link for link in self._links if link is not None}
 
     def resolve(self, domain: str | bytes, entries: Entries) -> CheckTarget:
         """Return the target of a descriptor.
@@ -145,32 +150,54 @@ class DescriptorMapping:
                     target.on_unavailable,
                     target.after_response,
                 )
-        _, client = texts.pop(self._index_of_client(texts) if self._links else 0)
+        index, client = self._client_of(entries, texts) if self._links else (0, texts[0][1])
+        del texts[index]
         resource = ",".join(f"{key}={value}" for key, value in texts)
         return CheckTarget(usable_id(client), resource=resource and usable_id(resource))
 
-    def _index_of_client(self, texts: Sequence[tuple[str, str]]) -> int:
-        for keys in self._links:
-            for index, (key, value) in enumerate(texts):
-                if value and key.lower() in keys:
-                    return index
-        return 0
+    def _client_of(self, entries: Entries, texts: Sequence[tuple[str, str]]) -> tuple[int, str]:
+        """Return the index of the entry that names the client, and the client."""
+        for link in self._links:
+            for index, (key, text) in enumerate(texts):
+                if link is None:
+                    client = text if key.lower() in ADDRESS_KEYS else ""
+                else:
+                    client = _id_in(entries[index][1], key) if key.lower() == link else ""
+                if client:
+                    return index, client
+        return 0, texts[0][1]
 
     def verdict(self, descriptors: Iterable[Entries]) -> Verdict:
-        """Return what the lists of addresses say of a request.
+        """Return how a request is treated, by its addresses and by the name of its client.
 
         Args:
             descriptors: The entries of each of its descriptors.
         """
+        if not self._identity.has_lists and not self._fields:
+            return Verdict.COUNTED
+        descriptors = list(descriptors)
+        verdict = self._verdict_of_lists(descriptors)
+        if verdict is Verdict.COUNTED and any(
+            key in self._fields and _id_in(value, key) is None
+            for entries in descriptors
+            for key, value in ((_text(key).lower(), value) for key, value in entries)
+        ):
+            return Verdict.UNNAMED
+        return verdict
+
+    def _verdict_of_lists(self, descriptors: Iterable[Entries]) -> Verdict:
         if not self._identity.has_lists:
             return Verdict.COUNTED
-        addresses = {
-            address
-            for entries in descriptors
-            for key, value in entries
-            if key in ADDRESS_KEYS and (address := parse_address(_text(value).partition("/")[0])) is not None
-        }
-        return self._identity.verdict_of(addresses, certain=len(addresses) == 1)
+        values: dict[str, list[str]] = {key: [] for key in ADDRESS_KEYS}
+        for entries in descriptors:
+            for key, value in entries:
+                if key in ADDRESS_KEYS:
+                    values[_text(key)].append(_text(value))
+        addresses = {one for one in map(parse_address, values[REMOTE_ADDRESS]) if one is not None}
+        if addresses:
+            return self._identity.verdict_of(addresses, certain=len(addresses) == 1)
+        # A masked address is a network. Whether a client in it is exempt is not known.
+        return self._identity.verdict_of_networks(filter(None, map(_network, values[MASKED_REMOTE_ADDRESS])))
 
     def fails_closed(self, domain: str | bytes) -> bool:
         """Return whether a rule of *domain* says ``on_unavailable: deny``."""
@@ -222,6 +249,21 @@ def parse_mapping(data: bytes, path: Path, identity: Identity | None = None) -> 
 
 def _invalid(path: Path, why: str) -> SettingsError:
     return SettingsError(f"STOPLOG_ENVOY_MAPPING={path}: {why}; docs/envoy.md has an example")
+
+
+def _network(text: str) -> Network | None:
+    try:
+        return parse_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def _id_in(value: str | bytes, key: str) -> str | None:
+    """Return the id in the value of a header field; empty if it has none, ``None`` if it has several."""
+    try:
+        return values_id([value.encode() if isinstance(value, str) else value], key) or ""
+    except SeveralValues:
+        return None
 
 
 def _text(value: str | bytes) -> str:

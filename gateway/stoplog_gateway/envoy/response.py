@@ -12,7 +12,7 @@ from typing import Final
 from stoplog.asgi.rate_limit_headers import rate_limit_headers, reset_s
 from stoplog.asgi.responses import JSON, Rendered
 from stoplog.client.answer import Answer
-from stoplog.client.listed import BLOCKED
+from stoplog.client.listed import BLOCKED, NO_CLIENT
 from stoplog_gateway.envoy.messages import MAX_UINT32
 
 _FOREVER: Final = float("inf")
@@ -55,7 +55,7 @@ def _varint(value: int) -> bytes:
 def render_answers(answers: Sequence[Answer], *, legacy: bool) -> Rendered:
     """Return the HTTP response with the message in proto3 JSON.
 
-    Its status is 200 if all are allowed, 403 if the address of the client is blocked, and otherwise 429.
+    Its status is 200 if all are allowed, 403 if the client is blocked or has no one name, and otherwise 429.
     """
     allowed = _all_allowed(answers)
     fields = rate_limit_headers(_tightest(answers), legacy=legacy)
@@ -69,8 +69,8 @@ def render_answers(answers: Sequence[Answer], *, legacy: bool) -> Rendered:
         b', "responseHeadersToAdd": [%b]' % added if fields else b"",
     )
     headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(content)), *fields]
-    blocked = any(answer.reason == BLOCKED for answer in answers)
-    return Rendered(200 if allowed else 403 if blocked else 429, headers, content)
+    refused = any(answer.reason in (BLOCKED, NO_CLIENT) for answer in answers)
+    return Rendered(200 if allowed else 403 if refused else 429, headers, content)
 
 
 def _status(answer: Answer) -> bytes:

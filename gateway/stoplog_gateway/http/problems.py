@@ -32,7 +32,6 @@ NO_DESCRIPTOR: Final = Kind(400, "bad-question", "The request contains no valid 
 UNAUTHORIZED: Final = Kind(401, "unauthorized", "The token is missing or unknown")
 PROXY_UNAUTHORIZED: Final = Kind(403, "proxy-unauthorized", "The proxy's token is missing or unknown")
 FORBIDDEN: Final = Kind(403, "forbidden", "The caller has no access")
-NO_CLIENT: Final = Kind(403, "no-client", "The request contains no valid client id")
 NOT_FOUND: Final = Kind(404, "not-found", "Route not found")
 NO_LIMITS: Final = Kind(404, "no-limits", "No limits are stored under this name")
 METHOD: Final = Kind(405, "method-not-allowed", "The route does not support this method")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from stoplog.asgi.problem import NO_CLIENT
 from stoplog.asgi.rate_limit_headers import Headers
 from stoplog.identity.addresses import Address, address_id, parse_address
-from stoplog.identity.header_text import header_id
+from stoplog.identity.header_text import SeveralValues, header_id
 from stoplog.identity.identity import Identified, Identity, Verdict
 from stoplog.policy import MAX_ID_BYTES
-from stoplog_gateway.http.problems import NO_CLIENT, ProblemError
+from stoplog_gateway.http.problems import ProblemError
 from stoplog_gateway.settings import GatewaySettings
 
 
@@ -52,24 +53,34 @@ class ProxyClients:
             return Identified(self._explicit(headers)[0])
         identity = self._identity
         if identity.chain:
-            client, verdict = identity.identify(peer, headers)
-            if client is None and verdict is Verdict.COUNTED:
-                raise _no_client(
-                    None,
-                    "no header field of STOPLOG_IDENTIFY is there",
-                    "send one of them, or add address to the chain",
-                )
-            return Identified(client or "", verdict)
+            verdict = identity.verdict(peer, headers, peer_is_client=False)
+            return Identified(
+                "" if verdict is not Verdict.COUNTED else self._by_chain(peer, headers), verdict
+            )
         try:
             client, address = self._explicit(headers)
         except ProblemError:
-            verdict = identity.verdict(peer, headers)
+            verdict = identity.verdict(peer, headers, peer_is_client=False)
             if verdict is Verdict.COUNTED:
                 raise
             return Identified("", verdict)
         # An address that the proxy names is the client's. Otherwise, it is where the request comes from.
-        verdict = identity.verdict(peer, headers) if address is None else identity.verdict_of((address,))
-        return Identified(client, verdict)
+        if address is None:
+            return Identified(client, identity.verdict(peer, headers, peer_is_client=False))
+        return Identified(client, identity.verdict_of((address,)))
+
+    def _by_chain(self, peer: str | None, headers: Headers) -> str:
+        try:
+            client = self._identity.client(peer, headers)
+        except SeveralValues as exc:
+            raise _no_client(exc.field, f"{exc.field} {exc.problem}", exc.remedy) from None
+        if client is None:
+            raise _no_client(
+                None,
+                "no header field of STOPLOG_IDENTIFY is there",
+                "send one of them, or add address to the chain",
+            )
+        return client
 
     def _explicit(self, headers: Headers) -> tuple[str, Address | None]:
         values = [value for key, value in headers if key == self._field]

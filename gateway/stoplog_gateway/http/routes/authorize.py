@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from starlette.responses import Response
 
 from stoplog.asgi.denial import denial_text
-from stoplog.asgi.problem import BLOCKED, RATE_LIMITED, problem
+from stoplog.asgi.problem import BLOCKED, NO_CLIENT, RATE_LIMITED, problem
 from stoplog.asgi.rate_limit_headers import rate_limit_headers
 from stoplog.asgi.responses import Rendered, render
 from stoplog.client import listed
@@ -33,7 +33,6 @@ from stoplog_gateway.http.params import CheckQuery, LegacyHeaders, LimiterDep, r
 from stoplog_gateway.http.problems import (
     FAILED_CLOSED,
     INVALID,
-    NO_CLIENT,
     invalid_parameter,
     render_problem,
 )

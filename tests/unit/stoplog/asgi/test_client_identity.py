@@ -124,9 +124,66 @@ def test_nothing_that_names_the_clients_is_an_error_at_once() -> None:
             make()
 
 
+@pytest.mark.parametrize("identify", [header("X-Api-Key"), first_of(header("X-Api-Key"), client_address())])
+@pytest.mark.parametrize("door", ["middleware", "dependency"])
+def test_request_with_several_values_of_the_field_that_names_it_is_denied(door: str, identify: Any) -> None:
+    limiter = FakeLimiter()
+    app: Any
+    if door == "middleware":
+        app = starlette_app(limiter, identify)
+    else:
+        app = fastapi_app(limiter, identify=identify)
+    denied = client(app).get("/", headers=[("X-Api-Key", "a"), ("x-api-key", "b")])  # type: ignore[arg-type]
+    assert (denied.status_code, denied.headers["content-type"]) == (403, "application/problem+json")
+    assert "no header field names the client, or one has several values" in denied.text
+    assert "retry-after" not in denied.headers
+    assert limiter.checks == []
+    client(app).get("/", headers=[("X-Api-Key", ""), ("x-api-key", "b")])  # type: ignore[arg-type]
+    assert limiter.checks == [Check("b")]
+
+
+@pytest.mark.parametrize("door", ["middleware", "dependency"])
+def test_request_that_the_chain_names_no_client_for_is_denied_but_no_preflight(door: str) -> None:
+    limiter = FakeLimiter(Identity.of(Settings(identify="header:X-Api-Key")))
+    app: Any = starlette_app(limiter, None) if door == "middleware" else fastapi_app(limiter, identify=None)
+    denied = client(app).get("/")
+    assert denied.status_code == 403
+    assert "no header field names the client" in denied.text
+    if door == "middleware":
+        assert denied.json()["type"] == "urn:stoplog:problem:no-client"
+        assert denied.json()["remedy"] == "send such a field with one value"
+    preflight = {"origin": "https://page.example", "access-control-request-method": "GET"}
+    assert client(app).options("/", headers=preflight).status_code == 405
+    with (
+        pytest.raises((WebSocketDenialResponse, WebSocketDisconnect)),
+        client(app).websocket_connect("/socket"),
+    ):
+        pass
+    assert limiter.checks == []
+
+
+def test_client_address_reads_only_the_field_that_the_proxies_set() -> None:
+    limiter = FakeLimiter()
+    app = starlette_app(limiter, client_address("127.0.0.1", field="X-Real-IP"))
+    client(app).get("/", headers={"x-forwarded-for": "203.0.113.6", "x-real-ip": "203.0.113.5"})
+    assert limiter.checks == [Check("203.0.113.5")]
+
+
+@pytest.mark.parametrize("identify", [client_address("1"), first_of(header("X-A"), client_address("1"))])
+def test_identifier_that_trusts_proxies_is_refused_if_the_lists_trust_none(identify: Any) -> None:
+    limiter = FakeLimiter(Identity.of(Settings(exempt_addresses="10.0.0.0/8")))
+    with pytest.raises(InvalidInput, match=r"identify: trusts proxies.*; set STOPLOG_TRUSTED_PROXIES to the"):
+        RateLimit(limiter, identify)
+    for other in (client_address(), first_of(client_address()), headers_of):
+        RateLimit(limiter, other)
+    RateLimit(FakeLimiter(LISTS), identify)
+    RateLimit(FakeLimiter(), identify)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: client_address(field="Via"), r"field: 'Via' has no addresses of callers; use X-Forwarded"),
         (lambda: client_address("proxy"), r"trusted_proxies: 'proxy' is no address or network; write it as"),
         (lambda: client_address(ipv6_prefix=0), r"ipv6_prefix: 0 is out of bounds; use 1 to 128"),
         (lambda: header("X Key"), r"name: 'X Key' is no header field; use a name such as X-Api-Key"),

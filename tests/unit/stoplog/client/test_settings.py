@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 from stoplog_gateway.settings import GatewaySettings
@@ -28,6 +30,7 @@ def test_bootstrap_without_kafka_is_the_embedded_broker(monkeypatch: pytest.Monk
     [
         ("trusted_proxies", "proxy", "write it as 10.0.0.0/8"),
         ("trusted_proxies", "40", "use 0 to 32"),
+        ("forwarding_header", "Via", "use X-Forwarded-For, Forwarded or X-Real-IP"),
         ("identify", "address,header:X-Key", "write address last"),
         ("identify", "header:X-Key,header:x-key", "remove one"),
         ("identify", "X-Key", "write header:X-Api-Key or address"),
@@ -51,6 +54,19 @@ def test_list_of_addresses_is_no_client_header(header: str) -> None:
         GatewaySettings(client_header=header)
 
 
+@pytest.mark.parametrize("name", ["exempt_addresses", "blocked_addresses"])
+def test_list_of_addresses_that_applies_to_no_client_of_a_proxy_is_refused(name: str) -> None:
+    lists: dict[str, Any] = {name: "192.0.2.0/24"}
+    with pytest.raises(
+        SettingsError, match=rf"STOPLOG_{name.upper()} applies to no client.*Set STOPLOG_TRUST"
+    ):
+        GatewaySettings(identify="header:X-Api-Key", **lists)
+    GatewaySettings(identify="header:X-Api-Key", trusted_proxies="1", **lists)
+    GatewaySettings(**lists)  # X-Client-Id may contain an address
+    GatewaySettings(identify="address", envoy="127.0.0.1:8081", **lists)  # descriptors may, too
+    Settings(identify="header:X-Api-Key", **lists)  # of an application, whose callers may be clients
+
+
 @pytest.mark.parametrize("settings", [Settings, GatewaySettings])
 def test_every_setting_is_described_in_whole_sentences(settings: type[Settings]) -> None:
     for name, field in settings.model_fields.items():
@@ -67,6 +83,7 @@ def test_settings_of_the_sdk_hold_nothing_of_a_server() -> None:
         "deadline_ms",
         "deny_cache",
         "exempt_addresses",
+        "forwarding_header",
         "id_normalization",
         "identify",
         "ipv6_prefix",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -122,6 +123,22 @@ def test_networks_contain_what_one_of_them_contains(
     addresses = [address, *(network.network_address for network in networks)]
     for one in addresses:
         assert (one in Networks(networks)) == any(one in network for network in networks)
+
+
+@given(
+    st.lists(st.tuples(st.ip_addresses(v=4), st.integers(0, 32)), max_size=5),
+    st.ip_addresses(v=4),
+    st.integers(0, 32),
+    st.data(),
+)
+def test_networks_overlap_what_one_of_them_overlaps(
+    parts: list[tuple[Any, int]], start: Any, prefix: int, data: st.DataObject
+) -> None:
+    networks = [parse_network(f"{one}/{bits}", strict=False) for one, bits in parts]
+    if networks and data.draw(st.booleans()):  # near one of them
+        start = data.draw(st.sampled_from(networks)).network_address
+    network = parse_network(f"{start}/{prefix}", strict=False)
+    assert Networks(networks).overlaps(network) == any(one.overlaps(network) for one in networks)
 
 
 def test_networks_are_read_from_text_in_any_spelling() -> None:

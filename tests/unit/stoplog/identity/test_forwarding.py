@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stoplog.identity.addresses import parse_address
 from stoplog.identity.forwarding import Located, TrustedProxies, elements_from_right
 
 PROXIES = TrustedProxies.parse("10.0.0.0/8, 2001:db8:ffff::/48")
@@ -55,7 +56,15 @@ CASES: list[tuple[str | None, list[tuple[str, str]], str | None]] = [
     ("10.0.0.1", [("xff", "203.0.113.5"), ("forwarded", "for=10.0.0.2")], "203.0.113.5"),
     ("10.0.0.1", [("real", "203.0.113.5"), ("xff", "203.0.113.6")], "10.0.0.1"),
     ("10.0.0.1", [("forwarded", "for=203.0.113.5"), ("xff", "203.0.113.6")], "10.0.0.1"),
-    ("10.0.0.1", [("xff", "unknown"), ("real", "203.0.113.5")], "203.0.113.5"),
+    ("10.0.0.1", [("xff", "10.0.0.3"), ("forwarded", "for=10.0.0.3")], "10.0.0.3"),
+    ("10.0.0.1", [("xff", " "), ("real", "203.0.113.5")], "203.0.113.5"),
+    # a field that cannot be read lets no other one be believed
+    ("10.0.0.1", [("xff", "unknown"), ("real", "203.0.113.5")], "10.0.0.1"),
+    ("10.0.0.1", [("xff", "unix:"), ("real", "203.0.113.5")], "10.0.0.1"),
+    ("10.0.0.1", [("forwarded", "for=_hidden"), ("xff", "203.0.113.5")], "10.0.0.1"),
+    ("10.0.0.1", [("forwarded", "for=unknown"), ("xff", "203.0.113.5"), ("real", "203.0.113.5")], "10.0.0.1"),
+    ("10.0.0.1", [("forwarded", "for=_hidden"), ("xff", "10.0.0.3")], "10.0.0.1"),
+    ("10.0.0.1", [("forwarded", "for=_hidden"), ("xff", "x, 10.0.0.3")], "10.0.0.1"),
     ("10.0.0.1", [("xff", "10.0.0.3"), ("real", "10.0.0.2")], "10.0.0.3"),
 ]
 
@@ -117,11 +126,50 @@ def test_other_fields_never_name_another_client_than_the_proxy_or_its_field(
     assert located(PROXIES, "10.0.0.1", *others, ("real", "203.0.113.5")) in ("203.0.113.5", "10.0.0.1")
 
 
-def test_fields_that_contradict_each_other_are_kept_for_the_list_of_blocked_addresses() -> None:
-    headers = [(b"x-forwarded-for", b"203.0.113.5"), (b"x-real-ip", b"203.0.113.6")]
+@pytest.mark.parametrize("other", ["203.0.113.6", "unknown"])
+def test_fields_that_are_not_believed_are_kept_for_the_list_of_blocked_addresses(other: str) -> None:
+    headers = [(b"x-forwarded-for", other.encode()), (b"x-real-ip", b"203.0.113.5")]
     found = PROXIES.locate("10.0.0.1", headers)
-    assert found == Located(found.address, found.claims)
-    assert [*map(str, found)] == ["10.0.0.1", "(IPv4Address('203.0.113.5'), IPv4Address('203.0.113.6'))"]
+    claims = {parse_address("203.0.113.5"), parse_address(other)} - {None}
+    assert found == Located(parse_address("10.0.0.1"), found.claims, certain=False)
+    assert set(found.claims) == claims
+
+
+@pytest.mark.parametrize(
+    ("peer", "fields", "certain"),
+    [
+        ("192.0.2.9", [], True),
+        ("192.0.2.9", [("xff", "unknown")], True),
+        ("10.0.0.1", [], False),
+        ("10.0.0.1", [("xff", "")], False),
+        ("10.0.0.1", [("xff", "unknown")], False),
+        ("10.0.0.1", [("xff", "203.0.113.5, unknown, 10.0.0.2")], False),
+        ("10.0.0.1", [("xff", "203.0.113.5")], True),
+        ("10.0.0.1", [("xff", "10.0.0.3")], True),
+    ],
+)
+def test_address_is_certain_if_the_caller_or_a_list_names_it(
+    peer: str, fields: list[tuple[str, str]], certain: bool
+) -> None:
+    headers = [(NAMES[name], value.encode()) for name, value in fields]
+    found = PROXIES.locate(peer, headers)
+    assert (found.certain, found.is_caller) == (certain, peer == "192.0.2.9")
+
+
+@given(st.lists(st.tuples(st.sampled_from(list(NAMES)), junk), max_size=5))
+def test_with_the_field_that_the_proxies_set_no_other_one_has_an_effect(
+    fields: list[tuple[str, str]],
+) -> None:
+    for name, value in (("real", "203.0.113.5"), ("forwarded", "for=203.0.113.5"), ("xff", "203.0.113.5")):
+        trusted = TrustedProxies.parse("10.0.0.0/8", NAMES[name].decode().title())
+        others = [(other, text) for other, text in fields if other != name]
+        assert located(trusted, "10.0.0.1", *others, (name, value)) == "203.0.113.5"
+        assert located(trusted, "10.0.0.1", *others) == "10.0.0.1"
+
+
+def test_field_without_addresses_of_callers_is_refused_with_a_remedy() -> None:
+    with pytest.raises(ValueError, match=r"'X-Client' has no addresses of callers: use X-Forwarded-For"):
+        TrustedProxies.parse("1", "X-Client")
 
 
 @pytest.mark.parametrize(("text", "trusts"), [("", False), ("0", False), ("1", True), ("10.0.0.1", True)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import django
 import pytest
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -14,22 +13,15 @@ from django.test import Client, override_settings
 from django.urls import path
 
 from stoplog import BlockingLimiter, InvalidInput
-from stoplog.integrations.django import RateLimitMiddleware, header, rate_limit
+from stoplog.integrations.django import RateLimitMiddleware, client_address, header, rate_limit
 from stoplog.wire.checks import Check
+from tests.support.django_site import configure_django
 from tests.support.fake_kafka import Kafka
 
 KEY = {"X-Api-Key": "alice"}
 PREFLIGHT = {"Origin": "https://page.example", "Access-Control-Request-Method": "GET"}
 
-if not settings.configured:
-    settings.configure(
-        ALLOWED_HOSTS=["testserver"],
-        ROOT_URLCONF=__name__,
-        MIDDLEWARE=["stoplog.integrations.django.RateLimitMiddleware"],
-    )
-    django.setup()
-
-urlpatterns: list[Any] = []
+configure_django()
 
 
 @pytest.fixture
@@ -118,6 +110,17 @@ def test_decorated_view_has_a_limit_of_its_own_and_shows_it(limiter: BlockingLim
 def test_failing_check_fails_closed_if_asked_to(limiter: BlockingLimiter) -> None:
     web = client(limiter, cost=-1, on_unavailable="deny")
     assert web.get("/", headers=KEY).status_code == 503
+
+
+def test_identifier_that_trusts_proxies_needs_the_same_for_the_lists(
+    limiter: BlockingLimiter, kafka: type[Kafka]
+) -> None:
+    web = client(limiter, identify=client_address("10.0.0.0/8", field="X-Real-IP"))
+    web.get("/", REMOTE_ADDR="10.0.0.1", headers={"X-Real-IP": "9.9.9.9", "X-Forwarded-For": "8.8.8.8"})
+    assert checks(limiter) == [Check("9.9.9.9", 2)]
+    lists = BlockingLimiter("kafka:9092", blocked_addresses="10.0.0.0/8")
+    with pytest.raises(InvalidInput, match="set STOPLOG_TRUSTED_PROXIES to the same proxies"):
+        rate_limit(limiter=lists, identify=client_address("1"))
 
 
 def test_wrong_settings_and_views_are_refused_at_the_start(limiter: BlockingLimiter) -> None:

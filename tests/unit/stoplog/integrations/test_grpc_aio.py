@@ -82,6 +82,23 @@ async def test_allowed_calls_of_all_kinds_reach_their_methods(limiter: Limiter) 
     assert transport.checks == [Check("alice", 2, "gold", f"/test.Test/{name}") for name in HANDLERS]
 
 
+@pytest.mark.parametrize("name", ["x-api-key", "key-bin"])
+async def test_call_with_several_values_of_its_metadata_is_denied(limiter: Limiter, name: str) -> None:
+    values = [value.encode() if name == "key-bin" else value for value in ("a", "b", "", "a")]
+    async with serving(limiter, cost=2, identify=metadata(name)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as denied:
+            await call(channel, "Echo", tuple((name, value) for value in values[:2]))
+        assert denied.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert "several values" in str(denied.value.details())
+        assert await call(channel, "Echo", tuple((name, value) for value in (values[0], *values[2:]))) == b"a"
+        assert await call(channel, "Echo", ((name, values[2]),)) == b"a"
+        if name == "key-bin":
+            await call(channel, "Echo", ((name, b"a,b"),))
+    transport: Any = limiter._engine.transport
+    clients = [check.client for check in transport.checks]
+    assert clients == (["a", "a,b"] if name == "key-bin" else ["a"])
+
+
 @pytest.mark.parametrize("name", HANDLERS)
 async def test_denied_call_ends_with_resource_exhausted(limiter: Limiter, name: str) -> None:
     async with serving(limiter, cost=3) as channel:

@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 
 from stoplog import BlockingLimiter, InvalidInput
-from stoplog.integrations.wsgi import RateLimitMiddleware, header
+from stoplog.integrations.wsgi import RateLimitMiddleware, client_address, header
 from stoplog.policy import usable_id
 from stoplog.wire.checks import Check
 from tests.support.fake_kafka import Kafka
@@ -91,6 +91,29 @@ def test_failing_check_fails_open_or_closed_and_is_logged(
 def test_exception_of_identify_reaches_the_server(limiter: BlockingLimiter) -> None:
     with pytest.raises(KeyError):
         client(limiter, identify=lambda environ: environ["nobody"]).get("/")
+
+
+def test_request_without_a_client_of_the_chain_is_denied_but_no_preflight(kafka: type[Kafka]) -> None:
+    limiter = BlockingLimiter("kafka:9092", identify="header:X-Api-Key")
+    web = client(limiter, identify=None)
+    denied = web.get("/", headers=[("X-Api-Key", "a"), ("X-Api-Key", "b")])
+    assert denied.status == "403 Forbidden"
+    assert denied.json["type"] == "urn:stoplog:problem:no-client"
+    assert web.get("/").status_code == 403
+    assert web.options("/", headers=PREFLIGHT).status_code == 200
+    limiter.stop()
+
+
+def test_identifier_denies_several_values_and_trusts_the_proxies_of_the_lists(
+    limiter: BlockingLimiter, kafka: type[Kafka]
+) -> None:
+    assert client(limiter).get("/", headers={"X-Api-Key": "a, b"}).status_code == 403
+    proxied = {"environ_base": {"REMOTE_ADDR": "10.0.0.1"}, "headers": {"X-Real-IP": "9.9.9.9"}}
+    client(limiter, identify=client_address("10.0.0.0/8", field="X-Real-IP")).get("/", **proxied)
+    assert [check.client for check in log_of(limiter).checks] == ["9.9.9.9"]
+    lists = BlockingLimiter("kafka:9092", exempt_addresses="10.0.0.0/8")
+    with pytest.raises(InvalidInput, match="set STOPLOG_TRUSTED_PROXIES to the same proxies"):
+        client(lists, identify=client_address("10.0.0.0/8"))
 
 
 def test_settings_name_the_client_and_block_or_exempt_addresses(kafka: type[Kafka]) -> None:

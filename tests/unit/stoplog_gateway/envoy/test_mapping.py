@@ -8,7 +8,7 @@ from stoplog_gateway.envoy.mapping import CheckTarget, DescriptorMapping, Rule, 
 from stoplog.client.settings import Settings
 from stoplog.errors import SettingsError
 from stoplog.identity.identity import Identity, Verdict
-from stoplog.policy import check_id
+from stoplog.policy import check_id, digest_id
 
 FILE = """\
 edge:
@@ -152,6 +152,13 @@ def test_resolve_counts_an_address_in_any_spelling_and_an_ipv6_address_by_its_pr
             CheckTarget("1.2.3.4", resource="path=/,x-api-key="),
         ),
         ([("user", "alice"), ("path", "/")], CheckTarget("alice", resource="path=/")),
+        (
+            [("x-api-key", ", "), ("remote_address", "1.2.3.4")],
+            CheckTarget("1.2.3.4", resource="x-api-key=, "),
+        ),
+        ([("x-api-key", "k, k"), ("path", "/")], CheckTarget("k", resource="path=/")),
+        ([("x-api-key", "192.0.2.1")], CheckTarget(digest_id(b"192.0.2.1"))),
+        ([("x-api-key", b"\xff")], CheckTarget(digest_id(b"\xff"))),
     ],
 )
 def test_resolve_takes_the_entry_that_the_chain_names(
@@ -173,6 +180,18 @@ def test_rule_that_matches_comes_before_the_chain() -> None:
         ([[("remote_address", "2001:db8:9::1")], [("path", "/")]], Verdict.EXEMPT),
         ([[("remote_address", "2001:db8:9::1")], [("remote_address", "1.2.3.4")]], Verdict.COUNTED),
         ([[("remote_address", "2001:db8:9::1")], [("remote_address", "192.0.2.1")]], Verdict.BLOCKED),
+        ([[("masked_remote_address", "192.0.0.0/16")]], Verdict.BLOCKED),
+        ([[("masked_remote_address", "192.0.3.0/24")]], Verdict.COUNTED),
+        ([[("masked_remote_address", "2001:db8:9:1::/64")]], Verdict.COUNTED),
+        ([[("remote_address", "2001:db8:9::1"), ("masked_remote_address", "2001:db8::/32")]], Verdict.EXEMPT),
+        ([[("remote_address", "192.0.3.1")], [("masked_remote_address", "192.0.0.0/16")]], Verdict.COUNTED),
+        ([[("remote_address", "-"), ("masked_remote_address", "192.0.2.0/24")]], Verdict.BLOCKED),
+        ([[("path", "/"), ("X-Api-Key", "a,b")]], Verdict.UNNAMED),
+        ([[("x-api-key", "a")], [("x-api-key", "a, ,a")]], Verdict.COUNTED),
+        ([[("x-api-key", b"\xff,a")]], Verdict.UNNAMED),
+        ([[("x-api-key", "a,b")], [("remote_address", "192.0.2.1")]], Verdict.BLOCKED),
+        ([[("x-api-key", "a,b")], [("remote_address", "2001:db8:9::1")]], Verdict.EXEMPT),
+        ([[("x-other", "a,b")]], Verdict.COUNTED),
         ([[("address", "192.0.2.1")], [("remote_address", b"\xff")]], Verdict.COUNTED),
     ],
 )

@@ -147,7 +147,7 @@ ADDRESSES = [
         b'"',
         b"\xff",
     ),
-    *(b'for="[2001:db8::1]:9";proto=http', b'for="192.0.2.1', b"For=10.0.0.7", b"x" * 300),
+    *(b'for="[2001:db8::1]:9";proto=http', b'for="192.0.2.1', b"For=10.0.0.7", b"x" * 300, b"a, b"),
 ]
 OF_ADDRESS = ENVOY.replace(b"user", b"remote_address").replace(b'"a"', b'"%b"') % (b"%b", 2)
 IDENTITIES = [

@@ -209,6 +209,29 @@ async def test_authorize_charges_nothing_for_a_blocked_or_exempt_address(
         assert "ratelimit" not in response.headers
 
 
+@pytest.mark.parametrize("trusted", ["", "127.0.0.1", "1"])
+async def test_authorize_exempts_no_one_for_the_address_of_the_proxy(
+    limiter: FakeLimiter, trusted: str
+) -> None:
+    async with connect(limiter, trusted_proxies=trusted, exempt_addresses="127.0.0.0/8 10.0.0.0/8") as http:
+        assert (await http.get("/v1/authorize")).status_code == 403
+        await http.get("/v1/authorize", headers=ALICE)
+        await http.get("/v1/authorize", headers={**ALICE, "x-forwarded-for": "10.0.0.1, unknown"})
+        assert limiter.checks == [Check("alice")] * 2
+        await http.get("/v1/authorize", headers={**ALICE, "x-forwarded-for": "10.0.0.1"})
+    assert limiter.metrics.exempt == (trusted != "")
+
+
+async def test_authorize_with_several_values_of_the_field_of_a_chain_is_a_403(limiter: FakeLimiter) -> None:
+    async with connect(limiter, identify="header:X-Api-Key,address") as http:
+        response = await http.get("/v1/authorize", headers={"x-api-key": "a, b"})
+    assert response.status_code == 403
+    assert response.json()["detail"] == "X-Api-Key has several values"
+    assert response.json()["field"] == "X-Api-Key"
+    assert response.json()["remedy"] == "send one value, without a comma"
+    assert limiter.checks == []
+
+
 async def test_authorize_without_a_client_checks_no_address_that_is_not_listed(limiter: FakeLimiter) -> None:
     async with connect(limiter, blocked_addresses="192.0.2.0/24") as http:
         assert (await http.get("/v1/authorize")).json()["type"] == "urn:stoplog:problem:no-client"

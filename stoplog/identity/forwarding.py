@@ -20,7 +20,11 @@ from stoplog.identity.addresses import Address, Networks, parse_address
 FORWARDING_FIELDS: Final = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
 """Header fields with addresses of callers. The first of them counts if none leads to a client."""
 
-_FIELDS: Final = {field.decode(): (field,) for field in FORWARDING_FIELDS} | {"": FORWARDING_FIELDS}
+_FIELDS: Final[dict[str, tuple[bytes, ...]]] = {
+    "": FORWARDING_FIELDS,
+    **{field.decode(): (field,) for field in FORWARDING_FIELDS},
+}
+"""The fields that are read, by the setting in lower case."""
 
 MAX_HOPS: Final = 32
 

@@ -48,7 +48,7 @@ def client_address(
 ) -> Callable[[HttpRequest], str]:
     """Return an identifier: the address of the client (:func:`stoplog.identity.client_address`)."""
     find = environ.client_address(trusted_proxies, ipv6_prefix=ipv6_prefix, field=field)
-    return Adapted(find, lambda request: request.META)
+    return Adapted[HttpRequest](find, lambda request: request.META)
 
 
 class _Limit:

@@ -157,6 +157,7 @@ class DescriptorMapping:
 
     def _client_of(self, entries: Entries, texts: Sequence[tuple[str, str]]) -> tuple[int, str]:
         """Return the index of the entry that names the client, and the client."""
+        client: str | None
         for link in self._links:
             for index, (key, text) in enumerate(texts):
                 if link is None:

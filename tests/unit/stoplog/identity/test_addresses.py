@@ -129,14 +129,14 @@ def test_networks_contain_what_one_of_them_contains(
     st.lists(st.tuples(st.ip_addresses(v=4), st.integers(0, 32)), max_size=5),
     st.ip_addresses(v=4),
     st.integers(0, 32),
-    st.data(),
+    st.booleans(),
 )
 def test_networks_overlap_what_one_of_them_overlaps(
-    parts: list[tuple[Any, int]], start: Any, prefix: int, data: st.DataObject
+    parts: list[tuple[Any, int]], start: Any, prefix: int, near: bool
 ) -> None:
     networks = [parse_network(f"{one}/{bits}", strict=False) for one, bits in parts]
-    if networks and data.draw(st.booleans()):  # near one of them
-        start = data.draw(st.sampled_from(networks)).network_address
+    if networks and near:
+        start = networks[0].network_address
     network = parse_network(f"{start}/{prefix}", strict=False)
     assert Networks(networks).overlaps(network) == any(one.overlaps(network) for one in networks)
 

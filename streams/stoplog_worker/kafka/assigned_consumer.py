@@ -23,14 +23,21 @@ _ASK_S: Final = 5.0
 """Seconds after which a broker is asked again for offsets: another one may lead the partition by now."""
 _RETRY_S: Final = 0.1
 _CHANGING_LEADER: Final = (
+    KafkaError._ALL_BROKERS_DOWN,
     KafkaError._DESTROY_BROKER,
     KafkaError._TIMED_OUT,
     KafkaError._TRANSPORT,
     KafkaError._UNKNOWN_PARTITION,
+    KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
 )
-"""Errors while a partition has no leader that answers. A broker that has just started knows no partition."""
+"""Errors while a partition has no leader that answers. A broker that has just started knows no partition. A
+new leader does not know the end of a partition, nor an epoch that the client has heard of, at once."""
 _MISSING_OFFSET: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 

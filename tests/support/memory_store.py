@@ -122,6 +122,7 @@ class Changelogs:
         for table in TABLES:
             for records in _batches(self.read(table, store.next_offset[table]), batch):
                 store.merge(table, records)
+            store.reach(table, len(self.logs[table]))
 
     def compacted(self) -> Changelogs:
         """Return what compaction leaves: the last record of each key."""

@@ -48,8 +48,8 @@ version 0.2.0 read this array as a window of 1 ms without charges, and drop it b
 
 A later release may have formats from 3 on. Before it writes a value in one, it has to write a marker in it:
 nine bytes as above, and an array that begins with the offset of its position. A worker that does not know the
-format then stops (:func:`newer_format`). Any other value with an unknown first byte is no value: a worker
-skips it, counts it, and writes the key again.
+format then stops (:class:`stoplog_worker.state.store.NewerMarker`). Any other value with an unknown first
+byte is no value: a worker skips it, counts it, and writes the key again.
 
 Policy history: an array of changes, oldest first, each ``[position, version, policy or nil, order]``. A
 policy is the array of :class:`stoplog.policy.Policy`.

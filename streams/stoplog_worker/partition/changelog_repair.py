@@ -31,7 +31,7 @@ from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, is_beyond, position_of
 from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.state.store import COUNTERS, POLICIES, PartitionStore, Record
+from stoplog_worker.state.store import COUNTERS, POLICIES, NewerMarker, PartitionStore, Record
 
 _log = logging.getLogger("stoplog.repair")
 
@@ -167,7 +167,12 @@ class ChangelogRepair:
         """
         reached = self._ledger.next_offset << POSITION_BITS
         keys = []
+        newer = NewerMarker()
         for record in records:
+            if newer.note(record, table, lambda: log_end):
+                # Even if this worker has written a marker since: it may be the one that wrote late.
+                self._store.reread_counters()
+                newer.refuse()
             entry = record.entry(table)
             if entry is None:
                 self._metrics.noise.inc()

@@ -50,7 +50,7 @@ from stoplog_worker.algorithm.state_codec import (
 from stoplog_worker.kafka.assigned_consumer import AssignedConsumer
 from stoplog_worker.lease import Lease
 from stoplog_worker.metrics import Metrics
-from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, Record
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, NewerMarker, Record
 
 _log = logging.getLogger("stoplog.lane")
 
@@ -237,12 +237,14 @@ class PartitionCopy:
         self._unacknowledged = 0
         self._failed = False
         self._marker: bytes | None = None
+        self._newer = NewerMarker()
 
     def advance(self) -> bool:
         """Take one step; return whether the copy is complete.
 
         Raises:
             Unavailable: the broker does not answer, or a changelog lost its beginning while it was read.
+            NewerFormat: a newer release has written the default lane's partition.
             KafkaException: the consumer or the producer cannot continue.
         """
         self._producer.poll(_POLL_S if self._unacknowledged else 0)
@@ -298,7 +300,9 @@ class PartitionCopy:
     def _finish_reading(self) -> None:
         if self._clock() - self._ends_found_at > _MAX_READ_S:
             self.phase = CopyPhase.FINDING_ENDS
-        elif self._marker is None:
+            return
+        self._newer.refuse()
+        if self._marker is None:
             self.phase = CopyPhase.COMPLETE
         else:
             self.phase = CopyPhase.WRITING_MARKER
@@ -317,7 +321,9 @@ class PartitionCopy:
             if offset >= self._ends[table]:
                 continue
             self._next[table] = offset + 1
-            entry = Record(offset, message.key(), message.value()).entry(table)
+            record = Record(offset, message.key(), message.value())
+            self._newer.note(record, table, lambda: self._log_end)
+            entry = record.entry(table)
             if entry is None:
                 continue
             key, value = entry

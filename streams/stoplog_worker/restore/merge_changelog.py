@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from stoplog.topics import CHECKS
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, decode_marker, position_of
 from stoplog_worker.kafka.progress_reader import ProgressReader
-from stoplog_worker.state.store import POLICIES, PartitionStore, Record
+from stoplog_worker.state.store import POLICIES, NewerMarker, PartitionStore, Record
 
 _BATCH: Final = 10_000
 """Records stored at a time."""
@@ -26,6 +27,7 @@ def merge_changelog(
         below: Only entries of lower positions are stored, if given.
 
     Raises:
+        NewerFormat: A newer release has written the partition.
         Unavailable: The broker stopped answering.
     """
     begin = store.next_offset[table]
@@ -41,19 +43,24 @@ def merge_changelog(
             batch = []
     if batch:
         store.merge(table, batch)
+    store.reach(table, end)
 
 
 def read_marker(reader: ProgressReader, topic: str, partition: int, start: int, end: int) -> Marker | None:
     """Return the last marker in a range of a changelog of policies; ``None`` if there is none.
 
     Raises:
+        NewerFormat: A newer release has written the partition.
         Unavailable: The broker stopped answering.
     """
-    last = None
+    last, newer = None, NewerMarker()
     for message in reader.read(topic, partition, start, end):
-        entry = Record(message.offset(), message.key(), message.value()).entry(POLICIES)
+        record = Record(message.offset(), message.key(), message.value())
+        newer.note(record, POLICIES, lambda: reader.offset_range(CHECKS, partition)[1])
+        entry = record.entry(POLICIES)
         if entry is not None and entry[0] == MARKER_KEY:
             found = decode_marker(entry[1])
             if last is None or found.next_offset >= last.next_offset:
                 last = found
+    newer.refuse()
     return last

@@ -101,9 +101,14 @@ class PartitionRestore:
 
     @property
     def at_ends(self) -> bool:
-        """Whether the changelogs have been read up to their ends, which are known."""
-        return bool(self._ends) and all(
-            self.store.next_offset[table] >= end for table, end in self._ends.items()
+        """Whether the changelogs have been read up to their ends, which are known.
+
+        They have not while a marker of a newer format, which came after these ends, may still be overridden.
+        """
+        return (
+            bool(self._ends)
+            and self.store.newer.offset is None
+            and all(self.store.next_offset[table] >= end for table, end in self._ends.items())
         )
 
     def activate(self, generation: int | None) -> None:

@@ -317,8 +317,7 @@ class Restorer(threading.Thread):
                 self._metrics.restored.inc(len(records))
         for (topic, partition), end in ends.items():
             if partition in self._restores:
-                store, table = self._restores[partition].store, self._tables[topic]
-                store.next_offset[table] = max(store.next_offset[table], end)
+                self._restores[partition].store.reach(self._tables[topic], end)
         self._truncated |= gone
         self._reread_truncated()
         now, among = monotonic(), len(self._restores)

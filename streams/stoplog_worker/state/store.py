@@ -7,6 +7,7 @@ owner's while it is active. The store is handed over as a whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -55,18 +56,9 @@ class Record(NamedTuple):
         """Return key and value if the record is an entry of *table*; ``None`` for any foreign record.
 
         A value that cannot be decoded must not be stored. It would stop every worker that loads it.
-
-        Raises:
-            NewerFormat: It is a marker that names a format of a newer release.
         """
         if not self.key or self.key in _OWN_KEYS or not self.value or len(self.value) < 9:
             return None
-        if table == POLICIES and self.key == MARKER_KEY and (newer := newer_format(self.value)) is not None:
-            raise NewerFormat(
-                f"the marker of a partition names the format {newer} of values, which release {__version__} "
-                f"cannot read. A newer release has written this partition: upgrade this worker to that "
-                f"release. Keep its tables and the changelogs"
-            )
         if self.value.startswith((FORMAT, FORMAT_HOLDS) if table == COUNTERS else FORMAT):
             try:
                 if table == COUNTERS:
@@ -80,6 +72,60 @@ class Record(NamedTuple):
             if valid:
                 return self.key, self.value
         return None
+
+
+class NewerMarker:
+    """The marker of a newer format in one changelog, if a newer release may have written the partition last.
+
+    A later marker overrides it if this release can read it and its position is at least as high. A marker
+    that is ahead of the log is none: no worker can have written it.
+    """
+
+    def __init__(self) -> None:
+        self.offset: int | None = None
+        """Its changelog offset, of several the first; ``None`` if there is none."""
+        self._position = -1
+        self._format = 0
+
+    def note(self, record: Record, table: str, log_end: Callable[[], int | None]) -> bool:
+        """Take note of the next record of a changelog; return whether it is the marker of a newer format.
+
+        Args:
+            record: The record.
+            table: The changelog's table.
+            log_end: Returns the next offset of the partition's log; ``None`` if no broker answers. It is
+                called for few records.
+        """
+        value = record.value
+        if table != POLICIES or record.key != MARKER_KEY or not value or len(value) < 9:
+            return False
+        newer = newer_format(value)
+        if newer is not None:
+            end = log_end()
+            if end is not None and is_beyond(MARKER_KEY, value, end):
+                return False
+            if self.offset is None:
+                self.offset = record.offset
+            self._position, self._format = max(self._position, position_of(value)), newer
+            return True
+        if self.offset is not None and position_of(value) >= self._position and record.entry(table):
+            end = log_end()
+            if end is not None and not is_beyond(MARKER_KEY, value, end):
+                self.offset, self._position = None, -1
+        return False
+
+    def refuse(self) -> None:
+        """Refuse to go on if there is one.
+
+        Raises:
+            NewerFormat: There is; states the remedy.
+        """
+        if self.offset is not None:
+            raise NewerFormat(
+                f"the marker of a partition names the format {self._format} of values, which release "
+                f"{__version__} cannot read. A newer release has written this partition: upgrade this worker "
+                f"to that release. Keep its tables and the changelogs"
+            )
 
 
 class Milestone(NamedTuple):
@@ -106,6 +152,8 @@ class PartitionStore:
     def __init__(self, partition: int, open_table: Callable[[Path], Rdict], paths: dict[str, Path]) -> None:
         self.partition = partition
         self._dbs: dict[str, Any] = {table: open_table(paths[table]) for table in TABLES}
+        self.newer = NewerMarker()
+        """The marker of a newer format that was read, and that no later one has overridden yet."""
         self.next_offset = {table: self._stored_offset(table) for table in TABLES}
         """Next changelog offset to read, by table."""
         self.outdated = {table: self._stored_outdated(table) for table in TABLES}
@@ -172,6 +220,13 @@ class PartitionStore:
         self.milestones = milestones
         self._dbs[COUNTERS].put(_MILESTONES_KEY, msgspec.msgpack.encode(milestones))
 
+    def reread_counters(self) -> None:
+        """Have the worker that opens the tables next read the counters' changelog from its beginning.
+
+        A newer release may have written counters that were skipped here as noise.
+        """
+        self._dbs[COUNTERS].put(_OFFSET_KEY, bytes(8))
+
     def clear_counters(self) -> None:
         """Remove all counters. Their changelog is read from its beginning again."""
         self.next_offset[COUNTERS] = 0
@@ -196,16 +251,17 @@ class PartitionStore:
         the later one is the owner's repair. A foreign record changes nothing, except that its key becomes
         outdated in the changelog.
 
+        ``next_offset`` does not pass the marker of a newer format until a later marker overrides it. So it is
+        found again after a restart.
+
         Returns:
             How many of the records have a key, but no value that a worker writes.
-
-        Raises:
-            NewerFormat: A marker names a format of a newer release.
         """
+        log_end = cache(self.log_end)
         entries = [
             record.entry(table) or (record.key, None)
             for record in records
-            if record.key and record.key not in _OWN_KEYS
+            if record.key and record.key not in _OWN_KEYS and not self.newer.note(record, table, log_end)
         ]
         keys = list(dict.fromkeys(key for key, _ in entries))
         highest: dict[bytes, bytes] = {
@@ -215,7 +271,6 @@ class PartitionStore:
         }
         new: dict[bytes, bytes] = {}
         outdated = set(self.outdated[table])
-        log_end: int | None = -1  # not known yet
         for key, value in entries:
             known = highest.get(key)
             if value is None:
@@ -226,21 +281,36 @@ class PartitionStore:
                 highest[key] = new[key] = value
                 outdated.discard(key)
             else:
-                log_end = self.log_end() if log_end == -1 else log_end
-                if log_end is not None and is_beyond(key, known, log_end):
+                end = log_end()
+                if end is not None and is_beyond(key, known, end):
                     highest[key] = new[key] = value
                     outdated.discard(key)
                 else:
                     outdated.add(key)
-        self.next_offset[table] = max(self.next_offset[table], records[-1].offset + 1)
+        reached = records[-1].offset + 1
+        if table == POLICIES and self.newer.offset is not None:
+            reached = min(reached, self.newer.offset)
+            self.reread_counters()
+        self.next_offset[table] = max(self.next_offset[table], reached)
         self._write(table, new.items(), outdated)
         return sum(value is None for _, value in entries)
+
+    def reach(self, table: str, end: int) -> None:
+        """Note that the changelog of *table* was read to *end*, where it ended.
+
+        Raises:
+            NewerFormat: It has the marker of a newer format, and no later one that overrides it.
+        """
+        if table == POLICIES and self.newer.offset is not None and self.newer.offset < end:
+            self.newer.refuse()
+        self.next_offset[table] = max(self.next_offset[table], end)
 
     def _write(self, table: str, entries: Iterable[tuple[bytes, bytes]], outdated: set[bytes]) -> None:
         batch = WriteBatch(raw_mode=True)
         for key, value in entries:
             batch.put(key, value)
-        batch.put(_OFFSET_KEY, self.next_offset[table].to_bytes(8))
+        rereads = table == COUNTERS and self.newer.offset is not None
+        batch.put(_OFFSET_KEY, bytes(8) if rereads else self.next_offset[table].to_bytes(8))
         if outdated != self.outdated[table]:
             batch.put(_OUTDATED_KEY, msgspec.msgpack.encode(outdated))
             self.outdated[table] = outdated

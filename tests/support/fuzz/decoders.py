@@ -39,9 +39,9 @@ from stoplog_worker.algorithm.state_codec import (
     position_of,
     without_charges,
 )
-from stoplog_worker.state.store import COUNTERS, POLICIES, Record
+from stoplog_worker.state.store import COUNTERS, POLICIES, NewerMarker, Record
 
-from stoplog.errors import InvalidInput, NewerFormat, SettingsError, TopicError, UndecodableRecord
+from stoplog.errors import InvalidInput, SettingsError, TopicError, UndecodableRecord
 from stoplog.kafka.oauth_tokens import parse_token_response
 from stoplog.policy import check_id, parse_limit, parse_policy, usable_id
 from stoplog.topics import DEFAULT_FILE, parse_topics
@@ -264,10 +264,9 @@ MARKERS: Final = tuple(
 
 
 def _run_marker(data: bytes) -> bool:
-    try:
-        if Record(0, MARKER_KEY, data).entry(POLICIES) is None:
-            return False
-    except NewerFormat:
+    record = Record(0, MARKER_KEY, data)
+    NewerMarker().note(record, POLICIES, lambda: None)
+    if record.entry(POLICIES) is None:
         return False
     marker = decode_marker(data)
     assert decode_marker(encode_marker(marker)) == marker

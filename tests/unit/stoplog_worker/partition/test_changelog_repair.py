@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rocksdict import Options, Rdict
 from stoplog_worker.algorithm.state_codec import (
     MARKER_KEY,
     PolicyChange,
@@ -20,7 +22,7 @@ from stoplog_worker.algorithm.state_codec import (
     position_of,
 )
 from stoplog_worker.partition.changelog_repair import Gap, GapContents, Overtaken, read_in_background
-from stoplog_worker.state.store import COUNTERS, POLICIES, Record
+from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 
 from stoplog.errors import NewerFormat, Unavailable
 from stoplog.kafka.connection import KafkaConnection
@@ -205,8 +207,12 @@ def test_next_position_of_the_writer_overtakes_and_an_equal_marker_does_not() ->
         bench.repair.overwrite(COUNTERS, [Record(0, b"a", b"\x01" + reached.to_bytes(8) + b"\x90")], 9)
 
 
-NEWER: bytes = b"\x03" + (5 << POSITION_BITS).to_bytes(8) + msgspec.msgpack.encode([5, {"new": []}])
-"""The marker of a later release, whose state format is not known here."""
+def newer_marker(offset: int) -> bytes:
+    """Return the marker of a later release, whose state format is not known here."""
+    return b"\x03" + (offset << POSITION_BITS).to_bytes(8) + msgspec.msgpack.encode([offset, {"new": []}])
+
+
+NEWER: bytes = newer_marker(5)
 
 NOISE: list[Any] = [
     *(b"\x01" + bytes(8), None, b"", b"short", b"\x01" * 90, b"\x02" + bytes(8) + b"\x90"),
@@ -295,6 +301,109 @@ def test_restore_stops_at_the_marker_of_a_newer_format() -> None:
     before.write_foreign(POLICIES, (MARKER_KEY, NEWER))
     with pytest.raises(NewerFormat):
         restored(before.changelogs)
+
+
+@pytest.mark.parametrize("ahead", [1, 2**40])
+@pytest.mark.parametrize("compacted", [False, True])
+def test_owner_overwrites_the_marker_of_a_newer_format_ahead_of_the_log(ahead: int, compacted: bool) -> None:
+    """No worker can have written it, so no newer release owns the partition."""
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    marker = bench.checkpoint()
+    bench.changelogs.log_end = 1
+    bench.write_foreign(POLICIES, (MARKER_KEY, newer_marker(1 + ahead)))
+    bench.note_ends()
+    bench.overwrite_gaps()
+    bench.checkpoint()
+    assert noise_found(bench) == 1
+    store = restored(bench.changelogs.compacted() if compacted else bench.changelogs)
+    assert store.marker() == marker
+    assert contents(store) == contents(bench.store)
+
+
+@pytest.mark.parametrize("ahead", [1, 2**40])
+def test_restore_skips_the_marker_of_a_newer_format_ahead_of_the_log(ahead: int) -> None:
+    before = CheckpointBench()
+    before.check(Check(A, 2))
+    marker = before.checkpoint()
+    before.changelogs.log_end = 1
+    before.write_foreign(POLICIES, (MARKER_KEY, newer_marker(1 + ahead)))
+    bench = CheckpointBench(restored(before.changelogs), before.changelogs)
+    assert bench.store.marker() == marker
+    bench.checkpoint()
+    assert restored(bench.changelogs.compacted()).marker() == marker, "the next owner overwrites it"
+
+
+def test_marker_of_a_newer_format_at_the_end_of_the_log_counts() -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    bench.changelogs.log_end = 1
+    bench.write_foreign(POLICIES, (MARKER_KEY, newer_marker(1)))
+    with pytest.raises(NewerFormat):
+        restored(bench.changelogs)
+    bench.note_ends()
+    with pytest.raises(NewerFormat):
+        bench.overwrite_gaps()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 100])
+@pytest.mark.parametrize("first", [1, 2])
+def test_restore_goes_on_if_a_later_marker_overrides_that_of_a_newer_format(batch: int, first: int) -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    bench.write_foreign(POLICIES, (MARKER_KEY, newer_marker(first)), (MARKER_KEY, newer_marker(1)))
+    bench.update(0, A, "5/minute")
+    marker = bench.checkpoint()
+    assert marker.next_offset == 2
+    store = MemoryStore()
+    bench.changelogs.restore(store, batch)
+    assert store.marker() == marker
+    assert store.next_offset[POLICIES] == len(bench.changelogs.logs[POLICIES])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 100])
+@pytest.mark.parametrize(("newer", "later"), [((3,), 2), ((3, 1), 2), ((1, 3), 2), ((1,), 2**40), ((1,), 5)])
+def test_lower_marker_and_one_ahead_of_the_log_override_none(
+    batch: int, newer: tuple[int, ...], later: int
+) -> None:
+    bench = CheckpointBench()
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    bench.changelogs.log_end = 4
+    bench.write_foreign(POLICIES, *((MARKER_KEY, newer_marker(offset)) for offset in newer))
+    marker = msgspec.structs.replace(FIRST_MARKER, next_offset=later)
+    bench.write_foreign(POLICIES, (MARKER_KEY, encode_marker(marker)), (b"client\0a\0", b"noise"))
+    with pytest.raises(NewerFormat):
+        bench.changelogs.restore(MemoryStore(), batch)
+
+
+def test_owner_that_stops_for_a_newer_release_has_the_counters_read_again(tmp_path: Path) -> None:
+    """It may have skipped counters of that release before it saw the marker."""
+
+    def opened() -> PartitionStore:
+        paths = {table: tmp_path / table for table in TABLES}
+        return PartitionStore(0, lambda path: Rdict(str(path), Options(raw_mode=True)), paths)
+
+    store: Any = opened()
+    bench = CheckpointBench(store)
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    bench.write_foreign(COUNTERS, (b"ghost", NEWER))
+    bench.note_ends()
+    bench.overwrite_gaps()
+    bench.check(Check(A, 2))
+    bench.checkpoint()
+    assert store.next_offset[COUNTERS] == 3
+    bench.write_foreign(POLICIES, (MARKER_KEY, NEWER))
+    bench.note_ends()
+    with pytest.raises(NewerFormat):
+        bench.overwrite_gaps()
+    store.close()
+    store = opened()
+    assert store.next_offset[COUNTERS] == 0
+    store.close()
 
 
 def test_key_unknown_to_this_worker_is_overwritten_with_an_empty_state() -> None:

@@ -18,6 +18,7 @@ from stoplog_worker.restore.lane_bootstrap import (
 )
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
+from stoplog.errors import NewerFormat
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS
 from stoplog.wire.checks import POSITION_BITS
@@ -47,6 +48,10 @@ class Message:
 
     def value(self) -> bytes:
         return self._value
+
+    @property
+    def entry(self) -> tuple[bytes, bytes]:
+        return self._key, self._value
 
 
 def state(offset: int) -> Message:
@@ -185,6 +190,30 @@ def test_copy_with_marker_writes_it_last_without_changelog_ids() -> None:
     assert path == [P.EMPTYING, P.FINDING_ENDS, P.COPYING, P.WRITING_MARKER, P.COMPLETE]
     assert broker.keys == [b"client-0", b"client-1", b"client-2", MARKER_KEY]
     assert decode_marker(broker.written[-1][1]) == FIRST_MARKER
+
+
+def newer_marker(changelog_offset: int, offset: int) -> Message:
+    """Return the marker of a release whose format is not known here."""
+    value = b"\x03" + (offset << POSITION_BITS).to_bytes(8) + b"\x91" + offset.to_bytes(1)
+    return Message(POLICIES, changelog_offset, MARKER_KEY, value)
+
+
+@pytest.mark.parametrize("records", [[newer_marker(0, 1)], [MARKER, newer_marker(1, LOG_END)]])
+def test_copy_stops_at_the_marker_of_a_newer_format(records: list[Message]) -> None:
+    broker = Broker([*records, state(0)])
+    with pytest.raises(NewerFormat):
+        path_of(copy_of(broker))
+    assert MARKER_KEY not in broker.keys
+
+
+@pytest.mark.parametrize(
+    "records",
+    [[MARKER, newer_marker(1, LOG_END + 1)], [newer_marker(0, 0), Message(POLICIES, 1, *MARKER.entry)]],
+)
+def test_copy_skips_a_newer_marker_that_is_overridden_or_ahead_of_the_log(records: list[Message]) -> None:
+    broker = Broker(records)
+    path_of(copy_of(broker))
+    assert broker.written == [MARKER.entry]
 
 
 def test_copy_read_too_slowly_finds_the_ends_again() -> None:

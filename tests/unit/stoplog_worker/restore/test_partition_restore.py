@@ -9,7 +9,7 @@ import pytest
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, encode_marker
 from stoplog_worker.restore.lane_bootstrap import LaneCopier
 from stoplog_worker.restore.partition_restore import PartitionRestore, RestorePhase
-from stoplog_worker.state.store import COUNTERS, POLICIES
+from stoplog_worker.state.store import COUNTERS, POLICIES, Record
 
 from stoplog.errors import Unavailable
 from tests.support.ledgers import FIRST_MARKER
@@ -17,6 +17,8 @@ from tests.support.memory_store import MemoryStore
 from tests.support.phase_table import edges_of
 
 PARTITION, OTHER = 2, 3
+NEWER = b"\x03" + bytes(8) + b"\x91\x00"
+"""The marker of a release whose format is not known here."""
 ENDS = {COUNTERS: 0, POLICIES: 0}
 P = RestorePhase
 
@@ -230,3 +232,16 @@ def test_phase_table_states_exactly_the_edges_of_the_code() -> None:
         ("any", P.STANDBY),
     }
     assert edges_of(RestorePhase) == expected
+
+
+def test_marker_of_a_newer_format_behind_the_ends_is_waited_out() -> None:
+    """It may be in the same batch as the last record before these ends."""
+    restore = Restore(None)
+    restore.store.log_end = lambda: 9
+    restore.activate()
+    restore.restore.found_ends(ENDS | {POLICIES: 1})
+    marker = encode_marker(FIRST_MARKER)
+    restore.store.merge(POLICIES, [Record(0, MARKER_KEY, marker), Record(1, MARKER_KEY, NEWER)])
+    assert restore.do(restore.restore.advance) is P.CATCHING_UP
+    restore.store.merge(POLICIES, [Record(2, MARKER_KEY, marker)])
+    assert restore.do(restore.restore.advance) is P.READY

@@ -11,19 +11,24 @@ from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import stoplog_worker.restore.changelog_offsets
 import stoplog_worker.restore.restorer
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, TopicPartition
+from stoplog_worker.algorithm.state_codec import MARKER_KEY, encode_marker
 from stoplog_worker.kafka.assigned_consumer import Consumed
 from stoplog_worker.metrics import Metrics
 from stoplog_worker.restore.restorer import Restored, Restorer
 from stoplog_worker.state.store import COUNTERS, POLICIES
 
-from stoplog.errors import StateError
+from stoplog.errors import NewerFormat, StateError
 from stoplog.kafka.connection import KafkaConnection
 from stoplog.topics import CHECKS, COUNTERS_CHANGELOG, POLICIES_CHANGELOG
+from stoplog.wire.checks import POSITION_BITS
+from tests.support.ledgers import FIRST_MARKER
 from tests.support.memory_store import MemoryStore
+from tests.support.records import Message
 
 CHANGELOGS = {COUNTERS: COUNTERS_CHANGELOG, POLICIES: POLICIES_CHANGELOG}
 WAIT_S = 30
@@ -161,6 +166,51 @@ def test_read_truncated_changelog_clears_counters_only_if_it_is_further_on(
     store.write(COUNTERS, [(b"zoe", b"charged")])
     with restoring(monkeypatch, store, lambda *_: start, reader=Losing, standby=True):
         assert read_again.get(timeout=WAIT_S) == left
+
+
+NEWER = b"\x03" + (5 << POSITION_BITS).to_bytes(8) + b"\x91\x05"
+"""The marker of a release whose format is not known here."""
+
+
+def reader_of(values: list[bytes]) -> type[Silent]:
+    """Return a consumer of a changelog with these values of the marker, which arrive one by one."""
+
+    class Reader(Silent):
+        at = 0
+
+        def consume(self, _wait_s: float) -> Consumed:
+            if not self.places or self.at == len(values):
+                return Consumed([], {}, set())
+            message = Message(self.at, values[self.at], MARKER_KEY, topic=POLICIES_CHANGELOG, partition=2)
+            self.at += 1
+            ends = {(POLICIES_CHANGELOG, 2): self.at} if self.at == len(values) else {}
+            return Consumed([message], ends, set())
+
+    return Reader
+
+
+def offset_of_policies(end: int) -> Offset:
+    return lambda place, _: {POLICIES_CHANGELOG: end, CHECKS: 9}.get(place.topic, 0)
+
+
+@pytest.mark.parametrize("standby", [False, True])
+def test_marker_of_a_newer_format_at_the_end_of_the_changelog_ends_worker(
+    monkeypatch: pytest.MonkeyPatch, standby: bool
+) -> None:
+    reader, offset = reader_of([NEWER]), offset_of_policies(1)
+    with restoring(monkeypatch, MemoryStore(2), offset, reader, standby) as (restored, failures):
+        assert isinstance(failures.get(timeout=WAIT_S), NewerFormat)
+    assert restored.empty()
+
+
+def test_marker_of_a_newer_format_before_one_that_overrides_it_is_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    marker = msgspec.structs.replace(FIRST_MARKER, next_offset=5)
+    reader, offset = reader_of([NEWER, encode_marker(marker)]), offset_of_policies(2)
+    with restoring(monkeypatch, MemoryStore(2), offset, reader) as (restored, failures):
+        assert restored.get(timeout=WAIT_S).store.marker() == marker
+    assert failures.empty()
 
 
 def test_follow_half_cleared_table_clears_the_rest(

@@ -9,6 +9,7 @@ from stoplog_worker.algorithm.ledger import Ledger
 from stoplog_worker.algorithm.state_codec import MARKER_KEY, Marker, encode_marker
 from stoplog_worker.state.store import COUNTERS, POLICIES, TABLES, PartitionStore, Record
 
+from stoplog.errors import NewerFormat
 from stoplog.policy import parse_policy
 from stoplog.wire.checks import POSITION_BITS
 from tests.support.memory_store import MemoryStore
@@ -160,6 +161,47 @@ def test_merge_stores_offset_with_records(
     store = reopen()
     store.merge(COUNTERS, [Record(41, b"a", value(1))])
     assert reopen().next_offset == {COUNTERS: 42, POLICIES: 0}
+
+
+NEWER = b"\x03" + (5 << POSITION_BITS).to_bytes(8) + b"\x91\x05"
+"""The marker of a release whose format is not known here."""
+
+
+@pytest.mark.parametrize("counters_follow", [False, True])
+def test_merge_stops_before_the_marker_of_a_newer_format(
+    reopen: Callable[[], PartitionStore], counters_follow: bool
+) -> None:
+    """The release that knows the format reads on from there, and reads all counters again."""
+    store = reopen()
+    store.log_end = lambda: 9
+    store.merge(COUNTERS, [Record(0, b"a", value(1)), Record(1, b"a", b"\x03" + bytes(8) + b"\x90")])
+    assert reopen().next_offset == {COUNTERS: 2, POLICIES: 0}
+    for _ in range(2):
+        store = reopen()
+        store.log_end = lambda: 9
+        store.merge(POLICIES, [Record(5, b"k", value(1)), Record(6, MARKER_KEY, NEWER)])
+        store.merge(POLICIES, [Record(7, MARKER_KEY, NEWER), Record(8, b"m", value(1))])
+        if counters_follow:
+            store.merge(COUNTERS, [Record(2, b"b", value(1))])
+        store.reach(POLICIES, 6)
+        with pytest.raises(NewerFormat, match=r"names the format 3 of values.*upgrade this worker"):
+            store.reach(POLICIES, 9)
+        assert store.next_offset[POLICIES] == 6
+    assert reopen().next_offset == {COUNTERS: 0, POLICIES: 6}
+
+
+def test_merge_passes_the_marker_of_a_newer_format_once_a_later_one_overrides_it(
+    reopen: Callable[[], PartitionStore],
+) -> None:
+    store = reopen()
+    store.log_end = lambda: 9
+    marker = Marker(5, 5, 4, 3, "topic", parse_policy("100/minute"))
+    store.merge(POLICIES, [Record(6, MARKER_KEY, NEWER)])
+    store.merge(POLICIES, [Record(7, MARKER_KEY, encode_marker(marker))])
+    store.merge(COUNTERS, [Record(2, b"b", value(1))])
+    store.reach(POLICIES, 8)
+    assert store.marker() == marker
+    assert reopen().next_offset == {COUNTERS: 3, POLICIES: 8}
 
 
 def test_merge_many_records_keeps_last_of_each_key(store: PartitionStore) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import NewTopic
 
 from stoplog.errors import TopicError, Unavailable
 from stoplog.kafka import topic_admin
@@ -79,6 +80,41 @@ def test_create_topics_that_stay_unknown_raises_topic_error(
     admin: Any = Silent(**{question: unknown})
     with pytest.raises(TopicError, match="topic checks does not exist: run `stoplog topics create`"):
         create_topics(admin, [load_topics()["checks"]])
+
+
+def test_create_topics_whose_creation_is_forgotten_creates_them_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(topic_admin, "_AGAIN_S", 0.0)
+    spec = load_topics()["dead-letters"]
+    asked: list[list[str]] = []
+
+    class Forgetful(Silent):
+        """Its first controller answers that it has created the topic, and ends before it has stored that."""
+
+        def create_topics(self, new: list[NewTopic], **_: Any) -> dict[str, Future[None]]:
+            asked.append([topic.topic for topic in new])
+            created: Future[None] = Future()
+            created.set_result(None)
+            return {topic.topic: created for topic in new}
+
+        def describe_topics(self, _: Any, **__: Any) -> dict[str, Future[Any]]:
+            described: Future[Any] = Future()
+            if len(asked) < 2:
+                unknown = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+                described.set_exception(KafkaException(unknown))
+            else:
+                described.set_result(SimpleNamespace(partitions=range(spec.partitions)))
+            return {spec.name: described}
+
+        def describe_configs(self, resources: list[Any]) -> dict[Any, Future[Any]]:
+            found: Future[Any] = Future()
+            found.set_result({"message.timestamp.type": SimpleNamespace(value=spec.timestamp)})
+            return dict.fromkeys(resources, found)
+
+    admin: Any = Forgetful()
+    assert create_topics(admin, [spec]) == [spec.name]
+    assert asked == [[spec.name]] * 2
 
 
 def test_create_and_verify_without_a_broker_raise_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from stoplog.wire.partition_count import CountRecord, PartitionCount
 
 ORDER: Final = [
     "members.watch",
+    "members.poll",
     "split.read",
     "split.refuse_idle_lanes",
     "step.begin",
@@ -23,7 +24,6 @@ ORDER: Final = [
     "step.look_again",
     "split.refuse_new_records",
     "step.finish",
-    "members.poll",
     "step.wait_for_answers",
     "members.checks",
     "tidy up",

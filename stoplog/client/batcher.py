@@ -7,8 +7,8 @@ in which the reply to the previous one arrives. It thus includes the next check 
 :mod:`stoplog.client.partition_queue` describes the life of a batch, and :mod:`stoplog.client.fail_open` the
 rule for checks without a timely reply. With several lanes each batch gets several replies. The first one
 answers the checks; the others are compared with it (:mod:`stoplog.client.lane_divergence`). A lane that has
-decided a check before a restart has no answer to it any more. Such a reply counts only if no other one comes
-by the deadline.
+decided a check before a restart has no answer to it any more. Other lanes then complete its reply. What is
+still missing at the deadline fails open.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ class Batcher:
     def hold(self, check: Check, call: HoldCall, fails_closed: bool = False) -> PendingAnswer:
         """As :meth:`ask`, for a check about a reservation, a charge or a refund. No permits answer it.
 
-        The permits of its client's lease, and of one that is being granted, go back with a check that asks.
-        It is not denied because of them.
+        The permits of its client's lease, and of one that is being granted, go back with a reservation, which
+        is not denied because of them. They go back with a refund, too: it returns what was spent of them.
 
         Args:
             check: The check. Its cost is what it reserves; 0 for all other calls.
@@ -191,7 +191,7 @@ class Batcher:
         batch = queue.filling
         assert batch is not None
         batch.hold_last(call)
-        if reserves and self._leases.give_back(check):
+        if call.takes_lease and self._leases.give_back(check):
             batch.mark_last()
         if fails_closed:
             batch.fail_closed(future)
@@ -332,19 +332,35 @@ class Batcher:
             if batch is None:
                 self._on_further_reply(reply)
                 continue
-            if self._divergence.lanes > 1 and None in reply.answers and batch.waits_for_more(reply):
+            known = self._completed(batch, reply)
+            if self._divergence.lanes > 1 and None in known.answers and batch.futures:
+                batch.incomplete = known
                 self._in_flight.add(batch)
                 continue
-            if self._on_first_reply(batch, reply, now):
+            if self._on_first_reply(batch, known, now):
                 freed.append(self._queues[batch.partition])
         # Scheduled last: the callers that these replies answer run before the end of the turn.
         for queue in freed:
             self._schedule(queue)
 
+    def _completed(self, batch: PendingBatch, reply: Reply) -> Reply:
+        """Return what *reply* and those before it contain, and keep it for comparisons."""
+        if batch.incomplete is None:
+            self._divergence.remember(batch.partition, reply)
+            return reply
+        self._divergence.compare(reply)
+        known = batch.completed(reply)
+        self._divergence.complete(known)
+        return known
+
     def _on_first_reply(self, batch: PendingBatch, reply: Reply, now: float) -> bool:
         """Answer the checks of *batch*. Return whether that freed the slot of its partition."""
-        self._divergence.remember(batch.partition, reply)
         slot_freed = self._queues[batch.partition].on_reply(batch)
+        self._answer(batch, reply, now)
+        return slot_freed
+
+    def _answer(self, batch: PendingBatch, reply: Reply, now: float) -> None:
+        """Answer the checks of *batch* that still wait, and learn from *reply*."""
         shown = self._leases.show(batch.checks, batch.asks, reply) if batch.futures else reply
         if batch.asks or reply.error is not None:
             self._leases.learn(batch.partition, batch.asks, reply, batch.sent_at)
@@ -353,7 +369,6 @@ class Batcher:
         for index in batch.holds:
             self._denials.on_hold(batch.checks[index])
         batch.resolve(shown, self._metrics, self._rejections, now)
-        return slot_freed
 
     def _on_further_reply(self, reply: Reply) -> None:
         """Handle a reply to a batch that another lane has answered, or that was given up."""
@@ -379,7 +394,10 @@ class Batcher:
 
     def _on_deadline(self, batch: PendingBatch) -> None:
         if batch.incomplete is not None and self._in_flight.take(batch.number) is not None:
-            if self._on_first_reply(batch, batch.incomplete, self._clock()):
+            if not batch.futures:
+                # The circuit breaker has opened since that reply came: only a later one closes it.
+                self._answer(batch, batch.incomplete, self._clock())
+            elif self._on_first_reply(batch, batch.incomplete, self._clock()):
                 self._schedule(self._queues[batch.partition])
             return
         self._leases.abandon(batch.asks)

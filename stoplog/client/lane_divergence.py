@@ -84,6 +84,15 @@ class DivergenceDetector:
         kept.append((reply.number, cost))
         self._replies[reply.number] = (partition, reply)
 
+    def complete(self, reply: Reply) -> None:
+        """Keep *reply*, to which further lanes have added answers, in place of the one with its number.
+
+        That one may not be kept any more: it was dropped, or has diverged.
+        """
+        found = self._replies.get(reply.number)
+        if found is not None:
+            self._replies[reply.number] = (found[0], reply)
+
     def compare(self, reply: Reply) -> None:
         """Compare a further reply with the first one; if that is not kept, no difference can be found.
 

@@ -24,8 +24,8 @@ The log must learn of every permit that was used. These rules ensure it:
 
 The rest is economy. Leases are for clients that are checked often under one plan. The next check of such a
 client carries the ask. A check that this cache cannot answer takes all permits back to the log with it, so
-that it is not denied because of permits that are held here. A reservation, or a check that costs much, also
-takes back a lease that is being granted.
+that it is not denied because of permits that are held here. A reservation, a refund, or a check that costs
+much, also takes back a lease that is being granted.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class LeaseCache:
         return row
 
     def give_back(self, check: Check) -> bool:
-        """Have the lease of *check*'s client go back with *check*, which asks for a reservation.
+        """Have the lease of *check*'s client go back with *check*, a reservation or a refund.
 
         A lease that is being granted goes back, too. Return whether the batch must mark the check.
         """

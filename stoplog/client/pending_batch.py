@@ -7,13 +7,15 @@ from asyncio import Future, TimerHandle
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
+from msgspec.structs import replace
+
 from stoplog.client.answer import Answer, Outcome, from_decision, from_held_decision
 from stoplog.client.fail_open import NO_HOLDS, REJECTED_BATCH, REPLAYED, degraded_answer
 from stoplog.client.lease_table import SentAsk
 from stoplog.client.metrics import Metrics
 from stoplog.client.top_rejected import Rejections
 from stoplog.wire.checks import MAX_BATCH, Check
-from stoplog.wire.holds import RESERVATION, Ask, Settlement
+from stoplog.wire.holds import REFUND, RESERVATION, Ask, Settlement
 from stoplog.wire.replies import Decision, HeldDecision, Reply, as_held
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,15 @@ class HoldCall(NamedTuple):
     def reserves(self) -> bool:
         """Whether it asks for a reservation: the check is counted, and may be denied."""
         return self.ask is not None and self.ask.kind == RESERVATION
+
+    @property
+    def takes_lease(self) -> bool:
+        """Whether the lease of its client goes back to the log with it.
+
+        A reservation could be denied because of permits that are held here. A refund returns charges, which
+        permits that were spent become when they are settled.
+        """
+        return self.ask is not None and self.ask.kind in (RESERVATION, REFUND)
 
 
 _NONE: Final[set[Future[Outcome]]] = set()
@@ -93,7 +104,8 @@ class PendingBatch:
             (:meth:`stoplog.client.lease_cache.LeaseCache.note`).
         asks: The asks for leases that it was sent with.
         holds: The checks about reservations, by their index.
-        incomplete: A reply that lacks answers, which counts if no other one comes by the deadline.
+        incomplete: What the replies of some lanes contain while answers are missing. It counts if they do not
+            come by the deadline.
         timer: The timer of the deadline, or of the end of gathering; ``None`` if none runs.
     """
 
@@ -172,13 +184,18 @@ class PendingBatch:
             self.timer.cancel()
             self.timer = None
 
-    def waits_for_more(self, reply: Reply) -> bool:
-        """Keep *reply*, which lacks answers; return whether the batch waits for that of another lane."""
-        if not self.futures:
-            return False
-        if self.incomplete is None:
-            self.incomplete = reply
-        return True
+    def completed(self, reply: Reply) -> Reply:
+        """Return :attr:`incomplete` with the answers that it lacks and *reply*, of another lane, has.
+
+        It has applied only the updates that both lanes have applied. A reply that answers no check, or not
+        each of them, is returned as it is.
+        """
+        kept = self.incomplete
+        if kept is None or reply.error is not None or len(reply.answers) != len(kept.answers):
+            return reply
+        pairs = zip(kept.answers, reply.answers, strict=True)
+        answers = [other if one is None else one for one, other in pairs]
+        return replace(kept, answers=answers, applied=min(kept.applied, reply.applied))
 
     def resolve(self, reply: Reply, metrics: Metrics, rejections: Rejections, now: float) -> None:
         """Resolve every future with its answer in *reply*."""

@@ -33,6 +33,7 @@ CODEC: Final = "streams/stoplog_worker/algorithm/state_codec.py"
 CACHE: Final = "stoplog/client/lease_cache.py"
 TABLE: Final = "stoplog/client/lease_table.py"
 BATCHER: Final = "stoplog/client/batcher.py"
+BATCH: Final = "stoplog/client/pending_batch.py"
 DENIALS: Final = "stoplog/client/deny_cache.py"
 GATE: Final = "streams/stoplog_worker/partition/holds_gate.py"
 PROOFS: Final = "stoplog/client/update_proofs.py"
@@ -617,9 +618,16 @@ MUTATIONS: Final = [
     Mutation(
         "a reservation gives back the lease of its gateway",
         BATCHER,
-        "if reserves and self._leases.give_back(check):",
+        "if call.takes_lease and self._leases.give_back(check):",
         "if not reserves and self._leases.give_back(check):",
         f"{_CLIENT}/test_reservations.py::test_reservation_takes_the_lease_of_its_client_back_to_the_log",
+    ),
+    Mutation(
+        "a refund gives back the lease of its gateway",
+        BATCHER,
+        "if call.takes_lease and self._leases.give_back(check):",
+        "if reserves and self._leases.give_back(check):",
+        f"{_CLIENT}/test_refunds.py::test_refund_settles_first_what_was_spent_of_the_lease_of_its_client",
     ),
     Mutation(
         "a process that stops gives back everything",
@@ -723,10 +731,38 @@ MUTATIONS: Final = [
     Mutation(
         "a reply without answers does not come before that of another lane",
         BATCHER,
-        "if self._divergence.lanes > 1 and None in reply.answers",
-        "if self._divergence.lanes > 2 and None in reply.answers",
+        "if self._divergence.lanes > 1 and None in known.answers",
+        "if self._divergence.lanes > 2 and None in known.answers",
         f"{_CLIENT}/test_lane_divergence.py::"
         "test_lane_that_had_decided_before_a_restart_does_not_answer_before_the_other_one",
+    ),
+    Mutation(
+        "lanes complete each other's replies",
+        BATCHER,
+        "        known = batch.completed(reply)\n",
+        "        known = batch.incomplete\n",
+        f"{_CLIENT}/test_lane_divergence.py::test_lanes_that_lack_different_answers_complete_each_other",
+    ),
+    Mutation(
+        "a completed reply has applied what both lanes have",
+        BATCH,
+        "applied=min(kept.applied, reply.applied)",
+        "applied=max(kept.applied, reply.applied)",
+        f"{_CLIENT}/test_lane_divergence.py::test_completed_reply_has_applied_only_what_both_lanes_have",
+    ),
+    Mutation(
+        "answers are compared while others are missing",
+        BATCHER,
+        "        self._divergence.compare(reply)\n        known",
+        "        known",
+        f"{_CLIENT}/test_lane_divergence.py::test_answers_of_a_lane_are_compared_while_others_are_missing",
+    ),
+    Mutation(
+        "no reply from before the circuit breaker opened closes it",
+        BATCHER,
+        "            if not batch.futures:\n                # The circuit",
+        "            if batch is None:\n                # The circuit",
+        f"{_CLIENT}/test_lane_divergence.py::test_reply_from_before_the_breaker_opened_does_not_close_it",
     ),
 ]
 

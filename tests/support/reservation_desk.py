@@ -9,7 +9,7 @@ from stoplog.client.deferred_settlements import DeferredSettlements
 from stoplog.client.refunds import Refund
 from stoplog.client.reservations import Reservation, Reservations, Settled
 from stoplog.wire.checks import Batch, Check
-from stoplog.wire.holds import Grant
+from stoplog.wire.holds import Grant, HoldId
 from stoplog.wire.replies import Decision, HeldDecision, Reply
 from tests.support.clockwork import Bench
 
@@ -73,6 +73,19 @@ class Desk:
         call = Call(self.reservations.refund_once(self.bench.batcher, check, refund_id))
         self.bench.loop.turn()
         return call
+
+    def lease(self, units: int) -> HoldId:
+        """Check alice until the log grants a lease of *units*; return its id."""
+        while True:
+            self.bench.leases.on_proof([0], self.bench.loop.now)
+            self.bench.ask(1)
+            self.bench.loop.turn()
+            asks = [row.ask for row in self.sent.hold_rows or () if row.ask is not None]
+            grant = Grant(units, 3_000) if asks else None
+            self.reply(HeldDecision(True, 100, 50, 60_000, 0, 3, 0, grant))
+            self.bench.loop.turn()
+            if asks:
+                return asks[0].id
 
     @property
     def sent(self) -> Batch:

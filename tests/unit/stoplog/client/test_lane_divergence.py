@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stoplog.client.answer import Answer
 from stoplog.client.lane_divergence import KEPT_ANSWERS, LOG_PAUSE_S, REPLY_COST, DivergenceDetector
 from stoplog.client.metrics import Metrics
+from stoplog.client.pending_batch import PendingBatch
 from stoplog.wire.checks import Check
 from stoplog.wire.replies import Decision, Reply
 from tests.support.clockwork import Bench, answer_to
@@ -244,6 +245,80 @@ def test_reply_that_lacks_answers_counts_at_the_deadline_if_no_other_comes() -> 
     asked.bench.batcher.on_replies([asked.right, answer_to(asked.bench.transport.last)])
     assert next_one[0].done(), "the partition is free"
     assert (asked.bench.metrics.late, asked.bench.metrics.divergence) == (0, 0)
+
+
+def test_lanes_that_lack_different_answers_complete_each_other() -> None:
+    asked = Asked()
+    first, second = asked.right.answers
+    assert isinstance(first, Decision)
+    assert isinstance(second, Decision)
+    asked.reply(first, None)
+    assert not any(future.done() for future in asked.futures)
+    asked.reply(None, second)
+    assert all(future.done() for future in asked.futures)
+    assert asked.outcomes == [2, 4]
+    metrics = asked.bench.metrics
+    assert (metrics.allowed, metrics.failed_open, metrics.late, metrics.divergence) == (2, 0, 0, 0)
+    asked.reply(first, NO)
+    assert metrics.divergence == 1, "further replies are compared with the answers of both"
+
+
+def test_answers_of_a_lane_are_compared_while_others_are_missing() -> None:
+    asked = Asked()
+    first, _ = asked.right.answers
+    assert isinstance(first, Decision)
+    asked.reply(first, None)
+    asked.reply(NO, None)
+    asked.reply(NO, None)
+    assert asked.bench.metrics.divergence == 1
+    asked.bench.loop.advance(asked.bench.deadline_s)
+    assert asked.outcomes == [2, "replayed"], "the first answer counts"
+
+
+def test_completed_reply_has_applied_only_what_both_lanes_have() -> None:
+    """Otherwise a lease of the lane that has not read an update yet would be used in spite of it."""
+    for applied in ((3, 9), (9, 3)):
+        batch = PendingBatch(1, 0)
+        batch.incomplete = Reply(7, 1, 17, applied[0], [YES, None])
+        found = batch.completed(Reply(7, 1, 17, applied[1], [None, NO]))
+        assert found == Reply(7, 1, 17, 3, [YES, NO])
+
+
+@pytest.mark.parametrize("other", [reply(1, [], "unreadable"), reply(1, [YES])])
+def test_reply_that_cannot_complete_another_counts_as_it_is(other: Reply) -> None:
+    asked = Asked()
+    first, _ = asked.right.answers
+    assert isinstance(first, Decision)
+    asked.reply(first, None)
+    asked.bench.batcher.on_replies([reply(asked.right.number, other.answers, other.error)])
+    assert asked.outcomes == ["rejected_batch", "rejected_batch"]
+    assert asked.bench.metrics.divergence == 1
+
+
+def test_reply_from_before_the_breaker_opened_does_not_close_it() -> None:
+    asked = Asked()
+    first, _ = asked.right.answers
+    assert isinstance(first, Decision)
+    asked.reply(first, None)
+    batcher = asked.bench.batcher
+    batcher.on_broker_down("no broker")
+    asked.bench.loop.advance(asked.bench.deadline_s)
+    answer = batcher.ask(Check("alice", 2))
+    assert isinstance(answer, Answer)
+    assert answer.reason == "broker"
+    assert not batcher.healthy
+
+
+def test_reply_of_another_lane_after_the_breaker_opened_closes_it() -> None:
+    asked = Asked()
+    first, _ = asked.right.answers
+    assert isinstance(first, Decision)
+    asked.reply(first, None)
+    asked.bench.batcher.on_broker_down("no broker")
+    asked.reply(first, None)
+    assert asked.bench.batcher.healthy
+    asked.bench.loop.advance(asked.bench.deadline_s)
+    assert asked.bench.metrics.divergence == 0
 
 
 def test_reply_of_a_single_lane_that_lacks_answers_counts_at_once() -> None:

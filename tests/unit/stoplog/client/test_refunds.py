@@ -16,8 +16,10 @@ from stoplog.wire.holds import (
     REFUND,
     REFUNDED_BEFORE,
     SAME_ID,
+    SETTLED_NOW,
     Ask,
     Grant,
+    Settlement,
 )
 from stoplog.wire.replies import HeldDecision
 from tests.support.reservation_desk import ALICE, Desk
@@ -160,6 +162,49 @@ def test_invalid_id_of_a_refund_is_refused_before_anything_is_sent(refund_id: st
         desk.refund(refund_id=refund_id)
     assert caught.value.field == "refund_id"
     assert not desk.bench.transport.sent
+
+
+def test_refund_settles_first_what_was_spent_of_the_lease_of_its_client() -> None:
+    desk = Desk(lease_max_ms=10_000)
+    lease = desk.lease(20)
+    for _ in range(3):
+        assert isinstance(desk.bench.batcher.ask(Check("alice")), Answer), "a permit answers it"
+    call = desk.refund(Check("alice", 3))
+    assert desk.sent.hold_rows is not None
+    [row] = desk.sent.hold_rows
+    assert row.ask is not None
+    assert (row.ask.kind, row.ask.want) == (REFUND, 3)
+    assert row.settlements == (Settlement(lease, 3),)
+    desk.reply(HeldDecision(True, 100, 60, 60_000, 0, 3, 0, Grant(3, 0), (SETTLED_NOW,)))
+    assert call.result == Refund("order 7", "refunded", 3)
+    assert not isinstance(desk.bench.batcher.ask(Check("alice")), Answer), "no permit is left"
+
+
+def test_refund_gives_back_a_lease_that_was_being_granted() -> None:
+    desk = Desk(lease_max_ms=10_000)
+    for _ in range(50):
+        desk.bench.batcher.ask(Check("alice"))
+    desk.bench.loop.turn()
+    assert desk.sent.hold_rows is not None
+    [asked] = desk.sent.hold_rows
+    assert asked.ask is not None
+    answers = [HeldDecision(True, 100, 50, 60_000, 0, 3, 0)] * len(desk.sent.checks)
+    answers[asked.index] = HeldDecision(True, 100, 50, 60_000, 0, 3, 0, Grant(20, 3_000))
+    desk.reservations.refund(desk.bench.batcher, ALICE)
+    desk.bench.leases.on_proof([0], desk.bench.loop.now)
+    desk.reply(*answers)
+    desk.bench.loop.turn()
+    assert desk.sent.hold_rows is not None
+    assert [row.settlements for row in desk.sent.hold_rows] == [(Settlement(asked.ask.id, 0),)]
+
+
+def test_charge_leaves_the_lease_of_its_client_alone() -> None:
+    desk = Desk(lease_max_ms=10_000)
+    desk.lease(20)
+    desk.reservations.charge(desk.bench.batcher, ALICE)
+    desk.bench.loop.turn()
+    assert ask_of(desk).kind == CHARGE
+    assert isinstance(desk.bench.batcher.ask(Check("alice")), Answer)
 
 
 def test_refunds_of_envoy_are_counted_by_their_result() -> None:

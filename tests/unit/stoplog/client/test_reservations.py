@@ -40,7 +40,6 @@ from stoplog.wire.holds import (
     SETTLED_NOW,
     TOO_MANY_RESERVATIONS,
     Ask,
-    Grant,
     HoldRow,
     Settlement,
 )
@@ -372,18 +371,7 @@ async def test_first_reservation_waits_for_heartbeats_until_its_deadline() -> No
 
 def test_reservation_takes_the_lease_of_its_client_back_to_the_log() -> None:
     desk = Desk(lease_max_ms=10_000)
-    bench = desk.bench
-    while True:
-        bench.leases.on_proof([0], bench.loop.now)
-        bench.ask(1)
-        bench.loop.turn()
-        rows = desk.sent.hold_rows
-        grant = Grant(20, 3_000) if rows else None
-        desk.reply(HeldDecision(True, 100, 50, 60_000, 0, 3, 0, grant))
-        bench.loop.turn()
-        if rows and rows[0].ask is not None:
-            lease = rows[0].ask.id
-            break
+    lease = desk.lease(20)
     call = desk.open()
     assert desk.sent.hold_rows is not None
     [row] = desk.sent.hold_rows
@@ -392,7 +380,7 @@ def test_reservation_takes_the_lease_of_its_client_back_to_the_log() -> None:
     assert [one.id for one in row.settlements] == [lease]
     desk.reply(msgspec.structs.replace(GRANTED, settled=(SETTLED_NOW,)))
     assert call.result.held == 40
-    assert isinstance(bench.batcher.ask(Check("alice")), asyncio.Future), "no permit is left"
+    assert isinstance(desk.bench.batcher.ask(Check("alice")), asyncio.Future), "no permit is left"
 
 
 def test_record_with_a_reservation_asks_for_no_lease_of_its_client() -> None:

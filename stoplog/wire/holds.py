@@ -31,8 +31,7 @@ the update :data:`stoplog.wire.limit_updates.ENABLE_HOLDS`. A batch of version 2
 
 A *charge* or a *refund* is no hold: it changes the charges at once, after the settlements. Its check has the
 cost 0, and is always allowed. A charge is made although it exceeds the limits. A refund is made if the policy
-is refundable. If its id is remembered, a repetition within one window (the longest of the policy) changes
-nothing.
+is refundable. If its id is remembered, a repetition within one window (the client's longest) changes nothing.
 
 Settlements without a check are in a record of kind ``S`` (0x53). Its body is an array of rows, each
 ``[client, resource, settlements]``.
@@ -94,7 +93,7 @@ MAX_SETTLED: Final = 64
 """Settled reservations of one client and resource that are remembered, each until it would have ended."""
 
 MAX_REFUNDS: Final = 1_000
-"""Refunds of one client and resource whose ids are remembered, each for one window."""
+"""Refunds of one client and resource whose ids are remembered, each for the longest window."""
 
 MAX_LEASES: Final = 64
 """Open leases of one client and resource."""

@@ -6,8 +6,10 @@ limits. A refund lets other requests pass in place of those that it returns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from stoplog.policy import Limit
 from stoplog.wire.holds import (
     CHARGE,
     MAX_REFUNDS,
@@ -27,7 +29,8 @@ class Adjusted(NamedTuple):
 
     Attributes:
         changed: Whether it changed the stored state.
-        returned: Of a refund that was made now or before: the units that it returned, and 0.
+        returned: Of a refund that was made now or before: the units that it returned in a window of the
+            policy that was in force, the most of any, and 0.
         reason: Why a refund was not made, or not made again; else empty.
     """
 
@@ -39,30 +42,32 @@ class Adjusted(NamedTuple):
 NOT_ADJUSTED: Final = Adjusted(changed=False)
 
 
-def adjust(state: State, windows: Windows, longest_ms: int, ask: Ask, now_ms: int) -> Adjusted:
+def adjust(state: State, windows: Windows, limits: Sequence[Limit], ask: Ask, now_ms: int) -> Adjusted:
     """Charge or return the units of *ask* in all *windows*.
 
     A refund reduces the newest charges, and never below 0. The windows are independent: one may return less
-    than another. If the id of a refund is remembered, its repetitions change nothing for one window. Beyond
+    than another. If the id of a refund is remembered, its repetitions change nothing for the longest of them.
+    A window that is kept without a limit counts, too: its limit may come back. Beyond
     :data:`stoplog.wire.holds.MAX_REFUNDS`, the first refund is forgotten.
 
     Args:
         state: The client's state. Its ended holds are expired, and its policy is resolved. Its holds are
             changed in place.
-        windows: The client's windows, changed in place.
-        longest_ms: Length of the longest window of the policy in force, ms.
+        windows: The client's windows, changed in place; one for each limit, and perhaps one that is kept
+            (:func:`stoplog_worker.algorithm.sliding_window.reshape`).
+        limits: The limits of the policy in force, not empty.
         ask: A charge or a refund.
         now_ms: Partition time, ms since the Unix epoch.
 
     >>> from stoplog.wire.holds import REFUND
     >>> from stoplog_worker.algorithm.sliding_window import Window
-    >>> state, windows = State(refundable=True), {60_000: Window(60_000)}
-    >>> adjust(state, windows, 60_000, Ask(CHARGE, (7, 1, 0), 0, 5, 1), 500_000).changed
+    >>> state, windows, limits = State(refundable=True), {60_000: Window(60_000)}, [Limit(9, 60_000)]
+    >>> adjust(state, windows, limits, Ask(CHARGE, (7, 1, 0), 0, 5, 1), 500_000).changed
     True
     >>> refund = Ask(REFUND, (7, 2, 0), 1, 3, 1)
-    >>> adjust(state, windows, 60_000, refund, 500_000).returned, windows[60_000].total
+    >>> adjust(state, windows, limits, refund, 500_000).returned, windows[60_000].total
     (Grant(units=3, ttl_ms=0), 2)
-    >>> adjust(state, windows, 60_000, refund, 559_999).reason, windows[60_000].total
+    >>> adjust(state, windows, limits, refund, 559_999).reason, windows[60_000].total
     ('the refund with this id was made before', 2)
     """
     if ask.kind == CHARGE:
@@ -77,12 +82,13 @@ def adjust(state: State, windows: Windows, longest_ms: int, ask: Ask, now_ms: in
         return Adjusted(changed=False, returned=Grant(known.ask, 0), reason=REFUNDED_BEFORE)
     if not state.refundable:
         return Adjusted(changed=False, reason=NOT_REFUNDABLE)
-    returned = max([window.refund(now_ms, ask.want) for window in windows.values()])
+    returned = {length: window.refund(now_ms, ask.want) for length, window in windows.items()}
+    units = max([returned[limit.window_ms] for limit in limits])
     remembered = ask.number > 0 and ask.want > 0
     if remembered:
         # Remembered also if there was nothing to return: a repetition would return later charges.
         if state.holds is None:
             state.holds = HoldSet()
-        state.holds.add(Hold(ask.id, REFUNDED, returned, now_ms + longest_ms, 0))
+        state.holds.add(Hold(ask.id, REFUNDED, units, now_ms + max(windows), 0))
         state.holds.forget_refunds(MAX_REFUNDS)
-    return Adjusted(returned > 0 or remembered, Grant(returned, 0))
+    return Adjusted(any(returned.values()) or remembered, Grant(units, 0))

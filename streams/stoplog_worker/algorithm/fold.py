@@ -292,12 +292,16 @@ def _decide_held(
     live = state.holds is not None or is_live(state.windows, now_ms)
     # A state without live charges may have been dropped: nothing that is stored may depend on it.
     windows, newest_ms = (state.windows, state.newest_ms) if live else ({}, 0)
+    longest_ms = max(windows, default=0)
     changed = bool(limits) and reshape(windows, limits, now_ms, newest_ms)
+    if changed and state.holds is not None and max(windows) > longest_ms:
+        # The longer window has taken over charges that a repeated refund could return again.
+        state.holds.keep_refunds(now_ms + max(windows))
     state.shaped = live and len(windows) == len(limits)
     holds_before = len(state.holds or ())
     adjusted = NOT_ADJUSTED
     if adjustment is not None:
-        adjusted = adjust(state, windows, limits[0].window_ms, adjustment, now_ms)
+        adjusted = adjust(state, windows, limits, adjustment, now_ms)
         ledger.unjudged = ledger.unjudged or (adjusted.changed and adjustment.kind == CHARGE)
     decision = decide_with_holds(state, windows, limits, now_ms, check.cost, ask=ask)
     if ask is not None and len(state.holds or ()) > holds_before:

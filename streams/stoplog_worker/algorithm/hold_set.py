@@ -20,7 +20,7 @@ SETTLED: Final = 2
 """Kind of a reservation that was settled. It holds nothing, and is remembered until it would have ended."""
 
 REFUNDED: Final = 3
-"""Kind of a refund that was made. It holds nothing. Its id is remembered for one window."""
+"""Kind of a refund that was made. It holds nothing. Its id is remembered for the longest window."""
 
 
 class Hold(msgspec.Struct, frozen=True, array_like=True):
@@ -178,6 +178,15 @@ class HoldSet:
         """Remove the first refunds until at most *most* are left."""
         while len(self._refunds) > most:
             self.remove(self._refunds[0])
+
+    def keep_refunds(self, until_ms: int) -> None:
+        """Have all refunds end at *until_ms* at the earliest. They keep their places."""
+        for id_ in self._refunds:
+            hold = self._by_id[id_]
+            if hold.end_ms < until_ms:
+                del self._ends[bisect_left(self._ends, (hold.end_ms, id_))]
+                insort(self._ends, (until_ms, id_))
+                self._by_id[id_] = Hold(id_, hold.kind, hold.ask, until_ms, hold.units)
 
     # --- what decisions need ---
 

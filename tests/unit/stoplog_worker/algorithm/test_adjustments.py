@@ -27,6 +27,7 @@ from stoplog.wire.holds import (
     RESERVATION,
     SAME_ID,
     Ask,
+    Grant,
     HoldRow,
     Settlement,
 )
@@ -38,14 +39,21 @@ MINUTE = 60_000
 
 
 class Bench:
-    """A partition in which holds are enabled, and one client."""
+    """A partition in which holds are enabled, and one client.
 
-    def __init__(self, *limits: str) -> None:
+    If it *reloads*, each record finds its state as it was stored.
+    """
+
+    def __init__(self, *limits: str, reloads: bool = False) -> None:
+        self.reloads = reloads
         self.ledger = Ledger(NothingStored(), Marker(0, 0, -1, -1, "", parse_policy(list(limits))))
         self.offset = self.version = self.after_ms = 0
         self.append(encode_update(enabling_update()))
 
     def append(self, value: bytes) -> list[Decision | str | None]:
+        if self.reloads:
+            stored = {key: encode_state(state) for key, state in self.ledger.states.items()}
+            self.ledger.states = {key: decode_state(value) for key, value in stored.items()}
         found = fold(self.ledger, self.offset, START + self.after_ms, value, fault_finder(0, 1))
         assert not found.refused, found.refused
         self.offset += 1
@@ -163,6 +171,115 @@ def test_refund_is_remembered_for_the_longest_window() -> None:
     assert bench.refund(2) == (2, True)
     bench.after_ms = 60 * MINUTE
     assert bench.refund(2) == (2, False)
+
+
+def test_refund_is_remembered_as_long_as_a_kept_window_may_come_back() -> None:
+    bench = Bench("100/day")
+    bench.check(9)
+    bench.set_limits(parse_policy(["10/minute", "refundable"]))
+    assert bench.refund(3) == (3, False)
+    bench.after_ms = 2 * MINUTE
+    assert bench.refund(3) == (3, True)
+    bench.set_limits(parse_policy(["100/day", "refundable"]))
+    bench.after_ms = 24 * 60 * MINUTE - 1
+    assert bench.refund(3) == (3, True)
+    assert bench.left == 100 - 9 + 3
+
+
+def test_refund_returns_units_of_a_kept_window_and_reports_those_of_the_policy() -> None:
+    bench = Bench("100/day")
+    bench.check(9)
+    bench.set_limits(parse_policy(["10/minute", "refundable"]))
+    bench.check(0)
+    bench.after_ms = 2 * MINUTE
+    assert bench.adjust(REFUND, 2).grant == Grant(0, 0)
+    bench.set_limits(parse_policy(["100/day", "refundable"]))
+    assert bench.left == 100 - 9 + 2
+
+
+def test_refund_of_a_kept_window_is_stored() -> None:
+    bench = Bench("100/day")
+    bench.check(9)
+    bench.set_limits(parse_policy(["10/minute", "refundable"]))
+    bench.after_ms = 2 * MINUTE
+    bench.check(0)
+    bench.ledger.dirty.clear()
+    bench.adjust(REFUND, 2)
+    assert "a" in bench.ledger.dirty
+    stored = decode_state(encode_state(bench.ledger.dirty["a"]))
+    assert sum(stored.windows[24 * 60 * MINUTE].counts) == 7
+
+
+def test_refund_is_remembered_longer_once_a_check_meets_a_longer_window() -> None:
+    bench = Bench("10/minute", "refundable")
+    bench.check(9)
+    assert bench.refund(3) == (3, False)
+    assert bench.refund(1, id_=2) == (1, False)
+    bench.set_limits(parse_policy(["100/day", "refundable"]))
+    bench.after_ms = MINUTE - 1
+    assert bench.left == 100 - 9 + 4
+    state = bench.ledger.dirty["a"]
+    day = 24 * 60 * MINUTE
+    end_ms = START + MINUTE - 1 + day
+    kept = [Hold((9, 1, 0), REFUNDED, 3, end_ms, 0), Hold((9, 2, 0), REFUNDED, 1, end_ms, 0)]
+    assert list(decode_state(encode_state(state)).holds or ()) == kept
+    for bench.after_ms in (2 * MINUTE, day):
+        assert bench.refund(3) == (3, True)
+    bench.set_limits(parse_policy(["10/minute", "refundable"]))
+    assert bench.refund(3) == (3, True)
+    assert list(bench.ledger.states["a"].holds or ()) == kept, "a shorter window changes nothing"
+    bench.after_ms = MINUTE - 1 + day
+    bench.check(0)
+    assert bench.ledger.states["a"].holds is None
+
+
+_LENGTHS = {"10s": 10_000, "minute": MINUTE, "hour": 60 * MINUTE}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.none(), st.sets(st.sampled_from(sorted(_LENGTHS)), min_size=1)),
+            st.integers(0, 40_000),
+            st.sampled_from(("check", "refund", "wait")),
+        ),
+        max_size=20,
+    )
+)
+def test_repeated_refund_changes_nothing_within_the_longest_window_of_any_limits(
+    steps: list[tuple[set[str] | None, int, str]],
+) -> None:
+    bench, other = (Bench("50/minute", "refundable", reloads=reloads) for reloads in (False, True))
+    longest_ms, end_ms = MINUTE, 0
+    made_ms: int | None = None
+    bench.check(9)
+    other.check(9)
+    for change, wait_ms, action in steps:
+        other.after_ms = bench.after_ms = bench.after_ms + wait_ms
+        if change is not None:
+            longest_ms = max(_LENGTHS[one] for one in change)
+            limits = [f"{50 + len(one)}/{one}" for one in sorted(change)]
+            bench.set_limits(parse_policy([*limits, "refundable"]))
+            other.set_limits(parse_policy([*limits, "refundable"]))
+        known = made_ms is not None and bench.after_ms < end_ms
+        if action == "wait":
+            continue
+        cost = 3 if action == "check" else 0
+        before = bench.check(cost).remaining
+        assert other.check(cost).remaining == before
+        if known:
+            assert made_ms is not None
+            end_ms = max(end_ms, made_ms + longest_ms)
+        if action == "refund":
+            units, repeated = bench.refund(2)
+            assert other.refund(2) == (units, repeated)
+            assert repeated or not known
+            if repeated:
+                assert bench.left == other.left == before
+            else:
+                made_ms, end_ms = bench.after_ms, bench.after_ms + longest_ms
+        holds = [list(one.ledger.states["a"].holds or ()) for one in (bench, other)]
+        assert holds[0] == holds[1]
 
 
 def test_refund_whose_id_is_not_remembered_is_made_each_time() -> None:
@@ -299,6 +416,18 @@ def test_record_of_version_1_gets_a_decision_without_fields_about_holds() -> Non
     bench = Bench("10/minute", "refundable")
     assert type(bench.check(3, old=True)) is Decision
     assert bench.left == 7
+
+
+def test_refund_returns_what_its_row_settles_of_a_lease() -> None:
+    bench = Bench("100/minute", "refundable")
+    granted = bench.check(1, Ask(LEASE, (7, 1, 0), 1, 20, 9_000))
+    assert isinstance(granted, HeldDecision)
+    assert granted.grant is not None
+    row = HoldRow(0, Ask(REFUND, (9, 1, 0), 1, 4, 1), (Settlement((7, 1, 0), 3),))
+    [answer] = bench.append(encode_batch(Batch(0, 7, 1, [Check("a", 0)], [row])))
+    assert isinstance(answer, HeldDecision)
+    assert answer.grant == Grant(4, 0)
+    assert bench.left == 100
 
 
 def test_refund_leaves_open_reservations_alone() -> None:

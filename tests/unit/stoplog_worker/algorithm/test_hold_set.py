@@ -7,7 +7,7 @@ from itertools import accumulate
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stoplog_worker.algorithm.hold_set import SETTLED, Hold, HoldSet
+from stoplog_worker.algorithm.hold_set import REFUNDED, SETTLED, Hold, HoldSet
 from stoplog_worker.algorithm.holds import _free_at_ms
 from stoplog_worker.algorithm.sliding_window import Window
 
@@ -15,15 +15,20 @@ from stoplog.wire.holds import LEASE, RESERVATION, HoldId
 
 START = 1_764_000_000_000
 
+
+def _refund_without_units(hold: Hold) -> Hold:
+    return Hold(hold.id, hold.kind, hold.ask, hold.end_ms, 0) if hold.kind == REFUNDED else hold
+
+
 _ids = st.tuples(st.sampled_from((7, 8)), st.integers(0, 40), st.just(0))
 _holds = st.builds(
     Hold,
     _ids,
-    st.sampled_from((LEASE, RESERVATION, RESERVATION, SETTLED)),
+    st.sampled_from((LEASE, RESERVATION, RESERVATION, SETTLED, REFUNDED)),
     st.integers(0, 3),
     st.integers(0, 30).map(lambda n: START + n * 7),
     st.sampled_from((0, 1, 3, 3, 100)),
-)
+).map(_refund_without_units)
 _changes = st.one_of(
     st.tuples(st.just("add"), _holds),
     st.tuples(st.just("add"), _holds),
@@ -31,6 +36,8 @@ _changes = st.one_of(
     st.tuples(st.just("shrink"), st.integers(0, 50), st.sampled_from((0, 1, 2))),
     st.tuples(st.just("end"), st.integers(0, 30)),
     st.tuples(st.just("forget"), st.integers(0, 5)),
+    st.tuples(st.just("forget refunds"), st.integers(0, 5)),
+    st.tuples(st.just("keep refunds"), st.integers(0, 40)),
 )
 
 
@@ -60,6 +67,19 @@ class Plain:
         for id_ in settled[: max(0, len(settled) - most)]:
             self.remove(id_)
 
+    def forget_refunds(self, most: int) -> None:
+        refunds = self.of(REFUNDED)
+        for hold in refunds[: max(0, len(refunds) - most)]:
+            self.remove(hold.id)
+
+    def keep_refunds(self, until_ms: int) -> None:
+        self.holds = [
+            Hold(one.id, one.kind, one.ask, max(one.end_ms, until_ms), one.units)
+            if one.kind == REFUNDED
+            else one
+            for one in self.holds
+        ]
+
     def of(self, kind: int) -> list[Hold]:
         return [one for one in self.holds if one.kind == kind]
 
@@ -71,7 +91,7 @@ def check(found: HoldSet, plain: Plain) -> None:
     for hold in plain.holds:
         assert found.get(hold.id) == hold
     assert found.units == sum(hold.units for hold in plain.holds)
-    assert found.open == len(plain.holds) - len(plain.of(SETTLED))
+    assert found.open == len(plain.holds) - len(plain.of(SETTLED)) - len(plain.of(REFUNDED))
     assert set(found.leases) == set(plain.of(LEASE))
     ends = sorted(hold.end_ms for hold in plain.of(RESERVATION))
     assert found.reservations == len(ends)
@@ -99,16 +119,33 @@ def test_sums_and_orders_equal_those_of_all_holds(changes: list[tuple[object, ..
             case "forget", [int(most)]:
                 found.forget_settled(most)
                 plain.forget_settled(most)
+            case "forget refunds", [int(most)]:
+                found.forget_refunds(most)
+                plain.forget_refunds(most)
+            case "keep refunds", [int(number)]:
+                found.keep_refunds(START + number * 7)
+                plain.keep_refunds(START + number * 7)
             case "remove", [int(number)] if plain.holds:
                 hold = plain.holds[number % len(plain.holds)]
                 assert found.remove(hold.id) == hold
                 plain.remove(hold.id)
             case "shrink", [int(number), int(units)] if plain.holds:
                 hold = plain.holds[number % len(plain.holds)]
+                units *= hold.kind != REFUNDED
                 found.shrink(hold.id, units)
                 plain.shrink(hold, units)
         check(found, plain)
     check(HoldSet(plain.holds), plain)
+
+
+def test_refunds_that_are_kept_longer_end_between_other_holds() -> None:
+    first, second = (Hold((7, number, 0), REFUNDED, 2, START + number, 0) for number in (1, 2))
+    lease, late = Hold((8, 1, 0), LEASE, 1, START + 9, 4), Hold((7, 3, 0), REFUNDED, 2, START + 8, 0)
+    held = HoldSet([first, lease, late, second])
+    held.keep_refunds(START + 5)
+    kept = [Hold(one.id, REFUNDED, 2, START + 5, 0) for one in (first, second)]
+    assert list(held) == [kept[0], lease, late, kept[1]], "each keeps its place"
+    assert [held.remove_ended(START + after) for after in (4, 5, 8, 9)] == [[], kept, [late], [lease]]
 
 
 def test_hold_that_is_not_there_cannot_be_changed() -> None:

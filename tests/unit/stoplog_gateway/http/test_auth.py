@@ -112,6 +112,20 @@ def test_documentation_has_the_same_table() -> None:
     assert len(found) == len(listed)
 
 
+def test_api_reference_names_all_routes_that_are_open_and_those_that_a_token_for_checks_closes() -> None:
+    page = (CHECKOUT / "docs" / "http-api.md").read_text()
+    access = page.partition("\n## Access\n")[2]
+    is_open = access.partition("Other\nroutes need a token")[0].lower()
+    required = re.search(r"With `STOPLOG_CHECK_TOKEN=required`, ([^.]*) need `check`", access)
+    assert required
+    for path, methods in ROUTES.items():
+        name = path.removeprefix("/v1").split("/")[1]
+        if set(methods.values()) <= {None, Scope.CHECK}:
+            assert name in is_open, path
+        if Scope.CHECK in methods.values() and name not in ("authorize", "json"):
+            assert name in required[1], path
+
+
 @pytest.mark.parametrize("required", [False, True], ids=["optional", "required"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 async def test_routes_with_a_tokens_file_need_a_token_with_their_scope(host: str, required: bool) -> None:

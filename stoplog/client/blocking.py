@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -11,15 +10,21 @@ from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
-from weakref import WeakMethod
 
 from stoplog.client.answer import Answer
 from stoplog.client.cluster_status import Readiness, Status
-from stoplog.client.fail_open import INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
+from stoplog.client.fail_open import (
+    BROKER,
+    INTERNAL_ERROR,
+    STOPPING,
+    OnUnavailable,
+    degraded_answer,
+    fails_closed,
+)
 from stoplog.client.green_threads import refuse_green_threads
 from stoplog.client.held import Held, OnError
 from stoplog.client.limiter import SLICE, Limiter
-from stoplog.client.limiter_thread import LimiterThread
+from stoplog.client.limiter_thread import LimiterThread, Stopped
 from stoplog.client.limits_admin import Applied, LimitsPage
 from stoplog.client.limits_history import HistoryPage
 from stoplog.client.refunds import Refund
@@ -27,7 +32,7 @@ from stoplog.client.reservations import DEFAULT_TTL_MS, Reservation, Settled
 from stoplog.client.settings import Settings
 from stoplog.client.top_rejected import Rejected
 from stoplog.client.traffic import Traffic
-from stoplog.forks import call_after_fork, leak
+from stoplog.forks import call_after_fork, call_at_exit, leak
 from stoplog.log_throttle import LogThrottle
 from stoplog.policy import Policy
 from stoplog.wire.audit import ChangeSource
@@ -78,8 +83,14 @@ class BlockingLimiter:
         self.metrics: Final = self._limiter.metrics
         self.identity: Final = self._limiter.identity
         self._lock = threading.Lock()
+        """Protects the attributes below. Nobody waits while holding it."""
         self._thread: LimiterThread | None = None
+        """Starts or runs."""
+        self._stopping: LimiterThread | None = None
         self._starts_itself = False
+        self._stops_at_exit = False
+        self._exits = False
+        """Whether the process ends. The limiter does not start again."""
         self._throttle = LogThrottle(_LOG_PAUSE_S, monotonic)
         call_after_fork(self)
 
@@ -87,17 +98,23 @@ class BlockingLimiter:
         """Start. Without a broker the limiter starts as well, and checks fail open.
 
         Raises:
-            RuntimeError: The limiter is running.
+            RuntimeError: The limiter is running, or is being started or stopped.
             SettingsError: gevent or eventlet has replaced the threads of this process.
             TopicError: The broker's topics contradict topics.yaml.
         """
         refuse_green_threads()
         with self._lock:
-            if self._thread is not None:
+            if self._thread is not None or self._stopping is not None:
                 raise RuntimeError("the limiter is running already: start it once, and share it")
-            thread = LimiterThread(self._limiter, enters=True)
+            self._thread = thread = LimiterThread(self._limiter, enters=True)
+        try:
             thread.wait_until_started()
-            self._thread = thread
+        except BaseException:
+            with self._lock:
+                if self._thread is thread:
+                    self._thread = None
+            thread.request_stop()
+            raise
         return self
 
     def __exit__(
@@ -109,6 +126,8 @@ class BlockingLimiter:
     def start_on_first_use(self) -> None:
         """Have the first call start the limiter. It stops with the process, or with :meth:`stop`.
 
+        A call that comes after :meth:`stop` starts it again.
+
         Raises:
             SettingsError: gevent or eventlet has replaced the threads of this process.
         """
@@ -117,17 +136,31 @@ class BlockingLimiter:
         self._limiter.start_on_first_use()
 
     def stop(self) -> None:
-        """Stop, once every waiting thread has its answer. Do nothing if the limiter does not run."""
+        """Stop, once every waiting thread has its answer. Do nothing if the limiter does not run.
+
+        Checks that come during the stop are degraded, with the reason ``stopping``. Other calls raise
+        ``RuntimeError``.
+        """
         with self._lock:  # no call is submitted after the stop, and earlier ones run before it
-            thread, self._thread = self._thread, None
-            if thread is not None:
-                thread.stop(self._limiter.patience_s + _STOP_S)
+            if self._thread is not None:
+                self._stopping, self._thread = self._thread, None
+            thread = self._stopping
+        if thread is None:
+            return
+        try:
+            thread.stop(self._limiter.patience_s + _STOP_S)
+        finally:
+            with self._lock:
+                if self._stopping is thread:
+                    self._stopping = None
 
     def after_fork(self) -> None:
         """Become a limiter of this process, which was forked. If it ran in the parent, it starts itself."""
         self._lock = threading.Lock()
+        self._stops_at_exit = self._exits = False
+        leak((self._thread, self._stopping))
+        self._stopping = None
         if self._thread is not None:
-            leak(self._thread)
             self._thread = None
             self._starts_itself = True
             self._limiter.start_on_first_use()
@@ -149,8 +182,10 @@ class BlockingLimiter:
             InvalidInput: An id, the cost or *on_unavailable* is invalid. Nothing was published.
         """
         call = self._limiter.check(client, cost, plan=plan, resource=resource, on_unavailable=on_unavailable)
-        answer = self._answer(call)
-        return self._no_answer(on_unavailable) if answer is None else answer
+        try:
+            return self._answer(call)
+        except _NoAnswer as exc:
+            return self._degraded(exc.reason, on_unavailable)
 
     def check_many(
         self, checks: Sequence[Check], *, on_unavailable: OnUnavailable | Sequence[OnUnavailable] = "allow"
@@ -164,11 +199,11 @@ class BlockingLimiter:
                 ``checks[3].client_id``. Nothing was published.
         """
         call = self._limiter.check_many(checks, on_unavailable=on_unavailable)
-        answers = self._answer(call, 1 + len(checks) // SLICE)
-        if answers is not None:
-            return answers
-        each = [on_unavailable] * len(checks) if isinstance(on_unavailable, str) else on_unavailable
-        return [self._no_answer(one) for one in each]
+        try:
+            return self._answer(call, 1 + len(checks) // SLICE)
+        except _NoAnswer as exc:
+            each = [on_unavailable] * len(checks) if isinstance(on_unavailable, str) else on_unavailable
+            return [self._degraded(exc.reason, one) for one in each]
 
     def publish(self, client: str, cost: int = 1, *, plan: str = "", resource: str = "") -> None:
         """Charge *cost* to *client* without waiting for an answer.
@@ -176,7 +211,11 @@ class BlockingLimiter:
         Raises:
             InvalidInput: An id or the cost is invalid.
         """
-        self._answer(self._limiter.publish(client, cost, plan=plan, resource=resource))
+        try:
+            self._answer(self._limiter.publish(client, cost, plan=plan, resource=resource))
+        except _NoAnswer as exc:
+            if exc.reason != INTERNAL_ERROR:  # otherwise it may still be published
+                self.metrics.count_unpublished(growing=False)
 
     def peek(self, client: str, *, plan: str = "", resource: str = "") -> Answer:
         """Return what a check of *client* would leave, without spending anything.
@@ -339,24 +378,48 @@ class BlockingLimiter:
     # --- calls in the limiter's thread ----------------------------------------------------------
 
     def _running(self) -> LimiterThread:
-        """Return the thread, which runs. The caller holds the lock."""
-        if self._thread is None and self._starts_itself:
-            refuse_green_threads()
-            thread = LimiterThread(self._limiter, enters=False)
-            thread.wait_until_started()
-            atexit.register(_stop_at_exit, WeakMethod(self.stop))
-            self._thread = thread
+        """Return the thread, which runs or starts. The caller holds the lock."""
         if self._thread is None:
-            raise RuntimeError(
-                "the limiter is not running: use it within `with BlockingLimiter(...) as limiter:`"
-            )
+            if self._stopping is not None or self._exits:
+                raise Stopped
+            if not self._starts_itself:
+                raise RuntimeError(
+                    "the limiter is not running: use it within `with BlockingLimiter(...) as limiter:`"
+                )
+            refuse_green_threads()
+            self._stop_at_exit()
+            self._thread = LimiterThread(self._limiter, enters=False)
         return self._thread
 
-    def _submit(self, call: Coroutine[Any, Any, T]) -> tuple[LimiterThread, Future[T]]:
+    def _stop_at_exit(self) -> None:
+        if not self._stops_at_exit:
+            self._stops_at_exit = True
+            call_at_exit(self._exit)
+
+    def _exit(self) -> None:
+        self._exits = True
+        self.stop()
+
+    def _submit(
+        self, call: Coroutine[Any, Any, T], until: float | None = None
+    ) -> tuple[LimiterThread, Future[T]]:
+        """Run *call* in the thread.
+
+        Args:
+            call: The call.
+            until: Longest wait for the start that another thread makes (the monotonic time).
+
+        Raises:
+            Stopped: The limiter is being stopped.
+            TimeoutError: The start takes longer.
+        """
         try:
-            with self._lock:
-                thread = self._running()
-                return thread, thread.call(call)
+            while True:
+                with self._lock:
+                    thread = self._running()
+                    if thread.accepts_calls:
+                        return thread, thread.call(call)
+                thread.wait_until_started(None if until is None else until - monotonic())
         except BaseException:
             call.close()
             raise
@@ -366,22 +429,42 @@ class BlockingLimiter:
         thread, future = self._submit(call)
         return thread.wait(future)
 
-    def _answer(self, call: Coroutine[Any, Any, T], times: int = 1) -> T | None:
-        """Return the result of *call*, or ``None`` after *times* the time in which the store must answer."""
-        thread, future = self._submit(call)
+    def _answer(self, call: Coroutine[Any, Any, T], times: int = 1) -> T:
+        """Return the result of *call*.
+
+        Raises:
+            _NoAnswer: There is none after *times* the time in which the store must answer, or the limiter is
+                being stopped.
+        """
+        until = monotonic() + times * self._limiter.patience_s
         try:
-            return thread.wait(future, times * self._limiter.patience_s)
+            thread, future = self._submit(call, until)
+        except Stopped:
+            raise _NoAnswer(STOPPING) from None
+        except TimeoutError:
+            raise _NoAnswer(BROKER) from None  # otherwise the start would be over
+        try:
+            return thread.wait(future, until - monotonic())
+        except Stopped:
+            raise _NoAnswer(STOPPING) from None
         except TimeoutError:
             if (suppressed := self._throttle.admit()) is not None:
                 log.error("the limiter's thread does not answer, which is a bug%s", suppressed)
-            return None
+            raise _NoAnswer(INTERNAL_ERROR) from None
 
-    def _no_answer(self, on_unavailable: OnUnavailable) -> Answer:
+    def _degraded(self, reason: str, on_unavailable: OnUnavailable) -> Answer:
         closed = fails_closed(on_unavailable)
-        self.metrics.count_degraded(INTERNAL_ERROR, closed)
-        return degraded_answer(INTERNAL_ERROR, closed)
+        self.metrics.count_degraded(reason, closed)
+        return degraded_answer(reason, closed)
 
 
-def _stop_at_exit(stop: WeakMethod[Callable[[], None]]) -> None:
-    if (found := stop()) is not None:
-        found()
+class _NoAnswer(Exception):
+    """The thread does not answer a call.
+
+    Attributes:
+        reason: The reason of degraded answers.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -59,8 +59,8 @@ class DeferredSettlements:
         self._metrics = metrics
         self._wall_ms = wall_ms
         self._waiting: dict[HoldId, Deferred] = {}
-        self._made: asyncio.Event | None = None
-        """Set once all are made, while somebody waits."""
+        self._making: asyncio.Future[None] | None = None
+        """Done once the call of :meth:`make` that is under way ends."""
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -73,18 +73,30 @@ class DeferredSettlements:
             return
         self._waiting.setdefault(deferred.settlement.id, deferred)
 
-    async def make(self, batcher: Batcher) -> None:
-        """Publish them until workers have confirmed all of them."""
+    async def make(self, batcher: Callable[[], Batcher]) -> None:
+        """Publish them until workers have confirmed all of them. Calls make them one after the other.
+
+        Args:
+            batcher: Returns the batcher in use. A step of growing replaces it.
+        """
+        while self._making is not None:
+            await asyncio.wait([self._making])
+        self._making = making = asyncio.get_running_loop().create_future()
+        try:
+            await self._make(batcher)
+        finally:
+            self._making = None
+            making.set_result(None)
+
+    async def _make(self, batcher: Callable[[], Batcher]) -> None:
         while self._waiting:
             left = iter(list(self._waiting.values()))
             while part := list(islice(left, _ROUND)):
-                pending = [batcher.hold(one.check, HoldCall(None, (one.settlement,))) for one in part]
+                pending = [batcher().hold(one.check, HoldCall(None, (one.settlement,))) for one in part]
                 for one, answer in zip(part, pending, strict=True):
                     await self._await_answer(one, answer)
             if self._waiting:
                 await asyncio.sleep(_RETRY_S)
-        if self._made is not None:
-            self._made.set()
 
     async def _await_answer(self, one: Deferred, pending: PendingAnswer) -> None:
         try:
@@ -99,12 +111,14 @@ class DeferredSettlements:
             if not made:
                 self._metrics.count_unpublished(growing=True)
 
-    async def wait(self, for_s: float) -> None:
-        """Wait until all are made, at most for *for_s* seconds. Then give up the rest."""
-        self._made = asyncio.Event()
+    async def finish(self, batcher: Callable[[], Batcher], for_s: float) -> None:
+        """Make them, at most for *for_s* seconds. Then give up the rest.
+
+        It does not rely on another task to make them: an event loop that ends has cancelled all of them.
+        """
         try:
             async with asyncio.timeout(for_s):
-                await self._made.wait()
+                await self.make(batcher)
         except TimeoutError:
             log.warning(
                 "%d reservations could not be settled, because the number of partitions grows: they are "
@@ -113,5 +127,3 @@ class DeferredSettlements:
             )
             self._metrics.count_unpublished(growing=True, calls=len(self._waiting))
             self._waiting.clear()
-        finally:
-            self._made = None

@@ -237,6 +237,7 @@ class Engine:
             if self._has_position and not self._resumes:
                 await self._announce(start_until)
         except BaseException:
+            self.batcher.close()  # nothing is published any more, and calls may have the batcher
             await asyncio.to_thread(transport.stop)
             raise
         self._started = True
@@ -593,7 +594,7 @@ class Engine:
 
     async def _settle_deferred(self) -> None:
         await self.reservations.heard.wait()  # before, no partition is known to take settlements
-        await self._deferred.make(self.batcher)
+        await self._deferred.make(lambda: self.batcher)
 
     def _publish_heartbeat(self, at_ms: int, *, stopping: bool = False) -> None:
         form = self._settings.id_normalization

@@ -21,7 +21,6 @@ from stoplog.client.cluster_status import STATES, ProcessState, Readiness, Statu
 from stoplog.client.deferred_settlements import DeferredSettlements
 from stoplog.client.engine import Engine, NotStarted, OtherPartitionCount, wall_ms
 from stoplog.client.fail_open import OnUnavailable, fails_closed
-from stoplog.client.green_threads import refuse_green_threads
 from stoplog.client.growth_pause import GrowthPause
 from stoplog.client.held import Held, OnError
 from stoplog.client.instrumentation import load_instrumentation
@@ -104,6 +103,7 @@ class Limiter:
     Attributes:
         identity: Names the clients of requests, by the settings.
         metrics: Counts and gauges; they may be read before the start and after the stop.
+        self_start: Starts it at its first use, and stops it then.
         other_processes: Returns the states of the other processes on the same port; the gateway sets it.
 
     Raises:
@@ -137,7 +137,9 @@ class Limiter:
         self._deferred = DeferredSettlements(self.metrics, wall_ms)
         self._lines = WaitingLines(self.open_reservation, self.settle)
         self._engine = self._new_engine(None)
-        self._self_start = SelfStart(self, settings.publish_timeout_ms / 1000)
+        # A call waits for a part of the publish timeout until it can begin. It then has its whole deadline.
+        preparation_s = 0.8 * settings.publish_timeout_ms / 1000
+        self.self_start: Final = SelfStart(self._start_here, self._stop_here, self._abandon, preparation_s)
         self.patience_s: Final = (settings.deadline_ms + settings.publish_timeout_ms) / 1000
         """Longest time in which a check is answered, whatever is broken."""
         call_after_fork(self)
@@ -165,30 +167,22 @@ class Limiter:
         A limiter that was stopped can be started again.
 
         Raises:
-            RuntimeError: The limiter is running.
+            RuntimeError: The limiter is running, or is being started or stopped.
             SettingsError: gevent or eventlet has replaced the threads of this process, or a running node
                 compares ids in another form (``STOPLOG_ID_NORMALIZATION``).
             TopicError: The broker's topics contradict topics.yaml.
         """
-        refuse_green_threads()
-        loop = asyncio.get_running_loop()
-        if self._running:
-            if self._loop is loop:
-                raise RuntimeError("the limiter is running already: start it once, and share it")
-            if self._loop is None or not self._loop.is_closed():
-                raise RuntimeError(
-                    "the limiter is running in another event loop: create one for each event loop, or share "
-                    "a BlockingLimiter"
-                )
-            self._abandon()
-        await self._start_engine()
-        self._running, self._loop = True, loop
+        await self.self_start.enter()
         return self
+
+    async def _start_here(self) -> None:
+        await self._start_engine()
+        self._running, self._loop = True, asyncio.get_running_loop()
 
     def start_on_first_use(self) -> None:
         """Have calls start the limiter if nothing else has, and wait for it up to the publish timeout.
 
-        Such a limiter stops at the end of its event loop.
+        Such a limiter stops at the end of its event loop. A call that comes after a stop starts it again.
         """
         self._starts_itself = True
 
@@ -199,11 +193,23 @@ class Limiter:
         """
         if not self._starts_itself or self._loop is asyncio.get_running_loop():
             return self._batcher
-        return self._batcher if await self._self_start.wait() else self._engine.batcher
+        return self._batcher if await self.self_start.wait() else self._engine.batcher
+
+    async def _batcher_that_hears(self) -> Batcher:
+        """As :meth:`_batcher_here`, and wait a little for heartbeats, which tell what the workers can do.
+
+        Both waits together end in time for the deadline of the call.
+        """
+        until = time.monotonic() + self.self_start.patience_s
+        batcher = await self._batcher_here()
+        await self._engine.reservations.wait_for_heartbeats(until)
+        return batcher
 
     def _abandon(self) -> None:
         """Forget the run of an event loop that was closed without stopping the limiter."""
-        threading.Thread(target=self._engine.transport.stop, name="stoplog-abandoned", daemon=True).start()
+        if hasattr(self._engine, "transport"):  # otherwise its start had not begun
+            stop = self._engine.transport.stop
+            threading.Thread(target=stop, name="stoplog-abandoned", daemon=True).start()
         self._forget_run()
 
     def _forget_run(self) -> None:
@@ -212,13 +218,14 @@ class Limiter:
         self._growth = GrowthPause(self.metrics)
         self._deferred = DeferredSettlements(self.metrics, wall_ms)
         self._lines = WaitingLines(self.open_reservation, self.settle)
+        self.metrics.in_flight = 0
         self._engine = self._new_engine(None)
-        self._self_start = SelfStart(self, self._settings.publish_timeout_ms / 1000)
+        self.self_start.forget()
 
     def after_fork(self) -> None:
         """Become a limiter of this process, which was forked: another node, which is not running.
 
-        If it ran in the parent, its first call starts it.
+        If it ran in the parent, its first call starts it. What the parent has counted is the parent's.
         """
         leak(self._engine)
         self._settings.forget_connection()
@@ -226,6 +233,7 @@ class Limiter:
         self._node_id = f"{name or socket.gethostname()}-{os.getpid()}"
         self._reply_partition = secrets.randbelow(self._reply_partitions)
         self._starts_itself |= self._running
+        self.metrics.reset()
         self._forget_run()
 
     async def _start_engine(self, paused: Engine | None = None) -> None:
@@ -270,14 +278,22 @@ class Limiter:
         """
         if kind is GeneratorExit:
             return  # the event loop was closed, and garbage collection ends the block: nothing can be awaited
+        await self._stop_here()
+
+    async def _stop_here(self) -> None:
+        """Stop the limiter, unless it does not run in this event loop."""
         if self._loop is not asyncio.get_running_loop():
             return  # the block was entered before a fork, and the limiter was not used since
         if self._deferred:
-            await self._deferred.wait(self.patience_s)
+            await self._deferred.finish(lambda: self._batcher, self.patience_s)
         self._running, self._loop = False, None
-        if self._replacement is not None:
-            await self._replacement
-        await self._engine.stop()
+        try:
+            if self._replacement is not None:
+                await asyncio.wait([self._replacement])  # an event loop that ends has cancelled it
+                self._replacement = None
+            await self._engine.stop()
+        finally:
+            self.self_start.release()
 
     # --- checks -----------------------------------------------------------------------------
 
@@ -308,17 +324,12 @@ class Limiter:
         validate(check)
         closed = fails_closed(on_unavailable)
         if plan[:1] == PLAN_MARK:
-            await self._require_stated_plans(plan)
-        batcher = await self._batcher_here() if self._starts_itself else self._batcher
+            batcher = await self._batcher_that_hears()
+            self.require_stated_plans(plan)
+        else:
+            batcher = await self._batcher_here() if self._starts_itself else self._batcher
         pending = batcher.ask(self._normal(check), closed)
         return pending if isinstance(pending, Answer) else answer_of(await pending)
-
-    async def _require_stated_plans(self, plan: str) -> None:
-        if plan_policy(plan) is None:
-            return
-        await self._batcher_here()
-        await self._engine.reservations.wait_for_heartbeats()
-        self.require_stated_plans(plan)
 
     def require_stated_plans(self, plan: str) -> None:
         """Refuse *plan* if its name states limits that a worker cannot read. Do not wait.
@@ -361,20 +372,24 @@ class Limiter:
         Raises:
             InvalidInput: An id, a cost or *on_unavailable* is invalid. The error names the first one, for
                 example ``checks[3].client_id``; nothing was published.
+            UpgradeFirst: The name of a plan states limits, and a worker of an older release is alive.
         """
         closed = _each_fails_closed(on_unavailable, len(checks))
+        stated: dict[str, None] = {}
         for index, check in enumerate(checks):
             try:
                 validate(check)
             except InvalidInput as exc:
                 raise exc.within(f"checks[{index}].") from None
             if check.plan[:1] == PLAN_MARK:
-                await self._require_stated_plans(check.plan)
+                stated[check.plan] = None
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
         if self._normalize is not None:
             checks = [self._normal(check) for check in checks]
-        batcher = await self._batcher_here()
+        batcher = await (self._batcher_that_hears() if stated else self._batcher_here())
+        for plan in stated:
+            self.require_stated_plans(plan)
         ask = self.ask if self._running else batcher.ask
         pending: list[PendingAnswer] = []
         for step in steps_of_list(pending, len(checks)):
@@ -439,8 +454,7 @@ class Limiter:
         """
         check = Check(client, cost, plan, resource)
         validate(check)
-        if plan[:1] == PLAN_MARK:
-            await self._require_stated_plans(plan)
+        await self._batcher_that_hears()  # not in line, where each call would wait after the one before
         return await self._lines.wait(check, timeout, on_unavailable)
 
     # --- reservations -------------------------------------------------------------------------
@@ -517,9 +531,9 @@ class Limiter:
         validate(check)
         check_ttl(ttl_ms)
         closed = fails_closed(on_unavailable)
+        batcher = await self._batcher_that_hears()
         if plan[:1] == PLAN_MARK:
-            await self._require_stated_plans(plan)
-        batcher = await self._batcher_here()
+            self.require_stated_plans(plan)
         return await self._engine.reservations.open(batcher, self._normal(check), ttl_ms, closed)
 
     async def settle(self, reservation_id: str, used: int) -> Settled:
@@ -575,7 +589,7 @@ class Limiter:
         """
         check = Check(client, cost, plan, resource)
         validate(check)
-        batcher = await self._batcher_here()
+        batcher = await self._batcher_that_hears()
         return await self._engine.reservations.refund_once(batcher, self._normal(check), refund_id)
 
     def ask_charge(self, check: Check) -> PendingAnswer:

@@ -7,7 +7,8 @@ import logging
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from stoplog.client.limiter import Limiter
@@ -18,6 +19,13 @@ T = TypeVar("T")
 
 LOOK_S: Final = 1.0
 """Seconds between two looks whether the thread is alive, while a call without a bound waits."""
+
+
+class Stopped(RuntimeError):
+    """The limiter is being stopped, or was stopped during the call."""
+
+    def __init__(self) -> None:
+        super().__init__("the limiter is stopped: make no calls after its end")
 
 
 class LimiterThread:
@@ -32,38 +40,53 @@ class LimiterThread:
         self._limiter = limiter
         self._enters = enters
         self._stopping = asyncio.Event()
-        self._started: Future[AbstractEventLoop] = Future()
+        self._started: Future[None] = Future()
+        self._loop: AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="stoplog-limiter", daemon=True)
         self._thread.start()
 
-    def wait_until_started(self) -> None:
-        """Wait until the event loop runs, and, if it enters the limiter, until that has started.
+    @property
+    def accepts_calls(self) -> bool:
+        """Whether the event loop runs, and the limiter has started if it starts at once."""
+        return self._loop is not None
+
+    def wait_until_started(self, seconds: float | None = None) -> None:
+        """Wait until the thread accepts calls.
+
+        Args:
+            seconds: Longest time to wait; ``None`` for no bound but the life of the thread.
 
         Raises:
+            TimeoutError: It does not accept calls in time.
             TopicError: The broker's topics contradict topics.yaml.
         """
-        self._result(self._started)
+        if seconds is None:
+            self._result(self._started)
+        else:
+            self._started.result(max(seconds, 0))
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run *coroutine* in the event loop, which runs. Return a future for its result."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._started.result())
+        """Run *coroutine* in the event loop, which accepts calls. Return a future for its result."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def wait(self, future: Future[T], seconds: float | None = None) -> T:
-        """Return the result of *future*, from :meth:`call`.
+        """Return the result of *future*, from :meth:`call`. If the wait is interrupted, the call is canceled.
 
         Args:
             future: The future.
             seconds: Longest time to wait; ``None`` for no bound but the life of the thread.
 
         Raises:
+            Stopped: The limiter was stopped during the call.
             TimeoutError: There is no result in time.
         """
-        if seconds is None:
-            return self._result(future)
         try:
-            return future.result(seconds)
-        except TimeoutError:
-            future.cancel()
+            return self._result(future) if seconds is None else future.result(seconds)
+        except CancelledError:
+            raise Stopped from None
+        except BaseException:
+            future.cancel()  # otherwise an abandoned call could be charged later
             raise
 
     def _result(self, future: Future[T]) -> T:
@@ -79,10 +102,19 @@ class LimiterThread:
 
     def stop(self, seconds: float) -> None:
         """Stop the limiter and the event loop. Return after *seconds* even if that is not done."""
-        self._started.result().call_soon_threadsafe(self._stopping.set)
+        self.request_stop()
         self._thread.join(seconds)
         if self._thread.is_alive():
             log.error("the limiter did not stop in %g s; its thread is left behind", seconds)
+
+    def request_stop(self) -> None:
+        """Have the limiter and the event loop stop, once they have started. Do not wait."""
+        self._started.add_done_callback(self._stop_loop)
+
+    def _stop_loop(self, started: Future[None]) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     # --- in the thread ------------------------------------------------------------------------
 
@@ -91,18 +123,22 @@ class LimiterThread:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        if not self._enters:  # the end of the loop stops the limiter
-            self._started.set_result(asyncio.get_running_loop())
-            await self._stopping.wait()
-            return
         try:
-            async with self._limiter:
-                self._started.set_result(asyncio.get_running_loop())
-                await self._stopping.wait()
+            if self._enters:
+                async with self._limiter:
+                    await self._until_stop()
+            else:
+                await self._until_stop()
+                await self._limiter.self_start.stop()
         except BaseException as exc:
             if self._started.done():
                 raise
             self._started.set_exception(exc)
+
+    async def _until_stop(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._started.set_result(None)
+        await self._stopping.wait()
 
 
 def _new_event_loop() -> AbstractEventLoop:

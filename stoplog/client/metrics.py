@@ -126,6 +126,19 @@ class Metrics(Collector):
     """The counts of one limiter, and the registry that shows them. Others may register metrics in it."""
 
     def __init__(self) -> None:
+        self.reset()
+        self.nodes: Callable[[], dict[str, int]] = dict
+        """Returns the number of nodes by role."""
+        self.store: Callable[[], dict[str, bool]] = dict
+        """Returns for every state of the store whether it holds."""
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+        self.shown = self.registry
+        """The registry that is rendered: with several processes, that of all their metrics."""
+
+    def reset(self) -> None:
+        """Count from 0."""
         self.received = self.allowed = self.rejected = self.published = 0
         self.degraded = dict.fromkeys(REASONS, 0)
         """Checks that failed open, by reason."""
@@ -146,15 +159,6 @@ class Metrics(Collector):
         self.undecodable = self.in_flight = self.degraded_partitions = 0
         self.latency = Histogram(LATENCY_S)
         self.batches = Histogram(BATCH_CHECKS)
-        self.nodes: Callable[[], dict[str, int]] = dict
-        """Returns the number of nodes by role."""
-        self.store: Callable[[], dict[str, bool]] = dict
-        """Returns for every state of the store whether it holds."""
-        self.registry = CollectorRegistry()
-        self.registry.register(self)
-        ProcessCollector(registry=self.registry)
-        self.shown = self.registry
-        """The registry that is rendered: with several processes, that of all their metrics."""
 
     @property
     def failed_open(self) -> int:

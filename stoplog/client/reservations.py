@@ -188,7 +188,7 @@ class Reservations:
     Args:
         incarnation: Random 64 bits that identify this run.
         metrics: Counts reservations, settlements and refunds.
-        deadline_s: Seconds that a call waits for the first heartbeats after the start.
+        deadline_s: Seconds that calls wait for the first heartbeats, all of them together.
         wall_ms: Returns the milliseconds since the Unix epoch.
         deferred: Keeps the settlements that are refused because the number of partitions grows.
         old_workers: Returns the ids of the live workers that cannot read reservations.
@@ -214,6 +214,7 @@ class Reservations:
         self._old_workers = old_workers
         self._throttle = LogThrottle(_LOG_PAUSE_S, time.monotonic)
         self.heard = asyncio.Event()
+        self._heard_until: float | None = None
 
     async def open(self, batcher: Batcher, check: Check, ttl_ms: int, fails_closed: bool) -> Reservation:
         """Hold the cost of *check*, which is valid, for *ttl_ms*.
@@ -222,7 +223,6 @@ class Reservations:
             InvalidInput: A worker refused the check.
             UpgradeFirst: The partition grants no reservations, because of workers of an older release.
         """
-        await self.wait_for_heartbeats()
         self._refuse_before_upgrade(batcher, check.client, "reservations")
         asked_ms, ask = self._wall_ms(), self._ask(RESERVATION, 0, ttl_ms)
         pending = batcher.hold(check, HoldCall(ask, ()), fails_closed)
@@ -235,11 +235,22 @@ class Reservations:
             raise
         return self._reserved(answer, check, ask, asked_ms)
 
-    async def wait_for_heartbeats(self) -> None:
-        """Wait a little for the first heartbeats, which tell what the workers can do."""
-        if not self.heard.is_set():
+    async def wait_for_heartbeats(self, until: float) -> None:
+        """Wait a little for the first heartbeats, which tell what the workers can do.
+
+        The time begins with the first call that waits: without heartbeats, later ones do not wait again.
+
+        Args:
+            until: Longest wait (the monotonic time).
+        """
+        if self.heard.is_set():
+            return
+        if self._heard_until is None:
+            self._heard_until = time.monotonic() + self._deadline_s
+        left_s = min(self._heard_until, until) - time.monotonic()
+        if left_s > 0:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._deadline_s):
+                async with asyncio.timeout(left_s):
                     await self.heard.wait()
 
     def open_at_once(self, batcher: Batcher, check: Check, ttl_ms: int, fails_closed: bool) -> Reservation:
@@ -306,7 +317,6 @@ class Reservations:
             UpgradeFirst: The partition makes no refunds, because of workers of an older release.
         """
         id_ = new_refund_id() if refund_id is None else check_refund_id(refund_id)
-        await self.wait_for_heartbeats()
         self._refuse_before_upgrade(batcher, check.client, "refunds")
         pending = self._adjust(batcher, check, Ask(REFUND, hold_id_of(id_), 1, check.cost, 1))
         return self._refunded(pending if isinstance(pending, Answer) else answer_of(await pending), id_)

@@ -29,6 +29,9 @@ JITTER: Final = 0.1
 """The longest addition to a pause, as a part of it. Processes that wait for one client then ask at different
 times."""
 
+FRESH_S: Final = 5.0
+"""Seconds in which a limit that an answer contained is used. Later, it may have been raised."""
+
 
 class OpenReservation(Protocol):
     """Opens a reservation, as :meth:`stoplog.client.limiter.Limiter.open_reservation` does."""
@@ -45,8 +48,20 @@ class _Line:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.callers = 0
-        self.limit: int | None = None
-        """A limit of the client, from the last answer."""
+        self.releases = 0
+        """Times that all callers were released, because the store did not answer."""
+        self._limit: int | None = None
+        self._limit_at = 0.0
+
+    def learn(self, answer: Answer) -> None:
+        """Note what *answer* to the first caller means for the others."""
+        self._limit, self._limit_at = answer.limit, monotonic()
+        self.releases += answer.degraded
+
+    @property
+    def limit(self) -> int | None:
+        """A limit of the client, if it was seen lately."""
+        return self._limit if monotonic() - self._limit_at < FRESH_S else None
 
 
 class WaitingLines:
@@ -82,15 +97,23 @@ class WaitingLines:
         line.callers += 1
         try:
             _check_fits(check, line.limit)
-            try:
-                async with asyncio.timeout(timeout):
-                    await line.lock.acquire()
-            except TimeoutError:
-                raise WaitTimeout(check.client, timeout or 0) from None
-            try:
-                return await self._first(line, check, until, began, on_unavailable)
-            finally:
-                line.lock.release()
+            while True:
+                releases = line.releases
+                left_s = None if until is None else max(until - monotonic(), 0)
+                try:
+                    async with asyncio.timeout(left_s):
+                        await line.lock.acquire()
+                except TimeoutError:
+                    raise WaitTimeout(check.client, timeout or 0) from None
+                try:
+                    if line.releases == releases:
+                        return await self._first(line, check, until, began, on_unavailable)
+                finally:
+                    line.lock.release()
+                # Released: one after the other, the callers would wait for the deadlines of all before them.
+                answer = await self._attempt(check, on_unavailable)
+                if answer.allowed or answer.degraded:
+                    return answer
         finally:
             line.callers -= 1
             if not line.callers:
@@ -101,7 +124,7 @@ class WaitingLines:
     ) -> Answer:
         while True:
             answer = await self._attempt(check, on_unavailable)
-            line.limit = answer.limit
+            line.learn(answer)
             if answer.allowed or answer.degraded:
                 return answer
             if answer.retry_after_ms is None:

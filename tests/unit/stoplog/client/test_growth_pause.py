@@ -345,6 +345,30 @@ async def test_limiter_that_stops_settles_if_the_pause_ends_in_time(kafka: type[
     assert {one.used for one in holds.settled} == {7}
 
 
+async def test_limiter_that_stops_with_its_event_loop_settles_although_all_tasks_are_cancelled(
+    kafka: type[Kafka],
+) -> None:
+    holds = Holds()
+    async with holding_limiter(holds) as (limiter, log):
+        held = await limiter.open_reservation("alice", 40)
+        await pause(limiter, log)
+        await limiter.settle(held.id or "", 7)
+        await resume(limiter, kafka, holds)
+        for task in limiter._engine._housekeeping:
+            task.cancel()
+        assert limiter._deferred
+    assert {one.used for one in holds.settled} == {7}
+
+
+async def test_limiter_whose_change_of_engines_was_cancelled_stops(kafka: type[Kafka]) -> None:
+    async with running_limiter() as (limiter, log):
+        limiter._on_other_count(AFTER)
+        assert limiter._replacement is not None
+        limiter._replacement.cancel()
+    assert log.stopped
+    assert limiter._replacement is None
+
+
 async def test_settlements_beyond_the_most_are_not_counted(
     kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch
 ) -> None:

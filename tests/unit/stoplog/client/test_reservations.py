@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from base64 import urlsafe_b64encode
 
 import msgspec
@@ -347,23 +348,19 @@ def test_checks_in_the_same_batch_get_their_own_answers() -> None:
     assert desk.counts() == {"received": 5, "allowed": 5}
 
 
-async def test_first_reservation_waits_for_heartbeats_until_its_deadline() -> None:
-    desk = Desk(enabled=False)
-    desk.reservations.heard.clear()
-    answer = await desk.reservations.open(desk.bench.batcher, ALICE, 5_000, False)
-    assert answer.reason == NO_HOLDS
-    desk = Desk(enabled=False)
-    desk.reservations = desk.reservations_after(60)
-    task = asyncio.create_task(desk.reservations.open(desk.bench.batcher, ALICE, 5_000, False))
+async def test_calls_wait_for_heartbeats_until_the_first_one_has_waited_long_enough() -> None:
+    desk, for_ever = Desk(enabled=False), float("inf")
+    slow = desk.reservations_after(60)
+    waits = asyncio.create_task(slow.wait_for_heartbeats(for_ever))
     await asyncio.sleep(0)
-    assert desk.counts() == {}
-    desk.bench.leases.enable([0])
-    desk.reservations.heard.set()
-    while not desk.bench.transport.sent:
-        await asyncio.sleep(0)
-        desk.bench.loop.turn()
-    assert desk.sent.hold_rows
-    task.cancel()
+    await slow.wait_for_heartbeats(time.monotonic() + 0.01)  # of a call that has no more time
+    assert not waits.done()
+    slow.heard.set()
+    await waits
+    quick = desk.reservations_after(0.01)
+    await quick.wait_for_heartbeats(for_ever)
+    with pytest.raises(StopIteration):  # it does not suspend
+        quick.wait_for_heartbeats(for_ever).send(None)
 
 
 # --- leases ---

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from stoplog.client import waiting
 from stoplog.client.answer import Answer
-from stoplog.client.fail_open import BROKER, FAIL_CLOSED
+from stoplog.client.fail_open import BROKER, DEADLINE, FAIL_CLOSED
 from stoplog.client.reservations import Reservation, Settled
 from stoplog.client.waiting import WaitingLines
 from stoplog.errors import InvalidCost, InvalidInput, WaitTimeout
@@ -60,6 +61,25 @@ class Store:
         answer = await self.lines.wait(Check("alice", cost), timeout, "allow")
         await asyncio.sleep(0)  # the settlement
         return answer
+
+
+class Failing(Store):
+    """A store that does not answer the first attempt. The others are ready once *parties* are under way."""
+
+    def __init__(self, parties: int) -> None:
+        super().__init__()
+        self.parties = asyncio.Barrier(parties)
+        self.answers.clear()
+
+    async def open_reservation(self, client: str, cost: int, **options: Any) -> Reservation:
+        if not self.asked:
+            self.degraded = FAIL_CLOSED[DEADLINE]
+            found = await super().open_reservation(client, cost, **options)
+            self.degraded = None
+            return found
+        await self.parties.wait()
+        self.parties = asyncio.Barrier(1)
+        return await super().open_reservation(client, cost, **options)
 
 
 async def test_free_units_are_charged_at_once() -> None:
@@ -156,6 +176,33 @@ async def test_degraded_answer_is_returned_at_once() -> None:
     store.degraded = FAIL_CLOSED[BROKER]
     assert await store.wait() == FAIL_CLOSED[BROKER]
     assert store.charged == 0
+
+
+async def test_callers_behind_a_degraded_answer_do_not_wait_for_each_other() -> None:
+    store = Failing(parties=3)
+    async with asyncio.timeout(60):
+        calls = asyncio.gather(*(store.wait(2, None) for _ in range(4)))
+        await asyncio.sleep(0)  # all of them are in line
+        store.answers.set()
+        await store.denied.wait()
+        store.free = 6
+        first, *others = await calls
+    assert first == FAIL_CLOSED[DEADLINE]
+    # The store denied them, and they have lined up again.
+    assert {answer.remaining for answer in others} == {4, 2, 0}
+    assert (store.charged, store.lines._lines) == (6, {})
+
+
+async def test_limit_that_was_seen_some_time_ago_refuses_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(retry_ms=60_000)
+    first = asyncio.create_task(store.wait(5))
+    await store.denied.wait()
+    with pytest.raises(InvalidCost):
+        await store.wait(11, 0)
+    monkeypatch.setattr(waiting, "FRESH_S", 0)
+    with pytest.raises(WaitTimeout):
+        await store.wait(11, 0)
+    first.cancel()
 
 
 @pytest.mark.parametrize("timeout", [-1.0, float("nan")])

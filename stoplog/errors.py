@@ -14,6 +14,7 @@
     ├── Unavailable            no answer in time; a retry may succeed
     ├── Busy                   too many requests of one kind at once; a later one may succeed
     ├── SettingsError          a setting that cannot be used on this machine
+    │   └── GreenThreads       gevent or eventlet has replaced the threads of this process
     ├── TopicError             the broker's topics contradict topics.yaml
     ├── InstanceTaken          another worker uses this worker's instance id
     ├── StateError             a worker's stored state and the log do not belong together
@@ -143,6 +144,10 @@ class Busy(StoplogError):
 
 class SettingsError(StoplogError):
     """A setting that cannot be used on this machine: a port is taken, a directory is not writable."""
+
+
+class GreenThreads(SettingsError):
+    """gevent or eventlet has replaced the threads of this process, so no limiter can run in it."""
 
 
 class TopicError(StoplogError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from stoplog.errors import SettingsError
+from stoplog.errors import GreenThreads
 
 
 def refuse_green_threads() -> None:
@@ -15,11 +15,11 @@ def refuse_green_threads() -> None:
     for one of them never ends: no other green thread of the process would run in the meantime.
 
     Raises:
-        SettingsError: gevent or eventlet has replaced the module ``threading``.
+        GreenThreads: gevent or eventlet has replaced the module ``threading``.
     """
     library = _patched_by()
     if library is not None:
-        raise SettingsError(
+        raise GreenThreads(
             f"{library} has replaced the threads of this process, and a limiter needs real ones: use another "
             f"worker class (gunicorn: gthread), leave threads unpatched, or ask a gateway over HTTP"
         )

@@ -10,7 +10,7 @@ from stoplog.client.answer import Answer
 from stoplog.client.blocking import BlockingLimiter
 from stoplog.client.fail_open import ALLOW, INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
 from stoplog.client.listed import answer_listed
-from stoplog.errors import InvalidInput, SettingsError
+from stoplog.errors import GreenThreads, InvalidInput, StoplogError
 from stoplog.identity.header_text import SeveralValues
 from stoplog.identity.identifiers import peer_of, require_same_trust
 from stoplog.identity.identity import Verdict
@@ -83,7 +83,7 @@ class BlockingRequestCheck(Generic[R]):
         Exceptions of *identify* and of the other functions reach the application.
 
         Raises:
-            SettingsError: gevent or eventlet has replaced the threads of this process.
+            GreenThreads: gevent or eventlet has replaced the threads of this process.
         """
         environ, identity = self._environ(request), self._limiter.identity
         metrics = self._limiter.metrics
@@ -112,14 +112,14 @@ class BlockingRequestCheck(Generic[R]):
                 resource=resource and usable_id(resource),
                 on_unavailable=on_unavailable,
             )
-        except SettingsError:  # with green threads, no request would ever be limited
+        except GreenThreads:  # no request would ever be limited
             raise
         except Exception as exc:
             closed = on_unavailable != ALLOW  # an invalid value too
             metrics.count_degraded(INTERNAL_ERROR, closed)
             if (suppressed := self._throttle.admit()) is not None:
                 how = "closed" if closed else "open"
-                known = isinstance(exc, InvalidInput | RuntimeError)
+                known = isinstance(exc, StoplogError | RuntimeError)
                 text = "a request failed %s and was not counted: %s%s"
                 log.error(text, how, exc, suppressed, exc_info=None if known else exc)
             return degraded_answer(INTERNAL_ERROR, True) if closed else None

@@ -12,6 +12,7 @@ client ends with ``PERMISSION_DENIED``.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
@@ -27,6 +28,7 @@ from stoplog.client.answer import Answer
 from stoplog.client.fail_open import ALLOW, INTERNAL_ERROR, OnUnavailable, degraded_answer, fails_closed
 from stoplog.client.limiter import Limiter
 from stoplog.client.listed import NO_CLIENT, answer_listed
+from stoplog.errors import InvalidInput
 from stoplog.identity.header_text import SeveralValues, parts_of, sole_value
 from stoplog.identity.identity import Verdict
 from stoplog.log_throttle import LogThrottle
@@ -35,6 +37,8 @@ from stoplog.policy import usable_id
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_KEY: Final = re.compile(r"[0-9A-Za-z_.-]+")
 
 Of: TypeAlias = T | Callable[[grpc.HandlerCallDetails], T]
 """A value, or a function that returns it for a call."""
@@ -46,8 +50,15 @@ LOG_PAUSE_S: Final = 60.0
 def metadata(name: str) -> Callable[[grpc.HandlerCallDetails], str | None]:
     """Return a function that identifies a client by the metadata *name* of its call.
 
-    A call whose metadata has several different values is denied. Empty ones do not count.
+    A call whose metadata has several different values is denied. Empty ones do not count. Upper and lower
+    case of *name* are the same, as in gRPC, whose keys arrive in lower case.
+
+    Raises:
+        InvalidInput: *name* is no key of metadata.
     """
+    if _KEY.fullmatch(name) is None:
+        raise InvalidInput("name", f"{name[:60]!r} is no key of metadata", "use a name such as x-api-key")
+    name = name.lower()
 
     def identify(details: grpc.HandlerCallDetails) -> str | None:
         values = [value for key, value in details.invocation_metadata or () if key == name]

@@ -11,6 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpResponse
 from django.test import Client, override_settings
 from django.urls import path
+from django.views import View
 
 from stoplog import BlockingLimiter, InvalidInput
 from stoplog.integrations.django import RateLimitMiddleware, client_address, header, rate_limit
@@ -135,5 +136,10 @@ def test_wrong_settings_and_views_are_refused_at_the_start(limiter: BlockingLimi
     async def view(request: Any) -> HttpResponse:
         return HttpResponse()
 
-    with pytest.raises(TypeError, match="is async"):
-        rate_limit(limiter=limiter, identify=header("a"))(view)
+    class ClassBased(View):  # type: ignore[misc]
+        async def get(self, request: Any) -> HttpResponse:
+            return HttpResponse()
+
+    for one in (view, ClassBased.as_view()):
+        with pytest.raises(TypeError, match="is async"):
+            rate_limit(limiter=limiter, identify=header("a"))(one)

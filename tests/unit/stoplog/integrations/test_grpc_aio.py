@@ -110,6 +110,16 @@ async def test_denied_call_ends_with_resource_exhausted(limiter: Limiter, name: 
     assert dict(denied.value.trailing_metadata())["retry-after-ms"] == "9"
 
 
+async def test_name_of_metadata_is_found_whatever_its_case(limiter: Limiter) -> None:
+    async with serving(limiter, identify=metadata("X-Api-Key"), cost=2) as channel:
+        await call(channel, "Echo")
+    transport: Any = limiter._engine.transport
+    assert transport.checks == [Check("alice", 2)]
+    for wrong in ("", "api key", "clé"):
+        with pytest.raises(InvalidInput, match=r"name: .* is no key of metadata"):
+            metadata(wrong)
+
+
 async def test_call_without_a_client_or_method_is_not_limited(limiter: Limiter) -> None:
     async with serving(limiter, cost=3) as channel:
         assert await call(channel, "Echo", ()) == b"a"

@@ -10,9 +10,13 @@ import pytest
 from flask import Flask
 
 from stoplog import BlockingLimiter, InvalidInput
+from stoplog.client import green_threads
+from stoplog.client.engine import wall_ms
+from stoplog.errors import GreenThreads
 from stoplog.integrations.wsgi import RateLimitMiddleware, client_address, header
 from stoplog.policy import usable_id
 from stoplog.wire.checks import Check
+from stoplog.wire.heartbeats import Heartbeat, StampedHeartbeat
 from tests.support.fake_kafka import Kafka
 
 KEY = {"X-Api-Key": "alice"}
@@ -136,3 +140,31 @@ def test_settings_name_the_client_and_block_or_exempt_addresses(kafka: type[Kafk
     limiter.stop()
     with pytest.raises(InvalidInput, match="identify: missing"):
         client(BlockingLimiter("kafka:9092"), identify=None)
+
+
+def test_node_with_another_form_of_ids_has_requests_fail_open(
+    limiter: BlockingLimiter,
+    kafka: type[Kafka],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    send = kafka.send_heartbeat
+
+    def send_behind_other(self: Kafka, key: bytes, value: bytes) -> None:
+        other = Heartbeat("other", "gateway", "0.3.0", "host", wall_ms(), id_form="nfc")
+        self.loop.call_soon(self.listener.on_heartbeats, [StampedHeartbeat(other, other.at_ms)])
+        send(self, key, value)
+
+    monkeypatch.setattr(kafka, "send_heartbeat", send_behind_other)
+    assert client(limiter).get("/", headers=KEY).status_code == 200
+    assert "a request failed open and was not counted: STOPLOG_ID_NORMALIZATION=none" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert client(limiter, on_unavailable="deny").get("/", headers=KEY).status_code == 503
+
+
+def test_green_threads_fail_each_request(limiter: BlockingLimiter, monkeypatch: pytest.MonkeyPatch) -> None:
+    web = client(limiter)
+    web.application.testing = True
+    monkeypatch.setattr(green_threads, "_patched_by", lambda: "gevent")
+    with pytest.raises(GreenThreads, match="gevent has replaced the threads"):
+        web.get("/", headers=KEY)

@@ -390,12 +390,13 @@ class Limiter:
         batcher = await (self._batcher_that_hears() if stated else self._batcher_here())
         for plan in stated:
             self.require_stated_plans(plan)
-        ask = self.ask if self._running else batcher.ask
+        running = self._running
         pending: list[PendingAnswer] = []
         for step in steps_of_list(pending, len(checks)):
             if isinstance(step, slice):
                 if step.start:
                     await asyncio.sleep(0)
+                ask = (self._batcher if running else batcher).ask  # a pause replaces the limiter's batcher
                 pending += [ask(*asked) for asked in zip(checks[step], closed[step], strict=True)]
             else:
                 await step

@@ -1,4 +1,4 @@
-"""Who the client of a request is: one set of rules for all interfaces.
+"""Client identity: one set of rules for all interfaces.
 
 =====================  =====================================================================================
 module                 contents

@@ -23,8 +23,8 @@ _CONNECT_S: Final = 5.0
 """Seconds to wait for the first answer of a broker, so that a failure is explained within 10 s."""
 
 _LEADER_S: Final = 10.0
-"""Seconds to wait for the leader of a partition. A topic that was just created has none at first, a broker
-that was started again does not lead at once, and a broker may leave while it is asked."""
+"""Seconds to wait for the leader of a partition. A new topic has none at first, a restarted broker does not
+lead at once, and a broker may leave before it answers."""
 
 _RETRY_S: Final = 0.1
 """Seconds between two attempts while there is no leader."""

@@ -50,7 +50,7 @@ class HaltingGrow:
         self._log = log
 
     def states(self) -> Iterator[str]:
-        """Yield each state, up to the end. The command halts until the next one is asked for."""
+        """Yield each state, up to the end. The command halts until the caller takes the next one."""
         assert self._process.stdout is not None
         while True:
             self._go_on()

@@ -20,7 +20,7 @@ _POLL_S: Final = 0.5
 SILENCE_S: Final = 15.0
 """Seconds that a broker may take for the next records of a topic that has more."""
 _ASK_S: Final = 5.0
-"""Seconds after which a broker is asked again for offsets: another one may lead the partition by now."""
+"""Seconds until offsets are requested again: another broker may lead the partition meanwhile."""
 _RETRY_S: Final = 0.1
 _CHANGING_LEADER: Final = (
     KafkaError._ALL_BROKERS_DOWN,
